@@ -1,0 +1,337 @@
+"""Settings, each with its default and the reason for it, and where each comes from.
+
+Weakest first: the defaults below, the context in `$BENTOML_HOME/.yatai.yaml`, `BENTO_CLOUD_API_KEY` and
+`BENTO_CLOUD_API_ENDPOINT`, the `ASYNC_BENTO_*` variables, arguments.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from async_bento.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+KiB = 1024
+MiB = 1024 * KiB
+GiB = 1024 * MiB
+
+DEFAULT_ENDPOINT = "https://cloud.bentoml.com"
+"""Where BentoML 1.4.39 goes when nothing else is said (`bentoml/_internal/cloud/config.py`)."""
+
+DEFAULT_CONTEXT = "default"
+"""The context BentoML 1.4.39 uses when `.yatai.yaml` names no current one."""
+
+BENTOML_VERSION = "1.4.39"
+"""The BentoML whose protocol is spoken; sent as `X-Bentoml-Version`, which Yatai parses."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Timeouts(_Frozen):
+    """How long to wait, in seconds. No transfer has a total: a 40 GB bento over a poor link takes what it takes.
+
+    Attributes:
+        connect: For a connection, its TLS handshake included. Ten seconds pass three SYN retransmissions.
+        stall: For the next byte of a transfer, either way. A minute outlives a failover of an object storage.
+        api: For one answer of the registry. BentoML's own client waits 60.
+    """
+
+    connect: float = Field(default=10.0, gt=0)
+    stall: float = Field(default=60.0, gt=0)
+    api: float = Field(default=60.0, gt=0)
+
+
+class RetryPolicy(_Frozen):
+    """How often a transient fault is tried again, and how long to wait before it, in seconds.
+
+    Attributes:
+        attempts: Tries in all. Six, with the waits below, outlast half a minute of outage.
+        wait_initial: The wait before the second try; it doubles with each, with full jitter.
+        wait_max: The longest wait between two tries.
+        retry_after_cap: The longest `Retry-After` that is obeyed; a longer one ends the call.
+    """
+
+    attempts: int = Field(default=6, ge=1)
+    wait_initial: float = Field(default=0.5, ge=0)
+    wait_max: float = Field(default=15.0, ge=0)
+    retry_after_cap: float = Field(default=120.0, ge=0)
+
+
+class Transfer(_Frozen):
+    """How bytes are moved. Sizes in bytes.
+
+    Memory of a push is at most `min(threads × items, concurrency) × 2 × io_chunk`, whatever the size of a part: a part
+    is never held, only the hop that is on its way and the one that is read after it. Memory of a pull is at most
+    `window + io_chunk`: the ranges that are on their way or wait for their turn, and what the extractor has not
+    yet taken. Both count per client, all its bentos and models together.
+
+    Attributes:
+        part_size: The size of a part of a multipart upload; more where the item would need over 10,000 parts of it,
+            never under S3's 5 MiB.
+        concurrency: Parts and ranges in flight for the whole client, all items together. `threads` bounds them for
+            one item.
+        io_chunk: What is read or written in one hop to a worker thread. 64 KiB costs about four times the CPU
+            of 1 MiB; 4 MiB gains nothing and blocks the loop longer over TLS.
+        window: The bytes of ranges that may be on their way or wait for their turn during a pull.
+        range_size: What one ranged GET of a pull asks for.
+        verify: Compare the MD5 of each part with its ETag, where the ETag looks like an MD5.
+        resume: Go on where an interrupted transfer stopped.
+    """
+
+    part_size: int = Field(default=32 * MiB, ge=5 * MiB, le=5 * GiB)
+    concurrency: int = Field(default=32, ge=1)
+    io_chunk: int = Field(default=MiB, ge=4 * KiB)
+    window: int = Field(default=64 * MiB, ge=MiB)
+    range_size: int = Field(default=8 * MiB, ge=64 * KiB)
+    verify: bool = True
+    resume: bool = True
+
+
+class Config(_Frozen):
+    """All settings of a client: `Config(transfer={"verify": False})`.
+
+    Attributes:
+        timeouts: How long to wait.
+        retry: How often to try again.
+        transfer: How bytes are moved.
+    """
+
+    timeouts: Timeouts = Timeouts()
+    retry: RetryPolicy = RetryPolicy()
+    transfer: Transfer = Transfer()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:
+        """The defaults, with what `ASYNC_BENTO_<GROUP>_<FIELD>` variables say, like `ASYNC_BENTO_TRANSFER_VERIFY=0`.
+
+        Args:
+            environ: Where to look.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ConfigError: A variable's value does not fit; the message names the variable.
+        """
+        groups: dict[str, dict[str, str]] = {}
+        for variable, group, field in _setting_variables():
+            if value := environ.get(variable):
+                groups.setdefault(group, {})[field] = value
+        try:
+            return cls.model_validate(groups)
+        except ValidationError as error:
+            first = error.errors()[0]
+            variable = "_".join(("ASYNC_BENTO", *map(str, first["loc"]))).upper()
+            raise ConfigError(f"{variable}={first['input']!r}: {first['msg']}") from error
+
+
+def _setting_variables() -> Iterator[tuple[str, str, str]]:
+    for group, info in Config.model_fields.items():
+        annotation = info.annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        for field in annotation.model_fields:
+            yield f"ASYNC_BENTO_{group}_{field}".upper(), group, field
+
+
+def bentoml_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """The directory of the local stores, as BentoML finds it (`bentoml/_internal/configuration/containers.py`).
+
+    Args:
+        environ: Where to look for `BENTOML_HOME`.
+
+    Returns:
+        `$BENTOML_HOME`, with variables and `~` in it expanded, or `~/bentoml`.
+    """
+    home = environ.get("BENTOML_HOME")
+    return Path(os.path.expandvars(home)).expanduser() if home else Path.home() / "bentoml"
+
+
+class Context(BaseModel):
+    """One entry of `.yatai.yaml`.
+
+    Attributes:
+        name: The context's name.
+        endpoint: The registry's URL.
+        api_token: The token for it.
+        email: Whose token it is, where BentoML has asked.
+    """
+
+    name: str
+    endpoint: str
+    api_token: SecretStr
+    email: str | None = None
+
+
+class Contexts(BaseModel):
+    """`.yatai.yaml`, as `bentoml cloud login` writes it.
+
+    Attributes:
+        contexts: The known registries.
+        current_context_name: The one used when none is named.
+    """
+
+    contexts: list[Context] = []
+    current_context_name: str = DEFAULT_CONTEXT
+
+
+class Credentials(NamedTuple):
+    """Where the registry is and what opens it.
+
+    Attributes:
+        endpoint: The registry's URL.
+        api_token: The token for it.
+        source: Where the token came from, for messages.
+    """
+
+    endpoint: str
+    api_token: SecretStr
+    source: str
+
+
+def read_contexts(path: Path) -> Contexts:
+    """Read `.yatai.yaml`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it says; no contexts where there is no file or nothing in it.
+
+    Raises:
+        ConfigError: The file is unreadable, is not YAML, or lacks a field; the message says which.
+    """
+    try:
+        content: object = yaml.safe_load(path.read_bytes())
+    except FileNotFoundError:
+        content = None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError:
+        # No cause: what YAML says of a file quotes the file, and this one holds tokens.
+        raise ConfigError(f"{path} is not valid YAML; mend it, or delete it and log in again") from None
+    try:
+        return Contexts.model_validate(content or {})
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def find_credentials(
+    endpoint: str | None = None,
+    api_token: str | None = None,
+    context: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Credentials:
+    """Find the registry and the token for it.
+
+    The strongest source with a token wins: `api_token`, a context that was asked for by name, `ASYNC_BENTO_API_TOKEN`,
+    `BENTO_CLOUD_API_KEY`, the current context. A token that was stored or set together with an endpoint opens that
+    endpoint and no other: it is never sent to an endpoint from elsewhere.
+
+    Args:
+        endpoint: The registry's URL, or None to look for it.
+        api_token: The token, or None to look for it.
+        context: A context of `.yatai.yaml`, or None for the current one.
+        environ: Where to look for variables.
+
+    Returns:
+        The endpoint, the token and its source.
+
+    Raises:
+        ConfigError: There is no token, no such context, or the token found is meant for another endpoint.
+    """
+    path = bentoml_home(environ) / ".yatai.yaml"
+
+    def from_context(name: str | None) -> Credentials | None:
+        known = read_contexts(path)
+        wanted = name or known.current_context_name
+        for candidate in known.contexts:
+            if candidate.name == wanted:
+                return Credentials(candidate.endpoint, candidate.api_token, f"context {wanted!r} in {path}")
+        if name is None:
+            return None
+        names = ", ".join(sorted(entry.name for entry in known.contexts)) or "none"
+        raise ConfigError(f"no context {name!r} in {path} (it has: {names})")
+
+    def from_variables(token_variable: str, endpoint_variable: str) -> Credentials | None:
+        token = environ.get(token_variable)
+        return Credentials(environ.get(endpoint_variable, ""), SecretStr(token), token_variable) if token else None
+
+    found = (
+        (Credentials("", SecretStr(api_token), "the api_token argument") if api_token else None)
+        or (from_context(context) if context else None)
+        or from_variables("ASYNC_BENTO_API_TOKEN", "ASYNC_BENTO_ENDPOINT")
+        or from_variables("BENTO_CLOUD_API_KEY", "BENTO_CLOUD_API_ENDPOINT")
+        or from_context(None)
+    )
+    if found is None:
+        raise ConfigError(
+            "no API token: pass api_token=, set BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT, for a registry "
+            f"other than {DEFAULT_ENDPOINT}), or log in with `bentoml cloud login`, which writes {path}"
+        )
+    wanted = (
+        endpoint
+        or (found.endpoint if context else None)
+        or environ.get("ASYNC_BENTO_ENDPOINT")
+        or environ.get("BENTO_CLOUD_API_ENDPOINT")
+        or found.endpoint
+        or DEFAULT_ENDPOINT
+    )
+    wanted = check_endpoint(wanted)
+    if found.endpoint and origin(found.endpoint) != origin(wanted):
+        raise ConfigError(
+            f"the token from {found.source} is for {origin(found.endpoint)} and is not sent to {origin(wanted)}: "
+            "pass the api_token for that endpoint, or leave the endpoint out"
+        )
+    return Credentials(wanted, found.api_token, found.source)
+
+
+def check_endpoint(endpoint: str) -> str:
+    """Check that an endpoint is the URL of a server.
+
+    Args:
+        endpoint: Like `https://cloud.bentoml.com` or `http://127.0.0.1:3000`.
+
+    Returns:
+        The endpoint without a slash at its end.
+
+    Raises:
+        ConfigError: It is no http or https URL, or holds a user name, a query or a fragment.
+    """
+    try:
+        parts = urlsplit(endpoint)
+        fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        fits = False
+    if not fits:
+        raise ConfigError(f"{endpoint!r} is no endpoint: it must look like https://registry.example.com")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ConfigError(f"the endpoint on {parts.hostname} must have no user name, query or fragment")
+    return endpoint.rstrip("/")
+
+
+def origin(url: str) -> str:
+    """The scheme, host and port of a URL: what a token is bound to (RFC 6454).
+
+    Args:
+        url: An absolute URL.
+
+    Returns:
+        Like `https://cloud.bentoml.com`; the default port is left out.
+    """
+    parts = urlsplit(url)
+    port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    return f"{parts.scheme}://{host}" + ("" if port == default else f":{port}")

@@ -1,0 +1,191 @@
+"""What a transfer tells its listener, and the listener that draws bars.
+
+A listener is anything that can be called with a `ProgressEvent`, so a plain function will do. It is called on the
+event loop, so it must return at once. One that raises is told no more; the transfer goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+Phase = Literal["planning", "transferring", "finishing", "done", "skipped", "failed"]
+"""Where an item is: being looked at, on its way, being closed, or ended in one of three ways."""
+
+ENDED: frozenset[Phase] = frozenset({"done", "skipped", "failed"})
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """How far one bento or model has come.
+
+    Attributes:
+        direction: Which way it goes.
+        kind: `bento` or `model`.
+        tag: Which one.
+        phase: Where it is.
+        bytes_done: Bytes of its tar that have moved. It shrinks when a part is sent again.
+        bytes_total: Bytes of its tar, or None while that is not known.
+        message: What a person may want to know of it, like `already there`; else empty.
+    """
+
+    direction: Literal["push", "pull"]
+    kind: Literal["bento", "model"]
+    tag: str
+    phase: Phase
+    bytes_done: int = 0
+    bytes_total: int | None = None
+    message: str = ""
+
+
+class ProgressListener(Protocol):
+    """Anything that can be called with a `ProgressEvent`."""
+
+    def __call__(self, event: ProgressEvent, /) -> None:
+        """Take note of an event; must not block.
+
+        Args:
+            event: How far an item has come.
+        """
+        ...
+
+
+@dataclass
+class Progress:
+    """The progress of one item, kept by the transfer and told to the listener.
+
+    Attributes:
+        direction: Which way the item goes.
+        kind: `bento` or `model`.
+        tag: Which one.
+        listener: Who is told; None for nobody.
+        bytes_done: Bytes that have moved.
+        bytes_total: Bytes there are, or None while that is not known.
+        phase: Where the item is.
+    """
+
+    direction: Literal["push", "pull"]
+    kind: Literal["bento", "model"]
+    tag: str
+    listener: ProgressListener | None = None
+    bytes_done: int = 0
+    bytes_total: int | None = None
+    phase: Phase = field(default="planning", init=False)
+
+    def __enter__(self) -> Progress:
+        self._tell()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.phase not in ENDED:
+            self.enter("done" if error is None else "failed", "" if error is None else _reason(error))
+
+    def enter(self, phase: Phase, message: str = "", *, bytes_total: int | None = None) -> None:
+        """Go on to another phase.
+
+        Args:
+            phase: The phase.
+            message: What a person may want to know of it.
+            bytes_total: Bytes there are, where it is known now.
+        """
+        self.phase = phase
+        if bytes_total is not None:
+            self.bytes_total = bytes_total
+        self._tell(message)
+
+    def advance(self, count: int) -> None:
+        """Count bytes that have moved.
+
+        Args:
+            count: How many; negative to take bytes back that must move again.
+        """
+        self.bytes_done += count
+        self._tell()
+
+    def _tell(self, message: str = "") -> None:
+        if self.listener is None:
+            return
+        event = ProgressEvent(
+            self.direction, self.kind, self.tag, self.phase, self.bytes_done, self.bytes_total, message
+        )
+        try:
+            self.listener(event)
+        except Exception:
+            self.listener = None
+            logger.exception("The progress listener raised and is told no more of %s %s", self.kind, self.tag)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def is_watched(stream: TextIO | None = None) -> bool:
+    """Whether someone looks: the stream is a terminal, or this is a notebook's kernel.
+
+    Args:
+        stream: Where bars would be drawn; standard error by default.
+
+    Returns:
+        True where a bar is worth drawing.
+    """
+    stream = stream or sys.stderr
+    return "ipykernel" in sys.modules or stream is not None and stream.isatty()
+
+
+_VERBS = {"push": ("Pushing", "pushed"), "pull": ("Pulling", "pulled")}
+
+
+class TqdmListener:
+    """Draws one tqdm bar per bento or model in flight, and a line in its place when the item has ended.
+
+    Args:
+        stream: Where to draw; standard error by default (notebooks get notebook bars).
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+        self._bars: dict[tuple[str, str, str], tqdm[None]] = {}
+        self._skipped: list[str] = []
+
+    def __call__(self, event: ProgressEvent, /) -> None:
+        """Draw an event.
+
+        Args:
+            event: How far an item has come.
+        """
+        key = (event.direction, event.kind, event.tag)
+        if event.phase in ENDED:
+            self._end(key, event)
+        elif event.phase == "transferring":
+            bar = self._bars.get(key) or self._open(key, event)
+            bar.total = event.bytes_total
+            bar.update(event.bytes_done - bar.n)
+        elif key in self._bars:
+            self._bars[key].set_postfix_str(event.phase)
+
+    def _open(self, key: tuple[str, str, str], event: ProgressEvent) -> tqdm[None]:
+        from tqdm.auto import tqdm
+
+        bar: tqdm[None] = tqdm(
+            desc=f"{_VERBS[event.direction][0]} {event.kind} {event.tag}",
+            total=event.bytes_total,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            file=self._stream,
+            leave=False,
+            dynamic_ncols=True,
+        )
+        self._bars[key] = bar
+        return bar

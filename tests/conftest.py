@@ -1,0 +1,34 @@
+"""Every test runs under a guard that fails it when it blocks the event loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_call_on_the_event_loop() -> Iterator[None]:
+    """Raise BlockingError in whatever blocks the loop."""
+    with blockbuster_ctx("async_bento"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty `$BENTOML_HOME`, and no credentials but a test's own."""
+    home = tmp_path / "bentoml"
+    monkeypatch.setenv("BENTOML_HOME", str(home))
+    for name in (
+        "BENTO_CLOUD_API_KEY",
+        "BENTO_CLOUD_API_ENDPOINT",
+        "ASYNC_BENTO_API_TOKEN",
+        "ASYNC_BENTO_ENDPOINT",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    return home
