@@ -1,5 +1,102 @@
 """The asyncio-native client for BentoCloud and Yatai registries."""
 
 from async_bento._version import __version__
+from async_bento.api import AsyncBentoAPI, AsyncModelAPI
+from async_bento.config import Config, Credentials, RetryPolicy, Timeouts, Transfer
+from async_bento.errors import (
+    APIConnectionError,
+    APIError,
+    APIResponseError,
+    APIStatusError,
+    APITimeoutError,
+    ArchiveError,
+    AuthenticationError,
+    BentoError,
+    ConfigError,
+    IntegrityError,
+    InvalidTagError,
+    NotFoundError,
+    PartError,
+    RateLimitError,
+    ServerError,
+    SourceChangedError,
+    StalledError,
+    StoreError,
+    TransferError,
+    UnsafeArchiveError,
+)
+from async_bento.progress import ProgressEvent, ProgressListener, TqdmListener
+from async_bento.push import PushResult
+from async_bento.store.items import Bento, Model
+from async_bento.store.store import BentoStore, ModelStore
+from async_bento.store.tag import Tag
+from async_bento.wire.client import RestApiClient
+from async_bento.wire.schemas import (
+    BentoFullSchema,
+    BentoManifestSchema,
+    BentoRepositorySchema,
+    BentoSchema,
+    BentoWithRepositoryListSchema,
+    BentoWithRepositorySchema,
+    LabelItemSchema,
+    ModelManifestSchema,
+    ModelRepositorySchema,
+    ModelSchema,
+    ModelWithRepositoryListSchema,
+    ModelWithRepositorySchema,
+    UserSchema,
+)
 
-__all__ = ["__version__"]
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIResponseError",
+    "APIStatusError",
+    "APITimeoutError",
+    "ArchiveError",
+    "AsyncBentoAPI",
+    "AsyncModelAPI",
+    "AuthenticationError",
+    "Bento",
+    "BentoError",
+    "BentoFullSchema",
+    "BentoManifestSchema",
+    "BentoRepositorySchema",
+    "BentoSchema",
+    "BentoStore",
+    "BentoWithRepositoryListSchema",
+    "BentoWithRepositorySchema",
+    "Config",
+    "ConfigError",
+    "Credentials",
+    "IntegrityError",
+    "InvalidTagError",
+    "LabelItemSchema",
+    "Model",
+    "ModelManifestSchema",
+    "ModelRepositorySchema",
+    "ModelSchema",
+    "ModelStore",
+    "ModelWithRepositoryListSchema",
+    "ModelWithRepositorySchema",
+    "NotFoundError",
+    "PartError",
+    "ProgressEvent",
+    "ProgressListener",
+    "PushResult",
+    "RateLimitError",
+    "RestApiClient",
+    "RetryPolicy",
+    "ServerError",
+    "SourceChangedError",
+    "StalledError",
+    "StoreError",
+    "Tag",
+    "Timeouts",
+    "TqdmListener",
+    "Transfer",
+    "TransferError",
+    "UnsafeArchiveError",
+    "UserSchema",
+    "__version__",
+]

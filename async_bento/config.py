@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from async_bento.errors import ConfigError
+from async_bento.errors import ConfigError, without_queries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -309,13 +309,14 @@ def check_endpoint(endpoint: str) -> str:
     Raises:
         ConfigError: It is no http or https URL, or holds a user name, a query or a fragment.
     """
+    wrong = ConfigError(f"{without_queries(endpoint)!r} is no endpoint: it must look like https://registry.example.com")
     try:
         parts = urlsplit(endpoint)
-        fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port that is no number, a bracket that is not closed
-        fits = False
-    if not fits:
-        raise ConfigError(f"{endpoint!r} is no endpoint: it must look like https://registry.example.com")
+        port = parts.port
+    except ValueError as error:  # a port that is no number, a bracket that is not closed
+        raise wrong from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+        raise wrong
     if parts.username is not None or parts.query or parts.fragment:
         raise ConfigError(f"the endpoint on {parts.hostname} must have no user name, query or fragment")
     return endpoint.rstrip("/")

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TextIO
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol, TextIO
+
+from async_bento.config import KiB
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
     from tqdm import tqdm
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +76,7 @@ class Progress:
         bytes_done: Bytes that have moved.
         bytes_total: Bytes there are, or None while that is not known.
         phase: Where the item is.
+        note: What is to be said of it at its end.
     """
 
     direction: Literal["push", "pull"]
@@ -80,8 +86,9 @@ class Progress:
     bytes_done: int = 0
     bytes_total: int | None = None
     phase: Phase = field(default="planning", init=False)
+    note: str = ""
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         self._tell()
         return self
 
@@ -89,7 +96,7 @@ class Progress:
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self.phase not in ENDED:
-            self.enter("done" if error is None else "failed", "" if error is None else _reason(error))
+            self.enter("done" if error is None else "failed", self.note if error is None else _reason(error))
 
     def enter(self, phase: Phase, message: str = "", *, bytes_total: int | None = None) -> None:
         """Go on to another phase.
@@ -112,6 +119,27 @@ class Progress:
         """
         self.bytes_done += count
         self._tell()
+
+    @contextmanager
+    def attempt(self) -> Generator[Callable[[int], None]]:
+        """Count the bytes of one try; if it fails they are taken back, since they must move again.
+
+        Yields:
+            What to call with each number of bytes that have moved.
+        """
+        counted = 0
+
+        def count(moved: int) -> None:
+            nonlocal counted
+            counted += moved
+            self.advance(moved)
+
+        try:
+            yield count
+        except BaseException:
+            if counted:
+                self.advance(-counted)
+            raise
 
     def _tell(self, message: str = "") -> None:
         if self.listener is None:
@@ -139,24 +167,23 @@ def is_watched(stream: TextIO | None = None) -> bool:
     Returns:
         True where a bar is worth drawing.
     """
-    stream = stream or sys.stderr
-    return "ipykernel" in sys.modules or stream is not None and stream.isatty()
+    where = stream or sys.stderr  # None under pythonw
+    return "ipykernel" in sys.modules or (where is not None and where.isatty())
 
 
-_VERBS = {"push": ("Pushing", "pushed"), "pull": ("Pulling", "pulled")}
+_VERBS = {"push": ("pushing", "pushed"), "pull": ("pulling", "pulled")}
 
 
 class TqdmListener:
-    """Draws one tqdm bar per bento or model in flight, and a line in its place when the item has ended.
+    """Draws a tqdm bar per bento or model in flight, and leaves a line for each that has ended.
 
     Args:
-        stream: Where to draw; standard error by default (notebooks get notebook bars).
+        stream: Where to draw; standard error by default, and the page in a notebook.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
-        self._bars: dict[tuple[str, str, str], tqdm[None]] = {}
-        self._skipped: list[str] = []
+        self._bars: dict[tuple[str, str], tqdm[NoReturn]] = {}
 
     def __call__(self, event: ProgressEvent, /) -> None:
         """Draw an event.
@@ -164,28 +191,61 @@ class TqdmListener:
         Args:
             event: How far an item has come.
         """
-        key = (event.direction, event.kind, event.tag)
+        key = (event.kind, event.tag)
+        bar = self._bars.get(key)
         if event.phase in ENDED:
-            self._end(key, event)
+            if bar is not None:
+                self._bars.pop(key).close()
+            self._write(_last_line(event))
         elif event.phase == "transferring":
-            bar = self._bars.get(key) or self._open(key, event)
+            if bar is None:
+                bar = self._bars[key] = self._open(event)
             bar.total = event.bytes_total
             bar.update(event.bytes_done - bar.n)
-        elif key in self._bars:
-            self._bars[key].set_postfix_str(event.phase)
+        elif bar is not None:
+            bar.set_postfix_str(event.phase)
 
-    def _open(self, key: tuple[str, str, str], event: ProgressEvent) -> tqdm[None]:
+    def _open(self, event: ProgressEvent) -> tqdm[NoReturn]:
         from tqdm.auto import tqdm
 
-        bar: tqdm[None] = tqdm(
+        return tqdm(
             desc=f"{_VERBS[event.direction][0]} {event.kind} {event.tag}",
             total=event.bytes_total,
             unit="B",
             unit_scale=True,
-            unit_divisor=1024,
+            unit_divisor=KiB,
             file=self._stream,
             leave=False,
             dynamic_ncols=True,
         )
-        self._bars[key] = bar
-        return bar
+
+    def _write(self, line: str) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(line, file=self._stream or sys.stderr)
+
+
+def _last_line(event: ProgressEvent) -> str:
+    item = f"{event.kind} {event.tag}"
+    if event.phase == "done":
+        said = f" ({event.message})" if event.message else ""
+        return f"{_VERBS[event.direction][1]} {item}, {human_size(event.bytes_done)}{said}"
+    if event.phase == "skipped":
+        return f"skipped {item}: {event.message}"
+    return f"{_VERBS[event.direction][0]} {item} failed: {event.message}"
+
+
+def human_size(count: float) -> str:
+    """Write a size as a person reads it.
+
+    Args:
+        count: Bytes.
+
+    Returns:
+        Like `1.5 MiB`.
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < KiB:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= KiB
+    return f"{count:.1f} TiB"

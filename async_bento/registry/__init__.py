@@ -1,1 +1,5 @@
 """A registry to run yourself."""
+
+from async_bento.registry.local import LocalRegistry
+
+__all__ = ["LocalRegistry"]

@@ -1,0 +1,224 @@
+"""Members, written to disk so that none reaches outside its directory.
+
+No link is made before the last byte has arrived, so nothing is ever written through one; and directories get their
+modes last, so that none is in the way of what belongs into it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from async_bento.archive.members import check_links, check_target
+from async_bento.errors import StoreError, UnsafeArchiveError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEPT_MODE = 0o775
+"""The bits of a mode that are restored: not set-uid, set-gid and sticky, and no writing for everyone."""
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+_LINK_TIMES = os.utime in os.supports_follow_symlinks
+
+
+class _Attributes(NamedTuple):
+    mode: int
+    mtime_ns: int
+
+
+class _Link(NamedTuple):
+    target: str
+    mtime_ns: int
+
+
+class Tree:
+    """A directory that is being filled. Names are as `member_name` returns them.
+
+    It holds the names of directories and symbolic links, and none of files.
+
+    Args:
+        root: The directory; it must be there, be empty and be no one else's business.
+
+    Attributes:
+        current: The member being written, for messages.
+
+    Raises:
+        StoreError: The directory is not empty, or cannot be read.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.current = ""
+        self._root = root
+        self._prefix = os.fspath(root)
+        self._directories: dict[str, _Attributes | None] = {"": None}
+        self._links: dict[str, _Link] = {}
+        self._descriptor: int | None = None
+        try:
+            with os.scandir(root) as found:
+                if next(found, None) is not None:
+                    raise StoreError(f"cannot extract into {root}: it is not empty")
+        except OSError as error:
+            raise StoreError(f"cannot extract into {root}: {error.strerror}") from error
+
+    def add_directory(self, name: str, mode: int, mtime_ns: int) -> None:
+        """Make a directory; one that is there already only gets the new attributes.
+
+        Args:
+            name: Its name; empty for the root.
+            mode: The mode it gets in the end.
+            mtime_ns: The time it gets in the end, in nanoseconds.
+        """
+        self.current = name
+        if name not in self._directories:
+            self._make_room(name)
+            self._make_directory(name, 0o700)
+        self._directories[name] = _Attributes(mode & KEPT_MODE, mtime_ns)
+
+    def open_file(self, name: str) -> None:
+        """Begin a file; what is written from now on is its content.
+
+        Args:
+            name: Its name.
+        """
+        self._make_room(name)
+        try:
+            self._descriptor = os.open(self._path(name), _CREATE, 0o600)
+        except FileExistsError as error:
+            raise _in_the_way(name) from error
+
+    def write(self, data: memoryview) -> None:
+        """Write to the file that is open.
+
+        Args:
+            data: Some more of its content.
+        """
+        assert self._descriptor is not None
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def close_file(self, mode: int, mtime_ns: int) -> None:
+        """End the file that is open.
+
+        Args:
+            mode: Its mode.
+            mtime_ns: Its time, in nanoseconds.
+        """
+        assert self._descriptor is not None
+        os.fchmod(self._descriptor, mode & KEPT_MODE)
+        os.utime(self._descriptor, ns=(mtime_ns, mtime_ns))
+        descriptor, self._descriptor = self._descriptor, None
+        os.close(descriptor)
+
+    def add_hard_link(self, name: str, source: str) -> int:
+        """Give a file another name, or copy it where the file system knows no hard links.
+
+        Args:
+            name: The new name.
+            source: The name of a file that has been written.
+
+        Returns:
+            The bytes that were copied.
+        """
+        self._make_room(name)
+        path, original = self._root / name, self._root / source
+        try:
+            status = original.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            status = None
+        if status is None or not stat.S_ISREG(status.st_mode):
+            raise UnsafeArchiveError(
+                f"{name!r} is refused: a hard link to {source!r}, which is no file before it in the tar", member=name
+            )
+        try:
+            path.hardlink_to(original)
+        except FileExistsError as error:
+            raise _in_the_way(name) from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
+            return 0
+        try:
+            with original.open("rb") as read, path.open("xb") as written:
+                shutil.copyfileobj(read, written)
+        except FileExistsError as error:
+            raise _in_the_way(name) from error
+        shutil.copystat(original, path)
+        return status.st_size
+
+    def add_symlink(self, name: str, target: str, mtime_ns: int) -> None:
+        """Note a symbolic link, to be made in the end.
+
+        Args:
+            name: Its name.
+            target: What it points at.
+            mtime_ns: Its time, in nanoseconds.
+        """
+        check_target(name, target)
+        self._make_room(name)
+        if os.path.lexists(self._path(name)):
+            raise _in_the_way(name)
+        self._links[name] = _Link(target, mtime_ns)
+
+    def finish(self) -> None:
+        """Make the links, all or none, and give the directories their modes and times, deepest first."""
+        check_links({name: link.target for name, link in self._links.items()}, self._directories)
+        for name, link in self._links.items():
+            self.current = name
+            path = self._root / name
+            try:
+                path.symlink_to(link.target)
+            except FileExistsError as error:
+                raise _in_the_way(name) from error
+            if _LINK_TIMES:
+                os.utime(path, ns=(link.mtime_ns, link.mtime_ns), follow_symlinks=False)
+        for name in sorted(self._directories, reverse=True):
+            self.current = name
+            attributes = self._directories[name]
+            if attributes is not None:
+                path = self._root / name
+                os.utime(path, ns=(attributes.mtime_ns, attributes.mtime_ns))
+                path.chmod(attributes.mode)
+
+    def abort(self) -> None:
+        """Close the file that is open, if one is."""
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            with suppress(OSError):  # whoever gives up has a better reason to tell
+                os.close(descriptor)
+
+    def _make_room(self, name: str) -> None:
+        """Make the directories a member lies in, and see that nothing known has its name."""
+        self.current = name
+        if name in self._links or name in self._directories:
+            raise _in_the_way(name)
+        parent = name.rpartition("/")[0]
+        if parent in self._directories:
+            return
+        parts = parent.split("/")
+        for count in range(1, len(parts) + 1):
+            ancestor = "/".join(parts[:count])
+            if ancestor in self._links:
+                raise UnsafeArchiveError(f"{name!r} is refused: {ancestor!r} is a link", member=name)
+            if ancestor not in self._directories:
+                self._make_directory(ancestor, 0o755)
+
+    def _make_directory(self, name: str, mode: int) -> None:
+        try:
+            (self._root / name).mkdir(mode)
+        except FileExistsError as error:
+            raise _in_the_way(name) from error
+        self._directories[name] = None
+
+    def _path(self, name: str) -> str:
+        return f"{self._prefix}/{name}"  # a Path for each of many files costs as much as writing them
+
+
+def _in_the_way(name: str) -> UnsafeArchiveError:
+    return UnsafeArchiveError(f"{name!r} is refused: another member is there already", member=name)

@@ -1,0 +1,137 @@
+"""Blocking work off the event loop, in threads of our own; and tasks that end together.
+
+asyncio's default executor has `min(32, cpu + 4)` threads and belongs to the caller's code and to name resolution, so
+disk work never goes there. And a thread cannot be cancelled: a call that is cancelled waits here until its thread is
+done, so that no thread writes into a directory that the clean-up has removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+    from contextlib import AbstractContextManager
+
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
+
+
+class Threads:
+    """A bounded set of worker threads for disk work and hashing.
+
+    Args:
+        limit: How many threads at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.executor = ThreadPoolExecutor(max_workers=limit, thread_name_prefix="async-bento")
+
+    async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking function in a worker thread; when cancelled, wait for its end, then propagate.
+
+        Args:
+            function: What to run.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            What the function returned.
+        """
+        return await finish(
+            asyncio.get_running_loop().run_in_executor(self.executor, partial(function, *args, **kwargs))
+        )
+
+    @asynccontextmanager
+    async def entered(self, manager: AbstractContextManager[T]) -> AsyncGenerator[T]:
+        """Enter and leave a blocking context manager in worker threads.
+
+        Args:
+            manager: The context manager.
+
+        Yields:
+            What it yields.
+        """
+        entering = asyncio.ensure_future(self.run(manager.__enter__))
+        try:
+            value = await finish(entering)
+        except asyncio.CancelledError:
+            if not entering.cancelled() and entering.exception() is None:
+                await finish(self.run(manager.__exit__, None, None, None))
+            raise
+        try:
+            yield value
+        except BaseException as error:
+            if not await finish(self.run(manager.__exit__, type(error), error, error.__traceback__)):
+                raise
+        else:
+            await finish(self.run(manager.__exit__, None, None, None))
+
+    def close(self) -> None:
+        """Let the threads end. None has work any more when every call has returned, so there is nothing to wait for."""
+        self.executor.shutdown(wait=False)
+
+
+async def finish(awaitable: Awaitable[T]) -> T:
+    """Await something that must not be left half-done: cancellation is held back until it has ended.
+
+    Args:
+        awaitable: A coroutine, task or future.
+
+    Returns:
+        Its result.
+
+    Raises:
+        asyncio.CancelledError: When cancelled meanwhile, after the awaitable's end.
+    """
+    future = asyncio.ensure_future(awaitable)
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):  # or a cancelled scope would knock again in every turn of the loop
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        if not future.cancelled():
+            future.exception()  # retrieved: the cancellation is what the caller hears of
+        raise cancelled
+    return future.result()
+
+
+async def for_each(operation: Callable[[T], Awaitable[None]], items: Iterable[T], limit: int) -> None:
+    """Do something for each item, a few at a time, until all are done or one has failed; no task outlives the call.
+
+    Args:
+        operation: What to do with one item.
+        items: The items; each is taken when its turn comes.
+        limit: How many at a time.
+
+    Raises:
+        Exception: What failed first, bare; the others have been cancelled and have ended.
+    """
+    failures: list[Exception] = []
+    waiting = iter(items)
+
+    async def work() -> None:
+        try:
+            for item in waiting:
+                await operation(item)
+        except Exception as error:  # noqa: BLE001
+            failures.append(error)
+            group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for _ in range(limit):
+            group.start_soon(work)
+    if failures:
+        raise failures[0]

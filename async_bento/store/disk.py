@@ -1,0 +1,141 @@
+"""Directories as wholes: swapped, moved aside, removed, made to last."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from async_bento.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # linux/fs.h, for renameat2(2)
+_RENAME_SWAP = 2  # sys/stdio.h of macOS, for renamex_np(2)
+
+# EPERM is what a seccomp filter says; where it is meant, the rename that follows will say it again.
+_CANNOT_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV, errno.EPERM})
+
+
+@contextmanager
+def as_store_error(doing: str) -> Generator[None]:
+    """Turn the OSError of a block into a StoreError.
+
+    Args:
+        doing: What the block does, like `delete iris:v1`.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StoreError: What the system said, and of which path.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise StoreError(f"cannot {doing}: {error.strerror or error}{where}") from error
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Let two directories of one filesystem change places, in one step that no reader sees halfway.
+
+    Args:
+        first: One.
+        second: The other.
+
+    Returns:
+        Whether it was done; not every system and filesystem can.
+
+    Raises:
+        OSError: It can, and failed.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    paths = os.fsencode(first), os.fsencode(second)
+    try:
+        if sys.platform == "darwin":
+            result = libc.renamex_np(*paths, _RENAME_SWAP)
+        else:
+            result = libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE)
+    except AttributeError:  # a libc without it
+        return False
+    if result == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(first))
+
+
+def make_movable(path: Path) -> None:
+    """Let the owner write to a directory: without that, nobody but root can move it elsewhere.
+
+    Args:
+        path: The directory.
+    """
+    mode = path.lstat().st_mode
+    if stat.S_ISDIR(mode) and mode & stat.S_IRWXU != stat.S_IRWXU:
+        path.chmod(stat.S_IMODE(mode) | stat.S_IRWXU)
+
+
+def move_aside(path: Path, aside: Path) -> None:
+    """Take a directory away.
+
+    Args:
+        path: The directory.
+        aside: Where it goes; nothing is there yet.
+    """
+    make_movable(path)
+    try:
+        path.rename(aside)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # It came with a lower layer of an overlay filesystem: a container's image. Those cannot move.
+        remove_tree(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory, read-only directories in it included.
+
+    Args:
+        path: The directory, or a link to one, of which only the link goes. None is fine.
+    """
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        if path.exists():  # something in it was removed by someone else
+            shutil.rmtree(path, ignore_errors=True)
+    except PermissionError:
+        make_movable(path)
+        for root, directories, _ in os.walk(path):
+            for name in directories:
+                make_movable(Path(root, name))
+        shutil.rmtree(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Make what was renamed in a directory outlive a loss of power.
+
+    Args:
+        path: The directory.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # what filesystems say that sync no directories
+            raise
+    finally:
+        os.close(descriptor)

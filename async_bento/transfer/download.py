@@ -1,0 +1,207 @@
+"""A tar's way from the registry: ranges in parallel, handed on in order, unpacked while later ones are on their way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+from async_bento.concurrency import finish
+from async_bento.errors import APIResponseError, IntegrityError, PartError, TransferError
+from async_bento.retry import with_retries
+from async_bento.transfer.http import get
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from async_bento.progress import Progress
+    from async_bento.transfer.http import Received, Transport
+    from async_bento.wire.client import Address
+    from async_bento.wire.routes import AnyRoutes
+    from async_bento.wire.schemas import ItemSchema
+
+
+class Sink(Protocol):
+    """What takes the bytes of a tar, in order."""
+
+    async def feed(self, data: bytearray) -> None:
+        """Take the next bytes.
+
+        Args:
+            data: The bytes.
+        """
+        ...
+
+    async def restart(self) -> None:
+        """Forget all that was fed: the bytes come again from the first."""
+        ...
+
+
+async def download(
+    routes: AnyRoutes, item: ItemSchema, name: str, sink: Sink, transport: Transport, progress: Progress
+) -> int:
+    """Fetch a tar the way the registry wants it.
+
+    Args:
+        routes: The routes of its kind.
+        item: Its record.
+        name: Its repository.
+        sink: What takes the bytes.
+        transport: What all transfers share.
+        progress: Where to count.
+
+    Returns:
+        Bytes of the tar.
+
+    Raises:
+        BentoError: It failed.
+    """
+    job = _Download(routes, item, name, sink, transport, progress)
+    async with transport.window:
+        first = await with_retries(transport.config.retry, job.begin)
+        if first is not None:
+            await sink.feed(first)
+    if first is not None:
+        await job.go_on(len(first))
+    return progress.bytes_done
+
+
+@dataclass
+class _Download:
+    routes: AnyRoutes
+    item: ItemSchema
+    name: str
+    sink: Sink
+    transport: Transport
+    progress: Progress
+    _address: Address | None = field(default=None, init=False)
+    _presigning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _etag: str | None = field(default=None, init=False)
+    _total: int | None = field(default=None, init=False)
+
+    async def begin(self) -> bytearray | None:
+        """Ask for the first range, which tells size, ETag and whether there are ranges at all.
+
+        Returns:
+            The first range, or None where the server sent the whole tar instead and the sink has it.
+        """
+        async with self.transport.slots:
+            return await self._get(0, self.transport.config.transfer.range_size)
+
+    async def go_on(self, start: int) -> None:
+        """Fetch the rest, several ranges at once, within the window.
+
+        A place in the window is waited for only while none is held: items that share it never wait for each other.
+
+        Args:
+            start: The first byte that is missing.
+        """
+        window, size = self.transport.window, self.transport.config.transfer.range_size
+        on_their_way: deque[asyncio.Task[bytearray]] = deque()
+        total = self._total or 0
+        held = 0
+        try:
+            while on_their_way or start < total:
+                while start < total and (not on_their_way or not window.locked()):
+                    await window.acquire()
+                    held += 1
+                    on_their_way.append(asyncio.create_task(self._range(start, min(start + size, total))))
+                    start += size
+                await self.sink.feed(await on_their_way.popleft())
+                window.release()
+                held -= 1
+        finally:
+            for task in on_their_way:
+                task.cancel()
+            await finish(asyncio.gather(*on_their_way, return_exceptions=True))
+            for _ in range(held):
+                window.release()
+
+    async def _range(self, start: int, stop: int) -> bytearray:
+        async def once() -> bytearray:
+            async with self.transport.slots:
+                data = await self._get(start, stop)
+            if data is None:
+                raise TransferError(f"{self._tag}: the server gave ranges first and none later")
+            return data
+
+        return await with_retries(self.transport.config.retry, once)
+
+    async def _get(self, start: int, stop: int) -> bytearray | None:
+        """Fetch a range once.
+
+        Returns:
+            The range, or None where the server sent the whole tar instead; asked from the first byte, the sink has it.
+        """
+        address = await self._where()
+        with self.progress.attempt() as count:
+            try:
+                async with get(address, self.transport.config, start, stop, etag=self._etag) as received:
+                    if received.ranged:
+                        return await self._read(received, start, stop, count)
+                    if start == 0:
+                        await self._stream(received, count)
+                    return None
+            except PartError as error:
+                if error.status == HTTPStatus.FORBIDDEN and self._address is address:
+                    self._address = None  # expired: the next try has a new one
+                if error.status == HTTPStatus.PRECONDITION_FAILED:
+                    raise self._changed() from error
+                raise
+
+    async def _read(self, received: Received, start: int, stop: int, count: Callable[[int], None]) -> bytearray:
+        if self._total is None:
+            self._total, self._etag = received.total, received.etag
+            self.progress.enter("transferring", bytes_total=received.total)
+        elif received.total != self._total:
+            raise self._changed()
+        data = bytearray()
+        async for chunk in received.response.content.iter_any():
+            data += chunk
+            count(len(chunk))
+        if len(data) != min(stop, self._total or stop) - start:
+            raise IntegrityError(f"{self._tag}: the connection ended within a range")
+        return data
+
+    async def _stream(self, received: Received, count: Callable[[int], None]) -> None:
+        self.progress.enter("transferring", bytes_total=received.total)
+        io_chunk = self.transport.config.transfer.io_chunk
+        data = bytearray()
+        try:
+            async for chunk in received.response.content.iter_any():
+                data += chunk
+                count(len(chunk))
+                if len(data) >= io_chunk:
+                    await self.sink.feed(data)
+                    data = bytearray()
+            await self.sink.feed(data)
+        except Exception:
+            await self.sink.restart()
+            raise
+
+    async def _where(self) -> Address:
+        """The address, presigned anew when the last one has expired."""
+        async with self._presigning:
+            if self._address is None:
+                self._address = await self._ask_where()
+            return self._address
+
+    async def _ask_where(self) -> Address:
+        if self.item.transmission_strategy != "proxy":
+            item = await self.routes.presign_download(self.name, self.item.version)
+            if item.presigned_download_url.get_secret_value():
+                return self.routes.client.storage_address(item.presigned_download_url)
+            if self.item.transmission_strategy is not None:
+                raise APIResponseError(
+                    f"the registry presigned no download of {self._tag}", field="presigned_download_url"
+                )
+        return self.routes.download_address(self.name, self.item.version)
+
+    @property
+    def _tag(self) -> str:
+        return f"{self.name}:{self.item.version}"
+
+    def _changed(self) -> TransferError:
+        return TransferError(f"{self._tag} was pushed anew while it was being pulled; pull it again")

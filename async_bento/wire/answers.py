@@ -1,0 +1,146 @@
+"""What an answer of the registry means: a schema, or one of our errors."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+
+from async_bento.errors import (
+    APIError,
+    APIResponseError,
+    APIStatusError,
+    AuthenticationError,
+    RateLimitError,
+    ServerError,
+    without_queries,
+)
+from async_bento.retry import seconds_to_wait
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
+
+_LONGEST_MESSAGE = 300
+
+_HINTS = {
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (
+        "a proxy before the registry limits the size of a request (nginx: client_max_body_size); "
+        "raise it, or let the registry presign uploads"
+    ),
+    HTTPStatus.TOO_MANY_REQUESTS: "the registry asks for fewer requests",
+    HTTPStatus.BAD_GATEWAY: "a proxy before the registry did not get an answer from it",
+    HTTPStatus.SERVICE_UNAVAILABLE: "the registry is not ready",
+    HTTPStatus.GATEWAY_TIMEOUT: "a proxy before the registry did not get an answer from it in time",
+}
+
+
+def read_answer(body: bytes, schema: type[AnswerT], request: str) -> AnswerT:
+    """Read the body of a 200.
+
+    Args:
+        body: The body.
+        schema: What it should be.
+        request: What was asked, for the message.
+
+    Returns:
+        The answer.
+
+    Raises:
+        APIResponseError: It is no JSON, or a field does not fit.
+    """
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        if first["type"] == "json_invalid":
+            raise APIResponseError(
+                f"{request}: the answer is not JSON; is this endpoint a BentoCloud or Yatai registry?"
+            ) from error
+        field = ".".join(map(str, first["loc"])) or "the answer"
+        # No cause: what pydantic says quotes the answer, and that may hold a presigned URL.
+        raise APIResponseError(
+            f"{request}: the answer does not fit the protocol: {field}: {first['msg']}", field=field
+        ) from None
+
+
+def status_error(status: int, headers: Mapping[str, str], body: bytes, request: str, token_source: str) -> APIError:
+    """Tell what a status other than 200 means.
+
+    Args:
+        status: The HTTP status.
+        headers: The answer's headers.
+        body: Its body.
+        request: What was asked, for the message.
+        token_source: Where the token came from, for 401 and 403.
+
+    Returns:
+        The error to raise.
+    """
+    is_markup = "html" in headers.get("Content-Type", "").lower() or body.lstrip()[:1] == b"<"
+    if is_markup and status in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
+        return APIResponseError(
+            f"{request}: {status}, with a page instead of JSON; is this endpoint a BentoCloud or Yatai registry?"
+        )
+    said = "" if is_markup else _server_message(body)
+    trace_id = headers.get("x-trace-id")
+    kind: type[APIStatusError] = APIStatusError
+    hint = _HINTS.get(HTTPStatus(status), "") if status in HTTPStatus.__members__.values() else ""
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        kind = AuthenticationError
+        hint = f"the registry does not accept the API token from {token_source}"
+    elif status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = RateLimitError
+    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        kind = ServerError
+    elif HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        target = without_queries(headers.get("Location", "elsewhere"))
+        hint = (
+            f"it redirects to {target}, and the token is not sent there; if that is the registry, make it the endpoint"
+        )
+    details = [part for part in (said, hint, f"trace id {trace_id}" if trace_id else "") if part]
+    return kind(
+        "; ".join([f"{request}: {_status_line(status)}", *details]),
+        status=status,
+        server_message=said,
+        trace_id=trace_id,
+        retry_after=seconds_to_wait(headers.get("Retry-After")),
+    )
+
+
+def is_not_found(error: APIStatusError) -> bool:
+    """Whether a registry says that there is no such record: 404, or 400 as older ones did.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        True for "no such record".
+    """
+    return error.status == HTTPStatus.NOT_FOUND or (
+        error.status == HTTPStatus.BAD_REQUEST and "record not found" in error.server_message
+    )
+
+
+def _status_line(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
+
+
+def _server_message(body: bytes) -> str:
+    """Yatai says `{"message": …}` of the login and `{"error": …}` of the rest; others may say it plainly."""
+    text = body[: 64 * 1024].decode(errors="replace").strip()
+    try:
+        said: object = json.loads(text)
+    except ValueError:
+        said = text
+    if isinstance(said, dict):
+        fields = cast("dict[str, object]", said)
+        said = fields.get("message") or fields.get("error") or ""
+    line = " ".join(without_queries(str(said)).split())
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}…"

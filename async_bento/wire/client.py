@@ -1,0 +1,364 @@
+"""RestApiClient: sessions, the token, retries, and errors for what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, TypeVar
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from pydantic import BaseModel, SecretStr
+from yarl import URL
+
+from async_bento._version import __version__
+from async_bento.config import BENTOML_VERSION, Config, KiB, find_credentials, origin
+from async_bento.errors import APIConnectionError, APIStatusError, APITimeoutError, ConfigError, without_queries
+from async_bento.retry import with_retries
+from async_bento.wire.answers import is_not_found, read_answer, status_error
+from async_bento.wire.routes import ItemRoutes
+from async_bento.wire.schemas import (
+    BentoFullSchema,
+    BentoRepositorySchema,
+    BentoWithRepositoryListSchema,
+    ModelRepositorySchema,
+    ModelWithRepositoryListSchema,
+    ModelWithRepositorySchema,
+    Request,
+    UserSchema,
+)
+
+if TYPE_CHECKING:
+    import ssl as ssl_module
+    from collections.abc import AsyncGenerator, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+USER_AGENT = f"async-bento/{__version__} python/{sys.version_info.major}.{sys.version_info.minor}"
+
+READ_BUFFER = 256 * KiB
+"""Bytes a connection may hold before it is read; above aiohttp's 64 KiB it is woken less often."""
+
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where bytes go to or come from, and what opens it.
+
+    Attributes:
+        url: The URL; its query may be a secret.
+        session: What speaks to it.
+        headers: What each request must carry; may hold the token.
+        proxy: The URL of the proxy on the way, or None.
+        ssl: The TLS context, or whether to verify.
+        token_source: Where the token came from, where the registry itself passes the bytes on; None for a storage.
+    """
+
+    url: URL = field(repr=False)
+    session: aiohttp.ClientSession = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    proxy: str | None = field(repr=False)
+    ssl: ssl_module.SSLContext | bool = field(repr=False)
+    token_source: str | None
+
+    def __str__(self) -> str:
+        """The URL, without what opens it."""
+        return str(self.url.with_query(None).with_user(None))
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        timeout: aiohttp.ClientTimeout,
+        *,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        data: bytes | aiohttp.Payload | None = None,
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """Send one request and follow no redirect: a token, or what a presigned URL opens, stays where it belongs.
+
+        Args:
+            method: The HTTP method.
+            timeout: How long to wait for what.
+            headers: Headers besides the address's own.
+            params: The query.
+            data: The body.
+
+        Yields:
+            The response, its body not yet read.
+
+        Raises:
+            aiohttp.ClientError: The connection broke.
+            asyncio.TimeoutError: A timeout passed.
+        """
+        async with self.session.request(
+            method,
+            self.url,
+            headers={**self.headers, **(headers or {})},
+            params=params,
+            data=data,
+            timeout=timeout,
+            allow_redirects=False,
+            proxy=self.proxy,
+            ssl=self.ssl,
+            skip_auto_headers=("Content-Type",),  # a presigned URL does not count on it
+        ) as response:
+            yield response
+
+
+class RestApiClient:
+    """Speaks to one registry.
+
+    It belongs to one event loop at a time, on which its sessions are opened when first used.
+
+    Args:
+        endpoint: The registry's URL; found as `find_credentials` says where it is None.
+        api_token: The token; likewise.
+        timeout: Seconds for one answer of the API; `config.timeouts.api` by default.
+        context: A context of `.yatai.yaml` to take endpoint and token from.
+        config: The settings; the defaults and the environment by default.
+        session: A session for calls to the registry, which stays the caller's to close. The storage is always spoken to
+            by a session of our own, so that no header or cookie of this one goes there.
+        proxy: The URL of a proxy; that of the environment by default.
+        ssl: A TLS context, or False for no verification; Python's defaults, `SSL_CERT_FILE` among them, by default.
+
+    Raises:
+        ConfigError: There is no token, or the endpoint is no URL.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        api_token: str | SecretStr | None = None,
+        timeout: float | None = None,
+        *,
+        context: str | None = None,
+        config: Config | None = None,
+        session: aiohttp.ClientSession | None = None,
+        proxy: str | None = None,
+        ssl: ssl_module.SSLContext | bool = True,
+    ) -> None:
+        token = api_token.get_secret_value() if isinstance(api_token, SecretStr) else api_token
+        self.endpoint, self._token, self._token_source = find_credentials(endpoint, token, context)
+        if not self._token.get_secret_value().isprintable() or not self._token.get_secret_value().isascii():
+            raise ConfigError(f"the API token from {self._token_source} holds characters that no token has")
+        self.config = config or Config.from_env()
+        self._timeout = self.config.timeouts.api if timeout is None else timeout
+        self._lent_session = session
+        self._proxy = proxy
+        self._ssl = ssl
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self.bentos = ItemRoutes(self, "bento", BentoRepositorySchema, BentoFullSchema, BentoWithRepositoryListSchema)
+        self.models = ItemRoutes(
+            self, "model", ModelRepositorySchema, ModelWithRepositorySchema, ModelWithRepositoryListSchema
+        )
+
+    def __repr__(self) -> str:
+        return f"RestApiClient(endpoint={self.endpoint!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections; a lent session is left open."""
+        sessions, self._sessions = self._sessions, {}
+        if self._loop is asyncio.get_running_loop():
+            for session in sessions.values():
+                await session.close()
+
+    async def current_user(self) -> UserSchema:
+        """Ask whose token it is: GET `/api/v1/auth/current`.
+
+        Returns:
+            The user.
+
+        Raises:
+            APIError: The registry was not reached, or refused.
+        """
+        return await self.ask("GET", "auth/current", UserSchema)
+
+    def storage_address(self, presigned_url: SecretStr) -> Address:
+        """Where a presigned URL leads, spoken to without the token, cookies or netrc.
+
+        Args:
+            presigned_url: As the registry gave it, signature and all.
+
+        Returns:
+            The address.
+        """
+        url = URL(presigned_url.get_secret_value(), encoded=True)  # quoted anew, the signature would not hold
+        return self._address(url, "storage", {}, None)
+
+    def registry_address(self, path: str) -> Address:
+        """Where the registry itself answers, with the token.
+
+        Args:
+            path: Below `/api/v1/`, quoted.
+
+        Returns:
+            The address.
+        """
+        headers = {
+            "X-YATAI-API-TOKEN": self._token.get_secret_value(),
+            "X-Bentoml-Version": BENTOML_VERSION,
+        }
+        url = URL(f"{self.endpoint}/api/v1/{path}", encoded=True)
+        return self._address(url, "registry", headers, self._token_source)
+
+    def _address(self, url: URL, session: str, headers: Mapping[str, str], token_source: str | None) -> Address:
+        return Address(
+            url=url,
+            session=self._session(session),
+            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers},
+            proxy=self._proxy or _proxy_of_environment(url),
+            ssl=self._ssl,
+            token_source=token_source,
+        )
+
+    def _session(self, name: str) -> aiohttp.ClientSession:
+        if name == "registry" and self._lent_session is not None:
+            return self._lent_session
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._sessions, self._loop = {}, loop  # those of a loop that has ended cannot be used, nor closed
+        if name not in self._sessions:
+            self._sessions[name] = aiohttp.ClientSession(
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),  # cookies ignore ports: one host's would reach another's
+                connector=aiohttp.TCPConnector(limit=0),  # bounded by Transfer.concurrency
+                read_bufsize=READ_BUFFER,
+            )
+        return self._sessions[name]
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        schema: type[AnswerT],
+        *,
+        body: Request | None = None,
+        params: Mapping[str, str] | None = None,
+        retry: bool = True,
+    ) -> AnswerT:
+        """Ask the registry something.
+
+        Args:
+            method: The HTTP method.
+            path: Below `/api/v1/`, quoted.
+            schema: What the answer should be.
+            body: What to say.
+            params: The query.
+            retry: Whether asking twice does no harm, so that a transient fault is tried again.
+
+        Returns:
+            The answer.
+
+        Raises:
+            APIConnectionError: The registry was not reached, or did not answer in time.
+            APIStatusError: It refused.
+            APIResponseError: Its answer does not fit the protocol.
+        """
+
+        async def once() -> AnswerT:
+            return await self._ask_once(method, path, schema, body, params)
+
+        return await with_retries(self.config.retry, once) if retry else await once()
+
+    async def find(
+        self, method: str, path: str, schema: type[AnswerT], *, params: Mapping[str, str] | None = None
+    ) -> AnswerT | None:
+        """Ask the registry for something that may not be there.
+
+        Args:
+            method: The HTTP method.
+            path: Below `/api/v1/`, quoted.
+            schema: What the answer should be.
+            params: The query.
+
+        Returns:
+            The answer, or None where there is no such record.
+
+        Raises:
+            APIError: As `ask` does.
+        """
+        try:
+            return await self.ask(method, path, schema, params=params)
+        except APIStatusError as error:
+            if is_not_found(error):
+                return None
+            raise
+
+    async def _ask_once(
+        self,
+        method: str,
+        path: str,
+        schema: type[AnswerT],
+        body: Request | None,
+        params: Mapping[str, str] | None,
+    ) -> AnswerT:
+        address = self.registry_address(path)
+        request = f"{method} {address}"
+        timeout = aiohttp.ClientTimeout(total=self._timeout, sock_connect=self.config.timeouts.connect)
+        headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body else {})
+        data = body.model_dump_json(by_alias=True).encode() if body else None
+        try:
+            async with address.request(method, timeout, headers=headers, params=params, data=data) as response:
+                said = await response.read()
+        except asyncio.TimeoutError as error:
+            raise APITimeoutError(f"{request}: no answer within {self._timeout:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise connection_error(address, error) from error
+        if response.status != HTTPStatus.OK:
+            raise status_error(response.status, response.headers, said, request, self._token_source)
+        return read_answer(said, schema, request)
+
+
+def connection_error(address: Address, error: Exception) -> APIConnectionError:
+    """Tell that the registry was not reached, or the connection to it broke.
+
+    Args:
+        address: Where.
+        error: What was raised.
+
+    Returns:
+        The error to raise.
+    """
+    place = origin(str(address))
+    if isinstance(error, aiohttp.ClientConnectorError):
+        reason = error.os_error.strerror or str(error.os_error)
+        return APIConnectionError(
+            f"cannot reach the registry at {place}: {reason}; is it running, and is the endpoint right?"
+        )
+    return APIConnectionError(f"the connection to the registry at {place} broke: {describe(error)}")
+
+
+def describe(error: BaseException) -> str:
+    """Say what a foreign exception says, without what opens a presigned URL.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        Its text, or its name where it has none.
+    """
+    return without_queries(str(error)) or type(error).__name__
+
+
+def _proxy_of_environment(url: URL) -> str | None:
+    """The proxy that `HTTPS_PROXY` and its like name for a URL, as other clients find it.
+
+    aiohttp's `trust_env` would do the same, and read netrc besides, whose password would go to the storage.
+    """
+    host = url.host or ""
+    return None if proxy_bypass(host) else getproxies().get(url.scheme)

@@ -1,0 +1,289 @@
+"""bento.yaml and model.yaml are read in all their forms, and sent as BentoML sends them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+import yaml
+
+from async_bento.errors import NotFoundError, StoreError
+from async_bento.store.items import MAX_DOC_SIZE, Bento, Model
+from async_bento.store.tag import Tag
+from async_bento.store.values import MAX_VALUES, format_time
+
+FIXTURES = Path(__file__).parent / "fixtures"
+BENTOS = sorted((FIXTURES / "bentos").iterdir())
+MODELS = sorted((FIXTURES / "models").iterdir())
+
+BENTO = {"service": "s:S", "name": "iris", "version": "v1", "creation_time": "2024-01-01T00:00:00+00:00"}
+MODEL = {
+    "name": "iris",
+    "version": "v1",
+    "module": "",
+    "api_version": "v1",
+    "context": {"framework_name": "", "framework_versions": {}},
+    "creation_time": "2024-01-01T00:00:00+00:00",
+}
+
+
+def sent_by_bentoml(path):
+    """What `fixtures/generate.py` had BentoML 1.4.39 compute."""
+    return json.loads((path / "create.json").read_text())
+
+
+def bento(path, **fields):
+    path.mkdir(exist_ok=True)
+    (path / "bento.yaml").write_text(yaml.safe_dump({**BENTO, **fields}))
+    return Bento.from_path(path)
+
+
+def model(path, **fields):
+    path.mkdir(exist_ok=True)
+    (path / "model.yaml").write_text(yaml.safe_dump({**MODEL, **fields}))
+    return Model.from_path(path)
+
+
+@pytest.mark.parametrize("path", BENTOS, ids=lambda path: path.name)
+def test_a_bento_is_described_as_bentoml_describes_it(path):
+    bento = Bento.from_path(path)
+    expected = sent_by_bentoml(path)
+    body = expected["body"]
+    manifest = bento.manifest(size_bytes=body["manifest"]["size_bytes"])
+    assert json.loads(json.dumps(manifest, allow_nan=False)) == body["manifest"]
+    assert bento.tag.version == body["version"]
+    assert bento.doc == body["description"]
+    assert format_time(bento.creation_time) == body["build_at"]
+    assert [{"key": key, "value": value} for key, value in bento.labels.items()] == body["labels"]
+    assert [
+        {"tag": str(model.tag), "registry": model.registry, "alias": model.alias, "metadata": model.metadata}
+        for model in bento.models
+    ] == expected["all_models"]
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)
+def test_a_model_is_described_as_bentoml_describes_it(path):
+    model = Model.from_path(path)
+    body = sent_by_bentoml(path)["body"]
+    written_since = (path / "create.json").stat().st_size
+    manifest = model.manifest(size_bytes=model.size() - written_since)
+    assert json.loads(json.dumps(manifest, allow_nan=False)) == body["manifest"]
+    assert model.tag.version == body["version"]
+    assert format_time(model.creation_time) == body["build_at"]
+    assert [{"key": key, "value": value} for key, value in model.labels.items()] == body["labels"]
+
+
+def test_a_bento_for_development_says_so(tmp_path):
+    assert bento(tmp_path).manifest(size_bytes=1, dev=True)["dev"] is True
+
+
+def test_a_model_counts_its_own_bytes_where_nobody_did(tmp_path):
+    iris = model(tmp_path)
+    (tmp_path / "weights").write_bytes(bytes(1000))
+    assert iris.manifest()["size_bytes"] == 1000 + (tmp_path / "model.yaml").stat().st_size
+
+
+def test_models_of_hugging_face_are_told_apart():
+    models = Bento.from_path(FIXTURES / "bentos" / "built").models
+    assert [str(model.tag) for model in models if model.is_huggingface] == [
+        "google-bert--bert-base-uncased:ff0507f2b0d32865be4af646e63a617b"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("'2024-01-01T10:00:00.000001+02:00'", "2024-01-01 08:00:00.000001"),
+        ("2024-01-01 10:00:00 +02:00", "2024-01-01 08:00:00.000000"),
+        ("2024-01-01 10:00:00", "2024-01-01 10:00:00.000000"),
+        ("'2024-01-01T10:00:00.5'", "2024-01-01 10:00:00.500000"),
+        ("2024-01-01", "2024-01-01 00:00:00.000000"),
+    ],
+)
+def test_a_creation_time_is_utc_however_it_is_written(tmp_path, written, sent):
+    fields = "".join(f"{key}: {value}\n" for key, value in BENTO.items() if key != "creation_time")
+    (tmp_path / "bento.yaml").write_text(f"{fields}creation_time: {written}\n")
+    created = Bento.from_path(tmp_path).creation_time
+    assert created.tzinfo is timezone.utc
+    assert format_time(created) == sent
+
+
+def test_a_bento_without_a_creation_time_is_as_old_as_its_file(tmp_path):
+    bento(tmp_path, creation_time=None)
+    os.utime(tmp_path / "bento.yaml", (1000, 1000))
+    assert Bento.from_path(tmp_path).creation_time == datetime.fromtimestamp(1000, timezone.utc)
+
+
+def test_the_last_service_that_names_a_model_describes_it(tmp_path):
+    services = [
+        {"name": "A", "service": "", "models": [{"tag": "x:1", "alias": "a"}, {"tag": "y:1"}]},
+        {"name": "B", "service": "", "models": [{"tag": "x:1", "alias": "b"}]},
+    ]
+    models = bento(tmp_path, models=[{"tag": "z:1"}, {"tag": "x:1"}], services=services).models
+    assert [(str(model.tag), model.alias) for model in models] == [("z:1", None), ("x:1", "b"), ("y:1", None)]
+
+
+def test_what_json_has_no_form_for_is_sent_all_the_same(tmp_path):
+    metadata = {
+        "at": datetime(2024, 1, 2, 3, 4, 5, tzinfo=timezone.utc),
+        "day": datetime(2024, 1, 2, tzinfo=timezone.utc).date(),
+        "loss": [float("nan"), float("inf"), 0.5],
+        "key": b"\x00\x01",
+        True: None,
+        7: {"deep": {1.5: "x"}},
+    }
+    sent = model(tmp_path, metadata=metadata).manifest()["metadata"]
+    assert sent == {
+        "at": "2024-01-02 03:04:05.000000",
+        "day": "2024-01-02",
+        "loss": [None, None, 0.5],
+        "key": "AAE=",
+        "true": None,
+        "7": {"deep": {"1.5": "x"}},
+    }
+
+
+def test_options_are_sent_for_a_module_and_not_without_one(tmp_path):
+    options = {"partial_kwargs": {"a": 1}}
+    assert model(tmp_path, module="bentoml.sklearn", options=options).manifest()["options"] == options
+    assert model(tmp_path, module="", options=options).manifest()["options"] == {}
+
+
+def test_a_number_for_an_environment_variable_becomes_text(tmp_path):
+    envs = bento(tmp_path, envs=[{"name": "A", "value": 1}, {"name": "B", "value": True}]).info.envs
+    assert [env.value for env in envs] == ["1", "True"]
+
+
+def test_a_field_without_a_value_counts_as_left_out(tmp_path):
+    iris = bento(tmp_path, models=None, services=None, labels=None, envs=None, runners=None)
+    assert (iris.models, iris.labels) == ([], {})
+
+
+def test_a_missing_directory_is_not_found(tmp_path):
+    with pytest.raises(NotFoundError, match="nowhere"):
+        Bento.from_path(tmp_path / "nowhere")
+
+
+def test_a_directory_without_its_yaml_is_no_item(tmp_path):
+    with pytest.raises(StoreError, match=r"has no bento\.yaml"):
+        Bento.from_path(tmp_path)
+    with pytest.raises(StoreError, match=r"has no model\.yaml"):
+        Model.from_path(tmp_path)
+
+
+def test_a_file_is_no_item(tmp_path):
+    (tmp_path / "iris.bento").touch()
+    with pytest.raises(StoreError, match=r"iris\.bento"):
+        Bento.from_path(tmp_path / "iris.bento")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("name: [", r"bento\.yaml is not valid YAML in line 1"),
+        ("a: 1\nb: 2024-13-45", r"bento\.yaml is not valid YAML"),
+        ("\x00", r"bento\.yaml is not valid YAML"),
+        ("", r"bento\.yaml is not a YAML mapping"),
+        ("- a", r"bento\.yaml is not a YAML mapping"),
+        ("!!python/object/apply:os.system [true]", r"bento\.yaml is not valid YAML"),
+    ],
+)
+def test_broken_yaml_is_named(tmp_path, text, complaint):
+    (tmp_path / "bento.yaml").write_text(text)
+    with pytest.raises(StoreError, match=complaint):
+        Bento.from_path(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["name", "version", "service"])
+def test_a_missing_field_is_named_with_its_file(tmp_path, field):
+    with pytest.raises(StoreError, match=rf"bento\.yaml: the field `{field}` is missing"):
+        bento(tmp_path, **{field: None})
+
+
+@pytest.mark.parametrize("field", ["name", "version", "module", "api_version", "context"])
+def test_a_missing_field_of_a_model_is_named_with_its_file(tmp_path, field):
+    with pytest.raises(StoreError, match=rf"model\.yaml: the field `{field}` is missing"):
+        model(tmp_path, **{field: None})
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"version": 1.10}, "version"),  # it was written 1.10 and is 1.1 to YAML: no guess is safe
+        ({"name": "no name"}, "name"),
+        ({"models": [{"tag": "iris:"}]}, r"models\.0\.tag"),
+        ({"services": [{"service": ""}]}, r"services\.0\.name"),
+        ({"envs": [{"name": "A", "stage": "sometimes"}]}, r"envs\.0\.stage"),
+        ({"creation_time": "yesterday"}, "creation_time"),
+        ({"schema": []}, "schema"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_place(tmp_path, fields, name):
+    with pytest.raises(StoreError, match=rf"bento\.yaml: the field `{name}`"):
+        bento(tmp_path, **fields)
+
+
+def test_an_error_quotes_no_environment_variable(tmp_path):
+    with pytest.raises(StoreError) as caught:
+        bento(tmp_path, envs=[{"name": "TOKEN", "value": ["hunter2"]}])
+    assert "hunter2" not in str(caught.value) + str(caught.value.__cause__)
+
+
+def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path):
+    bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 10)}]\n" for n in range(10))
+    text = yaml.safe_dump(MODEL) + "metadata:\n" + "".join(f"  {line}\n" for line in bomb.splitlines())
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(StoreError, match=rf"`metadata`: it holds over {MAX_VALUES} values"):
+        Model.from_path(tmp_path)
+
+
+def test_an_alias_within_itself_is_refused(tmp_path):
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(MODEL) + "metadata: {a: &a [*a]}\n")
+    with pytest.raises(StoreError, match=r"model\.yaml"):
+        Model.from_path(tmp_path)
+
+
+def test_a_readme_of_over_3_mib_is_not_sent(tmp_path, caplog):
+    iris = bento(tmp_path)
+    assert iris.doc == ""
+    assert not caplog.records
+    readme = tmp_path / "README.md"
+    readme.write_text("x" * MAX_DOC_SIZE)
+    assert len(iris.doc) == MAX_DOC_SIZE
+    readme.write_text("x" * (MAX_DOC_SIZE + 1))
+    assert iris.doc == ""
+    assert "README.md" in caplog.text
+
+
+def test_sizes_follow_links_to_files_but_not_to_directories(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "weights").write_bytes(bytes(100))
+    iris = bento(tmp_path / "iris")
+    (iris.path / "deep" / "er").mkdir(parents=True)
+    (iris.path / "deep" / "er" / ".hidden").write_bytes(bytes(10))
+    (iris.path / "file").symlink_to(elsewhere / "weights")
+    (iris.path / "directory").symlink_to(elsewhere)
+    (iris.path / "broken").symlink_to("nowhere")
+    (iris.path / "loop").symlink_to("loop")
+    assert iris.size() == 110 + (iris.path / "bento.yaml").stat().st_size
+
+
+def test_an_item_has_an_absolute_path(tmp_path, monkeypatch):
+    bento(tmp_path / "iris")
+    monkeypatch.chdir(tmp_path)
+    assert Bento.from_path("iris").path == tmp_path / "iris"
+
+
+def test_an_item_is_a_value(tmp_path):
+    iris = bento(tmp_path)
+    again = pickle.loads(pickle.dumps(iris))
+    assert again == iris
+    assert {iris: 1}[again] == 1
+    assert again.info == iris.info
+    assert iris.tag == Tag("iris", "v1")
+    assert len(repr(iris)) < 200 + len(str(tmp_path))
