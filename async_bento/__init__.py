@@ -30,6 +30,7 @@ from async_bento.push import PushResult
 from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
 from async_bento.store.tag import Tag
+from async_bento.sync import BentoAPI, ModelAPI
 from async_bento.wire.client import RestApiClient
 from async_bento.wire.schemas import (
     BentoFullSchema,
@@ -58,6 +59,7 @@ __all__ = [
     "AsyncModelAPI",
     "AuthenticationError",
     "Bento",
+    "BentoAPI",
     "BentoError",
     "BentoFullSchema",
     "BentoManifestSchema",
@@ -73,6 +75,7 @@ __all__ = [
     "InvalidTagError",
     "LabelItemSchema",
     "Model",
+    "ModelAPI",
     "ModelManifestSchema",
     "ModelRepositorySchema",
     "ModelSchema",

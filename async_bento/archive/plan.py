@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import aiofiles
 
 from async_bento.archive.scan import Entry, walk
+from async_bento.concurrency import finish
 from async_bento.config import MiB
 from async_bento.errors import ArchiveError, SourceChangedError
-from async_bento.concurrency import finish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection

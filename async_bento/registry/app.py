@@ -24,7 +24,7 @@ from async_bento.registry.disk import ClaimedPart
 from async_bento.registry.kinds import BENTO, KINDS, MODEL, Kind, check_tag_part
 from async_bento.registry.query import parse_list_query
 from async_bento.registry.records import Change, NewItem
-from async_bento.registry.refusals import RecordNotFoundError, RegistryError, of_os_error
+from async_bento.registry.refusals import BadRequestError, RecordNotFoundError, RegistryError, of_os_error
 from async_bento.registry.storage import send
 from async_bento.threads import finish
 
@@ -319,8 +319,12 @@ class Api:
     def _absolute(self, request: web.Request, url: str) -> str:
         if not url.startswith("/"):
             return url
-        # Not request.host: where the header is missing, that asks the name service, on the loop.
-        return (self._public_url or f"{request.scheme}://{request.headers.get('Host', '')}") + url
+        if self._public_url is not None:
+            return self._public_url + url
+        host = request.headers.get("Host")  # request.host would ask the name service where there is none, on the loop
+        if not host:
+            raise BadRequestError("without a Host header there is no telling where a URL should lead")
+        return f"{request.scheme}://{host}{url}"
 
 
 async def _who(_request: web.Request) -> web.Response:
@@ -339,7 +343,7 @@ async def _speak_json(request: web.Request, handler: Handler) -> web.StreamRespo
         return _refuse(error.status, error.reason)
     except RegistryError as error:
         return _refuse(error.status, error.message)
-    except ConnectionError:
+    except (ConnectionError, web.RequestPayloadError):
         return _refuse(400, "the connection broke")
     except OSError as error:
         log.exception("the disk failed")

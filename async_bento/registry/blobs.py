@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import time
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlencode
 
 from async_bento.config import MiB
-from async_bento.registry.disk import ClaimedPart, Disk, Spool, StoredObject
+from async_bento.registry.disk import ClaimedPart, Disk, StoredObject
 from async_bento.registry.refusals import ForbiddenError, StorageError
+from async_bento.registry.spool import Spool
 from async_bento.threads import Threads
 
 if TYPE_CHECKING:
@@ -152,9 +154,9 @@ class Presigner:
         return grant
 
     def _signature(self, grant: Grant, expires: int) -> str:
-        # A newer line would have to be escaped to get into a URL, and then into any of these.
-        said = "\n".join((grant.method, grant.key, grant.upload_id, str(grant.part_number), str(expires)))
-        return hmac.new(self._secret, said.encode(errors="replace"), hashlib.sha256).hexdigest()
+        # As JSON, since no two grants may look alike, whatever a client calls its upload.
+        said = json.dumps([*astuple(grant), expires])
+        return hmac.new(self._secret, said.encode(), hashlib.sha256).hexdigest()
 
 
 class LocalBlobs:

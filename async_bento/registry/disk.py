@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from async_bento.registry.refusals import RecordNotFoundError, StorageError
+from async_bento.registry.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from io import FileIO
     from pathlib import Path
 
 UPLOAD_LIFETIME = 24 * 3600.0
@@ -86,52 +86,6 @@ class ClaimedPart(NamedTuple):
     etag: str
 
 
-class Spool:
-    """A body on its way to the disk: under a name of its own until it is whole, gone when it never is.
-
-    Args:
-        directory: Where its file goes.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / f".{secrets.token_hex(16)}"
-        self.size = 0
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._file: FileIO | None = None
-
-    @property
-    def md5(self) -> str:
-        """The MD5 of what has been written."""
-        return self._md5.hexdigest()
-
-    def write(self, chunks: Iterable[bytes]) -> None:
-        """Append, and hash in the same breath.
-
-        Args:
-            chunks: What to append.
-        """
-        if self._file is None:
-            self._file = self.path.open("xb", buffering=0)
-        for chunk in chunks:
-            rest = memoryview(chunk)
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            self._md5.update(chunk)
-            self.size += len(chunk)
-
-    def seal(self) -> None:
-        """Have all of it on the disk."""
-        assert self._file is not None
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def discard(self) -> None:
-        """Remove the file, unless it has been given another name."""
-        if self._file is not None:
-            self._file.close()
-        self.path.unlink(missing_ok=True)
-
-
 class Disk:
     """Objects and uploads in one directory.
 
@@ -178,7 +132,11 @@ class Disk:
         """
         directory = self.new_directory()
         directory.mkdir()
-        (directory / _UPLOAD).write_text(key)
+        try:
+            (directory / _UPLOAD).write_text(key)
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         return directory.name
 
     def new_directory(self) -> Path:
@@ -204,7 +162,9 @@ class Disk:
         return directory
 
     def keep_part(self, key: str, upload_id: str, number: int, spool: Spool) -> None:
-        """Make a part that has arrived one of its upload's; an older one of the same number goes.
+        """Make a part that has arrived one of its upload's.
+
+        An older one of the same number stays beside it until the upload is completed, which names the one it means.
 
         Args:
             key: What the upload is for.
@@ -217,10 +177,7 @@ class Disk:
         """
         with self._lock:
             directory = self.upload_directory(key, upload_id)
-            kept = spool.path.rename(directory / _part_name(number, spool.md5))
-            for older in directory.glob(f"{number:05d}.*"):
-                if older.name != kept.name:
-                    older.unlink()
+            spool.path.replace(directory / _part_name(number, spool.md5))
 
     def complete_upload(self, key: str, upload_id: str, claimed: Sequence[ClaimedPart]) -> None:
         """Make the parts of an upload the object; doing so twice is no error, since the first answer may be lost.
@@ -272,7 +229,7 @@ class Disk:
             spool: The body, in a directory of its own.
         """
         with self._lock:
-            kept = spool.path.rename(spool.path.with_name(_part_name(1, spool.md5)))
+            kept = spool.path.replace(spool.path.with_name(_part_name(1, spool.md5)))
             unused = self._publish(
                 key,
                 StoredObject(id=kept.parent.name, etag=f'"{spool.md5}"', parts=(kept.name,), sizes=(spool.size,)),
@@ -371,7 +328,7 @@ class Disk:
             spool.path.replace(pointer)
         finally:
             spool.discard()
-        for directory in (self._data / stored.id, pointer.parent):
+        for directory in (self._data / stored.id, self._data, pointer.parent):
             _sync(directory)
         if previous is None:
             return None

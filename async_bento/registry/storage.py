@@ -96,7 +96,7 @@ class Storage:
             return await self._get(request, grant)
         except RegistryError as error:
             return _refuse(error)
-        except ConnectionError:
+        except (ConnectionError, web.RequestPayloadError):
             return _refuse(StorageError("RequestTimeout", "the connection broke"))
         except OSError as error:
             log.exception("the disk failed")

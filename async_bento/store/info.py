@@ -302,7 +302,7 @@ def read_info(info_type: type[InfoT], path: Path) -> InfoT:
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
     try:
-        return info_type.model_validate({"creation_time": written, **content})
+        return info_type.model_validate({**content, "creation_time": content.get("creation_time") or written})
     except ValidationError as error:
         raise StoreError(f"{path}: {_explain(error)}") from error
     except (RecursionError, OverflowError) as error:  # an alias within what it stands for; a time before the year 1
@@ -313,9 +313,9 @@ def _parse(text: bytes, path: Path) -> dict[str, object]:
     try:
         content: object = _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that no calendar has
-        mark: object = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if isinstance(mark, yaml.Mark) else ""
-        raise StoreError(f"{path} is not valid YAML{line}") from error
+        line: object = getattr(getattr(error, "problem_mark", None), "line", None)
+        where = f" in line {line + 1}" if isinstance(line, int) else ""
+        raise StoreError(f"{path} is not valid YAML{where}") from error
     fields = fields_of(content)
     if fields is None:
         raise StoreError(f"{path} is not a YAML mapping")

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento.archive.plan import TarPlan
+from async_bento.concurrency import Threads
 from async_bento.config import GiB, KiB, MiB
 from async_bento.errors import ArchiveError, SourceChangedError, TransferError, UnsafeArchiveError
-from async_bento.concurrency import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -388,6 +388,12 @@ def write_less(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def write_more_unnoticed(path: Path) -> None:
+    status = path.stat()
+    write_more(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def write_again(path: Path) -> None:
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
 
@@ -407,7 +413,16 @@ def replace_by_directory(path: Path) -> None:
     path.mkdir()
 
 
-CHANGES = [write_more, write_less, write_again, Path.unlink, replace_by_link, replace_by_fifo, replace_by_directory]
+CHANGES = [
+    write_more,
+    write_more_unnoticed,
+    write_less,
+    write_again,
+    Path.unlink,
+    replace_by_link,
+    replace_by_fifo,
+    replace_by_directory,
+]
 
 
 @pytest.mark.parametrize("size", [5000, 500_000], ids=["small", "large"])
@@ -425,10 +440,15 @@ async def test_a_file_that_changed_since_the_plan_is_named(
     assert isinstance(raised.value, TransferError)
 
 
-async def test_an_empty_file_that_has_grown_is_named(root: Path, threads: Threads) -> None:
+@pytest.mark.parametrize("change", [write_more, replace_by_fifo])
+async def test_an_empty_file_that_is_not_one_any_more_is_named(
+    root: Path, threads: Threads, change: Callable[[Path], None]
+) -> None:
     (root / "log").touch()
+    os.utime(root / "log", (0, 1000))
     plan = await threads.run(TarPlan.scan, root)
-    write_more(root / "log")
+    change(root / "log")
+    os.utime(root / "log", (0, 1000))
     with pytest.raises(SourceChangedError):
         await read(plan, threads)
 

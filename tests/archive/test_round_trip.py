@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from async_bento.archive.extract import Extractor
 from async_bento.archive.plan import TarPlan
-from async_bento.config import KiB, MiB
 from async_bento.concurrency import Threads
+from async_bento.config import KiB, MiB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

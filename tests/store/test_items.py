@@ -184,7 +184,7 @@ def test_a_file_is_no_item(tmp_path):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("name: [", r"bento\.yaml is not valid YAML in line 1"),
+        ("a: 1\nb: }\n", r"bento\.yaml is not valid YAML in line 2"),
         ("a: 1\nb: 2024-13-45", r"bento\.yaml is not valid YAML"),
         ("\x00", r"bento\.yaml is not valid YAML"),
         ("", r"bento\.yaml is not a YAML mapping"),

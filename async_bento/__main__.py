@@ -1,0 +1,5 @@
+"""`python -m async_bento` is `async-bento`."""
+
+from async_bento.cli import main
+
+main()

@@ -1,0 +1,110 @@
+"""Start a registry, push a small bento and its model to it, pull them into a second store, and compare.
+
+Everything happens in a temporary directory and on this machine: no account, no BentoML, no Docker.
+"""
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+
+from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
+from async_bento.registry import LocalRegistry
+
+MiB = 1024 * 1024
+
+BENTO_YAML = """\
+service: service:Greeter
+name: greeter
+version: v1
+bentoml_version: 1.4.39
+creation_time: 2026-01-02 03:04:05+00:00
+entry_service: Greeter
+labels: {team: quickstart}
+models:
+- {tag: "greetings:v1", module: "", creation_time: 2026-01-02 03:04:05+00:00}
+spec: 2
+"""
+
+MODEL_YAML = """\
+name: greetings
+version: v1
+module: ""
+labels: {}
+options: {}
+metadata: {languages: 3}
+context: {framework_name: none, framework_versions: {}, bentoml_version: 1.4.39, python_version: 3.12.0}
+signatures: {}
+api_version: v1
+creation_time: 2026-01-02 03:04:05+00:00
+"""
+
+
+def build(home: Path) -> None:
+    """Lay out what `bentoml build` would have: a bento with a script, a link and an empty directory, and a model."""
+    bento = home / "bentos" / "greeter" / "v1"
+    (bento / "src" / "cache").mkdir(parents=True)
+    (bento / "bento.yaml").write_text(BENTO_YAML)
+    (bento / "README.md").write_text("# Greeter\n\nSays hello.\n")
+    (bento / "src" / "service.py").write_text("class Greeter:\n    def greet(self):\n        return 'hello'\n")
+    (bento / "src" / "start.sh").write_text("#!/bin/sh\nexec bentoml serve\n")
+    (bento / "src" / "start.sh").chmod(0o755)
+    (bento / "src" / "grüße.txt").symlink_to("service.py")
+    model = home / "models" / "greetings" / "v1"
+    model.mkdir(parents=True)
+    (model / "model.yaml").write_text(MODEL_YAML)
+    (model / "weights.bin").write_bytes(os.urandom(64 * MiB))
+
+
+def look(directory: Path) -> dict[str, tuple[int, bytes]]:
+    """Read a whole directory: for each path its mode, and its contents or where it points to."""
+    return {
+        str(path.relative_to(directory)): (
+            path.lstat().st_mode,
+            bytes(path.readlink()) if path.is_symlink() else b"" if path.is_dir() else path.read_bytes(),
+        )
+        for path in sorted(directory.rglob("*"))
+    }
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        mine, theirs = Path(scratch, "mine"), Path(scratch, "theirs")
+        build(mine)
+        async with LocalRegistry(Path(scratch, "registry")) as registry:
+            print(f"A registry listens on {registry.endpoint}\n")
+
+            def api(home: Path) -> AsyncBentoAPI:
+                return AsyncBentoAPI(
+                    endpoint=registry.endpoint,
+                    api_token=registry.api_token,
+                    bento_store=BentoStore(home / "bentos"),
+                    model_store=ModelStore(home / "models"),
+                    config=Config(transfer={"part_size": 16 * MiB}),
+                    progress=True,
+                )
+
+            async with api(mine) as me:
+                pushed = await me.push("greeter:latest")
+                model = pushed.models[0]
+                print(f"Pushed {pushed.tag} and {model.tag}: {model.bytes_sent:,} bytes in {model.parts} parts\n")
+                again = await me.push("greeter:v1")
+                print(f"Pushed it again: skipped={again.skipped}, {again.bytes_sent} bytes\n")
+
+            async with api(theirs) as they:
+                for record in (await they.list()).items:
+                    print(f"On the registry: greeter:{record.version}, {record.upload_status}")
+                record = await they.get("greeter", "v1")
+                print(f"Its labels: {', '.join(f'{label.key}={label.value}' for label in record.labels)}\n")
+                bento = await they.pull("greeter", with_models=True)
+                print(f"Pulled {bento.tag} to {bento.path}\n")
+
+        for item in ("bentos/greeter/v1", "models/greetings/v1"):
+            ours, pulled = look(mine / item), look(theirs / item)
+            if ours != pulled:
+                raise SystemExit(f"{item} came back changed")
+            print(f"{item}: {len(pulled)} files, directories and links, every byte and mode as it was")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,58 @@
+"""The one door to everything: `nox` runs what matters, `nox -s lint` and its like run a part of it."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.default_venv_backend = "uv"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False  # those that are there are tested
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests", "interop", "quickstart"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+
+
+def install_group(session: nox.Session, group: str, *, package: bool = True) -> None:
+    if package:
+        session.install("-e", ".")
+    session.install(*nox.project.dependency_groups(PYPROJECT, group))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting, and who may import whom."""
+    install_group(session, "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy and pyright, both strict."""
+    install_group(session, "types")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The suite, on every Python that is there."""
+    install_group(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """Beside the real bentoml: each pulls what the other pushed."""
+    install_group(session, "interop")
+    session.run("pytest", "-m", "interop", *session.posargs)
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """The example of the README, on the package as it is installed."""
+    session.install(".")
+    session.run("python", "examples/quickstart.py")

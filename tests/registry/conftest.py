@@ -1,0 +1,158 @@
+"""A registry on a real socket, and a client that knows nothing but HTTP."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import aiohttp
+import pytest
+
+from async_bento.registry import LocalRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+BUILD_AT = "2024-05-01 10:20:30.123456"
+
+
+class Words(NamedTuple):
+    """The words of one kind of item, as they stand in PROTOCOL.md."""
+
+    repositories: str
+    items: str
+    latest: str
+    repository_uid: str
+
+
+BENTOS = Words("bento_repositories", "bentos", "latest_bento", "bento_repository_uid")
+MODELS = Words("model_repositories", "models", "latest_model", "model_uid")
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Any
+    body: bytes
+    json: Any
+
+
+class Caller:
+    """Calls one registry, about one kind of item."""
+
+    def __init__(self, registry: LocalRegistry, session: aiohttp.ClientSession, words: Words) -> None:
+        self.registry = registry
+        self.session = session
+        self.words = words
+
+    def about(self, words: Words) -> Caller:
+        return Caller(self.registry, self.session, words)
+
+    async def api(self, method: str, path: str, *, token: str | None = None, **kwargs: Any) -> Answer:
+        headers = kwargs.pop("headers", {}) | {"X-YATAI-API-TOKEN": token or self.registry.api_token}
+        return await self.bare(method, f"{self.registry.endpoint}/api/v1{path}", headers=headers, **kwargs)
+
+    async def bare(self, method: str, url: str, **kwargs: Any) -> Answer:
+        async with self.session.request(method, url, **kwargs) as response:
+            body = await response.read()
+            is_json = response.content_type == "application/json" and method != "HEAD"
+            return Answer(response.status, response.headers, body, await response.json() if is_json else None)
+
+    async def ok(self, method: str, path: str, **kwargs: Any) -> Any:
+        answer = await self.api(method, path, **kwargs)
+        assert answer.status == 200, answer
+        return answer.json
+
+    def items(self, name: str = "iris") -> str:
+        return f"/{self.words.repositories}/{name}/{self.words.items}"
+
+    async def create(self, name: str = "iris", version: str = "v1", **fields: Any) -> Any:
+        """An item, and its repository where there is none."""
+        await self.api("POST", f"/{self.words.repositories}", json={"name": name, "description": ""})
+        body = {"version": version, "description": "", "manifest": {}, "build_at": BUILD_AT, "labels": []}
+        return await self.ok("POST", self.items(name), json=body | fields)
+
+    async def get(self, name: str = "iris", version: str = "v1") -> Any:
+        return await self.ok("GET", f"{self.items(name)}/{version}")
+
+    async def list(self, path: str | None = None, **query: str | int) -> Any:
+        return await self.ok("GET", path or f"/{self.words.items}", params=query)
+
+    async def put_url(self, version: str = "v1") -> str:
+        item = await self.ok("PATCH", f"{self.items()}/{version}/presign_upload_url")
+        return str(item["presigned_upload_url"])
+
+    async def get_url(self, version: str = "v1") -> str:
+        item = await self.ok("PATCH", f"{self.items()}/{version}/presign_download_url")
+        return str(item["presigned_download_url"])
+
+    async def start_multipart(self, version: str = "v1") -> str:
+        item = await self.ok("PATCH", f"{self.items()}/{version}/start_multipart_upload")
+        assert item["upload_id"]
+        return str(item["upload_id"])
+
+    async def part_url(self, upload_id: str, number: int, version: str = "v1") -> str:
+        body = {"upload_id": upload_id, "part_number": number}
+        item = await self.ok("PATCH", f"{self.items()}/{version}/presign_multipart_upload_url", json=body)
+        return str(item["presigned_upload_url"])
+
+    async def put_part(self, upload_id: str, number: int, data: bytes, version: str = "v1") -> str:
+        answer = await self.bare("PUT", await self.part_url(upload_id, number, version), data=data)
+        assert answer.status == 200, answer
+        return str(answer.headers["ETag"])
+
+    async def complete(self, upload_id: str, etags: list[tuple[int, str]], version: str = "v1") -> Answer:
+        parts = [{"part_number": number, "etag": etag} for number, etag in etags]
+        body = {"upload_id": upload_id, "parts": parts}
+        return await self.api("PATCH", f"{self.items()}/{version}/complete_multipart_upload", json=body)
+
+    async def upload(self, data: Any, version: str = "v1", **kwargs: Any) -> Answer:
+        return await self.api("PUT", f"{self.items()}/{version}/upload", data=data, **kwargs)
+
+    async def download(self, version: str = "v1") -> Answer:
+        return await self.api("GET", f"{self.items()}/{version}/download")
+
+
+Serve = "Callable[..., Awaitable[Caller]]"
+
+
+@pytest.fixture
+async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Caller]]]:
+    """Start a registry, about bentos unless told otherwise; all of them end with the test."""
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+
+        async def start(root: Path = tmp_path / "registry", words: Words = BENTOS, **options: Any) -> Caller:
+            registry = LocalRegistry(root, **({"min_part_size": 1, "grace": 0.2} | options))
+            return Caller(await stack.enter_async_context(registry), session, words)
+
+        yield start
+
+
+@pytest.fixture
+async def caller(serve: Callable[..., Awaitable[Caller]]) -> Caller:
+    """A registry as most tests want it: about bentos, small parts."""
+    return await serve()
+
+
+@pytest.fixture(params=[BENTOS, MODELS], ids=["bentos", "models"])
+def words(request: pytest.FixtureRequest) -> Words:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+async def either(serve: Callable[..., Awaitable[Caller]], words: Words) -> Caller:
+    """The same, for bentos and for models."""
+    return await serve(words=words)
+
+
+@pytest.fixture
+def stored_files(tmp_path: Path) -> Callable[[], list[str]]:
+    """What lies on the disk for the bytes of items, by its names."""
+
+    def find() -> list[str]:
+        root = str(tmp_path / "registry" / "blobs")
+        return [os.path.relpath(os.path.join(at, name), root) for at, _, names in os.walk(root) for name in names]
+
+    return find
