@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import warnings
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -397,6 +398,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             NotFoundError: There is no such bento here, or one of its models is neither here nor on the registry.
             BentoError: The push failed; the registry has been told.
         """
+        began = time.monotonic()
         found = await self._find(bento)
         repositories = Repositories()
         models = await self._push_models(found, force=force, threads=_checked(threads), repositories=repositories)
@@ -412,7 +414,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
                 transport=self._connection.transport,
                 progress=progress,
             )
-        return replace(result, models=models)
+        return replace(result, models=models, seconds=time.monotonic() - began)
 
     async def _push_models(
         self, bento: Bento, *, force: bool, threads: int, repositories: Repositories

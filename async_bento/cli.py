@@ -21,7 +21,7 @@ from async_bento.errors import (
     InvalidTagError,
     NotFoundError,
 )
-from async_bento.progress import human_size
+from async_bento.progress import human_size, is_watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -293,6 +293,8 @@ def _api(endpoint: str | None, context: str | None) -> AsyncBentoAPI:
 def _say_pushed(result: PushResult, word: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(result), default=str))
+    elif is_watched():
+        return  # the bars have said it
     elif result.skipped:
         click.echo(f"The registry has the {word} {result.tag} already; --force pushes it anew.")
     elif result.parts == 0:
@@ -314,6 +316,9 @@ def _say_pulled(tag: str, path: Path | None, as_json: bool) -> None:
 def _say_list(items: Sequence[tuple[str, BentoSchema | ModelSchema]], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_record(item) for _, item in items]))
+        return
+    if not items:
+        click.echo("The registry has none.", err=True)
         return
     rows = [
         (

@@ -211,7 +211,7 @@ class TqdmListener:
         return tqdm(
             desc=f"{_VERBS[event.direction][0]} {event.kind} {event.tag}",
             total=event.bytes_total,
-            unit="B",
+            unit="iB",
             unit_scale=True,
             unit_divisor=KiB,
             file=self._stream,

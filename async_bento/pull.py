@@ -6,11 +6,12 @@ import asyncio
 import shutil
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from async_bento.archive.extract import Extractor
 from async_bento.concurrency import finish
-from async_bento.errors import NotFoundError
+from async_bento.errors import APIStatusError, NotFoundError, PartError
 from async_bento.store.tag import LATEST, Tag
 from async_bento.transfer.download import download
 from async_bento.wire.schemas import ModelManifestSchema
@@ -147,14 +148,33 @@ async def _fetch(
             progress.enter("skipped", "another process has just pulled it")
             return local
         async with threads.entered(store.stage()) as staged:
-            unpacking = Unpacking(staged, threads)
+            unpacking = await threads.run(Unpacking, staged, threads)  # it looks whether the directory is empty
             try:
-                await download(kind.routes, remote, tag.name, unpacking, transport, progress)
+                await _download(kind, tag, remote, unpacking, transport, progress)
                 progress.enter("finishing")
                 await threads.run(unpacking.extractor.close)
             finally:
                 await threads.run(unpacking.extractor.abort)
             return await threads.run(store.commit, staged, tag, replace=force)
+
+
+async def _download(
+    kind: Kind[ItemT, RecordT],
+    tag: Tag,
+    remote: ItemSchema,
+    unpacking: Unpacking,
+    transport: Transport,
+    progress: Progress,
+) -> None:
+    try:
+        await download(kind.routes, remote, tag.name, unpacking, transport, progress)
+    except (APIStatusError, PartError) as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        raise NotFoundError(
+            f"the {kind.word} {tag} is on the registry, but its files are not (its upload: {remote.upload_status}); "
+            "whoever has it must push it again"
+        ) from error
 
 
 @asynccontextmanager

@@ -42,7 +42,7 @@ class PushResult:
         resumed: Whether an interrupted push was taken up again.
         bytes_sent: Bytes of its tar that were sent.
         parts: Requests they were sent in.
-        seconds: How long it took.
+        seconds: How long it took, its models included.
         models: The same for each model of a bento.
     """
 

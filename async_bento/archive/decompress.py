@@ -46,21 +46,21 @@ class _Gzip:
 
     def __init__(self) -> None:
         self._zlib = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        self.needs_input = True
 
     @property
     def eof(self) -> bool:
         return self._zlib.eof
 
     @property
+    def needs_input(self) -> bool:
+        return not self._zlib.unconsumed_tail
+
+    @property
     def unused_data(self) -> bytes:
         return self._zlib.unused_data
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        output = self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
-        # A full answer may have left some of the output inside, even when no input is left.
-        self.needs_input = not self._zlib.unconsumed_tail and len(output) < max_length
-        return output
+        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
 
 
 def _xz() -> _Stream:

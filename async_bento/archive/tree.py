@@ -194,9 +194,9 @@ class Tree:
                 os.close(descriptor)
 
     def _make_room(self, name: str) -> None:
-        """Make the directories a member lies in, and see that nothing known has its name."""
+        """Make the directories a member lies in, and see that no link will have its name."""
         self.current = name
-        if name in self._links or name in self._directories:
+        if name in self._links:
             raise _in_the_way(name)
         parent = name.rpartition("/")[0]
         if parent in self._directories:

@@ -7,13 +7,15 @@ import logging
 import os
 import secrets
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from filelock import FileLock, Timeout
+from pydantic import SecretStr
 
 from async_bento.config import GiB, MiB, check_endpoint
 from async_bento.errors import ConfigError
@@ -97,7 +99,7 @@ class LocalRegistry:
         self._presign = presign
         self._host = host
         self._port = port
-        self._given_token = api_token
+        self._given_token = None if api_token is None else SecretStr(api_token)
         self._public_url = public_url and check_endpoint(public_url)
         self._url_expiry = url_expiry
         self._min_part_size = min_part_size
@@ -187,9 +189,10 @@ class LocalRegistry:
             await threads.run(held.enter_context, lock)
         except Timeout as error:
             raise ConfigError(f"{self._root} is used by another registry") from error
-        api_token = self._given_token
-        if api_token is None:
+        if self._given_token is None:
             api_token = await threads.run(_kept_secret, self._root / "api_token")
+        else:
+            api_token = self._given_token.get_secret_value()
         key = await threads.run(_kept_secret, self._root / "signing_key")
         return api_token, Presigner(key.encode(), self._url_expiry)
 
@@ -213,11 +216,12 @@ class LocalRegistry:
         return port
 
 
-class _Running(NamedTuple):
+@dataclass(frozen=True)
+class _Running:
     """What there is while the registry runs."""
 
     endpoint: str
-    api_token: str
+    api_token: str = field(repr=False)
     stack: AsyncExitStack
 
 

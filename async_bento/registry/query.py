@@ -90,7 +90,7 @@ def _split(q: str) -> dict[str, list[str]]:
         key, colon, value = word.partition(":")
         if not colon:
             said.setdefault("", []).append(word)
-        elif value:
+        elif key and value:
             said.setdefault(key, []).append(value)
     return said
 

@@ -81,8 +81,8 @@ def make_movable(path: Path) -> None:
     Args:
         path: The directory.
     """
-    mode = path.lstat().st_mode
-    if stat.S_ISDIR(mode) and mode & stat.S_IRWXU != stat.S_IRWXU:
+    mode = path.lstat().st_mode  # a link moves as it is, and what it points to is not ours to open
+    if mode & stat.S_IRWXU != stat.S_IRWXU:
         path.chmod(stat.S_IMODE(mode) | stat.S_IRWXU)
 
 

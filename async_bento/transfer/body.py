@@ -7,7 +7,7 @@ import hashlib
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from aiohttp import Payload
+from aiohttp import ClientError, Payload
 
 from async_bento.config import KiB
 from async_bento.errors import IntegrityError
@@ -42,7 +42,7 @@ class TarBody(Payload):
     Attributes:
         alive: Called whenever bytes went through; whoever sends the body may watch that.
         md5: The MD5 of the bytes in hexadecimal, once all of them went through and where it was wanted.
-        failure: What writing failed with, as it was raised: aiohttp makes a lost connection of it.
+        failure: What reading the tar failed with, as it was raised: aiohttp makes a lost connection of it.
     """
 
     def __init__(
@@ -106,6 +106,8 @@ class TarBody(Payload):
         self._at_rest.clear()
         try:
             await self._write(writer)
+        except (ClientError, ConnectionError):
+            raise  # the connection's fault, and aiohttp's to tell
         except Exception as error:
             self.failure = error
             raise

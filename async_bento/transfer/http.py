@@ -110,8 +110,8 @@ async def put(address: Address, body: TarBody, config: Config, *, part_number: i
                     raise _refused(address, request, response, said, part_number)
                 return _checked_etag(response.headers.get("ETag"), body, request)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            if isinstance(body.failure, BentoError):
-                raise body.failure from None  # aiohttp makes a lost connection of it
+            if body.failure is not None:
+                raise body.failure from None
             raise _broken(address, request, error) from error
         finally:
             await finish(body.at_rest())

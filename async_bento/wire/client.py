@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -336,7 +337,8 @@ def connection_error(address: Address, error: Exception) -> APIConnectionError:
     """
     place = origin(str(address))
     if isinstance(error, aiohttp.ClientConnectorError):
-        reason = error.os_error.strerror or str(error.os_error)
+        number = error.os_error.errno or 0  # asyncio's own words for it name the address, not the reason
+        reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
         return APIConnectionError(
             f"cannot reach the registry at {place}: {reason}; is it running, and is the endpoint right?"
         )

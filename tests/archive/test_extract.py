@@ -183,11 +183,11 @@ def test_set_uid_set_gid_sticky_and_world_write_are_dropped(there: Path, kind: b
 def test_a_read_only_directory_can_be_filled(ordinary_user: Path) -> None:
     there = ordinary_user / "there"
     there.mkdir()
-    extract(directory("d", mode=0o500) + directory("d/e", mode=0) + block("d/e/f", content=b"x") + END, there)
-    assert stat.S_IMODE((there / "d" / "e").stat().st_mode) == 0
-    (there / "d" / "e").chmod(0o700)
+    extract(directory("d", mode=0) + directory("d/e", mode=0) + block("d/e/f", content=b"x") + END, there)
+    for closed in (there / "d", there / "d" / "e"):
+        assert stat.S_IMODE(closed.stat().st_mode) == 0
+        closed.chmod(0o700)
     assert (there / "d" / "e" / "f").read_bytes() == b"x"
-    (there / "d").chmod(0o700)
 
 
 def test_missing_parents_are_made(there: Path) -> None:
@@ -472,6 +472,14 @@ def test_a_member_that_lands_on_another_is_refused(there: Path, first: bytes, ki
     )
 
 
+@pytest.mark.parametrize("first", [block("it"), directory("it"), block("it/x")])
+def test_a_link_that_lands_on_another_member_is_refused_as_it_arrives(there: Path, first: bytes) -> None:
+    with Extractor(there) as extractor:
+        extractor.feed(first)
+        with pytest.raises(UnsafeArchiveError, match="is there already"):
+            extractor.feed(symlink("it", "x"))
+
+
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
 def test_a_member_that_lands_on_a_directory_is_refused(there: Path, kind: bytes) -> None:
     assert_refused(
@@ -664,10 +672,10 @@ def test_a_bomb_costs_no_memory(there: Path, compress: Callable[[bytes], bytes])
 
 
 def test_a_flood_of_empty_streams_takes_no_time_of_its_square(there: Path) -> None:
-    data = gzip.compress(block("a") + END, mtime=0) + gzip.compress(b"", mtime=0) * 60_000
+    data = gzip.compress(block("a") + END, mtime=0) + gzip.compress(b"", mtime=0) * 150_000
     before = time.process_time()
     assert extract(data, there).finished
-    assert time.process_time() - before < 2
+    assert time.process_time() - before < 4
 
 
 def test_an_xz_that_asks_for_too_much_memory_is_broken(there: Path) -> None:

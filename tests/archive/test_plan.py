@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -472,6 +473,24 @@ async def test_a_file_that_changes_while_it_is_read_is_named(
         await read_on()
 
 
+async def test_a_small_file_that_changes_while_it_is_read_is_named(
+    root: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = root / "config.yaml"
+    path.write_bytes(b"a: 1")
+    plan = await threads.run(TarPlan.scan, root)
+    read_bytes = os.read
+
+    def read_and_change(descriptor: int, count: int) -> bytes:
+        data = read_bytes(descriptor, count)
+        write_again(path)
+        return data
+
+    monkeypatch.setattr(os, "read", read_and_change)
+    with pytest.raises(SourceChangedError):
+        await read(plan, threads)
+
+
 async def test_a_range_that_ends_within_a_file_sees_a_change_too(root: Path, threads: Threads) -> None:
     path = root / "model.bin"
     path.write_bytes(random_bytes(10_000))
@@ -527,6 +546,40 @@ async def test_a_read_that_is_cancelled_anywhere_closes_its_file(root: Path, thr
         cancelled += task.cancelled()
         assert open_files(root) == 0
     assert cancelled > 10
+
+
+class SlowThreads(Threads):
+    """Threads whose calls take their time, and that know how many were under way at once."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.running = self.peak = 0
+        submit = self.executor.submit
+
+        def slowly(function: Callable[..., object], *args: object) -> object:
+            self.running += 1
+            self.peak = max(self.peak, self.running)
+            time.sleep(0.003)
+            try:
+                return function(*args)
+            finally:
+                self.running -= 1
+
+        self.executor.submit = lambda *call: submit(slowly, *call)
+
+
+async def test_a_read_that_is_cancelled_waits_for_its_thread(root: Path) -> None:
+    (root / "model.bin").write_bytes(bytes(30_000))
+    plan = await asyncio.to_thread(TarPlan.scan, root)
+    threads = SlowThreads()
+    for wait in range(25):
+        task = asyncio.create_task(read(plan, threads, io_chunk=4096))
+        await asyncio.sleep(wait / 1000)
+        task.cancel()
+        await asyncio.wait([task])
+        assert threads.running == 0
+    assert threads.peak == 1
+    threads.executor.shutdown()
 
 
 def touch_name(root: Path) -> None:

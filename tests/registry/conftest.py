@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,6 +55,8 @@ class Caller:
         return await self.bare(method, f"{self.registry.endpoint}/api/v1{path}", headers=headers, **kwargs)
 
     async def bare(self, method: str, url: str, **kwargs: Any) -> Answer:
+        if isinstance(kwargs.get("data"), bytes):
+            kwargs["data"] = io.BytesIO(kwargs["data"])  # aiohttp warns of large bare bytes
         async with self.session.request(method, url, **kwargs) as response:
             body = await response.read()
             is_json = response.content_type == "application/json" and method != "HEAD"
@@ -112,9 +115,6 @@ class Caller:
 
     async def download(self, version: str = "v1") -> Answer:
         return await self.api("GET", f"{self.items()}/{version}/download")
-
-
-Serve = "Callable[..., Awaitable[Caller]]"
 
 
 @pytest.fixture

@@ -307,6 +307,24 @@ def test_an_item_is_replaced_when_asked(store):
     assert scratch_of(store) == []
 
 
+def test_the_old_item_is_gone_as_soon_as_it_is_replaced(store):
+    put(store, "iris:v1", text="first")
+    with store.stage() as staged:
+        fill(staged, "iris:v1", text="second")
+        store.commit(staged, "iris:v1", replace=True)
+        assert not staged.exists()
+
+
+def test_a_commit_syncs_its_directories_and_no_file(store, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr("os.fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), fsync(descriptor)))
+    put(store, "iris:v1")
+    put(store, "iris:v2")
+    base, name = store.path.stat().st_ino, (store.path / "iris").stat().st_ino
+    assert synced == [base, name, name]
+
+
 def test_an_item_is_replaced_where_no_exchange_is_possible(store, monkeypatch):
     monkeypatch.setattr("async_bento.store.store.exchange", lambda *_: False)
     put(store, "iris:v1", text="first")
@@ -412,6 +430,7 @@ def test_a_read_only_item_is_committed_replaced_and_deleted(store):
             staged.chmod(0o500)
             store.commit(staged, "iris:v1", replace=replace)
     assert (store.path / "iris" / "v1" / "sub").stat().st_mode & 0o777 == 0o500
+    assert (store.path / "iris" / "v1").stat().st_mode & 0o777 == 0o700  # or nobody but root could move it
     assert (store.path / "iris" / "v1" / "text").read_text() == "True"
     store.delete("iris:v1")
     assert scratch_of(store) == []

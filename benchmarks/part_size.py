@@ -1,0 +1,109 @@
+"""Which part size is a good default: pushes of one file, on loopback and over links, in turns.
+
+    python benchmarks/part_size.py --mib 512 --rounds 5
+
+The registry, the link and each push are processes of their own. Printed are the medians, and their ratio to the
+size that is the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from async_bento import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MiB = 1024 * 1024
+SIZES = (8, 16, 32, 64, 128)
+LINKS = {"loopback": (0, 0), "40 ms, 20 MB/s": (40, 20), "100 ms, 5 MB/s": (100, 5)}
+
+MODEL_YAML = """\
+{name: weights, version: v1, module: "", labels: {}, metadata: {}, api_version: v1,
+ context: {framework_name: none, framework_versions: {}}, creation_time: 2026-01-02 03:04:05+00:00}
+"""
+
+PUSH = """
+import json, resource, sys, time
+from async_bento import BentoAPI
+began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+with BentoAPI() as api:
+    api.models.push("weights:v1", force=True)
+now = resource.getrusage(resource.RUSAGE_SELF)
+cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+print(json.dumps({"wall": time.monotonic() - began, "cpu": cpu}))
+"""
+
+
+@contextmanager
+def running(*command: str) -> Iterator[list[str]]:
+    """Run a server, and give the first lines it prints."""
+    with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield [process.stdout.readline().strip() for _ in range(2 if "serve" in command else 1)]
+        finally:
+            process.terminate()
+
+
+def push(home: Path, endpoint: str, token: str, part_size: int) -> dict[str, float]:
+    environment = {
+        **os.environ,
+        "BENTOML_HOME": str(home),
+        "BENTO_CLOUD_API_ENDPOINT": endpoint,
+        "BENTO_CLOUD_API_KEY": token,
+        "ASYNC_BENTO_TRANSFER_PART_SIZE": str(part_size * MiB),
+    }
+    done = subprocess.run([sys.executable, "-c", PUSH], env=environment, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    default = Config().transfer.part_size // MiB
+    with tempfile.TemporaryDirectory() as scratch:
+        home = Path(scratch, "home")
+        model = home / "models" / "weights" / "v1"
+        model.mkdir(parents=True)
+        (model / "model.yaml").write_text(MODEL_YAML)
+        with (model / "weights.bin").open("wb") as file:
+            for _ in range(options.mib):
+                file.write(os.urandom(MiB))
+        root = str(Path(scratch, "registry"))
+        with running("-m", "async_bento", "registry", "serve", "--root", root, "--port", "0") as lines:
+            endpoint, token = (line.partition("=")[2] for line in lines)
+            server = endpoint.partition("//")[2]
+            for link, (round_trip, rate) in LINKS.items():
+                arguments = ("--to", server, "--round-trip", str(round_trip), "--rate", str(rate))
+                with running("benchmarks/link.py", *arguments) as (port,):
+                    where = endpoint if link == "loopback" else f"http://127.0.0.1:{port}"
+                    runs = {size: [] for size in SIZES}
+                    push(home, where, token, default)
+                    for _ in range(options.rounds):
+                        for size in SIZES:
+                            runs[size].append(push(home, where, token, size))
+                medians = {
+                    size: {kind: statistics.median(run[kind] for run in done) for kind in ("wall", "cpu")}
+                    for size, done in runs.items()
+                }
+                print(f"\n{options.mib} MiB, {link}: ratio to parts of {default} MiB")
+                for size, median in medians.items():
+                    wall, cpu = (median[kind] / medians[default][kind] for kind in ("wall", "cpu"))
+                    print(f"  {size:4} MiB  wall {wall:5.2f}  CPU {cpu:5.2f}")
+
+
+if __name__ == "__main__":
+    main()

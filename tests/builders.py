@@ -1,0 +1,99 @@
+"""Small bentos and models on disk, and what a directory holds."""
+
+from __future__ import annotations
+
+import os
+from random import Random
+from typing import TYPE_CHECKING
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+KiB = 1024
+MiB = 1024 * KiB
+
+BUILT = "2024-05-06 07:08:09.000010"
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    """Bytes that no part shares with another."""
+    return Random(seed).randbytes(size)
+
+
+def make_bento(
+    home: Path,
+    tag: str = "svc:v1",
+    files: Mapping[str, bytes] | None = None,
+    *,
+    models: Iterable[object] = (),
+    built: str = BUILT,
+    **fields: object,
+) -> Path:
+    """A bento in the store of a home; its models are named, not made."""
+    name, _, version = tag.partition(":")
+    info = {
+        "service": "service:Svc",
+        "name": name,
+        "version": version,
+        "bentoml_version": "1.4.39",
+        "creation_time": built,
+        "spec": 2,
+        "models": [{"tag": model} if isinstance(model, str) else model for model in models],
+    }
+    directory = home / "bentos" / name / version
+    _fill(directory, {"bento.yaml": yaml.safe_dump(info | fields).encode(), **(files or {"src/service.py": b"pass\n"})})
+    return directory
+
+
+def make_model(
+    home: Path, tag: str = "mod:m1", files: Mapping[str, bytes] | None = None, *, built: str = BUILT, **fields: object
+) -> Path:
+    """A model in the store of a home."""
+    name, _, version = tag.partition(":")
+    info = {
+        "name": name,
+        "version": version,
+        "module": "",
+        "labels": {},
+        "metadata": {},
+        "context": {"framework_name": "", "framework_versions": {}, "bentoml_version": "1.4.39"},
+        "api_version": "v1",
+        "creation_time": built,
+    }
+    directory = home / "models" / name / version
+    _fill(directory, {"model.yaml": yaml.safe_dump(info | fields).encode(), **(files or {"weights": noise(1000)})})
+    return directory
+
+
+def _fill(directory: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def contents(directory: Path) -> dict[str, bytes | str | None]:
+    """Every path below a directory: a file's bytes, a link's target, None for a directory."""
+    found: dict[str, bytes | str | None] = {}
+    for path in sorted(directory.rglob("*")):
+        name = str(path.relative_to(directory))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        else:
+            found[name] = path.read_bytes() if path.is_file() else None
+    return found
+
+
+def left_in_scratch(home: Path) -> list[str]:
+    """What lies in the scratch of a home, but for lock files, which stay."""
+    tmp = home / "tmp"
+    if not tmp.is_dir():
+        return []
+    return [
+        name
+        for path in tmp.rglob("*")
+        if not (name := str(path.relative_to(tmp))).startswith("async-bento-locks")
+    ]

@@ -1,0 +1,67 @@
+"""A bento that `bentoml build` made, and fixtures to push and pull it with.
+
+Where the Python that runs the tests has no bentoml, these tests are not collected; a session that asks for them alone
+fails then, since it finds no tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from tests.interop.homes import PART_SIZE, Home, Registry
+from tests.interop.project import MODELS, write_project
+
+if find_spec("bentoml") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Home:
+    """A home with `my_service:v1`, as bentoml built it, and its models. Not to be changed: `with_bento` is a copy."""
+    home = Home(tmp_path_factory.mktemp("built"))
+    write_project(home.path / "project")
+    for command in (
+        ["-c", MODELS, str(PART_SIZE + 123)],  # two parts
+        ["-m", "bentoml", "build", "--version", "v1", "project"],
+    ):
+        subprocess.run([sys.executable, *command], cwd=home.path, env=home.environment(), check=True, timeout=60)
+
+    # `bentoml build` copies files and leaves out directories without any; a bento may come by one all the same.
+    (home.bentos.path / "my_service" / "v1" / "src" / "empty").mkdir()
+    return home
+
+
+@pytest.fixture
+def there(tmp_path) -> Home:
+    """A home with nothing in it."""
+    return Home(tmp_path / "there")
+
+
+@pytest.fixture
+def with_bento(built, tmp_path) -> Home:
+    """A home of the test's own, with the bento and its models."""
+    path = tmp_path / "with_bento"
+    for name in ("bentos", "models", "project"):
+        shutil.copytree(built.path / name, path / name, symlinks=True)
+    return Home(path)
+
+
+@pytest.fixture
+def transmission() -> str:
+    """Which way the bytes go; a test that wants all of them parametrizes it."""
+    return "presigned_url"
+
+
+@pytest.fixture
+async def registry(tmp_path, transmission):
+    """A registry that runs."""
+    registry = Registry(tmp_path / "registry", transmission)
+    await registry.open()
+    yield registry
+    await registry.close()

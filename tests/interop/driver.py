@@ -1,0 +1,121 @@
+"""The real bentoml, called from tests: `python driver.py '[["function", {"its": "arguments"}], ...]'`.
+
+What each call returned is printed as JSON in the last line. A start of bentoml takes seconds, so one process makes many
+calls. An error is returned as `{"error": ...}`, for what is to fail; `Home.call` raises where that is not expected.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import bentoml
+from bentoml._internal.cloud import bento as cloud_bento, model as cloud_model
+from bentoml._internal.cloud.schemas.utils import schema_to_object
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.utils.filesystem import safe_extract_tarfile
+
+
+def cloud():
+    return BentoMLContainer.bentocloud_client.get()
+
+
+def set_part_size(size):
+    """Cut uploads into parts of this many bytes; BentoML's own are of 100 MiB, and no test should send so much."""
+    cloud_bento.FILE_CHUNK_SIZE = cloud_model.FILE_CHUNK_SIZE = size
+
+
+def push(tag, **options):
+    cloud().bento.push(bentoml.bentos.get(tag), **options)
+
+
+def push_model(tag, **options):
+    cloud().model.push(bentoml.models.BentoModel(tag), **options)
+
+
+def pull(tag, **options):
+    return str(cloud().bento.pull(tag, **options).tag)
+
+
+def build(project, version):
+    return str(bentoml.bentos.build_bentofile(build_ctx=project, version=version).tag)
+
+
+def create_model(tag, files, **options):
+    with bentoml.models.create(tag, **options) as model:
+        for name, text in files.items():
+            Path(model.path_of(name)).write_text(text)
+    return str(model.tag)
+
+
+def delete(tag):
+    bentoml.bentos.delete(tag)
+
+
+def delete_model(tag):
+    bentoml.models.delete(tag)
+
+
+def get(tag):
+    bento = bentoml.bentos.get(tag)
+    return {
+        "tag": str(bento.tag),
+        "path": bento.path,
+        "labels": bento.info.labels,
+        "creation_time": bento.creation_time.isoformat(),
+        "models": [str(model.tag) for model in bento.info.all_models],
+        "size_bytes": bento.total_size(),
+    }
+
+
+def get_model(tag):
+    model = bentoml.models.get(tag)
+    return {
+        "tag": str(model.tag),
+        "path": model.path,
+        "labels": model.info.labels,
+        "creation_time": model.creation_time.isoformat(),
+        "metadata": model.info.metadata,
+        "size_bytes": model.file_size,
+    }
+
+
+def list_all():
+    return {
+        "bentos": [str(bento.tag) for bento in bentoml.bentos.list()],
+        "models": [str(model.tag) for model in bentoml.models.list()],
+    }
+
+
+def list_remote():
+    return {
+        "bentos": [schema_to_object(bento) for bento in cloud().bento.list().items],
+        "models": [schema_to_object(model) for model in cloud().model.list().items],
+    }
+
+
+def get_remote(name, version=None):
+    return schema_to_object(cloud().bento.get(name, version))
+
+
+def get_remote_model(name, version=None):
+    return schema_to_object(cloud().model.get(name, version))
+
+
+def extract(tar, into):
+    with tarfile.open(tar) as opened:
+        safe_extract_tarfile(opened, into)
+
+
+def run(name, arguments):
+    try:
+        return globals()[name](**arguments)
+    except Exception as error:  # noqa: BLE001 - the test that called is told
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+if __name__ == "__main__":
+    results = [run(name, arguments) for name, arguments in json.loads(sys.argv[1])]
+    print("\n" + json.dumps(results, default=str))  # noqa: T201

@@ -1,0 +1,135 @@
+"""What a registry is told of a bento and its models: by bentoml, and by us."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from tests.interop.homes import MiB, Registry
+from tests.interop.project import LABELS, NOTES
+
+pytestmark = pytest.mark.interop
+
+TAG = "my_service:v1"
+BENTOS = "/api/v1/bento_repositories/my_service/bentos"
+
+MODEL_RECORDS = {
+    "PATCH /api/v1/model_repositories/large/models/m2",
+    "PATCH /api/v1/model_repositories/small/models/m1",
+}
+
+EXCEPTIONS = {  # All that may differ, and why. The test also fails when one of them is no difference any more.
+    "a model's record is renewed": (
+        "A push by force renews the record of a model as it renews that of a bento. BentoML sends the model's new bytes "
+        "and leaves its record as it was: `_do_push_model` (bentoml/_internal/cloud/model.py) has nothing for a record "
+        "that is there."
+    ),
+    "etag": "It is the store's word for the bytes of a tar, and the two tars differ in owners and times.",
+    "upload_id": "It is the registry's word, said back to it.",
+}
+
+
+class Recorded(NamedTuple):
+    """A registry that is reached through a recorder, which notes all JSON that is said to it."""
+
+    endpoint: str
+    api_token: str
+    said: dict[str, list]
+    versions: set[str | None]
+
+
+@asynccontextmanager
+async def recorded(root):
+    registry = Registry(root)
+    await registry.open()
+    said: dict[str, list] = defaultdict(list)
+    versions: set[str | None] = set()
+
+    async def forward(request: web.Request) -> web.Response:
+        body = await request.read()
+        said[f"{request.method} {request.path_qs}"].append(json.loads(body) if body else None)
+        versions.add(request.headers.get("X-Bentoml-Version"))
+        headers = {name: value for name, value in request.headers.items() if name not in {"Host", "Content-Length"}}
+        url = registry.endpoint + request.path_qs
+        # Without the Host header presigned URLs lead to the registry itself: only the API is recorded.
+        async with session.request(request.method, url, data=body, headers=headers) as answer:
+            return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", forward)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with aiohttp.ClientSession() as session:
+            host, port = runner.addresses[0][:2]
+            yield Recorded(f"http://{host}:{port}", registry.api_token, said, versions)
+    finally:
+        await runner.cleanup()
+        await registry.close()
+
+
+@pytest.fixture
+async def theirs(tmp_path):
+    async with recorded(tmp_path / "theirs") as registry:
+        yield registry
+
+
+@pytest.fixture
+async def ours(tmp_path):
+    async with recorded(tmp_path / "ours") as registry:
+        yield registry
+
+
+def without_exceptions(body):
+    if isinstance(body, dict):
+        return {name: "…" if name in EXCEPTIONS else without_exceptions(value) for name, value in body.items()}
+    return [without_exceptions(value) for value in body] if isinstance(body, list) else body
+
+
+def comparable(said):
+    """All that was said, by request; in which order different requests came is not fixed, since models go in parallel."""
+    bodies = {request: [*map(without_exceptions, bodies)] for request, bodies in said.items()}
+    bodies["POST /api/v1/model_repositories"].sort(key=json.dumps)
+    return bodies
+
+
+@pytest.mark.parametrize(
+    ("pushes", "created_as_dev", "renewed_as_dev"),
+    [
+        pytest.param([{}, {}, {"force": True}], [False], [False], id="whole"),
+        pytest.param(
+            [{"bare": True}, {}, {"bare": True, "force": True}, {"force": True}], [True], [True, False], id="bare"
+        ),
+    ],
+)
+async def test_we_say_of_a_bento_and_its_models_what_bentoml_says(
+    with_bento, theirs, ours, pushes, created_as_dev, renewed_as_dev
+):
+    await with_bento.calls(*(["push", {"tag": TAG, **options}] for options in pushes), registry=theirs)
+
+    # With parts as large as BentoML's there are as many.
+    async with with_bento.api(ours, part_size=100 * MiB) as api:
+        for options in pushes:
+            await api.push(TAG, **options)
+
+    created, renewed = ours.said[f"POST {BENTOS}"], ours.said[f"PATCH {BENTOS}/v1"]
+    assert [body["manifest"]["dev"] for body in created] == created_as_dev
+    assert [body["manifest"]["dev"] for body in renewed] == renewed_as_dev
+    assert {label["key"]: label["value"] for label in created[0]["labels"]} == LABELS
+    assert created[0]["description"] == NOTES
+    assert ours.versions == theirs.versions == {"1.4.39"}
+
+    assert ours.said.keys() - theirs.said.keys() == MODEL_RECORDS, EXCEPTIONS["a model's record is renewed"]
+    for request in MODEL_RECORDS:
+        create = request.replace("PATCH", "POST").rpartition("/")[0]
+        only_created = {"version", "build_at"}
+        body = {name: value for name, value in theirs.said[create][0].items() if name not in only_created}
+        assert all(renewal == body for renewal in ours.said.pop(request))
+    assert comparable(ours.said) == comparable(theirs.said)

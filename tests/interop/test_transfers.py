@@ -1,0 +1,110 @@
+"""What one of the two pushes, the other pulls, whichever way the bytes go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.interop.homes import PART_SIZE, tree
+
+pytestmark = pytest.mark.interop
+
+TAG = "my_service:v1"
+MODELS = ["large:m2", "small:m1"]
+
+ROUTES_TAKEN = {  # per way: the end of a route that only this way takes, and how often, for the bento and its models
+    "presigned_url": ("/presign_multipart_upload_url", 3 + 2 + 1),
+    "auto": ("/presign_upload_url", 3),
+    "proxy": ("/upload", 3),
+}
+
+every_way = pytest.mark.parametrize("transmission", [*ROUTES_TAKEN])
+restarted_or_not = pytest.mark.parametrize("restarted", [False, True], ids=["same-process", "restarted"])
+
+
+def check_the_way(registry):
+    """The bytes went the way that the test is about, and no other."""
+    taken = {way: registry.requests.count(route) for way, (route, _) in ROUTES_TAKEN.items()}
+    # Whoever is told nothing asks for a URL; who is told, need not.
+    assert taken == {way: count if way == registry.transmission else 0 for way, (_, count) in ROUTES_TAKEN.items()}, (
+        registry.requests.lines
+    )
+
+
+async def restart(registry):
+    await registry.close()
+    await registry.open()
+
+
+def check_all(got, sent, *, modes):
+    bento = Path("bentos", "my_service", "v1")
+    assert tree(got.path / bento, modes=modes) == tree(sent.path / bento, modes=modes)
+    for model in (Path("models", *tag.split(":")) for tag in MODELS):
+        assert tree(got.path / model, modes=modes) == tree(sent.path / model, modes=modes)
+
+
+def test_the_bento_has_all_that_is_hard_to_carry(built):
+    inside = tree(built.bentos.get(TAG).path)
+
+    assert inside["src/scripts/run.sh"][1] == "0o755"
+    assert inside["src/scripts/start"] == ("link", "run.sh")
+    assert inside["src/dïr/naïve ☃.txt"][1] == "0o644"
+    assert inside["src/empty"][0] == "directory"
+    assert not any(name.startswith("src/empty/") for name in inside)
+    assert [str(model.tag) for model in built.bentos.get(TAG).models] == MODELS
+
+
+@every_way
+@restarted_or_not
+async def test_bentoml_pulls_what_we_pushed(with_bento, there, registry, restarted):
+    async with with_bento.api(registry) as api:
+        pushed = await api.push(TAG)
+    check_the_way(registry)
+    if registry.transmission == "presigned_url":
+        assert (pushed.parts, [model.parts for model in pushed.models]) == (3, [2, 1])
+    if restarted:
+        await restart(registry)
+
+    await there.bentoml("pull", TAG, "--with-models", registry=registry)
+
+    check_all(there, with_bento, modes=False)  # BentoML drops them: every file of its pull is 0644
+
+
+@every_way
+@restarted_or_not
+async def test_we_pull_what_bentoml_pushed(with_bento, there, registry, restarted):
+    await with_bento.calls(
+        ["set_part_size", {"size": PART_SIZE}], ["push", {"tag": TAG, "threads": 2}], registry=registry
+    )
+    check_the_way(registry)
+    if restarted:
+        await restart(registry)
+
+    async with there.api(registry) as api:
+        await api.pull(TAG, with_models=True)
+
+    check_all(there, with_bento, modes=True)
+
+
+@every_way
+@restarted_or_not
+async def test_we_pull_what_we_pushed(with_bento, there, registry, restarted):
+    async with with_bento.api(registry) as api:
+        await api.push(TAG)
+    check_the_way(registry)
+    if restarted:
+        await restart(registry)
+
+    async with there.api(registry) as api:
+        await api.pull("my_service", with_models=True)
+
+    check_all(there, with_bento, modes=True)
+
+
+async def test_bentoml_pulls_through_its_command_what_bentoml_pushed_through_its_own(with_bento, there, registry):
+    await with_bento.bentoml("push", TAG, registry=registry)
+
+    await there.bentoml("pull", TAG, "--with-models", registry=registry)
+
+    check_all(there, with_bento, modes=False)

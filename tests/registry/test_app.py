@@ -1,0 +1,129 @@
+"""The API over another storage than the disk: it asks for nothing but `Records` and `Blobs`."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from async_bento.registry.app import Api
+from async_bento.registry.kinds import BENTO
+from async_bento.registry.records import NewItem
+from async_bento.registry.refusals import RecordNotFoundError, StorageError
+from async_bento.registry.sqlite import SqliteRecords
+from tests.registry.conftest import BENTOS, Caller
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Sequence
+    from pathlib import Path
+
+    from async_bento.registry.blobs import Blobs
+    from async_bento.registry.disk import ClaimedPart
+
+
+class FarAway:
+    """A storage elsewhere, as S3 would be one."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.completed: list[tuple[str, str, list[tuple[int, str]]]] = []
+
+    async def presign_put(self, key: str) -> str:
+        return f"https://s3.example/bucket/{key}?put"
+
+    async def presign_get(self, key: str) -> str:
+        return f"https://s3.example/bucket/{key}?get"
+
+    async def start_multipart(self, key: str) -> str:
+        return f"upload of {key}"
+
+    async def presign_part(self, key: str, upload_id: str, part_number: int) -> str:
+        return f"https://s3.example/bucket/{key}?part={part_number}"
+
+    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[ClaimedPart]) -> None:
+        if not parts:
+            raise StorageError("MalformedXML", "no parts")
+        self.completed.append((key, upload_id, [tuple(part) for part in parts]))
+
+    async def put(self, key: str, body: AsyncIterable[bytes], size: int | None) -> str:
+        self.objects[key] = b"".join([chunk async for chunk in body])
+        return '"etag"'
+
+    @asynccontextmanager
+    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        if key not in self.objects:
+            raise RecordNotFoundError(key)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield self.objects[key]
+
+        yield chunks()
+
+
+class Served:
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.api_token = "token"
+
+
+@pytest.fixture
+def blobs() -> FarAway:
+    return FarAway()
+
+
+@pytest.fixture
+async def caller(tmp_path: Path, blobs: FarAway) -> AsyncIterator[Caller]:
+    storage: Blobs = blobs
+    records = SqliteRecords(tmp_path / "records")
+    await records.open()
+    runner = web.AppRunner(Api(records, storage, api_token="token", strategy=lambda _: None).application())
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with aiohttp.ClientSession() as session:
+            yield Caller(Served(f"http://127.0.0.1:{runner.addresses[0][1]}"), session, BENTOS)
+    finally:
+        await runner.cleanup()
+        await records.close()
+
+
+async def test_the_urls_of_a_storage_elsewhere_are_passed_on(caller: Caller):
+    await caller.create()
+    assert await caller.put_url() == "https://s3.example/bucket/bentos/iris/v1.tar?put"
+    assert await caller.get_url() == "https://s3.example/bucket/bentos/iris/v1.tar?get"
+    assert await caller.part_url("u", 7) == "https://s3.example/bucket/bentos/iris/v1.tar?part=7"
+
+
+async def test_parts_are_completed_elsewhere(caller: Caller, blobs: FarAway):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    assert (await caller.complete(upload_id, [])).json == {"error": "no parts"}
+    assert (await caller.complete(upload_id, [(1, '"a"'), (2, '"b"')])).status == 200
+    assert blobs.completed == [("bentos/iris/v1.tar", upload_id, [(1, '"a"'), (2, '"b"')])]
+
+
+async def test_bytes_go_elsewhere_through_the_registry(caller: Caller):
+    await caller.create()
+    assert (await caller.download()).status == 404
+    assert (await caller.upload(b"bytes")).status == 200
+    assert (await caller.download()).body == b"bytes"
+
+
+async def test_records_without_room_are_told(tmp_path: Path):
+    records = SqliteRecords(tmp_path / "records")
+    await records.open()
+    try:
+        await records.create_repository(BENTO, "iris", "")
+        records._connection.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(StorageError) as caught:
+            for number in range(100):
+                new = NewItem(f"v{number}", datetime.now(timezone.utc), description="x" * 10_000)
+                await records.create_item(BENTO, "iris", new)
+        assert caught.value.status == 507
+        assert (await records.repositories(BENTO, ["iris"]))["iris"].n_items == number
+    finally:
+        await records.close()

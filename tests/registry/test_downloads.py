@@ -1,0 +1,226 @@
+"""Bytes on their way out: ranges, preconditions, and what a presigned URL opens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import aiohttp
+import pytest
+
+from async_bento.registry.refusals import StorageError
+from async_bento.registry.storage import parse_range
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.registry.conftest import Caller
+
+    Serve = Callable[..., Awaitable[Caller]]
+
+PIECES = [os.urandom(size) for size in (1000, 1, 0, 2**20 + 7, 500)]
+DATA = b"".join(PIECES)
+SIZE = len(DATA)
+
+
+async def fill(caller: Caller) -> Caller:
+    """An item in parts of very different sizes, one of them empty."""
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    etags = [(n, await caller.put_part(upload_id, n, piece)) for n, piece in enumerate(PIECES, start=1)]
+    assert (await caller.complete(upload_id, etags)).status == 200
+    return caller
+
+
+RANGES = [
+    ("bytes=0-0", 0, 1),
+    ("bytes=0-", 0, SIZE),
+    ("bytes=999-1001", 999, 1002),
+    ("bytes=1000-1000", 1000, 1001),
+    ("bytes=990-1048999", 990, 1_049_000),
+    (f"bytes={SIZE - 1}-", SIZE - 1, SIZE),
+    (f"bytes=500-{SIZE * 9}", 500, SIZE),
+    ("bytes=-1", SIZE - 1, SIZE),
+    ("bytes=-600", SIZE - 600, SIZE),
+    (f"bytes=-{SIZE * 9}", 0, SIZE),
+]
+
+
+async def test_a_range_is_that_part_of_the_bytes(serve: Serve, words):
+    caller = await fill(await serve(words=words, min_part_size=0))
+    url = await caller.get_url()
+    for header, start, stop in RANGES:
+        got = await caller.bare("GET", url, headers={"Range": header})
+        assert got.status == 206, header
+        assert got.body == DATA[start:stop], header
+        assert got.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}", header
+        assert got.headers["Content-Length"] == str(stop - start), header
+
+
+@pytest.fixture
+async def simple(caller: Caller) -> Caller:
+    await caller.create()
+    assert (await caller.upload(DATA)).status == 200
+    return caller
+
+
+async def test_without_a_range_everything_comes_with_its_size_and_etag(simple: Caller):
+    got = await simple.bare("GET", await simple.get_url())
+    assert (got.status, got.body) == (200, DATA)
+    assert got.headers["Content-Length"] == str(SIZE)
+    assert got.headers["Accept-Ranges"] == "bytes"
+    assert got.headers["ETag"].startswith('"')
+    assert "Content-Range" not in got.headers
+
+
+@pytest.mark.parametrize("header", [f"bytes={SIZE}-", f"bytes={SIZE + 5}-{SIZE + 9}", "bytes=-0"])
+async def test_a_range_behind_the_end_cannot_be_satisfied(simple: Caller, header: str):
+    got = await simple.bare("GET", await simple.get_url(), headers={"Range": header})
+    assert got.status == 416
+    assert b"<Code>InvalidRange</Code>" in got.body
+    assert got.headers["Content-Range"] == f"bytes */{SIZE}"
+
+
+@pytest.mark.parametrize("header", ["bytes=0-1,5-6", "bytes=5-1", "bytes=-", "bytes=x-", "items=0-1", ""])
+async def test_a_range_that_means_nothing_is_ignored(simple: Caller, header: str):
+    got = await simple.bare("GET", await simple.get_url(), headers={"Range": header})
+    assert (got.status, got.body) == (200, DATA)
+
+
+def test_an_empty_object_has_no_ranges():
+    assert parse_range(None, 0) is None
+    with pytest.raises(StorageError):
+        parse_range("bytes=0-", 0)
+
+
+async def test_if_match_holds_for_the_same_bytes_alone(simple: Caller):
+    url = await simple.get_url()
+    etag = (await simple.bare("GET", url)).headers["ETag"]
+    for header in (etag, f'"other", {etag}', "*"):
+        assert (await simple.bare("GET", url, headers={"If-Match": header})).status == 200, header
+    await simple.upload(b"something else")
+    got = await simple.bare("GET", url, headers={"If-Match": etag, "Range": "bytes=0-1"})
+    assert got.status == 412
+    assert b"<Code>PreconditionFailed</Code>" in got.body
+
+
+async def test_bytes_that_are_not_there_are_no_such_key(caller: Caller):
+    await caller.create()
+    got = await caller.bare("GET", await caller.get_url())
+    assert got.status == 404
+    assert b"<Code>NoSuchKey</Code>" in got.body
+
+
+async def test_through_the_registry_there_is_no_length_and_there_are_no_ranges(simple: Caller):
+    path = f"{simple.items()}/v1/download"
+    got = await simple.api("GET", path, headers={"Range": "bytes=0-1"})
+    assert (got.status, got.body) == (200, DATA)
+    assert "Content-Length" not in got.headers
+    assert "Accept-Ranges" not in got.headers
+    assert got.headers["Transfer-Encoding"] == "chunked"
+
+
+async def test_whoever_is_reading_gets_the_bytes_he_began_with(caller: Caller, stored_files: Callable[[], list[str]]):
+    old = os.urandom(24 * 2**20)
+    await caller.create()
+    await caller.bare("PUT", await caller.put_url(), data=_stream(old), headers={"Content-Length": str(len(old))})
+    async with caller.session.get(await caller.get_url()) as response:
+        head = await response.content.readexactly(10)
+        await caller.upload(b"new")
+        assert (await caller.download()).body == b"new"
+        assert head + await response.content.read() == old
+    while len(stored_files()) > 2:
+        await asyncio.sleep(0.01)
+
+
+async def _stream(data: bytes):
+    for start in range(0, len(data), 2**20):
+        yield data[start : start + 2**20]
+
+
+async def test_a_part_that_was_damaged_breaks_the_connection(simple: Caller, tmp_path, stored_files):
+    (part,) = [name for name in stored_files() if name.startswith("data/")]
+    os.truncate(tmp_path / "registry" / "blobs" / part, SIZE - 10)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await simple.bare("GET", await simple.get_url())
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await simple.download()
+
+
+# What a presigned URL opens
+
+
+def changed(url: str, **query: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(query=urlencode(dict(parse_qsl(parts.query)) | query)).geturl()
+
+
+async def denied(caller: Caller, method: str, url: str, **kwargs) -> bool:
+    answer = await caller.bare(method, url, **kwargs)
+    return answer.status == 403 and (method == "HEAD" or b"<Code>AccessDenied</Code>" in answer.body)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"])
+async def test_a_url_for_get_is_for_nothing_else(simple: Caller, method: str):
+    assert await denied(simple, method, await simple.get_url())
+    assert (await simple.download()).body == DATA
+
+
+async def test_a_url_for_put_is_for_nothing_else(simple: Caller):
+    for method in ("GET", "HEAD", "POST", "DELETE"):
+        assert await denied(simple, method, await simple.put_url()), method
+
+
+async def test_a_url_is_for_what_it_was_signed_for(simple: Caller):
+    await simple.create(version="v2")
+    upload_id = await simple.start_multipart()
+    get, part = await simple.get_url(), await simple.part_url(upload_id, 1)
+    assert await denied(simple, "GET", get.replace("v1.tar", "v2.tar"))
+    assert await denied(simple, "GET", get.replace("/bentos/", "/models/"))
+    assert await denied(simple, "GET", changed(get, expires="9999999999999"))
+    assert await denied(simple, "GET", changed(get, signature="0" * 64))
+    assert await denied(simple, "GET", changed(get, signature=""))
+    assert await denied(simple, "GET", changed(get, signature="é"))
+    assert await denied(simple, "GET", get.partition("?")[0])
+    assert await denied(simple, "GET", changed(get, expires="x"))
+    assert await denied(simple, "PUT", changed(part, partNumber="2"), data=b"x")
+    assert await denied(simple, "PUT", changed(part, uploadId="0" * 32), data=b"x")
+    assert await denied(simple, "PUT", changed(await simple.put_url(), uploadId=upload_id, partNumber="1"), data=b"x")
+    assert await denied(simple, "PUT", part.replace("&uploadId", "&x").replace("&partNumber", "&y"), data=b"x")
+
+
+async def test_a_url_expires(serve: Serve):
+    caller = await serve(url_expiry=0.4)
+    await caller.create()
+    await caller.upload(DATA)
+    get, put, part = await caller.get_url(), await caller.put_url(), await caller.part_url("0" * 32, 1)
+    assert (await caller.bare("GET", get)).status == 200
+    await asyncio.sleep(0.45)
+    assert await denied(caller, "GET", get)
+    assert await denied(caller, "PUT", put, data=b"x")
+    assert await denied(caller, "PUT", part, data=b"x")
+    assert (await caller.download()).body == DATA
+
+
+async def test_a_url_survives_a_restart(serve: Serve):
+    caller = await serve()
+    await caller.create()
+    await caller.upload(DATA)
+    path = (await caller.get_url()).removeprefix(caller.registry.endpoint)
+    await caller.registry.close()
+    await caller.registry.start()
+    assert (await caller.bare("GET", caller.registry.endpoint + path)).body == DATA
+
+
+async def test_a_url_leads_where_the_client_came_from(simple: Caller):
+    path = f"{simple.items()}/v1/presign_download_url"
+    item = await simple.ok("PATCH", path, headers={"Host": "forwarded.example:1234"})
+    assert item["presigned_download_url"].startswith("http://forwarded.example:1234/blobs/")
+
+
+async def test_a_url_leads_to_the_public_address(serve: Serve):
+    caller = await serve(public_url="https://registry.example/prefix/")
+    await caller.create()
+    assert (await caller.put_url()).startswith("https://registry.example/prefix/blobs/bentos/iris/v1.tar?")

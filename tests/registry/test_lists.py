@@ -1,0 +1,166 @@
+"""Lists: their order, their pages, and what `search` and `q` find."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento.registry.query import ListQuery, parse_list_query
+from async_bento.registry.refusals import BadRequestError
+
+if TYPE_CHECKING:
+    from tests.registry.conftest import Caller
+
+
+def build_at(day: int) -> str:
+    return f"2024-05-{day:02d} 00:00:00.000000"
+
+
+def tags(page: dict) -> list[str]:
+    return [f"{item['repository']['name']}:{item['version']}" for item in page["items"]]
+
+
+async def test_the_newest_build_comes_first(either: Caller):
+    for version, day in [("b", 2), ("c", 3), ("a", 1)]:
+        await either.create(version=version, build_at=build_at(day))
+    assert tags(await either.list()) == ["iris:c", "iris:b", "iris:a"]
+    assert tags(await either.list(either.items())) == ["iris:c", "iris:b", "iris:a"]
+
+
+async def test_one_repository_lists_its_own(either: Caller):
+    await either.create("iris", "v1")
+    await either.create("rose", "v1")
+    page = await either.list(either.items("rose"))
+    assert (tags(page), page["total"]) == (["rose:v1"], 1)
+
+
+async def test_pages_make_up_the_whole(either: Caller):
+    # All built at once, so that only a stable order keeps an item from standing on two pages.
+    for number in range(7):
+        await either.create(version=f"v{number}")
+    pages = [await either.list(start=start, count=3) for start in (0, 3, 6, 9)]
+    assert [(page["start"], page["count"], page["total"]) for page in pages] == [
+        (0, 3, 7),
+        (3, 3, 7),
+        (6, 3, 7),
+        (9, 3, 7),
+    ]
+    assert [tag for page in pages for tag in tags(page)] == [f"iris:v{number}" for number in reversed(range(7))]
+
+
+async def test_without_a_count_everything_is_listed(caller: Caller):
+    for number in range(25):
+        await caller.create(version=f"v{number}")
+    for query in ({}, {"count": 0}):
+        page = await caller.list(**query)
+        assert (len(page["items"]), page["total"], page["count"]) == (25, 25, 0)
+
+
+async def test_an_empty_registry_has_an_empty_list(either: Caller):
+    assert await either.list() == {"start": 0, "count": 0, "total": 0, "items": []}
+
+
+async def test_no_repository_has_no_list(either: Caller):
+    assert (await either.api("GET", either.items("none"))).status == 404
+
+
+async def test_a_place_that_is_no_number_is_refused(caller: Caller):
+    for query in ("start=-1", "count=-1", "start=x", "count=1.5", "count=1e3", "start=99999999999999999999"):
+        answer = await caller.api("GET", f"/bentos?{query}")
+        assert (answer.status, list(answer.json)) == (400, ["error"]), query
+
+
+@pytest.fixture
+async def garden(either: Caller) -> Caller:
+    """Five items to look for, each built a day after the one before."""
+    for day, (name, version, size, description, labels) in enumerate(
+        [
+            ("iris", "v1", 30, "a flower of the rainbow", {"team": "red", "stage": "prod"}),
+            ("iris-large", "v1", 10, "", {"team": "blue"}),
+            ("rose", "v1", 20, "thorny, like an iris is not", {"team": "red"}),
+            ("rose", "v2", 40, "100% _pure_", {}),
+            ("oak", "v1", 50, "a tree", {"stage": "dev"}),
+        ],
+        start=1,
+    ):
+        items = [{"key": key, "value": value} for key, value in labels.items()]
+        manifest = {"size_bytes": size}
+        await either.create(
+            name, version, build_at=build_at(day), manifest=manifest, description=description, labels=items
+        )
+    return either
+
+
+FINDS = [
+    ({"search": "iris"}, ["iris-large:v1", "iris:v1"]),
+    ({"search": "IRIS"}, ["iris-large:v1", "iris:v1"]),
+    ({"search": "%"}, []),
+    ({"search": "_"}, []),
+    ({"q": "iris"}, ["iris-large:v1", "iris:v1"]),
+    ({"q": "iris large"}, ["iris-large:v1"]),
+    ({"q": "iris oak"}, []),
+    ({"q": "v1"}, []),
+    ({"q": "iris in:name"}, ["iris-large:v1", "iris:v1"]),
+    ({"q": "iris in:description"}, ["rose:v1"]),
+    ({"q": "iris in:name in:description"}, ["rose:v1", "iris-large:v1", "iris:v1"]),
+    ({"q": "iris in:nonsense"}, ["iris-large:v1", "iris:v1"]),
+    ({"q": "_pure_ in:description"}, ["rose:v2"]),
+    ({"q": "label:team=red"}, ["rose:v1", "iris:v1"]),
+    ({"q": "label:team"}, ["rose:v1", "iris-large:v1", "iris:v1"]),
+    ({"q": "label:team=red,team=blue"}, ["rose:v1", "iris-large:v1", "iris:v1"]),
+    ({"q": "label:team=red label:stage=prod"}, ["iris:v1"]),
+    ({"q": "label:team=re"}, []),
+    ({"q": "-label:team=red"}, ["oak:v1", "rose:v2", "iris-large:v1"]),
+    ({"q": "-label:team"}, ["oak:v1", "rose:v2"]),
+    ({"q": "-label:team=red,stage"}, ["rose:v2", "iris-large:v1"]),
+    ({"q": "label:team=red -label:stage"}, ["rose:v1"]),
+    ({"q": "sort:build_at-asc"}, ["iris:v1", "iris-large:v1", "rose:v1", "rose:v2", "oak:v1"]),
+    ({"q": "sort:created_at-desc"}, ["oak:v1", "rose:v2", "rose:v1", "iris-large:v1", "iris:v1"]),
+    ({"q": "sort:size-asc"}, ["iris-large:v1", "rose:v1", "iris:v1", "rose:v2", "oak:v1"]),
+    ({"q": "sort:size-desc rose"}, ["rose:v2", "rose:v1"]),
+    ({"q": "sort:name-asc rose"}, ["rose:v2", "rose:v1"]),
+    ({"q": "is:good creator:@me not:bad rose"}, ["rose:v2", "rose:v1"]),
+    ({"q": "rose", "count": 1}, ["rose:v2"]),
+    ({"q": "rose", "search": "x"}, []),
+    ({"q": "'; DROP TABLE items; --"}, []),
+]
+
+
+async def test_a_list_finds(garden: Caller):
+    for query, expected in FINDS:
+        page = await garden.list(**query)
+        assert tags(page) == expected, query
+        assert page["total"] == (2 if "count" in query else len(expected)), query
+
+
+async def test_sizes_too_strange_to_sort_by_are_no_size(caller: Caller):
+    for number, size in enumerate([2**63, -1, "7", None, 1.5, True, [1]]):
+        await caller.create(version=f"v{number}", manifest={"size_bytes": size})
+    assert (await caller.list(q="sort:size-asc"))["total"] == 7
+
+
+def test_a_query_is_read():
+    query = parse_list_query(
+        {"start": "2", "count": "3", "search": "s", "q": " a  label:k=v=w,l -label:m sort:size-asc b "}
+    )
+    assert query == ListQuery(
+        start=2,
+        count=3,
+        search="s",
+        keywords=("a", "b"),
+        labels=((("k", "v=w"), ("l", "")),),
+        lacking=(("m", ""),),
+        sort="size",
+        descending=False,
+    )
+
+
+@pytest.mark.parametrize("q", ["", "sort:", "sort:size", "sort:size-up", "label:", "label:,", "in:", ":x", "x:y"])
+def test_what_a_query_does_not_mean_is_ignored(q: str):
+    assert parse_list_query({"q": q}) == ListQuery()
+
+
+def test_digits_of_other_scripts_are_no_number():
+    with pytest.raises(BadRequestError):
+        parse_list_query({"start": "٣"})

@@ -1,0 +1,303 @@
+"""The registry as a server: started, stopped, killed, shared, misused."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sqlite3
+import sys
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+
+from async_bento.errors import ConfigError
+from async_bento.registry import LocalRegistry
+from async_bento.registry.local import _endpoint
+from tests.registry.conftest import BENTOS, MODELS, Caller
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    Serve = Callable[..., Awaitable[Caller]]
+
+CHILD = """
+import asyncio, sys
+from async_bento.registry import LocalRegistry
+
+async def main():
+    async with LocalRegistry(sys.argv[1]) as registry:
+        print(registry.endpoint, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_everything_survives_a_restart(either: Caller):
+    manifest, labels = {"models": [], "x": 1}, [{"key": "k", "value": "v"}]
+    await either.create(manifest=manifest, labels=labels)
+    await either.upload(b"bytes")
+    before, token = await either.get(), either.registry.api_token
+    await either.registry.close()
+    await either.registry.start()
+    assert either.registry.api_token == token
+    assert await either.get() == before
+    assert (await either.download()).body == b"bytes"
+
+
+async def test_everything_survives_being_killed(serve: Serve, tmp_path: Path):
+    root = tmp_path / "registry"
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", CHILD, str(root), stdout=asyncio.subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        endpoint = (await child.stdout.readline()).decode().strip()
+        with pytest.raises(ConfigError, match="used by another registry"):
+            await LocalRegistry(root).start()
+        token = (await asyncio.to_thread((root / "api_token").read_text)).strip()
+
+        class Elsewhere:
+            def __init__(self) -> None:
+                self.endpoint, self.api_token = endpoint, token
+
+        async with aiohttp.ClientSession() as session:
+            there = Caller(Elsewhere(), session, BENTOS)
+            await there.create()
+            await there.upload(b"bytes")
+            await there.create(version="v2")
+            upload_id = await there.start_multipart("v2")
+            etag = await there.put_part(upload_id, 1, b"one", "v2")
+    finally:
+        child.kill()
+        assert await child.wait() == -signal.SIGKILL
+    caller = await serve()
+    assert caller.registry.api_token == token
+    assert (await caller.get())["upload_status"] == "success"
+    assert (await caller.download()).body == b"bytes"
+    assert (await caller.complete(upload_id, [(1, etag)], "v2")).status == 200
+
+
+async def test_a_directory_is_for_one_registry_at_a_time(caller: Caller, tmp_path: Path):
+    with pytest.raises(ConfigError, match="used by another registry"):
+        await LocalRegistry(tmp_path / "registry").start()
+    await caller.registry.close()
+    async with LocalRegistry(tmp_path / "registry"):
+        pass
+
+
+async def test_two_registries_share_a_loop(serve: Serve, tmp_path: Path):
+    one, two = await serve(tmp_path / "one"), await serve(tmp_path / "two")
+    await one.create("only-here")
+    assert (one.registry.endpoint, one.registry.api_token) != (two.registry.endpoint, two.registry.api_token)
+    assert (await two.list())["total"] == 0
+    assert (await two.api("GET", "/bentos", token=one.registry.api_token)).status == 403
+
+
+async def test_a_closed_registry_leaves_no_task_thread_or_socket(tmp_path: Path):
+    def sockets() -> int:
+        return sum(os.path.islink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+
+    async with aiohttp.ClientSession() as session:
+        tasks = asyncio.all_tasks()
+        threads, handles = set(threading.enumerate()), sockets()
+        registry = LocalRegistry(tmp_path / "registry", grace=0.2)
+        await registry.start()
+        caller = Caller(registry, session, BENTOS)
+        await caller.create()
+        await caller.upload(b"bytes")
+        url = await caller.get_url()
+        await caller.bare("GET", url)
+        await registry.close()
+        assert asyncio.all_tasks() == tasks
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await caller.bare("GET", url)
+    for thread in set(threading.enumerate()) - threads:
+        await asyncio.to_thread(thread.join, 5) if not thread.name.startswith("asyncio_") else None
+    left = {thread.name for thread in set(threading.enumerate()) - threads}
+    assert not any(name.startswith("async-bento") for name in left)
+    await asyncio.sleep(0.05)
+    assert sockets() <= handles
+
+
+@pytest.mark.parametrize("way", ["upload", "put_url", "download"])
+async def test_a_transfer_that_hangs_is_cut_when_the_registry_closes(
+    caller: Caller, stored_files: Callable[[], list[str]], way: str
+):
+    await caller.create()
+    await caller.upload(bytes(24 * 2**20))  # more than the sockets hold
+    files = stored_files()
+    token = f"X-YATAI-API-TOKEN: {caller.registry.api_token}"
+    url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/{way}" if way != "put_url" else await caller.put_url()
+    parts = urlsplit(url)
+    _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    verb = "GET" if way == "download" else "PUT"
+    head = f"{verb} {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n{token}\r\n"
+    writer.write(
+        f"{head}\r\n".encode() if verb == "GET" else f"{head}Content-Length: 9999999\r\n\r\nbeginning".encode()
+    )
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    await asyncio.wait_for(caller.registry.close(), 3)
+    assert stored_files() == files
+    writer.close()
+    await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+    await caller.registry.start()
+    assert (await caller.get())["upload_status"] == ("failed" if way == "upload" else "success")
+
+
+async def test_closing_twice_is_closing_once(caller: Caller):
+    await caller.registry.close()
+    await caller.registry.close()
+
+
+async def test_starting_twice_is_an_error(caller: Caller):
+    with pytest.raises(ConfigError, match="running already"):
+        await caller.registry.start()
+
+
+async def test_what_is_not_running_has_no_address(tmp_path: Path):
+    registry = LocalRegistry(tmp_path)
+    for name in ("endpoint", "api_token"):
+        with pytest.raises(ConfigError, match="not running"):
+            getattr(registry, name)
+
+
+async def test_a_port_that_is_taken_is_an_error_and_leaves_the_directory_free(caller: Caller, tmp_path: Path):
+    port = urlsplit(caller.registry.endpoint).port
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+        await LocalRegistry(tmp_path / "other", port=port).start()
+    async with LocalRegistry(tmp_path / "other"):
+        pass
+
+
+async def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot use"):
+        await LocalRegistry(tmp_path / "file" / "below").start()
+
+
+async def test_records_that_are_no_database_are_an_error(tmp_path: Path):
+    (tmp_path / "registry.sqlite3").write_text("no database at all, but long enough to be taken for one" * 100)
+    with pytest.raises(ConfigError, match="cannot open"):
+        await LocalRegistry(tmp_path).start()
+
+
+async def test_records_of_a_newer_async_bento_are_an_error(tmp_path: Path):
+    async with LocalRegistry(tmp_path):
+        pass
+    with closing(sqlite3.connect(tmp_path / "registry.sqlite3")) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(ConfigError, match="newer async-bento"):
+        await LocalRegistry(tmp_path).start()
+
+
+# Its secrets
+
+
+async def test_its_secrets_are_for_its_owner(caller: Caller, tmp_path: Path):
+    root = tmp_path / "registry"
+    assert {(root / name).stat().st_mode & 0o777 for name in ("api_token", "signing_key")} == {0o600}
+    assert root.stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_token_of_ones_own_is_taken_and_not_kept(serve: Serve, tmp_path: Path):
+    caller = await serve(api_token="my-token")
+    assert caller.registry.api_token == "my-token"
+    assert (await caller.api("GET", "/auth/current")).status == 200
+    assert not (tmp_path / "registry" / "api_token").exists()
+
+
+async def test_its_repr_tells_no_secret(serve: Serve):
+    caller = await serve(api_token="my-token")
+    assert caller.registry.endpoint in repr(caller.registry)
+    assert caller.registry.api_token not in repr(caller.registry) + str(vars(caller.registry))
+
+
+async def test_a_header_that_is_no_ascii_is_a_wrong_token(caller: Caller):
+    assert (await caller.api("GET", "/auth/current", token="töken")).status == 403
+
+
+async def test_its_log_tells_the_path_and_no_secret(serve: Serve, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
+    caller = await serve(access_log=logging.getLogger("access"))
+    await caller.create()
+    url = await caller.put_url()
+    await caller.bare("PUT", url, data=b"bytes")
+    assert "PUT /blobs/bentos/iris/v1.tar 200" in caplog.text
+    assert "signature" not in caplog.text
+    assert caller.registry.api_token not in caplog.text
+
+
+async def test_it_is_silent_unless_told_otherwise(caller: Caller, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
+    await caller.create()
+    await caller.api("GET", "/nowhere")
+    assert [record for record in caplog.records if record.name != "asyncio"] == []
+
+
+# Which way the bytes go
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy", "presigned"),
+    [
+        ({}, "presigned_url", True),
+        ({"transmission": "presigned_url"}, "presigned_url", True),
+        ({"transmission": "proxy"}, "proxy", True),
+        ({"transmission": "auto"}, None, True),
+        ({"transmission": None}, None, True),
+        ({"transmission": "auto", "presign": False}, None, False),
+        ({"transmission": "proxy", "presign": False}, "proxy", False),
+    ],
+)
+async def test_the_item_says_which_way_its_bytes_go(
+    serve: Serve, options: dict[str, Any], strategy: str | None, presigned: bool
+):
+    caller = await serve(**options)
+    await caller.create()
+    assert (await caller.get())["transmission_strategy"] == strategy
+    assert bool(await caller.put_url()) == presigned
+    assert bool(await caller.get_url()) == presigned
+
+
+async def test_a_repository_may_have_a_way_of_its_own(serve: Serve):
+    caller = await serve(transmission="proxy", strategies={"iris": "presigned_url", "rose": None})
+    for name in ("iris", "rose", "oak"):
+        await caller.create(name)
+        await caller.about(MODELS).create(name)
+    for kind in (caller, caller.about(MODELS)):
+        items = (await kind.list())["items"]
+        said = {item["repository"]["name"]: item["transmission_strategy"] for item in items}
+        assert said == {"iris": "presigned_url", "rose": None, "oak": "proxy"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"transmission": "smoke signals"},
+        {"strategies": {"iris": ""}},
+        {"presign": False},
+        {"transmission": "auto", "strategies": {"iris": "presigned_url"}, "presign": False},
+        {"api_token": ""},
+        {"api_token": " "},
+        {"api_token": "a\nb"},
+        {"url_expiry": 0},
+        {"public_url": "no url"},
+    ],
+)
+def test_an_option_that_does_not_fit_is_an_error(tmp_path: Path, options: dict[str, Any]):
+    with pytest.raises(ConfigError):
+        LocalRegistry(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("host", "reachable"), [("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]"), ("localhost", "localhost")]
+)
+def test_an_endpoint_can_be_pasted(host: str, reachable: str):
+    assert _endpoint(host, 3000) == f"http://{reachable}:3000"

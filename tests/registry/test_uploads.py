@@ -1,0 +1,433 @@
+"""Bytes on their way in: through the registry, in one presigned PUT, in parts; whole, broken off, refused."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import time
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from async_bento.registry import disk, spool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from tests.registry.conftest import Caller
+
+    Serve = Callable[..., Awaitable[Caller]]
+    StoredFiles = Callable[[], list[str]]
+
+DATA = os.urandom(100_000)
+
+
+def md5(data: bytes) -> str:
+    return f'"{hashlib.md5(data).hexdigest()}"'
+
+
+async def cut_off(url: str, headers: str, body: bytes) -> None:
+    """Send the beginning of a request, and hang up."""
+    parts = urlsplit(url)
+    _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write(f"PUT {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n".encode() + body)
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def eventually(condition: Callable[[], Any]) -> Any:
+    """What a condition says once it is true."""
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        found = condition()
+        if asyncio.iscoroutine(found):
+            found = await found
+        if found:
+            return found
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came to it")
+
+
+# Through the registry
+
+
+async def test_an_upload_through_the_registry_comes_back(either: Caller):
+    await either.create()
+    answer = await either.upload(DATA)
+    assert (answer.status, answer.body) == (200, b"")
+    item = await either.get()
+    assert (item["upload_status"], item["upload_finished_reason"]) == ("success", "")
+    assert item["upload_started_at"] <= item["upload_finished_at"]
+    assert (await either.download()).body == DATA
+
+
+async def test_an_upload_of_unknown_length_comes_back(caller: Caller):
+    async def body() -> AsyncIterator[bytes]:
+        for start in range(0, len(DATA), 1000):
+            yield DATA[start : start + 1000]
+
+    await caller.create()
+    assert (await caller.upload(body())).status == 200
+    assert (await caller.download()).body == DATA
+
+
+async def test_an_empty_upload_comes_back(caller: Caller):
+    await caller.create()
+    assert (await caller.upload(b"")).status == 200
+    assert (await caller.download()).body == b""
+
+
+async def test_a_compressed_upload_stays_compressed(caller: Caller):
+    await caller.create()
+    assert (await caller.upload(DATA, headers={"Content-Encoding": "gzip"})).status == 200
+    assert (await caller.download()).body == DATA
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(caller: Caller, stored_files: StoredFiles):
+    await caller.create()
+    url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/upload"
+    token = caller.registry.api_token
+    await cut_off(url, f"X-YATAI-API-TOKEN: {token}\r\nContent-Length: 100000", DATA[:50_000])
+
+    async def failed() -> bool:
+        return (await caller.get())["upload_status"] == "failed"
+
+    await eventually(failed)
+    assert stored_files() == []
+    assert (await caller.get())["upload_finished_reason"]
+    assert (await caller.download()).status == 404
+
+
+async def test_an_upload_of_garbled_chunks_leaves_nothing(caller: Caller, stored_files: StoredFiles):
+    await caller.create()
+    url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/upload"
+    headers = f"X-YATAI-API-TOKEN: {caller.registry.api_token}\r\nTransfer-Encoding: chunked"
+    await cut_off(url, headers, b"5\r\nhello\r\nno chunk\r\n")
+
+    async def failed() -> bool:
+        return (await caller.get())["upload_status"] == "failed"
+
+    await eventually(failed)
+    assert stored_files() == []
+
+
+async def test_a_download_before_any_upload_is_not_found(either: Caller):
+    await either.create()
+    answer = await either.download()
+    assert answer.status == 404
+    assert answer.json["error"].endswith("record not found")
+
+
+# In one presigned PUT
+
+
+async def test_a_presigned_put_comes_back(either: Caller):
+    await either.create()
+    put = await either.bare("PUT", await either.put_url(), data=DATA)
+    assert (put.status, put.headers["ETag"], put.body) == (200, md5(DATA), b"")
+    got = await either.bare("GET", await either.get_url())
+    assert (got.body, got.headers["ETag"]) == (DATA, md5(DATA))
+    assert (await either.get())["upload_status"] == "pending"
+
+
+async def test_a_presigned_put_needs_its_length(caller: Caller, stored_files: StoredFiles):
+    async def body() -> AsyncIterator[bytes]:
+        yield DATA
+
+    await caller.create()
+    answer = await caller.bare("PUT", await caller.put_url(), data=body())
+    assert answer.status == 411
+    assert b"<Code>MissingContentLength</Code>" in answer.body
+    assert stored_files() == []
+
+
+async def test_a_presigned_put_that_breaks_off_leaves_nothing(caller: Caller, stored_files: StoredFiles):
+    await caller.create()
+    url = await caller.put_url()
+    await cut_off(url, "Content-Length: 100000", DATA[:50_000])
+    await eventually(lambda: stored_files() == [])
+    assert (await caller.bare("GET", await caller.get_url())).status == 404
+
+
+async def test_a_put_may_not_bring_more_than_s3_takes(serve: Serve):
+    caller = await serve(max_put_size=len(DATA) - 1)
+    await caller.create()
+    answer = await caller.bare("PUT", await caller.put_url(), data=DATA)
+    assert answer.status == 400
+    assert b"<Code>EntityTooLarge</Code>" in answer.body
+    assert (await caller.bare("PUT", await caller.put_url(), data=DATA[1:])).status == 200
+
+
+# In parts
+
+
+async def test_parts_come_back_in_one(either: Caller, stored_files: StoredFiles):
+    await either.create()
+    upload_id = await either.start_multipart()
+    pieces = [DATA[:40_000], DATA[40_000:80_000], DATA[80_000:]]
+    etags = [(n, await either.put_part(upload_id, n, pieces[n - 1])) for n in (3, 1, 2)]
+    assert [etag for _, etag in sorted(etags)] == [md5(piece) for piece in pieces]
+    assert (await either.complete(upload_id, sorted(etags))).status == 200
+    got = await either.bare("GET", await either.get_url())
+    assert got.body == DATA
+    whole = hashlib.md5(b"".join(hashlib.md5(piece).digest() for piece in pieces)).hexdigest()
+    assert got.headers["ETag"] == f'"{whole}-3"'
+    assert len(stored_files()) == 4
+
+
+async def test_parts_are_completed_without_being_written_again(
+    caller: Caller, tmp_path: Path, stored_files: StoredFiles
+):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    etag = await caller.put_part(upload_id, 1, DATA)
+    root = tmp_path / "registry" / "blobs"
+    before = {(root / file).stat().st_ino for file in stored_files() if (root / file).stat().st_size == len(DATA)}
+    await caller.complete(upload_id, [(1, etag)])
+    after = {(root / file).stat().st_ino for file in stored_files() if (root / file).stat().st_size == len(DATA)}
+    assert before == after
+    assert len(after) == 1
+
+
+async def test_a_part_that_is_sent_again_replaces_the_first(caller: Caller, stored_files: StoredFiles):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    await caller.put_part(upload_id, 1, b"old")
+    etag = await caller.put_part(upload_id, 1, b"new")
+    assert (await caller.complete(upload_id, [(1, etag)])).status == 200
+    assert (await caller.download()).body == b"new"
+    assert len(stored_files()) == 2
+
+
+async def test_parts_that_are_not_named_are_dropped(caller: Caller, stored_files: StoredFiles):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    first = await caller.put_part(upload_id, 1, b"one")
+    await caller.put_part(upload_id, 2, b"two")
+    third = await caller.put_part(upload_id, 3, b"three")
+    assert (await caller.complete(upload_id, [(1, first), (3, third)])).status == 200
+    assert (await caller.download()).body == b"onethree"
+    assert len(stored_files()) == 3
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ([], "every part must be named"),
+        ([(1, md5(b"one")), (2, md5(b"one"))], "part 2 has not arrived"),
+        ([(1, md5(b"one")), (3, md5(b"three"))], "part 3 has not arrived"),
+        ([(2, md5(b"two")), (1, md5(b"one"))], "ascending"),
+        ([(1, md5(b"one")), (1, md5(b"one"))], "ascending"),
+        ([(1, "../../upload")], "every part must be named"),
+        ([(0, md5(b"one"))], "part_number"),
+        ([(10_001, md5(b"one"))], "part_number"),
+    ],
+)
+async def test_an_upload_is_not_completed_with_parts_it_does_not_have(
+    caller: Caller, parts: list[tuple[int, str]], why: str
+):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    etags = [(1, await caller.put_part(upload_id, 1, b"one")), (2, await caller.put_part(upload_id, 2, b"two"))]
+    answer = await caller.complete(upload_id, parts)
+    assert answer.status == 400
+    assert why in answer.json["error"]
+    assert (await caller.download()).status == 404
+    assert (await caller.complete(upload_id, etags)).status == 200
+
+
+async def test_etags_may_come_without_quotes(caller: Caller):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    etag = await caller.put_part(upload_id, 1, DATA)
+    assert (await caller.complete(upload_id, [(1, etag.strip('"'))])).status == 200
+
+
+async def test_all_parts_but_the_last_have_a_least_size(serve: Serve):
+    caller = await serve(min_part_size=100)
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    sizes = (100, 99, 100)
+    etags = [(n, await caller.put_part(upload_id, n, bytes(size))) for n, size in enumerate(sizes, start=1)]
+    answer = await caller.complete(upload_id, etags)
+    assert answer.status == 400
+    assert "part 2 has 99 bytes" in answer.json["error"]
+    assert (await caller.complete(upload_id, etags[:2])).status == 200
+
+
+async def test_completing_twice_is_completing_once(caller: Caller):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    etags = [(1, await caller.put_part(upload_id, 1, DATA))]
+    assert [(await caller.complete(upload_id, etags)).status for _ in range(2)] == [200, 200]
+    assert (await caller.complete(upload_id, [(1, md5(b"other"))])).status == 404
+
+
+async def test_racing_completions_agree(caller: Caller):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    etags = [(1, await caller.put_part(upload_id, 1, DATA))]
+    answers = await asyncio.gather(*(caller.complete(upload_id, etags) for _ in range(5)))
+    assert {answer.status for answer in answers} == {200}
+    assert (await caller.download()).body == DATA
+
+
+async def test_a_completed_upload_takes_no_more_parts(caller: Caller):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    url = await caller.part_url(upload_id, 1)
+    etag = await caller.put_part(upload_id, 1, DATA)
+    await caller.complete(upload_id, [(1, etag)])
+    late = await caller.bare("PUT", url, data=b"late")
+    assert late.status == 404
+    assert b"<Code>NoSuchUpload</Code>" in late.body
+    assert (await caller.download()).body == DATA
+
+
+@pytest.mark.parametrize("upload_id", ["0" * 32, "..", "../objects", "x\ny", "é", ""])
+async def test_an_upload_that_does_not_exist_takes_nothing(caller: Caller, upload_id: str, stored_files: StoredFiles):
+    await caller.create()
+    url = await caller.part_url(upload_id, 1)
+    if upload_id:
+        assert (await caller.bare("PUT", url, data=DATA)).status == 404
+    assert (await caller.complete(upload_id, [(1, md5(DATA))])).status == 404
+    assert stored_files() == []
+
+
+async def test_an_upload_is_for_one_item(caller: Caller):
+    await caller.create(version="v1")
+    await caller.create(version="v2")
+    upload_id = await caller.start_multipart("v1")
+    assert (await caller.bare("PUT", await caller.part_url(upload_id, 1, "v2"), data=DATA)).status == 404
+    etag = await caller.put_part(upload_id, 1, DATA)
+    assert (await caller.complete(upload_id, [(1, etag)], "v2")).status == 404
+
+
+async def test_a_part_that_breaks_off_leaves_nothing(caller: Caller, stored_files: StoredFiles):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    await cut_off(await caller.part_url(upload_id, 1), "Content-Length: 100000", DATA[:50_000])
+    await eventually(lambda: stored_files() == [f"data/{upload_id}/upload"])
+
+
+async def test_parts_survive_a_restart(serve: Serve):
+    caller = await serve()
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    first = await caller.put_part(upload_id, 1, b"one")
+    await caller.registry.close()
+    await caller.registry.start()
+    second = await caller.put_part(upload_id, 2, b"two")
+    assert (await caller.complete(upload_id, [(1, first), (2, second)])).status == 200
+    assert (await caller.download()).body == b"onetwo"
+
+
+async def test_what_nobody_completed_for_a_day_is_swept_at_the_start(
+    caller: Caller, tmp_path: Path, stored_files: StoredFiles
+):
+    await caller.create()
+    old, young = await caller.start_multipart(), await caller.start_multipart()
+    for upload_id in (old, young):
+        await caller.put_part(upload_id, 1, DATA)
+    await caller.upload(DATA)
+    await caller.registry.close()
+    data = tmp_path / "registry" / "blobs" / "data"
+    (data / young / ".half").write_bytes(b"killed in the middle")
+    (data / "never-published").mkdir()
+    yesterday = time.time() - disk.UPLOAD_LIFETIME - 60
+    for directory in data.iterdir():
+        if directory.name != young:
+            os.utime(directory, (yesterday, yesterday))
+    await caller.registry.start()
+    assert {directory.name for directory in data.iterdir()} & {old, young, "never-published"} == {young}
+    assert not any(".half" in file for file in stored_files())
+    assert (await caller.download()).body == DATA
+
+
+# Over what is there already
+
+
+async def test_the_old_bytes_are_served_until_the_new_ones_are_whole(caller: Caller, stored_files: StoredFiles):
+    await caller.create()
+    await caller.upload(b"old")
+    upload_id = await caller.start_multipart()
+    etag = await caller.put_part(upload_id, 1, b"new")
+    await caller.ok("PATCH", f"{caller.items()}/v1/start_upload")
+    assert (await caller.download()).body == b"old"
+    await caller.complete(upload_id, [(1, etag)])
+    assert (await caller.download()).body == b"new"
+    assert len(stored_files()) == 2
+
+
+async def test_a_failed_upload_leaves_the_old_bytes(caller: Caller, stored_files: StoredFiles):
+    await caller.create()
+    await caller.upload(b"old")
+    await cut_off(await caller.put_url(), "Content-Length: 100000", DATA[:50_000])
+    await eventually(lambda: len(stored_files()) == 2)
+    assert (await caller.download()).body == b"old"
+
+
+async def test_one_of_two_racing_uploads_is_the_object(caller: Caller, stored_files: StoredFiles):
+    await caller.create()
+    bodies = [bytes([number]) * 50_000 for number in range(6)]
+    await asyncio.gather(*(caller.upload(body) for body in bodies))
+    assert (await caller.download()).body in bodies
+    assert len(stored_files()) == 2
+
+
+# What goes wrong here
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EIO, 500)])
+async def test_a_disk_that_fails_is_told_and_leaves_nothing(
+    caller: Caller, stored_files: StoredFiles, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+):
+    await caller.create()
+    put_url, upload_id = await caller.put_url(), await caller.start_multipart()
+    part_url = await caller.part_url(upload_id, 1)
+
+    def fail(handle: int) -> None:
+        raise OSError(number, os.strerror(number), "/secret/path")
+
+    monkeypatch.setattr(spool.os, "fsync", fail)
+    for url in (put_url, part_url):
+        answer = await caller.bare("PUT", url, data=DATA)
+        assert answer.status == status
+        assert b"<Error>" in answer.body
+        assert b"/secret/path" not in answer.body
+    answer = await caller.upload(DATA)
+    assert (answer.status, list(answer.json)) == (status, ["error"])
+    assert "/secret/path" not in answer.json["error"]
+    assert stored_files() == [f"data/{upload_id}/upload"]
+    assert (await caller.get())["upload_status"] == "failed"
+
+
+async def test_a_large_body_takes_little_memory(caller: Caller):
+    size = 64 * 2**20
+    block = os.urandom(2**16)
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(size // len(block)):
+            yield block
+
+    await caller.create()
+    url, get_url = await caller.put_url(), await caller.get_url()
+    tracemalloc.start()
+    try:
+        put = await caller.bare("PUT", url, data=body(), headers={"Content-Length": str(size)})
+        read = 0
+        async with caller.session.get(get_url) as response:
+            async for chunk in response.content.iter_any():
+                read += len(chunk)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (put.status, read) == (200, size)
+    assert peak < 16 * 2**20
