@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 import warnings
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Generic, Protocol, runtime_checkable
 
 from async_bento import kind as kinds
-from async_bento.concurrency import Threads, for_each
+from async_bento.concurrency import for_each
+from async_bento.connection import Connection
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.kind import ItemT, RecordT
-from async_bento.progress import Progress, ProgressListener, TqdmListener, is_watched
+from async_bento.progress import ProgressListener, TqdmListener, is_watched
 from async_bento.pull import get_item, pull_item, wants_newest
-from async_bento.push import PushResult, Repositories, push_item
+from async_bento.push import PushResult, Repositories, push_item, push_models
 from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
 from async_bento.store.tag import Tag
-from async_bento.transfer.http import Transport
 from async_bento.wire.client import RestApiClient
 from async_bento.wire.schemas import (
-    UPLOADED,
     BentoSchema,
     BentoWithRepositoryListSchema,
     BentoWithRepositorySchema,
@@ -44,9 +42,6 @@ if TYPE_CHECKING:
     from async_bento.store.info import BentoModelInfo
     from async_bento.store.tag import TagLike
 
-DISK_THREADS = 16
-"""Threads of a client that read and write files and compute hashes: enough to keep a disk's queue filled."""
-
 PAGE = 100
 """Items asked for at once when a list is walked."""
 
@@ -59,52 +54,6 @@ class StoredItem(Protocol):
     def path(self) -> str | os.PathLike[str]:
         """Its directory."""
         ...
-
-
-class Connection:
-    """What the APIs of one client share: the registry, the threads, the budget, and who is told of progress.
-
-    Args:
-        client: Who speaks to the registry.
-        config: The settings.
-        listener: Who is told of progress.
-    """
-
-    def __init__(self, client: RestApiClient, config: Config, listener: ProgressListener | None) -> None:
-        self.client = client
-        self.config = config
-        self.listener = listener
-        self._threads: Threads | None = None
-        self._transport: Transport | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def transport(self) -> Transport:
-        """What all transfers share on the running event loop."""
-        loop = asyncio.get_running_loop()
-        if self._transport is None or self._loop is not loop:
-            transfer = self.config.transfer
-            self._loop = loop
-            self._threads = self._threads or Threads(DISK_THREADS)
-            self._transport = Transport(
-                config=self.config,
-                threads=self._threads,
-                slots=asyncio.Semaphore(transfer.concurrency),
-                window=asyncio.Semaphore(max(1, transfer.window // transfer.range_size)),
-            )
-        return self._transport
-
-    async def aclose(self, *, keep_client: bool) -> None:
-        """Let the threads end and close the connections; both come back when they are needed again.
-
-        Args:
-            keep_client: Whether the connections are someone else's to close.
-        """
-        if self._threads is not None:
-            self._threads.close()
-        self._threads = self._transport = None
-        if not keep_client:
-            await self.client.aclose()
 
 
 class ItemAPI(Generic[ItemT, RecordT]):
@@ -155,12 +104,9 @@ class ItemAPI(Generic[ItemT, RecordT]):
                 records.append(record)
         return records
 
-    def _progress(self, direction: Literal["push", "pull"], tag: Tag) -> Progress:
-        return Progress(direction, self._kind.word, str(tag), self._connection.listener)
-
     async def _find(self, item: ItemT | TagLike | str | os.PathLike[str] | StoredItem) -> ItemT:
         """The item that is meant: itself, at a path, or in the store."""
-        item_type, threads = self._kind.store.item_type, self._connection.transport.threads
+        item_type, threads = self._kind.store.item_type, self._connection.threads
         if isinstance(item, item_type):
             return item
         if isinstance(item, StoredItem):
@@ -197,60 +143,14 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             NotFoundError: There is no such model here.
             BentoError: The push failed; the registry has been told.
         """
-        found = await self._find(model)
-        return await self.push_found(found, force=force, threads=threads, repositories=Repositories())
-
-    async def push_found(self, model: Model, *, force: bool, threads: int, repositories: Repositories) -> PushResult:
-        """Push a model that has been found, maybe beside others.
-
-        Args:
-            model: The model.
-            force: Whether to push it also when the registry has it already.
-            threads: Parts in flight at most.
-            repositories: Those that are known to be there.
-
-        Returns:
-            What was done.
-
-        Raises:
-            BentoError: The push failed; the registry has been told.
-        """
-        with self._progress("push", model.tag) as progress:
-            return await push_item(
-                self._kind,
-                model,
-                force=force,
-                bare=False,
-                threads=_checked(threads),
-                repositories=repositories,
-                transport=self._connection.transport,
-                progress=progress,
-            )
-
-    async def skip_if_pushed(self, wanted: BentoModelInfo, bento: Bento) -> PushResult:
-        """Do without a model that is not here, where the registry has it.
-
-        Args:
-            wanted: The model.
-            bento: The bento that needs it.
-
-        Returns:
-            That it was skipped.
-
-        Raises:
-            NotFoundError: The registry does not have it either.
-            APIError: The registry was not reached, or refused.
-        """
-        with self._progress("push", wanted.tag) as progress:
-            remote = await self._kind.routes.get(wanted.tag.name, wanted.tag.version or "")
-            # What lives on a hub has a record and no bytes.
-            if remote is None or not (wanted.is_huggingface or remote.upload_status == UPLOADED):
-                raise NotFoundError(
-                    f"{bento.tag} needs the model {wanted.tag}, which is neither in {self._kind.store.path} nor on the "
-                    f"registry at {self._connection.client.endpoint}; `bentoml models list` shows what is here"
-                )
-            progress.enter("skipped", "not here, but on the registry")
-            return PushResult(wanted.tag, skipped=True)
+        return await push_item(
+            self._connection,
+            self._kind,
+            await self._find(model),
+            force=force,
+            threads=_checked(threads),
+            repositories=Repositories(),
+        )
 
     async def pull(self, tag: TagLike | str, *, force: bool = False, query: str | None = None) -> Model | None:
         """Pull a model from the registry into the local store.
@@ -272,15 +172,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         if query and not wants_newest(wanted):
             warnings.warn(f"`query` has no effect: {wanted} names a version", stacklevel=2)
             query = None
-        with self._progress("pull", wanted) as progress:
-            return await pull_item(
-                self._kind,
-                wanted,
-                force=force,
-                query=query,
-                transport=self._connection.transport,
-                progress=progress,
-            )
+        return await pull_item(self._connection, self._kind, wanted, force=force, query=query)
 
     async def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
@@ -356,9 +248,10 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         self._lent = client is not None
         client = client or RestApiClient(endpoint, api_token, context=context, config=config)
         connection = Connection(client, config or client.config, _listener(progress))
-        self._models_here = model_store or ModelStore()
-        super().__init__(connection, kinds.bentos(client, bento_store or BentoStore(), self._models_here))
-        self.models = AsyncModelAPI(connection, kinds.models(client, self._models_here))
+        model_store = model_store or ModelStore()
+        super().__init__(connection, kinds.bentos(client, bento_store or BentoStore(), model_store))
+        self._model_kind = kinds.models(client, model_store)
+        self.models = AsyncModelAPI(connection, self._model_kind)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(endpoint={self._connection.client.endpoint!r})"
@@ -401,36 +294,25 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         began = time.monotonic()
         found = await self._find(bento)
         repositories = Repositories()
-        models = await self._push_models(found, force=force, threads=_checked(threads), repositories=repositories)
-        with self._progress("push", found.tag) as progress:
-            progress.note = _count_models(models)
-            result = await push_item(
-                self._kind,
-                found,
-                force=force,
-                bare=bare,
-                threads=threads,
-                repositories=repositories,
-                transport=self._connection.transport,
-                progress=progress,
-            )
-        return replace(result, models=models, seconds=time.monotonic() - began)
-
-    async def _push_models(
-        self, bento: Bento, *, force: bool, threads: int, repositories: Repositories
-    ) -> tuple[PushResult, ...]:
-        results: dict[Tag, PushResult] = {}
-
-        async def push_one(wanted: BentoModelInfo) -> None:
-            model = await self._connection.transport.threads.run(_find_model, wanted, bento, self._models_here)
-            results[wanted.tag] = (
-                await self.models.push_found(model, force=force, threads=threads, repositories=repositories)
-                if model is not None
-                else await self.models.skip_if_pushed(wanted, bento)
-            )
-
-        await for_each(push_one, bento.models, self._connection.config.transfer.concurrency)
-        return tuple(results[wanted.tag] for wanted in bento.models)
+        models = await push_models(
+            self._connection,
+            self._model_kind,
+            found,
+            force=force,
+            threads=_checked(threads),
+            repositories=repositories,
+        )
+        result = await push_item(
+            self._connection,
+            self._kind,
+            found,
+            force=force,
+            threads=threads,
+            repositories=repositories,
+            bare=bare,
+            models=models,
+        )
+        return replace(result, seconds=time.monotonic() - began)
 
     async def pull(
         self,
@@ -457,11 +339,9 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             BentoError: The pull failed; the local copy is as it was.
         """
         kind = replace(self._kind, store=bento_store) if bento_store else self._kind
-        wanted = Tag.parse(tag)
-        with self._progress("pull", wanted) as progress:
-            bento = await pull_item(kind, wanted, force=force, transport=self._connection.transport, progress=progress)
+        bento = await pull_item(self._connection, kind, Tag.parse(tag), force=force)
         if bento is None:
-            raise NotFoundError(f"{wanted} has no files on the registry")
+            raise NotFoundError(f"{tag} has no files on the registry")
         if with_models:
             await self._pull_models(bento)
         return bento
@@ -524,18 +404,3 @@ def _checked(threads: int) -> int:
     if threads < 1:
         raise ConfigError(f"threads={threads}: there must be one part in flight at least")
     return threads
-
-
-def _find_model(wanted: BentoModelInfo, bento: Bento, store: ModelStore) -> Model | None:
-    """A bento's model: in its own directory, where it was exported with its models, or in the store."""
-    for place in (ModelStore(bento.path / "models"), store):
-        with suppress(NotFoundError):
-            return place.get(wanted.tag, prefix=False)
-    return None
-
-
-def _count_models(models: Sequence[PushResult]) -> str:
-    if not models:
-        return ""
-    skipped = sum(model.skipped for model in models)
-    return f"{len(models)} model{'s' if len(models) > 1 else ''}" + (f", {skipped} skipped" if skipped else "")

@@ -7,6 +7,7 @@ Weakest first: the defaults below, the context in `$BENTOML_HOME/.yatai.yaml`, `
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -32,9 +33,12 @@ DEFAULT_CONTEXT = "default"
 BENTOML_VERSION = "1.4.39"
 """The BentoML whose protocol is spoken; sent as `X-Bentoml-Version`, which Yatai parses."""
 
+_PLAIN = re.compile(r"[!-\[\]-~]+")  # printable ASCII without spaces and backslashes
+_USER = re.compile(r"//[^/?#]*@")
+
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # no clock takes an infinite wait
 
 
 class Timeouts(_Frozen):
@@ -55,8 +59,9 @@ class RetryPolicy(_Frozen):
     """How often a transient fault is tried again, and how long to wait before it, in seconds.
 
     Attributes:
-        attempts: Tries in all. Six, with the waits below, outlast half a minute of outage.
-        wait_initial: The wait before the second try; it doubles with each, with full jitter.
+        attempts: Tries in all. Six, with the waits below, outlast a quarter of a minute of outage.
+        wait_initial: The wait before the second try; it doubles with each, and up to itself
+            is added to each by chance, so that many clients do not come back at once.
         wait_max: The longest wait between two tries.
         retry_after_cap: The longest `Retry-After` that is obeyed; a longer one ends the call.
     """
@@ -217,14 +222,15 @@ def read_contexts(path: Path) -> Contexts:
         content = None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # PyYAML lets through what a bad date or number raises
         # No cause: what YAML says of a file quotes the file, and this one holds tokens.
         raise ConfigError(f"{path} is not valid YAML; mend it, or delete it and log in again") from None
     try:
         return Contexts.model_validate(content or {})
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path}: {place}: {first['msg']}" if place else f"{path} holds no contexts") from None
 
 
 def find_credentials(
@@ -239,6 +245,9 @@ def find_credentials(
     `BENTO_CLOUD_API_KEY`, the current context. A token that was stored or set together with an endpoint opens that
     endpoint and no other: it is never sent to an endpoint from elsewhere.
 
+    The endpoint is the strongest of: `endpoint`, that of a context that was asked for by name, `ASYNC_BENTO_ENDPOINT`,
+    `BENTO_CLOUD_API_ENDPOINT`, that of the current context where the token is its, the default.
+
     Args:
         endpoint: The registry's URL, or None to look for it.
         api_token: The token, or None to look for it.
@@ -249,7 +258,8 @@ def find_credentials(
         The endpoint, the token and its source.
 
     Raises:
-        ConfigError: There is no token, no such context, or the token found is meant for another endpoint.
+        ConfigError: There is no token, no such context, an endpoint is no URL, or the token found is meant for another
+            endpoint.
     """
     path = bentoml_home(environ) / ".yatai.yaml"
 
@@ -268,9 +278,10 @@ def find_credentials(
         token = environ.get(token_variable)
         return Credentials(environ.get(endpoint_variable, ""), SecretStr(token), token_variable) if token else None
 
+    named = from_context(context) if context else None
     found = (
         (Credentials("", SecretStr(api_token), "the api_token argument") if api_token else None)
-        or (from_context(context) if context else None)
+        or named
         or from_variables("ASYNC_BENTO_API_TOKEN", "ASYNC_BENTO_ENDPOINT")
         or from_variables("BENTO_CLOUD_API_KEY", "BENTO_CLOUD_API_ENDPOINT")
         or from_context(None)
@@ -282,14 +293,14 @@ def find_credentials(
         )
     wanted = (
         endpoint
-        or (found.endpoint if context else None)
+        or (named.endpoint if named else None)
         or environ.get("ASYNC_BENTO_ENDPOINT")
         or environ.get("BENTO_CLOUD_API_ENDPOINT")
         or found.endpoint
         or DEFAULT_ENDPOINT
     )
     wanted = check_endpoint(wanted)
-    if found.endpoint and origin(found.endpoint) != origin(wanted):
+    if found.endpoint and origin(check_endpoint(found.endpoint)) != origin(wanted):
         raise ConfigError(
             f"the token from {found.source} is for {origin(found.endpoint)} and is not sent to {origin(wanted)}: "
             "pass the api_token for that endpoint, or leave the endpoint out"
@@ -309,12 +320,16 @@ def check_endpoint(endpoint: str) -> str:
     Raises:
         ConfigError: It is no http or https URL, or holds a user name, a query or a fragment.
     """
-    wrong = ConfigError(f"{without_queries(endpoint)!r} is no endpoint: it must look like https://registry.example.com")
+    shown = _USER.sub("//", without_queries(endpoint))
+    wrong = ConfigError(f"{shown!r} is no endpoint: it must look like https://registry.example.com")
+    if not _PLAIN.fullmatch(endpoint):  # urlsplit drops line breaks, and forgives much that aiohttp does not
+        raise wrong
     try:
         parts = urlsplit(endpoint)
         port = parts.port
-    except ValueError as error:  # a port that is no number, a bracket that is not closed
-        raise wrong from error
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # a port that is no number, a bracket that is not closed, a name with an empty label
+        raise wrong from None  # it may quote a password
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
         raise wrong
     if parts.username is not None or parts.query or parts.fragment:

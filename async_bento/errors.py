@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import re
 
-_QUERY = re.compile(r"(\bhttps?://[^\s?\"'<>]+)\?[^\s\"'<>]+")
+_QUERY = re.compile(r"(\bhttps?://[^\s?\"'<>]+)\?[^\s\"'<>]+", re.IGNORECASE)
 
 
 def without_queries(text: str) -> str:

@@ -183,7 +183,7 @@ class TqdmListener:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
-        self._bars: dict[tuple[str, str], tqdm[NoReturn]] = {}
+        self._bars: dict[tuple[str, str, str], tqdm[NoReturn]] = {}
 
     def __call__(self, event: ProgressEvent, /) -> None:
         """Draw an event.
@@ -191,7 +191,7 @@ class TqdmListener:
         Args:
             event: How far an item has come.
         """
-        key = (event.kind, event.tag)
+        key = (event.direction, event.kind, event.tag)
         bar = self._bars.get(key)
         if event.phase in ENDED:
             if bar is not None:

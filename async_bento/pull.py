@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_bento.concurrency import Threads
+    from async_bento.connection import Connection
     from async_bento.kind import ItemT, Kind, RecordT
     from async_bento.progress import Progress
     from async_bento.store.scratch import Lock
@@ -32,23 +33,21 @@ SECONDS_BETWEEN_LOOKS = 0.2
 
 
 async def pull_item(
+    connection: Connection,
     kind: Kind[ItemT, RecordT],
     tag: Tag,
     *,
-    force: bool,
+    force: bool = False,
     query: str | None = None,
-    transport: Transport,
-    progress: Progress,
 ) -> ItemT | None:
     """Pull one bento or model into the local store.
 
     Args:
-        kind: Which of the two.
+        connection: Whose registry, threads and budget.
+        kind: Bentos or models.
         tag: What to pull; without a version, or with `latest`, the newest.
         force: Whether to replace the local copy.
         query: What the newest must match.
-        transport: What all transfers share.
-        progress: Where to count.
 
     Returns:
         The local item; None for a model that has no bytes on the registry.
@@ -57,19 +56,21 @@ async def pull_item(
         NotFoundError: The registry has no such item.
         BentoError: It failed; the local copy is as it was.
     """
-    if not wants_newest(tag) and not force and (local := await _local(kind, tag, transport.threads)):
-        progress.enter("skipped", "already here")
-        return local
-    remote = await get_item(kind, tag, query)
-    exact = Tag(tag.name, remote.version)
-    progress.tag = str(exact)
-    if wants_newest(tag) and not force and (kept := await _as_new(kind, exact, remote, query, transport.threads)):
-        progress.enter("skipped", f"{kept.tag} is here already")
-        return kept
-    if hub := _hub_of(remote):
-        progress.enter("skipped", f"its files live at {hub}")
-        return None
-    return await _fetch(kind, exact, remote, force=force, transport=transport, progress=progress)
+    threads = connection.threads
+    with connection.progress("pull", kind.word, tag) as progress:
+        if not wants_newest(tag) and not force and (local := await _local(kind, tag, threads)):
+            progress.enter("skipped", "already here")
+            return local
+        remote = await get_item(kind, tag, query)
+        exact = Tag(tag.name, remote.version)
+        progress.tag = str(exact)
+        if wants_newest(tag) and not force and (kept := await _as_new(kind, exact, remote, query, threads)):
+            progress.enter("skipped", f"{kept.tag} is here already")
+            return kept
+        if hub := _hub_of(remote):
+            progress.enter("skipped", f"its files live at {hub}")
+            return None
+        return await _fetch(kind, exact, remote, force=force, transport=connection.transport, progress=progress)
 
 
 def wants_newest(tag: Tag) -> bool:

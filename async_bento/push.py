@@ -1,4 +1,4 @@
-"""A push, step by step: repository, record, bytes.
+"""A push, step by step: the models, the repository, the record, the bytes.
 
 The order is that of BentoML 1.4.39 (`bentoml/_internal/cloud/bento.py`), but that the directory is looked through
 before anything is registered: what cannot be read is told before the registry has heard of it.
@@ -14,17 +14,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from async_bento.archive.plan import TarPlan
-from async_bento.errors import APIError
-from async_bento.transfer.upload import upload
+from async_bento.concurrency import for_each
+from async_bento.errors import APIError, NotFoundError
+from async_bento.store.store import ModelStore
+from async_bento.transfer.upload import Uploaded, upload
 from async_bento.wire.schemas import UPLOADED, FinishUploadSchema
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from async_bento.connection import Connection
     from async_bento.kind import ItemT, Kind, Record, RecordT
-    from async_bento.progress import Progress
+    from async_bento.store.info import BentoModelInfo
+    from async_bento.store.items import Bento, Model
+    from async_bento.store.store import Store
     from async_bento.store.tag import Tag
-    from async_bento.transfer.http import Transport
     from async_bento.wire.routes import AnyRoutes
     from async_bento.wire.schemas import ItemSchema
 
@@ -88,53 +92,102 @@ class Repositories:
             self._known.add(key)
 
 
+async def push_models(
+    connection: Connection,
+    kind: Kind[Model, RecordT],
+    bento: Bento,
+    *,
+    force: bool,
+    threads: int,
+    repositories: Repositories,
+) -> tuple[PushResult, ...]:
+    """Push a bento's models, all at once.
+
+    Args:
+        connection: Whose registry, threads and budget.
+        kind: Models.
+        bento: The bento.
+        force: Whether to push those too that the registry has already.
+        threads: Parts in flight at most, for each model.
+        repositories: Those that are known to be there.
+
+    Returns:
+        What was done with each, in the bento's order.
+
+    Raises:
+        NotFoundError: A model is neither here nor on the registry.
+        BentoError: One failed; the others have been stopped.
+    """
+    results: dict[Tag, PushResult] = {}
+
+    async def push_one(wanted: BentoModelInfo) -> None:
+        model = await connection.threads.run(_find_model, wanted.tag, bento, kind.store)
+        results[wanted.tag] = (
+            await push_item(connection, kind, model, force=force, threads=threads, repositories=repositories)
+            if model is not None
+            else await _do_without(connection, kind, wanted, bento)
+        )
+
+    await for_each(push_one, bento.models, connection.config.transfer.concurrency)
+    return tuple(results[wanted.tag] for wanted in bento.models)
+
+
 async def push_item(
+    connection: Connection,
     kind: Kind[ItemT, RecordT],
     item: ItemT,
     *,
     force: bool,
-    bare: bool,
     threads: int,
     repositories: Repositories,
-    transport: Transport,
-    progress: Progress,
+    bare: bool = False,
+    models: tuple[PushResult, ...] = (),
 ) -> PushResult:
     """Push one bento or model.
 
     Args:
-        kind: Which of the two.
+        connection: Whose registry, threads and budget.
+        kind: Bentos or models.
         item: What to push.
-        force: Whether to push what the registry has already.
-        bare: Whether to push the record alone.
+        force: Whether to push it also when the registry has it already.
         threads: Parts in flight at most.
         repositories: Those that are known to be there.
-        transport: What all transfers share.
-        progress: Where to count.
+        bare: Whether to push its record alone.
+        models: What was done with its models.
 
     Returns:
-        What it did.
+        What was done.
 
     Raises:
-        BentoError: It failed.
+        BentoError: It failed; the registry has been told.
     """
     began = time.monotonic()
     name, version = item.tag.name, item.tag.version or ""
-    await repositories.ensure(kind.routes, name)
-    remote = await kind.routes.get(name, version)
-    if remote is not None and remote.upload_status == UPLOADED and not force:
-        progress.enter("skipped", "already there")
-        return PushResult(item.tag, skipped=True, seconds=time.monotonic() - began)
-    record = await transport.threads.run(kind.record, item, bare)
-    if bare:
-        await _register(kind.routes, name, version, remote, record)
-        outcome = FinishUploadSchema(status="success", reason=BARE_REASON)
-        await kind.routes.finish_upload(name, version, outcome)
-        progress.enter("done", "the record alone")
-        return PushResult(item.tag, seconds=time.monotonic() - began)
-    plan = await transport.threads.run(TarPlan.scan, item.path, exclude=kind.left_out)
-    registered = await _register(kind.routes, name, version, remote, record)
-    uploaded = await upload(plan, kind.routes, registered, name, transport, progress, threads=threads)
-    return PushResult(item.tag, bytes_sent=uploaded.bytes_sent, parts=uploaded.parts, seconds=time.monotonic() - began)
+    with connection.progress("push", kind.word, item.tag) as progress:
+        progress.note = _count(models)
+        await repositories.ensure(kind.routes, name)
+        remote = await kind.routes.get(name, version)
+        if remote is not None and remote.upload_status == UPLOADED and not force:
+            progress.enter("skipped", "already there")
+            return PushResult(item.tag, skipped=True, seconds=time.monotonic() - began, models=models)
+        record = await connection.threads.run(kind.record, item, bare)
+        plan = None if bare else await connection.threads.run(TarPlan.scan, item.path, exclude=kind.left_out)
+        registered = await _register(kind.routes, name, version, remote, record)
+        if plan is None:
+            outcome = FinishUploadSchema(status="success", reason=BARE_REASON)
+            await kind.routes.finish_upload(name, version, outcome)
+            uploaded = Uploaded(bytes_sent=0, parts=0)
+        else:
+            uploaded = await upload(
+                plan, kind.routes, registered, name, connection.transport, progress, threads=threads
+            )
+    return PushResult(
+        item.tag,
+        bytes_sent=uploaded.bytes_sent,
+        parts=uploaded.parts,
+        seconds=time.monotonic() - began,
+        models=models,
+    )
 
 
 async def _register(
@@ -155,3 +208,34 @@ async def _is_there(question: Awaitable[object | None]) -> bool:
     with suppress(APIError):
         return await question is not None
     return False
+
+
+def _find_model(tag: Tag, bento: Bento, store: Store[Model]) -> Model | None:
+    """A bento's model: in its own directory, where it was exported with its models, or in the store."""
+    for place in (ModelStore(bento.path / "models"), store):
+        with suppress(NotFoundError):
+            return place.get(tag, prefix=False)
+    return None
+
+
+async def _do_without(
+    connection: Connection, kind: Kind[Model, RecordT], wanted: BentoModelInfo, bento: Bento
+) -> PushResult:
+    """Go on without a model that is not here, where the registry has it."""
+    with connection.progress("push", kind.word, wanted.tag) as progress:
+        remote = await kind.routes.get(wanted.tag.name, wanted.tag.version or "")
+        # What lives on a hub has a record and no bytes.
+        if remote is None or not (wanted.is_huggingface or remote.upload_status == UPLOADED):
+            raise NotFoundError(
+                f"{bento.tag} needs the model {wanted.tag}, which is neither in {kind.store.path} nor on the registry "
+                f"at {connection.client.endpoint}; `bentoml models list` shows what is here"
+            )
+        progress.enter("skipped", "not here, but on the registry")
+    return PushResult(wanted.tag, skipped=True)
+
+
+def _count(models: tuple[PushResult, ...]) -> str:
+    if not models:
+        return ""
+    skipped = sum(model.skipped for model in models)
+    return f"{len(models)} model{'s' if len(models) > 1 else ''}" + (f", {skipped} skipped" if skipped else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -55,19 +56,21 @@ def read_answer(body: bytes, schema: type[AnswerT], request: str) -> AnswerT:
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
+        # No cause: what pydantic says quotes the answer, and that may hold a presigned URL.
         first = error.errors(include_input=False, include_url=False)[0]
         if first["type"] == "json_invalid":
             raise APIResponseError(
                 f"{request}: the answer is not JSON; is this endpoint a BentoCloud or Yatai registry?"
-            ) from error
+            ) from None
         field = ".".join(map(str, first["loc"])) or "the answer"
-        # No cause: what pydantic says quotes the answer, and that may hold a presigned URL.
         raise APIResponseError(
             f"{request}: the answer does not fit the protocol: {field}: {first['msg']}", field=field
         ) from None
 
 
-def status_error(status: int, headers: Mapping[str, str], body: bytes, request: str, token_source: str) -> APIError:
+def status_error(
+    status: int, headers: Mapping[str, str], body: bytes, request: str, token_source: str, token: str = ""
+) -> APIError:
     """Tell what a status other than 200 means.
 
     Args:
@@ -76,17 +79,23 @@ def status_error(status: int, headers: Mapping[str, str], body: bytes, request: 
         body: Its body.
         request: What was asked, for the message.
         token_source: Where the token came from, for 401 and 403.
+        token: The token, which a server may repeat and the error must not.
 
     Returns:
         The error to raise.
     """
+
+    def readable(text: str) -> str:
+        return " ".join(without_queries(text.replace(token, "…") if token else text).split())
+
     is_markup = "html" in headers.get("Content-Type", "").lower() or body.lstrip()[:1] == b"<"
     if is_markup and status in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
         return APIResponseError(
             f"{request}: {status}, with a page instead of JSON; is this endpoint a BentoCloud or Yatai registry?"
         )
-    said = "" if is_markup else _server_message(body)
-    trace_id = headers.get("x-trace-id")
+    said = "" if is_markup else readable(_server_message(body))
+    said = said if len(said) <= _LONGEST_MESSAGE else f"{said[:_LONGEST_MESSAGE]}…"
+    trace_id = readable(headers.get("x-trace-id", ""))[:_LONGEST_MESSAGE] or None
     kind: type[APIStatusError] = APIStatusError
     hint = _HINTS.get(HTTPStatus(status), "") if status in HTTPStatus.__members__.values() else ""
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
@@ -97,7 +106,7 @@ def status_error(status: int, headers: Mapping[str, str], body: bytes, request: 
     elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         kind = ServerError
     elif HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-        target = without_queries(headers.get("Location", "elsewhere"))
+        target = _without_secrets(readable(headers.get("Location", "elsewhere")))[:_LONGEST_MESSAGE]
         hint = (
             f"it redirects to {target}, and the token is not sent there; if that is the registry, make it the endpoint"
         )
@@ -137,10 +146,15 @@ def _server_message(body: bytes) -> str:
     text = body[: 64 * 1024].decode(errors="replace").strip()
     try:
         said: object = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = text
     if isinstance(said, dict):
         fields = cast("dict[str, object]", said)
         said = fields.get("message") or fields.get("error") or ""
-    line = " ".join(without_queries(str(said)).split())
-    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}…"
+    message = str(said).strip()
+    return "" if message.startswith("<") else message  # a page that a proxy made, handed on in JSON
+
+
+def _without_secrets(location: str) -> str:
+    """A `Location` may be relative, so that `without_queries` does not know it for a URL."""
+    return re.sub(r"//[^/]*@", "//", re.split(r"[?#]", location)[0])

@@ -38,11 +38,15 @@ def _blank_to_none(value: object) -> object:
 
 
 def _in_utc(value: datetime) -> datetime:
-    return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
+    try:
+        return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
+    except OverflowError:  # a time that has no place in UTC's years 1 to 9999
+        raise ValueError("date value out of range") from None
 
 
 def _format_time(value: datetime) -> str:
-    return _in_utc(value).strftime(TIME_FORMAT)
+    # As TIME_FORMAT says, but with four digits for every year, which strftime leaves to the C library.
+    return _in_utc(value).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 UtcTime = Annotated[datetime, AfterValidator(_in_utc)]
@@ -76,15 +80,13 @@ class Answer(BaseModel):
         return {key: value for key, value in cast("JsonObject", data).items() if value is not None}
 
 
-class LabelItemSchema(BaseModel):
+class LabelItemSchema(Answer):
     """A label.
 
     Attributes:
         key: Its name.
         value: Its value.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     key: str
     value: str = ""

@@ -6,7 +6,6 @@ fails then, since it finds no tests.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys

@@ -24,13 +24,11 @@ SECONDS_TO_RUN = 50
 DRIVER = Path(__file__).with_name("driver.py")
 
 
-def tree(path: Path, *, modes: bool = True, leave_out: tuple[str, ...] = ()) -> dict[str, object]:
+def tree(path: Path, *, modes: bool = True) -> dict[str, object]:
     """What lies at and below a path, to be compared: kinds, contents, where links lead, and modes."""
     found: dict[str, object] = {}
     for entry in [path, *path.rglob("*")]:
         name = entry.relative_to(path).as_posix()
-        if name.split("/")[0] in leave_out:
-            continue
         status = entry.lstat()
         if stat.S_ISLNK(status.st_mode):
             found[name] = ("link", str(entry.readlink()))
@@ -57,12 +55,6 @@ class Requests(logging.Handler):
         """How many of them went to a route, by the end of its path."""
         return sum(line.split()[1].endswith(ending) for line in self.lines)
 
-    def logger(self) -> logging.Logger:
-        """Where a registry is to log."""
-        logger = logging.Logger("requests", logging.INFO)
-        logger.addHandler(self)
-        return logger
-
 
 @dataclass
 class Registry:
@@ -87,7 +79,10 @@ class Registry:
 
     async def open(self) -> None:
         """Open it on its directory, as another process would."""
-        logger = self.requests.logger()
+        logger = logging.getLogger(str(self.root))
+        logger.setLevel(logging.INFO)
+        logger.handlers = [self.requests]
+        logger.propagate = False
         self.running = LocalRegistry(self.root, transmission=self.transmission, access_log=logger)  # type: ignore[arg-type]
         await self.running.start()
 

@@ -60,10 +60,10 @@ LABELS = {"owner": "me", "stage": "prod", "year": "2024", "team": "interop"}
 
 
 def write_project(project: Path) -> None:
-    """Write what `bentoml build` is to build: a script that can be run, a link, a file whose name is no ASCII, bytes."""
+    """Write what `bentoml build` is to build: a script to run, a link, a file whose name is no ASCII, random bytes."""
     (project / "scripts").mkdir(parents=True)
-    (project / "service.py").write_text(SERVICE)
-    (project / "bentofile.yaml").write_text(BENTOFILE)
+    (project / "service.py").write_text(SERVICE, encoding="utf-8")
+    (project / "bentofile.yaml").write_text(BENTOFILE, encoding="utf-8")
     (project / "notes.md").write_text(NOTES, encoding="utf-8")
     (project / "scripts" / "run.sh").write_text("#!/bin/sh\n")
     (project / "scripts" / "run.sh").chmod(0o755)

@@ -26,9 +26,9 @@ MODEL_RECORDS = {
 
 EXCEPTIONS = {  # All that may differ, and why. The test also fails when one of them is no difference any more.
     "a model's record is renewed": (
-        "A push by force renews the record of a model as it renews that of a bento. BentoML sends the model's new bytes "
-        "and leaves its record as it was: `_do_push_model` (bentoml/_internal/cloud/model.py) has nothing for a record "
-        "that is there."
+        "A push by force renews the record of a model as it renews that of a bento. BentoML sends the new bytes and "
+        "leaves the record as it was: `_do_push_model` (bentoml/_internal/cloud/model.py) does nothing for one that "
+        "is there."
     ),
     "etag": "It is the store's word for the bytes of a tar, and the two tars differ in owners and times.",
     "upload_id": "It is the registry's word, said back to it.",
@@ -94,7 +94,7 @@ def without_exceptions(body):
 
 
 def comparable(said):
-    """All that was said, by request; in which order different requests came is not fixed, since models go in parallel."""
+    """All that was said, by request. Models go in parallel: which of their repositories came first does not matter."""
     bodies = {request: [*map(without_exceptions, bodies)] for request, bodies in said.items()}
     bodies["POST /api/v1/model_repositories"].sort(key=json.dumps)
     return bodies

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -138,7 +137,7 @@ async def caller(serve: Callable[..., Awaitable[Caller]]) -> Caller:
 
 @pytest.fixture(params=[BENTOS, MODELS], ids=["bentos", "models"])
 def words(request: pytest.FixtureRequest) -> Words:
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 @pytest.fixture
@@ -152,7 +151,7 @@ def stored_files(tmp_path: Path) -> Callable[[], list[str]]:
     """What lies on the disk for the bytes of items, by its names."""
 
     def find() -> list[str]:
-        root = str(tmp_path / "registry" / "blobs")
-        return [os.path.relpath(os.path.join(at, name), root) for at, _, names in os.walk(root) for name in names]
+        root = tmp_path / "registry" / "blobs"
+        return [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
 
     return find

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sqlite3
 import sys
 import threading
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -23,7 +23,6 @@ from tests.registry.conftest import BENTOS, MODELS, Caller
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     Serve = Callable[..., Awaitable[Caller]]
 
@@ -101,7 +100,7 @@ async def test_two_registries_share_a_loop(serve: Serve, tmp_path: Path):
 
 async def test_a_closed_registry_leaves_no_task_thread_or_socket(tmp_path: Path):
     def sockets() -> int:
-        return sum(os.path.islink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+        return sum(handle.is_symlink() for handle in Path("/proc/self/fd").iterdir())
 
     async with aiohttp.ClientSession() as session:
         tasks = asyncio.all_tasks()

@@ -35,9 +35,11 @@ async def cut_off(url: str, headers: str, body: bytes) -> None:
     """Send the beginning of a request, and hang up."""
     parts = urlsplit(url)
     _, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    writer.write(f"PUT {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n".encode() + body)
+    writer.write(f"PUT {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n".encode())
+    await asyncio.sleep(0.05)  # so that it is the body which breaks, of a request that is being answered
+    writer.write(body)
     await writer.drain()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.05)
     writer.close()
     await writer.wait_closed()
 

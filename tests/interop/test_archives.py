@@ -1,0 +1,43 @@
+"""The tar that is never written, once it is: bentoml's own extractor takes it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from async_bento.archive.plan import TarPlan
+from async_bento.concurrency import Threads
+from tests.interop.homes import MiB, tree
+
+pytestmark = pytest.mark.interop
+
+RANGE = MiB + 7  # of no block's size
+
+
+async def write_out(plan, path, threads):
+    """The tar, range by range, last range first: as parts come from it."""
+    with path.open("wb") as tar:
+        for start in reversed(range(0, plan.size, RANGE)):
+            tar.seek(start)
+            async with aclosing(plan.read(start, min(start + RANGE, plan.size), threads=threads)) as chunks:
+                async for chunk in chunks:
+                    tar.write(chunk)
+
+
+@pytest.mark.parametrize("item", ["bentos/my_service/v1", "models/small/m1", "models/large/m2"])
+async def test_bentoml_extracts_our_tar(with_bento, there, item):
+    root = with_bento.path / item
+    expected = tree(root, modes=False)
+    (root / "models" / "small").mkdir(parents=True)
+    threads = Threads(2)
+    try:
+        plan = await threads.run(TarPlan.scan, root, exclude=("models",))
+        await write_out(plan, there.path / "planned.tar", threads)
+    finally:
+        threads.close()
+
+    await there.calls(["extract", {"tar": "planned.tar", "into": "extracted"}])
+
+    assert await asyncio.to_thread(tree, there.path / "extracted", modes=False) == expected

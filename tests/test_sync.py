@@ -1,0 +1,214 @@
+"""BentoAPI and ModelAPI: the same calls, blocking."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+from tests.builders import contents, make_bento, make_model, noise
+
+from async_bento import AsyncBentoAPI, AsyncModelAPI, BentoAPI, BentoStore, ModelAPI, ModelStore, NotFoundError
+from async_bento.registry import LocalRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalRegistry]:
+    """A registry on an event loop of its own, and the variables that lead to it."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(LocalRegistry(tmp_path / "registry")) as registry,
+    ):
+        monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", registry.endpoint)
+        monkeypatch.setenv("BENTO_CLOUD_API_KEY", registry.api_token)
+        yield registry
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> dict[str, BentoStore | ModelStore]:
+    """Stores that are empty."""
+    home = tmp_path / "elsewhere"
+    return {"bento_store": BentoStore(home / "bentos"), "model_store": ModelStore(home / "models")}
+
+
+def run_script(script: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_what_is_pushed_is_pulled(registry: LocalRegistry, home: Path, elsewhere: dict) -> None:
+    bento = make_bento(home, "svc:v1", {"src/big": noise(300_000)}, models=["mod:m1"])
+    model = make_model(home, "mod:m1")
+    with BentoAPI() as api:
+        result = api.push("svc:v1")
+    assert (result.skipped, [str(model.tag) for model in result.models]) == (False, ["mod:m1"])
+    with BentoAPI(**elsewhere) as api:
+        pulled = api.pull("svc", with_models=True)
+        assert contents(pulled.path) == contents(bento)
+        assert contents(elsewhere["model_store"].get("mod").path) == contents(model)
+
+
+def test_models_have_the_same_calls(registry: LocalRegistry, home: Path, elsewhere: dict) -> None:
+    model = make_model(home, "mod:m1")
+    with BentoAPI(**elsewhere) as api:
+        assert not api.models.push(model).skipped
+        assert [item.version for item in api.models.list().items] == ["m1"]
+        assert [item.version for item in api.models.iter()] == ["m1"]
+        assert api.models.get("mod").upload_status == "success"
+        assert contents(api.models.pull("mod").path) == contents(model)
+
+
+def test_iter_is_a_plain_iterator_that_may_be_left_early(registry: LocalRegistry, home: Path) -> None:
+    for version in ("v1", "v2", "v3"):
+        make_bento(home, f"svc:{version}", built=f"2024-01-0{version[1]} 00:00:00")
+    with BentoAPI() as api:
+        for version in ("v1", "v2", "v3"):
+            api.push(f"svc:{version}")
+        records = api.iter()
+        assert next(records).version == "v3"
+        records.close()
+        assert [record.version for record in api.iter()] == ["v3", "v2", "v1"]
+
+
+def test_errors_arrive_as_they_are(registry: LocalRegistry) -> None:
+    with BentoAPI() as api, pytest.raises(NotFoundError, match="no bento svc:v1 on the registry"):
+        api.get("svc", "v1")
+
+
+def test_several_threads_share_one_api(registry: LocalRegistry, home: Path) -> None:
+    versions = [f"v{number}" for number in range(6)]
+    for version in versions:
+        make_bento(home, f"svc:{version}")
+    with BentoAPI() as api:
+        threads = [threading.Thread(target=api.push, args=(f"svc:{version}",)) for version in versions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(record.version for record in api.list().items) == versions
+
+
+def test_a_closed_api_opens_again_when_it_is_used(registry: LocalRegistry, home: Path) -> None:
+    make_bento(home, "svc:v1")
+    api = BentoAPI()
+    api.push("svc:v1")
+    api.close()
+    api.close()
+    assert api.get("svc").version == "v1"
+    api.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "async-bento"]
+
+
+def test_it_works_where_a_loop_is_running(registry: LocalRegistry, home: Path) -> None:
+    make_bento(home, "svc:v1")
+    script = """
+import asyncio
+from async_bento import BentoAPI
+async def cell():
+    with BentoAPI() as api:
+        api.push("svc:v1")
+        print(api.get("svc").version)
+asyncio.run(cell())
+"""
+    assert run_script(script) == "v1\n"
+
+
+def test_a_script_that_does_not_close_ends_all_the_same(registry: LocalRegistry, home: Path) -> None:
+    make_bento(home, "svc:v1")
+    script = """
+from async_bento import BentoAPI
+api = BentoAPI()
+print(api.push("svc:v1").skipped)
+"""
+    assert run_script(script) == "False\n"
+
+
+def test_ctrl_c_cancels_waits_for_the_clean_up_and_leaves_the_api_usable(registry: LocalRegistry, home: Path) -> None:
+    make_bento(home, "svc:v1", {"src/big": noise(3_000_000)})
+    script = """
+import os, signal
+from async_bento import BentoAPI
+
+def interrupt(event):
+    if event.phase == "transferring" and event.bytes_done:
+        api._async._connection.listener = None
+        os.kill(os.getpid(), signal.SIGINT)
+
+with BentoAPI(progress=interrupt) as api:
+    try:
+        api.push("svc:v1")
+    except KeyboardInterrupt:
+        record = api.get("svc", "v1")
+        print(record.upload_status, record.upload_finished_reason)
+    print(api.push("svc:v1").skipped, api.get("svc").upload_status)
+"""
+    assert run_script(script) == "failed CancelledError\nFalse success\n"
+
+
+def test_the_example_of_bentoml_runs_with_other_imports(registry: LocalRegistry, home: Path) -> None:
+    make_bento(home, "my_service:v1", models=["mod:m1"])
+    make_model(home, "mod:m1")
+    script = """
+import sys
+from async_bento import BentoAPI
+from async_bento import RestApiClient
+from async_bento import BentoStore
+
+bentoml = BentoStore()
+
+# Create API instance
+rest_client = RestApiClient(endpoint=sys.argv[1], api_token=sys.argv[2])
+bento_api = BentoAPI(client=rest_client)
+
+# Push a bento
+bento = bentoml.get("my_service:latest")
+bento_api.push(bento, force=True, threads=10)
+
+# Pull a bento
+pulled = bento_api.pull("my_service:v1", with_models=True)
+
+# List remote bentos
+bentos = bento_api.list()
+
+# Get specific bento info
+info = bento_api.get("my_service", "v1")
+
+print(pulled.tag, [item.version for item in bentos.items], info.upload_status)
+"""
+    assert run_script(script, registry.endpoint, registry.api_token) == "my_service:v1 ['v1'] success\n"
+
+
+@pytest.mark.parametrize(("blocking", "asynchronous"), [(BentoAPI, AsyncBentoAPI), (ModelAPI, AsyncModelAPI)])
+def test_each_public_call_has_its_like(blocking: type, asynchronous: type) -> None:
+    def calls(api: type) -> dict[str, tuple[list[inspect.Parameter], str | None]]:
+        functions = inspect.getmembers(api, inspect.isfunction)
+        return {
+            name: (list(inspect.signature(function).parameters.values()), inspect.getdoc(function))
+            for name, function in functions
+            if not name.startswith("_")
+        }
+
+    ours, theirs = calls(blocking), calls(asynchronous)
+    assert ours.pop("close", None) is not None or blocking is ModelAPI
+    theirs.pop("aclose", None)
+    assert set(ours) == set(theirs)
+    for name, like in ours.items():
+        assert like == theirs[name], name
+    if blocking is BentoAPI:
+        assert inspect.signature(blocking).parameters == inspect.signature(asynchronous).parameters

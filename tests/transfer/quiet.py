@@ -1,0 +1,39 @@
+"""What a client leaves behind: tasks, connections."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from async_bento import AsyncBentoAPI
+
+_SERVERS = ("RequestHandler.", "Door.", "Api.", "LocalBlobs.", "SqliteRecords.", "Blobs.")
+
+
+def tasks() -> set[asyncio.Task[object]]:
+    """The tasks that run, but for those of the servers of this test."""
+    return {
+        task
+        for task in asyncio.all_tasks()
+        if not any(name in getattr(task.get_coro(), "__qualname__", "") for name in _SERVERS)
+        and not any("/registry/" in frame.f_code.co_filename for frame in task.get_stack())
+    }
+
+
+@asynccontextmanager
+async def nothing_left(api: AsyncBentoAPI) -> AsyncIterator[None]:
+    """See that what is done within leaves no task and no connection in use."""
+    before = tasks()
+    yield
+    assert tasks() <= before
+    for session in api._connection.client._sessions.values():
+        assert session.connector is not None
+        assert not session.connector._acquired
+    transport = api._connection.transport
+    transfer = api._connection.config.transfer
+    assert transport.slots._value == transfer.concurrency
+    assert transport.window._value == max(1, transfer.window // transfer.range_size)

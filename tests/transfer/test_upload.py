@@ -1,0 +1,949 @@
+"""A tar's way to the registry: what the registry and the storage see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import tarfile
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from async_bento import IntegrityError, ModelStore, PartError, SourceChangedError, StalledError
+from async_bento.errors import APIConnectionError, APIResponseError, AuthenticationError, ServerError
+from async_bento.transfer import body as body_module, upload as upload_module
+from tests.builders import MiB, make_model, noise
+from tests.transfer.faulty import (
+    FINISH,
+    PART,
+    PUT,
+    UPLOAD,
+    Door,
+    Held,
+    answer_json,
+    hang_up,
+    hang_up_while_reading,
+    lose_answer,
+    pass_on,
+    refuse,
+    stop_reading,
+    then,
+    with_headers,
+)
+from tests.transfer.quiet import nothing_left, tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from aiohttp import web
+
+    from async_bento import AsyncBentoAPI, ProgressEvent
+    from tests.transfer.faulty import Fault, Passage
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+
+SMALL = noise(300_000, 1)
+THREE_PARTS = noise(11 * MiB, 2)
+FOUR_PARTS = noise(16 * MiB, 3)
+
+
+def files_of(tar: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+        return {
+            member.name.removeprefix("./"): opened.extractfile(member).read()  # type: ignore[union-attr]
+            for member in opened
+            if member.isfile()
+        }
+
+
+def outcomes(door: Door) -> list[tuple[str, str]]:
+    """How the registry was told that it ended."""
+    return [(seen.json["status"], seen.json["reason"]) for seen in door.all(FINISH)]
+
+
+# The three ways
+
+
+async def test_a_push_through_the_registry_is_one_put_of_the_whole_tar(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": SMALL})
+    door = await open_door("proxy")
+
+    result = await client(door).models.push("mod:m1")
+
+    (put,) = door.all(UPLOAD)
+    assert files_of(put.body)["weights"] == SMALL
+    assert put.headers["Content-Length"] == str(len(put.body)) == str(result.bytes_sent)
+    assert put.headers["Content-Type"] == "application/octet-stream"
+    assert put.headers["X-YATAI-API-TOKEN"] == door.registry.api_token
+    assert door.steps("upload|PUT") == ["PATCH mod/m1/start_upload", "PUT mod/m1/upload"]  # which ends it by itself
+
+
+async def test_a_presigned_push_is_one_put_of_the_whole_tar(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": SMALL})
+    door = await open_door("auto")
+
+    result = await client(door).models.push("mod:m1")
+
+    (put,) = door.all(PUT)
+    assert files_of(put.body)["weights"] == SMALL
+    assert len(put.body) == result.bytes_sent
+    assert result.parts == 1
+    assert door.steps("upload|PUT") == [
+        "PATCH mod/m1/presign_upload_url",
+        "PATCH mod/m1/start_upload",
+        "PUT blob",
+        "PATCH mod/m1/finish_upload",
+    ]
+    assert outcomes(door) == [("success", "")]
+
+
+async def test_a_registry_that_presigns_nothing_gets_the_tar_itself(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": SMALL})
+    door = await open_door("auto", presign=False)
+
+    await client(door).models.push("mod:m1")
+
+    assert door.steps("presign|PUT") == ["PATCH mod/m1/presign_upload_url", "PUT mod/m1/upload"]
+
+
+async def test_a_multipart_push_cuts_the_tar_into_parts_that_make_it_up(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": THREE_PARTS})
+    door = await open_door()
+
+    result = await client(door).models.push("mod:m1", threads=2)
+
+    parts = {int(put.query["partNumber"]): put.body for put in door.all(PART.replace("PUT /blobs/.*", "") + "|PUT part")}
+    assert [len(parts[number]) for number in (1, 2)] == [5 * MiB, 5 * MiB]
+    assert 0 < len(parts[3]) < 5 * MiB
+    assert files_of(parts[1] + parts[2] + parts[3])["weights"] == THREE_PARTS
+    assert (result.parts, result.bytes_sent) == (3, sum(map(len, parts.values())))
+    assert outcomes(door) == [("success", "")]
+
+
+@pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
+async def test_a_presigned_put_has_a_length_and_nothing_that_was_not_signed(
+    open_door: OpenDoor, client: MakeClient, home: Path, transmission: str
+) -> None:
+    make_model(home)
+    door = await open_door(transmission)
+
+    await client(door).models.push("mod:m1")
+
+    (put,) = door.all("^PUT")
+    assert put.headers["Content-Length"] == str(len(put.body))
+    assert not put.headers.keys() & {"Content-Type", "Transfer-Encoding", "Content-Encoding", "Expect", "Cookie"}
+    assert not put.headers.keys() & {"X-YATAI-API-TOKEN", "X-Yatai-Api-Token", "Authorization"}
+
+
+async def test_a_tar_that_one_put_cannot_carry_goes_in_parts_whatever_the_registry_said(
+    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(home, files={"weights": THREE_PARTS})
+    monkeypatch.setattr(upload_module, "LARGEST_PUT", 6 * MiB)
+    door = await open_door("auto", max_put_size=6 * MiB)
+
+    result = await client(door).models.push("mod:m1")
+
+    assert result.parts == 3
+    assert sorted(door.steps("^PUT")) == ["PUT part 1", "PUT part 2", "PUT part 3"]
+
+
+def test_one_put_carries_5_gib_as_s3_has_it() -> None:
+    assert upload_module.LARGEST_PUT == 5 * 1024**3
+
+
+# Parts in flight
+
+
+async def round_trips(door: Door, api: AsyncBentoAPI, count: int = 4) -> None:
+    """Long enough for whatever is on its way to arrive at the door."""
+    for _ in range(count):
+        await api._connection.client.current_user()
+
+
+async def test_as_many_parts_as_threads_are_in_flight_and_no_more(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": FOUR_PARTS})
+    door = await open_door()
+    held = Held(count=2)
+    door.fault(PART, held, times=None)
+    api = client(door)
+
+    pushing = asyncio.create_task(api.models.push("mod:m1", threads=2))
+    await held.arrived.wait()
+    await round_trips(door, api)
+    presigned_meanwhile = len(door.all("presign"))
+    held.released.set()
+    result = await pushing
+
+    assert result.parts == 4
+    assert door.most["PUT"] == 2
+    assert presigned_meanwhile == 2  # each is presigned when its turn comes: the URL lives an hour, and a push may not
+
+
+async def test_one_budget_bounds_the_bytes_in_flight_of_all_items(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    for number in range(4):
+        make_model(home, f"mod{number}:m1")
+    door = await open_door()
+    held = Held(count=2)
+    door.fault(PUT, held, times=None)
+    api = client(door, transfer={"concurrency": 2})
+
+    pushing = asyncio.gather(*(api.models.push(f"mod{number}:m1") for number in range(4)))
+    await held.arrived.wait()
+    await round_trips(door, api)
+    held.released.set()
+    await pushing
+
+    assert door.most["PUT"] == 2
+
+
+async def test_the_parts_are_completed_in_ascending_order_with_their_etags_as_they_came(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": THREE_PARTS})
+    door = await open_door()
+    others_are_in = asyncio.Event()
+    etags: dict[int, str] = {}
+
+    async def first_is_last(passage: Passage) -> web.StreamResponse:
+        number = int(passage.seen.query["partNumber"])
+        if number == 1:
+            await others_are_in.wait()
+        answer = await passage.go_on()
+        etags[number] = answer.headers["ETag"]
+        if {2, 3} <= etags.keys():
+            others_are_in.set()
+        return answer
+
+    door.fault(PART, first_is_last, times=None)
+
+    await client(door).models.push("mod:m1")
+
+    (complete,) = door.all("complete_multipart")
+    assert list(etags)[-1] == 1
+    assert complete.json["parts"] == [{"part_number": number, "etag": etags[number]} for number in (1, 2, 3)]
+    assert all(etag.startswith('"') for etag in etags.values())
+
+
+# What goes wrong and is tried again
+
+
+TRANSIENT = {
+    "500": refuse(500, code="InternalError"),
+    "503": refuse(503),
+    "429": refuse(429),
+    "408": refuse(408),
+    "503 before the body was read": refuse(503, read=False),
+    "hang-up": hang_up,
+    "hang-up in mid-body": hang_up_while_reading(100_000),
+    "lost answer": lose_answer,
+    "damaged": with_headers(ETag=f'"{"0" * 32}"'),
+}
+
+
+@pytest.mark.parametrize("transmission", ["auto", "presigned_url", "proxy"])
+@pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT.keys())
+async def test_what_failed_on_its_way_is_sent_again_from_its_first_byte(
+    open_door: OpenDoor, client: MakeClient, home: Path, transmission: str, fault: Fault
+) -> None:
+    make_model(home, files={"weights": SMALL})
+    door = await open_door(transmission)
+    if transmission == "proxy" and fault is TRANSIENT["damaged"]:
+        pytest.skip("the registry says no ETag")
+    whole: list[bytes] = []
+
+    async def keep(passage: Passage) -> web.StreamResponse:
+        whole.append(await passage.read())
+        return await passage.go_on()
+
+    door.fault("^PUT", then(fault, keep), times=None)
+
+    result = await client(door).models.push("mod:m1")
+
+    assert len(door.all("^PUT")) == 2
+    assert files_of(whole[0])["weights"] == SMALL
+    assert result.bytes_sent == len(whole[0])
+    assert all(seen.body in {b"", whole[0]} for seen in door.all("^PUT"))
+
+
+async def test_a_part_that_fails_is_sent_again_from_its_start(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": THREE_PARTS})
+    door = await open_door()
+    door.fault("PUT .*partNumber=2", then(refuse(500), hang_up_while_reading(2 * MiB), pass_on), times=None)
+
+    result = await client(door).models.push("mod:m1")
+
+    assert sorted(door.steps("^PUT")) == ["PUT part 1", *["PUT part 2"] * 3, "PUT part 3"]
+    first, _, again = (put.body for put in door.all("PUT part 2"))
+    assert first == again
+    assert len(again) == 5 * MiB
+    assert result.parts == 3
+    assert outcomes(door) == [("success", "")]
+
+
+async def test_each_try_of_a_part_has_a_url_of_its_own(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home)
+    door = await open_door()
+    door.fault(PART, refuse(500))
+
+    await client(door).models.push("mod:m1")
+
+    assert door.steps("presign|PUT part") == [
+        "PATCH mod/m1/presign_multipart_upload_url",
+        "PUT part 1",
+        "PATCH mod/m1/presign_multipart_upload_url",
+        "PUT part 1",
+    ]
+
+
+@pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
+async def test_an_expired_url_is_presigned_anew(
+    open_door: OpenDoor, client: MakeClient, home: Path, transmission: str
+) -> None:
+    make_model(home, files={"weights": SMALL})
+    door = await open_door(transmission)
+    door.fault(PUT, refuse(403, code="AccessDenied"))
+
+    await client(door).models.push("mod:m1")
+
+    assert len(door.all("PUT (blob|part)")) == 2
+    assert len(door.all("presign")) == 2
+    assert outcomes(door) == [("success", "")]
+
+
+async def test_what_was_sent_in_vain_is_taken_back_from_the_progress(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": SMALL})
+    door = await open_door("auto")
+    door.fault(PUT, refuse(500))
+    events: list[ProgressEvent] = []
+
+    result = await client(door, progress=events.append).models.push("mod:m1")
+
+    counts = [event.bytes_done for event in events]
+    assert max(counts) == counts[-1] == result.bytes_sent
+    assert 0 in counts[counts.index(max(counts)) :]  # all of it had gone once, and was taken back
+    assert [event.phase for event in events if event.phase != "transferring"] == ["planning", "finishing", "done"]
+
+
+async def test_a_fault_that_stays_is_told_with_what_the_storage_said(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home)
+    door = await open_door()
+    door.fault(PART, refuse(503, code="SlowDown"), times=None)
+
+    with pytest.raises(PartError, match=r"part 1.*503 SlowDown: said the storage") as caught:
+        await client(door).models.push("mod:m1")
+
+    assert (caught.value.status, caught.value.part_number) == (503, 1)
+    assert "signature" not in str(caught.value)
+    assert len(door.all("PUT part")) == 3
+    assert not door.all("complete")
+    ((status, reason),) = outcomes(door)
+    assert status == "failed"
+    assert reason == str(caught.value)
+
+
+@pytest.mark.parametrize("status", [400, 404, 411, 413])
+async def test_a_refusal_that_will_stay_is_not_tried_again(
+    open_door: OpenDoor, client: MakeClient, home: Path, status: int
+) -> None:
+    make_model(home)
+    door = await open_door("auto")
+    door.fault(PUT, refuse(status, code="InvalidRequest"), times=None)
+
+    with pytest.raises(PartError) as caught:
+        await client(door).models.push("mod:m1")
+
+    assert caught.value.status == status
+    assert len(door.all("PUT blob")) == 1
+    assert outcomes(door)[0][0] == "failed"
+
+
+async def test_a_longer_retry_after_than_is_bearable_ends_the_push(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home)
+    door = await open_door("auto")
+    door.fault(PUT, refuse(503, headers={"Retry-After": "86400"}), times=None)
+
+    with pytest.raises(PartError) as caught:
+        await client(door).models.push("mod:m1")
+
+    assert caught.value.retry_after == 86400
+    assert len(door.all("PUT blob")) == 1
+
+
+async def test_a_redirect_is_not_followed(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home)
+    door = await open_door("auto")
+    door.fault(PUT, refuse(307, code="TemporaryRedirect", headers={"Location": f"{door.endpoint}/stolen?x=1"}))
+
+    with pytest.raises(PartError, match="307"):
+        await client(door).models.push("mod:m1")
+
+    assert not door.all("stolen")
+
+
+async def test_a_registry_that_refuses_the_bytes_is_told_of_as_the_registry(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home)
+    door = await open_door("proxy")
+    door.fault(UPLOAD, answer_json(403, {"message": "not you"}), times=None)
+
+    with pytest.raises(AuthenticationError, match=r"not you.*the api_token argument"):
+        await client(door).models.push("mod:m1")
+
+    assert len(door.all(UPLOAD)) == 1
+
+
+async def test_a_registry_that_keeps_breaking_off_is_told_of_as_a_lost_connection(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home)
+    door = await open_door("proxy")
+    door.fault(UPLOAD, hang_up, times=None)
+
+    with pytest.raises(APIConnectionError, match="the connection to the registry at .* broke"):
+        await client(door).models.push("mod:m1")
+
+    assert len(door.all(UPLOAD)) == 3
+
+
+# Digests
+
+
+@pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
+async def test_bytes_that_never_arrive_as_they_were_sent_are_an_error(
+    open_door: OpenDoor, client: MakeClient, home: Path, transmission: str
+) -> None:
+    make_model(home)
+    door = await open_door(transmission)
+    door.fault(PUT, with_headers(ETag=f'"{"0" * 32}"'), times=None)
+
+    with pytest.raises(IntegrityError, match="0{32}"):
+        await client(door).models.push("mod:m1")
+
+    assert len(door.all("PUT (blob|part)")) == 3
+    assert not door.all("complete")
+    assert outcomes(door)[0][0] == "failed"
+
+
+@pytest.mark.parametrize("etag", ['"d41d8cd98f00b204e9800998ecf8427e-1"', '"0x8DB1"', '"' + "0" * 40 + '"', "W/abc"])
+async def test_an_etag_that_is_no_md5_is_left_alone(
+    open_door: OpenDoor, client: MakeClient, home: Path, etag: str
+) -> None:
+    make_model(home)
+    door = await open_door("auto")
+    door.fault(PUT, with_headers(ETag=etag), times=None)
+
+    await client(door).models.push("mod:m1")
+
+    assert len(door.all("PUT blob")) == 1
+
+
+@pytest.mark.parametrize(
+    "encrypted",
+    [
+        {"x_amz_server_side_encryption": "aws:kms"},
+        {"x_amz_server_side_encryption": "aws:kms:dsse"},
+        {"x_amz_server_side_encryption_customer_algorithm": "AES256"},
+    ],
+    ids=["kms", "dsse", "customer"],
+)
+async def test_an_etag_that_s3_made_of_encrypted_bytes_is_left_alone(
+    open_door: OpenDoor, client: MakeClient, home: Path, encrypted: dict[str, str]
+) -> None:
+    make_model(home)
+    door = await open_door("auto")
+    door.fault(PUT, with_headers(ETag=f'"{"0" * 32}"', **encrypted), times=None)
+
+    await client(door).models.push("mod:m1")
+
+    assert len(door.all("PUT blob")) == 1
+
+
+async def test_s3_s_own_encryption_leaves_the_md5_as_it_was(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home)
+    door = await open_door("auto")
+    door.fault(PUT, with_headers(ETag=f'"{"0" * 32}"', x_amz_server_side_encryption="AES256"), times=None)
+
+    with pytest.raises(IntegrityError):
+        await client(door).models.push("mod:m1")
+
+
+async def test_without_verify_no_digest_is_computed(
+    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(home)
+    door = await open_door("auto")
+    door.fault(PUT, with_headers(ETag=f'"{"0" * 32}"'), times=None)
+
+    def no_md5(*_: object, **__: object) -> None:
+        raise AssertionError("nobody asked for a digest")
+
+    monkeypatch.setattr(body_module.hashlib, "md5", no_md5)  # the registry's own is another name in another module
+
+    class Hashlib:
+        md5 = staticmethod(no_md5)
+
+    monkeypatch.undo()
+    monkeypatch.setattr(body_module, "hashlib", Hashlib)
+
+    await client(door, transfer={"verify": False}).models.push("mod:m1")
+
+    assert len(door.all("PUT blob")) == 1
+
+
+async def test_no_answer_comes_before_the_digest_is_known(
+    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storage that is quicker than the hash would be believed without it: the last bytes go when it is known."""
+    make_model(home, files={"weights": SMALL})
+    door = await open_door("auto")
+    door.fault(PUT, with_headers(ETag=f'"{"0" * 32}"'), times=None)
+    known: list[bool] = []
+
+    class SlowMd5:
+        def __init__(self) -> None:
+            self._md5 = hashlib.md5()
+            self._answered = asyncio.Event()
+
+        def update(self, data: bytes) -> None:
+            self._md5.update(data)
+
+        def hexdigest(self) -> str:
+            known.append(len(door.all("PUT blob")[-1].body) == 0)
+            return self._md5.hexdigest()
+
+    class Hashlib:
+        md5 = staticmethod(lambda **_: SlowMd5())
+
+    monkeypatch.setattr(body_module, "hashlib", Hashlib)
+
+    with pytest.raises(IntegrityError):
+        await client(door).models.push("mod:m1")
+
+    assert known == [True] * 3
+
+
+async def test_a_storage_that_says_yes_before_it_has_everything_is_not_believed(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    from aiohttp import web
+
+    make_model(home, files={"weights": noise(8 * MiB)})
+    door = await open_door("auto")
+
+    async def yes_at_once(passage: Passage) -> web.StreamResponse:
+        return web.Response(headers={"ETag": '"whatever"'})
+
+    door.fault(PUT, yes_at_once)
+
+    await client(door).models.push("mod:m1")
+
+    assert len(door.all("PUT blob")) == 2
+
+
+async def test_a_part_without_an_etag_cannot_be_completed(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home)
+    door = await open_door()
+    door.fault(PART, with_headers(ETag=None), times=None)
+
+    with pytest.raises(IntegrityError, match=r"part 1.*no ETag"):
+        await client(door).models.push("mod:m1")
+
+    assert not door.all("complete")
+
+
+async def test_one_put_needs_no_etag(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home)
+    door = await open_door("auto")
+    door.fault(PUT, with_headers(ETag=None))
+
+    await client(door).models.push("mod:m1")
+
+    assert outcomes(door) == [("success", "")]
+
+
+# The source
+
+
+def _touch(path: Path) -> None:
+    os.utime(path, ns=(1, 1))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "grown": lambda path: path.write_bytes(SMALL + b"more"),
+    "shrunk": lambda path: path.write_bytes(SMALL[:-4]),
+    "touched": _touch,
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("transmission", ["auto", "presigned_url", "proxy"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+async def test_a_file_that_changes_under_a_push_ends_it(
+    open_door: OpenDoor, client: MakeClient, home: Path, transmission: str, change: Callable[[Path], object]
+) -> None:
+    weights = make_model(home, files={"weights": SMALL}) / "weights"
+    door = await open_door(transmission)
+
+    async def change_it(passage: Passage) -> web.StreamResponse:
+        change(weights)
+        return await passage.go_on()
+
+    door.fault("start_upload", change_it)
+
+    with pytest.raises(SourceChangedError, match="weights") as caught:
+        await client(door).models.push("mod:m1")
+
+    assert caught.value.path == str(weights)
+    assert not door.all("complete")
+    ((status, reason),) = outcomes(door)
+    assert status == "failed"
+    assert "weights changed while it was being sent" in reason
+    assert len(door.all("^PUT")) <= 1  # it would change nothing to try again
+
+
+async def test_a_file_that_changes_between_two_parts_leaves_the_upload_open(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    weights = make_model(home, files={"weights": THREE_PARTS}) / "weights"
+    door = await open_door()
+
+    async def change_it(passage: Passage) -> web.StreamResponse:
+        answer = await passage.go_on()
+        os.utime(weights, ns=(1, 1))
+        return answer
+
+    door.fault(PART, change_it)
+
+    with pytest.raises(SourceChangedError):
+        await client(door).models.push("mod:m1", threads=1)
+
+    assert door.all("PUT part 1")
+    assert not door.all("complete|PUT part 3")
+    assert outcomes(door)[0][0] == "failed"
+
+
+async def test_a_file_that_changes_while_its_last_bytes_go_out_never_arrives_whole(
+    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = make_model(home, files={"weights": noise(2 * MiB)}) / "weights"
+    door = await open_door("auto")
+    read = body_module.TarBody._write
+    assert read
+
+    async def touch_it(passage: Passage) -> web.StreamResponse:
+        come = 0
+        async for chunk in passage.request.content.iter_any():
+            if come == 0:
+                os.utime(weights, ns=(1, 1))
+            come += len(chunk)
+        raise AssertionError("all of it arrived")
+
+    door.fault(PUT, touch_it)
+
+    with pytest.raises(SourceChangedError):
+        await client(door).models.push("mod:m1")
+
+
+async def test_a_registry_hears_of_a_failure_that_names_a_file_in_no_encoding(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    model = make_model(home)
+    strange = os.fsencode(model) + b"/w\xff"
+    with open(strange, "wb") as file:  # noqa: PTH123 - a Path has no bytes
+        file.write(b"x")
+    door = await open_door("auto")
+
+    async def change_it(passage: Passage) -> web.StreamResponse:
+        os.utime(strange, ns=(1, 1))
+        return await passage.go_on()
+
+    door.fault("start_upload", change_it)
+
+    with pytest.raises(SourceChangedError):
+        await client(door).models.push("mod:m1")
+
+    assert outcomes(door)[0][0] == "failed"
+
+
+# Failure and cancellation
+
+
+async def test_one_part_that_fails_ends_the_others_and_is_what_is_raised(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": THREE_PARTS})
+    door = await open_door()
+    held = Held(count=2)
+
+    async def fail_when_others_fly(passage: Passage) -> web.StreamResponse:
+        await held.arrived.wait()
+        return await refuse(400, code="BadDigest")(passage)
+
+    door.fault("PUT .*partNumber=1", fail_when_others_fly, times=None)
+    door.fault(PART, held, times=None)
+    api = client(door)
+
+    async with nothing_left(api):
+        with pytest.raises(PartError, match="BadDigest"):
+            await api.models.push("mod:m1")
+
+    assert not door.all("complete")
+    assert [status for status, _ in outcomes(door)] == ["failed"]
+
+
+async def test_of_several_parts_that_fail_one_is_raised(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home, files={"weights": THREE_PARTS})
+    door = await open_door()
+    door.fault(PART, refuse(400, code="BadDigest"), times=None)
+    api = client(door)
+
+    async with nothing_left(api):
+        with pytest.raises(PartError, match="BadDigest"):
+            await api.models.push("mod:m1")
+
+
+STEPS = {
+    "presigned_url": ["start_upload", "start_multipart", "presign_multipart", "^PUT", "complete", "finish_upload"],
+    "auto": ["presign_upload", "start_upload", "^PUT", "finish_upload"],
+    "proxy": ["start_upload", "^PUT"],
+}
+EACH_STEP = [(way, step) for way, steps in STEPS.items() for step in steps]
+
+
+@pytest.mark.parametrize(("transmission", "step"), EACH_STEP)
+async def test_a_failure_at_any_step_is_told_to_the_registry(
+    open_door: OpenDoor, client: MakeClient, home: Path, transmission: str, step: str
+) -> None:
+    make_model(home)
+    door = await open_door(transmission)
+    said = answer_json(400, {"error": "no"}) if "PUT" not in step else refuse(400, code="no")
+    door.fault(step, said)
+    api = client(door)
+
+    async with nothing_left(api):
+        with pytest.raises(Exception, match="no") as caught:
+            await api.models.push("mod:m1")
+
+    assert not isinstance(caught.value, BaseExceptionGroup if hasattr(__builtins__, "BaseExceptionGroup") else ())
+    assert outcomes(door)[-1] == ("failed", str(caught.value))
+    assert (await api.models.get("mod:m1")).upload_status == "failed"
+
+
+@pytest.mark.parametrize(("transmission", "step"), EACH_STEP)
+async def test_a_push_cancelled_at_any_step_ends_and_tells_the_registry(
+    open_door: OpenDoor, client: MakeClient, home: Path, transmission: str, step: str
+) -> None:
+    make_model(home)
+    door = await open_door(transmission)
+    held = Held()
+    door.fault(step, held)
+    api = client(door)
+
+    async with nothing_left(api):
+        pushing = asyncio.create_task(api.models.push("mod:m1"))
+        await held.arrived.wait()
+        pushing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pushing
+    held.released.set()
+
+    assert outcomes(door)[-1] == ("failed", "CancelledError")
+
+
+async def test_a_push_cancelled_twice_still_tells_the_registry(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home)
+    door = await open_door("auto")
+    sending, telling = Held(), Held()
+    door.fault(PUT, sending)
+    door.fault(FINISH, telling)
+    api = client(door)
+
+    async with nothing_left(api):
+        pushing = asyncio.create_task(api.models.push("mod:m1"))
+        await sending.arrived.wait()
+        pushing.cancel()
+        await telling.arrived.wait()
+        pushing.cancel()
+        await round_trips(door, api, 2)
+        assert not pushing.done()
+        telling.released.set()
+        with pytest.raises(asyncio.CancelledError):
+            await pushing
+    sending.released.set()
+
+    assert (await api.models.get("mod:m1")).upload_status == "failed"
+
+
+async def test_a_push_in_a_cancelled_scope_tells_the_registry(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home)
+    door = await open_door()
+    held = Held()
+    door.fault(PUT, held)
+    api = client(door)
+
+    async with nothing_left(api):
+        async with anyio.create_task_group() as group:
+            group.start_soon(api.models.push, "mod:m1")
+            await held.arrived.wait()
+            group.cancel_scope.cancel()
+    held.released.set()
+
+    assert (await api.models.get("mod:m1")).upload_status == "failed"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [answer_json(500, {"error": "also broken"}), hang_up, answer_json(200, ["no item"]), refuse(404)],
+    ids=["500", "hang-up", "no item", "404"],
+)
+async def test_a_registry_that_cannot_be_told_does_not_hide_what_went_wrong(
+    open_door: OpenDoor, client: MakeClient, home: Path, fault: Fault
+) -> None:
+    make_model(home)
+    door = await open_door("auto")
+    door.fault(PUT, refuse(400, code="TheRealReason"), times=None)
+    door.fault(FINISH, fault, times=None)
+
+    with pytest.raises(PartError, match="TheRealReason"):
+        await client(door).models.push("mod:m1")
+
+    assert door.all(FINISH)
+
+
+async def test_a_client_closed_under_a_push_does_not_hide_what_went_wrong(
+    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(home)
+    door = await open_door("auto")
+    door.fault(PUT, refuse(400, code="TheRealReason"), times=None)
+    api = client(door)
+
+    async def session_is_closed(*_: object) -> None:
+        raise RuntimeError("Session is closed")
+
+    monkeypatch.setattr(type(api.models._kind.routes), "finish_upload", session_is_closed)
+
+    with pytest.raises(PartError, match="TheRealReason"):
+        await api.models.push("mod:m1")
+
+
+async def test_a_registry_that_does_not_answer_holds_a_failed_push_only_so_long(
+    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(home)
+    monkeypatch.setattr(upload_module, "SECONDS_TO_REPORT", 0.05)
+    door = await open_door("auto")
+    held = Held()
+    door.fault(PUT, refuse(400, code="TheRealReason"), times=None)
+    door.fault(FINISH, held, times=None)
+    api = client(door)
+
+    async with nothing_left(api):
+        with pytest.raises(PartError, match="TheRealReason"):
+            await api.models.push("mod:m1")
+    held.released.set()
+
+
+async def test_a_storage_that_stops_reading_is_not_waited_for_for_ever(
+    open_door: OpenDoor, client: MakeClient, home: Path, forever: asyncio.Event
+) -> None:
+    make_model(home, files={"weights": FOUR_PARTS})
+    door = await open_door("auto")
+    door.fault(PUT, stop_reading(forever), times=None)
+    api = client(door, timeouts={"stall": 0.2}, retry={"attempts": 1})
+
+    async with nothing_left(api):
+        with pytest.raises(StalledError, match=r"no byte moved for 0\.2 s"):
+            await api.models.push("mod:m1")
+    forever.set()
+
+    assert outcomes(door)[0][0] == "failed"
+
+
+async def test_a_push_that_stalled_once_goes_on(
+    open_door: OpenDoor, client: MakeClient, home: Path, forever: asyncio.Event
+) -> None:
+    make_model(home, files={"weights": SMALL})
+    door = await open_door("auto")
+    door.fault(PUT, stop_reading(forever))
+
+    await client(door, timeouts={"stall": 0.5}).models.push("mod:m1")
+    forever.set()
+
+    assert len(door.all("PUT blob")) == 2
+    assert outcomes(door) == [("success", "")]
+
+
+@pytest.mark.parametrize("said", [{"upload_id": ""}, {}], ids=["empty", "absent"])
+async def test_a_registry_that_begins_no_multipart_upload_is_told_of(
+    open_door: OpenDoor, client: MakeClient, home: Path, said: dict[str, str]
+) -> None:
+    make_model(home)
+    door = await open_door()
+    door.fault("start_multipart", answer_json(200, {"version": "m1", **said}))
+
+    with pytest.raises(APIResponseError, match="upload_id"):
+        await client(door).models.push("mod:m1")
+
+    assert outcomes(door)[0][0] == "failed"
+
+
+async def test_a_registry_that_presigns_no_part_is_told_of(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home)
+    door = await open_door()
+    door.fault("presign_multipart", answer_json(200, {"version": "m1"}), times=None)
+
+    with pytest.raises(APIResponseError, match="presigned no upload of mod:m1") as caught:
+        await client(door).models.push("mod:m1")
+
+    assert caught.value.field == "presigned_upload_url"
+    assert len(door.all("presign")) == 1
+
+
+async def test_the_registry_s_own_fault_is_raised_as_such(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home)
+    door = await open_door()
+    door.fault("complete", answer_json(500, {"error": "no disk"}), times=None)
+
+    with pytest.raises(ServerError, match="no disk"):
+        await client(door).models.push("mod:m1")
+
+    assert tasks() == {asyncio.current_task()}
+    assert not ModelStore(home / "nowhere").list()
