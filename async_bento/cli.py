@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import signal
-from dataclasses import asdict
 from functools import wraps
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -292,7 +292,7 @@ def _api(endpoint: str | None, context: str | None) -> AsyncBentoAPI:
 
 def _say_pushed(result: PushResult, word: str, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(asdict(result), default=str))
+        click.echo(json.dumps(_pushed(result)))
     elif is_watched():
         return  # the bars have said it
     elif result.skipped:
@@ -302,6 +302,11 @@ def _say_pushed(result: PushResult, word: str, as_json: bool) -> None:
     else:
         parts = "" if result.parts == 1 else f" in {result.parts} parts"
         click.echo(f"Pushed the {word} {result.tag}: {human_size(result.bytes_sent)}{parts}, {result.seconds:.1f} s.")
+
+
+def _pushed(result: PushResult) -> dict[str, object]:
+    fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    return {**fields, "tag": str(result.tag), "models": [_pushed(model) for model in result.models]}
 
 
 def _say_pulled(tag: str, path: Path | None, as_json: bool) -> None:

@@ -233,6 +233,24 @@ def read_contexts(path: Path) -> Contexts:
         raise ConfigError(f"{path}: {place}: {first['msg']}" if place else f"{path} holds no contexts") from None
 
 
+def needs_contexts(
+    api_token: str | None = None, context: str | None = None, environ: Mapping[str, str] = os.environ
+) -> bool:
+    """Whether `find_credentials` must read `.yatai.yaml`, which blocks.
+
+    Args:
+        api_token: The token, or None.
+        context: A context, or None.
+        environ: Where to look for variables.
+
+    Returns:
+        True where a context is asked for, or where neither the argument nor a variable has a token.
+    """
+    return bool(context) or not (
+        api_token or environ.get("ASYNC_BENTO_API_TOKEN") or environ.get("BENTO_CLOUD_API_KEY")
+    )
+
+
 def find_credentials(
     endpoint: str | None = None,
     api_token: str | None = None,
@@ -305,6 +323,9 @@ def find_credentials(
             f"the token from {found.source} is for {origin(found.endpoint)} and is not sent to {origin(wanted)}: "
             "pass the api_token for that endpoint, or leave the endpoint out"
         )
+    token = found.api_token.get_secret_value()
+    if not (token.isascii() and token.isprintable()):
+        raise ConfigError(f"the API token from {found.source} holds characters that no token has")
     return Credentials(wanted, found.api_token, found.source)
 
 

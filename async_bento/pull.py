@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from async_bento.archive.extract import Extractor
 from async_bento.concurrency import finish
-from async_bento.errors import APIStatusError, NotFoundError, PartError
+from async_bento.errors import APIStatusError, ArchiveError, NotFoundError, PartError, StoreError
 from async_bento.store.tag import LATEST, Tag
 from async_bento.transfer.download import download
 from async_bento.wire.schemas import ModelManifestSchema
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Generator
     from pathlib import Path
 
     from async_bento.concurrency import Threads
@@ -144,19 +144,30 @@ async def _fetch(
 ) -> ItemT:
     """Unpack it beside the store, and move it there in one step when it is whole; one process at a time."""
     threads, store = transport.threads, kind.store
-    async with _alone(store.lock(tag), threads):
+    async with _alone(await threads.run(store.lock, tag), threads):
         if not force and (local := await _local(kind, tag, threads)):
             progress.enter("skipped", "another process has just pulled it")
             return local
         async with threads.entered(store.stage()) as staged:
-            unpacking = await threads.run(Unpacking, staged, threads)  # it looks whether the directory is empty
-            try:
-                await _download(kind, tag, remote, unpacking, transport, progress)
-                progress.enter("finishing")
-                await threads.run(unpacking.extractor.close)
-            finally:
-                await threads.run(unpacking.extractor.abort)
-            return await threads.run(store.commit, staged, tag, replace=force)
+            with _naming(tag):
+                unpacking = await threads.run(Unpacking, staged, threads)  # it looks whether the directory is empty
+                try:
+                    await _download(kind, tag, remote, unpacking, transport, progress)
+                    progress.enter("finishing")
+                    await threads.run(unpacking.extractor.close)
+                finally:
+                    await threads.run(unpacking.extractor.abort)
+                return await threads.run(store.commit, staged, tag, replace=force)
+
+
+@contextmanager
+def _naming(tag: Tag) -> Generator[None]:
+    """Let what is wrong with a tar say whose it is."""
+    try:
+        yield
+    except (ArchiveError, StoreError) as error:
+        error.args = (f"cannot pull {tag}: {error}",)
+        raise
 
 
 async def _download(

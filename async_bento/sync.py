@@ -6,12 +6,14 @@ in several threads, and where a loop is running already, as in a notebook.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import threading
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+import anyio
 from anyio.from_thread import start_blocking_portal
 
 from async_bento.api import AsyncBentoAPI, AsyncModelAPI
@@ -72,21 +74,13 @@ class LoopThread:
         Returns:
             What it returned.
         """
-        ended = threading.Event()
-
-        async def to_its_end() -> T:
-            try:
-                return await function(*args, **kwargs)
-            finally:
-                ended.set()
-
-        future = self._open().start_task_soon(to_its_end)
+        job = _Job()
+        portal = self._open()
         try:
-            return future.result()
+            return portal.start_task_soon(partial(job.run, partial(function, *args, **kwargs))).result()
         except BaseException:
-            # After a Ctrl-C the task is still running, and the future says nothing of its end.
-            if future.cancel() or future.cancelled():
-                ended.wait()
+            # The interrupt may come anywhere, even before there is a future: what has begun is asked for on the loop.
+            portal.call(job.cancel)
             raise
 
     def close(self) -> None:
@@ -106,6 +100,27 @@ class LoopThread:
                 self._stack = stack
                 atexit.register(self.close)
             return self._portal
+
+
+class _Job:
+    """Something that runs on the loop, and can be cancelled there until it has come to its end."""
+
+    def __init__(self) -> None:
+        self._scope: anyio.CancelScope | None = None
+        self._ended = anyio.Event()
+
+    async def run(self, function: Callable[[], Awaitable[T]]) -> T:
+        with anyio.CancelScope() as self._scope:
+            try:
+                return await function()
+            finally:
+                self._ended.set()
+        raise asyncio.CancelledError  # and nobody waits for a result any more
+
+    async def cancel(self) -> None:
+        if self._scope is not None:
+            self._scope.cancel()
+            await self._ended.wait()
 
 
 def _like(original: Callable[..., object]) -> Callable[[Callable[P, T]], Callable[P, T]]:

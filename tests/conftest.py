@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 from blockbuster import blockbuster_ctx
+
+from async_bento.registry import LocalRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,3 +35,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         monkeypatch.delenv(name, raising=False)
     return home
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[LocalRegistry]:
+    """A registry on an event loop of its own, for what blocks, and the variables that lead to it."""
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(LocalRegistry(tmp_path / "registry")) as registry,
+    ):
+        monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", registry.endpoint)
+        monkeypatch.setenv("BENTO_CLOUD_API_KEY", registry.api_token)
+        yield registry

@@ -9,27 +9,14 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from anyio.from_thread import start_blocking_portal
-from tests.builders import contents, make_bento, make_model, noise
 
 from async_bento import AsyncBentoAPI, AsyncModelAPI, BentoAPI, BentoStore, ModelAPI, ModelStore, NotFoundError
-from async_bento.registry import LocalRegistry
+from tests.builders import contents, make_bento, make_model, noise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-
-@pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalRegistry]:
-    """A registry on an event loop of its own, and the variables that lead to it."""
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(LocalRegistry(tmp_path / "registry")) as registry,
-    ):
-        monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", registry.endpoint)
-        monkeypatch.setenv("BENTO_CLOUD_API_KEY", registry.api_token)
-        yield registry
+    from async_bento.registry import LocalRegistry
 
 
 @pytest.fixture
@@ -52,7 +39,7 @@ def run_script(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_what_is_pushed_is_pulled(registry: LocalRegistry, home: Path, elsewhere: dict) -> None:
+def test_what_is_pushed_is_pulled(served: LocalRegistry, home: Path, elsewhere: dict) -> None:
     bento = make_bento(home, "svc:v1", {"src/big": noise(300_000)}, models=["mod:m1"])
     model = make_model(home, "mod:m1")
     with BentoAPI() as api:
@@ -64,7 +51,7 @@ def test_what_is_pushed_is_pulled(registry: LocalRegistry, home: Path, elsewhere
         assert contents(elsewhere["model_store"].get("mod").path) == contents(model)
 
 
-def test_models_have_the_same_calls(registry: LocalRegistry, home: Path, elsewhere: dict) -> None:
+def test_models_have_the_same_calls(served: LocalRegistry, home: Path, elsewhere: dict) -> None:
     model = make_model(home, "mod:m1")
     with BentoAPI(**elsewhere) as api:
         assert not api.models.push(model).skipped
@@ -74,7 +61,7 @@ def test_models_have_the_same_calls(registry: LocalRegistry, home: Path, elsewhe
         assert contents(api.models.pull("mod").path) == contents(model)
 
 
-def test_iter_is_a_plain_iterator_that_may_be_left_early(registry: LocalRegistry, home: Path) -> None:
+def test_iter_is_a_plain_iterator_that_may_be_left_early(served: LocalRegistry, home: Path) -> None:
     for version in ("v1", "v2", "v3"):
         make_bento(home, f"svc:{version}", built=f"2024-01-0{version[1]} 00:00:00")
     with BentoAPI() as api:
@@ -86,12 +73,12 @@ def test_iter_is_a_plain_iterator_that_may_be_left_early(registry: LocalRegistry
         assert [record.version for record in api.iter()] == ["v3", "v2", "v1"]
 
 
-def test_errors_arrive_as_they_are(registry: LocalRegistry) -> None:
+def test_errors_arrive_as_they_are(served: LocalRegistry) -> None:
     with BentoAPI() as api, pytest.raises(NotFoundError, match="no bento svc:v1 on the registry"):
         api.get("svc", "v1")
 
 
-def test_several_threads_share_one_api(registry: LocalRegistry, home: Path) -> None:
+def test_several_threads_share_one_api(served: LocalRegistry, home: Path) -> None:
     versions = [f"v{number}" for number in range(6)]
     for version in versions:
         make_bento(home, f"svc:{version}")
@@ -104,7 +91,7 @@ def test_several_threads_share_one_api(registry: LocalRegistry, home: Path) -> N
         assert sorted(record.version for record in api.list().items) == versions
 
 
-def test_a_closed_api_opens_again_when_it_is_used(registry: LocalRegistry, home: Path) -> None:
+def test_a_closed_api_opens_again_when_it_is_used(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     api = BentoAPI()
     api.push("svc:v1")
@@ -115,7 +102,7 @@ def test_a_closed_api_opens_again_when_it_is_used(registry: LocalRegistry, home:
     assert not [thread for thread in threading.enumerate() if thread.name == "async-bento"]
 
 
-def test_it_works_where_a_loop_is_running(registry: LocalRegistry, home: Path) -> None:
+def test_it_works_where_a_loop_is_running(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     script = """
 import asyncio
@@ -129,7 +116,7 @@ asyncio.run(cell())
     assert run_script(script) == "v1\n"
 
 
-def test_a_script_that_does_not_close_ends_all_the_same(registry: LocalRegistry, home: Path) -> None:
+def test_a_script_that_does_not_close_ends_all_the_same(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     script = """
 from async_bento import BentoAPI
@@ -139,29 +126,33 @@ print(api.push("svc:v1").skipped)
     assert run_script(script) == "False\n"
 
 
-def test_ctrl_c_cancels_waits_for_the_clean_up_and_leaves_the_api_usable(registry: LocalRegistry, home: Path) -> None:
-    make_bento(home, "svc:v1", {"src/big": noise(3_000_000)})
+def test_ctrl_c_cancels_waits_for_the_clean_up_and_leaves_the_api_usable(served: LocalRegistry, home: Path) -> None:
+    make_bento(home, "svc:v1")
     script = """
-import os, signal
+import asyncio, os, signal
 from async_bento import BentoAPI
+from async_bento.transfer.body import TarBody
 
-def interrupt(event):
-    if event.phase == "transferring" and event.bytes_done:
-        api._async._connection.listener = None
-        os.kill(os.getpid(), signal.SIGINT)
+write = TarBody.write_with_length
 
-with BentoAPI(progress=interrupt) as api:
+async def interrupt(self, writer, content_length):
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.sleep(60)
+
+with BentoAPI() as api:
+    TarBody.write_with_length = interrupt
     try:
         api.push("svc:v1")
     except KeyboardInterrupt:
         record = api.get("svc", "v1")
         print(record.upload_status, record.upload_finished_reason)
+    TarBody.write_with_length = write
     print(api.push("svc:v1").skipped, api.get("svc").upload_status)
 """
     assert run_script(script) == "failed CancelledError\nFalse success\n"
 
 
-def test_the_example_of_bentoml_runs_with_other_imports(registry: LocalRegistry, home: Path) -> None:
+def test_the_example_of_bentoml_runs_with_other_imports(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "my_service:v1", models=["mod:m1"])
     make_model(home, "mod:m1")
     script = """
@@ -191,7 +182,7 @@ info = bento_api.get("my_service", "v1")
 
 print(pulled.tag, [item.version for item in bentos.items], info.upload_status)
 """
-    assert run_script(script, registry.endpoint, registry.api_token) == "my_service:v1 ['v1'] success\n"
+    assert run_script(script, served.endpoint, served.api_token) == "my_service:v1 ['v1'] success\n"
 
 
 @pytest.mark.parametrize(("blocking", "asynchronous"), [(BentoAPI, AsyncBentoAPI), (ModelAPI, AsyncModelAPI)])

@@ -20,7 +20,7 @@ from async_bento.registry.answers import (
     repository_answer,
     user_answer,
 )
-from async_bento.registry.disk import ClaimedPart
+from async_bento.registry.blobs import ClaimedPart
 from async_bento.registry.kinds import BENTO, KINDS, MODEL, Kind, check_tag_part
 from async_bento.registry.query import parse_list_query
 from async_bento.registry.records import Change, NewItem

@@ -27,7 +27,7 @@ import time
 from bisect import bisect_right
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -37,6 +37,8 @@ from async_bento.registry.spool import Spool
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    from async_bento.registry.blobs import ClaimedPart
 
 UPLOAD_LIFETIME = 24 * 3600.0
 """How long an upload that nobody completes is kept, in seconds: a push that was killed may be resumed next morning."""
@@ -72,18 +74,6 @@ class StoredObject(BaseModel):
     def size(self) -> int:
         """The size of the whole, in bytes."""
         return self.starts[-1]
-
-
-class ClaimedPart(NamedTuple):
-    """A part, as whoever completes an upload knows it.
-
-    Attributes:
-        number: Which part, from 1.
-        etag: Its ETag, with or without quotes.
-    """
-
-    number: int
-    etag: str
 
 
 class Disk:

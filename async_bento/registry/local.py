@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import os
 import secrets
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,14 @@ from pydantic import SecretStr
 from async_bento.config import GiB, MiB, check_endpoint
 from async_bento.errors import ConfigError
 from async_bento.registry.app import Api
-from async_bento.registry.blobs import HOP, LocalBlobs, Presigner
+from async_bento.registry.local_blobs import HOP, LocalBlobs
+from async_bento.registry.presigned import Presigner
 from async_bento.registry.sqlite import SqliteRecords
 from async_bento.registry.storage import Storage
 from async_bento.threads import Threads
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Mapping
     from types import TracebackType
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 Transmission = Literal["presigned_url", "proxy", "auto"] | None
 """Which way the bytes go: in presigned parts, through the registry, or as the client finds out by asking."""
-
-log = logging.getLogger("async_bento.registry")
 
 
 class LocalRegistry:
@@ -245,14 +244,16 @@ def _strategy(transmission: Transmission) -> TransmissionStrategy | None:
 
 def _kept_secret(path: Path) -> str:
     """A secret that is made once, in a file that is for its owner alone."""
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
+    with suppress(FileNotFoundError):
         path.chmod(0o600)
-        return path.read_text().strip()
-    with os.fdopen(handle, "w") as file:
-        secret = secrets.token_urlsafe(32)
+        if kept := path.read_text().strip():
+            return kept
+    secret = secrets.token_urlsafe(32)
+    # Under another name until it is whole, or whoever is killed in between would leave an empty one.
+    unfinished = path.with_name(f".{path.name}")
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(secret + "\n")
+    unfinished.replace(path)
     return secret
 
 

@@ -10,11 +10,13 @@ from xml.sax.saxutils import escape
 
 from aiohttp import web
 
-from async_bento.registry.blobs import PREFIX, Grant, LocalBlobs
+from async_bento.registry.presigned import PREFIX, Grant
 from async_bento.registry.refusals import ForbiddenError, RegistryError, StorageError, of_os_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
+
+    from async_bento.registry.local_blobs import LocalBlobs
 
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 

@@ -16,6 +16,7 @@ import errno
 import logging
 import os
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -47,12 +48,18 @@ class Store(Generic[ItemT]):
     def __init__(self, item_type: type[ItemT], base_path: Path) -> None:
         self.item_type = item_type
         self.path = base_path.absolute()
-        # Of the real directory: where the base is a link, its target's filesystem is the one to rename on.
-        self._real = base_path.resolve()
-        self._scratch = Scratch(self._real.parent / "tmp")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
+
+    @cached_property
+    def _real(self) -> Path:
+        """Where the base is a link, its target's filesystem is the one to rename on."""
+        return self.path.resolve()
+
+    @cached_property
+    def _scratch(self) -> Scratch:
+        return Scratch(self._real.parent / "tmp")
 
     def get(self, tag: TagLike | str, *, prefix: bool = True) -> ItemT:
         """Find one item.

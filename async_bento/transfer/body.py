@@ -116,23 +116,35 @@ class TarBody(Payload):
 
     async def _write(self, writer: AbstractStreamWriter) -> None:
         md5 = hashlib.md5(usedforsecurity=False) if self._digest else None
+        # The last piece goes when all is read, checked and hashed: a storage that has everything answers at once.
+        held = b""
         chunks = self._plan.read(self._start, self._stop, threads=self._threads, io_chunk=self._io_chunk)
         async with aclosing(chunks):
             async for chunk in chunks:
                 hashed = asyncio.ensure_future(self._threads.run(md5.update, chunk)) if md5 else None
                 try:
-                    for offset in range(0, len(chunk), WRITE_SIZE):
-                        piece = chunk[offset : offset + WRITE_SIZE]
-                        await writer.write(piece)
-                        self._sent += len(piece)
-                        self._moved(len(piece))
-                        self.alive()
+                    await self._send(writer, held)
+                    held = chunk[-WRITE_SIZE:]
+                    for offset in range(0, len(chunk) - len(held), WRITE_SIZE):
+                        await self._send(writer, chunk[offset : min(offset + WRITE_SIZE, len(chunk) - len(held))])
                 finally:
                     if hashed is not None:
                         await hashed
-        if self._sent != self._size:
-            raise IntegrityError(f"read {self._sent} bytes of a part of {self._size}")
+        if self._sent + len(held) != self._size:
+            raise IntegrityError(f"read {self._sent + len(held)} bytes of a part of {self._size}")
         self.md5 = md5.hexdigest() if md5 else None
+        await self._send(writer, held)
+
+    async def _send(self, writer: AbstractStreamWriter, piece: bytes) -> None:
+        self._sent += len(piece)
+        self._moved(len(piece))
+        await writer.write(piece)
+        self.alive()
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether all of it went out: an answer before that is an answer to something else."""
+        return self._sent == self._size
 
     def rewind(self) -> None:
         """Take back what was sent, since it is to be sent again."""

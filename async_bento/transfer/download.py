@@ -155,13 +155,16 @@ class _Download:
         if self._total is None:
             self._total, self._etag = received.total, received.etag
             self.progress.enter("transferring", bytes_total=received.total)
-        elif received.total != self._total:
-            raise self._changed()
+        elif received.total != self._total or (received.etag and self._etag and received.etag != self._etag):
+            raise self._changed()  # there are storages that know no If-Match
+        size = min(stop, self._total or stop) - start
         data = bytearray()
         async for chunk in received.response.content.iter_any():
             data += chunk
             count(len(chunk))
-        if len(data) != min(stop, self._total or stop) - start:
+            if len(data) > size:
+                raise IntegrityError(f"{self._tag}: the storage sent more than the {size} bytes it was asked for")
+        if len(data) < size:
             raise IntegrityError(f"{self._tag}: the connection ended within a range")
         return data
 

@@ -108,7 +108,9 @@ async def put(address: Address, body: TarBody, config: Config, *, part_number: i
                 said = await response.content.read(_LONGEST_REFUSAL)
                 if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
                     raise _refused(address, request, response, said, part_number)
-                return _checked_etag(response.headers.get("ETag"), body, request)
+                if not body.is_sent:
+                    raise _broken(address, request, ConnectionError("it said yes before it had all bytes"))
+                return _checked_etag(response.headers, body, request)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             if body.failure is not None:
                 raise body.failure from None
@@ -140,7 +142,9 @@ async def get(
         APIError: The registry refused, or the connection to it broke.
     """
     request = _name(address, None)
-    headers = {"Range": f"bytes={start}-{stop - 1}"} | ({"If-Match": etag} if etag else {})
+    headers = {"Range": f"bytes={start}-{stop - 1}"}
+    if etag and not etag.startswith("W/"):  # a weak one never matches (RFC 9110, 13.1.1)
+        headers["If-Match"] = etag
     try:
         async with address.request("GET", _timeout(config, reading=True), headers=headers) as response:
             if response.status == HTTPStatus.OK:
@@ -176,11 +180,20 @@ def _total(headers: Mapping[str, str], start: int, stop: int, request: str) -> i
     return total
 
 
-def _checked_etag(etag: str | None, body: TarBody, request: str) -> str | None:
-    match = _MD5_ETAG.match(etag or "")
+def _checked_etag(headers: Mapping[str, str], body: TarBody, request: str) -> str | None:
+    etag = headers.get("ETag")
+    match = None if _is_of_encrypted(headers) else _MD5_ETAG.match(etag or "")
     if body.md5 and match and match[1].lower() != body.md5:
         raise IntegrityError(f"{request}: the storage has other bytes than were sent (MD5 {match[1]}, not {body.md5})")
     return etag
+
+
+def _is_of_encrypted(headers: Mapping[str, str]) -> bool:
+    """Whether S3 encrypted the bytes with a key of KMS or of the customer: its ETag looks like an MD5 and is none."""
+    return (
+        headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
+        or "x-amz-server-side-encryption-customer-algorithm" in headers
+    )
 
 
 def _name(address: Address, part_number: int | None) -> str:
@@ -191,7 +204,7 @@ def _refused(
     address: Address, request: str, response: aiohttp.ClientResponse, said: bytes, part_number: int | None
 ) -> BentoError:
     if address.token_source is not None:
-        return status_error(response.status, response.headers, said, request, address.token_source)
+        return status_error(response.status, response.headers, said, request, address.token_source, address.token)
     code = _CODE.search(said.decode(errors="replace"))
     reason = ": ".join(filter(None, code.groups())) if code else response.reason or ""
     return PartError(

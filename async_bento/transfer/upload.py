@@ -143,10 +143,9 @@ class _Upload:
         urls = [presigned_url]  # the first try has the URL that was asked for already
 
         async def address() -> Address:
-            url = (
-                urls.pop() if urls else (await self.routes.presign_upload(self.name, self.version)).presigned_upload_url
-            )
-            return self.routes.client.storage_address(url)
+            if urls:
+                return self.routes.client.storage_address(urls.pop())
+            return self._where_to(await self.routes.presign_upload(self.name, self.version))
 
         await self._send(address, 0, self.plan.size)
         return Uploaded(self.plan.size, 1)
@@ -174,12 +173,18 @@ class _Upload:
 
     async def _send_part(self, upload_id: str, part_number: int, start: int, part_size: int) -> CompletePartSchema:
         async def address() -> Address:
-            item = await self.routes.presign_part(self.name, self.version, upload_id, part_number)
-            return self.routes.client.storage_address(item.presigned_upload_url)
+            return self._where_to(await self.routes.presign_part(self.name, self.version, upload_id, part_number))
 
         stop = min(start + part_size, self.plan.size)
         etag = await self._send(address, start, stop, part_number=part_number)
         return CompletePartSchema(part_number=part_number, etag=etag)
+
+    def _where_to(self, presigned: ItemSchema) -> Address:
+        if not presigned.presigned_upload_url.get_secret_value():
+            raise APIResponseError(
+                f"the registry presigned no upload of {self.name}:{self.version}", field="presigned_upload_url"
+            )
+        return self.routes.client.storage_address(presigned.presigned_upload_url)
 
     async def _send(
         self, address: Callable[[], Awaitable[Address]], start: int, stop: int, *, part_number: int | None = None
@@ -213,9 +218,11 @@ class _Upload:
     async def report(self, error: BaseException) -> None:
         """Tell the registry that it failed; what it failed with goes before whatever goes wrong with that."""
         reason = str(error).partition("\n")[0] if isinstance(error, BentoError) else type(error).__name__
-        outcome = FinishUploadSchema(status="failed", reason=reason)
+        # The name of a file need not be text, and JSON is.
+        outcome = FinishUploadSchema(status="failed", reason=reason.encode(errors="replace").decode())
         try:
             with anyio.fail_after(SECONDS_TO_REPORT):
                 await self.routes.finish_upload(self.name, self.version, outcome)
-        except (BentoError, TimeoutError):
-            logger.warning("The registry could not be told that the push of %s:%s failed", self.name, self.version)
+        except Exception:
+            tag = f"{self.name}:{self.version}"
+            logger.warning("The registry could not be told that the push of %s failed", tag, exc_info=True)

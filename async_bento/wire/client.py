@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import anyio.to_thread
 from pydantic import BaseModel, SecretStr
 from yarl import URL
 
 from async_bento._version import __version__
-from async_bento.config import BENTOML_VERSION, Config, KiB, find_credentials, origin
-from async_bento.errors import APIConnectionError, APIStatusError, APITimeoutError, ConfigError, without_queries
+from async_bento.config import BENTOML_VERSION, Config, Credentials, KiB, find_credentials, needs_contexts, origin
+from async_bento.errors import (
+    APIConnectionError,
+    APIResponseError,
+    APIStatusError,
+    APITimeoutError,
+    ConfigError,
+    without_queries,
+)
 from async_bento.retry import with_retries
 from async_bento.wire.answers import is_not_found, read_answer, status_error
 from async_bento.wire.routes import ItemRoutes
@@ -40,6 +50,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 USER_AGENT = f"async-bento/{__version__} python/{sys.version_info.major}.{sys.version_info.minor}"
+
+AUTH_HEADER = "X-YATAI-API-TOKEN"
+"""What opens the registry, at BentoCloud too (`bentoml/_internal/cloud/client.py`)."""
 
 READ_BUFFER = 256 * KiB
 """Bytes a connection may hold before it is read; above aiohttp's 64 KiB it is woken less often."""
@@ -67,6 +80,11 @@ class Address:
     ssl: ssl_module.SSLContext | bool = field(repr=False)
     token_source: str | None
 
+    @property
+    def token(self) -> str:
+        """The token that is sent, or an empty text."""
+        return self.headers.get(AUTH_HEADER, "")
+
     def __str__(self) -> str:
         """The URL, without what opens it."""
         return str(self.url.with_query(None).with_user(None))
@@ -75,7 +93,7 @@ class Address:
     async def request(
         self,
         method: str,
-        timeout: aiohttp.ClientTimeout,
+        limits: aiohttp.ClientTimeout,
         *,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
@@ -85,7 +103,7 @@ class Address:
 
         Args:
             method: The HTTP method.
-            timeout: How long to wait for what.
+            limits: How long to wait for what.
             headers: Headers besides the address's own.
             params: The query.
             data: The body.
@@ -103,11 +121,12 @@ class Address:
             headers={**self.headers, **(headers or {})},
             params=params,
             data=data,
-            timeout=timeout,
+            timeout=limits,
             allow_redirects=False,
             proxy=self.proxy,
             ssl=self.ssl,
             skip_auto_headers=("Content-Type",),  # a presigned URL does not count on it
+            raise_for_status=False,  # a lent session may say otherwise; what a status means is ours to tell
         ) as response:
             yield response
 
@@ -129,7 +148,8 @@ class RestApiClient:
         ssl: A TLS context, or False for no verification; Python's defaults, `SSL_CERT_FILE` among them, by default.
 
     Raises:
-        ConfigError: There is no token, or the endpoint is no URL.
+        ConfigError: The endpoint is no URL, or a setting does not fit. What only `.yatai.yaml` can tell, the first call
+            looks up, since that blocks.
     """
 
     def __init__(
@@ -145,11 +165,14 @@ class RestApiClient:
         ssl: ssl_module.SSLContext | bool = True,
     ) -> None:
         token = api_token.get_secret_value() if isinstance(api_token, SecretStr) else api_token
-        self.endpoint, self._token, self._token_source = find_credentials(endpoint, token, context)
-        if not self._token.get_secret_value().isprintable() or not self._token.get_secret_value().isascii():
-            raise ConfigError(f"the API token from {self._token_source} holds characters that no token has")
+        self._find_credentials = partial(find_credentials, endpoint, token, context)
+        self._credentials: Credentials | None = None
+        if not needs_contexts(token, context):
+            self._credentials = self._find_credentials()
         self.config = config or Config.from_env()
         self._timeout = self.config.timeouts.api if timeout is None else timeout
+        if not 0 < self._timeout < math.inf:  # aiohttp takes 0 for "for ever", and cannot count to infinity
+            raise ConfigError(f"timeout={timeout!r}: it must be a number of seconds above 0")
         self._lent_session = session
         self._proxy = proxy
         self._ssl = ssl
@@ -161,7 +184,27 @@ class RestApiClient:
         )
 
     def __repr__(self) -> str:
-        return f"RestApiClient(endpoint={self.endpoint!r})"
+        return f"RestApiClient(endpoint={self._credentials.endpoint!r})" if self._credentials else "RestApiClient()"
+
+    @property
+    def credentials(self) -> Credentials:
+        """Where the registry is and what opens it. Reads `.yatai.yaml`, once, where nothing else says it.
+
+        Raises:
+            ConfigError: There is no token, no such context, or the token is meant for another endpoint.
+        """
+        if self._credentials is None:
+            self._credentials = self._find_credentials()
+        return self._credentials
+
+    @property
+    def endpoint(self) -> str:
+        """The registry's URL, without a slash at its end.
+
+        Raises:
+            ConfigError: As `credentials` does.
+        """
+        return self.credentials.endpoint
 
     async def __aenter__(self) -> Self:
         return self
@@ -197,8 +240,16 @@ class RestApiClient:
 
         Returns:
             The address.
+
+        Raises:
+            APIResponseError: It is no URL.
         """
-        url = URL(presigned_url.get_secret_value(), encoded=True)  # quoted anew, the signature would not hold
+        try:
+            url = URL(presigned_url.get_secret_value(), encoded=True)  # quoted anew, the signature would not hold
+        except ValueError:
+            url = URL()
+        if url.scheme not in {"http", "https"} or not url.host or not url.port:
+            raise APIResponseError("the registry presigned something that is no http or https URL")
         return self._address(url, "storage", {}, None)
 
     def registry_address(self, path: str) -> Address:
@@ -211,11 +262,11 @@ class RestApiClient:
             The address.
         """
         headers = {
-            "X-YATAI-API-TOKEN": self._token.get_secret_value(),
+            AUTH_HEADER: self.credentials.api_token.get_secret_value(),
             "X-Bentoml-Version": BENTOML_VERSION,
         }
         url = URL(f"{self.endpoint}/api/v1/{path}", encoded=True)
-        return self._address(url, "registry", headers, self._token_source)
+        return self._address(url, "registry", headers, self.credentials.source)
 
     def _address(self, url: URL, session: str, headers: Mapping[str, str], token_source: str | None) -> Address:
         return Address(
@@ -274,6 +325,9 @@ class RestApiClient:
         async def once() -> AnswerT:
             return await self._ask_once(method, path, schema, body, params)
 
+        if self._credentials is None:
+            await anyio.to_thread.run_sync(lambda: self.credentials)
+
         return await with_retries(self.config.retry, once) if retry else await once()
 
     async def find(
@@ -316,12 +370,21 @@ class RestApiClient:
         try:
             async with address.request(method, timeout, headers=headers, params=params, data=data) as response:
                 said = await response.read()
+        except aiohttp.ConnectionTimeoutError as error:
+            raise APITimeoutError(f"{request}: no connection within {timeout.sock_connect:g} s") from error
         except asyncio.TimeoutError as error:
             raise APITimeoutError(f"{request}: no answer within {self._timeout:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise connection_error(address, error) from error
         if response.status != HTTPStatus.OK:
-            raise status_error(response.status, response.headers, said, request, self._token_source)
+            raise status_error(
+                response.status,
+                response.headers,
+                said,
+                request,
+                self.credentials.source,
+                self.credentials.api_token.get_secret_value(),
+            )
         return read_answer(said, schema, request)
 
 
@@ -339,9 +402,14 @@ def connection_error(address: Address, error: Exception) -> APIConnectionError:
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno or 0  # asyncio's own words for it name the address, not the reason
         reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
-        return APIConnectionError(
-            f"cannot reach the registry at {place}: {reason}; is it running, and is the endpoint right?"
-        )
+        hint = "is it running, and is the endpoint right?"
+        if address.proxy is not None and error.host == URL(address.proxy).host:
+            place += f" through the proxy at {error.host}:{error.port}"
+            hint = "is the proxy right?"
+        elif isinstance(error, aiohttp.ClientSSLError):
+            reason = error.os_error.strerror or str(error.os_error)  # OpenSSL counts its errors its own way
+            hint = "if its certificate is your own, pass ssl= or set SSL_CERT_FILE"
+        return APIConnectionError(f"cannot reach the registry at {place}: {reason}; {hint}")
     return APIConnectionError(f"the connection to the registry at {place} broke: {describe(error)}")
 
 
@@ -362,5 +430,5 @@ def _proxy_of_environment(url: URL) -> str | None:
 
     aiohttp's `trust_env` would do the same, and read netrc besides, whose password would go to the storage.
     """
-    host = url.host or ""
-    return None if proxy_bypass(host) else getproxies().get(url.scheme)
+    proxy = None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy  # curl takes it without a scheme, too

@@ -1,4 +1,4 @@
-"""The real BentoML against this registry, every way the bytes can go: run by hand, where `bentoml==1.4.39` is installed.
+"""The real BentoML against this registry, every way the bytes can go; run by hand, with `bentoml==1.4.39` at hand.
 
     python tests/registry/smoke_bentoml.py /path/to/an/environment/bin
 
@@ -102,7 +102,7 @@ async def main(bin_directory: Path, work: Path) -> None:
                 bentoml, "cloud", "login", "--api-token", registry.api_token, "--endpoint", registry.endpoint,
                 cwd=work, BENTOML_HOME=str(work / f"login {way}"),
             )  # fmt: skip
-        print(f"{way}: pushed, skipped, forced, pulled, the same; listed; logged in")
+        sys.stdout.write(f"{way}: pushed, skipped, forced, pulled, the same; listed; logged in\n")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Sequence
     from pathlib import Path
 
-    from async_bento.registry.blobs import Blobs
-    from async_bento.registry.disk import ClaimedPart
+    from async_bento.registry.blobs import Blobs, ClaimedPart
 
 
 class FarAway:

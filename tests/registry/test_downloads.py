@@ -135,6 +135,24 @@ async def test_whoever_is_reading_gets_the_bytes_he_began_with(caller: Caller, s
     assert len(stored_files()) == 2
 
 
+async def test_whoever_hangs_up_is_forgotten(
+    caller: Caller, stored_files: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
+):
+    large = os.urandom(24 * 2**20)
+    await caller.create()
+    await caller.upload(_stream(large))
+    for way in ("presigned", "proxy"):
+        url = await caller.get_url() if way == "presigned" else None
+        url = url or f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/download"
+        response = await caller.session.get(url, headers={"X-YATAI-API-TOKEN": caller.registry.api_token})
+        await response.content.readexactly(10)
+        response.close()
+    await caller.upload(b"new")
+    await caller.registry.close()
+    assert len(stored_files()) == 2
+    assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
+
+
 async def _stream(data: bytes):
     for start in range(0, len(data), 2**20):
         yield data[start : start + 2**20]

@@ -205,6 +205,15 @@ async def test_its_secrets_are_for_its_owner(caller: Caller, tmp_path: Path):
     assert root.stat().st_mode & 0o777 == 0o700
 
 
+async def test_a_secret_that_was_lost_is_made_anew(caller: Caller, tmp_path: Path):
+    lost = caller.registry.api_token
+    await caller.registry.close()
+    (tmp_path / "registry" / "api_token").write_text("\n")
+    await caller.registry.start()
+    assert caller.registry.api_token not in {lost, ""}
+    assert (await caller.api("GET", "/auth/current")).status == 200
+
+
 async def test_a_token_of_ones_own_is_taken_and_not_kept(serve: Serve, tmp_path: Path):
     caller = await serve(api_token="my-token")
     assert caller.registry.api_token == "my-token"

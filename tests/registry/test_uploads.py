@@ -303,6 +303,15 @@ async def test_an_upload_that_does_not_exist_takes_nothing(caller: Caller, uploa
     assert stored_files() == []
 
 
+async def test_an_upload_has_one_name(caller: Caller, tmp_path: Path):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    directory = tmp_path / "registry" / "blobs" / "data" / upload_id
+    for other in (f"../data/{upload_id}", str(directory), f"{upload_id}/", f"{upload_id}\n", f"{upload_id}\0"):
+        assert (await caller.bare("PUT", await caller.part_url(other, 1), data=DATA)).status == 404, other
+        assert (await caller.complete(other, [(1, md5(DATA))])).status == 404, other
+
+
 async def test_an_upload_is_for_one_item(caller: Caller):
     await caller.create(version="v1")
     await caller.create(version="v2")
@@ -345,7 +354,7 @@ async def test_what_nobody_completed_for_a_day_is_swept_at_the_start(
     (data / "never-published").mkdir()
     yesterday = time.time() - disk.UPLOAD_LIFETIME - 60
     for directory in data.iterdir():
-        if directory.name != young:
+        if directory.name not in {young, "never-published"}:
             os.utime(directory, (yesterday, yesterday))
     await caller.registry.start()
     assert {directory.name for directory in data.iterdir()} & {old, young, "never-published"} == {young}

@@ -336,6 +336,8 @@ class Held:
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, passage: Passage) -> web.StreamResponse:
+        if passage.request.content_type == "application/json":
+            await passage.read()
         self.here += 1
         if self.here >= self.count:
             self.arrived.set()

@@ -7,12 +7,14 @@ import hashlib
 import io
 import os
 import tarfile
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from aiohttp import web
 
-from async_bento import IntegrityError, ModelStore, PartError, SourceChangedError, StalledError
+from async_bento import BentoError, IntegrityError, PartError, SourceChangedError, StalledError
 from async_bento.errors import APIConnectionError, APIResponseError, AuthenticationError, ServerError
 from async_bento.transfer import body as body_module, upload as upload_module
 from tests.builders import MiB, make_model, noise
@@ -33,13 +35,11 @@ from tests.transfer.faulty import (
     then,
     with_headers,
 )
-from tests.transfer.quiet import nothing_left, tasks
+from tests.transfer.quiet import nothing_left
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
-
-    from aiohttp import web
 
     from async_bento import AsyncBentoAPI, ProgressEvent
     from tests.transfer.faulty import Fault, Passage
@@ -125,7 +125,7 @@ async def test_a_multipart_push_cuts_the_tar_into_parts_that_make_it_up(
 
     result = await client(door).models.push("mod:m1", threads=2)
 
-    parts = {int(put.query["partNumber"]): put.body for put in door.all(PART.replace("PUT /blobs/.*", "") + "|PUT part")}
+    parts = {int(put.query["partNumber"]): put.body for put in door.all("PUT part")}
     assert [len(parts[number]) for number in (1, 2)] == [5 * MiB, 5 * MiB]
     assert 0 < len(parts[3]) < 5 * MiB
     assert files_of(parts[1] + parts[2] + parts[3])["weights"] == THREE_PARTS
@@ -429,7 +429,7 @@ async def test_a_registry_that_keeps_breaking_off_is_told_of_as_a_lost_connectio
     with pytest.raises(APIConnectionError, match="the connection to the registry at .* broke"):
         await client(door).models.push("mod:m1")
 
-    assert len(door.all(UPLOAD)) == 3
+    assert len(door.all(UPLOAD)) >= 3  # aiohttp tries once more by itself where a kept connection breaks
 
 
 # Digests
@@ -503,16 +503,12 @@ async def test_without_verify_no_digest_is_computed(
     door = await open_door("auto")
     door.fault(PUT, with_headers(ETag=f'"{"0" * 32}"'), times=None)
 
-    def no_md5(*_: object, **__: object) -> None:
-        raise AssertionError("nobody asked for a digest")
+    class NoHashlib:
+        @staticmethod
+        def md5(*_: object, **__: object) -> None:
+            raise AssertionError("nobody asked for a digest")
 
-    monkeypatch.setattr(body_module.hashlib, "md5", no_md5)  # the registry's own is another name in another module
-
-    class Hashlib:
-        md5 = staticmethod(no_md5)
-
-    monkeypatch.undo()
-    monkeypatch.setattr(body_module, "hashlib", Hashlib)
+    monkeypatch.setattr(body_module, "hashlib", NoHashlib)
 
     await client(door, transfer={"verify": False}).models.push("mod:m1")
 
@@ -525,37 +521,43 @@ async def test_no_answer_comes_before_the_digest_is_known(
     """A storage that is quicker than the hash would be believed without it: the last bytes go when it is known."""
     make_model(home, files={"weights": SMALL})
     door = await open_door("auto")
-    door.fault(PUT, with_headers(ETag=f'"{"0" * 32}"'), times=None)
-    known: list[bool] = []
+    arrived: list[int] = []  # at the storage, when the digest became known
 
-    class SlowMd5:
+    async def count(passage: Passage) -> web.StreamResponse:
+        arrived.append(0)
+        async for chunk in passage.request.content.iter_any():
+            arrived[-1] += len(chunk)
+        return web.Response(headers={"ETag": f'"{"0" * 32}"'})
+
+    door.fault(PUT, count, times=None)
+    known: list[int] = []
+
+    class Md5:
         def __init__(self) -> None:
             self._md5 = hashlib.md5()
-            self._answered = asyncio.Event()
 
         def update(self, data: bytes) -> None:
             self._md5.update(data)
 
         def hexdigest(self) -> str:
-            known.append(len(door.all("PUT blob")[-1].body) == 0)
+            known.append(arrived[-1] if arrived else 0)
             return self._md5.hexdigest()
 
     class Hashlib:
-        md5 = staticmethod(lambda **_: SlowMd5())
+        md5 = staticmethod(lambda **_: Md5())
 
     monkeypatch.setattr(body_module, "hashlib", Hashlib)
+    api = client(door, retry={"attempts": 1})
 
     with pytest.raises(IntegrityError):
-        await client(door).models.push("mod:m1")
+        await api.models.push("mod:m1")
 
-    assert known == [True] * 3
+    assert known[0] < arrived[0]
 
 
 async def test_a_storage_that_says_yes_before_it_has_everything_is_not_believed(
     open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
-    from aiohttp import web
-
     make_model(home, files={"weights": noise(8 * MiB)})
     door = await open_door("auto")
 
@@ -654,25 +656,25 @@ async def test_a_file_that_changes_between_two_parts_leaves_the_upload_open(
 
 
 async def test_a_file_that_changes_while_its_last_bytes_go_out_never_arrives_whole(
-    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+    open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
     weights = make_model(home, files={"weights": noise(2 * MiB)}) / "weights"
     door = await open_door("auto")
-    read = body_module.TarBody._write
-    assert read
+    arrived: list[int] = []
 
     async def touch_it(passage: Passage) -> web.StreamResponse:
-        come = 0
-        async for chunk in passage.request.content.iter_any():
-            if come == 0:
+        with suppress(web.RequestPayloadError, ConnectionError):
+            async for chunk in passage.request.content.iter_any():
                 os.utime(weights, ns=(1, 1))
-            come += len(chunk)
-        raise AssertionError("all of it arrived")
+                arrived.append(len(chunk))
+        return web.Response()
 
     door.fault(PUT, touch_it)
 
     with pytest.raises(SourceChangedError):
         await client(door).models.push("mod:m1")
+
+    assert 0 < sum(arrived) < int(door.all("PUT blob")[0].headers["Content-Length"])
 
 
 async def test_a_registry_hears_of_a_failure_that_names_a_file_in_no_encoding(
@@ -747,7 +749,7 @@ async def test_a_failure_at_any_step_is_told_to_the_registry(
 ) -> None:
     make_model(home)
     door = await open_door(transmission)
-    said = answer_json(400, {"error": "no"}) if "PUT" not in step else refuse(400, code="no")
+    said = refuse(400, code="no") if "PUT" in step and transmission != "proxy" else answer_json(400, {"error": "no"})
     door.fault(step, said)
     api = client(door)
 
@@ -755,7 +757,7 @@ async def test_a_failure_at_any_step_is_told_to_the_registry(
         with pytest.raises(Exception, match="no") as caught:
             await api.models.push("mod:m1")
 
-    assert not isinstance(caught.value, BaseExceptionGroup if hasattr(__builtins__, "BaseExceptionGroup") else ())
+    assert isinstance(caught.value, BentoError)  # and no group of them
     assert outcomes(door)[-1] == ("failed", str(caught.value))
     assert (await api.models.get("mod:m1")).upload_status == "failed"
 
@@ -945,5 +947,3 @@ async def test_the_registry_s_own_fault_is_raised_as_such(open_door: OpenDoor, c
     with pytest.raises(ServerError, match="no disk"):
         await client(door).models.push("mod:m1")
 
-    assert tasks() == {asyncio.current_task()}
-    assert not ModelStore(home / "nowhere").list()

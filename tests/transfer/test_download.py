@@ -1,0 +1,719 @@
+"""A tar's way from the registry: what is asked for, and what becomes of what arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import re
+import tarfile
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from async_bento import IntegrityError, PartError, StalledError, TransferError
+from async_bento.errors import APIConnectionError, APIResponseError, ArchiveError, BentoError, StoreError
+from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, noise
+from tests.transfer.faulty import (
+    DOWNLOAD,
+    GET,
+    Door,
+    Held,
+    answer_json,
+    answer_page,
+    end_early,
+    hang_up,
+    hang_up_while_sending,
+    ignore_range,
+    pass_on,
+    refuse,
+    stop_sending,
+    then,
+    with_headers,
+)
+from tests.transfer.quiet import nothing_left
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from async_bento import AsyncBentoAPI, ProgressEvent
+    from tests.transfer.faulty import Fault, Passage
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+
+SMALL = {"weights": noise(300_000, 5), "sub/tool.sh": b"#!/bin/sh\n", "empty": b""}
+LARGE = {"weights": noise(3 * MiB + 7, 6)}
+RANGE = 64 * KiB
+
+
+@pytest.fixture
+def pushed(open_door: OpenDoor, client: MakeClient, home: Path) -> Callable[..., Awaitable[Door]]:
+    """A door to a registry that has `mod:m1`; what was said for that is forgotten."""
+
+    async def push(transmission: str = "presigned_url", files: dict[str, bytes] | None = None) -> Door:
+        model = make_model(home, files=files or SMALL)
+        if "sub/tool.sh" in (files or SMALL):
+            (model / "sub/tool.sh").chmod(0o755)
+            (model / "link").symlink_to("sub/tool.sh")
+        door = await open_door(transmission)
+        await client(door).models.push("mod:m1")
+        door.seen.clear()
+        return door
+
+    return push
+
+
+Pushed = "Callable[..., Awaitable[Door]]"
+
+
+def nothing_came(elsewhere: Path) -> bool:
+    """Whether neither the store nor its scratch holds anything."""
+    stored = [path for path in (elsewhere / "models").rglob("*") if path.is_file()]
+    return not stored and not left_in_scratch(elsewhere)
+
+
+def ranges(door: Door) -> list[tuple[int, int]]:
+    """What was asked for, each from its first byte to the one after its last."""
+    asked = [re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers["Range"]) for seen in door.all("GET (blob|bytes)")]
+    return [(int(match[1]), int(match[2]) + 1) for match in asked if match]
+
+
+async def round_trips(api: AsyncBentoAPI, count: int = 4) -> None:
+    """Long enough for whatever is on its way to arrive at the door."""
+    for _ in range(count):
+        await api._connection.client.current_user()
+
+
+# As it should be
+
+
+@pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
+async def test_what_was_pushed_comes_back(
+    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path, transmission: str
+) -> None:
+    door = await pushed(transmission)
+
+    model = await client(door, elsewhere).models.pull("mod:m1")
+
+    assert model is not None
+    assert contents(model.path) == contents(home / "models/mod/m1")
+    assert (model.path / "sub/tool.sh").stat().st_mode & 0o777 == 0o755
+    assert not left_in_scratch(elsewhere)
+
+
+async def test_the_tar_comes_in_ranges_that_make_it_up_each_asked_for_once(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed()
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    asked = sorted(ranges(door))
+    assert asked[0] == (0, RANGE)
+    assert all(before[1] == after[0] for before, after in zip(asked, asked[1:], strict=False))
+    assert len(asked) == -(-asked[-1][1] // RANGE)
+
+
+async def test_all_ranges_are_of_the_object_whose_first_range_came(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed()
+    etags: list[str] = []
+
+    async def note(passage: Passage) -> web.StreamResponse:
+        answer = await passage.go_on()
+        etags.append(answer.headers["ETag"])
+        return answer
+
+    door.fault(GET, note)
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    first, *others = door.all("GET bytes")
+    assert "If-Match" not in first.headers
+    assert others
+    assert {seen.headers["If-Match"] for seen in others} == set(etags)
+
+
+async def test_a_weak_etag_is_not_asked_for_since_it_would_never_match(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed()
+    door.fault(GET, with_headers(ETag='W/"abc"'), times=None)
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert not any("If-Match" in seen.headers for seen in door.seen)
+
+
+async def test_a_storage_sees_no_token_and_no_request_for_an_encoding(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed()
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    for seen in door.all("GET bytes"):
+        assert not {key.lower() for key in seen.headers} & {"x-yatai-api-token", "authorization", "cookie"}
+        assert seen.headers["Accept-Encoding"] == "identity"
+
+
+async def test_ranges_that_come_out_of_order_are_put_in_order(
+    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    door = await pushed()
+    second = Held()
+    others = 0
+
+    async def release_the_second_last(passage: Passage) -> web.StreamResponse:
+        nonlocal others
+        answer = await passage.go_on()
+        others += 1
+        if others == 3:
+            second.released.set()
+        return answer
+
+    door.fault(GET, then(pass_on, second, release_the_second_last), times=None)
+
+    model = await client(door, elsewhere).models.pull("mod:m1")
+
+    assert model is not None
+    assert contents(model.path) == contents(home / "models/mod/m1")
+    assert others >= 3
+
+
+async def test_no_more_ranges_are_held_than_the_window_has_room_for(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed(files=LARGE)
+    second = Held()
+    door.fault(GET, then(pass_on, second, pass_on), times=None)
+    api = client(door, elsewhere, transfer={"range_size": 256 * KiB, "window": MiB})
+
+    pulling = asyncio.create_task(api.models.pull("mod:m1"))
+    await second.arrived.wait()
+    await round_trips(api)
+    asked = len(ranges(door))
+    second.released.set()
+    await pulling
+
+    assert asked == 1 + 4  # the first, which has been unpacked, and a window of four
+    assert len(ranges(door)) == 13
+
+
+async def test_pulls_at_the_same_time_share_the_window_and_none_waits_for_ever(
+    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    door = await pushed()
+    for number in range(4):
+        make_model(home, f"mod{number}:m1", files=SMALL)
+        await client(door).models.push(f"mod{number}:m1")
+    api = client(door, elsewhere, transfer={"window": MiB, "range_size": MiB // 2, "concurrency": 1})
+
+    await asyncio.gather(*(api.models.pull(f"mod{number}:m1") for number in range(4)))
+
+    assert door.most["GET"] == 1
+    for number in range(4):
+        assert contents(elsewhere / f"models/mod{number}/m1").keys() == contents(home / f"models/mod{number}/m1").keys()
+
+
+async def test_one_budget_bounds_the_ranges_in_flight_of_all_items(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed(files=LARGE)
+    held = Held(count=3)
+    door.fault(GET, held, times=None, skip=1)
+    api = client(door, elsewhere, transfer={"concurrency": 3})
+
+    pulling = asyncio.create_task(api.models.pull("mod:m1"))
+    await held.arrived.wait()
+    await round_trips(api)
+    held.released.set()
+    await pulling
+
+    assert door.most["GET"] == 3
+
+
+async def test_a_storage_without_ranges_is_streamed_from(
+    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    door = await pushed()
+    door.fault(GET, ignore_range, times=None)
+
+    model = await client(door, elsewhere).models.pull("mod:m1")
+
+    assert model is not None
+    assert contents(model.path) == contents(home / "models/mod/m1")
+    assert len(door.all("GET bytes")) == 1
+
+
+async def test_a_compressed_tar_is_unpacked_as_it_comes(
+    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    door = await pushed("auto")
+
+    async def compressed(passage: Passage) -> web.StreamResponse:
+        answer = await passage.go_on(without=["range"])
+        assert isinstance(answer.body, bytes)
+        return web.Response(body=gzip.compress(answer.body), headers={"Content-Encoding": "gzip"})
+
+    door.fault(GET, compressed)
+
+    model = await client(door, elsewhere).models.pull("mod:m1")
+
+    assert model is not None
+    assert contents(model.path) == contents(home / "models/mod/m1")
+
+
+async def test_nothing_is_in_the_store_before_all_of_it_is(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed()
+    last = Held()
+    door.fault(GET, last, skip=3, times=None)
+    api = client(door, elsewhere)
+
+    pulling = asyncio.create_task(api.models.pull("mod:m1"))
+    await last.arrived.wait()
+    stored = [*(elsewhere / "models").rglob("*")]
+    staged = left_in_scratch(elsewhere)
+    last.released.set()
+    await pulling
+
+    assert not stored
+    assert any("model.yaml" in name for name in staged)  # unpacked while the rest is on its way
+    assert not any(name.endswith(".tar") for name in staged)
+
+
+async def test_the_progress_ends_at_the_size_of_the_tar(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed()
+    door.fault(GET, hang_up_while_sending(10_000), skip=2)
+    events: list[ProgressEvent] = []
+
+    await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
+
+    assert events[-1].bytes_done == events[-1].bytes_total == sorted(ranges(door))[-1][1]
+    assert max(event.bytes_done for event in events) == events[-1].bytes_done
+    assert events[-1].phase == "done"
+
+
+# What goes wrong and is tried again
+
+
+TRANSIENT = {
+    "500": refuse(500),
+    "503": refuse(503),
+    "hang-up": hang_up,
+    "hang-up in mid-range": hang_up_while_sending(10_000),
+    "too short": end_early(10_000),
+}
+
+
+@pytest.mark.parametrize("nth", [0, 2], ids=["first", "later"])
+@pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT.keys())
+async def test_a_range_that_fails_is_asked_for_again_and_no_other(
+    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path, fault: Fault, nth: int
+) -> None:
+    door = await pushed()
+    door.fault(GET, fault, skip=nth)
+
+    model = await client(door, elsewhere).models.pull("mod:m1")
+
+    assert model is not None
+    assert contents(model.path) == contents(home / "models/mod/m1")
+    asked = ranges(door)
+    assert len(asked) == len(set(asked)) + 1
+    assert len(door.all("presign_download")) == 1
+
+
+@pytest.mark.parametrize("nth", [0, 2], ids=["first", "later"])
+async def test_an_expired_url_is_presigned_anew_once_for_all_ranges(
+    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path, nth: int
+) -> None:
+    door = await pushed()
+    door.fault(GET, refuse(403, code="AccessDenied"), skip=nth)
+
+    model = await client(door, elsewhere).models.pull("mod:m1")
+
+    assert model is not None
+    assert contents(model.path) == contents(home / "models/mod/m1")
+    assert len(door.all("presign_download")) == 2
+
+
+async def test_ranges_that_meet_the_same_expired_url_presign_it_anew_once(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed()
+    together = Held(count=3, then=refuse(403, code="AccessDenied"))
+    door.fault(GET, together, skip=1, times=3)
+    api = client(door, elsewhere, transfer={"concurrency": 3})
+
+    pulling = asyncio.create_task(api.models.pull("mod:m1"))
+    await together.arrived.wait()
+    together.released.set()
+    await pulling
+
+    assert len(door.all("presign_download")) == 2
+
+
+@pytest.mark.parametrize("transmission", ["proxy", "auto"])
+async def test_a_stream_that_breaks_starts_again_from_scratch(
+    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path, transmission: str
+) -> None:
+    door = await pushed(transmission, files=LARGE)
+    whole = then(ignore_range, ignore_range)
+    door.fault(f"{GET}|{DOWNLOAD}", then(hang_up_while_sending_whole(2 * MiB), whole), times=None)
+    events: list[ProgressEvent] = []
+
+    model = await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
+
+    assert model is not None
+    assert contents(model.path) == contents(home / "models/mod/m1")
+    assert len(door.all(f"{DOWNLOAD}|GET bytes|GET blob")) == 2
+    assert events[-1].bytes_done == max(event.bytes_done for event in events)
+    assert not left_in_scratch(elsewhere)
+
+
+def hang_up_while_sending_whole(size: int) -> Fault:
+    async def fault(passage: Passage) -> web.StreamResponse:
+        answer = await passage.go_on(without=["range"])
+        assert isinstance(answer.body, bytes)
+        response = await passage.begin(answer)
+        await response.write(answer.body[:size])
+        return passage.hang_up()
+
+    return fault
+
+
+async def test_a_download_that_stalled_once_goes_on(
+    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path, forever: asyncio.Event
+) -> None:
+    door = await pushed()
+    door.fault(GET, stop_sending(10_000, forever), skip=1)
+
+    model = await client(door, elsewhere, timeouts={"stall": 0.5}).models.pull("mod:m1")
+    forever.set()
+
+    assert model is not None
+    assert contents(model.path) == contents(home / "models/mod/m1")
+
+
+# What ends a pull
+
+
+def sends(body: bytes) -> Fault:
+    async def fault(passage: Passage) -> web.StreamResponse:
+        return web.Response(body=body)
+
+    return fault
+
+
+LIES: dict[str, tuple[Fault, type[BentoError], str]] = {
+    "another range": (with_headers(Content_Range="bytes 5-65540/999999"), PartError, "asked for bytes 0-65535"),
+    "no Content-Range": (with_headers(Content_Range=None), PartError, "without a Content-Range"),
+    "a Content-Range that is none": (with_headers(Content_Range="all of it"), PartError, "without a Content-Range"),
+    "a size it does not say": (with_headers(Content_Range="bytes 0-65535/*"), PartError, "without a Content-Range"),
+    "redirect": (refuse(307, headers={"Location": "http://127.0.0.1:9/"}), PartError, "307"),
+    "refusal": (refuse(400, code="InvalidRequest"), PartError, "400 InvalidRequest"),
+    "page": (answer_page(), ArchiveError, "mod:m1"),
+    "nothing": (then(sends(b"")), ArchiveError, "mod:m1.*too early"),
+}
+
+
+@pytest.mark.parametrize(("fault", "error", "said"), LIES.values(), ids=LIES.keys())
+async def test_an_answer_that_is_not_what_was_asked_for_leaves_nothing_behind(
+    pushed: Pushed, client: MakeClient, elsewhere: Path, fault: Fault, error: type[BentoError], said: str
+) -> None:
+    door = await pushed()
+    door.fault(GET, fault, times=None)
+    api = client(door, elsewhere)
+
+    async with nothing_left(api):
+        with pytest.raises(error, match=said) as caught:
+            await api.models.pull("mod:m1")
+
+    assert "signature" not in str(caught.value)
+    assert "secret words" not in str(caught.value)
+    assert nothing_came(elsewhere)
+
+
+async def test_a_range_that_brings_more_than_was_asked_for_is_cut_off(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed()
+    gone = 0
+
+    async def without_end(passage: Passage) -> web.StreamResponse:
+        nonlocal gone
+        answer = await passage.go_on()
+        response = await passage.begin(answer, content_length=None)
+        try:
+            while gone < 64 * MiB:
+                await response.write(bytes(MiB))
+                gone += MiB
+        except ConnectionError:
+            pass
+        return response
+
+    door.fault(GET, without_end, skip=1, times=None)
+
+    with pytest.raises(IntegrityError, match="more"):
+        await client(door, elsewhere, retry={"attempts": 1}).models.pull("mod:m1")
+
+    assert gone < 64 * MiB
+    assert nothing_came(elsewhere)
+
+
+async def test_ranges_that_stop_coming_as_ranges_end_the_pull(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed()
+    door.fault(GET, ignore_range, skip=1, times=None)
+
+    with pytest.raises(TransferError, match="ranges first and none later"):
+        await client(door, elsewhere).models.pull("mod:m1")
+
+    assert nothing_came(elsewhere)
+
+
+CHANGED: dict[str, Fault] = {
+    "refused": refuse(412, code="PreconditionFailed"),
+    "another ETag": with_headers(ETag='"another"'),
+}
+
+
+@pytest.mark.parametrize("fault", CHANGED.values(), ids=CHANGED.keys())
+async def test_an_object_that_changes_between_two_ranges_is_never_mixed(
+    pushed: Pushed, client: MakeClient, elsewhere: Path, fault: Fault
+) -> None:
+    door = await pushed()
+    door.fault(GET, fault, skip=2, times=None)
+
+    with pytest.raises(TransferError, match=r"mod:m1 was pushed anew while it was being pulled; pull it again"):
+        await client(door, elsewhere).models.pull("mod:m1")
+
+    assert nothing_came(elsewhere)
+
+
+async def test_an_object_of_another_size_is_never_mixed(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed()
+
+    async def other_size(passage: Passage) -> web.StreamResponse:
+        answer = await passage.go_on()
+        content_range, _, _ = answer.headers["Content-Range"].partition("/")
+        answer.headers["Content-Range"] = f"{content_range}/99999999"
+        return answer
+
+    door.fault(GET, other_size, skip=1, times=None)
+
+    with pytest.raises(TransferError):
+        await client(door, elsewhere).models.pull("mod:m1")
+
+    assert nothing_came(elsewhere)
+
+
+async def test_an_object_really_pushed_anew_between_two_ranges_is_never_mixed(
+    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    door = await pushed()
+    make_model(home, files=SMALL | {"weights": noise(300_000, 99)})  # as large as it was
+    pusher = client(door)
+
+    async def push_anew(passage: Passage) -> web.StreamResponse:
+        await pusher.models.push("mod:m1", force=True)
+        return await passage.go_on()
+
+    door.fault(GET, push_anew, skip=1)
+
+    with pytest.raises(TransferError, match="pushed anew"):
+        await client(door, elsewhere).models.pull("mod:m1")
+
+    assert nothing_came(elsewhere)
+
+
+async def test_a_stream_that_ends_early_as_if_that_were_all_is_an_error(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed("proxy")
+    door.fault(DOWNLOAD, end_early(100_000), times=None)
+
+    with pytest.raises(ArchiveError, match="the tar ends too early"):
+        await client(door, elsewhere).models.pull("mod:m1")
+
+    assert nothing_came(elsewhere)
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+OTHER = b"name: other\nversion: m1\nmodule: ''\ncontext: {framework_name: '', framework_versions: {}}\napi_version: v1\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "said"),
+    [
+        (tar_of({"weights": b"x"}), StoreError, "mod:m1.*model.yaml"),
+        (tar_of({"model.yaml": OTHER}), StoreError, "other:m1"),
+        (tar_of({"model.yaml": b"{"}), StoreError, "model.yaml"),
+        (tar_of({"../outside": b"x"}), ArchiveError, "outside"),
+        (noise(20_000), ArchiveError, "mod:m1"),
+        (b"", ArchiveError, "too early"),
+        (bytes(1024), StoreError, "model.yaml"),
+    ],
+    ids=["no yaml", "another model", "broken yaml", "unsafe", "noise", "empty", "empty tar"],
+)
+async def test_a_tar_that_is_not_the_item_s_never_reaches_the_store(
+    pushed: Pushed, client: MakeClient, elsewhere: Path, body: bytes, error: type[BentoError], said: str
+) -> None:
+    door = await pushed("proxy")
+    door.fault(DOWNLOAD, sends(body), times=None)
+    api = client(door, elsewhere)
+
+    async with nothing_left(api):
+        with pytest.raises(error, match=said):
+            await api.models.pull("mod:m1")
+
+    assert nothing_came(elsewhere)
+    assert not (elsewhere / "outside").exists()
+
+
+@pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
+async def test_a_server_that_stops_sending_is_not_waited_for_for_ever(
+    pushed: Pushed, client: MakeClient, elsewhere: Path, forever: asyncio.Event, transmission: str
+) -> None:
+    door = await pushed(transmission)
+    door.fault(f"{GET}|{DOWNLOAD}", stop_sending(10_000, forever), times=None)
+    api = client(door, elsewhere, timeouts={"stall": 0.2}, retry={"attempts": 1})
+
+    async with nothing_left(api):
+        with pytest.raises(StalledError, match=r"no byte arrived for 0\.2 s"):
+            await api.models.pull("mod:m1")
+    forever.set()
+
+    assert nothing_came(elsewhere)
+
+
+async def test_a_fault_that_stays_is_told_with_what_the_storage_said(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed()
+    door.fault(GET, refuse(503, code="SlowDown"), skip=1, times=None)
+    api = client(door, elsewhere)
+
+    async with nothing_left(api):
+        with pytest.raises(PartError, match="503 SlowDown: said the storage"):
+            await api.models.pull("mod:m1")
+
+    assert nothing_came(elsewhere)
+
+
+async def test_a_registry_that_keeps_breaking_off_is_told_of_as_a_lost_connection(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed("proxy")
+    door.fault(DOWNLOAD, hang_up_while_sending(50_000), times=None)
+
+    with pytest.raises(APIConnectionError, match="the connection to the registry"):
+        await client(door, elsewhere).models.pull("mod:m1")
+
+    assert nothing_came(elsewhere)
+
+
+async def test_a_registry_that_presigns_nothing_is_told_of(
+    pushed: Pushed, client: MakeClient, elsewhere: Path
+) -> None:
+    door = await pushed()
+    door.fault("presign_download", answer_json(200, {"version": "m1"}), times=None)
+
+    with pytest.raises(APIResponseError, match="presigned no download of mod:m1"):
+        await client(door, elsewhere).models.pull("mod:m1")
+
+
+# Cancellation
+
+
+@pytest.mark.parametrize(
+    ("transmission", "step", "nth"),
+    [
+        ("presigned_url", r"GET .*/models/m1$", 0),
+        ("presigned_url", "presign_download", 0),
+        ("presigned_url", GET, 0),
+        ("presigned_url", GET, 3),
+        ("proxy", DOWNLOAD, 0),
+    ],
+)
+async def test_a_pull_cancelled_at_any_step_leaves_nothing_behind(
+    pushed: Pushed, client: MakeClient, elsewhere: Path, transmission: str, step: str, nth: int
+) -> None:
+    door = await pushed(transmission)
+    held = Held()
+    door.fault(step, held, skip=nth, times=None)
+    api = client(door, elsewhere)
+
+    async with nothing_left(api):
+        pulling = asyncio.create_task(api.models.pull("mod:m1"))
+        await held.arrived.wait()
+        pulling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pulling
+    held.released.set()
+
+    assert nothing_came(elsewhere)
+
+
+async def test_a_pull_cancelled_in_mid_stream_leaves_nothing_behind(
+    pushed: Pushed, client: MakeClient, elsewhere: Path, forever: asyncio.Event
+) -> None:
+    door = await pushed("proxy", files=LARGE)
+    door.fault(DOWNLOAD, stop_sending(2 * MiB, forever))
+    unpacked = asyncio.Event()
+
+    def listen(event: ProgressEvent) -> None:
+        if event.bytes_done >= 2 * MiB:
+            unpacked.set()
+
+    api = client(door, elsewhere, progress=listen)
+
+    async with nothing_left(api):
+        pulling = asyncio.create_task(api.models.pull("mod:m1"))
+        await unpacked.wait()
+        pulling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pulling
+    forever.set()
+
+    assert nothing_came(elsewhere)
+
+
+async def test_a_pull_after_a_cancelled_one_is_as_if_that_had_never_been(
+    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    door = await pushed()
+    held = Held()
+    door.fault(GET, held, skip=2)
+    api = client(door, elsewhere)
+    pulling = asyncio.create_task(api.models.pull("mod:m1"))
+    await held.arrived.wait()
+    pulling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pulling
+    held.released.set()
+
+    model = await api.models.pull("mod:m1")
+
+    assert model is not None
+    assert contents(model.path) == contents(home / "models/mod/m1")
