@@ -115,6 +115,7 @@ class Address:
             aiohttp.ClientError: The connection broke.
             asyncio.TimeoutError: A timeout passed.
         """
+        proxy, proxy_headers = _without_password(self.proxy)
         async with self.session.request(
             method,
             self.url,
@@ -123,7 +124,8 @@ class Address:
             data=data,
             timeout=limits,
             allow_redirects=False,
-            proxy=self.proxy,
+            proxy=proxy,
+            proxy_headers=proxy_headers,
             ssl=self.ssl,
             skip_auto_headers=("Content-Type",),  # a presigned URL does not count on it
             raise_for_status=False,  # a lent session may say otherwise; what a status means is ours to tell
@@ -246,9 +248,10 @@ class RestApiClient:
         """
         try:
             url = URL(presigned_url.get_secret_value(), encoded=True)  # quoted anew, the signature would not hold
+            usable = url.scheme in {"http", "https"} and bool(url.host) and bool(url.port)
         except ValueError:
-            url = URL()
-        if url.scheme not in {"http", "https"} or not url.host or not url.port:
+            url, usable = URL(), False
+        if not usable:
             raise APIResponseError("the registry presigned something that is no http or https URL")
         return self._address(url, "storage", {}, None)
 
@@ -410,6 +413,12 @@ def connection_error(address: Address, error: Exception) -> APIConnectionError:
             reason = error.os_error.strerror or str(error.os_error)  # OpenSSL counts its errors its own way
             hint = "if its certificate is your own, pass ssl= or set SSL_CERT_FILE"
         return APIConnectionError(f"cannot reach the registry at {place}: {reason}; {hint}")
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        proxy = error.request_info.url
+        return APIConnectionError(
+            f"cannot reach the registry at {place}: the proxy at {proxy.host}:{proxy.port} refused: "
+            f"{error.status} {error.message}"
+        )
     return APIConnectionError(f"the connection to the registry at {place} broke: {describe(error)}")
 
 
@@ -432,3 +441,13 @@ def _proxy_of_environment(url: URL) -> str | None:
     """
     proxy = None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy  # curl takes it without a scheme, too
+
+
+def _without_password(proxy: str | None) -> tuple[URL | None, dict[str, str] | None]:
+    """The URL and the headers for a proxy: left in the URL, its password would stand in aiohttp's errors."""
+    if proxy is None:
+        return None, None
+    url = URL(proxy)
+    if url.user is None:
+        return url, None
+    return url.with_user(None), {"Proxy-Authorization": aiohttp.encode_basic_auth(url.user, url.password or "")}

@@ -350,7 +350,7 @@ async def test_a_proxy_is_used_where_one_is_given(registry_mock: RegistryMock) -
     registry_mock.answer("GET", "auth/current", payload={"name": "ada"})
     async with RestApiClient(ENDPOINT, TOKEN, proxy="http://proxy.example:3128") as client:
         await client.current_user()
-    assert registry_mock.only_request()[2]["proxy"] == "http://proxy.example:3128"
+    assert str(registry_mock.only_request()[2]["proxy"]) == "http://proxy.example:3128"
 
 
 @pytest.mark.parametrize("value", ["http://proxy.example:3128", "proxy.example:3128"])

@@ -12,11 +12,12 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from async_bento import BentoError, Config, RestApiClient
-from async_bento.wire.client import Address
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
+
+    from async_bento.wire.client import Address
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
     Serve = Callable[[Handler], Awaitable[str]]
@@ -292,8 +293,21 @@ async def test_a_proxy_that_wants_another_password_is_not_quoted(serve: Serve) -
     assert refusing.requests[0].method == "CONNECT"
     told = all_that_is_told(caught.value)
     assert SIGNATURE not in told
-    assert "407" in str(caught.value)
+    assert str(caught.value) == (
+        f"cannot reach the registry at https://registry.example: the proxy at {proxy.rpartition('@')[2]} refused: "
+        "407 Proxy Authentication Required"
+    )
     assert TOKEN not in refusing.headers_seen()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_the_proxy_is_sent_its_password(scheme: str, serve: Serve) -> None:
+    proxy_server = Recorder(lambda request: web.Response(status=407))
+    proxy = (await serve(proxy_server)).replace("http://", "http://ada:p%40ss@")
+    async with RestApiClient(f"{scheme}://registry.example", TOKEN, config=ONCE, proxy=proxy) as client:
+        with pytest.raises(BentoError):
+            await client.current_user()
+    assert proxy_server.requests[0].headers["Proxy-Authorization"] == aiohttp.encode_basic_auth("ada", "p@ss")
 
 
 def assert_logs_hold_no_secret(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,203 @@
+"""What is on the registry: all of it, page by page, or one record."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from async_bento import NotFoundError, api as api_module
+from tests.builders import make_bento, make_model
+from tests.transfer.faulty import Door, answer_json
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from async_bento import AsyncBentoAPI
+    from tests.transfer.faulty import Passage
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+
+OF_DAY = "2024-01-{:02} 00:00:00"
+LIST = r"GET /api/v1/bentos"
+
+
+@pytest.fixture
+async def door(open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch) -> Door:
+    """Five bentos, the newest of which is `svc:v5`, read two at a time."""
+    monkeypatch.setattr(api_module, "PAGE", 2)
+    door = await open_door()
+    api = client(door)
+    for day in (3, 1, 5, 2, 4):
+        make_bento(home, f"svc:v{day}", built=OF_DAY.format(day), labels={"parity": "odd" if day % 2 else "even"})
+        await api.push(f"svc:v{day}", bare=True)
+    door.seen.clear()
+    return door
+
+
+async def test_a_list_has_all_of_them_newest_first(door: Door, client: MakeClient) -> None:
+    listed = await client(door).list()
+
+    assert [bento.version for bento in listed.items] == ["v5", "v4", "v3", "v2", "v1"]
+    assert (listed.total, listed.count) == (5, 5)
+    assert [seen.query["start"] for seen in door.seen] == ["0", "2", "4"]
+
+
+async def test_each_of_a_list_knows_its_repository(door: Door, client: MakeClient) -> None:
+    listed = await client(door).list()
+
+    assert {bento.repository.name for bento in listed.items if bento.repository} == {"svc"}
+
+
+@pytest.mark.parametrize(("limit", "pages"), [(0, 1), (1, 1), (2, 2), (3, 2), (99, 3)])
+async def test_a_limit_bounds_a_list_and_the_pages_that_are_read(
+    door: Door, client: MakeClient, limit: int, pages: int
+) -> None:
+    listed = await client(door).list(limit=limit)
+
+    assert [bento.version for bento in listed.items] == ["v5", "v4", "v3", "v2", "v1"][:limit]
+    assert len(door.seen) <= pages
+
+
+async def test_a_list_may_be_searched(door: Door, client: MakeClient, home: Path) -> None:
+    make_bento(home, "other:v1")
+    await client(door).push("other:v1", bare=True)
+
+    listed = await client(door).list(search="oth")
+
+    assert [bento.repository.name for bento in listed.items if bento.repository] == ["other"]
+
+
+async def test_a_list_may_be_asked_for_in_the_registry_s_words(door: Door, client: MakeClient) -> None:
+    listed = await client(door).list(query="label:parity=even")
+
+    assert [bento.version for bento in listed.items] == ["v4", "v2"]
+
+
+async def test_an_empty_registry_has_an_empty_list(open_door: OpenDoor, client: MakeClient) -> None:
+    listed = await client(await open_door()).list()
+
+    assert (listed.total, [*listed.items]) == (0, [])
+
+
+def page_of(*versions: str, total: int = 1000) -> dict[str, object]:
+    items = [{"uid": f"uid-{version}", "version": version} for version in versions]
+    return {"start": 0, "count": 2, "total": total, "items": items}
+
+
+async def test_a_server_that_gives_the_same_page_for_ever_is_left(open_door: OpenDoor, client: MakeClient) -> None:
+    door = await open_door()
+    door.fault(LIST, answer_json(200, page_of("v2", "v1")), times=None)
+
+    listed = await client(door).list()
+
+    assert [bento.version for bento in listed.items] == ["v2", "v1"]
+    assert len(door.seen) == 2
+
+
+async def test_a_server_that_gives_nothing_more_is_left(open_door: OpenDoor, client: MakeClient) -> None:
+    door = await open_door()
+    door.fault(LIST, answer_json(200, page_of("v2", "v1")))
+    door.fault(LIST, answer_json(200, page_of()), times=None)
+
+    assert len((await client(door).list()).items) == 2
+    assert len(door.seen) == 2
+
+
+async def test_what_a_push_moves_to_the_next_page_is_listed_once(open_door: OpenDoor, client: MakeClient) -> None:
+    door = await open_door()
+    door.fault(LIST, answer_json(200, page_of("v3", "v2", total=3)))
+    door.fault(LIST, answer_json(200, page_of("v2", "v1", total=4)))
+
+    assert [bento.version for bento in (await client(door).list()).items] == ["v3", "v2", "v1"]
+
+
+async def test_an_iteration_reads_a_page_when_it_gets_there(door: Door, client: MakeClient) -> None:
+    pages: list[int] = []
+
+    async with aclosing(client(door).iter()) as walk:
+        async for _ in walk:
+            pages.append(len(door.seen))
+
+    assert pages == [1, 1, 2, 2, 3]
+
+
+async def test_an_iteration_can_be_broken_out_of(door: Door, client: MakeClient) -> None:
+    async for bento in client(door).iter():
+        if bento.version == "v4":
+            break
+
+    assert len(door.seen) == 1
+
+
+async def test_models_are_listed_and_got_alike(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home, "mod:m1", built=OF_DAY.format(1))
+    make_model(home, "mod:m2", built=OF_DAY.format(2))
+    door = await open_door()
+    api = client(door).models
+    for tag in ("mod:m1", "mod:m2"):
+        await api.push(tag)
+
+    assert [model.version for model in (await api.list()).items] == ["m2", "m1"]
+    assert [model.version async for model in api.iter()] == ["m2", "m1"]
+    assert (await api.get("mod")).version == "m2"
+    assert (await api.get("mod", "m1")).version == "m1"
+    with pytest.raises(NotFoundError, match="no model mod:m9 on the registry.*async-bento models list"):
+        await api.get("mod", "m9")
+
+
+@pytest.mark.parametrize(
+    ("asked", "version"),
+    [
+        (("svc",), "v5"),
+        (("svc", None), "v5"),
+        (("svc", "latest"), "v5"),
+        (("svc:latest",), "v5"),
+        (("svc", "v2"), "v2"),
+        (("svc:v2",), "v2"),
+    ],
+)
+async def test_a_record_is_got_by_name_and_version(
+    door: Door, client: MakeClient, asked: tuple[str], version: str
+) -> None:
+    bento = await client(door).get(*asked)
+
+    assert bento.version == version
+    assert bento.manifest is not None
+    assert bento.manifest.name == "svc"
+
+
+@pytest.mark.parametrize("asked", [("nothing",), ("nothing", "latest"), ("svc", "v9"), ("svc:v9",)])
+async def test_a_record_that_is_not_there_is_named(door: Door, client: MakeClient, asked: tuple[str]) -> None:
+    with pytest.raises(NotFoundError, match=f"no bento {':'.join(asked)} on the registry at {door.endpoint}"):
+        await client(door).get(*asked)
+
+
+async def test_an_empty_repository_has_no_latest(open_door: OpenDoor, client: MakeClient) -> None:
+    door = await open_door()
+    api = client(door)
+    await api._kind.routes.create_repository("svc")
+
+    with pytest.raises(NotFoundError, match="no bento svc:latest"):
+        await api.get("svc", "latest")
+
+
+async def test_older_registries_say_not_found_in_their_own_way(door: Door, client: MakeClient) -> None:
+    door.fault("GET .*/v2$", answer_json(400, {"error": "get bento v2: record not found"}))
+
+    with pytest.raises(NotFoundError, match="svc:v2"):
+        await client(door).get("svc", "v2")
+
+
+async def test_a_fault_that_passes_is_not_noticed(door: Door, client: MakeClient) -> None:
+    async def break_off(passage: Passage) -> web.StreamResponse:
+        return passage.hang_up()
+
+    door.fault(LIST, break_off, skip=1)
+    door.fault(LIST, answer_json(503, {"error": "later"}))
+
+    assert len((await client(door).list()).items) == 5

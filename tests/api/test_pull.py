@@ -1,0 +1,355 @@
+"""A pull through the public API: when the registry is asked, and what stands meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento import BentoStore, NotFoundError, PartError, Tag
+from async_bento.wire.schemas import CreateModelSchema
+from tests.builders import contents, left_in_scratch, make_bento, make_model, noise
+from tests.transfer.conftest import off_the_loop
+from tests.transfer.faulty import GET, Door, Held, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from async_bento import AsyncBentoAPI, ProgressEvent
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+    Registry = Callable[..., Awaitable[Door]]
+
+
+@pytest.fixture
+def registry_with(open_door: OpenDoor, client: MakeClient, tmp_path: Path) -> Registry:
+    """A registry that has bentos, each pushed from another machine."""
+
+    async def push(*tags: str, models: tuple[str, ...] = (), built: dict[str, str] | None = None) -> Door:
+        origin = tmp_path / "origin"
+        door = await open_door()
+        for tag in models:
+            make_model(origin, tag)
+        for tag in tags:
+            when = {"built": built[tag]} if built else {}
+            make_bento(origin, tag, files={"data": noise(200_000, len(tag))}, models=models, **when)
+            await client(door, origin).push(tag)
+        door.seen.clear()
+        return door
+
+    return push
+
+
+async def test_what_is_here_is_not_asked_for(registry_with: Registry, client: MakeClient, home: Path) -> None:
+    door = await registry_with("svc:v1")
+    here = make_bento(home, files={"mine": b"x"})
+    events: list[ProgressEvent] = []
+
+    bento = await client(door, progress=events.append).pull("svc:v1")
+
+    assert bento.path == here
+    assert not door.seen
+    assert (events[-1].phase, events[-1].message) == ("skipped", "already here")
+
+
+async def test_a_version_is_not_satisfied_by_one_that_begins_like_it(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:v1")
+    make_bento(home, "svc:v10")
+
+    bento = await client(door).pull("svc:v1")
+
+    assert bento.tag == Tag("svc", "v1")
+    assert bento.path == home / "bentos/svc/v1"
+
+
+OLD, NEW = "2024-01-01 00:00:00", "2024-06-01 00:00:00"
+
+
+@pytest.mark.parametrize("tag", ["svc", "svc:latest"])
+async def test_the_latest_is_the_newest_on_the_registry(
+    registry_with: Registry, client: MakeClient, home: Path, tag: str
+) -> None:
+    door = await registry_with("svc:a", "svc:z", built={"svc:a": NEW, "svc:z": OLD})
+    make_bento(home, "svc:older", built="2023-01-01 00:00:00")
+
+    bento = await client(door).pull(tag)
+
+    assert bento.tag == Tag("svc", "a")
+    assert (home / "bentos/svc/latest").read_text() == "a"
+
+
+@pytest.mark.parametrize("built", [NEW, "2024-07-01 00:00:00"], ids=["as new", "newer"])
+async def test_a_local_one_that_is_as_new_as_the_latest_is_kept(
+    registry_with: Registry, client: MakeClient, home: Path, built: str
+) -> None:
+    door = await registry_with("svc:a", built={"svc:a": NEW})
+    make_bento(home, "svc:mine", built=built)
+
+    bento = await client(door).pull("svc")
+
+    assert bento.tag == Tag("svc", "mine")
+    assert not door.all("GET bytes|presign")
+
+
+async def test_force_brings_the_latest_of_the_registry_whatever_is_here(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:a", built={"svc:a": OLD})
+    make_bento(home, "svc:mine", built=NEW)
+
+    bento = await client(door).pull("svc", force=True)
+
+    assert bento.tag == Tag("svc", "a")
+
+
+async def test_force_replaces_the_local_copy(registry_with: Registry, client: MakeClient, home: Path) -> None:
+    door = await registry_with("svc:v1")
+    make_bento(home, files={"mine": b"x"})
+
+    bento = await client(door).pull("svc:v1", force=True)
+
+    assert "data" in contents(bento.path)
+    assert "mine" not in contents(bento.path)
+    assert not left_in_scratch(home)
+
+
+async def test_the_old_copy_stands_until_the_new_one_is_whole(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:v1")
+    here = make_bento(home, files={"mine": b"x"})
+    before = contents(here)
+    held = Held()
+    door.fault(GET, held, skip=2)
+
+    pulling = asyncio.create_task(client(door).pull("svc:v1", force=True))
+    await held.arrived.wait()
+    meanwhile = contents(here)
+    held.released.set()
+    await pulling
+
+    assert meanwhile == before
+
+
+async def test_a_forced_pull_that_fails_leaves_the_old_copy_as_it_was(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:v1")
+    here = make_bento(home, files={"mine": b"x"})
+    before = contents(home)
+    door.fault(GET, refuse(500), skip=2, times=None)
+
+    with pytest.raises(PartError):
+        await client(door).pull("svc:v1", force=True)
+
+    assert contents(here) == contents(home / "bentos/svc/v1")
+    assert {name: what for name, what in contents(home).items() if not name.startswith("tmp")} == before
+    assert not left_in_scratch(home)
+
+
+async def test_a_cancelled_forced_pull_leaves_the_old_copy_as_it_was(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:v1")
+    here = make_bento(home, files={"mine": b"x"})
+    before = contents(here)
+    held = Held()
+    door.fault(GET, held, skip=2)
+
+    pulling = asyncio.create_task(client(door).pull("svc:v1", force=True))
+    await held.arrived.wait()
+    pulling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pulling
+    held.released.set()
+
+    assert contents(here) == before
+    assert not left_in_scratch(home)
+
+
+async def test_models_come_along_at_the_same_time_where_that_is_asked_for(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:v1", models=("one:m1", "two:m1"))
+    both = Held(count=2)
+    door.fault("GET /blobs/models", both, times=None)
+
+    pulling = asyncio.create_task(client(door).pull("svc:v1", with_models=True))
+    await both.arrived.wait()
+    both.released.set()
+    bento = await pulling
+
+    assert [str(model.tag) for model in bento.models] == ["one:m1", "two:m1"]
+    assert contents(home / "models/one/m1")
+    assert contents(home / "models/two/m1")
+
+
+async def test_models_stay_where_they_are_otherwise(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:v1", models=("one:m1",))
+
+    await client(door).pull("svc:v1")
+
+    assert not (home / "models").exists()
+
+
+async def test_models_of_a_bento_that_is_here_come_along_too(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:v1", models=("one:m1",))
+    api = client(door)
+    await api.pull("svc:v1")
+
+    await api.pull("svc:v1", with_models=True)
+
+    assert contents(home / "models/one/m1")
+
+
+async def test_two_pulls_of_the_same_share_one_download(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:v1")
+    held = Held()
+    door.fault(GET, held)
+    first, second = client(door), client(door)
+
+    pulling = [asyncio.create_task(api.pull("svc:v1")) for api in (first, second)]
+    await held.arrived.wait()
+    while len(door.all("GET svc/v1")) < 2:  # both want it now
+        await asyncio.sleep(0)
+    held.released.set()
+    bentos = await asyncio.gather(*pulling)
+
+    asked = door.steps("GET bytes")
+    assert len(asked) == len(set(asked)) > 1
+    assert bentos[0] == bentos[1]
+
+
+async def test_a_pull_whose_predecessor_failed_goes_on_by_itself(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:v1")
+    held = Held(then=refuse(400))
+    door.fault(GET, held)
+
+    failing = asyncio.create_task(client(door).pull("svc:v1"))
+    await held.arrived.wait()
+    waiting = asyncio.create_task(client(door).pull("svc:v1"))
+    while len(door.all("GET svc/v1")) < 2:
+        await asyncio.sleep(0)
+    held.released.set()
+
+    with pytest.raises(PartError):
+        await failing
+    assert (await waiting).tag == Tag("svc", "v1")
+
+
+async def test_a_pull_that_waits_for_another_can_be_cancelled(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:v1")
+    held = Held()
+    door.fault(GET, held)
+
+    first = asyncio.create_task(client(door).pull("svc:v1"))
+    await held.arrived.wait()
+    waiting = asyncio.create_task(client(door).pull("svc:v1"))
+    while len(door.all("GET svc/v1")) < 2:
+        await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    held.released.set()
+
+    assert (await first).tag == Tag("svc", "v1")
+
+
+async def test_another_store_may_be_pulled_into(
+    registry_with: Registry, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    door = await registry_with("svc:v1")
+    make_bento(home)  # in the API's own store, where it does not count
+    store = off_the_loop(lambda: BentoStore(elsewhere / "bentos"))
+
+    bento = await client(door).pull("svc:v1", bento_store=store)
+
+    assert bento.path == elsewhere / "bentos/svc/v1"
+    assert not left_in_scratch(elsewhere)
+
+
+async def test_a_model_that_lives_on_a_hub_has_nothing_to_pull(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    door = await open_door()
+    events: list[ProgressEvent] = []
+    api = client(door, progress=events.append)
+    await api.models._kind.routes.create_repository("bert")
+    record = CreateModelSchema.model_validate(
+        {
+            "version": "r1",
+            "build_at": "2024-01-01 00:00:00",
+            "manifest": {"metadata": {"registry": "huggingface", "url": "https://huggingface.co/bert"}},
+        }
+    )
+    await api.models._kind.routes.create("bert", record)
+
+    model = await api.models.pull("bert:r1")
+
+    assert model is None
+    assert (events[-1].phase, events[-1].message) == ("skipped", "its files live at https://huggingface.co/bert")
+    assert not door.all("presign|GET bytes")
+
+
+async def test_a_query_chooses_among_the_models_of_a_name(
+    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    make_model(home, "mod:prod", labels={"stage": "prod"}, built=OLD)
+    make_model(home, "mod:test", labels={"stage": "test"}, built=NEW)
+    door = await open_door()
+    for tag in ("mod:prod", "mod:test"):
+        await client(door).models.push(tag)
+
+    model = await client(door, elsewhere).models.pull("mod", query="label:stage=prod")
+
+    assert model is not None
+    assert model.tag == Tag("mod", "prod")
+
+
+async def test_a_query_is_without_effect_where_the_version_is_named(
+    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    make_model(home)
+    door = await open_door()
+    await client(door).models.push("mod:m1")
+
+    with pytest.warns(UserWarning, match="`query` has no effect: mod:m1 names a version"):
+        model = await client(door, elsewhere).models.pull("mod:m1", query="label:stage=prod")
+
+    assert model is not None
+
+
+@pytest.mark.parametrize("tag", ["svc:v9", "nothing", "nothing:latest"])
+async def test_what_the_registry_has_not_is_named(registry_with: Registry, client: MakeClient, tag: str) -> None:
+    door = await registry_with("svc:v1")
+
+    with pytest.raises(NotFoundError, match=rf"no bento {tag} on the registry at {door.endpoint}.*async-bento list"):
+        await client(door).pull(tag)
+
+
+async def test_a_record_without_bytes_is_named(
+    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    make_bento(home)
+    door = await open_door()
+    await client(door).push("svc:v1", bare=True)
+
+    with pytest.raises(NotFoundError, match=r"svc:v1 is on the registry, but its files are not"):
+        await client(door, elsewhere).pull("svc:v1")
+
+    assert not left_in_scratch(elsewhere)

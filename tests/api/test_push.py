@@ -1,0 +1,431 @@
+"""A push through the public API: the order of its steps, and every form of what is pushed."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from async_bento import Bento, ConfigError, NotFoundError, PartError, Tag
+from async_bento.errors import APIStatusError
+from tests.builders import make_bento, make_model, noise
+from tests.transfer.faulty import PUT, Door, Held, answer_json, lose_answer, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from async_bento import AsyncBentoAPI, ProgressEvent
+    from tests.transfer.faulty import Passage
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+
+
+async def test_a_push_takes_its_steps_in_order(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_bento(home)
+    door = await open_door()
+
+    await client(door).push("svc:v1")
+
+    assert door.steps() == [
+        "GET bento_repositories/svc",
+        "POST bento_repositories",
+        "GET svc/v1",
+        "POST svc",
+        "PATCH svc/v1/start_upload",
+        "PATCH svc/v1/start_multipart_upload",
+        "PATCH svc/v1/presign_multipart_upload_url",
+        "PUT part 1",
+        "PATCH svc/v1/complete_multipart_upload",
+        "PATCH svc/v1/finish_upload",
+    ]
+    assert (await client(door).get("svc:v1")).upload_status == "success"
+
+
+async def test_the_models_go_first_and_their_repository_is_created_once(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    tags = [f"mod:m{number}" for number in range(4)]
+    for tag in tags:
+        make_model(home, tag)
+    make_bento(home, models=tags)
+    door = await open_door()
+
+    result = await client(door).push("svc:v1")
+
+    steps = door.steps()
+    first_of_the_bento = steps.index("GET bento_repositories/svc")
+    assert all(steps.index(f"PATCH mod/m{number}/finish_upload") < first_of_the_bento for number in range(4))
+    assert steps.count("GET model_repositories/mod") == steps.count("POST model_repositories") == 1
+    assert [str(model.tag) for model in result.models] == tags
+    assert (await client(door).get("svc:v1")).manifest.models == tags  # type: ignore[union-attr]
+
+
+async def test_the_models_go_at_the_same_time(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home, "one:m1")
+    make_model(home, "two:m1")
+    make_bento(home, models=["one:m1", "two:m1"])
+    door = await open_door()
+    both = Held(count=2)
+    door.fault(PUT, both, times=None)
+
+    pushing = asyncio.create_task(client(door).push("svc:v1"))
+    await both.arrived.wait()
+    both.released.set()
+    await pushing
+
+
+async def test_a_model_that_fails_keeps_its_bento_off_the_registry(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, "one:m1")
+    make_model(home, "two:m1")
+    make_bento(home, models=["one:m1", "two:m1"])
+    door = await open_door()
+    slow = Held()
+    door.fault("PUT /blobs/models/two", slow, times=None)
+    door.fault("PUT /blobs/models/one", refuse(400, code="InvalidRequest"))
+
+    with pytest.raises(PartError, match="InvalidRequest"):
+        await client(door).push("svc:v1")
+    slow.released.set()
+
+    assert not door.all("svc")
+    assert [seen.json["status"] for seen in door.all("finish_upload")] == ["failed", "failed"]
+
+
+async def test_a_repository_that_is_there_is_not_created(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_bento(home, "svc:v1")
+    make_bento(home, "svc:v2")
+    door = await open_door()
+    api = client(door)
+    await api.push("svc:v1")
+    door.seen.clear()
+
+    await api.push("svc:v2")
+
+    assert not door.all("POST bento_repositories$")
+
+
+async def loses_the_race(passage: Passage) -> web.StreamResponse:
+    """Another process was quicker: what is to be created is there, and the registry says so."""
+    await passage.go_on()
+    return web.json_response({"error": "name already exists"}, status=400)
+
+
+@pytest.mark.parametrize("fault", [loses_the_race, lose_answer], ids=["exists", "lost answer"])
+async def test_a_repository_that_another_process_creates_meanwhile_will_do(
+    open_door: OpenDoor, client: MakeClient, home: Path, fault: Callable[..., Awaitable[web.StreamResponse]]
+) -> None:
+    make_bento(home)
+    door = await open_door()
+    door.fault("POST /api/v1/bento_repositories$", fault)
+
+    await client(door).push("svc:v1")
+
+    assert (await client(door).get("svc:v1")).upload_status == "success"
+
+
+@pytest.mark.parametrize("fault", [loses_the_race, lose_answer], ids=["exists", "lost answer"])
+async def test_a_record_that_another_process_creates_meanwhile_is_updated(
+    open_door: OpenDoor, client: MakeClient, home: Path, fault: Callable[..., Awaitable[web.StreamResponse]]
+) -> None:
+    make_bento(home)
+    door = await open_door()
+    door.fault("POST .*/bentos$", fault)
+
+    await client(door).push("svc:v1")
+
+    assert "PATCH svc/v1" in door.steps()
+    assert (await client(door).get("svc:v1")).upload_status == "success"
+
+
+@pytest.mark.parametrize("step", ["POST /api/v1/bento_repositories$", "POST .*/bentos$"])
+async def test_a_refusal_to_create_is_raised_as_it_was_said(
+    open_door: OpenDoor, client: MakeClient, home: Path, step: str
+) -> None:
+    make_bento(home)
+    door = await open_door()
+    door.fault(step, answer_json(400, {"error": "quota exceeded"}))
+
+    with pytest.raises(APIStatusError, match="quota exceeded"):
+        await client(door).push("svc:v1")
+
+    assert not door.all(PUT)
+
+
+async def test_a_record_whose_upload_failed_is_updated_and_pushed_again(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_bento(home)
+    door = await open_door()
+    door.fault(PUT, refuse(400))
+    with pytest.raises(PartError):
+        await client(door).push("svc:v1")
+    door.seen.clear()
+
+    result = await client(door).push("svc:v1")
+
+    assert not result.skipped
+    assert "PATCH svc/v1" in door.steps()
+    assert not door.all("POST")
+    assert (await client(door).get("svc:v1")).upload_status == "success"
+
+
+async def test_what_the_registry_has_is_skipped(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home)
+    make_bento(home, models=["mod:m1"])
+    door = await open_door()
+    await client(door).push("svc:v1")
+    door.seen.clear()
+    events: list[ProgressEvent] = []
+
+    result = await client(door, progress=events.append).push("svc:v1")
+
+    assert result.skipped
+    assert result.models[0].skipped
+    assert (result.bytes_sent, result.parts) == (0, 0)
+    assert {seen.method for seen in door.seen} == {"GET"}
+    assert [(event.kind, event.message) for event in events if event.phase == "skipped"] == [
+        ("model", "already there"),
+        ("bento", "already there"),
+    ]
+
+
+async def test_force_pushes_what_the_registry_has_and_its_models(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home)
+    make_bento(home, models=["mod:m1"])
+    door = await open_door()
+    await client(door).push("svc:v1")
+    door.seen.clear()
+
+    result = await client(door).push("svc:v1", force=True)
+
+    assert not result.skipped
+    assert len(door.all(PUT)) == 2
+    assert {"PATCH svc/v1", "PATCH mod/m1"} <= {*door.steps()}
+
+
+async def test_a_bare_push_is_a_record_without_bytes(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_bento(home)
+    door = await open_door()
+
+    result = await client(door).push("svc:v1", bare=True)
+
+    (create,) = door.all("POST svc$")
+    (finish,) = door.all("finish_upload")
+    assert create.json["manifest"]["dev"] is True
+    assert finish.json == {"status": "success", "reason": "bento for development"}
+    assert not door.all("start_upload|PUT|presign")
+    assert (result.bytes_sent, result.parts, result.skipped) == (0, 0, False)
+
+
+async def test_a_whole_push_is_not_for_development(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_bento(home)
+    door = await open_door()
+
+    await client(door).push("svc:v1")
+
+    assert door.all("POST svc$")[0].json["manifest"]["dev"] is False
+
+
+async def test_the_record_says_what_the_bento_is(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_bento(home, files={"README.md": b"# Hi\n"}, labels={"team": "blue"})
+    door = await open_door()
+
+    await client(door).push("svc:v1")
+
+    (create,) = door.all("POST svc$")
+    assert create.json["version"] == "v1"
+    assert create.json["build_at"] == "2024-05-06 07:08:09.000010"
+    assert create.json["description"] == "# Hi\n"
+    assert create.json["labels"] == [{"key": "team", "value": "blue"}]
+
+
+class Foreign:
+    """Like `bentoml.Bento`: a tag and a path, and nothing of ours."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.tag = Tag("svc", "v1")
+
+
+class ForeignTag:
+    """Like `bentoml.Tag`, whose `path` is a method."""
+
+    name = "svc"
+    version = "v1"
+
+    def path(self) -> str:
+        return "svc/v1"
+
+
+FORMS: dict[str, Callable[[Path], object]] = {
+    "bento": Bento.from_path,
+    "tag": lambda _: Tag("svc", "v1"),
+    "str tag": lambda _: "svc:v1",
+    "name": lambda _: "svc",
+    "latest": lambda _: "svc:latest",
+    "str path": str,
+    "path": lambda path: path,
+    "object with a path": lambda path: Foreign(str(path)),
+    "foreign tag": lambda _: ForeignTag(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+async def test_a_bento_may_be_given_in_many_forms(
+    open_door: OpenDoor, client: MakeClient, home: Path, form: Callable[[Path], object]
+) -> None:
+    given = await asyncio.to_thread(form, make_bento(home))
+    door = await open_door()
+
+    result = await client(door).push(given)  # type: ignore[arg-type]
+
+    assert result.tag == Tag("svc", "v1")
+    assert door.all(PUT)
+
+
+async def test_a_path_may_be_relative_and_outside_the_store(
+    open_door: OpenDoor, client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bento(tmp_path / "exported")
+    monkeypatch.chdir(tmp_path / "exported/bentos/svc")
+    door = await open_door()
+
+    result = await client(door).push(f".{os.sep}v1")
+
+    assert result.tag == Tag("svc", "v1")
+
+
+async def test_the_working_directory_may_be_pushed(
+    open_door: OpenDoor, client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(make_bento(tmp_path / "exported"))
+    door = await open_door()
+
+    assert (await client(door).push(".")).tag == Tag("svc", "v1")
+    assert (await client(door).push(Path())).skipped
+
+
+async def test_a_bento_s_tar_leaves_its_models_out_and_they_go_as_models(
+    open_door: OpenDoor, client: MakeClient, tmp_path: Path
+) -> None:
+    bento = make_bento(tmp_path / "exported", models=["mod:m1"], files={"src/models/kept.py": b"pass\n"})
+    make_model(bento, files={"weights": noise(1000)})
+    door = await open_door("auto")
+
+    result = await client(door).push(bento)
+
+    (put,) = door.all("PUT /blobs/bentos")
+    with tarfile.open(fileobj=io.BytesIO(put.body)) as tar:
+        names = tar.getnames()
+    assert "./src/models/kept.py" in names
+    assert not [name for name in names if name.startswith("./models")]
+    assert [str(model.tag) for model in result.models] == ["mod:m1"]
+    assert door.all("PUT /blobs/models")
+
+
+async def test_a_model_that_is_not_here_but_on_the_registry_is_not_needed(
+    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    make_model(elsewhere)
+    make_bento(home, models=["mod:m1"])
+    door = await open_door()
+    await client(door, elsewhere).models.push("mod:m1")
+    events: list[ProgressEvent] = []
+
+    result = await client(door, progress=events.append).push("svc:v1")
+
+    assert result.models[0].skipped
+    assert ("mod:m1", "skipped", "not here, but on the registry") in [
+        (event.tag, event.phase, event.message) for event in events
+    ]
+
+
+async def test_a_model_that_is_nowhere_is_named(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_bento(home, models=["mod:m1"])
+    door = await open_door()
+
+    with pytest.raises(NotFoundError, match=r"svc:v1 needs the model mod:m1, which is neither in .*models nor on"):
+        await client(door).push("svc:v1")
+
+    assert not door.all("svc")
+
+
+async def test_a_model_whose_upload_never_ended_is_nowhere(
+    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    make_model(elsewhere)
+    make_bento(home, models=["mod:m1"])
+    door = await open_door()
+    door.fault(PUT, refuse(400))
+    with pytest.raises(PartError):
+        await client(door, elsewhere).models.push("mod:m1")
+
+    with pytest.raises(NotFoundError, match="mod:m1"):
+        await client(door).push("svc:v1")
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+async def test_without_threads_nothing_would_ever_go(
+    open_door: OpenDoor, client: MakeClient, home: Path, threads: int
+) -> None:
+    make_bento(home)
+    make_model(home)
+    door = await open_door()
+
+    with pytest.raises(ConfigError, match=f"threads={threads}"):
+        await client(door).push("svc:v1", threads=threads)
+    with pytest.raises(ConfigError, match=f"threads={threads}"):
+        await client(door).models.push("mod:m1", threads=threads)
+
+    assert not door.seen
+
+
+async def test_a_push_tells_what_it_did(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home)
+    make_bento(home, models=["mod:m1"])
+    door = await open_door("auto")
+
+    result = await client(door).push("svc:v1")
+
+    (model,) = result.models
+    sizes = {seen.path: len(seen.body) for seen in door.all(PUT)}
+    assert (str(result.tag), result.bytes_sent, result.parts) == ("svc:v1", sizes["/blobs/bentos/svc/v1.tar"], 1)
+    assert (str(model.tag), model.bytes_sent, model.parts) == ("mod:m1", sizes["/blobs/models/mod/m1.tar"], 1)
+    assert not (result.skipped or result.resumed or model.skipped or model.resumed)
+    assert result.seconds >= model.seconds > 0
+
+
+async def test_a_client_can_be_closed_and_used_again(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_bento(home)
+    door = await open_door()
+    api = client(door)
+    await api.push("svc:v1")
+
+    await api.aclose()
+
+    assert (await api.push("svc:v1")).skipped
+
+
+async def test_a_listener_that_raises_does_not_end_a_push(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_bento(home)
+    door = await open_door()
+
+    def listen(event: ProgressEvent) -> None:
+        raise ValueError("no")
+
+    assert (await client(door, progress=listen).push("svc:v1")).parts == 1
