@@ -91,7 +91,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
             for record in new:
                 yield record
             start += len(records)
-            if page is None or not new or start >= page.total:
+            if page is None or not new or 0 < page.total <= start:  # 0 where the server does not say
                 return
 
     async def _first(self, limit: int | None, search: str | None, query: str | None) -> Sequence[RecordT]:
@@ -109,7 +109,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
         item_type, threads = self._kind.store.item_type, self._connection.threads
         if isinstance(item, item_type):
             return item
-        if isinstance(item, StoredItem):
+        if isinstance(item, StoredItem) and not callable(item.path):  # BentoML's tags have a method of this name
             item = item.path
         elif isinstance(item, str) and not (os.sep in item or "/" in item or item in {".", ".."}):
             return await threads.run(self._kind.store.get, item)
@@ -254,7 +254,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         self.models = AsyncModelAPI(connection, self._model_kind)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(endpoint={self._connection.client.endpoint!r})"
+        return repr(self._connection.client).replace("RestApiClient", "AsyncBentoAPI", 1)
 
     async def __aenter__(self) -> Self:
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -81,7 +80,7 @@ def contents(directory: Path) -> dict[str, bytes | str | None]:
     for path in sorted(directory.rglob("*")):
         name = str(path.relative_to(directory))
         if path.is_symlink():
-            found[name] = os.readlink(path)
+            found[name] = str(path.readlink())
         else:
             found[name] = path.read_bytes() if path.is_file() else None
     return found
@@ -92,8 +91,4 @@ def left_in_scratch(home: Path) -> list[str]:
     tmp = home / "tmp"
     if not tmp.is_dir():
         return []
-    return [
-        name
-        for path in tmp.rglob("*")
-        if not (name := str(path.relative_to(tmp))).startswith("async-bento-locks")
-    ]
+    return [name for path in tmp.rglob("*") if not (name := str(path.relative_to(tmp))).startswith("async-bento-locks")]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
 
+from async_bento.concurrency import finish
 from async_bento.config import MiB
 from async_bento.registry import bodies
 from async_bento.registry.answers import (
@@ -26,7 +27,6 @@ from async_bento.registry.query import parse_list_query
 from async_bento.registry.records import Change, NewItem
 from async_bento.registry.refusals import BadRequestError, RecordNotFoundError, RegistryError, of_os_error
 from async_bento.registry.storage import send
-from async_bento.threads import finish
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence

@@ -16,6 +16,7 @@ from aiohttp.abc import AbstractAccessLogger
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
+from async_bento.concurrency import Threads
 from async_bento.config import GiB, MiB, check_endpoint
 from async_bento.errors import ConfigError
 from async_bento.registry.app import Api
@@ -23,7 +24,6 @@ from async_bento.registry.local_blobs import HOP, LocalBlobs
 from async_bento.registry.presigned import Presigner
 from async_bento.registry.sqlite import SqliteRecords
 from async_bento.registry.storage import Storage
-from async_bento.threads import Threads
 
 if TYPE_CHECKING:
     import logging
@@ -203,7 +203,8 @@ class LocalRegistry:
             # A gzip-encoded body is kept as it is, and one hop's worth of it read ahead.
             auto_decompress=False,
             read_bufsize=HOP // 2,
-            shutdown_timeout=self._grace,
+            # To aiohttp, no time is any time.
+            shutdown_timeout=max(self._grace, 0.01),
         )
         stack.push_async_callback(runner.cleanup)
         await runner.setup()

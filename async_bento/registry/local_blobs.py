@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
+from async_bento.concurrency import Threads
 from async_bento.config import MiB
 from async_bento.registry.disk import Disk, StoredObject
 from async_bento.registry.presigned import Grant, Presigner
 from async_bento.registry.refusals import StorageError
 from async_bento.registry.spool import Spool
-from async_bento.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence

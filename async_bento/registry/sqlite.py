@@ -14,10 +14,10 @@ import uuid
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from async_bento.concurrency import Threads
 from async_bento.errors import ConfigError
 from async_bento.registry.records import Item, Page, Repository
 from async_bento.registry.refusals import DuplicateError, RecordNotFoundError, of_os_error
-from async_bento.threads import Threads
 from async_bento.wire.schemas import JsonObject, LabelItemSchema
 
 if TYPE_CHECKING:

@@ -115,17 +115,18 @@ class Address:
             aiohttp.ClientError: The connection broke.
             asyncio.TimeoutError: A timeout passed.
         """
-        proxy, proxy_headers = _without_password(self.proxy)
+        proxy, password = _without_password(self.proxy)
+        is_tunnel = self.url.scheme == "https"  # to which the proxy is asked first; else it reads the request itself
         async with self.session.request(
             method,
             self.url,
-            headers={**self.headers, **(headers or {})},
+            headers={**self.headers, **({} if is_tunnel else password), **(headers or {})},
             params=params,
             data=data,
             timeout=limits,
             allow_redirects=False,
             proxy=proxy,
-            proxy_headers=proxy_headers,
+            proxy_headers=password if is_tunnel and password else None,
             ssl=self.ssl,
             skip_auto_headers=("Content-Type",),  # a presigned URL does not count on it
             raise_for_status=False,  # a lent session may say otherwise; what a status means is ours to tell
@@ -414,7 +415,7 @@ def connection_error(address: Address, error: Exception) -> APIConnectionError:
             hint = "if its certificate is your own, pass ssl= or set SSL_CERT_FILE"
         return APIConnectionError(f"cannot reach the registry at {place}: {reason}; {hint}")
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        proxy = error.request_info.url
+        proxy = URL(address.proxy or "")
         return APIConnectionError(
             f"cannot reach the registry at {place}: the proxy at {proxy.host}:{proxy.port} refused: "
             f"{error.status} {error.message}"
@@ -443,11 +444,11 @@ def _proxy_of_environment(url: URL) -> str | None:
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy  # curl takes it without a scheme, too
 
 
-def _without_password(proxy: str | None) -> tuple[URL | None, dict[str, str] | None]:
+def _without_password(proxy: str | None) -> tuple[URL | None, dict[str, str]]:
     """The URL and the headers for a proxy: left in the URL, its password would stand in aiohttp's errors."""
     if proxy is None:
-        return None, None
+        return None, {}
     url = URL(proxy)
     if url.user is None:
-        return url, None
+        return url, {}
     return url.with_user(None), {"Proxy-Authorization": aiohttp.encode_basic_auth(url.user, url.password or "")}

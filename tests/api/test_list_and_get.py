@@ -6,7 +6,6 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import pytest
-from aiohttp import web
 
 from async_bento import NotFoundError, api as api_module
 from tests.builders import make_bento, make_model
@@ -15,6 +14,8 @@ from tests.transfer.faulty import Door, answer_json
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
+
+    from aiohttp import web
 
     from async_bento import AsyncBentoAPI
     from tests.transfer.faulty import Passage
@@ -108,6 +109,17 @@ async def test_a_server_that_gives_nothing_more_is_left(open_door: OpenDoor, cli
     assert len(door.seen) == 2
 
 
+async def test_a_server_that_does_not_say_how_many_there_are_is_asked_until_nothing_comes(
+    open_door: OpenDoor, client: MakeClient
+) -> None:
+    door = await open_door()
+    door.fault(LIST, answer_json(200, {"items": page_of("v3", "v2")["items"]}))
+    door.fault(LIST, answer_json(200, {"items": page_of("v1")["items"]}))
+    door.fault(LIST, answer_json(200, {"items": None}))
+
+    assert [bento.version for bento in (await client(door).list()).items] == ["v3", "v2", "v1"]
+
+
 async def test_what_a_push_moves_to_the_next_page_is_listed_once(open_door: OpenDoor, client: MakeClient) -> None:
     door = await open_door()
     door.fault(LIST, answer_json(200, page_of("v3", "v2", total=3)))
@@ -117,11 +129,8 @@ async def test_what_a_push_moves_to_the_next_page_is_listed_once(open_door: Open
 
 
 async def test_an_iteration_reads_a_page_when_it_gets_there(door: Door, client: MakeClient) -> None:
-    pages: list[int] = []
-
     async with aclosing(client(door).iter()) as walk:
-        async for _ in walk:
-            pages.append(len(door.seen))
+        pages = [len(door.seen) async for _ in walk]
 
     assert pages == [1, 1, 2, 2, 3]
 
@@ -146,7 +155,7 @@ async def test_models_are_listed_and_got_alike(open_door: OpenDoor, client: Make
     assert [model.version async for model in api.iter()] == ["m2", "m1"]
     assert (await api.get("mod")).version == "m2"
     assert (await api.get("mod", "m1")).version == "m1"
-    with pytest.raises(NotFoundError, match="no model mod:m9 on the registry.*async-bento models list"):
+    with pytest.raises(NotFoundError, match=r"no model mod:m9 on the registry.*async-bento models list"):
         await api.get("mod", "m9")
 
 

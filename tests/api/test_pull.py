@@ -10,7 +10,6 @@ import pytest
 from async_bento import BentoStore, NotFoundError, PartError, Tag
 from async_bento.wire.schemas import CreateModelSchema
 from tests.builders import contents, left_in_scratch, make_bento, make_model, noise
-from tests.transfer.conftest import off_the_loop
 from tests.transfer.faulty import GET, Door, Held, refuse
 
 if TYPE_CHECKING:
@@ -189,9 +188,7 @@ async def test_models_come_along_at_the_same_time_where_that_is_asked_for(
     assert contents(home / "models/two/m1")
 
 
-async def test_models_stay_where_they_are_otherwise(
-    registry_with: Registry, client: MakeClient, home: Path
-) -> None:
+async def test_models_stay_where_they_are_otherwise(registry_with: Registry, client: MakeClient, home: Path) -> None:
     door = await registry_with("svc:v1", models=("one:m1",))
 
     await client(door).pull("svc:v1")
@@ -221,8 +218,7 @@ async def test_two_pulls_of_the_same_share_one_download(
 
     pulling = [asyncio.create_task(api.pull("svc:v1")) for api in (first, second)]
     await held.arrived.wait()
-    while len(door.all("GET svc/v1")) < 2:  # both want it now
-        await asyncio.sleep(0)
+    await door.come("GET svc/v1", 2)  # both want it now
     held.released.set()
     bentos = await asyncio.gather(*pulling)
 
@@ -241,8 +237,7 @@ async def test_a_pull_whose_predecessor_failed_goes_on_by_itself(
     failing = asyncio.create_task(client(door).pull("svc:v1"))
     await held.arrived.wait()
     waiting = asyncio.create_task(client(door).pull("svc:v1"))
-    while len(door.all("GET svc/v1")) < 2:
-        await asyncio.sleep(0)
+    await door.come("GET svc/v1", 2)
     held.released.set()
 
     with pytest.raises(PartError):
@@ -260,8 +255,7 @@ async def test_a_pull_that_waits_for_another_can_be_cancelled(
     first = asyncio.create_task(client(door).pull("svc:v1"))
     await held.arrived.wait()
     waiting = asyncio.create_task(client(door).pull("svc:v1"))
-    while len(door.all("GET svc/v1")) < 2:
-        await asyncio.sleep(0)
+    await door.come("GET svc/v1", 2)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -275,7 +269,7 @@ async def test_another_store_may_be_pulled_into(
 ) -> None:
     door = await registry_with("svc:v1")
     make_bento(home)  # in the API's own store, where it does not count
-    store = off_the_loop(lambda: BentoStore(elsewhere / "bentos"))
+    store = BentoStore(elsewhere / "bentos")
 
     bento = await client(door).pull("svc:v1", bento_store=store)
 

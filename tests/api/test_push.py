@@ -100,9 +100,7 @@ async def test_a_model_that_fails_keeps_its_bento_off_the_registry(
     assert [seen.json["status"] for seen in door.all("finish_upload")] == ["failed", "failed"]
 
 
-async def test_a_repository_that_is_there_is_not_created(
-    open_door: OpenDoor, client: MakeClient, home: Path
-) -> None:
+async def test_a_repository_that_is_there_is_not_created(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
     make_bento(home, "svc:v1")
     make_bento(home, "svc:v2")
     door = await open_door()
@@ -404,7 +402,7 @@ async def test_a_push_tells_what_it_did(open_door: OpenDoor, client: MakeClient,
     sizes = {seen.path: len(seen.body) for seen in door.all(PUT)}
     assert (str(result.tag), result.bytes_sent, result.parts) == ("svc:v1", sizes["/blobs/bentos/svc/v1.tar"], 1)
     assert (str(model.tag), model.bytes_sent, model.parts) == ("mod:m1", sizes["/blobs/models/mod/m1.tar"], 1)
-    assert not (result.skipped or result.resumed or model.skipped or model.resumed)
+    assert not any((result.skipped, result.resumed, model.skipped, model.resumed))
     assert result.seconds >= model.seconds > 0
 
 
@@ -419,9 +417,7 @@ async def test_a_client_can_be_closed_and_used_again(open_door: OpenDoor, client
     assert (await api.push("svc:v1")).skipped
 
 
-async def test_a_listener_that_raises_does_not_end_a_push(
-    open_door: OpenDoor, client: MakeClient, home: Path
-) -> None:
+async def test_a_listener_that_raises_does_not_end_a_push(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
     make_bento(home)
     door = await open_door()
 

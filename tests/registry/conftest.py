@@ -148,10 +148,11 @@ async def either(serve: Callable[..., Awaitable[Caller]], words: Words) -> Calle
 
 @pytest.fixture
 def stored_files(tmp_path: Path) -> Callable[[], list[str]]:
-    """What lies on the disk for the bytes of items, by its names."""
+    """What lies on the disk for the bytes of items, by its names; directories with nothing in them too."""
 
     def find() -> list[str]:
         root = tmp_path / "registry" / "blobs"
-        return [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+        found = [path.relative_to(root) for path in root.rglob("*") if path.is_file() or not any(path.iterdir())]
+        return [str(path) for path in found if len(path.parts) > 1]
 
     return find

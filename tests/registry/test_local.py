@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ import pytest
 from async_bento.errors import ConfigError
 from async_bento.registry import LocalRegistry
 from async_bento.registry.local import _endpoint
+from async_bento.registry.spool import Spool
 from tests.registry.conftest import BENTOS, MODELS, Caller
 
 if TYPE_CHECKING:
@@ -150,6 +152,30 @@ async def test_a_transfer_that_hangs_is_cut_when_the_registry_closes(
     assert (await caller.get())["upload_status"] == ("failed" if way == "upload" else "success")
 
 
+@pytest.mark.parametrize("grace", [0, 0.05])
+async def test_closing_waits_for_the_clean_up_of_what_it_cut(
+    serve: Serve, stored_files: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, grace: float
+):
+    discard = Spool.discard
+
+    def slowly(spool: Spool) -> None:
+        time.sleep(0.4)
+        discard(spool)
+
+    monkeypatch.setattr(Spool, "discard", slowly)
+    caller = await serve(grace=grace)
+    await caller.create()
+    parts = urlsplit(await caller.put_url())
+    _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write(f"PUT {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf".encode())
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    await asyncio.wait_for(caller.registry.close(), 3)
+    assert stored_files() == []
+    writer.close()
+    await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
 async def test_closing_twice_is_closing_once(caller: Caller):
     await caller.registry.close()
     await caller.registry.close()
@@ -212,6 +238,13 @@ async def test_a_secret_that_was_lost_is_made_anew(caller: Caller, tmp_path: Pat
     await caller.registry.start()
     assert caller.registry.api_token not in {lost, ""}
     assert (await caller.api("GET", "/auth/current")).status == 200
+
+
+async def test_a_secret_that_lay_open_is_closed(caller: Caller, tmp_path: Path):
+    await caller.registry.close()
+    (tmp_path / "registry" / "api_token").chmod(0o644)
+    await caller.registry.start()
+    assert (tmp_path / "registry" / "api_token").stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_token_of_ones_own_is_taken_and_not_kept(serve: Serve, tmp_path: Path):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,16 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
-T = TypeVar("T")
-
 RETRY = {"attempts": 3, "wait_initial": 0, "wait_max": 0}
 TRANSFER = {"part_size": 5 * MiB, "range_size": 64 * KiB, "window": MiB}
-
-
-def off_the_loop(make: Callable[[], T]) -> T:
-    """Call what looks at the disk, as a constructor may once; nothing of async_bento may do so on the loop."""
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(make).result()
 
 
 @pytest.fixture
@@ -60,15 +51,13 @@ async def client(home: Path) -> AsyncIterator[Callable[..., AsyncBentoAPI]]:
             config = Config(
                 retry=RETRY | (retry or {}), transfer=TRANSFER | (transfer or {}), timeouts=timeouts or {"stall": 20}
             )
-            api = off_the_loop(
-                lambda: AsyncBentoAPI(
-                    endpoint=door.endpoint,
-                    api_token=door.registry.api_token,
-                    config=config,
-                    bento_store=BentoStore(at / "bentos"),
-                    model_store=ModelStore(at / "models"),
-                    **({"progress": False} | options),
-                )
+            api = AsyncBentoAPI(
+                endpoint=door.endpoint,
+                api_token=door.registry.api_token,
+                config=config,
+                bento_store=BentoStore(at / "bentos"),
+                model_store=ModelStore(at / "models"),
+                **({"progress": False} | options),
             )
             stack.push_async_callback(api.aclose)
             return api

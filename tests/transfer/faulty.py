@@ -20,7 +20,7 @@ import aiohttp
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -137,6 +137,7 @@ class Door:
     _rules: list[_Rule] = field(default_factory=list)
     _now: Counter[str] = field(default_factory=Counter)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _arrival: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> Self:
         self._session = await self._stack.enter_async_context(
@@ -176,9 +177,16 @@ class Door:
         found = re.compile(pattern)
         return [seen for seen in self.seen if found.search(f"{seen.method} {seen.path}") or found.search(seen.step)]
 
+    async def come(self, pattern: str, count: int) -> None:
+        """Wait until so many requests that fit a pattern have come."""
+        while len(self.all(pattern)) < count:
+            self._arrival.clear()
+            await self._arrival.wait()
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         seen = Seen(request.method, request.path, dict(request.query), dict(request.headers))
         self.seen.append(seen)
+        self._arrival.set()
         kind = request.method if "/blobs/" in request.path or request.path.endswith(("/upload", "/download")) else ""
         self._now[kind] += 1
         self.most[kind] = max(self.most[kind], self._now[kind])
@@ -197,9 +205,7 @@ class Door:
             self._now[kind] -= 1
 
     async def forward(self, request: web.Request, seen: Seen, without: Sequence[str]) -> web.Response:
-        headers = {
-            key: value for key, value in request.headers.items() if key.lower() not in _HOP_BY_HOP | {*without}
-        }
+        headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP_BY_HOP | {*without}}
         async with self._session.request(
             request.method,
             self.registry.endpoint + request.raw_path,
@@ -388,6 +394,3 @@ def then(*faults: Fault) -> Fault:
 async def pass_on(passage: Passage) -> web.StreamResponse:
     """No fault at all."""
     return await passage.go_on()
-
-
-Starter = "Callable[..., Awaitable[Door]]"

@@ -7,6 +7,7 @@ import gzip
 import io
 import re
 import tarfile
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -113,7 +114,7 @@ async def test_the_tar_comes_in_ranges_that_make_it_up_each_asked_for_once(
 
     asked = sorted(ranges(door))
     assert asked[0] == (0, RANGE)
-    assert all(before[1] == after[0] for before, after in zip(asked, asked[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(asked))
     assert len(asked) == -(-asked[-1][1] // RANGE)
 
 
@@ -268,9 +269,7 @@ async def test_a_compressed_tar_is_unpacked_as_it_comes(
     assert contents(model.path) == contents(home / "models/mod/m1")
 
 
-async def test_nothing_is_in_the_store_before_all_of_it_is(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
-) -> None:
+async def test_nothing_is_in_the_store_before_all_of_it_is(pushed: Pushed, client: MakeClient, elsewhere: Path) -> None:
     door = await pushed()
     last = Held()
     door.fault(GET, last, skip=3, times=None)
@@ -288,16 +287,14 @@ async def test_nothing_is_in_the_store_before_all_of_it_is(
     assert not any(name.endswith(".tar") for name in staged)
 
 
-async def test_the_progress_ends_at_the_size_of_the_tar(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
-) -> None:
+async def test_the_progress_ends_at_the_size_of_the_tar(pushed: Pushed, client: MakeClient, elsewhere: Path) -> None:
     door = await pushed()
     door.fault(GET, hang_up_while_sending(10_000), skip=2)
     events: list[ProgressEvent] = []
 
     await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
 
-    assert events[-1].bytes_done == events[-1].bytes_total == sorted(ranges(door))[-1][1]
+    assert events[-1].bytes_done == events[-1].bytes_total == max(ranges(door))[1]
     assert max(event.bytes_done for event in events) == events[-1].bytes_done
     assert events[-1].phase == "done"
 
@@ -500,9 +497,7 @@ async def test_an_object_that_changes_between_two_ranges_is_never_mixed(
     assert nothing_came(elsewhere)
 
 
-async def test_an_object_of_another_size_is_never_mixed(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
-) -> None:
+async def test_an_object_of_another_size_is_never_mixed(pushed: Pushed, client: MakeClient, elsewhere: Path) -> None:
     door = await pushed()
 
     async def other_size(passage: Passage) -> web.StreamResponse:
@@ -560,7 +555,9 @@ def tar_of(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-OTHER = b"name: other\nversion: m1\nmodule: ''\ncontext: {framework_name: '', framework_versions: {}}\napi_version: v1\n"
+OTHER = (
+    b"name: other\nversion: m1\nmodule: ''\ncontext: {framework_name: '', framework_versions: {}}\napi_version: v1\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -633,9 +630,7 @@ async def test_a_registry_that_keeps_breaking_off_is_told_of_as_a_lost_connectio
     assert nothing_came(elsewhere)
 
 
-async def test_a_registry_that_presigns_nothing_is_told_of(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
-) -> None:
+async def test_a_registry_that_presigns_nothing_is_told_of(pushed: Pushed, client: MakeClient, elsewhere: Path) -> None:
     door = await pushed()
     door.fault("presign_download", answer_json(200, {"version": "m1"}), times=None)
 

@@ -180,8 +180,9 @@ def test_a_token_in_a_servers_message_is_not_repeated() -> None:
 
 
 @pytest.mark.parametrize("status", [404, 405])
-def test_a_page_where_json_was_due_asks_whether_it_is_a_registry(status: int) -> None:
-    error = told(status, HTML.encode(), Content_Type="text/html")
+@pytest.mark.parametrize("headers", [{"Content_Type": "text/html"}, {}])
+def test_a_page_where_json_was_due_asks_whether_it_is_a_registry(headers: dict[str, str], status: int) -> None:
+    error = told(status, HTML.encode(), **headers)
     assert isinstance(error, APIResponseError)
     assert str(error) == (
         f"{REQUEST}: {status}, with a page instead of JSON; is this endpoint a BentoCloud or Yatai registry?"
@@ -229,6 +230,12 @@ async def test_another_400_is_an_error(
     answer_anything(registry_mock, status=400, payload={"error": "start must be a number"})
     with pytest.raises(APIStatusError, match="400 Bad Request; start must be a number"):
         await ask(client)
+
+
+async def test_another_status_is_an_error_whatever_it_says(client: RestApiClient, registry_mock: RegistryMock) -> None:
+    answer_anything(registry_mock, status=500, payload={"error": "record not found"})
+    with pytest.raises(ServerError, match="500 Internal Server Error; record not found"):
+        await client.bentos.get("iris", "v1")
 
 
 @may_be_missing

@@ -1,1 +1,0 @@
-from async_bento.concurrency import *  # noqa

@@ -1,0 +1,524 @@
+"""Where each setting comes from, what is refused, and which registry a token may be sent to."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from hypothesis import given, strategies as st
+from pydantic import ValidationError
+
+from async_bento import Config, ConfigError, RestApiClient, RetryPolicy, Timeouts, Transfer
+from async_bento.config import (
+    DEFAULT_ENDPOINT,
+    MiB,
+    bentoml_home,
+    check_endpoint,
+    find_credentials,
+    needs_contexts,
+    origin,
+    read_contexts,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SETTINGS = {
+    "ASYNC_BENTO_TIMEOUTS_CONNECT": ("3.5", "timeouts", "connect", 3.5),
+    "ASYNC_BENTO_TIMEOUTS_STALL": ("5", "timeouts", "stall", 5.0),
+    "ASYNC_BENTO_TIMEOUTS_API": ("7", "timeouts", "api", 7.0),
+    "ASYNC_BENTO_RETRY_ATTEMPTS": ("2", "retry", "attempts", 2),
+    "ASYNC_BENTO_RETRY_WAIT_INITIAL": ("0", "retry", "wait_initial", 0.0),
+    "ASYNC_BENTO_RETRY_WAIT_MAX": ("1", "retry", "wait_max", 1.0),
+    "ASYNC_BENTO_RETRY_RETRY_AFTER_CAP": ("9", "retry", "retry_after_cap", 9.0),
+    "ASYNC_BENTO_TRANSFER_PART_SIZE": ("8388608", "transfer", "part_size", 8 * MiB),
+    "ASYNC_BENTO_TRANSFER_CONCURRENCY": ("4", "transfer", "concurrency", 4),
+    "ASYNC_BENTO_TRANSFER_IO_CHUNK": ("65536", "transfer", "io_chunk", 65536),
+    "ASYNC_BENTO_TRANSFER_WINDOW": ("1048576", "transfer", "window", MiB),
+    "ASYNC_BENTO_TRANSFER_RANGE_SIZE": ("1048576", "transfer", "range_size", MiB),
+    "ASYNC_BENTO_TRANSFER_VERIFY": ("0", "transfer", "verify", False),
+    "ASYNC_BENTO_TRANSFER_RESUME": ("no", "transfer", "resume", False),
+}
+
+
+# Settings
+
+
+def test_every_setting_has_a_variable() -> None:
+    fields = {
+        f"ASYNC_BENTO_{group}_{field}".upper()
+        for group, model in {"timeouts": Timeouts, "retry": RetryPolicy, "transfer": Transfer}.items()
+        for field in model.model_fields
+    }
+    assert fields == set(SETTINGS)
+
+
+@pytest.mark.parametrize("variable", SETTINGS)
+def test_a_variable_sets_its_setting_and_no_other(variable: str) -> None:
+    text, group, field, value = SETTINGS[variable]
+    expected = Config.model_validate({group: {field: value}})
+    assert expected != Config()
+    assert Config.from_env({variable: text}) == expected
+
+
+def test_an_empty_variable_says_nothing() -> None:
+    assert Config.from_env(dict.fromkeys(SETTINGS, "")) == Config()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ASYNC_BENTO_TIMEOUTS_API", "soon"),
+        ("ASYNC_BENTO_TIMEOUTS_API", "0"),
+        ("ASYNC_BENTO_TIMEOUTS_API", "-1"),
+        ("ASYNC_BENTO_TIMEOUTS_API", "inf"),
+        ("ASYNC_BENTO_TIMEOUTS_CONNECT", "nan"),
+        ("ASYNC_BENTO_RETRY_ATTEMPTS", "0"),
+        ("ASYNC_BENTO_RETRY_ATTEMPTS", "1.5"),
+        ("ASYNC_BENTO_RETRY_WAIT_INITIAL", "-1"),
+        ("ASYNC_BENTO_TRANSFER_PART_SIZE", "5242879"),
+        ("ASYNC_BENTO_TRANSFER_PART_SIZE", "32MiB"),
+        ("ASYNC_BENTO_TRANSFER_PART_SIZE", "5368709121"),
+        ("ASYNC_BENTO_TRANSFER_CONCURRENCY", "0"),
+        ("ASYNC_BENTO_TRANSFER_VERIFY", "maybe"),
+    ],
+)
+def test_a_bad_value_names_its_variable_and_itself(variable: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_env({variable: value})
+    assert str(caught.value).startswith(f"{variable}='{value}': ")
+
+
+def test_the_environment_is_read_by_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYNC_BENTO_TIMEOUTS_API", "7")
+    assert RestApiClient("https://r.example", "t").config.timeouts.api == 7
+
+
+def test_an_argument_is_stronger_than_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYNC_BENTO_TIMEOUTS_API", "7")
+    assert RestApiClient("https://r.example", "t", config=Config()).config == Config()
+
+
+def test_a_group_may_be_a_dict() -> None:
+    assert Config(transfer={"verify": False}) == Config(transfer=Transfer(verify=False))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"transfr": {}}, {"transfer": {"verfy": False}}, {"timeouts": {"api": float("inf")}}]
+)
+def test_a_setting_that_does_not_exist_or_fit_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Config(**wrong)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().transfer.verify = False  # type: ignore[misc]
+
+
+def test_the_default_waits_outlast_what_the_docstring_says() -> None:
+    policy = RetryPolicy()
+    waits = [min(policy.wait_max, policy.wait_initial * 2**number) for number in range(policy.attempts - 1)]
+    assert sum(waits) >= 15  # a quarter of a minute, without what is added by chance
+
+
+# The home
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [("/data/bentos", "/data/bentos"), ("$WHERE/bentos", "/there/bentos"), ("~/b", "/home/ada/b"), ("", "bentoml")],
+)
+def test_the_home_is_where_bentoml_looks(said: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHERE", "/there")
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert str(bentoml_home({"BENTOML_HOME": said})).endswith(found)
+
+
+def test_without_a_variable_the_home_is_in_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert str(bentoml_home({})) == "/home/ada/bentoml"
+
+
+# Contexts, as `bentoml cloud login` of BentoML 1.4.39 writes them
+
+
+def written_by_bentoml(*contexts: tuple[str, str, str], current: str = "default") -> str:
+    entries = [{"name": name, "endpoint": url, "api_token": token, "email": None} for name, url, token in contexts]
+    return yaml.dump({"contexts": entries, "current_context_name": current})
+
+
+@pytest.fixture
+def log_in(home: Path) -> Callable[..., None]:
+    def write(*contexts: tuple[str, str, str], current: str = "default", text: str | None = None) -> None:
+        home.mkdir(exist_ok=True)
+        (home / ".yatai.yaml").write_text(written_by_bentoml(*contexts, current=current) if text is None else text)
+
+    return write
+
+
+PROD = ("prod", "https://prod.example", "tk-prod")
+LAB = ("lab", "http://lab.example:3000", "tk-lab")
+
+
+def environ(home: Path, **variables: str) -> dict[str, str]:
+    return {"BENTOML_HOME": str(home), **variables}
+
+
+def test_the_current_context_is_used_where_nothing_else_is_said(log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD, LAB, current="lab")
+    found = find_credentials(environ=environ(home))
+    assert (found.endpoint, found.api_token.get_secret_value()) == ("http://lab.example:3000", "tk-lab")
+    assert found.source == f"context 'lab' in {home / '.yatai.yaml'}"
+
+
+def test_a_context_can_be_asked_for_by_name(log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD, LAB, current="lab")
+    found = find_credentials(context="prod", environ=environ(home))
+    assert (found.endpoint, found.api_token.get_secret_value()) == ("https://prod.example", "tk-prod")
+
+
+def test_an_unknown_context_lists_those_there_are(log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD, LAB)
+    with pytest.raises(ConfigError) as caught:
+        find_credentials(context="staging", environ=environ(home))
+    assert str(caught.value) == f"no context 'staging' in {home / '.yatai.yaml'} (it has: lab, prod)"
+
+
+def test_an_unknown_context_is_not_forgiven_because_a_token_is_there(home: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no context 'staging' in .* \(it has: none\)"):
+        find_credentials(api_token="t", context="staging", environ=environ(home))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "contexts: []", "contexts: []\ncurrent_context_name: default", "contexts: []\nsomething_new: 1"],
+)
+def test_a_file_without_contexts_is_no_error(text: str, log_in: Callable[..., None], home: Path) -> None:
+    log_in(text=text)
+    assert read_contexts(home / ".yatai.yaml").contexts == []
+
+
+def test_a_file_that_is_not_there_has_no_contexts(home: Path) -> None:
+    assert read_contexts(home / ".yatai.yaml").contexts == []
+
+
+def test_what_bentoml_writes_besides_is_ignored(log_in: Callable[..., None], home: Path) -> None:
+    log_in(text="contexts:\n- {name: default, endpoint: 'https://r.example', api_token: t, email: a@b, role: admin}\n")
+    (context,) = read_contexts(home / ".yatai.yaml").contexts
+    assert (context.name, context.email) == ("default", "a@b")
+
+
+BROKEN = [
+    "contexts: [{api_token: tk-5ecret",
+    "api_token: tk-5ecret\n\tbad: tab",
+    "api_token: tk-5ecret\nwhen: 2024-13-45",
+    "api_token: !!int tk-5ecret",
+    "api_token: !!python/object:os.system tk-5ecret",
+    "api_token: tk-5ecret\x00",
+    "api_token: tk-5ecret\nx: " + "[" * 5000,
+]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_broken_yaml_is_told_without_its_content(text: str, log_in: Callable[..., None], home: Path) -> None:
+    log_in(text=text)
+    with pytest.raises(ConfigError, match="is not valid YAML; mend it, or delete it and log in again") as caught:
+        read_contexts(home / ".yatai.yaml")
+    assert "5ecret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("text", ["tk-5ecret", "- tk-5ecret", "5"])
+def test_yaml_that_is_something_else_is_told_so(text: str, log_in: Callable[..., None], home: Path) -> None:
+    log_in(text=text)
+    with pytest.raises(ConfigError) as caught:
+        read_contexts(home / ".yatai.yaml")
+    assert str(caught.value) == f"{home / '.yatai.yaml'} holds no contexts"
+
+
+@pytest.mark.parametrize(
+    ("entry", "field"),
+    [
+        ("{name: a, api_token: tk-5ecret}", "contexts.0.endpoint"),
+        ("{name: a, endpoint: 'https://r.example'}", "contexts.0.api_token"),
+        ("{name: a, endpoint: 'https://r.example', api_token: [tk-5ecret]}", "contexts.0.api_token"),
+        ("{name: 5, endpoint: 'https://r.example', api_token: tk-5ecret}", "contexts.0.name"),
+    ],
+)
+def test_a_context_that_lacks_a_field_names_it(entry: str, field: str, log_in: Callable[..., None], home: Path) -> None:
+    log_in(text=f"contexts: [{entry}]")
+    with pytest.raises(ConfigError, match=f"{field}: ") as caught:
+        read_contexts(home / ".yatai.yaml")
+    assert "5ecret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+def test_a_file_that_cannot_be_read_is_told_so(home: Path) -> None:
+    (home / ".yatai.yaml").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
+        read_contexts(home / ".yatai.yaml")
+
+
+def test_a_context_shows_no_token(log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD)
+    contexts = read_contexts(home / ".yatai.yaml")
+    found = find_credentials(context="prod", environ=environ(home))
+    assert "tk-prod" not in f"{contexts!r} {contexts} {contexts.model_dump()} {contexts.model_dump_json()} {found!r}"
+
+
+# Which source wins
+
+SOURCES: dict[str, dict[str, Any]] = {
+    "argument": {"api_token": "tk-argument"},
+    "named": {"context": "prod"},
+    "own": {"ASYNC_BENTO_API_TOKEN": "tk-own"},
+    "bentoml": {"BENTO_CLOUD_API_KEY": "tk-bentoml"},
+    "current": {},
+}
+TOKENS = dict(zip(SOURCES, ["tk-argument", "tk-prod", "tk-own", "tk-bentoml", "tk-lab"], strict=True))
+
+
+@pytest.mark.parametrize(("stronger", "weaker"), list(itertools.combinations(SOURCES, 2)))
+def test_the_stronger_source_of_a_token_wins(
+    stronger: str, weaker: str, log_in: Callable[..., None], home: Path
+) -> None:
+    log_in(PROD, LAB, current="lab")
+    said = {**SOURCES[weaker], **SOURCES[stronger]}
+    arguments = {name: value for name, value in said.items() if name.islower()}
+    variables = {name: value for name, value in said.items() if name.isupper()}
+    found = find_credentials(**arguments, environ=environ(home, **variables))
+    assert found.api_token.get_secret_value() == TOKENS[stronger]
+
+
+def test_the_endpoint_argument_is_stronger_than_all(home: Path) -> None:
+    variables = {
+        "BENTO_CLOUD_API_KEY": "t",
+        "ASYNC_BENTO_ENDPOINT": "https://own.example",
+    }
+    assert find_credentials("https://argument.example", environ=environ(home, **variables)).endpoint == (
+        "https://argument.example"
+    )
+
+
+def test_our_own_endpoint_variable_is_stronger_than_bentomls(home: Path) -> None:
+    variables = {
+        "ASYNC_BENTO_API_TOKEN": "t",
+        "ASYNC_BENTO_ENDPOINT": "https://own.example",
+        "BENTO_CLOUD_API_ENDPOINT": "https://bentoml.example",
+    }
+    assert find_credentials(environ=environ(home, **variables)).endpoint == "https://own.example"
+
+
+@pytest.mark.parametrize("arguments", [{"api_token": "t"}, {}])
+def test_bentomls_endpoint_variable_is_stronger_than_the_default(arguments: dict[str, str], home: Path) -> None:
+    variables = {"BENTO_CLOUD_API_KEY": "t", "BENTO_CLOUD_API_ENDPOINT": "https://bentoml.example/"}
+    assert find_credentials(**arguments, environ=environ(home, **variables)).endpoint == "https://bentoml.example"
+
+
+def test_a_token_alone_is_for_bentocloud_as_bentoml_has_it(log_in: Callable[..., None], home: Path) -> None:
+    log_in(LAB, current="lab")
+    assert find_credentials(environ=environ(home, BENTO_CLOUD_API_KEY="t")).endpoint == DEFAULT_ENDPOINT
+
+
+def test_a_token_given_with_a_context_goes_to_that_contexts_endpoint(log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD)
+    found = find_credentials(api_token="t", context="prod", environ=environ(home))
+    assert (found.endpoint, found.source) == ("https://prod.example", "the api_token argument")
+
+
+def test_no_token_anywhere_says_where_one_could_be(home: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_credentials(environ=environ(home))
+    assert str(caught.value) == (
+        "no API token: pass api_token=, set BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT, for a registry "
+        "other than https://cloud.bentoml.com), or log in with `bentoml cloud login`, which writes "
+        f"{home / '.yatai.yaml'}"
+    )
+
+
+def test_a_current_context_that_is_gone_is_no_token(log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD, current="lab")
+    with pytest.raises(ConfigError, match="no API token"):
+        find_credentials(environ=environ(home))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "needed"),
+    [
+        ({}, {}, True),
+        ({"context": "prod"}, {}, True),
+        ({"api_token": "t", "context": "prod"}, {}, True),
+        ({"api_token": "t"}, {}, False),
+        ({}, {"ASYNC_BENTO_API_TOKEN": "t"}, False),
+        ({}, {"BENTO_CLOUD_API_KEY": "t"}, False),
+        ({}, {"BENTO_CLOUD_API_KEY": ""}, True),
+    ],
+)
+def test_the_file_is_read_only_where_it_is_needed(
+    arguments: dict[str, str], variables: dict[str, str], needed: bool, log_in: Callable[..., None], home: Path
+) -> None:
+    assert needs_contexts(**arguments, environ=variables) is needed
+    if not needed:
+        log_in(text="[")  # so that reading it would raise
+        assert find_credentials(**arguments, environ=environ(home, **variables)).api_token
+
+
+# A token is sent to its endpoint alone
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"ASYNC_BENTO_API_TOKEN": "tk-5ecret", "ASYNC_BENTO_ENDPOINT": "https://prod.example"},
+        {"BENTO_CLOUD_API_KEY": "tk-5ecret", "BENTO_CLOUD_API_ENDPOINT": "https://prod.example"},
+    ],
+)
+@pytest.mark.parametrize(
+    "elsewhere", ["https://evil.example", "http://prod.example", "https://prod.example:8443", "https://x.prod.example"]
+)
+def test_a_token_set_with_an_endpoint_is_sent_nowhere_else(
+    elsewhere: str, variables: dict[str, str], home: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_credentials(elsewhere, environ=environ(home, **variables))
+    assert str(caught.value) == (
+        f"the token from {next(iter(variables))} is for https://prod.example and is not sent to {elsewhere}: "
+        "pass the api_token for that endpoint, or leave the endpoint out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        ({"endpoint": "https://evil.example"}, {}),
+        ({"endpoint": "https://evil.example", "context": "prod"}, {}),
+        ({}, {"ASYNC_BENTO_ENDPOINT": "https://evil.example"}),
+        ({}, {"BENTO_CLOUD_API_ENDPOINT": "https://evil.example"}),
+    ],
+)
+def test_a_contexts_token_is_sent_nowhere_else(
+    arguments: dict[str, str], variables: dict[str, str], log_in: Callable[..., None], home: Path
+) -> None:
+    log_in(PROD, current="prod")
+    with pytest.raises(ConfigError, match=r"is for https://prod\.example and is not sent to https://evil\.example"):
+        find_credentials(**arguments, environ=environ(home, **variables))
+
+
+def test_bentomls_token_is_not_sent_to_our_own_endpoint_variable(home: Path) -> None:
+    variables = {
+        "BENTO_CLOUD_API_KEY": "t",
+        "BENTO_CLOUD_API_ENDPOINT": "https://prod.example",
+        "ASYNC_BENTO_ENDPOINT": "https://lab.example",
+    }
+    with pytest.raises(ConfigError, match=r"is not sent to https://lab\.example"):
+        find_credentials(environ=environ(home, **variables))
+
+
+@pytest.mark.parametrize("same", ["https://PROD.example", "https://prod.example:443/", "https://prod.example/yatai"])
+def test_the_same_origin_may_be_written_otherwise(same: str, log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD, current="prod")
+    assert find_credentials(same, environ=environ(home)).endpoint == same.rstrip("/")
+
+
+def test_a_stored_endpoint_that_is_none_is_told_so(log_in: Callable[..., None], home: Path) -> None:
+    log_in(("prod", "https://prod.example:99999", "t"), current="prod")
+    with pytest.raises(ConfigError, match=r"'https://prod\.example:99999' is no endpoint"):
+        find_credentials("https://prod.example", environ=environ(home))
+
+
+@pytest.mark.parametrize("token", ["tk-5ecret\n", "tk\x7f5ecret", "tk-5ecret-é"])
+def test_a_token_that_is_none_is_told_without_being_shown(token: str, home: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_credentials(environ=environ(home, BENTO_CLOUD_API_KEY=token))
+    assert str(caught.value) == "the API token from BENTO_CLOUD_API_KEY holds characters that no token has"
+
+
+# Endpoints
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("https://cloud.bentoml.com", "https://cloud.bentoml.com"),
+        ("http://127.0.0.1:3000/", "http://127.0.0.1:3000"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("https://r.example/yatai//", "https://r.example/yatai"),
+        ("HTTPS://R.example", "HTTPS://R.example"),
+        ("http://yatai_1", "http://yatai_1"),
+    ],
+)
+def test_an_endpoint_loses_only_its_last_slash(said: str, read: str) -> None:
+    assert check_endpoint(said) == read
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "cloud.bentoml.com",
+        "localhost:3000",
+        "/api",
+        "ftp://r.example",
+        "https://",
+        "https://:3000",
+        "https://r.example:0",
+        "https://r.example:99999",
+        "https://r.example:http",
+        "https://[::1",
+        "https://.",
+        "https://r..example",
+        f"https://{'a' * 64}.example",
+        " https://r.example",
+        "https://r.example\n",
+        "https://r.exa\nmple",
+        "https://r.exa mple",
+        "https://bücher.example",
+        "https://r.example\\api",
+    ],
+)
+def test_what_is_no_endpoint_is_refused_with_an_example(wrong: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_endpoint(wrong)
+    assert str(caught.value) == f"{wrong!r} is no endpoint: it must look like https://registry.example.com"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "https://ada:5ecret@r.example",
+        "https://5ecret@r.example",
+        "https://r.example?key=5ecret",
+        "https://r.example#5ecret",
+        "https://ada:5ecret@r.example:99999",
+        "ftp://ada:5ecret@r.example",
+    ],
+)
+def test_a_secret_in_an_endpoint_is_refused_without_being_shown(wrong: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_endpoint(wrong)
+    assert "5ecret" not in f"{caught.value} {caught.value.__cause__}"
+
+
+@given(st.text(max_size=30) | st.from_regex(r"https?://[\x00-\x7f]{0,20}", fullmatch=True))
+def test_any_text_is_an_endpoint_or_a_config_error(text: str) -> None:
+    try:
+        assert origin(check_endpoint(text)).startswith("http")
+    except ConfigError:
+        return
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://R.example:443/a?b#c", "https://r.example"),
+        ("http://r.example:80", "http://r.example"),
+        ("https://r.example:80", "https://r.example:80"),
+        ("http://[::1]:3000/x", "http://[::1]:3000"),
+        ("https://ada:pw@r.example", "https://r.example"),
+    ],
+)
+def test_an_origin_is_scheme_host_and_port(url: str, expected: str) -> None:
+    assert origin(url) == expected

@@ -1,0 +1,128 @@
+"""The tree of errors, and what an error carries with it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from async_bento import errors
+from async_bento.errors import (
+    APIResponseError,
+    APIStatusError,
+    AuthenticationError,
+    BentoError,
+    ConfigError,
+    PartError,
+    RateLimitError,
+    ServerError,
+    SourceChangedError,
+    UnsafeArchiveError,
+    without_queries,
+)
+
+ERRORS = {
+    name: error
+    for name, error in vars(errors).items()
+    if inspect.isclass(error) and issubclass(error, Exception) and error.__module__ == errors.__name__
+}
+ANSWERED = {"status": 503, "server_message": "down", "trace_id": "t1", "retry_after": 2.5}
+ATTRIBUTES: dict[type[BentoError], dict[str, Any]] = {
+    APIStatusError: ANSWERED,
+    AuthenticationError: ANSWERED,
+    RateLimitError: ANSWERED,
+    ServerError: ANSWERED,
+    APIResponseError: {"field": "items.0.version"},
+    PartError: {"status": 503, "part_number": 7, "retry_after": 2.5},
+    SourceChangedError: {"path": "model.bin"},
+    UnsafeArchiveError: {"member": "../etc/passwd"},
+}
+
+
+def drawn_tree() -> dict[str, set[str]]:
+    """Each error of the docstring's tree, with the names it says are above it."""
+    tree: dict[str, set[str]] = {"BentoError": set()}
+    above = ["BentoError"]
+    for line in (errors.__doc__ or "").splitlines():
+        drawn = re.match(r" {4}((?:[│ ] {3})*)[├└]── (\w+)(?: \((\w+)\))?", line)
+        if drawn is None:
+            continue
+        depth = len(drawn[1]) // 4 + 1
+        above[depth:] = [drawn[2]]
+        tree.setdefault(drawn[2], set()).update({above[depth - 1]}, {drawn[3]} if drawn[3] else set())
+    return tree
+
+
+def test_the_tree_is_as_the_docstring_draws_it() -> None:
+    assert drawn_tree() == {
+        name: {base.__name__ for base in error.__bases__ if base is not Exception} for name, error in ERRORS.items()
+    }
+
+
+def test_bad_input_is_a_value_error_too() -> None:
+    assert issubclass(ConfigError, ValueError)
+    assert issubclass(errors.InvalidTagError, ValueError)
+
+
+@pytest.mark.parametrize("again", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("kind", ERRORS.values(), ids=ERRORS)
+def test_an_error_survives_pickle_and_copy_with_all_it_carries(kind: type[BentoError], again: Any) -> None:
+    attributes = ATTRIBUTES.get(kind, {})
+    error = kind("what went wrong", **attributes)
+    copied = again(error)
+    assert copied is not error
+    assert type(copied) is kind
+    assert (str(copied), copied.args) == ("what went wrong", ("what went wrong",))
+    assert vars(copied) == vars(error) == attributes
+
+
+def test_every_error_with_attributes_of_its_own_is_tested_with_them() -> None:
+    with_attributes = {error for error in ERRORS.values() if error.__init__ is not Exception.__init__}
+    assert {error for error in with_attributes if "self" in inspect.signature(error.__init__).parameters} >= set(
+        ATTRIBUTES
+    )
+    for kind, attributes in ATTRIBUTES.items():
+        parameters = inspect.signature(kind).parameters.values()
+        assert {one.name for one in parameters if one.kind is one.KEYWORD_ONLY} == set(attributes)
+
+
+def test_a_subclass_of_a_caller_survives_too() -> None:
+    error = pickle.loads(pickle.dumps(CallersError("no", status=409, extra=1)))
+    assert (str(error), error.status, error.extra) == ("no", 409, 1)
+
+
+class CallersError(APIStatusError):
+    def __init__(self, message: str, *, status: int, extra: int) -> None:
+        super().__init__(message, status=status)
+        self.extra = extra
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("GET https://s3.example/b/k?X-Amz-Signature=5ecret failed", "GET https://s3.example/b/k?… failed"),
+        ("http://a/?a=5ecret and https://b?5ecret", "http://a/?… and https://b?…"),
+        ("HTTPS://S3.EXAMPLE/k?sig=5ecret", "HTTPS://S3.EXAMPLE/k?…"),
+        ("URL('https://s3.example/k?sig=5ecret')", "URL('https://s3.example/k?…')"),
+        ('{"url":"https://s3.example/k?a=1\\u0026sig=5ecret"}', '{"url":"https://s3.example/k?…"}'),
+        ("<Url>https://s3.example/k?sig=5ecret</Url>", "<Url>https://s3.example/k?…</Url>"),
+        ("https://s3.example/k?sig=5ecret\nnext", "https://s3.example/k?…\nnext"),
+        ("https://s3.example/k?sig=5ecret#part", "https://s3.example/k?…"),
+        ("https://s3.example/k is there", "https://s3.example/k is there"),
+        ("really? yes", "really? yes"),
+        ("", ""),
+    ],
+)
+def test_a_url_in_a_text_loses_its_query(text: str, left: str) -> None:
+    assert without_queries(text) == left
+
+
+@given(st.text(), st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1), st.text())
+def test_what_stands_around_a_url_stays(before: str, query: str, after: str) -> None:
+    text = f"{without_queries(before)} https://s3.example/k?{query} {without_queries(after)}"
+    assert without_queries(text) == (f"{without_queries(before)} https://s3.example/k?… {without_queries(after)}")

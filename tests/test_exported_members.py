@@ -1,0 +1,57 @@
+"""The public namespace is flat, sorted and whole."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from types import ModuleType
+
+import async_bento
+from async_bento import errors
+from async_bento.wire import schemas
+
+
+def test_the_public_names_are_sorted_and_are_all_the_names_there_are() -> None:
+    assert async_bento.__all__ == sorted(async_bento.__all__)
+    bound = {name for name, value in vars(async_bento).items() if name[0] != "_" and not isinstance(value, ModuleType)}
+    assert set(async_bento.__all__) - {"__version__"} == bound
+
+
+def test_every_error_is_public() -> None:
+    assert {name for name, value in vars(errors).items() if is_own_class(value)} <= set(async_bento.__all__)
+
+
+def test_whatever_class_a_public_call_takes_or_gives_is_public() -> None:
+    own = {
+        name
+        for module in modules()
+        for name, value in vars(module).items()
+        if is_own_class(value) and not getattr(value, "_is_protocol", False)  # one fits a protocol without its name
+    }
+    made_by_callers = (async_bento.AsyncBentoAPI, async_bento.BentoAPI)
+    for public in (*made_by_callers, async_bento.AsyncModelAPI, async_bento.ModelAPI):
+        for name, member in inspect.getmembers(public, callable):
+            if name.startswith("_") and not (name == "__init__" and public in made_by_callers):
+                continue
+            words = set(re.findall(r"\w+", " ".join(map(str, getattr(member, "__annotations__", {}).values()))))
+            missing = {word for word in words & own if word[0] != "_" and word not in async_bento.__all__}
+            assert not missing, f"{public.__name__}.{name} speaks of {missing}"
+
+
+def test_every_schema_with_fields_that_a_public_schema_holds_is_public() -> None:
+    for name in async_bento.__all__:
+        for field, info in getattr(getattr(async_bento, name), "model_fields", {}).items():
+            words = set(re.findall(r"\w+Schema", str(info.annotation)))
+            missing = {word for word in words if hasattr(schemas, word) and word not in async_bento.__all__}
+            assert not missing, f"{name}.{field} holds {missing}"
+
+
+def modules() -> list[ModuleType]:
+    names = [module.name for module in pkgutil.walk_packages(async_bento.__path__, "async_bento.")]
+    return [importlib.import_module(name) for name in names if not name.endswith("__main__")]
+
+
+def is_own_class(value: object) -> bool:
+    return inspect.isclass(value) and value.__module__.startswith("async_bento.")

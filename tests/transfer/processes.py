@@ -1,0 +1,120 @@
+"""A client in a process of its own, and a tar of any size that nobody ever wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from tests.transfer.faulty import Door, Fault, Passage
+
+ROOT = Path(__file__).parents[2]
+
+PRELUDE = """
+import asyncio, json, os, resource, sys
+from pathlib import Path
+from async_bento import AsyncBentoAPI, Config
+
+HOME = Path(os.environ["BENTOML_HOME"])
+
+def api(listen=False, **transfer):
+    retry = {"attempts": 2, "wait_initial": 0, "wait_max": 0}
+    config = Config(retry=retry, transfer={"range_size": 2**20, "window": 2**22, "part_size": 5 * 2**20} | transfer)
+    return AsyncBentoAPI(config=config, progress=listen)
+
+def say(**what):
+    print(json.dumps(what), flush=True)
+
+def most_memory():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+"""
+
+
+@dataclass
+class Client:
+    """A process that runs a script against a door."""
+
+    process: asyncio.subprocess.Process
+
+    @classmethod
+    async def start(cls, script: str, door: Door, home: Path, **environment: str) -> Client:
+        home.mkdir(parents=True, exist_ok=True)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("ASYNC_BENTO", "BENTO"))}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            PRELUDE + script,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=kept
+            | {
+                "BENTOML_HOME": str(home),
+                "BENTO_CLOUD_API_KEY": door.registry.api_token,
+                "BENTO_CLOUD_API_ENDPOINT": door.endpoint,
+                "PYTHONPATH": str(ROOT),
+            }
+            | environment,
+        )
+        return cls(process)
+
+    async def ended(self) -> tuple[int | None, list[Any], str]:
+        """Its exit code, what it said, and its standard error."""
+        out, err = await self.process.communicate()
+        return self.process.returncode, [json.loads(line) for line in out.splitlines()], err.decode()
+
+
+class VirtualTar:
+    """The tar of a model of any size, every byte of it known without being held.
+
+    Args:
+        size: Bytes of its weights.
+    """
+
+    def __init__(self, size: int) -> None:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            info = tarfile.TarInfo("model.yaml")
+            text = (
+                b"name: mod\nversion: m1\nmodule: ''\napi_version: v1\ncreation_time: 2024-01-01 00:00:00\n"
+                b"context: {framework_name: '', framework_versions: {}}\n"
+            )
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text))
+            info = tarfile.TarInfo("weights")
+            info.size = size
+            tar.addfile(info)
+            self._head = buffer.getvalue()
+        self.size = -(-(len(self._head) + size + 1536) // 512) * 512
+
+    def read(self, start: int, stop: int) -> bytes:
+        head = self._head[start:stop]
+        return head + bytes(stop - start - len(head))
+
+    async def __call__(self, passage: Passage) -> web.StreamResponse:
+        """Answer a ranged GET."""
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", passage.request.headers["Range"])
+        assert match
+        start, stop = int(match[1]), min(int(match[2]) + 1, self.size)
+        headers = {"Content-Range": f"bytes {start}-{stop - 1}/{self.size}", "ETag": '"virtual"'}
+        return web.Response(status=206, body=self.read(start, stop), headers=headers)
+
+
+def swallow() -> Fault:
+    """Take a part and keep nothing of it."""
+
+    async def fault(passage: Passage) -> web.StreamResponse:
+        async for _ in passage.request.content.iter_any():
+            pass
+        return web.Response(headers={"ETag": '"swallowed"'})
+
+    return fault

@@ -1,0 +1,250 @@
+"""What only a process of its own shows: what it holds, what it writes, and that it ends."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.builders import MiB, contents, left_in_scratch, make_model, noise
+from tests.transfer.faulty import GET, PART, Door, Held, answer_json, hang_up_while_sending
+from tests.transfer.processes import Client, VirtualTar, swallow
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from async_bento import AsyncBentoAPI
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+    Run = Callable[..., Awaitable[Client]]
+
+ALLOWANCE = 8 * MiB
+"""Of the allocator, the sockets and the interpreter, in bytes; a small push or pull before it has warmed them up."""
+
+
+@pytest.fixture
+async def run() -> AsyncIterator[Run]:
+    """Start clients; those that still run are killed with the test."""
+    started: list[Client] = []
+
+    async def start(*args: Any, **environment: str) -> Client:
+        started.append(await Client.start(*args, **environment))
+        return started[-1]
+
+    yield start
+    for client in started:
+        if client.process.returncode is None:
+            client.process.kill()
+            await client.ended()
+
+
+PUSH = """
+import itertools
+
+def files():
+    there = {}
+    for place in (HOME, Path(os.environ["TMPDIR"])):
+        for path in place.rglob("*"):
+            if path.is_file():
+                there[str(path)] = path.stat().st_size
+    return there
+
+def deleted():
+    found = []
+    for link in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{link}")
+        except FileNotFoundError:
+            continue
+        if target.startswith("/") and target.endswith("(deleted)"):
+            found.append(target)
+    return found
+
+before = files()
+added = {}
+looks = itertools.count()
+
+def look(event):
+    if next(looks) % 64 == 0:
+        added.update({name: size for name, size in files().items() if before.get(name) != size})
+        added.update(dict.fromkeys(deleted(), 0))
+
+async def main():
+    async with api(look, part_size=16 * 2**20) as client:
+        await client.models.push("mod:small", threads=4)
+        say(peak=most_memory(), added=added)
+        for name in ("mod:medium", "mod:large"):
+            result = await client.models.push(name, threads=4)
+            say(peak=most_memory(), added=added, sent=result.bytes_sent, looks=next(looks) // 64)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_push_holds_a_few_hops_and_writes_nothing_whatever_its_size(
+    run: Run, open_door: OpenDoor, home: Path, tmp_path: Path
+) -> None:
+    for name, size in (("small", 1), ("medium", 64), ("large", 192)):
+        weights = make_model(home, f"mod:{name}") / "weights"
+        with weights.open("wb") as file:
+            file.truncate(size * MiB)
+    door = await open_door()
+    door.fault(PART, swallow(), times=None)
+    door.fault("complete_multipart", answer_json(200, {"version": "whatever"}), times=None)
+    (tmp_path / "tmp").mkdir()
+
+    client = await run(PUSH, door, home, TMPDIR=str(tmp_path / "tmp"), HOME=str(tmp_path))
+    code, said, error = await client.ended()
+
+    assert code == 0, error
+    small, medium, large = said
+    assert large["sent"] > 192 * MiB
+    assert large["looks"] > 20
+    assert large["added"] == {}
+    formula = 4 * 2 * MiB  # threads × 2 × io_chunk
+    assert medium["peak"] - small["peak"] <= formula + ALLOWANCE
+    assert large["peak"] - medium["peak"] <= ALLOWANCE
+
+
+PULL = """
+def written():
+    return int(dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())["wchar"])
+
+async def main():
+    async with api() as client:
+        for tag in ("mod:small", "mod:medium", "mod:large"):
+            at = written()
+            await client.models.pull("mod:m1", force=True)
+            say(peak=most_memory(), written=written() - at)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_pull_holds_a_window_and_writes_each_byte_once_whatever_its_size(
+    run: Run, open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    make_model(home)
+    door = await open_door()
+    await client(door).models.push("mod:m1")
+    tars = [VirtualTar(size * MiB) for size in (1, 48, 144)]
+    asked = [0]
+
+    async def next_tar(passage: object) -> object:
+        if passage.request.headers["Range"].startswith("bytes=0-"):  # type: ignore[attr-defined]
+            asked[0] += 1
+        return await tars[asked[0] - 1](passage)  # type: ignore[arg-type]
+
+    door.fault(GET, next_tar, times=None)  # type: ignore[arg-type]
+
+    puller = await run(PULL, door, elsewhere)
+    code, said, error = await puller.ended()
+
+    assert code == 0, error
+    small, medium, large = said
+    for tar, figures in zip(tars, said, strict=True):
+        assert tar.size - 8192 <= figures["written"] <= tar.size + 64 * 1024
+    formula = (4 + 1) * MiB  # window + io_chunk
+    assert medium["peak"] - small["peak"] <= formula + ALLOWANCE
+    assert large["peak"] - medium["peak"] <= ALLOWANCE
+    assert (elsewhere / "models/mod/m1/weights").stat().st_size == 144 * MiB
+    assert not left_in_scratch(elsewhere)
+
+
+PULL_ONE = """
+async def main():
+    async with api() as client:
+        model = await client.models.pull("mod:m1")
+        say(path=str(model.path))
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def door(open_door: OpenDoor, client: MakeClient, home: Path) -> Door:
+    """A door to a registry that has `mod:m1`, of several ranges."""
+    make_model(home, files={"weights": noise(4 * MiB + 3)})
+    door = await open_door()
+    await client(door).models.push("mod:m1")
+    door.seen.clear()
+    return door
+
+
+async def test_two_processes_that_pull_the_same_share_one_download(
+    run: Run, door: Door, home: Path, elsewhere: Path
+) -> None:
+    held = Held()
+    door.fault(GET, held)
+
+    clients = [await run(PULL_ONE, door, elsewhere) for _ in range(2)]
+    await held.arrived.wait()
+    await door.come("GET mod/m1", 2)  # both want it now
+    held.released.set()
+    ends = [await client.ended() for client in clients]
+
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert ends[0][1] == ends[1][1]
+    asked = door.steps("GET bytes")
+    assert len(asked) == len(set(asked)) > 1
+    assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
+
+
+async def test_a_process_whose_download_fails_raises_and_ends(run: Run, door: Door, elsewhere: Path) -> None:
+    door.fault(GET, hang_up_while_sending(100_000), skip=1, times=None)
+
+    code, said, error = await (await run(PULL_ONE, door, elsewhere)).ended()
+
+    assert (code, said) == (1, [])
+    assert "PartError" in error
+    assert not left_in_scratch(elsewhere)
+    assert not [*(elsewhere / "models").rglob("*")]
+
+
+@pytest.mark.parametrize("direction", ["pull", "push"])
+async def test_a_process_that_is_interrupted_ends_and_leaves_nothing_behind(
+    run: Run, door: Door, home: Path, elsewhere: Path, direction: str
+) -> None:
+    held = Held()
+    if direction == "pull":
+        door.fault(GET, held, skip=2, times=None)
+        script, at = PULL_ONE, elsewhere
+    else:
+        door.fault(PART, held, times=None)
+        script, at = PULL_ONE.replace("pull", "push").replace('"mod:m1"', '"mod:m1", force=True'), home
+
+    client = await run(script, door, at)
+    await held.arrived.wait()
+    client.process.send_signal(signal.SIGINT)
+    code, said, error = await client.ended()
+    held.released.set()
+
+    assert code not in {0, None}
+    assert "KeyboardInterrupt" in error
+    assert said == []
+    assert not left_in_scratch(at)
+    assert direction == "push" or not [*(elsewhere / "models").rglob("*")]
+    assert direction == "pull" or door.all("finish_upload")[-1].json["status"] == "failed"
+
+
+async def test_what_a_killed_process_left_is_swept_by_the_next(
+    run: Run, door: Door, home: Path, elsewhere: Path
+) -> None:
+    held = Held()
+    door.fault(GET, held, skip=2)
+
+    client = await run(PULL_ONE, door, elsewhere)
+    await held.arrived.wait()
+    client.process.kill()
+    await client.ended()
+    held.released.set()
+    left = left_in_scratch(elsewhere)
+    code, _, error = await (await run(PULL_ONE, door, elsewhere)).ended()
+
+    assert left
+    assert code == 0, error
+    assert not left_in_scratch(elsewhere)
+    assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
