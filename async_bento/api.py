@@ -48,7 +48,12 @@ PAGE = 100
 
 @runtime_checkable
 class StoredItem(Protocol):
-    """Anything with a directory, like BentoML's own `Bento` and `Model`."""
+    """Anything with a tag and a directory, like BentoML's own `Bento` and `Model`; its `Tag` has a `path` too."""
+
+    @property
+    def tag(self) -> TagLike:
+        """Its tag."""
+        ...
 
     @property
     def path(self) -> str | os.PathLike[str]:
@@ -109,7 +114,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
         item_type, threads = self._kind.store.item_type, self._connection.threads
         if isinstance(item, item_type):
             return item
-        if isinstance(item, StoredItem) and not callable(item.path):  # BentoML's tags have a method of this name
+        if isinstance(item, StoredItem):
             item = item.path
         elif isinstance(item, str) and not (os.sep in item or "/" in item or item in {".", ".."}):
             return await threads.run(self._kind.store.get, item)

@@ -40,7 +40,6 @@ SETTINGS = {
     "ASYNC_BENTO_TRANSFER_WINDOW": ("1048576", "transfer", "window", MiB),
     "ASYNC_BENTO_TRANSFER_RANGE_SIZE": ("1048576", "transfer", "range_size", MiB),
     "ASYNC_BENTO_TRANSFER_VERIFY": ("0", "transfer", "verify", False),
-    "ASYNC_BENTO_TRANSFER_RESUME": ("no", "transfer", "resume", False),
 }
 
 

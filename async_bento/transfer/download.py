@@ -158,13 +158,15 @@ class _Download:
         elif received.total != self._total or (received.etag and self._etag and received.etag != self._etag):
             raise self._changed()  # there are storages that know no If-Match
         size = min(stop, self._total or stop) - start
-        data = bytearray()
+        data = bytearray(size)  # grown as bytes come, it would take up to twice its size
+        arrived = 0
         async for chunk in received.response.content.iter_any():
-            data += chunk
-            count(len(chunk))
-            if len(data) > size:
+            if arrived + len(chunk) > size:
                 raise IntegrityError(f"{self._tag}: the storage sent more than the {size} bytes it was asked for")
-        if len(data) < size:
+            data[arrived : arrived + len(chunk)] = chunk
+            arrived += len(chunk)
+            count(len(chunk))
+        if arrived < size:
             raise IntegrityError(f"{self._tag}: the connection ended within a range")
         return data
 

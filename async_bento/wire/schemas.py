@@ -8,7 +8,7 @@ may be absent, null or empty at another, so an answer demands only what no step 
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Annotated, Generic, Literal, TypeVar, cast
+from typing import Annotated, Generic, Literal, TypeVar, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -35,6 +35,11 @@ JsonObject = dict[str, JsonValue]
 
 def _blank_to_none(value: object) -> object:
     return None if value == "" else value
+
+
+def _known_or_none(value: object) -> object:
+    # Of a way that is not known yet, the registry is asked what it means by it.
+    return value if value in get_args(TransmissionStrategy) else None
 
 
 def _in_utc(value: datetime) -> datetime:
@@ -230,7 +235,7 @@ class ItemSchema(ResourceSchema):
     presigned_upload_url: PresignedUrl
     presigned_download_url: PresignedUrl
     presigned_urls_deprecated: bool = False
-    transmission_strategy: Annotated[TransmissionStrategy | None, BeforeValidator(_blank_to_none)] = None
+    transmission_strategy: Annotated[TransmissionStrategy | None, BeforeValidator(_known_or_none)] = None
     upload_id: str = ""
     build_at: OptionalTime = None
     creator: UserSchema | None = None

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 PRELUDE = """
-import asyncio, json, os, resource, sys
+import asyncio, json, os, resource, signal, sys
 from pathlib import Path
 from async_bento import AsyncBentoAPI, Config
 
 HOME = Path(os.environ["BENTOML_HOME"])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 
 def api(listen=False, **transfer):
     retry = {"attempts": 2, "wait_initial": 0, "wait_max": 0}

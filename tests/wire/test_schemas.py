@@ -149,6 +149,12 @@ def test_both_strategies_are_known(strategy: str) -> None:
     assert item.transmission_strategy == strategy
 
 
+@pytest.mark.parametrize("strategy", ["torrent", 7, ["proxy"], {"by": "proxy"}])
+def test_a_strategy_of_the_future_is_left_for_the_registry_to_explain(strategy: object) -> None:
+    item = ModelWithRepositorySchema.model_validate({"version": "v1", "transmission_strategy": strategy})
+    assert item.transmission_strategy is None
+
+
 # Times
 
 

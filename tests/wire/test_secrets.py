@@ -258,6 +258,7 @@ async def test_a_lost_connection_tells_no_secret(serve: Serve, caplog: pytest.Lo
         return web.Response()
 
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="stamina")  # which the command quiets
     async with RestApiClient(await serve(Recorder(hang_up)), TOKEN, config=ONCE) as client:
         with pytest.raises(BentoError) as caught:
             await client.current_user()
