@@ -93,7 +93,7 @@ class VirtualTar:
             tar.addfile(info, io.BytesIO(text))
             info = tarfile.TarInfo("weights")
             info.size = size
-            tar.addfile(info)
+            buffer.write(info.tobuf())
             self._head = buffer.getvalue()
         self.size = -(-(len(self._head) + size + 1536) // 512) * 512
 
