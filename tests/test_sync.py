@@ -149,7 +149,7 @@ with BentoAPI() as api:
     TarBody.write_with_length = write
     print(api.push("svc:v1").skipped, api.get("svc").upload_status)
 """
-    assert run_script(script) == "failed CancelledError\nFalse success\n"
+    assert run_script(script) == "failed cancelled\nFalse success\n"
 
 
 def test_the_example_of_bentoml_runs_with_other_imports(served: LocalRegistry, home: Path) -> None:

@@ -6,6 +6,7 @@ a part that failed is never left out of the completed upload, and each try has a
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -217,7 +218,10 @@ class _Upload:
 
     async def report(self, error: BaseException) -> None:
         """Tell the registry that it failed; what it failed with goes before whatever goes wrong with that."""
-        reason = str(error).partition("\n")[0] if isinstance(error, BentoError) else type(error).__name__
+        if isinstance(error, asyncio.CancelledError):
+            reason = "cancelled"
+        else:
+            reason = str(error).partition("\n")[0] if isinstance(error, BentoError) else type(error).__name__
         # The name of a file need not be text, and JSON is.
         outcome = FinishUploadSchema(status="failed", reason=reason.encode(errors="replace").decode())
         try:

@@ -1,4 +1,4 @@
-"""What a client leaves behind: tasks, connections."""
+"""When a client has come to rest, and what it leaves behind: tasks, connections."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def tasks() -> set[asyncio.Task[object]]:
         if not any(name in getattr(task.get_coro(), "__qualname__", "") for name in _SERVERS)
         and not any("/registry/" in frame.f_code.co_filename for frame in task.get_stack())
     }
+
+
+async def round_trips(api: AsyncBentoAPI, count: int = 4) -> None:
+    """Long enough for whatever is on its way to arrive at the door."""
+    for _ in range(count):
+        await api._connection.client.current_user()
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ import gzip
 import io
 import re
 import tarfile
+import threading
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from async_bento import IntegrityError, PartError, StalledError, TransferError
+from async_bento.archive.tree import Tree
 from async_bento.errors import APIConnectionError, APIResponseError, ArchiveError, BentoError, StoreError
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, noise
 from tests.transfer.faulty import (
@@ -33,7 +35,7 @@ from tests.transfer.faulty import (
     then,
     with_headers,
 )
-from tests.transfer.quiet import nothing_left
+from tests.transfer.quiet import nothing_left, round_trips
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,12 +82,6 @@ def ranges(door: Door) -> list[tuple[int, int]]:
     """What was asked for, each from its first byte to the one after its last."""
     asked = [re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers["Range"]) for seen in door.all("GET (blob|bytes)")]
     return [(int(match[1]), int(match[2]) + 1) for match in asked if match]
-
-
-async def round_trips(api: AsyncBentoAPI, count: int = 4) -> None:
-    """Long enough for whatever is on its way to arrive at the door."""
-    for _ in range(count):
-        await api._connection.client.current_user()
 
 
 # As it should be
@@ -691,6 +687,35 @@ async def test_a_pull_cancelled_in_mid_stream_leaves_nothing_behind(
             await pulling
     forever.set()
 
+    assert nothing_came(elsewhere)
+
+
+async def test_a_cancelled_pull_ends_when_no_thread_writes_for_it_any_more(
+    pushed: Pushed, client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = await pushed()
+    writing, go_on = threading.Event(), threading.Event()
+    write = Tree.write
+
+    def slowly(self: Tree, data: memoryview) -> None:
+        writing.set()
+        go_on.wait(10)
+        write(self, data)
+
+    monkeypatch.setattr(Tree, "write", slowly)
+    api = client(door, elsewhere)
+
+    async with nothing_left(api):
+        pulling = asyncio.create_task(api.models.pull("mod:m1"))
+        await asyncio.to_thread(writing.wait, 10)
+        pulling.cancel()
+        await round_trips(api, 8)
+        ended_before_its_thread = pulling.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await pulling
+
+    assert not ended_before_its_thread
     assert nothing_came(elsewhere)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import tarfile
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from async_bento import BentoError, IntegrityError, PartError, SourceChangedError, StalledError
+from async_bento.archive.plan import TarPlan
 from async_bento.errors import APIConnectionError, APIResponseError, AuthenticationError, ServerError
 from async_bento.transfer import body as body_module, upload as upload_module
 from tests.builders import MiB, make_model, noise
@@ -35,7 +37,7 @@ from tests.transfer.faulty import (
     then,
     with_headers,
 )
-from tests.transfer.quiet import nothing_left
+from tests.transfer.quiet import nothing_left, round_trips
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -168,12 +170,6 @@ def test_one_put_carries_5_gib_as_s3_has_it() -> None:
 # Parts in flight
 
 
-async def round_trips(door: Door, api: AsyncBentoAPI, count: int = 4) -> None:
-    """Long enough for whatever is on its way to arrive at the door."""
-    for _ in range(count):
-        await api._connection.client.current_user()
-
-
 async def test_as_many_parts_as_threads_are_in_flight_and_no_more(
     open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
@@ -185,7 +181,7 @@ async def test_as_many_parts_as_threads_are_in_flight_and_no_more(
 
     pushing = asyncio.create_task(api.models.push("mod:m1", threads=2))
     await held.arrived.wait()
-    await round_trips(door, api)
+    await round_trips(api)
     presigned_meanwhile = len(door.all("presign"))
     held.released.set()
     result = await pushing
@@ -207,7 +203,7 @@ async def test_one_budget_bounds_the_bytes_in_flight_of_all_items(
 
     pushing = asyncio.gather(*(api.models.push(f"mod{number}:m1") for number in range(4)))
     await held.arrived.wait()
-    await round_trips(door, api)
+    await round_trips(api)
     held.released.set()
     await pushing
 
@@ -800,7 +796,7 @@ async def test_a_push_cancelled_at_any_step_ends_and_tells_the_registry(
             await pushing
     held.released.set()
 
-    assert outcomes(door)[-1] == ("failed", "CancelledError")
+    assert outcomes(door)[-1] == ("failed", "cancelled")
 
 
 async def test_a_push_cancelled_twice_still_tells_the_registry(
@@ -819,7 +815,7 @@ async def test_a_push_cancelled_twice_still_tells_the_registry(
         pushing.cancel()
         await telling.arrived.wait()
         pushing.cancel()
-        await round_trips(door, api, 2)
+        await round_trips(api, 2)
         assert not pushing.done()
         telling.released.set()
         with pytest.raises(asyncio.CancelledError):
@@ -827,6 +823,36 @@ async def test_a_push_cancelled_twice_still_tells_the_registry(
     sending.released.set()
 
     assert (await api.models.get("mod:m1")).upload_status == "failed"
+
+
+async def test_a_cancelled_push_ends_when_no_thread_reads_for_it_any_more(
+    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(home)
+    door = await open_door("auto")
+    reading, go_on = threading.Event(), threading.Event()
+    gather = TarPlan._gather
+
+    def slowly(self: TarPlan, start: int, stop: int, large: int) -> bytes:
+        reading.set()
+        go_on.wait(10)
+        return gather(self, start, stop, large)
+
+    monkeypatch.setattr(TarPlan, "_gather", slowly)
+    api = client(door)
+
+    async with nothing_left(api):
+        pushing = asyncio.create_task(api.models.push("mod:m1"))
+        await asyncio.to_thread(reading.wait, 10)
+        pushing.cancel()
+        await round_trips(api, 8)
+        reported = door.all(FINISH)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await pushing
+
+    assert not reported
+    assert outcomes(door) == [("failed", "cancelled")]
 
 
 async def test_a_push_in_a_cancelled_scope_tells_the_registry(
