@@ -48,11 +48,14 @@ class Timeouts(_Frozen):
         connect: For a connection, its TLS handshake included. Ten seconds pass three SYN retransmissions.
         stall: For the next byte of a transfer, either way. A minute outlives a failover of an object storage.
         api: For one answer of the registry. BentoML's own client waits 60.
+        complete: For the answer to the end of a multipart upload. S3 puts the parts together meanwhile, which may take
+            minutes, and the parts are there already.
     """
 
     connect: float = Field(default=10.0, gt=0)
     stall: float = Field(default=60.0, gt=0)
     api: float = Field(default=60.0, gt=0)
+    complete: float = Field(default=600.0, gt=0)
 
 
 class RetryPolicy(_Frozen):
@@ -77,8 +80,9 @@ class Transfer(_Frozen):
 
     Memory of a push is at most `min(threads × items, concurrency) × 2 × io_chunk`, whatever the size of a part: a part
     is never held, only the hop that is on its way and the one that is read after it. Memory of a pull is at most
-    `window + io_chunk`: the ranges that are on their way or wait for their turn, and what the extractor has not
-    yet taken. Both count per client, all its bentos and models together.
+    `window + window / range_size × 2 MiB`: the ranges that are on their way or wait for their turn, and what their
+    connections hold. Both count per client, all its bentos and models together, on top of what the interpreter and its
+    allocator take.
 
     Attributes:
         part_size: The size of a part of a multipart upload; more where the item would need over 10,000 parts of it,
@@ -90,7 +94,7 @@ class Transfer(_Frozen):
         io_chunk: What is read or written in one hop to a worker thread. 64 KiB costs about four times the CPU
             of 1 MiB; 4 MiB gains nothing and blocks the loop longer over TLS.
         window: The bytes of ranges that may be on their way or wait for their turn during a pull.
-        range_size: What one ranged GET of a pull asks for.
+        range_size: What one ranged GET of a pull asks for; never more than the window.
         verify: Compare the MD5 of each part with its ETag, where the ETag looks like an MD5.
     """
 
@@ -100,6 +104,11 @@ class Transfer(_Frozen):
     window: int = Field(default=64 * MiB, ge=MiB)
     range_size: int = Field(default=8 * MiB, ge=64 * KiB)
     verify: bool = True
+
+    @property
+    def range_in_window(self) -> int:
+        """The size of a range, as far as the window has room for it."""
+        return min(self.range_size, self.window)
 
 
 class Config(_Frozen):

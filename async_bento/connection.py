@@ -54,7 +54,7 @@ class Connection:
                 config=self.config,
                 threads=self.threads,
                 slots=asyncio.Semaphore(transfer.concurrency),
-                window=asyncio.Semaphore(max(1, transfer.window // transfer.range_size)),
+                window=asyncio.Semaphore(transfer.window // transfer.range_in_window),
             )
         return self._transport
 

@@ -119,6 +119,8 @@ async def _local(kind: Kind[ItemT, RecordT], tag: Tag, threads: Threads) -> Item
         return await threads.run(kind.store.get, tag, prefix=False)
     except NotFoundError:
         return None
+    except StoreError as error:
+        raise StoreError(f"{error}; pulling it by force replaces it") from error
 
 
 async def _as_new(

@@ -30,6 +30,7 @@ SETTINGS = {
     "ASYNC_BENTO_TIMEOUTS_CONNECT": ("3.5", "timeouts", "connect", 3.5),
     "ASYNC_BENTO_TIMEOUTS_STALL": ("5", "timeouts", "stall", 5.0),
     "ASYNC_BENTO_TIMEOUTS_API": ("7", "timeouts", "api", 7.0),
+    "ASYNC_BENTO_TIMEOUTS_COMPLETE": ("70", "timeouts", "complete", 70.0),
     "ASYNC_BENTO_RETRY_ATTEMPTS": ("2", "retry", "attempts", 2),
     "ASYNC_BENTO_RETRY_WAIT_INITIAL": ("0", "retry", "wait_initial", 0.0),
     "ASYNC_BENTO_RETRY_WAIT_MAX": ("1", "retry", "wait_max", 1.0),
@@ -521,3 +522,8 @@ def test_any_text_is_an_endpoint_or_a_config_error(text: str) -> None:
 )
 def test_an_origin_is_scheme_host_and_port(url: str, expected: str) -> None:
     assert origin(url) == expected
+
+
+def test_a_range_is_never_larger_than_the_window() -> None:
+    assert Transfer(window=MiB).range_in_window == MiB
+    assert Transfer(range_size=MiB).range_in_window == MiB

@@ -88,7 +88,7 @@ class _Download:
             The first range, or None where the server sent the whole tar instead and the sink has it.
         """
         async with self.transport.slots:
-            return await self._get(0, self.transport.config.transfer.range_size)
+            return await self._get(0, self.transport.config.transfer.range_in_window)
 
     async def go_on(self, start: int) -> None:
         """Fetch the rest, several ranges at once, within the window.
@@ -98,7 +98,7 @@ class _Download:
         Args:
             start: The first byte that is missing.
         """
-        window, size = self.transport.window, self.transport.config.transfer.range_size
+        window, size = self.transport.window, self.transport.config.transfer.range_in_window
         on_their_way: deque[asyncio.Task[bytearray]] = deque()
         total = self._total or 0
         held = 0

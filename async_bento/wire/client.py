@@ -306,6 +306,7 @@ class RestApiClient:
         body: Request | None = None,
         params: Mapping[str, str] | None = None,
         retry: bool = True,
+        patience: float | None = None,
     ) -> AnswerT:
         """Ask the registry something.
 
@@ -316,6 +317,7 @@ class RestApiClient:
             body: What to say.
             params: The query.
             retry: Whether asking twice does no harm, so that a transient fault is tried again.
+            patience: Seconds for the answer; those of the client by default.
 
         Returns:
             The answer.
@@ -327,11 +329,10 @@ class RestApiClient:
         """
 
         async def once() -> AnswerT:
-            return await self._ask_once(method, path, schema, body, params)
+            return await self._ask_once(method, path, schema, body, params, patience or self._timeout)
 
         if self._credentials is None:
             await anyio.to_thread.run_sync(lambda: self.credentials)
-
         return await with_retries(self.config.retry, once) if retry else await once()
 
     async def find(
@@ -365,10 +366,11 @@ class RestApiClient:
         schema: type[AnswerT],
         body: Request | None,
         params: Mapping[str, str] | None,
+        patience: float,
     ) -> AnswerT:
         address = self.registry_address(path)
         request = f"{method} {address}"
-        timeout = aiohttp.ClientTimeout(total=self._timeout, sock_connect=self.config.timeouts.connect)
+        timeout = aiohttp.ClientTimeout(total=patience, sock_connect=self.config.timeouts.connect)
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if body else {})
         data = body.model_dump_json(by_alias=True).encode() if body else None
         try:
@@ -377,7 +379,7 @@ class RestApiClient:
         except aiohttp.ConnectionTimeoutError as error:
             raise APITimeoutError(f"{request}: no connection within {timeout.sock_connect:g} s") from error
         except asyncio.TimeoutError as error:
-            raise APITimeoutError(f"{request}: no answer within {self._timeout:g} s") from error
+            raise APITimeoutError(f"{request}: no answer within {patience:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise connection_error(address, error) from error
         if response.status != HTTPStatus.OK:

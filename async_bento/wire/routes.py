@@ -279,7 +279,8 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
             APIError: The registry was not reached, or refused.
         """
         body = CompleteMultipartUploadSchema(upload_id=upload_id, parts=list(parts))
-        return await self._patch(name, version, "complete_multipart_upload", body)
+        patience = max(self.client.config.timeouts.complete, self.client.config.timeouts.api)
+        return await self._patch(name, version, "complete_multipart_upload", body, patience)
 
     def upload_address(self, name: str, version: str) -> Address:
         """PUT `…/upload`: the tar, through the registry.
@@ -305,8 +306,11 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
         """
         return self.client.registry_address(f"{self.path(name, version)}/download")
 
-    async def _patch(self, name: str, version: str, action: str, body: Request | None = None) -> ItemT:
-        return await self.client.ask("PATCH", f"{self.path(name, version)}/{action}", self._item, body=body)
+    async def _patch(
+        self, name: str, version: str, action: str, body: Request | None = None, patience: float | None = None
+    ) -> ItemT:
+        path = f"{self.path(name, version)}/{action}"
+        return await self.client.ask("PATCH", path, self._item, body=body, patience=patience)
 
     def _items(self, name: str) -> str:
         return f"{self.kind}_repositories/{quote(name)}/{self.kind}s"

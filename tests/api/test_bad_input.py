@@ -318,3 +318,16 @@ async def test_every_error_is_ours(open_door: OpenDoor, client: MakeClient, home
 
     with pytest.raises(BentoError, match="version"):
         await client(door).models.push("mod:m1")
+
+
+async def test_a_broken_local_copy_is_told_of_with_what_mends_it(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    bento = make_bento(home, "svc:v1")
+    api = client(await open_door())
+    await api.push("svc:v1")
+    (bento / "bento.yaml").write_text("name: svc")
+
+    with pytest.raises(StoreError, match=r"the field `version` is missing.*; pulling it by force replaces it"):
+        await api.pull("svc:v1")
+    assert (await api.pull("svc:v1", force=True)).info.service == "service:Svc"

@@ -16,6 +16,7 @@ from async_bento import (
     BentoManifestSchema,
     BentoRepositorySchema,
     BentoWithRepositoryListSchema,
+    Config,
     ConfigError,
     LabelItemSchema,
     ModelManifestSchema,
@@ -338,6 +339,16 @@ async def test_the_timeouts_are_those_of_the_settings(registry_mock: RegistryMoc
         await client.current_user()
     _, _, sent = registry_mock.only_request()
     assert sent["timeout"] == aiohttp.ClientTimeout(total=7, sock_connect=10)
+
+
+async def test_the_end_of_a_multipart_upload_is_waited_for_longer(registry_mock: RegistryMock) -> None:
+    registry_mock.answer(
+        "PATCH", "bento_repositories/svc/bentos/v1/complete_multipart_upload", payload={"version": "v1"}
+    )
+    async with RestApiClient(ENDPOINT, TOKEN, config=Config(timeouts={"api": 7, "complete": 70})) as client:
+        await client.bentos.complete_multipart_upload("svc", "v1", "id", [])
+    _, _, sent = registry_mock.only_request()
+    assert sent["timeout"] == aiohttp.ClientTimeout(total=70, sock_connect=10)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
