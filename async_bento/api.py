@@ -22,10 +22,8 @@ from async_bento.store.store import BentoStore, ModelStore
 from async_bento.store.tag import Tag
 from async_bento.wire.client import RestApiClient
 from async_bento.wire.schemas import (
-    BentoSchema,
     BentoWithRepositoryListSchema,
     BentoWithRepositorySchema,
-    ModelSchema,
     ModelWithRepositoryListSchema,
     ModelWithRepositorySchema,
 )
@@ -98,6 +96,22 @@ class ItemAPI(Generic[ItemT, RecordT]):
             start += len(records)
             if page is None or not new or 0 < page.total <= start:  # 0 where the server does not say
                 return
+
+    async def get(self, name: str, version: str | None = None) -> RecordT:
+        """Get a record from the registry.
+
+        Args:
+            name: The name, or the tag.
+            version: The version; None or `latest` for the newest.
+
+        Returns:
+            The record.
+
+        Raises:
+            NotFoundError: The registry has none.
+            APIError: The registry was not reached, or refused.
+        """
+        return await get_item(self._kind, _tag_of(name, version))
 
     async def _first(self, limit: int | None, search: str | None, query: str | None) -> Sequence[RecordT]:
         records: list[RecordT] = []
@@ -197,22 +211,6 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         """
         models = await self._first(limit, search, query)
         return ModelWithRepositoryListSchema(count=len(models), total=len(models), items=[*models])
-
-    async def get(self, name: str, version: str | None = None) -> ModelSchema:
-        """Get a model's record from the registry.
-
-        Args:
-            name: Its name, or its tag.
-            version: Its version; None or `latest` for the newest.
-
-        Returns:
-            The record.
-
-        Raises:
-            NotFoundError: The registry has no such model.
-            APIError: The registry was not reached, or refused.
-        """
-        return await get_item(self._kind, _tag_of(name, version))
 
 
 class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
@@ -375,22 +373,6 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         """
         bentos = await self._first(limit, search, query)
         return BentoWithRepositoryListSchema(count=len(bentos), total=len(bentos), items=[*bentos])
-
-    async def get(self, name: str, version: str | None = None) -> BentoSchema:
-        """Get a bento's record from the registry.
-
-        Args:
-            name: Its name, or its tag.
-            version: Its version; None or `latest` for the newest.
-
-        Returns:
-            The record.
-
-        Raises:
-            NotFoundError: The registry has no such bento.
-            APIError: The registry was not reached, or refused.
-        """
-        return await get_item(self._kind, _tag_of(name, version))
 
 
 def _listener(progress: bool | ProgressListener | None) -> ProgressListener | None:

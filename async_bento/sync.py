@@ -37,10 +37,8 @@ if TYPE_CHECKING:
     from async_bento.store.tag import TagLike
     from async_bento.wire.client import RestApiClient
     from async_bento.wire.schemas import (
-        BentoSchema,
         BentoWithRepositoryListSchema,
         BentoWithRepositorySchema,
-        ModelSchema,
         ModelWithRepositoryListSchema,
         ModelWithRepositorySchema,
     )
@@ -166,7 +164,7 @@ class ModelAPI:
         return _walk(self._async, self._loop, search, query)
 
     @_like(AsyncModelAPI.get)
-    def get(self, name: str, version: str | None = None) -> ModelSchema:
+    def get(self, name: str, version: str | None = None) -> ModelWithRepositorySchema:
         return self._loop.run(self._async.get, name, version)
 
 
@@ -260,7 +258,7 @@ class BentoAPI:
         return _walk(self._async, self._loop, search, query)
 
     @_like(AsyncBentoAPI.get)
-    def get(self, name: str, version: str | None = None) -> BentoSchema:
+    def get(self, name: str, version: str | None = None) -> BentoWithRepositorySchema:
         return self._loop.run(self._async.get, name, version)
 
 
