@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from async_bento.progress import Progress
     from async_bento.transfer.http import Received, Transport
-    from async_bento.wire.client import Address
+    from async_bento.wire.address import Address
     from async_bento.wire.routes import AnyRoutes
     from async_bento.wire.schemas import ItemSchema
 

@@ -22,8 +22,8 @@ from async_bento.errors import (
     without_queries,
 )
 from async_bento.retry import seconds_to_wait
+from async_bento.wire.address import connection_error, describe
 from async_bento.wire.answers import status_error
-from async_bento.wire.client import connection_error, describe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from async_bento.concurrency import Threads
     from async_bento.config import Config
     from async_bento.transfer.body import TarBody
-    from async_bento.wire.client import Address
+    from async_bento.wire.address import Address
 
 _LONGEST_REFUSAL = 64 * 1024  # of an answer that is no tar, in bytes
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>(?:.*?<Message>([^<]{1,200})</Message>)?", re.DOTALL)

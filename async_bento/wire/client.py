@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import sys
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import anyio.to_thread
@@ -19,16 +15,15 @@ from pydantic import BaseModel, SecretStr
 from yarl import URL
 
 from async_bento._version import __version__
-from async_bento.config import BENTOML_VERSION, Config, Credentials, KiB, find_credentials, needs_contexts, origin
+from async_bento.config import BENTOML_VERSION, Config, Credentials, KiB, find_credentials, needs_contexts
 from async_bento.errors import (
-    APIConnectionError,
     APIResponseError,
     APIStatusError,
     APITimeoutError,
     ConfigError,
-    without_queries,
 )
 from async_bento.retry import with_retries
+from async_bento.wire.address import AUTH_HEADER, Address, connection_error, proxy_of_environment
 from async_bento.wire.answers import is_not_found, read_answer, status_error
 from async_bento.wire.routes import ItemRoutes
 from async_bento.wire.schemas import (
@@ -44,94 +39,17 @@ from async_bento.wire.schemas import (
 
 if TYPE_CHECKING:
     import ssl as ssl_module
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
 USER_AGENT = f"async-bento/{__version__} python/{sys.version_info.major}.{sys.version_info.minor}"
 
-AUTH_HEADER = "X-YATAI-API-TOKEN"
-"""What opens the registry, at BentoCloud too (`bentoml/_internal/cloud/client.py`)."""
-
 READ_BUFFER = 256 * KiB
 """Bytes a connection may hold before it is read; above aiohttp's 64 KiB it is woken less often."""
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where bytes go to or come from, and what opens it.
-
-    Attributes:
-        url: The URL; its query may be a secret.
-        session: What speaks to it.
-        headers: What each request must carry; may hold the token.
-        proxy: The URL of the proxy on the way, or None.
-        ssl: The TLS context, or whether to verify.
-        token_source: Where the token came from, where the registry itself passes the bytes on; None for a storage.
-    """
-
-    url: URL = field(repr=False)
-    session: aiohttp.ClientSession = field(repr=False)
-    headers: Mapping[str, str] = field(repr=False)
-    proxy: str | None = field(repr=False)
-    ssl: ssl_module.SSLContext | bool = field(repr=False)
-    token_source: str | None
-
-    @property
-    def token(self) -> str:
-        """The token that is sent, or an empty text."""
-        return self.headers.get(AUTH_HEADER, "")
-
-    def __str__(self) -> str:
-        """The URL, without what opens it."""
-        return str(self.url.with_query(None).with_user(None))
-
-    @asynccontextmanager
-    async def request(
-        self,
-        method: str,
-        limits: aiohttp.ClientTimeout,
-        *,
-        headers: Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None,
-        data: bytes | aiohttp.Payload | None = None,
-    ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """Send one request and follow no redirect: a token, or what a presigned URL opens, stays where it belongs.
-
-        Args:
-            method: The HTTP method.
-            limits: How long to wait for what.
-            headers: Headers besides the address's own.
-            params: The query.
-            data: The body.
-
-        Yields:
-            The response, its body not yet read.
-
-        Raises:
-            aiohttp.ClientError: The connection broke.
-            asyncio.TimeoutError: A timeout passed.
-        """
-        proxy, password = _without_password(self.proxy)
-        is_tunnel = self.url.scheme == "https"  # to which the proxy is asked first; else it reads the request itself
-        async with self.session.request(
-            method,
-            self.url,
-            headers={**self.headers, **({} if is_tunnel else password), **(headers or {})},
-            params=params,
-            data=data,
-            timeout=limits,
-            allow_redirects=False,
-            proxy=proxy,
-            proxy_headers=password if is_tunnel and password else None,
-            ssl=self.ssl,
-            skip_auto_headers=("Content-Type",),  # a presigned URL does not count on it
-            raise_for_status=False,  # a lent session may say otherwise; what a status means is ours to tell
-        ) as response:
-            yield response
 
 
 class RestApiClient:
@@ -277,7 +195,7 @@ class RestApiClient:
             url=url,
             session=self._session(session),
             headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers},
-            proxy=self._proxy or _proxy_of_environment(url),
+            proxy=self._proxy or proxy_of_environment(url),
             ssl=self._ssl,
             token_source=token_source,
         )
@@ -392,65 +310,3 @@ class RestApiClient:
                 self.credentials.api_token.get_secret_value(),
             )
         return read_answer(said, schema, request)
-
-
-def connection_error(address: Address, error: Exception) -> APIConnectionError:
-    """Tell that the registry was not reached, or the connection to it broke.
-
-    Args:
-        address: Where.
-        error: What was raised.
-
-    Returns:
-        The error to raise.
-    """
-    place = origin(str(address))
-    if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno or 0  # asyncio's own words for it name the address, not the reason
-        reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
-        hint = "is it running, and is the endpoint right?"
-        if address.proxy is not None and error.host == URL(address.proxy).host:
-            place += f" through the proxy at {error.host}:{error.port}"
-            hint = "is the proxy right?"
-        elif isinstance(error, aiohttp.ClientSSLError):
-            reason = error.os_error.strerror or str(error.os_error)  # OpenSSL counts its errors its own way
-            hint = "if its certificate is your own, pass ssl= or set SSL_CERT_FILE"
-        return APIConnectionError(f"cannot reach the registry at {place}: {reason}; {hint}")
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        proxy = URL(address.proxy or "")
-        return APIConnectionError(
-            f"cannot reach the registry at {place}: the proxy at {proxy.host}:{proxy.port} refused: "
-            f"{error.status} {error.message}"
-        )
-    return APIConnectionError(f"the connection to the registry at {place} broke: {describe(error)}")
-
-
-def describe(error: BaseException) -> str:
-    """Say what a foreign exception says, without what opens a presigned URL.
-
-    Args:
-        error: What was raised.
-
-    Returns:
-        Its text, or its name where it has none.
-    """
-    return without_queries(str(error)) or type(error).__name__
-
-
-def _proxy_of_environment(url: URL) -> str | None:
-    """The proxy that `HTTPS_PROXY` and its like name for a URL, as other clients find it.
-
-    aiohttp's `trust_env` would do the same, and read netrc besides, whose password would go to the storage.
-    """
-    proxy = None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy  # curl takes it without a scheme, too
-
-
-def _without_password(proxy: str | None) -> tuple[URL | None, dict[str, str]]:
-    """The URL and the headers for a proxy: left in the URL, its password would stand in aiohttp's errors."""
-    if proxy is None:
-        return None, {}
-    url = URL(proxy)
-    if url.user is None:
-        return url, {}
-    return url.with_user(None), {"Proxy-Authorization": aiohttp.encode_basic_auth(url.user, url.password or "")}

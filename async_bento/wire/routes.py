@@ -28,7 +28,8 @@ from async_bento.wire.schemas import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from async_bento.wire.client import Address, RestApiClient
+    from async_bento.wire.address import Address
+    from async_bento.wire.client import RestApiClient
 
 RepositoryT = TypeVar("RepositoryT", bound=RepositorySchema, covariant=True)
 ItemT = TypeVar("ItemT", bound=ItemSchema, covariant=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from async_bento.wire.client import Address
+    from async_bento.wire.address import Address
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
     Serve = Callable[[Handler], Awaitable[str]]
