@@ -6,6 +6,7 @@ event loop, so it must return at once. One that raises is told no more; the tran
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from contextlib import contextmanager
@@ -155,6 +156,8 @@ class Progress:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"  # what it says of itself is for who wrote the loop
     return str(error).partition("\n")[0] or type(error).__name__
 
 
@@ -194,9 +197,11 @@ class TqdmListener:
         key = (event.direction, event.kind, event.tag)
         bar = self._bars.get(key)
         if event.phase in ENDED:
+            line = _last_line(event)
             if bar is not None:
                 self._bars.pop(key).close()
-            self._write(_last_line(event))
+                line = f"\r{line}"  # a bar below others leaves the cursor where it ended
+            self._write(line)
         elif event.phase == "transferring":
             if bar is None:
                 bar = self._bars[key] = self._open(event)

@@ -71,7 +71,7 @@ def test_what_was_skipped_is_not_done(heard: Heard) -> None:
     [
         (OSError("no space\nleft on device"), "no space"),
         (ValueError(), "ValueError"),
-        (asyncio.CancelledError(), "CancelledError"),
+        (asyncio.CancelledError("via a scope of <Task …>"), "cancelled"),
     ],
 )
 def test_a_failure_is_told_in_a_line_and_raised(error: BaseException, message: str, heard: Heard) -> None:
@@ -286,6 +286,16 @@ def test_a_failure_takes_its_bar_away(screen: Terminal) -> None:
     listener(event("transferring", 5, 10))
     listener(event("failed", 5, 10, "reset"))
     assert lines_left(screen) == ["pushing bento iris:v1 failed: reset"]
+
+
+def test_each_last_line_begins_at_the_left_whichever_bar_ends_first(screen: Terminal) -> None:
+    listener = TqdmListener(screen)
+    for tag in ("m:1", "m:2", "m:3"):
+        listener(event("transferring", 5, 10, tag=tag))
+    for tag in ("m:1", "m:3", "m:2"):
+        listener(event("done", 10, 10, tag=tag))
+    drawn = screen.getvalue()
+    assert {drawn[drawn.index(f"pushed bento {tag}") - 1] for tag in ("m:1", "m:2", "m:3")} <= set("\r\n")
 
 
 def test_several_items_have_a_bar_each(screen: Terminal) -> None:
