@@ -14,7 +14,6 @@ import stat
 import sys
 import tarfile
 import tempfile
-import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -672,10 +671,9 @@ def test_a_bomb_costs_no_memory(there: Path, compress: Callable[[bytes], bytes])
 
 
 def test_a_flood_of_empty_streams_takes_no_time_of_its_square(there: Path) -> None:
+    # The square of it would last longer than a test may.
     data = gzip.compress(block("a") + END, mtime=0) + gzip.compress(b"", mtime=0) * 150_000
-    before = time.process_time()
     assert extract(data, there).finished
-    assert time.process_time() - before < 4
 
 
 def test_an_xz_that_asks_for_too_much_memory_is_broken(there: Path) -> None:
