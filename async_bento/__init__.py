@@ -1,52 +1,110 @@
-"""The asyncio-native client for BentoCloud and Yatai registries."""
+"""The asyncio-native client for BentoCloud and Yatai registries.
+
+Each name is imported when it is first used, so that `import async_bento` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from async_bento._version import __version__
-from async_bento.api import AsyncBentoAPI, AsyncModelAPI
-from async_bento.config import Config, Credentials, RetryPolicy, Timeouts, Transfer
-from async_bento.errors import (
-    APIConnectionError,
-    APIError,
-    APIResponseError,
-    APIStatusError,
-    APITimeoutError,
-    ArchiveError,
-    AuthenticationError,
-    BentoError,
-    ConfigError,
-    IntegrityError,
-    InvalidTagError,
-    NotFoundError,
-    PartError,
-    RateLimitError,
-    ServerError,
-    SourceChangedError,
-    StalledError,
-    StoreError,
-    TransferError,
-    UnsafeArchiveError,
-)
-from async_bento.progress import ProgressEvent, ProgressListener, TqdmListener
-from async_bento.push import PushResult
-from async_bento.store.items import Bento, Model
-from async_bento.store.store import BentoStore, ModelStore
-from async_bento.store.tag import Tag
-from async_bento.sync import BentoAPI, ModelAPI
-from async_bento.wire.client import RestApiClient
-from async_bento.wire.schemas import (
-    BentoFullSchema,
-    BentoManifestSchema,
-    BentoRepositorySchema,
-    BentoSchema,
-    BentoWithRepositoryListSchema,
-    BentoWithRepositorySchema,
-    LabelItemSchema,
-    ModelManifestSchema,
-    ModelRepositorySchema,
-    ModelSchema,
-    ModelWithRepositoryListSchema,
-    ModelWithRepositorySchema,
-    UserSchema,
-)
+
+if TYPE_CHECKING:
+    from async_bento.api import AsyncBentoAPI, AsyncModelAPI
+    from async_bento.config import Config, Credentials, RetryPolicy, Timeouts, Transfer
+    from async_bento.errors import (
+        APIConnectionError,
+        APIError,
+        APIResponseError,
+        APIStatusError,
+        APITimeoutError,
+        ArchiveError,
+        AuthenticationError,
+        BentoError,
+        ConfigError,
+        IntegrityError,
+        InvalidTagError,
+        NotFoundError,
+        PartError,
+        RateLimitError,
+        ServerError,
+        SourceChangedError,
+        StalledError,
+        StoreError,
+        TransferError,
+        UnsafeArchiveError,
+    )
+    from async_bento.progress import ProgressEvent, ProgressListener, TqdmListener
+    from async_bento.push import PushResult
+    from async_bento.store.items import Bento, Model
+    from async_bento.store.store import BentoStore, ModelStore
+    from async_bento.store.tag import Tag
+    from async_bento.sync import BentoAPI, ModelAPI
+    from async_bento.wire.client import RestApiClient
+    from async_bento.wire.schemas import (
+        BentoFullSchema,
+        BentoManifestSchema,
+        BentoRepositorySchema,
+        BentoSchema,
+        BentoWithRepositoryListSchema,
+        BentoWithRepositorySchema,
+        LabelItemSchema,
+        ModelManifestSchema,
+        ModelRepositorySchema,
+        ModelSchema,
+        ModelWithRepositoryListSchema,
+        ModelWithRepositorySchema,
+        UserSchema,
+    )
+
+_NAMES = {
+    "api": ("AsyncBentoAPI", "AsyncModelAPI"),
+    "config": ("Config", "Credentials", "RetryPolicy", "Timeouts", "Transfer"),
+    "errors": (
+        "APIConnectionError",
+        "APIError",
+        "APIResponseError",
+        "APIStatusError",
+        "APITimeoutError",
+        "ArchiveError",
+        "AuthenticationError",
+        "BentoError",
+        "ConfigError",
+        "IntegrityError",
+        "InvalidTagError",
+        "NotFoundError",
+        "PartError",
+        "RateLimitError",
+        "ServerError",
+        "SourceChangedError",
+        "StalledError",
+        "StoreError",
+        "TransferError",
+        "UnsafeArchiveError",
+    ),
+    "progress": ("ProgressEvent", "ProgressListener", "TqdmListener"),
+    "push": ("PushResult",),
+    "store.items": ("Bento", "Model"),
+    "store.store": ("BentoStore", "ModelStore"),
+    "store.tag": ("Tag",),
+    "sync": ("BentoAPI", "ModelAPI"),
+    "wire.client": ("RestApiClient",),
+    "wire.schemas": (
+        "BentoFullSchema",
+        "BentoManifestSchema",
+        "BentoRepositorySchema",
+        "BentoSchema",
+        "BentoWithRepositoryListSchema",
+        "BentoWithRepositorySchema",
+        "LabelItemSchema",
+        "ModelManifestSchema",
+        "ModelRepositorySchema",
+        "ModelSchema",
+        "ModelWithRepositoryListSchema",
+        "ModelWithRepositorySchema",
+        "UserSchema",
+    ),
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 __all__ = [
     "APIConnectionError",
@@ -103,3 +161,15 @@ __all__ = [
     "UserSchema",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

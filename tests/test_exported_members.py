@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import re
-from types import ModuleType
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 
 import async_bento
 from async_bento import errors
 from async_bento.wire import schemas
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
 
 def test_the_public_names_are_sorted_and_are_all_the_names_there_are() -> None:
-    assert async_bento.__all__ == sorted(async_bento.__all__)
-    bound = {name for name, value in vars(async_bento).items() if name[0] != "_" and not isinstance(value, ModuleType)}
-    assert set(async_bento.__all__) - {"__version__"} == bound
+    assert async_bento.__all__ == sorted(async_bento.__all__) == dir(async_bento)
+    bound = {name for name in async_bento.__all__ if getattr(async_bento, name) is not None}
+    assert bound == {*async_bento._HOMES, "__version__"}
+
+
+def test_the_checkers_find_each_name_where_it_is_imported_from() -> None:
+    tree = ast.parse(Path(async_bento.__file__).read_text(encoding="utf-8"))
+    imports = [node for block in tree.body if isinstance(block, ast.If) for node in block.body]
+    seen = {
+        alias.name: node.module.removeprefix("async_bento.")
+        for node in imports
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert seen == async_bento._HOMES
+
+
+def test_a_name_that_is_none_is_missing() -> None:
+    with pytest.raises(AttributeError, match="module 'async_bento' has no attribute 'Bentos'"):
+        _ = async_bento.Bentos
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    script = (
+        "import async_bento, sys; print(*{'aiohttp', 'anyio', 'click', 'pydantic', 'tqdm', 'yaml'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 def test_every_error_is_public() -> None:
