@@ -380,7 +380,7 @@ def find_credentials(
     if found is None:
         raise ConfigError(
             "no API token: pass api_token=, set BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT, for a registry "
-            f"other than {DEFAULT_ENDPOINT}), or log in with `bentoml cloud login`, which writes {path}"
+            f"other than {DEFAULT_ENDPOINT}), or log in with `async-bento login`, which writes {path}"
         )
     wanted = (
         endpoint
