@@ -21,7 +21,9 @@ from async_bento.errors import (
     InvalidTagError,
     NotFoundError,
 )
+from async_bento.login import context as context_commands, login
 from async_bento.progress import human_size, is_watched
+from async_bento.table import say_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -77,7 +79,7 @@ class PlainErrors(click.Group):
         except BentoError as error:
             click.secho(f"Error: {error}", err=True, fg="red")
             ctx.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):  # the latter is Ctrl-C, or the end of the input, at a prompt
             click.echo("Interrupted; nothing was left half-done. The same command starts it again.", err=True)
             ctx.exit(_INTERRUPTED)
 
@@ -89,13 +91,17 @@ def main(verbose: int) -> None:
     """Push and pull bentos and models: to BentoCloud, Yatai, or a registry of your own.
 
     The registry and its token are those of BENTO_CLOUD_API_ENDPOINT and BENTO_CLOUD_API_KEY, or of the context that
-    `bentoml cloud login` stored.
+    `async-bento login` or `bentoml cloud login` stored.
     """
     logging.basicConfig(
         level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)], format="%(levelname)s: %(message)s"
     )
     if not verbose:
         logging.getLogger("stamina").setLevel(logging.ERROR)  # it warns of every try
+
+
+main.add_command(login)
+main.add_command(context_commands)
 
 
 @main.group()
@@ -334,13 +340,7 @@ def _say_list(items: Sequence[tuple[str, BentoSchema | ModelSchema]], as_json: b
         )
         for name, item in items
     ]
-    _say_table(("TAG", "SIZE", "BUILT (UTC)", "UPLOAD"), rows)
-
-
-def _say_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    say_table(("TAG", "SIZE", "BUILT (UTC)", "UPLOAD"), rows)
 
 
 def _say_record(tag: str, item: BentoSchema | ModelSchema, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import yaml
@@ -32,6 +32,9 @@ DEFAULT_CONTEXT = "default"
 
 BENTOML_VERSION = "1.4.39"
 """The BentoML whose protocol is spoken; sent as `X-Bentoml-Version`, which Yatai parses."""
+
+_TOKEN_VARIABLES = ("ASYNC_BENTO_API_TOKEN", "BENTO_CLOUD_API_KEY")
+_ENDPOINT_VARIABLES = ("ASYNC_BENTO_ENDPOINT", "BENTO_CLOUD_API_ENDPOINT")
 
 _PLAIN = re.compile(r"[!-\[\]-~]+")  # printable ASCII without spaces and backslashes
 _USER = re.compile(r"//[^/?#]*@")
@@ -188,7 +191,7 @@ class Context(BaseModel):
 
 
 class Contexts(BaseModel):
-    """`.yatai.yaml`, as `bentoml cloud login` writes it.
+    """`.yatai.yaml`, as `async-bento login` and `bentoml cloud login` write it.
 
     Attributes:
         contexts: The known registries.
@@ -197,6 +200,35 @@ class Contexts(BaseModel):
 
     contexts: list[Context] = []
     current_context_name: str = DEFAULT_CONTEXT
+
+    def find(self, name: str) -> Context | None:
+        """Find a context.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The first of this name, as BentoML takes it, or None.
+        """
+        return next((context for context in self.contexts if context.name == name), None)
+
+    def get(self, name: str, path: Path) -> Context:
+        """Get a context that has to be there.
+
+        Args:
+            name: Its name.
+            path: The file, for the message.
+
+        Returns:
+            The context.
+
+        Raises:
+            ConfigError: There is none of this name; the message lists those there are.
+        """
+        if found := self.find(name):
+            return found
+        names = ", ".join(sorted(entry.name for entry in self.contexts)) or "none"
+        raise ConfigError(f"no context {name!r} in {path} (it has: {names})")
 
 
 class Credentials(NamedTuple):
@@ -213,6 +245,18 @@ class Credentials(NamedTuple):
     source: str
 
 
+def contexts_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """The file of the contexts, which BentoML reads and writes too.
+
+    Args:
+        environ: Where to look for `BENTOML_HOME`.
+
+    Returns:
+        `$BENTOML_HOME/.yatai.yaml`.
+    """
+    return bentoml_home(environ) / ".yatai.yaml"
+
+
 def read_contexts(path: Path) -> Contexts:
     """Read `.yatai.yaml`.
 
@@ -225,6 +269,21 @@ def read_contexts(path: Path) -> Contexts:
     Raises:
         ConfigError: The file is unreadable, is not YAML, or lacks a field; the message says which.
     """
+    return read_document(path)[0]
+
+
+def read_document(path: Path) -> tuple[Contexts, dict[str, object]]:
+    """Read `.yatai.yaml`, with whatever else others wrote in it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What `read_contexts` returns, and the whole document.
+
+    Raises:
+        ConfigError: As `read_contexts` does.
+    """
     try:
         content: object = yaml.safe_load(path.read_bytes())
     except FileNotFoundError:
@@ -235,11 +294,12 @@ def read_contexts(path: Path) -> Contexts:
         # No cause: what YAML says of a file quotes the file, and this one holds tokens.
         raise ConfigError(f"{path} is not valid YAML; mend it, or delete it and log in again") from None
     try:
-        return Contexts.model_validate(content or {})
+        contexts = Contexts.model_validate(content or {})
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise ConfigError(f"{path}: {place}: {first['msg']}" if place else f"{path} holds no contexts") from None
+    return contexts, cast("dict[str, object]", content or {})  # nothing but a mapping passes for Contexts
 
 
 def needs_contexts(
@@ -255,9 +315,19 @@ def needs_contexts(
     Returns:
         True where a context is asked for, or where neither the argument nor a variable has a token.
     """
-    return bool(context) or not (
-        api_token or environ.get("ASYNC_BENTO_API_TOKEN") or environ.get("BENTO_CLOUD_API_KEY")
-    )
+    return bool(context) or not (api_token or any(environ.get(name) for name in _TOKEN_VARIABLES))
+
+
+def shadowing(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Name the variables that are stronger than the current context, for who has just stored or chosen one.
+
+    Args:
+        environ: Where to look for variables.
+
+    Returns:
+        Those that are set.
+    """
+    return [name for name in (*_TOKEN_VARIABLES, *_ENDPOINT_VARIABLES) if environ.get(name)]
 
 
 def find_credentials(
@@ -288,18 +358,12 @@ def find_credentials(
         ConfigError: There is no token, no such context, an endpoint is no URL, or the token found is meant for another
             endpoint.
     """
-    path = bentoml_home(environ) / ".yatai.yaml"
+    path = contexts_path(environ)
 
     def from_context(name: str | None) -> Credentials | None:
         known = read_contexts(path)
-        wanted = name or known.current_context_name
-        for candidate in known.contexts:
-            if candidate.name == wanted:
-                return Credentials(candidate.endpoint, candidate.api_token, f"context {wanted!r} in {path}")
-        if name is None:
-            return None
-        names = ", ".join(sorted(entry.name for entry in known.contexts)) or "none"
-        raise ConfigError(f"no context {name!r} in {path} (it has: {names})")
+        one = known.get(name, path) if name else known.find(known.current_context_name)
+        return Credentials(one.endpoint, one.api_token, f"context {one.name!r} in {path}") if one else None
 
     def from_variables(token_variable: str, endpoint_variable: str) -> Credentials | None:
         token = environ.get(token_variable)
@@ -309,14 +373,14 @@ def find_credentials(
     found = (
         (Credentials("", SecretStr(api_token), "the api_token argument") if api_token else None)
         or named
-        or from_variables("ASYNC_BENTO_API_TOKEN", "ASYNC_BENTO_ENDPOINT")
-        or from_variables("BENTO_CLOUD_API_KEY", "BENTO_CLOUD_API_ENDPOINT")
+        or from_variables(_TOKEN_VARIABLES[0], _ENDPOINT_VARIABLES[0])
+        or from_variables(_TOKEN_VARIABLES[1], _ENDPOINT_VARIABLES[1])
         or from_context(None)
     )
     if found is None:
         raise ConfigError(
             "no API token: pass api_token=, set BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT, for a registry "
-            f"other than {DEFAULT_ENDPOINT}), or log in with `bentoml cloud login`, which writes {path}"
+            f"other than {DEFAULT_ENDPOINT}), or log in with `async-bento login`, which writes {path}"
         )
     wanted = (
         endpoint

@@ -334,7 +334,7 @@ def test_no_token_anywhere_says_where_one_could_be(home: Path) -> None:
         find_credentials(environ=environ(home))
     assert str(caught.value) == (
         "no API token: pass api_token=, set BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT, for a registry "
-        "other than https://cloud.bentoml.com), or log in with `bentoml cloud login`, which writes "
+        "other than https://cloud.bentoml.com), or log in with `async-bento login`, which writes "
         f"{home / '.yatai.yaml'}"
     )
 

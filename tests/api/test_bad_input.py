@@ -45,7 +45,7 @@ current_context_name: office
 
 
 async def test_without_a_token_one_is_told_where_to_put_it(home: Path) -> None:
-    where = rf"no API token: pass api_token=, set BENTO_CLOUD_API_KEY.*bentoml cloud login.*{home}/\.yatai\.yaml"
+    where = rf"no API token: pass api_token=, set BENTO_CLOUD_API_KEY.*async-bento login.*{home}/\.yatai\.yaml"
 
     async with AsyncBentoAPI() as api:
         with pytest.raises(ConfigError, match=where):

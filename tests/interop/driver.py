@@ -13,8 +13,10 @@ from pathlib import Path
 
 import bentoml
 from bentoml._internal.cloud import bento as cloud_bento, model as cloud_model
+from bentoml._internal.cloud.config import CloudClientConfig, CloudClientContext
 from bentoml._internal.cloud.schemas.utils import schema_to_object
 from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.utils.cattr import bentoml_cattr
 from bentoml._internal.utils.filesystem import safe_extract_tarfile
 
 
@@ -102,6 +104,15 @@ def get_remote(name, version=None):
 
 def get_remote_model(name, version=None):
     return schema_to_object(cloud().model.get(name, version))
+
+
+def store_context(**context):
+    CloudClientContext(**context).save()
+
+
+def contexts():
+    config = CloudClientConfig.get_config()
+    return {"current": config.current_context_name, "contexts": bentoml_cattr.unstructure(config.contexts)}
 
 
 def extract(tar, into):

@@ -1,0 +1,54 @@
+"""Contexts that one of the two stored, the other reads; and both write the same file."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from pydantic import SecretStr
+
+from async_bento.config import Context, read_contexts
+from async_bento.contexts import store_context
+
+pytestmark = pytest.mark.interop
+
+ENTRIES = [
+    {"name": "default", "endpoint": "https://prod.example", "api_token": "tk-prod", "email": "ada@example.com"},
+    {"name": "läb", "endpoint": "http://lab.example:3000", "api_token": "tk-lab", "email": None},
+]
+
+
+async def store(home, entry):
+    context = Context(**{**entry, "api_token": SecretStr(entry["api_token"])})
+    await asyncio.to_thread(store_context, home.path / ".yatai.yaml", context)
+
+
+async def test_bentoml_reads_what_we_store(there):
+    for entry in ENTRIES:
+        await store(there, entry)
+    (seen,) = await there.calls(["contexts", {}])
+    assert seen == {"current": "läb", "contexts": ENTRIES}
+
+
+async def test_we_read_what_bentoml_stores(there):
+    await there.calls(*(["store_context", entry] for entry in ENTRIES))
+    read = await asyncio.to_thread(read_contexts, there.path / ".yatai.yaml")
+    contexts = [one.model_dump() | {"api_token": one.api_token.get_secret_value()} for one in read.contexts]
+    assert (contexts, read.current_context_name) == (ENTRIES, "default")
+
+
+async def test_both_write_the_same_bytes(there):
+    file = there.path / ".yatai.yaml"
+    await there.calls(["store_context", ENTRIES[0]])
+    theirs = file.read_bytes()
+    file.unlink()
+    await store(there, ENTRIES[0])
+    assert file.read_bytes() == theirs
+
+
+async def test_a_context_stored_by_both_stays_one(there):
+    await store(there, ENTRIES[0])
+    await there.calls(["store_context", {**ENTRIES[0], "api_token": "tk-new"}])
+    await store(there, ENTRIES[1])
+    (seen,) = await there.calls(["contexts", {}])
+    assert [one["api_token"] for one in seen["contexts"]] == ["tk-new", "tk-lab"]
