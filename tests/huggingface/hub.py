@@ -60,7 +60,6 @@ class Hub:
     _arrived: set[str] = field(default_factory=set)
 
     async def __aenter__(self) -> Self:
-        self._closing = asyncio.Event()
         app = web.Application()
         app.router.add_get("/api/models/{id:[^/]+/[^/]+}", self._info)
         app.router.add_get("/api/models/{id:[^/]+/[^/]+}/revision/{revision}", self._info)
@@ -75,7 +74,6 @@ class Hub:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closing.set()
         await self._runner.cleanup()
 
     def asked(self, word: str) -> list[Seen]:
@@ -135,9 +133,8 @@ class Hub:
             while len(self._arrived) < self.together:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             for offset in range(start, len(content), 64 * 1024):
-                if self.stall_after is not None and offset >= self.stall_after:
-                    await self._closing.wait()
-                    return answer
+                while self.stall_after is not None and offset >= self.stall_after:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
                 await answer.write(content[offset : offset + 64 * 1024])
                 await asyncio.sleep(self.pause)
         except (ConnectionError, asyncio.CancelledError):
