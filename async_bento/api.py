@@ -15,7 +15,7 @@ from async_bento.connection import Connection
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.kind import ItemT, RecordT
 from async_bento.progress import ProgressListener, TqdmListener, is_watched
-from async_bento.pull import get_item, pull_item, wants_newest
+from async_bento.pull import get_item, pull_hub_model, pull_item, wants_newest
 from async_bento.push import PushResult, Repositories, push_item, push_models
 from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
@@ -331,14 +331,16 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             tag: Its tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
                 one is as new.
             force: Whether to replace the local copy, which stands until the new one is whole.
-            with_models: Whether to pull its models too.
+            with_models: Whether to pull its models too; those that live on the Hugging Face Hub come from there, into
+                `$BENTOML_HF_CACHE_DIR` or HF's own cache.
             bento_store: Where to put it; the API's own store by default.
 
         Returns:
             The local bento.
 
         Raises:
-            NotFoundError: The registry has no such bento, or lacks one of its models.
+            NotFoundError: The registry has no such bento, or it or the Hub lacks one of its models.
+            ConfigError: A model lives on the Hub, and `async-bento[huggingface]` is not installed.
             BentoError: The pull failed; the local copy is as it was.
         """
         kind = replace(self._kind, store=bento_store) if bento_store else self._kind
@@ -351,7 +353,10 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
 
     async def _pull_models(self, bento: Bento) -> None:
         async def pull_one(wanted: BentoModelInfo) -> None:
-            await self.models.pull(wanted.tag)
+            if wanted.is_huggingface:
+                await pull_hub_model(self._connection, wanted)
+            else:
+                await self.models.pull(wanted.tag)
 
         await for_each(pull_one, bento.models, self._connection.config.transfer.concurrency)
 

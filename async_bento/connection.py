@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Literal
 
 from async_bento.concurrency import Threads
+from async_bento.huggingface import MODELS_AT_ONCE
 from async_bento.progress import Progress
 from async_bento.transfer.http import Transport
 
@@ -33,6 +34,7 @@ class Connection:
         self.config = config
         self.listener = listener
         self._threads: Threads | None = None
+        self._hub_threads: Threads | None = None
         self._transport: Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -42,6 +44,13 @@ class Connection:
         if self._threads is None:
             self._threads = Threads(DISK_THREADS)
         return self._threads
+
+    @property
+    def hub_threads(self) -> Threads:
+        """Where the Hugging Face Hub is spoken to: apart from the disk's work, since a download may take hours."""
+        if self._hub_threads is None:
+            self._hub_threads = Threads(MODELS_AT_ONCE)
+        return self._hub_threads
 
     @property
     def transport(self) -> Transport:
@@ -77,8 +86,9 @@ class Connection:
         Args:
             keep_client: Whether the connections are someone else's to close.
         """
-        if self._threads is not None:
-            self._threads.close()
-        self._threads = self._transport = None
+        for threads in (self._threads, self._hub_threads):
+            if threads is not None:
+                threads.close()
+        self._threads = self._hub_threads = self._transport = None
         if not keep_client:
             await self.client.aclose()

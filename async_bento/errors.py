@@ -3,7 +3,7 @@
     BentoError
     ├── ConfigError (ValueError)        a setting, a context or a credential does not fit
     ├── InvalidTagError (ValueError)    a tag that no registry would take
-    ├── NotFoundError                   no such bento or model, in the store or on the registry
+    ├── NotFoundError                   no such bento or model, in the store, on the registry or on the Hub
     ├── StoreError                      the local store: broken YAML, no space, no permission
     ├── ArchiveError                    a directory that cannot be packed, a tar that cannot be unpacked
     │   ├── UnsafeArchiveError          a tar that tries to reach outside its destination
@@ -16,6 +16,7 @@
     │   │   ├── RateLimitError          429: too much, too fast
     │   │   └── ServerError             5xx: its own fault
     │   └── APIResponseError            a 200 that does not fit the schema
+    ├── HubError                        the Hugging Face Hub: not reached, or refused; offline, and not in its cache
     └── TransferError                   the bytes of a bento or a model
         ├── PartError                   a part or a range the storage refused
         ├── StalledError                no byte moved for too long
@@ -151,6 +152,22 @@ class APIResponseError(APIError):
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class HubError(BentoError):
+    """A model on the Hugging Face Hub could not be had.
+
+    It is gated; the Hub was not reached, or refused; or HF_HUB_OFFLINE is set, and it is not in HF's cache.
+
+    Attributes:
+        model_id: The model's name there.
+        status: The HTTP status, or None where there was no answer.
+    """
+
+    def __init__(self, message: str, *, model_id: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.model_id = model_id
+        self.status = status
 
 
 class TransferError(BentoError):

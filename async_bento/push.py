@@ -11,14 +11,16 @@ import time
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from async_bento.archive.plan import TarPlan
 from async_bento.concurrency import for_each
 from async_bento.errors import APIError, NotFoundError
+from async_bento.huggingface import HubModel, freeze, measure
 from async_bento.store.store import ModelStore
 from async_bento.transfer.upload import Uploaded, upload
-from async_bento.wire.schemas import UPLOADED, FinishUploadSchema
+from async_bento.wire.schemas import UPLOADED, CreateModelSchema, FinishUploadSchema, ModelManifestSchema
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -101,7 +103,7 @@ async def push_models(
     threads: int,
     repositories: Repositories,
 ) -> tuple[PushResult, ...]:
-    """Push a bento's models, all at once.
+    """Push a bento's models, all at once. Those that live on the Hub are registered, and no bytes are sent.
 
     Args:
         connection: Whose registry, threads and budget.
@@ -121,6 +123,9 @@ async def push_models(
     results: dict[Tag, PushResult] = {}
 
     async def push_one(wanted: BentoModelInfo) -> None:
+        if wanted.is_huggingface:
+            results[wanted.tag] = await _push_hub_model(connection, kind, wanted, repositories)
+            return
         model = await connection.threads.run(_find_model, wanted.tag, bento, kind.store)
         results[wanted.tag] = (
             await push_item(connection, kind, model, force=force, threads=threads, repositories=repositories)
@@ -224,14 +229,45 @@ async def _do_without(
     """Go on without a model that is not here, where the registry has it."""
     with connection.progress("push", kind.word, wanted.tag) as progress:
         remote = await kind.routes.get(wanted.tag.name, wanted.tag.version or "")
-        # What lives on a hub has a record and no bytes.
-        if remote is None or not (wanted.is_huggingface or remote.upload_status == UPLOADED):
+        if remote is None or remote.upload_status != UPLOADED:
             raise NotFoundError(
                 f"{bento.tag} needs the model {wanted.tag}, which is neither in {kind.store.path} nor on the registry "
                 f"at {connection.client.endpoint}; `bentoml models list` shows what is here"
             )
         progress.enter("skipped", "not here, but on the registry")
     return PushResult(wanted.tag, skipped=True)
+
+
+async def _push_hub_model(
+    connection: Connection, kind: Kind[Model, RecordT], wanted: BentoModelInfo, repositories: Repositories
+) -> PushResult:
+    """Register a model that lives on the Hub; the Hub is asked only where the registry does not have it.
+
+    A record that is there is left as it is, also by force, as BentoML does: its version says what it is.
+    """
+    began = time.monotonic()
+    routes, tag, model = kind.routes, wanted.tag, HubModel.of(wanted)
+    with connection.progress("push", kind.word, tag) as progress:
+        remote = await routes.get(tag.name, tag.version or "")
+        if remote is None:
+            model = await freeze(model, connection.hub_threads)
+            if model.tag != tag:  # an older BentoML gave it another version
+                tag = model.tag
+                remote = await routes.get(tag.name, tag.version or "")
+        if remote is not None:
+            progress.enter("skipped", "already there")
+            return PushResult(tag, skipped=True, seconds=time.monotonic() - began)
+        size = await measure(model, connection.hub_threads)
+        manifest = ModelManifestSchema.model_validate(model.manifest(size))
+        create = CreateModelSchema(manifest=manifest, version=tag.version or "", build_at=datetime.now(timezone.utc))
+        await repositories.ensure(routes, tag.name)
+        try:
+            await routes.create(tag.name, create)
+        except APIError as error:
+            if not await _is_there(routes.get(tag.name, tag.version or "")):
+                raise error from None
+        progress.note = f"its files stay at {model.url}"
+    return PushResult(tag, seconds=time.monotonic() - began)
 
 
 def _count(models: tuple[PushResult, ...]) -> str:
