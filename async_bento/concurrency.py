@@ -126,7 +126,7 @@ async def for_each(operation: Callable[[T], Awaitable[None]], items: Iterable[T]
         try:
             for item in waiting:
                 await operation(item)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - whatever it is, the first one is raised below
             failures.append(error)
             group.cancel_scope.cancel()
 
