@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, Protocol, runtime_checkable
 
 from async_bento import kind as kinds
-from async_bento.concurrency import for_each
 from async_bento.connection import Connection
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.kind import ItemT, RecordT
+from async_bento.models import pull_models, push_models
 from async_bento.progress import ProgressListener, TqdmListener, is_watched
-from async_bento.pull import get_item, pull_hub_model, pull_item, wants_newest
-from async_bento.push import PushResult, Repositories, push_item, push_models
+from async_bento.pull import get_item, pull_item, wants_newest
+from async_bento.push import PushResult, Repositories, push_item
 from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
 from async_bento.store.tag import Tag
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from async_bento.config import Config
     from async_bento.kind import Kind
-    from async_bento.store.info import BentoModelInfo
     from async_bento.store.tag import TagLike
 
 PAGE = 100
@@ -291,7 +290,8 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             What was done.
 
         Raises:
-            NotFoundError: There is no such bento here, or one of its models is neither here nor on the registry.
+            NotFoundError: There is no such bento here, or a model of it is neither here nor on the registry.
+            ModelsError: More than one of its models could not be pushed.
             BentoError: The push failed; the registry has been told.
         """
         began = time.monotonic()
@@ -341,6 +341,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         Raises:
             NotFoundError: The registry has no such bento, or it or the Hub lacks one of its models.
             ConfigError: A model lives on the Hub, and `async-bento[huggingface]` is not installed.
+            ModelsError: The bento is here, and more than one of its models could not be pulled.
             BentoError: The pull failed; the local copy is as it was.
         """
         kind = replace(self._kind, store=bento_store) if bento_store else self._kind
@@ -348,17 +349,8 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         if bento is None:
             raise NotFoundError(f"{tag} has no files on the registry")
         if with_models:
-            await self._pull_models(bento)
+            await pull_models(self._connection, self._model_kind, bento)
         return bento
-
-    async def _pull_models(self, bento: Bento) -> None:
-        async def pull_one(wanted: BentoModelInfo) -> None:
-            if wanted.is_huggingface:
-                await pull_hub_model(self._connection, wanted)
-            else:
-                await self.models.pull(wanted.tag)
-
-        await for_each(pull_one, bento.models, self._connection.config.transfer.concurrency)
 
     async def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None

@@ -19,6 +19,7 @@ from async_bento.errors import (
     BentoError,
     ConfigError,
     InvalidTagError,
+    ModelsError,
     NotFoundError,
 )
 from async_bento.login import context as context_commands, login
@@ -78,6 +79,8 @@ class PlainErrors(click.Group):
             return super().invoke(ctx)
         except BentoError as error:
             click.secho(f"Error: {error}", err=True, fg="red")
+            if isinstance(error, ModelsError):
+                error = next(iter(error.failures.values()))  # they mostly fail for the same reason
             ctx.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
         except (KeyboardInterrupt, click.Abort):  # the latter is Ctrl-C, or the end of the input, at a prompt
             click.echo("Interrupted; nothing was left half-done. The same command starts it again.", err=True)

@@ -16,6 +16,7 @@
     │   │   ├── RateLimitError          429: too much, too fast
     │   │   └── ServerError             5xx: its own fault
     │   └── APIResponseError            a 200 that does not fit the schema
+    ├── ModelsError                     more than one model of a bento failed, and why each did
     ├── HubError                        the Hugging Face Hub: not reached, or refused; offline, and not in its cache
     └── TransferError                   the bytes of a bento or a model
         ├── PartError                   a part or a range the storage refused
@@ -168,6 +169,18 @@ class HubError(BentoError):
         super().__init__(message)
         self.model_id = model_id
         self.status = status
+
+
+class ModelsError(BentoError):
+    """More than one model of a bento could not be pushed or pulled. Where it is one, its own error is raised.
+
+    Attributes:
+        failures: What each failed with, by its tag.
+    """
+
+    def __init__(self, message: str, *, failures: dict[str, BentoError]) -> None:
+        super().__init__(message)
+        self.failures = failures
 
 
 class TransferError(BentoError):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from async_bento.archive.extract import Extractor
 from async_bento.concurrency import finish
 from async_bento.errors import APIStatusError, ArchiveError, NotFoundError, PartError, StoreError
-from async_bento.huggingface import HubModel, download as download_from_hub
 from async_bento.store.tag import LATEST, Tag
 from async_bento.transfer.download import download
 from async_bento.wire.schemas import ModelManifestSchema
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from async_bento.connection import Connection
     from async_bento.kind import ItemT, Kind, RecordT
     from async_bento.progress import Progress
-    from async_bento.store.info import BentoModelInfo
     from async_bento.store.scratch import Lock
     from async_bento.transfer.http import Transport
     from async_bento.wire.schemas import ItemSchema
@@ -73,25 +71,6 @@ async def pull_item(
             progress.enter("skipped", f"its files live at {hub}")
             return None
         return await _fetch(kind, exact, remote, force=force, transport=connection.transport, progress=progress)
-
-
-async def pull_hub_model(connection: Connection, wanted: BentoModelInfo) -> None:
-    """Bring a model of a bento from the Hugging Face Hub into HF's cache, where the bento's code looks for it.
-
-    Args:
-        connection: Whose threads.
-        wanted: The model, as its bento has it; the registry is not asked, as at BentoML.
-
-    Raises:
-        ConfigError: huggingface_hub is not installed.
-        NotFoundError: The Hub has no such model.
-        BentoError: It failed; what has come is kept for the next time.
-    """
-    with connection.progress("pull", "model", wanted.tag) as progress:
-        path = await download_from_hub(HubModel.of(wanted), connection.hub_threads, progress)
-        if progress.bytes_done == 0:
-            progress.enter("skipped", f"nothing to fetch: its files are in {path}")
-        progress.note = f"its files are in {path}"
 
 
 def wants_newest(tag: Tag) -> bool:

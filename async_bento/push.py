@@ -1,4 +1,4 @@
-"""A push, step by step: the models, the repository, the record, the bytes.
+"""A push, step by step: the repository, the record, the bytes.
 
 The order is that of BentoML 1.4.39 (`bentoml/_internal/cloud/bento.py`), but that the directory is looked through
 before anything is registered: what cannot be read is told before the registry has heard of it.
@@ -11,28 +11,21 @@ import time
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from async_bento.archive.plan import TarPlan
-from async_bento.concurrency import for_each
-from async_bento.errors import APIError, NotFoundError
-from async_bento.huggingface import HubModel, freeze, measure
-from async_bento.store.store import ModelStore
+from async_bento.errors import APIError
 from async_bento.transfer.upload import Uploaded, upload
-from async_bento.wire.schemas import UPLOADED, CreateModelSchema, FinishUploadSchema, ModelManifestSchema
+from async_bento.wire.schemas import UPLOADED, FinishUploadSchema
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from async_bento.connection import Connection
-    from async_bento.kind import ItemT, Kind, Record, RecordT
-    from async_bento.store.info import BentoModelInfo
-    from async_bento.store.items import Bento, Model
-    from async_bento.store.store import Store
+    from async_bento.kind import ItemT, Kind, RecordT
     from async_bento.store.tag import Tag
     from async_bento.wire.routes import AnyRoutes
-    from async_bento.wire.schemas import ItemSchema
+    from async_bento.wire.schemas import CreateBentoSchema, CreateModelSchema, ItemSchema
 
 BARE_REASON = "bento for development"
 """What BentoML says when a record is pushed without bytes."""
@@ -94,49 +87,6 @@ class Repositories:
             self._known.add(key)
 
 
-async def push_models(
-    connection: Connection,
-    kind: Kind[Model, RecordT],
-    bento: Bento,
-    *,
-    force: bool,
-    threads: int,
-    repositories: Repositories,
-) -> tuple[PushResult, ...]:
-    """Push a bento's models, all at once. Those that live on the Hub are registered, and no bytes are sent.
-
-    Args:
-        connection: Whose registry, threads and budget.
-        kind: Models.
-        bento: The bento.
-        force: Whether to push those too that the registry has already.
-        threads: Parts in flight at most, for each model.
-        repositories: Those that are known to be there.
-
-    Returns:
-        What was done with each, in the bento's order.
-
-    Raises:
-        NotFoundError: A model is neither here nor on the registry.
-        BentoError: One failed; the others have been stopped.
-    """
-    results: dict[Tag, PushResult] = {}
-
-    async def push_one(wanted: BentoModelInfo) -> None:
-        if wanted.is_huggingface:
-            results[wanted.tag] = await _push_hub_model(connection, kind, wanted, repositories)
-            return
-        model = await connection.threads.run(_find_model, wanted.tag, bento, kind.store)
-        results[wanted.tag] = (
-            await push_item(connection, kind, model, force=force, threads=threads, repositories=repositories)
-            if model is not None
-            else await _do_without(connection, kind, wanted, bento)
-        )
-
-    await for_each(push_one, bento.models, connection.config.transfer.concurrency)
-    return tuple(results[wanted.tag] for wanted in bento.models)
-
-
 async def push_item(
     connection: Connection,
     kind: Kind[ItemT, RecordT],
@@ -177,7 +127,8 @@ async def push_item(
             return PushResult(item.tag, skipped=True, seconds=time.monotonic() - began, models=models)
         record = await connection.threads.run(kind.record, item, bare)
         plan = None if bare else await connection.threads.run(TarPlan.scan, item.path, exclude=kind.left_out)
-        registered = await _register(kind.routes, name, version, remote, record)
+        created = await create(kind.routes, item.tag, record.create) if remote is None else None
+        registered = created or await kind.routes.update(name, version, record.update)
         if plan is None:
             outcome = FinishUploadSchema(status="success", reason=BARE_REASON)
             await kind.routes.finish_upload(name, version, outcome)
@@ -195,17 +146,26 @@ async def push_item(
     )
 
 
-async def _register(
-    routes: AnyRoutes, name: str, version: str, remote: ItemSchema | None, record: Record
-) -> ItemSchema:
-    """Create the record, or update the one that is there."""
-    if remote is None:
-        try:
-            return await routes.create(name, record.create)
-        except APIError as error:
-            if not await _is_there(routes.get(name, version)):
-                raise error from None
-    return await routes.update(name, version, record.update)
+async def create(routes: AnyRoutes, tag: Tag, body: CreateBentoSchema | CreateModelSchema) -> ItemSchema | None:
+    """Create a record.
+
+    Args:
+        routes: The routes of its kind.
+        tag: Its tag.
+        body: What it says.
+
+    Returns:
+        The record, or None where it is there all the same: another process made it, or the answer was lost.
+
+    Raises:
+        APIError: The registry was not reached, or refused.
+    """
+    try:
+        return await routes.create(tag.name, body)
+    except APIError as error:
+        if not await _is_there(routes.get(tag.name, tag.version or "")):
+            raise error from None
+    return None
 
 
 async def _is_there(question: Awaitable[object | None]) -> bool:
@@ -213,61 +173,6 @@ async def _is_there(question: Awaitable[object | None]) -> bool:
     with suppress(APIError):
         return await question is not None
     return False
-
-
-def _find_model(tag: Tag, bento: Bento, store: Store[Model]) -> Model | None:
-    """A bento's model: in its own directory, where it was exported with its models, or in the store."""
-    for place in (ModelStore(bento.path / "models"), store):
-        with suppress(NotFoundError):
-            return place.get(tag, prefix=False)
-    return None
-
-
-async def _do_without(
-    connection: Connection, kind: Kind[Model, RecordT], wanted: BentoModelInfo, bento: Bento
-) -> PushResult:
-    """Go on without a model that is not here, where the registry has it."""
-    with connection.progress("push", kind.word, wanted.tag) as progress:
-        remote = await kind.routes.get(wanted.tag.name, wanted.tag.version or "")
-        if remote is None or remote.upload_status != UPLOADED:
-            raise NotFoundError(
-                f"{bento.tag} needs the model {wanted.tag}, which is neither in {kind.store.path} nor on the registry "
-                f"at {connection.client.endpoint}; `bentoml models list` shows what is here"
-            )
-        progress.enter("skipped", "not here, but on the registry")
-    return PushResult(wanted.tag, skipped=True)
-
-
-async def _push_hub_model(
-    connection: Connection, kind: Kind[Model, RecordT], wanted: BentoModelInfo, repositories: Repositories
-) -> PushResult:
-    """Register a model that lives on the Hub; the Hub is asked only where the registry does not have it.
-
-    A record that is there is left as it is, also by force, as BentoML does: its version says what it is.
-    """
-    began = time.monotonic()
-    routes, tag, model = kind.routes, wanted.tag, HubModel.of(wanted)
-    with connection.progress("push", kind.word, tag) as progress:
-        remote = await routes.get(tag.name, tag.version or "")
-        if remote is None:
-            model = await freeze(model, connection.hub_threads)
-            if model.tag != tag:  # an older BentoML gave it another version
-                tag = model.tag
-                remote = await routes.get(tag.name, tag.version or "")
-        if remote is not None:
-            progress.enter("skipped", "already there")
-            return PushResult(tag, skipped=True, seconds=time.monotonic() - began)
-        size = await measure(model, connection.hub_threads)
-        manifest = ModelManifestSchema.model_validate(model.manifest(size))
-        create = CreateModelSchema(manifest=manifest, version=tag.version or "", build_at=datetime.now(timezone.utc))
-        await repositories.ensure(routes, tag.name)
-        try:
-            await routes.create(tag.name, create)
-        except APIError as error:
-            if not await _is_there(routes.get(tag.name, tag.version or "")):
-                raise error from None
-        progress.note = f"its files stay at {model.url}"
-    return PushResult(tag, seconds=time.monotonic() - began)
 
 
 def _count(models: tuple[PushResult, ...]) -> str:

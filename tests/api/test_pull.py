@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import BentoStore, NotFoundError, PartError, Tag
+from async_bento import BentoStore, ModelsError, NotFoundError, PartError, Tag
 from async_bento.wire.schemas import CreateModelSchema
 from tests.builders import contents, left_in_scratch, make_bento, make_model, noise
 from tests.transfer.faulty import GET, Door, Held, refuse
@@ -185,6 +185,52 @@ async def test_models_come_along_at_the_same_time_where_that_is_asked_for(
 
     assert [str(model.tag) for model in bento.models] == ["one:m1", "two:m1"]
     assert contents(home / "models/one/m1")
+    assert contents(home / "models/two/m1")
+
+
+async def test_models_that_are_here_are_not_asked_for(registry_with: Registry, client: MakeClient, home: Path) -> None:
+    door = await registry_with("svc:v1", models=("one:m1", "two:m1"))
+    api = client(door)
+    await api.pull("svc:v1", with_models=True)
+    asked = len(door.seen)
+
+    await api.pull("svc:v1", with_models=True)
+
+    assert len(door.seen) == asked
+
+
+async def test_a_model_that_fails_is_told_when_the_others_are_here(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:v1", models=("one:m1", "two:m1"))
+    slow = Held()
+    refused = refuse(400, code="InvalidRequest")
+    door.fault("GET /blobs/models/one", refused)
+    door.fault("GET /blobs/models/two", slow)
+
+    pulling = asyncio.create_task(client(door).pull("svc:v1", with_models=True))
+    await slow.arrived.wait()
+    await door.come("GET /blobs/models/one", 1)
+    await asyncio.sleep(0.05)  # it has failed by now, and would have stopped the other
+    slow.released.set()
+
+    message = r"svc:v1 is here, but its model one:m1 could not be pulled: .*InvalidRequest"
+    with pytest.raises(PartError, match=message):
+        await pulling
+    assert contents(home / "bentos/svc/v1")
+    assert contents(home / "models/two/m1")
+    assert not (home / "models/one").exists()
+
+
+async def test_every_model_that_is_not_there_is_named(registry_with: Registry, client: MakeClient, home: Path) -> None:
+    door = await registry_with("svc:v1", models=("one:m1", "two:m1", "three:m1"))
+    for name in ("one", "three"):
+        door.fault(f"GET /api/v1/model_repositories/{name}", refuse(404))
+
+    with pytest.raises(ModelsError, match="svc:v1 is here, but 2 of its 3 models could not be pulled") as failure:
+        await client(door).pull("svc:v1", with_models=True)
+
+    assert [*failure.value.failures] == ["one:m1", "three:m1"]
     assert contents(home / "models/two/m1")
 
 

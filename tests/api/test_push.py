@@ -7,12 +7,13 @@ import io
 import os
 import tarfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 
-from async_bento import Bento, ConfigError, NotFoundError, PartError, Tag
+from async_bento import Bento, ConfigError, ModelsError, NotFoundError, PartError, Tag
+from async_bento.archive.plan import TarPlan
 from async_bento.errors import APIStatusError
 from tests.builders import make_bento, make_model, noise
 from tests.transfer.faulty import PUT, Door, Held, answer_json, lose_answer, refuse
@@ -81,7 +82,7 @@ async def test_the_models_go_at_the_same_time(open_door: OpenDoor, client: MakeC
     await pushing
 
 
-async def test_a_model_that_fails_keeps_its_bento_off_the_registry(
+async def test_a_model_that_fails_keeps_its_bento_off_the_registry_and_lets_the_others_finish(
     open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
     make_model(home, "one:m1")
@@ -89,15 +90,64 @@ async def test_a_model_that_fails_keeps_its_bento_off_the_registry(
     make_bento(home, models=["one:m1", "two:m1"])
     door = await open_door()
     slow = Held()
-    door.fault("PUT /blobs/models/two", slow, times=None)
+    door.fault("PUT /blobs/models/two", slow)
     door.fault("PUT /blobs/models/one", refuse(400, code="InvalidRequest"))
 
-    with pytest.raises(PartError, match="InvalidRequest"):
-        await client(door).push("svc:v1")
+    pushing = asyncio.create_task(client(door).push("svc:v1"))
+    await slow.arrived.wait()
+    await door.come("finish_upload", 1)  # the one that failed
     slow.released.set()
 
-    assert not door.all("svc")
-    assert [seen.json["status"] for seen in door.all("finish_upload")] == ["failed", "failed"]
+    message = r"svc:v1 was not pushed, since its model one:m1 could not be: .*InvalidRequest"
+    with pytest.raises(PartError, match=message) as failure:
+        await pushing
+    assert failure.value.status == 400
+    assert not door.all("/bento")
+    assert [seen.json["status"] for seen in door.all("finish_upload")] == ["failed", "success"]
+
+
+async def test_every_model_that_fails_is_named_and_why(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home, "one:m1")
+    make_model(home, "two:m1")
+    make_bento(home, models=["one:m1", "two:m1", "gone:m1"])
+    door = await open_door()
+    door.fault("PUT /blobs/models/one", refuse(400, code="InvalidRequest"))
+
+    with pytest.raises(ModelsError) as failure:
+        await client(door).push("svc:v1")
+
+    first, one, gone = str(failure.value).splitlines()
+    assert first == "svc:v1 was not pushed, since 2 of its 3 models could not be:"
+    assert one.startswith("  one:m1: ")
+    assert "InvalidRequest" in one
+    assert gone.startswith("  gone:m1: it is neither in ")
+    assert {tag: type(error) for tag, error in failure.value.failures.items()} == {
+        "one:m1": PartError,
+        "gone:m1": NotFoundError,
+    }
+
+
+async def test_a_bug_of_ours_is_no_model_s_failure_and_stops_the_others(
+    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(home, "one:m1")
+    make_model(home, "two:m1")
+    make_bento(home, models=["one:m1", "two:m1"])
+    door = await open_door()
+    slow = Held()
+    door.fault("PUT /blobs/models/two", slow)
+    scan = TarPlan.scan
+
+    def broken(root: Path, **options: Any) -> TarPlan:
+        if root.parent.name == "one":
+            raise ZeroDivisionError
+        return scan(root, **options)
+
+    monkeypatch.setattr(TarPlan, "scan", broken)
+
+    with pytest.raises(ZeroDivisionError):
+        await client(door).push("svc:v1")
+    slow.released.set()
 
 
 async def test_a_repository_that_is_there_is_not_created(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
@@ -355,7 +405,9 @@ async def test_a_model_that_is_nowhere_is_named(open_door: OpenDoor, client: Mak
     make_bento(home, models=["mod:m1"])
     door = await open_door()
 
-    with pytest.raises(NotFoundError, match=r"svc:v1 needs the model mod:m1, which is neither in .*models nor on"):
+    with pytest.raises(
+        NotFoundError, match=r"svc:v1 was not pushed, since its model mod:m1 .* neither in .*models nor on"
+    ):
         await client(door).push("svc:v1")
 
     assert not door.all("svc")
