@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Literal
 
 from async_bento.concurrency import Threads
-from async_bento.huggingface import MODELS_AT_ONCE
+from async_bento.huggingface.hub import MODELS_AT_ONCE
 from async_bento.progress import Progress
 from async_bento.transfer.http import Transport
 

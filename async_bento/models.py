@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from async_bento.concurrency import for_each
 from async_bento.errors import BentoError, ModelsError, NotFoundError
-from async_bento.huggingface import HubModel, download, freeze, measure
+from async_bento.huggingface.hub import download, freeze, measure
+from async_bento.huggingface.model import HubModel
 from async_bento.pull import pull_item
 from async_bento.push import PushResult, create, push_item
 from async_bento.store.store import ModelStore

@@ -277,7 +277,7 @@ async def test_a_cancelled_pull_stops_fetching(
 async def test_a_cancelled_pull_does_not_wait_for_a_hub_that_hangs(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("async_bento.huggingface.SECONDS_TO_STOP", 0.2)
+    monkeypatch.setattr("async_bento.huggingface.hub.SECONDS_TO_STOP", 0.2)
     hub.repos["org/bert"] = Repo({"weights": noise(1_000_000)})
     hub.stall_after = 500_000
     make_bento(home, models=[on_the_hub(hub.endpoint)])

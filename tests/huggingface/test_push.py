@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from async_bento import Bento, HubError, NotFoundError, StoreError, Tag
-from async_bento.huggingface import HubModel
+from async_bento.huggingface.model import HubModel
 from tests.builders import make_bento
 from tests.huggingface.hub import COMMIT, Hub, Repo
 

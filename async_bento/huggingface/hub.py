@@ -1,0 +1,180 @@
+"""What huggingface_hub does for us, in threads: it is imported when the first model of the Hub is met.
+
+It blocks, and a thread cannot be cancelled; it is told instead, through the progress bars that it updates with each
+chunk (see `Watch`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from async_bento.concurrency import finish
+from async_bento.errors import ConfigError
+from async_bento.huggingface.refusals import explained
+from async_bento.huggingface.watch import Watch, bar_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from threading import Event
+
+    from async_bento.concurrency import Threads
+    from async_bento.huggingface.model import HubModel
+    from async_bento.progress import Progress
+
+T = TypeVar("T")
+
+MODELS_AT_ONCE = 4
+"""Models on their way from the Hub at once; with `FILES_AT_ONCE`, as many files as a client moves parts by default."""
+
+FILES_AT_ONCE = 8
+"""Files of one model on their way at once: huggingface_hub's own default."""
+
+SECONDS_TO_STOP = 2.0
+"""How long a cancelled call waits for its thread. One that hangs in a request is left behind: it writes to HF's cache
+alone, which other processes may write to as well, and ends with the next chunk or with huggingface_hub's timeout."""
+
+
+async def freeze(model: HubModel, threads: Threads) -> HubModel:
+    """Let the revision be a commit, as the Hub has it now.
+
+    Args:
+        model: The model.
+        threads: Where the Hub is asked, if it must be.
+
+    Returns:
+        The model; itself where its bento says which commit it is.
+
+    Raises:
+        ConfigError: huggingface_hub is not installed.
+        NotFoundError: The Hub has no such model.
+        HubError: The Hub was not reached, or refused.
+    """
+    if model.is_frozen:
+        return model
+
+    def ask() -> str:
+        from huggingface_hub import HfApi
+
+        info = HfApi(endpoint=model.endpoint and model.endpoint.rstrip("/"), token=_token(model)).model_info(
+            model.model_id, revision=model.revision
+        )
+        return info.sha or model.revision
+
+    return replace(model, revision=await _call(model, ask, threads), is_frozen=True)
+
+
+async def measure(model: HubModel, threads: Threads) -> int:
+    """Ask the Hub for the size of a model's files.
+
+    Args:
+        model: The model.
+        threads: Where the Hub is asked.
+
+    Returns:
+        The size of those files that its patterns let through, in bytes.
+
+    Raises:
+        ConfigError: huggingface_hub is not installed.
+        NotFoundError: The Hub has no such model.
+        HubError: The Hub was not reached, or refused.
+    """
+
+    def ask() -> int:
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+        info = HfApi(endpoint=model.endpoint and model.endpoint.rstrip("/"), token=_token(model)).model_info(
+            model.model_id, revision=model.revision, files_metadata=True
+        )
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        return sum(
+            sizes[name]
+            for name in filter_repo_objects(sizes, allow_patterns=model.include, ignore_patterns=model.exclude)
+        )
+
+    return await _call(model, ask, threads)
+
+
+async def download(model: HubModel, threads: Threads, progress: Progress) -> str:
+    """Bring a model's files into `$BENTOML_HF_CACHE_DIR`, or else HF's own cache. What is there is not fetched again.
+
+    Args:
+        model: The model.
+        threads: Where it is done.
+        progress: Who is told.
+
+    Returns:
+        The directory of its snapshot.
+
+    Raises:
+        ConfigError: huggingface_hub is not installed.
+        NotFoundError: The Hub has no such model.
+        StoreError: The cache cannot be written.
+        HubError: The Hub was not reached, or refused.
+    """
+    watch = Watch(progress, asyncio.get_running_loop())
+
+    def fetch() -> str:
+        from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
+
+        return snapshot_download(
+            model.model_id,
+            revision=model.revision,
+            endpoint=model.endpoint and model.endpoint.rstrip("/"),
+            cache_dir=os.getenv("BENTOML_HF_CACHE_DIR") or None,
+            allow_patterns=model.include,
+            ignore_patterns=model.exclude,
+            max_workers=FILES_AT_ONCE,
+            token=_token(model),
+            tqdm_class=bar_class(watch),
+        )
+
+    return await _call(model, fetch, threads, watch.stopped)
+
+
+async def _call(model: HubModel, function: Callable[[], T], threads: Threads, stopped: Event | None = None) -> T:
+    """Call what speaks to the Hub. When cancelled, tell it, and wait a moment for its end."""
+    work = threads.executor.submit(partial(_translated, model, function))
+    future = asyncio.wrap_future(work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if stopped is not None:
+            stopped.set()
+        work.cancel()  # where it has not begun
+        future.add_done_callback(_forget)
+        with suppress(asyncio.CancelledError):
+            await finish(asyncio.wait([future], timeout=SECONDS_TO_STOP))
+        raise
+
+
+def _forget(future: asyncio.Future[Any]) -> None:
+    """Retrieve the outcome: the cancellation is what the caller hears of."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _translated(model: HubModel, function: Callable[[], T]) -> T:
+    """Let what huggingface_hub, and whatever HTTP client it has these days, may raise become ours."""
+    try:
+        import_module("huggingface_hub.errors")
+    except ImportError as error:
+        raise ConfigError(
+            f"the model {model.named} lives on the Hugging Face Hub, which needs huggingface_hub: run `pip install "
+            '"async-bento[huggingface]"`'
+        ) from error
+    try:
+        return function()
+    except Exception as error:
+        raise explained(model, error) from error
+
+
+def _token(model: HubModel) -> bool | None:
+    """None for whatever token huggingface_hub finds, False for none."""
+    return None if model.is_trusted else False
