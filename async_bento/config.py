@@ -65,14 +65,15 @@ class RetryPolicy(_Frozen):
     """How often a transient fault is tried again, and how long to wait before it, in seconds.
 
     Attributes:
-        attempts: Tries in all. Six, with the waits below, outlast a quarter of a minute of outage.
-        wait_initial: The wait before the second try; it doubles with each, and up to itself
-            is added to each by chance, so that many clients do not come back at once.
+        attempts: Tries in all; of a part or a range, tries since another of the same transfer came through. Eight, with
+            the waits below, outlast twenty seconds of outage on average.
+        wait_initial: The longest wait before the second try; it doubles with each. How long the wait is then, is left
+            to chance, so that many clients do not come back at once.
         wait_max: The longest wait between two tries.
         retry_after_cap: The longest `Retry-After` that is obeyed; a longer one ends the call.
     """
 
-    attempts: int = Field(default=6, ge=1)
+    attempts: int = Field(default=8, ge=1)
     wait_initial: float = Field(default=0.5, ge=0)
     wait_max: float = Field(default=15.0, ge=0)
     retry_after_cap: float = Field(default=120.0, ge=0)
