@@ -100,6 +100,7 @@ class Transfer(_Frozen):
         window: The bytes of ranges that may be on their way or wait for their turn during a pull.
         range_size: What one ranged GET of a pull asks for; never more than the window.
         verify: Compare the MD5 of each part with its ETag, where the ETag looks like an MD5.
+        resume: Go on with an interrupted push or pull where it stopped, in another process too.
     """
 
     part_size: int = Field(default=16 * MiB, ge=5 * MiB, le=5 * GiB)
@@ -108,6 +109,7 @@ class Transfer(_Frozen):
     window: int = Field(default=64 * MiB, ge=MiB)
     range_size: int = Field(default=8 * MiB, ge=64 * KiB)
     verify: bool = True
+    resume: bool = True
 
     @property
     def range_in_window(self) -> int:

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from async_bento.archive.extract import Extractor
-from async_bento.concurrency import finish
+from async_bento.concurrency import alone
 from async_bento.errors import APIStatusError, ArchiveError, NotFoundError, PartError, StoreError
 from async_bento.store.tag import LATEST, Tag
 from async_bento.transfer.download import download
 from async_bento.wire.schemas import ModelManifestSchema
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import Generator
     from pathlib import Path
 
     from async_bento.concurrency import Threads
     from async_bento.connection import Connection
     from async_bento.kind import ItemT, Kind, RecordT
     from async_bento.progress import Progress
-    from async_bento.store.scratch import Lock
     from async_bento.transfer.http import Transport
     from async_bento.wire.schemas import ItemSchema
-
-SECONDS_BETWEEN_LOOKS = 0.2
-"""How often a pull looks whether another process is done pulling the same."""
 
 
 async def pull_item(
@@ -146,7 +141,8 @@ async def _fetch(
 ) -> ItemT:
     """Unpack it beside the store, and move it there in one step when it is whole; one process at a time."""
     threads, store = transport.threads, kind.store
-    async with _alone(await threads.run(store.lock, tag), threads):
+    lock = await threads.run(store.lock, tag)
+    async with alone(lock, threads, lambda: progress.enter("planning", "waiting for another process that pulls it")):
         if not force and (local := await _local(kind, tag, threads)):
             progress.enter("skipped", "another process has just pulled it")
             return local
@@ -189,17 +185,6 @@ async def _download(
             f"the {kind.word} {tag} is on the registry, but its files are not (its upload: {remote.upload_status}); "
             "whoever has it must push it again"
         ) from error
-
-
-@asynccontextmanager
-async def _alone(lock: Lock, threads: Threads) -> AsyncGenerator[None]:
-    """Hold a lock; asked for again and again, since a thread that waits for it could not be cancelled."""
-    try:
-        while not await threads.run(lock.acquire, timeout=0):  # noqa: ASYNC110 - no event crosses processes
-            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
-        yield
-    finally:
-        await finish(threads.run(lock.release))
 
 
 @dataclass

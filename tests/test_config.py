@@ -40,6 +40,7 @@ SETTINGS = {
     "ASYNC_BENTO_TRANSFER_IO_CHUNK": ("65536", "transfer", "io_chunk", 65536),
     "ASYNC_BENTO_TRANSFER_WINDOW": ("1048576", "transfer", "window", MiB),
     "ASYNC_BENTO_TRANSFER_RANGE_SIZE": ("1048576", "transfer", "range_size", MiB),
+    "ASYNC_BENTO_TRANSFER_RESUME": ("0", "transfer", "resume", False),
     "ASYNC_BENTO_TRANSFER_VERIFY": ("0", "transfer", "verify", False),
 }
 

@@ -133,6 +133,23 @@ class Scratch:
         """
         return self.root / f"{PREFIX}{name}"
 
+    def kept_file(self, name: str) -> Path:
+        """Name a file that outlives its process, for `KEEP_FOR` seconds since it was last written.
+
+        Args:
+            name: What distinguishes it.
+
+        Returns:
+            Its path, in a directory that is there.
+
+        Raises:
+            StoreError: The directory cannot be made.
+        """
+        with as_store_error(f"make {self.root}"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.sweep()
+        return self.root / f"{KEPT}{name}"
+
     @contextmanager
     def directory(self, keep: str | None = None) -> Generator[Path]:
         """Make a directory that is removed at the block's end.
@@ -168,9 +185,13 @@ class Scratch:
         """Remove what killed processes left here, and what was kept for too long."""
         for path in self.root.glob(f"{PREFIX}*"):
             with suppress(OSError):
-                if path.name == LOCKS or not path.is_dir():
+                if path.name == LOCKS:
                     continue
                 if path.name.startswith(KEPT) and time.time() - path.stat().st_mtime < KEEP_FOR:
+                    continue
+                if not path.is_dir():
+                    if path.name.startswith(KEPT):
+                        path.unlink()
                     continue
                 descriptor = _hold(path, surely=True)
                 try:

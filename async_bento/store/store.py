@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import logging
 import os
 from contextlib import contextmanager, suppress
@@ -130,6 +131,37 @@ class Store(Generic[ItemT]):
             InvalidTagError: That is no tag, or has no version.
         """
         return self._scratch.lock(self._scratch_name(self._exact(tag)))
+
+    def push_lock(self, tag: TagLike | str, endpoint: str) -> Lock:
+        """Make a lock on a push, for who wants to be the only one to send this item to a registry.
+
+        Args:
+            tag: The tag, with a version.
+            endpoint: The registry's URL.
+
+        Returns:
+            The lock, not yet taken.
+
+        Raises:
+            InvalidTagError: That is no tag, or has no version.
+        """
+        return self._scratch.lock(self._push_name(tag, endpoint))
+
+    def journal(self, tag: TagLike | str, endpoint: str) -> Path:
+        """Name the file in which a push notes what has arrived. Hold `push_lock` meanwhile.
+
+        Args:
+            tag: The tag, with a version.
+            endpoint: The registry's URL.
+
+        Returns:
+            The file, in a directory that is there. It is removed a week after it was last written.
+
+        Raises:
+            InvalidTagError: That is no tag, or has no version.
+            StoreError: The directory cannot be made.
+        """
+        return self._scratch.kept_file(self._push_name(tag, endpoint))
 
     @contextmanager
     def stage(self, resume: TagLike | str | None = None) -> Generator[Path]:
@@ -264,6 +296,10 @@ class Store(Generic[ItemT]):
     def _scratch_name(self, tag: Tag) -> str:
         # Stores side by side share their scratch; no part of a tag has a plus.
         return f"{self._real.name}+{tag.name}+{tag.version}"
+
+    def _push_name(self, tag: TagLike | str, endpoint: str) -> str:
+        registry = hashlib.sha256(endpoint.encode()).hexdigest()[:16]  # a URL is no file name
+        return f"push+{self._scratch_name(self._exact(tag))}+{registry}"
 
     @contextmanager
     def _changing(self, name: str) -> Generator[None]:
