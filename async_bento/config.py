@@ -117,6 +117,54 @@ class Transfer(_Frozen):
         return min(self.range_size, self.window)
 
 
+class Limits(_Frozen):
+    """What a tar may hold; one that holds more is refused while it arrives. Sizes in bytes.
+
+    Memory of unpacking a tar is at most `2 × names + 8 × header + 2 MiB`, and 128 MiB for the dictionary of an xz. The
+    tar itself, unpacked by gzip and its like, has at most `content + members × (header + 1 KiB) + 1 MiB`.
+
+    Attributes:
+        members: The most members. Even one without content costs an inode and a tenth of a millisecond. A bento with an
+            environment in it has a hundred thousand.
+        depth: The most names in a path, and in a link's target. Python before 3.13 removes a directory with one of its
+            1,000 frames per level; what people build has tens.
+        path: The longest path of a member, and the longest target of a link: Linux's PATH_MAX.
+        header: The most that extended headers say of one member. The names and times in them take hundreds; 64 KiB is
+            the longest extended attribute that Linux keeps, should there be one.
+        names: The most memory for the names of directories and links, which are known until the end. It is enough for
+            400,000 of them, those included that are only named on the way to a member.
+        size: The most content, whatever was announced; None for what the disk holds.
+        excess: How many times the size that the registry announces the content may have. A bento is announced with its
+            models, which are not in its tar, so honest tars stay below 1; but a version that is pushed again may keep
+            the record of its first push.
+        slack: The content that is allowed on top of that, since a wrong record is no reason to refuse what fills no
+            disk. No size is announced by some old records; their tars have `size` alone.
+    """
+
+    members: int = Field(default=1_000_000, ge=1)
+    depth: int = Field(default=128, ge=1)
+    path: int = Field(default=4096, ge=1)
+    header: int = Field(default=64 * KiB, ge=KiB)
+    names: int = Field(default=256 * MiB, ge=0)
+    size: int | None = Field(default=None, ge=0)
+    excess: int = Field(default=2, ge=1)
+    slack: int = Field(default=GiB, ge=0)
+
+    def content(self, announced: int) -> int | None:
+        """The most content a tar may have.
+
+        Args:
+            announced: Its size as the registry's record has it, in bytes; 0 or less where it has none.
+
+        Returns:
+            The bytes; None for as many as arrive.
+        """
+        if announced <= 0:
+            return self.size
+        allowed = announced * self.excess + self.slack
+        return allowed if self.size is None else min(allowed, self.size)
+
+
 class Config(_Frozen):
     """All settings of a client: `Config(transfer={"verify": False})`.
 
@@ -124,11 +172,13 @@ class Config(_Frozen):
         timeouts: How long to wait.
         retry: How often to try again.
         transfer: How bytes are moved.
+        limits: What a tar may hold.
     """
 
     timeouts: Timeouts = Timeouts()
     retry: RetryPolicy = RetryPolicy()
     transfer: Transfer = Transfer()
+    limits: Limits = Limits()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:

@@ -13,13 +13,14 @@ from async_bento.concurrency import alone
 from async_bento.errors import APIStatusError, ArchiveError, NotFoundError, PartError, StoreError
 from async_bento.store.tag import LATEST, Tag
 from async_bento.transfer.download import download
-from async_bento.wire.schemas import ModelManifestSchema
+from async_bento.wire.schemas import BentoManifestSchema, ModelManifestSchema
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
     from async_bento.concurrency import Threads
+    from async_bento.config import Limits
     from async_bento.connection import Connection
     from async_bento.kind import ItemT, Kind, RecordT
     from async_bento.progress import Progress
@@ -136,6 +137,12 @@ def _hub_of(remote: ItemSchema) -> str | None:
     return str(manifest.metadata.get("url") or manifest.metadata.get("model_id") or "the Hugging Face Hub")
 
 
+def _announced(remote: ItemSchema) -> int:
+    """The size the registry has of an item, in bytes; 0 where it has none."""
+    manifest = getattr(remote, "manifest", None)
+    return manifest.size_bytes if isinstance(manifest, (BentoManifestSchema, ModelManifestSchema)) else 0
+
+
 async def _fetch(
     kind: Kind[ItemT, RecordT], tag: Tag, remote: ItemSchema, *, force: bool, transport: Transport, progress: Progress
 ) -> ItemT:
@@ -148,7 +155,8 @@ async def _fetch(
             return local
         async with threads.entered(store.stage()) as staged:
             with _naming(tag):
-                unpacking = await threads.run(Unpacking, staged, threads)  # it looks whether the directory is empty
+                limits, announced = transport.config.limits, _announced(remote)
+                unpacking = await threads.run(Unpacking, staged, threads, limits, announced)  # it reads the directory
                 try:
                     await _download(kind, tag, remote, unpacking, transport, progress)
                     progress.enter("finishing")
@@ -194,15 +202,19 @@ class Unpacking:
     Attributes:
         directory: The staging directory.
         threads: Where it is done.
+        limits: What the tar may hold.
+        announced: How much content it should have, in bytes; 0 where nobody says.
         extractor: What does it.
     """
 
     directory: Path
     threads: Threads
+    limits: Limits
+    announced: int
     extractor: Extractor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.extractor = Extractor(self.directory)
+        self._begin()
 
     async def feed(self, data: bytearray) -> None:
         """Extract some more.
@@ -211,7 +223,7 @@ class Unpacking:
             data: The next bytes of the tar.
 
         Raises:
-            ArchiveError: They are no part of a tar, or of one that is not safe.
+            UnsafeArchiveError: They are no part of a tar, or of one that is refused.
             StoreError: The disk is full, or refuses.
         """
         await self.threads.run(self.extractor.feed, data)
@@ -224,4 +236,7 @@ class Unpacking:
         self.extractor.abort()
         shutil.rmtree(self.directory)
         self.directory.mkdir()
-        self.extractor = Extractor(self.directory)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.extractor = Extractor(self.directory, self.limits, announced=self.announced)

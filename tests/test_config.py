@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
-from async_bento import Config, ConfigError, RestApiClient, RetryPolicy, Timeouts, Transfer
+from async_bento import Config, ConfigError, Limits, RestApiClient, RetryPolicy, Timeouts, Transfer
 from async_bento.config import (
     DEFAULT_ENDPOINT,
     MiB,
@@ -42,6 +42,14 @@ SETTINGS = {
     "ASYNC_BENTO_TRANSFER_RANGE_SIZE": ("1048576", "transfer", "range_size", MiB),
     "ASYNC_BENTO_TRANSFER_RESUME": ("0", "transfer", "resume", False),
     "ASYNC_BENTO_TRANSFER_VERIFY": ("0", "transfer", "verify", False),
+    "ASYNC_BENTO_LIMITS_MEMBERS": ("10", "limits", "members", 10),
+    "ASYNC_BENTO_LIMITS_DEPTH": ("7", "limits", "depth", 7),
+    "ASYNC_BENTO_LIMITS_PATH": ("255", "limits", "path", 255),
+    "ASYNC_BENTO_LIMITS_HEADER": ("1024", "limits", "header", 1024),
+    "ASYNC_BENTO_LIMITS_NAMES": ("1048576", "limits", "names", MiB),
+    "ASYNC_BENTO_LIMITS_SIZE": ("1000000", "limits", "size", 1_000_000),
+    "ASYNC_BENTO_LIMITS_EXCESS": ("3", "limits", "excess", 3),
+    "ASYNC_BENTO_LIMITS_SLACK": ("0", "limits", "slack", 0),
 }
 
 
@@ -49,11 +57,8 @@ SETTINGS = {
 
 
 def test_every_setting_has_a_variable() -> None:
-    fields = {
-        f"ASYNC_BENTO_{group}_{field}".upper()
-        for group, model in {"timeouts": Timeouts, "retry": RetryPolicy, "transfer": Transfer}.items()
-        for field in model.model_fields
-    }
+    groups = {"timeouts": Timeouts, "retry": RetryPolicy, "transfer": Transfer, "limits": Limits}
+    fields = {f"ASYNC_BENTO_{group}_{field}".upper() for group, model in groups.items() for field in model.model_fields}
     assert fields == set(SETTINGS)
 
 
@@ -85,6 +90,8 @@ def test_an_empty_variable_says_nothing() -> None:
         ("ASYNC_BENTO_TRANSFER_PART_SIZE", "5368709121"),
         ("ASYNC_BENTO_TRANSFER_CONCURRENCY", "0"),
         ("ASYNC_BENTO_TRANSFER_VERIFY", "maybe"),
+        ("ASYNC_BENTO_LIMITS_MEMBERS", "0"),
+        ("ASYNC_BENTO_LIMITS_SIZE", "-1"),
     ],
 )
 def test_a_bad_value_names_its_variable_and_itself(variable: str, value: str) -> None:
@@ -113,6 +120,24 @@ def test_a_group_may_be_a_dict() -> None:
 def test_a_setting_that_does_not_exist_or_fit_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Config(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("limits", "announced", "content"),
+    [
+        ({"excess": 3, "slack": 10}, 100, 310),
+        ({"slack": 10}, 0, None),
+        ({"slack": 10}, -5, None),
+        ({"size": 7}, 0, 7),
+        ({"size": 7}, 100, 7),
+        ({"size": 10**30}, 10**400, 10**30),
+        ({"slack": 0, "size": 500}, 100, 200),
+    ],
+)
+def test_the_content_of_a_tar_is_bounded_by_what_was_announced(
+    limits: dict[str, Any], announced: int, content: int | None
+) -> None:
+    assert Limits(**limits).content(announced) == content
 
 
 def test_settings_are_frozen() -> None:

@@ -10,14 +10,18 @@ import errno
 import os
 import shutil
 import stat
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from async_bento.archive.members import check_links, check_target
+from async_bento.archive.members import DEFAULT_LIMITS, check_links, check_target, quoted
 from async_bento.errors import StoreError, UnsafeArchiveError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from async_bento.config import Limits
 
 KEPT_MODE = 0o775
 """The bits of a mode that are restored: not set-uid, set-gid and sticky, and no writing for everyone."""
@@ -25,6 +29,7 @@ KEPT_MODE = 0o775
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _LINK_TIMES = os.utime in os.supports_follow_symlinks
+_ENTRY = 512  # what a directory or a link takes at most beside its names: entries of dicts, attributes, where it leads
 
 
 class _Attributes(NamedTuple):
@@ -44,6 +49,7 @@ class Tree:
 
     Args:
         root: The directory; it must be there, be empty and be no one else's business.
+        limits: How long links may be, and how much memory all those names may take.
 
     Attributes:
         current: The member being written, for messages.
@@ -52,8 +58,10 @@ class Tree:
         StoreError: The directory is not empty, or cannot be read.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limits: Limits = DEFAULT_LIMITS) -> None:
         self.current = ""
+        self._limits = limits
+        self._held = 0
         self._root = root
         self._prefix = os.fspath(root)
         self._directories: dict[str, _Attributes | None] = {"": None}
@@ -115,12 +123,13 @@ class Tree:
         descriptor, self._descriptor = self._descriptor, None
         os.close(descriptor)
 
-    def add_hard_link(self, name: str, source: str) -> int:
+    def add_hard_link(self, name: str, source: str, before_copy: Callable[[int], None]) -> int:
         """Give a file another name, or copy it where the file system knows no hard links.
 
         Args:
             name: The new name.
             source: The name of a file that has been written.
+            before_copy: Told how many bytes a copy will take, and raises where that is too much.
 
         Returns:
             The bytes that were copied.
@@ -133,7 +142,8 @@ class Tree:
             status = None
         if status is None or not stat.S_ISREG(status.st_mode):
             raise UnsafeArchiveError(
-                f"{name!r} is refused: a hard link to {source!r}, which is no file before it in the tar", member=name
+                f"{quoted(name)} is refused: a hard link to {quoted(source)}, which is no file before it in the tar",
+                member=name,
             )
         try:
             path.hardlink_to(original)
@@ -144,6 +154,7 @@ class Tree:
                 raise
         else:
             return 0
+        before_copy(status.st_size)
         try:
             with original.open("rb") as read, path.open("xb") as written:
                 shutil.copyfileobj(read, written)
@@ -160,15 +171,16 @@ class Tree:
             target: What it points at.
             mtime_ns: Its time, in nanoseconds.
         """
-        check_target(name, target)
+        check_target(name, target, self._limits)
         self._make_room(name)
         if os.path.lexists(self._path(name)):
             raise _in_the_way(name)
+        self._hold(name, target)
         self._links[name] = _Link(target, mtime_ns)
 
     def finish(self) -> None:
         """Make the links, all or none, and give the directories their modes and times, deepest first."""
-        check_links({name: link.target for name, link in self._links.items()}, self._directories)
+        check_links({name: link.target for name, link in self._links.items()}, self._directories, self._limits)
         for name, link in self._links.items():
             self.current = name
             path = self._root / name
@@ -205,20 +217,30 @@ class Tree:
         for count in range(1, len(parts) + 1):
             ancestor = "/".join(parts[:count])
             if ancestor in self._links:
-                raise UnsafeArchiveError(f"{name!r} is refused: {ancestor!r} is a link", member=name)
+                raise UnsafeArchiveError(f"{quoted(name)} is refused: {quoted(ancestor)} is a link", member=name)
             if ancestor not in self._directories:
                 self._make_directory(ancestor, 0o755)
 
     def _make_directory(self, name: str, mode: int) -> None:
+        self._hold(name)
         try:
             (self._root / name).mkdir(mode)
         except FileExistsError as error:
             raise _in_the_way(name) from error
         self._directories[name] = None
 
+    def _hold(self, *names: str) -> None:
+        self._held += _ENTRY + sum(map(sys.getsizeof, names))
+        if self._held > self._limits.names:
+            raise UnsafeArchiveError(
+                f"{quoted(names[0])} is refused: the names of the directories and links until it take more than "
+                f"{self._limits.names} bytes of memory",
+                member=names[0],
+            )
+
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}"  # a Path for each of many files costs as much as writing them
 
 
 def _in_the_way(name: str) -> UnsafeArchiveError:
-    return UnsafeArchiveError(f"{name!r} is refused: another member is there already", member=name)
+    return UnsafeArchiveError(f"{quoted(name)} is refused: another member is there already", member=name)

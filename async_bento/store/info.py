@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from async_bento.config import BENTOML_VERSION
+from async_bento.config import BENTOML_VERSION, MiB
 from async_bento.errors import NotFoundError, StoreError
 from async_bento.store.tag import Tag
 from async_bento.store.values import FreeForm, Labels, Name, TagField, Text, UtcTime, Version, fields_of
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 # libyaml, where PyYAML was built with it, reads the same YAML about eight times faster.
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+MAX_YAML = 16 * MiB
+"""The largest file that is read, which takes a hundred times its size in memory. BentoML writes some kilobytes."""
 
 
 class Yaml(BaseModel):
@@ -293,7 +296,10 @@ def read_info(info_type: type[InfoT], path: Path) -> InfoT:
     """
     try:
         with path.open("rb") as file:
-            content = _parse(file.read(), path)
+            text = file.read(MAX_YAML + 1)
+            if len(text) > MAX_YAML:
+                raise StoreError(f"{path} is larger than {MAX_YAML} bytes")
+            content = _parse(text, path)
             written = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
     except FileNotFoundError as error:
         if not path.parent.exists():

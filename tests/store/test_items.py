@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from async_bento.errors import NotFoundError, StoreError
+from async_bento.store.info import MAX_YAML
 from async_bento.store.items import MAX_DOC_SIZE, Bento, Model
 from async_bento.store.tag import Tag
 from async_bento.store.values import MAX_VALUES, format_time
@@ -233,11 +234,19 @@ def test_an_error_quotes_no_environment_variable(tmp_path):
     assert "hunter2" not in str(caught.value) + str(caught.value.__cause__)
 
 
-def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path):
+def test_a_file_that_no_bentoml_wrote_is_not_read_into_memory(tmp_path):
+    with (tmp_path / "model.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StoreError, match=rf"model\.yaml is larger than {MAX_YAML} bytes"):
+        Model.from_path(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["metadata", "labels"])
+def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path, field):
     bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 10)}]\n" for n in range(10))
-    text = yaml.safe_dump(MODEL) + "metadata:\n" + "".join(f"  {line}\n" for line in bomb.splitlines())
+    text = yaml.safe_dump({**MODEL, field: None}) + f"{field}:\n" + "".join(f"  {line}\n" for line in bomb.splitlines())
     (tmp_path / "model.yaml").write_text(text)
-    with pytest.raises(StoreError, match=rf"`metadata`: it holds over {MAX_VALUES} values"):
+    with pytest.raises(StoreError, match=rf"`{field}`: it holds over {MAX_VALUES} values"):
         Model.from_path(tmp_path)
 
 
