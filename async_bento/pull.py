@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from async_bento.archive.extract import Extractor
-from async_bento.concurrency import alone
+from async_bento.concurrency import alone, finish
 from async_bento.errors import APIStatusError, ArchiveError, NotFoundError, PartError, StoreError
 from async_bento.store.tag import LATEST, Tag
 from async_bento.transfer.download import download
+from async_bento.unpacking import Unpacking
 from async_bento.wire.schemas import BentoManifestSchema, ModelManifestSchema
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
     from async_bento.concurrency import Threads
-    from async_bento.config import Limits
     from async_bento.connection import Connection
     from async_bento.kind import ItemT, Kind, RecordT
     from async_bento.progress import Progress
@@ -153,16 +149,25 @@ async def _fetch(
         if not force and (local := await _local(kind, tag, threads)):
             progress.enter("skipped", "another process has just pulled it")
             return local
-        async with threads.entered(store.stage()) as staged:
+        resume = tag if transport.config.transfer.resume else None
+        async with threads.entered(store.stage(resume)) as staged:
             with _naming(tag):
-                limits, announced = transport.config.limits, _announced(remote)
-                unpacking = await threads.run(Unpacking, staged, threads, limits, announced)  # it reads the directory
+                unpacking = await threads.run(
+                    Unpacking,
+                    staged,
+                    None if resume is None else store.state_of(staged),
+                    kind.routes.client.endpoint,
+                    threads,
+                    transport.config.limits,
+                    _announced(remote),
+                )
                 try:
                     await _download(kind, tag, remote, unpacking, transport, progress)
                     progress.enter("finishing")
-                    await threads.run(unpacking.extractor.close)
-                finally:
-                    await threads.run(unpacking.extractor.abort)
+                    await unpacking.close()
+                except BaseException as error:
+                    await finish(unpacking.give_up(keep=not isinstance(error, (ArchiveError, StoreError))))
+                    raise
                 return await threads.run(store.commit, staged, tag, replace=force)
 
 
@@ -193,50 +198,3 @@ async def _download(
             f"the {kind.word} {tag} is on the registry, but its files are not (its upload: {remote.upload_status}); "
             "whoever has it must push it again"
         ) from error
-
-
-@dataclass
-class Unpacking:
-    """Extracts what arrives into a staging directory.
-
-    Attributes:
-        directory: The staging directory.
-        threads: Where it is done.
-        limits: What the tar may hold.
-        announced: How much content it should have, in bytes; 0 where nobody says.
-        extractor: What does it.
-    """
-
-    directory: Path
-    threads: Threads
-    limits: Limits
-    announced: int
-    extractor: Extractor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._begin()
-
-    async def feed(self, data: bytearray) -> None:
-        """Extract some more.
-
-        Args:
-            data: The next bytes of the tar.
-
-        Raises:
-            UnsafeArchiveError: They are no part of a tar, or of one that is refused.
-            StoreError: The disk is full, or refuses.
-        """
-        await self.threads.run(self.extractor.feed, data)
-
-    async def restart(self) -> None:
-        """Remove what was extracted: the tar comes again from its first byte."""
-        await self.threads.run(self._restart)
-
-    def _restart(self) -> None:
-        self.extractor.abort()
-        shutil.rmtree(self.directory)
-        self.directory.mkdir()
-        self._begin()
-
-    def _begin(self) -> None:
-        self.extractor = Extractor(self.directory, self.limits, announced=self.announced)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import tarfile
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from async_bento.archive.checkpoint import Checkpoint, OpenFile
 from async_bento.archive.decompress import MAGIC_SIZE, decompressor_for
 from async_bento.archive.headers import EXTENSIONS, Member, merge, read_extension, read_header
 from async_bento.archive.members import DEFAULT_LIMITS, member_name, quoted
@@ -34,6 +35,15 @@ _MAX_FILL = MiB
 """The zeros that may follow the end: tar fills a record, of 10 KiB by default, and of 1 MiB by `tar -b 2048`."""
 
 
+class _Whole(NamedTuple):
+    """The members that are on the disk as they should be, and the byte of the tar behind them."""
+
+    position: int
+    members: int
+    files: int
+    bytes_written: int
+
+
 class Extractor:
     """Extracts a tar that is fed to it in pieces of any size: plain, or in gzip, bzip2 or xz.
 
@@ -49,6 +59,8 @@ class Extractor:
         destination: A directory that is there and empty.
         limits: What the tar may hold.
         announced: How much content it should have, in bytes; 0 where nobody says.
+        checkpoint: How far another extractor of the same tar had come in this directory. What is fed begins there, and
+            what the other wrote behind it is written anew.
 
     Attributes:
         members: The members so far.
@@ -57,7 +69,7 @@ class Extractor:
         finished: Whether `close` has found everything in order.
 
     Raises:
-        StoreError: The destination is not empty, or cannot be read.
+        StoreError: The destination is not empty, or not as the other extractor left it.
     """
 
     def __init__(
@@ -66,17 +78,22 @@ class Extractor:
         limits: Limits = DEFAULT_LIMITS,
         *,
         announced: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.members = 0
-        self.files = 0
-        self.bytes_written = 0
+        begin = checkpoint or Checkpoint()
+        self.members = begin.members
+        self.files = begin.files
+        self.bytes_written = begin.bytes_written
         self.finished = False
         self._limits = limits
         self._announced = announced
         self._max_bytes = limits.content(announced)
-        self._tree = Tree(destination, limits)
+        self._tree = Tree(destination, limits, checkpoint)
         self._usable = True
-        self._head: bytearray | None = bytearray()
+        self._position = begin.position
+        self._reach = begin.reach
+        self._whole = _Whole(begin.position, begin.members, begin.files, begin.bytes_written)
+        self._head: bytearray | None = None if checkpoint else bytearray()
         self._decompressor: Decompressor | None = None
         self._block = bytearray()
         self._zero_blocks = 0
@@ -88,6 +105,15 @@ class Extractor:
         self._file: Member | None = None
         self._left = 0
         self._padding = 0
+        if begin.file is not None:
+            self._go_on_with(begin.file)
+
+    def _go_on_with(self, file: OpenFile) -> None:
+        size = file.written + file.left
+        self._file = Member(file.name, "file", size, file.mode, file.mtime_ns, "")
+        self._last = file.name
+        self._left = file.left
+        self._padding = -size % _BLOCK
 
     def __enter__(self) -> Self:
         return self
@@ -128,6 +154,32 @@ class Extractor:
             self._tree.finish()
             self._usable = False
             self.finished = True
+
+    def checkpoint(self, reach: int) -> Checkpoint | None:
+        """Say how far it has come. It can be asked after `abort`, but not when something has failed.
+
+        Args:
+            reach: How far it may come before the next checkpoint is taken, as a byte of the tar.
+
+        Returns:
+            Where another can go on; None for a compressed tar, which cannot be begun in its middle.
+        """
+        if self._decompressor is not None:
+            return None
+        whole, file = self._whole, self._file
+        if file is not None:  # which is said as it is, and not written again from its first byte
+            name = member_name(file.name, self._limits)
+            open_file = OpenFile(name, file.mode, file.mtime_ns, file.size - self._left, self._left)
+            whole = _Whole(self._position, self.members, self.files, self.bytes_written)
+        else:
+            open_file = None
+        return Checkpoint(
+            **whole._asdict(),
+            reach=reach,
+            directories=self._tree.directories,
+            links=self._tree.links,
+            file=open_file,
+        )
 
     def abort(self) -> None:
         """Let go of the file that is being written, if any; what was extracted stays."""
@@ -174,10 +226,12 @@ class Extractor:
         while data:
             if self._left:
                 piece = data[: self._left]
+                self._position += len(piece)
                 self._take(piece)
                 data = data[len(piece) :]
             elif self._padding:
                 skipped = min(self._padding, len(data))
+                self._position += skipped
                 self._padding -= skipped
                 data = data[skipped:]
             elif self._zero_blocks == _END_BLOCKS:
@@ -190,6 +244,7 @@ class Extractor:
             else:
                 missing = _BLOCK - len(self._block)
                 self._block += data[:missing]
+                self._position += min(missing, len(data))
                 data = data[missing:]
                 if len(self._block) == _BLOCK:
                     block = bytes(self._block)
@@ -215,7 +270,14 @@ class Extractor:
         else:
             member = merge(header, self._records)
             self._last, self._described, self._records = member.name, 0, {}
+            self._tree.overwrites = self._position <= self._reach
             self._place(member)
+            if self._file is None:
+                self._mark()
+
+    def _mark(self) -> None:
+        """A member is whole: the next one begins behind its padding."""
+        self._whole = _Whole(self._position + self._padding, self.members, self.files, self.bytes_written)
 
     def _place(self, member: Member) -> None:
         self.members += 1
@@ -274,3 +336,4 @@ class Extractor:
         elif self._file is not None:
             self._tree.close_file(self._file.mode, self._file.mtime_ns)
             self._file = None
+            self._mark()

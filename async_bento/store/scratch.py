@@ -34,6 +34,9 @@ PREFIX = "async-bento-"
 LOCKS = f"{PREFIX}locks"
 KEPT = f"{PREFIX}kept-"
 
+STATE = "state.json"
+"""What says, in a directory that is kept, how to go on with it."""
+
 KEEP_FOR = 7 * 24 * 3600.0
 """How long a kept directory waits to be gone on with, in seconds. A week outlasts a long weekend."""
 
@@ -155,8 +158,8 @@ class Scratch:
         """Make a directory that is removed at the block's end.
 
         Args:
-            keep: A file name. The directory is then kept when the block fails, for `KEEP_FOR` seconds, and given to the
-                next block that asks for it by this name.
+            keep: A file name. When the block fails and leaves a file `STATE` in the directory, which says how to go on,
+                the directory is kept for `KEEP_FOR` seconds, and given to the next block that asks for it by this name.
 
         Yields:
             The directory; only its owner may look into it.
@@ -174,7 +177,7 @@ class Scratch:
             finished = True
         finally:
             try:
-                if finished or keep is None:
+                if finished or keep is None or not (path / STATE).exists():
                     remove_tree(path)
             except OSError:
                 logger.warning("could not remove %s, and will try again later", path, exc_info=True)

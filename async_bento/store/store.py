@@ -26,7 +26,7 @@ from async_bento.errors import InvalidTagError, NotFoundError, StoreError
 from async_bento.store.disk import as_store_error, exchange, make_movable, move_aside, remove_tree, sync_directory
 from async_bento.store.items import Bento, Item, Model
 from async_bento.store.layout import closest, directories, few, read_latest, write_latest
-from async_bento.store.scratch import Lock, Scratch
+from async_bento.store.scratch import STATE, Lock, Scratch
 from async_bento.store.tag import LATEST, Tag, TagLike
 
 if TYPE_CHECKING:
@@ -171,8 +171,8 @@ class Store(Generic[ItemT]):
         is made.
 
         Args:
-            resume: A tag. When the block fails, what was staged is kept for a week, and the next block for this tag
-                begins with it. Hold `lock(tag)` meanwhile.
+            resume: A tag. When the block fails and has written the file that `state_of` names, what was staged is kept
+                for a week, and the next block for this tag begins with it. Hold `lock(tag)` meanwhile.
 
         Yields:
             The directory.
@@ -188,6 +188,18 @@ class Store(Generic[ItemT]):
                 staged.mkdir(exist_ok=True)
                 self._check_reach(outer)
             yield staged
+
+    @staticmethod
+    def state_of(staged: Path) -> Path:
+        """Name the file that says how to go on with a staged directory.
+
+        Args:
+            staged: The directory, from `stage`.
+
+        Returns:
+            Its path, beside the directory.
+        """
+        return staged.parent / STATE
 
     def commit(self, staged: str | os.PathLike[str], tag: TagLike | str, *, replace: bool = False) -> ItemT:
         """Take a staged item into the store, in one step: nobody sees a part of it.
