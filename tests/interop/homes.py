@@ -130,7 +130,7 @@ class Home:
             cloud = {"BENTO_CLOUD_API_KEY": registry.api_token, "BENTO_CLOUD_API_ENDPOINT": registry.endpoint}
         return {**kept, **own, **cloud, "NO_PROXY": "127.0.0.1", "PYTHONUTF8": "1", "COLUMNS": "200"}
 
-    async def python(self, *arguments, registry=None) -> str:
+    async def python(self, *arguments, registry=None, environment=None) -> str:
         """Run Python here, and return what it prints."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -138,7 +138,7 @@ class Home:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=self.path,
-            env=self.environment(registry),
+            env=self.environment(registry) if environment is None else environment,
         )
         try:
             out, err = await asyncio.wait_for(process.communicate(), SECONDS_TO_RUN)
@@ -153,9 +153,9 @@ class Home:
         """Run bentoml's own command, and return what it prints."""
         return await self.python("-m", "bentoml", *arguments, registry=registry)
 
-    async def try_calls(self, *calls, registry=None) -> list:
+    async def try_calls(self, *calls, registry=None, environment=None) -> list:
         """Make calls to `driver.py`, of which some may return an error."""
-        out = await self.python(str(DRIVER), json.dumps(calls), registry=registry)
+        out = await self.python(str(DRIVER), json.dumps(calls), registry=registry, environment=environment)
         return json.loads(out.splitlines()[-1])
 
     async def calls(self, *calls, registry=None) -> list:
