@@ -253,10 +253,11 @@ def test_a_variable_that_names_another_context_is_told(
     assert result.stderr.startswith("Note: BENTOML_CLOUD_CONTEXT is set, and stronger than the current context")
 
 
-def test_a_variable_that_names_the_current_context_is_in_nobodys_way(
-    two: LocalRegistry, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("named", ["lab", ""])
+def test_a_variable_that_names_the_current_context_or_none_is_in_nobodys_way(
+    named: str, two: LocalRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BENTOML_CLOUD_CONTEXT", "lab")
+    monkeypatch.setenv("BENTOML_CLOUD_CONTEXT", named)
     assert run("context", "current").stderr == ""
 
 
