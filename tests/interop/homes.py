@@ -124,7 +124,12 @@ class Home:
     def environment(self, registry=None) -> dict[str, str]:
         """Nothing of the caller's BentoML, and a registry that answers or none at all."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("BENTO", "ASYNC_BENTO"))}
-        own = {"HOME": str(self.path), "BENTOML_HOME": str(self.path), "BENTOML_DO_NOT_TRACK": "True"}
+        own = {
+            "HOME": str(self.path),
+            "HF_HOME": str(self.path / "hf"),
+            "BENTOML_HOME": str(self.path),
+            "BENTOML_DO_NOT_TRACK": "True",
+        }
         cloud = {"BENTO_CLOUD_API_KEY": "none", "BENTO_CLOUD_API_ENDPOINT": "http://127.0.0.1:9"}
         if registry is not None:
             cloud = {"BENTO_CLOUD_API_KEY": registry.api_token, "BENTO_CLOUD_API_ENDPOINT": registry.endpoint}
