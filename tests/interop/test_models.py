@@ -93,11 +93,13 @@ async def test_bentoml_sees_on_the_registry_what_we_pushed_from_our_store(with_b
     async with with_bento.api(registry) as api:
         for tag in (SMALL, LARGE):
             await api.models.push(tag)
+        built = (await api.models.get(SMALL)).build_at
 
     stored, listed, gotten = await with_bento.calls(
         ["get_model", {"tag": SMALL}], ["list_remote", {}], ["get_remote_model", {"name": "small"}], registry=registry
     )
 
+    assert built == datetime.fromisoformat(stored["creation_time"])
     (small,) = [record for record in listed["models"] if record["repository"]["name"] == "small"]
     for record in (small, gotten):
         assert (record["version"], record["upload_status"]) == ("m1", "success")
