@@ -1,7 +1,8 @@
 """Settings, each with its default and the reason for it, and where each comes from.
 
-Weakest first: the defaults below, the context in `$BENTOML_HOME/.yatai.yaml`, `BENTO_CLOUD_API_KEY` and
-`BENTO_CLOUD_API_ENDPOINT`, the `ASYNC_BENTO_*` variables, arguments.
+Weakest first: the defaults below, the current context in `$BENTOML_HOME/.yatai.yaml`, the one that
+`BENTOML_CLOUD_CONTEXT` names, `BENTO_CLOUD_API_KEY` and `BENTO_CLOUD_API_ENDPOINT`, the `ASYNC_BENTO_*` variables,
+arguments.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ BENTOML_VERSION = "1.4.39"
 
 _TOKEN_VARIABLES = ("ASYNC_BENTO_API_TOKEN", "BENTO_CLOUD_API_KEY")
 _ENDPOINT_VARIABLES = ("ASYNC_BENTO_ENDPOINT", "BENTO_CLOUD_API_ENDPOINT")
+_CONTEXT_VARIABLE = "BENTOML_CLOUD_CONTEXT"
 
 _PLAIN = re.compile(r"[!-\[\]-~]+")  # printable ASCII without spaces and backslashes
 _USER = re.compile(r"//[^/?#]*@")
@@ -371,16 +373,32 @@ def needs_contexts(
     return bool(context) or not (api_token or any(environ.get(name) for name in _TOKEN_VARIABLES))
 
 
-def shadowing(environ: Mapping[str, str] = os.environ) -> list[str]:
+def context_of(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Name the context that the environment asks for, in place of the current one (BentoML's `--context` sets it).
+
+    Args:
+        environ: Where to look for `BENTOML_CLOUD_CONTEXT`.
+
+    Returns:
+        Its name, or None.
+    """
+    return environ.get(_CONTEXT_VARIABLE) or None
+
+
+def shadowing(current: str, environ: Mapping[str, str] = os.environ) -> list[str]:
     """Name the variables that are stronger than the current context, for who has just stored or chosen one.
 
     Args:
+        current: The current context.
         environ: Where to look for variables.
 
     Returns:
-        Those that are set.
+        Those that are set; a variable that names the same context is not in its way.
     """
-    return [name for name in (*_TOKEN_VARIABLES, *_ENDPOINT_VARIABLES) if environ.get(name)]
+    stronger = [name for name in (*_TOKEN_VARIABLES, *_ENDPOINT_VARIABLES) if environ.get(name)]
+    if context_of(environ) not in {None, current}:
+        stronger.append(_CONTEXT_VARIABLE)
+    return stronger
 
 
 def find_credentials(
@@ -392,16 +410,16 @@ def find_credentials(
     """Find the registry and the token for it.
 
     The strongest source with a token wins: `api_token`, a context that was asked for by name, `ASYNC_BENTO_API_TOKEN`,
-    `BENTO_CLOUD_API_KEY`, the current context. A token that was stored or set together with an endpoint opens that
-    endpoint and no other: it is never sent to an endpoint from elsewhere.
+    `BENTO_CLOUD_API_KEY`, the context that `BENTOML_CLOUD_CONTEXT` names, the current context. A token that was stored
+    or set together with an endpoint opens that endpoint and no other: it is never sent to an endpoint from elsewhere.
 
     The endpoint is the strongest of: `endpoint`, that of a context that was asked for by name, `ASYNC_BENTO_ENDPOINT`,
-    `BENTO_CLOUD_API_ENDPOINT`, that of the current context where the token is its, the default.
+    `BENTO_CLOUD_API_ENDPOINT`, that of the context whose token it is, the default.
 
     Args:
         endpoint: The registry's URL, or None to look for it.
         api_token: The token, or None to look for it.
-        context: A context of `.yatai.yaml`, or None for the current one.
+        context: A context of `.yatai.yaml`, or None for that of `BENTOML_CLOUD_CONTEXT`, or the current one.
         environ: Where to look for variables.
 
     Returns:
@@ -418,6 +436,15 @@ def find_credentials(
         one = known.get(name, path) if name else known.find(known.current_context_name)
         return Credentials(one.endpoint, one.api_token, f"context {one.name!r} in {path}") if one else None
 
+    def from_context_in_use() -> Credentials | None:
+        name = context_of(environ)
+        try:
+            return from_context(name)
+        except ConfigError as error:
+            if name:
+                error.args = (f"{_CONTEXT_VARIABLE}={name}: {error}",)
+            raise
+
     def from_variables(token_variable: str, endpoint_variable: str) -> Credentials | None:
         token = environ.get(token_variable)
         return Credentials(environ.get(endpoint_variable, ""), SecretStr(token), token_variable) if token else None
@@ -428,7 +455,7 @@ def find_credentials(
         or named
         or from_variables(_TOKEN_VARIABLES[0], _ENDPOINT_VARIABLES[0])
         or from_variables(_TOKEN_VARIABLES[1], _ENDPOINT_VARIABLES[1])
-        or from_context(None)
+        or from_context_in_use()
     )
     if found is None:
         raise ConfigError(

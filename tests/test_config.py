@@ -187,6 +187,7 @@ def log_in(home: Path) -> Callable[..., None]:
 
 
 PROD = ("prod", "https://prod.example", "tk-prod")
+STAGING = ("staging", "https://staging.example", "tk-staging")
 LAB = ("lab", "http://lab.example:3000", "tk-lab")
 
 
@@ -212,6 +213,40 @@ def test_an_unknown_context_lists_those_there_are(log_in: Callable[..., None], h
     with pytest.raises(ConfigError) as caught:
         find_credentials(context="staging", environ=environ(home))
     assert str(caught.value) == f"no context 'staging' in {home / '.yatai.yaml'} (it has: lab, prod)"
+
+
+def test_a_variable_names_the_context_in_place_of_the_current_one(log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD, LAB, current="lab")
+    found = find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="prod"))
+    assert (found.endpoint, found.api_token.get_secret_value()) == ("https://prod.example", "tk-prod")
+    assert found.source == f"context 'prod' in {home / '.yatai.yaml'}"
+
+
+def test_a_variable_that_is_empty_names_no_context(log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD, LAB, current="lab")
+    assert find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="")).endpoint == "http://lab.example:3000"
+
+
+def test_an_unknown_context_tells_of_the_variable_that_named_it(log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD, LAB)
+    with pytest.raises(ConfigError) as caught:
+        find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="staging"))
+    assert str(caught.value) == (
+        f"BENTOML_CLOUD_CONTEXT=staging: no context 'staging' in {home / '.yatai.yaml'} (it has: lab, prod)"
+    )
+
+
+def test_an_unknown_context_in_a_variable_is_forgiven_where_a_token_is_stronger(home: Path) -> None:
+    variables = {"BENTO_CLOUD_API_KEY": "t", "BENTOML_CLOUD_CONTEXT": "staging"}
+    assert find_credentials(environ=environ(home, **variables)).source == "BENTO_CLOUD_API_KEY"
+
+
+def test_the_token_of_a_context_in_a_variable_goes_to_no_other_endpoint(
+    log_in: Callable[..., None], home: Path
+) -> None:
+    log_in(PROD)
+    with pytest.raises(ConfigError, match=r"is for https://prod\.example and is not sent to https://evil\.example"):
+        find_credentials("https://evil.example", environ=environ(home, BENTOML_CLOUD_CONTEXT="prod"))
 
 
 def test_an_unknown_context_is_not_forgiven_because_a_token_is_there(home: Path) -> None:
@@ -302,16 +337,17 @@ SOURCES: dict[str, dict[str, Any]] = {
     "named": {"context": "prod"},
     "own": {"ASYNC_BENTO_API_TOKEN": "tk-own"},
     "bentoml": {"BENTO_CLOUD_API_KEY": "tk-bentoml"},
+    "in use": {"BENTOML_CLOUD_CONTEXT": "staging"},
     "current": {},
 }
-TOKENS = dict(zip(SOURCES, ["tk-argument", "tk-prod", "tk-own", "tk-bentoml", "tk-lab"], strict=True))
+TOKENS = dict(zip(SOURCES, ["tk-argument", "tk-prod", "tk-own", "tk-bentoml", "tk-staging", "tk-lab"], strict=True))
 
 
 @pytest.mark.parametrize(("stronger", "weaker"), list(itertools.combinations(SOURCES, 2)))
 def test_the_stronger_source_of_a_token_wins(
     stronger: str, weaker: str, log_in: Callable[..., None], home: Path
 ) -> None:
-    log_in(PROD, LAB, current="lab")
+    log_in(PROD, STAGING, LAB, current="lab")
     said = {**SOURCES[weaker], **SOURCES[stronger]}
     arguments = {name: value for name, value in said.items() if name.islower()}
     variables = {name: value for name, value in said.items() if name.isupper()}

@@ -115,6 +115,11 @@ def contexts():
     return {"current": config.current_context_name, "contexts": bentoml_cattr.unstructure(config.contexts)}
 
 
+def credentials():
+    context = CloudClientConfig.get_config().get_context(BentoMLContainer.cloud_context.get())
+    return [context.endpoint, context.api_token]
+
+
 def extract(tar, into):
     with tarfile.open(tar) as opened:
         safe_extract_tarfile(opened, into)
