@@ -166,10 +166,11 @@ class Unpacking:
         """Note how far it has come, before it goes further than the last note says."""
         if self._state is None or not self._etag or self._etag.startswith("W/") or self._total is None:
             return
-        self._reach = max(self._reach, upto + max(INTERVAL, _SHARE * self._longest))
-        checkpoint = self._extractor.checkpoint(self._reach)
+        reach = max(self._reach, upto + max(INTERVAL, _SHARE * self._longest))
+        checkpoint = self._extractor.checkpoint(reach)
         if checkpoint is None:
             return
+        self._reach = reach
         said = {
             "about": self._about(self._etag, self._total),
             "etag": self._etag,
@@ -178,10 +179,8 @@ class Unpacking:
         }
         text = json.dumps(said)
         self._longest = len(text)
-        temporary = self._state.with_name(f"{self._state.name}.new")
         try:
-            temporary.write_text(text)
-            temporary.replace(self._state)
+            _write(text, self._state)
         except OSError:  # without it, a pull that is interrupted starts anew; with the old one, it would be misled
             self._forget()
 
@@ -198,6 +197,13 @@ class Unpacking:
             raise StoreError(
                 f"the disk of {self._directory} has {human_size(free)} free, and {human_size(needed)} are to come"
             )
+
+
+def _write(text: str, path: Path) -> None:
+    """Write a file in one step."""
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _boot() -> str:

@@ -162,9 +162,10 @@ class Extractor:
             reach: How far it may come before the next checkpoint is taken, as a byte of the tar.
 
         Returns:
-            Where another can go on; None for a compressed tar, which cannot be begun in its middle.
+            Where another can go on; None for a compressed tar, which cannot be begun in its middle, and as long as it
+            is not known whether it is one.
         """
-        if self._decompressor is not None:
+        if self._decompressor is not None or self._head is not None:
             return None
         whole, file = self._whole, self._file
         if file is not None:  # which is said as it is, and not written again from its first byte
