@@ -122,6 +122,12 @@ def test_options_are_sent_for_a_module_and_not_without_one(tmp_path):
     assert model(tmp_path, module="", options=options).manifest()["options"] == {}
 
 
+def test_a_model_that_is_named_by_its_tag_alone_is_as_old_as_can_be(tmp_path):
+    (wanted,) = bento(tmp_path, models=["iris:v1"]).models
+    assert (str(wanted.tag), wanted.module) == ("iris:v1", "unknown")
+    assert wanted.creation_time == datetime(1, 1, 1, tzinfo=timezone.utc)  # BentoML's `fromordinal(1)`
+
+
 def test_a_number_for_an_environment_variable_becomes_text(tmp_path):
     envs = bento(tmp_path, envs=[{"name": "A", "value": 1}, {"name": "B", "value": True}]).info.envs
     assert [env.value for env in envs] == ["1", "True"]
