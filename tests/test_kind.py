@@ -99,3 +99,11 @@ def test_a_bento_counts_with_its_models_each_once_and_not_with_those_of_the_hub(
     create, update = record_of(read(path), tmp_path)
 
     assert create["manifest"]["size_bytes"] == update["manifest"]["size_bytes"] == sum(sizes[:3])
+
+
+def test_the_alias_that_a_service_has_for_a_model_is_sent():
+    create, update = record_of(read(CORPUS / "by_hand/bentos/before_1_4/20240301"), CORPUS / "by_hand")
+
+    for body in (create, update):
+        aliases = {model["tag"]: model["alias"] for model in body["manifest"]["services"][0]["models"]}
+        assert aliases == {"shared:v1": "from-the-service", "gpt--two:0123456789abcdef0123456789abcdef": None}

@@ -46,9 +46,10 @@ class Release:
 
     Attributes:
         version: The last patch of its line.
-        until: The day after which no dependency may have been uploaded. Each release asks for them without upper
-            bounds, and does not run with the later ones: cattrs, pydantic, opentelemetry and setuptools broke them all.
-        needs: What it imports and does not ask for.
+        until: The last day on which what it depends on may have been uploaded, so that every run installs the same.
+            The releases before 1.4 do not start with what came later: their `fs` imports pkg_resources, which
+            setuptools gave up, and 1.2 imports insides of pydantic's that are gone.
+        needs: What its projects need besides.
         variables: The environment it builds a project with, by the project's name.
         options: More of the command line, by the project's name.
     """
@@ -61,18 +62,18 @@ class Release:
 
 
 CONFIGURED = {"runners": {"BENTOML_CONFIG": "configuration.yaml"}}
+HUGGINGFACE = ("huggingface_hub",)  # for models of the Hub, which BentoML knows since 1.3
 NO_IMAGE = {"BENTOML_ENABLE_FEATURES": "no_image"}
 
 RELEASES = {
-    # setuptools: pkg_resources is imported, and an environment of uv comes without. huggingface_hub: see `WITHOUT_HUB`.
-    "1.0": Release("1.0.25", "2023-08-31", ("setuptools",), CONFIGURED),
-    "1.1": Release("1.1.11", "2023-12-31", ("setuptools",), CONFIGURED),
-    "1.2": Release("1.2.20", "2024-07-31", ("setuptools",)),
-    "1.3": Release("1.3.22", "2025-02-15", ("huggingface_hub",), {"no_image": NO_IMAGE}),
+    "1.0": Release("1.0.25", "2023-08-31", variables=CONFIGURED),
+    "1.1": Release("1.1.11", "2023-12-31", variables=CONFIGURED),
+    "1.2": Release("1.2.20", "2024-07-31"),
+    "1.3": Release("1.3.22", "2025-02-15", HUGGINGFACE, {"no_image": NO_IMAGE}),
     "1.4": Release(
         "1.4.39",
         "2026-11-01",
-        ("huggingface_hub",),
+        HUGGINGFACE,
         {**CONFIGURED, "no_image": NO_IMAGE},
         {"arguments": ("--arg", "size=3", "--arg", "name=from-the-command")},
     ),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+
+from async_bento import BentoStore, ModelStore
+from tests.builders import make_model
 
 CORPUS = Path(__file__).parent
 RELEASES = ["1.0", "1.1", "1.2", "1.3", "1.4"]
@@ -13,6 +17,26 @@ LINES = [*RELEASES, "by_hand"]
 
 BENTOS = sorted(path.parent for line in LINES for path in (CORPUS / line).glob("bentos/*/*/bento.yaml"))
 MODELS = sorted(path.parent for line in LINES for path in (CORPUS / line).glob("models/*/*/model.yaml"))
+
+
+def tags_of(line: str, items: list[Path]) -> list[str]:
+    """The tags of those that are of one line."""
+    return [":".join(item.parts[-2:]) for item in items if item.parents[2].name == line]
+
+
+def copy_to(home: Path, line: str) -> None:
+    """Put what a release built into the stores of a home."""
+    for kind in ("bentos", "models"):
+        shutil.copytree(CORPUS / line / kind, home / kind, symlinks=True)
+
+
+def make_missing_models(home: Path) -> None:
+    """Make the models that bentos of a home only name, since no bento is pushed without them."""
+    models = ModelStore(home / "models")
+    for bento in BentoStore(home / "bentos").list():
+        for model in bento.models:
+            if not (model.is_huggingface or (models.path / model.tag.name / (model.tag.version or "")).exists()):
+                make_model(home, str(model.tag), options={})
 
 
 def name_of(item: Path) -> str:
