@@ -10,7 +10,7 @@ from async_bento import kind
 from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
 from tests.builders import make_bento, make_model
-from tests.corpus.items import BENTOS, CORPUS, MODELS, name_of, sent_by_bentoml
+from tests.corpus.items import BENTOS, CORPUS, MODELS, OPTIONS_OF_TODAY, name_of, sent_by_bentoml
 
 ONLY_CREATED = {"version", "build_at"}
 
@@ -34,6 +34,9 @@ def read(path):
 @pytest.mark.parametrize("path", [*BENTOS, *MODELS], ids=name_of)
 def test_an_item_is_created_and_renewed_as_bentoml_creates_it(path):
     expected = sent_by_bentoml(path)["body"]
+    if name_of(path) in OPTIONS_OF_TODAY:
+        assert expected["manifest"]["options"] == OPTIONS_OF_TODAY[name_of(path)]
+        expected["manifest"]["options"] = {}
 
     create, update = record_of(read(path), path.parents[2])
 
@@ -72,18 +75,21 @@ def test_a_label_that_is_no_text_is_sent_as_the_text_that_bentoml_makes_of_it(tm
         assert [labels_of(body) for body in record_of(item, tmp_path)] == [{"label": sent}] * 2
 
 
-def test_the_releases_made_text_of_labels_and_that_is_sent():
-    create, _ = record_of(read(CORPUS / "1.4/bentos/front-_desk/v1"), CORPUS / "1.4")
+@pytest.mark.parametrize(
+    ("path", "of_the_service"),
+    [("1.0.0/bentos/runners/v1", {"owner": "me"}), ("1.4/bentos/front-_desk/v1", {"owner": "service", "team": "desk"})],
+)
+def test_labels_are_sent_as_text_whether_or_not_the_release_wrote_them_so(path, of_the_service):
+    create, _ = record_of(read(CORPUS / path), (CORPUS / path).parents[2])
 
     assert labels_of(create) == {
-        "owner": "service",
         "year": "2024",
         "ok": "True",
         "ratio": "0.5",
         "none": "None",
         "list": "[1, 'two']",
         "day": "2024-01-02",
-        "team": "desk",
+        **of_the_service,
     }
 
 

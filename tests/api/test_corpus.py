@@ -37,10 +37,15 @@ def api_on(home, registry):
     )
 
 
+def without_models(contents):
+    """BentoML 1.0.0 put the models of a bento inside it; they travel by themselves."""
+    return {name: content for name, content in contents.items() if name.split("/")[0] != "models"}
+
+
 def check_same(here, there, pulled):
     for item in pulled:
         original = here / item.path.relative_to(there)
-        assert contents(item.path) == contents(original)
+        assert contents(item.path) == without_models(contents(original))
         assert item.info == type(item).from_path(original).info
 
 

@@ -9,7 +9,7 @@ copied to `<line>/bentos` and `<line>/models`, byte for byte, but for API docume
 BentoML 1.4 says what it would send to a registry of every item, in `<line>/sent.json` (see `sent.py`).
 
 It needs uv, Python 3.10 and a package index that tells when a file was uploaded. A new run gives the same but for
-creation times and, where a bento has them, random paths.
+creation times and what is called after a random directory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BY_HAND = "by_hand"
 LEFT_OUT = ("openapi.yaml", "__pycache__", "latest")
 """Of no schema's making: the larger half of a bento's bytes, what running a service left, and the store's own file."""
 
-BENTOML = "from bentoml_cli.cli import cli; cli()"
+BENTOML = "import runpy; runpy.run_module('bentoml', run_name='__main__', alter_sys=True)"
 
 WITHOUT_HUB = f"""
 import runpy
@@ -45,7 +45,7 @@ class Release:
     """A release of BentoML.
 
     Attributes:
-        version: The last patch of its line.
+        version: Which; the last patch of its line, or the first of all.
         until: The last day on which what it depends on may have been uploaded, so that every run installs the same.
             The releases before 1.4 do not start with what came later: their `fs` imports pkg_resources, which
             setuptools gave up, and 1.2 imports insides of pydantic's that are gone.
@@ -66,6 +66,7 @@ HUGGINGFACE = ("huggingface_hub",)  # for models of the Hub, which BentoML knows
 NO_IMAGE = {"BENTOML_ENABLE_FEATURES": "no_image"}
 
 RELEASES = {
+    "1.0.0": Release("1.0.0", "2022-07-31", variables=CONFIGURED),
     "1.0": Release("1.0.25", "2023-08-31", variables=CONFIGURED),
     "1.1": Release("1.1.11", "2023-12-31", variables=CONFIGURED),
     "1.2": Release("1.2.20", "2024-07-31"),
