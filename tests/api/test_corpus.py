@@ -58,6 +58,8 @@ def listed(home):
 async def test_what_a_release_built_comes_back_byte_for_byte(line, here, tmp_path, registry):
     there = tmp_path / "there"
     bentos, models = tags_of(line, BENTOS), tags_of(line, MODELS)
+    assert bentos
+    assert models
     async with api_on(here, registry) as api:
         for tag in bentos:
             await api.push(tag)

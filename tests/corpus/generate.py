@@ -3,13 +3,14 @@
     nox -s corpus              every release
     nox -s corpus -- 1.0 1.4   these
 
-For each release line, BentoML is installed at the version below in an environment of its own, saves the models of
-`projects/<line>/models.py`, and builds each other directory there by `bentoml build --version v1`. What it wrote is
+For each line below, BentoML is installed at its version in an environment of its own, saves the models of
+`projects/<line>/models.py`, and builds each directory there by `bentoml build --version v1`. What it wrote is
 copied to `<line>/bentos` and `<line>/models`, byte for byte, but for API documents that no schema is made of. Then
-BentoML 1.4 says what it would send to a registry of every item, in `<line>/sent.json` (see `sent.py`).
+BentoML 1.4.39 says what it would send to a registry of every item, in `<line>/sent.json` (see `sent.py`).
 
 It needs uv, Python 3.10 and a package index that tells when a file was uploaded. A new run gives the same but for
-creation times and what is called after a random directory.
+creation times and what is called after a random directory. `$CORPUS_ENVIRONMENTS` names a directory in which the
+environments are kept for the next run.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def build(line: str, python: Path, home: Path) -> None:
     release = RELEASES[line]
     run(home, [python, PROJECTS / line / "models.py"])
     for project in sorted(path for path in (PROJECTS / line).iterdir() if path.is_dir()):
-        # A copy, so that nothing is left beside the project, and its path is the same whoever runs this.
+        # A copy, so that nothing is left beside the project.
         context = home / project.name
         shutil.copytree(project, context)
         code = WITHOUT_HUB if "HuggingFaceModel" in (project / "service.py").read_text() else BENTOML
@@ -147,7 +148,6 @@ def main(lines: list[str], environments: Path) -> None:
 
 
 if __name__ == "__main__":
-    # Where environments are kept, they serve the next run as well.
     kept = os.environ.get("CORPUS_ENVIRONMENTS")
     with tempfile.TemporaryDirectory() as made:
         main(sys.argv[1:], Path(kept or made))
