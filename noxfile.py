@@ -52,6 +52,13 @@ def interop(session: nox.Session) -> None:
 
 
 @nox.session
+def corpus(session: nox.Session) -> None:
+    """Let the releases of BentoML build the corpus anew; it needs Python 3.10. See `tests/corpus/generate.py`."""
+    session.install("uv")
+    session.run("python", "tests/corpus/generate.py", *session.posargs)
+
+
+@nox.session
 def quickstart(session: nox.Session) -> None:
     """The example of the README, on the package as it is installed."""
     session.install(".")

@@ -90,8 +90,10 @@ class BentoModelInfo(Yaml):
     @model_validator(mode="before")
     @classmethod
     def _from_tag(cls, value: object) -> object:
-        # Before 1.0.0a7 a bento named its models by their tags alone.
-        return {"tag": value, "module": "unknown"} if isinstance(value, str) else value
+        # Before 1.0.0a7 a bento named its models by their tags alone. BentoML has them as old as can be.
+        if not isinstance(value, str):
+            return value
+        return {"tag": value, "module": "unknown", "creation_time": datetime.min.replace(tzinfo=timezone.utc)}
 
 
 class BentoDependencyInfo(Yaml):
