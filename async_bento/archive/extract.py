@@ -198,7 +198,7 @@ class Extractor:
 
     def _begin(self, block: bytes) -> None:
         if block == _ZEROS:
-            if self._records:
+            if self._described:
                 raise UnsafeArchiveError("the tar ends after a header that describes no member")
             self._zero_blocks += 1
             return
@@ -270,7 +270,11 @@ class Extractor:
         if self._extension is not None:
             type_, payload = self._extension
             self._extension = None
-            self._records.update(read_extension(type_, bytes(payload)))
+            records = read_extension(type_, bytes(payload))
+            if any(self._records.get(keyword, value) != value for keyword, value in records.items()):
+                # readers differ in which of them counts
+                raise UnsafeArchiveError("two headers describe one member differently")
+            self._records.update(records)
         elif self._file is not None:
             self._tree.close_file(self._file.mode, self._file.mtime_ns)
             self._file = None

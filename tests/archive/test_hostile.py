@@ -515,8 +515,33 @@ def test_a_malformed_pax_header_is_refused(assert_refused: AssertRefused, record
     assert_refused(pax(records) + block("a"), "PAX header of the tar is malformed", "././@PaxHeader")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (pax(record("path", "harmless")), pax(record("path", "evil"))),
+        (pax(record("size", "0")), pax(record("size", "512"))),
+        (block("long", tarfile.GNUTYPE_LONGNAME, b"harmless\0"), block("long", tarfile.GNUTYPE_LONGNAME, b"evil\0")),
+        (pax(record("path", "harmless")), block("long", tarfile.GNUTYPE_LONGNAME, b"evil\0")),
+    ],
+)
+def test_headers_that_contradict_each_other_are_refused(
+    surroundings: Surroundings, assert_refused: AssertRefused, first: bytes, second: bytes
+) -> None:
+    assert_refused(first + second + block("a", content=bytes(512)), "differently", name_of(second))
+    assert surroundings.feed(first + first + block("a") + END) is None
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+@pytest.mark.parametrize("name", [b"", b"\0evil", b"evil"])
+def test_a_long_name_that_is_empty_or_has_no_end_is_refused(
+    assert_refused: AssertRefused, kind: bytes, name: bytes
+) -> None:
+    assert_refused(block("h", kind, name) + block("a"), "a long name of the tar is empty", "h")
+
+
 def test_a_tar_that_ends_after_an_extended_header_is_refused(assert_refused: AssertRefused) -> None:
-    assert_refused(pax(record("path", "a")), "describes no member", "././@PaxHeader")
+    for nothing in (pax(record("path", "a")), pax(b""), pax(b"", tarfile.XGLTYPE)):
+        assert_refused(nothing, "describes no member", "././@PaxHeader")
 
 
 def test_a_sparse_member_is_refused(assert_refused: AssertRefused) -> None:
