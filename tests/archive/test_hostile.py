@@ -409,7 +409,7 @@ def test_a_kind_that_no_bento_has_is_refused(assert_refused: AssertRefused, kind
     assert_refused(block("odd", kind), "member of type", "odd")
 
 
-@pytest.mark.parametrize(("given", "kept"), [(0o7777, 0o775), (0o4755, 0o755), (0o2755, 0o755), (0o666, 0o664)])
+@pytest.mark.parametrize(("given", "kept"), [(0o7777, 0o775), (0o4755, 0o755), (0o2755, 0o755), (0o666, 0o664), (0, 0)])
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE], ids=["file", "directory"])
 def test_set_uid_set_gid_sticky_and_world_write_are_dropped(tmp_path: Path, kind: bytes, given: int, kept: int) -> None:
     extract(block("it", kind, mode=given) + END, tmp_path)
