@@ -376,24 +376,22 @@ def blind_to_case(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every path below a directory mean the one in small letters."""
 
     def folded(path: object) -> object:
-        text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
-        return str(there) + text[len(str(there)) :].lower() if str(text).startswith(f"{there}/") else text
+        if not str(path).startswith(f"{there}/"):
+            return path
+        return type(path)(str(there) + str(path)[len(str(there)) :].lower())
 
-    def fold(name: str, arguments: int = 1) -> None:
-        real = getattr(os, name)
+    def fold(where: object, name: str) -> None:
+        real = getattr(where, name)
+        # Where a symbolic link leads is only text.
+        both = name == "hardlink_to"
+        monkeypatch.setattr(
+            where, name, lambda path, *args, **more: real(folded(path), *(map(folded, args) if both else args), **more)
+        )
 
-        def folding(*args: object, **more: object) -> object:
-            # The first argument of a link is where it leads, and that is only text.
-            begin = 1 if name == "symlink" else 0
-            changed = [folded(arg) if begin <= number < arguments else arg for number, arg in enumerate(args)]
-            return real(*changed, **more)
-
-        monkeypatch.setattr(os, name, folding)
-
-    for name in ("open", "mkdir", "lstat", "stat", "utime", "chmod"):
-        fold(name)
-    fold("symlink", 2)
-    fold("link", 2)
+    for name in ("open", "lstat", "utime"):
+        fold(os, name)
+    for name in ("mkdir", "symlink_to", "hardlink_to", "lstat", "chmod"):
+        fold(type(there), name)
 
 
 # Kinds
