@@ -209,7 +209,9 @@ class Extractor:
         if header.type in EXTENSIONS:
             self._described += _BLOCK + header.size  # without the block, a flood of empty ones would be free
             if self._described > self._limits.header:
-                raise UnsafeArchiveError(f"a member is described by more than {self._limits.header} bytes")
+                raise UnsafeArchiveError(
+                    f"a member is described by more than {self._limits.header} bytes (Limits.header)"
+                )
             self._extension = (header.type, bytearray())
             self._expect(header.size)
         else:
@@ -220,7 +222,7 @@ class Extractor:
     def _place(self, member: Member) -> None:
         self.members += 1
         if self.members > self._limits.members:
-            raise UnsafeArchiveError(f"the tar has more than {self._limits.members} members")
+            raise UnsafeArchiveError(f"the tar has more than {self._limits.members} members (Limits.members)")
         name = member_name(member.name, self._limits)
         if member.kind == "directory":
             self._tree.add_directory(name, member.mode, member.mtime_ns)
@@ -248,7 +250,9 @@ class Extractor:
     def _check_room(self, size: int) -> None:
         if self._max_bytes is not None and self.bytes_written + size > self._max_bytes:
             announced = f", of which {self._announced} were announced" if self._announced > 0 else ""
-            raise UnsafeArchiveError(f"the tar holds more than the {self._max_bytes} bytes it may{announced}")
+            raise UnsafeArchiveError(
+                f"the tar holds more than the {self._max_bytes} bytes it may{announced} (Limits.size, excess, slack)"
+            )
 
     def _expect(self, size: int) -> None:
         self._left = size
