@@ -320,6 +320,13 @@ def test_twice_as_much_takes_twice_as_many_steps(tmp_path: Path, flood: Callable
     assert twice < 2.2 * once
 
 
+def test_a_chain_is_walked_once_however_many_links_lead_through_it() -> None:
+    chain = {f"chain{number}": f"chain{number + 1}" for number in range(38)} | {"chain38": "."}
+    through = chain | {f"{number}": "chain0" for number in range(300)}
+    beside = chain | {f"{number}": "." for number in range(300)}
+    assert calls(lambda: check_links(through, {""})) < 4 * calls(lambda: check_links(beside, {""}))
+
+
 def test_a_flood_of_empty_streams_takes_no_time_of_its_square(tmp_path: Path) -> None:
     # The square of it would last longer than a test may.
     data = gzip.compress(block("a") + END, mtime=0) + gzip.compress(b"", mtime=0) * 150_000
