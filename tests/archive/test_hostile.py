@@ -500,6 +500,7 @@ def test_a_name_or_size_for_all_members_is_refused(assert_refused: AssertRefused
         b"garbage",
         b"99 path=a\n",
         b"9 path=a",
+        b"8 path=a",
         b"8 path=a\n",
         b"7 patha\n",
         b"5 =a\n",
