@@ -122,8 +122,8 @@ class Transfer(_Frozen):
 class Limits(_Frozen):
     """What a tar may hold; one that holds more is refused while it arrives. Sizes in bytes.
 
-    Memory of unpacking a tar is at most `2 × names + 8 × header + 2 MiB`, and 128 MiB for the dictionary of an xz. The
-    tar itself, unpacked by gzip and its like, has at most `content + members × (header + 1 KiB) + 1 MiB`.
+    Memory of unpacking a tar is at most `2 × names + 32 × header + 2 MiB`, and 128 MiB for the dictionary of an xz. The
+    tar itself, unpacked by gzip and its like, has at most `content + members × (2 × header + 1 KiB) + 1 MiB`.
 
     Attributes:
         members: The most members. Even one without content costs an inode and a tenth of a millisecond. A bento with an
@@ -144,7 +144,7 @@ class Limits(_Frozen):
     """
 
     members: int = Field(default=1_000_000, ge=1)
-    depth: int = Field(default=128, ge=1)
+    depth: int = Field(default=128, ge=1, le=500)
     path: int = Field(default=4096, ge=1)
     header: int = Field(default=64 * KiB, ge=KiB)
     names: int = Field(default=256 * MiB, ge=0)

@@ -92,6 +92,7 @@ def test_an_empty_variable_says_nothing() -> None:
         ("ASYNC_BENTO_TRANSFER_VERIFY", "maybe"),
         ("ASYNC_BENTO_LIMITS_MEMBERS", "0"),
         ("ASYNC_BENTO_LIMITS_SIZE", "-1"),
+        ("ASYNC_BENTO_LIMITS_DEPTH", "501"),
     ],
 )
 def test_a_bad_value_names_its_variable_and_itself(variable: str, value: str) -> None:

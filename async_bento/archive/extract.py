@@ -254,7 +254,7 @@ class Extractor:
 
     def _begin(self, block: bytes) -> None:
         if block == _ZEROS:
-            if self._records:
+            if self._described:
                 raise UnsafeArchiveError("the tar ends after a header that describes no member")
             self._zero_blocks += 1
             return
@@ -265,7 +265,9 @@ class Extractor:
         if header.type in EXTENSIONS:
             self._described += _BLOCK + header.size  # without the block, a flood of empty ones would be free
             if self._described > self._limits.header:
-                raise UnsafeArchiveError(f"a member is described by more than {self._limits.header} bytes")
+                raise UnsafeArchiveError(
+                    f"a member is described by more than {self._limits.header} bytes (Limits.header)"
+                )
             self._extension = (header.type, bytearray())
             self._expect(header.size)
         else:
@@ -283,7 +285,7 @@ class Extractor:
     def _place(self, member: Member) -> None:
         self.members += 1
         if self.members > self._limits.members:
-            raise UnsafeArchiveError(f"the tar has more than {self._limits.members} members")
+            raise UnsafeArchiveError(f"the tar has more than {self._limits.members} members (Limits.members)")
         name = member_name(member.name, self._limits)
         if member.kind == "directory":
             self._tree.add_directory(name, member.mode, member.mtime_ns)
@@ -311,7 +313,9 @@ class Extractor:
     def _check_room(self, size: int) -> None:
         if self._max_bytes is not None and self.bytes_written + size > self._max_bytes:
             announced = f", of which {self._announced} were announced" if self._announced > 0 else ""
-            raise UnsafeArchiveError(f"the tar holds more than the {self._max_bytes} bytes it may{announced}")
+            raise UnsafeArchiveError(
+                f"the tar holds more than the {self._max_bytes} bytes it may{announced} (Limits.size, excess, slack)"
+            )
 
     def _expect(self, size: int) -> None:
         self._left = size
@@ -333,7 +337,11 @@ class Extractor:
         if self._extension is not None:
             type_, payload = self._extension
             self._extension = None
-            self._records.update(read_extension(type_, bytes(payload)))
+            records = read_extension(type_, bytes(payload))
+            if any(self._records.get(keyword, value) != value for keyword, value in records.items()):
+                # readers differ in which of them counts
+                raise UnsafeArchiveError("two headers describe one member differently")
+            self._records.update(records)
         elif self._file is not None:
             self._tree.close_file(self._file.mode, self._file.mtime_ns)
             self._file = None

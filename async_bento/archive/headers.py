@@ -33,6 +33,7 @@ _KINDS: Mapping[bytes, Kind] = {
 EXTENSIONS = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK})
 """The types of headers that describe the member after them."""
 
+_LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 _SIZE_FIELD = slice(124, 136)
 _OCTAL = re.compile(rb" *[0-7]* *(\0.*)?", re.DOTALL)
 _BASE_256 = (b"\x80", b"\xff")
@@ -100,10 +101,11 @@ def read_extension(type_: bytes, payload: bytes) -> dict[str, str]:
     Raises:
         UnsafeArchiveError: It is malformed, makes the member sparse, or names all members at once.
     """
-    if type_ == tarfile.GNUTYPE_LONGNAME:
-        return {"path": _text(payload.partition(b"\0")[0])}
-    if type_ == tarfile.GNUTYPE_LONGLINK:
-        return {"linkpath": _text(payload.partition(b"\0")[0])}
+    if type_ in _LONG:
+        name, end, _ = payload.partition(b"\0")
+        if not name or not end:  # readers differ in what they make of that
+            raise UnsafeArchiveError("a long name of the tar is empty, or has no end")
+        return {_LONG[type_]: _text(name)}
     records = _pax_records(payload)
     if type_ == tarfile.XHDTYPE:
         return records

@@ -84,9 +84,9 @@ def _check_path(member: str, path: str, what: str, limits: Limits, *, windows: b
         raise _refuse(member, f"{what} is a path of Windows")
     encoded = path.encode("utf-8", "surrogateescape")
     if len(encoded) > limits.path:
-        raise _refuse(member, f"{what} is longer than {limits.path} bytes")
+        raise _refuse(member, f"{what} is longer than {limits.path} bytes (Limits.path)")
     if path.count("/") >= limits.depth and sum(part not in {"", "."} for part in path.split("/")) > limits.depth:
-        raise _refuse(member, f"{what} is more than {limits.depth} deep")
+        raise _refuse(member, f"{what} is more than {limits.depth} deep (Limits.depth)")
     if len(encoded) > MAX_COMPONENT and any(len(part) > MAX_COMPONENT for part in encoded.split(b"/")):
         raise _refuse(member, f"{what} has a part longer than {MAX_COMPONENT} bytes")
 

@@ -269,7 +269,7 @@ class Tree:
         if self._held > self._limits.names:
             raise UnsafeArchiveError(
                 f"{quoted(names[0])} is refused: the names of the directories and links until it take more than "
-                f"{self._limits.names} bytes of memory",
+                f"{self._limits.names} bytes of memory (Limits.names)",
                 member=names[0],
             )
 

@@ -8,7 +8,9 @@ import shutil
 import stat
 import tarfile
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
+from async_bento.archive.decompress import MAGIC_SIZE, decompressor_for
 from async_bento.archive.tree import KEPT_MODE
 from async_bento.errors import ArchiveError, StoreError
 from tests.archive.tars import extract
@@ -88,9 +90,10 @@ def snapshot(root: Path) -> dict[str, tuple[int, int, int, bytes]]:
 
 
 def as_tarfile_reads_it(data: bytes) -> dict[str, tuple[bytes, bytes | str]]:
-    """The members of a plain tar, by a second reader: type, and content or target."""
+    """The members of a tar, and the directories on the way to them, by a second reader: type, and content or target."""
     found: dict[str, tuple[bytes, bytes | str]] = {}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:", errorlevel=2) as tar:
+    mode: Literal["r:", "r:*"] = "r:" if decompressor_for(data[:MAGIC_SIZE]) is None else "r:*"
+    with tarfile.open(fileobj=io.BytesIO(data), mode=mode, errorlevel=2) as tar:
         for member in tar:
             name = str(PurePosixPath(member.name))
             if member.isreg():
@@ -103,7 +106,8 @@ def as_tarfile_reads_it(data: bytes) -> dict[str, tuple[bytes, bytes | str]]:
                 found[name] = (tarfile.SYMTYPE, member.linkname)
             elif name != ".":
                 found[name] = (tarfile.DIRTYPE, b"")
-    return found
+    on_the_way = {str(parent) for name in found for parent in PurePosixPath(name).parents} - {"."}
+    return dict.fromkeys(on_the_way, (tarfile.DIRTYPE, b"")) | found
 
 
 def as_extracted(there: Path) -> dict[str, tuple[bytes, bytes | str]]:

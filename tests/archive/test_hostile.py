@@ -376,24 +376,22 @@ def blind_to_case(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every path below a directory mean the one in small letters."""
 
     def folded(path: object) -> object:
-        text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
-        return str(there) + text[len(str(there)) :].lower() if str(text).startswith(f"{there}/") else text
+        if not str(path).startswith(f"{there}/"):
+            return path
+        return type(path)(str(there) + str(path)[len(str(there)) :].lower())
 
-    def fold(name: str, arguments: int = 1) -> None:
-        real = getattr(os, name)
+    def fold(where: object, name: str) -> None:
+        real = getattr(where, name)
+        # Where a symbolic link leads is only text.
+        both = name == "hardlink_to"
+        monkeypatch.setattr(
+            where, name, lambda path, *args, **more: real(folded(path), *(map(folded, args) if both else args), **more)
+        )
 
-        def folding(*args: object, **more: object) -> object:
-            # The first argument of a link is where it leads, and that is only text.
-            begin = 1 if name == "symlink" else 0
-            changed = [folded(arg) if begin <= number < arguments else arg for number, arg in enumerate(args)]
-            return real(*changed, **more)
-
-        monkeypatch.setattr(os, name, folding)
-
-    for name in ("open", "mkdir", "lstat", "stat", "utime", "chmod"):
-        fold(name)
-    fold("symlink", 2)
-    fold("link", 2)
+    for name in ("open", "lstat", "utime"):
+        fold(os, name)
+    for name in ("mkdir", "symlink_to", "hardlink_to", "lstat", "chmod"):
+        fold(type(there), name)
 
 
 # Kinds
@@ -409,7 +407,7 @@ def test_a_kind_that_no_bento_has_is_refused(assert_refused: AssertRefused, kind
     assert_refused(block("odd", kind), "member of type", "odd")
 
 
-@pytest.mark.parametrize(("given", "kept"), [(0o7777, 0o775), (0o4755, 0o755), (0o2755, 0o755), (0o666, 0o664)])
+@pytest.mark.parametrize(("given", "kept"), [(0o7777, 0o775), (0o4755, 0o755), (0o2755, 0o755), (0o666, 0o664), (0, 0)])
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE], ids=["file", "directory"])
 def test_set_uid_set_gid_sticky_and_world_write_are_dropped(tmp_path: Path, kind: bytes, given: int, kept: int) -> None:
     extract(block("it", kind, mode=given) + END, tmp_path)
@@ -502,6 +500,7 @@ def test_a_name_or_size_for_all_members_is_refused(assert_refused: AssertRefused
         b"garbage",
         b"99 path=a\n",
         b"9 path=a",
+        b"8 path=a",
         b"8 path=a\n",
         b"7 patha\n",
         b"5 =a\n",
@@ -515,8 +514,33 @@ def test_a_malformed_pax_header_is_refused(assert_refused: AssertRefused, record
     assert_refused(pax(records) + block("a"), "PAX header of the tar is malformed", "././@PaxHeader")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (pax(record("path", "harmless")), pax(record("path", "evil"))),
+        (pax(record("size", "0")), pax(record("size", "512"))),
+        (block("long", tarfile.GNUTYPE_LONGNAME, b"harmless\0"), block("long", tarfile.GNUTYPE_LONGNAME, b"evil\0")),
+        (pax(record("path", "harmless")), block("long", tarfile.GNUTYPE_LONGNAME, b"evil\0")),
+    ],
+)
+def test_headers_that_contradict_each_other_are_refused(
+    surroundings: Surroundings, assert_refused: AssertRefused, first: bytes, second: bytes
+) -> None:
+    assert_refused(first + second + block("a", content=bytes(512)), "differently", name_of(second))
+    assert surroundings.feed(first + first + block("a") + END) is None
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+@pytest.mark.parametrize("name", [b"", b"\0evil", b"evil"])
+def test_a_long_name_that_is_empty_or_has_no_end_is_refused(
+    assert_refused: AssertRefused, kind: bytes, name: bytes
+) -> None:
+    assert_refused(block("h", kind, name) + block("a"), "a long name of the tar is empty", "h")
+
+
 def test_a_tar_that_ends_after_an_extended_header_is_refused(assert_refused: AssertRefused) -> None:
-    assert_refused(pax(record("path", "a")), "describes no member", "././@PaxHeader")
+    for nothing in (pax(record("path", "a")), pax(b""), pax(b"", tarfile.XGLTYPE)):
+        assert_refused(nothing, "describes no member", "././@PaxHeader")
 
 
 def test_a_sparse_member_is_refused(assert_refused: AssertRefused) -> None:
