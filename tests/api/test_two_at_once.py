@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -39,19 +40,22 @@ def let_them_meet(door: Door, pattern: str, count: int) -> None:
     door.fault(pattern, meeting, times=count)
 
 
-async def push_both(door: Door, client: MakeClient) -> AsyncBentoAPI:
-    one, other = client(door), client(door)
+async def push_both(door: Door, client: MakeClient, home: Path) -> AsyncBentoAPI:
+    """From two machines: on one of them, the second would wait for the first."""
+    another = home.with_name("another")
+    shutil.copytree(home, another)
+    one, other = client(door), client(door, another)
     await asyncio.gather(one.push("svc:v1"), other.push("svc:v1"))
     return one
 
 
 async def test_each_repository_is_there_once_and_no_client_creates_one_twice(
-    open_door: OpenDoor, client: MakeClient
+    open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
     door = await open_door()
     let_them_meet(door, r"GET .*/model_repositories/\w+$", 2 * len(REPOSITORIES))
 
-    api = await push_both(door, client)
+    api = await push_both(door, client, home)
 
     asked = [(seen.json["name"], seen.status) for seen in door.all("POST .*/model_repositories$")]
     assert Counter(asked) == {(name, status): 1 for name in REPOSITORIES for status in (200, 400)}
@@ -67,7 +71,7 @@ async def test_everything_is_uploaded_and_comes_back_as_it_was(
     let_them_meet(door, r"GET .*/models/m\d$", 2 * len(MODELS))
     let_them_meet(door, r"GET .*/bentos/v1$", 2)
 
-    api = await push_both(door, client)
+    api = await push_both(door, client, home)
 
     assert [bento.upload_status for bento in (await api.list()).items] == ["success"]
     models = (await api.models.list()).items
