@@ -34,6 +34,9 @@ PREFIX = "async-bento-"
 LOCKS = f"{PREFIX}locks"
 KEPT = f"{PREFIX}kept-"
 
+_PLACE = "place"
+_ITEM = "item"
+
 KEEP_FOR = 7 * 24 * 3600.0
 """How long a kept directory waits to be gone on with, in seconds. A week outlasts a long weekend."""
 
@@ -122,17 +125,6 @@ class Scratch:
         """
         return Lock(self.root / LOCKS / f"{name}.lock")
 
-    def file(self, name: str) -> Path:
-        """Name a file; the caller sees to it that nobody else uses it meanwhile.
-
-        Args:
-            name: What distinguishes it.
-
-        Returns:
-            Its path.
-        """
-        return self.root / f"{PREFIX}{name}"
-
     @contextmanager
     def directory(self, keep: str | None = None) -> Generator[Path]:
         """Make a directory that is removed at the block's end.
@@ -165,7 +157,10 @@ class Scratch:
                 os.close(descriptor)
 
     def sweep(self) -> None:
-        """Remove what killed processes left here, and what was kept for too long."""
+        """Remove what killed processes left here, and what was kept for too long.
+
+        An item that was to be replaced goes back to its place first, where nothing has come there.
+        """
         for path in self.root.glob(f"{PREFIX}*"):
             with suppress(OSError):
                 if path.name == LOCKS or not path.is_dir():
@@ -174,6 +169,7 @@ class Scratch:
                     continue
                 descriptor = _hold(path, surely=True)
                 try:
+                    _give_back(path)
                     remove_tree(path)
                 finally:
                     os.close(descriptor)
@@ -196,6 +192,28 @@ class Scratch:
                     raise StoreError(f"{path} is in use by another process") from error
                 os.utime(path)
                 return path, descriptor
+
+
+def remember_place(aside: Path, place: Path) -> Path:
+    """Let a sweep know where something belongs that is to be moved into a scratch directory for a moment.
+
+    Args:
+        aside: The scratch directory.
+        place: Where it is now, and is to go back to when this process is killed meanwhile and nothing else is there.
+
+    Returns:
+        Where to move it.
+    """
+    (aside / _PLACE).write_bytes(os.fsencode(place))
+    return aside / _ITEM
+
+
+def _give_back(aside: Path) -> None:
+    with suppress(FileNotFoundError):  # nothing was to be remembered
+        place = Path(os.fsdecode((aside / _PLACE).read_bytes()))
+        if (aside / _ITEM).is_dir() and not os.path.lexists(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (aside / _ITEM).rename(place)
 
 
 def _hold(path: Path, *, surely: bool = False) -> int:
