@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 from async_bento.errors import StoreError
 from async_bento.store.disk import exchange, make_movable, move_aside, sync_directory
-from async_bento.store.scratch import PREFIX, remember_place
+from async_bento.store.scratch import ITEM, PREFIX, remember_change
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from async_bento.store.scratch import Scratch
 
 _PROBE = f".{PREFIX}probe"
 """Always the same, so that one which a killed process left is taken along by the next. A file: those are no items, to
@@ -47,20 +45,21 @@ def check_reach(base: Path, outer: Path) -> None:
     arrived.unlink(missing_ok=True)  # another process may have been faster
 
 
-def place(staged: Path, target: Path, scratch: Scratch) -> None:
+def place(staged: Path, target: Path, aside: Path) -> None:
     """Move a staged directory to where it belongs, in one step. Whoever calls holds the name's lock.
 
     Where the filesystem cannot let two directories change places, replacing takes two renames, and between them a
-    reader finds nothing; when the process is killed there, the next use of the scratch brings the old one back.
+    reader finds nothing; when the process is killed there, the next sweep brings the old one back.
 
     Args:
         staged: The directory; afterwards what it replaced is here, or nothing.
         target: The item's place; what is there is replaced.
-        scratch: The store's scratch.
+        aside: A scratch directory of the caller's, without an item in it.
 
     Raises:
         OSError: It cannot be moved; what was there is there still.
     """
+    remember_change(aside, target)
     make_movable(staged)
     if not os.path.lexists(target):
         if not target.parent.exists():
@@ -71,12 +70,11 @@ def place(staged: Path, target: Path, scratch: Scratch) -> None:
     make_movable(target)
     if exchange(staged, target):
         return
-    with scratch.directory() as aside:
-        old = remember_place(aside, target)
-        move_aside(target, old)
-        try:
-            staged.rename(target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise
+    old = aside / ITEM
+    move_aside(target, old)
+    try:
+        staged.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise

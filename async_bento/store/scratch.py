@@ -19,6 +19,7 @@ import filelock
 
 from async_bento.errors import StoreError
 from async_bento.store.disk import as_store_error, remove_tree
+from async_bento.store.tag import LATEST
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -34,8 +35,10 @@ PREFIX = "async-bento-"
 LOCKS = f"{PREFIX}locks"
 KEPT = f"{PREFIX}kept-"
 
+ITEM = "item"
+"""In a scratch directory: what is staged, or what was moved aside."""
+
 _PLACE = "place"
-_ITEM = "item"
 
 KEEP_FOR = 7 * 24 * 3600.0
 """How long a kept directory waits to be gone on with, in seconds. A week outlasts a long weekend."""
@@ -159,7 +162,7 @@ class Scratch:
     def sweep(self) -> None:
         """Remove what killed processes left here, and what was kept for too long.
 
-        An item that was to be replaced goes back to its place first, where nothing has come there.
+        A change of an item that was half-way is settled first: see `remember_change`.
         """
         for path in self.root.glob(f"{PREFIX}*"):
             with suppress(OSError):
@@ -169,7 +172,7 @@ class Scratch:
                     continue
                 descriptor = _hold(path, surely=True)
                 try:
-                    _give_back(path)
+                    _settle(path)
                     remove_tree(path)
                 finally:
                     os.close(descriptor)
@@ -194,26 +197,28 @@ class Scratch:
                 return path, descriptor
 
 
-def remember_place(aside: Path, place: Path) -> Path:
-    """Let a sweep know where something belongs that is to be moved into a scratch directory for a moment.
+def remember_change(aside: Path, place: Path) -> None:
+    """Let a sweep know what a scratch directory is for, in case this process is killed before the change is done.
 
     Args:
-        aside: The scratch directory.
-        place: Where it is now, and is to go back to when this process is killed meanwhile and nothing else is there.
-
-    Returns:
-        Where to move it.
+        aside: The scratch directory. Its `ITEM` is what was in the place before, if that was moved there.
+        place: The directory of the item that is about to change.
     """
     (aside / _PLACE).write_bytes(os.fsencode(place))
-    return aside / _ITEM
 
 
-def _give_back(aside: Path) -> None:
-    with suppress(FileNotFoundError):  # nothing was to be remembered
+def _settle(aside: Path) -> None:
+    """Come to an end with a change whose process was killed in it."""
+    try:
         place = Path(os.fsdecode((aside / _PLACE).read_bytes()))
-        if (aside / _ITEM).is_dir() and not os.path.lexists(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            (aside / _ITEM).rename(place)
+    except FileNotFoundError:
+        return
+    if (aside / ITEM).is_dir() and not os.path.lexists(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (aside / ITEM).rename(place)
+    if place.is_dir():
+        # The new item may be there and not yet the latest; who reads next finds the latest anew.
+        (place.parent / LATEST).unlink(missing_ok=True)
 
 
 def _hold(path: Path, *, surely: bool = False) -> int:

@@ -25,7 +25,7 @@ from async_bento.store.arrival import check_reach, place
 from async_bento.store.disk import as_store_error, move_aside, remove_tree, sync_directory, sync_tree
 from async_bento.store.items import Bento, Item, Model
 from async_bento.store.layout import closest, directories, few, read_latest, write_latest
-from async_bento.store.scratch import Lock, Scratch
+from async_bento.store.scratch import ITEM, Lock, Scratch
 from async_bento.store.tag import LATEST, Tag, TagLike
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Store(Generic[ItemT]):
         keep = None if resume is None else self._scratch_name(self._exact(resume))
         with self._scratch.directory(keep) as outer:
             # One deeper, because the outer is closed to other users and an item must not be.
-            staged = outer / "item"
+            staged = outer / ITEM
             with as_store_error(f"write to {self.path}"):
                 staged.mkdir(exist_ok=True)
                 check_reach(self.path, outer)
@@ -183,14 +183,14 @@ class Store(Generic[ItemT]):
         target = self._directory(tag)
         with as_store_error(f"write {tag} to {self.path}"):
             sync_tree(staged)  # before the lock: others need not wait for this disk
-            with self._changing(tag.name):
+            with self._scratch.directory() as aside, self._changing(tag.name):
                 replaced = os.path.lexists(target)
                 if replaced and not replace:
                     item = self._load(tag)
                 else:
-                    place(staged, target, self._scratch)
+                    place(staged, target, aside)
                     item = dataclasses.replace(item, path=target)
-                self._note(tag, item)
+                self._note(tag, item, aside)
                 sync_directory(target.parent)
         if replaced and replace:
             try:
@@ -221,12 +221,12 @@ class Store(Generic[ItemT]):
             self._changing(tag.name),
         ):
             try:
-                move_aside(self._directory(tag), aside / "item")
+                move_aside(self._directory(tag), aside / ITEM)
             except FileNotFoundError as error:
                 raise self._not_found(tag) from error
             # What is removed for good must not come back in parts.
             sync_directory(self.path / tag.name)
-            self._forget(tag.name)
+            self._forget(tag.name, aside)
 
     def _get_latest(self, tag: Tag) -> ItemT:
         for _ in range(3):  # what `latest` names may be deleted before it is read
@@ -286,36 +286,35 @@ class Store(Generic[ItemT]):
     def _read_latest(self, name: str) -> str | None:
         return read_latest(self.path / name)
 
-    def _write_latest(self, name: str, version: str | None) -> None:
-        with self._scratch.directory() as own:
-            write_latest(self.path / name, version, by_way_of=own / LATEST)
+    def _write_latest(self, name: str, version: str | None, aside: Path) -> None:
+        write_latest(self.path / name, version, by_way_of=aside / LATEST)
 
     def _repair_latest(self, name: str) -> str | None:
         if not directories(self.path / name):
             return None
         # A store that can only be read is read all the same.
-        with suppress(OSError, StoreError), self._changing(name):
+        with suppress(OSError, StoreError), self._scratch.directory() as aside, self._changing(name):
             version = self._read_latest(name) or self._newest(name)
-            self._write_latest(name, version)
+            self._write_latest(name, version, aside)
             return version
         return self._newest(name)
 
-    def _note(self, tag: Tag, item: ItemT) -> None:
+    def _note(self, tag: Tag, item: ItemT, aside: Path) -> None:
         """Set `latest` after an item has come; of two that are equally new, the one that came last is the latest."""
         current = self._read_latest(tag.name)
         if current is not None and current != tag.version:
             with suppress(NotFoundError, StoreError):
                 if self._load(Tag(tag.name, current)).creation_time <= item.creation_time:
-                    self._write_latest(tag.name, tag.version)
+                    self._write_latest(tag.name, tag.version, aside)
                 return
         newest = self._newest(tag.name, tag.version)
         if newest != current:
-            self._write_latest(tag.name, newest)
+            self._write_latest(tag.name, newest, aside)
 
-    def _forget(self, name: str) -> None:
+    def _forget(self, name: str, aside: Path) -> None:
         """Set `latest` after an item has gone, and remove the name with its last version."""
         if self._read_latest(name) is None:
-            self._write_latest(name, self._newest(name))
+            self._write_latest(name, self._newest(name), aside)
         with suppress(OSError):  # there are other versions
             (self.path / name).rmdir()
 
