@@ -70,7 +70,8 @@ async def pull_item(
         if hub := _hub_of(remote):
             progress.enter("skipped", f"its files live at {hub}")
             return None
-        return await _fetch(kind, exact, remote, force=force, transport=connection.transport, progress=progress)
+        with _naming(exact):
+            return await _fetch(kind, exact, remote, force=force, transport=connection.transport, progress=progress)
 
 
 def wants_newest(tag: Tag) -> bool:
@@ -151,20 +152,19 @@ async def _fetch(
             progress.enter("skipped", "another process has just pulled it")
             return local
         async with threads.entered(store.stage()) as staged:
-            with _naming(tag):
-                unpacking = await threads.run(Unpacking, staged, threads)  # it looks whether the directory is empty
-                try:
-                    await _download(kind, tag, remote, unpacking, transport, progress)
-                    progress.enter("finishing")
-                    await threads.run(unpacking.extractor.close)
-                finally:
-                    await threads.run(unpacking.extractor.abort)
-                return await threads.run(store.commit, staged, tag, replace=force)
+            unpacking = await threads.run(Unpacking, staged, threads)  # it looks whether the directory is empty
+            try:
+                await _download(kind, tag, remote, unpacking, transport, progress)
+                progress.enter("finishing")
+                await threads.run(unpacking.extractor.close)
+            finally:
+                await threads.run(unpacking.extractor.abort)
+            return await threads.run(store.commit, staged, tag, replace=force)
 
 
 @contextmanager
 def _naming(tag: Tag) -> Generator[None]:
-    """Let what is wrong with a tar say whose it is."""
+    """Let what is wrong with a tar, or with the disk, say whose it is."""
     try:
         yield
     except (ArchiveError, StoreError) as error:

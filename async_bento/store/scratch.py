@@ -6,14 +6,18 @@ one rename takes it into the store.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import tempfile
+import threading
 import time
+from collections import defaultdict
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import filelock
 
@@ -40,6 +44,8 @@ ITEM = "item"
 
 _PLACE = "place"
 
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
+
 KEEP_FOR = 7 * 24 * 3600.0
 """How long a kept directory waits to be gone on with, in seconds. A week outlasts a long weekend."""
 
@@ -52,8 +58,30 @@ class _FileLock(Protocol):
     def release(self) -> None: ...
 
 
+class _ThreadLock:
+    """What is left of a lock where the filesystem has none."""
+
+    _by_path: ClassVar[defaultdict[Path, threading.Lock]] = defaultdict(threading.Lock)
+
+    def __init__(self, path: Path) -> None:
+        self._lock = self._by_path[path]
+        self._held = False
+
+    def acquire(self, timeout: float) -> None:
+        if not self._lock.acquire(timeout=timeout):
+            raise filelock.Timeout("")
+        self._held = True
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._lock.release()
+
+
 class Lock:
     """A lock on a name that other processes respect, and other threads too.
+
+    On a filesystem without locks only the threads of this process respect it, and a warning is logged, once.
 
     It lasts until it is released or its process ends, however that ends. As a context manager it waits without limit;
     on an event loop, try `acquire(timeout=0)` in a worker thread again and again: a thread that waits cannot be
@@ -64,9 +92,8 @@ class Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        # Not bound to a thread: an event loop acquires in one worker thread and releases in another.
         self.path = path
-        self._lock: _FileLock = filelock.FileLock(path, thread_local=False)
+        self._lock: _FileLock | None = None
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Take the lock. Blocks.
@@ -78,21 +105,22 @@ class Lock:
             Whether it was taken.
 
         Raises:
-            StoreError: There can be no lock file: no permission, a read-only filesystem, one without locks.
+            StoreError: There can be no lock file: no permission, a read-only filesystem.
         """
         with as_store_error(f"lock {self.path.stem}"):
-            try:
+            if self._lock is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock = _lock_at(self.path)
+            try:
                 self._lock.acquire(timeout=-1 if timeout is None else timeout)
             except filelock.Timeout:
                 return False
-            except NotImplementedError as error:  # filelock, of a filesystem without flock
-                raise StoreError(f"cannot lock {self.path.stem}: {error}") from error
         return True
 
     def release(self) -> None:
         """Give the lock back; nothing happens where it is not held."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -195,6 +223,31 @@ class Scratch:
                     raise StoreError(f"{path} is in use by another process") from error
                 os.utime(path)
                 return path, descriptor
+
+
+def _lock_at(path: Path) -> _FileLock:
+    # Not bound to a thread: an event loop acquires in one worker thread and releases in another.
+    return filelock.FileLock(path, thread_local=False) if _has_locks(path.parent) else _ThreadLock(path)
+
+
+@cache
+def _has_locks(directory: Path) -> bool:
+    """Whether files in a directory can be locked. Asked here, since filelock's answer differs with its version."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning(
+            "the filesystem of %s has no locks: see to it that one process at a time pulls to, or deletes from, the "
+            "stores beside it, and remove what killed ones leave there",
+            directory.parent,
+        )
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def remember_change(aside: Path, place: Path) -> None:

@@ -1,11 +1,14 @@
 /* Preloaded into a process, this kills it at the n-th call that changes a file system below one directory.
  *
- * `crash_at(root, n, network)` arms it: the n-th step from then on ends the process by SIGKILL before anything of that
- * step is done; n = 0 only counts. A write is two steps: before it, and when half of its bytes are written. With
- * `network`, what is sent to another process are steps as well. `crash_steps()` says how many there were.
+ * `crash_at(root, n, network, error)` arms it: the n-th step from then on ends the process by SIGKILL before anything of
+ * that step is done; n = 0 only counts. A write is two steps: before it, and when half of its bytes are written. With
+ * `network`, what is sent to another process are steps as well. With an `error`, nothing is killed: from the n-th step
+ * on every call fails with it that can; a full disk (ENOSPC) takes away what is there, and no more.
+ * `crash_steps()` says how many steps there were.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
@@ -22,13 +25,14 @@
 static char root[PATH_MAX];
 static size_t root_length;
 static long limit, steps;
-static int with_network;
+static int with_network, failure;
 
-void crash_at(const char *directory, long n, int network)
+void crash_at(const char *directory, long n, int network, int error)
 {
     steps = 0;
     limit = n;
     with_network = network;
+    failure = error;
     root_length = strlen(directory);
     memcpy(root, directory, root_length + 1);
 }
@@ -66,54 +70,64 @@ static int at_below(int fd, const char *path)
     return path[0] == '/' || fd == AT_FDCWD ? below(path) : descriptor_below(fd);
 }
 
-/* Whether the process dies at this step. */
-static int last(void) { return __atomic_add_fetch(&steps, 1, __ATOMIC_SEQ_CST) == limit; }
+/* What a call needs, so as to fail without it. */
+enum { NOTHING, A_WRITABLE_DISK, ROOM };
 
-static void step(int concerned)
+/* Count a step, and say whether the call fails there; it may also be the last thing this process does. */
+static int refused(int concerned, int need)
 {
-    if (concerned && last()) die();
+    if (!concerned) return 0;
+    long now = __atomic_add_fetch(&steps, 1, __ATOMIC_SEQ_CST);
+    if (!limit || now < limit) return 0;
+    if (!failure && now == limit) die();
+    if (!failure || need < (failure == ENOSPC ? ROOM : A_WRITABLE_DISK)) return 0;
+    errno = failure;
+    return 1;
 }
+
+/* Whether the process is to die with a write half done. */
+static int torn(void) { return !failure && __atomic_add_fetch(&steps, 1, __ATOMIC_SEQ_CST) == limit; }
 
 #define REAL(type, name, ...) ((type(*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name))
 
-#define PATH_CALL(name, concerned, parameters, arguments, ...) \
-    int name parameters                                        \
-    {                                                          \
-        step(concerned);                                       \
-        return REAL(int, name, __VA_ARGS__) arguments;         \
+#define CALL(name, need, concerned, parameters, arguments, ...) \
+    int name parameters                                         \
+    {                                                           \
+        if (refused(concerned, need)) return -1;                \
+        return REAL(int, name, __VA_ARGS__) arguments;          \
     }
 
-PATH_CALL(mkdir, below(p), (const char *p, mode_t m), (p, m), const char *, mode_t)
-PATH_CALL(mkdirat, at_below(d, p), (int d, const char *p, mode_t m), (d, p, m), int, const char *, mode_t)
-PATH_CALL(rmdir, below(p), (const char *p), (p), const char *)
-PATH_CALL(unlink, below(p), (const char *p), (p), const char *)
-PATH_CALL(unlinkat, at_below(d, p), (int d, const char *p, int f), (d, p, f), int, const char *, int)
-PATH_CALL(rename, below(p) || below(q), (const char *p, const char *q), (p, q), const char *, const char *)
-PATH_CALL(renameat, at_below(d, p) || at_below(e, q), (int d, const char *p, int e, const char *q), (d, p, e, q),
-          int, const char *, int, const char *)
-PATH_CALL(renameat2, at_below(d, p) || at_below(e, q), (int d, const char *p, int e, const char *q, unsigned f),
-          (d, p, e, q, f), int, const char *, int, const char *, unsigned)
-PATH_CALL(link, below(q), (const char *p, const char *q), (p, q), const char *, const char *)
-PATH_CALL(linkat, at_below(e, q), (int d, const char *p, int e, const char *q, int f), (d, p, e, q, f),
-          int, const char *, int, const char *, int)
-PATH_CALL(symlink, below(q), (const char *p, const char *q), (p, q), const char *, const char *)
-PATH_CALL(symlinkat, at_below(d, q), (const char *p, int d, const char *q), (p, d, q), const char *, int, const char *)
-PATH_CALL(chmod, below(p), (const char *p, mode_t m), (p, m), const char *, mode_t)
-PATH_CALL(fchmod, descriptor_below(d), (int d, mode_t m), (d, m), int, mode_t)
-PATH_CALL(fchmodat, at_below(d, p), (int d, const char *p, mode_t m, int f), (d, p, m, f),
-          int, const char *, mode_t, int)
-PATH_CALL(utimensat, at_below(d, p),
-          (int d, const char *p, const struct timespec t[2], int f), (d, p, t, f),
-          int, const char *, const struct timespec *, int)
-PATH_CALL(futimens, descriptor_below(d), (int d, const struct timespec t[2]), (d, t), int, const struct timespec *)
-PATH_CALL(truncate, below(p), (const char *p, off_t n), (p, n), const char *, off_t)
-PATH_CALL(truncate64, below(p), (const char *p, off64_t n), (p, n), const char *, off64_t)
-PATH_CALL(ftruncate, descriptor_below(d), (int d, off_t n), (d, n), int, off_t)
-PATH_CALL(ftruncate64, descriptor_below(d), (int d, off64_t n), (d, n), int, off64_t)
-PATH_CALL(fsync, descriptor_below(d), (int d), (d), int)
-PATH_CALL(fdatasync, descriptor_below(d), (int d), (d), int)
-PATH_CALL(syncfs, descriptor_below(d), (int d), (d), int)
-PATH_CALL(flock, descriptor_below(d), (int d, int o), (d, o), int, int)
+CALL(mkdir, ROOM, below(p), (const char *p, mode_t m), (p, m), const char *, mode_t)
+CALL(mkdirat, ROOM, at_below(d, p), (int d, const char *p, mode_t m), (d, p, m), int, const char *, mode_t)
+CALL(rmdir, A_WRITABLE_DISK, below(p), (const char *p), (p), const char *)
+CALL(unlink, A_WRITABLE_DISK, below(p), (const char *p), (p), const char *)
+CALL(unlinkat, A_WRITABLE_DISK, at_below(d, p), (int d, const char *p, int f), (d, p, f), int, const char *, int)
+CALL(rename, ROOM, below(p) || below(q), (const char *p, const char *q), (p, q), const char *, const char *)
+CALL(renameat, ROOM, at_below(d, p) || at_below(e, q), (int d, const char *p, int e, const char *q), (d, p, e, q),
+     int, const char *, int, const char *)
+CALL(renameat2, ROOM, at_below(d, p) || at_below(e, q), (int d, const char *p, int e, const char *q, unsigned f),
+     (d, p, e, q, f), int, const char *, int, const char *, unsigned)
+CALL(link, ROOM, below(q), (const char *p, const char *q), (p, q), const char *, const char *)
+CALL(linkat, ROOM, at_below(e, q), (int d, const char *p, int e, const char *q, int f), (d, p, e, q, f),
+     int, const char *, int, const char *, int)
+CALL(symlink, ROOM, below(q), (const char *p, const char *q), (p, q), const char *, const char *)
+CALL(symlinkat, ROOM, at_below(d, q), (const char *p, int d, const char *q), (p, d, q), const char *, int, const char *)
+CALL(chmod, A_WRITABLE_DISK, below(p), (const char *p, mode_t m), (p, m), const char *, mode_t)
+CALL(fchmod, A_WRITABLE_DISK, descriptor_below(d), (int d, mode_t m), (d, m), int, mode_t)
+CALL(fchmodat, A_WRITABLE_DISK, at_below(d, p), (int d, const char *p, mode_t m, int f), (d, p, m, f),
+     int, const char *, mode_t, int)
+CALL(utimensat, A_WRITABLE_DISK, at_below(d, p), (int d, const char *p, const struct timespec t[2], int f),
+     (d, p, t, f), int, const char *, const struct timespec *, int)
+CALL(futimens, A_WRITABLE_DISK, descriptor_below(d), (int d, const struct timespec t[2]), (d, t),
+     int, const struct timespec *)
+CALL(truncate, ROOM, below(p), (const char *p, off_t n), (p, n), const char *, off_t)
+CALL(truncate64, ROOM, below(p), (const char *p, off64_t n), (p, n), const char *, off64_t)
+CALL(ftruncate, ROOM, descriptor_below(d), (int d, off_t n), (d, n), int, off_t)
+CALL(ftruncate64, ROOM, descriptor_below(d), (int d, off64_t n), (d, n), int, off64_t)
+CALL(fsync, NOTHING, descriptor_below(d), (int d), (d), int)
+CALL(fdatasync, NOTHING, descriptor_below(d), (int d), (d), int)
+CALL(syncfs, ROOM, descriptor_below(d), (int d), (d), int)
+CALL(flock, NOTHING, descriptor_below(d), (int d, int o), (d, o), int, int)
 
 #define OPEN_CALL(name, concerned, first, ...)                                    \
     {                                                                             \
@@ -124,7 +138,7 @@ PATH_CALL(flock, descriptor_below(d), (int d, int o), (d, o), int, int)
             mode = va_arg(rest, mode_t);                                          \
             va_end(rest);                                                         \
         }                                                                         \
-        step((flags & (O_CREAT | O_TRUNC)) && (concerned));                       \
+        if (refused((flags & (O_CREAT | O_TRUNC)) && (concerned), ROOM)) return -1; \
         return ((int (*)(__VA_ARGS__, ...))dlsym(RTLD_NEXT, #name)) first;        \
     }
 
@@ -135,17 +149,17 @@ int openat(int d, const char *p, int flags, ...)
 int openat64(int d, const char *p, int flags, ...)
     OPEN_CALL(openat64, at_below(d, p), (d, p, flags, mode), int, const char *, int)
 
-#define WRITE_CALL(name, parameters, arguments, half, ...)                   \
-    ssize_t name parameters                                                  \
-    {                                                                        \
-        if (descriptor_below(d) || connected(d)) {                                         \
-            step(1);                                                         \
-            if (last()) {                                                    \
-                REAL(ssize_t, name, __VA_ARGS__) half;                       \
-                die();                                                       \
-            }                                                                \
-        }                                                                    \
-        return REAL(ssize_t, name, __VA_ARGS__) arguments;                   \
+#define WRITE_CALL(name, parameters, arguments, half, ...)   \
+    ssize_t name parameters                                  \
+    {                                                        \
+        if (descriptor_below(d) || connected(d)) {           \
+            if (refused(1, ROOM)) return -1;                 \
+            if (torn()) {                                    \
+                REAL(ssize_t, name, __VA_ARGS__) half;       \
+                die();                                       \
+            }                                                \
+        }                                                    \
+        return REAL(ssize_t, name, __VA_ARGS__) arguments;   \
     }
 
 WRITE_CALL(write, (int d, const void *b, size_t n), (d, b, n), (d, b, n / 2), int, const void *, size_t)

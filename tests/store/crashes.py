@@ -25,7 +25,7 @@ SOURCE = Path(__file__).with_name("crash.c")
 
 SERVER = """
 import asyncio, ctypes, json, os, sys, traceback
-from async_bento import AsyncBentoAPI, Config
+from async_bento import AsyncBentoAPI, BentoError, Config
 from async_bento import api, cli  # so that a child has nothing more to import
 from async_bento.store import arrival, scratch
 
@@ -40,18 +40,21 @@ def child(task):
     os.environ["BENTOML_HOME"] = task["home"]
     if not task["exchange"]:
         arrival.exchange = lambda *_: False
-    crash.crash_at(os.fsencode(task["home"]), ctypes.c_long(task["at"]), task["call"] == "push")
-    asyncio.run(main(task))
-    steps = crash.crash_steps()
-    crash.crash_at(b"", ctypes.c_long(0), 0)
-    return steps
+    crash.crash_at(os.fsencode(task["home"]), ctypes.c_long(task["at"]), task["call"] == "push", task["error"])
+    try:
+        asyncio.run(main(task))
+        return {"steps": crash.crash_steps()}
+    except BentoError as error:
+        return {"failed": f"{type(error).__name__}: {error}"}
+    finally:
+        crash.crash_at(b"", ctypes.c_long(0), 0, 0)
 
 print(json.dumps("ready"), flush=True)
 for line in sys.stdin:
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         try:
-            said = {"steps": child(json.loads(line))}
+            said = child(json.loads(line))
         except BaseException:
             said = {"error": traceback.format_exc()}
         os.write(writing, json.dumps(said).encode())
@@ -72,29 +75,31 @@ class Crasher:
     process: subprocess.Popen[str]
 
     def run(
-        self, call: str, home: Path, *, at: int = 0, tag: str = "svc:v1", force: bool = False, exchange: bool = True
-    ) -> int | None:
-        """Push or pull.
+        self, call: str, home: Path, *, at: int = 0, force: bool = False, exchange: bool = True, error: int = 0
+    ) -> int | str | None:
+        """Push or pull `svc:v1`.
 
         Args:
             call: `push` or `pull`.
             home: Its home.
-            at: The step at which it is killed; 0 for none.
-            tag: What to push or pull.
+            at: The step at which something happens; 0 for none.
             force: Whether by force.
             exchange: Whether two directories can change places.
+            error: What happens: the number of an error that the disk has from then on; 0 for a kill.
 
         Returns:
-            The steps it took; None where it was killed.
+            The steps it took; None where it was killed; what it said where it failed.
         """
         assert self.process.stdin
         assert self.process.stdout
-        task = {"call": call, "home": str(home), "at": at, "tag": tag, "force": force, "exchange": exchange}
+        task = {"call": call, "home": str(home), "at": at, "force": force, "exchange": exchange, "error": error}
+        task["tag"] = "svc:v1"
         self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
         said: dict[str, Any] = json.loads(self.process.stdout.readline())
         assert "error" not in said, said["error"]
-        return said["steps"]
+        assert at or "steps" in said, said
+        return said.get("steps", said.get("failed"))
 
 
 def library(directory: Path) -> Path:
