@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from tests.store.crashes import Crasher
 
 EVERY = os.environ.get("CRASH_EVERY")
-"""`CRASH_EVERY=1` takes all steps, in minutes; for every day each third of a pull will do, and fewer of a push."""
+"""`CRASH_EVERY=1` takes all steps, in minutes; for every day the commit's will do, and some of those before."""
+
+COMMIT = 40
+"""Steps from before the commit to the end, at least."""
 
 OLDEST, OLD, NEW = (f"2024-01-0{day} 00:00:00" for day in (1, 2, 3))
 
@@ -39,11 +42,13 @@ def make_new(home: Path) -> Path:
     return new
 
 
-def steps(homes: Path, every: int) -> Iterator[tuple[int, Path]]:
+def steps(homes: Path, total: object, every: int, last: int) -> Iterator[tuple[int, Path]]:
     """Steps to be killed at, without end, and for each a home that is gone when the next one comes."""
-    for step in itertools.count(1, int(EVERY or every)):
-        yield step, homes / f"at-{step}"
-        shutil.rmtree(homes / f"at-{step}")
+    assert isinstance(total, int)
+    for step in itertools.count(1):
+        if step % int(EVERY or every) == 0 or step > total - last:
+            yield step, homes / f"at-{step}"
+            shutil.rmtree(homes / f"at-{step}")
 
 
 def leftovers(home: Path) -> list[str]:
@@ -75,7 +80,8 @@ def test_a_killed_pull_leaves_the_old_item_or_the_new_one(
     (begin / "bentos" / "svc" / "latest").write_text(max(before))
     after = oldest | {"v1": new}
 
-    for step, at in steps(tmp_path, every=3):
+    total = crasher.run("pull", shutil.copytree(begin, tmp_path / "counted"), **options)
+    for step, at in steps(tmp_path, total, every=5, last=COMMIT):
         shutil.copytree(begin, at)
         survived = crasher.run("pull", at, at=step, **options) is not None
         if not options["exchange"]:
@@ -100,7 +106,8 @@ def test_a_killed_push_is_made_good_by_the_next(crasher: Crasher, tmp_path: Path
     begin = tmp_path / "begin"
     sent = whole(make_bento(begin, files={"src/large": noise(6 * MiB), "src/service.py": b"pass"}))
 
-    for step, at in steps(tmp_path, every=12):
+    total = crasher.run("push", begin)
+    for step, at in steps(tmp_path, total, every=12, last=0):
         shutil.copytree(begin, at)
         survived = crasher.run("push", at, at=step, force=True) is not None
         assert seen(at)[1] == {"v1": sent}, step
