@@ -51,6 +51,20 @@ def interop(session: nox.Session) -> None:
     session.run("pytest", "-m", "interop", *session.posargs)
 
 
+@nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Feed the extractor what a coverage-guided fuzzer makes up; arguments are libFuzzer's. Linux alone."""
+    install_group(session, "fuzz")
+    session.run("python", "tests/fuzz/extractor.py", *(session.posargs or ["-max_total_time=60"]))
+
+
+@nox.session
+def corpus(session: nox.Session) -> None:
+    """Let the releases of BentoML build the corpus anew; it needs Python 3.10. See `tests/corpus/generate.py`."""
+    session.install("uv")
+    session.run("python", "tests/corpus/generate.py", *session.posargs)
+
+
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """The example of the README, on the package as it is installed."""

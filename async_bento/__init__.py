@@ -10,7 +10,7 @@ from async_bento._version import __version__
 
 if TYPE_CHECKING:
     from async_bento.api import AsyncBentoAPI, AsyncModelAPI
-    from async_bento.config import Config, Credentials, RetryPolicy, Timeouts, Transfer
+    from async_bento.config import Config, Credentials, Limits, RetryPolicy, Timeouts, Transfer
     from async_bento.errors import (
         APIConnectionError,
         APIError,
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "api": ("AsyncBentoAPI", "AsyncModelAPI"),
-    "config": ("Config", "Credentials", "RetryPolicy", "Timeouts", "Transfer"),
+    "config": ("Config", "Credentials", "Limits", "RetryPolicy", "Timeouts", "Transfer"),
     "errors": (
         "APIConnectionError",
         "APIError",
@@ -137,6 +137,7 @@ __all__ = [
     "IntegrityError",
     "InvalidTagError",
     "LabelItemSchema",
+    "Limits",
     "Model",
     "ModelAPI",
     "ModelManifestSchema",

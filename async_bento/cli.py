@@ -93,8 +93,8 @@ class PlainErrors(click.Group):
 def main(verbose: int) -> None:
     """Push and pull bentos and models: to BentoCloud, Yatai, or a registry of your own.
 
-    The registry and its token are those of BENTO_CLOUD_API_ENDPOINT and BENTO_CLOUD_API_KEY, or of the context that
-    `async-bento login` or `bentoml cloud login` stored.
+    The registry and its token are those of BENTO_CLOUD_API_ENDPOINT and BENTO_CLOUD_API_KEY, or of a context that
+    `async-bento login` or `bentoml cloud login` stored: the one that BENTOML_CLOUD_CONTEXT names, or the current one.
     """
     logging.basicConfig(
         level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)], format="%(levelname)s: %(message)s"
@@ -130,7 +130,7 @@ def _asynchronous(
 def _connection(command: Callable[P, T]) -> Callable[P, T]:
     """The options of every command that speaks to a registry."""
     command = click.option("--endpoint", metavar="URL", help="The registry, instead of the configured one.")(command)
-    command = click.option("--context", metavar="NAME", help="A context of .yatai.yaml.")(command)
+    command = click.option("--context", metavar="NAME", help="A context, instead of the current one.")(command)
     return click.option("--json", "as_json", is_flag=True, help="Write JSON, for a machine to read.")(command)
 
 

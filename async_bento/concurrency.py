@@ -11,7 +11,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import anyio
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 
 T = TypeVar("T")
+
+SECONDS_BETWEEN_LOOKS = 0.2
+"""How often it is looked whether another process has given a lock back."""
 
 
 class Threads:
@@ -106,6 +109,47 @@ async def finish(awaitable: Awaitable[T]) -> T:
             future.exception()  # retrieved: the cancellation is what the caller hears of
         raise cancelled
     return future.result()
+
+
+class Lock(Protocol):
+    """A lock that other processes respect. Its methods block."""
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        """Try to take it.
+
+        Args:
+            timeout: How long to wait for it, in seconds; None for as long as it takes.
+
+        Returns:
+            Whether it was taken.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give it back; nothing happens where it is not held."""
+        ...
+
+
+@asynccontextmanager
+async def alone(lock: Lock, threads: Threads, waiting: Callable[[], None]) -> AsyncGenerator[None]:
+    """Hold a lock; asked for again and again, since a thread that waits for it could not be cancelled.
+
+    Args:
+        lock: The lock.
+        threads: Where it is asked for.
+        waiting: Called once, where another holds it.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        if not await threads.run(lock.acquire, timeout=0):
+            waiting()
+            while not await threads.run(lock.acquire, timeout=0):  # noqa: ASYNC110 - no event crosses processes
+                await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        yield
+    finally:
+        await finish(threads.run(lock.release))
 
 
 async def for_each(operation: Callable[[T], Awaitable[None]], items: Iterable[T], limit: int) -> None:

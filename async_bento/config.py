@@ -1,7 +1,8 @@
 """Settings, each with its default and the reason for it, and where each comes from.
 
-Weakest first: the defaults below, the context in `$BENTOML_HOME/.yatai.yaml`, `BENTO_CLOUD_API_KEY` and
-`BENTO_CLOUD_API_ENDPOINT`, the `ASYNC_BENTO_*` variables, arguments.
+Weakest first: the defaults below, the current context in `$BENTOML_HOME/.yatai.yaml`, the one that
+`BENTOML_CLOUD_CONTEXT` names, `BENTO_CLOUD_API_KEY` and `BENTO_CLOUD_API_ENDPOINT`, the `ASYNC_BENTO_*` variables,
+arguments.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ BENTOML_VERSION = "1.4.39"
 
 _TOKEN_VARIABLES = ("ASYNC_BENTO_API_TOKEN", "BENTO_CLOUD_API_KEY")
 _ENDPOINT_VARIABLES = ("ASYNC_BENTO_ENDPOINT", "BENTO_CLOUD_API_ENDPOINT")
+_CONTEXT_VARIABLE = "BENTOML_CLOUD_CONTEXT"
 
 _PLAIN = re.compile(r"[!-\[\]-~]+")  # printable ASCII without spaces and backslashes
 _USER = re.compile(r"//[^/?#]*@")
@@ -65,14 +67,15 @@ class RetryPolicy(_Frozen):
     """How often a transient fault is tried again, and how long to wait before it, in seconds.
 
     Attributes:
-        attempts: Tries in all. Six, with the waits below, outlast a quarter of a minute of outage.
-        wait_initial: The wait before the second try; it doubles with each, and up to itself
-            is added to each by chance, so that many clients do not come back at once.
+        attempts: Tries in all; of a part or a range, tries since another of the same transfer came through. Eight, with
+            the waits below, outlast twenty seconds of outage on average.
+        wait_initial: The longest wait before the second try; it doubles with each. How long the wait is then, is left
+            to chance, so that many clients do not come back at once.
         wait_max: The longest wait between two tries.
         retry_after_cap: The longest `Retry-After` that is obeyed; a longer one ends the call.
     """
 
-    attempts: int = Field(default=6, ge=1)
+    attempts: int = Field(default=8, ge=1)
     wait_initial: float = Field(default=0.5, ge=0)
     wait_max: float = Field(default=15.0, ge=0)
     retry_after_cap: float = Field(default=120.0, ge=0)
@@ -99,6 +102,7 @@ class Transfer(_Frozen):
         window: The bytes of ranges that may be on their way or wait for their turn during a pull.
         range_size: What one ranged GET of a pull asks for; never more than the window.
         verify: Compare the MD5 of each part with its ETag, where the ETag looks like an MD5.
+        resume: Go on with an interrupted push or pull where it stopped, in another process too.
     """
 
     part_size: int = Field(default=16 * MiB, ge=5 * MiB, le=5 * GiB)
@@ -107,11 +111,60 @@ class Transfer(_Frozen):
     window: int = Field(default=64 * MiB, ge=MiB)
     range_size: int = Field(default=8 * MiB, ge=64 * KiB)
     verify: bool = True
+    resume: bool = True
 
     @property
     def range_in_window(self) -> int:
         """The size of a range, as far as the window has room for it."""
         return min(self.range_size, self.window)
+
+
+class Limits(_Frozen):
+    """What a tar may hold; one that holds more is refused while it arrives. Sizes in bytes.
+
+    Memory of unpacking a tar is at most `2 × names + 32 × header + 2 MiB`, and 128 MiB for the dictionary of an xz. The
+    tar itself, unpacked by gzip and its like, has at most `content + members × (2 × header + 1 KiB) + 1 MiB`.
+
+    Attributes:
+        members: The most members. Even one without content costs an inode and a tenth of a millisecond. A bento with an
+            environment in it has a hundred thousand.
+        depth: The most names in a path, and in a link's target. Python before 3.13 removes a directory with one of its
+            1,000 frames per level; what people build has tens.
+        path: The longest path of a member, and the longest target of a link: Linux's PATH_MAX.
+        header: The most that extended headers say of one member. The names and times in them take hundreds; 64 KiB is
+            the longest extended attribute that Linux keeps, should there be one.
+        names: The most memory for the names of directories and links, which are known until the end. It is enough for
+            400,000 of them, those included that are only named on the way to a member.
+        size: The most content, whatever was announced; None for what the disk holds.
+        excess: How many times the size that the registry announces the content may have. A bento is announced with its
+            models, which are not in its tar, so honest tars stay below 1; but a version that is pushed again may keep
+            the record of its first push.
+        slack: The content that is allowed on top of that, since a wrong record is no reason to refuse what fills no
+            disk. No size is announced by some old records; their tars have `size` alone.
+    """
+
+    members: int = Field(default=1_000_000, ge=1)
+    depth: int = Field(default=128, ge=1, le=500)
+    path: int = Field(default=4096, ge=1)
+    header: int = Field(default=64 * KiB, ge=KiB)
+    names: int = Field(default=256 * MiB, ge=0)
+    size: int | None = Field(default=None, ge=0)
+    excess: int = Field(default=2, ge=1)
+    slack: int = Field(default=GiB, ge=0)
+
+    def content(self, announced: int) -> int | None:
+        """The most content a tar may have.
+
+        Args:
+            announced: Its size as the registry's record has it, in bytes; 0 or less where it has none.
+
+        Returns:
+            The bytes; None for as many as arrive.
+        """
+        if announced <= 0:
+            return self.size
+        allowed = announced * self.excess + self.slack
+        return allowed if self.size is None else min(allowed, self.size)
 
 
 class Config(_Frozen):
@@ -121,11 +174,13 @@ class Config(_Frozen):
         timeouts: How long to wait.
         retry: How often to try again.
         transfer: How bytes are moved.
+        limits: What a tar may hold.
     """
 
     timeouts: Timeouts = Timeouts()
     retry: RetryPolicy = RetryPolicy()
     transfer: Transfer = Transfer()
+    limits: Limits = Limits()
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:
@@ -318,16 +373,32 @@ def needs_contexts(
     return bool(context) or not (api_token or any(environ.get(name) for name in _TOKEN_VARIABLES))
 
 
-def shadowing(environ: Mapping[str, str] = os.environ) -> list[str]:
+def context_of(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Name the context that the environment asks for, in place of the current one (BentoML's `--context` sets it).
+
+    Args:
+        environ: Where to look for `BENTOML_CLOUD_CONTEXT`.
+
+    Returns:
+        Its name, or None.
+    """
+    return environ.get(_CONTEXT_VARIABLE) or None
+
+
+def shadowing(current: str, environ: Mapping[str, str] = os.environ) -> list[str]:
     """Name the variables that are stronger than the current context, for who has just stored or chosen one.
 
     Args:
+        current: The current context.
         environ: Where to look for variables.
 
     Returns:
-        Those that are set.
+        Those that are set; a variable that names the same context is not in its way.
     """
-    return [name for name in (*_TOKEN_VARIABLES, *_ENDPOINT_VARIABLES) if environ.get(name)]
+    stronger = [name for name in (*_TOKEN_VARIABLES, *_ENDPOINT_VARIABLES) if environ.get(name)]
+    if context_of(environ) not in {None, current}:
+        stronger.append(_CONTEXT_VARIABLE)
+    return stronger
 
 
 def find_credentials(
@@ -339,16 +410,16 @@ def find_credentials(
     """Find the registry and the token for it.
 
     The strongest source with a token wins: `api_token`, a context that was asked for by name, `ASYNC_BENTO_API_TOKEN`,
-    `BENTO_CLOUD_API_KEY`, the current context. A token that was stored or set together with an endpoint opens that
-    endpoint and no other: it is never sent to an endpoint from elsewhere.
+    `BENTO_CLOUD_API_KEY`, the context that `BENTOML_CLOUD_CONTEXT` names, the current context. A token that was stored
+    or set together with an endpoint opens that endpoint and no other: it is never sent to an endpoint from elsewhere.
 
     The endpoint is the strongest of: `endpoint`, that of a context that was asked for by name, `ASYNC_BENTO_ENDPOINT`,
-    `BENTO_CLOUD_API_ENDPOINT`, that of the current context where the token is its, the default.
+    `BENTO_CLOUD_API_ENDPOINT`, that of the context whose token it is, the default.
 
     Args:
         endpoint: The registry's URL, or None to look for it.
         api_token: The token, or None to look for it.
-        context: A context of `.yatai.yaml`, or None for the current one.
+        context: A context of `.yatai.yaml`, or None for that of `BENTOML_CLOUD_CONTEXT`, or the current one.
         environ: Where to look for variables.
 
     Returns:
@@ -365,6 +436,15 @@ def find_credentials(
         one = known.get(name, path) if name else known.find(known.current_context_name)
         return Credentials(one.endpoint, one.api_token, f"context {one.name!r} in {path}") if one else None
 
+    def from_context_in_use() -> Credentials | None:
+        name = context_of(environ)
+        try:
+            return from_context(name)
+        except ConfigError as error:
+            if name:
+                error.args = (f"{_CONTEXT_VARIABLE}={name}: {error}",)
+            raise
+
     def from_variables(token_variable: str, endpoint_variable: str) -> Credentials | None:
         token = environ.get(token_variable)
         return Credentials(environ.get(endpoint_variable, ""), SecretStr(token), token_variable) if token else None
@@ -375,7 +455,7 @@ def find_credentials(
         or named
         or from_variables(_TOKEN_VARIABLES[0], _ENDPOINT_VARIABLES[0])
         or from_variables(_TOKEN_VARIABLES[1], _ENDPOINT_VARIABLES[1])
-        or from_context(None)
+        or from_context_in_use()
     )
     if found is None:
         raise ConfigError(

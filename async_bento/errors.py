@@ -6,7 +6,7 @@
     ├── NotFoundError                   no such bento or model, in the store, on the registry or on the Hub
     ├── StoreError                      the local store: broken YAML, no space, no permission
     ├── ArchiveError                    a directory that cannot be packed, a tar that cannot be unpacked
-    │   ├── UnsafeArchiveError          a tar that tries to reach outside its destination
+    │   ├── UnsafeArchiveError          a tar that is refused: it reaches outside, lies, is too much or not whole
     │   └── SourceChangedError          a file changed while it was being sent (also a TransferError)
     ├── APIError                        the registry
     │   ├── APIConnectionError          not reached, or the connection broke
@@ -82,10 +82,11 @@ class ArchiveError(BentoError):
 
 
 class UnsafeArchiveError(ArchiveError):
-    """A tar with a member that must not be extracted.
+    """A tar that is refused, be it for a member that must not be extracted, or because it is broken or not whole.
 
     Attributes:
-        member: The member's name, as the tar has it; None where the tar as a whole is at fault.
+        member: The member's name, as the tar has it. Where the tar is broken, the member it is broken in or after;
+            None where it is so from its first byte.
     """
 
     def __init__(self, message: str, *, member: str | None = None) -> None:

@@ -15,6 +15,7 @@ from async_bento.config import (
     Context,
     Credentials,
     check_endpoint,
+    context_of,
     contexts_path,
     find_credentials,
     needs_contexts,
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--endpoint", metavar="URL", help=f"The registry; asked for, or {DEFAULT_ENDPOINT}.")
 @click.option("--api-token-stdin", is_flag=True, help="Read the token from standard input.")
-@click.option("--name", metavar="NAME", help="The context to store it as; the current one where none is given.")
+@click.option(
+    "--name", metavar="NAME", help="The context to store it as; by default $BENTOML_CLOUD_CONTEXT, or the current one."
+)
 def login(endpoint: str | None, api_token_stdin: bool, name: str | None) -> None:
     """Check an API token, and store it as a context, which becomes the current one.
 
@@ -47,7 +50,7 @@ def login(endpoint: str | None, api_token_stdin: bool, name: str | None) -> None
     """
     path = contexts_path()
     known = read_contexts(path)  # a file that is broken is told before anything is asked
-    stored_as = known.current_context_name if name is None else name
+    stored_as = (context_of() or known.current_context_name) if name is None else name
     if not stored_as.strip():
         raise ConfigError("a context needs a name")
     earlier = known.find(stored_as)
@@ -65,7 +68,7 @@ def login(endpoint: str | None, api_token_stdin: bool, name: str | None) -> None
     who = f"{user.name} ({user.email})" if user.email else user.name
     click.echo(f"Logged in to {credentials.endpoint} as {who}.")
     click.echo(f"Stored as the context {stored_as!r}, which is the current one now, in {path}")
-    _warn_of_variables()
+    _warn_of_variables(stored_as)
 
 
 @click.group()
@@ -92,7 +95,7 @@ def list_contexts(as_json: bool) -> None:
             (star, one.name, one.endpoint, one.email or "") for star, one in zip(stars, known.contexts, strict=True)
         ]
         say_table(("", "NAME", "ENDPOINT", "EMAIL"), rows)
-    _warn_of_variables()
+    _warn_of_variables(known.current_context_name)
 
 
 @context.command()
@@ -101,7 +104,7 @@ def use(name: str) -> None:
     """Make the context NAME the current one."""
     chosen = use_context(contexts_path(), name)
     click.echo(f"The current context is {chosen.name!r} now: {chosen.endpoint}")
-    _warn_of_variables()
+    _warn_of_variables(chosen.name)
 
 
 @context.command()
@@ -114,7 +117,7 @@ def current(as_json: bool) -> None:
     if found is None:
         raise ConfigError(f"no context is the current one in {path}: `async-bento login` stores one")
     click.echo(json.dumps(_record(found, found.name)) if as_json else found.name)
-    _warn_of_variables()
+    _warn_of_variables(found.name)
 
 
 def _credentials(endpoint: str | None, from_stdin: bool, earlier: Context | None) -> Credentials:
@@ -158,8 +161,8 @@ def _record(one: Context, current_name: str) -> dict[str, object]:
     return {"name": one.name, "endpoint": one.endpoint, "email": one.email, "current": one.name == current_name}
 
 
-def _warn_of_variables() -> None:
-    if stronger := shadowing():
+def _warn_of_variables(current: str) -> None:
+    if stronger := shadowing(current):
         verb = "is" if len(stronger) == 1 else "are"
         click.echo(
             f"Note: {' and '.join(stronger)} {verb} set, and stronger than the current context; unset to use it.",

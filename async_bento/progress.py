@@ -207,6 +207,8 @@ class TqdmListener:
                 bar = self._bars[key] = self._open(event)
             bar.total = event.bytes_total
             bar.update(event.bytes_done - bar.n)
+            if event.message:
+                self._write(f"\r{_VERBS[event.direction][0]} {event.kind} {event.tag}: {event.message}")
         elif bar is not None:
             bar.set_postfix_str(event.phase)
 

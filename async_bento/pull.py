@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from async_bento.archive.extract import Extractor
-from async_bento.concurrency import finish
+from async_bento.concurrency import alone, finish
 from async_bento.errors import APIStatusError, ArchiveError, NotFoundError, PartError, StoreError
 from async_bento.store.tag import LATEST, Tag
 from async_bento.transfer.download import download
-from async_bento.wire.schemas import ModelManifestSchema
+from async_bento.unpacking import Unpacking
+from async_bento.wire.schemas import BentoManifestSchema, ModelManifestSchema
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
-    from pathlib import Path
+    from collections.abc import Generator
 
     from async_bento.concurrency import Threads
     from async_bento.connection import Connection
     from async_bento.kind import ItemT, Kind, RecordT
     from async_bento.progress import Progress
-    from async_bento.store.scratch import Lock
     from async_bento.transfer.http import Transport
     from async_bento.wire.schemas import ItemSchema
-
-SECONDS_BETWEEN_LOOKS = 0.2
-"""How often a pull looks whether another process is done pulling the same."""
 
 
 async def pull_item(
@@ -142,23 +134,40 @@ def _hub_of(remote: ItemSchema) -> str | None:
     return str(manifest.metadata.get("url") or manifest.metadata.get("model_id") or "the Hugging Face Hub")
 
 
+def _announced(remote: ItemSchema) -> int:
+    """The size the registry has of an item, in bytes; 0 where it has none."""
+    manifest = getattr(remote, "manifest", None)
+    return manifest.size_bytes if isinstance(manifest, (BentoManifestSchema, ModelManifestSchema)) else 0
+
+
 async def _fetch(
     kind: Kind[ItemT, RecordT], tag: Tag, remote: ItemSchema, *, force: bool, transport: Transport, progress: Progress
 ) -> ItemT:
     """Unpack it beside the store, and move it there in one step when it is whole; one process at a time."""
     threads, store = transport.threads, kind.store
-    async with _alone(await threads.run(store.lock, tag), threads):
+    lock = await threads.run(store.lock, tag)
+    async with alone(lock, threads, lambda: progress.enter("planning", "waiting for another process that pulls it")):
         if not force and (local := await _local(kind, tag, threads)):
             progress.enter("skipped", "another process has just pulled it")
             return local
-        async with threads.entered(store.stage()) as staged:
-            unpacking = await threads.run(Unpacking, staged, threads)  # it looks whether the directory is empty
+        resume = tag if transport.config.transfer.resume else None
+        async with threads.entered(store.stage(resume)) as staged:
+            unpacking = await threads.run(
+                Unpacking,
+                staged,
+                None if resume is None else store.state_of(staged),
+                kind.routes.client.endpoint,
+                threads,
+                transport.config.limits,
+                _announced(remote),
+            )
             try:
                 await _download(kind, tag, remote, unpacking, transport, progress)
                 progress.enter("finishing")
-                await threads.run(unpacking.extractor.close)
-            finally:
-                await threads.run(unpacking.extractor.abort)
+                await unpacking.close()
+            except BaseException as error:
+                await finish(unpacking.give_up(keep=not isinstance(error, (ArchiveError, StoreError))))
+                raise
             return await threads.run(store.commit, staged, tag, replace=force)
 
 
@@ -189,54 +198,3 @@ async def _download(
             f"the {kind.word} {tag} is on the registry, but its files are not (its upload: {remote.upload_status}); "
             "whoever has it must push it again"
         ) from error
-
-
-@asynccontextmanager
-async def _alone(lock: Lock, threads: Threads) -> AsyncGenerator[None]:
-    """Hold a lock; asked for again and again, since a thread that waits for it could not be cancelled."""
-    try:
-        while not await threads.run(lock.acquire, timeout=0):  # noqa: ASYNC110 - no event crosses processes
-            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
-        yield
-    finally:
-        await finish(threads.run(lock.release))
-
-
-@dataclass
-class Unpacking:
-    """Extracts what arrives into a staging directory.
-
-    Attributes:
-        directory: The staging directory.
-        threads: Where it is done.
-        extractor: What does it.
-    """
-
-    directory: Path
-    threads: Threads
-    extractor: Extractor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.extractor = Extractor(self.directory)
-
-    async def feed(self, data: bytearray) -> None:
-        """Extract some more.
-
-        Args:
-            data: The next bytes of the tar.
-
-        Raises:
-            ArchiveError: They are no part of a tar, or of one that is not safe.
-            StoreError: The disk is full, or refuses.
-        """
-        await self.threads.run(self.extractor.feed, data)
-
-    async def restart(self) -> None:
-        """Remove what was extracted: the tar comes again from its first byte."""
-        await self.threads.run(self._restart)
-
-    def _restart(self) -> None:
-        self.extractor.abort()
-        shutil.rmtree(self.directory)
-        self.directory.mkdir()
-        self.extractor = Extractor(self.directory)

@@ -7,25 +7,35 @@ before anything is registered: what cannot be read is told before the registry h
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import defaultdict
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from async_bento.archive.plan import TarPlan
-from async_bento.errors import APIError
+from async_bento.concurrency import alone
+from async_bento.errors import APIError, StoreError
+from async_bento.retry import with_retries
+from async_bento.transfer.journal import Journal
 from async_bento.transfer.upload import Uploaded, upload
 from async_bento.wire.schemas import UPLOADED, FinishUploadSchema
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import AsyncGenerator, Awaitable
+    from pathlib import Path
 
     from async_bento.connection import Connection
     from async_bento.kind import ItemT, Kind, RecordT
+    from async_bento.progress import Progress
+    from async_bento.store.scratch import Lock
     from async_bento.store.tag import Tag
     from async_bento.wire.routes import AnyRoutes
     from async_bento.wire.schemas import CreateBentoSchema, CreateModelSchema, ItemSchema
+
+logger = logging.getLogger(__name__)
 
 BARE_REASON = "bento for development"
 """What BentoML says when a record is pushed without bytes."""
@@ -78,13 +88,17 @@ class Repositories:
             if key in self._known:
                 return
             if await routes.get_repository(name) is None:
-                try:
-                    await routes.create_repository(name)
-                except APIError as error:
-                    # Another process may have won the race, or only the answer was lost.
-                    if not await _is_there(routes.get_repository(name)):
-                        raise error from None
+                await with_retries(routes.client.config.retry, partial(self._create, routes, name))
             self._known.add(key)
+
+    @staticmethod
+    async def _create(routes: AnyRoutes, name: str) -> None:
+        try:
+            await routes.create_repository(name)
+        except APIError as error:
+            # Another process may have won the race, or only the answer was lost.
+            if not await _is_there(routes.get_repository(name)):
+                raise error from None
 
 
 async def push_item(
@@ -117,33 +131,85 @@ async def push_item(
         BentoError: It failed; the registry has been told.
     """
     began = time.monotonic()
-    name, version = item.tag.name, item.tag.version or ""
     with connection.progress("push", kind.word, item.tag) as progress:
         progress.note = _count(models)
-        await repositories.ensure(kind.routes, name)
-        remote = await kind.routes.get(name, version)
-        if remote is not None and remote.upload_status == UPLOADED and not force:
-            progress.enter("skipped", "already there")
-            return PushResult(item.tag, skipped=True, seconds=time.monotonic() - began, models=models)
-        record = await connection.threads.run(kind.record, item, bare)
-        plan = None if bare else await connection.threads.run(TarPlan.scan, item.path, exclude=kind.left_out)
-        created = await create(kind.routes, item.tag, record.create) if remote is None else None
-        registered = created or await kind.routes.update(name, version, record.update)
-        if plan is None:
-            outcome = FinishUploadSchema(status="success", reason=BARE_REASON)
-            await kind.routes.finish_upload(name, version, outcome)
-            uploaded = Uploaded(bytes_sent=0, parts=0)
-        else:
-            uploaded = await upload(
-                plan, kind.routes, registered, name, connection.transport, progress, threads=threads
-            )
+        async with _undisturbed(connection, kind, item.tag, progress) as journal:
+            registered = await _register(connection, kind, item, repositories, force=force, bare=bare)
+            if registered is None:
+                progress.enter("skipped", "already there")
+                return PushResult(item.tag, skipped=True, seconds=time.monotonic() - began, models=models)
+            record, plan = registered
+            if plan is None:
+                outcome = FinishUploadSchema(status="success", reason=BARE_REASON)
+                await kind.routes.finish_upload(item.tag.name, item.tag.version or "", outcome)
+                uploaded = Uploaded(bytes_sent=0, parts=0)
+            else:
+                uploaded = await upload(
+                    plan,
+                    kind.routes,
+                    record,
+                    item.tag.name,
+                    connection.transport,
+                    progress,
+                    threads=threads,
+                    journal=journal,
+                )
     return PushResult(
         item.tag,
+        resumed=uploaded.resumed,
         bytes_sent=uploaded.bytes_sent,
         parts=uploaded.parts,
         seconds=time.monotonic() - began,
         models=models,
     )
+
+
+@asynccontextmanager
+async def _undisturbed(
+    connection: Connection, kind: Kind[ItemT, RecordT], tag: Tag, progress: Progress
+) -> AsyncGenerator[Journal | None]:
+    """Keep other processes from pushing the same meanwhile, and say where to note what has arrived.
+
+    Neither is needed, they spare work: where nothing can be written, a push goes without.
+    """
+    threads = connection.threads
+
+    def prepare() -> tuple[Lock, Path]:
+        endpoint = connection.client.endpoint
+        return kind.store.push_lock(tag, endpoint), kind.store.journal(tag, endpoint)
+
+    async with AsyncExitStack() as stack:
+        journal: Journal | None = None
+        try:
+            lock, path = await threads.run(prepare)
+            waiting = partial(progress.enter, "planning", "waiting for another process that pushes it")
+            await stack.enter_async_context(alone(lock, threads, waiting))
+            journal = Journal(path) if connection.config.transfer.resume else None
+        except StoreError as error:
+            logger.warning("If the push of %s is interrupted, it will start afresh: %s", tag, error)
+        yield journal
+
+
+async def _register(
+    connection: Connection,
+    kind: Kind[ItemT, RecordT],
+    item: ItemT,
+    repositories: Repositories,
+    *,
+    force: bool,
+    bare: bool,
+) -> tuple[ItemSchema, TarPlan | None] | None:
+    """Create the record or renew it, when it is known that its files can be read; None where it is there already."""
+    routes, tag, threads = kind.routes, item.tag, connection.threads
+    name, version = tag.name, tag.version or ""
+    await repositories.ensure(routes, name)
+    remote = await routes.get(name, version)
+    if remote is not None and remote.upload_status == UPLOADED and not force:
+        return None
+    record = await threads.run(kind.record, item, bare)
+    plan = None if bare else await threads.run(TarPlan.scan, item.path, exclude=kind.left_out)
+    created = await create(routes, tag, record.create) if remote is None else None
+    return created or await routes.update(name, version, record.update), plan
 
 
 async def create(routes: AnyRoutes, tag: Tag, body: CreateBentoSchema | CreateModelSchema) -> ItemSchema | None:
@@ -160,12 +226,16 @@ async def create(routes: AnyRoutes, tag: Tag, body: CreateBentoSchema | CreateMo
     Raises:
         APIError: The registry was not reached, or refused.
     """
-    try:
-        return await routes.create(tag.name, body)
-    except APIError as error:
-        if not await _is_there(routes.get(tag.name, tag.version or "")):
-            raise error from None
-    return None
+
+    async def once() -> ItemSchema | None:
+        try:
+            return await routes.create(tag.name, body)
+        except APIError as error:
+            if not await _is_there(routes.get(tag.name, tag.version or "")):
+                raise error from None
+        return None
+
+    return await with_retries(routes.client.config.retry, once)
 
 
 async def _is_there(question: Awaitable[object | None]) -> bool:

@@ -86,9 +86,15 @@ def contents(directory: Path) -> dict[str, bytes | str | None]:
     return found
 
 
-def left_in_scratch(home: Path) -> list[str]:
-    """What lies in the scratch of a home, but for lock files, which stay."""
+def left_in_scratch(home: Path, *, kept: bool = True) -> list[str]:
+    """What lies in the scratch of a home, but for lock files, which stay.
+
+    Args:
+        home: The home.
+        kept: Whether to count what is kept for the next push or pull to go on with.
+    """
     tmp = home / "tmp"
     if not tmp.is_dir():
         return []
-    return [name for path in tmp.rglob("*") if not (name := str(path.relative_to(tmp))).startswith("async-bento-locks")]
+    others = ("async-bento-locks",) if kept else ("async-bento-locks", "async-bento-kept-")
+    return [name for path in tmp.rglob("*") if not (name := str(path.relative_to(tmp))).startswith(others)]

@@ -1,8 +1,11 @@
-"""Every test runs under a guard that fails it when it blocks the event loop."""
+"""Every test runs under two guards: one fails it when it blocks the event loop, one when it leaves this machine."""
 
 from __future__ import annotations
 
+import os
 import signal
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,14 +13,47 @@ from anyio.from_thread import start_blocking_portal
 from blockbuster import blockbuster_ctx
 
 from async_bento.registry import LocalRegistry
+from tests.loopback import sitecustomize as loopback
 from tests.store.crashes import Crasher, crashing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # A run in the background ignores Ctrl-C, and its children inherit that; here it means what it means to a person.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@dataclass
+class Refused:
+    """What would have left this machine, here or in a Python that was started from here."""
+
+    log: Path
+
+    def take(self) -> list[str]:
+        """All of it, once."""
+        lines, loopback.refused[:] = [*loopback.refused], []
+        if self.log.exists():
+            lines += self.log.read_text().splitlines()
+            self.log.unlink()
+        return lines
+
+
+@pytest.fixture(scope="session", autouse=True)
+def refused_anywhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Refused]:
+    """Let each Python that is started stay on this machine too."""
+    refused = Refused(tmp_path_factory.mktemp("loopback") / "refused")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOOPBACK_LOG", str(refused.log))
+        patch.setenv("PYTHONPATH", str(Path(loopback.__file__).parent), prepend=os.pathsep)
+        yield refused
+    assert refused.take() == []
+
+
+@pytest.fixture(autouse=True)
+def refused(refused_anywhere: Refused) -> Iterator[Refused]:
+    """Fail a test that would have left this machine, also where someone caught the refusal."""
+    yield refused_anywhere
+    assert refused_anywhere.take() == [], "a test must not leave this machine"
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +71,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (
         "BENTO_CLOUD_API_KEY",
         "BENTO_CLOUD_API_ENDPOINT",
+        "BENTOML_CLOUD_CONTEXT",
         "ASYNC_BENTO_API_TOKEN",
         "ASYNC_BENTO_ENDPOINT",
     ):

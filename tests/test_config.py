@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
-from async_bento import Config, ConfigError, RestApiClient, RetryPolicy, Timeouts, Transfer
+from async_bento import Config, ConfigError, Limits, RestApiClient, RetryPolicy, Timeouts, Transfer
 from async_bento.config import (
     DEFAULT_ENDPOINT,
     MiB,
@@ -40,7 +40,16 @@ SETTINGS = {
     "ASYNC_BENTO_TRANSFER_IO_CHUNK": ("65536", "transfer", "io_chunk", 65536),
     "ASYNC_BENTO_TRANSFER_WINDOW": ("1048576", "transfer", "window", MiB),
     "ASYNC_BENTO_TRANSFER_RANGE_SIZE": ("1048576", "transfer", "range_size", MiB),
+    "ASYNC_BENTO_TRANSFER_RESUME": ("0", "transfer", "resume", False),
     "ASYNC_BENTO_TRANSFER_VERIFY": ("0", "transfer", "verify", False),
+    "ASYNC_BENTO_LIMITS_MEMBERS": ("10", "limits", "members", 10),
+    "ASYNC_BENTO_LIMITS_DEPTH": ("7", "limits", "depth", 7),
+    "ASYNC_BENTO_LIMITS_PATH": ("255", "limits", "path", 255),
+    "ASYNC_BENTO_LIMITS_HEADER": ("1024", "limits", "header", 1024),
+    "ASYNC_BENTO_LIMITS_NAMES": ("1048576", "limits", "names", MiB),
+    "ASYNC_BENTO_LIMITS_SIZE": ("1000000", "limits", "size", 1_000_000),
+    "ASYNC_BENTO_LIMITS_EXCESS": ("3", "limits", "excess", 3),
+    "ASYNC_BENTO_LIMITS_SLACK": ("0", "limits", "slack", 0),
 }
 
 
@@ -48,11 +57,8 @@ SETTINGS = {
 
 
 def test_every_setting_has_a_variable() -> None:
-    fields = {
-        f"ASYNC_BENTO_{group}_{field}".upper()
-        for group, model in {"timeouts": Timeouts, "retry": RetryPolicy, "transfer": Transfer}.items()
-        for field in model.model_fields
-    }
+    groups = {"timeouts": Timeouts, "retry": RetryPolicy, "transfer": Transfer, "limits": Limits}
+    fields = {f"ASYNC_BENTO_{group}_{field}".upper() for group, model in groups.items() for field in model.model_fields}
     assert fields == set(SETTINGS)
 
 
@@ -84,6 +90,9 @@ def test_an_empty_variable_says_nothing() -> None:
         ("ASYNC_BENTO_TRANSFER_PART_SIZE", "5368709121"),
         ("ASYNC_BENTO_TRANSFER_CONCURRENCY", "0"),
         ("ASYNC_BENTO_TRANSFER_VERIFY", "maybe"),
+        ("ASYNC_BENTO_LIMITS_MEMBERS", "0"),
+        ("ASYNC_BENTO_LIMITS_SIZE", "-1"),
+        ("ASYNC_BENTO_LIMITS_DEPTH", "501"),
     ],
 )
 def test_a_bad_value_names_its_variable_and_itself(variable: str, value: str) -> None:
@@ -112,6 +121,24 @@ def test_a_group_may_be_a_dict() -> None:
 def test_a_setting_that_does_not_exist_or_fit_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Config(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("limits", "announced", "content"),
+    [
+        ({"excess": 3, "slack": 10}, 100, 310),
+        ({"slack": 10}, 0, None),
+        ({"slack": 10}, -5, None),
+        ({"size": 7}, 0, 7),
+        ({"size": 7}, 100, 7),
+        ({"size": 10**30}, 10**400, 10**30),
+        ({"slack": 0, "size": 500}, 100, 200),
+    ],
+)
+def test_the_content_of_a_tar_is_bounded_by_what_was_announced(
+    limits: dict[str, Any], announced: int, content: int | None
+) -> None:
+    assert Limits(**limits).content(announced) == content
 
 
 def test_settings_are_frozen() -> None:
@@ -161,6 +188,7 @@ def log_in(home: Path) -> Callable[..., None]:
 
 
 PROD = ("prod", "https://prod.example", "tk-prod")
+STAGING = ("staging", "https://staging.example", "tk-staging")
 LAB = ("lab", "http://lab.example:3000", "tk-lab")
 
 
@@ -186,6 +214,40 @@ def test_an_unknown_context_lists_those_there_are(log_in: Callable[..., None], h
     with pytest.raises(ConfigError) as caught:
         find_credentials(context="staging", environ=environ(home))
     assert str(caught.value) == f"no context 'staging' in {home / '.yatai.yaml'} (it has: lab, prod)"
+
+
+def test_a_variable_names_the_context_in_place_of_the_current_one(log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD, LAB, current="lab")
+    found = find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="prod"))
+    assert (found.endpoint, found.api_token.get_secret_value()) == ("https://prod.example", "tk-prod")
+    assert found.source == f"context 'prod' in {home / '.yatai.yaml'}"
+
+
+def test_a_variable_that_is_empty_names_no_context(log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD, LAB, current="lab")
+    assert find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="")).endpoint == "http://lab.example:3000"
+
+
+def test_an_unknown_context_tells_of_the_variable_that_named_it(log_in: Callable[..., None], home: Path) -> None:
+    log_in(PROD, LAB)
+    with pytest.raises(ConfigError) as caught:
+        find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="staging"))
+    assert str(caught.value) == (
+        f"BENTOML_CLOUD_CONTEXT=staging: no context 'staging' in {home / '.yatai.yaml'} (it has: lab, prod)"
+    )
+
+
+def test_an_unknown_context_in_a_variable_is_forgiven_where_a_token_is_stronger(home: Path) -> None:
+    variables = {"BENTO_CLOUD_API_KEY": "t", "BENTOML_CLOUD_CONTEXT": "staging"}
+    assert find_credentials(environ=environ(home, **variables)).source == "BENTO_CLOUD_API_KEY"
+
+
+def test_the_token_of_a_context_in_a_variable_goes_to_no_other_endpoint(
+    log_in: Callable[..., None], home: Path
+) -> None:
+    log_in(PROD)
+    with pytest.raises(ConfigError, match=r"is for https://prod\.example and is not sent to https://evil\.example"):
+        find_credentials("https://evil.example", environ=environ(home, BENTOML_CLOUD_CONTEXT="prod"))
 
 
 def test_an_unknown_context_is_not_forgiven_because_a_token_is_there(home: Path) -> None:
@@ -276,16 +338,17 @@ SOURCES: dict[str, dict[str, Any]] = {
     "named": {"context": "prod"},
     "own": {"ASYNC_BENTO_API_TOKEN": "tk-own"},
     "bentoml": {"BENTO_CLOUD_API_KEY": "tk-bentoml"},
+    "in use": {"BENTOML_CLOUD_CONTEXT": "staging"},
     "current": {},
 }
-TOKENS = dict(zip(SOURCES, ["tk-argument", "tk-prod", "tk-own", "tk-bentoml", "tk-lab"], strict=True))
+TOKENS = dict(zip(SOURCES, ["tk-argument", "tk-prod", "tk-own", "tk-bentoml", "tk-staging", "tk-lab"], strict=True))
 
 
 @pytest.mark.parametrize(("stronger", "weaker"), list(itertools.combinations(SOURCES, 2)))
 def test_the_stronger_source_of_a_token_wins(
     stronger: str, weaker: str, log_in: Callable[..., None], home: Path
 ) -> None:
-    log_in(PROD, LAB, current="lab")
+    log_in(PROD, STAGING, LAB, current="lab")
     said = {**SOURCES[weaker], **SOURCES[stronger]}
     arguments = {name: value for name, value in said.items() if name.islower()}
     variables = {name: value for name, value in said.items() if name.isupper()}

@@ -241,3 +241,31 @@ def test_a_variable_that_is_stronger_is_named(
     assert result.exit_code == 0
     assert result.stderr.startswith("Note: BENTO_CLOUD_API_KEY is set, and stronger than the current context")
     assert "5ecret" not in result.output
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("current",), ("use", "lab")])
+def test_a_variable_that_names_another_context_is_told(
+    arguments: tuple[str, ...], two: LocalRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENTOML_CLOUD_CONTEXT", "prod")
+    result = run("context", *arguments)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("Note: BENTOML_CLOUD_CONTEXT is set, and stronger than the current context")
+
+
+@pytest.mark.parametrize("named", ["lab", ""])
+def test_a_variable_that_names_the_current_context_or_none_is_in_nobodys_way(
+    named: str, two: LocalRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENTOML_CLOUD_CONTEXT", named)
+    assert run("context", "current").stderr == ""
+
+
+def test_a_login_is_stored_as_the_context_that_a_variable_names(
+    two: LocalRegistry, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENTOML_CLOUD_CONTEXT", "staging")
+    assert log_in(two).exit_code == 0
+    known = read_contexts(path)
+    assert [one.name for one in known.contexts] == ["prod", "lab", "staging"]
+    assert known.current_context_name == "staging"

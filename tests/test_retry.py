@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ import stamina.instrumentation
 
 from async_bento import RetryPolicy, errors
 from async_bento.errors import APIStatusError, PartError
-from async_bento.retry import is_transient, seconds_to_wait, with_retries
+from async_bento.retry import Pauses, backoff, is_transient, seconds_to_wait, with_retries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,12 +78,19 @@ def test_what_will_not_pass_is_not(error: Exception) -> None:
         ("-3", 0.0),
         ("nan", 0.0),
         ("inf", float("inf")),
-        ("Wed, 21 Oct 2026 07:28:00 GMT", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
         ("soon", None),
+        ("Wed, 99 Oct 2015 07:28:00 GMT", None),
     ],
 )
 def test_a_retry_after_is_read_in_seconds(header: str | None, seconds: float | None) -> None:
     assert seconds_to_wait(header) == seconds
+
+
+@pytest.mark.parametrize("zone", ["GMT", "-0000", "+0000"])
+def test_a_retry_after_may_be_a_date(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_445_412_480.0 - 90)  # a minute and a half before
+    assert seconds_to_wait(f"Wed, 21 Oct 2015 07:28:00 {zone}") == 90.0
 
 
 class Operation:
@@ -150,14 +158,50 @@ async def test_one_attempt_is_no_retry() -> None:
     assert operation.tries == 1
 
 
-async def test_the_waits_double_up_to_the_longest(waits: list[float]) -> None:
+async def test_the_longest_wait_doubles_and_chance_says_how_much_of_it_is_waited(waits: list[float]) -> None:
     policy = RetryPolicy(attempts=6, wait_initial=0.001, wait_max=0.004)
-    await with_retries(policy, Operation(*(errors.StalledError("x") for _ in range(5))))
-    for number, wait in enumerate(waits):
-        least = 0.001 * 2**number
-        assert min(least, 0.004) <= wait + 1e-9
-        assert wait - 1e-9 <= min(least + 0.001, 0.004)
-    assert len(waits) == 5
+    for _ in range(20):
+        await with_retries(policy, Operation(*(errors.StalledError("x") for _ in range(5))))
+
+    by_number = [waits[number::5] for number in range(5)]
+    for longest, those in zip([0.001, 0.002, 0.004, 0.004, 0.004], by_number, strict=True):
+        assert all(0 <= wait <= longest for wait in those)
+        assert len(set(those)) > 1
+        assert max(those) > longest / 2  # false once in a million
+        assert min(those) < longest / 2
+
+
+def test_the_wait_after_very_many_failures_is_still_a_number() -> None:
+    assert 0 <= backoff(RetryPolicy(), 100_000) <= RetryPolicy().wait_max
+
+
+async def test_the_count_starts_again_when_the_whole_has_come_further() -> None:
+    moved = iter([0, 0, 1, 1, 1, 1])  # asked before the first try and after each that failed
+    operation = Operation(*(errors.StalledError(str(number)) for number in range(1, 9)))
+    with pytest.raises(errors.StalledError, match=r"^4$"):
+        await with_retries(AT_ONCE, operation, progress=lambda: next(moved))
+    assert operation.tries == 4
+
+
+async def test_a_new_url_is_tried_at_once_and_not_for_ever(waits: list[float]) -> None:
+    operation = Operation(*(errors.PartError(str(number), status=403) for number in range(1, 9)))
+    with pytest.raises(errors.PartError, match=r"^3$"):
+        await with_retries(RetryPolicy(attempts=8, wait_initial=9), operation)
+    assert waits == [0.0, 0.0]
+
+
+def test_a_certificate_that_does_not_hold_will_not_hold_later() -> None:
+    for error in (errors.APIConnectionError("registry"), errors.PartError("storage")):
+        error.__cause__ = OSError("tls")
+        assert is_transient(error)
+        error.__cause__.__cause__ = ssl.SSLCertVerificationError(1, "self-signed")
+        assert not is_transient(error)
+
+
+def test_a_proxy_that_wants_a_password_will_not_do_without_later() -> None:
+    refused = errors.APIConnectionError("proxy")
+    refused.__cause__ = errors.APIStatusError("as aiohttp's ClientHttpProxyError, it has a status", status=407)
+    assert not is_transient(refused)
 
 
 @pytest.mark.parametrize("asked", [0.0, 0.002])
@@ -191,3 +235,90 @@ async def test_a_retry_after_does_not_make_a_no_a_maybe() -> None:
     with pytest.raises(errors.APIStatusError):
         await with_retries(AT_ONCE, operation)
     assert operation.tries == 1
+
+
+SLOW = RetryPolicy(wait_initial=60, wait_max=60, retry_after_cap=120)
+
+
+async def paused(pauses: Pauses, host: str) -> bool:
+    """Whether a host is to be left alone for longer than anyone would wait here."""
+    try:
+        await asyncio.wait_for(pauses.over(host), 0.01)
+    except asyncio.TimeoutError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_host_that_is_busy_is_left_alone_by_all_and_others_are_not(status: int) -> None:
+    pauses = Pauses(SLOW)
+    pauses.note("busy:1", status, 100.0)
+
+    assert await paused(pauses, "busy:1")
+    assert not await paused(pauses, "busy:2")
+
+
+@pytest.mark.parametrize("status", [200, 206, 400, 403, 404, 500, 502, 504])
+async def test_other_answers_are_no_reason_to_pause(status: int) -> None:
+    pauses = Pauses(SLOW)
+    pauses.note("host:1", status, 100.0)
+
+    assert not await paused(pauses, "host:1")
+
+
+async def test_an_answer_to_what_was_asked_before_does_not_end_a_pause() -> None:
+    pauses = Pauses(SLOW)
+    pauses.note("host:1", 503, 100.0)
+    pauses.note("host:1", 200, None)
+    pauses.note("host:1", 503, 0.0)
+
+    assert await paused(pauses, "host:1")
+
+
+async def test_a_pause_ends() -> None:
+    pauses = Pauses(RetryPolicy(wait_initial=0, wait_max=0))
+    pauses.note("host:1", 503, 0.02)
+    began = asyncio.get_running_loop().time()
+
+    await pauses.over("host:1")
+
+    assert asyncio.get_running_loop().time() - began >= 0.019
+
+
+async def test_a_pause_beyond_the_cap_is_none_since_whoever_was_told_gives_up() -> None:
+    pauses = Pauses(SLOW)
+    pauses.note("host:1", 503, 121.0)
+
+    assert not await paused(pauses, "host:1")
+
+
+async def test_a_host_that_does_not_say_how_long_is_paused_for_longer_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def remember(policy: RetryPolicy, failures: int) -> float:
+        asked.append(failures)
+        return 0.0
+
+    monkeypatch.setattr("async_bento.retry.backoff", remember)
+    pauses = Pauses(RetryPolicy())
+    for status in (503, 429, 200, 503):
+        pauses.note("host:1", status, None)
+
+    assert asked == [1, 2, 1]
+
+
+async def test_many_refusals_of_one_moment_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def remember(policy: RetryPolicy, failures: int) -> float:
+        asked.append(failures)
+        return 100.0
+
+    monkeypatch.setattr("async_bento.retry.backoff", remember)
+    pauses = Pauses(RetryPolicy())
+    for _ in range(3):
+        pauses.note("host:1", 503, None)
+
+    assert asked == [1, 1, 1]

@@ -152,39 +152,6 @@ with BentoAPI() as api:
     assert run_script(script) == "failed cancelled\nFalse success\n"
 
 
-def test_the_example_of_bentoml_runs_with_other_imports(served: LocalRegistry, home: Path) -> None:
-    make_bento(home, "my_service:v1", models=["mod:m1"])
-    make_model(home, "mod:m1")
-    script = """
-import sys
-from async_bento import BentoAPI
-from async_bento import RestApiClient
-from async_bento import BentoStore
-
-bentoml = BentoStore()
-
-# Create API instance
-rest_client = RestApiClient(endpoint=sys.argv[1], api_token=sys.argv[2])
-bento_api = BentoAPI(client=rest_client)
-
-# Push a bento
-bento = bentoml.get("my_service:latest")
-bento_api.push(bento, force=True, threads=10)
-
-# Pull a bento
-pulled = bento_api.pull("my_service:v1", with_models=True)
-
-# List remote bentos
-bentos = bento_api.list()
-
-# Get specific bento info
-info = bento_api.get("my_service", "v1")
-
-print(pulled.tag, [item.version for item in bentos.items], info.upload_status)
-"""
-    assert run_script(script, served.endpoint, served.api_token) == "my_service:v1 ['v1'] success\n"
-
-
 @pytest.mark.parametrize(("blocking", "asynchronous"), [(BentoAPI, AsyncBentoAPI), (ModelAPI, AsyncModelAPI)])
 def test_each_public_call_has_its_like(blocking: type, asynchronous: type) -> None:
     def calls(api: type) -> dict[str, tuple[list[inspect.Parameter], str | None]]:

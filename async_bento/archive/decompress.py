@@ -9,7 +9,7 @@ import zlib
 from typing import TYPE_CHECKING, Protocol
 
 from async_bento.config import KiB, MiB
-from async_bento.errors import ArchiveError
+from async_bento.errors import UnsafeArchiveError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ class Decompressor:
             What they inflate to, at most 1 MiB at once.
 
         Raises:
-            ArchiveError: The stream is broken, or followed by something that is neither zeros nor another stream.
+            UnsafeArchiveError: The stream is broken, or followed by something that is neither zeros nor another stream.
         """
         for begin in range(0, len(data), _INPUT):
             yield from self._feed(bytes(data[begin : begin + _INPUT]))
@@ -105,7 +105,7 @@ class Decompressor:
             try:
                 output = self._stream.decompress(data, _OUTPUT)
             except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-                raise ArchiveError(f"the {self._name} stream is broken: {error}") from error
+                raise UnsafeArchiveError(f"the {self._name} stream is broken: {error}") from error
             if output:
                 yield output
             if self._stream.eof:
@@ -119,10 +119,10 @@ class Decompressor:
         """Check that the stream has come to its end.
 
         Raises:
-            ArchiveError: It has not.
+            UnsafeArchiveError: It has not.
         """
         if not self._stream.eof:
-            raise ArchiveError(f"the {self._name} stream ends too early")
+            raise UnsafeArchiveError(f"the {self._name} stream ends too early")
 
 
 def decompressor_for(head: bytes) -> Decompressor | None:

@@ -10,14 +10,11 @@ import re
 import tarfile
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from async_bento.config import MiB
-from async_bento.errors import ArchiveError, UnsafeArchiveError
+from async_bento.archive.members import quoted
+from async_bento.errors import UnsafeArchiveError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-MAX_EXTENSION = MiB
-"""The largest PAX header or GNU long name, in bytes; they are held in memory, and the honest ones have hundreds."""
 
 MAX_SIZE = 1 << 62
 """A size no file system has; beyond it, sums might not fit where they are handed to."""
@@ -36,6 +33,10 @@ _KINDS: Mapping[bytes, Kind] = {
 EXTENSIONS = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK})
 """The types of headers that describe the member after them."""
 
+_LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
+_SIZE_FIELD = slice(124, 136)
+_OCTAL = re.compile(rb" *[0-7]* *(\0.*)?", re.DOTALL)
+_BASE_256 = (b"\x80", b"\xff")
 _NS_DIGITS = 9
 _LENGTH = re.compile(rb"([0-9]{1,7}) ")
 _NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)
@@ -72,17 +73,17 @@ def read_header(block: bytes) -> tarfile.TarInfo:
         What they say.
 
     Raises:
-        ArchiveError: The checksum or a number is wrong.
-        UnsafeArchiveError: A size is negative or absurd, or an extended header too large.
+        UnsafeArchiveError: The checksum or a number is wrong, or a size negative or absurd.
     """
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
-        raise ArchiveError(f"not a tar, or a broken one: {error}") from error
+        raise UnsafeArchiveError(f"not a tar, or a broken one: {error}") from error
+    size = block[_SIZE_FIELD]
+    if not size.startswith(_BASE_256) and not _OCTAL.fullmatch(size):  # int() takes signs and underscores, too
+        raise UnsafeArchiveError(f"{quoted(header.name)} is refused: its size is no octal number", member=header.name)
     if not 0 <= header.size < MAX_SIZE:
-        raise UnsafeArchiveError(f"{header.name!r} is refused: a size of {header.size} bytes", member=header.name)
-    if header.type in EXTENSIONS and header.size > MAX_EXTENSION:
-        raise UnsafeArchiveError(f"a header of {header.size} bytes is refused", member=header.name)
+        raise UnsafeArchiveError(f"{quoted(header.name)} is refused: a size of {header.size} bytes", member=header.name)
     return header
 
 
@@ -98,13 +99,13 @@ def read_extension(type_: bytes, payload: bytes) -> dict[str, str]:
         gives none.
 
     Raises:
-        ArchiveError: It is malformed.
-        UnsafeArchiveError: It makes the member sparse, or names all members at once.
+        UnsafeArchiveError: It is malformed, makes the member sparse, or names all members at once.
     """
-    if type_ == tarfile.GNUTYPE_LONGNAME:
-        return {"path": _text(payload.partition(b"\0")[0])}
-    if type_ == tarfile.GNUTYPE_LONGLINK:
-        return {"linkpath": _text(payload.partition(b"\0")[0])}
+    if type_ in _LONG:
+        name, end, _ = payload.partition(b"\0")
+        if not name or not end:  # readers differ in what they make of that
+            raise UnsafeArchiveError("a long name of the tar is empty, or has no end")
+        return {_LONG[type_]: _text(name)}
     records = _pax_records(payload)
     if type_ == tarfile.XHDTYPE:
         return records
@@ -120,10 +121,10 @@ def _pax_records(payload: bytes) -> dict[str, str]:
         length = _LENGTH.match(payload, position)
         end = position + int(length[1]) if length else 0
         if length is None or not length.end() < end <= len(payload) or payload[end - 1 : end] != b"\n":
-            raise ArchiveError("a PAX header of the tar is malformed")
+            raise UnsafeArchiveError("a PAX header of the tar is malformed")
         keyword, equals, value = payload[length.end() : end - 1].partition(b"=")
         if not keyword or not equals:
-            raise ArchiveError("a PAX header of the tar is malformed")
+            raise UnsafeArchiveError("a PAX header of the tar is malformed")
         records[_text(keyword)] = _text(value)
         position = end
     if any(keyword.startswith("GNU.sparse.") for keyword in records):
@@ -146,18 +147,18 @@ def merge(header: tarfile.TarInfo, records: Mapping[str, str]) -> Member:
         The member.
 
     Raises:
-        ArchiveError: A record is no number where there must be one.
-        UnsafeArchiveError: The member is no file, directory or link, or has content where it must not.
+        UnsafeArchiveError: The member is no file, directory or link, or has content where it must not; or a record is
+            no number where there must be one.
     """
     name = records.get("path") or header.name
     if header.type not in _KINDS:
-        raise UnsafeArchiveError(f"{name!r} is refused: a member of type {header.type!r}", member=name)
+        raise UnsafeArchiveError(f"{quoted(name)} is refused: a member of type {header.type!r}", member=name)
     kind = _KINDS[header.type]
     size = _size(records, header, name)
     if size and kind != "file":
-        raise UnsafeArchiveError(f"{name!r} is refused: a {kind} with content", member=name)
+        raise UnsafeArchiveError(f"{quoted(name)} is refused: a {kind} with content", member=name)
     if kind == "file" and name.endswith("/"):
-        raise UnsafeArchiveError(f"{name!r} is refused: a file with a directory's name", member=name)
+        raise UnsafeArchiveError(f"{quoted(name)} is refused: a file with a directory's name", member=name)
     target = records.get("linkpath") or header.linkname
     return Member(name, kind, size, header.mode, _mtime_ns(records, header, name), target)
 
@@ -167,10 +168,10 @@ def _size(records: Mapping[str, str], header: tarfile.TarInfo, name: str) -> int
     if not text:
         return header.size
     if not _NUMBER.fullmatch(text):
-        raise ArchiveError(f"the PAX header of {name!r} has a size of {text[:40]!r}")
+        raise UnsafeArchiveError(f"the PAX header of {quoted(name)} has a size of {text[:40]!r}", member=name)
     size = int(text)
     if size >= MAX_SIZE:
-        raise UnsafeArchiveError(f"{name!r} is refused: a size of {size} bytes", member=name)
+        raise UnsafeArchiveError(f"{quoted(name)} is refused: a size of {size} bytes", member=name)
     return size
 
 
@@ -178,7 +179,7 @@ def _mtime_ns(records: Mapping[str, str], header: tarfile.TarInfo, name: str) ->
     text = records.get("mtime") or str(int(header.mtime))
     found = _TIME.fullmatch(text)
     if found is None:
-        raise ArchiveError(f"{name!r} has a time of {text[:40]!r}")
+        raise UnsafeArchiveError(f"{quoted(name)} has a time of {text[:40]!r}", member=name)
     sign, seconds, fraction = found.groups()
     nanoseconds = int(seconds + (fraction or "")[:_NS_DIGITS].ljust(_NS_DIGITS, "0"))
     return -nanoseconds if sign else nanoseconds

@@ -10,31 +10,29 @@ import errno
 import os
 import shutil
 import stat
+import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from async_bento.archive.members import check_links, check_target
+from async_bento.archive.checkpoint import Attributes, Link
+from async_bento.archive.members import DEFAULT_LIMITS, check_links, check_target, quoted
 from async_bento.errors import StoreError, UnsafeArchiveError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from async_bento.archive.checkpoint import Checkpoint, OpenFile
+    from async_bento.config import Limits
 
 KEPT_MODE = 0o775
 """The bits of a mode that are restored: not set-uid, set-gid and sticky, and no writing for everyone."""
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_REOPEN = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _LINK_TIMES = os.utime in os.supports_follow_symlinks
-
-
-class _Attributes(NamedTuple):
-    mode: int
-    mtime_ns: int
-
-
-class _Link(NamedTuple):
-    target: str
-    mtime_ns: int
+_ENTRY = 512  # what a directory or a link takes at most beside its names: entries of dicts, attributes, where it leads
 
 
 class Tree:
@@ -44,27 +42,58 @@ class Tree:
 
     Args:
         root: The directory; it must be there, be empty and be no one else's business.
+        limits: How long links may be, and how much memory all those names may take.
+        checkpoint: How far another had come with the same directory, which then need not be empty.
 
     Attributes:
         current: The member being written, for messages.
+        overwrites: Whether a file that is there already is what is left of an interrupted run, and is written anew.
+            Else it is another member with the same name.
+        directories: The directories that are there, with what they get in the end.
+        links: The links to make in the end, by their names.
 
     Raises:
-        StoreError: The directory is not empty, or cannot be read.
+        StoreError: The directory is not empty, or not as the checkpoint has it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limits: Limits = DEFAULT_LIMITS, checkpoint: Checkpoint | None = None) -> None:
         self.current = ""
+        self.overwrites = False
+        self._limits = limits
+        self._held = 0
         self._root = root
         self._prefix = os.fspath(root)
-        self._directories: dict[str, _Attributes | None] = {"": None}
-        self._links: dict[str, _Link] = {}
+        self.directories: dict[str, Attributes | None] = {"": None}
+        self.links: dict[str, Link] = {}
         self._descriptor: int | None = None
         try:
+            if checkpoint is not None:
+                self._restore(checkpoint)
+                return
             with os.scandir(root) as found:
                 if next(found, None) is not None:
                     raise StoreError(f"cannot extract into {root}: it is not empty")
         except OSError as error:
             raise StoreError(f"cannot extract into {root}: {error.strerror}") from error
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        for name in checkpoint.directories:
+            self._hold(name)
+        for name, link in checkpoint.links.items():
+            self._hold(name, link.target)
+        self.directories.update(checkpoint.directories)
+        self.links.update(checkpoint.links)
+        if checkpoint.file is not None:
+            self._reopen(checkpoint.file)
+
+    def _reopen(self, file: OpenFile) -> None:
+        self.current = file.name
+        self._descriptor = os.open(self._path(file.name), _REOPEN)
+        if os.fstat(self._descriptor).st_size < file.written:
+            self.abort()
+            raise StoreError(f"cannot go on with {file.name}: it is shorter than it was")
+        os.ftruncate(self._descriptor, file.written)
+        os.lseek(self._descriptor, file.written, os.SEEK_SET)
 
     def add_directory(self, name: str, mode: int, mtime_ns: int) -> None:
         """Make a directory; one that is there already only gets the new attributes.
@@ -75,10 +104,10 @@ class Tree:
             mtime_ns: The time it gets in the end, in nanoseconds.
         """
         self.current = name
-        if name not in self._directories:
+        if name not in self.directories:
             self._make_room(name)
             self._make_directory(name, 0o700)
-        self._directories[name] = _Attributes(mode & KEPT_MODE, mtime_ns)
+        self.directories[name] = Attributes(mode & KEPT_MODE, mtime_ns)
 
     def open_file(self, name: str) -> None:
         """Begin a file; what is written from now on is its content.
@@ -87,6 +116,7 @@ class Tree:
             name: Its name.
         """
         self._make_room(name)
+        self._clear(name)
         try:
             self._descriptor = os.open(self._path(name), _CREATE, 0o600)
         except FileExistsError as error:
@@ -115,12 +145,13 @@ class Tree:
         descriptor, self._descriptor = self._descriptor, None
         os.close(descriptor)
 
-    def add_hard_link(self, name: str, source: str) -> int:
+    def add_hard_link(self, name: str, source: str, before_copy: Callable[[int], None]) -> int:
         """Give a file another name, or copy it where the file system knows no hard links.
 
         Args:
             name: The new name.
             source: The name of a file that has been written.
+            before_copy: Told how many bytes a copy will take, and raises where that is too much.
 
         Returns:
             The bytes that were copied.
@@ -133,8 +164,10 @@ class Tree:
             status = None
         if status is None or not stat.S_ISREG(status.st_mode):
             raise UnsafeArchiveError(
-                f"{name!r} is refused: a hard link to {source!r}, which is no file before it in the tar", member=name
+                f"{quoted(name)} is refused: a hard link to {quoted(source)}, which is no file before it in the tar",
+                member=name,
             )
+        self._clear(name)
         try:
             path.hardlink_to(original)
         except FileExistsError as error:
@@ -144,6 +177,7 @@ class Tree:
                 raise
         else:
             return 0
+        before_copy(status.st_size)
         try:
             with original.open("rb") as read, path.open("xb") as written:
                 shutil.copyfileobj(read, written)
@@ -160,16 +194,18 @@ class Tree:
             target: What it points at.
             mtime_ns: Its time, in nanoseconds.
         """
-        check_target(name, target)
+        check_target(name, target, self._limits)
         self._make_room(name)
+        self._clear(name)
         if os.path.lexists(self._path(name)):
             raise _in_the_way(name)
-        self._links[name] = _Link(target, mtime_ns)
+        self._hold(name, target)
+        self.links[name] = Link(target, mtime_ns)
 
     def finish(self) -> None:
         """Make the links, all or none, and give the directories their modes and times, deepest first."""
-        check_links({name: link.target for name, link in self._links.items()}, self._directories)
-        for name, link in self._links.items():
+        check_links({name: link.target for name, link in self.links.items()}, self.directories, self._limits)
+        for name, link in self.links.items():
             self.current = name
             path = self._root / name
             try:
@@ -178,9 +214,9 @@ class Tree:
                 raise _in_the_way(name) from error
             if _LINK_TIMES:
                 os.utime(path, ns=(link.mtime_ns, link.mtime_ns), follow_symlinks=False)
-        for name in sorted(self._directories, reverse=True):
+        for name in sorted(self.directories, reverse=True):
             self.current = name
-            attributes = self._directories[name]
+            attributes = self.directories[name]
             if attributes is not None:
                 path = self._root / name
                 os.utime(path, ns=(attributes.mtime_ns, attributes.mtime_ns))
@@ -196,29 +232,50 @@ class Tree:
     def _make_room(self, name: str) -> None:
         """Make the directories a member lies in, and see that no link will have its name."""
         self.current = name
-        if name in self._links:
+        if name in self.links:
             raise _in_the_way(name)
         parent = name.rpartition("/")[0]
-        if parent in self._directories:
+        if parent in self.directories:
             return
         parts = parent.split("/")
         for count in range(1, len(parts) + 1):
             ancestor = "/".join(parts[:count])
-            if ancestor in self._links:
-                raise UnsafeArchiveError(f"{name!r} is refused: {ancestor!r} is a link", member=name)
-            if ancestor not in self._directories:
+            if ancestor in self.links:
+                raise UnsafeArchiveError(f"{quoted(name)} is refused: {quoted(ancestor)} is a link", member=name)
+            if ancestor not in self.directories:
                 self._make_directory(ancestor, 0o755)
 
     def _make_directory(self, name: str, mode: int) -> None:
+        self._hold(name)
+        self._clear(name)
         try:
             (self._root / name).mkdir(mode)
         except FileExistsError as error:
-            raise _in_the_way(name) from error
-        self._directories[name] = None
+            # One that an interrupted run has made is not among those that are known.
+            if not (self.overwrites and (self._root / name).is_dir()):
+                raise _in_the_way(name) from error
+        self.directories[name] = None
+
+    def _clear(self, name: str) -> None:
+        """Remove the file that an interrupted run has left, never what a link points to, nor a directory."""
+        if self.overwrites:
+            path = self._root / name
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(path.lstat().st_mode):
+                    path.unlink()
+
+    def _hold(self, *names: str) -> None:
+        self._held += _ENTRY + sum(map(sys.getsizeof, names))
+        if self._held > self._limits.names:
+            raise UnsafeArchiveError(
+                f"{quoted(names[0])} is refused: the names of the directories and links until it take more than "
+                f"{self._limits.names} bytes of memory (Limits.names)",
+                member=names[0],
+            )
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}/{name}"  # a Path for each of many files costs as much as writing them
 
 
 def _in_the_way(name: str) -> UnsafeArchiveError:
-    return UnsafeArchiveError(f"{name!r} is refused: another member is there already", member=name)
+    return UnsafeArchiveError(f"{quoted(name)} is refused: another member is there already", member=name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from async_bento.config import BENTOML_VERSION
+from async_bento.config import BENTOML_VERSION, MiB
 from async_bento.errors import NotFoundError, StoreError
 from async_bento.store.tag import Tag
 from async_bento.store.values import FreeForm, Labels, Name, TagField, Text, UtcTime, Version, fields_of
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 # libyaml, where PyYAML was built with it, reads the same YAML about eight times faster.
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+MAX_YAML = 16 * MiB
+"""The largest file that is read, which takes a hundred times its size in memory. BentoML writes some kilobytes."""
 
 
 class Yaml(BaseModel):
@@ -87,8 +90,10 @@ class BentoModelInfo(Yaml):
     @model_validator(mode="before")
     @classmethod
     def _from_tag(cls, value: object) -> object:
-        # Before 1.0.0a7 a bento named its models by their tags alone.
-        return {"tag": value, "module": "unknown"} if isinstance(value, str) else value
+        # Before 1.0.0a7 a bento named its models by their tags alone. BentoML has them as old as can be.
+        if not isinstance(value, str):
+            return value
+        return {"tag": value, "module": "unknown", "creation_time": datetime.min.replace(tzinfo=timezone.utc)}
 
 
 class BentoDependencyInfo(Yaml):
@@ -294,7 +299,10 @@ def read_info(info_type: type[InfoT], path: Path) -> InfoT:
     directory = _identity(path.parent)
     try:
         with path.open("rb") as file:
-            content = _parse(file.read(), path)
+            text = file.read(MAX_YAML + 1)
+            if len(text) > MAX_YAML:
+                raise StoreError(f"{path} is larger than {MAX_YAML} bytes")
+            content = _parse(text, path)
             written = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
     except FileNotFoundError as error:
         if directory != (now := _identity(path.parent)) and now is not None:

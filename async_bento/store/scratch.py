@@ -46,6 +46,9 @@ _PLACE = "place"
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
 
+STATE = "state.json"
+"""What says, in a directory that is kept, how to go on with it."""
+
 KEEP_FOR = 7 * 24 * 3600.0
 """How long a kept directory waits to be gone on with, in seconds. A week outlasts a long weekend."""
 
@@ -156,13 +159,30 @@ class Scratch:
         """
         return Lock(self.root / LOCKS / f"{name}.lock")
 
+    def kept_file(self, name: str) -> Path:
+        """Name a file that outlives its process, for `KEEP_FOR` seconds since it was last written.
+
+        Args:
+            name: What distinguishes it.
+
+        Returns:
+            Its path, in a directory that is there.
+
+        Raises:
+            StoreError: The directory cannot be made.
+        """
+        with as_store_error(f"make {self.root}"):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.sweep()
+        return self.root / f"{KEPT}{name}"
+
     @contextmanager
     def directory(self, keep: str | None = None) -> Generator[Path]:
         """Make a directory that is removed at the block's end.
 
         Args:
-            keep: A file name. The directory is then kept when the block fails, for `KEEP_FOR` seconds, and given to the
-                next block that asks for it by this name.
+            keep: A file name. When the block fails and leaves a file `STATE` in the directory, which says how to go on,
+                the directory is kept for `KEEP_FOR` seconds, and given to the next block that asks for it by this name.
 
         Yields:
             The directory; only its owner may look into it.
@@ -180,7 +200,7 @@ class Scratch:
             finished = True
         finally:
             try:
-                if finished or keep is None:
+                if finished or keep is None or not (path / STATE).exists():
                     remove_tree(path)
             except OSError:
                 logger.warning("could not remove %s, and will try again later", path, exc_info=True)
@@ -194,9 +214,13 @@ class Scratch:
         """
         for path in self.root.glob(f"{PREFIX}*"):
             with suppress(OSError):
-                if path.name == LOCKS or not path.is_dir():
+                if path.name == LOCKS:
                     continue
                 if path.name.startswith(KEPT) and time.time() - path.stat().st_mtime < KEEP_FOR:
+                    continue
+                if not path.is_dir():
+                    if path.name.startswith(KEPT):
+                        path.unlink()
                     continue
                 descriptor = _hold(path, surely=True)
                 try:

@@ -12,6 +12,7 @@ BentoML knows no locks, but it never sees anything unfinished.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ from async_bento.store.arrival import check_reach, place
 from async_bento.store.disk import as_store_error, move_aside, remove_tree, sync_directory, sync_tree
 from async_bento.store.items import Bento, Item, Model
 from async_bento.store.layout import closest, directories, few, read_latest, write_latest
-from async_bento.store.scratch import ITEM, Lock, Scratch
+from async_bento.store.scratch import ITEM, STATE, Lock, Scratch
 from async_bento.store.tag import LATEST, Tag, TagLike
 
 if TYPE_CHECKING:
@@ -131,6 +132,37 @@ class Store(Generic[ItemT]):
         """
         return self._scratch.lock(self._scratch_name(self._exact(tag)))
 
+    def push_lock(self, tag: TagLike | str, endpoint: str) -> Lock:
+        """Make a lock on a push, for who wants to be the only one to send this item to a registry.
+
+        Args:
+            tag: The tag, with a version.
+            endpoint: The registry's URL.
+
+        Returns:
+            The lock, not yet taken.
+
+        Raises:
+            InvalidTagError: That is no tag, or has no version.
+        """
+        return self._scratch.lock(self._push_name(tag, endpoint))
+
+    def journal(self, tag: TagLike | str, endpoint: str) -> Path:
+        """Name the file in which a push notes what has arrived. Hold `push_lock` meanwhile.
+
+        Args:
+            tag: The tag, with a version.
+            endpoint: The registry's URL.
+
+        Returns:
+            The file, in a directory that is there. It is removed a week after it was last written.
+
+        Raises:
+            InvalidTagError: That is no tag, or has no version.
+            StoreError: The directory cannot be made.
+        """
+        return self._scratch.kept_file(self._push_name(tag, endpoint))
+
     @contextmanager
     def stage(self, resume: TagLike | str | None = None) -> Generator[Path]:
         """Make an empty directory in which an item is put together, on the filesystem of the store.
@@ -139,8 +171,8 @@ class Store(Generic[ItemT]):
         is made.
 
         Args:
-            resume: A tag. When the block fails, what was staged is kept for a week, and the next block for this tag
-                begins with it. Hold `lock(tag)` meanwhile.
+            resume: A tag. When the block fails and has written the file that `state_of` names, what was staged is kept
+                for a week, and the next block for this tag begins with it. Hold `lock(tag)` meanwhile.
 
         Yields:
             The directory.
@@ -156,6 +188,18 @@ class Store(Generic[ItemT]):
                 staged.mkdir(exist_ok=True)
                 check_reach(self.path, outer)
             yield staged
+
+    @staticmethod
+    def state_of(staged: Path) -> Path:
+        """Name the file that says how to go on with a staged directory.
+
+        Args:
+            staged: The directory, from `stage`.
+
+        Returns:
+            Its path, beside the directory.
+        """
+        return staged.parent / STATE
 
     def commit(self, staged: str | os.PathLike[str], tag: TagLike | str, *, replace: bool = False) -> ItemT:
         """Take a staged item into the store, in one step: nobody sees a part of it.
@@ -267,6 +311,10 @@ class Store(Generic[ItemT]):
     def _scratch_name(self, tag: Tag) -> str:
         # Stores side by side share their scratch; no part of a tag has a plus.
         return f"{self._real.name}+{tag.name}+{tag.version}"
+
+    def _push_name(self, tag: TagLike | str, endpoint: str) -> str:
+        registry = hashlib.sha256(endpoint.encode()).hexdigest()[:16]  # a URL is no file name
+        return f"push+{self._scratch_name(self._exact(tag))}+{registry}"
 
     @contextmanager
     def _changing(self, name: str) -> Generator[None]:

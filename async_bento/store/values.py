@@ -60,7 +60,10 @@ def _to_text(value: object) -> object:
 
 def _labels(value: object) -> object:
     fields = fields_of(value)
-    return value if fields is None else {str(key): str(text) for key, text in fields.items()}
+    if fields is None:
+        return value
+    _json(fields)  # it counts: of aliases within aliases, text would have no end
+    return {str(key): str(text) for key, text in fields.items()}
 
 
 def _name(value: str) -> str:

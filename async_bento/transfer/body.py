@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
-from contextlib import aclosing
+import sys
+import termios
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
 from aiohttp import ClientError, Payload
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from async_bento.concurrency import Threads
 
 WRITE_SIZE = 128 * KiB
-"""Bytes handed to the socket at once: each time they are through, the transfer is known to be alive."""
+"""Bytes handed to the socket at once, so that the loop is not held up by one that takes much."""
 
 
 class TarBody(Payload):
@@ -40,7 +43,6 @@ class TarBody(Payload):
         moved: Told of each write's bytes, and of the negative of all of them when they are to be sent again.
 
     Attributes:
-        alive: Called whenever bytes went through; whoever sends the body may watch that.
         md5: The MD5 of the bytes in hexadecimal, once all of them went through and where it was wanted.
         failure: What reading the tar failed with, as it was raised: aiohttp makes a lost connection of it.
     """
@@ -68,7 +70,7 @@ class TarBody(Payload):
         self._sent = 0
         self._at_rest = asyncio.Event()
         self._at_rest.set()
-        self.alive: Callable[[], None] = _nobody_watches
+        self._writer: AbstractStreamWriter | None = None
         self.md5: str | None = None
         self.failure: Exception | None = None
 
@@ -103,6 +105,7 @@ class TarBody(Payload):
             BentoError: A file cannot be read, or is not what the plan says.
         """
         self.rewind()
+        self._writer = writer
         self._at_rest.clear()
         try:
             await self._write(writer)
@@ -139,12 +142,19 @@ class TarBody(Payload):
         self._sent += len(piece)
         self._moved(len(piece))
         await writer.write(piece)
-        self.alive()
 
     @property
     def is_sent(self) -> bool:
         """Whether all of it went out: an answer before that is an answer to something else."""
         return self._sent == self._size
+
+    @property
+    def arrived(self) -> int | None:
+        """Bytes that have reached the other side, or None before the first is sent. It may lag, and never leads."""
+        transport: asyncio.WriteTransport | None = getattr(self._writer, "transport", None)
+        if transport is None:
+            return None if self._writer is None else self._sent
+        return self._sent - _waiting(transport)
 
     def rewind(self) -> None:
         """Take back what was sent, since it is to be sent again."""
@@ -159,5 +169,9 @@ class TarBody(Payload):
         await self._at_rest.wait()
 
 
-def _nobody_watches() -> None:
-    pass
+def _waiting(transport: asyncio.WriteTransport) -> int:
+    """Bytes that were handed to a connection and have not arrived: in its buffer, and in the kernel's (tcp(7))."""
+    unacknowledged = bytearray(4)
+    with suppress(OSError, AttributeError):  # not every system tells, and a closed socket has none
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, unacknowledged)
+    return transport.get_write_buffer_size() + int.from_bytes(unacknowledged, sys.byteorder)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from async_bento.concurrency import finish
 from async_bento.errors import APIResponseError, IntegrityError, PartError, TransferError
@@ -23,8 +24,40 @@ if TYPE_CHECKING:
     from async_bento.wire.schemas import ItemSchema
 
 
+_CHANGED = "it was pushed anew meanwhile"
+
+
+class Begun(NamedTuple):
+    """What an interrupted download has left.
+
+    Attributes:
+        position: The byte to go on with.
+        total: Bytes of the tar.
+        etag: The ETag it must still have.
+    """
+
+    position: int
+    total: int
+    etag: str
+
+
 class Sink(Protocol):
-    """What takes the bytes of a tar, in order."""
+    """What takes the bytes of a tar, in order.
+
+    Attributes:
+        begun: What it has already, or None for nothing. Not so any more after a `restart`.
+    """
+
+    begun: Begun | None
+
+    async def started(self, total: int | None, etag: str | None) -> None:
+        """Take note of what will come, before the first bytes do.
+
+        Args:
+            total: Bytes of the tar, or None where that is not known.
+            etag: Its ETag, or None.
+        """
+        ...
 
     async def feed(self, data: bytearray) -> None:
         """Take the next bytes.
@@ -59,13 +92,19 @@ async def download(
         BentoError: It failed.
     """
     job = _Download(routes, item, name, sink, transport, progress)
-    async with transport.window:
-        first = await with_retries(transport.config.retry, job.begin)
-        if first is not None:
-            await sink.feed(first)
-    if first is not None:
-        await job.go_on(len(first))
+    try:
+        await job.run()
+    except _RewindError as error:
+        await job.start_afresh(error)
+        try:
+            await job.run()
+        except _RewindError as again:
+            raise TransferError(f"cannot pull {name}:{item.version}: {again}, twice; pull it again") from None
     return progress.bytes_done
+
+
+class _RewindError(Exception):
+    """What has come so far is of no use to what comes now."""
 
 
 @dataclass
@@ -80,17 +119,43 @@ class _Download:
     _presigning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _etag: str | None = field(default=None, init=False)
     _total: int | None = field(default=None, init=False)
+    _arrived: int = field(default=0, init=False)
 
-    async def begin(self) -> bytearray | None:
-        """Ask for the first range, which tells size, ETag and whether there are ranges at all.
+    async def run(self) -> None:
+        """Fetch what the sink does not have yet."""
+        start = 0
+        if begun := self.sink.begun:
+            start, self._total, self._etag = begun.position, begun.total, begun.etag
+            self.progress.advance(start)
+            message = f"resuming at {100 * start // begun.total} %"
+            self.progress.enter("transferring", message, bytes_total=begun.total)
+            await self.sink.started(begun.total, begun.etag)
+            if start == begun.total:
+                return
+        async with self.transport.window:
+            first = await with_retries(self.transport.config.retry, partial(self._first, start))
+            if first is not None:
+                await self.sink.feed(first)
+        if first is not None:
+            await self._go_on(start + len(first))
 
-        Returns:
-            The first range, or None where the server sent the whole tar instead and the sink has it.
+    async def start_afresh(self, why: _RewindError) -> None:
+        """Forget what has come.
+
+        Args:
+            why: Why it is of no use.
         """
-        async with self.transport.slots:
-            return await self._get(0, self.transport.config.transfer.range_in_window)
+        await self.sink.restart()
+        self._etag = self._total = None
+        self.progress.advance(-self.progress.bytes_done)
+        self.progress.enter("transferring", f"starting afresh: {why}")
 
-    async def go_on(self, start: int) -> None:
+    async def _first(self, start: int) -> bytearray | None:
+        """Ask for the first range, which tells size, ETag and whether there are ranges at all."""
+        async with self.transport.slots:
+            return await self._get(start, start + self.transport.config.transfer.range_in_window)
+
+    async def _go_on(self, start: int) -> None:
         """Fetch the rest, several ranges at once, within the window.
 
         A place in the window is waited for only while none is held: items that share it never wait for each other.
@@ -123,11 +188,11 @@ class _Download:
         async def once() -> bytearray:
             async with self.transport.slots:
                 data = await self._get(start, stop)
-            if data is None:
-                raise TransferError(f"{self._tag}: the server gave ranges first and none later")
+            assert data is not None  # only the first range may be the whole
+            self._arrived += 1
             return data
 
-        return await with_retries(self.transport.config.retry, once)
+        return await with_retries(self.transport.config.retry, once, progress=lambda: self._arrived)
 
     async def _get(self, start: int, stop: int) -> bytearray | None:
         """Fetch a range once.
@@ -141,22 +206,26 @@ class _Download:
                 async with get(address, self.transport.config, start, stop, etag=self._etag) as received:
                     if received.ranged:
                         return await self._read(received, start, stop, count)
-                    if start == 0:
-                        await self._stream(received, count)
+                    if start > 0:
+                        raise _RewindError("the server gives no ranges any more")
+                    await self._stream(received, count)
                     return None
             except PartError as error:
                 if error.status == HTTPStatus.FORBIDDEN and self._address is address:
                     self._address = None  # expired: the next try has a new one
                 if error.status == HTTPStatus.PRECONDITION_FAILED:
-                    raise self._changed() from error
+                    raise _RewindError(_CHANGED) from error
+                if error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start > 0:
+                    raise _RewindError(_CHANGED) from error
                 raise
 
     async def _read(self, received: Received, start: int, stop: int, count: Callable[[int], None]) -> bytearray:
         if self._total is None:
             self._total, self._etag = received.total, received.etag
             self.progress.enter("transferring", bytes_total=received.total)
+            await self.sink.started(received.total, received.etag)
         elif received.total != self._total or (received.etag and self._etag and received.etag != self._etag):
-            raise self._changed()  # there are storages that know no If-Match
+            raise _RewindError(_CHANGED)  # there are storages that know no If-Match
         size = min(stop, self._total or stop) - start
         data = bytearray(size)  # grown as bytes come, it would take up to twice its size
         arrived = 0
@@ -172,6 +241,7 @@ class _Download:
 
     async def _stream(self, received: Received, count: Callable[[int], None]) -> None:
         self.progress.enter("transferring", bytes_total=received.total)
+        await self.sink.started(received.total, received.etag)
         io_chunk = self.transport.config.transfer.io_chunk
         data = bytearray()
         try:
@@ -207,6 +277,3 @@ class _Download:
     @property
     def _tag(self) -> str:
         return f"{self.name}:{self.item.version}"
-
-    def _changed(self) -> TransferError:
-        return TransferError(f"{self._tag} was pushed anew while it was being pulled; pull it again")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from async_bento.wire.address import Address
 
 _LONGEST_REFUSAL = 64 * 1024  # of an answer that is no tar, in bytes
+_LOOKS = 10  # of the watchdog, within the time that a transfer may stall
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>(?:.*?<Message>([^<]{1,200})</Message>)?", re.DOTALL)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
 _MD5_ETAG = re.compile(r'^(?:W/)?"?([0-9a-fA-F]{32})"?$')
@@ -96,13 +97,9 @@ async def put(address: Address, body: TarBody, config: Config, *, part_number: i
     headers = {"Content-Length": str(body.size)}
     if address.token_source is not None:
         headers["Content-Type"] = "application/octet-stream"  # a presigned URL is signed without one
-    with anyio.CancelScope() as scope:
-
-        def alive() -> None:
-            scope.deadline = anyio.current_time() + config.timeouts.stall
-
-        body.alive = alive
-        alive()
+    scope = anyio.CancelScope()
+    watchdog = _Watchdog(scope, body, config, address)
+    with scope:
         try:
             async with address.request("PUT", _timeout(config), headers=headers, data=body) as response:
                 said = await response.content.read(_LONGEST_REFUSAL)
@@ -116,8 +113,53 @@ async def put(address: Address, body: TarBody, config: Config, *, part_number: i
                 raise body.failure from None
             raise _broken(address, request, error) from error
         finally:
+            watchdog.stop()
             await finish(body.at_rest())
-    raise StalledError(f"{request}: no byte moved for {config.timeouts.stall:g} s")
+    raise StalledError(f"{request}: no byte moved for {watchdog.patience:g} s")
+
+
+class _Watchdog:
+    """Cancels a PUT of which no byte arrives any more; aiohttp knows no timeout for a server that stops reading.
+
+    It looks at what the other side has acknowledged, so that a connection of a byte a second is alive, however much the
+    buffers on the way hold.
+
+    Args:
+        scope: What to cancel.
+        body: What is sent.
+        config: The settings.
+        address: Where to.
+    """
+
+    def __init__(self, scope: anyio.CancelScope, body: TarBody, config: Config, address: Address) -> None:
+        self._scope = scope
+        self._body = body
+        self._timeouts = config.timeouts
+        self._address = address
+        self._loop = asyncio.get_running_loop()
+        self._arrived: int | None = None
+        self._since = self._loop.time()
+        self._look()
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a byte. When all are there, a registry may still have to hand them on to its storage."""
+        if self._body.is_sent and self._arrived == self._body.size and self._address.token_source is not None:
+            return max(self._timeouts.stall, self._timeouts.complete)
+        return self._timeouts.stall
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._next.cancel()
+
+    def _look(self) -> None:
+        now, arrived = self._loop.time(), self._body.arrived
+        if arrived is None or arrived != self._arrived:  # the connection itself has its own timeout
+            self._arrived, self._since = arrived, now
+        elif now - self._since >= self.patience:
+            self._scope.cancel()
+            return
+        self._next = self._loop.call_later(self._timeouts.stall / _LOOKS, self._look)
 
 
 @asynccontextmanager

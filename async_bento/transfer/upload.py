@@ -7,24 +7,31 @@ a part that failed is never left out of the completed upload, and each try has a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
 from async_bento.concurrency import finish, for_each
 from async_bento.config import GiB, MiB
-from async_bento.errors import APIResponseError, BentoError, IntegrityError
+from async_bento.errors import APIError, APIResponseError, APIStatusError, BentoError, IntegrityError, PartError
 from async_bento.retry import with_retries
 from async_bento.transfer.body import TarBody
-from async_bento.transfer.http import put
+from async_bento.transfer.http import get, put
+from async_bento.transfer.journal import Journal, Recorded, Source
 from async_bento.wire.schemas import CompletePartSchema, FinishUploadSchema
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import Concatenate
 
     from pydantic import SecretStr
+    from typing_extensions import ParamSpec
 
     from async_bento.archive.plan import TarPlan
     from async_bento.progress import Progress
@@ -32,6 +39,10 @@ if TYPE_CHECKING:
     from async_bento.wire.address import Address
     from async_bento.wire.routes import AnyRoutes
     from async_bento.wire.schemas import ItemSchema
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +55,8 @@ MOST_PARTS = 10_000
 SMALLEST_PART = 5 * MiB
 """S3's limit for every part but the last."""
 
+_GONE = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE})
+
 SECONDS_TO_REPORT = 5.0
 """How long a failed push may take to say so to the registry before the error is raised."""
 
@@ -55,10 +68,12 @@ class Uploaded:
     Attributes:
         bytes_sent: Bytes of the tar that were sent, each counted once.
         parts: Requests they were sent in.
+        resumed: Whether an interrupted upload was gone on with; the parts it had sent are not counted.
     """
 
     bytes_sent: int
     parts: int
+    resumed: bool = False
 
 
 def choose_part_size(size: int, wanted: int) -> int:
@@ -84,6 +99,7 @@ async def upload(
     progress: Progress,
     *,
     threads: int,
+    journal: Journal | None = None,
 ) -> Uploaded:
     """Send a tar the way the registry wants it, and tell the registry how that ended.
 
@@ -95,14 +111,15 @@ async def upload(
         transport: What all transfers share.
         progress: Where to count.
         threads: Parts in flight at most.
+        journal: Where to note the parts that have arrived, and what an earlier push has left; None for nowhere.
 
     Returns:
         What it took.
 
     Raises:
-        BentoError: It failed; the registry has been told, unless it could not be.
+        BentoError: It failed; the registry has been told, unless it could not be. The journal is kept.
     """
-    job = _Upload(plan, routes, name, item.version, transport, progress)
+    job = _Upload(plan, routes, name, item.version, transport, progress, journal)
     try:
         strategy, presigned_url = item.transmission_strategy, None
         if strategy is None:
@@ -121,7 +138,23 @@ async def upload(
     except BaseException as error:
         await finish(job.report(error))
         raise
+    await job.keep_books(Journal.remove)
     return uploaded
+
+
+@dataclass(frozen=True)
+class _Multipart:
+    """A multipart upload.
+
+    Attributes:
+        upload_id: What the storage calls it.
+        part_size: The size of each part but the last, in bytes.
+        etags: The ETags of the parts that have arrived, by their numbers.
+    """
+
+    upload_id: str
+    part_size: int
+    etags: dict[int, str] = field(default_factory=dict[int, str])
 
 
 @dataclass(frozen=True)
@@ -132,6 +165,7 @@ class _Upload:
     version: str
     transport: Transport
     progress: Progress
+    journal: Journal | None
 
     async def through_registry(self) -> Uploaded:
         async def address() -> Address:
@@ -152,43 +186,126 @@ class _Upload:
         return Uploaded(self.plan.size, 1)
 
     async def by_parts(self, threads: int) -> Uploaded:
+        part_size = choose_part_size(self.plan.size, self.transport.config.transfer.part_size)
+        if self.journal is None:
+            return await self._send_parts(_Multipart(await self._begin(), part_size), threads)
+        fingerprint = await self.transport.threads.run(self.plan.fingerprint)
+        source = Source(
+            endpoint=self.routes.client.endpoint,
+            kind=self.routes.kind,
+            tag=self._tag,
+            part_size=part_size,
+            fingerprint=fingerprint,
+        )
+        if left := await self._left_by_earlier(source):
+            await self.keep_books(Journal.begin, left)  # without the line that the crash cut short
+            try:
+                return await self._send_parts(_Multipart(left.upload_id, part_size, dict(left.etags)), threads)
+            except BentoError as error:
+                if not _is_upload_gone(error):
+                    raise
+                self._start_afresh("the storage knows nothing of it any more")
+        upload_id = await self._begin()
+        await self.keep_books(Journal.begin, Recorded(source, upload_id))
+        return await self._send_parts(_Multipart(upload_id, part_size), threads)
+
+    async def _begin(self) -> str:
         upload_id = (await self.routes.start_multipart_upload(self.name, self.version)).upload_id
         if not upload_id:
             raise APIResponseError(
-                f"the registry began no multipart upload of {self.name}:{self.version}: its upload_id is empty",
-                field="upload_id",
+                f"the registry began no multipart upload of {self._tag}: its upload_id is empty", field="upload_id"
             )
-        part_size = choose_part_size(self.plan.size, self.transport.config.transfer.part_size)
-        starts = range(0, self.plan.size, part_size)
-        parts: dict[int, CompletePartSchema] = {}
+        return upload_id
 
-        async def send_part(numbered: tuple[int, int]) -> None:
-            part_number, start = numbered
-            parts[part_number] = await self._send_part(upload_id, part_number, start, part_size)
+    async def _left_by_earlier(self, source: Source) -> Recorded | None:
+        """What an earlier push of the same has left to go on with."""
+        left = await self.keep_books(Journal.read)
+        if left is None:
+            return None
+        if why := source.difference(left.source):
+            self._start_afresh(why)
+            return None
+        return left
 
-        await for_each(send_part, enumerate(starts, start=1), min(threads, len(starts)))
-        in_order = [parts[part_number] for part_number in range(1, len(starts) + 1)]
+    def _start_afresh(self, why: str) -> None:
+        self.progress.advance(-self.progress.bytes_done)
+        self.progress.enter("transferring", f"starting afresh, since an interrupted push is of no use: {why}")
+
+    async def keep_books(
+        self, operation: Callable[Concatenate[Journal, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
+        """Do something with the journal, if there is one. It only spares time: where it fails, the push goes on."""
+        if self.journal is None:
+            return None
+        try:
+            return await self.transport.threads.run(operation, self.journal, *args, **kwargs)
+        except OSError as error:
+            logger.warning("The push of %s could not be resumed: %s: %s", self._tag, error.strerror, error.filename)
+            return None
+
+    async def _send_parts(self, multipart: _Multipart, threads: int) -> Uploaded:
+        """Send the parts that are missing, and put all of them together."""
+        size, part_size, etags = self.plan.size, multipart.part_size, multipart.etags
+        numbers = range(1, -(-size // part_size) + 1)
+        missing = [number for number in numbers if number not in etags]
+        resumed = len(missing) < len(numbers)
+        sizes = {number: min(part_size, size - (number - 1) * part_size) for number in numbers}
+        to_send = sum(sizes[number] for number in missing)
+        if resumed:
+            self.progress.advance(size - to_send)
+            self.progress.enter("transferring", f"resuming at {100 * (size - to_send) // size} %")
+
+        async def send_part(number: int) -> None:
+            start = (number - 1) * part_size
+            etags[number] = await self._send_part(multipart, number, start, start + sizes[number])
+            await self.keep_books(Journal.note, number, etags[number])
+
+        await for_each(send_part, missing, min(threads, len(missing)))
         self.progress.enter("finishing")
-        await self.routes.complete_multipart_upload(self.name, self.version, upload_id, in_order)
-        return Uploaded(self.plan.size, len(in_order))
+        await self._complete(multipart.upload_id, [etags[number] for number in numbers])
+        return Uploaded(to_send, len(missing), resumed)
 
-    async def _send_part(self, upload_id: str, part_number: int, start: int, part_size: int) -> CompletePartSchema:
+    async def _complete(self, upload_id: str, etags: list[str]) -> None:
+        """Let the storage put the parts together. If it fails, it is asked: an answer that was lost is no failure."""
+        parts = [CompletePartSchema(part_number=number, etag=etag) for number, etag in enumerate(etags, start=1)]
+        try:
+            await self.routes.complete_multipart_upload(self.name, self.version, upload_id, parts)
+        except APIError:
+            if not await self._is_stored(etags):
+                raise
+
+    async def _is_stored(self, etags: list[str]) -> bool:
+        """Whether the storage has the whole: as S3 has it, its ETag is the MD5 of the MD5s of its parts."""
+        digests = [re.fullmatch(r'"?([0-9a-f]{32})"?', etag) for etag in etags]
+        binary = b"".join(bytes.fromhex(digest[1]) for digest in digests if digest)
+        expected = f"{hashlib.md5(binary, usedforsecurity=False).hexdigest()}-{len(etags)}"
+        with suppress(BentoError):
+            presigned = await self.routes.presign_download(self.name, self.version)
+            address = self.routes.client.storage_address(presigned.presigned_download_url)
+            async with get(address, self.transport.config, 0, 1) as received:
+                return (received.etag or "").strip('"') == expected and received.total == self.plan.size
+        return False
+
+    async def _send_part(self, multipart: _Multipart, part_number: int, start: int, stop: int) -> str:
         async def address() -> Address:
+            upload_id = multipart.upload_id
             return self._where_to(await self.routes.presign_part(self.name, self.version, upload_id, part_number))
 
-        stop = min(start + part_size, self.plan.size)
-        etag = await self._send(address, start, stop, part_number=part_number)
-        return CompletePartSchema(part_number=part_number, etag=etag)
+        return await self._send(address, start, stop, part_number=part_number, progress=lambda: len(multipart.etags))
 
     def _where_to(self, presigned: ItemSchema) -> Address:
         if not presigned.presigned_upload_url.get_secret_value():
-            raise APIResponseError(
-                f"the registry presigned no upload of {self.name}:{self.version}", field="presigned_upload_url"
-            )
+            raise APIResponseError(f"the registry presigned no upload of {self._tag}", field="presigned_upload_url")
         return self.routes.client.storage_address(presigned.presigned_upload_url)
 
     async def _send(
-        self, address: Callable[[], Awaitable[Address]], start: int, stop: int, *, part_number: int | None = None
+        self,
+        address: Callable[[], Awaitable[Address]],
+        start: int,
+        stop: int,
+        *,
+        part_number: int | None = None,
+        progress: Callable[[], int] = lambda: 0,
     ) -> str:
         """Send a range until it has arrived; each try asks for its address anew, so none meets an expired URL twice."""
         transport = self.transport
@@ -214,7 +331,7 @@ class _Upload:
                     raise
                 return etag or ""
 
-        return await with_retries(transport.config.retry, once)
+        return await with_retries(transport.config.retry, once, progress=progress)
 
     async def report(self, error: BaseException) -> None:
         """Tell the registry that it failed; what it failed with goes before whatever goes wrong with that."""
@@ -228,5 +345,18 @@ class _Upload:
             with anyio.fail_after(SECONDS_TO_REPORT):
                 await self.routes.finish_upload(self.name, self.version, outcome)
         except Exception:
-            tag = f"{self.name}:{self.version}"
-            logger.warning("The registry could not be told that the push of %s failed", tag, exc_info=True)
+            logger.warning("The registry could not be told that the push of %s failed", self._tag, exc_info=True)
+
+    @property
+    def _tag(self) -> str:
+        return f"{self.name}:{self.version}"
+
+
+def _is_upload_gone(error: BentoError) -> bool:
+    """Whether a storage knows nothing of a multipart upload, or a registry says that it does not.
+
+    The storage's own word is 404 NoSuchUpload; what a registry makes of that differs.
+    """
+    if isinstance(error, APIStatusError) and "NoSuchUpload" in error.server_message:
+        return True
+    return isinstance(error, (APIStatusError, PartError)) and error.status in _GONE

@@ -13,10 +13,13 @@ from yarl import URL
 
 from async_bento.config import origin
 from async_bento.errors import APIConnectionError, without_queries
+from async_bento.retry import seconds_to_wait
 
 if TYPE_CHECKING:
     import ssl as ssl_module
     from collections.abc import AsyncGenerator, Mapping
+
+    from async_bento.retry import Pauses
 
 AUTH_HEADER = "X-YATAI-API-TOKEN"
 """What opens the registry, at BentoCloud too (`bentoml/_internal/cloud/client.py`)."""
@@ -33,6 +36,7 @@ class Address:
         proxy: The URL of the proxy on the way, or None.
         ssl: The TLS context, or whether to verify.
         token_source: Where the token came from, where the registry itself passes the bytes on; None for a storage.
+        pauses: When which host may be asked, for all addresses of a client.
     """
 
     url: URL = field(repr=False)
@@ -41,6 +45,7 @@ class Address:
     proxy: str | None = field(repr=False)
     ssl: ssl_module.SSLContext | bool = field(repr=False)
     token_source: str | None
+    pauses: Pauses = field(repr=False)
 
     @property
     def token(self) -> str:
@@ -61,7 +66,9 @@ class Address:
         params: Mapping[str, str] | None = None,
         data: bytes | aiohttp.Payload | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """Send one request and follow no redirect: a token, or what a presigned URL opens, stays where it belongs.
+        """Send one request, when its host is not to be left alone for a while.
+
+        No redirect is followed: a token, or what a presigned URL opens, stays where it belongs.
 
         Args:
             method: The HTTP method.
@@ -78,7 +85,9 @@ class Address:
             asyncio.TimeoutError: A timeout passed.
         """
         proxy, password = without_password(self.proxy)
+        host = f"{self.url.host}:{self.url.port}"
         is_tunnel = self.url.scheme == "https"  # to which the proxy is asked first; else it reads the request itself
+        await self.pauses.over(host)
         async with self.session.request(
             method,
             self.url,
@@ -93,6 +102,7 @@ class Address:
             skip_auto_headers=("Content-Type",),  # a presigned URL does not count on it
             raise_for_status=False,  # a lent session may say otherwise; what a status means is ours to tell
         ) as response:
+            self.pauses.note(host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
             yield response
 
 

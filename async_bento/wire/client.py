@@ -22,7 +22,7 @@ from async_bento.errors import (
     APITimeoutError,
     ConfigError,
 )
-from async_bento.retry import with_retries
+from async_bento.retry import Pauses, with_retries
 from async_bento.wire.address import AUTH_HEADER, Address, connection_error, proxy_of_environment
 from async_bento.wire.answers import is_not_found, read_answer, status_error
 from async_bento.wire.routes import ItemRoutes
@@ -94,6 +94,7 @@ class RestApiClient:
         self._timeout = self.config.timeouts.api if timeout is None else timeout
         if not 0 < self._timeout < math.inf:  # aiohttp takes 0 for "for ever", and cannot count to infinity
             raise ConfigError(f"timeout={timeout!r}: it must be a number of seconds above 0")
+        self._pauses = Pauses(self.config.retry)
         self._lent_session = session
         self._proxy = proxy
         self._ssl = ssl
@@ -198,6 +199,7 @@ class RestApiClient:
             proxy=self._proxy or proxy_of_environment(url),
             ssl=self._ssl,
             token_source=token_source,
+            pauses=self._pauses,
         )
 
     def _session(self, name: str) -> aiohttp.ClientSession:

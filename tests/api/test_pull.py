@@ -148,7 +148,7 @@ async def test_a_forced_pull_that_fails_leaves_the_old_copy_as_it_was(
 
     assert contents(here) == contents(home / "bentos/svc/v1")
     assert {name: what for name, what in contents(home).items() if not name.startswith("tmp")} == before
-    assert not left_in_scratch(home)
+    assert not left_in_scratch(home, kept=False)
 
 
 async def test_a_cancelled_forced_pull_leaves_the_old_copy_as_it_was(
@@ -168,7 +168,7 @@ async def test_a_cancelled_forced_pull_leaves_the_old_copy_as_it_was(
     held.released.set()
 
     assert contents(here) == before
-    assert not left_in_scratch(home)
+    assert not left_in_scratch(home, kept=False)
 
 
 async def test_models_come_along_at_the_same_time_where_that_is_asked_for(

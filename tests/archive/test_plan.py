@@ -378,6 +378,15 @@ def test_a_name_that_could_not_be_pulled_again_is_named(root: Path, name: str) -
         TarPlan.scan(root)
 
 
+def test_a_tree_that_is_too_deep_to_be_pulled_again_is_named(root: Path) -> None:
+    deepest = root / "/".join("d" * 128)
+    deepest.mkdir(parents=True)
+    assert TarPlan.scan(root).members > 128
+    (deepest / "file").touch()
+    with pytest.raises(ArchiveError, match=r"cannot pack .*more than 128 deep.*could not be pulled again"):
+        TarPlan.scan(root)
+
+
 def write_more(path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"!")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,10 +11,12 @@ from aiohttp import web
 from async_bento import Bento, HubError, NotFoundError, StoreError, Tag
 from async_bento.huggingface.model import HubModel
 from tests.builders import make_bento
+from tests.corpus.items import CORPUS
 from tests.huggingface.hub import COMMIT, Hub, Repo
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from async_bento import AsyncBentoAPI, ProgressEvent
     from tests.transfer.faulty import Door, Passage
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     OpenDoor = Callable[..., Awaitable[Door]]
     MakeClient = Callable[..., AsyncBentoAPI]
 
-FIXTURES = Path(__file__).parents[1] / "store" / "fixtures"
 FILES = {"config.json": b"{}", "weights.bin": bytes(1000), "weights.h5": bytes(20_000)}
 
 
@@ -35,9 +35,11 @@ def on_the_hub(endpoint: str, model_id: str = "org/bert", **metadata: Any) -> di
 
 
 def test_the_version_is_the_one_that_bentoml_computes() -> None:
-    wanted = next(model for model in Bento.from_path(FIXTURES / "bentos" / "built").models if model.is_huggingface)
+    models = Bento.from_path(CORPUS / "1.4" / "bentos" / "front-_desk" / "v1").models
+    wanted = [model for model in models if model.is_huggingface]
 
-    assert HubModel.of(wanted).tag == wanted.tag  # bentoml built it
+    assert [HubModel.of(model).tag for model in wanted] == [model.tag for model in wanted]  # bentoml built it
+    assert len(wanted) == 2
 
 
 async def test_a_model_on_the_hub_is_registered_as_bentoml_registers_it(

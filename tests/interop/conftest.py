@@ -15,6 +15,7 @@ import pytest
 
 from tests.interop.homes import PART_SIZE, Home, Registry
 from tests.interop.project import MODELS, write_project
+from tests.interop.recorder import recorded
 
 if find_spec("bentoml") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -64,3 +65,17 @@ async def registry(tmp_path, transmission):
     await registry.open()
     yield registry
     await registry.close()
+
+
+@pytest.fixture
+async def theirs(tmp_path):
+    """A registry for bentoml, and what it is told."""
+    async with recorded(tmp_path / "theirs") as registry:
+        yield registry
+
+
+@pytest.fixture
+async def ours(tmp_path):
+    """A registry for us, and what it is told."""
+    async with recorded(tmp_path / "ours") as registry:
+        yield registry

@@ -124,13 +124,18 @@ class Home:
     def environment(self, registry=None) -> dict[str, str]:
         """Nothing of the caller's BentoML, and a registry that answers or none at all."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("BENTO", "ASYNC_BENTO"))}
-        own = {"HOME": str(self.path), "BENTOML_HOME": str(self.path), "BENTOML_DO_NOT_TRACK": "True"}
+        own = {
+            "HOME": str(self.path),
+            "HF_HOME": str(self.path / "hf"),
+            "BENTOML_HOME": str(self.path),
+            "BENTOML_DO_NOT_TRACK": "True",
+        }
         cloud = {"BENTO_CLOUD_API_KEY": "none", "BENTO_CLOUD_API_ENDPOINT": "http://127.0.0.1:9"}
         if registry is not None:
             cloud = {"BENTO_CLOUD_API_KEY": registry.api_token, "BENTO_CLOUD_API_ENDPOINT": registry.endpoint}
         return {**kept, **own, **cloud, "NO_PROXY": "127.0.0.1", "PYTHONUTF8": "1", "COLUMNS": "200"}
 
-    async def python(self, *arguments, registry=None) -> str:
+    async def python(self, *arguments, registry=None, environment=None) -> str:
         """Run Python here, and return what it prints."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -138,7 +143,7 @@ class Home:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=self.path,
-            env=self.environment(registry),
+            env=self.environment(registry) if environment is None else environment,
         )
         try:
             out, err = await asyncio.wait_for(process.communicate(), SECONDS_TO_RUN)
@@ -153,9 +158,9 @@ class Home:
         """Run bentoml's own command, and return what it prints."""
         return await self.python("-m", "bentoml", *arguments, registry=registry)
 
-    async def try_calls(self, *calls, registry=None) -> list:
+    async def try_calls(self, *calls, registry=None, environment=None) -> list:
         """Make calls to `driver.py`, of which some may return an error."""
-        out = await self.python(str(DRIVER), json.dumps(calls), registry=registry)
+        out = await self.python(str(DRIVER), json.dumps(calls), registry=registry, environment=environment)
         return json.loads(out.splitlines()[-1])
 
     async def calls(self, *calls, registry=None) -> list:

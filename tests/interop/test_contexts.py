@@ -7,8 +7,9 @@ import asyncio
 import pytest
 from pydantic import SecretStr
 
-from async_bento.config import Context, read_contexts
+from async_bento.config import Context, find_credentials, read_contexts
 from async_bento.contexts import store_context
+from async_bento.errors import ConfigError
 
 pytestmark = pytest.mark.interop
 
@@ -52,3 +53,34 @@ async def test_a_context_stored_by_both_stays_one(there):
     await store(there, ENTRIES[1])
     (seen,) = await there.calls(["contexts", {}])
     assert [one["api_token"] for one in seen["contexts"]] == ["tk-new", "tk-lab"]
+
+
+KEY = {"BENTO_CLOUD_API_KEY": "tk-key", "BENTO_CLOUD_API_ENDPOINT": "https://key.example"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        pytest.param({}, ("http://lab.example:3000", "tk-lab"), id="current"),
+        pytest.param({"BENTOML_CLOUD_CONTEXT": "default"}, ("https://prod.example", "tk-prod"), id="named"),
+        pytest.param({"BENTOML_CLOUD_CONTEXT": "none"}, None, id="named-and-not-there"),
+        pytest.param({"BENTOML_CLOUD_CONTEXT": "default", **KEY}, ("https://key.example", "tk-key"), id="key"),
+        pytest.param(
+            {"BENTOML_CLOUD_CONTEXT": "none", **KEY}, ("https://key.example", "tk-key"), id="key-and-not-there"
+        ),
+    ],
+)
+async def test_both_take_the_same_context(there, variables, expected):
+    for entry in ENTRIES:
+        await store(there, entry)
+    said_nothing = {name: value for name, value in there.environment().items() if not name.startswith("BENTO_CLOUD")}
+
+    (theirs,) = await there.try_calls(["credentials", {}], environment=said_nothing | variables)
+    try:
+        found = await asyncio.to_thread(find_credentials, environ={"BENTOML_HOME": str(there.path), **variables})
+        ours = (found.endpoint, found.api_token.get_secret_value())
+    except ConfigError:
+        ours = None
+
+    assert ours == expected
+    assert theirs == [*expected] if expected else "No cloud context none found" in theirs["error"]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from contextlib import asynccontextmanager
-from typing import NamedTuple
 
-import aiohttp
 import pytest
-from aiohttp import web
 
-from tests.interop.homes import MiB, Registry
+from tests.interop.homes import MiB
 from tests.interop.project import LABELS, NOTES
 
 pytestmark = pytest.mark.interop
@@ -33,58 +28,6 @@ EXCEPTIONS = {  # All that may differ, and why. The test also fails when one of 
     "etag": "It is the store's word for the bytes of a tar, and the two tars differ in owners and times.",
     "upload_id": "It is the registry's word, said back to it.",
 }
-
-
-class Recorded(NamedTuple):
-    """A registry that is reached through a recorder, which notes all JSON that is said to it."""
-
-    endpoint: str
-    api_token: str
-    said: dict[str, list]
-    versions: set[str | None]
-
-
-@asynccontextmanager
-async def recorded(root):
-    registry = Registry(root)
-    await registry.open()
-    said: dict[str, list] = defaultdict(list)
-    versions: set[str | None] = set()
-
-    async def forward(request: web.Request) -> web.Response:
-        body = await request.read()
-        said[f"{request.method} {request.path_qs}"].append(json.loads(body) if body else None)
-        versions.add(request.headers.get("X-Bentoml-Version"))
-        headers = {name: value for name, value in request.headers.items() if name not in {"Host", "Content-Length"}}
-        url = registry.endpoint + request.path_qs
-        # Without the Host header presigned URLs lead to the registry itself: only the API is recorded.
-        async with session.request(request.method, url, data=body, headers=headers) as answer:
-            return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
-
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", forward)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        async with aiohttp.ClientSession() as session:
-            host, port = runner.addresses[0][:2]
-            yield Recorded(f"http://{host}:{port}", registry.api_token, said, versions)
-    finally:
-        await runner.cleanup()
-        await registry.close()
-
-
-@pytest.fixture
-async def theirs(tmp_path):
-    async with recorded(tmp_path / "theirs") as registry:
-        yield registry
-
-
-@pytest.fixture
-async def ours(tmp_path):
-    async with recorded(tmp_path / "ours") as registry:
-        yield registry
 
 
 def without_exceptions(body):

@@ -7,35 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.example import BENTOML, asynchronous, blocking
 from tests.interop.homes import tree
 
 pytestmark = pytest.mark.interop
-
-EXAMPLE = """
-import os
-
-import bentoml
-from async_bento import BentoAPI, RestApiClient
-
-endpoint, api_token = os.environ["BENTO_CLOUD_API_ENDPOINT"], os.environ["BENTO_CLOUD_API_KEY"]
-
-# Create API instance
-rest_client = RestApiClient(endpoint=endpoint, api_token=api_token)
-bento_api = BentoAPI(client=rest_client)
-
-# Push a bento
-bento = bentoml.get("my_service:latest")
-bento_api.push(bento, force=True, threads=10)
-{in_between}
-# Pull a bento
-pulled = bento_api.pull("my_service:v1", with_models=True)
-
-# List remote bentos
-bentos = bento_api.list()
-
-# Get specific bento info
-info = bento_api.get("my_service", "v1")
-"""
 
 WITHOUT_THEM = """
 for model in bento.info.all_models:
@@ -57,11 +32,13 @@ print(json.dumps({
 """
 
 
+@pytest.mark.parametrize("form", [blocking, asynchronous])
 @pytest.mark.parametrize("in_between", ["", WITHOUT_THEM], ids=["as-it-stands", "with-something-to-pull"])
-async def test_the_seeds_example_runs(with_bento, built, registry, in_between):
-    script = EXAMPLE.format(in_between=in_between) + REPORT
+async def test_the_seeds_example_runs(with_bento, built, registry, form, in_between):
+    script = form(BENTOML, before_the_pull=in_between, after=REPORT)
+    arguments = (registry.endpoint, registry.api_token)
 
-    out = await with_bento.python("-W", "error::ResourceWarning", "-c", script, registry=registry)
+    out = await with_bento.python("-W", "error::ResourceWarning", "-c", script, *arguments)
 
     path = with_bento.path / "bentos" / "my_service" / "v1"
     assert json.loads(out.splitlines()[-1]) == {

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from datetime import datetime, timezone
-from pathlib import Path
 
 import pytest
 import yaml
 
 from async_bento.errors import NotFoundError, StoreError
+from async_bento.store.info import MAX_YAML
 from async_bento.store.items import MAX_DOC_SIZE, Bento, Model
 from async_bento.store.tag import Tag
 from async_bento.store.values import MAX_VALUES, format_time
-
-FIXTURES = Path(__file__).parent / "fixtures"
-BENTOS = sorted((FIXTURES / "bentos").iterdir())
-MODELS = sorted((FIXTURES / "models").iterdir())
+from tests.corpus.items import BENTOS, CORPUS, name_of, sent_by_bentoml
 
 BENTO = {"service": "s:S", "name": "iris", "version": "v1", "creation_time": "2024-01-01T00:00:00+00:00"}
 MODEL = {
@@ -29,11 +25,6 @@ MODEL = {
     "context": {"framework_name": "", "framework_versions": {}},
     "creation_time": "2024-01-01T00:00:00+00:00",
 }
-
-
-def sent_by_bentoml(path):
-    """What `fixtures/generate.py` had BentoML 1.4.39 compute."""
-    return json.loads((path / "create.json").read_text())
 
 
 def bento(path, **fields):
@@ -48,33 +39,12 @@ def model(path, **fields):
     return Model.from_path(path)
 
 
-@pytest.mark.parametrize("path", BENTOS, ids=lambda path: path.name)
-def test_a_bento_is_described_as_bentoml_describes_it(path):
-    bento = Bento.from_path(path)
-    expected = sent_by_bentoml(path)
-    body = expected["body"]
-    manifest = bento.manifest(size_bytes=body["manifest"]["size_bytes"])
-    assert json.loads(json.dumps(manifest, allow_nan=False)) == body["manifest"]
-    assert bento.tag.version == body["version"]
-    assert bento.doc == body["description"]
-    assert format_time(bento.creation_time) == body["build_at"]
-    assert [{"key": key, "value": value} for key, value in bento.labels.items()] == body["labels"]
+@pytest.mark.parametrize("path", BENTOS, ids=name_of)
+def test_a_bento_needs_the_models_that_bentoml_says_it_needs(path):
     assert [
         {"tag": str(model.tag), "registry": model.registry, "alias": model.alias, "metadata": model.metadata}
-        for model in bento.models
-    ] == expected["all_models"]
-
-
-@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)
-def test_a_model_is_described_as_bentoml_describes_it(path):
-    model = Model.from_path(path)
-    body = sent_by_bentoml(path)["body"]
-    written_since = (path / "create.json").stat().st_size
-    manifest = model.manifest(size_bytes=model.size() - written_since)
-    assert json.loads(json.dumps(manifest, allow_nan=False)) == body["manifest"]
-    assert model.tag.version == body["version"]
-    assert format_time(model.creation_time) == body["build_at"]
-    assert [{"key": key, "value": value} for key, value in model.labels.items()] == body["labels"]
+        for model in Bento.from_path(path).models
+    ] == sent_by_bentoml(path)["models"]
 
 
 def test_a_bento_for_development_says_so(tmp_path):
@@ -88,9 +58,9 @@ def test_a_model_counts_its_own_bytes_where_nobody_did(tmp_path):
 
 
 def test_models_of_hugging_face_are_told_apart():
-    models = Bento.from_path(FIXTURES / "bentos" / "built").models
+    models = Bento.from_path(CORPUS / "1.3" / "bentos" / "front" / "v1").models
     assert [str(model.tag) for model in models if model.is_huggingface] == [
-        "google-bert--bert-base-uncased:ff0507f2b0d32865be4af646e63a617b"
+        "google-bert--bert-base-uncased:58c930053a6cc68fcfe6288ea586df72"
     ]
 
 
@@ -151,6 +121,12 @@ def test_options_are_sent_for_a_module_and_not_without_one(tmp_path):
     options = {"partial_kwargs": {"a": 1}}
     assert model(tmp_path, module="bentoml.sklearn", options=options).manifest()["options"] == options
     assert model(tmp_path, module="", options=options).manifest()["options"] == {}
+
+
+def test_a_model_that_is_named_by_its_tag_alone_is_as_old_as_can_be(tmp_path):
+    (wanted,) = bento(tmp_path, models=["iris:v1"]).models
+    assert (str(wanted.tag), wanted.module) == ("iris:v1", "unknown")
+    assert wanted.creation_time == datetime(1, 1, 1, tzinfo=timezone.utc)  # BentoML's `fromordinal(1)`
 
 
 def test_a_number_for_an_environment_variable_becomes_text(tmp_path):
@@ -233,11 +209,19 @@ def test_an_error_quotes_no_environment_variable(tmp_path):
     assert "hunter2" not in str(caught.value) + str(caught.value.__cause__)
 
 
-def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path):
+def test_a_file_that_no_bentoml_wrote_is_not_read_into_memory(tmp_path):
+    with (tmp_path / "model.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StoreError, match=rf"model\.yaml is larger than {MAX_YAML} bytes"):
+        Model.from_path(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["metadata", "labels"])
+def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path, field):
     bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 10)}]\n" for n in range(10))
-    text = yaml.safe_dump(MODEL) + "metadata:\n" + "".join(f"  {line}\n" for line in bomb.splitlines())
+    text = yaml.safe_dump({**MODEL, field: None}) + f"{field}:\n" + "".join(f"  {line}\n" for line in bomb.splitlines())
     (tmp_path / "model.yaml").write_text(text)
-    with pytest.raises(StoreError, match=rf"`metadata`: it holds over {MAX_VALUES} values"):
+    with pytest.raises(StoreError, match=rf"`{field}`: it holds over {MAX_VALUES} values"):
         Model.from_path(tmp_path)
 
 

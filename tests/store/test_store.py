@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -505,26 +506,33 @@ def test_a_read_only_item_is_committed_replaced_and_deleted(store):
 # Staging that is gone on with
 
 
-def test_a_failed_stage_is_gone_on_with(store):
-    def fail_halfway():
-        with store.stage(resume="iris:v1") as staged:
-            (staged / "half").write_text("half")
-            raise RuntimeError
+def fail_halfway(store, *, state=True):
+    with suppress(RuntimeError), store.stage(resume="iris:v1") as staged:
+        (staged / "half").write_text("half")
+        if state:
+            store.state_of(staged).write_text("half of it")
+        raise RuntimeError
 
-    with pytest.raises(RuntimeError):
-        fail_halfway()
+
+def test_a_failed_stage_that_says_how_is_gone_on_with(store):
+    fail_halfway(store)
     with store.stage(resume="iris:v2") as staged:
         assert list(staged.iterdir()) == []
     with store.stage(resume="iris:v1") as staged:
         assert (staged / "half").read_text() == "half"
+        assert store.state_of(staged).read_text() == "half of it"
         fill(staged, "iris:v1")
         store.commit(staged, "iris:v1")
     assert scratch_of(store) == []
 
 
+def test_a_failed_stage_that_does_not_say_how_to_go_on_is_removed(store):
+    fail_halfway(store, state=False)
+    assert scratch_of(store) == []
+
+
 def test_a_kept_stage_that_nobody_goes_on_with_is_removed_after_a_week(store, home):
-    with pytest.raises(RuntimeError), store.stage(resume="iris:v1"):
-        raise RuntimeError
+    fail_halfway(store)
     (kept,) = scratch_of(store)
     with store.stage():
         assert kept in scratch_of(store)
@@ -532,6 +540,25 @@ def test_a_kept_stage_that_nobody_goes_on_with_is_removed_after_a_week(store, ho
     os.utime(home / "tmp" / kept, (past, past))
     with store.stage():
         assert kept not in scratch_of(store)
+
+
+def test_a_journal_that_nobody_goes_on_with_is_removed_after_a_week(store, home):
+    journal = store.journal("iris:v1", "https://registry.example")
+    journal.write_text("half of it")
+    assert store.journal("iris:v1", "https://registry.example").exists()
+    past = time.time() - scratch.KEEP_FOR - 1
+    os.utime(journal, (past, past))
+    with store.stage():
+        assert not journal.exists()
+
+
+def test_each_tag_and_registry_has_a_journal_of_its_own(store, home):
+    journals = {
+        store.journal(tag, endpoint)
+        for tag in ("iris:v1", "iris:v2")
+        for endpoint in ("https://one.example", "https://two.example")
+    }
+    assert len(journals) == 4
 
 
 def test_a_kept_stage_has_one_user_at_a_time(store):

@@ -46,10 +46,14 @@ async def client(home: Path) -> AsyncIterator[Callable[..., AsyncBentoAPI]]:
             retry: dict[str, Any] | None = None,
             transfer: dict[str, Any] | None = None,
             timeouts: dict[str, Any] | None = None,
+            limits: dict[str, Any] | None = None,
             **options: Any,
         ) -> AsyncBentoAPI:
             config = Config(
-                retry=RETRY | (retry or {}), transfer=TRANSFER | (transfer or {}), timeouts=timeouts or {"stall": 20}
+                retry=RETRY | (retry or {}),
+                transfer=TRANSFER | (transfer or {}),
+                timeouts=timeouts or {"stall": 20},
+                limits=limits or {},
             )
             api = AsyncBentoAPI(
                 endpoint=door.endpoint,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import time
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class Seen:
     json: Any = None
     body: bytes = b""
     status: int | None = None
+    at: float = field(default_factory=time.monotonic)
 
     @property
     def step(self) -> str:
@@ -357,6 +359,20 @@ def stop_reading(forever: asyncio.Event) -> Fault:
     async def fault(passage: Passage) -> web.StreamResponse:
         await forever.wait()
         return passage.hang_up()
+
+    return fault
+
+
+def read_slowly(rate: int, upto: int) -> Fault:
+    """Read so many bytes a second until so many are read, then as fast as they come."""
+
+    async def fault(passage: Passage) -> web.StreamResponse:
+        pieces: list[bytes] = []
+        for _ in range(50 * upto // rate):
+            await asyncio.sleep(0.02)
+            pieces.append(await passage.request.content.readexactly(rate // 50))
+        passage.seen.body = b"".join([*pieces, await passage.request.content.read()])
+        return web.Response(headers={"ETag": '"not-an-md5"'})
 
     return fault
 

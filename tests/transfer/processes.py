@@ -62,7 +62,7 @@ class Client:
                 "BENTOML_HOME": str(home),
                 "BENTO_CLOUD_API_KEY": door.registry.api_token,
                 "BENTO_CLOUD_API_ENDPOINT": door.endpoint,
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)]),
             }
             | environment,
         )

@@ -73,9 +73,15 @@ Pushed = "Callable[..., Awaitable[Door]]"
 
 
 def nothing_came(elsewhere: Path) -> bool:
-    """Whether neither the store nor its scratch holds anything."""
+    """Whether neither the store nor its scratch holds anything, but what the next pull may go on with."""
     stored = [path for path in (elsewhere / "models").rglob("*") if path.is_file()]
-    return not stored and not left_in_scratch(elsewhere)
+    return not stored and not left_in_scratch(elsewhere, kept=False)
+
+
+def came(home: Path, elsewhere: Path) -> bool:
+    """Whether the model is there as it was pushed, and nothing else."""
+    there = contents(elsewhere / "models/mod/m1")
+    return there == contents(home / "models/mod/m1") and not left_in_scratch(elsewhere)
 
 
 def ranges(door: Door) -> list[tuple[int, int]]:
@@ -462,14 +468,30 @@ async def test_a_range_that_brings_more_than_was_asked_for_is_cut_off(
     assert nothing_came(elsewhere)
 
 
-async def test_ranges_that_stop_coming_as_ranges_end_the_pull(
+async def test_a_server_that_gives_ranges_first_and_none_later_is_asked_for_the_whole(
+    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    door = await pushed()
+    door.fault(GET, ignore_range, skip=2, times=None)
+    events: list[ProgressEvent] = []
+
+    await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
+
+    assert came(home, elsewhere)
+    assert events[-1].bytes_done == events[-1].bytes_total
+    assert [event.message for event in events if event.message] == [
+        "starting afresh: the server gives no ranges any more"
+    ]
+
+
+async def test_a_server_that_changes_its_mind_again_and_again_is_not_followed_for_ever(
     pushed: Pushed, client: MakeClient, elsewhere: Path
 ) -> None:
     door = await pushed()
-    door.fault(GET, ignore_range, skip=1, times=None)
+    door.fault("GET /blobs/", then(*[pass_on, ignore_range] * 2, pass_on), times=None)
 
-    with pytest.raises(TransferError, match="ranges first and none later"):
-        await client(door, elsewhere).models.pull("mod:m1")
+    with pytest.raises(TransferError, match="cannot pull mod:m1: the server gives no ranges any more, twice"):
+        await client(door, elsewhere, transfer={"concurrency": 1}).models.pull("mod:m1")
 
     assert nothing_came(elsewhere)
 
@@ -487,7 +509,7 @@ async def test_an_object_that_changes_between_two_ranges_is_never_mixed(
     door = await pushed()
     door.fault(GET, fault, skip=2, times=None)
 
-    with pytest.raises(TransferError, match=r"mod:m1 was pushed anew while it was being pulled; pull it again"):
+    with pytest.raises(TransferError, match=r"cannot pull mod:m1: it was pushed anew meanwhile, twice; pull it again"):
         await client(door, elsewhere).models.pull("mod:m1")
 
     assert nothing_came(elsewhere)
@@ -522,11 +544,12 @@ async def test_an_object_really_pushed_anew_between_two_ranges_is_never_mixed(
         return await passage.go_on()
 
     door.fault(GET, push_anew, skip=1)
+    events: list[ProgressEvent] = []
 
-    with pytest.raises(TransferError, match="pushed anew"):
-        await client(door, elsewhere).models.pull("mod:m1")
+    await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
 
-    assert nothing_came(elsewhere)
+    assert came(home, elsewhere)
+    assert "starting afresh: it was pushed anew meanwhile" in [event.message for event in events]
 
 
 async def test_a_stream_that_ends_early_as_if_that_were_all_is_an_error(

@@ -32,6 +32,7 @@ from tests.transfer.faulty import (
     hang_up_while_reading,
     lose_answer,
     pass_on,
+    read_slowly,
     refuse,
     stop_reading,
     then,
@@ -940,6 +941,35 @@ async def test_a_storage_that_stops_reading_is_not_waited_for_for_ever(
     forever.set()
 
     assert outcomes(door)[0][0] == "failed"
+
+
+async def test_a_connection_that_is_slow_is_not_taken_for_one_that_has_stalled(
+    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body_module, "WRITE_SIZE", 64 * MiB)  # one write takes all the time
+    make_model(home, files={"weights": noise(32 * MiB)})
+    door = await open_door("auto")
+    door.fault(PUT, read_slowly(5 * MiB, 12 * MiB))
+    api = client(door, timeouts={"stall": 0.8}, retry={"attempts": 1}, transfer={"io_chunk": 64 * MiB})
+
+    await api.models.push("mod:m1")
+
+    assert outcomes(door) == [("success", "")]
+
+
+async def test_a_storage_that_is_busy_is_left_alone_by_all_who_send(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": FOUR_PARTS})
+    door = await open_door()
+    door.fault("PUT .*partNumber=1", refuse(503, headers={"Retry-After": "0.5"}, read=False))
+
+    await client(door).models.push("mod:m1", threads=2)
+
+    refused, *others = sorted(door.all("PUT part"), key=lambda seen: seen.at)
+    assert refused.step == "PUT part 1"
+    assert len(others) == 4
+    assert [seen.step for seen in others if seen.at < refused.at + 0.5] in ([], ["PUT part 2"])  # it had begun
 
 
 async def test_a_push_that_stalled_once_goes_on(

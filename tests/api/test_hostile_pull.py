@@ -1,0 +1,165 @@
+"""A registry that serves tars that mean harm: the store, and everything beside it, stays as it was."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from async_bento import UnsafeArchiveError
+from tests.archive.property import snapshot
+from tests.archive.tars import END, block, directory, hard_link, pax, record, symlink
+from tests.builders import contents, left_in_scratch, make_bento, noise
+from tests.transfer.faulty import DOWNLOAD, GET
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from async_bento import AsyncBentoAPI
+    from tests.transfer.faulty import Door, Fault, Passage
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+
+RECORD = r"GET .*/bento_repositories/svc/bentos/v1$"
+WHOLE = block("bento.yaml", content=b"name: svc\nversion: v1\n") + block("src/weights", content=noise(150_000))
+
+
+def serve(tar: bytes) -> Fault:
+    """Answer with other bytes: a storage with a range of them, a registry with all."""
+
+    async def fault(passage: Passage) -> web.StreamResponse:
+        await passage.read()
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", passage.seen.headers.get("Range", ""))
+        if asked is None or passage.seen.path.endswith("/download"):
+            return web.Response(body=tar)
+        first, last = int(asked[1]), min(int(asked[2]), len(tar) - 1)
+        where = {"Content-Range": f"bytes {first}-{last}/{len(tar)}", "ETag": '"it"'}
+        return web.Response(status=206, body=tar[first : last + 1], headers=where)
+
+    return fault
+
+
+def announce(size: int | None) -> Fault:
+    """Answer with a record that has another size."""
+
+    async def fault(passage: Passage) -> web.StreamResponse:
+        answer = await passage.go_on()
+        assert isinstance(answer.body, bytes)
+        found: dict[str, Any] = json.loads(answer.body)
+        found["manifest"] = None if size is None else found["manifest"] | {"size_bytes": size}
+        return web.json_response(found)
+
+    return fault
+
+
+@pytest.fixture
+async def pushed(open_door: OpenDoor, client: MakeClient, tmp_path: Path) -> Callable[..., Awaitable[Door]]:
+    """A registry that has `svc:v1`, pushed from elsewhere; its bytes may be others."""
+
+    async def push(tar: bytes | None, transmission: str = "presigned_url") -> Door:
+        origin = tmp_path / "origin"
+        make_bento(origin, files={"src/weights": noise(150_000)})
+        door = await open_door(transmission)
+        await client(door, origin).push("svc:v1")
+        if tar is not None:
+            door.fault(f"{GET}|{DOWNLOAD}", serve(tar), times=None)
+        return door
+
+    return push
+
+
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "a name that climbs": (WHOLE + block("../../canary", content=b"pwned") + END, "../../canary"),
+    "an absolute name": (WHOLE + block("/tmp/pwned", content=b"pwned") + END, "/tmp/pwned"),
+    "a link that leads out": (WHOLE + symlink("src/out", "../../canary") + END, "src/out"),
+    "a file through a link": (WHOLE + symlink("out", "..") + block("out/canary", content=b"pwned") + END, "out/canary"),
+    "a hard link out": (WHOLE + hard_link("out", "../../canary") + END, "out"),
+    "bento.yaml as a link": (symlink("bento.yaml", "../../canary") + END, "bento.yaml"),
+    "a duplicate": (WHOLE + block("src/weights", content=b"pwned") + END, "src/weights"),
+    "a size that lies": (WHOLE + pax(record("size", str(1 << 62))) + block("big") + END, "big"),
+    "closed directories, then a link out": (
+        WHOLE + directory("src", mode=0) + directory("a/b", mode=0) + symlink("out", "..") + END,
+        "out",
+    ),
+    "directories too deep": (WHOLE + block("/".join("d" * 1500)) + END, "/".join("d" * 1500)),
+    "cut": ((WHOLE + END)[:100_000], "src/weights"),
+    "garbage at its end": (WHOLE + END + b"garbage", "src/weights"),
+    "cut, in gzip": (gzip.compress(WHOLE + END)[:100_000], "src/weights"),
+}
+
+
+@pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
+@pytest.mark.parametrize(("tar", "member"), HOSTILE.values(), ids=HOSTILE.keys())
+async def test_a_hostile_tar_leaves_everything_as_it_was(
+    pushed: Callable[..., Awaitable[Door]],
+    client: MakeClient,
+    home: Path,
+    tmp_path: Path,
+    tar: bytes,
+    member: str,
+    transmission: str,
+) -> None:
+    make_bento(home, files={"mine": b"x"})
+    make_bento(home, "other:v1")
+    (tmp_path / "canary").write_bytes(b"sings")
+    door = await pushed(tar, transmission)
+    api = client(door)
+    before = snapshot(home / "bentos/svc") | snapshot(home / "bentos/other") | snapshot(tmp_path / "canary")
+
+    with pytest.raises(UnsafeArchiveError, match="cannot pull svc:v1: ") as raised:
+        await api.pull("svc:v1", force=True)
+
+    assert raised.value.member == member
+    assert snapshot(home / "bentos/svc") | snapshot(home / "bentos/other") | snapshot(tmp_path / "canary") == before
+    assert {path.name for path in (home / "bentos").iterdir()} == {"svc", "other"}
+    assert not left_in_scratch(home)
+    assert len(door.all("GET bytes=0-|/download$")) == 1, "it was fetched again"
+
+
+async def test_more_content_than_announced_is_refused(
+    pushed: Callable[..., Awaitable[Door]], client: MakeClient, home: Path
+) -> None:
+    door = await pushed(gzip.compress(WHOLE + block("bomb", content=bytes(1_000_000)) + END))
+
+    with pytest.raises(UnsafeArchiveError, match=r"were announced \(Limits.*\), at 'bomb'"):
+        await client(door, limits={"slack": 10_000}).pull("svc:v1")
+
+    assert not (home / "bentos/svc/v1").exists()
+    assert not left_in_scratch(home)
+
+
+@pytest.mark.parametrize(
+    ("size", "limits"),
+    [(1, {}), (150_000, {"slack": 10_000}), (75_500, {"slack": 0}), (0, {"slack": 0}), (None, {"slack": 0})],
+    ids=["far too little", "about", "half of it", "nothing", "no manifest"],
+)
+async def test_a_record_that_is_somewhat_wrong_hinders_no_pull(
+    pushed: Callable[..., Awaitable[Door]],
+    client: MakeClient,
+    home: Path,
+    tmp_path: Path,
+    size: int | None,
+    limits: dict[str, int],
+) -> None:
+    door = await pushed(None)
+    door.fault(RECORD, announce(size), times=None)
+
+    bento = await client(door, limits=limits).pull("svc:v1")
+
+    assert bento.path.is_relative_to(home)
+    assert contents(bento.path) == contents(tmp_path / "origin/bentos/svc/v1")
+
+
+async def test_a_limit_of_the_settings_is_that_of_the_extractor(
+    pushed: Callable[..., Awaitable[Door]], client: MakeClient
+) -> None:
+    door = await pushed(WHOLE + END)
+
+    with pytest.raises(UnsafeArchiveError, match="more than 1 members"):
+        await client(door, limits={"members": 1}).pull("svc:v1")

@@ -1,0 +1,56 @@
+"""Feeds the extractor what a coverage-guided fuzzer makes up; run by `nox -s fuzz -- -max_total_time=600`.
+
+It fails where the extractor raises what is not ours, touches anything outside, or leaves another tree than tarfile
+reads. Arguments are libFuzzer's: directories of a corpus, which grows in the first of them, and options. The first byte
+of an input says how the rest is fed; see `feed`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+with atheris.instrument_imports(include=["async_bento.archive"]):
+    from async_bento.archive import decompress, extract, headers, members, tree  # noqa: F401 - to be instrumented
+
+from tests.archive.corpus import COMPRESSED, CORPUS
+from tests.archive.property import Surroundings, as_tarfile_reads_it
+from tests.archive.tars import mend
+
+STEPS = (None, 1, 7, 511, 512, 1000)
+MENDED, COMPRESS = 0x80, 0x40
+
+
+def feed(surroundings: Surroundings, data: bytes) -> None:
+    """Feed an input: bit 7 of its first byte has the checksums mended, bit 6 has it compressed, the rest is a step."""
+    if not data:
+        return
+    how, data = data[0], data[1:]
+    if how & MENDED:
+        data = mend(data)
+    if how & COMPRESS:
+        data = gzip.compress(data, 1, mtime=0)
+    if surroundings.feed(data, STEPS[(how & 0x3F) % len(STEPS)]) is None:
+        assert surroundings.found == as_tarfile_reads_it(data)
+
+
+def main() -> None:
+    """Fuzz until told to stop."""
+    where = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=where) as base, tempfile.TemporaryDirectory() as seeds:
+        surroundings = Surroundings(Path(base))
+        for number, tar in enumerate((*CORPUS, *COMPRESSED)):
+            how = bytes([MENDED + number % len(STEPS)]) if number < len(CORPUS) else b"\0"
+            (Path(seeds) / f"{number}").write_bytes(how + tar)
+        atheris.Setup([*sys.argv, seeds], lambda data: feed(surroundings, data))
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

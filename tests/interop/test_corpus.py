@@ -1,0 +1,133 @@
+"""What every BentoML so far has built, and bentoml itself: what is said of it, and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from tests.corpus.hub import model_info
+from tests.corpus.items import BENTOS, CORPUS, LINES, MODELS, OPTIONS_OF_TODAY, copy_to, make_missing_models, tags_of
+from tests.interop.homes import Home, MiB, tree
+
+pytestmark = [pytest.mark.interop, pytest.mark.parametrize("line", LINES)]
+
+EXCEPTIONS = {  # All that may differ, and why.
+    "build_at of a model of the Hub": (
+        "Nobody built it here, so it is the moment of the push: in UTC, where BentoML has the clock of its zone."
+    ),
+    "a model's record is renewed": "See test_requests.py.",
+    "the options of a model": "See `OPTIONS_OF_TODAY` in tests/corpus/items.py.",
+}
+
+
+@pytest.fixture
+def here(line, tmp_path, monkeypatch) -> Home:
+    """A home with what a release built, and a Hub that answers."""
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    here = Home(tmp_path / "here")
+    copy_to(here.path, line)
+    make_missing_models(here.path)
+    return here
+
+
+async def test_bentoml_says_of_it_what_is_kept_as_its_word(line, tmp_path):
+    home = Home(tmp_path / "here")
+    copy_to(home.path, line)
+
+    said = json.loads(await home.python(str(CORPUS / "sent.py")))
+
+    assert said == json.loads((CORPUS / line / "sent.json").read_text(encoding="utf-8"))
+    assert [*said["bentos"]] == tags_of(line, BENTOS)
+    assert [*said["models"]] == tags_of(line, MODELS)
+
+
+def records(said):
+    """What was said of bentos and of models, by request. Models go in parallel, so their order does not matter."""
+    return {
+        request: sorted(
+            ({**body, "build_at": "…"} if is_of_the_hub(body) else body for body in bodies),
+            key=lambda body: body.get("version", ""),
+        )
+        for request, bodies in said.items()
+        if all("manifest" in (body or {}) for body in bodies)
+    }
+
+
+def is_of_the_hub(body):
+    return body["manifest"].get("metadata", {}).get("registry") == "huggingface"
+
+
+def take_options_back(line, said):
+    """Undo what `OPTIONS_OF_TODAY` lists."""
+    for name, options in OPTIONS_OF_TODAY.items():
+        of_line, _, repository, version = name.split("/")
+        if of_line == line:
+            (body,) = said[f"POST /api/v1/model_repositories/{repository}/models"]
+            assert (body["version"], body["manifest"]["options"]) == (version, options)
+            body["manifest"]["options"] = {}
+
+
+def repositories(tags):
+    return {tag.partition(":")[0] for tag in tags}
+
+
+def needed_in(home):
+    return [str(model.tag) for bento in home.bentos.list() for model in bento.models]
+
+
+async def test_we_say_of_it_what_bentoml_says(line, here, theirs, ours):
+    bentos, models = tags_of(line, BENTOS), tags_of(line, MODELS)
+    pushes = [{}, {"bare": True, "force": True}]
+    await here.calls(
+        ["know_the_hub", {}],
+        *(["push_model", {"tag": tag}] for tag in models),
+        *(["push", {"tag": tag, **options}] for tag in bentos for options in pushes),
+        registry=theirs,
+    )
+
+    async with here.api(ours, part_size=100 * MiB) as api:
+        for tag in models:
+            await api.models.push(tag)
+        for tag in bentos:
+            for options in pushes:
+                await api.push(tag, **options)
+
+    we, they = records(ours.said), records(theirs.said)
+    take_options_back(line, they)
+    renewed = {request for request in we if request.startswith("PATCH /api/v1/model_repositories/")}
+    assert we.keys() - they.keys() == renewed != set(), EXCEPTIONS["a model's record is renewed"]
+    assert {request: bodies for request, bodies in we.items() if request not in renewed} == they
+    needed = await asyncio.to_thread(needed_in, here)
+    assert len(they) == 2 * len(bentos) + len(repositories([*models, *needed]))
+
+
+async def test_bentoml_loads_what_we_pushed_and_pulled(line, here, there, registry):
+    bentos, models = tags_of(line, BENTOS), tags_of(line, MODELS)
+    async with here.api(registry) as api:
+        for tag in models:
+            await api.models.push(tag)
+        for tag in bentos:
+            await api.push(tag)
+    async with there.api(registry) as api:
+        for tag in models:
+            await api.models.pull(tag)
+        for tag in bentos:
+            await api.pull(tag)
+    look = [
+        ["list_all", {}],
+        *(["info", {"tag": tag}] for tag in bentos),
+        *(["info_of_model", {"tag": tag}] for tag in models),
+    ]
+
+    (listed, *infos), (_, *originals) = await asyncio.gather(there.calls(*look), here.calls(*look))
+
+    assert infos == originals
+    assert [f"{info['name']}:{info['version']}" for info in infos] == [*bentos, *models]
+    assert listed == {"bentos": bentos, "models": models}
+    for path in [*(f"bentos/{tag}" for tag in bentos), *(f"models/{tag}" for tag in models)]:
+        sent = tree(here.path / path.replace(":", "/"))
+        # BentoML 1.0.0 put the models of a bento inside it; they travel by themselves.
+        expected = {name: content for name, content in sent.items() if name.split("/")[0] != "models"}
+        assert tree(there.path / path.replace(":", "/")) == expected

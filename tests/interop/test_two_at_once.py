@@ -1,0 +1,132 @@
+"""Two processes push the same bento, with many models in few repositories, at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+
+from tests.interop.homes import Home, tree
+from tests.transfer.faulty import Door, Held
+
+pytestmark = pytest.mark.interop
+
+TAG = "many:v1"
+REPOSITORIES = ["one", "three", "two"]
+MODELS = [f"{name}:m{number}" for name in REPOSITORIES for number in range(4)]
+
+
+@pytest.fixture
+async def many(tmp_path) -> Home:
+    """A home with a bento that bentoml built, and its twelve models in three repositories."""
+    home = Home(tmp_path / "many")
+    project = home.path / "project"
+    project.mkdir()
+    attributes = "".join(f"    m{n} = bentoml.models.BentoModel({tag!r})\n" for n, tag in enumerate(MODELS))
+    (project / "service.py").write_text(
+        f"import bentoml\n\n@bentoml.service(name='many')\nclass Many:\n{attributes}\n"
+        "    @bentoml.api\n    def double(self, number: int) -> int:\n        return 2 * number\n"
+    )
+    (project / "bentofile.yaml").write_text("service: service:Many\nname: many\npython: {lock_packages: false}\n")
+    await home.calls(
+        *(["create_model", {"tag": tag, "files": {"weights": tag * 200}}] for tag in MODELS),
+        ["build", {"project": "project", "version": "v1"}],
+    )
+    return home
+
+
+@pytest.fixture
+async def door(registry):
+    """The registry behind a door, at which both ask for each repository before either is told that there is none."""
+    async with Door(registry.running) as door:
+        for name in REPOSITORIES:
+            meeting = Held(count=2)
+            meeting.released = meeting.arrived
+            door.fault(rf"GET .*/model_repositories/{name}$", meeting, times=2)
+        yield door
+
+
+def through(door):
+    return SimpleNamespace(endpoint=door.endpoint, api_token=door.registry.api_token)
+
+
+async def push(home, door):
+    """Our own push, in a process of its own."""
+    return json.loads(await home.python("-m", "async_bento", "push", TAG, "--json", registry=through(door)))
+
+
+async def check_everything_is_there(door, many, there):
+    created = Counter(seen.json["name"] for seen in door.all("POST .*/model_repositories$") if seen.status == 200)
+    assert created == dict.fromkeys(REPOSITORIES, 1)
+    async with there.api(through(door)) as api:
+        bentos, models = (await api.list()).items, (await api.models.list()).items
+        await api.pull(TAG, with_models=True)
+    assert [(bento.repository.name, bento.upload_status) for bento in bentos] == [("many", "success")]
+    assert sorted(f"{model.repository.name}:{model.version}" for model in models) == MODELS
+    assert {model.upload_status for model in models} == {"success"}
+    assert len({model.repository.uid for model in models}) == len(REPOSITORIES)
+    for path in ("bentos/many/v1", *(f"models/{tag.replace(':', '/')}" for tag in MODELS)):
+        assert await asyncio.to_thread(tree, there.path / path) == await asyncio.to_thread(tree, many.path / path)
+
+
+async def test_two_of_ours_push_the_same_bento(many, door, there):
+    results = await asyncio.gather(push(many, door), push(many, door))
+
+    for result in results:
+        assert sorted(model["tag"] for model in result["models"]) == MODELS
+    asked = Counter(seen.json["name"] for seen in door.all("POST .*/model_repositories$"))
+    assert asked == dict.fromkeys(REPOSITORIES, 2)
+    await check_everything_is_there(door, many, there)
+
+
+@dataclass
+class Winner:
+    """Lets one of the two create everything first; the other, which found nothing either, is refused then.
+
+    Attributes:
+        is_ours: Whether it is our client.
+        created: What the winner has created, by path and name.
+    """
+
+    is_ours: bool
+    created: defaultdict[str, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
+
+    async def __call__(self, passage):
+        await passage.read()
+        said = passage.seen.json
+        created = self.created[f"{passage.seen.path} {said.get('version') or said['name']}"]
+        wins = passage.request.headers["User-Agent"].startswith("async-bento") == self.is_ours
+        if not wins:
+            await created.wait()
+        answer = await passage.go_on()
+        if wins:
+            created.set()
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("is_ours", "what_bentoml_says"),
+    [
+        # It creates what it did not find, and takes the refusal for an error: `_do_push_model`, `_do_push_bento`.
+        pytest.param(True, "create model_repository", id="we-win"),
+        pytest.param(False, None, id="bentoml-wins"),
+    ],
+)
+async def test_one_of_ours_and_bentoml_push_the_same_bento(many, door, there, is_ours, what_bentoml_says):
+    door.fault(r"POST .*/(model_repositories|bento_repositories|models|bentos)$", Winner(is_ours), times=None)
+
+    ours, (theirs,) = await asyncio.gather(
+        push(many, door), many.try_calls(["push", {"tag": TAG, "threads": 2}], registry=through(door))
+    )
+
+    assert sorted(model["tag"] for model in ours["models"]) == MODELS
+    if what_bentoml_says is None:
+        assert theirs is None
+    else:
+        assert what_bentoml_says in theirs["error"]
+        assert "duplicate key" in theirs["error"]
+    await check_everything_is_there(door, many, there)

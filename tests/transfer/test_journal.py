@@ -1,0 +1,137 @@
+"""What a push notes of its parts, and what can be read of it after a crash."""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento.transfer.journal import Journal, Recorded, Source
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SOURCE = Source(
+    endpoint="https://registry.example", kind="bento", tag="svc:v1", part_size=5 << 20, fingerprint="a" * 64
+)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal")
+
+
+def test_what_was_noted_is_read_again(journal: Journal) -> None:
+    journal.begin(Recorded(SOURCE, "upload-1"))
+    journal.note(3, '"c"')
+    journal.note(1, '"a"')
+
+    assert journal.read() == Recorded(SOURCE, "upload-1", {1: '"a"', 3: '"c"'})
+
+
+def test_what_was_begun_with_is_read_again(journal: Journal) -> None:
+    recorded = Recorded(SOURCE, "upload-1", {2: '"b"'})
+    journal.begin(recorded)
+
+    assert journal.read() == recorded
+
+
+def test_another_upload_takes_the_place_of_the_last(journal: Journal) -> None:
+    journal.begin(Recorded(SOURCE, "upload-1", {2: '"b"'}))
+    journal.begin(Recorded(SOURCE, "upload-2"))
+
+    assert journal.read() == Recorded(SOURCE, "upload-2")
+    assert [*journal.path.parent.iterdir()] == [journal.path]
+
+
+def test_where_there_is_none_there_is_nothing_to_read(journal: Journal) -> None:
+    assert journal.read() is None
+    journal.remove()
+
+
+def test_a_journal_that_was_removed_is_gone(journal: Journal) -> None:
+    journal.begin(Recorded(SOURCE, "upload-1"))
+    journal.remove()
+    assert journal.read() is None
+
+
+def test_cut_short_anywhere_it_tells_of_whole_lines_alone(journal: Journal) -> None:
+    journal.begin(Recorded(SOURCE, "upload-1"))
+    first = journal.path.stat().st_size
+    journal.note(1, '"a"')
+    second = journal.path.stat().st_size
+    journal.note(2, '"b"')
+    text = journal.path.read_bytes()
+
+    for size in range(len(text) + 1):
+        journal.path.write_bytes(text[:size])
+        read = journal.read()
+        if size < first - 1:
+            assert read is None
+        else:
+            assert read is not None
+            assert read.etags == {k: v for k, v, end in ((1, '"a"', second), (2, '"b"', len(text))) if size >= end}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\n\n",
+        b"nonsense\n",
+        b"\xff\xfe\n",
+        b"[]\n",
+        b'{"part_number":1,"etag":"a"}\n',
+        b'{"endpoint":"e","kind":"bento","tag":"t","part_size":"5","fingerprint":"f","upload_id":"u"}\n',
+        b'{"endpoint":"e","kind":"bento","tag":"t","part_size":5,"fingerprint":"f","upload_id":"u","new":1}\n',
+    ],
+)
+def test_what_makes_no_sense_is_nothing(journal: Journal, text: bytes) -> None:
+    journal.path.write_bytes(text)
+    assert journal.read() is None
+
+
+def test_what_follows_a_line_that_makes_no_sense_is_not_believed(journal: Journal) -> None:
+    journal.begin(Recorded(SOURCE, "upload-1", {1: '"a"'}))
+    with journal.path.open("ab") as file:
+        file.write(b'{"part_num')  # a full disk
+    journal.note(2, '"b"')
+    journal.note(3, '"c"')
+
+    read = journal.read()
+
+    assert read is not None
+    assert read.etags == {1: '"a"'}
+
+
+def test_it_is_its_owner_s_alone(journal: Journal) -> None:
+    journal.begin(Recorded(SOURCE, "upload-1"))
+    journal.note(1, '"a"')
+    assert stat.S_IMODE(journal.path.stat().st_mode) == 0o600
+
+
+def test_the_old_one_stands_until_the_new_one_is_whole(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal.begin(Recorded(SOURCE, "upload-1"))
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+    with pytest.raises(OSError, match="No space"):
+        journal.begin(Recorded(SOURCE, "upload-2"))
+
+    assert journal.read() == Recorded(SOURCE, "upload-1")
+    assert [*journal.path.parent.iterdir()] == [journal.path]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, ""),
+        ({"part_size": 6 << 20}, "parts are of 5242880 bytes and would now be of 6291456"),
+        ({"fingerprint": "b"}, "files have changed"),
+        ({"endpoint": "https://elsewhere.example"}, "another registry"),
+    ],
+)
+def test_it_is_said_why_an_upload_is_of_no_use(change: dict[str, object], why: str) -> None:
+    said = SOURCE.model_copy(update=change).difference(SOURCE)
+    assert why in said
+    assert bool(said) == bool(why)

@@ -1,0 +1,428 @@
+"""A pull that was interrupted, and the one after it: what is fetched again, and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+import re
+import shutil
+import tarfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from async_bento import PartError, StoreError, unpacking
+from async_bento.errors import ArchiveError, TransferError
+from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, noise
+from tests.transfer.faulty import GET, Door, Held, ignore_range, refuse, with_headers
+from tests.transfer.processes import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from async_bento import AsyncBentoAPI, ProgressEvent
+    from tests.transfer.faulty import Passage
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+
+FILES = {f"small/{number}": noise(10_000, number) for number in range(20)} | {"weights": noise(3 * MiB, 77)}
+RANGE = 64 * KiB
+
+
+@pytest.fixture(autouse=True)
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "INTERVAL", 128 * KiB)
+
+
+@pytest.fixture
+async def door(open_door: OpenDoor, client: MakeClient, home: Path) -> Door:
+    """A door before a registry that has a model."""
+    model = make_model(home, files=FILES)
+    (model / "link").symlink_to("weights")
+    (model / "small/1").chmod(0o755)
+    door = await open_door()
+    await client(door).models.push("mod:m1")
+    door.seen.clear()
+    return door
+
+
+def starts(door: Door) -> list[int]:
+    """Where the ranges began that were asked for."""
+    asked = [re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers["Range"]) for seen in door.all("GET (blob|bytes)")]
+    return sorted(int(match[1]) for match in asked if match)
+
+
+async def interrupt(door: Door, api: AsyncBentoAPI, **options: Any) -> int:
+    """Pull until the 20th range is refused; what was asked for until then."""
+    door.fault(GET, refuse(400, code="InvalidRequest"), skip=20, times=None)
+    with pytest.raises(PartError, match="InvalidRequest"):
+        await api.models.pull("mod:m1", **options)
+    door._rules.clear()
+    reached = max(starts(door))
+    door.seen.clear()
+    return reached
+
+
+def state(elsewhere: Path) -> Path:
+    (found,) = (elsewhere / "tmp").glob("*/state.json")
+    return found
+
+
+def same(home: Path, elsewhere: Path) -> bool:
+    there, here = elsewhere / "models/mod/m1", home / "models/mod/m1"
+    modes = [(there / name).lstat().st_mode == (here / name).lstat().st_mode for name in contents(here)]
+    return contents(there) == contents(here) and all(modes) and not left_in_scratch(elsewhere)
+
+
+async def test_a_pull_goes_on_where_the_last_one_stopped(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    reached = await interrupt(door, client(door, elsewhere))
+    events: list[ProgressEvent] = []
+
+    await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
+
+    assert same(home, elsewhere)
+    first, total = starts(door)[0], events[-1].bytes_total
+    assert total is not None
+    assert reached - 2 * MiB <= first <= reached  # the window may have been full of what was not extracted
+    assert first > 0
+    assert [event.message for event in events if event.message] == [f"resuming at {100 * first // total} %"]
+    assert events[-1].bytes_done == total
+    assert {seen.headers["If-Match"] for seen in door.all("GET (blob|bytes)")} != set()
+
+
+async def test_one_that_was_cancelled_goes_on_too(door: Door, client: MakeClient, home: Path, elsewhere: Path) -> None:
+    held = Held()
+    door.fault(GET, held, skip=20, times=None)
+    pulling = asyncio.create_task(client(door, elsewhere).models.pull("mod:m1"))
+    await held.arrived.wait()
+    pulling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pulling
+    door._rules.clear()
+    held.released.set()
+    door.seen.clear()
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert starts(door)[0] > 0
+    assert same(home, elsewhere)
+
+
+KILLED = """
+import async_bento.unpacking
+async_bento.unpacking.INTERVAL = 128 * 1024
+
+async def main():
+    async with api(range_size=2**16, window=2**20) as client:
+        await client.models.pull("mod:m1")
+
+asyncio.run(main())
+"""
+
+
+async def test_one_that_was_killed_goes_on_in_another_process_with_what_is_missing(
+    door: Door, home: Path, elsewhere: Path
+) -> None:
+    held = Held(count=16)
+    door.fault(GET, held, skip=30, times=None)
+    first = await Client.start(KILLED, door, elsewhere)
+    await held.arrived.wait()
+    await asyncio.sleep(0.2)  # what has come is extracted
+    first.process.kill()
+    await first.ended()
+    door._rules.clear()
+    held.released.set()
+    sent = {start for start in starts(door) if start < 30 * RANGE}
+    door.seen.clear()
+
+    code, _, error = await (await Client.start(KILLED, door, elsewhere)).ended()
+
+    assert code == 0, error
+    assert same(home, elsewhere)
+    assert len(sent) == 30
+    twice = [start for start in starts(door) if start + RANGE <= 30 * RANGE]
+    assert len(twice) <= 1 + 128 * KiB // RANGE  # since the last checkpoint
+
+
+async def test_it_is_interrupted_again_and_again(door: Door, client: MakeClient, home: Path, elsewhere: Path) -> None:
+    reached = []
+    for _ in range(4):
+        door.fault(GET, refuse(400, code="InvalidRequest"), skip=8, times=None)
+        with pytest.raises(PartError):
+            await client(door, elsewhere).models.pull("mod:m1")
+        door._rules.clear()
+        reached.append(starts(door)[0])
+        door.seen.clear()
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert reached == sorted(set(reached))
+    assert same(home, elsewhere)
+
+
+async def test_when_the_object_has_changed_it_starts_afresh(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    await interrupt(door, client(door, elsewhere))
+    model = make_model(home, files={"other": noise(300_000, 5)})
+    await client(door).models.push("mod:m1", force=True)
+    door.seen.clear()
+    events: list[ProgressEvent] = []
+
+    await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
+
+    assert model.is_dir()
+    assert same(home, elsewhere)
+    assert "starting afresh: it was pushed anew meanwhile" in [event.message for event in events]
+    assert events[-1].bytes_done == events[-1].bytes_total
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [refuse(412, code="PreconditionFailed"), refuse(416, code="InvalidRange"), with_headers(ETag='"another"')],
+    ids=["412", "416", "another ETag"],
+)
+async def test_however_the_storage_says_that_it_is_another_object_it_starts_afresh(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path, fault: Any
+) -> None:
+    await interrupt(door, client(door, elsewhere))
+    door.fault(GET, fault)
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert starts(door)[:2] == [0, RANGE]
+    assert same(home, elsewhere)
+
+
+async def test_a_server_that_knows_no_ranges_by_now_is_asked_for_the_whole(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    await interrupt(door, client(door, elsewhere))
+    door.fault(GET, ignore_range, times=None)
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert same(home, elsewhere)
+
+
+async def test_from_another_registry_it_starts_afresh(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    await interrupt(door, client(door, elsewhere))
+    async with Door(door.registry) as other:
+        await client(other, elsewhere).models.pull("mod:m1")
+
+        assert starts(other)[0] == 0
+    assert same(home, elsewhere)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_text("nonsense"),
+        lambda path: path.write_text("[1]"),
+        lambda path: path.write_bytes(path.read_bytes()[:-20]),
+        lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoint": {}})),
+        lambda path: shutil.rmtree(path.parent / "item/small"),
+        lambda path: (path.parent / "item/weights").unlink(),
+        lambda path: (path.parent / "item/weights").write_bytes(b"short"),
+    ],
+    ids=["nonsense", "list", "cut short", "no checkpoint", "directory gone", "file gone", "file short"],
+)
+async def test_what_is_not_as_it_was_left_is_begun_anew_or_told_of_and_then_begun_anew(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path, spoil: Callable[[Path], object]
+) -> None:
+    await interrupt(door, client(door, elsewhere))
+    spoil(state(elsewhere))
+
+    try:
+        await client(door, elsewhere).models.pull("mod:m1")
+    except (ArchiveError, StoreError):
+        await client(door, elsewhere).models.pull("mod:m1")
+
+    assert same(home, elsewhere)
+
+
+async def test_after_the_system_was_started_anew_nothing_is_gone_on_with(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing was synced, so a file may be shorter than the checkpoint says."""
+    await interrupt(door, client(door, elsewhere))
+    boot = tmp_path / "boot_id"
+    boot.write_text("another")
+    monkeypatch.setattr(unpacking, "_BOOT", boot)
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert starts(door)[0] == 0
+    assert same(home, elsewhere)
+
+
+async def test_where_the_system_does_not_say_when_it_was_started_it_is_gone_on_with(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(unpacking, "_BOOT", tmp_path / "missing")
+    await interrupt(door, client(door, elsewhere))
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert starts(door)[0] > 0
+    assert same(home, elsewhere)
+
+
+async def test_it_can_be_switched_off(door: Door, client: MakeClient, home: Path, elsewhere: Path) -> None:
+    api = client(door, elsewhere, transfer={"resume": False})
+    await interrupt(door, api)
+    assert not left_in_scratch(elsewhere)
+
+    await api.models.pull("mod:m1")
+
+    assert starts(door)[0] == 0
+    assert same(home, elsewhere)
+
+
+async def test_by_force_it_is_gone_on_with_as_well_and_replaces_what_is_there(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    make_model(elsewhere, files={"old": b"old"})
+    await interrupt(door, client(door, elsewhere), force=True)
+    assert "old" in contents(elsewhere / "models/mod/m1")
+
+    await client(door, elsewhere).models.pull("mod:m1", force=True)
+
+    assert starts(door)[0] > 0
+    assert same(home, elsewhere)
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+async def test_without_an_etag_that_tells_one_object_from_another_nothing_is_kept(
+    door: Door, client: MakeClient, elsewhere: Path, etag: str | None
+) -> None:
+    async def fault(passage: Passage) -> web.StreamResponse:
+        answer = await passage.go_on()
+        del answer.headers["ETag"]
+        if etag:
+            answer.headers["ETag"] = etag
+        return answer
+
+    door.fault(GET, refuse(400, code="InvalidRequest"), skip=20, times=None)
+    door.fault(GET, fault, times=None)
+
+    with pytest.raises(PartError):
+        await client(door, elsewhere).models.pull("mod:m1")
+
+    assert not left_in_scratch(elsewhere)
+
+
+async def test_nothing_is_kept_of_a_tar_that_was_refused(door: Door, client: MakeClient, elsewhere: Path) -> None:
+    async def spoil(passage: Passage) -> web.StreamResponse:
+        answer = await passage.go_on()
+        assert isinstance(answer.body, bytes)
+        answer.body = noise(len(answer.body), 9)
+        return answer
+
+    door.fault(GET, spoil, skip=1, times=1)
+
+    with pytest.raises(ArchiveError):
+        await client(door, elsewhere).models.pull("mod:m1")
+
+    assert not left_in_scratch(elsewhere)
+
+
+async def test_notes_that_cannot_be_written_do_not_end_a_pull_and_mislead_nobody(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+
+    def full(text: str, path: Path) -> None:
+        nonlocal written
+        written += 1
+        if written > 3:
+            raise OSError(28, "No space left on device")
+        path.write_text(text)
+
+    monkeypatch.setattr(unpacking, "_write", full)
+    await interrupt(door, client(door, elsewhere))
+    assert written > 3
+    assert not left_in_scratch(elsewhere)
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert same(home, elsewhere)
+
+
+async def test_a_disk_that_has_no_room_for_it_is_told_of_before_anything_is_written(
+    door: Door, client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(elsewhere.parent)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=MiB))
+
+    with pytest.raises(StoreError, match=r"cannot pull mod:m1: the disk of \S+ has 1\.0 MiB free, and 3\.\d MiB are"):
+        await client(door, elsewhere).models.pull("mod:m1")
+
+    assert len(starts(door)) == 1
+    assert not left_in_scratch(elsewhere)
+
+
+async def test_room_is_asked_for_what_is_still_to_come_alone(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await interrupt(door, client(door, elsewhere))
+    left = json.loads(state(elsewhere).read_text())
+    usage = shutil.disk_usage(elsewhere.parent)
+    free = left["total"] - left["checkpoint"]["position"]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=free))
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert same(home, elsewhere)
+
+
+async def test_a_compressed_tar_is_fetched_anew(door: Door, client: MakeClient, home: Path, elsewhere: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(home / "models/mod/m1", ".")
+    packed = gzip.compress(buffer.getvalue(), 0)
+
+    async def compressed(passage: Passage) -> web.StreamResponse:
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", passage.request.headers["Range"])
+        assert match
+        start, stop = int(match[1]), min(int(match[2]) + 1, len(packed))
+        headers = {"Content-Range": f"bytes {start}-{stop - 1}/{len(packed)}", "ETag": '"packed"'}
+        return web.Response(status=206, body=packed[start:stop], headers=headers)
+
+    door.fault(GET, refuse(400, code="InvalidRequest"), skip=20, times=1)
+    door.fault(GET, compressed, times=None)
+    with pytest.raises(PartError):
+        await client(door, elsewhere).models.pull("mod:m1")
+    assert not left_in_scratch(elsewhere)
+    door.seen.clear()
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert starts(door)[0] == 0
+    assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
+
+
+async def test_the_models_of_a_bento_are_gone_on_with_as_well(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    make_bento(home, models=["mod:m1"])
+    await client(door).push("svc:v1")
+    door.fault("GET /blobs/models", refuse(400, code="InvalidRequest"), skip=20, times=None)
+    with pytest.raises(TransferError):
+        await client(door, elsewhere).pull("svc:v1", with_models=True)
+    door._rules.clear()
+    door.seen.clear()
+
+    await client(door, elsewhere).pull("svc:v1", with_models=True)
+
+    assert starts(door)[0] > 0
+    assert same(home, elsewhere)
