@@ -42,7 +42,8 @@ def test_whatever_a_crowd_of_processes_does_a_reader_sees_one_side_of_an_item(
     versions = [item.tag.version for item in BentoStore().list("svc")]
     assert versions == ["v0", "v1"] or (deleting and versions == ["v0"])
     assert (home / "bentos" / "svc" / "latest").read_text() == versions[-1]
-    assert left_in_scratch(home) == []
+    # The journal of a push that was overtaken is kept for a week, like that of any that failed.
+    assert [name for name in left_in_scratch(home) if not name.startswith("async-bento-kept-push+")] == []
     assert {path.name for path in (home / "bentos").rglob("*") if path.name.startswith(".")} == set()
     with BentoAPI(progress=False) as api:
         assert side_of(api.pull("svc:v1", force=True).path) in {"a", "b"}
