@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +19,7 @@ from async_bento.archive.extract import Extractor
 from async_bento.config import MiB
 from async_bento.errors import StoreError
 from async_bento.progress import human_size
+from async_bento.store.disk import as_store_error
 from async_bento.transfer.download import Begun
 
 if TYPE_CHECKING:
@@ -157,10 +159,11 @@ class Unpacking:
 
     def _give_up(self, keep: bool) -> None:
         self._extractor.abort()
-        if keep and self._fed:
-            self._save(self._fed)
-        else:
-            self._forget()
+        with suppress(StoreError):  # whoever gives up has a better reason to tell
+            if keep and self._fed:
+                self._save(self._fed)
+            else:
+                self._forget()
 
     def _save(self, upto: int) -> None:
         """Note how far it has come, before it goes further than the last note says."""
@@ -186,7 +189,8 @@ class Unpacking:
 
     def _forget(self) -> None:
         if self._state is not None:
-            self._state.unlink(missing_ok=True)
+            with as_store_error("forget how far it had come"):
+                self._state.unlink(missing_ok=True)
 
     def _about(self, etag: object, total: object) -> list[object]:
         return [VERSION, _boot(), self._source, etag, total]
