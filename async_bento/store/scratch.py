@@ -49,6 +49,9 @@ _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOL
 STATE = "state.json"
 """What says, in a directory that is kept, how to go on with it."""
 
+_LONGEST_SWEEP = 1.0  # of one directory, in seconds
+_BETWEEN_TRIES = 0.01  # in seconds
+
 KEEP_FOR = 7 * 24 * 3600.0
 """How long a kept directory waits to be gone on with, in seconds. A week outlasts a long weekend."""
 
@@ -216,7 +219,7 @@ class Scratch:
             with suppress(OSError):
                 if path.name == LOCKS:
                     continue
-                if path.name.startswith(KEPT) and time.time() - path.stat().st_mtime < KEEP_FOR:
+                if path.name.startswith(KEPT) and _is_wanted(path):
                     continue
                 if not path.is_dir():
                     if path.name.startswith(KEPT):
@@ -238,15 +241,24 @@ class Scratch:
 
     def _take_kept(self, name: str) -> tuple[Path, int]:
         path = self.root / f"{KEPT}{name}"
+        given_up = time.monotonic() + _LONGEST_SWEEP
         while True:
             path.mkdir(mode=0o700, exist_ok=True)
             with suppress(FileNotFoundError):
                 try:
                     descriptor = _hold(path)
                 except BlockingIOError as error:
-                    raise StoreError(f"{path} is in use by another process") from error
+                    if time.monotonic() > given_up:
+                        raise StoreError(f"{path} is in use by another process") from error
+                    time.sleep(_BETWEEN_TRIES)  # a sweep looks at it
+                    continue
                 os.utime(path)
                 return path, descriptor
+
+
+def _is_wanted(kept: Path) -> bool:
+    """Whether something may still be gone on with: it is not too old, and says how."""
+    return time.time() - kept.stat().st_mtime < KEEP_FOR and (not kept.is_dir() or (kept / STATE).exists())
 
 
 def _lock_at(path: Path) -> _FileLock:

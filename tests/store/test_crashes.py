@@ -59,9 +59,7 @@ def leftovers(home: Path) -> list[str]:
 
 
 def sweep(home: Path) -> None:
-    """Be whoever comes next, in a week: what a pull may go on with has been kept until then."""
-    for kept in home.glob("tmp/async-bento-kept-*"):
-        os.utime(kept, (0, 0))
+    """Be whoever comes next."""
     with BentoStore(home / "bentos").stage():
         pass
 

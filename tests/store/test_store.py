@@ -531,6 +531,22 @@ def test_a_failed_stage_that_does_not_say_how_to_go_on_is_removed(store):
     assert scratch_of(store) == []
 
 
+def test_a_kept_stage_of_a_killed_process_that_does_not_say_how_to_go_on_is_removed(store, home):
+    left = home / "tmp" / "async-bento-kept-bentos+iris+v1"
+    (left / "item").mkdir(parents=True)
+    with store.stage(resume="iris:v2"):
+        assert not left.exists()
+
+
+def test_a_kept_stage_that_a_sweep_looks_at_is_waited_for(store, home):
+    fail_halfway(store)
+    (kept,) = (home / "tmp").glob("async-bento-kept-*")
+    descriptor = scratch._hold(kept)
+    threading.Timer(0.1, os.close, [descriptor]).start()
+    with store.stage(resume="iris:v1") as staged:
+        assert (staged / "half").exists()
+
+
 def test_a_kept_stage_that_nobody_goes_on_with_is_removed_after_a_week(store, home):
     fail_halfway(store)
     (kept,) = scratch_of(store)
