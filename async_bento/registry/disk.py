@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from async_bento.registry.blobs import UPLOAD_LIFETIME
 from async_bento.registry.parts import check_parts, etag_of_parts, plain
-from async_bento.registry.refusals import RecordNotFoundError, StorageError
+from async_bento.registry.refusals import NoSuchUploadError, RecordNotFoundError
 from async_bento.registry.spool import Spool
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Disk:
         """
         directory = self._data / upload_id
         if not _UPLOAD_ID.fullmatch(upload_id) or not _says(directory / _UPLOAD, key):
-            raise StorageError("NoSuchUpload", "there is no such upload; it may have been completed", status=404)
+            raise NoSuchUploadError
         return directory
 
     def keep_part(self, key: str, upload_id: str, number: int, spool: Spool) -> None:
