@@ -39,7 +39,7 @@ _LONGEST_EXPIRY = 7 * 24 * 3600
 
 _SECONDS_BETWEEN_SWEEPS = 3600.0
 
-_RACERS = 8
+_RACERS = 4
 """How many race in the probe. SeaweedFS 4.16 let three of three win (its issue 8800)."""
 
 log = logging.getLogger("async_bento.registry")

@@ -93,7 +93,7 @@ async def test_a_directory_is_for_one_registry_at_a_time(caller: Caller, tmp_pat
 
 
 async def test_two_registries_share_a_loop(serve: Serve, tmp_path: Path):
-    one, two = await serve(tmp_path / "one"), await serve(tmp_path / "two")
+    one, two = await serve("one"), await serve("two")
     await one.create("only-here")
     assert (one.registry.endpoint, one.registry.api_token) != (two.registry.endpoint, two.registry.api_token)
     assert (await two.list())["total"] == 0

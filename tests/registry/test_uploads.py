@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     StoredFiles = Callable[[], list[str]]
 
 DATA = os.urandom(100_000)
+ONE, TWO = os.urandom(5 * 2**20), os.urandom(5 * 2**20)  # the least that a part may have
 
 
 def md5(data: bytes) -> str:
@@ -193,12 +194,12 @@ async def test_a_put_may_not_bring_more_than_s3_takes(serve: Serve):
 async def test_parts_come_back_in_one(either: Caller, stored_files: StoredFiles):
     await either.create()
     upload_id = await either.start_multipart()
-    pieces = [DATA[:40_000], DATA[40_000:80_000], DATA[80_000:]]
+    pieces = [ONE, TWO, DATA]
     etags = [(n, await either.put_part(upload_id, n, pieces[n - 1])) for n in (3, 1, 2)]
     assert [etag for _, etag in sorted(etags)] == [md5(piece) for piece in pieces]
     assert (await either.complete(upload_id, sorted(etags))).status == 200
     got = await either.bare("GET", await either.get_url())
-    assert got.body == DATA
+    assert got.body == ONE + TWO + DATA
     whole = hashlib.md5(b"".join(hashlib.md5(piece).digest() for piece in pieces)).hexdigest()
     assert got.headers["ETag"] == f'"{whole}-3"'
     assert len(stored_files()) == 4
@@ -231,11 +232,11 @@ async def test_a_part_that_is_sent_again_replaces_the_first(caller: Caller, stor
 async def test_parts_that_are_not_named_are_dropped(caller: Caller, stored_files: StoredFiles):
     await caller.create()
     upload_id = await caller.start_multipart()
-    first = await caller.put_part(upload_id, 1, b"one")
-    await caller.put_part(upload_id, 2, b"two")
+    first = await caller.put_part(upload_id, 1, ONE)
+    await caller.put_part(upload_id, 2, TWO)
     third = await caller.put_part(upload_id, 3, b"three")
     assert (await caller.complete(upload_id, [(1, first), (3, third)])).status == 200
-    assert (await caller.download()).body == b"onethree"
+    assert (await caller.download()).body == ONE + b"three"
     assert len(stored_files()) == 3
 
 
@@ -243,13 +244,13 @@ async def test_parts_that_are_not_named_are_dropped(caller: Caller, stored_files
     ("parts", "why"),
     [
         ([], "every part must be named"),
-        ([(1, md5(b"one")), (2, md5(b"one"))], "part 2 has not arrived"),
-        ([(1, md5(b"one")), (3, md5(b"three"))], "part 3 has not arrived"),
-        ([(2, md5(b"two")), (1, md5(b"one"))], "ascending"),
-        ([(1, md5(b"one")), (1, md5(b"one"))], "ascending"),
+        ([(1, md5(ONE)), (2, md5(ONE))], "part 2 has not arrived"),
+        ([(1, md5(ONE)), (3, md5(b"three"))], "part 3 has not arrived"),
+        ([(2, md5(b"two")), (1, md5(ONE))], "ascending"),
+        ([(1, md5(ONE)), (1, md5(ONE))], "ascending"),
         ([(1, "../../upload")], "part 1 has not arrived"),
-        ([(0, md5(b"one"))], "part_number"),
-        ([(10_001, md5(b"one"))], "part_number"),
+        ([(0, md5(ONE))], "part_number"),
+        ([(10_001, md5(ONE))], "part_number"),
     ],
 )
 async def test_an_upload_is_not_completed_with_parts_it_does_not_have(
@@ -257,7 +258,7 @@ async def test_an_upload_is_not_completed_with_parts_it_does_not_have(
 ):
     await caller.create()
     upload_id = await caller.start_multipart()
-    etags = [(1, await caller.put_part(upload_id, 1, b"one")), (2, await caller.put_part(upload_id, 2, b"two"))]
+    etags = [(1, await caller.put_part(upload_id, 1, ONE)), (2, await caller.put_part(upload_id, 2, b"two"))]
     answer = await caller.complete(upload_id, parts)
     assert answer.status == 400
     assert why in answer.json["error"]
@@ -273,14 +274,15 @@ async def test_etags_may_come_without_quotes(caller: Caller):
 
 
 async def test_all_parts_but_the_last_have_a_least_size(serve: Serve):
-    caller = await serve(min_part_size=100)
+    caller = await serve()
     await caller.create()
     upload_id = await caller.start_multipart()
-    sizes = (100, 99, 100)
+    least = 5 * 2**20
+    sizes = (least, least - 1, least)
     etags = [(n, await caller.put_part(upload_id, n, bytes(size))) for n, size in enumerate(sizes, start=1)]
     answer = await caller.complete(upload_id, etags)
     assert answer.status == 400
-    assert "part 2 has 99 bytes" in answer.json["error"]
+    assert f"part 2 has {least - 1} bytes" in answer.json["error"]
     assert (await caller.complete(upload_id, etags[:2])).status == 200
 
 
@@ -352,12 +354,12 @@ async def test_parts_survive_a_restart(serve: Serve):
     caller = await serve()
     await caller.create()
     upload_id = await caller.start_multipart()
-    first = await caller.put_part(upload_id, 1, b"one")
+    first = await caller.put_part(upload_id, 1, ONE)
     await caller.registry.close()
     await caller.registry.start()
     second = await caller.put_part(upload_id, 2, b"two")
     assert (await caller.complete(upload_id, [(1, first), (2, second)])).status == 200
-    assert (await caller.download()).body == b"onetwo"
+    assert (await caller.download()).body == ONE + b"two"
 
 
 async def test_what_nobody_completed_for_a_day_is_swept_at_the_start(
