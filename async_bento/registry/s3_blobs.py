@@ -203,8 +203,8 @@ class S3Blobs:
                         etag = part.get("ETag", "")
                         arrived_at = part.get("LastModified", datetime.now(timezone.utc))
                         parts[part.get("PartNumber", 0), plain(etag)] = _Arrived(etag, part.get("Size", 0), arrived_at)
-        except StorageError as error:
-            if error.status == HTTPStatus.BAD_REQUEST:  # SeaweedFS's word for an id that cannot be one
+        except (RecordNotFoundError, StorageError) as error:
+            if error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}:  # for an id that cannot be one
                 raise NoSuchUploadError from error
             raise
         return parts

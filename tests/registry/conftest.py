@@ -126,6 +126,9 @@ class Caller:
 
 STORAGES = ["disk", *([pytest.param("s3", marks=pytest.mark.s3)] if is_installed() else [])]
 
+if not is_installed():
+    collect_ignore = ["test_s3.py", "test_s3_faults.py"]
+
 disk_only = pytest.mark.parametrize("storage", ["disk"], indirect=True)
 s3_only = pytest.mark.parametrize("storage", STORAGES[1:], indirect=True)
 
@@ -134,19 +137,24 @@ Storage = "Callable[[str], Path | S3Bucket]"
 BUCKET = "registries"
 
 
+def sync_client(weed: Seaweed) -> Any:
+    """A client that blocks, for what the tests want to know."""
+    from botocore.session import get_session
+
+    return get_session().create_client(
+        "s3",
+        endpoint_url=weed.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="admin",
+        aws_secret_access_key="admin",
+    )
+
+
 @pytest.fixture(scope="session")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
     """SeaweedFS, with a bucket."""
-    from botocore.session import get_session
-
     with seaweed(tmp_path_factory.mktemp("seaweed")) as running:
-        client = get_session().create_client(
-            "s3",
-            endpoint_url=running.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id="admin",
-            aws_secret_access_key="admin",
-        )
+        client = sync_client(running)
         client.create_bucket(Bucket=BUCKET)
         client.close()
         yield running
@@ -211,13 +219,38 @@ async def either(serve: Callable[..., Awaitable[Caller]], words: Words) -> Calle
     return await serve(words=words)
 
 
-@pytest.fixture
-def stored_files(tmp_path: Path) -> Callable[[], list[str]]:
-    """What lies on the disk for the bytes of items, by its names; directories with nothing in them too."""
+class Stored:
+    """What is stored for the bytes of items."""
 
-    def find() -> list[str]:
+    def __init__(self, kind: str, find: Callable[[], list[str]]) -> None:
+        self.kind = kind
+        self.find = find
+
+    def __call__(self) -> list[str]:
+        """All of it, by its names."""
+        return self.find()
+
+    def number(self, *, disk: int, s3: int) -> bool:
+        """Whether it is so much: files on the disk, or objects and uploads in the bucket."""
+        return len(self.find()) == {"disk": disk, "s3": s3}[self.kind]
+
+
+@pytest.fixture
+def stored_files(storage: Storage, tmp_path: Path, request: pytest.FixtureRequest) -> Stored:
+    """What is stored for the bytes of items in `registry`; on the disk directories with nothing in them too."""
+    place = storage("registry")
+
+    def find_files() -> list[str]:
         root = tmp_path / "registry" / "blobs"
         found = [path.relative_to(root) for path in root.rglob("*") if path.is_file() or not any(path.iterdir())]
         return [str(path) for path in found if len(path.parts) > 1]
 
-    return find
+    def find_objects() -> list[str]:
+        client = sync_client(request.getfixturevalue("weed"))
+        prefix = f"{str(place).partition(f'{BUCKET}/')[2].partition(' ')[0]}blobs/"
+        objects = client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+        uploads = client.list_multipart_uploads(Bucket=BUCKET, Prefix=prefix).get("Uploads", [])
+        client.close()
+        return [entry["Key"] for entry in objects] + [f"upload {entry['UploadId']}" for entry in uploads]
+
+    return Stored("s3", find_objects) if isinstance(place, S3Bucket) else Stored("disk", find_files)

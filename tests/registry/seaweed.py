@@ -95,12 +95,8 @@ def seaweed(directory: Path) -> Iterator[Seaweed]:
         _wait_for(f"{endpoint}/status", process, log)
         yield Seaweed(endpoint)
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # asked to end, it takes its time, and nobody wants what it has
+        process.wait()
         for path in Path("/tmp").glob("seaweedfs-*-grpc-*.sock"):  # where they are is not for us to say
             if int(path.stem.rpartition("-")[2]) in ports.values():
                 path.unlink(missing_ok=True)
