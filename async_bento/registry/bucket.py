@@ -33,6 +33,8 @@ _CONNECTIONS = 64
 _TRIES = 4
 """Of each request, with waits of at most twenty seconds between them, which botocore decides on."""
 
+_AWS = (".amazonaws.com", ".amazonaws.com.cn")
+
 _CONFLICT_WAIT = 0.1
 """Until a write is tried again that conflicted with another, in seconds."""
 
@@ -88,10 +90,15 @@ class Bucket:
         """Ask for nothing in particular.
 
         Raises:
-            StorageError: There is no such bucket, or nobody lets us in.
+            StorageError: There is no such bucket, nobody lets us in, or URLs would be signed for another region.
         """
         with refusals():
-            await self.client.list_objects_v2(Bucket=self.name, Prefix=self._prefix, MaxKeys=1)
+            answer = await self.client.list_objects_v2(Bucket=self.name, Prefix=self._prefix, MaxKeys=1)
+        # botocore follows a bucket to its region, but whoever has a URL from us cannot. Others than AWS do not mind.
+        found = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+        ours = self.client.meta.region_name.replace("aws-global", "us-east-1")
+        if found and found != ours and self.client.meta.endpoint_url.endswith(_AWS):
+            raise StorageError("PermanentRedirect", f"the bucket is in {found}, so set AWS_DEFAULT_REGION={found}")
 
     async def read(self, key: str) -> Stored | None:
         """Read an object.
@@ -108,8 +115,8 @@ class Bucket:
         try:
             with refusals():
                 found = await self.client.get_object(Bucket=self.name, Key=self.key(key))
-                async with found["Body"] as body:
-                    return Stored(await body.read(), found["ETag"])
+                async with found["Body"]:
+                    return Stored(await found["Body"].read(), found["ETag"])
         except RecordNotFoundError:
             return None
 
@@ -254,7 +261,7 @@ def _config(endpoint: str | None) -> AioConfig:
     return AioConfig(
         signature_version="s3v4",
         # Few servers but AWS's have a name for each bucket.
-        s3={"addressing_style": "path" if endpoint else "virtual"},
+        s3={"addressing_style": "path" if endpoint else "auto"},
         # Not every server takes the checksums that botocore sends of its own accord since 1.36.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

@@ -121,8 +121,8 @@ class S3Blobs:
         """See `Blobs`."""
         with refusals(f"the bytes of {key}"):
             found = await self._client.get_object(**self._object(key))
-        async with found["Body"] as body:
-            yield _read(body)
+        async with found["Body"]:
+            yield _read(found["Body"])
 
     async def sweep(self) -> None:
         """Abort the uploads that nobody has sent a part of for `UPLOAD_LIFETIME`.

@@ -24,6 +24,7 @@ class FaultyS3:
         atomic: Whether it writes in the moment in which it has looked at them.
         fault: Given a request, what goes wrong with it: a status and a code, or `lost` for an answer that is not given,
             or `cut` for one that breaks off.
+        region: Where it says it is.
         requests: What it was asked for, like `GET items/bentos/iris/v1.json`.
     """
 
@@ -31,6 +32,7 @@ class FaultyS3:
     honours: frozenset[str] = frozenset({"If-None-Match", "If-Match"})
     atomic: bool = True
     fault: Callable[[web.Request], tuple[int, str] | str | None] = lambda _: None
+    region: str = "us-east-1"
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
@@ -78,7 +80,10 @@ class FaultyS3:
             entries = "".join(
                 f"<Contents><Key>{name}</Key><ETag>{etag(self.objects[name])}</ETag></Contents>" for name in names
             )
-            return xml(f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>")
+            region = {"x-amz-bucket-region": self.region}
+            return xml(
+                f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>", headers=region
+            )
         if key not in self.objects:
             return refusal(404, "NoSuchKey")
         return web.Response(body=self.objects[key], headers={"ETag": etag(self.objects[key])})
@@ -89,9 +94,9 @@ def etag(body: bytes) -> str:
     return f'"{hashlib.md5(body).hexdigest()}"'
 
 
-def xml(text: str, status: int = 200) -> web.Response:
+def xml(text: str, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """An answer."""
-    return web.Response(status=status, text=text, content_type="application/xml")
+    return web.Response(status=status, text=text, content_type="application/xml", headers=headers)
 
 
 def refusal(status: int, code: str) -> web.Response:

@@ -15,6 +15,7 @@ import pytest
 
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
 from async_bento.registry import LocalRegistry, S3Bucket, s3
+from async_bento.registry.refusals import StorageError
 from tests.builders import MiB, contents, make_bento, noise
 from tests.registry.conftest import BENTOS, BUCKET, Caller, s3_only, sync_client
 
@@ -333,6 +334,22 @@ async def test_a_large_body_through_the_registry_takes_little_memory(caller: Cal
         tracemalloc.stop()
     assert (answer.status, read) == (200, size)
     assert peak < 48 * MiB
+
+
+@pytest.mark.parametrize(("size", "announced"), [(5, 4), (5, 6), (9 * MiB, 8 * MiB), (9 * MiB, 10 * MiB)])
+async def test_a_body_of_another_size_than_announced_is_no_body(
+    weed: Seaweed, storage: Storage, stored_files: Stored, size: int, announced: int
+):
+    # aiohttp would not let such a body pass; the bucket does not rely on it.
+    async def body() -> AsyncIterator[bytes]:
+        yield bytes(size)
+
+    backend = storage("registry")
+    assert isinstance(backend, S3Bucket)
+    async with backend.open(api_token=None, url_expiry=60) as opened:
+        with pytest.raises(StorageError, match=f"{size} bytes arrived of {announced}"):
+            await opened.blobs.put("bentos/iris/v1.tar", body(), announced)
+    assert stored_files() == []
 
 
 FILES = {"src/weights": noise(12 * MiB), "src/service.py": b"pass\n", "empty": b""}

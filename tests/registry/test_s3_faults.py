@@ -132,6 +132,23 @@ async def test_an_endpoint_where_nobody_listens_is_said(faulty: FaultyS3):
     assert said == "cannot use s3://bucket/ at http://127.0.0.1:1: the registry's bucket cannot be reached"
 
 
+@pytest.mark.parametrize(("is_aws", "ours"), [(True, None), (True, "us-west-2"), (True, "eu-west-1"), (False, None)])
+async def test_urls_would_not_be_signed_for_another_region(
+    faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch, is_aws: bool, ours: str | None
+):
+    faulty.region = "eu-west-1"
+    if ours:
+        monkeypatch.setenv("AWS_DEFAULT_REGION", ours)
+    if is_aws:
+        monkeypatch.setattr(bucket, "_AWS", (faulty.endpoint,))
+    where = S3Bucket("bucket", endpoint=faulty.endpoint)
+    if is_aws and ours != "eu-west-1":
+        assert (await refused(where)).endswith("the bucket is in eu-west-1, so set AWS_DEFAULT_REGION=eu-west-1")
+    else:
+        async with LocalRegistry(where):
+            pass
+
+
 async def test_a_bucket_of_a_newer_async_bento_is_refused(faulty: FaultyS3):
     faulty.objects["registry.json"] = b'{"format": 99}'
     assert "newer async-bento" in await refused(S3Bucket("bucket", endpoint=faulty.endpoint))
