@@ -68,9 +68,9 @@ class Transfer(_Frozen):
 
     Memory of a push is at most `min(threads × items, concurrency) × 2 × io_chunk`, whatever the size of a part: a part
     is never held, only the hop that is on its way and the one that is read after it. Memory of a pull is at most
-    `window + window / range_size × 2 MiB`: the ranges that are on their way or wait for their turn, and what their
-    connections hold. Both count per client, all its bentos and models together, on top of what the interpreter and its
-    allocator take.
+    `window + concurrency × 512 KiB`: the ranges that are on their way or wait for their turn, and what their
+    connections hold. Both count per client, all its bentos and models together, on top of what the interpreter takes;
+    the allocator, which gets ranges in pieces of any size, takes up to half as much again.
 
     Attributes:
         part_size: The size of a part of a multipart upload; more where the item would need over 10,000 parts of it,
@@ -82,7 +82,8 @@ class Transfer(_Frozen):
         io_chunk: What is read or written in one hop to a worker thread. 64 KiB costs about four times the CPU
             of 1 MiB; 4 MiB gains nothing and blocks the loop longer over TLS.
         window: The bytes of ranges that may be on their way or wait for their turn during a pull.
-        range_size: What one ranged GET of a pull asks for; never more than the window.
+        range_size: The most that one ranged GET of a pull asks for; never more than the window. It is less where a
+            connection is slow, and there are more of them then: see `transfer/pace.py`.
         verify: Compare the MD5 of each part with its ETag, where the ETag looks like an MD5.
         resume: Go on with an interrupted push or pull where it stopped, in another process too.
     """
@@ -90,7 +91,7 @@ class Transfer(_Frozen):
     part_size: int = Field(default=16 * MiB, ge=5 * MiB, le=5 * GiB)
     concurrency: int = Field(default=32, ge=1)
     io_chunk: int = Field(default=MiB, ge=4 * KiB)
-    window: int = Field(default=64 * MiB, ge=MiB)
+    window: int = Field(default=48 * MiB, ge=MiB)
     range_size: int = Field(default=8 * MiB, ge=64 * KiB)
     verify: bool = True
     resume: bool = True

@@ -23,6 +23,8 @@ from async_bento.store.disk import as_store_error
 from async_bento.transfer.download import Begun
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from async_bento.concurrency import Threads
     from async_bento.config import Limits
 
@@ -86,11 +88,11 @@ class Unpacking:
         if total is not None:
             await self._threads.run(self._check_room, total - self._fed)
 
-    async def feed(self, data: bytearray) -> None:
+    async def feed(self, data: Sequence[bytes]) -> None:
         """Extract some more.
 
         Args:
-            data: The next bytes of the tar.
+            data: The next bytes of the tar, in pieces.
 
         Raises:
             UnsafeArchiveError: They are no part of a tar, or of one that is refused.
@@ -146,11 +148,12 @@ class Unpacking:
         self._extractor.abort()
         self._extractor = self._anew()
 
-    def _feed(self, data: bytearray) -> None:
-        after = self._fed + len(data)
+    def _feed(self, data: Sequence[bytes]) -> None:
+        after = self._fed + sum(map(len, data))
         if after > self._reach:
             self._save(after)
-        self._extractor.feed(data)
+        for piece in data:
+            self._extractor.feed(piece)
         self._fed = after
 
     def _close(self) -> None:

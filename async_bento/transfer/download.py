@@ -16,7 +16,7 @@ from async_bento.transfer.http import get
 from async_bento.transfer.pace import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from async_bento.progress import Progress
     from async_bento.transfer.http import Received, Transport
@@ -60,11 +60,11 @@ class Sink(Protocol):
         """
         ...
 
-    async def feed(self, data: bytearray) -> None:
+    async def feed(self, data: Sequence[bytes]) -> None:
         """Take the next bytes.
 
         Args:
-            data: The bytes.
+            data: The bytes, in pieces.
         """
         ...
 
@@ -111,7 +111,7 @@ class _RewindError(Exception):
 class _OnItsWay(NamedTuple):
     """A range that was asked for, and its share of the window in bytes."""
 
-    task: asyncio.Task[bytearray | None]
+    task: asyncio.Task[list[bytes] | None]
     size: int
 
 
@@ -215,10 +215,10 @@ class _Download:
             start = stop
         return start
 
-    async def _range(self, start: int, stop: int) -> bytearray | None:
+    async def _range(self, start: int, stop: int) -> list[bytes] | None:
         """Fetch a range until it is there; None where the server sent the whole tar instead, and the sink has it."""
 
-        async def once() -> bytearray | None:
+        async def once() -> list[bytes] | None:
             async with self.transport.slots:
                 data = await self._get(start, stop)
             self._arrived += 1
@@ -226,7 +226,7 @@ class _Download:
 
         return await with_retries(self.transport.config.retry, once, progress=lambda: self._arrived)
 
-    async def _get(self, start: int, stop: int) -> bytearray | None:
+    async def _get(self, start: int, stop: int) -> list[bytes] | None:
         """Fetch a range once.
 
         Returns:
@@ -240,7 +240,7 @@ class _Download:
                     if received.ranged:
                         data = await self._read(received, start, stop, count)
                         now = time.monotonic()
-                        self._pace.came(len(data), now - began, now)
+                        self._pace.came(sum(map(len, data)), now - began, now)
                         return data
                     if self._total is not None:
                         raise _RewindError("the server gives no ranges any more")
@@ -257,7 +257,7 @@ class _Download:
                     raise _RewindError(_CHANGED) from error
                 raise
 
-    async def _read(self, received: Received, start: int, stop: int, count: Callable[[int], None]) -> bytearray:
+    async def _read(self, received: Received, start: int, stop: int, count: Callable[[int], None]) -> list[bytes]:
         if self._total is None:
             self._total, self._etag = received.total, received.etag
             self.progress.enter("transferring", bytes_total=received.total)
@@ -267,13 +267,13 @@ class _Download:
         elif received.total != self._total or (received.etag and self._etag and received.etag != self._etag):
             raise _RewindError(_CHANGED)  # there are storages that know no If-Match
         size = min(stop, self._total or stop) - start
-        data = bytearray(size)  # grown as bytes come, it would take up to twice its size
+        data: list[bytes] = []  # as they come: put together, they would be copied for nothing
         arrived = 0
         async for chunk in received.response.content.iter_any():
-            if arrived + len(chunk) > size:
-                raise IntegrityError(f"{self._tag}: the storage sent more than the {size} bytes it was asked for")
-            data[arrived : arrived + len(chunk)] = chunk
             arrived += len(chunk)
+            if arrived > size:
+                raise IntegrityError(f"{self._tag}: the storage sent more than the {size} bytes it was asked for")
+            data.append(chunk)
             count(len(chunk))
         if arrived < size:
             raise IntegrityError(f"{self._tag}: the connection ended within a range")
@@ -283,14 +283,16 @@ class _Download:
         self.progress.enter("transferring", bytes_total=received.total)
         await self.sink.started(received.total, received.etag)
         io_chunk = self.transport.config.transfer.io_chunk
-        data = bytearray()
+        data: list[bytes] = []
+        size = 0
         try:
             async for chunk in received.response.content.iter_any():
-                data += chunk
+                data.append(chunk)
+                size += len(chunk)
                 count(len(chunk))
-                if len(data) >= io_chunk:
+                if size >= io_chunk:
                     await self.sink.feed(data)
-                    data = bytearray()
+                    data, size = [], 0
             await self.sink.feed(data)
         except Exception:
             await self.sink.restart()

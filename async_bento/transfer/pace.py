@@ -14,7 +14,7 @@ from async_bento.config import MiB
 if TYPE_CHECKING:
     from async_bento.config import Transfer
 
-SECONDS_A_RANGE = 0.2
+SECONDS_A_RANGE = 0.125
 """How long a range should take: several round trips over most links, so that little time goes by between two."""
 
 SMALLEST_RANGE = MiB
@@ -65,8 +65,7 @@ class Pace:
         """
         rate = size / max(seconds, 1e-6)
         self._rate = rate if not self._rate else (1 - _SHARE) * self._rate + _SHARE * rate
-        wanted = int(self._rate * SECONDS_A_RANGE) // MiB * MiB
-        self.size = max(min(SMALLEST_RANGE, self._largest), min(wanted, self._largest))
+        self.size = self._nearest(self._rate * SECONDS_A_RANGE)
         self.at_once = min(self.at_once, self._most)
         if self._since is None:
             self._since = now - seconds
@@ -75,6 +74,13 @@ class Pace:
         if self._came >= self.at_once:
             self._judge(self._bytes / max(now - self._since, 1e-6))
             self._since, self._came, self._bytes = now, 0, 0
+
+    def _nearest(self, wanted: float) -> int:
+        """The nearest size; each is twice the last, since buffers of any size would leave holes in memory."""
+        size = min(SMALLEST_RANGE, self._largest)
+        while size < self._largest and size * 2**0.5 < wanted:
+            size *= 2
+        return min(size, self._largest)
 
     def refused(self, now: float) -> None:
         """The storage has said that it is busy.
