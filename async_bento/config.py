@@ -73,7 +73,8 @@ class Transfer(_Frozen):
     the allocator, which gets ranges in pieces of any size, takes up to half as much again.
 
     Attributes:
-        part_size: The size of a part of a multipart upload; more where the item would need over 10,000 parts of it,
+        part_size: The size of a part of a multipart upload, or less, so that the parts of an item make whole rounds of
+            `threads`: see `transfer/upload.py`; more where the item would need over 10,000 parts of it,
             never under S3's 5 MiB. With ten parts in flight over a link of 40 ms and 20 MB/s a connection, 128 to
             400 MiB take 0.67 to 0.81 of the time that parts of 32 MiB take, since the last parts leave fewer
             connections idle; 8 MiB gain little more and ask for twice as many URLs (benchmarks/part_size.py).
