@@ -44,13 +44,18 @@ PAGE = 100
 
 
 @runtime_checkable
-class StoredItem(Protocol):
-    """Anything with a tag and a directory, like BentoML's own `Bento` and `Model`; its `Tag` has a `path` too."""
+class TaggedItem(Protocol):
+    """Anything with a tag, like BentoML's own `BentoModel`, which means a model of the store."""
 
     @property
     def tag(self) -> TagLike:
         """Its tag."""
         ...
+
+
+@runtime_checkable
+class StoredItem(TaggedItem, Protocol):
+    """Anything with a tag and a directory, like BentoML's own `Bento` and `Model`; its `Tag` has a `path` too."""
 
     @property
     def path(self) -> str | os.PathLike[str]:
@@ -122,7 +127,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
                 records.append(record)
         return records
 
-    async def _find(self, item: ItemT | TagLike | str | os.PathLike[str] | StoredItem) -> ItemT:
+    async def _find(self, item: ItemT | TagLike | str | os.PathLike[str] | TaggedItem) -> ItemT:
         """The item that is meant: itself, at a path, or in the store."""
         item_type, threads = self._kind.store.item_type, self._connection.threads
         if isinstance(item, item_type):
@@ -133,7 +138,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
             return await threads.run(self._kind.store.get, item)
         if isinstance(item, (str, os.PathLike)):
             return await threads.run(item_type.from_path, item)
-        return await threads.run(self._kind.store.get, item)
+        return await threads.run(self._kind.store.get, item.tag if isinstance(item, TaggedItem) else item)
 
 
 class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
@@ -145,12 +150,12 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
     """
 
     async def push(
-        self, model: Model | TagLike | str | os.PathLike[str] | StoredItem, *, force: bool = False, threads: int = 10
+        self, model: Model | TagLike | str | os.PathLike[str] | TaggedItem, *, force: bool = False, threads: int = 10
     ) -> PushResult:
         """Push a model to the registry.
 
         Args:
-            model: A model, its tag, its directory, or a `bentoml.Model`.
+            model: A model, its tag, its directory, or a `bentoml.Model` or `bentoml.models.BentoModel`.
             force: Whether to push it also when the registry has it already.
             threads: Parts in flight at most.
 
@@ -170,13 +175,21 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             repositories=Repositories(),
         )
 
-    async def pull(self, tag: TagLike | str, *, force: bool = False, query: str | None = None) -> Model | None:
+    async def pull(
+        self,
+        tag: TagLike | str,
+        *,
+        force: bool = False,
+        model_store: ModelStore | None = None,
+        query: str | None = None,
+    ) -> Model | None:
         """Pull a model from the registry into the local store.
 
         Args:
             tag: Its tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
                 one is as new.
             force: Whether to replace the local copy, which stands until the new one is whole.
+            model_store: Where to put it; the API's own store by default.
             query: What the newest must match, like `label:stage=prod`; without effect where the tag has a version.
 
         Returns:
@@ -190,7 +203,8 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         if query and not wants_newest(wanted):
             warnings.warn(f"`query` has no effect: {wanted} names a version", stacklevel=2)
             query = None
-        return await pull_item(self._connection, self._kind, wanted, force=force, query=query)
+        kind = replace(self._kind, store=model_store) if model_store else self._kind
+        return await pull_item(self._connection, kind, wanted, force=force, query=query)
 
     async def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
@@ -272,7 +286,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
 
     async def push(
         self,
-        bento: Bento | TagLike | str | os.PathLike[str] | StoredItem,
+        bento: Bento | TagLike | str | os.PathLike[str] | TaggedItem,
         *,
         force: bool = False,
         bare: bool = False,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from typing_extensions import ParamSpec, Self
 
-    from async_bento.api import ItemAPI, StoredItem
+    from async_bento.api import ItemAPI, TaggedItem
     from async_bento.config import Config
     from async_bento.kind import ItemT, RecordT
     from async_bento.progress import ProgressListener
@@ -145,13 +145,20 @@ class ModelAPI:
 
     @_like(AsyncModelAPI.push)
     def push(
-        self, model: Model | TagLike | str | os.PathLike[str] | StoredItem, *, force: bool = False, threads: int = 10
+        self, model: Model | TagLike | str | os.PathLike[str] | TaggedItem, *, force: bool = False, threads: int = 10
     ) -> PushResult:
         return self._loop.run(self._async.push, model, force=force, threads=threads)
 
     @_like(AsyncModelAPI.pull)
-    def pull(self, tag: TagLike | str, *, force: bool = False, query: str | None = None) -> Model | None:
-        return self._loop.run(self._async.pull, tag, force=force, query=query)
+    def pull(
+        self,
+        tag: TagLike | str,
+        *,
+        force: bool = False,
+        model_store: ModelStore | None = None,
+        query: str | None = None,
+    ) -> Model | None:
+        return self._loop.run(self._async.pull, tag, force=force, model_store=model_store, query=query)
 
     @_like(AsyncModelAPI.list)
     def list(
@@ -228,7 +235,7 @@ class BentoAPI:
     @_like(AsyncBentoAPI.push)
     def push(
         self,
-        bento: Bento | TagLike | str | os.PathLike[str] | StoredItem,
+        bento: Bento | TagLike | str | os.PathLike[str] | TaggedItem,
         *,
         force: bool = False,
         bare: bool = False,

@@ -164,6 +164,27 @@ async def test_a_tar_that_one_put_cannot_carry_goes_in_parts_whatever_the_regist
     assert sorted(door.steps("^PUT")) == ["PUT part 1", "PUT part 2", "PUT part 3"]
 
 
+@pytest.mark.parametrize("status", [201, 204])
+@pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
+async def test_a_storage_may_say_yes_in_other_words(
+    open_door: OpenDoor, client: MakeClient, home: Path, transmission: str, status: int
+) -> None:
+    make_model(home)
+    door = await open_door(transmission)
+
+    async def say(passage: Passage) -> web.StreamResponse:
+        answer = await passage.go_on()
+        answer.set_status(status)
+        return answer
+
+    door.fault(PUT, say, times=None)
+
+    await client(door).models.push("mod:m1")
+
+    assert len(door.all("^PUT")) == 1
+    assert outcomes(door) == [("success", "")]
+
+
 def test_one_put_carries_5_gib_as_s3_has_it() -> None:
     assert upload_module.LARGEST_PUT == 5 * 1024**3
 
