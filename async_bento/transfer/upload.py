@@ -163,7 +163,8 @@ async def report_failure(routes: AnyRoutes, name: str, version: str, error: Base
             await routes.finish_upload(name, version, outcome)
     except Exception as failure:
         if not (isinstance(failure, APIStatusError) and is_not_found(failure)):  # it was cancelled before it was there
-            logger.warning("The registry could not be told that the push of %s:%s failed", name, version, exc_info=True)
+            why = str(failure) or type(failure).__name__
+            logger.warning("The registry could not be told that the push of %s:%s failed: %s", name, version, why)
 
 
 @dataclass(frozen=True)

@@ -311,7 +311,9 @@ async def test_a_push_cancelled_wherever_it_waits(
         door.seen.clear()
         async with client(door) as other:
             done = await push(other, tags)
-        assert done.skipped == (found.get([*tags][-1]) == "success"), at
+        is_there = found.get([*tags][-1]) == "success"
+        # A registry that had all bytes when their sender went away notes the success itself.
+        assert done.skipped == is_there or transmission == "proxy", at
         if pushed == "in parts":
             sent = {int(step.rpartition(" ")[2]) for step in door.steps("PUT part")}
             assert done.skipped or not sent & noted, at
