@@ -142,7 +142,8 @@ def _moves_bytes(command: Callable[P, T]) -> Callable[P, T]:
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         click.get_current_context().meta[_GOING_ON] = (
-            "nothing is half-done. The same command goes on with the parts that have arrived, or starts again if none has"
+            "nothing is half-done. The same command goes on with the parts that have arrived, "
+            "or starts again if none has"
         )
         return command(*args, **kwargs)
 

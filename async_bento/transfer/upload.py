@@ -161,7 +161,7 @@ async def report_failure(routes: AnyRoutes, name: str, version: str, error: Base
     try:
         with anyio.fail_after(SECONDS_TO_REPORT):
             await routes.finish_upload(name, version, outcome)
-    except Exception as failure:
+    except Exception as failure:  # noqa: BLE001 - whatever it is, what the push failed with is raised
         if not (isinstance(failure, APIStatusError) and is_not_found(failure)):  # it was cancelled before it was there
             why = str(failure) or type(failure).__name__
             logger.warning("The registry could not be told that the push of %s:%s failed: %s", name, version, why)
