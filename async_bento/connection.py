@@ -48,7 +48,8 @@ class Connection:
         self.config = config
         self.listener = listener
         self._threads: Threads | None = None
-        self._hub_threads: Threads | None = None
+        self._hub_slots: asyncio.Semaphore | None = None
+        self._hub_loop: asyncio.AbstractEventLoop | None = None
         self._transport: Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: dict[anyio.CancelScope, anyio.Event] = {}
@@ -61,11 +62,13 @@ class Connection:
         return self._threads
 
     @property
-    def hub_threads(self) -> Threads:
-        """Where the Hugging Face Hub is spoken to: apart from the disk's work, since a download may take hours."""
-        if self._hub_threads is None:
-            self._hub_threads = Threads(MODELS_AT_ONCE)
-        return self._hub_threads
+    def hub_slots(self) -> asyncio.Semaphore:
+        """Models on their way from or to the Hugging Face Hub on the running event loop, `MODELS_AT_ONCE` in all."""
+        loop = asyncio.get_running_loop()
+        if self._hub_slots is None or self._hub_loop is not loop:
+            self._hub_loop = loop
+            self._hub_slots = asyncio.Semaphore(MODELS_AT_ONCE)
+        return self._hub_slots
 
     @property
     def transport(self) -> Transport:
@@ -132,10 +135,9 @@ class Connection:
             scope.cancel()
         for ended in calls.values():  # each tells the registry first, for which it needs a connection
             await ended.wait()
-        for threads in (self._threads, self._hub_threads):
-            if threads is not None:
-                threads.close()
-        self._threads = self._hub_threads = self._transport = None
+        if self._threads is not None:
+            self._threads.close()
+        self._threads = self._transport = None
         if not keep_client:
             await self.client.aclose()
 

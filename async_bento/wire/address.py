@@ -189,5 +189,5 @@ def without_password(proxy: str | None) -> tuple[URL | None, dict[str, str]]:
 def _forget_request(error: aiohttp.ClientResponseError) -> None:
     """Take token and query from aiohttp's error of an answer that is no HTTP, which shows the whole request."""
     url = error.request_info.url.with_query(None).with_user(None)
-    error.request_info = aiohttp.RequestInfo(url, error.request_info.method, CIMultiDictProxy(CIMultiDict()), url)
+    error.request_info = aiohttp.RequestInfo(url, error.request_info.method, CIMultiDictProxy(CIMultiDict[str]()), url)
     error.args = (error.request_info, error.history)

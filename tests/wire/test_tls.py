@@ -35,9 +35,9 @@ TOKEN = "tk-5ecret-of-the-registry"
 PASSWORD = "5ecret-of-the-proxy"
 THREE_TRIES = Config(retry={"attempts": 3, "wait_initial": 0, "wait_max": 0})
 CERTIFICATE = Path(__file__).parents[1] / "tls" / "certificate.pem"
-"""Of 127.0.0.1, signed by itself, with its key: `openssl req -x509 -newkey ec -pkeyopt
-ec_paramgen_curve:prime256v1 -nodes -days 36500 -subj "/CN=a test of async-bento" -addext basicConstraints=critical,CA:TRUE -addext
-keyUsage=critical,digitalSignature,keyCertSign -addext subjectAltName=IP:127.0.0.1,DNS:localhost`."""
+"""Of 127.0.0.1, signed by itself, with its key: `openssl req -x509 -nodes -days 36500 -newkey ec
+-pkeyopt ec_paramgen_curve:prime256v1 -subj "/CN=a test of async-bento" -addext basicConstraints=critical,CA:TRUE
+-addext keyUsage=critical,digitalSignature,keyCertSign -addext subjectAltName=IP:127.0.0.1,DNS:localhost`."""
 
 
 @dataclass
