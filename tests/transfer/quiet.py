@@ -11,7 +11,16 @@ if TYPE_CHECKING:
 
     from async_bento import AsyncBentoAPI
 
-_SERVERS = ("_accept_connection2", "RequestHandler.", "Door.", "Api.", "LocalBlobs.", "SqliteRecords.", "Blobs.")
+_SERVERS = (
+    "_accept_connection2",
+    "ClientRequest.write_bytes",
+    "RequestHandler.",
+    "Door.",
+    "Api.",
+    "LocalBlobs.",
+    "SqliteRecords.",
+    "Blobs.",
+)
 
 
 def tasks() -> set[asyncio.Task[object]]:

@@ -24,6 +24,7 @@ class Steps:
     Attributes:
         act: What happens.
         count: How often a task has begun to wait.
+        tasks: The tasks.
     """
 
     def __init__(self, at: int = 0, *, woken: bool = False) -> None:
@@ -31,6 +32,11 @@ class Steps:
         self.woken = woken
         self.act: Callable[[], object] = lambda: None
         self.count = 0
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    def unfinished(self) -> list[asyncio.Task[Any]]:
+        """The tasks that are not done, of those that were counted."""
+        return [task for task in self.tasks if not task.done()]
 
     def note(self, waited_for: object) -> None:
         self.count += 1
@@ -82,7 +88,10 @@ def counting_loop() -> Iterator[None]:
 
     def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         steps = _counting.get()
-        return asyncio.Task(_Counted(coroutine, steps) if steps else coroutine, loop=loop, **options)
+        if steps is None:
+            return asyncio.Task(coroutine, loop=loop, **options)
+        steps.tasks.append(asyncio.Task(_Counted(coroutine, steps), loop=loop, **options))
+        return steps.tasks[-1]
 
     loop = asyncio.get_running_loop()
     before = loop.get_task_factory()

@@ -151,7 +151,7 @@ class Books:
 @pytest.fixture
 def books(monkeypatch: pytest.MonkeyPatch) -> Books:
     books = Books()
-    begin, note, remove = Journal.begin, Journal.note, Journal.remove
+    begin, note = Journal.begin, Journal.note
 
     def begun(self: Journal, recorded: Any) -> None:
         begin(self, recorded)
@@ -161,12 +161,7 @@ def books(monkeypatch: pytest.MonkeyPatch) -> Books:
         note(self, part_number, etag)
         books.noted[self.path].add(part_number)
 
-    def removed(self: Journal) -> None:
-        books.noted.pop(self.path, None)
-        remove(self)
-
     monkeypatch.setattr(Journal, "begin", begun)
-    monkeypatch.setattr(Journal, "remove", removed)
     monkeypatch.setattr(Journal, "note", told)
     return books
 
@@ -202,6 +197,9 @@ def connections(door: Door) -> int:
 def busy_threads() -> list[str]:
     """The threads that run code of a client."""
     busy = []
+    for thread in threading.enumerate():
+        if thread.name == "async-bento-hub":  # what it was asked for is told by its last step
+            thread.join(0.5)
     frames = sys._current_frames()
     for thread in threading.enumerate():
         files = []
@@ -227,6 +225,7 @@ async def cancelled(api: AsyncBentoAPI, call: Call, steps: Steps, way: Way, door
     with counting_loop(), ends_soon():
         async with nothing_left(api):
             await way(call, steps)
+        assert not steps.unfinished()
     assert not busy_threads()
     assert not open_files(home)
     await api.aclose()
@@ -296,6 +295,7 @@ async def test_a_push_cancelled_wherever_it_waits(
 
     async def once(steps: Steps, number: int = 0) -> None:
         tags = make(home, number)
+        books.noted.clear()
         api = client(door)
         await cancelled(api, lambda: push(api, tags), steps, WAYS[way], door, home)
         at = f"{steps.at} of {steps.count}"
@@ -306,7 +306,9 @@ async def test_a_push_cancelled_wherever_it_waits(
         assert not {*found.values()} & {"pending", "uploading"}, at
         if not steps.at:
             assert {*found.values()} == {"success"}
-        assert all(path.exists() for path in books.noted), at
+        for tag, status in found.items():
+            journals = {path for path in books.noted if tag.replace(":", "+") in path.name and books.noted[path]}
+            assert status != "failed" or all(path.exists() for path in journals), at
         noted = {*next(iter(books.noted.values()), ())}
         door.seen.clear()
         async with client(door) as other:
