@@ -44,6 +44,13 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
+@nox.session(name="every-await", default=False)
+def every_await(session: nox.Session) -> None:
+    """Cancel pushes and pulls wherever they wait, where `tests` tries a few of these places."""
+    install_group(session, "test")
+    session.run("pytest", "tests/transfer/test_every_await.py", *session.posargs, env={"EVERY_AWAIT": "1"})
+
+
 @nox.session
 def interop(session: nox.Session) -> None:
     """Beside the real bentoml: each pulls what the other pushed."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, Protocol, runtime_checkable
 
 from async_bento import kind as kinds
-from async_bento.connection import Connection
+from async_bento.connection import Connection, call
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.kind import ItemT, RecordT
 from async_bento.models import pull_models, push_models
@@ -91,7 +91,8 @@ class ItemAPI(Generic[ItemT, RecordT]):
         seen: set[str] = set()  # while the list is walked, a push moves what is on one page to the next
         start = 0
         while True:
-            page = await self._kind.routes.list(start=start, count=PAGE, search=search, query=query)
+            async with self._connection.call():
+                page = await self._kind.routes.list(start=start, count=PAGE, search=search, query=query)
             records = page.items if page else []
             new = [record for record in records if record.uid not in seen]
             seen.update(record.uid for record in new if record.uid)
@@ -101,6 +102,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
             if page is None or not new or 0 < page.total <= start:  # 0 where the server does not say
                 return
 
+    @call
     async def get(self, name: str, version: str | None = None) -> RecordT:
         """Get a record from the registry.
 
@@ -149,6 +151,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         kind: Models.
     """
 
+    @call
     async def push(
         self, model: Model | TagLike | str | os.PathLike[str] | TaggedItem, *, force: bool = False, threads: int = 10
     ) -> PushResult:
@@ -175,6 +178,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             repositories=Repositories(),
         )
 
+    @call
     async def pull(
         self,
         tag: TagLike | str,
@@ -201,7 +205,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         """
         wanted = Tag.parse(tag)
         if query and not wants_newest(wanted):
-            warnings.warn(f"`query` has no effect: {wanted} names a version", stacklevel=2)
+            warnings.warn(f"`query` has no effect: {wanted} names a version", stacklevel=3)
             query = None
         kind = replace(self._kind, store=model_store) if model_store else self._kind
         return await pull_item(self._connection, kind, wanted, force=force, query=query)
@@ -281,9 +285,13 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections, but those of a client that was given, and let the threads end."""
+        """Close the connections, but those of a client that was given, and let the threads end.
+
+        Calls that still run are ended as if they had been cancelled, and raise `ClosedError`.
+        """
         await self._connection.aclose(keep_client=self._lent)
 
+    @call
     async def push(
         self,
         bento: Bento | TagLike | str | os.PathLike[str] | TaggedItem,
@@ -331,6 +339,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         )
         return replace(result, seconds=time.monotonic() - began)
 
+    @call
     async def pull(
         self,
         tag: TagLike | str,

@@ -9,6 +9,7 @@ synced; it names the boot it was written in, and another one starts anew.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,7 @@ INTERVAL = 8 * MiB
 anew, beside what was on its way."""
 
 _SHARE = 50  # bytes of the tar for each of a checkpoint, so that writing those takes no time to speak of
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -207,9 +209,11 @@ class Unpacking:
 
 
 def _write(text: str, path: Path) -> None:
-    """Write a file in one step."""
+    """Write a file in one step, for its owner alone."""
     temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text)
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, _NEW_FILE, 0o600), "w") as file:  # noqa: PTH123 - a descriptor has no path
+        file.write(text)
     temporary.replace(path)
 
 

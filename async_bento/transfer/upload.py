@@ -24,6 +24,7 @@ from async_bento.retry import with_retries
 from async_bento.transfer.body import TarBody
 from async_bento.transfer.http import get, put
 from async_bento.transfer.journal import Journal, Recorded, Source
+from async_bento.wire.answers import is_not_found
 from async_bento.wire.schemas import CompletePartSchema, FinishUploadSchema
 
 if TYPE_CHECKING:
@@ -139,10 +140,34 @@ async def upload(
         progress.enter("finishing")
         await routes.finish_upload(name, item.version, FinishUploadSchema(status="success"))
     except BaseException as error:
-        await finish(job.report(error))
+        await finish(report_failure(routes, name, item.version, error))
         raise
     await job.keep_books(Journal.remove)
     return uploaded
+
+
+async def report_failure(routes: AnyRoutes, name: str, version: str, error: BaseException) -> None:
+    """Tell the registry that a push failed; what it failed with goes before whatever goes wrong with that.
+
+    Args:
+        routes: The routes of its kind.
+        name: Its repository.
+        version: Its version.
+        error: What it failed with.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        reason = "cancelled"
+    else:
+        reason = str(error).partition("\n")[0] if isinstance(error, BentoError) else type(error).__name__
+    # The name of a file need not be text, and JSON is.
+    outcome = FinishUploadSchema(status="failed", reason=reason.encode(errors="replace").decode())
+    try:
+        with anyio.fail_after(SECONDS_TO_REPORT):
+            await routes.finish_upload(name, version, outcome)
+    except Exception as failure:  # noqa: BLE001 - whatever it is, what the push failed with is raised
+        if not (isinstance(failure, APIStatusError) and is_not_found(failure)):  # it was cancelled before it was there
+            why = str(failure) or type(failure).__name__
+            logger.warning("The registry could not be told that the push of %s:%s failed: %s", name, version, why)
 
 
 @dataclass(frozen=True)
@@ -335,20 +360,6 @@ class _Upload:
                 return etag or ""
 
         return await with_retries(transport.config.retry, once, progress=progress)
-
-    async def report(self, error: BaseException) -> None:
-        """Tell the registry that it failed; what it failed with goes before whatever goes wrong with that."""
-        if isinstance(error, asyncio.CancelledError):
-            reason = "cancelled"
-        else:
-            reason = str(error).partition("\n")[0] if isinstance(error, BentoError) else type(error).__name__
-        # The name of a file need not be text, and JSON is.
-        outcome = FinishUploadSchema(status="failed", reason=reason.encode(errors="replace").decode())
-        try:
-            with anyio.fail_after(SECONDS_TO_REPORT):
-                await self.routes.finish_upload(self.name, self.version, outcome)
-        except Exception:
-            logger.warning("The registry could not be told that the push of %s failed", self._tag, exc_info=True)
 
     @property
     def _tag(self) -> str:
