@@ -189,6 +189,26 @@ class Store(Generic[ItemT]):
                 self._check_reach(outer)
             yield staged
 
+    def tidy(self, tag: TagLike | str) -> None:
+        """Remove what `stage` has left of an item that is in the store: its process was killed after the commit.
+
+        Args:
+            tag: The tag, with a version.
+
+        Raises:
+            InvalidTagError: That is no tag, or has no version.
+        """
+        name = self._scratch_name(self._exact(tag))
+        lock = self.lock(tag)
+        # Where something is left, it may also be that another has just begun.
+        with suppress(OSError, StoreError):
+            if self._scratch.left(name) and lock.acquire(timeout=0):
+                try:
+                    if left := self._scratch.left(name):
+                        remove_tree(left)
+                finally:
+                    lock.release()
+
     @staticmethod
     def state_of(staged: Path) -> Path:
         """Name the file that says how to go on with a staged directory.

@@ -248,7 +248,8 @@ class _Exchange:
                     pass
                 return _reset(self.writer)
             whole = await self._send_answer(upstream, head)
-            return whole and sending.done()  # what was answered before all of it came is not gone on with
+            # What was answered before all of it came is not gone on with.
+            return whole and sending.done() and not sending.exception()
         except (ConnectionError, asyncio.IncompleteReadError):
             return _reset(self.writer)
         finally:

@@ -151,6 +151,29 @@ async def test_one_that_was_killed_goes_on_in_another_process_with_what_is_missi
     assert len(twice) <= 1 + 128 * KiB // RANGE  # since the last checkpoint
 
 
+@pytest.mark.parametrize("tag", ["mod:m1", "mod"])
+async def test_of_one_that_was_killed_after_its_commit_the_next_removes_what_is_left(
+    door: Door, client: MakeClient, elsewhere: Path, tag: str
+) -> None:
+    await client(door, elsewhere).models.pull("mod:m1")
+    (elsewhere / "tmp/async-bento-kept-models+mod+m1").mkdir()
+
+    await client(door, elsewhere).models.pull(tag)
+
+    assert not left_in_scratch(elsewhere)
+
+
+async def test_what_a_pull_by_force_goes_on_with_is_left_alone_by_one_that_finds_the_item_here(
+    door: Door, client: MakeClient, elsewhere: Path
+) -> None:
+    make_model(elsewhere)
+    await interrupt(door, client(door, elsewhere), force=True)
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert state(elsewhere)
+
+
 async def test_it_is_interrupted_again_and_again(door: Door, client: MakeClient, home: Path, elsewhere: Path) -> None:
     reached = []
     for _ in range(4):
