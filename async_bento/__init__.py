@@ -10,7 +10,8 @@ from async_bento._version import __version__
 
 if TYPE_CHECKING:
     from async_bento.api import AsyncBentoAPI, AsyncModelAPI
-    from async_bento.config import Config, Credentials, Limits, RetryPolicy, Timeouts, Transfer
+    from async_bento.config import Config, Limits, RetryPolicy, Timeouts, Transfer
+    from async_bento.credentials import Credentials
     from async_bento.errors import (
         APIConnectionError,
         APIError,
@@ -60,7 +61,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "api": ("AsyncBentoAPI", "AsyncModelAPI"),
-    "config": ("Config", "Credentials", "Limits", "RetryPolicy", "Timeouts", "Transfer"),
+    "config": ("Config", "Limits", "RetryPolicy", "Timeouts", "Transfer"),
+    "credentials": ("Credentials",),
     "errors": (
         "APIConnectionError",
         "APIError",

@@ -215,7 +215,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
 class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
     """Push, pull, list and get bentos; `models` does the same for models.
 
-    Endpoint and token are looked for as `async_bento.config.find_credentials` says: arguments, a named context,
+    Endpoint and token are looked for as `async_bento.credentials.find_credentials` says: arguments, a named context,
     `ASYNC_BENTO_*` and `BENTO_CLOUD_*` variables, the current context. All calls of one API share one budget of
     connections and memory, so many may run at once. An API belongs to one event loop at a time.
 

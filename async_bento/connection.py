@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Literal
 
-from async_bento.concurrency import Threads
+from async_bento.concurrency import Budget, Threads
 from async_bento.huggingface.hub import MODELS_AT_ONCE
 from async_bento.progress import Progress
 from async_bento.transfer.http import Transport
@@ -63,7 +63,7 @@ class Connection:
                 config=self.config,
                 threads=self.threads,
                 slots=asyncio.Semaphore(transfer.concurrency),
-                window=asyncio.Semaphore(transfer.window // transfer.range_in_window),
+                window=Budget(transfer.window),
             )
         return self._transport
 

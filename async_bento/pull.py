@@ -62,7 +62,8 @@ async def pull_item(
         if hub := _hub_of(remote):
             progress.enter("skipped", f"its files live at {hub}")
             return None
-        return await _fetch(kind, exact, remote, force=force, transport=connection.transport, progress=progress)
+        with _naming(exact):
+            return await _fetch(kind, exact, remote, force=force, transport=connection.transport, progress=progress)
 
 
 def wants_newest(tag: Tag) -> bool:
@@ -156,29 +157,28 @@ async def _fetch(
             return local
         resume = tag if transport.config.transfer.resume else None
         async with threads.entered(store.stage(resume)) as staged:
-            with _naming(tag):
-                unpacking = await threads.run(
-                    Unpacking,
-                    staged,
-                    None if resume is None else store.state_of(staged),
-                    kind.routes.client.endpoint,
-                    threads,
-                    transport.config.limits,
-                    _announced(remote),
-                )
-                try:
-                    await _download(kind, tag, remote, unpacking, transport, progress)
-                    progress.enter("finishing")
-                    await unpacking.close()
-                except BaseException as error:
-                    await finish(unpacking.give_up(keep=not isinstance(error, (ArchiveError, StoreError))))
-                    raise
-                return await threads.run(store.commit, staged, tag, replace=force)
+            unpacking = await threads.run(
+                Unpacking,
+                staged,
+                None if resume is None else store.state_of(staged),
+                kind.routes.client.endpoint,
+                threads,
+                transport.config.limits,
+                _announced(remote),
+            )
+            try:
+                await _download(kind, tag, remote, unpacking, transport, progress)
+                progress.enter("finishing")
+                await unpacking.close()
+            except BaseException as error:
+                await finish(unpacking.give_up(keep=not isinstance(error, (ArchiveError, StoreError))))
+                raise
+            return await threads.run(store.commit, staged, tag, replace=force)
 
 
 @contextmanager
 def _naming(tag: Tag) -> Generator[None]:
-    """Let what is wrong with a tar say whose it is."""
+    """Let what is wrong with a tar, or with the disk, say whose it is."""
     try:
         yield
     except (ArchiveError, StoreError) as error:

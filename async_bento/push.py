@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from async_bento.archive.plan import TarPlan
 from async_bento.concurrency import alone
-from async_bento.errors import APIError, StoreError
+from async_bento.errors import APIError, SourceChangedError, StoreError
 from async_bento.retry import with_retries
 from async_bento.transfer.journal import Journal
 from async_bento.transfer.upload import Uploaded, upload
@@ -140,6 +140,9 @@ async def push_item(
                     with suppress(OSError):
                         await connection.threads.run(journal.remove)
                 progress.enter("skipped", "already there")
+                if journal is not None:  # of a push that someone else has ended, or that was killed at its very end
+                    with suppress(OSError):
+                        await connection.threads.run(journal.remove)
                 return PushResult(item.tag, skipped=True, seconds=time.monotonic() - began, models=models)
             record, plan = registered
             if plan is None:
@@ -209,8 +212,13 @@ async def _register(
     remote = await routes.get(name, version)
     if remote is not None and remote.upload_status == UPLOADED and not force:
         return None
-    record = await threads.run(kind.record, item, bare)
     plan = None if bare else await threads.run(TarPlan.scan, item.path, exclude=kind.left_out)
+    # Read after that: one that was replaced meanwhile is not pushed with the files of the other.
+    current = await threads.run(type(item).from_path, item.path)
+    if current.tag != tag:
+        path = str(item.path / item.YAML)
+        raise SourceChangedError(f"{path} was of {tag} and is of {current.tag} now; push it again", path=path)
+    record = await threads.run(kind.record, current, bare)
     created = await create(routes, tag, record.create) if remote is None else None
     return created or await routes.update(name, version, record.update), plan
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,9 +19,12 @@ from async_bento.archive.extract import Extractor
 from async_bento.config import MiB
 from async_bento.errors import StoreError
 from async_bento.progress import human_size
+from async_bento.store.disk import as_store_error
 from async_bento.transfer.download import Begun
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from async_bento.concurrency import Threads
     from async_bento.config import Limits
 
@@ -84,11 +88,11 @@ class Unpacking:
         if total is not None:
             await self._threads.run(self._check_room, total - self._fed)
 
-    async def feed(self, data: bytearray) -> None:
+    async def feed(self, data: Sequence[bytes]) -> None:
         """Extract some more.
 
         Args:
-            data: The next bytes of the tar.
+            data: The next bytes of the tar, in pieces.
 
         Raises:
             UnsafeArchiveError: They are no part of a tar, or of one that is refused.
@@ -144,11 +148,12 @@ class Unpacking:
         self._extractor.abort()
         self._extractor = self._anew()
 
-    def _feed(self, data: bytearray) -> None:
-        after = self._fed + len(data)
+    def _feed(self, data: Sequence[bytes]) -> None:
+        after = self._fed + sum(map(len, data))
         if after > self._reach:
             self._save(after)
-        self._extractor.feed(data)
+        for piece in data:
+            self._extractor.feed(piece)
         self._fed = after
 
     def _close(self) -> None:
@@ -157,10 +162,11 @@ class Unpacking:
 
     def _give_up(self, keep: bool) -> None:
         self._extractor.abort()
-        if keep and self._fed:
-            self._save(self._fed)
-        else:
-            self._forget()
+        with suppress(StoreError):  # whoever gives up has a better reason to tell
+            if keep and self._fed:
+                self._save(self._fed)
+            else:
+                self._forget()
 
     def _save(self, upto: int) -> None:
         """Note how far it has come, before it goes further than the last note says."""
@@ -186,7 +192,8 @@ class Unpacking:
 
     def _forget(self) -> None:
         if self._state is not None:
-            self._state.unlink(missing_ok=True)
+            with as_store_error("forget how far it had come"):
+                self._state.unlink(missing_ok=True)
 
     def _about(self, etag: object, total: object) -> list[object]:
         return [VERSION, _boot(), self._source, etag, total]

@@ -14,6 +14,7 @@ from blockbuster import blockbuster_ctx
 
 from async_bento.registry import LocalRegistry
 from tests.loopback import sitecustomize as loopback
+from tests.store.crashes import Crasher, crashing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,3 +89,10 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> Itera
         monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", registry.endpoint)
         monkeypatch.setenv("BENTO_CLOUD_API_KEY", registry.api_token)
         yield registry
+
+
+@pytest.fixture
+def crasher(tmp_path: Path, served: LocalRegistry) -> Iterator[Crasher]:
+    """A process that can be killed at any step of what it does with the registry that is served."""
+    with crashing(tmp_path) as crasher:
+        yield crasher

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from async_bento.concurrency import Threads
-from async_bento.config import GiB, MiB, check_endpoint
+from async_bento.config import GiB, MiB
+from async_bento.credentials import check_endpoint
 from async_bento.errors import ConfigError
 from async_bento.registry.app import Api
 from async_bento.registry.local_blobs import HOP, LocalBlobs

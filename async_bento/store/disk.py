@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +131,50 @@ def sync_directory(path: Path) -> None:
     Args:
         path: The directory.
     """
+    _sync(path)
+
+
+def sync_tree(path: Path) -> None:
+    """Make a directory and everything below it outlive a loss of power.
+
+    On Linux by one syncfs(2): of many files it costs a fraction of what an fsync of each does, since their metadata
+    goes out together. It also waits for what others have written to the same filesystem; that had to go out anyway.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        OSError: Something could not be written, now or since it was handed to the system.
+    """
+    if _sync_filesystem(path):
+        return
+    for root, _, files in os.walk(path):
+        for name in files:
+            # A link has nothing to sync, and a file may have a mode that lets nobody open it.
+            with suppress(PermissionError):
+                if not (file := Path(root, name)).is_symlink():
+                    _sync(file)
+        _sync(Path(root))
+
+
+def _sync_filesystem(path: Path) -> bool:
+    """Whether it was done; not every system can."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if libc.syncfs(descriptor) == 0:
+            return True
+        number = ctypes.get_errno()
+    except AttributeError:  # a libc without it
+        return False
+    finally:
+        os.close(descriptor)
+    if number in {errno.ENOSYS, errno.EPERM}:  # an old kernel, or a seccomp filter
+        return False
+    raise OSError(number, os.strerror(number), str(path))
+
+
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

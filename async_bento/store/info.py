@@ -296,6 +296,7 @@ def read_info(info_type: type[InfoT], path: Path) -> InfoT:
         StoreError: There is no such file in it, it cannot be read, or is no YAML; or a field is missing or wrong.
             The message says which.
     """
+    directory = _identity(path.parent)
     try:
         with path.open("rb") as file:
             text = file.read(MAX_YAML + 1)
@@ -304,7 +305,9 @@ def read_info(info_type: type[InfoT], path: Path) -> InfoT:
             content = _parse(text, path)
             written = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
     except FileNotFoundError as error:
-        if not path.parent.exists():
+        if directory != (now := _identity(path.parent)) and now is not None:
+            return read_info(info_type, path)  # one directory went and another came while this one looked
+        if now is None:
             raise NotFoundError(f"there is no directory {path.parent}") from error
         raise StoreError(f"{path.parent} has no {path.name}") from error
     except OSError as error:
@@ -315,6 +318,14 @@ def read_info(info_type: type[InfoT], path: Path) -> InfoT:
         raise StoreError(f"{path}: {_explain(error)}") from error
     except (RecursionError, OverflowError) as error:  # an alias within what it stands for; a time before the year 1
         raise StoreError(f"{path} cannot be used: {error}") from error
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _parse(text: bytes, path: Path) -> dict[str, object]:

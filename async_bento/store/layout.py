@@ -65,14 +65,16 @@ def write_latest(directory: Path, version: str | None, *, by_way_of: Path) -> No
     Args:
         directory: A name's directory.
         version: The version; None for none any more.
-        by_way_of: A file that is nobody else's, on the same filesystem.
+        by_way_of: A file that is not there yet and nobody else's, on the same filesystem.
     """
     latest = directory / LATEST
     if version is None:
         latest.unlink(missing_ok=True)
         return
-    by_way_of.parent.mkdir(parents=True, exist_ok=True)
-    by_way_of.write_text(version, encoding="utf-8")
+    with by_way_of.open("x", encoding="utf-8") as file:
+        file.write(version)
+        file.flush()
+        os.fsync(file.fileno())  # or a loss of power may leave the new name and nothing in the file
     by_way_of.replace(latest)
 
 

@@ -12,7 +12,6 @@ BentoML knows no locks, but it never sees anything unfinished.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import logging
 import os
@@ -23,10 +22,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from async_bento.config import bentoml_home
 from async_bento.errors import InvalidTagError, NotFoundError, StoreError
-from async_bento.store.disk import as_store_error, exchange, make_movable, move_aside, remove_tree, sync_directory
+from async_bento.store.arrival import check_reach, place
+from async_bento.store.disk import as_store_error, move_aside, remove_tree, sync_directory, sync_tree
 from async_bento.store.items import Bento, Item, Model
 from async_bento.store.layout import closest, directories, few, read_latest, write_latest
-from async_bento.store.scratch import STATE, Lock, Scratch
+from async_bento.store.scratch import ITEM, STATE, Lock, Scratch
 from async_bento.store.tag import LATEST, Tag, TagLike
 
 if TYPE_CHECKING:
@@ -183,10 +183,10 @@ class Store(Generic[ItemT]):
         keep = None if resume is None else self._scratch_name(self._exact(resume))
         with self._scratch.directory(keep) as outer:
             # One deeper, because the outer is closed to other users and an item must not be.
-            staged = outer / "item"
+            staged = outer / ITEM
             with as_store_error(f"write to {self.path}"):
                 staged.mkdir(exist_ok=True)
-                self._check_reach(outer)
+                check_reach(self.path, outer)
             yield staged
 
     def tidy(self, tag: TagLike | str) -> None:
@@ -224,9 +224,8 @@ class Store(Generic[ItemT]):
     def commit(self, staged: str | os.PathLike[str], tag: TagLike | str, *, replace: bool = False) -> ItemT:
         """Take a staged item into the store, in one step: nobody sees a part of it.
 
-        Only directories are synced to disk, not each file: for an item of many files that would cost more than its
-        download. After a loss of power within the half minute that the system takes to write them, files of the
-        item may be short; `pull --force` mends it.
+        Its files are on the disk before that step, and the step is before this returns: a loss of power, too, leaves
+        the old item or the new one. It takes as long as the disk takes to write what is still in memory.
 
         Args:
             staged: The directory, from `stage`.
@@ -246,15 +245,17 @@ class Store(Generic[ItemT]):
         staged = Path(staged)
         item = self._load(tag, staged)
         target = self._directory(tag)
-        with as_store_error(f"write {tag} to {self.path}"), self._changing(tag.name):
-            replaced = os.path.lexists(target)
-            if replaced and not replace:
-                item = self._load(tag)
-            else:
-                self._put(staged, target)
-                item = dataclasses.replace(item, path=target)
-            self._note(tag, item)
-            sync_directory(target.parent)
+        with as_store_error(f"write {tag} to {self.path}"):
+            sync_tree(staged)  # before the lock: others need not wait for this disk
+            with self._scratch.directory() as aside, self._changing(tag.name):
+                replaced = os.path.lexists(target)
+                if replaced and not replace:
+                    item = self._load(tag)
+                else:
+                    place(staged, target, aside)
+                    item = dataclasses.replace(item, path=target)
+                self._note(tag, item, aside)
+                sync_directory(target.parent)
         if replaced and replace:
             try:
                 remove_tree(staged)
@@ -284,10 +285,12 @@ class Store(Generic[ItemT]):
             self._changing(tag.name),
         ):
             try:
-                move_aside(self._directory(tag), aside / "item")
+                move_aside(self._directory(tag), aside / ITEM)
             except FileNotFoundError as error:
                 raise self._not_found(tag) from error
-            self._forget(tag.name)
+            # What is removed for good must not come back in parts.
+            sync_directory(self.path / tag.name)
+            self._forget(tag.name, aside)
 
     def _get_latest(self, tag: Tag) -> ItemT:
         for _ in range(3):  # what `latest` names may be deleted before it is read
@@ -338,45 +341,6 @@ class Store(Generic[ItemT]):
         with self._scratch.lock(f"{self._real.name}+{name}"):
             yield
 
-    def _check_reach(self, outer: Path) -> None:
-        """Fail before a download rather than after it, where the store is a mount of its own."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        probe = outer / "probe"
-        probe.touch()
-        arrived = self.path / f".{outer.name}"  # a file: those are no items, to BentoML neither
-        try:
-            probe.rename(arrived)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            raise StoreError(
-                f"{self.path} is on another filesystem than {self._scratch.root}, and nothing can be moved into it in "
-                "one step: mount their parent directory instead"
-            ) from error
-        arrived.unlink()
-
-    def _put(self, staged: Path, target: Path) -> None:
-        make_movable(staged)
-        if not os.path.lexists(target):
-            if not target.parent.exists():
-                target.parent.mkdir(parents=True)
-                sync_directory(target.parent.parent)
-            staged.rename(target)
-            return
-        make_movable(target)
-        if exchange(staged, target):
-            return
-        # Two renames, and a moment between them in which a reader finds nothing.
-        with self._scratch.directory() as aside:
-            old = aside / "item"
-            move_aside(target, old)
-            try:
-                staged.rename(target)
-            except BaseException:
-                if old.exists():
-                    old.rename(target)
-                raise
-
     def _newest(self, name: str, came_last: str | None = None) -> str | None:
         """The version with the newest creation time; of several, the one that came last, or else the highest."""
 
@@ -390,36 +354,35 @@ class Store(Generic[ItemT]):
     def _read_latest(self, name: str) -> str | None:
         return read_latest(self.path / name)
 
-    def _write_latest(self, name: str, version: str | None) -> None:
-        # Only one process changes a name at a time, so this file has one writer.
-        write_latest(self.path / name, version, by_way_of=self._scratch.file(f"latest-{self._real.name}+{name}"))
+    def _write_latest(self, name: str, version: str | None, aside: Path) -> None:
+        write_latest(self.path / name, version, by_way_of=aside / LATEST)
 
     def _repair_latest(self, name: str) -> str | None:
         if not directories(self.path / name):
             return None
         # A store that can only be read is read all the same.
-        with suppress(OSError, StoreError), self._changing(name):
+        with suppress(OSError, StoreError), self._scratch.directory() as aside, self._changing(name):
             version = self._read_latest(name) or self._newest(name)
-            self._write_latest(name, version)
+            self._write_latest(name, version, aside)
             return version
         return self._newest(name)
 
-    def _note(self, tag: Tag, item: ItemT) -> None:
+    def _note(self, tag: Tag, item: ItemT, aside: Path) -> None:
         """Set `latest` after an item has come; of two that are equally new, the one that came last is the latest."""
         current = self._read_latest(tag.name)
         if current is not None and current != tag.version:
             with suppress(NotFoundError, StoreError):
                 if self._load(Tag(tag.name, current)).creation_time <= item.creation_time:
-                    self._write_latest(tag.name, tag.version)
+                    self._write_latest(tag.name, tag.version, aside)
                 return
         newest = self._newest(tag.name, tag.version)
         if newest != current:
-            self._write_latest(tag.name, newest)
+            self._write_latest(tag.name, newest, aside)
 
-    def _forget(self, name: str) -> None:
+    def _forget(self, name: str, aside: Path) -> None:
         """Set `latest` after an item has gone, and remove the name with its last version."""
         if self._read_latest(name) is None:
-            self._write_latest(name, self._newest(name))
+            self._write_latest(name, self._newest(name), aside)
         with suppress(OSError):  # there are other versions
             (self.path / name).rmdir()
 

@@ -28,7 +28,7 @@ from async_bento.wire.answers import status_error
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from async_bento.concurrency import Threads
+    from async_bento.concurrency import Budget, Threads
     from async_bento.config import Config
     from async_bento.transfer.body import TarBody
     from async_bento.wire.address import Address
@@ -48,13 +48,13 @@ class Transport:
         config: The settings.
         threads: Where files are read and written, and hashes are computed.
         slots: The requests with bytes in flight, `Transfer.concurrency` in all.
-        window: The ranges a pull may hold, `Transfer.window` bytes in all.
+        window: The bytes of ranges that pulls may hold, `Transfer.window` in all.
     """
 
     config: Config
     threads: Threads
     slots: asyncio.Semaphore
-    window: asyncio.Semaphore
+    window: Budget
 
 
 @dataclass(frozen=True)

@@ -76,18 +76,21 @@ class Uploaded:
     resumed: bool = False
 
 
-def choose_part_size(size: int, wanted: int) -> int:
-    """Cut a tar so that S3 takes it.
+def choose_part_size(size: int, wanted: int, threads: int) -> int:
+    """Cut a tar so that S3 takes it, and no connection is idle while others send the last parts.
 
     Args:
         size: Bytes of the tar.
         wanted: Bytes of a part, if nothing stands against it.
+        threads: Parts in flight.
 
     Returns:
-        Bytes of a part: as wanted, or as much more, in whole MiB, as 10,000 parts need; never under 5 MiB.
+        Bytes of a part, in whole MiB: as much as makes whole rounds of `threads` parts, each as large as wanted or
+        smaller; as much more as 10,000 parts need; never under 5 MiB.
     """
-    needed = -(-size // MOST_PARTS)
-    return max(wanted, -(-needed // MiB) * MiB, SMALLEST_PART)
+    rounds = -(-size // (wanted * threads))
+    needed = max(-(-size // (rounds * threads)), -(-size // MOST_PARTS))
+    return max(-(-needed // MiB) * MiB, SMALLEST_PART)
 
 
 async def upload(
@@ -186,7 +189,7 @@ class _Upload:
         return Uploaded(self.plan.size, 1)
 
     async def by_parts(self, threads: int) -> Uploaded:
-        part_size = choose_part_size(self.plan.size, self.transport.config.transfer.part_size)
+        part_size = choose_part_size(self.plan.size, self.transport.config.transfer.part_size, threads)
         if self.journal is None:
             return await self._send_parts(_Multipart(await self._begin(), part_size), threads)
         fingerprint = await self.transport.threads.run(self.plan.fingerprint)

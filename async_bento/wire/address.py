@@ -11,7 +11,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from async_bento.config import origin
+from async_bento.credentials import origin
 from async_bento.errors import APIConnectionError, without_queries
 from async_bento.retry import seconds_to_wait
 

@@ -15,7 +15,8 @@ from pydantic import BaseModel, SecretStr
 from yarl import URL
 
 from async_bento._version import __version__
-from async_bento.config import BENTOML_VERSION, Config, Credentials, KiB, find_credentials, needs_contexts
+from async_bento.config import BENTOML_VERSION, Config, KiB
+from async_bento.credentials import Credentials, find_credentials, needs_contexts
 from async_bento.errors import (
     APIResponseError,
     APIStatusError,

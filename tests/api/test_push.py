@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import shutil
 import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from aiohttp import web
 
 from async_bento import Bento, ConfigError, ModelsError, NotFoundError, PartError, Tag
 from async_bento.archive.plan import TarPlan
-from async_bento.errors import APIStatusError
+from async_bento.errors import APIStatusError, SourceChangedError
 from tests.builders import make_bento, make_model, noise
 from tests.transfer.faulty import PUT, Door, Held, answer_json, lose_answer, refuse
 
@@ -425,6 +426,43 @@ async def test_a_model_whose_upload_never_ended_is_nowhere(
 
     with pytest.raises(NotFoundError, match="mod:m1"):
         await client(door).push("svc:v1")
+
+
+def replaced_before_the_scan(monkeypatch: pytest.MonkeyPatch, replace: Callable[[], object]) -> None:
+    scan = TarPlan.scan
+
+    def late(root: Path, **options: Any) -> TarPlan:
+        replace()
+        return scan(root, **options)
+
+    monkeypatch.setattr(TarPlan, "scan", late)
+
+
+async def test_what_is_said_of_a_bento_that_is_replaced_meanwhile_fits_its_files(
+    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bento(home)
+    replaced_before_the_scan(monkeypatch, lambda: make_bento(home, files={"more": noise(5000)}))
+    door = await open_door()
+
+    await client(door).push("svc:v1")
+
+    (record,) = (seen.json for seen in door.all("POST .*/bentos$"))
+    assert record["manifest"]["size_bytes"] > 5000
+
+
+async def test_a_directory_that_holds_another_bento_by_now_is_not_pushed_as_the_first(
+    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_bento(home)
+    other = make_bento(home, "svc:v2") / "bento.yaml"
+    replaced_before_the_scan(monkeypatch, lambda: shutil.copy(other, path))
+    door = await open_door()
+
+    with pytest.raises(SourceChangedError, match=r"bento.yaml was of svc:v1 and is of svc:v2 now; push it again"):
+        await client(door).push(path)
+
+    assert not door.all("POST .*/bentos$")
 
 
 @pytest.mark.parametrize("threads", [0, -1])

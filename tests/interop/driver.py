@@ -6,6 +6,7 @@ calls. An error is returned as `{"error": ...}`, for what is to fail; `Home.call
 
 from __future__ import annotations
 
+import hashlib
 import json
 import runpy
 import sys
@@ -13,6 +14,7 @@ import tarfile
 from pathlib import Path
 
 import bentoml
+from bentoml._internal.bento import BentoStore
 from bentoml._internal.cloud import bento as cloud_bento, model as cloud_model
 from bentoml._internal.cloud.config import CloudClientConfig, CloudClientContext
 from bentoml._internal.cloud.schemas.utils import schema_to_object
@@ -25,6 +27,24 @@ CORPUS = Path(__file__).resolve().parents[1] / "corpus"
 
 def cloud():
     return BentoMLContainer.bentocloud_client.get()
+
+
+def see(homes, name):
+    """What lies in the bento stores of several homes: the latest, and of each version its files by their digest."""
+    found = []
+    for home in homes:
+        store = BentoStore(Path(home, "bentos"))
+        items = {bento.tag.version: Path(bento.path) for bento in store.list(name)}
+        digests = {
+            version: {
+                path.relative_to(item).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in item.rglob("*")
+                if path.is_file()
+            }
+            for version, item in items.items()
+        }
+        found.append({"latest": store.get(name).tag.version, "items": digests})
+    return found
 
 
 def set_part_size(size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -316,18 +317,82 @@ def test_the_old_item_is_gone_as_soon_as_it_is_replaced(store):
         assert not staged.exists()
 
 
-def test_a_commit_syncs_its_directories_and_no_file(store, monkeypatch):
-    synced = []
-    fsync = os.fsync
-    monkeypatch.setattr("os.fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), fsync(descriptor)))
+@pytest.fixture
+def synced(monkeypatch):
+    """The paths that were synced, or `everything`, in order; and the renames into the store."""
+    done = []
+    fsync, sync_filesystem, rename = os.fsync, disk._sync_filesystem, Path.rename
+
+    def note_fsync(descriptor):
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def note_rename(self, target):
+        if target.name != ".async-bento-probe":
+            done.append(f"rename to {target.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr("os.fsync", note_fsync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    monkeypatch.setattr(disk, "_sync_filesystem", lambda path: sync_filesystem(path) and not done.append("everything"))
+    return done
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="syncfs is Linux's")
+def test_a_commit_is_on_the_disk_before_its_rename_and_the_rename_before_its_end(store, synced):
+    put(store, "iris:v1", OLD)
+    assert synced == ["everything", "bentos", "rename to v1", "latest", "iris"]
+    synced.clear()
+    put(store, "iris:v2", OLD)
+    assert synced == ["everything", "rename to v2", "latest", "iris"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, None])
+def test_where_a_filesystem_cannot_be_synced_as_a_whole_each_file_is(store, synced, monkeypatch, number):
+    def refuse(_):
+        ctypes.set_errno(number)
+        return -1
+
+    libc = SimpleNamespace(renameat2=lambda *_: 0, **({} if number is None else {"syncfs": refuse}))
+    with store.stage() as staged:
+        fill(staged, "iris:v1")
+        (staged / "sub").mkdir()
+        (staged / "sub" / "deep").touch()
+        (staged / "link").symlink_to("nowhere")
+        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: libc)
+        store.commit(staged, "iris:v1")
+    before = synced[: synced.index("rename to v1")]
+    assert sorted(before) == sorted(["bento.yaml", "text", "item", "deep", "sub", "bentos"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_what_was_written_and_does_not_reach_the_disk_is_not_committed(store, monkeypatch, number):
+    def refuse(_):
+        ctypes.set_errno(number)
+        return -1
+
+    put(store, "iris:v1", text="first")
+    with store.stage() as staged:
+        fill(staged, "iris:v1", text="second")
+        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: SimpleNamespace(syncfs=refuse))
+        with pytest.raises(StoreError, match=f"cannot write iris:v1 to .*: {os.strerror(number)}"):
+            store.commit(staged, "iris:v1", replace=True)
+        monkeypatch.undo()
+    assert (BentoStore(store.path).get("iris:v1").path / "text").read_text() == "first"
+    assert scratch_of(store) == []
+
+
+def test_a_delete_is_on_the_disk_before_files_are_removed(store, synced):
     put(store, "iris:v1")
     put(store, "iris:v2")
-    base, name = store.path.stat().st_ino, (store.path / "iris").stat().st_ino
-    assert synced == [base, name, name]
+    synced.clear()
+    store.delete("iris:v1")
+    assert synced[:2] == ["rename to item", "iris"]
 
 
 def test_an_item_is_replaced_where_no_exchange_is_possible(store, monkeypatch):
-    monkeypatch.setattr("async_bento.store.store.exchange", lambda *_: False)
+    monkeypatch.setattr("async_bento.store.arrival.exchange", lambda *_: False)
     put(store, "iris:v1", text="first")
     item = put(store, "iris:v1", text="second", replace=True)
     assert (item.path / "text").read_text() == "second"
@@ -335,7 +400,7 @@ def test_an_item_is_replaced_where_no_exchange_is_possible(store, monkeypatch):
 
 
 def test_the_old_item_comes_back_when_a_replacement_fails_halfway(store, monkeypatch):
-    monkeypatch.setattr("async_bento.store.store.exchange", lambda *_: False)
+    monkeypatch.setattr("async_bento.store.arrival.exchange", lambda *_: False)
     put(store, "iris:v1", text="first")
     rename = Path.rename
 
@@ -464,6 +529,22 @@ def test_a_failed_stage_that_says_how_is_gone_on_with(store):
 def test_a_failed_stage_that_does_not_say_how_to_go_on_is_removed(store):
     fail_halfway(store, state=False)
     assert scratch_of(store) == []
+
+
+def test_a_kept_stage_of_a_killed_process_that_does_not_say_how_to_go_on_is_removed(store, home):
+    left = home / "tmp" / "async-bento-kept-bentos+iris+v1"
+    (left / "item").mkdir(parents=True)
+    with store.stage(resume="iris:v2"):
+        assert not left.exists()
+
+
+def test_a_kept_stage_that_a_sweep_looks_at_is_waited_for(store, home):
+    fail_halfway(store)
+    (kept,) = (home / "tmp").glob("async-bento-kept-*")
+    descriptor = scratch._hold(kept)
+    threading.Timer(0.1, os.close, [descriptor]).start()
+    with store.stage(resume="iris:v1") as staged:
+        assert (staged / "half").exists()
 
 
 def test_a_kept_stage_that_nobody_goes_on_with_is_removed_after_a_week(store, home):

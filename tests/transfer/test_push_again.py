@@ -209,7 +209,7 @@ async def test_when_a_file_has_changed_it_starts_afresh_and_says_so(
 
 
 async def test_with_parts_of_another_size_it_starts_afresh(interrupted: Door, client: MakeClient) -> None:
-    result = await client(interrupted, transfer={"part_size": 7 * MiB}).models.push("mod:m1")
+    result = await client(interrupted, transfer={"part_size": 7 * MiB}).models.push("mod:m1", threads=1)
 
     assert not result.resumed
     assert len(parts(interrupted)) == 4

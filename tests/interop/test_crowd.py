@@ -1,0 +1,33 @@
+"""bentoml reads a store while several processes of ours pull, push and delete in it."""
+
+from __future__ import annotations
+
+import pytest
+
+from async_bento import BentoAPI, BentoStore
+from tests.builders import make_bento
+from tests.store.crowd import OLDEST, crowd, make_side
+
+pytestmark = pytest.mark.interop
+
+
+@pytest.mark.parametrize("deleting", [False, True])
+def test_bentoml_sees_one_side_of_an_item_whatever_a_crowd_does(served, home, tmp_path, deleting):
+    sides = [make_side(tmp_path / side, side) and tmp_path / side for side in "ab"]
+    with BentoAPI(progress=False, bento_store=BentoStore(sides[0] / "bentos")) as api:
+        api.push("svc:v1")
+    make_bento(home, "svc:v0", built=OLDEST)
+    make_side(home, "a")
+
+    here = ["bentoml", "replace", "replace", "pull", *(["delete"] if deleting else [])]
+    happened = crowd([*((role, home) for role in here), *(("push", side) for side in sides)], seconds=5)
+
+    looked, *acted = happened
+    broken = [what for each in happened for what in each if what.startswith("broken")]
+    if deleting:  # what goes between its finding and its reading is no "not found" to bentoml
+        broken = [what for what in broken if "contain a" not in what]
+    assert not broken
+    assert looked["a"] > 5
+    assert looked["b"] > 5
+    assert deleting or not looked["not found"]
+    assert all(each["done"] for each in acted)

@@ -1,0 +1,196 @@
+"""One of several processes that do things to `svc:v1` at the same time: `python crowd.py ROLE SECONDS`.
+
+It comes in two sides, `a` and `b`, of which every file says which one it is of, so that a mixture shows. What happened
+is printed as JSON, how often each; what nobody should see is printed as `broken`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+from tests.builders import make_bento
+
+TAG = "svc:v1"
+FILES = [f"src/{number}" for number in range(6)]
+SIZES = {"a": 70_000, "b": 30_000}
+OLDEST, NEWEST = "2024-01-01 00:00:00", "2024-01-02 00:00:00"
+
+
+def make_side(home: Path, side: str) -> Path:
+    """One side of the item."""
+    files = {name: side.encode() * SIZES[side] for name in FILES}
+    return make_bento(home, TAG, files, built=NEWEST, labels={"side": side})
+
+
+def side_of(path: Path) -> str | None:
+    """Which side an item is of, or None where it went while it was being looked at.
+
+    Raises:
+        AssertionError: It is a part of one, or a mixture.
+    """
+    found = {}
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        # By the directory's descriptor: by its path, two files may be of two items that are both whole.
+        for name in ["bento.yaml", *FILES]:
+            with suppress(FileNotFoundError), os.fdopen(os.open(name, os.O_RDONLY, dir_fd=directory), "rb") as file:
+                found[name] = file.read()
+        try:
+            if not os.path.samestat(path.stat(), os.fstat(directory)):
+                return None
+        except FileNotFoundError:
+            return None
+    finally:
+        os.close(directory)
+    for side, size in SIZES.items():
+        expected = dict.fromkeys(FILES, side.encode() * size)
+        if f"side: {side}".encode() in found.get("bento.yaml", b"") and found == expected | {
+            "bento.yaml": found["bento.yaml"]
+        }:
+            return side
+    raise AssertionError({name: (data[:40], len(data)) for name, data in found.items()})
+
+
+async def act(role: str, until: float) -> Counter[str]:
+    """Push, pull or delete again and again."""
+    from async_bento import ArchiveError, AsyncBentoAPI, BentoStore, Config, NotFoundError, TransferError
+
+    happened: Counter[str] = Counter()
+    config = Config(retry={"attempts": 1}, transfer={"range_size": 2**16, "window": 2**20})
+    async with AsyncBentoAPI(config=config, progress=False) as api:
+        does = {
+            "pull": lambda: api.pull(TAG),
+            "replace": lambda: api.pull(TAG, force=True),
+            "push": lambda: api.push(TAG, force=True),
+            "delete": lambda: asyncio.to_thread(BentoStore().delete, TAG),
+        }[role]
+        while time.time() < until:
+            try:
+                await does()
+                happened["done"] += 1
+            except NotFoundError:
+                happened["not found"] += 1
+            except (ArchiveError, TransferError) as error:
+                # What is deleted or replaced while it is pushed cannot be pushed, nor what is pushed anew be pulled.
+                raced = "changed while", "pushed anew", "cannot pack .*: No such file"
+                met = any(re.search(message, str(error)) for message in raced)
+                happened["raced" if met else f"broken: {error}"] += 1
+            except Exception as error:  # noqa: BLE001 - the test is told
+                happened[f"broken: {type(error).__name__}: {error}"] += 1
+            await asyncio.sleep(random.random() * (0.4 if role == "delete" else 0.05))
+    return happened
+
+
+def look(until: float) -> Counter[str]:
+    """Read with our own store."""
+    from async_bento import BentoStore, NotFoundError
+
+    happened: Counter[str] = Counter()
+    store = BentoStore()
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            happened[f"broken: {record.getMessage()}"] += 1
+
+    logging.getLogger("async_bento").addHandler(Broken())
+    while time.time() < until:
+        try:
+            item = store.get(TAG)
+            happened[side_of(item.path) or "gone"] += 1
+            assert store.get("svc").labels.keys() <= {"side"}
+        except NotFoundError:
+            happened["not found"] += 1
+        except Exception as error:  # noqa: BLE001 - the test is told
+            happened[f"broken: {type(error).__name__}: {error}"] += 1
+        assert 1 <= len(store.list("svc")) <= 2  # v0 is always there
+    return happened
+
+
+def look_with_bentoml(until: float) -> Counter[str]:
+    """Read with the real one."""
+    import bentoml
+
+    happened: Counter[str] = Counter()
+    while time.time() < until:
+        try:
+            bento = bentoml.bentos.get(TAG)
+            assert bento.info.labels["side"] in SIZES
+            happened[side_of(Path(bento.path)) or "gone"] += 1
+            assert bentoml.bentos.get("svc").tag.version in {"v0", "v1"}
+            assert 1 <= len(bentoml.bentos.list("svc")) <= 2
+        except bentoml.exceptions.NotFound:
+            happened["not found"] += 1
+        except Exception as error:  # noqa: BLE001 - the test is told
+            happened[f"broken: {type(error).__name__}: {error}"] += 1
+    return happened
+
+
+def start(role: str, home: Path, seconds: float) -> subprocess.Popen[str]:
+    """Start a process of the crowd; the registry is that of the variables."""
+    return subprocess.Popen(
+        [sys.executable, __file__, role, str(seconds)],
+        env=os.environ
+        | {"BENTOML_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2]), "BENTOML_DO_NOT_TRACK": "True"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def crowd(roles: list[tuple[str, Path]], seconds: float) -> list[Counter[str]]:
+    """Let a process for each role begin at the same time, in its home.
+
+    Returns:
+        For each, what happened, how often.
+    """
+    processes = [start(role, home, seconds) for role, home in roles]
+    try:
+        for process in processes:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        ends = [process.communicate(timeout=seconds + 20)[0] for process in processes]
+        return [Counter(json.loads(end.splitlines()[-1])) for end in ends]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def main() -> None:
+    """Be one of them."""
+    role, seconds = sys.argv[1], float(sys.argv[2])
+    if role == "bentoml":
+        import bentoml  # noqa: F401 - it takes seconds
+    else:
+        import async_bento.api  # noqa: F401
+    print("ready", flush=True)  # noqa: T201
+    sys.stdin.readline()
+    until = time.time() + seconds
+    if role == "look":
+        happened = look(until)
+    elif role == "bentoml":
+        happened = look_with_bentoml(until)
+    else:
+        happened = asyncio.run(act(role, until))
+    print(json.dumps(happened))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Disks that are full, cannot be written to, or cannot do all that others can."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import logging
+import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento import BentoAPI, BentoStore, StoreError
+from tests.builders import KiB, contents, left_in_scratch, make_bento, noise
+from tests.store.crashes import seen, whole
+
+if TYPE_CHECKING:
+    from tests.store.crashes import Crasher
+
+EVERY = int(os.environ.get("CRASH_EVERY", "4"))
+
+
+@pytest.fixture
+def there(tmp_path, home, served) -> Path:
+    """A home with an old `svc:v1`, of which the registry has a new one."""
+    new = make_bento(home, files={"src/service.py": b"new", "noise": noise(150 * KiB)}, built="2024-01-02 00:00:00")
+    (new / "src" / "same.py").hardlink_to(new / "src" / "service.py")
+    (new / "src" / "service_of_a_long_name").touch()
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+    there = tmp_path / "there"
+    make_bento(there, files={"old": b"old"}, built="2024-01-01 00:00:00")
+    (there / "bentos" / "svc" / "latest").write_text("v1")
+    return there
+
+
+def pull(home: Path):
+    with BentoAPI(progress=False, bento_store=BentoStore(home / "bentos")) as api:
+        return api.pull("svc:v1", force=True)
+
+
+# A full disk, a read-only one
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_no_more_from_any_step_on(crasher: Crasher, there, home, tmp_path, number):
+    old, new = whole(there / "bentos" / "svc" / "v1"), whole(home / "bentos" / "svc" / "v1")
+    for step in itertools.count(1, EVERY):
+        at = tmp_path / f"at-{step}"
+        shutil.copytree(there, at)
+        said = crasher.run("pull", at, at=step, force=True, error=number)
+        if said is None or isinstance(said, int):
+            assert seen(at) == ("v1", {"v1": new}), step
+        else:
+            assert said.startswith("StoreError: cannot pull svc:v1: "), said
+            assert os.strerror(number) in said, said
+            assert seen(at) in [("v1", {"v1": old}), ("v1", {"v1": new})], said
+            assert number == errno.EROFS or left_in_scratch(at) == [], said
+        crasher.run("pull", at, force=True)
+        assert seen(at) == ("v1", {"v1": new}), said
+        assert left_in_scratch(at) == [], said
+        shutil.rmtree(at)
+        if isinstance(said, int):
+            break
+    assert step > 40
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_nothing_says_so_before_the_download(crasher: Crasher, there, number):
+    said = crasher.run("pull", there, at=1, force=True, error=number)
+    locks = there / "tmp" / "async-bento-locks"
+    assert said == f"StoreError: cannot pull svc:v1: cannot lock bentos+svc+v1: {os.strerror(number)}: {locks}"
+
+
+# Long paths
+
+
+def deep(home: Path, length: int) -> Path:
+    """A home whose path has this many bytes."""
+    while length - len(os.fsencode(home)) > 255:
+        home /= "d" * 200
+    return home / ("d" * (length - len(os.fsencode(home)) - 1))
+
+
+def test_a_member_whose_path_is_too_long_here_is_named(there, tmp_path):
+    home = deep(tmp_path, 4095 - len("/tmp/async-bento-kept-bentos+svc+v1/item/src/service.py"))  # which has room
+    with pytest.raises(StoreError, match=r"cannot pull svc:v1: File name too long while writing src/service_of_a_long"):
+        pull(home)
+    assert left_in_scratch(home) == []
+    assert list((home / "bentos").iterdir()) == []
+
+
+def test_a_store_whose_path_is_too_long_is_named(there, tmp_path):
+    home = deep(tmp_path, 4096 - len("/tmp"))
+    with pytest.raises(StoreError, match=r"cannot pull svc:v1: .*File name too long: /"):
+        pull(home)
+
+
+# What not every filesystem has
+
+
+@pytest.fixture
+def warned(caplog):
+    caplog.set_level(logging.WARNING, logger="async_bento.store")
+    return lambda: [record.getMessage() for record in caplog.records if "has no locks" in record.getMessage()]
+
+
+def refuse_locks(monkeypatch, number):
+    def refuse(_, operation):
+        if operation != fcntl.LOCK_UN:  # the registry has its own locks, and gives them back in the end
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_without_locks_the_store_works_and_a_warning_says_what_that_means(there, home, monkeypatch, warned, number):
+    refuse_locks(monkeypatch, number)
+    store = BentoStore(there / "bentos")
+    for _ in range(2):
+        assert contents(pull(there).path) == contents(home / "bentos" / "svc" / "v1")
+    (there / "bentos" / "svc" / "latest").unlink()
+    assert store.get("svc").tag.version == "v1"
+    store.delete("svc:v1")
+    assert not (there / "bentos" / "svc").exists()
+    assert left_in_scratch(there) == []
+    assert len(warned()) == 1
+    assert f"the filesystem of {there / 'tmp'} has no locks: see to it that one process at a time" in warned()[0]
+
+
+def test_without_locks_threads_keep_out_of_each_others_way(there, monkeypatch):
+    refuse_locks(monkeypatch, errno.ENOSYS)
+    store = BentoStore(there / "bentos")
+    mine, other = store.lock("svc:v1"), store.lock("svc:v1")
+    assert mine.acquire(timeout=0)
+    assert not other.acquire(timeout=0)
+    assert not other.acquire(timeout=0.05)
+    assert store.lock("svc:v2").acquire(timeout=0)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(other.acquire)
+        other_has_waited = threading.Event()
+        assert not other_has_waited.wait(0.1)
+        assert not waiting.done()
+        mine.release()
+        assert waiting.result(timeout=5)
+    mine.release()  # which is not held any more: no one else's is released
+    assert not mine.acquire(timeout=0)
+    other.release()
+
+
+def test_without_locks_nothing_is_swept_since_it_may_be_in_use(there, monkeypatch):
+    refuse_locks(monkeypatch, errno.ENOLCK)
+    store = BentoStore(there / "bentos")
+    with store.stage() as staged:
+        (staged / "file").touch()
+        with store.stage():
+            pass
+        assert (staged / "file").exists()
+
+
+def test_a_lock_that_fails_for_another_reason_is_an_error(there, monkeypatch):
+    refuse_locks(monkeypatch, errno.EIO)
+    with pytest.raises(StoreError, match=r"cannot lock bentos\+svc\+v1: Input/output error"):
+        BentoStore(there / "bentos").lock("svc:v1").acquire()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_a_pull_into_a_store_without_hard_links_locks_and_exchange(there, home, monkeypatch, number):
+    def refuse(self, target):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    monkeypatch.setattr("async_bento.store.arrival.exchange", lambda *_: False)
+    refuse_locks(monkeypatch, errno.ENOTSUP)
+    pulled = pull(there).path
+    assert contents(pulled) == contents(home / "bentos" / "svc" / "v1")
+    assert (pulled / "src" / "same.py").stat().st_nlink == 1
+    assert left_in_scratch(there) == []

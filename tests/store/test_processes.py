@@ -1,0 +1,65 @@
+"""Several processes pull, push and delete the same at the same time, and others read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from async_bento import BentoAPI, BentoStore
+from tests.builders import left_in_scratch, make_bento
+from tests.store.crowd import OLDEST, crowd, make_side, side_of
+
+SECONDS = 4.0
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> list[Path]:
+    """Two homes, each with a side of its own."""
+    for side in "ab":
+        make_side(tmp_path / side, side)
+    return [tmp_path / "a", tmp_path / "b"]
+
+
+@pytest.mark.parametrize("deleting", [False, True])
+def test_whatever_a_crowd_of_processes_does_a_reader_sees_one_side_of_an_item(
+    served: object, home: Path, sides: list[Path], deleting: bool
+) -> None:
+    with BentoAPI(progress=False, bento_store=BentoStore(sides[0] / "bentos")) as api:
+        api.push("svc:v1")
+    make_bento(home, "svc:v0", built=OLDEST)
+    make_side(home, "a")
+
+    here = ["look", "pull", "replace", "replace", "push", *(["delete"] if deleting else [])]
+    happened = crowd([*((role, home) for role in here), *(("push", side) for side in sides)], SECONDS)
+
+    assert not [what for each in happened for what in each if what.startswith("broken")]
+    looked, *acted = happened
+    assert looked["a"] > 10
+    assert looked["b"] > 10
+    assert deleting or not looked["not found"]
+    assert all(each["done"] for role, each in zip(here[1:], acted, strict=False) if role != "push" or not deleting)
+    versions = [item.tag.version for item in BentoStore().list("svc")]
+    assert versions == ["v0", "v1"] or (deleting and versions == ["v0"])
+    assert (home / "bentos" / "svc" / "latest").read_text() == versions[-1]
+    # The journal of a push that was overtaken is kept for a week, like that of any that failed.
+    assert [name for name in left_in_scratch(home) if not name.startswith("async-bento-kept-push+")] == []
+    assert {path.name for path in (home / "bentos").rglob("*") if path.name.startswith(".")} == set()
+    with BentoAPI(progress=False) as api:
+        assert side_of(api.pull("svc:v1", force=True).path) in {"a", "b"}
+
+
+def test_one_that_comes_while_another_goes_is_no_broken_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = make_side(home, "a")
+    item.rename(home / "other")
+    opened = Path.open
+
+    def come_after_the_first_try(path: Path, mode: str) -> object:
+        monkeypatch.setattr(Path, "open", opened)
+        try:
+            return opened(path, mode)
+        finally:
+            (home / "other").rename(item)
+
+    monkeypatch.setattr(Path, "open", come_after_the_first_try)
+    assert BentoStore().item_type.from_path(item).labels == {"side": "a"}
