@@ -210,18 +210,6 @@ class Scratch:
             finally:
                 os.close(descriptor)
 
-    def left(self, name: str) -> Path | None:
-        """Find a kept directory that nobody can go on with: its process was killed between its work and its removal.
-
-        Args:
-            name: By which it would be asked for.
-
-        Returns:
-            The directory, or None. One that is in use may be found too.
-        """
-        path = self.root / f"{KEPT}{name}"
-        return path if path.is_dir() and not (path / STATE).exists() else None
-
     def sweep(self) -> None:
         """Remove what killed processes left here, and what was kept for too long.
 

@@ -189,25 +189,9 @@ class Store(Generic[ItemT]):
                 check_reach(self.path, outer)
             yield staged
 
-    def tidy(self, tag: TagLike | str) -> None:
-        """Remove what `stage` has left of an item that is in the store: its process was killed after the commit.
-
-        Args:
-            tag: The tag, with a version.
-
-        Raises:
-            InvalidTagError: That is no tag, or has no version.
-        """
-        name = self._scratch_name(self._exact(tag))
-        lock = self.lock(tag)
-        # Where something is left, it may also be that another has just begun.
-        with suppress(OSError, StoreError):
-            if self._scratch.left(name) and lock.acquire(timeout=0):
-                try:
-                    if left := self._scratch.left(name):
-                        remove_tree(left)
-                finally:
-                    lock.release()
+    def tidy(self) -> None:
+        """Remove what killed processes have left beside the store, but what can be gone on with."""
+        self._scratch.sweep()
 
     @staticmethod
     def state_of(staged: Path) -> Path:

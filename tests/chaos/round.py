@@ -164,7 +164,9 @@ class Round:
             passed
             for passed in self.proxy.log
             if passed.passed_on
-            and (passed.step.endswith("/upload") or (passed.step.endswith("finish_upload") and b"success" in passed.body))
+            and (
+                passed.step.endswith("/upload") or (passed.step.endswith("finish_upload") and b"success" in passed.body)
+            )
         ]
         if not any(not passed.answered for passed in asked):
             self._complain(f"a push failed, {item} is a success, and no answer to that was lost")
@@ -240,7 +242,9 @@ class Round:
             for item, tree in trees.items():
                 self.before[item].append(tree)
 
-    async def _call(self, direction: str, turn: Turn | None, tag: str | None = None, **options: object) -> dict[str, Any]:
+    async def _call(
+        self, direction: str, turn: Turn | None, tag: str | None = None, **options: object
+    ) -> dict[str, Any]:
         """Push or pull in a process of its own, with what a turn brings."""
         proxy, case, main = self.proxy, self.case, self.main
         proxy.begin(turn.weather if turn else None)
@@ -411,7 +415,9 @@ class Round:
         kept = {item.kind for item in self.items}
         for kind in kept:
             for name in (self.puller / f"{kind}s").iterdir():
-                known = {item.version for item in self.items if (item.kind, item.name) == (kind, name.name)} | {"latest"}
+                known = {item.version for item in self.items if (item.kind, item.name) == (kind, name.name)} | {
+                    "latest"
+                }
                 known |= {"older"} if name.name == NAME and kind == self.main.kind else set()
                 inside = {path.name for path in name.iterdir()} if name.is_dir() else {""}
                 if inside - known:
