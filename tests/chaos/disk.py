@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NAMESPACE = ["unshare", "--map-root-user", "--mount", "--propagation", "private"]
 """What gives a command mounts of its own; Linux lets everyone do so, where nobody has forbidden it."""

@@ -56,7 +56,7 @@ class Passed:
         return f"{self.ordinal:4} {self.step} {self.body.decode(errors='replace')[:120]} [{self.fault or '-'}] {came}"
 
 
-class _Broken(Exception):
+class _BrokenError(Exception):
     """A connection is of no use any more."""
 
 
@@ -125,7 +125,7 @@ class Proxy:
         try:
             while await self._request(reader, writer):
                 pass
-        except (_Broken, ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        except (_BrokenError, ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._connections.discard(task)
@@ -155,11 +155,11 @@ class Proxy:
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Reach what this leads to."""
         if self.upstream is None:
-            raise _Broken
+            raise _BrokenError
         try:
             return await asyncio.open_connection("127.0.0.1", self.upstream, limit=_HEAD)
         except OSError as error:
-            raise _Broken from error
+            raise _BrokenError from error
 
 
 @dataclass
@@ -261,7 +261,7 @@ class _Exchange:
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
             return await self.proxy.connect()
-        except _Broken:
+        except _BrokenError:
             _reset(self.writer)
             raise
 

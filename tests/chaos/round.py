@@ -7,7 +7,6 @@ import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from tests.chaos.zygote import HANGS_AFTER
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
+    from pathlib import Path
 
     from tests.chaos.case import Case
     from tests.chaos.processes import Process, Zygote
@@ -259,7 +259,7 @@ class Round:
             kind=main.kind,
             tag=tag or f"{NAME}:{main.version}",
             endpoint=proxy.endpoint,
-            token="token",  # noqa: S106
+            token="token",
             environment={"BENTOML_HOME": str(home)},
             config={
                 "timeouts": TIMEOUTS,

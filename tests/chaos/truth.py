@@ -36,12 +36,12 @@ def tree_of(directory: Path, leaving_out: str | None = None) -> Tree | None:
         for name in [*directories, *files]:
             path = Path(root, name)
             inner = str(path.relative_to(directory))
-            if inner.split("/")[0] == leaving_out:
+            if inner.partition("/")[0] == leaving_out:
                 continue
             status = path.lstat()
             mode = stat.S_IMODE(status.st_mode)
             if stat.S_ISLNK(status.st_mode):
-                tree[inner] = ("link", 0, os.readlink(path))
+                tree[inner] = ("link", 0, str(path.readlink()))
             elif stat.S_ISDIR(status.st_mode):
                 tree[inner] = ("directory", mode, "")
             else:

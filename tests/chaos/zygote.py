@@ -18,7 +18,6 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-import stamina
 from stamina.instrumentation import set_on_retry_hooks
 
 from async_bento import AsyncBentoAPI, BentoError, Config, ProgressEvent
@@ -26,6 +25,8 @@ from async_bento.registry import LocalRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+
+    from stamina.instrumentation import RetryDetails
 
 HANGS_AFTER = 60.0
 """Seconds after which a call that has not ended says in its log where it stands."""
@@ -44,7 +45,7 @@ async def call(job: dict[str, Any]) -> None:
         if event.message.startswith("resuming"):
             seen["resumed"] = True
 
-    def count(_: stamina.instrumentation.RetryDetails) -> None:
+    def count(_: RetryDetails) -> None:
         seen["retries"] += 1
 
     set_on_retry_hooks([count])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,13 +31,14 @@ from tests.transfer.quiet import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     from async_bento import AsyncBentoAPI
     from tests.transfer.faulty import Door, Fault
 
     OpenDoor = Callable[..., Awaitable[Door]]
     MakeClient = Callable[..., AsyncBentoAPI]
+
+DESCRIPTORS = Path("/proc/self/fd")
 
 TRANSFERS = 500
 
@@ -75,8 +76,8 @@ class Held(NamedTuple):
 
 def resident() -> int:
     """Bytes of this process that are in memory, and not of a file."""
-    with open("/proc/self/status") as status:  # noqa: PTH123
-        return KiB * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+    status = Path("/proc/self/status").read_text().splitlines()
+    return KiB * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
 
 async def held() -> Held:
@@ -86,10 +87,10 @@ async def held() -> Held:
     gc.collect()
     pools = [thing for thing in gc.get_objects() if isinstance(thing, ThreadPoolExecutor) and not thing._shutdown]
     threads = {*threading.enumerate()}.difference(*(pool._threads for pool in pools))
-    return Held(len(tasks()), len(pools), len(threads), len(os.listdir("/proc/self/fd")), resident())
+    return Held(len(tasks()), len(pools), len(threads), len([*DESCRIPTORS.iterdir()]), resident())
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="Linux alone says what a process holds")
+@pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="Linux alone says what a process holds")
 @pytest.mark.timeout(180)
 async def test_many_transfers_with_faults_leave_nothing_in_the_process(
     open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
@@ -144,4 +145,3 @@ async def test_many_transfers_with_faults_leave_nothing_in_the_process(
     assert words["done"] > TRANSFERS / 3, words
     assert words["cancelled"], words
     assert words.total() - words["done"] - words["cancelled"] > TRANSFERS / 20, words
-    print(words, warm, after)
