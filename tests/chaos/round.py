@@ -178,16 +178,17 @@ class Round:
     async def _pull(self) -> None:
         case = self.case
         tag, forced = f"{NAME}:{self.main.version}", False
-        self.latest: str | None = None
+        latest: str | None = None
         if case.pulled_before == "same tag":
-            forced, self.latest = True, self.main.version
+            forced, latest = True, self.main.version
             await asyncio.to_thread(self._make, self.puller, "local")
         elif case.pulled_before == "older version":
-            tag, self.latest = NAME, "older"
+            tag, latest = NAME, "older"
             older = Item(self.main.kind, NAME, "older")
             await asyncio.to_thread(self._make_one, older, self.puller, "older", [1000])
-        if self.latest:
-            (self.puller / f"{case.kind}s" / NAME / "latest").write_text(self.latest)
+        if latest:
+            (self.puller / f"{case.kind}s" / NAME / "latest").write_text(latest)
+        self.latest = {latest}
         self.stood = await asyncio.to_thread(self._trees, self.puller)
         for turn in case.pulls:
             word = await self._call("pull", turn, tag, force=forced)
@@ -221,10 +222,10 @@ class Round:
                 self._complain(f"a pull failed, and {item} is there, whole")
             if came:
                 self.stood[item] = tree
+                self.latest |= {item.version} if item == self.main else set()
         latest = self.puller / f"{self.case.kind}s" / NAME / "latest"
         says = latest.read_text() if latest.exists() else None
-        whole = self.stood[self.main] == self.pushed[self.main]
-        wanted = {self.main.version} if word == "done" else {self.latest, self.main.version} if whole else {self.latest}
+        wanted = {self.main.version} if word == "done" else self.latest
         if says not in wanted:
             self._complain(f"a pull was {word}, and `latest` says {says!r} instead of {wanted}")
 
