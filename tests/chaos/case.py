@@ -163,8 +163,8 @@ def draw(seed: int, number: int) -> Case:
         threads=random.randint(1, 8),
         pushed_before=random.random() < 0.3,
         pulled_before=random.choice(["nothing", "same tag", "older version"]),
-        changed=random.random() < 0.15,
-        replaced=random.random() < 0.15,
+        changed=random.random() < 0.35,
+        replaced=random.random() < 0.35,
         pushes=tuple(_turn(random, f"{seed}/{number}/push {n}", push_requests, size) for n in range(_turns(random))),
         pulls=tuple(_turn(random, f"{seed}/{number}/pull {n}", pull_requests, size) for n in range(_turns(random))),
     )
