@@ -65,6 +65,13 @@ def fuzz(session: nox.Session) -> None:
     session.run("python", "tests/fuzz/extractor.py", *(session.posargs or ["-max_total_time=60"]))
 
 
+@nox.session(default=False)
+def chaos(session: nox.Session) -> None:
+    """A thousand pushes and pulls in bad weather; `nox -s chaos -- --seed 7 --only 123` plays one of them again."""
+    install_group(session, "test")
+    session.run("python", "-m", "tests.chaos", *session.posargs)
+
+
 @nox.session
 def corpus(session: nox.Session) -> None:
     """Let the releases of BentoML build the corpus anew; it needs Python 3.10. See `tests/corpus/generate.py`."""

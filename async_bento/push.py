@@ -136,6 +136,9 @@ async def push_item(
         async with _undisturbed(connection, kind, item.tag, progress) as journal:
             registered = await _register(connection, kind, item, repositories, force=force, bare=bare)
             if registered is None:
+                if journal is not None:  # of a push that was killed at its very end, or that another has finished
+                    with suppress(OSError):
+                        await connection.threads.run(journal.remove)
                 progress.enter("skipped", "already there")
                 if journal is not None:  # of a push that someone else has ended, or that was killed at its very end
                     with suppress(OSError):

@@ -189,6 +189,20 @@ class Store(Generic[ItemT]):
                 check_reach(self.path, outer)
             yield staged
 
+    def tidy(self, tag: TagLike | str) -> None:
+        """Bring to an end what killed processes have begun, but what can be gone on with.
+
+        What they left beside the store is removed; and where one had brought an item, and not yet said that it is the
+        latest, that is said now, since BentoML does not find the latest by itself.
+
+        Args:
+            tag: An item that is in the store.
+        """
+        self._scratch.sweep()
+        name = Tag.parse(tag).name
+        if self._read_latest(name) is None:
+            self._repair_latest(name)
+
     @staticmethod
     def state_of(staged: Path) -> Path:
         """Name the file that says how to go on with a staged directory.

@@ -23,7 +23,7 @@ from async_bento.errors import (
 )
 from async_bento.retry import seconds_to_wait
 from async_bento.wire.address import connection_error, describe
-from async_bento.wire.answers import status_error
+from async_bento.wire.answers import is_markup, status_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -107,6 +107,10 @@ async def put(address: Address, body: TarBody, config: Config, *, part_number: i
                     raise _refused(address, request, response, said, part_number)
                 if not body.is_sent:
                     raise _broken(address, request, ConnectionError("it said yes before it had all bytes"))
+                if said.strip() and is_markup(
+                    response.headers, said
+                ):  # a proxy's, or that of a network that wants a login
+                    raise _broken(address, request, ConnectionError("a page came in place of an answer"))
                 return _checked_etag(response.headers, body, request)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             if body.failure is not None:

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from async_bento import PartError, StoreError, unpacking
 from async_bento.errors import ArchiveError, TransferError
+from async_bento.store.scratch import remember_change
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, noise
 from tests.transfer.faulty import GET, Door, Held, ignore_range, refuse, with_headers
 from tests.transfer.processes import Client
@@ -155,6 +156,47 @@ async def test_one_that_was_killed_goes_on_in_another_process_with_what_is_missi
     assert len(sent) == 30
     twice = [start for start in starts(door) if start + RANGE <= 30 * RANGE]
     assert len(twice) <= 1 + 128 * KiB // RANGE  # since the last checkpoint
+
+
+@pytest.mark.parametrize("tag", ["mod:m1", "mod"])
+async def test_of_one_that_was_killed_after_its_commit_the_next_removes_what_is_left(
+    door: Door, client: MakeClient, elsewhere: Path, tag: str
+) -> None:
+    await client(door, elsewhere).models.pull("mod:m1")
+    (elsewhere / "tmp/async-bento-kept-models+mod+m1").mkdir()
+
+    await client(door, elsewhere).models.pull(tag)
+
+    assert not left_in_scratch(elsewhere)
+
+
+@pytest.mark.parametrize("tag", ["mod:m1", "mod"])
+async def test_of_one_that_was_killed_before_it_was_the_latest_the_next_makes_it_so(
+    door: Door, client: MakeClient, elsewhere: Path, tag: str
+) -> None:
+    make_model(elsewhere, "mod:m0", built="2020-01-01 00:00:00")
+    await client(door, elsewhere).models.pull("mod:m1")
+    latest = elsewhere / "models/mod/latest"
+    latest.write_text("m0")
+    aside = elsewhere / "tmp/async-bento-killed"
+    aside.mkdir()
+    await asyncio.to_thread(remember_change, aside, elsewhere / "models/mod/m1")
+
+    await client(door, elsewhere).models.pull(tag)
+
+    assert latest.read_text() == "m1"
+    assert not left_in_scratch(elsewhere)
+
+
+async def test_what_a_pull_by_force_goes_on_with_is_left_alone_by_one_that_finds_the_item_here(
+    door: Door, client: MakeClient, elsewhere: Path
+) -> None:
+    make_model(elsewhere)
+    await interrupt(door, client(door, elsewhere), force=True)
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert state(elsewhere)
 
 
 async def test_it_is_interrupted_again_and_again(door: Door, client: MakeClient, home: Path, elsewhere: Path) -> None:

@@ -28,6 +28,7 @@ from tests.transfer.faulty import (
     Door,
     Held,
     answer_json,
+    answer_page,
     hang_up,
     hang_up_while_reading,
     lose_answer,
@@ -609,6 +610,18 @@ async def test_a_storage_that_says_yes_before_it_has_everything_is_not_believed(
     await client(door).models.push("mod:m1")
 
     assert len(door.all("PUT blob")) == 2
+
+
+@pytest.mark.parametrize(("way", "pattern"), [("presigned_url", PART), ("auto", PUT), ("proxy", UPLOAD)])
+async def test_a_page_is_no_yes(open_door: OpenDoor, client: MakeClient, home: Path, way: str, pattern: str) -> None:
+    make_model(home)
+    door = await open_door(way)
+    door.fault(pattern, answer_page(200), times=None)
+
+    with pytest.raises((PartError, APIConnectionError), match="a page came in place of an answer"):
+        await client(door).models.push("mod:m1")
+
+    assert outcomes(door)[-1][0] == "failed"
 
 
 async def test_a_part_without_an_etag_cannot_be_completed(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
