@@ -21,6 +21,7 @@ from async_bento.api import AsyncBentoAPI, AsyncModelAPI
 if TYPE_CHECKING:
     import os
     from collections.abc import Awaitable, Callable, Iterator
+    from concurrent.futures import Future
     from types import TracebackType
 
     from anyio.from_thread import BlockingPortal
@@ -74,11 +75,15 @@ class LoopThread:
         """
         job = _Job()
         portal = self._open()
+        future: Future[T] | None = None
         try:
-            return portal.start_task_soon(partial(job.run, partial(function, *args, **kwargs))).result()
+            future = portal.start_task_soon(partial(job.run, partial(function, *args, **kwargs)))
+            return future.result()
         except BaseException:
             # The interrupt may come anywhere, even before there is a future: what has begun is asked for on the loop.
-            portal.call(job.cancel)
+            # What has ended is not: who closed the API may have stopped that.
+            if future is None or not future.done():
+                portal.call(job.cancel)
             raise
 
     def close(self) -> None:

@@ -260,7 +260,7 @@ main(json.loads(os.environ["ARGUMENTS"]))
 """
 
 
-@pytest.mark.parametrize("presses", [1, 2, 4])
+@pytest.mark.parametrize("presses", [1, 2])  # a third may meet Python in the midst of its own end
 async def test_the_command_ends_soon_also_when_the_registry_does_not_listen_any_more(
     run: Run, door: Door, home: Path, presses: int
 ) -> None:
