@@ -1,4 +1,4 @@
-"""The tables of docs/parity.md."""
+"""The tables of docs/parity.md and docs/acceptance.md, whose last cells name tests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs" / "parity.md"
-COLUMNS = 4
+PARITY = ROOT / "docs" / "parity.md"
+ACCEPTANCE = ROOT / "docs" / "acceptance.md"
 VERDICTS = ("Same", "Better", "Different")
 
 _RULE = re.compile(r"\|[-| ]+\|")
@@ -24,7 +24,7 @@ class Row:
     Attributes:
         section: The heading it stands under.
         line: Its line in the document, from 1.
-        cells: Its cells: what it is about, BentoML, here, and the tests that show it.
+        cells: Its cells: what it is about, in docs/parity.md BentoML and here, and the tests that show it.
     """
 
     section: str
@@ -54,19 +54,21 @@ def rows_of(text: str) -> list[Row]:
     return rows
 
 
-def problems_of(text: str) -> list[str]:
+def problems_of(text: str, *, compares: bool) -> list[str]:
     """What is wrong with the tables.
 
     Args:
         text: The document.
+        compares: Whether its rows say what BentoML does, and whether that is the same here.
     """
+    columns = 4 if compares else 2
     problems = []
     for row in rows_of(text):
         where = f"line {row.line} ({row.cells[0]})"
-        if len(row.cells) != COLUMNS:
+        if len(row.cells) != columns:
             problems.append(f"{where} has {len(row.cells)} cells")
             continue
-        if not row.cells[2].startswith(VERDICTS):
+        if compares and not row.cells[2].startswith(VERDICTS):
             problems.append(f"{where} does not say whether it is the same")
         if not row.tests:
             problems.append(f"{where} names no test")

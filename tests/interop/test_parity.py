@@ -10,7 +10,7 @@ import pytest
 
 import async_bento
 from async_bento import AsyncBentoAPI, AsyncModelAPI, BentoAPI, ModelAPI, RestApiClient
-from tests.parity import DOCUMENT, rows_of
+from tests.parity import PARITY, rows_of
 
 pytestmark = pytest.mark.interop
 
@@ -67,7 +67,7 @@ async def test_every_parameter_of_bentoml_s_is_one_of_ours(theirs):
 
 
 async def test_every_parameter_of_bentoml_s_has_a_row(theirs):
-    text = await asyncio.to_thread(DOCUMENT.read_text, encoding="utf-8")
+    text = await asyncio.to_thread(PARITY.read_text, encoding="utf-8")
     have = {(row.section, name) for row in rows_of(text) for name in re.findall(r"^`(\w+)[`=]", row.cells[0])}
 
     wanted = {(call, parameter) for call, taken in theirs.items() for parameter in taken}
