@@ -8,7 +8,7 @@ nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # those that are there are tested
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "interop", "quickstart"]
+nox.options.sessions = ["lint", "types", "tests", "endurance", "interop", "quickstart"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
@@ -39,9 +39,16 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The suite, on every Python that is there."""
+    """The suite, on every Python that is there, but for what `endurance` runs on one of them."""
     install_group(session, "test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or ["-m", "not long"]))
+
+
+@nox.session
+def endurance(session: nox.Session) -> None:
+    """What takes long, on one Python: processes killed step by step, calls cancelled await by await, bad weather."""
+    install_group(session, "test")
+    session.run("pytest", "-m", "long", *session.posargs)
 
 
 @nox.session(name="every-await", default=False)
@@ -72,7 +79,7 @@ def chaos(session: nox.Session) -> None:
     session.run("python", "-m", "tests.chaos", *session.posargs)
 
 
-@nox.session
+@nox.session(default=False)
 def corpus(session: nox.Session) -> None:
     """Let the releases of BentoML build the corpus anew; it needs Python 3.10. See `tests/corpus/generate.py`."""
     session.install("uv")

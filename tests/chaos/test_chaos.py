@@ -16,6 +16,7 @@ from tests.chaos.round import Counts
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_in_bad_weather_every_word_is_true() -> None:
     command = ["-m", "tests.chaos", "--seed", "7", "--cases", "24", "--lanes", "8"]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     OpenDoor = Callable[..., Awaitable[Door]]
     MakeClient = Callable[..., AsyncBentoAPI]
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.timeout(3600 if ALL else 60)
 @pytest.mark.parametrize("direction", ["push", "pull"])

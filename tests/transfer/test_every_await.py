@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     Call = Callable[[], Awaitable[object]]
     Way = Callable[[Call, Steps], Awaitable[None]]
 
+pytestmark = pytest.mark.long
+
 ALL = bool(os.environ.get("EVERY_AWAIT"))
 SAMPLES = 5
 PART = 64 * KiB
@@ -168,7 +170,7 @@ def books(monkeypatch: pytest.MonkeyPatch) -> Books:
 
 @pytest.fixture(autouse=True)
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_module, "choose_part_size", lambda size, wanted: PART)
+    monkeypatch.setattr(upload_module, "choose_part_size", lambda size, wanted, threads: PART)
     monkeypatch.setattr(unpacking, "INTERVAL", PART)
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     OpenDoor = Callable[..., Awaitable[Door]]
     MakeClient = Callable[..., AsyncBentoAPI]
 
+pytestmark = pytest.mark.long
+
 DESCRIPTORS = Path("/proc/self/fd")
 
 TRANSFERS = 500

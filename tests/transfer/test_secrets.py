@@ -35,7 +35,7 @@ SIZE = 64 * KiB
 
 @pytest.fixture(autouse=True)
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_module, "choose_part_size", lambda size, wanted: SIZE)
+    monkeypatch.setattr(upload_module, "choose_part_size", lambda size, wanted, threads: SIZE)
     monkeypatch.setattr(unpacking, "INTERVAL", SIZE)
 
 
