@@ -181,6 +181,8 @@ class Store(Generic[ItemT]):
             StoreError: It cannot be made, or lies on another filesystem than the store.
         """
         keep = None if resume is None else self._scratch_name(self._exact(resume))
+        if resume is not None:  # also where this one fails, what another had brought is the latest
+            self.tidy(resume)
         with self._scratch.directory(keep) as outer:
             # One deeper, because the outer is closed to other users and an item must not be.
             staged = outer / ITEM

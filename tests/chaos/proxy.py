@@ -184,7 +184,8 @@ class _Exchange:
         if fault[0].isdigit():
             return await self._answer(fault)
         if fault == "hang":
-            return await self._gone(3600)
+            await self._gone(3600)
+            return False
         if fault == "stall" and await self._gone(random.uniform(0.2, 3.0)):
             return False  # whoever asked has gone, and a proxy asks no further then
         return await self._pass_on()

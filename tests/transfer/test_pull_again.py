@@ -188,6 +188,19 @@ async def test_of_one_that_was_killed_before_it_was_the_latest_the_next_makes_it
     assert not left_in_scratch(elsewhere)
 
 
+async def test_of_one_that_was_killed_before_it_was_the_latest_one_that_fails_makes_it_so_too(
+    door: Door, client: MakeClient, elsewhere: Path
+) -> None:
+    await client(door, elsewhere).models.pull("mod:m1")
+    aside = elsewhere / "tmp/async-bento-killed"
+    aside.mkdir()
+    await asyncio.to_thread(remember_change, aside, elsewhere / "models/mod/m1")
+
+    await interrupt(door, client(door, elsewhere), force=True)
+
+    assert (elsewhere / "models/mod/latest").read_text() == "m1"
+
+
 async def test_what_a_pull_by_force_goes_on_with_is_left_alone_by_one_that_finds_the_item_here(
     door: Door, client: MakeClient, elsewhere: Path
 ) -> None:
