@@ -140,6 +140,7 @@ async def test_a_forced_pull_that_fails_leaves_the_old_copy_as_it_was(
 ) -> None:
     door = await registry_with("svc:v1")
     here = make_bento(home, files={"mine": b"x"})
+    (home / "bentos/svc/latest").write_text("v1")
     before = contents(home)
     door.fault(GET, refuse(500), skip=2, times=None)
 
@@ -386,10 +387,11 @@ async def test_a_model_that_lives_on_a_hub_has_nothing_to_pull(
 async def test_a_query_chooses_among_the_models_of_a_name(
     open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
+    make_model(home, "mod:older", labels={"stage": "prod"}, built="2023-01-01 00:00:00")
     make_model(home, "mod:prod", labels={"stage": "prod"}, built=OLD)
     make_model(home, "mod:test", labels={"stage": "test"}, built=NEW)
     door = await open_door()
-    for tag in ("mod:prod", "mod:test"):
+    for tag in ("mod:prod", "mod:test", "mod:older"):
         await client(door).models.push(tag)
 
     model = await client(door, elsewhere).models.pull("mod", query="label:stage=prod")

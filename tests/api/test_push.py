@@ -269,6 +269,21 @@ async def test_what_the_registry_has_is_skipped(open_door: OpenDoor, client: Mak
     ]
 
 
+async def test_it_is_told_how_many_models_a_bento_has_and_how_many_were_there(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    for name in ("one", "two", "three"):
+        make_model(home, f"{name}:m1")
+    make_bento(home, models=["one:m1", "two:m1", "three:m1"])
+    door = await open_door()
+    await client(door).models.push("two:m1")
+    events: list[ProgressEvent] = []
+
+    await client(door, progress=events.append).push("svc:v1")
+
+    assert (events[-1].kind, events[-1].message) == ("bento", "3 models, 1 skipped")
+
+
 async def test_force_pushes_what_the_registry_has_and_its_models(
     open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:

@@ -1053,3 +1053,16 @@ async def test_the_registry_s_own_fault_is_raised_as_such(open_door: OpenDoor, c
 
     with pytest.raises(ServerError, match="no disk"):
         await client(door).models.push("mod:m1")
+
+
+async def test_a_part_for_which_no_etag_was_given_is_sent_again(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": FOUR_PARTS})
+    door = await open_door()
+    door.fault("PUT .*partNumber=2", with_headers(ETag=None))
+
+    await client(door).models.push("mod:m1")
+
+    assert len(door.all("PUT part 2")) == 2
+    assert outcomes(door) == [("success", "")]
