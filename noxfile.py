@@ -8,7 +8,7 @@ nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # those that are there are tested
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "s3", "interop", "quickstart"]
+nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "quickstart"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
@@ -39,9 +39,23 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The suite, on every Python that is there."""
+    """The suite, on every Python that is there, but for what `endurance` runs on one of them."""
     install_group(session, "test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or ["-m", "not long"]))
+
+
+@nox.session
+def endurance(session: nox.Session) -> None:
+    """What takes long, on one Python: processes killed step by step, calls cancelled await by await, bad weather."""
+    install_group(session, "test")
+    session.run("pytest", "-m", "long", *session.posargs)
+
+
+@nox.session(name="every-await", default=False)
+def every_await(session: nox.Session) -> None:
+    """Cancel pushes and pulls wherever they wait, where `tests` tries a few of these places."""
+    install_group(session, "test")
+    session.run("pytest", "tests/transfer/test_every_await.py", *session.posargs, env={"EVERY_AWAIT": "1"})
 
 
 @nox.session
@@ -65,7 +79,14 @@ def fuzz(session: nox.Session) -> None:
     session.run("python", "tests/fuzz/extractor.py", *(session.posargs or ["-max_total_time=60"]))
 
 
-@nox.session
+@nox.session(default=False)
+def chaos(session: nox.Session) -> None:
+    """A thousand pushes and pulls in bad weather; `nox -s chaos -- --seed 7 --only 123` plays one of them again."""
+    install_group(session, "test")
+    session.run("python", "-m", "tests.chaos", *session.posargs)
+
+
+@nox.session(default=False)
 def corpus(session: nox.Session) -> None:
     """Let the releases of BentoML build the corpus anew; it needs Python 3.10. See `tests/corpus/generate.py`."""
     session.install("uv")

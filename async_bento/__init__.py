@@ -10,7 +10,8 @@ from async_bento._version import __version__
 
 if TYPE_CHECKING:
     from async_bento.api import AsyncBentoAPI, AsyncModelAPI
-    from async_bento.config import Config, Credentials, Limits, RetryPolicy, Timeouts, Transfer
+    from async_bento.config import Config, Limits, RetryPolicy, Timeouts, Transfer
+    from async_bento.credentials import Credentials
     from async_bento.errors import (
         APIConnectionError,
         APIError,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         ArchiveError,
         AuthenticationError,
         BentoError,
+        ClosedError,
         ConfigError,
         HubError,
         IntegrityError,
@@ -60,7 +62,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "api": ("AsyncBentoAPI", "AsyncModelAPI"),
-    "config": ("Config", "Credentials", "Limits", "RetryPolicy", "Timeouts", "Transfer"),
+    "config": ("Config", "Limits", "RetryPolicy", "Timeouts", "Transfer"),
+    "credentials": ("Credentials",),
     "errors": (
         "APIConnectionError",
         "APIError",
@@ -70,6 +73,7 @@ _NAMES = {
         "ArchiveError",
         "AuthenticationError",
         "BentoError",
+        "ClosedError",
         "ConfigError",
         "HubError",
         "IntegrityError",
@@ -130,6 +134,7 @@ __all__ = [
     "BentoStore",
     "BentoWithRepositoryListSchema",
     "BentoWithRepositorySchema",
+    "ClosedError",
     "Config",
     "ConfigError",
     "Credentials",

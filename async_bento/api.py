@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, Protocol, runtime_checkable
 
 from async_bento import kind as kinds
-from async_bento.connection import Connection
+from async_bento.connection import Connection, call
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.kind import ItemT, RecordT
 from async_bento.models import pull_models, push_models
@@ -44,13 +44,18 @@ PAGE = 100
 
 
 @runtime_checkable
-class StoredItem(Protocol):
-    """Anything with a tag and a directory, like BentoML's own `Bento` and `Model`; its `Tag` has a `path` too."""
+class TaggedItem(Protocol):
+    """Anything with a tag, like BentoML's own `BentoModel`, which means a model of the store."""
 
     @property
     def tag(self) -> TagLike:
         """Its tag."""
         ...
+
+
+@runtime_checkable
+class StoredItem(TaggedItem, Protocol):
+    """Anything with a tag and a directory, like BentoML's own `Bento` and `Model`; its `Tag` has a `path` too."""
 
     @property
     def path(self) -> str | os.PathLike[str]:
@@ -86,7 +91,8 @@ class ItemAPI(Generic[ItemT, RecordT]):
         seen: set[str] = set()  # while the list is walked, a push moves what is on one page to the next
         start = 0
         while True:
-            page = await self._kind.routes.list(start=start, count=PAGE, search=search, query=query)
+            async with self._connection.call():
+                page = await self._kind.routes.list(start=start, count=PAGE, search=search, query=query)
             records = page.items if page else []
             new = [record for record in records if record.uid not in seen]
             seen.update(record.uid for record in new if record.uid)
@@ -96,6 +102,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
             if page is None or not new or 0 < page.total <= start:  # 0 where the server does not say
                 return
 
+    @call
     async def get(self, name: str, version: str | None = None) -> RecordT:
         """Get a record from the registry.
 
@@ -122,7 +129,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
                 records.append(record)
         return records
 
-    async def _find(self, item: ItemT | TagLike | str | os.PathLike[str] | StoredItem) -> ItemT:
+    async def _find(self, item: ItemT | TagLike | str | os.PathLike[str] | TaggedItem) -> ItemT:
         """The item that is meant: itself, at a path, or in the store."""
         item_type, threads = self._kind.store.item_type, self._connection.threads
         if isinstance(item, item_type):
@@ -133,7 +140,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
             return await threads.run(self._kind.store.get, item)
         if isinstance(item, (str, os.PathLike)):
             return await threads.run(item_type.from_path, item)
-        return await threads.run(self._kind.store.get, item)
+        return await threads.run(self._kind.store.get, item.tag if isinstance(item, TaggedItem) else item)
 
 
 class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
@@ -144,13 +151,14 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         kind: Models.
     """
 
+    @call
     async def push(
-        self, model: Model | TagLike | str | os.PathLike[str] | StoredItem, *, force: bool = False, threads: int = 10
+        self, model: Model | TagLike | str | os.PathLike[str] | TaggedItem, *, force: bool = False, threads: int = 10
     ) -> PushResult:
         """Push a model to the registry.
 
         Args:
-            model: A model, its tag, its directory, or a `bentoml.Model`.
+            model: A model, its tag, its directory, or a `bentoml.Model` or `bentoml.models.BentoModel`.
             force: Whether to push it also when the registry has it already.
             threads: Parts in flight at most.
 
@@ -170,13 +178,22 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             repositories=Repositories(),
         )
 
-    async def pull(self, tag: TagLike | str, *, force: bool = False, query: str | None = None) -> Model | None:
+    @call
+    async def pull(
+        self,
+        tag: TagLike | str,
+        *,
+        force: bool = False,
+        model_store: ModelStore | None = None,
+        query: str | None = None,
+    ) -> Model | None:
         """Pull a model from the registry into the local store.
 
         Args:
             tag: Its tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
                 one is as new.
             force: Whether to replace the local copy, which stands until the new one is whole.
+            model_store: Where to put it; the API's own store by default.
             query: What the newest must match, like `label:stage=prod`; without effect where the tag has a version.
 
         Returns:
@@ -188,9 +205,10 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         """
         wanted = Tag.parse(tag)
         if query and not wants_newest(wanted):
-            warnings.warn(f"`query` has no effect: {wanted} names a version", stacklevel=2)
+            warnings.warn(f"`query` has no effect: {wanted} names a version", stacklevel=3)
             query = None
-        return await pull_item(self._connection, self._kind, wanted, force=force, query=query)
+        kind = replace(self._kind, store=model_store) if model_store else self._kind
+        return await pull_item(self._connection, kind, wanted, force=force, query=query)
 
     async def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
@@ -215,7 +233,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
 class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
     """Push, pull, list and get bentos; `models` does the same for models.
 
-    Endpoint and token are looked for as `async_bento.config.find_credentials` says: arguments, a named context,
+    Endpoint and token are looked for as `async_bento.credentials.find_credentials` says: arguments, a named context,
     `ASYNC_BENTO_*` and `BENTO_CLOUD_*` variables, the current context. All calls of one API share one budget of
     connections and memory, so many may run at once. An API belongs to one event loop at a time.
 
@@ -267,12 +285,16 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections, but those of a client that was given, and let the threads end."""
+        """Close the connections, but those of a client that was given, and let the threads end.
+
+        Calls that still run are ended as if they had been cancelled, and raise `ClosedError`.
+        """
         await self._connection.aclose(keep_client=self._lent)
 
+    @call
     async def push(
         self,
-        bento: Bento | TagLike | str | os.PathLike[str] | StoredItem,
+        bento: Bento | TagLike | str | os.PathLike[str] | TaggedItem,
         *,
         force: bool = False,
         bare: bool = False,
@@ -317,6 +339,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         )
         return replace(result, seconds=time.monotonic() - began)
 
+    @call
     async def pull(
         self,
         tag: TagLike | str,

@@ -61,6 +61,8 @@ _EXIT_CODES: Sequence[tuple[type[BentoError], int]] = (
 )
 
 _INTERRUPTED = 130
+_GOING_ON = "async_bento.going_on"
+"""What a command that moves bytes leaves in click's `meta`: what the same command does when it is given again."""
 
 
 class PlainErrors(click.Group):
@@ -83,7 +85,7 @@ class PlainErrors(click.Group):
                 error = next(iter(error.failures.values()))  # they mostly fail for the same reason
             ctx.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
         except (KeyboardInterrupt, click.Abort):  # the latter is Ctrl-C, or the end of the input, at a prompt
-            click.echo("Interrupted; nothing was left half-done. The same command starts it again.", err=True)
+            click.echo(f"Interrupted; {ctx.meta.get(_GOING_ON, 'the same command starts it again')}.", err=True)
             ctx.exit(_INTERRUPTED)
 
 
@@ -134,6 +136,20 @@ def _connection(command: Callable[P, T]) -> Callable[P, T]:
     return click.option("--json", "as_json", is_flag=True, help="Write JSON, for a machine to read.")(command)
 
 
+def _moves_bytes(command: Callable[P, T]) -> Callable[P, T]:
+    """Let Ctrl-C say what is true of pushes and pulls alone."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        click.get_current_context().meta[_GOING_ON] = (
+            "nothing is half-done. The same command goes on with the parts that have arrived, "
+            "or starts again if none has"
+        )
+        return command(*args, **kwargs)
+
+    return run
+
+
 def _filters(command: Callable[P, T]) -> Callable[P, T]:
     """The options of every command that lists."""
     command = click.option("--search", metavar="TEXT", help="Only names that hold this.")(command)
@@ -154,6 +170,7 @@ _threads = click.option(
 @click.option("--bare", is_flag=True, help="Push its record alone, without its files, for development.")
 @_threads
 @_connection
+@_moves_bytes
 @_asynchronous
 async def push(
     bento: str, force: bool, bare: bool, threads: int, endpoint: str | None, context: str | None, as_json: bool
@@ -174,6 +191,7 @@ async def push(
 @_force_push
 @_threads
 @_connection
+@_moves_bytes
 @_asynchronous
 async def push_model(
     model: str, force: bool, threads: int, endpoint: str | None, context: str | None, as_json: bool
@@ -188,6 +206,7 @@ async def push_model(
 @_force_pull
 @click.option("--with-models", "-m", is_flag=True, help="Pull its models too.")
 @_connection
+@_moves_bytes
 @_asynchronous
 async def pull(
     tag: str, force: bool, with_models: bool, endpoint: str | None, context: str | None, as_json: bool
@@ -209,6 +228,7 @@ async def pull(
 @_force_pull
 @click.option("--query", "-q", metavar="QUERY", help="What the newest must match, like `label:stage=prod`.")
 @_connection
+@_moves_bytes
 @_asynchronous
 async def pull_model(
     tag: str, force: bool, query: str | None, endpoint: str | None, context: str | None, as_json: bool

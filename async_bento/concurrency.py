@@ -8,6 +8,7 @@ done, so that no thread writes into a directory that the clean-up has removed.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -109,6 +110,70 @@ async def finish(awaitable: Awaitable[T]) -> T:
             future.exception()  # retrieved: the cancellation is what the caller hears of
         raise cancelled
     return future.result()
+
+
+class Budget:
+    """A number of bytes that may be held at once, taken in shares of any size. Who waits first, is served first.
+
+    Args:
+        size: The bytes.
+
+    Attributes:
+        free: The bytes that nobody holds.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.free = size
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    def has(self, share: int) -> bool:
+        """Whether a share would be had without waiting.
+
+        Args:
+            share: The bytes.
+
+        Returns:
+            True where nobody waits, and so many are free.
+        """
+        return not self._waiting and share <= self.free
+
+    async def take(self, share: int) -> None:
+        """Take a share, when it is free.
+
+        Args:
+            share: The bytes, no more than there are in all.
+        """
+        if self.has(share):
+            self.free -= share
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((share, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give_back(share)  # it was had in the same moment
+            else:
+                self._waiting.remove((share, turn))
+                self._serve()
+            raise
+
+    def give_back(self, share: int) -> None:
+        """Give a share back.
+
+        Args:
+            share: The bytes.
+        """
+        self.free += share
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self.free:
+            share, turn = self._waiting.popleft()
+            if not turn.done():
+                self.free -= share
+                turn.set_result(None)
 
 
 class Lock(Protocol):

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Literal
+from contextlib import asynccontextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from async_bento.concurrency import Threads
+import anyio
+
+from async_bento.concurrency import Budget, Threads, finish
+from async_bento.errors import ClosedError
 from async_bento.huggingface.hub import MODELS_AT_ONCE
 from async_bento.progress import Progress
 from async_bento.transfer.http import Transport
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+    from typing import Any, Concatenate
+
+    from typing_extensions import ParamSpec
+
     from async_bento.config import Config
     from async_bento.progress import ProgressListener
     from async_bento.store.tag import Tag
     from async_bento.wire.client import RestApiClient
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
 
 DISK_THREADS = 16
 """Threads of a client that read and write files and compute hashes: enough to keep a disk's queue filled."""
@@ -34,9 +48,11 @@ class Connection:
         self.config = config
         self.listener = listener
         self._threads: Threads | None = None
-        self._hub_threads: Threads | None = None
+        self._hub_slots: asyncio.Semaphore | None = None
+        self._hub_loop: asyncio.AbstractEventLoop | None = None
         self._transport: Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls: dict[anyio.CancelScope, anyio.Event] = {}
 
     @property
     def threads(self) -> Threads:
@@ -46,11 +62,13 @@ class Connection:
         return self._threads
 
     @property
-    def hub_threads(self) -> Threads:
-        """Where the Hugging Face Hub is spoken to: apart from the disk's work, since a download may take hours."""
-        if self._hub_threads is None:
-            self._hub_threads = Threads(MODELS_AT_ONCE)
-        return self._hub_threads
+    def hub_slots(self) -> asyncio.Semaphore:
+        """Models on their way from or to the Hugging Face Hub on the running event loop, `MODELS_AT_ONCE` in all."""
+        loop = asyncio.get_running_loop()
+        if self._hub_slots is None or self._hub_loop is not loop:
+            self._hub_loop = loop
+            self._hub_slots = asyncio.Semaphore(MODELS_AT_ONCE)
+        return self._hub_slots
 
     @property
     def transport(self) -> Transport:
@@ -63,7 +81,7 @@ class Connection:
                 config=self.config,
                 threads=self.threads,
                 slots=asyncio.Semaphore(transfer.concurrency),
-                window=asyncio.Semaphore(transfer.window // transfer.range_in_window),
+                window=Budget(transfer.window),
             )
         return self._transport
 
@@ -80,15 +98,72 @@ class Connection:
         """
         return Progress(direction, kind, str(tag), self.listener)
 
+    @asynccontextmanager
+    async def call(self) -> AsyncGenerator[None]:
+        """Let what is done within be ended by `aclose`.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            ClosedError: It was.
+        """
+        scope, ended = anyio.CancelScope(), anyio.Event()
+        self._calls[scope] = ended
+        try:
+            with scope:
+                yield
+        finally:
+            del self._calls[scope]
+            ended.set()
+        if scope.cancelled_caught:
+            raise ClosedError(
+                "the API was closed while this call ran; end it, or wait for it, before you close the API"
+            )
+
     async def aclose(self, *, keep_client: bool) -> None:
-        """Let the threads end and close the connections; both come back when they are needed again.
+        """End the calls that run, let the threads end and close the connections; a later call opens them again.
 
         Args:
             keep_client: Whether the connections are someone else's to close.
         """
-        for threads in (self._threads, self._hub_threads):
-            if threads is not None:
-                threads.close()
-        self._threads = self._hub_threads = self._transport = None
+        await finish(self._close(keep_client))
+
+    async def _close(self, keep_client: bool) -> None:
+        calls = {**self._calls}
+        for scope in calls:
+            scope.cancel()
+        for ended in calls.values():  # each tells the registry first, for which it needs a connection
+            await ended.wait()
+        if self._threads is not None:
+            self._threads.close()
+        self._threads = self._transport = None
         if not keep_client:
             await self.client.aclose()
+
+
+class _HasConnection(Protocol):
+    _connection: Connection
+
+
+SelfT = TypeVar("SelfT", bound=_HasConnection)
+
+
+def call(
+    method: Callable[Concatenate[SelfT, P], Awaitable[T]],
+) -> Callable[Concatenate[SelfT, P], Coroutine[Any, Any, T]]:
+    """Let a method of an API be ended when that is closed.
+
+    Args:
+        method: The method.
+
+    Returns:
+        The same, which raises `ClosedError` then.
+    """
+
+    @wraps(method)
+    async def called(self: SelfT, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        async with self._connection.call():  # pyright: ignore[reportPrivateUsage]
+            return await method(self, *args, **kwargs)
+
+    return called

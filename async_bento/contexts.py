@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import filelock
 import yaml
 
-from async_bento.config import read_document
+from async_bento.credentials import read_document
 from async_bento.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from async_bento.config import Context
+    from async_bento.credentials import Context
 
 LOCK_TIMEOUT = 10.0
 """How long to wait for another writer, in seconds. A write takes milliseconds; one that takes this long hangs."""

@@ -16,6 +16,7 @@
     │   │   ├── RateLimitError          429: too much, too fast
     │   │   └── ServerError             5xx: its own fault
     │   └── APIResponseError            a 200 that does not fit the schema
+    ├── ClosedError (RuntimeError)      the API was closed under a call that ran
     ├── ModelsError                     more than one model of a bento failed, and why each did
     ├── HubError                        the Hugging Face Hub: not reached, or refused; offline, and not in its cache
     └── TransferError                   the bytes of a bento or a model
@@ -154,6 +155,10 @@ class APIResponseError(APIError):
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class ClosedError(BentoError, RuntimeError):
+    """The API was closed while the call ran; the call was ended as if it had been cancelled."""
 
 
 class HubError(BentoError):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from async_bento.config import (
+from async_bento.contexts import store_context, use_context
+from async_bento.credentials import (
     DEFAULT_ENDPOINT,
     Context,
     Credentials,
@@ -22,7 +23,6 @@ from async_bento.config import (
     read_contexts,
     shadowing,
 )
-from async_bento.contexts import store_context, use_context
 from async_bento.errors import AuthenticationError, ConfigError
 from async_bento.table import say_table
 

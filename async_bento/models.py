@@ -161,14 +161,14 @@ async def _register_hub_model(
     with connection.progress("push", kind.word, tag) as progress:
         remote = await routes.get(tag.name, tag.version or "")
         if remote is None:
-            model = await freeze(model, connection.hub_threads)
+            model = await freeze(model, connection.hub_slots)
             if model.tag != tag:  # an older BentoML gave it another version
                 tag = model.tag
                 remote = await routes.get(tag.name, tag.version or "")
         if remote is not None:
             progress.enter("skipped", "already there")
             return PushResult(tag, skipped=True, seconds=time.monotonic() - began)
-        size = await measure(model, connection.hub_threads)
+        size = await measure(model, connection.hub_slots)
         manifest = ModelManifestSchema.model_validate(model.manifest(size))
         body = CreateModelSchema(manifest=manifest, version=tag.version or "", build_at=datetime.now(timezone.utc))
         await repositories.ensure(routes, tag.name)
@@ -180,7 +180,7 @@ async def _register_hub_model(
 async def _fetch_from_hub(connection: Connection, wanted: BentoModelInfo) -> None:
     """Bring a model from the Hub into HF's cache, where the bento's code looks for it."""
     with connection.progress("pull", "model", wanted.tag) as progress:
-        path = await download(HubModel.of(wanted), connection.hub_threads, progress)
+        path = await download(HubModel.of(wanted), connection.hub_slots, progress)
         if progress.bytes_done == 0:
             progress.enter("skipped", f"nothing to fetch: its files are in {path}")
         progress.note = f"its files are in {path}"

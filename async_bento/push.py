@@ -10,17 +10,17 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from async_bento.archive.plan import TarPlan
-from async_bento.concurrency import alone
+from async_bento.concurrency import alone, finish
 from async_bento.errors import APIError, SourceChangedError, StoreError
 from async_bento.retry import with_retries
 from async_bento.transfer.journal import Journal
-from async_bento.transfer.upload import Uploaded, upload
+from async_bento.transfer.upload import Uploaded, report_failure, upload
 from async_bento.wire.schemas import UPLOADED, FinishUploadSchema
 
 if TYPE_CHECKING:
@@ -136,6 +136,9 @@ async def push_item(
         async with _undisturbed(connection, kind, item.tag, progress) as journal:
             registered = await _register(connection, kind, item, repositories, force=force, bare=bare)
             if registered is None:
+                if journal is not None:  # of a push that was killed at its very end, or that another has finished
+                    with suppress(OSError):
+                        await connection.threads.run(journal.remove)
                 progress.enter("skipped", "already there")
                 if journal is not None:  # of a push that someone else has ended, or that was killed at its very end
                     with suppress(OSError):
@@ -144,7 +147,8 @@ async def push_item(
             record, plan = registered
             if plan is None:
                 outcome = FinishUploadSchema(status="success", reason=BARE_REASON)
-                await kind.routes.finish_upload(item.tag.name, item.tag.version or "", outcome)
+                async with _told(kind.routes, item.tag):
+                    await kind.routes.finish_upload(item.tag.name, item.tag.version or "", outcome)
                 uploaded = Uploaded(bytes_sent=0, parts=0)
             else:
                 uploaded = await upload(
@@ -216,8 +220,25 @@ async def _register(
         path = str(item.path / item.YAML)
         raise SourceChangedError(f"{path} was of {tag} and is of {current.tag} now; push it again", path=path)
     record = await threads.run(kind.record, current, bare)
-    created = await create(routes, tag, record.create) if remote is None else None
-    return created or await routes.update(name, version, record.update), plan
+    created: ItemSchema | None = None
+    if remote is None:
+        # One that is cancelled may be there. One that fails is not: `create` has looked.
+        async with _told(routes, tag, asyncio.CancelledError):
+            created = await create(routes, tag, record.create)
+    if created is None:
+        async with nullcontext() if remote and remote.upload_status == UPLOADED else _told(routes, tag):
+            created = await routes.update(name, version, record.update)
+    return created, plan
+
+
+@asynccontextmanager
+async def _told(routes: AnyRoutes, tag: Tag, errors: type[BaseException] = BaseException) -> AsyncGenerator[None]:
+    """Tell the registry of what fails within, so that no record waits for bytes that nobody sends."""
+    try:
+        yield
+    except errors as error:
+        await finish(report_failure(routes, tag.name, tag.version or "", error))
+        raise
 
 
 async def create(routes: AnyRoutes, tag: Tag, body: CreateBentoSchema | CreateModelSchema) -> ItemSchema | None:

@@ -21,13 +21,14 @@ from async_bento.api import AsyncBentoAPI, AsyncModelAPI
 if TYPE_CHECKING:
     import os
     from collections.abc import Awaitable, Callable, Iterator
+    from concurrent.futures import Future
     from types import TracebackType
 
     from anyio.from_thread import BlockingPortal
     from pydantic import SecretStr
     from typing_extensions import ParamSpec, Self
 
-    from async_bento.api import ItemAPI, StoredItem
+    from async_bento.api import ItemAPI, TaggedItem
     from async_bento.config import Config
     from async_bento.kind import ItemT, RecordT
     from async_bento.progress import ProgressListener
@@ -74,11 +75,15 @@ class LoopThread:
         """
         job = _Job()
         portal = self._open()
+        future: Future[T] | None = None
         try:
-            return portal.start_task_soon(partial(job.run, partial(function, *args, **kwargs))).result()
+            future = portal.start_task_soon(partial(job.run, partial(function, *args, **kwargs)))
+            return future.result()
         except BaseException:
             # The interrupt may come anywhere, even before there is a future: what has begun is asked for on the loop.
-            portal.call(job.cancel)
+            # What has ended is not: who closed the API may have stopped that.
+            if future is None or not future.done():
+                portal.call(job.cancel)
             raise
 
     def close(self) -> None:
@@ -145,13 +150,20 @@ class ModelAPI:
 
     @_like(AsyncModelAPI.push)
     def push(
-        self, model: Model | TagLike | str | os.PathLike[str] | StoredItem, *, force: bool = False, threads: int = 10
+        self, model: Model | TagLike | str | os.PathLike[str] | TaggedItem, *, force: bool = False, threads: int = 10
     ) -> PushResult:
         return self._loop.run(self._async.push, model, force=force, threads=threads)
 
     @_like(AsyncModelAPI.pull)
-    def pull(self, tag: TagLike | str, *, force: bool = False, query: str | None = None) -> Model | None:
-        return self._loop.run(self._async.pull, tag, force=force, query=query)
+    def pull(
+        self,
+        tag: TagLike | str,
+        *,
+        force: bool = False,
+        model_store: ModelStore | None = None,
+        query: str | None = None,
+    ) -> Model | None:
+        return self._loop.run(self._async.pull, tag, force=force, model_store=model_store, query=query)
 
     @_like(AsyncModelAPI.list)
     def list(
@@ -228,7 +240,7 @@ class BentoAPI:
     @_like(AsyncBentoAPI.push)
     def push(
         self,
-        bento: Bento | TagLike | str | os.PathLike[str] | StoredItem,
+        bento: Bento | TagLike | str | os.PathLike[str] | TaggedItem,
         *,
         force: bool = False,
         bare: bool = False,

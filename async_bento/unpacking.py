@@ -9,6 +9,7 @@ synced; it names the boot it was written in, and another one starts anew.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ from async_bento.store.disk import as_store_error
 from async_bento.transfer.download import Begun
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from async_bento.concurrency import Threads
     from async_bento.config import Limits
 
@@ -34,6 +37,7 @@ INTERVAL = 8 * MiB
 anew, beside what was on its way."""
 
 _SHARE = 50  # bytes of the tar for each of a checkpoint, so that writing those takes no time to speak of
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -86,11 +90,11 @@ class Unpacking:
         if total is not None:
             await self._threads.run(self._check_room, total - self._fed)
 
-    async def feed(self, data: bytearray) -> None:
+    async def feed(self, data: Sequence[bytes]) -> None:
         """Extract some more.
 
         Args:
-            data: The next bytes of the tar.
+            data: The next bytes of the tar, in pieces.
 
         Raises:
             UnsafeArchiveError: They are no part of a tar, or of one that is refused.
@@ -146,11 +150,12 @@ class Unpacking:
         self._extractor.abort()
         self._extractor = self._anew()
 
-    def _feed(self, data: bytearray) -> None:
-        after = self._fed + len(data)
+    def _feed(self, data: Sequence[bytes]) -> None:
+        after = self._fed + sum(map(len, data))
         if after > self._reach:
             self._save(after)
-        self._extractor.feed(data)
+        for piece in data:
+            self._extractor.feed(piece)
         self._fed = after
 
     def _close(self) -> None:
@@ -204,9 +209,11 @@ class Unpacking:
 
 
 def _write(text: str, path: Path) -> None:
-    """Write a file in one step."""
+    """Write a file in one step, for its owner alone."""
     temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text)
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, _NEW_FILE, 0o600), "w") as file:  # noqa: PTH123 - a descriptor has no path
+        file.write(text)
     temporary.replace(path)
 
 

@@ -183,7 +183,10 @@ main(["push", "svc:v1"])
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert err == "Interrupted; nothing was left half-done. The same command starts it again.\n"
+    assert err == (
+        "Interrupted; nothing is half-done. "
+        "The same command goes on with the parts that have arrived, or starts again if none has.\n"
+    )
     with BentoAPI() as api:
         assert api.get("svc", "v1").upload_status == "failed"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from async_bento.concurrency import Threads, finish, for_each
+from async_bento.concurrency import Budget, Threads, finish, for_each
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -389,3 +389,53 @@ async def test_nothing_outlives_a_cancellation() -> None:
         await task
     assert sorted(ended) == [0, 1, 2]
     assert len(before) - len(asyncio.all_tasks()) == 4
+
+
+# A budget
+
+
+async def test_a_budget_gives_what_is_free_and_lets_the_rest_wait_in_turn() -> None:
+    budget = Budget(10)
+    await budget.take(6)
+    order: list[str] = []
+
+    async def take(name: str, share: int) -> None:
+        await budget.take(share)
+        order.append(name)
+
+    waiting = [asyncio.create_task(take("large", 8)), asyncio.create_task(take("small", 1))]
+    await asyncio.sleep(0)
+    assert not budget.has(1)  # someone waits, and is served first
+    assert order == []
+
+    budget.give_back(6)
+    await asyncio.gather(*waiting)
+    assert order == ["large", "small"]
+    assert budget.free == 1
+
+
+async def test_who_gives_up_waiting_for_a_budget_holds_nothing_and_lets_the_next_have_it() -> None:
+    budget = Budget(10)
+    await budget.take(6)
+    first, second = asyncio.create_task(budget.take(8)), asyncio.create_task(budget.take(2))
+    await asyncio.sleep(0)
+
+    first.cancel()
+    await asyncio.wait([first, second])
+
+    assert first.cancelled()
+    assert budget.free == 2
+
+
+async def test_a_share_that_is_had_in_the_moment_of_giving_up_is_given_back() -> None:
+    budget = Budget(10)
+    await budget.take(10)
+    waiting = asyncio.create_task(budget.take(4))
+    await asyncio.sleep(0)
+
+    budget.give_back(10)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+    assert waiting.cancelled()
+    assert budget.free == 10

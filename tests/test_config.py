@@ -11,10 +11,9 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from async_bento import Config, ConfigError, Limits, RestApiClient, RetryPolicy, Timeouts, Transfer
-from async_bento.config import (
+from async_bento.config import MiB, bentoml_home
+from async_bento.credentials import (
     DEFAULT_ENDPOINT,
-    MiB,
-    bentoml_home,
     check_endpoint,
     find_credentials,
     needs_contexts,

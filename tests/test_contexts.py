@@ -13,8 +13,8 @@ import yaml
 from pydantic import SecretStr
 
 from async_bento import ConfigError, contexts
-from async_bento.config import Context, read_contexts
 from async_bento.contexts import store_context, use_context
+from async_bento.credentials import Context, read_contexts
 
 if TYPE_CHECKING:
     from pathlib import Path

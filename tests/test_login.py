@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from async_bento.cli import main
-from async_bento.config import DEFAULT_ENDPOINT, read_contexts
+from async_bento.credentials import DEFAULT_ENDPOINT, read_contexts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -236,6 +237,7 @@ def test_a_bar_is_drawn_and_one_line_is_left(screen: Terminal) -> None:
         listener(told)
     assert "pushing bento iris:v1:   0%" in screen.getvalue()
     assert "/3.00M" in screen.getvalue()
+    assert re.search(r"\[\d\d:\d\d<(\?|\d\d:\d\d), .*iB/s", screen.getvalue())  # time gone by, time left, rate
     assert lines_left(screen) == ["pushed bento iris:v1, 3.0 MiB"]
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from concurrent.futures import Future, thread as thread_pools
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_bento.concurrency import finish
@@ -20,10 +21,8 @@ from async_bento.huggingface.refusals import explained
 from async_bento.huggingface.watch import Watch, bar_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from threading import Event
+    from collections.abc import Callable, Iterable
 
-    from async_bento.concurrency import Threads
     from async_bento.huggingface.model import HubModel
     from async_bento.progress import Progress
 
@@ -40,12 +39,12 @@ SECONDS_TO_STOP = 2.0
 alone, which other processes may write to as well, and ends with the next chunk or with huggingface_hub's timeout."""
 
 
-async def freeze(model: HubModel, threads: Threads) -> HubModel:
+async def freeze(model: HubModel, slots: asyncio.Semaphore) -> HubModel:
     """Let the revision be a commit, as the Hub has it now.
 
     Args:
         model: The model.
-        threads: Where the Hub is asked, if it must be.
+        slots: What bounds how much is asked of the Hub at once.
 
     Returns:
         The model; itself where its bento says which commit it is.
@@ -66,15 +65,15 @@ async def freeze(model: HubModel, threads: Threads) -> HubModel:
         )
         return info.sha or model.revision
 
-    return replace(model, revision=await _call(model, ask, threads), is_frozen=True)
+    return replace(model, revision=await _call(model, ask, slots), is_frozen=True)
 
 
-async def measure(model: HubModel, threads: Threads) -> int:
+async def measure(model: HubModel, slots: asyncio.Semaphore) -> int:
     """Ask the Hub for the size of a model's files.
 
     Args:
         model: The model.
-        threads: Where the Hub is asked.
+        slots: What bounds how much is asked of the Hub at once.
 
     Returns:
         The size of those files that its patterns let through, in bytes.
@@ -98,15 +97,15 @@ async def measure(model: HubModel, threads: Threads) -> int:
             for name in filter_repo_objects(sizes, allow_patterns=model.include, ignore_patterns=model.exclude)
         )
 
-    return await _call(model, ask, threads)
+    return await _call(model, ask, slots)
 
 
-async def download(model: HubModel, threads: Threads, progress: Progress) -> str:
+async def download(model: HubModel, slots: asyncio.Semaphore, progress: Progress) -> str:
     """Bring a model's files into `$BENTOML_HF_CACHE_DIR`, or else HF's own cache. What is there is not fetched again.
 
     Args:
         model: The model.
-        threads: Where it is done.
+        slots: What bounds how much is asked of the Hub at once.
         progress: Who is told.
 
     Returns:
@@ -135,23 +134,45 @@ async def download(model: HubModel, threads: Threads, progress: Progress) -> str
             tqdm_class=bar_class(watch),
         )
 
-    return await _call(model, fetch, threads, watch.stopped)
+    return await _call(model, fetch, slots, watch)
 
 
-async def _call(model: HubModel, function: Callable[[], T], threads: Threads, stopped: Event | None = None) -> T:
+async def _call(model: HubModel, function: Callable[[], T], slots: asyncio.Semaphore, watch: Watch | None = None) -> T:
     """Call what speaks to the Hub. When cancelled, tell it, and wait a moment for its end."""
-    work = threads.executor.submit(partial(_translated, model, function))
-    future = asyncio.wrap_future(work)
+    async with slots:
+        work: Future[T] = Future()
+        # A daemon, and so are the threads that it starts: the interpreter does not wait for their end to end itself.
+        Thread(target=_do, args=(work, model, function), name="async-bento-hub", daemon=True).start()
+        future = asyncio.wrap_future(work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(_forget)
+            if watch is not None:
+                watch.stopped.set()
+            with suppress(asyncio.CancelledError):
+                await finish(asyncio.wait([future], timeout=SECONDS_TO_STOP))
+            if watch is not None and not future.done():
+                _leave_behind(watch.workers)
+            raise
+
+
+def _do(work: Future[T], model: HubModel, function: Callable[[], T]) -> None:
     try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        if stopped is not None:
-            stopped.set()
-        work.cancel()  # where it has not begun
-        future.add_done_callback(_forget)
-        with suppress(asyncio.CancelledError):
-            await finish(asyncio.wait([future], timeout=SECONDS_TO_STOP))
-        raise
+        work.set_result(_translated(model, function))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
+        work.set_exception(error)
+
+
+def _leave_behind(workers: Iterable[Thread]) -> None:
+    """Let the interpreter end before the threads of a pool have: daemons or not, it would wait for them.
+
+    Each of huggingface_hub's tries takes its 10 seconds to notice that nothing comes, and it makes several. Where
+    Python keeps its books otherwise, that long is waited.
+    """
+    books: dict[Thread, object] = getattr(thread_pools, "_threads_queues", {})
+    for worker in workers:
+        books.pop(worker, None)
 
 
 def _forget(future: asyncio.Future[Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Event, Lock
+from threading import Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,10 +26,15 @@ class Watch:
     Args:
         progress: Who is told.
         loop: Where.
+
+    Attributes:
+        stopped: Set when the download is to end.
+        workers: The threads of huggingface_hub's own pools.
     """
 
     def __init__(self, progress: Progress, loop: asyncio.AbstractEventLoop) -> None:
         self.stopped = Event()
+        self.workers: set[Thread] = set()
         self._progress = progress
         self._loop = loop
         self._lock = Lock()
@@ -85,6 +90,11 @@ def bar_class(watch: Watch) -> Any:
         """A bar that draws nothing."""
 
         monitor_interval = 0  # no thread to redraw it
+
+        @classmethod
+        def set_lock(cls, lock: Any) -> None:  # each thread of its pools begins with it
+            watch.workers.add(current_thread())
+            super().set_lock(lock)  # pyright: ignore[reportUnknownMemberType]
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})  # pyright: ignore[reportUnknownMemberType]

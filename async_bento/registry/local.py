@@ -12,7 +12,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from pydantic import SecretStr
 
-from async_bento.config import GiB, MiB, check_endpoint
+from async_bento.config import GiB, MiB
+from async_bento.credentials import check_endpoint
 from async_bento.errors import ConfigError
 from async_bento.registry.app import Api
 from async_bento.registry.directory import Directory

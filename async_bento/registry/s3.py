@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from async_bento.concurrency import Threads
-from async_bento.config import check_endpoint
+from async_bento.credentials import check_endpoint
 from async_bento.errors import ConfigError
 from async_bento.registry.backend import Opened, new_secret
 from async_bento.registry.refusals import RegistryError

@@ -181,6 +181,8 @@ class Store(Generic[ItemT]):
             StoreError: It cannot be made, or lies on another filesystem than the store.
         """
         keep = None if resume is None else self._scratch_name(self._exact(resume))
+        if resume is not None:  # also where this one fails, what another had brought is the latest
+            self.tidy(resume)
         with self._scratch.directory(keep) as outer:
             # One deeper, because the outer is closed to other users and an item must not be.
             staged = outer / ITEM
@@ -188,6 +190,20 @@ class Store(Generic[ItemT]):
                 staged.mkdir(exist_ok=True)
                 check_reach(self.path, outer)
             yield staged
+
+    def tidy(self, tag: TagLike | str) -> None:
+        """Bring to an end what killed processes have begun, but what can be gone on with.
+
+        What they left beside the store is removed; and where one had brought an item, and not yet said that it is the
+        latest, that is said now, since BentoML does not find the latest by itself.
+
+        Args:
+            tag: An item that is in the store.
+        """
+        self._scratch.sweep()
+        name = Tag.parse(tag).name
+        if self._read_latest(name) is None:
+            self._repair_latest(name)
 
     @staticmethod
     def state_of(staged: Path) -> Path:

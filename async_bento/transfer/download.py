@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass, field
-from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from async_bento.concurrency import finish
 from async_bento.errors import APIResponseError, IntegrityError, PartError, TransferError
-from async_bento.retry import with_retries
+from async_bento.retry import BUSY, with_retries
 from async_bento.transfer.http import get
+from async_bento.transfer.pace import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from async_bento.progress import Progress
     from async_bento.transfer.http import Received, Transport
@@ -59,11 +60,11 @@ class Sink(Protocol):
         """
         ...
 
-    async def feed(self, data: bytearray) -> None:
+    async def feed(self, data: Sequence[bytes]) -> None:
         """Take the next bytes.
 
         Args:
-            data: The bytes.
+            data: The bytes, in pieces.
         """
         ...
 
@@ -107,6 +108,13 @@ class _RewindError(Exception):
     """What has come so far is of no use to what comes now."""
 
 
+class _OnItsWay(NamedTuple):
+    """A range that was asked for, and its share of the window in bytes."""
+
+    task: asyncio.Task[list[bytes] | None]
+    size: int
+
+
 @dataclass
 class _Download:
     routes: AnyRoutes
@@ -120,6 +128,11 @@ class _Download:
     _etag: str | None = field(default=None, init=False)
     _total: int | None = field(default=None, init=False)
     _arrived: int = field(default=0, init=False)
+    _known: asyncio.Future[None] | None = field(default=None, init=False)
+    _pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pace = Pace(self.transport.config.transfer)
 
     async def run(self) -> None:
         """Fetch what the sink does not have yet."""
@@ -130,14 +143,17 @@ class _Download:
             message = f"resuming at {100 * start // begun.total} %"
             self.progress.enter("transferring", message, bytes_total=begun.total)
             await self.sink.started(begun.total, begun.etag)
-            if start == begun.total:
-                return
-        async with self.transport.window:
-            first = await with_retries(self.transport.config.retry, partial(self._first, start))
-            if first is not None:
-                await self.sink.feed(first)
-        if first is not None:
-            await self._go_on(start + len(first))
+        on_their_way: deque[_OnItsWay] = deque()
+        try:
+            if begun is None:
+                start = await self._begin(on_their_way)
+            await self._go_on(start, on_their_way)
+        finally:
+            for one in on_their_way:
+                one.task.cancel()
+            await finish(asyncio.gather(*(one.task for one in on_their_way), return_exceptions=True))
+            for one in on_their_way:
+                self.transport.window.give_back(one.size)
 
     async def start_afresh(self, why: _RewindError) -> None:
         """Forget what has come.
@@ -150,90 +166,114 @@ class _Download:
         self.progress.advance(-self.progress.bytes_done)
         self.progress.enter("transferring", f"starting afresh: {why}")
 
-    async def _first(self, start: int) -> bytearray | None:
-        """Ask for the first range, which tells size, ETag and whether there are ranges at all."""
-        async with self.transport.slots:
-            return await self._get(start, start + self.transport.config.transfer.range_in_window)
+    async def _begin(self, on_their_way: deque[_OnItsWay]) -> int:
+        """Ask for the first range, and wait until its head has told size and ETag, or until it has come to its end."""
+        size = self._pace.size
+        await self.transport.window.take(size)
+        self._known = asyncio.get_running_loop().create_future()
+        first = asyncio.create_task(self._range(0, size))
+        on_their_way.append(_OnItsWay(first, size))
+        answer: list[asyncio.Future[Any]] = [first, self._known]
+        await asyncio.wait(answer, return_when=asyncio.FIRST_COMPLETED)
+        return size
 
-    async def _go_on(self, start: int) -> None:
-        """Fetch the rest, several ranges at once, within the window.
-
-        A place in the window is waited for only while none is held: items that share it never wait for each other.
+    async def _go_on(self, start: int, on_their_way: deque[_OnItsWay]) -> None:
+        """Fetch the rest, several ranges at once, within the window; each is handed on when its turn has come.
 
         Args:
-            start: The first byte that is missing.
+            start: The first byte that nobody has asked for.
+            on_their_way: What was asked for; none is left in it at the end.
         """
-        window, size = self.transport.window, self.transport.config.transfer.range_in_window
-        on_their_way: deque[asyncio.Task[bytearray]] = deque()
-        total = self._total or 0
-        held = 0
-        try:
-            while on_their_way or start < total:
-                while start < total and (not on_their_way or not window.locked()):
-                    await window.acquire()
-                    held += 1
-                    on_their_way.append(asyncio.create_task(self._range(start, min(start + size, total))))
-                    start += size
-                await self.sink.feed(await on_their_way.popleft())
-                window.release()
-                held -= 1
-        finally:
-            for task in on_their_way:
-                task.cancel()
-            await finish(asyncio.gather(*on_their_way, return_exceptions=True))
-            for _ in range(held):
-                window.release()
+        while on_their_way or start < (self._total or 0):
+            start = await self._ask_for_more(start, on_their_way)
+            first, size = on_their_way[0]
+            if not first.done():
+                under_way = [one.task for one in on_their_way if not one.task.done()]
+                done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()  # whose failure ends all, without waiting for its turn
+                continue
+            data = first.result()
+            if data is not None:
+                await self.sink.feed(data)
+            self.transport.window.give_back(size)
+            on_their_way.popleft()
 
-    async def _range(self, start: int, stop: int) -> bytearray:
-        async def once() -> bytearray:
+    async def _ask_for_more(self, start: int, on_their_way: deque[_OnItsWay]) -> int:
+        """Ask for as many ranges as the pace and the window allow.
+
+        A share of the window is waited for only while none is held: items that share it never wait for each other.
+        """
+        total, window = self._total or 0, self.transport.window
+        while start < total:
+            size, under_way = self._pace.size, sum(not one.task.done() for one in on_their_way)
+            if on_their_way and (under_way >= self._pace.at_once or not window.has(size)):
+                break
+            await window.take(size)
+            stop = min(start + size, total)
+            on_their_way.append(_OnItsWay(asyncio.create_task(self._range(start, stop)), size))
+            start = stop
+        return start
+
+    async def _range(self, start: int, stop: int) -> list[bytes] | None:
+        """Fetch a range until it is there; None where the server sent the whole tar instead, and the sink has it."""
+
+        async def once() -> list[bytes] | None:
             async with self.transport.slots:
                 data = await self._get(start, stop)
-            assert data is not None  # only the first range may be the whole
             self._arrived += 1
             return data
 
         return await with_retries(self.transport.config.retry, once, progress=lambda: self._arrived)
 
-    async def _get(self, start: int, stop: int) -> bytearray | None:
+    async def _get(self, start: int, stop: int) -> list[bytes] | None:
         """Fetch a range once.
 
         Returns:
-            The range, or None where the server sent the whole tar instead; asked from the first byte, the sink has it.
+            The range; None where the server sent the whole tar instead, and the sink has it.
         """
         address = await self._where()
+        began = time.monotonic()
         with self.progress.attempt() as count:
             try:
                 async with get(address, self.transport.config, start, stop, etag=self._etag) as received:
                     if received.ranged:
-                        return await self._read(received, start, stop, count)
-                    if start > 0:
+                        data = await self._read(received, start, stop, count)
+                        now = time.monotonic()
+                        self._pace.came(sum(map(len, data)), now - began, now)
+                        return data
+                    if self._total is not None:
                         raise _RewindError("the server gives no ranges any more")
                     await self._stream(received, count)
                     return None
             except PartError as error:
                 if error.status == HTTPStatus.FORBIDDEN and self._address is address:
                     self._address = None  # expired: the next try has a new one
+                if error.status in BUSY:
+                    self._pace.refused(time.monotonic())
                 if error.status == HTTPStatus.PRECONDITION_FAILED:
                     raise _RewindError(_CHANGED) from error
                 if error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start > 0:
                     raise _RewindError(_CHANGED) from error
                 raise
 
-    async def _read(self, received: Received, start: int, stop: int, count: Callable[[int], None]) -> bytearray:
+    async def _read(self, received: Received, start: int, stop: int, count: Callable[[int], None]) -> list[bytes]:
         if self._total is None:
             self._total, self._etag = received.total, received.etag
             self.progress.enter("transferring", bytes_total=received.total)
             await self.sink.started(received.total, received.etag)
+            if self._known is not None and not self._known.done():
+                self._known.set_result(None)
         elif received.total != self._total or (received.etag and self._etag and received.etag != self._etag):
             raise _RewindError(_CHANGED)  # there are storages that know no If-Match
         size = min(stop, self._total or stop) - start
-        data = bytearray(size)  # grown as bytes come, it would take up to twice its size
+        data: list[bytes] = []  # as they come: put together, they would be copied for nothing
         arrived = 0
         async for chunk in received.response.content.iter_any():
-            if arrived + len(chunk) > size:
-                raise IntegrityError(f"{self._tag}: the storage sent more than the {size} bytes it was asked for")
-            data[arrived : arrived + len(chunk)] = chunk
             arrived += len(chunk)
+            if arrived > size:
+                raise IntegrityError(f"{self._tag}: the storage sent more than the {size} bytes it was asked for")
+            data.append(chunk)
             count(len(chunk))
         if arrived < size:
             raise IntegrityError(f"{self._tag}: the connection ended within a range")
@@ -243,14 +283,16 @@ class _Download:
         self.progress.enter("transferring", bytes_total=received.total)
         await self.sink.started(received.total, received.etag)
         io_chunk = self.transport.config.transfer.io_chunk
-        data = bytearray()
+        data: list[bytes] = []
+        size = 0
         try:
             async for chunk in received.response.content.iter_any():
-                data += chunk
+                data.append(chunk)
+                size += len(chunk)
                 count(len(chunk))
-                if len(data) >= io_chunk:
+                if size >= io_chunk:
                     await self.sink.feed(data)
-                    data = bytearray()
+                    data, size = [], 0
             await self.sink.feed(data)
         except Exception:
             await self.sink.restart()

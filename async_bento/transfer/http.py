@@ -23,12 +23,12 @@ from async_bento.errors import (
 )
 from async_bento.retry import seconds_to_wait
 from async_bento.wire.address import connection_error, describe
-from async_bento.wire.answers import status_error
+from async_bento.wire.answers import is_markup, status_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from async_bento.concurrency import Threads
+    from async_bento.concurrency import Budget, Threads
     from async_bento.config import Config
     from async_bento.transfer.body import TarBody
     from async_bento.wire.address import Address
@@ -48,13 +48,13 @@ class Transport:
         config: The settings.
         threads: Where files are read and written, and hashes are computed.
         slots: The requests with bytes in flight, `Transfer.concurrency` in all.
-        window: The ranges a pull may hold, `Transfer.window` bytes in all.
+        window: The bytes of ranges that pulls may hold, `Transfer.window` in all.
     """
 
     config: Config
     threads: Threads
     slots: asyncio.Semaphore
-    window: asyncio.Semaphore
+    window: Budget
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,10 @@ async def put(address: Address, body: TarBody, config: Config, *, part_number: i
                     raise _refused(address, request, response, said, part_number)
                 if not body.is_sent:
                     raise _broken(address, request, ConnectionError("it said yes before it had all bytes"))
+                if said.strip() and is_markup(
+                    response.headers, said
+                ):  # a proxy's, or that of a network that wants a login
+                    raise _broken(address, request, ConnectionError("a page came in place of an answer"))
                 return _checked_etag(response.headers, body, request)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             if body.failure is not None:

@@ -24,6 +24,7 @@ from async_bento.retry import with_retries
 from async_bento.transfer.body import TarBody
 from async_bento.transfer.http import get, put
 from async_bento.transfer.journal import Journal, Recorded, Source
+from async_bento.wire.answers import is_not_found
 from async_bento.wire.schemas import CompletePartSchema, FinishUploadSchema
 
 if TYPE_CHECKING:
@@ -76,18 +77,21 @@ class Uploaded:
     resumed: bool = False
 
 
-def choose_part_size(size: int, wanted: int) -> int:
-    """Cut a tar so that S3 takes it.
+def choose_part_size(size: int, wanted: int, threads: int) -> int:
+    """Cut a tar so that S3 takes it, and no connection is idle while others send the last parts.
 
     Args:
         size: Bytes of the tar.
         wanted: Bytes of a part, if nothing stands against it.
+        threads: Parts in flight.
 
     Returns:
-        Bytes of a part: as wanted, or as much more, in whole MiB, as 10,000 parts need; never under 5 MiB.
+        Bytes of a part, in whole MiB: as much as makes whole rounds of `threads` parts, each as large as wanted or
+        smaller; as much more as 10,000 parts need; never under 5 MiB.
     """
-    needed = -(-size // MOST_PARTS)
-    return max(wanted, -(-needed // MiB) * MiB, SMALLEST_PART)
+    rounds = -(-size // (wanted * threads))
+    needed = max(-(-size // (rounds * threads)), -(-size // MOST_PARTS))
+    return max(-(-needed // MiB) * MiB, SMALLEST_PART)
 
 
 async def upload(
@@ -136,10 +140,34 @@ async def upload(
         progress.enter("finishing")
         await routes.finish_upload(name, item.version, FinishUploadSchema(status="success"))
     except BaseException as error:
-        await finish(job.report(error))
+        await finish(report_failure(routes, name, item.version, error))
         raise
     await job.keep_books(Journal.remove)
     return uploaded
+
+
+async def report_failure(routes: AnyRoutes, name: str, version: str, error: BaseException) -> None:
+    """Tell the registry that a push failed; what it failed with goes before whatever goes wrong with that.
+
+    Args:
+        routes: The routes of its kind.
+        name: Its repository.
+        version: Its version.
+        error: What it failed with.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        reason = "cancelled"
+    else:
+        reason = str(error).partition("\n")[0] if isinstance(error, BentoError) else type(error).__name__
+    # The name of a file need not be text, and JSON is.
+    outcome = FinishUploadSchema(status="failed", reason=reason.encode(errors="replace").decode())
+    try:
+        with anyio.fail_after(SECONDS_TO_REPORT):
+            await routes.finish_upload(name, version, outcome)
+    except Exception as failure:  # noqa: BLE001 - whatever it is, what the push failed with is raised
+        if not (isinstance(failure, APIStatusError) and is_not_found(failure)):  # it was cancelled before it was there
+            why = str(failure) or type(failure).__name__
+            logger.warning("The registry could not be told that the push of %s:%s failed: %s", name, version, why)
 
 
 @dataclass(frozen=True)
@@ -186,7 +214,7 @@ class _Upload:
         return Uploaded(self.plan.size, 1)
 
     async def by_parts(self, threads: int) -> Uploaded:
-        part_size = choose_part_size(self.plan.size, self.transport.config.transfer.part_size)
+        part_size = choose_part_size(self.plan.size, self.transport.config.transfer.part_size, threads)
         if self.journal is None:
             return await self._send_parts(_Multipart(await self._begin(), part_size), threads)
         fingerprint = await self.transport.threads.run(self.plan.fingerprint)
@@ -332,20 +360,6 @@ class _Upload:
                 return etag or ""
 
         return await with_retries(transport.config.retry, once, progress=progress)
-
-    async def report(self, error: BaseException) -> None:
-        """Tell the registry that it failed; what it failed with goes before whatever goes wrong with that."""
-        if isinstance(error, asyncio.CancelledError):
-            reason = "cancelled"
-        else:
-            reason = str(error).partition("\n")[0] if isinstance(error, BentoError) else type(error).__name__
-        # The name of a file need not be text, and JSON is.
-        outcome = FinishUploadSchema(status="failed", reason=reason.encode(errors="replace").decode())
-        try:
-            with anyio.fail_after(SECONDS_TO_REPORT):
-                await self.routes.finish_upload(self.name, self.version, outcome)
-        except Exception:
-            logger.warning("The registry could not be told that the push of %s failed", self._tag, exc_info=True)
 
     @property
     def _tag(self) -> str:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from async_bento.config import origin
+from async_bento.credentials import origin
 from async_bento.errors import APIConnectionError, without_queries
 from async_bento.retry import seconds_to_wait
 
@@ -88,22 +89,26 @@ class Address:
         host = f"{self.url.host}:{self.url.port}"
         is_tunnel = self.url.scheme == "https"  # to which the proxy is asked first; else it reads the request itself
         await self.pauses.over(host)
-        async with self.session.request(
-            method,
-            self.url,
-            headers={**self.headers, **({} if is_tunnel else password), **(headers or {})},
-            params=params,
-            data=data,
-            timeout=limits,
-            allow_redirects=False,
-            proxy=proxy,
-            proxy_headers=password if is_tunnel and password else None,
-            ssl=self.ssl,
-            skip_auto_headers=("Content-Type",),  # a presigned URL does not count on it
-            raise_for_status=False,  # a lent session may say otherwise; what a status means is ours to tell
-        ) as response:
-            self.pauses.note(host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
-            yield response
+        try:
+            async with self.session.request(
+                method,
+                self.url,
+                headers={**self.headers, **({} if is_tunnel else password), **(headers or {})},
+                params=params,
+                data=data,
+                timeout=limits,
+                allow_redirects=False,
+                proxy=proxy,
+                proxy_headers=password if is_tunnel and password else None,
+                ssl=self.ssl,
+                skip_auto_headers=("Content-Type",),  # a presigned URL does not count on it
+                raise_for_status=False,  # a lent session may say otherwise; what a status means is ours to tell
+            ) as response:
+                self.pauses.note(host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
+                yield response
+        except aiohttp.ClientResponseError as error:
+            _forget_request(error)
+            raise
 
 
 def connection_error(address: Address, error: Exception) -> APIConnectionError:
@@ -179,3 +184,10 @@ def without_password(proxy: str | None) -> tuple[URL | None, dict[str, str]]:
     if url.user is None:
         return url, {}
     return url.with_user(None), {"Proxy-Authorization": aiohttp.encode_basic_auth(url.user, url.password or "")}
+
+
+def _forget_request(error: aiohttp.ClientResponseError) -> None:
+    """Take token and query from aiohttp's error of an answer that is no HTTP, which shows the whole request."""
+    url = error.request_info.url.with_query(None).with_user(None)
+    error.request_info = aiohttp.RequestInfo(url, error.request_info.method, CIMultiDictProxy(CIMultiDict[str]()), url)
+    error.args = (error.request_info, error.history)

@@ -88,12 +88,12 @@ def status_error(
     def readable(text: str) -> str:
         return " ".join(without_queries(text.replace(token, "…") if token else text).split())
 
-    is_markup = "html" in headers.get("Content-Type", "").lower() or body.lstrip()[:1] == b"<"
-    if is_markup and status in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
+    markup = is_markup(headers, body)
+    if markup and status in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
         return APIResponseError(
             f"{request}: {status}, with a page instead of JSON; is this endpoint a BentoCloud or Yatai registry?"
         )
-    said = "" if is_markup else readable(_server_message(body))
+    said = "" if markup else readable(_server_message(body))
     said = said if len(said) <= _LONGEST_MESSAGE else f"{said[:_LONGEST_MESSAGE]}…"
     trace_id = readable(headers.get("x-trace-id", ""))[:_LONGEST_MESSAGE] or None
     kind: type[APIStatusError] = APIStatusError
@@ -118,6 +118,19 @@ def status_error(
         trace_id=trace_id,
         retry_after=seconds_to_wait(headers.get("Retry-After")),
     )
+
+
+def is_markup(headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether an answer is a page, or XML, where neither is spoken.
+
+    Args:
+        headers: The answer's headers.
+        body: Its body, or how it begins.
+
+    Returns:
+        True for what says so of itself, and for what looks so.
+    """
+    return "html" in headers.get("Content-Type", "").lower() or body.lstrip()[:1] == b"<"
 
 
 def is_not_found(error: APIStatusError) -> bool:

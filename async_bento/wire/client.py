@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import sys
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, TypeVar
 
 import aiohttp
@@ -15,7 +17,8 @@ from pydantic import BaseModel, SecretStr
 from yarl import URL
 
 from async_bento._version import __version__
-from async_bento.config import BENTOML_VERSION, Config, Credentials, KiB, find_credentials, needs_contexts
+from async_bento.config import BENTOML_VERSION, Config, KiB
+from async_bento.credentials import Credentials, find_credentials, needs_contexts, origin
 from async_bento.errors import (
     APIResponseError,
     APIStatusError,
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
 
 USER_AGENT = f"async-bento/{__version__} python/{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -189,6 +194,8 @@ class RestApiClient:
             "X-Bentoml-Version": BENTOML_VERSION,
         }
         url = URL(f"{self.endpoint}/api/v1/{path}", encoded=True)
+        if url.scheme == "http" and not _is_here(url.host or ""):
+            _warn_of_plain_http(origin(self.endpoint))
         return self._address(url, "registry", headers, self.credentials.source)
 
     def _address(self, url: URL, session: str, headers: Mapping[str, str], token_source: str | None) -> Address:
@@ -312,3 +319,19 @@ class RestApiClient:
                 self.credentials.api_token.get_secret_value(),
             )
         return read_answer(said, schema, request)
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is this machine, by its name or address."""
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, 6.3
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@cache
+def _warn_of_plain_http(registry: str) -> None:
+    """Say it once for each registry, however many clients there are."""
+    logger.warning("the API token goes to %s unencrypted: whoever is on the way can read it; use https", registry)

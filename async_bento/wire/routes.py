@@ -120,7 +120,8 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
             params["search"] = search
         if query:
             params["q"] = query
-        return await self.client.find("GET", path, self._page, params=params)
+        ask = self.client.ask if name is None else self.client.find  # there are always all, but not every repository
+        return await ask("GET", path, self._page, params=params)
 
     async def get(self, name: str, version: str) -> ItemT | None:
         """GET `/bento_repositories/{name}/bentos/{version}`.

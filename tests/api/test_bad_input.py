@@ -290,6 +290,7 @@ async def test_a_full_disk_ends_a_pull_and_leaves_nothing_on_it(
     await client(door).push("svc:v1")
     door.seen.clear()
     make_bento(elsewhere, files={"mine": b"x"})
+    (elsewhere / "bentos/svc/latest").write_text("v1")
     before = contents(elsewhere / "bentos")
     write, left = Tree.write, 100_000
 

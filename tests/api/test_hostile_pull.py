@@ -106,6 +106,7 @@ async def test_a_hostile_tar_leaves_everything_as_it_was(
     transmission: str,
 ) -> None:
     make_bento(home, files={"mine": b"x"})
+    (home / "bentos/svc/latest").write_text("v1")
     make_bento(home, "other:v1")
     (tmp_path / "canary").write_bytes(b"sings")
     door = await pushed(tar, transmission)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento import NotFoundError, api as api_module
+from async_bento.errors import APIStatusError
 from tests.builders import make_bento, make_model
 from tests.transfer.faulty import Door, answer_json
 
@@ -83,6 +84,16 @@ async def test_an_empty_registry_has_an_empty_list(open_door: OpenDoor, client: 
     listed = await client(await open_door()).list()
 
     assert (listed.total, [*listed.items]) == (0, [])
+
+
+async def test_a_server_that_has_no_lists_is_no_empty_registry(open_door: OpenDoor, client: MakeClient) -> None:
+    door = await open_door()
+    door.fault("", answer_json(404, {"detail": "Not Found"}), times=None)  # what an endpoint of FastAPI says
+    api = client(door)
+
+    for call in (api.list(), api.models.list()):
+        with pytest.raises(APIStatusError, match="404 Not Found"):
+            await call
 
 
 def page_of(*versions: str, total: int = 1000) -> dict[str, object]:

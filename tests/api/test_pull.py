@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import BentoStore, ModelsError, NotFoundError, PartError, Tag
+from async_bento import BentoStore, ModelsError, ModelStore, NotFoundError, PartError, Tag
 from async_bento.wire.schemas import CreateModelSchema
 from tests.builders import contents, left_in_scratch, make_bento, make_model, noise
 from tests.transfer.faulty import GET, Door, Held, refuse
@@ -140,6 +140,7 @@ async def test_a_forced_pull_that_fails_leaves_the_old_copy_as_it_was(
 ) -> None:
     door = await registry_with("svc:v1")
     here = make_bento(home, files={"mine": b"x"})
+    (home / "bentos/svc/latest").write_text("v1")
     before = contents(home)
     door.fault(GET, refuse(500), skip=2, times=None)
 
@@ -323,6 +324,43 @@ async def test_another_store_may_be_pulled_into(
     assert not left_in_scratch(elsewhere)
 
 
+async def test_the_models_of_a_bento_in_another_store_go_where_models_lie(
+    registry_with: Registry, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    door = await registry_with("svc:v1", models=("one:m1",))
+
+    await client(door).pull("svc:v1", with_models=True, bento_store=BentoStore(elsewhere / "bentos"))
+
+    assert contents(home / "models/one/m1")
+    assert not (elsewhere / "models").exists()
+
+
+async def test_a_model_may_be_pulled_into_another_store(
+    registry_with: Registry, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    door = await registry_with("svc:v1", models=("one:m1",))
+    make_model(home, "one:m1")  # in the API's own store, where it does not count
+
+    model = await client(door).models.pull("one:m1", model_store=ModelStore(elsewhere / "models"))
+
+    assert model is not None
+    assert model.path == elsewhere / "models/one/m1"
+    assert not left_in_scratch(elsewhere)
+
+
+async def test_force_is_for_the_bento_and_not_for_models_that_are_here(
+    registry_with: Registry, client: MakeClient, home: Path
+) -> None:
+    door = await registry_with("svc:v1", models=("one:m1",))
+    mine = make_model(home, "one:m1", {"mine": b"x"})
+
+    bento = await client(door).pull("svc:v1", force=True, with_models=True)
+
+    assert "data" in contents(bento.path)
+    assert contents(mine)["mine"] == b"x"
+    assert not door.all("model_repositories")
+
+
 async def test_a_model_that_lives_on_a_hub_has_nothing_to_pull(
     open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
@@ -349,16 +387,34 @@ async def test_a_model_that_lives_on_a_hub_has_nothing_to_pull(
 async def test_a_query_chooses_among_the_models_of_a_name(
     open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
+    make_model(home, "mod:older", labels={"stage": "prod"}, built="2023-01-01 00:00:00")
     make_model(home, "mod:prod", labels={"stage": "prod"}, built=OLD)
     make_model(home, "mod:test", labels={"stage": "test"}, built=NEW)
     door = await open_door()
-    for tag in ("mod:prod", "mod:test"):
+    for tag in ("mod:prod", "mod:test", "mod:older"):
         await client(door).models.push(tag)
 
     model = await client(door, elsewhere).models.pull("mod", query="label:stage=prod")
 
     assert model is not None
     assert model.tag == Tag("mod", "prod")
+
+
+async def test_a_query_is_not_answered_by_a_newer_model_that_is_here(
+    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    make_model(home, "mod:prod", labels={"stage": "prod"}, built=OLD)
+    make_model(elsewhere, "mod:mine", built=NEW)
+    door = await open_door()
+    await client(door).models.push("mod:prod")
+
+    queried = await client(door, elsewhere).models.pull("mod", query="label:stage=prod")
+    newest = await client(door, elsewhere).models.pull("mod")
+
+    assert queried is not None
+    assert queried.tag == Tag("mod", "prod")
+    assert newest is not None
+    assert newest.tag == Tag("mod", "mine")
 
 
 async def test_a_query_is_without_effect_where_the_version_is_named(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from async_bento import Bento, ConfigError, ModelsError, NotFoundError, PartError, Tag
+from async_bento import Bento, ConfigError, InvalidTagError, ModelsError, NotFoundError, PartError, Tag
 from async_bento.archive.plan import TarPlan
 from async_bento.errors import APIStatusError, SourceChangedError
 from tests.builders import make_bento, make_model, noise
@@ -48,6 +48,26 @@ async def test_a_push_takes_its_steps_in_order(open_door: OpenDoor, client: Make
         "PATCH svc/v1/finish_upload",
     ]
     assert (await client(door).get("svc:v1")).upload_status == "success"
+
+
+async def test_a_model_takes_the_same_steps(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home)
+    door = await open_door()
+
+    await client(door).models.push("mod:m1")
+
+    assert door.steps() == [
+        "GET model_repositories/mod",
+        "POST model_repositories",
+        "GET mod/m1",
+        "POST mod",
+        "PATCH mod/m1/start_upload",
+        "PATCH mod/m1/start_multipart_upload",
+        "PATCH mod/m1/presign_multipart_upload_url",
+        "PUT part 1",
+        "PATCH mod/m1/complete_multipart_upload",
+        "PATCH mod/m1/finish_upload",
+    ]
 
 
 async def test_the_models_go_first_and_their_repository_is_created_once(
@@ -249,6 +269,21 @@ async def test_what_the_registry_has_is_skipped(open_door: OpenDoor, client: Mak
     ]
 
 
+async def test_it_is_told_how_many_models_a_bento_has_and_how_many_were_there(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    for name in ("one", "two", "three"):
+        make_model(home, f"{name}:m1")
+    make_bento(home, models=["one:m1", "two:m1", "three:m1"])
+    door = await open_door()
+    await client(door).models.push("two:m1")
+    events: list[ProgressEvent] = []
+
+    await client(door, progress=events.append).push("svc:v1")
+
+    assert (events[-1].kind, events[-1].message) == ("bento", "3 models, 1 skipped")
+
+
 async def test_force_pushes_what_the_registry_has_and_its_models(
     open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
@@ -345,6 +380,40 @@ async def test_a_bento_may_be_given_in_many_forms(
     assert door.all(PUT)
 
 
+class NamedModel:
+    """Like `bentoml.models.BentoModel`: a tag, and no path of its own."""
+
+    tag = ForeignTag()
+
+
+async def test_a_model_of_the_store_may_be_given_by_what_has_its_tag(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, "svc:v1")
+    door = await open_door()
+
+    result = await client(door).models.push(NamedModel())
+
+    assert result.tag == Tag("svc", "v1")
+    assert door.all(PUT)
+
+
+class HubModel:
+    """Like `bentoml.models.HuggingFaceModel`: neither a tag nor a path."""
+
+    model_id = "org/bert"
+    revision = "main"
+
+
+async def test_a_model_of_the_hub_is_not_pushed_by_itself(open_door: OpenDoor, client: MakeClient) -> None:
+    door = await open_door()
+
+    with pytest.raises(InvalidTagError, match="a HubModel is no tag"):
+        await client(door).models.push(HubModel())  # type: ignore[arg-type]
+
+    assert not door.seen
+
+
 async def test_a_path_may_be_relative_and_outside_the_store(
     open_door: OpenDoor, client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +452,17 @@ async def test_a_bento_s_tar_leaves_its_models_out_and_they_go_as_models(
     assert not [name for name in names if name.startswith("./models")]
     assert [str(model.tag) for model in result.models] == ["mod:m1"]
     assert door.all("PUT /blobs/models")
+
+
+async def test_a_model_s_tar_leaves_nothing_out(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home, files={"models/weights": noise(1000)})
+    door = await open_door("auto")
+
+    await client(door).models.push("mod:m1")
+
+    (put,) = door.all(PUT)
+    with tarfile.open(fileobj=io.BytesIO(put.body)) as tar:
+        assert {"./model.yaml", "./models", "./models/weights"} <= {*tar.getnames()}
 
 
 async def test_a_model_that_is_not_here_but_on_the_registry_is_not_needed(

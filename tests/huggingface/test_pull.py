@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -409,3 +410,43 @@ def test_the_variables_of_hugging_face_hold(hub: Hub, home: Path, tmp_path: Path
     assert (online.returncode, online.stdout, online.stderr) == (0, "", "")
     assert snapshot(tmp_path / "mine" / "hub") == FILES
     assert {seen.token for seen in hub.seen} == {f"Bearer {TOKEN}"}
+
+
+STALLED = """
+import asyncio, json, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from async_bento.cli import main
+main(["pull", "svc:v1", "--with-models"])
+"""
+
+
+async def test_a_process_that_is_interrupted_ends_although_the_hub_hangs(
+    hub: Hub, open_door: OpenDoor, home: Path, tmp_path: Path
+) -> None:
+    hub.repos["org/bert"] = Repo({f"weights{number}": noise(1_000_000, number) for number in range(3)})
+    hub.stall_after = 500_000
+    make_bento(home, models=[on_the_hub(hub.endpoint)])
+    door = await open_door()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", STALLED),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ
+        | {
+            "HF_HOME": str(tmp_path / "hf"),
+            "BENTO_CLOUD_API_KEY": door.registry.api_token,
+            "BENTO_CLOUD_API_ENDPOINT": door.endpoint,
+            "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(Path(__file__).parents[2])]),
+        },
+    )
+    while len([seen for seen in hub.asked("GET") if "resolve" in seen.line]) < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+
+    assert process.returncode == 130
+    assert b"Interrupted; " in err
+    assert time.monotonic() - began < 5

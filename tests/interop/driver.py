@@ -7,16 +7,19 @@ calls. An error is returned as `{"error": ...}`, for what is to fail; `Home.call
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import runpy
 import sys
 import tarfile
 from pathlib import Path
 
+import attrs
 import bentoml
 from bentoml._internal.bento import BentoStore
-from bentoml._internal.cloud import bento as cloud_bento, model as cloud_model
+from bentoml._internal.cloud import bento as cloud_bento, client as cloud_client, model as cloud_model
 from bentoml._internal.cloud.config import CloudClientConfig, CloudClientContext
+from bentoml._internal.cloud.schemas import schemasv1
 from bentoml._internal.cloud.schemas.utils import schema_to_object
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.utils.cattr import bentoml_cattr
@@ -161,6 +164,37 @@ def credentials():
 def extract(tar, into):
     with tarfile.open(tar) as opened:
         safe_extract_tarfile(opened, into)
+
+
+def parameters():
+    """What the APIs and their client take: kind and default, `…` where there is one that is no JSON."""
+
+    def of(call):
+        found = {}
+        for name, parameter in inspect.signature(call).parameters.items():
+            default = "none" if parameter.default is parameter.empty else parameter.default
+            plain = default is None or isinstance(default, (bool, int, str))
+            found[name] = [parameter.kind.name, default if plain else "…"]
+        found.pop("self", None)
+        return found
+
+    found = {"RestApiClient": of(cloud_client.RestApiClient)}
+    for api in (cloud_bento.BentoAPI, cloud_model.ModelAPI):
+        found[api.__name__] = of(api)
+        for name, call in inspect.getmembers(api, inspect.isfunction):
+            if not name.startswith("_"):
+                found[f"{api.__name__}.{name}"] = of(call)
+    return found
+
+
+def fields(*, names):
+    """The fields of schemas."""
+    return {name: [field.name for field in attrs.fields(getattr(schemasv1, name))] for name in names}
+
+
+def asked_for():
+    """What its client can ask of the first version of the registry's API."""
+    return [name for name in dir(cloud_client.RestApiClientV1) if not name.startswith("_")]
 
 
 def run(name, arguments):

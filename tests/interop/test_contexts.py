@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from pydantic import SecretStr
 
-from async_bento.config import Context, find_credentials, read_contexts
 from async_bento.contexts import store_context
+from async_bento.credentials import Context, find_credentials, read_contexts
 from async_bento.errors import ConfigError
 
 pytestmark = pytest.mark.interop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -73,8 +74,11 @@ async def check_everything_is_there(door, many, there):
         assert await asyncio.to_thread(tree, there.path / path) == await asyncio.to_thread(tree, many.path / path)
 
 
-async def test_two_of_ours_push_the_same_bento(many, door, there):
-    results = await asyncio.gather(push(many, door), push(many, door))
+async def test_two_of_ours_push_the_same_bento(many, door, there, tmp_path):
+    another = Home(tmp_path / "another")  # with one home, the second would wait for the first
+    for store in ("bentos", "models"):
+        shutil.copytree(many.path / store, another.path / store)
+    results = await asyncio.gather(push(many, door), push(another, door))
 
     for result in results:
         assert sorted(model["tag"] for model in result["models"]) == MODELS

@@ -351,3 +351,13 @@ def test_an_option_that_does_not_fit_is_an_error(tmp_path: Path, options: dict[s
 )
 def test_an_endpoint_can_be_pasted(host: str, reachable: str):
     assert _endpoint(host, 3000) == f"http://{reachable}:3000"
+
+
+async def test_it_listens_where_it_is_told_and_nowhere_else(tmp_path):
+    async with LocalRegistry(tmp_path, host="127.0.0.2") as registry:
+        parts = urlsplit(registry.endpoint)
+        assert parts.hostname == "127.0.0.2"
+        _, writer = await asyncio.open_connection("127.0.0.2", parts.port)
+        writer.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", parts.port)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tests.store.crashes import Crasher
 
+pytestmark = pytest.mark.long
+
 EVERY = os.environ.get("CRASH_EVERY")
 """`CRASH_EVERY=1` takes all steps, in minutes; for every day the commit's will do, and some of those before."""
 

@@ -22,6 +22,8 @@ from tests.store.crashes import seen, whole
 if TYPE_CHECKING:
     from tests.store.crashes import Crasher
 
+pytestmark = pytest.mark.long
+
 EVERY = int(os.environ.get("CRASH_EVERY", "4"))
 
 

@@ -21,6 +21,7 @@ def sides(tmp_path: Path) -> list[Path]:
     return [tmp_path / "a", tmp_path / "b"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("deleting", [False, True])
 def test_whatever_a_crowd_of_processes_does_a_reader_sees_one_side_of_an_item(
     served: object, home: Path, sides: list[Path], deleting: bool

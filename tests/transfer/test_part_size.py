@@ -11,31 +11,45 @@ sizes = st.integers(1, 48 * TiB)  # S3 takes no object above
 wanted_sizes = st.integers(5 * MiB, 5 * GiB)
 
 
-@given(sizes, wanted_sizes)
-def test_s3_takes_every_cut(size: int, wanted: int) -> None:
-    part_size = choose_part_size(size, wanted)
+threads = st.integers(1, 100)
+
+
+@given(sizes, wanted_sizes, threads)
+def test_s3_takes_every_cut(size: int, wanted: int, threads: int) -> None:
+    part_size = choose_part_size(size, wanted, threads)
 
     assert 5 * MiB <= part_size <= 5 * GiB
+    assert part_size % MiB == 0
     assert -(-size // part_size) <= 10_000
 
 
-@given(st.integers(1, 48 * GiB), wanted_sizes)
-def test_a_part_is_as_large_as_was_asked_for_where_10_000_of_them_will_do(size: int, wanted: int) -> None:
-    assert choose_part_size(size, wanted) == wanted
+@given(sizes, wanted_sizes, threads)
+def test_a_part_is_no_larger_than_was_asked_for_or_10_000_parts_need(size: int, wanted: int, threads: int) -> None:
+    part_size = choose_part_size(size, wanted, threads)
+
+    assert part_size < wanted + MiB or -(-size // (part_size - MiB)) > MOST_PARTS
 
 
-@given(sizes, wanted_sizes)
-def test_a_part_is_no_larger_than_10_000_parts_need(size: int, wanted: int) -> None:
-    part_size = choose_part_size(size, wanted)
+@given(sizes, wanted_sizes, threads)
+def test_there_are_no_more_rounds_than_with_parts_as_large_as_was_asked_for(
+    size: int, wanted: int, threads: int
+) -> None:
+    part_size = choose_part_size(size, wanted, threads)
 
-    assert part_size == wanted or -(-size // (part_size - MiB)) > MOST_PARTS
+    assert -(-size // (part_size * threads)) <= -(-size // (wanted * threads))
 
 
-@given(sizes, st.integers(1, 5 * MiB))
-def test_no_part_is_smaller_than_s3_allows_whatever_was_asked_for(size: int, wanted: int) -> None:
-    assert choose_part_size(size, wanted) >= SMALLEST_PART
+def test_the_last_round_is_full() -> None:
+    assert choose_part_size(60 * MiB, 16 * MiB, 10) == 6 * MiB  # ten parts where there would be four
+    assert choose_part_size(256 * MiB, 16 * MiB, 10) == 13 * MiB  # two rounds of ten, where the second would be of six
+    assert choose_part_size(1600 * MiB, 16 * MiB, 10) == 16 * MiB
+
+
+@given(sizes, st.integers(1, 5 * MiB), threads)
+def test_no_part_is_smaller_than_s3_allows_whatever_was_asked_for(size: int, wanted: int, threads: int) -> None:
+    assert choose_part_size(size, wanted, threads) >= SMALLEST_PART
 
 
 def test_a_tar_of_exactly_10_000_parts_keeps_its_part_size() -> None:
-    assert choose_part_size(10_000 * 32 * MiB, 32 * MiB) == 32 * MiB
-    assert choose_part_size(10_000 * 32 * MiB + 1, 32 * MiB) == 33 * MiB
+    assert choose_part_size(10_000 * 32 * MiB, 32 * MiB, 10) == 32 * MiB
+    assert choose_part_size(10_000 * 32 * MiB + 1, 32 * MiB, 10) == 33 * MiB

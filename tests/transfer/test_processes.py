@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, noise
-from tests.transfer.faulty import GET, PART, Door, Held, answer_json, hang_up_while_sending
+from tests.transfer.faulty import FINISH, GET, PART, Door, Held, answer_json, hang_up_while_sending
 from tests.transfer.processes import Client, VirtualTar, swallow
 
 if TYPE_CHECKING:
@@ -249,3 +252,95 @@ async def test_what_a_killed_process_left_is_swept_by_the_next(
     assert code == 0, error
     assert not left_in_scratch(elsewhere)
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
+
+
+COMMAND = """
+from async_bento.cli import main
+main(json.loads(os.environ["ARGUMENTS"]))
+"""
+
+
+@pytest.mark.parametrize("presses", [1, 2])  # a third may meet Python in the midst of its own end
+async def test_the_command_ends_soon_also_when_the_registry_does_not_listen_any_more(
+    run: Run, door: Door, home: Path, presses: int
+) -> None:
+    sending, telling = Held(), Held()
+    door.fault(PART, sending, times=None)
+    door.fault(FINISH, telling, times=None)
+
+    command = await run(COMMAND, door, home, ARGUMENTS='["models", "push", "mod:m1", "--force"]')
+    await sending.arrived.wait()
+    began = time.monotonic()
+    for _ in range(presses):
+        with suppress(ProcessLookupError):  # it may end at the second
+            command.process.send_signal(signal.SIGINT)
+        await asyncio.sleep(0.3)
+    code, said, error = await command.ended()
+    sending.released.set()
+    telling.released.set()
+
+    assert time.monotonic() - began < 10
+    assert (code, said) == (130, [])
+    assert error.splitlines()[-1].startswith("Interrupted; ")
+    assert len(error.splitlines()) <= 2  # and that the registry could not be told
+
+
+async def test_the_command_says_how_to_go_on_and_that_is_true(
+    run: Run, door: Door, elsewhere: Path, home: Path
+) -> None:
+    held = Held()
+    door.fault(GET, held, skip=3, times=None)
+    arguments = '["models", "pull", "mod:m1"]'
+    measures = {"ASYNC_BENTO_TRANSFER_RANGE_SIZE": str(MiB), "ASYNC_BENTO_TRANSFER_WINDOW": str(2 * MiB)}
+
+    command = await run(COMMAND, door, elsewhere, ARGUMENTS=arguments, **measures)
+    await held.arrived.wait()
+    command.process.send_signal(signal.SIGINT)
+    code, said, error = await command.ended()
+    door._rules.clear()
+    held.released.set()
+    door.seen.clear()
+    again, _, error_again = await (
+        await run("sys.stdout = sys.stderr" + COMMAND, door, elsewhere, ARGUMENTS=arguments, **measures)
+    ).ended()
+
+    assert (code, said) == (130, [])
+    assert error == (
+        "Interrupted; nothing is half-done. "
+        "The same command goes on with the parts that have arrived, or starts again if none has.\n"
+    )
+    assert again == 0, error_again
+    assert "GET bytes=0-1048575" not in door.steps("GET bytes")
+    assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
+
+
+BLOCKING = """
+from async_bento import BentoAPI
+
+with BentoAPI(progress=False) as api:
+    api.models.push("mod:m1", force=True)
+"""
+
+
+@pytest.mark.parametrize("presses", [1, 3])
+async def test_a_script_ends_soon_also_when_the_registry_does_not_listen_any_more(
+    run: Run, door: Door, home: Path, presses: int
+) -> None:
+    sending, telling = Held(), Held()
+    door.fault(PART, sending, times=None)
+    door.fault(FINISH, telling, times=None)
+
+    script = await run(BLOCKING, door, home)
+    await sending.arrived.wait()
+    began = time.monotonic()
+    for _ in range(presses):
+        with suppress(ProcessLookupError):
+            script.process.send_signal(signal.SIGINT)
+        await asyncio.sleep(0.3)
+    code, _, error = await script.ended()
+    sending.released.set()
+    telling.released.set()
+
+    assert time.monotonic() - began < 10
+    assert code not in {0, None}
+    assert error.splitlines()[-1] == "KeyboardInterrupt"

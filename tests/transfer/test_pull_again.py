@@ -16,6 +16,7 @@ from aiohttp import web
 
 from async_bento import PartError, StoreError, unpacking
 from async_bento.errors import ArchiveError, TransferError
+from async_bento.store.scratch import remember_change
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, noise
 from tests.transfer.faulty import GET, Door, Held, ignore_range, refuse, with_headers
 from tests.transfer.processes import Client
@@ -57,9 +58,15 @@ def starts(door: Door) -> list[int]:
     return sorted(int(match[1]) for match in asked if match)
 
 
+async def refuse_late(passage: Passage) -> web.StreamResponse:
+    """Refuse, when what came before has been extracted."""
+    await asyncio.sleep(0.3)
+    return await refuse(400, code="InvalidRequest")(passage)
+
+
 async def interrupt(door: Door, api: AsyncBentoAPI, **options: Any) -> int:
     """Pull until the 20th range is refused; what was asked for until then."""
-    door.fault(GET, refuse(400, code="InvalidRequest"), skip=20, times=None)
+    door.fault(GET, refuse_late, skip=20, times=None)
     with pytest.raises(PartError, match="InvalidRequest"):
         await api.models.pull("mod:m1", **options)
     door._rules.clear()
@@ -130,11 +137,11 @@ asyncio.run(main())
 async def test_one_that_was_killed_goes_on_in_another_process_with_what_is_missing(
     door: Door, home: Path, elsewhere: Path
 ) -> None:
-    held = Held(count=16)
+    held = Held()
     door.fault(GET, held, skip=30, times=None)
     first = await Client.start(KILLED, door, elsewhere)
     await held.arrived.wait()
-    await asyncio.sleep(0.2)  # what has come is extracted
+    await asyncio.sleep(0.5)  # what has come is extracted
     first.process.kill()
     await first.ended()
     door._rules.clear()
@@ -151,10 +158,64 @@ async def test_one_that_was_killed_goes_on_in_another_process_with_what_is_missi
     assert len(twice) <= 1 + 128 * KiB // RANGE  # since the last checkpoint
 
 
+@pytest.mark.parametrize("tag", ["mod:m1", "mod"])
+async def test_of_one_that_was_killed_after_its_commit_the_next_removes_what_is_left(
+    door: Door, client: MakeClient, elsewhere: Path, tag: str
+) -> None:
+    await client(door, elsewhere).models.pull("mod:m1")
+    (elsewhere / "tmp/async-bento-kept-models+mod+m1").mkdir()
+
+    await client(door, elsewhere).models.pull(tag)
+
+    assert not left_in_scratch(elsewhere)
+
+
+@pytest.mark.parametrize("tag", ["mod:m1", "mod"])
+async def test_of_one_that_was_killed_before_it_was_the_latest_the_next_makes_it_so(
+    door: Door, client: MakeClient, elsewhere: Path, tag: str
+) -> None:
+    make_model(elsewhere, "mod:m0", built="2020-01-01 00:00:00")
+    await client(door, elsewhere).models.pull("mod:m1")
+    latest = elsewhere / "models/mod/latest"
+    latest.write_text("m0")
+    aside = elsewhere / "tmp/async-bento-killed"
+    aside.mkdir()
+    await asyncio.to_thread(remember_change, aside, elsewhere / "models/mod/m1")
+
+    await client(door, elsewhere).models.pull(tag)
+
+    assert latest.read_text() == "m1"
+    assert not left_in_scratch(elsewhere)
+
+
+async def test_of_one_that_was_killed_before_it_was_the_latest_one_that_fails_makes_it_so_too(
+    door: Door, client: MakeClient, elsewhere: Path
+) -> None:
+    await client(door, elsewhere).models.pull("mod:m1")
+    aside = elsewhere / "tmp/async-bento-killed"
+    aside.mkdir()
+    await asyncio.to_thread(remember_change, aside, elsewhere / "models/mod/m1")
+
+    await interrupt(door, client(door, elsewhere), force=True)
+
+    assert (elsewhere / "models/mod/latest").read_text() == "m1"
+
+
+async def test_what_a_pull_by_force_goes_on_with_is_left_alone_by_one_that_finds_the_item_here(
+    door: Door, client: MakeClient, elsewhere: Path
+) -> None:
+    make_model(elsewhere)
+    await interrupt(door, client(door, elsewhere), force=True)
+
+    await client(door, elsewhere).models.pull("mod:m1")
+
+    assert state(elsewhere)
+
+
 async def test_it_is_interrupted_again_and_again(door: Door, client: MakeClient, home: Path, elsewhere: Path) -> None:
     reached = []
     for _ in range(4):
-        door.fault(GET, refuse(400, code="InvalidRequest"), skip=8, times=None)
+        door.fault(GET, refuse_late, skip=8, times=None)
         with pytest.raises(PartError):
             await client(door, elsewhere).models.pull("mod:m1")
         door._rules.clear()
@@ -398,7 +459,7 @@ async def test_a_compressed_tar_is_fetched_anew(door: Door, client: MakeClient, 
         headers = {"Content-Range": f"bytes {start}-{stop - 1}/{len(packed)}", "ETag": '"packed"'}
         return web.Response(status=206, body=packed[start:stop], headers=headers)
 
-    door.fault(GET, refuse(400, code="InvalidRequest"), skip=20, times=1)
+    door.fault(GET, refuse_late, skip=20, times=1)
     door.fault(GET, compressed, times=None)
     with pytest.raises(PartError):
         await client(door, elsewhere).models.pull("mod:m1")
@@ -416,7 +477,7 @@ async def test_the_models_of_a_bento_are_gone_on_with_as_well(
 ) -> None:
     make_bento(home, models=["mod:m1"])
     await client(door).push("svc:v1")
-    door.fault("GET /blobs/models", refuse(400, code="InvalidRequest"), skip=20, times=None)
+    door.fault("GET /blobs/models", refuse_late, skip=20, times=None)
     with pytest.raises(TransferError):
         await client(door, elsewhere).pull("svc:v1", with_models=True)
     door._rules.clear()

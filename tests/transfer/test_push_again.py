@@ -81,6 +81,20 @@ async def test_nothing_is_kept_of_a_push_that_succeeded(interrupted: Door, clien
     assert not left_in_scratch(home)
 
 
+async def test_nothing_is_kept_of_a_push_that_the_registry_has_already(
+    interrupted: Door, client: MakeClient, home: Path
+) -> None:
+    (journal,) = (home / "tmp").glob("async-bento-kept-push+*")
+    notes = journal.read_text()
+    await client(interrupted).models.push("mod:m1")
+    journal.write_text(notes)  # as a push leaves it that is killed when the registry has its last word
+
+    result = await client(interrupted).models.push("mod:m1")
+
+    assert result.skipped
+    assert not left_in_scratch(home)
+
+
 async def test_a_push_by_force_after_that_sends_everything(interrupted: Door, client: MakeClient) -> None:
     api = client(interrupted)
     await api.models.push("mod:m1")
@@ -195,7 +209,7 @@ async def test_when_a_file_has_changed_it_starts_afresh_and_says_so(
 
 
 async def test_with_parts_of_another_size_it_starts_afresh(interrupted: Door, client: MakeClient) -> None:
-    result = await client(interrupted, transfer={"part_size": 7 * MiB}).models.push("mod:m1")
+    result = await client(interrupted, transfer={"part_size": 7 * MiB}).models.push("mod:m1", threads=1)
 
     assert not result.resumed
     assert len(parts(interrupted)) == 4

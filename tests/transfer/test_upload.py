@@ -28,6 +28,7 @@ from tests.transfer.faulty import (
     Door,
     Held,
     answer_json,
+    answer_page,
     hang_up,
     hang_up_while_reading,
     lose_answer,
@@ -162,6 +163,27 @@ async def test_a_tar_that_one_put_cannot_carry_goes_in_parts_whatever_the_regist
 
     assert result.parts == 3
     assert sorted(door.steps("^PUT")) == ["PUT part 1", "PUT part 2", "PUT part 3"]
+
+
+@pytest.mark.parametrize("status", [201, 204])
+@pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
+async def test_a_storage_may_say_yes_in_other_words(
+    open_door: OpenDoor, client: MakeClient, home: Path, transmission: str, status: int
+) -> None:
+    make_model(home)
+    door = await open_door(transmission)
+
+    async def say(passage: Passage) -> web.StreamResponse:
+        answer = await passage.go_on()
+        answer.set_status(status)
+        return answer
+
+    door.fault(PUT, say, times=None)
+
+    await client(door).models.push("mod:m1")
+
+    assert len(door.all("^PUT")) == 1
+    assert outcomes(door) == [("success", "")]
 
 
 def test_one_put_carries_5_gib_as_s3_has_it() -> None:
@@ -588,6 +610,18 @@ async def test_a_storage_that_says_yes_before_it_has_everything_is_not_believed(
     await client(door).models.push("mod:m1")
 
     assert len(door.all("PUT blob")) == 2
+
+
+@pytest.mark.parametrize(("way", "pattern"), [("presigned_url", PART), ("auto", PUT), ("proxy", UPLOAD)])
+async def test_a_page_is_no_yes(open_door: OpenDoor, client: MakeClient, home: Path, way: str, pattern: str) -> None:
+    make_model(home)
+    door = await open_door(way)
+    door.fault(pattern, answer_page(200), times=None)
+
+    with pytest.raises((PartError, APIConnectionError), match="a page came in place of an answer"):
+        await client(door).models.push("mod:m1")
+
+    assert outcomes(door)[-1][0] == "failed"
 
 
 async def test_a_part_without_an_etag_cannot_be_completed(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
@@ -1019,3 +1053,16 @@ async def test_the_registry_s_own_fault_is_raised_as_such(open_door: OpenDoor, c
 
     with pytest.raises(ServerError, match="no disk"):
         await client(door).models.push("mod:m1")
+
+
+async def test_a_part_for_which_no_etag_was_given_is_sent_again(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": FOUR_PARTS})
+    door = await open_door()
+    door.fault("PUT .*partNumber=2", with_headers(ETag=None))
+
+    await client(door).models.push("mod:m1")
+
+    assert len(door.all("PUT part 2")) == 2
+    assert outcomes(door) == [("success", "")]

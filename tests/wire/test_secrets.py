@@ -323,3 +323,29 @@ def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(token: s
     with pytest.raises(BentoError, match="the api_token argument holds characters that no token has") as caught:
         RestApiClient("https://registry.example", token)
     assert "5ecret" not in all_that_is_told(caught.value).replace(repr(token), "")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "warned"),
+    [
+        ("http://plain.example:3000", True),
+        ("http://10.0.0.7:3000", True),
+        ("https://tls.example", False),
+        ("http://localhost:3000", False),
+        ("http://registry.localhost:3000", False),
+        ("http://127.0.0.9:3000", False),
+        ("http://[::1]:3000", False),
+    ],
+)
+async def test_a_token_that_goes_to_another_machine_unencrypted_is_warned_of_once(
+    endpoint: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        async with RestApiClient(endpoint, "5ecret-token") as client:
+            client.registry_address("auth/current")
+            client.registry_address("bentos")
+
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert (
+        said == [f"the API token goes to {endpoint} unencrypted: whoever is on the way can read it; use https"] * warned
+    )

@@ -1,0 +1,174 @@
+"""An API that is closed while calls run: they end as if they had been cancelled, and say why."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento import BentoAPI, ClosedError
+from tests.builders import contents, left_in_scratch, make_model, noise
+from tests.transfer.conftest import client, elsewhere, open_door
+from tests.transfer.faulty import FINISH, GET, PART, Door, Held
+from tests.transfer.quiet import nothing_left
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from async_bento import AsyncBentoAPI, ProgressEvent
+    from async_bento.registry import LocalRegistry
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+
+__all__ = ["client", "elsewhere", "open_door"]
+
+
+@pytest.fixture
+async def door(open_door: OpenDoor, home: Path) -> Door:
+    make_model(home, files={"weights": noise(300_000, 1)})
+    return await open_door()
+
+
+async def test_a_push_ends_with_a_word_and_the_registry_knows(door: Door, client: MakeClient) -> None:
+    held = Held()
+    door.fault(PART, held)
+    events: list[ProgressEvent] = []
+    api = client(door, progress=events.append)
+
+    async with nothing_left(api):
+        pushing = asyncio.create_task(api.models.push("mod:m1"))
+        await held.arrived.wait()
+        await api.aclose()
+        assert pushing.done()
+        with pytest.raises(ClosedError, match="the API was closed while this call ran"):
+            await pushing
+    held.released.set()
+
+    assert [seen.json["status"] for seen in door.all(FINISH)] == ["failed"]
+    assert events[-1].phase == "failed"
+    assert not api._connection.client._sessions
+
+
+async def test_a_pull_ends_with_a_word_and_goes_on_when_it_is_called_again(
+    door: Door, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    await client(door).models.push("mod:m1")
+    held = Held()
+    door.fault(GET, held, skip=2, times=None)
+    api = client(door, elsewhere)
+
+    async with nothing_left(api):
+        pulling = asyncio.create_task(api.models.pull("mod:m1"))
+        await held.arrived.wait()
+        await api.aclose()
+        with pytest.raises(ClosedError):
+            await pulling
+    door._rules.clear()
+    held.released.set()
+
+    assert not left_in_scratch(elsewhere, kept=False)
+    await api.models.pull("mod:m1")
+    assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
+
+
+@pytest.mark.parametrize("call", ["get", "list", "iter"])
+async def test_a_question_ends_too(door: Door, client: MakeClient, call: str) -> None:
+    held = Held()
+    door.fault("GET .*models", held)
+    api = client(door)
+
+    async def ask() -> object:
+        if call == "iter":
+            return [record async for record in api.models.iter()]
+        return await (api.models.get("mod") if call == "get" else api.models.list())
+
+    async with nothing_left(api):
+        asking = asyncio.create_task(ask())
+        await held.arrived.wait()
+        await api.aclose()
+        with pytest.raises(ClosedError):
+            await asking
+    held.released.set()
+
+
+async def test_a_context_that_is_left_by_an_error_ends_what_runs_in_it(door: Door, client: MakeClient) -> None:
+    held = Held()
+    door.fault(PART, held)
+
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block of the context is what is tested
+        async with client(door) as api:
+            pushing = asyncio.create_task(api.models.push("mod:m1"))
+            await held.arrived.wait()
+            raise ZeroDivisionError
+    held.released.set()
+
+    with pytest.raises(ClosedError):
+        await pushing
+
+
+async def test_a_call_that_is_cancelled_is_not_taken_for_one_that_was_closed(door: Door, client: MakeClient) -> None:
+    held = Held()
+    door.fault(PART, held)
+    api = client(door)
+    pushing = asyncio.create_task(api.models.push("mod:m1"))
+    await held.arrived.wait()
+    pushing.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await pushing
+    held.released.set()
+    await api.aclose()
+
+
+async def test_a_close_that_is_cancelled_is_not_left_half_done(door: Door, client: MakeClient) -> None:
+    sending, telling = Held(), Held()
+    door.fault(PART, sending)
+    door.fault(FINISH, telling)
+    api = client(door)
+    pushing = asyncio.create_task(api.models.push("mod:m1"))
+    await sending.arrived.wait()
+    closing = asyncio.create_task(api.aclose())
+    await telling.arrived.wait()
+    closing.cancel()
+    await asyncio.wait([closing], timeout=0.1)
+    assert not closing.done()
+    telling.released.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert not api._connection.client._sessions
+    sending.released.set()
+    with pytest.raises(ClosedError):
+        await pushing
+
+
+def test_a_blocking_call_is_ended_from_another_thread(served: LocalRegistry, home: Path) -> None:
+    make_model(home, files={"weights": noise(300_000, 1)})
+    under_way, failures = threading.Event(), []
+    api = BentoAPI()
+
+    async def stall(*_: object) -> None:
+        under_way.set()
+        await asyncio.sleep(60)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("async_bento.transfer.body.TarBody.write_with_length", stall)
+
+        def push() -> None:
+            try:
+                api.models.push("mod:m1")
+            except ClosedError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=push)
+        thread.start()
+        under_way.wait(10)
+        api.close()
+        thread.join(10)
+
+    assert not thread.is_alive()
+    assert len(failures) == 1

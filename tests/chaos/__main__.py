@@ -1,0 +1,108 @@
+"""`python -m tests.chaos --seed 7 --cases 1000`: pushes and pulls in bad weather, and whether their words were true.
+
+Each case is drawn from the seed and its number: `--only 123` plays that one again. What is drawn is what happens, and
+at which request; how a client's threads and the clock interleave with it is not in anyone's hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos.case import KINDS, draw
+from tests.chaos.disk import NAMESPACE, can_mount
+from tests.chaos.processes import Zygote
+from tests.chaos.round import Counts, Round
+
+PROCESSES = ("client killed", "registry killed")
+DISKS = ("client's disk full", "registry's disk full")
+
+
+def main() -> int:
+    """Play the cases that were asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--cases", type=int, default=1000, help="each is a push and a pull, in bad weather")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first")
+    parser.add_argument("--only", type=int, help="play this one alone, and tell what happened")
+    parser.add_argument("--lanes", type=int, default=4, help="cases at a time")
+    parser.add_argument("--own-disks", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not arguments.own_disks and can_mount():
+        command = [*NAMESPACE, sys.executable, "-m", "tests.chaos", *sys.argv[1:], "--own-disks"]
+        os.execvp(command[0], command)
+    return asyncio.run(run(arguments))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Play cases in lanes; returns the exit code."""
+    counts, failed = Counts(), []
+    only = arguments.only
+    numbers = [only] if only is not None else range(arguments.first, arguments.first + arguments.cases)
+    left = iter(numbers)
+    began = time.monotonic()
+
+    async def lane(work: Path, zygote: Zygote) -> None:
+        for number in left:
+            one = Round(draw(arguments.seed, number), zygote, work / str(number), counts, arguments.own_disks)
+            try:
+                await one.play()
+            except Exception as error:  # noqa: BLE001 - the others go on
+                one.complaints.append(f"the case broke: {error!r}")
+            if one.complaints:
+                failed.append(number)
+            if one.complaints or only is not None:
+                print(f"case {number}: python -m tests.chaos --seed {arguments.seed} --only {number}")
+                print("\n".join([f"  {one.case}", *(f"  {line}" for line in one.story)]))
+                print("\n".join(f"  COMPLAINT: {complaint}" for complaint in one.complaints), flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="chaos-") as work:
+        async with Zygote() as zygote:
+            await asyncio.gather(*(lane(Path(work), zygote) for _ in range(arguments.lanes)))
+    print(report(counts, len(numbers), arguments.seed, time.monotonic() - began))
+    if not arguments.own_disks:
+        print("No disk was filled: here is none of a size of its own to be had.")
+    print(f"{len(failed)} of {len(numbers)} cases failed: {failed}" if failed else f"All {len(numbers)} cases held.")
+    missing = [] if only is not None or len(numbers) < 200 else not_happened(counts, arguments.own_disks)
+    if missing:
+        print(f"It was no chaos: these never happened: {missing}")
+    if only is None and (not counts.faults or not any(counts.calls)):
+        print("It was no chaos: nothing happened.")
+        return 1
+    return 1 if failed or missing else 0
+
+
+def not_happened(counts: Counts, own_disks: bool) -> list[str]:
+    """What a long run must have seen, and has not."""
+    wanted = [*KINDS, *PROCESSES, *(DISKS if own_disks else ())]
+    words = [f"{way} {word}" for way in ("push", "pull") for word in ("done", "error", "killed")]
+    others = ["push: resumed", "pull: resumed", "URLs that had expired", "tries after the first"]
+    return [
+        *(kind for kind in wanted if not counts.faults[kind]),
+        *(word for word in words if not counts.calls[word]),
+        *(other for other in others if not counts.others[other]),
+    ]
+
+
+def report(counts: Counts, cases: int, seed: int, seconds: float) -> str:
+    """The figures, as tables of Markdown."""
+    words = ("done", "error", "killed")
+    lines = [f"Seed {seed}, {cases} cases, {seconds:.0f} s.", "", "| | calls | done | error | killed |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    for way in ("push", "pull"):
+        figures = [counts.calls[f"{way} {word}"] for word in words]
+        calls = sum(count for key, count in counts.calls.items() if key.startswith(way))
+        lines.append(f"| {way} | {calls} | {' | '.join(map(str, figures))} |")
+    for title, counter in (("error", counts.errors), ("fault", counts.faults), ("else", counts.others)):
+        lines += ["", f"| {title} | times |", "| --- | ---: |"]
+        lines += [f"| {key} | {count} |" for key, count in sorted(counter.items(), key=lambda pair: -pair[1])]
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""What happens in a case: drawn from a seed and the case's number, and from nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+KiB = 1024
+MiB = 1024 * KiB
+
+KINDS = {  # what the proxy does to a request, and how often in relation to the others
+    "reset": 4,  # before it is passed on
+    "reset body": 4,  # with a part of its body passed on
+    "lose answer": 4,  # it is passed on, and its answer is not
+    "truncate": 4,  # the answer ends early: closed
+    "truncate reset": 3,  # the answer ends early: reset
+    "shorten": 2,  # the answer ends early, and says that this is all of it
+    "stall": 3,  # nothing moves for a while, before it is passed on
+    "stall answer": 3,  # nothing moves for a while, in the middle of the answer
+    "hang": 1,  # nothing moves any more
+    "slow": 3,
+    "flip": 12,  # a bit of a body that goes to the storage; of no other
+    "429": 2,
+    "429 retry-after": 2,
+    "429 long": 1,  # longer than a client waits
+    "500": 3,
+    "502": 3,
+    "503": 3,
+    "502 page": 2,
+    "200 page": 2,
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment in a call: so many requests have come, and so many seconds have passed since."""
+
+    request: int
+    delay: float
+
+
+@dataclass(frozen=True)
+class Weather:
+    """Which requests of a call meet a fault, and which fault.
+
+    Attributes:
+        key: What every draw derives from.
+        rate: How many of them do, from 0 to 1.
+        first: The first that may.
+        last: The last that may.
+        kinds: Which faults there are.
+    """
+
+    key: str
+    rate: float = 0.0
+    first: int = 1
+    last: int = 1_000_000
+    kinds: tuple[str, ...] = tuple(KINDS)
+
+    def draw(self, ordinal: int, step: str, nth: int) -> tuple[str | None, Random]:
+        """Draw what happens to a request.
+
+        What decides is the request itself and how often it was made, not the moment at which it happened to come.
+
+        Args:
+            ordinal: Its number in the call.
+            step: What is asked for.
+            nth: How often it was asked for before.
+        """
+        random = Random(f"{self.key}/{step}/{nth}")
+        if not self.first <= ordinal <= self.last or random.random() >= self.rate:
+            return None, random
+        return random.choices(self.kinds, [KINDS[kind] for kind in self.kinds])[0], random
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What happens during one call.
+
+    Attributes:
+        weather: On the network.
+        kill_client: When the client is killed, if it is.
+        kill_registry: When the registry is killed, if it is.
+        down_for: How long it then stays so, in seconds.
+        fill: Whose disk fills up, if one does.
+        fill_at: When it does.
+        room: What is left on it, in bytes.
+        full_for: How long it stays so, in seconds.
+    """
+
+    weather: Weather
+    kill_client: Moment | None = None
+    kill_registry: Moment | None = None
+    down_for: float = 0.0
+    fill: Literal["client", "registry"] | None = None
+    fill_at: Moment = Moment(0, 0.0)
+    room: int = 0
+    full_for: float = 0.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bento or a model that is pushed and pulled.
+
+    Attributes:
+        number: Of the case.
+        kind: What is pushed.
+        transmission: Which way the bytes go.
+        sizes: The sizes of its files, in bytes.
+        models: How many models the bento has.
+        url_expiry: How long presigned URLs live, in seconds.
+        range_size: Of the pull, in bytes.
+        threads: Of the push.
+        pushed_before: Whether the registry has another item under its tag already, so that it is pushed by force.
+        pulled_before: What the store has before the pull: nothing, another item under its tag, an older version.
+        changed: Whether its files change after a push that was not done, before it is pushed again.
+        replaced: Whether it is pushed anew, with other files, after a pull that was not done.
+        pushes: What happens during each push, until one is done.
+        pulls: What happens during each pull, until one is done.
+    """
+
+    number: int
+    kind: Literal["bento", "model"]
+    transmission: Literal["presigned_url", "proxy", "auto"]
+    sizes: tuple[int, ...]
+    models: int
+    url_expiry: float
+    range_size: int
+    threads: int
+    pushed_before: bool
+    pulled_before: Literal["nothing", "same tag", "older version"]
+    changed: bool
+    replaced: bool
+    pushes: tuple[Turn, ...]
+    pulls: tuple[Turn, ...]
+
+
+def draw(seed: int, number: int) -> Case:
+    """Draw a case."""
+    random = Random(f"{seed}/{number}")
+    extent = random.choices(["small", "medium", "large"], [55, 30, 15])[0]
+    if extent == "small":
+        sizes = [random.randint(0, 60 * KiB) for _ in range(random.randint(1, 6))]
+    elif extent == "medium":
+        sizes = [random.randint(100 * KiB, 900 * KiB) for _ in range(random.randint(1, 4))]
+    else:
+        sizes = [random.randint(5 * MiB, 15 * MiB), random.randint(0, MiB)]
+    kind = random.choice(["bento", "model"])
+    transmission = random.choices(["presigned_url", "auto", "proxy"], [6, 2, 2])[0]
+    range_size = random.choice([64 * KiB, 256 * KiB] if extent != "large" else [256 * KiB, MiB])
+    size = sum(sizes)
+    push_requests = 10 + 2 * size // (5 * MiB)
+    pull_requests = 3 + size // range_size
+    return Case(
+        number=number,
+        kind=kind,
+        transmission=transmission,
+        sizes=tuple(sizes),
+        models=random.choice([0, 0, 1, 2]) if kind == "bento" else 0,
+        url_expiry=random.choice([0.3, 1.0, 2.0, 3600.0]),
+        range_size=range_size,
+        threads=random.randint(1, 8),
+        pushed_before=random.random() < 0.3,
+        pulled_before=random.choice(["nothing", "same tag", "older version"]),
+        changed=random.random() < 0.35,
+        replaced=random.random() < 0.35,
+        pushes=tuple(_turn(random, f"{seed}/{number}/push {n}", push_requests, size) for n in range(_turns(random))),
+        pulls=tuple(_turn(random, f"{seed}/{number}/pull {n}", pull_requests, size) for n in range(_turns(random))),
+    )
+
+
+def _turns(random: Random) -> int:
+    return random.choice([1, 1, 2, 3])
+
+
+def _turn(random: Random, key: str, requests: int, size: int) -> Turn:
+    def moment() -> Moment:
+        return Moment(random.randint(0, requests), random.uniform(0, random.choice([0.02, 0.1, 0.3])))
+
+    happens = random.choices(
+        ["network", "client killed", "registry killed", "client full", "registry full"], [50, 20, 14, 8, 8]
+    )[0]
+    fill: Literal["client", "registry"] | None = None
+    if happens == "client full":
+        fill = "client"
+    elif happens == "registry full":
+        fill = "registry"
+    return Turn(
+        weather=_weather(random, key, requests, calm=happens != "network" and random.random() < 0.5),
+        kill_client=moment() if happens == "client killed" else None,
+        kill_registry=moment() if happens == "registry killed" else None,
+        down_for=random.choice([0.0, 0.0, 0.3, 1.0]),
+        fill=fill,
+        fill_at=moment(),
+        room=random.choice([0, random.randint(0, 64 * KiB), random.randint(0, max(size, 1))]),
+        full_for=random.choice([0.2, 1.0, 60.0]),
+    )
+
+
+def _weather(random: Random, key: str, requests: int, *, calm: bool) -> Weather:
+    if calm:
+        return Weather(key)
+    kinds = tuple(KINDS)
+    if random.random() < 0.3:
+        kinds = (random.choice(kinds),)
+    first = random.randint(1, requests)
+    return random.choice(
+        [
+            Weather(key, 0.15, kinds=kinds),
+            Weather(key, 0.4, kinds=kinds),
+            Weather(key, 1.0, first, first + random.randint(0, 5), kinds=kinds),  # a burst
+            Weather(key, 1.0, first, kinds=kinds),  # an outage that does not end
+        ]
+    )

@@ -1,0 +1,95 @@
+"""Clients and registries as processes of their own, as the driver sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Process:
+    """A process that the zygote has forked.
+
+    Attributes:
+        said: The last it said of itself.
+        spoke: Set when it has said something, or has ended.
+        ended: Set when it has ended, with its status.
+    """
+
+    id: int
+    zygote: Zygote
+    said: dict[str, Any] = field(default_factory=dict)
+    spoke: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    status: int | None = None
+
+    def kill(self) -> None:
+        """Send it SIGKILL; nothing happens to one that has ended."""
+        self.zygote.send({"kill": self.id})
+
+
+class Zygote:
+    """The process that forks the others; all of them end with the block."""
+
+    def __init__(self) -> None:
+        self._processes: dict[int, Process] = {}
+        self._next = 0
+
+    async def __aenter__(self) -> Self:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.chaos.zygote",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+        )
+        self._listening = asyncio.create_task(self._listen())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        await self._process.wait()
+        self._listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._listening
+
+    def start(self, **job: object) -> Process:
+        """Fork a process for a job."""
+        self._next += 1
+        process = self._processes[self._next] = Process(self._next, self)
+        self.send({"id": self._next, **job})
+        return process
+
+    def send(self, what: object) -> None:
+        """Tell the zygote something."""
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(what).encode() + b"\n")
+
+    async def _listen(self) -> None:
+        assert self._process.stdout
+        async for line in self._process.stdout:
+            said = json.loads(line)
+            process = self._processes[said.pop("id")]
+            process.spoke.set()
+            if "ended" in said:
+                process.status = said["ended"]
+                process.ended.set()
+                del self._processes[process.id]
+            else:
+                process.said = said

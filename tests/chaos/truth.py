@@ -1,0 +1,115 @@
+"""What is so, whatever a call says of it: the registry's record and bytes, and trees on disk, by hash.
+
+Nothing of the client is used here. The registry is asked past the proxy, and its tar is read by `tarfile`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import tarfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+Tree = dict[str, tuple[str, int, str]]
+"""Each path below a directory: what it is, its mode, and the SHA-256 of a file's content or a link's target."""
+
+
+def tree_of(directory: Path, leaving_out: str | None = None) -> Tree | None:
+    """Look at a directory.
+
+    Args:
+        directory: The directory.
+        leaving_out: A name in it that does not count.
+
+    Returns:
+        The tree; None where there is no directory.
+    """
+    if not directory.is_dir():
+        return None
+    tree: Tree = {}
+    for root, directories, files in os.walk(directory):
+        for name in [*directories, *files]:
+            path = Path(root, name)
+            inner = str(path.relative_to(directory))
+            if inner.partition("/")[0] == leaving_out:
+                continue
+            status = path.lstat()
+            mode = stat.S_IMODE(status.st_mode)
+            if stat.S_ISLNK(status.st_mode):
+                tree[inner] = ("link", 0, str(path.readlink()))
+            elif stat.S_ISDIR(status.st_mode):
+                tree[inner] = ("directory", mode, "")
+            else:
+                tree[inner] = ("file", mode, hashlib.sha256(path.read_bytes()).hexdigest())
+    return tree
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the registry has of an item.
+
+    Attributes:
+        status: Of its upload; None where there is no record.
+        tree: What its tar holds; None where there is no tar.
+        broken: What is wrong with the tar, if something is.
+    """
+
+    status: str | None
+    tree: Tree | None = None
+    broken: str = ""
+
+
+def record_of(endpoint: str, token: str, kind: str, name: str, version: str) -> Record:
+    """Ask a registry for a record and its bytes."""
+    item = f"{endpoint}/api/v1/{kind}_repositories/{name}/{kind}s/{version}"
+    answer = _get(item, token)
+    if answer is None:
+        return Record(None)
+    with answer:
+        status = json.load(answer)["upload_status"]
+    answer = _get(f"{item}/download", token)
+    if answer is None:
+        return Record(status)
+    tree: Tree = {}
+    with answer:
+        try:
+            with tarfile.open(fileobj=answer, mode="r|") as tar:
+                for member in tar:
+                    name = member.name.removeprefix("./").rstrip("/")
+                    if name in {"", "."}:
+                        continue
+                    if member.issym():
+                        tree[name] = ("link", 0, member.linkname)
+                    elif member.isdir():
+                        tree[name] = ("directory", member.mode, "")
+                    else:
+                        file = tar.extractfile(member)
+                        assert file is not None
+                        tree[name] = ("file", member.mode, hashlib.sha256(file.read()).hexdigest())
+        except (tarfile.TarError, OSError, AssertionError, EOFError) as error:
+            return Record(status, None, repr(error))
+    return Record(status, tree)
+
+
+def _get(url: str, token: str) -> urllib.response.addinfourl | None:  # type: ignore[name-defined]
+    request = urllib.request.Request(url, headers={"X-YATAI-API-TOKEN": token})
+    try:
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 404 or (error.code == 400 and b"record not found" in error.read()):
+                return None
+        raise
+
+
+def difference(one: Tree | None, other: Tree | None) -> str:
+    """Say how two trees differ."""
+    if one is None or other is None:
+        return "there is none" if one is not other else ""
+    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    return "; ".join(f"{name}: {one.get(name)} and {other.get(name)}" for name in names[:3])

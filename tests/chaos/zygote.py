@@ -1,0 +1,136 @@
+"""A process that has everything imported and forks clients and registries: a fork takes a hundredth of a start.
+
+It reads a JSON object a line: `{"id", "do", …}` forks a child for a job, `{"kill": id}` kills it with SIGKILL. It says
+`{"id", "ended"}` when a child has ended, and each child says `{"id", …}` of its own, all down the same pipe: a line is
+shorter than PIPE_BUF, so that none is torn, whoever is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import gc
+import json
+import os
+import select
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from stamina.instrumentation import set_on_retry_hooks
+
+from async_bento import AsyncBentoAPI, BentoError, Config, ProgressEvent
+from async_bento.registry import LocalRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from stamina.instrumentation import RetryDetails
+
+HANGS_AFTER = 60.0
+"""Seconds after which a call that has not ended says in its log where it stands."""
+
+
+def say(job: dict[str, Any], **words: object) -> None:
+    """Say something of a job, in one line that is short enough to be written in one go."""
+    os.write(1, json.dumps({"id": job["id"], **words})[:2000].encode() + b"\n")
+
+
+async def call(job: dict[str, Any]) -> None:
+    """One push or pull, and its word on how it went."""
+    seen = {"resumed": False, "retries": 0}
+
+    def listen(event: ProgressEvent) -> None:
+        if event.message.startswith("resuming"):
+            seen["resumed"] = True
+
+    def count(_: RetryDetails) -> None:
+        seen["retries"] += 1
+
+    set_on_retry_hooks([count])
+    config = Config.model_validate(job["config"])
+    word: dict[str, object]
+    async with AsyncBentoAPI(
+        endpoint=job["endpoint"], api_token=job["token"], config=config, progress=listen
+    ) as bentos:
+        api = bentos if job["kind"] == "bento" else bentos.models
+        try:
+            await getattr(api, job["do"])(job["tag"], **job["options"])
+            word = {"word": "done"}
+        except BentoError as error:
+            word = {"word": "error", "type": type(error).__name__, "message": str(error)[:600]}
+        except Exception as error:  # noqa: BLE001 - the driver is who judges it
+            word = {"word": "crashed", "type": type(error).__name__, "message": repr(error)[:600]}
+    say(job, **word, **seen)
+
+
+async def serve(job: dict[str, Any]) -> None:
+    """A registry, until it is killed."""
+    async with LocalRegistry(job["root"], **job["options"]) as registry:
+        say(job, endpoint=registry.endpoint, token=registry.api_token)
+        await asyncio.Event().wait()
+
+
+def work(job: dict[str, Any]) -> None:
+    """What a child does; it ends as every Python does, so that a thread that is left behind shows."""
+    os.environ.update(job.get("environment", {}))
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 2)
+    os.close(log)
+    doing: Coroutine[Any, Any, None] = serve(job) if job["do"] == "serve" else call(job)
+    if job["do"] != "serve":
+        faulthandler.dump_traceback_later(HANGS_AFTER - 5)
+    asyncio.run(doing)
+
+
+def main() -> None:
+    """Fork, kill and reap until nobody asks any more."""
+    awake, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    children: dict[int, int] = {}  # the id of each process's job
+    rest = b""
+    gc.collect()
+    gc.freeze()
+    while True:
+        ready, _, _ = select.select([0, awake], [], [])
+        if awake in ready:
+            os.read(awake, 4096)
+        while children:
+            process, status = os.waitpid(-1, os.WNOHANG)
+            if not process:
+                break
+            os.write(1, json.dumps({"id": children.pop(process), "ended": status}).encode() + b"\n")
+        if 0 not in ready:
+            continue
+        read = os.read(0, 65536)
+        if not read:
+            break
+        *lines, rest = (rest + read).split(b"\n")
+        for line in lines:
+            job = json.loads(line)
+            if "kill" in job:
+                for process, number in children.items():  # one that has been reaped is no longer among them
+                    if number == job["kill"]:
+                        os.kill(process, signal.SIGKILL)
+                continue
+            process = os.fork()
+            if not process:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for descriptor in (awake, wake):
+                    os.close(descriptor)
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                return work(job)
+            children[process] = job["id"]
+    for process in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    return None
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit()

@@ -1,0 +1,91 @@
+"""What BentoML's APIs take and return, against ours and against the tables of docs/parity.md."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+
+import pytest
+
+import async_bento
+from async_bento import AsyncBentoAPI, AsyncModelAPI, BentoAPI, ModelAPI, RestApiClient
+from tests.parity import PARITY, rows_of
+
+pytestmark = pytest.mark.interop
+
+NOT_OURS = {("BentoAPI", "spinner"), ("ModelAPI", "spinner"), ("ModelAPI", "client")}  # docs/parity.md says why
+RETURNED = [
+    "BentoManifestSchema",
+    "BentoRepositorySchema",
+    "BentoSchema",
+    "BentoWithRepositoryListSchema",
+    "BentoWithRepositorySchema",
+    "LabelItemSchema",
+    "ModelManifestSchema",
+    "ModelRepositorySchema",
+    "ModelSchema",
+    "ModelWithRepositoryListSchema",
+    "ModelWithRepositorySchema",
+]
+ABOUT_ITEMS = re.compile(r"bento|model|current_user")
+OUT_OF_SCOPE = re.compile(r"deployment|cluster|secret|api_token|organization")
+
+
+@pytest.fixture
+async def theirs(there):
+    """The parameters of each of BentoML's calls."""
+    (found,) = await there.calls(["parameters", {}])
+    return found
+
+
+def calls_of(name):
+    """Our calls of that name: blocking, and not."""
+    if name == "RestApiClient":
+        return [RestApiClient]
+    api, _, call = name.partition(".")
+    ours = {"BentoAPI": [BentoAPI, AsyncBentoAPI], "ModelAPI": [ModelAPI, AsyncModelAPI]}[api]
+    return [getattr(each, call) for each in ours] if call else ours
+
+
+async def test_every_parameter_of_bentoml_s_is_one_of_ours(theirs):
+    assert {"BentoAPI.push", "BentoAPI.pull", "BentoAPI.list", "BentoAPI.get"} <= theirs.keys()
+    for name, taken in theirs.items():
+        for call in calls_of(name):
+            ours = inspect.signature(call).parameters
+            in_place = [parameter for parameter in ours if parameter != "self"]
+            for place, (parameter, (kind, default)) in enumerate(taken.items()):
+                if (name, parameter) in NOT_OURS:
+                    continue
+                assert ours[parameter].kind.name == kind, (call, parameter)
+                if kind == "POSITIONAL_OR_KEYWORD":
+                    assert in_place[place] == parameter
+                if name != "RestApiClient" and default not in {"none", "…"}:  # the client's comes from the settings
+                    assert ours[parameter].default == default, (call, parameter)
+                if default == "…":
+                    assert ours[parameter].default is None  # what BentoML injects is found by us
+
+
+async def test_every_parameter_of_bentoml_s_has_a_row(theirs):
+    text = await asyncio.to_thread(PARITY.read_text, encoding="utf-8")
+    have = {(row.section, name) for row in rows_of(text) for name in re.findall(r"^`(\w+)[`=]", row.cells[0])}
+
+    wanted = {(call, parameter) for call, taken in theirs.items() for parameter in taken}
+
+    assert wanted - have == set()
+
+
+async def test_every_field_of_what_bentoml_returns_is_one_of_ours(there):
+    (theirs,) = await there.calls(["fields", {"names": RETURNED}])
+
+    for name, fields in theirs.items():
+        ours = getattr(async_bento, name).model_fields
+        assert {*fields} <= {*ours} | {field.alias for field in ours.values()}, name
+
+
+async def test_what_bentoml_s_client_asks_besides_is_not_about_bentos_and_models(there):
+    (theirs,) = await there.calls(["asked_for", {}])
+
+    assert {name for name in theirs if not OUT_OF_SCOPE.search(name)} == {
+        name for name in theirs if ABOUT_ITEMS.search(name)
+    }

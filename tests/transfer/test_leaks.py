@@ -1,0 +1,149 @@
+"""Many transfers in one process, with faults: in the end it holds what it held after the first few."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from async_bento import BentoError
+from tests.builders import KiB, make_model, noise
+from tests.transfer.faulty import (
+    GET,
+    PART,
+    answer_page,
+    end_early,
+    hang_up,
+    hang_up_while_reading,
+    hang_up_while_sending,
+    lose_answer,
+    refuse,
+)
+from tests.transfer.quiet import tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from async_bento import AsyncBentoAPI
+    from tests.transfer.faulty import Door, Fault
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+
+pytestmark = pytest.mark.long
+
+DESCRIPTORS = Path("/proc/self/fd")
+
+TRANSFERS = 500
+
+WARM = 100
+"""Transfers after which everything that is made once has been made: pools of threads, caches, an allocator's arenas."""
+
+PER_TRANSFER = 8 * KiB
+"""Bytes of memory a transfer may leave behind, on average: the allocator's noise. The one part or range that a transfer
+has to hold is over ten times as much."""
+
+FAULTS: dict[str, list[Fault]] = {
+    "API": [hang_up, lose_answer, answer_page(502), refuse(429), refuse(500)],
+    PART: [hang_up_while_reading(10_000), lose_answer, refuse(403), refuse(503), hang_up],
+    GET: [hang_up_while_sending(30_000), end_early(20_000), refuse(403), refuse(503), hang_up],
+}
+
+
+class Held(NamedTuple):
+    """What a process holds.
+
+    Attributes:
+        tasks: Tasks, but those of the servers.
+        pools: Pools of threads; each has as many threads as it once needed, up to its bound.
+        threads: Threads of no pool.
+        descriptors: Open files and sockets.
+        memory: Bytes of it that are in memory.
+    """
+
+    tasks: int
+    pools: int
+    threads: int
+    descriptors: int
+    memory: int
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory, and not of a file."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return KiB * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+
+async def held() -> Held:
+    """What there is when all that was on its way has come to rest."""
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    gc.collect()
+    pools = [thing for thing in gc.get_objects() if isinstance(thing, ThreadPoolExecutor) and not thing._shutdown]
+    threads = {*threading.enumerate()}.difference(*(pool._threads for pool in pools))
+    return Held(len(tasks()), len(pools), len(threads), len([*DESCRIPTORS.iterdir()]), resident())
+
+
+@pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="Linux alone says what a process holds")
+@pytest.mark.timeout(180)
+async def test_many_transfers_with_faults_leave_nothing_in_the_process(
+    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    logging.disable()  # pytest keeps what is logged
+    make_model(home, files={"weights": noise(100_000)})
+    door = await open_door()
+    await client(door).models.push("mod:m1")
+    options: dict[str, Any] = {"retry": {"attempts": 3}, "timeouts": {"stall": 5}}
+    pusher, puller = client(door, **options), client(door, elsewhere, **options)
+    random = Random(7)
+    words: Counter[str] = Counter()
+
+    async def transfer(number: int) -> None:
+        door._rules.clear()
+        door.seen.clear()
+        pushes = number % 2 == 0
+        pattern = random.choice(["API", PART if pushes else GET])
+        fault = random.choice(FAULTS[pattern])
+        times = random.choice([0, 1, 1, 2, 9])
+        door.fault("/api/" if pattern == "API" else pattern, fault, times=times, skip=random.randint(0, 3))
+        api = pusher if pushes else puller
+        if own_client := random.random() < 0.1:
+            api = client(door, home if pushes else elsewhere, **options)
+        doing = asyncio.ensure_future((api.models.push if pushes else api.models.pull)("mod:m1", force=True))
+        if random.random() < 0.1:
+            await asyncio.sleep(random.uniform(0, 0.03))
+            doing.cancel()
+        try:
+            await doing
+            words["done"] += 1
+        except BentoError as error:
+            words[type(error).__name__] += 1
+        except asyncio.CancelledError:
+            words["cancelled"] += 1
+        if own_client:
+            await api.aclose()
+
+    try:
+        for number in range(WARM):
+            await transfer(number)
+        warm = await held()
+        for number in range(WARM, TRANSFERS):
+            await transfer(number)
+        after = await held()
+    finally:
+        logging.disable(logging.NOTSET)
+
+    assert after[:3] == warm[:3], (warm, after)
+    assert after.descriptors <= warm.descriptors, (warm, after)
+    assert after.memory - warm.memory <= PER_TRANSFER * (TRANSFERS - WARM), (warm, after)
+    assert words["done"] > TRANSFERS / 3, words
+    assert words["cancelled"], words
+    assert words.total() - words["done"] - words["cancelled"] > TRANSFERS / 20, words

@@ -1,0 +1,201 @@
+"""What a push and a pull that fail tell, log, report and leave on the disk: no token, and no presigned URL."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import re
+import stat
+import traceback
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento import BentoError, unpacking
+from async_bento.transfer import upload as upload_module
+from tests.builders import KiB, make_model, noise
+from tests.transfer.faulty import DOWNLOAD, GET, PART, PUT, UPLOAD, Door, hang_up, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from aiohttp import web
+
+    from async_bento import AsyncBentoAPI, ProgressEvent
+    from tests.transfer.faulty import Fault, Passage
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+
+SIZE = 64 * KiB
+
+
+@pytest.fixture(autouse=True)
+def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_module, "choose_part_size", lambda size, wanted, threads: SIZE)
+    monkeypatch.setattr(unpacking, "INTERVAL", SIZE)
+
+
+@dataclass
+class Told:
+    """All that is told of some calls.
+
+    Attributes:
+        events: What the listener heard.
+        errors: What was raised.
+        things: What else a person may look at.
+    """
+
+    door: Door
+    home: Path
+    log: pytest.LogCaptureFixture
+    events: list[ProgressEvent] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
+    things: list[object] = field(default_factory=list)
+
+    def secrets(self) -> set[str]:
+        """The token, and what the queries of the presigned URLs hold that were used."""
+        queries = [seen.query for seen in self.door.seen if seen.path.startswith("/blobs/")]
+        signatures = {query["signature"] for query in queries}
+        return {self.door.registry.api_token} | signatures
+
+    def texts(self) -> Iterator[str]:
+        for record in self.log.records:
+            if record.name in {"aiohttp.access", "aiohttp.server"}:  # the door's own
+                continue
+            yield f"{record.name}: {record.getMessage()} {vars(record)}"
+            if record.exc_info and record.exc_info[1]:
+                yield "".join(traceback.format_exception(*record.exc_info))
+        for event in self.events:
+            yield repr(event)
+        for error in self.errors:
+            yield "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            yield pickle.dumps(error).decode("latin-1")
+            for cause in _chain(error):
+                yield f"{cause} {cause!r} {cause.args} {vars(cause)}"
+        for thing in self.things:
+            yield f"{thing!r} {thing}"
+
+    def check(self) -> None:
+        secrets = self.secrets()
+        for text in self.texts():
+            assert not [secret for secret in secrets if secret in text], text
+
+    def check_files(self, pattern: str) -> None:
+        """Look into what was left, which only its owner may read."""
+        (file,) = (self.home / "tmp").glob(pattern)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        text = file.read_text()
+        assert not [secret for secret in self.secrets() if secret in text]
+        assert "/blobs/" not in text
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        yield from _chain(error.__context__ if error.__context__ is not error.__cause__ else None)
+        error = error.__cause__
+
+
+async def answer_nonsense(passage: Passage) -> web.StreamResponse:
+    """What is no HTTP: aiohttp's error of it names the whole URL."""
+    await passage.read()
+    transport = passage.request.transport
+    assert isinstance(transport, asyncio.Transport)
+    transport.write(b"HTTP/1.1 no answer\r\n\r\n")
+    await asyncio.sleep(0.02)
+    return passage.hang_up()
+
+
+FAULTS: dict[str, Fault] = {
+    "refused": refuse(400, code="InvalidRequest"),
+    "expired": refuse(403, code="AccessDenied"),
+    "busy": refuse(503, headers={"Retry-After": "0"}),
+    "broken": hang_up,
+    "nonsense": answer_nonsense,
+}
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    for name in ("", "asyncio", "aiohttp", "stamina", "async_bento"):
+        caplog.set_level(logging.DEBUG, logger=name or None)
+    return caplog
+
+
+@pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_push_that_fails_tells_no_secret(
+    open_door: OpenDoor,
+    client: MakeClient,
+    home: Path,
+    log: pytest.LogCaptureFixture,
+    transmission: str,
+    fault: str,
+) -> None:
+    make_model(home, files={"weights": noise(3 * SIZE)})
+    door = await open_door(transmission, min_part_size=SIZE)
+    told = Told(door, home, log)
+    door.fault({"presigned_url": PART, "auto": PUT, "proxy": UPLOAD}[transmission], FAULTS[fault], skip=1, times=None)
+    if transmission != "presigned_url":
+        door._rules[0].skip = 0
+
+    api = client(door, progress=told.events.append)
+    with pytest.raises(BentoError) as caught:
+        await api.models.push("mod:m1", threads=1)
+
+    told.errors.append(caught.value)
+    told.things += [api, api._connection.client, api._connection.client.credentials, api._connection.config]
+    told.things += [api._connection.transport, await api.models.get("mod")]
+    assert len(told.secrets()) > (transmission != "proxy")
+    assert log.records
+    told.check()
+    if transmission == "presigned_url":
+        told.check_files("async-bento-kept-push*")
+
+
+@pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_pull_that_fails_tells_no_secret(
+    open_door: OpenDoor,
+    client: MakeClient,
+    home: Path,
+    elsewhere: Path,
+    log: pytest.LogCaptureFixture,
+    transmission: str,
+    fault: str,
+) -> None:
+    make_model(home, files={"weights": noise(5 * SIZE)})
+    door = await open_door(transmission, min_part_size=SIZE)
+    await client(door).models.push("mod:m1")
+    told = Told(door, elsewhere, log)
+    skip = 3 if transmission == "presigned_url" else 0
+    door.fault({"presigned_url": GET, "proxy": DOWNLOAD}[transmission], FAULTS[fault], skip=skip, times=None)
+
+    with pytest.raises(BentoError) as caught:
+        await client(door, elsewhere, progress=told.events.append).models.pull("mod:m1")
+
+    told.errors.append(caught.value)
+    told.check()
+    if transmission == "presigned_url":
+        told.check_files("*/state.json")
+
+
+async def test_what_a_push_returns_and_what_a_record_says_shows_no_secret(
+    open_door: OpenDoor, client: MakeClient, home: Path, log: pytest.LogCaptureFixture
+) -> None:
+    make_model(home, files={"weights": noise(3 * SIZE)})
+    door = await open_door(min_part_size=SIZE)
+    told = Told(door, home, log)
+    api = client(door, progress=told.events.append)
+    told.things.append(await api.models.push("mod:m1"))
+    presigned = await api.models._kind.routes.presign_download("mod", "m1")
+    url = presigned.presigned_download_url.get_secret_value()
+    told.things.append(presigned)
+
+    told.check()
+    (signature,) = re.findall(r"ignature=([^&]+)", url)
+    assert signature not in f"{presigned!r} {presigned}"
