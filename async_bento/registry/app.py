@@ -342,7 +342,7 @@ async def _speak_json(request: web.Request, handler: Handler) -> web.StreamRespo
     except web.HTTPException as error:
         return _refuse(error.status, error.reason)
     except RegistryError as error:
-        return _refuse(error.status, error.message)
+        return _refuse(error.status, error.message, error.retry_after)
     except (ConnectionError, web.RequestPayloadError):
         return _refuse(400, "the connection broke")
     except OSError as error:
@@ -354,8 +354,9 @@ async def _speak_json(request: web.Request, handler: Handler) -> web.StreamRespo
         return _refuse(500, "the registry failed; its log says why")
 
 
-def _refuse(status: int, message: str) -> web.Response:
-    return web.json_response({"error": message}, status=status)
+def _refuse(status: int, message: str, retry_after: int | None = None) -> web.Response:
+    headers = None if retry_after is None else {"Retry-After": str(retry_after)}
+    return web.json_response({"error": message}, status=status, headers=headers)
 
 
 def _route(method: str, path: str, handler: Handler) -> web.RouteDef:

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
+UPLOAD_LIFETIME = 24 * 3600.0
+"""How long an upload that nobody completes is kept, in seconds: a push that was killed may be resumed next morning."""
+
 
 class ClaimedPart(NamedTuple):
     """A part, as whoever completes an upload knows it.

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -26,25 +25,24 @@ import threading
 import time
 from bisect import bisect_right
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from async_bento.registry.refusals import RecordNotFoundError, StorageError
+from async_bento.registry.blobs import UPLOAD_LIFETIME
+from async_bento.registry.parts import check_parts, etag_of_parts, plain
+from async_bento.registry.refusals import NoSuchUploadError, RecordNotFoundError
 from async_bento.registry.spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from async_bento.registry.blobs import ClaimedPart
 
-UPLOAD_LIFETIME = 24 * 3600.0
-"""How long an upload that nobody completes is kept, in seconds: a push that was killed may be resumed next morning."""
-
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
-_MD5 = re.compile(r"[0-9a-f]{32}")
+_PART = re.compile(r"\d{5}\.[0-9a-f]{32}")
 _UPLOAD = "upload"
 
 
@@ -148,7 +146,7 @@ class Disk:
         """
         directory = self._data / upload_id
         if not _UPLOAD_ID.fullmatch(upload_id) or not _says(directory / _UPLOAD, key):
-            raise StorageError("NoSuchUpload", "there is no such upload; it may have been completed", status=404)
+            raise NoSuchUploadError
         return directory
 
     def keep_part(self, key: str, upload_id: str, number: int, spool: Spool) -> None:
@@ -180,36 +178,23 @@ class Disk:
         Raises:
             StorageError: There is no such upload, or the parts are not what has arrived.
         """
-        digests = [part.etag.strip('"').lower() for part in claimed]
-        if not claimed or not all(map(_MD5.fullmatch, digests)):
-            raise StorageError("InvalidPart", "every part must be named with the ETag it was answered with")
-        etag = _etag_of_parts(digests)
+        etag = etag_of_parts(claimed)
         with self._lock:
             current = self._find(key)
             if current is not None and (current.id, current.etag) == (upload_id, etag):
                 return
             directory = self.upload_directory(key, upload_id)
-            arrived = {file.name: file.stat().st_size for file in directory.iterdir()}
-            names = [_part_name(part.number, digest) for part, digest in zip(claimed, digests, strict=True)]
-            self._check_parts(claimed, [arrived.get(name) for name in names])
-            for unclaimed in arrived.keys() - {*names, _UPLOAD}:
+            sizes = {file.name: file.stat().st_size for file in directory.iterdir()}
+            parts = {(int(name[:5]), name[6:]): name for name in sizes if _PART.fullmatch(name)}
+            check_parts(claimed, {part: sizes[name] for part, name in parts.items()}, self._min_part_size)
+            assert etag is not None, "all that has arrived has an MD5 for its ETag"
+            names = tuple(parts[part.number, plain(part.etag)] for part in claimed)
+            for unclaimed in sizes.keys() - {*names, _UPLOAD}:
                 (directory / unclaimed).unlink(missing_ok=True)
-            sizes = tuple(arrived[name] for name in names)
-            unused = self._publish(key, StoredObject(id=upload_id, etag=etag, parts=tuple(names), sizes=sizes))
+            stored = StoredObject(id=upload_id, etag=etag, parts=names, sizes=tuple(sizes[name] for name in names))
+            unused = self._publish(key, stored)
             (directory / _UPLOAD).unlink()
         self._remove(unused)
-
-    def _check_parts(self, claimed: Sequence[ClaimedPart], sizes: Sequence[int | None]) -> None:
-        if any(later.number <= earlier.number for earlier, later in pairwise(claimed)):
-            raise StorageError("InvalidPartOrder", "the parts must be named in ascending order")
-        for part, size in zip(claimed, sizes, strict=True):
-            if size is None:
-                raise StorageError("InvalidPart", f"part {part.number} has not arrived, or has another ETag")
-            if size < self._min_part_size and part is not claimed[-1]:
-                raise StorageError(
-                    "EntityTooSmall",
-                    f"part {part.number} has {size} bytes; all but the last need {self._min_part_size}",
-                )
 
     def publish(self, key: str, spool: Spool) -> None:
         """Make a whole body the object.
@@ -334,12 +319,6 @@ class Disk:
 
 def _part_name(number: int, md5: str) -> str:
     return f"{number:05d}.{md5}"
-
-
-def _etag_of_parts(digests: Iterable[str]) -> str:
-    """As S3 has it: the MD5 of the parts' MD5s, and how many there are."""
-    binary = [bytes.fromhex(digest) for digest in digests]
-    return f'"{hashlib.md5(b"".join(binary), usedforsecurity=False).hexdigest()}-{len(binary)}"'
 
 
 def _load(pointer: Path) -> StoredObject:

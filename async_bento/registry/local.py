@@ -1,38 +1,34 @@
-"""The registry as a server: on this machine, with its records and bytes in one directory."""
+"""The registry as a server: on this machine, with its records and bytes in a directory or in a bucket."""
 
 from __future__ import annotations
 
 import ipaddress
-import os
-import secrets
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
-from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
-from async_bento.concurrency import Threads
 from async_bento.config import GiB, MiB
 from async_bento.credentials import check_endpoint
 from async_bento.errors import ConfigError
 from async_bento.registry.app import Api
-from async_bento.registry.local_blobs import HOP, LocalBlobs
-from async_bento.registry.presigned import Presigner
-from async_bento.registry.sqlite import SqliteRecords
-from async_bento.registry.storage import Storage
+from async_bento.registry.directory import Directory
+from async_bento.registry.local_blobs import HOP
+from async_bento.registry.s3 import S3Bucket
 
 if TYPE_CHECKING:
     import logging
+    import os
     from collections.abc import Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
+    from async_bento.registry.backend import Backend
     from async_bento.wire.schemas import TransmissionStrategy
 
 Transmission = Literal["presigned_url", "proxy", "auto"] | None
@@ -42,11 +38,12 @@ Transmission = Literal["presigned_url", "proxy", "auto"] | None
 class LocalRegistry:
     """A registry on this machine: `async with LocalRegistry("/srv/bentos") as registry`.
 
-    Everything is kept in one directory, and survives a restart: records, bytes, the token, and the key of the presigned
-    URLs. One process at a time may use it.
+    Everything is kept in one place, and survives a restart: records, bytes, the token, and, in a directory, the key of
+    the presigned URLs. One process at a time may use a directory; any number of them, on any number of machines, a
+    bucket.
 
     Args:
-        root: The directory; it is made where there is none, for nobody else to read.
+        root: The directory, which is made where there is none, for nobody else to read; or an `S3Bucket`.
         transmission: Which way the bytes go. `"presigned_url"`: in parts, each to a URL of its own, so that a push can
             be resumed. `"proxy"`: through the registry. `"auto"` or None: the client is told nothing and asks for a
             URL to PUT the whole to.
@@ -55,12 +52,14 @@ class LocalRegistry:
             `"proxy"`.
         host: Where to listen.
         port: Where to listen; 0 for any free port.
-        api_token: What clients must send; None for one that is made once and kept in the directory.
+        api_token: What clients must send; None for one that is made once and kept in the directory or bucket.
         public_url: Where clients reach the registry, when a proxy in front of it changes that. None for wherever a
             request says it was sent, so that port forwarding just works.
-        url_expiry: How long presigned URLs live, in seconds. An hour, as at Yatai.
-        min_part_size: How small a part of a multipart upload may be that is not the last, in bytes. S3's 5 MiB.
-        max_put_size: How much one presigned PUT may bring, in bytes. S3's 5 GiB.
+        url_expiry: How long presigned URLs live, in seconds. An hour, as at Yatai. A bucket takes whole seconds,
+            and seven days at most.
+        min_part_size: How small a part of a multipart upload may be that is not the last, in bytes. S3's 5 MiB. A
+            bucket has its own limit.
+        max_put_size: How much one presigned PUT may bring, in bytes. S3's 5 GiB. A bucket has its own limit.
         grace: How long requests may go on after `close`, in seconds, before they are cut.
         access_log: Told of every request, without its query, since that may be a secret. None for nobody.
 
@@ -70,7 +69,7 @@ class LocalRegistry:
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | os.PathLike[str] | S3Bucket,
         *,
         transmission: Transmission = "presigned_url",
         strategies: Mapping[str, Transmission] | None = None,
@@ -89,7 +88,11 @@ class LocalRegistry:
             raise ConfigError("the api_token must be printable ASCII, and not empty")
         if url_expiry <= 0:
             raise ConfigError("url_expiry must be more than 0 seconds")
-        self._root = Path(root)
+        self._backend: Backend = (
+            root
+            if isinstance(root, S3Bucket)
+            else Directory(Path(root), min_part_size=min_part_size, max_put_size=max_put_size)
+        )
         self._transmission: TransmissionStrategy | None = _strategy(transmission)
         self._strategies: dict[str, TransmissionStrategy | None] = {
             name: _strategy(value) for name, value in (strategies or {}).items()
@@ -102,14 +105,12 @@ class LocalRegistry:
         self._given_token = None if api_token is None else SecretStr(api_token)
         self._public_url = public_url and check_endpoint(public_url)
         self._url_expiry = url_expiry
-        self._min_part_size = min_part_size
-        self._max_put_size = max_put_size
         self._grace = grace
         self._access_log = access_log
         self._running: _Running | None = None
 
     def __repr__(self) -> str:
-        return f"LocalRegistry({str(self._root)!r}, endpoint={self._running and self._running.endpoint!r})"
+        return f"LocalRegistry({str(self._backend)!r}, endpoint={self._running and self._running.endpoint!r})"
 
     @property
     def endpoint(self) -> str:
@@ -137,64 +138,38 @@ class LocalRegistry:
         await self.close()
 
     async def start(self) -> None:
-        """Open the directory and listen.
+        """Open the directory or bucket, and listen.
 
         Raises:
-            ConfigError: It runs already, another process uses the directory or the port, or one of them cannot be used.
+            ConfigError: It runs already, another process uses the directory or the port, or one of them, or the bucket,
+                cannot be used.
         """
         if self._running is not None:
             raise ConfigError("the registry is running already")
         async with AsyncExitStack() as stack:
-            try:
-                api_token, presigner = await self._open_root(stack)
-                records = SqliteRecords(self._root / "registry.sqlite3")
-                stack.push_async_callback(records.close)
-                await records.open()
-                blobs = LocalBlobs(self._root / "blobs", presigner, min_part_size=self._min_part_size)
-                stack.callback(blobs.close)
-                await blobs.start()
-            except OSError as error:
-                raise ConfigError(f"cannot use {self._root}: {error.strerror or error}") from error
+            given = None if self._given_token is None else self._given_token.get_secret_value()
+            opening = self._backend.open(api_token=given, url_expiry=self._url_expiry)
+            opened = await stack.enter_async_context(opening)
             api = Api(
-                records,
-                blobs,
-                api_token=api_token,
+                opened.records,
+                opened.blobs,
+                api_token=opened.api_token,
                 strategy=self._strategy_of,
                 presign=self._presign,
                 public_url=self._public_url,
             )
-            storage = Storage(blobs, max_put_size=self._max_put_size)
             stack.push_async_callback(api.drained)
-            port = await self._listen(stack, api.application(storage.routes()))
-            self._running = _Running(_endpoint(self._host, port), api_token, stack.pop_all())
+            port = await self._listen(stack, api.application(opened.routes))
+            self._running = _Running(_endpoint(self._host, port), opened.api_token, stack.pop_all())
 
     async def close(self) -> None:
-        """Stop listening, let the requests under way end, and close the directory."""
+        """Stop listening, let the requests under way end, and close the directory or bucket."""
         running, self._running = self._running, None
         if running is not None:
             await running.stack.aclose()
 
     def _strategy_of(self, repository: str) -> TransmissionStrategy | None:
         return self._strategies.get(repository, self._transmission)
-
-    async def _open_root(self, stack: AsyncExitStack) -> tuple[str, Presigner]:
-        threads = Threads(1)
-        stack.callback(threads.close)
-        await threads.run(partial(self._root.mkdir, mode=0o700, parents=True, exist_ok=True))
-        # Not bound to the thread that took it: any worker may be the one to give it back.
-        lock = FileLock(self._root / "lock", timeout=0, thread_local=False)
-        held = ExitStack()
-        stack.push_async_callback(threads.run, held.close)
-        try:
-            await threads.run(held.enter_context, lock)
-        except Timeout as error:
-            raise ConfigError(f"{self._root} is used by another registry") from error
-        if self._given_token is None:
-            api_token = await threads.run(_kept_secret, self._root / "api_token")
-        else:
-            api_token = self._given_token.get_secret_value()
-        key = await threads.run(_kept_secret, self._root / "signing_key")
-        return api_token, Presigner(key.encode(), self._url_expiry)
 
     async def _listen(self, stack: AsyncExitStack, app: web.Application) -> int:
         runner = web.AppRunner(
@@ -242,21 +217,6 @@ def _strategy(transmission: Transmission) -> TransmissionStrategy | None:
     if transmission in ("presigned_url", "proxy"):
         return transmission
     raise ConfigError(f'transmission={transmission!r} must be "presigned_url", "proxy", "auto" or None')
-
-
-def _kept_secret(path: Path) -> str:
-    """A secret that is made once, in a file that is for its owner alone."""
-    with suppress(FileNotFoundError):
-        path.chmod(0o600)
-        if kept := path.read_text().strip():
-            return kept
-    secret = secrets.token_urlsafe(32)
-    # Under another name until it is whole, or whoever is killed in between would leave an empty one.
-    unfinished = path.with_name(f".{path.name}")
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(secret + "\n")
-    unfinished.replace(path)
-    return secret
 
 
 def _endpoint(host: str, port: int) -> str:

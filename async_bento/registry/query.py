@@ -1,4 +1,4 @@
-"""What a list asks for: `start`, `count`, `search` and the small language of `q`.
+"""What a list asks for: `start`, `count`, `search` and the small language of `q`; and what it finds.
 
 As Yatai reads it (yatai-schemas `schemasv1/q.go`; Yatai `controllersv1/bento.go`, `services/base.go`,
 `services/label.go`): words look into names, `in:` says where else, `label:` and `sort:` do what they say, and what is
@@ -8,12 +8,14 @@ not understood is ignored. One thing Yatai reads and then forgets is done here: 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast, get_args
 
 from async_bento.registry.refusals import BadRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+T = TypeVar("T")
 
 SortField = Literal["build_at", "created_at", "size"]
 KeywordField = Literal["name", "description"]
@@ -51,6 +53,84 @@ class ListQuery:
     lacking: tuple[Label, ...] = ()
     sort: SortField = "build_at"
     descending: bool = True
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """What a list looks at in an item. Times are texts of one width, which sort as time does.
+
+    Attributes:
+        item: Whatever the records know the item by.
+        registered: Which item was registered before which.
+        name: Its repository's name.
+        description: Its repository's description and its own.
+        labels: Its labels.
+        build_at: When it was built.
+        created_at: When it was registered.
+        size: Its size in bytes.
+    """
+
+    item: T
+    registered: tuple[int, str]
+    name: str
+    description: str
+    labels: Mapping[str, str]
+    build_at: str
+    created_at: str
+    size: int
+
+    def by(self, field: SortField) -> str | int:
+        """What it is sorted by.
+
+        Args:
+            field: The field.
+
+        Returns:
+            Its value.
+        """
+        values: Mapping[SortField, str | int] = {
+            "build_at": self.build_at,
+            "created_at": self.created_at,
+            "size": self.size,
+        }
+        return values[field]
+
+
+def select(query: ListQuery, entries: Iterable[Entry[T]]) -> tuple[list[T], int]:
+    """Find what a list asks for.
+
+    Args:
+        query: What it asks for.
+        entries: What there is.
+
+    Returns:
+        The items of the page, in order, and how many there are on all pages.
+    """
+    # What was registered when breaks ties, or an item could stand on two pages and another on none.
+    found = sorted(
+        (entry for entry in entries if _matches(query, entry)),
+        key=lambda entry: (entry.by(query.sort), entry.registered),
+        reverse=query.descending,
+    )
+    stop = query.start + query.count if query.count else None
+    return [entry.item for entry in found[query.start : stop]], len(found)
+
+
+def _matches(query: ListQuery, entry: Entry[T]) -> bool:
+    looked_at: Mapping[KeywordField, str] = {"name": entry.name, "description": entry.description}
+    texts = [looked_at[field].lower() for field in query.fields]
+    return (
+        all(
+            any(all(word.lower() in text for word in words) for text in texts)
+            for words in ((query.search,), query.keywords)
+        )
+        and all(_has_one(entry.labels, group) for group in query.labels)
+        and not _has_one(entry.labels, query.lacking)
+    )
+
+
+def _has_one(labels: Mapping[str, str], wanted: Iterable[Label]) -> bool:
+    return any(key in labels and value in {"", labels[key]} for key, value in wanted)
 
 
 def parse_list_query(parameters: Mapping[str, str]) -> ListQuery:

@@ -1,17 +1,20 @@
-"""What is known of repositories and items, and what any store of such records must be able to do."""
+"""What is known of repositories and items, how it changes, and what any store of such records must be able to do."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Sequence  # noqa: TC003 - pydantic reads the annotations of `Item`
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from async_bento.wire.schemas import JsonObject, LabelItemSchema  # noqa: TC001 - as above
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-    from datetime import datetime
+    from collections.abc import Collection, Mapping
 
     from async_bento.registry.kinds import Kind
     from async_bento.registry.query import ListQuery
-    from async_bento.wire.schemas import JsonObject, LabelItemSchema
 
 UploadStatus = Literal["pending", "uploading", "success", "failed"]
 
@@ -116,6 +119,91 @@ class Change:
     upload_started_at: datetime | None = None
     upload_finished_at: datetime | None = None
     upload_finished_reason: str | None = None
+
+
+def new_item(repository: str, repository_uid: str, new: NewItem) -> Item:
+    """The record of an item that is registered now, as `pending`.
+
+    Args:
+        repository: Its repository's name.
+        repository_uid: Its repository's id.
+        new: What is said of it.
+
+    Returns:
+        The record.
+    """
+    now = utc_now()
+    return Item(
+        uid=new_uid(),
+        repository=repository,
+        repository_uid=repository_uid,
+        version=new.version,
+        description=new.description,
+        manifest=new.manifest,
+        labels=_last_of_each(new.labels),
+        build_at=new.build_at,
+        upload_status="pending",
+        upload_started_at=None,
+        upload_finished_at=None,
+        upload_finished_reason="",
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def changed(item: Item, change: Change) -> Item:
+    """An item's record after a change.
+
+    Args:
+        item: The record.
+        change: What changes.
+
+    Returns:
+        The new record.
+    """
+    said = {name: value for name, value in vars(change).items() if value is not None}
+    if change.labels is not None:
+        said["labels"] = _last_of_each(change.labels)
+    return replace(item, **said, updated_at=utc_now())
+
+
+def size_of(manifest: JsonObject | None) -> int:
+    """What a list sorts by as an item's size.
+
+    Args:
+        manifest: What the item is.
+
+    Returns:
+        Its size in bytes; 0 for one that is not known, or too strange to be one.
+    """
+    size = (manifest or {}).get("size_bytes")
+    return size if isinstance(size, int) and 0 <= size < 2**63 else 0
+
+
+def time_text(time: datetime) -> str:
+    """A time in UTC as a text, always of one width, so that text sorts as time does.
+
+    Args:
+        time: The time.
+
+    Returns:
+        The text, to the microsecond.
+    """
+    return time.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")
+
+
+def utc_now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(timezone.utc)
+
+
+def new_uid() -> str:
+    """An id that nothing else has."""
+    return uuid.uuid4().hex
+
+
+def _last_of_each(labels: Sequence[LabelItemSchema]) -> list[LabelItemSchema]:
+    return [*{label.key: label for label in labels}.values()]
 
 
 @dataclass(frozen=True)

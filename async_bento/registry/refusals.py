@@ -14,10 +14,12 @@ class RegistryError(Exception):
         status: The HTTP status.
         code: S3's word for it.
         message: Why.
+        retry_after: When to come back, in seconds; None for nothing to be said about that.
     """
 
     status = 400
     code = "InvalidRequest"
+    retry_after: int | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -60,10 +62,18 @@ class StorageError(RegistryError):
         status: The status S3 gives it.
     """
 
-    def __init__(self, code: str, message: str, *, status: int = 400) -> None:
+    def __init__(self, code: str, message: str, *, status: int = 400, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.status = status
+        self.retry_after = retry_after
+
+
+class NoSuchUploadError(StorageError):
+    """There is no such multipart upload, or none for this object."""
+
+    def __init__(self) -> None:
+        super().__init__("NoSuchUpload", "there is no such upload; it may have been completed", status=404)
 
 
 def of_os_error(error: OSError) -> StorageError:

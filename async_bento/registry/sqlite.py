@@ -10,22 +10,22 @@ import errno
 import json
 import os
 import sqlite3
-import uuid
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from async_bento.concurrency import Threads
 from async_bento.errors import ConfigError
-from async_bento.registry.records import Item, Page, Repository
+from async_bento.registry.query import Entry, select
+from async_bento.registry.records import Item, Page, Repository, changed, new_item, new_uid, size_of, time_text, utc_now
 from async_bento.registry.refusals import DuplicateError, RecordNotFoundError, of_os_error
 from async_bento.wire.schemas import JsonObject, LabelItemSchema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from async_bento.registry.kinds import Kind
-    from async_bento.registry.query import KeywordField, Label, ListQuery, SortField
+    from async_bento.registry.query import ListQuery
     from async_bento.registry.records import Change, NewItem
 
 T = TypeVar("T")
@@ -60,7 +60,6 @@ CREATE TABLE items (
     updated_at TEXT NOT NULL,
     UNIQUE (repository_id, version)
 );
-CREATE INDEX items_by_build ON items (build_at);
 CREATE TABLE labels (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     item_id INTEGER NOT NULL REFERENCES items (id),
@@ -76,37 +75,34 @@ FROM items JOIN repositories ON repositories.id = items.repository_id
 """
 _INSERT_ITEM = """
 INSERT INTO items (
-    uid, repository_id, version, description, manifest, size, build_at,
-    upload_status, upload_finished_reason, created_at, updated_at
+    uid, repository_id, version, description, manifest, size, build_at, upload_status,
+    upload_started_at, upload_finished_at, upload_finished_reason, created_at, updated_at
 ) VALUES (
-    :uid, :repository_id, :version, :description, :manifest, :size, :build_at,
-    'pending', '', :now, :now
+    :uid, :repository_id, :version, :description, :manifest, :size, :build_at, :upload_status,
+    :upload_started_at, :upload_finished_at, :upload_finished_reason, :created_at, :updated_at
 )
 """
 _UPDATE_ITEM = """
 UPDATE items SET
-    description = coalesce(:description, description),
-    manifest = coalesce(:manifest, manifest),
-    size = coalesce(:size, size),
-    upload_status = coalesce(:upload_status, upload_status),
-    upload_started_at = coalesce(:upload_started_at, upload_started_at),
-    upload_finished_at = coalesce(:upload_finished_at, upload_finished_at),
-    upload_finished_reason = coalesce(:upload_finished_reason, upload_finished_reason),
-    updated_at = :now
+    description = :description,
+    manifest = :manifest,
+    size = :size,
+    upload_status = :upload_status,
+    upload_started_at = :upload_started_at,
+    upload_finished_at = :upload_finished_at,
+    upload_finished_reason = :upload_finished_reason,
+    updated_at = :updated_at
 WHERE id = :id
 """
-_LABELLED = "items.id IN (SELECT labels.item_id FROM labels WHERE"
-_COUNT = "SELECT count(*) FROM items JOIN repositories ON repositories.id = items.repository_id"
-
-_SORT_COLUMNS: Mapping[SortField, str] = {
-    "build_at": "items.build_at",
-    "created_at": "items.created_at",
-    "size": "items.size",
-}
-_CONTAINS: Mapping[KeywordField, str] = {
-    "name": "instr(lower(repositories.name), lower(?)) > 0",
-    "description": "instr(lower(repositories.description || char(10) || items.description), lower(?)) > 0",
-}
+_ENTRIES = """
+SELECT items.id, name, build_at, items.created_at, size,
+    CASE WHEN {} THEN repositories.description || char(10) || items.description ELSE '' END AS description
+FROM items JOIN repositories ON repositories.id = items.repository_id WHERE {}
+"""
+_LABELS = """
+SELECT item_id, key, value FROM labels
+JOIN items ON items.id = item_id JOIN repositories ON repositories.id = items.repository_id
+"""
 
 
 class SqliteRecords:
@@ -204,12 +200,12 @@ class SqliteRecords:
         return [dict(row) for row in self._connection.execute(sql, parameters)]
 
     def _create_repository(self, kind: Kind, name: str, description: str) -> Repository:
-        now = _now()
+        now = time_text(utc_now())
         sql = (
             "INSERT INTO repositories (uid, kind, name, description, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?)"
         )
         try:
-            self._connection.execute(sql, (_uid(), kind.item, name, description, now, now))
+            self._connection.execute(sql, (new_uid(), kind.item, name, description, now, now))
         except sqlite3.IntegrityError as error:
             raise DuplicateError(f"{kind.repository} {name}") from error
         return self._repositories(kind, [name])[name]
@@ -232,56 +228,37 @@ class SqliteRecords:
                 )
         return found
 
-    def _repository_id(self, kind: Kind, name: str) -> int:
-        rows = self._rows("SELECT id FROM repositories WHERE kind = ? AND name = ?", kind.item, name)
+    def _repository(self, kind: Kind, name: str) -> dict[str, Any]:
+        rows = self._rows("SELECT id, uid FROM repositories WHERE kind = ? AND name = ?", kind.item, name)
         if not rows:
             raise RecordNotFoundError(f"get {kind.repository} {name}")
-        return cast("int", rows[0]["id"])
+        return rows[0]
 
     def _create_item(self, kind: Kind, repository: str, new: NewItem) -> Item:
-        values = {
-            "uid": _uid(),
-            "repository_id": self._repository_id(kind, repository),
-            "version": new.version,
-            "description": new.description,
-            "manifest": _json(new.manifest),
-            "size": _size(new.manifest),
-            "build_at": _text(new.build_at),
-            "now": _now(),
-        }
+        row = self._repository(kind, repository)
+        item = new_item(repository, row["uid"], new)
         try:
-            cursor = self._connection.execute(_INSERT_ITEM, values)
+            cursor = self._connection.execute(_INSERT_ITEM, _values(item) | {"repository_id": row["id"]})
         except sqlite3.IntegrityError as error:
             raise DuplicateError(f"{kind.item} {repository}:{new.version}") from error
         assert cursor.lastrowid is not None
-        self._set_labels(cursor.lastrowid, new.labels)
-        return self._items(kind, [(repository, new.version)])[0]
+        self._set_labels(cursor.lastrowid, item.labels)
+        return item
 
     def _update_item(self, kind: Kind, repository: str, version: str, change: Change) -> Item:
-        repository_id = self._repository_id(kind, repository)
-        rows = self._rows("SELECT id FROM items WHERE repository_id = ? AND version = ?", repository_id, version)
+        repository_id = self._repository(kind, repository)["id"]
+        rows = self._rows(f"{_ITEMS} WHERE items.repository_id = ? AND items.version = ?", repository_id, version)
         if not rows:
             raise RecordNotFoundError(f"get {kind.item} {repository}:{version}")
-        values = {
-            "id": rows[0]["id"],
-            "description": change.description,
-            "manifest": _json(change.manifest),
-            "size": None if change.manifest is None else _size(change.manifest),
-            "upload_status": change.upload_status,
-            "upload_started_at": change.upload_started_at and _text(change.upload_started_at),
-            "upload_finished_at": change.upload_finished_at and _text(change.upload_finished_at),
-            "upload_finished_reason": change.upload_finished_reason,
-            "now": _now(),
-        }
-        self._connection.execute(_UPDATE_ITEM, values)
+        item = changed(self._item(rows[0]), change)
+        self._connection.execute(_UPDATE_ITEM, _values(item) | {"id": rows[0]["id"]})
         if change.labels is not None:
             self._connection.execute("DELETE FROM labels WHERE item_id = ?", (rows[0]["id"],))
-            self._set_labels(rows[0]["id"], change.labels)
-        return self._items(kind, [(repository, version)])[0]
+            self._set_labels(rows[0]["id"], item.labels)
+        return item
 
     def _set_labels(self, item_id: int, labels: Sequence[LabelItemSchema]) -> None:
-        unique = {label.key: label.value for label in labels}
-        rows = [(item_id, key, value) for key, value in unique.items()]
+        rows = [(item_id, label.key, label.value) for label in labels]
         self._connection.executemany("INSERT INTO labels (item_id, key, value) VALUES (?, ?, ?)", rows)
 
     def _items(self, kind: Kind, tags: Collection[tuple[str, str]]) -> list[Item]:
@@ -289,20 +266,32 @@ class SqliteRecords:
         return [self._item(row) for name, version in tags for row in self._rows(sql, kind.item, name, version)]
 
     def _list_items(self, kind: Kind, query: ListQuery, repository: str | None) -> Page:
-        where, parameters = _conditions(query)
         if repository is None:
-            where.append("repositories.kind = ?")
-            parameters.append(kind.item)
+            entries = self._entries("repositories.kind = ?", kind.item, query)
         else:
-            where.append("repositories.id = ?")
-            parameters.append(self._repository_id(kind, repository))
-        condition = " AND ".join(where)
-        order = "DESC" if query.descending else "ASC"
-        # The id breaks ties, or an item could stand on two pages and another on none.
-        sort = f"ORDER BY {_SORT_COLUMNS[query.sort]} {order}, items.id {order} LIMIT ? OFFSET ?"
-        (total,) = self._connection.execute(f"{_COUNT} WHERE {condition}", parameters).fetchone()
-        rows = self._rows(f"{_ITEMS} WHERE {condition} {sort}", *parameters, query.count or -1, query.start)
+            entries = self._entries("repositories.id = ?", self._repository(kind, repository)["id"], query)
+        ids, total = select(query, entries)
+        rows = [self._rows(f"{_ITEMS} WHERE items.id = ?", item_id)[0] for item_id in ids]
         return Page(items=[self._item(row) for row in rows], total=total)
+
+    def _entries(self, condition: str, parameter: object, query: ListQuery) -> list[Entry[int]]:
+        rows = self._rows(_ENTRIES.format("description" in query.fields, condition), parameter)
+        labels: dict[int, dict[str, str]] = {row["id"]: {} for row in rows}
+        for label in self._rows(f"{_LABELS} WHERE {condition}", parameter):
+            labels[label["item_id"]][label["key"]] = label["value"]
+        return [
+            Entry(
+                item=row["id"],
+                registered=(row["id"], ""),
+                name=row["name"],
+                description=row["description"],
+                labels=labels[row["id"]],
+                build_at=row["build_at"],
+                created_at=row["created_at"],
+                size=row["size"],
+            )
+            for row in rows
+        ]
 
     def _item(self, row: dict[str, Any]) -> Item:
         labels = self._rows("SELECT key, value FROM labels WHERE item_id = ? ORDER BY id", row["id"])
@@ -324,45 +313,22 @@ class SqliteRecords:
         )
 
 
-def _conditions(query: ListQuery) -> tuple[list[str], list[object]]:
-    where: list[str] = []
-    parameters: list[object] = []
-    for words in ([query.search] if query.search else [], query.keywords):
-        if words:
-            where.append(_any(" AND ".join([_CONTAINS[field]] * len(words)) for field in query.fields))
-            parameters.extend(word for _ in query.fields for word in words)
-    for group in query.labels:
-        condition, values = _has_label(group)
-        where.append(condition)
-        parameters.extend(values)
-    if query.lacking:
-        condition, values = _has_label(query.lacking)
-        where.append(f"NOT {condition}")
-        parameters.extend(values)
-    return where, parameters
-
-
-def _has_label(labels: Sequence[Label]) -> tuple[str, list[str]]:
-    one = _any("labels.key = ? AND labels.value = ?" if value else "labels.key = ?" for _, value in labels)
-    values = [part for key, value in labels for part in ((key, value) if value else (key,))]
-    return f"{_LABELLED} {one})", values
-
-
-def _any(conditions: Iterable[str]) -> str:
-    return f"({' OR '.join(f'({condition})' for condition in conditions)})"
-
-
-def _uid() -> str:
-    return uuid.uuid4().hex
-
-
-def _now() -> str:
-    return _text(datetime.now(timezone.utc))
-
-
-def _text(time: datetime) -> str:
-    # Always of one width, so that text sorts as time does.
-    return time.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")
+def _values(item: Item) -> dict[str, object]:
+    """The columns of an item, but for its repository."""
+    return {
+        "uid": item.uid,
+        "version": item.version,
+        "description": item.description,
+        "manifest": None if item.manifest is None else json.dumps(item.manifest),
+        "size": size_of(item.manifest),
+        "build_at": time_text(item.build_at),
+        "upload_status": item.upload_status,
+        "upload_started_at": item.upload_started_at and time_text(item.upload_started_at),
+        "upload_finished_at": item.upload_finished_at and time_text(item.upload_finished_at),
+        "upload_finished_reason": item.upload_finished_reason,
+        "created_at": time_text(item.created_at),
+        "updated_at": time_text(item.updated_at),
+    }
 
 
 def _time(text: str) -> datetime:
@@ -371,12 +337,3 @@ def _time(text: str) -> datetime:
 
 def _optional_time(text: str | None) -> datetime | None:
     return None if text is None else _time(text)
-
-
-def _json(value: JsonObject | None) -> str | None:
-    return None if value is None else json.dumps(value)
-
-
-def _size(manifest: JsonObject | None) -> int:
-    size = (manifest or {}).get("size_bytes")
-    return size if isinstance(size, int) and 0 <= size < 2**63 else 0

@@ -1,18 +1,26 @@
-"""A registry on a real socket, and a client that knows nothing but HTTP."""
+"""A registry on a real socket, on a directory and on a bucket, and a client that knows nothing but HTTP.
+
+Every test that starts a registry by `serve`, `caller` or `either` runs on both, but for those that are `disk_only`,
+since they look at the files. Where SeaweedFS or aiobotocore is not installed, there is no bucket, and nothing to be run
+on it.
+"""
 
 from __future__ import annotations
 
 import io
+import os
+import uuid
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 import pytest
 
-from async_bento.registry import LocalRegistry
+from async_bento.registry import LocalRegistry, S3Bucket, s3
+from tests.registry.seaweed import Seaweed, is_installed, seaweed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
 BUILD_AT = "2024-05-01 10:20:30.123456"
@@ -116,14 +124,79 @@ class Caller:
         return await self.api("GET", f"{self.items()}/{version}/download")
 
 
+STORAGES = ["disk", *([pytest.param("s3", marks=pytest.mark.s3)] if is_installed() else [])]
+
+if not is_installed():
+    collect_ignore = ["test_s3.py", "test_s3_faults.py"]
+
+disk_only = pytest.mark.parametrize("storage", ["disk"], indirect=True)
+s3_only = pytest.mark.parametrize("storage", STORAGES[1:], indirect=True)
+
+Storage = "Callable[[str], Path | S3Bucket]"
+
+BUCKET = "registries"
+
+
+def sync_client(weed: Seaweed) -> Any:
+    """A client that blocks, for what the tests want to know."""
+    from botocore.session import get_session
+
+    return get_session().create_client(
+        "s3",
+        endpoint_url=weed.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="admin",
+        aws_secret_access_key="admin",
+    )
+
+
+@pytest.fixture(scope="session")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """SeaweedFS, with a bucket."""
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as running:
+        client = sync_client(running)
+        client.create_bucket(Bucket=BUCKET)
+        client.close()
+        yield running
+
+
 @pytest.fixture
-async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Caller]]]:
+def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those of SeaweedFS's admin, and nothing of whoever runs the tests."""
+    for name in os.environ:
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "admin",
+        "AWS_SECRET_ACCESS_KEY": "admin",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(params=STORAGES)
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """Places for registries, by their names; each test has its own."""
+    if request.param == "disk":
+        return lambda name: tmp_path / name
+    weed: Seaweed = request.getfixturevalue("weed")
+    request.getfixturevalue("credentials")
+    # A race takes SeaweedFS seconds; the tests of the probe have racers.
+    request.getfixturevalue("monkeypatch").setattr(s3, "_RACERS", 1)
+    test = uuid.uuid4().hex
+    return lambda name: S3Bucket(BUCKET, endpoint=weed.endpoint, prefix=f"{test}/{name}")
+
+
+@pytest.fixture
+async def serve(storage: Storage) -> AsyncIterator[Callable[..., Awaitable[Caller]]]:
     """Start a registry, about bentos unless told otherwise; all of them end with the test."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
 
-        async def start(root: Path = tmp_path / "registry", words: Words = BENTOS, **options: Any) -> Caller:
-            registry = LocalRegistry(root, **({"min_part_size": 1, "grace": 0.2} | options))
+        async def start(name: str = "registry", words: Words = BENTOS, **options: Any) -> Caller:
+            registry = LocalRegistry(storage(name), **({"grace": 0.2} | options))
             return Caller(await stack.enter_async_context(registry), session, words)
 
         yield start
@@ -131,7 +204,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Caller]
 
 @pytest.fixture
 async def caller(serve: Callable[..., Awaitable[Caller]]) -> Caller:
-    """A registry as most tests want it: about bentos, small parts."""
+    """A registry as most tests want it: about bentos."""
     return await serve()
 
 
@@ -146,13 +219,38 @@ async def either(serve: Callable[..., Awaitable[Caller]], words: Words) -> Calle
     return await serve(words=words)
 
 
-@pytest.fixture
-def stored_files(tmp_path: Path) -> Callable[[], list[str]]:
-    """What lies on the disk for the bytes of items, by its names; directories with nothing in them too."""
+class Stored:
+    """What is stored for the bytes of items."""
 
-    def find() -> list[str]:
+    def __init__(self, kind: str, find: Callable[[], list[str]]) -> None:
+        self.kind = kind
+        self.find = find
+
+    def __call__(self) -> list[str]:
+        """All of it, by its names."""
+        return self.find()
+
+    def number(self, *, disk: int, s3: int) -> bool:
+        """Whether it is so much: files on the disk, or objects and uploads in the bucket."""
+        return len(self.find()) == {"disk": disk, "s3": s3}[self.kind]
+
+
+@pytest.fixture
+def stored_files(storage: Storage, tmp_path: Path, request: pytest.FixtureRequest) -> Stored:
+    """What is stored for the bytes of items in `registry`; on the disk directories with nothing in them too."""
+    place = storage("registry")
+
+    def find_files() -> list[str]:
         root = tmp_path / "registry" / "blobs"
         found = [path.relative_to(root) for path in root.rglob("*") if path.is_file() or not any(path.iterdir())]
         return [str(path) for path in found if len(path.parts) > 1]
 
-    return find
+    def find_objects() -> list[str]:
+        client = sync_client(request.getfixturevalue("weed"))
+        prefix = f"{str(place).partition(f'{BUCKET}/')[2].partition(' ')[0]}blobs/"
+        objects = client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+        uploads = client.list_multipart_uploads(Bucket=BUCKET, Prefix=prefix).get("Uploads", [])
+        client.close()
+        return [entry["Key"] for entry in objects] + [f"upload {entry['UploadId']}" for entry in uploads]
+
+    return Stored("s3", find_objects) if isinstance(place, S3Bucket) else Stored("disk", find_files)

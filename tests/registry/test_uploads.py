@@ -13,21 +13,23 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from async_bento.registry import disk, spool
+from async_bento.registry import spool
+from async_bento.registry.blobs import UPLOAD_LIFETIME
 from async_bento.registry.local_blobs import LocalBlobs
 from async_bento.registry.presigned import Presigner
 from async_bento.registry.refusals import StorageError
+from tests.registry.conftest import disk_only
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from tests.registry.conftest import Caller
+    from tests.registry.conftest import Caller, Stored
 
     Serve = Callable[..., Awaitable[Caller]]
-    StoredFiles = Callable[[], list[str]]
 
 DATA = os.urandom(100_000)
+ONE, TWO = os.urandom(5 * 2**20), os.urandom(5 * 2**20)  # the least that a part may have
 
 
 def md5(data: bytes) -> str:
@@ -95,7 +97,7 @@ async def test_a_compressed_upload_stays_compressed(caller: Caller):
     assert (await caller.download()).body == DATA
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing(caller: Caller, stored_files: StoredFiles):
+async def test_an_upload_that_breaks_off_leaves_nothing(caller: Caller, stored_files: Stored):
     await caller.create()
     url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/upload"
     token = caller.registry.api_token
@@ -110,7 +112,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(caller: Caller, stored_f
     assert (await caller.download()).status == 404
 
 
-async def test_an_upload_of_garbled_chunks_leaves_nothing(caller: Caller, stored_files: StoredFiles):
+async def test_an_upload_of_garbled_chunks_leaves_nothing(caller: Caller, stored_files: Stored):
     await caller.create()
     url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/upload"
     headers = f"X-YATAI-API-TOKEN: {caller.registry.api_token}\r\nTransfer-Encoding: chunked"
@@ -142,7 +144,8 @@ async def test_a_presigned_put_comes_back(either: Caller):
     assert (await either.get())["upload_status"] == "pending"
 
 
-async def test_a_presigned_put_needs_its_length(caller: Caller, stored_files: StoredFiles):
+@disk_only
+async def test_a_presigned_put_needs_its_length(caller: Caller, stored_files: Stored):
     async def body() -> AsyncIterator[bytes]:
         yield DATA
 
@@ -153,7 +156,7 @@ async def test_a_presigned_put_needs_its_length(caller: Caller, stored_files: St
     assert stored_files() == []
 
 
-async def test_a_presigned_put_that_breaks_off_leaves_nothing(caller: Caller, stored_files: StoredFiles):
+async def test_a_presigned_put_that_breaks_off_leaves_nothing(caller: Caller, stored_files: Stored):
     await caller.create()
     url = await caller.put_url()
     await cut_off(url, "Content-Length: 100000", DATA[:50_000])
@@ -177,6 +180,7 @@ async def test_a_body_of_another_size_than_announced_is_no_body(tmp_path: Path, 
     assert list((tmp_path / "data").iterdir()) == []
 
 
+@disk_only
 async def test_a_put_may_not_bring_more_than_s3_takes(serve: Serve):
     caller = await serve(max_put_size=len(DATA) - 1)
     await caller.create()
@@ -189,23 +193,22 @@ async def test_a_put_may_not_bring_more_than_s3_takes(serve: Serve):
 # In parts
 
 
-async def test_parts_come_back_in_one(either: Caller, stored_files: StoredFiles):
+async def test_parts_come_back_in_one(either: Caller, stored_files: Stored):
     await either.create()
     upload_id = await either.start_multipart()
-    pieces = [DATA[:40_000], DATA[40_000:80_000], DATA[80_000:]]
+    pieces = [ONE, TWO, DATA]
     etags = [(n, await either.put_part(upload_id, n, pieces[n - 1])) for n in (3, 1, 2)]
     assert [etag for _, etag in sorted(etags)] == [md5(piece) for piece in pieces]
     assert (await either.complete(upload_id, sorted(etags))).status == 200
     got = await either.bare("GET", await either.get_url())
-    assert got.body == DATA
+    assert got.body == ONE + TWO + DATA
     whole = hashlib.md5(b"".join(hashlib.md5(piece).digest() for piece in pieces)).hexdigest()
     assert got.headers["ETag"] == f'"{whole}-3"'
-    assert len(stored_files()) == 4
+    assert stored_files.number(disk=4, s3=1)
 
 
-async def test_parts_are_completed_without_being_written_again(
-    caller: Caller, tmp_path: Path, stored_files: StoredFiles
-):
+@disk_only
+async def test_parts_are_completed_without_being_written_again(caller: Caller, tmp_path: Path, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     etag = await caller.put_part(upload_id, 1, DATA)
@@ -217,38 +220,38 @@ async def test_parts_are_completed_without_being_written_again(
     assert len(after) == 1
 
 
-async def test_a_part_that_is_sent_again_replaces_the_first(caller: Caller, stored_files: StoredFiles):
+async def test_a_part_that_is_sent_again_replaces_the_first(caller: Caller, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     await caller.put_part(upload_id, 1, b"old")
     etag = await caller.put_part(upload_id, 1, b"new")
     assert (await caller.complete(upload_id, [(1, etag)])).status == 200
     assert (await caller.download()).body == b"new"
-    assert len(stored_files()) == 2
+    assert stored_files.number(disk=2, s3=1)
 
 
-async def test_parts_that_are_not_named_are_dropped(caller: Caller, stored_files: StoredFiles):
+async def test_parts_that_are_not_named_are_dropped(caller: Caller, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
-    first = await caller.put_part(upload_id, 1, b"one")
-    await caller.put_part(upload_id, 2, b"two")
+    first = await caller.put_part(upload_id, 1, ONE)
+    await caller.put_part(upload_id, 2, TWO)
     third = await caller.put_part(upload_id, 3, b"three")
     assert (await caller.complete(upload_id, [(1, first), (3, third)])).status == 200
-    assert (await caller.download()).body == b"onethree"
-    assert len(stored_files()) == 3
+    assert (await caller.download()).body == ONE + b"three"
+    assert stored_files.number(disk=3, s3=1)
 
 
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
         ([], "every part must be named"),
-        ([(1, md5(b"one")), (2, md5(b"one"))], "part 2 has not arrived"),
-        ([(1, md5(b"one")), (3, md5(b"three"))], "part 3 has not arrived"),
-        ([(2, md5(b"two")), (1, md5(b"one"))], "ascending"),
-        ([(1, md5(b"one")), (1, md5(b"one"))], "ascending"),
-        ([(1, "../../upload")], "every part must be named"),
-        ([(0, md5(b"one"))], "part_number"),
-        ([(10_001, md5(b"one"))], "part_number"),
+        ([(1, md5(ONE)), (2, md5(ONE))], "part 2 has not arrived"),
+        ([(1, md5(ONE)), (3, md5(b"three"))], "part 3 has not arrived"),
+        ([(2, md5(b"two")), (1, md5(ONE))], "ascending"),
+        ([(1, md5(ONE)), (1, md5(ONE))], "ascending"),
+        ([(1, "../../upload")], "part 1 has not arrived"),
+        ([(0, md5(ONE))], "part_number"),
+        ([(10_001, md5(ONE))], "part_number"),
     ],
 )
 async def test_an_upload_is_not_completed_with_parts_it_does_not_have(
@@ -256,7 +259,7 @@ async def test_an_upload_is_not_completed_with_parts_it_does_not_have(
 ):
     await caller.create()
     upload_id = await caller.start_multipart()
-    etags = [(1, await caller.put_part(upload_id, 1, b"one")), (2, await caller.put_part(upload_id, 2, b"two"))]
+    etags = [(1, await caller.put_part(upload_id, 1, ONE)), (2, await caller.put_part(upload_id, 2, b"two"))]
     answer = await caller.complete(upload_id, parts)
     assert answer.status == 400
     assert why in answer.json["error"]
@@ -272,14 +275,15 @@ async def test_etags_may_come_without_quotes(caller: Caller):
 
 
 async def test_all_parts_but_the_last_have_a_least_size(serve: Serve):
-    caller = await serve(min_part_size=100)
+    caller = await serve()
     await caller.create()
     upload_id = await caller.start_multipart()
-    sizes = (100, 99, 100)
+    least = 5 * 2**20
+    sizes = (least, least - 1, least)
     etags = [(n, await caller.put_part(upload_id, n, bytes(size))) for n, size in enumerate(sizes, start=1)]
     answer = await caller.complete(upload_id, etags)
     assert answer.status == 400
-    assert "part 2 has 99 bytes" in answer.json["error"]
+    assert f"part 2 has {least - 1} bytes" in answer.json["error"]
     assert (await caller.complete(upload_id, etags[:2])).status == 200
 
 
@@ -313,15 +317,23 @@ async def test_a_completed_upload_takes_no_more_parts(caller: Caller):
 
 
 @pytest.mark.parametrize("upload_id", ["0" * 32, "..", "../objects", "x\ny", "é", ""])
-async def test_an_upload_that_does_not_exist_takes_nothing(caller: Caller, upload_id: str, stored_files: StoredFiles):
+async def test_an_upload_that_does_not_exist_is_not_completed(caller: Caller, upload_id: str, stored_files: Stored):
     await caller.create()
-    url = await caller.part_url(upload_id, 1)
-    if upload_id:
-        assert (await caller.bare("PUT", url, data=DATA)).status == 404
-    assert (await caller.complete(upload_id, [(1, md5(DATA))])).status == 404
+    answer = await caller.complete(upload_id, [(1, md5(DATA))])
+    assert answer.status == 404
+    assert "no such upload" in answer.json["error"]
     assert stored_files() == []
 
 
+@pytest.mark.parametrize("upload_id", ["0" * 32, "..", "../objects", "x\ny", "é"])
+@disk_only
+async def test_an_upload_that_does_not_exist_takes_nothing(caller: Caller, upload_id: str, stored_files: Stored):
+    await caller.create()
+    assert (await caller.bare("PUT", await caller.part_url(upload_id, 1), data=DATA)).status == 404
+    assert stored_files() == []
+
+
+@disk_only
 async def test_an_upload_has_one_name(caller: Caller, tmp_path: Path):
     await caller.create()
     upload_id = await caller.start_multipart()
@@ -340,7 +352,8 @@ async def test_an_upload_is_for_one_item(caller: Caller):
     assert (await caller.complete(upload_id, [(1, etag)], "v2")).status == 404
 
 
-async def test_a_part_that_breaks_off_leaves_nothing(caller: Caller, stored_files: StoredFiles):
+@disk_only
+async def test_a_part_that_breaks_off_leaves_nothing(caller: Caller, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     await cut_off(await caller.part_url(upload_id, 1), "Content-Length: 100000", DATA[:50_000])
@@ -351,16 +364,17 @@ async def test_parts_survive_a_restart(serve: Serve):
     caller = await serve()
     await caller.create()
     upload_id = await caller.start_multipart()
-    first = await caller.put_part(upload_id, 1, b"one")
+    first = await caller.put_part(upload_id, 1, ONE)
     await caller.registry.close()
     await caller.registry.start()
     second = await caller.put_part(upload_id, 2, b"two")
     assert (await caller.complete(upload_id, [(1, first), (2, second)])).status == 200
-    assert (await caller.download()).body == b"onetwo"
+    assert (await caller.download()).body == ONE + b"two"
 
 
+@disk_only
 async def test_what_nobody_completed_for_a_day_is_swept_at_the_start(
-    caller: Caller, tmp_path: Path, stored_files: StoredFiles
+    caller: Caller, tmp_path: Path, stored_files: Stored
 ):
     await caller.create()
     old, young = await caller.start_multipart(), await caller.start_multipart()
@@ -371,7 +385,7 @@ async def test_what_nobody_completed_for_a_day_is_swept_at_the_start(
     data = tmp_path / "registry" / "blobs" / "data"
     (data / young / ".half").write_bytes(b"killed in the middle")
     (data / "never-published").mkdir()
-    yesterday = time.time() - disk.UPLOAD_LIFETIME - 60
+    yesterday = time.time() - UPLOAD_LIFETIME - 60
     for directory in data.iterdir():
         if directory.name not in {young, "never-published"}:
             os.utime(directory, (yesterday, yesterday))
@@ -384,7 +398,7 @@ async def test_what_nobody_completed_for_a_day_is_swept_at_the_start(
 # Over what is there already
 
 
-async def test_the_old_bytes_are_served_until_the_new_ones_are_whole(caller: Caller, stored_files: StoredFiles):
+async def test_the_old_bytes_are_served_until_the_new_ones_are_whole(caller: Caller, stored_files: Stored):
     await caller.create()
     await caller.upload(b"old")
     upload_id = await caller.start_multipart()
@@ -393,31 +407,32 @@ async def test_the_old_bytes_are_served_until_the_new_ones_are_whole(caller: Cal
     assert (await caller.download()).body == b"old"
     await caller.complete(upload_id, [(1, etag)])
     assert (await caller.download()).body == b"new"
-    assert len(stored_files()) == 2
+    assert stored_files.number(disk=2, s3=1)
 
 
-async def test_a_failed_upload_leaves_the_old_bytes(caller: Caller, stored_files: StoredFiles):
+async def test_a_failed_upload_leaves_the_old_bytes(caller: Caller, stored_files: Stored):
     await caller.create()
     await caller.upload(b"old")
     await cut_off(await caller.put_url(), "Content-Length: 100000", DATA[:50_000])
-    await eventually(lambda: len(stored_files()) == 2)
+    await eventually(lambda: stored_files.number(disk=2, s3=1))
     assert (await caller.download()).body == b"old"
 
 
-async def test_one_of_two_racing_uploads_is_the_object(caller: Caller, stored_files: StoredFiles):
+async def test_one_of_two_racing_uploads_is_the_object(caller: Caller, stored_files: Stored):
     await caller.create()
     bodies = [bytes([number]) * 50_000 for number in range(6)]
     await asyncio.gather(*(caller.upload(body) for body in bodies))
     assert (await caller.download()).body in bodies
-    assert len(stored_files()) == 2
+    assert stored_files.number(disk=2, s3=1)
 
 
 # What goes wrong here
 
 
 @pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EIO, 500)])
+@disk_only
 async def test_a_disk_that_fails_is_told_and_leaves_nothing(
-    caller: Caller, stored_files: StoredFiles, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+    caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ):
     await caller.create()
     put_url, upload_id = await caller.put_url(), await caller.start_multipart()

@@ -1,0 +1,113 @@
+"""A real S3 on this machine: SeaweedFS, one process for all tests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SECONDS_TO_START = 40
+
+PORTS = (
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "s3.port",
+    "s3.port.grpc",
+)
+
+USERS = {
+    "admin": ["Admin", "Read", "Write", "List", "Tagging"],
+    "reader": ["Read", "List"],
+}
+
+
+def is_installed() -> bool:
+    """Whether there is a SeaweedFS to be started, and aiobotocore to speak to it."""
+    return find_spec("aiobotocore") is not None and _weed() is not None
+
+
+def _weed() -> str | None:
+    return shutil.which("weed", path=str(Path(sys.executable).parent))
+
+
+@dataclass(frozen=True)
+class Seaweed:
+    """A SeaweedFS that runs. The secret of each of its users is the user's name, and so is his access key."""
+
+    endpoint: str
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextmanager
+def seaweed(directory: Path) -> Iterator[Seaweed]:
+    """Run a SeaweedFS in a directory, with every port of its own, until the context ends."""
+    weed = _weed()
+    assert weed is not None
+    config = directory / "s3.json"
+    users = [
+        {"name": name, "credentials": [{"accessKey": name, "secretKey": name}], "actions": actions}
+        for name, actions in USERS.items()
+    ]
+    config.write_text(json.dumps({"identities": users}))
+    (directory / "data").mkdir()
+    ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+    options = {
+        "dir": directory / "data",
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "s3.config": config,
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "master.telemetry": "false",
+        "master.volumeSizeLimitMB": 128,
+        "volume.max": 100,
+        **ports,
+    }
+    command = [weed, "server", "-s3", *(f"-{name}={value}" for name, value in options.items())]
+    log = directory / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=directory, stdout=output, stderr=output)
+    try:
+        _wait_for(f"{endpoint}/status", process, log)
+        yield Seaweed(endpoint)
+    finally:
+        process.kill()  # asked to end, it takes its time, and nobody wants what it has
+        process.wait()
+        for path in Path("/tmp").glob("seaweedfs-*-grpc-*.sock"):  # where they are is not for us to say
+            if int(path.stem.rpartition("-")[2]) in ports.values():
+                path.unlink(missing_ok=True)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"SeaweedFS did not start:\n{log.read_text()[-2000:]}")

@@ -1,0 +1,289 @@
+"""A bucket that does not do as it should, at the start and later."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from click.testing import CliRunner
+
+from async_bento.cli import main
+from async_bento.errors import ConfigError
+from async_bento.registry import LocalRegistry, S3Bucket, bucket
+from tests.registry.conftest import BENTOS, BUCKET, Caller, s3_only
+from tests.registry.faulty_s3 import FaultyS3, faulty_s3
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aiohttp import web
+
+    from tests.registry.seaweed import Seaweed
+
+pytestmark = s3_only
+
+
+@pytest.fixture
+def storage(request: pytest.FixtureRequest) -> str:
+    """Here, it is another one."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def faulty(credentials: None, monkeypatch: pytest.MonkeyPatch, storage: str) -> AsyncIterator[FaultyS3]:
+    monkeypatch.setattr(bucket, "_TRIES", 2)
+    async with faulty_s3() as running:
+        yield running
+
+
+@pytest.fixture
+async def caller(faulty: FaultyS3) -> AsyncIterator[Caller]:
+    async with AsyncExitStack() as stack:
+        registry = LocalRegistry(S3Bucket("bucket", endpoint=faulty.endpoint), grace=0.1)
+        await stack.enter_async_context(registry)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        yield Caller(registry, session, BENTOS)
+
+
+async def refused(where: S3Bucket, **options: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        await LocalRegistry(where, **options).start()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Conditional writes
+
+
+@pytest.mark.parametrize(
+    ("honours", "atomic", "why"),
+    [
+        ({"If-Match"}, True, "If-None-Match: *: 4 of 4 racing PUTs won"),
+        ({"If-None-Match"}, True, "If-Match: 4 of 4 racing PUTs won"),
+        (set(), True, "If-None-Match: *: 4 of 4 racing PUTs won"),
+        ({"If-None-Match", "If-Match"}, False, "If-None-Match: *: 4 of 4 racing PUTs won"),
+    ],
+)
+async def test_a_bucket_that_honours_no_conditions_is_refused(
+    faulty: FaultyS3, honours: set[str], atomic: bool, why: str
+):
+    faulty.honours, faulty.atomic = frozenset(honours), atomic
+    said = await refused(S3Bucket("bucket", endpoint=faulty.endpoint))
+    assert "does not honour conditional writes" in said
+    assert why in said
+    assert [key for key in faulty.objects if key.startswith("probes/")] == []
+
+
+async def test_a_bucket_that_honours_them_is_taken(caller: Caller, faulty: FaultyS3):
+    await caller.create()
+    assert [key for key in faulty.objects if key.startswith("probes/")] == []
+
+
+async def test_a_bucket_that_does_not_know_them_is_refused(faulty: FaultyS3):
+    def not_implemented(request: web.Request) -> tuple[int, str] | None:
+        return (501, "NotImplemented") if "If-Match" in request.headers else None
+
+    faulty.fault = not_implemented
+    assert "NotImplemented" in await refused(S3Bucket("bucket", endpoint=faulty.endpoint))
+
+
+# At the start
+
+
+async def test_a_bucket_that_is_not_there_is_said(weed: Seaweed, credentials: None, storage: str):
+    said = await refused(S3Bucket("no-such-bucket", endpoint=weed.endpoint))
+    assert said.startswith(f"cannot use s3://no-such-bucket/ at {weed.endpoint}: ")
+    assert "NoSuchBucket" in said
+
+
+async def test_credentials_that_are_not_known_are_said(
+    weed: Seaweed, credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a wrong one")
+    said = await refused(S3Bucket(BUCKET, endpoint=weed.endpoint))
+    assert "SignatureDoesNotMatch" in said
+    assert "a wrong one" not in said
+
+
+async def test_credentials_that_may_not_write_are_said(
+    weed: Seaweed, credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "reader")
+    assert "AccessDenied" in await refused(S3Bucket(BUCKET, endpoint=weed.endpoint))
+
+
+def test_no_credentials_are_said(credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    command = [sys.executable, "-m", "async_bento", "registry", "serve", "--s3", "bucket"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: there are no AWS credentials: set AWS_ACCESS_KEY_ID")
+    assert len(result.stderr.splitlines()) == 1
+
+
+async def test_an_endpoint_where_nobody_listens_is_said(faulty: FaultyS3):
+    said = await refused(S3Bucket("bucket", endpoint="http://127.0.0.1:1"))
+    assert said == "cannot use s3://bucket/ at http://127.0.0.1:1: the registry's bucket cannot be reached"
+
+
+@pytest.mark.parametrize(("is_aws", "ours"), [(True, None), (True, "us-west-2"), (True, "eu-west-1"), (False, None)])
+async def test_urls_would_not_be_signed_for_another_region(
+    faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch, is_aws: bool, ours: str | None
+):
+    faulty.region = "eu-west-1"
+    if ours:
+        monkeypatch.setenv("AWS_DEFAULT_REGION", ours)
+    if is_aws:
+        monkeypatch.setattr(bucket, "_AWS", (faulty.endpoint,))
+    where = S3Bucket("bucket", endpoint=faulty.endpoint)
+    if is_aws and ours != "eu-west-1":
+        assert (await refused(where)).endswith("the bucket is in eu-west-1, so set AWS_DEFAULT_REGION=eu-west-1")
+    else:
+        async with LocalRegistry(where):
+            pass
+
+
+async def test_a_bucket_of_a_newer_async_bento_is_refused(faulty: FaultyS3):
+    faulty.objects["registry.json"] = b'{"format": 99}'
+    assert "newer async-bento" in await refused(S3Bucket("bucket", endpoint=faulty.endpoint))
+
+
+async def test_what_is_no_registry_is_refused(faulty: FaultyS3):
+    faulty.objects["registry.json"] = b"a page"
+    assert "none of async-bento's" in await refused(S3Bucket("bucket", endpoint=faulty.endpoint))
+
+
+@pytest.mark.parametrize("options", [{"url_expiry": 604_801}, {"url_expiry": 0}])
+async def test_urls_that_would_live_too_long_are_refused(faulty: FaultyS3, options: dict[str, Any]):
+    with pytest.raises(ConfigError, match="url_expiry"):
+        await LocalRegistry(S3Bucket("bucket", endpoint=faulty.endpoint), **options).start()
+
+
+def serve(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["registry", "serve", "--port", "0", *arguments])
+    assert "Traceback" not in result.output
+    return result.exit_code, result.output
+
+
+def test_the_command_says_in_a_line_what_is_wrong(credentials: None, storage: str):
+    code, said = serve("--s3", "bucket", "--s3-endpoint", "http://127.0.0.1:1")
+    assert code == 2
+    assert [line for line in said.splitlines() if line.startswith("Error")] == [
+        "Error: cannot use s3://bucket/ at http://127.0.0.1:1: the registry's bucket cannot be reached"
+    ]
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, storage: str):
+    monkeypatch.setitem(sys.modules, "async_bento.registry.bucket", None)
+    code, said = serve("--s3", "bucket")
+    assert code == 2
+    assert 'pip install "async-bento[s3]"' in said
+
+
+# Later
+
+
+async def test_a_lost_answer_is_no_other_creation(caller: Caller, faulty: FaultyS3):
+    lost: list[str] = []
+
+    def lose_first(request: web.Request) -> str | None:
+        if request.method != "PUT" or request.path in lost:
+            return None
+        lost.append(request.path)
+        return "lost"
+
+    faulty.fault = lose_first
+    body = {"name": "iris", "description": ""}
+    assert (await caller.api("POST", "/bento_repositories", json=body)).status == 200
+    faulty.fault = lambda _: None
+    assert (await caller.api("POST", "/bento_repositories", json=body)).status == 400
+    faulty.fault = lose_first
+    await caller.create()
+    lost.clear()
+    updated = await caller.ok("PATCH", f"{caller.items()}/v1", json={"description": "new"})
+    assert updated["description"] == "new"
+    assert lost == ["/bucket/items/bentos/iris/v1.json"]
+
+
+async def test_a_conflict_is_tried_again(caller: Caller, faulty: FaultyS3):
+    conflicts = [(409, "ConditionalRequestConflict")]
+    faulty.fault = lambda request: conflicts.pop() if conflicts and request.method == "PUT" else None
+    await caller.create()
+    assert conflicts == []
+    conflicts.append((409, "ConditionalRequestConflict"))
+    await caller.ok("PATCH", f"{caller.items()}/v1", json={"description": "new"})
+    assert (await caller.get())["description"] == "new"
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "retry_after", "said"),
+    [
+        ((503, "SlowDown"), 503, "5", "slow down"),
+        ((429, "TooManyRequests"), 503, "5", "slow down"),
+        ((403, "AccessDenied"), 500, None, "AccessDenied"),
+        ((404, "NoSuchBucket"), 500, None, "NoSuchBucket"),
+        ((507, "XMinioStorageFull"), 507, None, "XMinioStorageFull"),
+        ("lost", 503, "5", "cannot be reached"),
+    ],
+)
+async def test_what_the_bucket_refuses_is_answered_in_json(
+    caller: Caller, faulty: FaultyS3, fault: tuple[int, str] | str, status: int, retry_after: str | None, said: str
+):
+    await caller.create()
+    faulty.fault = lambda _: fault
+    for method, path in (
+        ("GET", f"{caller.items()}/v1"),
+        ("GET", "/bentos"),
+        ("PATCH", f"{caller.items()}/v1/start_upload"),
+        ("POST", caller.items()),
+    ):
+        body = {"version": "v2", "build_at": "2024-05-01 10:20:30.123456"} if method == "POST" else None
+        answer = await caller.api(method, path, json=body)
+        assert (answer.status, answer.headers.get("Retry-After")) == (status, retry_after), path
+        assert said in answer.json["error"], path
+
+
+async def test_a_download_that_breaks_off_is_not_taken_for_whole(caller: Caller, faulty: FaultyS3):
+    await caller.create()
+    await caller.upload(bytes(2**20))
+    faulty.fault = lambda request: "cut" if request.method == "GET" and request.path.endswith(".tar") else None
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await caller.download()
+
+
+async def test_a_list_reads_only_the_records_that_have_changed(caller: Caller, faulty: FaultyS3):
+    for number in range(5):
+        await caller.create(version=f"v{number}")
+    await caller.list()
+    await caller.ok("PATCH", f"{caller.items()}/v3", json={"description": "new"})
+    faulty.requests.clear()
+    page = await caller.list()
+    assert [item["description"] for item in page["items"]] == ["", "new", "", "", ""]
+    assert [request for request in faulty.requests if request.startswith("GET items/")] == [
+        "GET items/bentos/iris/v3.json"
+    ]
+
+
+async def test_a_record_that_was_deleted_by_hand_is_gone(caller: Caller, faulty: FaultyS3):
+    await caller.create(version="v1")
+    await caller.create(version="v2")
+    await caller.list()
+    del faulty.objects["items/bentos/iris/v2.json"]
+    assert [item["version"] for item in (await caller.list())["items"]] == ["v1"]
+    assert (await caller.ok("GET", "/bento_repositories/iris"))["latest_bento"]["version"] == "v1"
+
+
+async def test_a_sweep_that_fails_is_logged_and_no_more(faulty: FaultyS3, caplog: pytest.LogCaptureFixture):
+    faulty.fault = lambda request: (501, "NotImplemented") if "uploads" in request.query else None
+    async with LocalRegistry(S3Bucket("bucket", endpoint=faulty.endpoint)):
+        for _ in range(100):
+            if "could not be aborted" in caplog.text:
+                break
+            await asyncio.sleep(0.02)
+    assert "could not be aborted: the registry's bucket: NotImplemented" in caplog.text
