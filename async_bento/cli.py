@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import logging
 import signal
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import click
@@ -124,7 +123,10 @@ def _asynchronous(
 ) -> Callable[P, T]:
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        return asyncio.run(command(*args, **kwargs))
+        import anyio
+
+        # As asyncio.run, but that Ctrl-C cancels the command on Python 3.10 too, where it would strike anywhere.
+        return anyio.run(partial(command, *args, **kwargs))
 
     return run
 
@@ -318,6 +320,8 @@ async def serve(
       async-bento registry serve --root /srv/bentos
       async-bento registry serve --s3 my-bucket --s3-endpoint http://127.0.0.1:9000
     """
+    import asyncio
+
     from async_bento.registry import LocalRegistry, S3Bucket
 
     if (root is None) == (bucket is None):

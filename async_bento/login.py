@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -60,7 +59,9 @@ def login(endpoint: str | None, api_token_stdin: bool, name: str | None) -> None
             f"the context {stored_as!r} is for {earlier.endpoint}, not for {credentials.endpoint}: give the new one a "
             f"name by --name, or replace that one by --name {stored_as}"
         )
-    user = asyncio.run(_whose(credentials))
+    import anyio  # when it is needed
+
+    user = anyio.run(_whose, credentials)
     context = Context(
         name=stored_as, endpoint=credentials.endpoint, api_token=credentials.api_token, email=user.email or None
     )

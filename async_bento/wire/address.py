@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -106,8 +107,8 @@ class Address:
             ) as response:
                 self.pauses.note(host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
                 yield response
-        except aiohttp.ClientResponseError as error:
-            _forget_request(error)
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            _forget_queries(error)
             raise
 
 
@@ -186,8 +187,14 @@ def without_password(proxy: str | None) -> tuple[URL | None, dict[str, str]]:
     return url.with_user(None), {"Proxy-Authorization": aiohttp.encode_basic_auth(url.user, url.password or "")}
 
 
-def _forget_request(error: aiohttp.ClientResponseError) -> None:
-    """Take token and query from aiohttp's error of an answer that is no HTTP, which shows the whole request."""
-    url = error.request_info.url.with_query(None).with_user(None)
-    error.request_info = aiohttp.RequestInfo(url, error.request_info.method, CIMultiDictProxy(CIMultiDict[str]()), url)
-    error.args = (error.request_info, error.history)
+def _forget_queries(error: Exception) -> None:
+    """Take from one of aiohttp's errors what it shows of the request: queries, and even its headers."""
+    if isinstance(error, aiohttp.ClientResponseError):  # of an answer that is no HTTP; it shows the whole request
+        asked = error.request_info
+        url = asked.url.with_query(None).with_user(None)
+        error.request_info = aiohttp.RequestInfo(url, asked.method, CIMultiDictProxy(CIMultiDict[str]()), url)
+        error.args = (error.request_info, error.history)
+        return
+    error.args = tuple(without_queries(value) if isinstance(value, str) else value for value in error.args)
+    if isinstance(error, OSError) and isinstance(error.strerror, str):
+        error.strerror = without_queries(error.strerror)

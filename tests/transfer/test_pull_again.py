@@ -80,6 +80,12 @@ def state(elsewhere: Path) -> Path:
     return found
 
 
+async def noted(elsewhere: Path, position: int) -> None:
+    """Wait until what has come is extracted, and noted, up to a position in the tar."""
+    while json.loads(state(elsewhere).read_text())["checkpoint"]["position"] < position:
+        await asyncio.sleep(0.02)
+
+
 def same(home: Path, elsewhere: Path) -> bool:
     there, here = elsewhere / "models/mod/m1", home / "models/mod/m1"
     modes = [(there / name).lstat().st_mode == (here / name).lstat().st_mode for name in contents(here)]
@@ -141,7 +147,7 @@ async def test_one_that_was_killed_goes_on_in_another_process_with_what_is_missi
     door.fault(GET, held, skip=30, times=None)
     first = await Client.start(KILLED, door, elsewhere)
     await held.arrived.wait()
-    await asyncio.sleep(0.5)  # what has come is extracted
+    await noted(elsewhere, 27 * RANGE)
     first.process.kill()
     await first.ended()
     door._rules.clear()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import aiohttp
 import pytest
@@ -108,6 +110,29 @@ async def test_the_storage_is_not_sent_the_token_where_it_is_the_registry_itself
     async with RestApiClient(endpoint, TOKEN) as client:
         await put(client.storage_address(SecretStr(f"{endpoint}/blobs/key?signature={SIGNATURE}")))
     assert TOKEN not in both.headers_seen()
+
+
+class Unreadable(aiohttp.BytesPayload):
+    """A body that cannot be sent to its end."""
+
+    async def write_with_length(self, *args: Any, **kwargs: Any) -> None:
+        raise ConnectionResetError("gone")
+
+
+@pytest.mark.parametrize("says", ["Connection timeout to host", "Can not write request body for"])
+async def test_what_aiohttp_says_of_a_presigned_url_is_not_passed_on(
+    says: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = await serve(Recorder())
+    if "timeout" in says:
+        monkeypatch.setattr(aiohttp.TCPConnector, "connect", mock.AsyncMock(side_effect=asyncio.TimeoutError))
+    async with RestApiClient(url, TOKEN) as client:
+        address = client.storage_address(SecretStr(f"{url}/bucket/key?X-Amz-Signature={SIGNATURE}"))
+        with pytest.raises(aiohttp.ClientError, match=says) as caught:
+            async with address.request("PUT", SECONDS, data=Unreadable(b"bytes")):
+                pass
+    assert f"{url}/bucket/key?…" in str(caught.value)
+    assert SIGNATURE not in all_that_is_told(caught.value)
 
 
 async def test_a_redirect_of_the_storage_is_not_followed(serve: Serve) -> None:
