@@ -123,10 +123,15 @@ def _asynchronous(
 ) -> Callable[P, T]:
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        import asyncio
+
         import anyio
 
         # As asyncio.run, but that Ctrl-C cancels the command on Python 3.10 too, where it would strike anywhere.
-        return anyio.run(partial(command, *args, **kwargs))
+        try:
+            return anyio.run(partial(command, *args, **kwargs))
+        except asyncio.CancelledError as error:  # what 3.10 makes of it
+            raise KeyboardInterrupt from error
 
     return run
 
