@@ -18,6 +18,7 @@ from async_bento import IntegrityError, PartError, StalledError, TransferError
 from async_bento.archive.tree import Tree
 from async_bento.errors import APIConnectionError, APIResponseError, ArchiveError, BentoError, StoreError
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, noise
+from tests.eventually import eventually
 from tests.transfer.faulty import (
     DOWNLOAD,
     GET,
@@ -279,10 +280,9 @@ async def test_nothing_is_in_the_store_before_all_of_it_is(pushed: Pushed, clien
 
     pulling = asyncio.create_task(api.models.pull("mod:m1"))
     await last.arrived.wait()
+    # It is unpacked while the rest is on its way.
+    await eventually(lambda: any("model.yaml" in name for name in left_in_scratch(elsewhere)))
     staged = left_in_scratch(elsewhere)
-    while not any("model.yaml" in name for name in staged):  # it is unpacked while the rest is on its way
-        await asyncio.sleep(0.02)
-        staged = left_in_scratch(elsewhere)
     stored = [*(elsewhere / "models").rglob("*")]
     last.released.set()
     await pulling
