@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, Protocol, runtime_checkable
 
 from async_bento import kind as kinds
+from async_bento.concurrency import beside
 from async_bento.connection import Connection, call
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.kind import ItemT, RecordT
 from async_bento.models import pull_models, push_models
 from async_bento.progress import ProgressListener, TqdmListener, is_watched
 from async_bento.pull import get_item, pull_item, wants_newest
-from async_bento.push import PushResult, Repositories, push_item
+from async_bento.push import PushResult, Repositories, is_pushed, push_item
 from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
 from async_bento.store.tag import Tag
@@ -319,14 +320,20 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         began = time.monotonic()
         found = await self._find(bento)
         repositories = Repositories()
-        models = await push_models(
-            self._connection,
-            self._model_kind,
-            found,
-            force=force,
-            threads=_checked(threads),
-            repositories=repositories,
-        )
+
+        async def look() -> bool:  # while its models are pushed; of one without, the push itself asks
+            return bool(found.models) and not force and await is_pushed(self._kind.routes, found.tag)
+
+        async with beside(look()) as looking:
+            models = await push_models(
+                self._connection,
+                self._model_kind,
+                found,
+                force=force,
+                threads=_checked(threads),
+                repositories=repositories,
+            )
+            is_there = await looking
         result = await push_item(
             self._connection,
             self._kind,
@@ -335,6 +342,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             threads=threads,
             repositories=repositories,
             bare=bare,
+            is_there=is_there,
             models=models,
         )
         return replace(result, seconds=time.monotonic() - began)

@@ -12,12 +12,12 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
     from contextlib import AbstractContextManager
 
     from typing_extensions import ParamSpec
@@ -215,6 +215,24 @@ async def alone(lock: Lock, threads: Threads, waiting: Callable[[], None]) -> As
         yield
     finally:
         await finish(threads.run(lock.release))
+
+
+@asynccontextmanager
+async def beside(coroutine: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T]]:
+    """Do something beside something else; at the block's end it is cancelled, if it has not ended.
+
+    Args:
+        coroutine: What to do.
+
+    Yields:
+        Its task.
+    """
+    task = asyncio.create_task(coroutine)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await finish(asyncio.gather(task, return_exceptions=True))
 
 
 async def for_each(operation: Callable[[T], Awaitable[None]], items: Iterable[T], limit: int) -> None:

@@ -101,6 +101,21 @@ class Repositories:
                 raise error from None
 
 
+async def is_pushed(routes: AnyRoutes, tag: Tag) -> bool:
+    """Ask whether the registry has an item, bytes and all.
+
+    Args:
+        routes: The routes of its kind.
+        tag: Its tag.
+
+    Returns:
+        Whether it has; False also where it could not be asked.
+    """
+    with suppress(APIError):
+        return _is_pushed(await routes.get(tag.name, tag.version or ""))
+    return False
+
+
 async def push_item(
     connection: Connection,
     kind: Kind[ItemT, RecordT],
@@ -110,6 +125,7 @@ async def push_item(
     threads: int,
     repositories: Repositories,
     bare: bool = False,
+    is_there: bool = False,
     models: tuple[PushResult, ...] = (),
 ) -> PushResult:
     """Push one bento or model.
@@ -122,6 +138,7 @@ async def push_item(
         threads: Parts in flight at most.
         repositories: Those that are known to be there.
         bare: Whether to push its record alone.
+        is_there: Whether it is known that nothing is to be pushed.
         models: What was done with its models.
 
     Returns:
@@ -134,11 +151,10 @@ async def push_item(
     with connection.progress("push", kind.word, item.tag) as progress:
         progress.note = _count(models)
         async with _undisturbed(connection, kind, item.tag, progress) as journal:
-            registered = await _register(connection, kind, item, repositories, force=force, bare=bare)
+            registered = (
+                None if is_there else await _register(connection, kind, item, repositories, force=force, bare=bare)
+            )
             if registered is None:
-                if journal is not None:  # of a push that was killed at its very end, or that another has finished
-                    with suppress(OSError):
-                        await connection.threads.run(journal.remove)
                 progress.enter("skipped", "already there")
                 if journal is not None:  # of a push that someone else has ended, or that was killed at its very end
                     with suppress(OSError):
@@ -209,10 +225,11 @@ async def _register(
     """Create the record or renew it, when it is known that its files can be read; None where it is there already."""
     routes, tag, threads = kind.routes, item.tag, connection.threads
     name, version = tag.name, tag.version or ""
-    await repositories.ensure(routes, name)
-    remote = await routes.get(name, version)
-    if remote is not None and remote.upload_status == UPLOADED and not force:
+    remote = await routes.get(name, version)  # first: of one that is there, nothing else need be asked
+    if _is_pushed(remote) and not force:
         return None
+    if remote is None:
+        await repositories.ensure(routes, name)
     plan = None if bare else await threads.run(TarPlan.scan, item.path, exclude=kind.left_out)
     # Read after that: one that was replaced meanwhile is not pushed with the files of the other.
     current = await threads.run(type(item).from_path, item.path)
@@ -226,7 +243,7 @@ async def _register(
         async with _told(routes, tag, asyncio.CancelledError):
             created = await create(routes, tag, record.create)
     if created is None:
-        async with nullcontext() if remote and remote.upload_status == UPLOADED else _told(routes, tag):
+        async with nullcontext() if _is_pushed(remote) else _told(routes, tag):
             created = await routes.update(name, version, record.update)
     return created, plan
 
@@ -239,6 +256,10 @@ async def _told(routes: AnyRoutes, tag: Tag, errors: type[BaseException] = BaseE
     except errors as error:
         await finish(report_failure(routes, tag.name, tag.version or "", error))
         raise
+
+
+def _is_pushed(remote: ItemSchema | None) -> bool:
+    return remote is not None and remote.upload_status == UPLOADED
 
 
 async def create(routes: AnyRoutes, tag: Tag, body: CreateBentoSchema | CreateModelSchema) -> ItemSchema | None:

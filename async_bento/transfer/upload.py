@@ -12,6 +12,7 @@ import logging
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
@@ -283,12 +284,34 @@ class _Upload:
             self.progress.advance(size - to_send)
             self.progress.enter("transferring", f"resuming at {100 * (size - to_send) // size} %")
 
+        # The URL of a part is asked for while an earlier part is sent: one for each worker, so that none grows old.
+        upcoming = iter(missing[threads:])
+        presigned: dict[int, asyncio.Task[Address]] = {}
+
+        async def address(number: int) -> Address:
+            early = presigned.pop(number, None)
+            target = await (early or self._presign(multipart, number))
+            if len(presigned) < threads and (later := next(upcoming, None)) is not None:
+                presigned[later] = asyncio.create_task(self._presign(multipart, later))
+            return target
+
         async def send_part(number: int) -> None:
             start = (number - 1) * part_size
-            etags[number] = await self._send_part(multipart, number, start, start + sizes[number])
+            etags[number] = await self._send(
+                partial(address, number),
+                start,
+                start + sizes[number],
+                part_number=number,
+                progress=lambda: len(etags),
+            )
             await self.keep_books(Journal.note, number, etags[number])
 
-        await for_each(send_part, missing, min(threads, len(missing)))
+        try:
+            await for_each(send_part, missing, min(threads, len(missing)))
+        finally:
+            for task in presigned.values():
+                task.cancel()
+            await finish(asyncio.gather(*presigned.values(), return_exceptions=True))
         self.progress.enter("finishing")
         await self._complete(multipart.upload_id, [etags[number] for number in numbers])
         return Uploaded(to_send, len(missing), resumed)
@@ -314,12 +337,8 @@ class _Upload:
                 return (received.etag or "").strip('"') == expected and received.total == self.plan.size
         return False
 
-    async def _send_part(self, multipart: _Multipart, part_number: int, start: int, stop: int) -> str:
-        async def address() -> Address:
-            upload_id = multipart.upload_id
-            return self._where_to(await self.routes.presign_part(self.name, self.version, upload_id, part_number))
-
-        return await self._send(address, start, stop, part_number=part_number, progress=lambda: len(multipart.etags))
+    async def _presign(self, multipart: _Multipart, part_number: int) -> Address:
+        return self._where_to(await self.routes.presign_part(self.name, self.version, multipart.upload_id, part_number))
 
     def _where_to(self, presigned: ItemSchema) -> Address:
         if not presigned.presigned_upload_url.get_secret_value():

@@ -36,9 +36,9 @@ async def test_a_push_takes_its_steps_in_order(open_door: OpenDoor, client: Make
     await client(door).push("svc:v1")
 
     assert door.steps() == [
+        "GET svc/v1",
         "GET bento_repositories/svc",
         "POST bento_repositories",
-        "GET svc/v1",
         "POST svc",
         "PATCH svc/v1/start_upload",
         "PATCH svc/v1/start_multipart_upload",
@@ -57,9 +57,9 @@ async def test_a_model_takes_the_same_steps(open_door: OpenDoor, client: MakeCli
     await client(door).models.push("mod:m1")
 
     assert door.steps() == [
+        "GET mod/m1",
         "GET model_repositories/mod",
         "POST model_repositories",
-        "GET mod/m1",
         "POST mod",
         "PATCH mod/m1/start_upload",
         "PATCH mod/m1/start_multipart_upload",
@@ -82,11 +82,35 @@ async def test_the_models_go_first_and_their_repository_is_created_once(
     result = await client(door).push("svc:v1")
 
     steps = door.steps()
+    assert steps.count("GET svc/v1") == 2  # at first, and when the models were there
     first_of_the_bento = steps.index("GET bento_repositories/svc")
     assert all(steps.index(f"PATCH mod/m{number}/finish_upload") < first_of_the_bento for number in range(4))
     assert steps.count("GET model_repositories/mod") == steps.count("POST model_repositories") == 1
     assert [str(model.tag) for model in result.models] == tags
     assert (await client(door).get("svc:v1")).manifest.models == tags  # type: ignore[union-attr]
+
+
+async def test_what_is_there_already_costs_one_question_each_and_all_are_asked_at_once(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    tags = [f"mod{number}:m1" for number in range(3)]
+    for tag in tags:
+        make_model(home, tag)
+    make_bento(home, models=tags)
+    door = await open_door()
+    await client(door).push("svc:v1")
+    door.seen.clear()
+    all_of_them = Held(count=4)
+    door.fault("GET", all_of_them, times=None)
+
+    pushing = asyncio.create_task(client(door).push("svc:v1"))
+    await all_of_them.arrived.wait()
+    all_of_them.released.set()
+    result = await pushing
+
+    assert result.skipped
+    assert all(model.skipped for model in result.models)
+    assert sorted(door.steps()) == ["GET mod0/m1", "GET mod1/m1", "GET mod2/m1", "GET svc/v1"]
 
 
 async def test_the_models_go_at_the_same_time(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
@@ -123,7 +147,7 @@ async def test_a_model_that_fails_keeps_its_bento_off_the_registry_and_lets_the_
     with pytest.raises(PartError, match=message) as failure:
         await pushing
     assert failure.value.status == 400
-    assert not door.all("/bento")
+    assert door.steps("/bento") == ["GET svc/v1"]  # whether it is there; nothing is said of it
     assert [seen.json["status"] for seen in door.all("finish_upload")] == ["failed", "success"]
 
 
@@ -491,7 +515,7 @@ async def test_a_model_that_is_nowhere_is_named(open_door: OpenDoor, client: Mak
     ):
         await client(door).push("svc:v1")
 
-    assert not door.all("svc")
+    assert door.steps("svc") == ["GET svc/v1"]  # whether it is there; nothing is said of it
 
 
 async def test_a_model_whose_upload_never_ended_is_nowhere(

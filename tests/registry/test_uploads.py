@@ -8,7 +8,7 @@ import hashlib
 import os
 import time
 import tracemalloc
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,6 +18,7 @@ from async_bento.registry.blobs import UPLOAD_LIFETIME
 from async_bento.registry.local_blobs import LocalBlobs
 from async_bento.registry.presigned import Presigner
 from async_bento.registry.refusals import StorageError
+from tests.eventually import eventually
 from tests.registry.conftest import disk_only
 
 if TYPE_CHECKING:
@@ -47,19 +48,6 @@ async def cut_off(url: str, headers: str, body: bytes) -> None:
     await asyncio.sleep(0.05)
     writer.close()
     await writer.wait_closed()
-
-
-async def eventually(condition: Callable[[], Any]) -> Any:
-    """What a condition says once it is true."""
-    until = time.monotonic() + 5
-    while time.monotonic() < until:
-        found = condition()
-        if asyncio.iscoroutine(found):
-            found = await found
-        if found:
-            return found
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came to it")
 
 
 # Through the registry

@@ -18,6 +18,7 @@ from async_bento import IntegrityError, PartError, StalledError, TransferError
 from async_bento.archive.tree import Tree
 from async_bento.errors import APIConnectionError, APIResponseError, ArchiveError, BentoError, StoreError
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, noise
+from tests.eventually import eventually
 from tests.transfer.faulty import (
     DOWNLOAD,
     GET,
@@ -279,13 +280,14 @@ async def test_nothing_is_in_the_store_before_all_of_it_is(pushed: Pushed, clien
 
     pulling = asyncio.create_task(api.models.pull("mod:m1"))
     await last.arrived.wait()
-    stored = [*(elsewhere / "models").rglob("*")]
+    # It is unpacked while the rest is on its way.
+    await eventually(lambda: any("model.yaml" in name for name in left_in_scratch(elsewhere)))
     staged = left_in_scratch(elsewhere)
+    stored = [*(elsewhere / "models").rglob("*")]
     last.released.set()
     await pulling
 
     assert not stored
-    assert any("model.yaml" in name for name in staged)  # unpacked while the rest is on its way
     assert not any(name.endswith(".tar") for name in staged)
 
 

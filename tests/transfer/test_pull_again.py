@@ -18,6 +18,7 @@ from async_bento import PartError, StoreError, unpacking
 from async_bento.errors import ArchiveError, TransferError
 from async_bento.store.scratch import remember_change
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, noise
+from tests.eventually import eventually
 from tests.transfer.faulty import GET, Door, Held, ignore_range, refuse, with_headers
 from tests.transfer.processes import Client
 
@@ -80,10 +81,10 @@ def state(elsewhere: Path) -> Path:
     return found
 
 
-async def noted(elsewhere: Path, position: int) -> None:
-    """Wait until what has come is extracted, and noted, up to a position in the tar."""
-    while json.loads(state(elsewhere).read_text())["checkpoint"]["position"] < position:
-        await asyncio.sleep(0.02)
+def noted(elsewhere: Path) -> int:
+    """Up to which byte of the tar what has come is extracted, and noted."""
+    position: int = json.loads(state(elsewhere).read_text())["checkpoint"]["position"]
+    return position
 
 
 def same(home: Path, elsewhere: Path) -> bool:
@@ -147,7 +148,7 @@ async def test_one_that_was_killed_goes_on_in_another_process_with_what_is_missi
     door.fault(GET, held, skip=30, times=None)
     first = await Client.start(KILLED, door, elsewhere)
     await held.arrived.wait()
-    await noted(elsewhere, 27 * RANGE)
+    await eventually(lambda: noted(elsewhere) >= 27 * RANGE)
     first.process.kill()
     await first.ended()
     door._rules.clear()

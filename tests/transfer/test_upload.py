@@ -211,7 +211,42 @@ async def test_as_many_parts_as_threads_are_in_flight_and_no_more(
 
     assert result.parts == 4
     assert door.most["PUT"] == 2
-    assert presigned_meanwhile == 2  # each is presigned when its turn comes: the URL lives an hour, and a push may not
+    assert presigned_meanwhile == 4  # each worker's, and the one that follows
+
+
+async def test_the_next_part_is_presigned_while_one_is_sent_and_no_more_than_that(
+    open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"weights": FOUR_PARTS})
+    door = await open_door()
+    held = Held()
+    door.fault(PART, held)
+    api = client(door)
+
+    pushing = asyncio.create_task(api.models.push("mod:m1", threads=1))
+    await held.arrived.wait()
+    await round_trips(api)
+    presigned_meanwhile = len(door.all("presign"))
+    held.released.set()
+    await pushing
+
+    assert presigned_meanwhile == 2  # a URL lives an hour, and a push may take longer
+    assert len(door.all("presign")) == 4
+
+
+async def test_a_push_that_fails_asks_for_no_more_urls(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home, files={"weights": FOUR_PARTS})
+    door = await open_door()
+    asked = Held()
+    door.fault("presign", asked, skip=1)
+    door.fault(PART, refuse(400, code="InvalidRequest"))
+
+    with pytest.raises(PartError, match="InvalidRequest"):
+        await client(door).models.push("mod:m1", threads=1)
+
+    asked.released.set()
+    assert len(door.all("presign")) <= 2
+    assert not [task for task in asyncio.all_tasks() if "_presign" in repr(task.get_coro())]
 
 
 async def test_one_budget_bounds_the_bytes_in_flight_of_all_items(
