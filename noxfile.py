@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # those that are there are tested
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "quickstart"]
+nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "docs", "wheel"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
@@ -22,19 +27,25 @@ def install_group(session: nox.Session, group: str, *, package: bool = True) -> 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, formatting, and who may import whom."""
+    """Style, formatting, who may import whom, and whether what is imported is asked for."""
     install_group(session, "lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports")
+    session.run("deptry", "async_bento")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Mypy and pyright, both strict."""
-    install_group(session, "types")
+    """Mypy and pyright, both strict: on the package, and on a program that uses it as it is installed."""
+    session.install("--reinstall-package", "async-bento", ".")
+    install_group(session, "types", package=False)
     session.run("mypy")
     session.run("pyright")
+    shutil.copy("tests/typing/user.py", session.create_tmp())
+    session.chdir(session.create_tmp())  # where the tree's package is not found
+    session.run("mypy", "--strict", "user.py")
+    session.run("pyright", "user.py")
 
 
 @nox.session(python=PYTHONS)
@@ -72,6 +83,13 @@ def s3(session: nox.Session) -> None:
     session.run("pytest", "-m", "s3", *session.posargs)
 
 
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, built strictly, and all that its pages and the examples say, run."""
+    install_group(session, "docs")
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
     """Feed the extractor what a coverage-guided fuzzer makes up; arguments are libFuzzer's. Linux alone."""
@@ -93,8 +111,35 @@ def corpus(session: nox.Session) -> None:
     session.run("python", "tests/corpus/generate.py", *session.posargs)
 
 
-@nox.session
-def quickstart(session: nox.Session) -> None:
-    """The example of the README, on the package as it is installed."""
-    session.install(".")
+@nox.session(python=PYTHONS[0], default=False)
+def minimum(session: nox.Session) -> None:
+    """The suite on the oldest Python, with the oldest of each dependency that pyproject.toml allows."""
+    # huggingface_hub asks for a newer click than we do: its own oldest is named in pyproject.toml.
+    group = nox.project.dependency_groups(PYPROJECT, "test")
+    group = tuple(name for name in group if not name.startswith("huggingface_hub"))
+    hub = ("--ignore=tests/huggingface", "--ignore=tests/api/test_corpus.py")
+    session.install("--resolution", "lowest-direct", "-e", ".", *group)
+    session.run("pytest", *hub, *(session.posargs or ["-m", "not long"]))
+
+
+@nox.session(reuse_venv=False)
+def wheel(session: nox.Session) -> None:
+    """The quickstart and a part of the suite on the built wheel, in what the sdist holds besides the package."""
+    tmp = Path(session.create_tmp())
+    shutil.rmtree(tmp)
+    session.run("uv", "build", "--quiet", "--out-dir", str(tmp), external=True)  # the wheel from the sdist
+    (built,) = tmp.glob("*.whl")
+    (source,) = tmp.glob("*.tar.gz")
+
+    held = {name for name in zipfile.ZipFile(built).namelist() if ".dist-info/" not in name}
+    package = {path.as_posix() for path in Path("async_bento").rglob("*") if path.suffix in {".py", ".typed"}}
+    if held != package or "async_bento/py.typed" not in held:
+        session.error(f"the wheel and async_bento/ differ in {sorted(held ^ package)}")
+
+    with tarfile.open(source) as tar:
+        tar.extractall(tmp)  # noqa: S202 - it has just been built
+    session.chdir(tmp / source.name.removesuffix(".tar.gz"))
+    shutil.rmtree("async_bento")
+    session.install(str(built), *nox.project.dependency_groups(PYPROJECT, "test"))
     session.run("python", "examples/quickstart.py")
+    session.run("pytest", *(session.posargs or ["-m", "not long", "tests/api", "tests/registry/test_local.py"]))

@@ -166,6 +166,17 @@ class Config(_Frozen):
     transfer: Transfer = Transfer()
     limits: Limits = Limits()
 
+    if TYPE_CHECKING:  # pydantic takes mappings for groups, of which type checkers know nothing
+
+        def __init__(
+            self,
+            *,
+            timeouts: Timeouts | Mapping[str, float] = ...,
+            retry: RetryPolicy | Mapping[str, float] = ...,
+            transfer: Transfer | Mapping[str, int] = ...,
+            limits: Limits | Mapping[str, int | None] = ...,
+        ) -> None: ...
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:
         """The defaults, with what `ASYNC_BENTO_<GROUP>_<FIELD>` variables say, like `ASYNC_BENTO_TRANSFER_VERIFY=0`.

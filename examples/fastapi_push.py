@@ -1,0 +1,75 @@
+"""A FastAPI endpoint that pushes a bento in the background: one client for all requests, closed with the app.
+
+    uvicorn --app-dir examples fastapi_push:app
+
+`POST /pushes/iris_classifier:v3` answers 202 at once, `GET /pushes/iris_classifier:v3` how far it is.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+from fastapi import FastAPI, HTTPException
+
+from async_bento import AsyncBentoAPI, BentoError, ProgressEvent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from anyio.abc import TaskGroup
+
+
+@dataclass
+class Push:
+    """What is known of one push."""
+
+    state: str = "waiting"
+    bytes_done: int = 0
+    bytes_total: int | None = None
+    error: str | None = None
+
+
+pushes: dict[str, Push] = {}
+
+
+def listen(event: ProgressEvent) -> None:
+    if event.kind == "bento" and event.tag in pushes:
+        push = pushes[event.tag]
+        push.state, push.bytes_done, push.bytes_total = event.phase, event.bytes_done, event.bytes_total
+
+
+async def push_and_note(api: AsyncBentoAPI, tag: str) -> None:
+    try:
+        await api.push(tag)
+    except BentoError as error:
+        pushes[tag].state, pushes[tag].error = "failed", str(error)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    async with AsyncBentoAPI(progress=listen) as api, anyio.create_task_group() as tasks:
+        app.state.api, app.state.tasks = api, tasks
+        yield
+        tasks.cancel_scope.cancel()  # a push that still runs tells the registry, and goes on when it is asked for again
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/pushes/{tag}", status_code=202)
+async def start(tag: str) -> Push:
+    if tag not in pushes or pushes[tag].state in {"failed", "done", "skipped"}:
+        pushes[tag] = Push()
+        tasks: TaskGroup = app.state.tasks
+        tasks.start_soon(push_and_note, app.state.api, tag)
+    return pushes[tag]
+
+
+@app.get("/pushes/{tag}")
+async def look(tag: str) -> Push:
+    if tag not in pushes:
+        raise HTTPException(404, f"nobody has pushed {tag}")
+    return pushes[tag]

@@ -1,0 +1,32 @@
+"""Push every bento of the store at once, under one budget of connections and memory.
+
+    python examples/many_at_once.py
+
+All calls of one API share its budget: forty pushes take no more connections than one, and the parts of a small bento
+need not wait for a large one to end. What fails does not stop the others.
+"""
+
+import asyncio
+import sys
+
+from async_bento import AsyncBentoAPI, BentoStore, Config, PushResult, Transfer
+
+BUDGET = Config(transfer=Transfer(concurrency=16))
+
+
+async def main() -> int:
+    bentos = BentoStore().list()
+    async with AsyncBentoAPI(config=BUDGET, progress=False) as api:
+        results = await asyncio.gather(*(api.push(bento) for bento in bentos), return_exceptions=True)
+    failed = 0
+    for bento, result in zip(bentos, results, strict=True):
+        if isinstance(result, PushResult):
+            print(f"{bento.tag}: {'there already' if result.skipped else f'{result.bytes_sent:,} bytes'}")
+        else:
+            failed += 1
+            print(f"{bento.tag}: {result}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,84 @@
+"""A program of someone who uses async-bento, not run, but read by mypy and pyright from elsewhere: `nox -s types`."""
+
+# pyright: strict
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from typing_extensions import assert_type
+
+from async_bento import (
+    AsyncBentoAPI,
+    Bento,
+    BentoAPI,
+    BentoStore,
+    BentoWithRepositorySchema,
+    Config,
+    ModelWithRepositoryListSchema,
+    PartError,
+    ProgressEvent,
+    PushResult,
+    RestApiClient,
+    Tag,
+)
+from async_bento.registry import LocalRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from async_bento import ProgressListener
+
+
+class Counter:
+    """A listener that is an object."""
+
+    done = 0
+
+    def __call__(self, event: ProgressEvent, /) -> None:
+        self.done = event.bytes_done
+
+
+def listen(event: ProgressEvent) -> None:
+    """A listener that is a function."""
+    assert_type(event.bytes_total, "int | None")
+    assert_type(event.tag, str)
+
+
+LISTENERS: list[ProgressListener] = [listen, Counter()]
+
+
+async def awaited(root: Path) -> PushResult:
+    """The calls that are awaited."""
+    async with LocalRegistry(root, transmission="proxy") as registry:
+        client = RestApiClient(registry.endpoint, registry.api_token, config=Config(transfer={"verify": False}))
+        async with client, AsyncBentoAPI(client, progress=listen, bento_store=BentoStore(root / "bentos")) as api:
+            result = await api.push("svc:v1", force=True, threads=4)
+            assert_type(result, PushResult)
+            assert_type(result.tag, Tag)
+            assert_type(result.bytes_sent, int)
+            assert_type(await api.push(Path("bentos/svc/v1"), bare=True), PushResult)
+            bento = await api.pull(Tag("svc", "v1"), with_models=True)
+            assert_type(bento, Bento)
+            assert_type(bento.path, Path)
+            assert_type(await api.models.pull("mod", query="label:stage=prod"), "Model | None")
+            async for record in api.iter(search="svc"):
+                assert_type(record, BentoWithRepositorySchema)
+            try:
+                return await api.push(bento)
+            except PartError as error:
+                assert_type(error.status, "int | None")
+                raise
+
+
+def blocking() -> Iterator[str]:
+    """The calls that block."""
+    with BentoAPI(endpoint="https://registry.example.com", api_token="secret", progress=False) as api:
+        assert_type(api.push("svc"), PushResult)
+        assert_type(api.pull("svc"), Bento)
+        assert_type(api.models.list(limit=3), ModelWithRepositoryListSchema)
+        for record in api.iter():
+            yield record.version
+    api.push(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    api.pull("svc", with_model=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
