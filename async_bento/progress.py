@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NoReturn, Protocol, TextIO
 
 from async_bento.config import KiB
+from async_bento.units import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -240,19 +241,3 @@ def _last_line(event: ProgressEvent) -> str:
     if event.phase == "skipped":
         return f"skipped {item}: {event.message}"
     return f"{_VERBS[event.direction][0]} {item} failed: {event.message}"
-
-
-def human_size(count: float) -> str:
-    """Write a size as a person reads it.
-
-    Args:
-        count: Bytes.
-
-    Returns:
-        Like `1.5 MiB`.
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < KiB:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= KiB
-    return f"{count:.1f} TiB"

@@ -13,7 +13,7 @@ import pytest
 
 from async_bento import ProgressEvent, TqdmListener
 from async_bento.api import _listener
-from async_bento.progress import Progress, human_size, is_watched
+from async_bento.progress import Progress, is_watched
 
 if TYPE_CHECKING:
     from async_bento.progress import Phase
@@ -326,20 +326,3 @@ def test_several_items_have_a_bar_each(screen: Terminal) -> None:
 def test_it_draws_on_standard_error_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     TqdmListener()(event("skipped", message="already there"))
     assert capsys.readouterr() == ("", "skipped bento iris:v1: already there\n")
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1536, "1.5 KiB"),
-        (3 * 2**20, "3.0 MiB"),
-        (5 * 2**30, "5.0 GiB"),
-        (2**40, "1.0 TiB"),
-        (3000 * 2**40, "3000.0 TiB"),
-    ],
-)
-def test_a_size_is_written_as_a_person_reads_it(count: int, text: str) -> None:
-    assert human_size(count) == text
