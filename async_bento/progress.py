@@ -177,12 +177,13 @@ def is_watched(stream: TextIO | None = None) -> bool:
 
 
 def is_notebook() -> bool:
-    """Whether this is a notebook's kernel.
+    """Whether this is a notebook's kernel. A program that has ipykernel imported, to run notebooks, is none.
 
     Returns:
         True in a kernel of Jupyter's.
     """
-    return "ipykernel" in sys.modules
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 _VERBS = {"push": ("pushing", "pushed"), "pull": ("pulling", "pulled")}

@@ -6,7 +6,7 @@ import asyncio
 import io
 import re
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -173,9 +173,24 @@ def test_without_a_standard_error_nobody_looks(monkeypatch: pytest.MonkeyPatch) 
     assert not is_watched()
 
 
+def in_ipython(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
+    ipython = ModuleType("IPython")
+    ipython.get_ipython = lambda: shell  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+
+
 def test_a_notebook_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    in_ipython(monkeypatch, SimpleNamespace(kernel=object()))
     assert is_watched(io.StringIO())
+
+
+@pytest.mark.parametrize("shell", [None, SimpleNamespace()])
+def test_who_has_ipython_or_a_kernel_imported_is_no_notebook_for_that(
+    shell: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_ipython(monkeypatch, shell)
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    assert not is_watched(io.StringIO())
 
 
 def test_the_api_is_silent_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
