@@ -13,7 +13,7 @@ nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # those that are there are tested
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "docs", "wheel"]
+nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "notebook", "docs", "wheel"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
@@ -88,6 +88,13 @@ def docs(session: nox.Session) -> None:
     """The site, built strictly, and all that its pages and the examples say, run."""
     install_group(session, "docs")
     session.run("pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def notebook(session: nox.Session) -> None:
+    """In a real kernel: the example, bars with and without ipywidgets, cells that are interrupted, kernels killed."""
+    install_group(session, "notebook")
+    session.run("pytest", "-m", "notebook", *session.posargs)
 
 
 @nox.session(default=False)

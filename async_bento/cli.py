@@ -22,8 +22,9 @@ from async_bento.errors import (
     NotFoundError,
 )
 from async_bento.login import context as context_commands, login
-from async_bento.progress import human_size, is_watched
+from async_bento.progress import is_watched
 from async_bento.table import say_table
+from async_bento.units import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from async_bento.api import AsyncBentoAPI
     from async_bento.push import PushResult
-    from async_bento.wire.schemas import BentoSchema, ItemSchema, ModelSchema
+    from async_bento.wire.schemas import ItemSchema
 
     P = ParamSpec("P")
 
@@ -256,7 +257,7 @@ async def list_bentos(
     """List the bentos on the registry, newest first."""
     async with _api(endpoint, context) as api:
         found = await api.list(search=search, query=query, limit=limit)
-    _say_list([(item.repository.name if item.repository else "", item) for item in found.items], as_json)
+    _say_list(found.items, as_json)
 
 
 @models.command("list")
@@ -269,7 +270,7 @@ async def list_models(
     """List the models on the registry, newest first."""
     async with _api(endpoint, context) as api:
         found = await api.models.list(search=search, query=query, limit=limit)
-    _say_list([(item.repository.name if item.repository else "", item) for item in found.items], as_json)
+    _say_list(found.items, as_json)
 
 
 @main.command()
@@ -383,39 +384,25 @@ def _say_pulled(tag: str, path: Path | None, as_json: bool) -> None:
         click.echo(f"{tag} is in {path}")
 
 
-def _say_list(items: Sequence[tuple[str, BentoSchema | ModelSchema]], as_json: bool) -> None:
+def _say_list(items: Sequence[ItemSchema], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps([_record(item) for _, item in items]))
+        click.echo(json.dumps([_record(item) for item in items]))
         return
     if not items:
         click.echo("The registry has none.", err=True)
         return
-    rows = [
-        (
-            f"{name}:{item.version}",
-            human_size(item.manifest.size_bytes) if item.manifest else "",
-            f"{item.build_at:%Y-%m-%d %H:%M}" if item.build_at else "",
-            item.upload_status,
-        )
-        for name, item in items
-    ]
-    say_table(("TAG", "SIZE", "BUILT (UTC)", "UPLOAD"), rows)
+    from async_bento.wire.shown import HEAD, row_of
+
+    say_table(HEAD, [row_of(item) for item in items])
 
 
-def _say_record(tag: str, item: BentoSchema | ModelSchema, as_json: bool) -> None:
+def _say_record(tag: str, item: ItemSchema, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_record(item)))
         return
-    facts = [
-        ("Tag", f"{tag.partition(':')[0]}:{item.version}"),
-        ("Upload", " ".join(filter(None, (item.upload_status, item.upload_finished_reason)))),
-        ("Built (UTC)", f"{item.build_at:%Y-%m-%d %H:%M:%S}" if item.build_at else ""),
-        ("Size", human_size(item.manifest.size_bytes) if item.manifest else ""),
-        ("BentoML", item.manifest.bentoml_version if item.manifest else ""),
-        ("Models", ", ".join(getattr(item.manifest, "models", []))),
-        ("Labels", ", ".join(f"{label.key}={label.value}" for label in item.labels)),
-    ]
-    for name, fact in facts:
+    from async_bento.wire.shown import facts_of
+
+    for name, fact in facts_of(item, f"{tag.partition(':')[0]}:{item.version}"):
         if fact:
             click.echo(f"{name + ':':13}{fact}")
 

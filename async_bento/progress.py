@@ -11,9 +11,11 @@ import logging
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NoReturn, Protocol, TextIO
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TextIO
 
 from async_bento.config import KiB
+from async_bento.units import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -171,7 +173,17 @@ def is_watched(stream: TextIO | None = None) -> bool:
         True where a bar is worth drawing.
     """
     where = stream or sys.stderr  # None under pythonw
-    return "ipykernel" in sys.modules or (where is not None and where.isatty())
+    return is_notebook() or (where is not None and where.isatty())
+
+
+def is_notebook() -> bool:
+    """Whether this is a notebook's kernel. A program that has ipykernel imported, to run notebooks, is none.
+
+    Returns:
+        True in a kernel of Jupyter's.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 _VERBS = {"push": ("pushing", "pushed"), "pull": ("pulling", "pulled")}
@@ -213,9 +225,7 @@ class TqdmListener:
             bar.set_postfix_str(event.phase)
 
     def _open(self, event: ProgressEvent) -> tqdm[NoReturn]:
-        from tqdm.auto import tqdm
-
-        return tqdm(
+        return _bar_class(self._stream)(
             desc=f"{_VERBS[event.direction][0]} {event.kind} {event.tag}",
             total=event.bytes_total,
             unit="iB",
@@ -229,7 +239,17 @@ class TqdmListener:
     def _write(self, line: str) -> None:
         from tqdm import tqdm
 
-        tqdm.write(line, file=self._stream or sys.stderr)
+        tqdm.write(line, file=self._stream or (sys.stdout if is_notebook() else sys.stderr))
+
+
+def _bar_class(stream: TextIO | None) -> type[tqdm[Any]]:
+    if stream is None and is_notebook() and find_spec("ipywidgets"):
+        from tqdm.notebook import tqdm as widget
+
+        return widget
+    from tqdm import tqdm  # not tqdm.auto, which warns where there are no widgets
+
+    return tqdm
 
 
 def _last_line(event: ProgressEvent) -> str:
@@ -240,19 +260,3 @@ def _last_line(event: ProgressEvent) -> str:
     if event.phase == "skipped":
         return f"skipped {item}: {event.message}"
     return f"{_VERBS[event.direction][0]} {item} failed: {event.message}"
-
-
-def human_size(count: float) -> str:
-    """Write a size as a person reads it.
-
-    Args:
-        count: Bytes.
-
-    Returns:
-        Like `1.5 MiB`.
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < KiB:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= KiB
-    return f"{count:.1f} TiB"

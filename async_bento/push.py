@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 from async_bento.archive.plan import TarPlan
 from async_bento.concurrency import alone, finish
 from async_bento.errors import APIError, SourceChangedError, StoreError
+from async_bento.html import table
 from async_bento.retry import with_retries
 from async_bento.transfer.journal import Journal
 from async_bento.transfer.upload import Uploaded, report_failure, upload
+from async_bento.units import human_size
 from async_bento.wire.schemas import UPLOADED, FinishUploadSchema
 
 if TYPE_CHECKING:
@@ -62,6 +64,22 @@ class PushResult:
     parts: int = 0
     seconds: float = 0.0
     models: tuple[PushResult, ...] = ()
+
+    def _repr_html_(self) -> str:
+        results = (self, *self.models)
+        head = ("TAG", "OUTCOME", "SENT", "PARTS", "SECONDS")
+        return table(head, map(_row, results), total=len(results), what="items")
+
+
+def _row(result: PushResult) -> tuple[str, ...]:
+    if result.skipped:
+        outcome = "there already"
+    elif not result.parts:
+        outcome = "only its record"
+    else:
+        outcome = "resumed" if result.resumed else "pushed"
+    sent = human_size(result.bytes_sent) if result.parts else ""
+    return str(result.tag), outcome, sent, str(result.parts or ""), f"{result.seconds:.1f}"
 
 
 @dataclass

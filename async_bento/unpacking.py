@@ -19,9 +19,9 @@ from async_bento.archive.checkpoint import Checkpoint
 from async_bento.archive.extract import Extractor
 from async_bento.config import MiB
 from async_bento.errors import StoreError
-from async_bento.progress import human_size
 from async_bento.store.disk import as_store_error
 from async_bento.transfer.download import Begun
+from async_bento.units import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

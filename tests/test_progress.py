@@ -6,14 +6,14 @@ import asyncio
 import io
 import re
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_bento import ProgressEvent, TqdmListener
 from async_bento.api import _listener
-from async_bento.progress import Progress, human_size, is_watched
+from async_bento.progress import Progress, is_watched
 
 if TYPE_CHECKING:
     from async_bento.progress import Phase
@@ -173,9 +173,24 @@ def test_without_a_standard_error_nobody_looks(monkeypatch: pytest.MonkeyPatch) 
     assert not is_watched()
 
 
+def in_ipython(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
+    ipython = ModuleType("IPython")
+    ipython.get_ipython = lambda: shell  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+
+
 def test_a_notebook_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    in_ipython(monkeypatch, SimpleNamespace(kernel=object()))
     assert is_watched(io.StringIO())
+
+
+@pytest.mark.parametrize("shell", [None, SimpleNamespace()])
+def test_who_has_ipython_or_a_kernel_imported_is_no_notebook_for_that(
+    shell: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_ipython(monkeypatch, shell)
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    assert not is_watched(io.StringIO())
 
 
 def test_the_api_is_silent_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,20 +341,3 @@ def test_several_items_have_a_bar_each(screen: Terminal) -> None:
 def test_it_draws_on_standard_error_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     TqdmListener()(event("skipped", message="already there"))
     assert capsys.readouterr() == ("", "skipped bento iris:v1: already there\n")
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1536, "1.5 KiB"),
-        (3 * 2**20, "3.0 MiB"),
-        (5 * 2**30, "5.0 GiB"),
-        (2**40, "1.0 TiB"),
-        (3000 * 2**40, "3000.0 TiB"),
-    ],
-)
-def test_a_size_is_written_as_a_person_reads_it(count: int, text: str) -> None:
-    assert human_size(count) == text

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from async_bento.config import MiB
 from async_bento.errors import StoreError
+from async_bento.html import facts
 from async_bento.store.info import BentoInfo, BentoModelInfo, BentoRunnerInfo, ItemInfo, ModelInfo, read_info
 
 if TYPE_CHECKING:
@@ -88,6 +89,21 @@ class Item(ABC):
             The size of all its files, in bytes.
         """
         return directory_size(self.path)
+
+    def _repr_html_(self) -> str:
+        return facts(
+            [
+                ("Tag", str(self.tag)),
+                ("Directory", str(self.path)),
+                ("Built (UTC)", f"{self.creation_time:%Y-%m-%d %H:%M:%S}"),
+                *self._more_facts(),
+                ("Labels", ", ".join(f"{key}={value}" for key, value in self.labels.items())),
+            ]
+        )
+
+    @abstractmethod
+    def _more_facts(self) -> list[tuple[str, str]]:
+        """What only one of the two kinds has."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +194,12 @@ class Bento(Item):
             "spec": info.spec,
         }
 
+    def _more_facts(self) -> list[tuple[str, str]]:
+        return [
+            ("BentoML", self.info.bentoml_version),
+            ("Models", ", ".join(str(model.tag) for model in self.models)),
+        ]
+
 
 def _runner(runner: BentoRunnerInfo) -> JsonValue:
     wanted = runner.resource_config
@@ -249,6 +271,9 @@ class Model(Item):
             # Without a module BentoML has nobody to ask what they mean, and sends none.
             "options": info.options if info.module else {},
         }
+
+    def _more_facts(self) -> list[tuple[str, str]]:
+        return [("BentoML", self.info.context.bentoml_version), ("Module", self.info.module)]
 
 
 def directory_size(path: Path) -> int:

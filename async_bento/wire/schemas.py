@@ -8,7 +8,7 @@ may be absent, null or empty at another, so an answer demands only what no step 
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Annotated, Generic, Literal, TypeVar, cast, get_args
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,9 @@ from pydantic import (
     SecretStr,
     model_validator,
 )
+
+from async_bento.html import facts, table
+from async_bento.wire.shown import HEAD, facts_of, row_of
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"
 """The only form of `build_at` that Yatai parses; UTC."""
@@ -240,6 +243,9 @@ class ItemSchema(ResourceSchema):
     build_at: OptionalTime = None
     creator: UserSchema | None = None
 
+    def _repr_html_(self) -> str:
+        return facts(facts_of(self))
+
 
 class BentoSchema(ItemSchema):
     """A bento on the registry.
@@ -344,18 +350,27 @@ class ListSchema(Answer, Generic[ItemT]):
         items: The items.
     """
 
+    _WHAT: ClassVar[str] = "items"
+
     start: int = 0
     count: int = 0
     total: int = 0
     items: list[ItemT] = []
 
+    def _repr_html_(self) -> str:
+        return table(HEAD, map(row_of, self.items), total=len(self.items), what=self._WHAT)
+
 
 class BentoWithRepositoryListSchema(ListSchema[BentoWithRepositorySchema]):
     """Bentos, newest first."""
 
+    _WHAT = "bentos"
+
 
 class ModelWithRepositoryListSchema(ListSchema[ModelWithRepositorySchema]):
     """Models, newest first."""
+
+    _WHAT = "models"
 
 
 class CreateRepositorySchema(Request):

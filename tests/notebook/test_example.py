@@ -1,0 +1,51 @@
+"""`examples/notebook.ipynb` does what it says, in a real kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+pytestmark = pytest.mark.notebook
+
+NOTEBOOK = Path(__file__).parents[2] / "examples" / "notebook.ipynb"
+
+
+def test_the_notebook_is_stored_without_output() -> None:
+    cells = [cell for cell in read().cells if cell.cell_type == "code"]
+    assert cells
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+
+
+async def test_the_notebook_runs_from_its_first_cell_to_its_last() -> None:
+    notebook = read()
+    await NotebookClient(notebook, timeout=30, kernel_name="python3").async_execute()  # raises where a cell does
+    result = {cell.id: outputs(cell) for cell in notebook.cells if cell.cell_type == "code"}
+
+    assert "<td" in result["push"]["text/html"]
+    assert "greeter:v1" in result["push"]["text/html"]
+    assert "pushed" in result["push"]["text/html"]
+    assert result["list"]["text/html"].index("greeter:v2") < result["list"]["text/html"].index("greeter:v1")
+    assert "2 bentos" in result["list"]["text/html"]
+    assert "team=notebooks" in result["get"]["text/html"]
+    assert "Every byte is as it was: True" in result["pull"]["text"]
+    assert "/theirs/bentos/greeter/v1" in result["pull"]["text/html"]
+    assert result["await"]["text/plain"] == "['greeter:v1', 'greeter:v2']"
+    assert "there already" in result["await-again"]["text/html"]
+    assert "error" not in {output.output_type for cell in notebook.cells for output in cell.get("outputs", [])}
+
+
+def read() -> Any:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def outputs(cell: Any) -> dict[str, str]:
+    """What a cell has shown as its result, by MIME type, and as `text` what it wrote."""
+    found = {"text": "".join(output.text for output in cell.outputs if output.output_type == "stream")}
+    for output in cell.outputs:
+        if output.output_type == "execute_result":
+            found.update(output.data)
+    return found

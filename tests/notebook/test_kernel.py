@@ -1,0 +1,157 @@
+"""What only a kernel shows: a loop that runs already, bars on a page, and a stop in mid-transfer."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.builders import MiB, contents, left_in_scratch, make_model, noise
+from tests.notebook.conftest import SECONDS
+from tests.transfer.faulty import GET, PART, Door, Held
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from async_bento import AsyncBentoAPI
+    from tests.notebook.conftest import Kernel
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+    StartKernel = Callable[[], Awaitable[Kernel]]
+
+pytestmark = [pytest.mark.notebook, pytest.mark.timeout(180)]  # a kernel takes its time on a busy machine
+
+BLOCKING = "BentoAPI(**settings).models.{}('mod:m1')"
+AWAITED = "await AsyncBentoAPI(**settings).models.{}('mod:m1')"
+
+
+@pytest.fixture
+async def door(open_door: OpenDoor, client: MakeClient, home: Path) -> Door:
+    """A door to a registry that has `mod:m1`, of several ranges."""
+    make_model(home, files={"weights": noise(4 * MiB + 3)})
+    door = await open_door()
+    await client(door).models.push("mod:m1")
+    door.seen.clear()
+    return door
+
+
+async def ready(kernel: Kernel, door: Door, at: Path, **options: Any) -> None:
+    """Let the kernel's cells find the registry and a store."""
+    cell = await kernel.run(f"""
+from async_bento import AsyncBentoAPI, BentoAPI, Config, ModelStore
+settings = {{
+    "endpoint": {door.endpoint!r},
+    "api_token": {door.registry.api_token!r},
+    "model_store": ModelStore({str(at / "models")!r}),
+    "config": Config(transfer={{"range_size": 2**20, "window": 2**22, "part_size": 5 * 2**20}}),
+    **{options!r},
+}}
+""")
+    assert cell.error == ""
+
+
+async def test_the_blocking_api_works_where_the_kernel_s_loop_runs(
+    kernel: Kernel, door: Door, home: Path, elsewhere: Path
+) -> None:
+    await ready(kernel, door, elsewhere)
+
+    loop = await kernel.run("import asyncio; asyncio.get_running_loop().is_running()")
+    cell = await kernel.run(BLOCKING.format("pull") + ".tag")
+
+    assert loop.shown[-1]["text/plain"] == "True"
+    assert cell.error == ""
+    assert "mod" in cell.shown[-1]["text/plain"]
+    assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
+
+
+@pytest.mark.parametrize("call", [BLOCKING, AWAITED])
+async def test_bars_are_widgets_where_there_are_ipywidgets(
+    kernel: Kernel, door: Door, elsewhere: Path, call: str
+) -> None:
+    await ready(kernel, door, elsewhere)
+
+    cell = await kernel.run(call.format("pull") + "\nNone")
+
+    assert cell.error == ""
+    assert any("application/vnd.jupyter.widget-view+json" in shown for shown in cell.shown)
+    assert "pulled model mod:m1, 4.0 MiB" in cell.text
+    assert "%|" not in cell.text  # no bar as text besides
+
+
+@pytest.mark.parametrize("call", [BLOCKING, AWAITED])
+async def test_without_ipywidgets_bars_are_text_and_nothing_warns(
+    kernel: Kernel, door: Door, elsewhere: Path, call: str
+) -> None:
+    await kernel.run("import sys, warnings; sys.modules['ipywidgets'] = None; warnings.simplefilter('error')")
+    await ready(kernel, door, elsewhere)
+
+    cell = await kernel.run(call.format("pull") + "\nNone")
+
+    assert (cell.error, cell.shown) == ("", [])
+    assert "Warning" not in cell.text
+    assert "pulling model mod:m1" in cell.text
+    assert "pulled model mod:m1, 4.0 MiB" in cell.text
+
+
+@pytest.mark.parametrize("call", [BLOCKING, AWAITED])
+@pytest.mark.parametrize("direction", ["push", "pull"])
+async def test_a_cell_that_is_interrupted_in_mid_transfer_ends_and_the_next_brings_it(
+    kernel: Kernel, door: Door, home: Path, elsewhere: Path, direction: str, call: str
+) -> None:
+    at, held = elsewhere, Held()
+    if direction == "push":
+        at = elsewhere.parent / "mine"
+        make_model(at, files={"weights": noise(11 * MiB)}, built="2025-01-01 00:00:00")
+        call = call.replace("'mod:m1'", "'mod:m1', force=True")
+        door.fault(PART, held, skip=1)
+    else:
+        door.fault(GET, held, skip=2)
+    await ready(kernel, door, at, progress=False)
+
+    asked = kernel.client.execute(call.format(direction))
+    await held.arrived.wait()
+    await kernel.manager.interrupt_kernel()
+    reply = await kernel.client.get_shell_msg(timeout=SECONDS)
+    while reply["parent_header"].get("msg_id") != asked:
+        reply = await kernel.client.get_shell_msg(timeout=SECONDS)
+    held.released.set()
+
+    assert reply["content"]["ename"] in {"KeyboardInterrupt", "CancelledError"}
+    assert not left_in_scratch(at, kept=False)
+    assert direction == "push" or not [*(at / "models").rglob("*")]
+    assert direction == "pull" or json.dumps(door.all("finish_upload")[-1].json) == json.dumps(
+        {"status": "failed", "reason": "cancelled"}
+    )
+
+    again = await kernel.run(call.format(direction) + "\nNone")
+
+    assert again.error == ""
+    assert not left_in_scratch(at)
+    if direction == "pull":
+        assert contents(at / "models/mod/m1") == contents(home / "models/mod/m1")
+
+
+async def test_what_a_killed_kernel_left_is_gone_after_the_next_pull(
+    start_kernel: StartKernel, door: Door, home: Path, elsewhere: Path
+) -> None:
+    held = Held()
+    door.fault(GET, held, skip=2)
+    killed = await start_kernel()
+    await ready(killed, door, elsewhere)
+
+    killed.client.execute(BLOCKING.format("pull"))
+    await held.arrived.wait()
+    await killed.kill()
+    held.released.set()
+    left = left_in_scratch(elsewhere)
+    another = await start_kernel()
+    await ready(another, door, elsewhere)
+    cell = await another.run(BLOCKING.format("pull") + "\nNone")
+
+    assert left
+    assert cell.error == ""
+    assert not left_in_scratch(elsewhere)
+    assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
