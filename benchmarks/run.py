@@ -2,7 +2,7 @@
 
     python -m benchmarks.run                             # everything: about 50 minutes on two cores
     python -m benchmarks.run --case near-512MiB          # one case; the option may be repeated
-    python -m benchmarks.run --rounds 1 --size-scale .05 --results /tmp/look
+    python -m benchmarks.run --rounds 1 --size-scale .05   # a quick look at everything
 
 For each round of a case, SeaweedFS, a registry on it and the link are started anew. Each peer pushes a version of its
 own, in turns; then each pulls what bentoml has pushed, into a store with nothing in it. What has come is compared
@@ -34,6 +34,7 @@ from benchmarks.items import Items
 from benchmarks.measure import take
 from benchmarks.peers import FLOORS, IMPORTS, Errand, bare_environment, command, environment, is_client
 from benchmarks.servers import BIN, BUCKET, site
+from benchmarks.table import RESULTS, load, tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
     from benchmarks.measure import Taken
     from benchmarks.servers import Site
 
-RESULTS = Path(__file__).with_name("results")
+ROUNDS = 5
+"""Fewer, or fewer bytes, are a look, and change no figure of the documents."""
+
 WARM_UP = 1 / 16
 STARTS = 10
 """Rounds of what takes a second, for one of what takes minutes."""
@@ -246,12 +249,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [case.name for case in CASES] + [START]
     parser.add_argument("--case", action="append", choices=names, help="this case alone; may be repeated")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--size-scale", type=float, default=1.0, help="a share of the bytes, for a quick look")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the directory for the results")
+    parser.add_argument("--results", type=Path, help="a directory; benchmarks/results, or build/benchmarks for a look")
     parser.add_argument("--scratch", type=Path, help="a directory for the data, with 30 GB of room")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and with it all that has been started
+    if options.results is None:
+        is_look = options.rounds < ROUNDS or options.size_scale != 1
+        options.results = Path("build/benchmarks") if is_look else RESULTS
     arguments = sys.argv[1:]
     description = {
         "command": shlex.join(["python", "-m", "benchmarks.run", *arguments]),
@@ -266,6 +272,7 @@ def main() -> None:
                 run_case(case, options, description, Path(name))
         if START in wanted:
             run_start(options, description, Path(name))
+    print("\n" + tables(load(options.results)))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("results")
+"""Those that are committed."""
+
 MiB = 1024 * 1024
 ORDER = [case.name for case in CASES] + [START]
 
@@ -240,6 +242,18 @@ def filled(text: str, results: Sequence[Result]) -> str:
     return text
 
 
+def tables(results: Sequence[Result]) -> str:
+    """All tables.
+
+    Args:
+        results: Of all cases.
+
+    Returns:
+        Markdown.
+    """
+    return "\n\n".join(table(results) for table in TABLES.values())
+
+
 def main() -> None:
     """Print the tables, or write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -252,7 +266,7 @@ def main() -> None:
             path = ROOT / name
             path.write_text(filled(path.read_text(), results))
     else:
-        print("\n\n".join(table(results) for table in TABLES.values()))
+        print(tables(results))
 
 
 if __name__ == "__main__":
