@@ -98,6 +98,16 @@ def notebook(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """How fast it is, beside BentoML and tools that copy a bare tar: 50 minutes; `-- --help` tells the options."""
+    install_group(session, "bench")
+    session.run("python", "-m", "benchmarks.run", *session.posargs)
+    if not session.posargs:
+        session.run("python", "-m", "benchmarks.table", "--write")
+        session.run("python", "-m", "benchmarks.chart")
+
+
+@nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
     """Feed the extractor what a coverage-guided fuzzer makes up; arguments are libFuzzer's. Linux alone."""
     install_group(session, "fuzz")

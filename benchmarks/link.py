@@ -10,56 +10,124 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-from functools import partial
+from collections import deque
+from dataclasses import dataclass
+from typing import cast
 
-HOP = 64 * 1024
+BURST = 0.02
+"""How long a connection may be idle and make up for it, in seconds: timers come late by less."""
 
+IN_FLIGHT = 1024 * 1024
+"""Besides what the link holds by its length: what a connection may have sent that has not arrived, in bytes."""
 
-async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float, rate: float) -> None:
-    """Hand on what arrives `delay` seconds later, `rate` bytes a second at most."""
-    loop = asyncio.get_running_loop()
-    under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=256)
-
-    async def take_in() -> None:
-        free_at = loop.time()
-        while data := await reader.read(HOP):
-            free_at = max(free_at, loop.time()) + (len(data) / rate if rate else 0)
-            await asyncio.sleep(free_at - loop.time())
-            await under_way.put((loop.time() + delay, data))
-        await under_way.put((loop.time() + delay, b""))
-
-    taking = asyncio.create_task(take_in())
-    try:
-        while True:
-            due, data = await under_way.get()
-            await asyncio.sleep(due - loop.time())
-            if not data:
-                writer.write_eof()
-                return
-            writer.write(data)
-            await writer.drain()
-    finally:
-        taking.cancel()
+UNLIMITED = 1e9
 
 
-async def connect(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, host: str, port: int, delay: float, rate: float
-) -> None:
-    """Join one connection to the server behind the link; the handshake takes its round trip too."""
-    await asyncio.sleep(2 * delay)
-    try:
-        far_reader, far_writer = await asyncio.open_connection(host, port)
-    except OSError:
-        writer.close()
-        return
-    try:
-        with contextlib.suppress(OSError):
-            await asyncio.gather(
-                carry(reader, far_writer, delay, rate), carry(far_reader, writer, delay, rate), return_exceptions=True
-            )
-    finally:
-        writer.close()
-        far_writer.close()
+@dataclass(frozen=True)
+class Path:
+    """What all connections have in common.
+
+    Attributes:
+        host: Of the server behind the link.
+        port: Its port.
+        delay: One way, in seconds.
+        rate: Of each connection, each way, in bytes a second.
+    """
+
+    host: str
+    port: int
+    delay: float
+    rate: float
+
+
+class End(asyncio.Protocol):
+    """One end of a connection: hands on to the other, later, what arrives here."""
+
+    other: End
+    transport: asyncio.Transport
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._free_at = 0.0
+        self._under_way: deque[bytes | None] = deque()
+        self._in_flight = 0
+        self._most = IN_FLIGHT + path.rate * path.delay
+        self._other_is_full = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._free_at = max(self._free_at, self._loop.time() - BURST) + len(data) / self._path.rate
+        self._in_flight += len(data)
+        self._send(data)
+        self._pace()
+
+    def eof_received(self) -> bool:
+        self._send(None)
+        return True  # the other way stays open
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._loop.call_at(self._free_at + 2 * self._path.delay, self._close_other)
+
+    def pause_writing(self) -> None:
+        self.other.is_full(True)
+
+    def resume_writing(self) -> None:
+        self.other.is_full(False)
+
+    def is_full(self, full: bool) -> None:
+        """The other end's peer does not read, or does again."""
+        self._other_is_full = full
+        self._pace()
+
+    def _send(self, data: bytes | None) -> None:
+        self._under_way.append(data)
+        self._loop.call_at(max(self._free_at, self._loop.time()) + self._path.delay, self._deliver)
+
+    def _deliver(self) -> None:
+        data = self._under_way.popleft()
+        if not self.other.transport.is_closing():
+            if data is None:
+                self.other.transport.write_eof()
+            else:
+                self.other.transport.write(data)
+        self._in_flight -= len(data or b"")
+        self._pace()
+
+    def _pace(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self._other_is_full or self._in_flight > self._most:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    def _close_other(self) -> None:
+        if hasattr(self.other, "transport"):
+            self.other.transport.close()
+
+
+class Near(End):
+    """The end at which clients connect."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.pause_reading()
+        self.other = End(self._path)
+        self.other.other = self
+        self._connecting = self._loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        """Reach the server; the handshake takes its round trip too."""
+        await asyncio.sleep(2 * self._path.delay)
+        try:
+            await self._loop.create_connection(lambda: self.other, self._path.host, self._path.port)
+        except OSError:
+            self.transport.abort()
+        else:
+            self.transport.resume_reading()
 
 
 async def main() -> None:
@@ -69,8 +137,8 @@ async def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0, metavar="MB/S", help="of each connection; 0 for no limit")
     options = parser.parse_args()
     host, _, port = options.to.rpartition(":")
-    joined = partial(connect, host=host, port=int(port), delay=options.round_trip / 2000, rate=options.rate * 1e6)
-    server = await asyncio.start_server(joined, "127.0.0.1", 0)
+    path = Path(host, int(port), delay=options.round_trip / 2000, rate=options.rate * 1e6 or UNLIMITED)
+    server = await asyncio.get_running_loop().create_server(lambda: Near(path), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     async with server:
         await server.serve_forever()

@@ -1,6 +1,6 @@
 """Which part size is a good default: pushes of one file, on loopback and over links, in turns.
 
-    python benchmarks/part_size.py --mib 512 --rounds 5
+    python -m benchmarks.part_size --mib 512 --rounds 5
 
 The registry, the link and each push are processes of their own. Printed are the medians, and their ratio to the
 size that is the default.
@@ -15,18 +15,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from async_bento import Config
+from benchmarks.cases import FAR, NEAR, MiB
+from benchmarks.servers import BIN, linked, running
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-MiB = 1024 * 1024
 SIZES = (8, 16, 32, 64, 128)
-LINKS = {"loopback": (0, 0), "40 ms, 20 MB/s": (40, 20), "100 ms, 5 MB/s": (100, 5)}
+LINKS = {"loopback": None, "40 ms, 20 MB/s": NEAR, "100 ms, 5 MB/s": FAR}
 
 MODEL_YAML = """\
 {name: weights, version: v1, module: "", labels: {}, metadata: {}, api_version: v1,
@@ -45,17 +41,6 @@ print(json.dumps({"wall": time.monotonic() - began, "cpu": cpu}))
 """
 
 
-@contextmanager
-def running(*command: str) -> Iterator[list[str]]:
-    """Run a server, and give the first lines it prints."""
-    with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield [process.stdout.readline().strip() for _ in range(2 if "serve" in command else 1)]
-        finally:
-            process.terminate()
-
-
 def push(home: Path, endpoint: str, token: str, part_size: int) -> dict[str, float]:
     environment = {
         **os.environ,
@@ -65,7 +50,8 @@ def push(home: Path, endpoint: str, token: str, part_size: int) -> dict[str, flo
         "ASYNC_BENTO_TRANSFER_PART_SIZE": str(part_size * MiB),
     }
     done = subprocess.run([sys.executable, "-c", PUSH], env=environment, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
+    took: dict[str, float] = json.loads(done.stdout)
+    return took
 
 
 def main() -> None:
@@ -82,15 +68,12 @@ def main() -> None:
         with (model / "weights.bin").open("wb") as file:
             for _ in range(options.mib):
                 file.write(os.urandom(MiB))
-        root = str(Path(scratch, "registry"))
-        with running("-m", "async_bento", "registry", "serve", "--root", root, "--port", "0") as lines:
+        serve = [str(BIN / "async-bento"), "registry", "serve", "--root", f"{scratch}/registry", "--port", "0"]
+        with running(serve, 2, Path(scratch, "registry.log")) as lines:
             endpoint, token = (line.partition("=")[2] for line in lines)
-            server = endpoint.partition("//")[2]
-            for link, (round_trip, rate) in LINKS.items():
-                arguments = ("--to", server, "--round-trip", str(round_trip), "--rate", str(rate))
-                with running("benchmarks/link.py", *arguments) as (port,):
-                    where = endpoint if link == "loopback" else f"http://127.0.0.1:{port}"
-                    runs = {size: [] for size in SIZES}
+            for name, link in LINKS.items():
+                with linked(endpoint, link, Path(scratch, "link.log")) as where:
+                    runs: dict[int, list[dict[str, float]]] = {size: [] for size in SIZES}
                     push(home, where, token, default)
                     for _ in range(options.rounds):
                         for size in SIZES:
@@ -99,7 +82,7 @@ def main() -> None:
                     size: {kind: statistics.median(run[kind] for run in done) for kind in ("wall", "cpu")}
                     for size, done in runs.items()
                 }
-                print(f"\n{options.mib} MiB, {link}: ratio to parts of {default} MiB")
+                print(f"\n{options.mib} MiB, {name}: ratio to parts of {default} MiB")
                 for size, median in medians.items():
                     wall, cpu = (median[kind] / medians[default][kind] for kind in ("wall", "cpu"))
                     print(f"  {size:4} MiB  wall {wall:5.2f}  CPU {cpu:5.2f}")

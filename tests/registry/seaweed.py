@@ -1,4 +1,4 @@
-"""A real S3 on this machine: SeaweedFS, one process for all tests."""
+"""A real S3 on this machine: SeaweedFS, for the tests of the registry and for the benchmarks."""
 
 from __future__ import annotations
 
@@ -62,8 +62,11 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def seaweed(directory: Path) -> Iterator[Seaweed]:
-    """Run a SeaweedFS in a directory, with every port of its own, until the context ends."""
+def seaweed(directory: Path, *, volume_size: int = 128) -> Iterator[Seaweed]:
+    """Run a SeaweedFS in a directory, with every port of its own, until the context ends.
+
+    Its files, which it calls volumes, grow to `volume_size` MiB each.
+    """
     weed = _weed()
     assert weed is not None
     config = directory / "s3.json"
@@ -83,7 +86,7 @@ def seaweed(directory: Path) -> Iterator[Seaweed]:
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         "master.telemetry": "false",
-        "master.volumeSizeLimitMB": 128,
+        "master.volumeSizeLimitMB": volume_size,
         "volume.max": 100,
         **ports,
     }

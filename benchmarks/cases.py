@@ -1,0 +1,178 @@
+"""What is measured, and what is to be reached: data alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Direction = Literal["push", "pull"]
+Transmission = Literal["presigned_url", "proxy", "auto"]
+
+MiB = 1024 * 1024
+GiB = 1024 * MiB
+
+OURS = "async-bento"
+UNVERIFIED = "async-bento, verify off"
+THEIRS = "bentoml"
+CLIENTS = (OURS, THEIRS)
+TAR_TOOLS = ("curl", "rclone", "obstore", "boto3")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network. Of a connection, not of all together, as object storages and far regions limit them.
+
+    Attributes:
+        round_trip: In seconds.
+        rate: Of each connection, in bytes a second; 0 where there is no limit.
+    """
+
+    round_trip: float
+    rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio of medians that is to be reached.
+
+    Attributes:
+        direction: `push`, `pull`, or what a case of another form does.
+        measure: `wall` or `cpu`.
+        at_most: The ratio.
+        peer: Of whom.
+        against: To whom.
+    """
+
+    direction: str
+    measure: Literal["wall", "cpu"]
+    at_most: float
+    peer: str = OURS
+    against: str = THEIRS
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is pushed and pulled, over what, and by whom.
+
+    Attributes:
+        name: To ask for it by `--case`.
+        title: For people.
+        size: Of each file, in bytes.
+        files: In each model.
+        models: Of a bento that is pushed and pulled with them; 0 for a model by itself.
+        link: Between the clients and both the registry and the bucket; None for the loopback as it is.
+        transmission: Which way the registry sends the bytes.
+        directions: What is measured.
+        is_there: Whether all that is pushed has been pushed before.
+        peers: Who takes part.
+        targets: What is to be reached.
+    """
+
+    name: str
+    title: str
+    size: int
+    files: int = 1
+    models: int = 0
+    link: Link | None = None
+    transmission: Transmission = "presigned_url"
+    directions: tuple[Direction, ...] = ("push", "pull")
+    is_there: bool = False
+    peers: tuple[str, ...] = CLIENTS
+    targets: tuple[Target, ...] = ()
+
+    def scaled(self, by: float) -> Case:
+        """The same with less in it.
+
+        Args:
+            by: The share of the bytes that remains; of many files, fewer remain.
+
+        Returns:
+            The case.
+        """
+        if self.files > 1:
+            return replace(self, files=max(1, round(self.files * by)))
+        return replace(self, size=max(1000, round(self.size * by)))
+
+
+NEAR = Link(0.040, 20e6)
+FAR = Link(0.100, 5e6)
+
+CASES = (
+    Case(
+        "far-256MiB",
+        "One file of 256 MiB, 100 ms, 5 MB/s a connection",
+        256 * MiB,
+        link=FAR,
+        targets=(Target("push", "wall", 0.33), Target("pull", "wall", 0.10)),
+    ),
+    Case(
+        "50-models-there",
+        "A bento with 50 models, all there already, 100 ms a call",
+        1000,
+        models=50,
+        link=Link(0.100),
+        directions=("push",),
+        is_there=True,
+        targets=(Target("push", "wall", 0.20),),
+    ),
+    Case(
+        "near-512MiB",
+        "One file of 512 MiB, 40 ms, 20 MB/s a connection",
+        512 * MiB,
+        link=NEAR,
+        targets=(Target("push", "wall", 0.50), Target("pull", "wall", 0.10)),
+    ),
+    Case(
+        "loopback-2GiB",
+        "One file of 2 GiB, loopback",
+        2 * GiB,
+        peers=(OURS, UNVERIFIED, THEIRS, *TAR_TOOLS),
+        targets=(
+            Target("push", "wall", 0.65),
+            Target("push", "wall", 0.55, peer=UNVERIFIED),
+            Target("push", "cpu", 0.60),
+            Target("push", "cpu", 0.30, peer=UNVERIFIED),
+            Target("pull", "wall", 0.22),
+            Target("pull", "wall", 0.80, against="curl"),
+            Target("pull", "cpu", 0.22),
+        ),
+    ),
+    Case(
+        "loopback-20000-files",
+        "20,000 files of 20 kB, loopback",
+        20_000,
+        files=20_000,
+        targets=(
+            Target("push", "wall", 0.38),
+            Target("push", "cpu", 0.38),
+            Target("pull", "wall", 0.35),
+            Target("pull", "cpu", 0.45),
+        ),
+    ),
+    Case(
+        "near-6-models",
+        "A bento with 6 models of 256 MiB, 40 ms, 20 MB/s a connection",
+        256 * MiB,
+        models=6,
+        link=NEAR,
+        targets=(Target("push", "wall", 0.55), Target("pull", "wall", 0.10)),
+    ),
+    Case(
+        "proxy-512MiB",
+        "One file of 512 MiB through the registry, loopback",
+        512 * MiB,
+        transmission="proxy",
+        targets=(Target("push", "wall", 1.0), Target("pull", "wall", 1.0)),
+    ),
+    Case(
+        "one-put-512MiB",
+        "One file of 512 MiB in one presigned PUT, loopback",
+        512 * MiB,
+        transmission="auto",
+        targets=(Target("push", "wall", 1.0), Target("pull", "wall", 1.0)),
+    ),
+)
+
+START = "start"
+START_TITLE = "Start of the interpreter, and import"
+START_TARGETS = (Target("import", "wall", 0.25), Target("--version", "wall", 0.25))

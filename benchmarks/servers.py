@@ -1,0 +1,149 @@
+"""SeaweedFS, the registry on it, and the link between both and the clients."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+
+from tests.registry.seaweed import seaweed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from benchmarks.cases import Link, Transmission
+
+BUCKET = "bench"
+USER = "admin"
+REGION = "us-east-1"
+VOLUME_SIZE = 1024
+"""Of SeaweedFS's, in MiB: with those of its tests a push of some GiB would spend its time on making new ones."""
+
+BIN = Path(sys.executable).parent
+LINK = Path(__file__).with_name("link.py")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Servers that run.
+
+    Attributes:
+        endpoint: The registry, as clients find it.
+        token: What opens it.
+        s3: The bucket's server, as clients find it.
+        client: Speaks to the bucket's server past any link.
+    """
+
+    endpoint: str
+    token: str
+    s3: str
+    client: Any
+
+    def presigned(self, method: str, key: str) -> str:
+        """A URL at which a client finds an object of the bucket."""
+        return str(s3_client(self.s3).generate_presigned_url(method, Params={"Bucket": BUCKET, "Key": key}))
+
+
+def s3_client(endpoint: str) -> Any:
+    """A client of a bucket's server."""
+    secrets = {"aws_access_key_id": USER, "aws_secret_access_key": USER}
+    return boto3.client("s3", endpoint_url=endpoint, region_name=REGION, **secrets)
+
+
+def credentials() -> dict[str, str]:
+    """The environment of a process that speaks to the bucket's server."""
+    return {
+        "AWS_ACCESS_KEY_ID": USER,
+        "AWS_SECRET_ACCESS_KEY": USER,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_REGION": REGION,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+class NoServerError(Exception):
+    """A server did not start."""
+
+
+@contextmanager
+def running(
+    command: list[str], lines: int, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[list[str]]:
+    """Run a server.
+
+    Args:
+        command: The server.
+        lines: How many lines it prints when it listens.
+        log: Where to keep its complaints.
+        environment: What its environment has besides ours.
+
+    Yields:
+        Those lines.
+
+    Raises:
+        NoServerError: It did not start; its complaints are told.
+    """
+    variables = {**os.environ, **(environment or {})}
+    with (
+        log.open("wb") as complaints,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True, env=variables) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            said = [process.stdout.readline().strip() for _ in range(lines)]
+            if not all(said):
+                raise NoServerError(f"{' '.join(command)}: {log.read_text()[-2000:]}")
+            yield said
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def linked(url: str, link: Link | None, log: Path) -> Iterator[str]:
+    """Put a link before a server.
+
+    Args:
+        url: The server.
+        link: The link; None for none.
+        log: Where to keep the link's complaints.
+
+    Yields:
+        Where the server is found now.
+    """
+    if link is None:
+        yield url
+        return
+    numbers = ["--round-trip", str(link.round_trip * 1e3), "--rate", str(link.rate / 1e6)]
+    command = [sys.executable, str(LINK), "--to", url.partition("//")[2], *numbers]
+    with running(command, 1, log) as (port,):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def site(directory: Path, link: Link | None, transmission: Transmission) -> Iterator[Site]:
+    """Run SeaweedFS, a registry on a bucket of it, and the link.
+
+    Args:
+        directory: Where SeaweedFS keeps its files.
+        link: Between clients and both servers.
+        transmission: Which way the registry sends the bytes.
+
+    Yields:
+        Where all of it is.
+    """
+    with ExitStack() as stack:
+        weed = stack.enter_context(seaweed(directory, volume_size=VOLUME_SIZE)).endpoint
+        client = s3_client(weed)
+        client.create_bucket(Bucket=BUCKET)
+        s3 = stack.enter_context(linked(weed, link, directory / "link-s3.log"))
+        command = [str(BIN / "async-bento"), "registry", "serve", "--s3", BUCKET, "--s3-endpoint", weed]
+        command += ["--s3-public-endpoint", s3, "--transmission", transmission, "--port", "0"]
+        lines = stack.enter_context(running(command, 2, directory / "registry.log", credentials()))
+        endpoint, token = (line.partition("=")[2] for line in lines)
+        yield Site(stack.enter_context(linked(endpoint, link, directory / "link.log")), token, s3, client)

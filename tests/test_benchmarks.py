@@ -1,0 +1,106 @@
+"""That the benchmarks measure what they say, and that the documents have what was measured."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from socket import create_connection, create_server
+from threading import Thread
+
+import pytest
+
+from benchmarks.measure import FailedError, take
+from benchmarks.table import DOCUMENTS, Result, filled, load
+
+ROOT = Path(__file__).parent.parent
+MiB = 1024 * 1024
+
+reads_proc = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_documents_have_the_figures_that_were_measured(name):
+    text = (ROOT / name).read_text()
+    assert "<!-- benchmarks:" in text
+    assert filled(text, load()) == text, "python -m benchmarks.table --write"
+
+
+def test_a_goal_compares_medians():
+    walls = {"async-bento": [1.0, 9.0, 2.0], "bentoml": [10.0, 4.0, 4.0]}
+    rounds = [
+        {"round": number, "direction": "push", "peer": peer, "wall": wall}
+        for peer, values in walls.items()
+        for number, wall in enumerate(values)
+    ]
+    target = {"direction": "push", "measure": "wall", "peer": "async-bento", "against": "bentoml", "at_most": 0.4}
+    (goal,) = Result({"title": "", "rounds": rounds, "targets": [target]}).goals()
+    assert goal.ratio == 0.5
+    assert not goal.is_met
+
+
+HUNGRY = """
+import os, subprocess, sys, time
+kept = b"x" * (60 << 20)
+with open(f"{os.environ['TMPDIR']}/gone", "wb") as file:
+    file.write(bytes(20 << 20))
+    os.unlink(file.name)
+    child = "import time; kept = b'x' * (60 << 20); time.sleep(0.5)"
+    subprocess.run([sys.executable, "-c", child], check=True)
+while time.process_time() < 0.3:
+    pass
+"""
+
+
+@reads_proc
+def test_all_processes_and_files_without_a_name_are_counted(tmp_path):
+    taken = take([sys.executable, "-c", HUNGRY], {"TMPDIR": str(tmp_path)}, [tmp_path], tmp_path.with_suffix(".log"))
+    assert taken.wall > 0.5
+    assert taken.cpu >= 0.3
+    assert taken.peak_memory > 120 * MiB
+    assert 20 * MiB <= taken.peak_disk < 21 * MiB
+    assert taken.written >= 20 * MiB
+
+
+@reads_proc
+def test_what_was_there_before_is_not_counted(tmp_path):
+    (tmp_path / "before").write_bytes(bytes(5 * MiB))
+    taken = take([sys.executable, "-c", ""], {}, [tmp_path], tmp_path.with_suffix(".log"))
+    assert taken.peak_disk == 0
+
+
+@reads_proc
+def test_a_command_that_fails_tells_why(tmp_path):
+    with pytest.raises(FailedError, match=r"(?s)exit 3.*no luck"):
+        take([sys.executable, "-c", "print('no luck'); exit(3)"], {}, [tmp_path], tmp_path.with_suffix(".log"))
+
+
+def test_a_link_takes_its_round_trip_and_gives_its_rate():
+    sent = bytes(range(256)) * 4096
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(1) == b"?"
+            connection.sendall(sent)
+
+    with create_server(("127.0.0.1", 0)) as server:
+        Thread(target=serve, daemon=True).start()
+        options = ["--to", f"127.0.0.1:{server.getsockname()[1]}", "--round-trip", "100", "--rate", "4"]
+        command = [sys.executable, ROOT / "benchmarks" / "link.py", *options]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as link:
+            try:
+                with create_connection(("127.0.0.1", int(link.stdout.readline()))) as connection:
+                    began = time.monotonic()
+                    connection.sendall(b"?")
+                    received = connection.recv(1)
+                    assert time.monotonic() - began >= 0.2  # the handshake's, and the question's
+                    began = time.monotonic()
+                    while piece := connection.recv(MiB):
+                        received += piece
+                    assert received == sent
+                    # As little as the rate allows, but for what came with the first byte, and a burst.
+                    assert time.monotonic() - began >= 0.5 * len(sent) / 4e6
+            finally:
+                link.terminate()
