@@ -42,10 +42,12 @@ def types(session: nox.Session) -> None:
     install_group(session, "types", package=False)
     session.run("mypy")
     session.run("pyright")
-    shutil.copy("tests/typing/user.py", session.create_tmp())
-    session.chdir(session.create_tmp())  # where the tree's package is not found
-    session.run("mypy", "--strict", "user.py")
-    session.run("pyright", "user.py")
+    elsewhere = Path(session.create_tmp())  # where neither the tree's package nor its settings are found
+    shutil.copy("tests/typing/user.py", elsewhere)
+    (elsewhere / "pyrightconfig.json").write_text("{}")
+    session.chdir(elsewhere)
+    session.run("mypy", "--config-file=", "--strict", "user.py")
+    session.run("pyright", "--project", "pyrightconfig.json")
 
 
 @nox.session(python=PYTHONS)

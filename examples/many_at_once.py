@@ -9,13 +9,12 @@ need not wait for a large one to end. What fails does not stop the others.
 import asyncio
 import sys
 
-from async_bento import AsyncBentoAPI, BentoStore, Config, PushResult, Transfer
+from async_bento import AsyncBentoAPI, Bento, BentoStore, Config, PushResult, Transfer
 
 BUDGET = Config(transfer=Transfer(concurrency=16))
 
 
-async def main() -> int:
-    bentos = BentoStore().list()
+async def main(bentos: list[Bento]) -> int:
     async with AsyncBentoAPI(config=BUDGET, progress=False) as api:
         results = await asyncio.gather(*(api.push(bento) for bento in bentos), return_exceptions=True)
     failed = 0
@@ -29,4 +28,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(asyncio.run(main(list(BentoStore().list()))))

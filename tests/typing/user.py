@@ -16,6 +16,7 @@ from async_bento import (
     BentoStore,
     BentoWithRepositorySchema,
     Config,
+    Model,
     ModelWithRepositoryListSchema,
     PartError,
     ProgressEvent,
@@ -42,7 +43,7 @@ class Counter:
 
 def listen(event: ProgressEvent) -> None:
     """A listener that is a function."""
-    assert_type(event.bytes_total, "int | None")
+    assert_type(event.bytes_total, int | None)
     assert_type(event.tag, str)
 
 
@@ -62,13 +63,13 @@ async def awaited(root: Path) -> PushResult:
             bento = await api.pull(Tag("svc", "v1"), with_models=True)
             assert_type(bento, Bento)
             assert_type(bento.path, Path)
-            assert_type(await api.models.pull("mod", query="label:stage=prod"), "Model | None")
+            assert_type(await api.models.pull("mod", query="label:stage=prod"), Model | None)
             async for record in api.iter(search="svc"):
                 assert_type(record, BentoWithRepositorySchema)
             try:
                 return await api.push(bento)
             except PartError as error:
-                assert_type(error.status, "int | None")
+                assert_type(error.status, int | None)
                 raise
 
 

@@ -1,0 +1,238 @@
+"""What the pages show is run: Python, commands, and the messages that they explain; and the site is built strictly."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+import pytest
+from aiohttp import web
+from click.testing import CliRunner
+
+from async_bento import AsyncBentoAPI, BentoAPI, BentoError, BentoStore, Config, RetryPolicy, Timeouts
+from async_bento.cli import main
+from async_bento.registry import LocalRegistry
+from tests.builders import make_bento, make_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TROUBLESHOOTING = ROOT / "docs" / "guides" / "troubleshooting.md"
+ENDPOINT = "https://registry.example.com"
+
+
+class Block(NamedTuple):
+    """A piece of Python on a page."""
+
+    page: Path
+    line: int
+    title: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(language: str = "python", pages: list[Path] = PAGES) -> list[Block]:
+    fence = re.compile(rf'^```{language}(?: title="(.*?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+    return [
+        Block(page, text[: found.start()].count("\n") + 1, found[1] or "", found[2])
+        for page in pages
+        for text in [page.read_text()]
+        for found in fence.finditer(text)
+    ]
+
+
+def commands() -> list[str]:
+    """Every line that a reader might paste, and that begins with the command, each once."""
+    lines = re.compile(r"^(?:    |)async-bento (.*)$", re.MULTILINE)
+    in_tables = re.compile(r"`async-bento ((?!\[).*?)`")  # and in sentences
+    found = {
+        line for page in PAGES for line in [*lines.findall(page.read_text()), *in_tables.findall(page.read_text())]
+    }
+    return sorted(re.split(r" [<|>#]|, or| ;", line)[0] for line in found)
+
+
+PYTHON = [block for block in blocks() if not block.title]
+TESTS = [block for block in blocks() if block.title.startswith("test_")]
+
+
+@pytest.fixture
+def ready(served: LocalRegistry, home: Path) -> LocalRegistry:
+    """A registry that has what the pages speak of, and a home that has it as well."""
+    make_model(home, "iris_weights:w1", labels={"stage": "prod"})
+    make_bento(home, "iris_classifier:v1", models=["iris_weights:w1"])
+    for kind, name, version in (("bentos", "iris_classifier", "v1"), ("models", "iris_weights", "w1")):
+        (home / kind / name / "latest").write_text(version)
+    with BentoAPI() as api:
+        api.push("iris_classifier:v1")
+    return served
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+async def test_python_on_a_page_runs(block: Block, ready: LocalRegistry, tmp_path: Path) -> None:
+    text = block.text.replace(ENDPOINT, ready.endpoint)
+    code = compile(text, str(block), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    names = {"tmp_path": tmp_path / "page", "token": ready.api_token}
+
+    if code.co_flags & inspect.CO_COROUTINE:
+        await eval(code, names)  # type: ignore[misc]
+    else:
+        await asyncio.to_thread(eval, code, names)
+
+
+@pytest.mark.parametrize("block", TESTS, ids=str)
+def test_tests_on_a_page_pass(block: Block, tmp_path: Path) -> None:
+    (tmp_path / block.title).write_text(block.text)
+    (conftest,) = (other for other in blocks(pages=[block.page]) if other.title == "conftest.py")
+    (tmp_path / conftest.title).write_text(conftest.text)
+    wanted = block.text.count("def test_")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", ".", "."],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert f"{wanted} passed" in done.stdout, done.stdout
+
+
+def test_no_python_on_a_page_is_left_out() -> None:
+    assert {block.title for block in blocks()} == {
+        "",
+        "accelerate.py",
+        "conftest.py",
+        *(block.title for block in TESTS),
+    }
+    assert len(PYTHON) > 15
+    assert sum(page.read_text().count("```python") for page in PAGES) == len(blocks())
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_on_a_page_is_one(line: str, ready: LocalRegistry) -> None:
+    """Those that push, pull, list and get are run; of the others, click reads the options and arguments."""
+    if re.match(r"(models )?(push|pull|list|get)\b(?! \./)", line) and not line.endswith(
+        ("push", "pull", "list", "get")
+    ):
+        done = CliRunner().invoke(main, shlex.split(line))
+        assert done.exit_code == 0, done.output
+    else:
+        parse(main, shlex.split(line))
+
+
+def parse(command: click.Command, arguments: list[str]) -> None:
+    if not isinstance(command, click.Group):
+        command.make_context("async-bento", arguments)
+    elif [argument for argument in arguments if argument[0] != "-"]:  # `async-bento models` alone means all of them
+        context = command.make_context("async-bento", arguments)
+        _, sub, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert sub is not None
+        parse(sub, rest)
+
+
+def test_a_command_that_is_none_is_found_out() -> None:
+    for line in ("pul iris_classifier", "pull iris_classifier --with-model", "registry serve --port x"):
+        with pytest.raises(Exception, match=r"No such|is not a valid"):
+            parse(main, shlex.split(line))
+
+
+async def serve(app: web.Application) -> tuple[web.AppRunner, str]:
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
+async def test_the_messages_that_are_explained_are_those_that_are_said(  # noqa: PLR0915 - one for each message
+    ready: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = Config(retry=RetryPolicy(attempts=1), timeouts=Timeouts(stall=0.3))
+    said = []
+
+    async def note(act: Callable[[AsyncBentoAPI], object], **arguments: object) -> None:
+        with pytest.raises(BentoError) as caught:
+            async with AsyncBentoAPI(config=once, **arguments) as api:  # type: ignore[arg-type]
+                await act(api)  # type: ignore[misc]
+        said.append(str(caught.value))
+
+    async def closed(api: AsyncBentoAPI) -> None:
+        task = asyncio.create_task(api.push("iris_classifier:v1", force=True))
+        await asyncio.sleep(0)
+        await api.aclose()
+        await task
+
+    async def hang(request: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        raise NotImplementedError
+
+    async def page(request: web.Request) -> web.Response:
+        return web.Response(text="<html>Welcome</html>", content_type="text/html")
+
+    web_page, hanging = web.Application(), web.Application()
+    web_page.router.add_route("*", "/{any:.*}", page)
+    hanging.router.add_route("*", "/{any:.*}", hang)
+    (page_runner, page_url), (hanging_runner, hanging_url) = await serve(web_page), await serve(hanging)
+
+    await note(lambda api: api.list(), api_token="wrong")
+    await note(lambda api: api.list(), endpoint="http://127.0.0.1:9", api_token="any")
+    await note(lambda api: api.list(), endpoint=page_url, api_token="any")
+    await note(lambda api: api.push("nothing:v1"))
+    await note(lambda api: api.pull("nothing"))
+    await note(lambda api: api.push("no tag"))
+    await note(closed)
+    make_bento(home, "bare:v1")
+    async with AsyncBentoAPI() as api:
+        await api.push("bare:v1", bare=True)
+    elsewhere = BentoStore(tmp_path / "elsewhere" / "bentos")
+    await note(lambda api: api.pull("bare:v1", bento_store=elsewhere))
+    with monkeypatch.context() as patch:
+        full = type("Usage", (), {"free": 10})
+        patch.setattr("async_bento.unpacking.shutil.disk_usage", lambda path: full)
+        await note(lambda api: api.pull("iris_classifier:v1", bento_store=elsewhere))
+    async with LocalRegistry(tmp_path / "hanging", public_url=hanging_url) as other:
+        await note(lambda api: api.push("bare:v1"), endpoint=other.endpoint, api_token=other.api_token)
+    monkeypatch.delenv("BENTO_CLOUD_API_KEY")
+    monkeypatch.delenv("BENTO_CLOUD_API_ENDPOINT")
+    await note(lambda api: api.list())
+    (home / ".yatai.yaml").write_text(
+        f"contexts: [{{name: mine, endpoint: '{ready.endpoint}', api_token: secret}}]\ncurrent_context_name: mine\n"
+    )
+    await note(lambda api: api.list(), context="yours")
+    await note(lambda api: api.list(), endpoint=page_url)
+    await page_runner.cleanup()
+    await hanging_runner.cleanup()
+
+    explained = [block.text.strip() for block in blocks("text", [TROUBLESHOOTING])]
+    patterns = [re.compile(".*".join(map(re.escape, text.split("…"))), re.DOTALL) for text in explained]
+    unexplained = [message for message in said if not any(pattern.search(message) for pattern in patterns)]
+    unsaid = [text for text, pattern in zip(explained, patterns, strict=True) if not any(map(pattern.search, said))]
+    assert (unexplained, unsaid) == ([], [])
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "site" / "reference" / "index.html").read_text()
+    assert "parts in flight at most" in reference.lower()  # from a docstring
+    assert 'class="mermaid"' in (tmp_path / "site" / "architecture" / "index.html").read_text()
