@@ -144,7 +144,7 @@ def minimum(session: nox.Session) -> None:
 @nox.session(reuse_venv=False)
 def wheel(session: nox.Session) -> None:
     """The quickstart and a part of the suite on the built wheel, in what the sdist holds besides the package."""
-    tmp = Path(session.create_tmp())
+    tmp = Path(session.create_tmp()).resolve()
     shutil.rmtree(tmp)
     session.run("uv", "build", "--quiet", "--out-dir", str(tmp), external=True)  # the wheel from the sdist
     (built,) = tmp.glob("*.whl")
