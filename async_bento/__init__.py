@@ -10,6 +10,7 @@ from async_bento._version import __version__
 
 if TYPE_CHECKING:
     from async_bento.api import AsyncBentoAPI, AsyncModelAPI
+    from async_bento.bars import LineListener, TqdmListener
     from async_bento.config import Config, Limits, RetryPolicy, Timeouts, Transfer
     from async_bento.credentials import Credentials
     from async_bento.errors import (
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
         TransferError,
         UnsafeArchiveError,
     )
-    from async_bento.progress import ProgressEvent, ProgressListener, TqdmListener
+    from async_bento.progress import ProgressEvent, ProgressEvents, ProgressListener
     from async_bento.push import PushResult
     from async_bento.store.items import Bento, Model
     from async_bento.store.store import BentoStore, ModelStore
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "api": ("AsyncBentoAPI", "AsyncModelAPI"),
+    "bars": ("LineListener", "TqdmListener"),
     "config": ("Config", "Limits", "RetryPolicy", "Timeouts", "Transfer"),
     "credentials": ("Credentials",),
     "errors": (
@@ -89,7 +91,7 @@ _NAMES = {
         "TransferError",
         "UnsafeArchiveError",
     ),
-    "progress": ("ProgressEvent", "ProgressListener", "TqdmListener"),
+    "progress": ("ProgressEvent", "ProgressEvents", "ProgressListener"),
     "push": ("PushResult",),
     "store.items": ("Bento", "Model"),
     "store.store": ("BentoStore", "ModelStore"),
@@ -143,6 +145,7 @@ __all__ = [
     "InvalidTagError",
     "LabelItemSchema",
     "Limits",
+    "LineListener",
     "Model",
     "ModelAPI",
     "ModelManifestSchema",
@@ -155,6 +158,7 @@ __all__ = [
     "NotFoundError",
     "PartError",
     "ProgressEvent",
+    "ProgressEvents",
     "ProgressListener",
     "PushResult",
     "RateLimitError",

@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, Protocol, runtime_checkable
 
 from async_bento import kind as kinds
+from async_bento.bars import choose_listener
 from async_bento.concurrency import beside
 from async_bento.connection import Connection, call
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.kind import ItemT, RecordT
 from async_bento.models import pull_models, push_models
-from async_bento.progress import ProgressListener, TqdmListener, is_watched
 from async_bento.pull import get_item, pull_item, wants_newest
 from async_bento.push import PushResult, Repositories, is_pushed, push_item
 from async_bento.store.items import Bento, Model
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from async_bento.config import Config
     from async_bento.kind import Kind
+    from async_bento.progress import ProgressListener
     from async_bento.store.tag import TagLike
 
 PAGE = 100
@@ -246,7 +247,8 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         bento_store: Where bentos lie; `$BENTOML_HOME/bentos` by default.
         model_store: Where models lie; `$BENTOML_HOME/models` by default.
         config: The settings; the defaults and the `ASYNC_BENTO_*` variables by default.
-        progress: True for bars, False for none, or who is told; bars where someone looks by default.
+        progress: True for bars, or for lines of text where none can be drawn, as in the log of a CI job; False for
+            neither; or who is told: any function that takes a `ProgressEvent`. By default True where someone looks.
 
     Raises:
         ConfigError: There is no token, a setting does not fit, or both a client and what makes one are given.
@@ -268,7 +270,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             raise ConfigError("a client has its endpoint and token already: pass either the client or those")
         self._lent = client is not None
         client = client or RestApiClient(endpoint, api_token, context=context, config=config)
-        connection = Connection(client, config or client.config, _listener(progress))
+        connection = Connection(client, config or client.config, choose_listener(progress))
         model_store = model_store or ModelStore()
         super().__init__(connection, kinds.bentos(client, bento_store or BentoStore(), model_store))
         self._model_kind = kinds.models(client, model_store)
@@ -401,14 +403,6 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         """
         bentos = await self._first(limit, search, query)
         return BentoWithRepositoryListSchema(count=len(bentos), total=len(bentos), items=[*bentos])
-
-
-def _listener(progress: bool | ProgressListener | None) -> ProgressListener | None:
-    if progress is None:
-        progress = is_watched()
-    if isinstance(progress, bool):
-        return TqdmListener() if progress else None
-    return progress
 
 
 def _tag_of(name: str, version: str | None) -> Tag:

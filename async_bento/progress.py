@@ -1,4 +1,4 @@
-"""What a transfer tells its listener, and the listener that draws bars.
+"""What a transfer tells its listener.
 
 A listener is anything that can be called with a `ProgressEvent`, so a plain function will do. It is called on the
 event loop, so it must return at once. One that raises is told no more; the transfer goes on.
@@ -11,23 +11,19 @@ import logging
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TextIO
-
-from async_bento.config import KiB
-from async_bento.units import human_size
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import AsyncGenerator, Callable, Generator
     from types import TracebackType
 
-    from tqdm import tqdm
     from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
-Phase = Literal["planning", "transferring", "finishing", "done", "skipped", "failed"]
-"""Where an item is: being looked at, on its way, being closed, or ended in one of three ways."""
+Phase = Literal["planning", "transferring", "extracting", "finishing", "done", "skipped", "failed"]
+"""Where an item is: being looked at, on its way, all here and not yet unpacked, being closed, or ended in one of three
+ways."""
 
 ENDED: frozenset[Phase] = frozenset({"done", "skipped", "failed"})
 
@@ -44,6 +40,10 @@ class ProgressEvent:
         bytes_done: Bytes of its tar that have moved. It shrinks when a part is sent again.
         bytes_total: Bytes of its tar, or None while that is not known.
         message: What a person may want to know of it, like `already there`; else empty.
+        bytes_resumed: Those of `bytes_done` that an interrupted transfer had moved.
+        parts_done: Parts that have arrived, those of an interrupted push included.
+        parts_total: Parts of a push in parts; None for all else.
+        retries: How often something of it was tried again.
     """
 
     direction: Literal["push", "pull"]
@@ -53,6 +53,10 @@ class ProgressEvent:
     bytes_done: int = 0
     bytes_total: int | None = None
     message: str = ""
+    bytes_resumed: int = 0
+    parts_done: int = 0
+    parts_total: int | None = None
+    retries: int = 0
 
 
 class ProgressListener(Protocol):
@@ -80,6 +84,10 @@ class Progress:
         bytes_total: Bytes there are, or None while that is not known.
         phase: Where the item is.
         note: What is to be said of it at its end.
+        bytes_resumed: Those of the bytes that an interrupted transfer had moved.
+        parts_done: Parts that have arrived.
+        parts_total: Parts of a push in parts.
+        retries: How often something of it was tried again.
     """
 
     direction: Literal["push", "pull"]
@@ -90,6 +98,10 @@ class Progress:
     bytes_total: int | None = None
     phase: Phase = field(default="planning", init=False)
     note: str = ""
+    bytes_resumed: int = field(default=0, init=False)
+    parts_done: int = field(default=0, init=False)
+    parts_total: int | None = field(default=None, init=False)
+    retries: int = field(default=0, init=False)
 
     def __enter__(self) -> Self:
         self._tell()
@@ -123,6 +135,41 @@ class Progress:
         self.bytes_done += count
         self._tell()
 
+    def resume(self, count: int, total: int) -> None:
+        """Go on where an interrupted transfer has stopped.
+
+        Args:
+            count: Bytes that it had moved.
+            total: Bytes there are.
+        """
+        self.bytes_done += count
+        self.bytes_resumed = count
+        self.enter("transferring", f"resuming at {100 * count // total} %", bytes_total=total)
+
+    def start_afresh(self, why: str) -> None:
+        """Move all bytes again.
+
+        Args:
+            why: Why those that have moved are of no use.
+        """
+        self.bytes_done = self.bytes_resumed = self.parts_done = 0
+        self.parts_total = None
+        self.enter("transferring", f"starting afresh{why}")
+
+    def part_arrived(self) -> None:
+        """Count a part."""
+        self.parts_done += 1
+        self._tell()
+
+    def retry(self, error: BaseException) -> None:
+        """Count something that is tried again.
+
+        Args:
+            error: What it failed with.
+        """
+        self.retries += 1
+        self._tell(f"trying again: {_reason(error)}")
+
     @contextmanager
     def attempt(self) -> Generator[Callable[[int], None]]:
         """Count the bytes of one try; if it fails they are taken back, since they must move again.
@@ -148,13 +195,78 @@ class Progress:
         if self.listener is None:
             return
         event = ProgressEvent(
-            self.direction, self.kind, self.tag, self.phase, self.bytes_done, self.bytes_total, message
+            self.direction,
+            self.kind,
+            self.tag,
+            self.phase,
+            self.bytes_done,
+            self.bytes_total,
+            message,
+            bytes_resumed=self.bytes_resumed,
+            parts_done=self.parts_done,
+            parts_total=self.parts_total,
+            retries=self.retries,
         )
         try:
             self.listener(event)
         except Exception:
             self.listener = None
             logger.exception("The progress listener raised and is told no more of %s %s", self.kind, self.tag)
+
+
+class ProgressEvents:
+    """A listener whose events are awaited, by an app that has a page or a socket to tell of them.
+
+    Who is slow misses nothing of weight: of events that differ in their numbers alone, the newest is kept. So what is
+    held does not grow with the transfer.
+
+        events = ProgressEvents()
+        async with AsyncBentoAPI(progress=events) as api:
+            push = asyncio.create_task(api.push("iris_classifier:latest"))
+            async for event in events.until(push):
+                print(event.tag, event.phase, event.bytes_done)
+            result = await push
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[str, ...], ProgressEvent] = {}
+        self._news = asyncio.Event()
+
+    def __call__(self, event: ProgressEvent, /) -> None:
+        """Keep an event until it is asked for.
+
+        Args:
+            event: How far an item has come.
+        """
+        key = (event.direction, event.kind, event.tag, event.phase, event.message)
+        self._waiting.pop(key, None)  # the newest goes to the end
+        self._waiting[key] = event
+        self._news.set()
+
+    async def until(self, task: asyncio.Future[Any]) -> AsyncGenerator[ProgressEvent]:
+        """Walk the events, as they come, until a task is done. What it raises is left to who awaits it.
+
+        Args:
+            task: The task, on the running event loop.
+
+        Yields:
+            One event after the other.
+        """
+
+        def ended(_: object) -> None:
+            self._news.set()
+
+        task.add_done_callback(ended)
+        try:
+            while True:
+                while self._waiting:
+                    yield self._waiting.pop(next(iter(self._waiting)))
+                if task.done():
+                    return
+                self._news.clear()
+                await self._news.wait()
+        finally:
+            task.remove_done_callback(ended)
 
 
 def _reason(error: BaseException) -> str:
@@ -184,79 +296,3 @@ def is_notebook() -> bool:
     """
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")
-
-
-_VERBS = {"push": ("pushing", "pushed"), "pull": ("pulling", "pulled")}
-
-
-class TqdmListener:
-    """Draws a tqdm bar per bento or model in flight, and leaves a line for each that has ended.
-
-    Args:
-        stream: Where to draw; standard error by default, and the page in a notebook.
-    """
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream
-        self._bars: dict[tuple[str, str, str], tqdm[NoReturn]] = {}
-
-    def __call__(self, event: ProgressEvent, /) -> None:
-        """Draw an event.
-
-        Args:
-            event: How far an item has come.
-        """
-        key = (event.direction, event.kind, event.tag)
-        bar = self._bars.get(key)
-        if event.phase in ENDED:
-            line = _last_line(event)
-            if bar is not None:
-                self._bars.pop(key).close()
-                line = f"\r{line}"  # a bar below others leaves the cursor where it ended
-            self._write(line)
-        elif event.phase == "transferring":
-            if bar is None:
-                bar = self._bars[key] = self._open(event)
-            bar.total = event.bytes_total
-            bar.update(event.bytes_done - bar.n)
-            if event.message:
-                self._write(f"\r{_VERBS[event.direction][0]} {event.kind} {event.tag}: {event.message}")
-        elif bar is not None:
-            bar.set_postfix_str(event.phase)
-
-    def _open(self, event: ProgressEvent) -> tqdm[NoReturn]:
-        return _bar_class(self._stream)(
-            desc=f"{_VERBS[event.direction][0]} {event.kind} {event.tag}",
-            total=event.bytes_total,
-            unit="iB",
-            unit_scale=True,
-            unit_divisor=KiB,
-            file=self._stream,
-            leave=False,
-            dynamic_ncols=True,
-        )
-
-    def _write(self, line: str) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(line, file=self._stream or (sys.stdout if is_notebook() else sys.stderr))
-
-
-def _bar_class(stream: TextIO | None) -> type[tqdm[Any]]:
-    if stream is None and is_notebook() and find_spec("ipywidgets"):
-        from tqdm.notebook import tqdm as widget
-
-        return widget
-    from tqdm import tqdm  # not tqdm.auto, which warns where there are no widgets
-
-    return tqdm
-
-
-def _last_line(event: ProgressEvent) -> str:
-    item = f"{event.kind} {event.tag}"
-    if event.phase == "done":
-        said = f" ({event.message})" if event.message else ""
-        return f"{_VERBS[event.direction][1]} {item}, {human_size(event.bytes_done)}{said}"
-    if event.phase == "skipped":
-        return f"skipped {item}: {event.message}"
-    return f"{_VERBS[event.direction][0]} {item} failed: {event.message}"

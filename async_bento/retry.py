@@ -94,7 +94,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 async def with_retries(
-    policy: RetryPolicy, operation: Callable[[], Awaitable[T]], *, progress: Callable[[], int] = lambda: 0
+    policy: RetryPolicy,
+    operation: Callable[[], Awaitable[T]],
+    *,
+    progress: Callable[[], int] = lambda: 0,
+    retrying: Callable[[Exception], None] = lambda _: None,
 ) -> T:
     """Run something until it succeeds, or fails for good.
 
@@ -103,6 +107,7 @@ async def with_retries(
         operation: One try: a function without arguments, called anew for each.
         progress: How far the whole is that this belongs to. When that has grown since the last failure, the line is
             up again, and the count of tries starts anew.
+        retrying: Called with each failure after which it is tried again, but for a URL that has expired.
 
     Returns:
         What the first successful try returned.
@@ -126,9 +131,10 @@ async def with_retries(
             expired += 1
             return 0.0 if expired < EXPIRED_TRIES else False
         asked = error.retry_after if isinstance(error, (APIStatusError, PartError)) else None
-        if asked is None:
-            return backoff(policy, failures)
-        return asked if asked <= policy.retry_after_cap else False
+        if asked is not None and asked > policy.retry_after_cap:
+            return False
+        retrying(error)
+        return backoff(policy, failures) if asked is None else asked
 
     return await stamina.AsyncRetryingCaller(attempts=None, timeout=None)(wait, operation)
 

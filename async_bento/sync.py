@@ -191,7 +191,8 @@ class BentoAPI:
         bento_store: Where bentos lie; `$BENTOML_HOME/bentos` by default.
         model_store: Where models lie; `$BENTOML_HOME/models` by default.
         config: The settings; the defaults and the `ASYNC_BENTO_*` variables by default.
-        progress: True for bars, False for none, or who is told; bars where someone looks by default.
+        progress: True for bars, or for lines of text where none can be drawn, as in the log of a CI job; False for
+            neither; or who is told: any function that takes a `ProgressEvent`. By default True where someone looks.
 
     Raises:
         ConfigError: There is no token, a setting does not fit, or both a client and what makes one are given.

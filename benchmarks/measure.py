@@ -36,6 +36,7 @@ class Taken:
     Attributes:
         wall: In seconds.
         cpu: Of all its processes, user's and system's, in seconds.
+        servers_cpu: What the servers that we had started before took meanwhile, in seconds.
         peak_memory: Of all its processes together, resident, in bytes.
         peak_disk: What was there at once, more than before, in the directories that were watched, files included that
             have no name any more and are open; in bytes.
@@ -44,6 +45,7 @@ class Taken:
 
     wall: float
     cpu: float
+    servers_cpu: float
     peak_memory: int
     peak_disk: int
     written: int
@@ -68,7 +70,7 @@ def take(command: Sequence[str], environment: Mapping[str, str], watched: Sequen
     Raises:
         FailedError: It failed; the end of its output is told.
     """
-    before = on_disk(watched, set())
+    before, servers_before = on_disk(watched, set()), _cpu_of_servers()
     with log.open("wb") as output:
         began = time.monotonic()
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=watched[0])
@@ -88,6 +90,7 @@ def take(command: Sequence[str], environment: Mapping[str, str], watched: Sequen
     return Taken(
         wall=wall,
         cpu=used.ru_utime + used.ru_stime,
+        servers_cpu=_cpu_of_servers() - servers_before,
         peak_memory=look.memory,
         peak_disk=max(0, look.disk - before, on_disk(watched, set()) - before),
         written=used.ru_oublock * SECTOR,
@@ -131,6 +134,18 @@ def _family(pid: int) -> Iterator[int]:
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
                 yield from _family(int(child))
+
+
+def _cpu_of_servers() -> float:
+    """What all processes took that we have started and that run, in seconds."""
+    total = 0.0
+    for pid in _family(os.getpid()):
+        if pid != os.getpid():
+            with suppress(OSError):
+                # After the name, which may hold anything: see proc_pid_stat(5).
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def _memory(pid: int) -> tuple[int, int]:

@@ -139,8 +139,8 @@ def full_table(results: Sequence[Result]) -> str:
         rounds = max(each["round"] for each in result.content["rounds"])
         lines = [
             f"**{result.title}** ({rounds} rounds)\n",
-            "| | | wall s | from, to | CPU s | memory MiB | disk MiB | written MiB |",
-            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            "| | | wall s | from, to | CPU s | servers' CPU s | memory MiB | disk MiB | written MiB |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         for direction in result.directions:
             for peer in result.peers(direction):
@@ -149,7 +149,8 @@ def full_table(results: Sequence[Result]) -> str:
                 memory, disk = (f"{peak:.0f}" for peak in peaks)
                 lines.append(
                     f"| {direction} | {peer} | {statistics.median(walls):.2f} | {min(walls):.2f}, {max(walls):.2f} "
-                    f"| {result.median(direction, peer, 'cpu'):.2f} | {memory} | {disk} "
+                    f"| {result.median(direction, peer, 'cpu'):.2f} "
+                    f"| {result.median(direction, peer, 'servers_cpu'):.2f} | {memory} | {disk} "
                     f"| {result.median(direction, peer, 'written') / MiB:.0f} |"
                 )
         tables.append("\n".join(lines))

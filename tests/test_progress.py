@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import io
-import re
 import sys
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_bento import ProgressEvent, TqdmListener
-from async_bento.api import _listener
+from async_bento import ProgressEvent, ProgressEvents
 from async_bento.progress import Progress, is_watched
-
-if TYPE_CHECKING:
-    from async_bento.progress import Phase
 
 
 class Heard(list[ProgressEvent]):
@@ -145,6 +139,91 @@ def test_nobody_needs_to_listen() -> None:
     assert progress.phase == "done"
 
 
+def test_a_resumed_transfer_begins_where_it_stopped(heard: Heard) -> None:
+    with Progress("push", "model", "m:1", heard) as progress:
+        progress.resume(62, 100)
+        progress.advance(38)
+    assert heard.steps[1:] == [
+        ("transferring", 62, 100, "resuming at 62 %"),
+        ("transferring", 100, 100, ""),
+        ("done", 100, 100, ""),
+    ]
+    assert {event.bytes_resumed for event in heard[1:]} == {62}
+
+
+def test_what_is_of_no_use_is_not_counted(heard: Heard) -> None:
+    progress = Progress("push", "model", "m:1", heard)
+    progress.parts_done, progress.parts_total = 3, 5
+    progress.resume(62, 100)
+    progress.start_afresh(": it has changed")
+    last = heard[-1]
+    assert last.message == "starting afresh: it has changed"
+    assert (last.bytes_done, last.bytes_resumed, last.parts_done, last.parts_total) == (0, 0, 0, None)
+
+
+def test_parts_and_retries_are_counted(heard: Heard) -> None:
+    progress = Progress("push", "model", "m:1", heard)
+    progress.parts_total = 2
+    progress.part_arrived()
+    progress.retry(OSError("reset\nby peer"))
+    last = heard[-1]
+    assert (last.parts_done, last.parts_total, last.retries, last.message) == (1, 2, 1, "trying again: reset")
+
+
+# Events that are awaited
+
+
+async def test_events_are_awaited_until_the_task_is_done() -> None:
+    events = ProgressEvents()
+
+    async def push() -> str:
+        with Progress("push", "bento", "iris:v1", events) as progress:
+            await asyncio.sleep(0)
+            progress.enter("transferring", bytes_total=10)
+            await asyncio.sleep(0.01)
+            progress.advance(10)
+        return "pushed"
+
+    task = asyncio.create_task(push())
+    heard = [(event.phase, event.bytes_done) async for event in events.until(task)]
+    assert heard == [("planning", 0), ("transferring", 0), ("transferring", 10), ("done", 10)]
+    assert await task == "pushed"
+
+
+async def test_who_is_slow_is_told_the_newest_numbers_and_every_step_and_message() -> None:
+    events = ProgressEvents()
+
+    async def push() -> None:
+        with Progress("push", "bento", "iris:v1", events) as progress:
+            progress.enter("transferring", bytes_total=1000)
+            for _ in range(1000):
+                progress.advance(1)
+            progress.retry(OSError("reset"))
+
+    task = asyncio.create_task(push())
+    await task
+    heard = [(event.phase, event.bytes_done, event.message) async for event in events.until(task)]
+    assert heard == [
+        ("planning", 0, ""),
+        ("transferring", 1000, ""),
+        ("transferring", 1000, "trying again: reset"),
+        ("done", 1000, ""),
+    ]
+
+
+async def test_what_the_task_raises_is_left_to_who_awaits_it() -> None:
+    events = ProgressEvents()
+
+    async def push() -> None:
+        with Progress("push", "bento", "iris:v1", events):
+            raise OSError("reset")
+
+    task = asyncio.create_task(push())
+    assert [event.phase async for event in events.until(task)] == ["planning", "failed"]
+    with pytest.raises(OSError, match="reset"):
+        await task
+
+
 # Who looks
 
 
@@ -191,153 +270,3 @@ def test_who_has_ipython_or_a_kernel_imported_is_no_notebook_for_that(
     in_ipython(monkeypatch, shell)
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
     assert not is_watched(io.StringIO())
-
-
-def test_the_api_is_silent_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert _listener(None) is None
-    assert isinstance(_listener(True), TqdmListener)
-
-
-def test_the_api_draws_where_someone_looks(monkeypatch: pytest.MonkeyPatch, heard: Heard) -> None:
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    assert isinstance(_listener(None), TqdmListener)
-    assert _listener(False) is None
-    assert _listener(heard) is heard
-
-
-# Bars
-
-
-@pytest.fixture
-def screen() -> Terminal:
-    return Terminal()
-
-
-def event(phase: Phase, done: int = 0, total: int | None = None, message: str = "", **other: Any) -> ProgressEvent:
-    return ProgressEvent(
-        **{"direction": "push", "kind": "bento", "tag": "iris:v1", **other},
-        phase=phase,
-        bytes_done=done,
-        bytes_total=total,
-        message=message,
-    )
-
-
-def lines_left(screen: Terminal) -> list[str]:
-    """What stands on a terminal at the end: a carriage return begins its line anew."""
-    lines = [""]
-    column = 0
-    for character in screen.getvalue():
-        if character == "\n":
-            lines.append("")
-            column = 0
-        elif character == "\r":
-            column = 0
-        else:
-            lines[-1] = lines[-1][:column] + character + lines[-1][column + 1 :]
-            column += 1
-    return [line.strip() for line in lines if line.strip()]
-
-
-def test_a_bar_is_drawn_and_one_line_is_left(screen: Terminal) -> None:
-    listener = TqdmListener(screen)
-    for told in (
-        event("planning"),
-        event("transferring", 0, 3 * 2**20),
-        event("transferring", 3 * 2**20, 3 * 2**20),
-        event("finishing", 3 * 2**20, 3 * 2**20),
-        event("done", 3 * 2**20, 3 * 2**20),
-    ):
-        listener(told)
-    assert "pushing bento iris:v1:   0%" in screen.getvalue()
-    assert "/3.00M" in screen.getvalue()
-    assert re.search(r"\[\d\d:\d\d<(\?|\d\d:\d\d), .*iB/s", screen.getvalue())  # time gone by, time left, rate
-    assert lines_left(screen) == ["pushed bento iris:v1, 3.0 MiB"]
-
-
-def test_nothing_is_drawn_before_bytes_move(screen: Terminal) -> None:
-    TqdmListener(screen)(event("planning"))
-    assert screen.getvalue() == ""
-
-
-def test_a_bar_follows_bytes_that_were_taken_back(screen: Terminal) -> None:
-    listener = TqdmListener(screen)
-    listener(event("transferring", 80, 100))
-    (bar,) = listener._bars.values()
-    assert (bar.n, bar.total) == (80, 100)
-    listener(event("transferring", 50, 100))
-    assert bar.n == 50
-    listener(event("done", 100, 100))
-    assert listener._bars == {}
-
-
-def test_a_size_that_is_known_later_is_taken_over(screen: Terminal) -> None:
-    listener = TqdmListener(screen)
-    listener(event("transferring", 10, None, direction="pull"))
-    (bar,) = listener._bars.values()
-    assert bar.total is None
-    listener(event("transferring", 20, 100, direction="pull"))
-    assert bar.total == 100
-    listener(event("done", 100, 100, direction="pull"))
-    assert lines_left(screen) == ["pulled bento iris:v1, 100 B"]
-
-
-@pytest.mark.parametrize(
-    ("told", "line"),
-    [
-        (event("skipped", message="already there"), "skipped bento iris:v1: already there"),
-        (event("failed", message="no space"), "pushing bento iris:v1 failed: no space"),
-        (event("failed", message="x", direction="pull", kind="model"), "pulling model iris:v1 failed: x"),
-        (event("done", 2048, message="resumed"), "pushed bento iris:v1, 2.0 KiB (resumed)"),
-        (event("done", direction="pull"), "pulled bento iris:v1, 0 B"),
-    ],
-)
-def test_an_end_without_a_bar_is_one_line(told: ProgressEvent, line: str, screen: Terminal) -> None:
-    TqdmListener(screen)(told)
-    assert lines_left(screen) == [line]
-
-
-def test_a_failure_takes_its_bar_away(screen: Terminal) -> None:
-    listener = TqdmListener(screen)
-    listener(event("transferring", 5, 10))
-    listener(event("failed", 5, 10, "reset"))
-    assert lines_left(screen) == ["pushing bento iris:v1 failed: reset"]
-
-
-def test_each_last_line_begins_at_the_left_whichever_bar_ends_first(screen: Terminal) -> None:
-    listener = TqdmListener(screen)
-    for tag in ("m:1", "m:2", "m:3"):
-        listener(event("transferring", 5, 10, tag=tag))
-    for tag in ("m:1", "m:3", "m:2"):
-        listener(event("done", 10, 10, tag=tag))
-    drawn = screen.getvalue()
-    assert {drawn[drawn.index(f"pushed bento {tag}") - 1] for tag in ("m:1", "m:2", "m:3")} <= set("\r\n")
-
-
-def test_several_items_have_a_bar_each(screen: Terminal) -> None:
-    listener = TqdmListener(screen)
-    several = [
-        {"tag": "iris:v1"},
-        {"tag": "iris:v1", "kind": "model"},
-        {"tag": "iris:v2"},
-        {"tag": "iris:v1", "direction": "pull"},
-    ]
-    for number, item in enumerate(several, start=1):
-        listener(event("transferring", number, 10, **item))
-    assert [bar.n for bar in listener._bars.values()] == [1, 2, 3, 4]
-    for item in several:
-        listener(event("done", 10, 10, **item))
-    assert listener._bars == {}
-    for line in (
-        "pushed bento iris:v1, 10 B",
-        "pushed model iris:v1, 10 B",
-        "pushed bento iris:v2, 10 B",
-        "pulled bento iris:v1, 10 B",
-    ):
-        assert screen.getvalue().count(line) == 1
-
-
-def test_it_draws_on_standard_error_by_default(capsys: pytest.CaptureFixture[str]) -> None:
-    TqdmListener()(event("skipped", message="already there"))
-    assert capsys.readouterr() == ("", "skipped bento iris:v1: already there\n")

@@ -16,7 +16,7 @@ from async_bento.transfer.http import get
 from async_bento.transfer.pace import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from async_bento.progress import Progress
     from async_bento.transfer.http import Received, Transport
@@ -115,6 +115,10 @@ class _OnItsWay(NamedTuple):
     size: int
 
 
+def _all_here(ranges: Iterable[_OnItsWay]) -> bool:
+    return all(one.task.done() for one in ranges)
+
+
 @dataclass
 class _Download:
     routes: AnyRoutes
@@ -139,9 +143,7 @@ class _Download:
         start = 0
         if begun := self.sink.begun:
             start, self._total, self._etag = begun.position, begun.total, begun.etag
-            self.progress.advance(start)
-            message = f"resuming at {100 * start // begun.total} %"
-            self.progress.enter("transferring", message, bytes_total=begun.total)
+            self.progress.resume(start, begun.total)
             await self.sink.started(begun.total, begun.etag)
         on_their_way: deque[_OnItsWay] = deque()
         try:
@@ -163,8 +165,7 @@ class _Download:
         """
         await self.sink.restart()
         self._etag = self._total = None
-        self.progress.advance(-self.progress.bytes_done)
-        self.progress.enter("transferring", f"starting afresh: {why}")
+        self.progress.start_afresh(f": {why}")
 
     async def _begin(self, on_their_way: deque[_OnItsWay]) -> int:
         """Ask for the first range, and wait until its head has told size and ETag, or until it has come to its end."""
@@ -194,6 +195,8 @@ class _Download:
                     task.result()  # whose failure ends all, without waiting for its turn
                 continue
             data = first.result()
+            if self.progress.phase == "transferring" and start >= (self._total or 0) and _all_here(on_their_way):
+                self.progress.enter("extracting")
             if data is not None:
                 await self.sink.feed(data)
             self.transport.window.give_back(size)
@@ -224,7 +227,9 @@ class _Download:
             self._arrived += 1
             return data
 
-        return await with_retries(self.transport.config.retry, once, progress=lambda: self._arrived)
+        return await with_retries(
+            self.transport.config.retry, once, progress=lambda: self._arrived, retrying=self.progress.retry
+        )
 
     async def _get(self, start: int, stop: int) -> list[bytes] | None:
         """Fetch a range once.

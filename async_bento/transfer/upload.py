@@ -257,8 +257,7 @@ class _Upload:
         return left
 
     def _start_afresh(self, why: str) -> None:
-        self.progress.advance(-self.progress.bytes_done)
-        self.progress.enter("transferring", f"starting afresh, since an interrupted push is of no use: {why}")
+        self.progress.start_afresh(f", since an interrupted push is of no use: {why}")
 
     async def keep_books(
         self, operation: Callable[Concatenate[Journal, P], T], *args: P.args, **kwargs: P.kwargs
@@ -280,9 +279,9 @@ class _Upload:
         resumed = len(missing) < len(numbers)
         sizes = {number: min(part_size, size - (number - 1) * part_size) for number in numbers}
         to_send = sum(sizes[number] for number in missing)
+        self.progress.parts_done, self.progress.parts_total = len(numbers) - len(missing), len(numbers)
         if resumed:
-            self.progress.advance(size - to_send)
-            self.progress.enter("transferring", f"resuming at {100 * (size - to_send) // size} %")
+            self.progress.resume(size - to_send, size)
 
         # The URL of a part is asked for while an earlier part is sent: one for each worker, so that none grows old.
         upcoming = iter(missing[threads:])
@@ -304,6 +303,7 @@ class _Upload:
                 part_number=number,
                 progress=lambda: len(etags),
             )
+            self.progress.part_arrived()
             await self.keep_books(Journal.note, number, etags[number])
 
         try:
@@ -378,7 +378,7 @@ class _Upload:
                     raise
                 return etag or ""
 
-        return await with_retries(transport.config.retry, once, progress=progress)
+        return await with_retries(transport.config.retry, once, progress=progress, retrying=self.progress.retry)
 
     @property
     def _tag(self) -> str:
