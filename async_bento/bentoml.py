@@ -12,8 +12,9 @@ async_bento.bentoml push iris_classifier:v1` is `bentoml push iris_classifier:v1
 `ASYNC_BENTO_ACCELERATE=0` in the environment all of it stays as it was.
 
 What they take and return is BentoML's, and so is what they raise: a `bentoml.exceptions.NotFound` or another
-`BentoMLException`, with the error of async-bento for its cause. Models on the Hugging Face Hub that are pushed on their
-own, deployments and lists are left to BentoML.
+`BentoMLException`, with the error of async-bento for its cause. It is raised for an upload that fails as well, of which
+BentoML by itself prints a line and returns. Models on the Hugging Face Hub that are pushed on their own, deployments
+and lists are left to BentoML.
 """
 
 from __future__ import annotations
