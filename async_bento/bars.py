@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
 
 from async_bento.progress import ENDED, ProgressListener, is_notebook, is_watched
-from async_bento.units import human_size, human_time
+from async_bento.units import human_size, human_time, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -219,22 +219,6 @@ def fit(said: Sequence[str], room: int) -> str:
     while len(kept) > 1 and len(", ".join(kept)) > room:
         kept.pop()
     return ", ".join(kept)
-
-
-def shorten(name: str, room: int) -> str:
-    """Cut the middle out of a name that is too long.
-
-    Args:
-        name: The name.
-        room: Characters there are.
-
-    Returns:
-        The name, with an ellipsis where something is missing.
-    """
-    if len(name) <= room:
-        return name
-    tail = (room - 1) // 2
-    return f"{name[: room - 1 - tail]}…{name[len(name) - tail :]}"
 
 
 class TqdmListener:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import signal
@@ -22,19 +21,16 @@ from async_bento.errors import (
     NotFoundError,
 )
 from async_bento.login import context as context_commands, login
-from async_bento.progress import is_watched
-from async_bento.table import say_table
-from async_bento.units import human_size
+from async_bento.said import say_list, say_pulled, say_record
+from async_bento.several import choose, push_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
-    from pathlib import Path
 
     from typing_extensions import ParamSpec
 
     from async_bento.api import AsyncBentoAPI
-    from async_bento.push import PushResult
-    from async_bento.wire.schemas import ItemSchema
+    from async_bento.doctor import Finding
 
     P = ParamSpec("P")
 
@@ -65,6 +61,10 @@ _GOING_ON = "async_bento.going_on"
 """What a command that moves bytes leaves in click's `meta`: what the same command does when it is given again."""
 
 
+def _exit_code(error: BentoError) -> int:
+    return next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
+
+
 class PlainErrors(click.Group):
     """A group of commands whose errors are a line for a person and an exit code for a script."""
 
@@ -83,7 +83,7 @@ class PlainErrors(click.Group):
             click.secho(f"Error: {error}", err=True, fg="red")
             if isinstance(error, ModelsError):
                 error = next(iter(error.failures.values()))  # they mostly fail for the same reason
-            ctx.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
+            ctx.exit(_exit_code(error))
         except (KeyboardInterrupt, click.Abort):  # the latter is Ctrl-C, or the end of the input, at a prompt
             click.echo(f"Interrupted; {ctx.meta.get(_GOING_ON, 'the same command starts it again')}.", err=True)
             ctx.exit(_INTERRUPTED)
@@ -158,11 +158,31 @@ def _moves_bytes(command: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def _label(_context: click.Context, _parameter: click.Parameter, labels: tuple[str, ...]) -> tuple[str, ...]:
+    for label in labels:
+        key, _, value = label.partition("=")
+        if not key or not value or len(label.split()) > 1:
+            raise click.BadParameter(f"{label!r} is no KEY=VALUE without spaces")
+    return labels
+
+
+def _matching(command: Callable[P, T]) -> Callable[P, T]:
+    """The options of every command that looks for records."""
+    command = click.option("--search", "-s", metavar="TEXT", help="Only names that hold this.")(command)
+    return click.option(
+        "--label", "-l", "labels", multiple=True, metavar="KEY=VALUE", callback=_label, help="Only with this label."
+    )(command)
+
+
 def _filters(command: Callable[P, T]) -> Callable[P, T]:
     """The options of every command that lists."""
-    command = click.option("--search", metavar="TEXT", help="Only names that hold this.")(command)
+    command = _matching(command)
     command = click.option("--query", "-q", metavar="QUERY", help="As in `label:team=nlp sort:size-desc`.")(command)
     return click.option("--limit", "-n", type=click.IntRange(min=1), help="The newest ones only.")(command)
+
+
+def _asked(query: str | None, labels: tuple[str, ...]) -> str | None:
+    return " ".join([*([query] if query else []), *(f"label:{label}" for label in labels)]) or None
 
 
 _force_push = click.option("--force", "-f", is_flag=True, help="Push it also when the registry has it already.")
@@ -172,8 +192,12 @@ _threads = click.option(
 )
 
 
+_everything = click.option("--all", "everything", is_flag=True, help="Push all there are.")
+
+
 @main.command()
-@click.argument("bento")
+@click.argument("bentos", nargs=-1)
+@_everything
 @_force_push
 @click.option("--bare", is_flag=True, help="Push its record alone, without its files, for development.")
 @_threads
@@ -181,32 +205,64 @@ _threads = click.option(
 @_moves_bytes
 @_asynchronous
 async def push(
-    bento: str, force: bool, bare: bool, threads: int, endpoint: str | None, context: str | None, as_json: bool
+    bentos: tuple[str, ...],
+    everything: bool,
+    force: bool,
+    bare: bool,
+    threads: int,
+    endpoint: str | None,
+    context: str | None,
+    as_json: bool,
 ) -> None:
-    """Push BENTO, a tag or a directory, and its models.
+    """Push BENTOS and their models: tags, patterns of tags, or directories.
+
+    One that fails does not stop the others.
 
     \b
     Examples:
       async-bento push iris_classifier:latest
       async-bento push ./bentos/iris_classifier/v3 --force
+      async-bento push iris_classifier:v1 "fraud_*:v2"
+      async-bento push --all
     """
+    from async_bento.store.store import BentoStore
+
+    chosen = await choose(BentoStore, bentos, everything)
     async with _api(endpoint, context) as api:
-        _say_pushed(await api.push(bento, force=force, bare=bare, threads=threads), "bento", as_json)
+        await push_each(partial(api.push, force=force, bare=bare, threads=threads), chosen, "bento", as_json)
 
 
 @models.command("push")
-@click.argument("model")
+@click.argument("models", nargs=-1)
+@_everything
 @_force_push
 @_threads
 @_connection
 @_moves_bytes
 @_asynchronous
-async def push_model(
-    model: str, force: bool, threads: int, endpoint: str | None, context: str | None, as_json: bool
+async def push_models(
+    models: tuple[str, ...],
+    everything: bool,
+    force: bool,
+    threads: int,
+    endpoint: str | None,
+    context: str | None,
+    as_json: bool,
 ) -> None:
-    """Push MODEL, a tag or a directory."""
+    """Push MODELS: tags, patterns of tags, or directories.
+
+    One that fails does not stop the others.
+
+    \b
+    Examples:
+      async-bento models push iris_weights:latest
+      async-bento models push "iris_*"
+    """
+    from async_bento.store.store import ModelStore
+
+    chosen = await choose(ModelStore, models, everything)
     async with _api(endpoint, context) as api:
-        _say_pushed(await api.models.push(model, force=force, threads=threads), "model", as_json)
+        await push_each(partial(api.models.push, force=force, threads=threads), chosen, "model", as_json)
 
 
 @main.command()
@@ -228,7 +284,7 @@ async def pull(
     """
     async with _api(endpoint, context) as api:
         bento = await api.pull(tag, force=force, with_models=with_models)
-    _say_pulled(str(bento.tag), bento.path, as_json)
+    say_pulled(str(bento.tag), bento.path, as_json)
 
 
 @models.command("pull")
@@ -241,10 +297,16 @@ async def pull(
 async def pull_model(
     tag: str, force: bool, query: str | None, endpoint: str | None, context: str | None, as_json: bool
 ) -> None:
-    """Pull the model TAG; without a version, the newest."""
+    """Pull the model TAG; without a version, the newest.
+
+    \b
+    Examples:
+      async-bento models pull iris_weights:v3
+      async-bento models pull iris_weights --query label:stage=prod
+    """
     async with _api(endpoint, context) as api:
         model = await api.models.pull(tag, force=force, query=query)
-    _say_pulled(tag if model is None else str(model.tag), None if model is None else model.path, as_json)
+    say_pulled(tag if model is None else str(model.tag), None if model is None else model.path, as_json)
 
 
 @main.command("list")
@@ -252,12 +314,24 @@ async def pull_model(
 @_connection
 @_asynchronous
 async def list_bentos(
-    search: str | None, query: str | None, limit: int | None, endpoint: str | None, context: str | None, as_json: bool
+    search: str | None,
+    labels: tuple[str, ...],
+    query: str | None,
+    limit: int | None,
+    endpoint: str | None,
+    context: str | None,
+    as_json: bool,
 ) -> None:
-    """List the bentos on the registry, newest first."""
+    """List the bentos on the registry, newest first.
+
+    \b
+    Examples:
+      async-bento list --limit 10
+      async-bento list --search iris --label team=nlp
+    """
     async with _api(endpoint, context) as api:
-        found = await api.list(search=search, query=query, limit=limit)
-    _say_list(found.items, as_json)
+        found = await api.list(search=search, query=_asked(query, labels), limit=limit)
+    say_list(found.items, as_json)
 
 
 @models.command("list")
@@ -265,32 +339,116 @@ async def list_bentos(
 @_connection
 @_asynchronous
 async def list_models(
-    search: str | None, query: str | None, limit: int | None, endpoint: str | None, context: str | None, as_json: bool
+    search: str | None,
+    labels: tuple[str, ...],
+    query: str | None,
+    limit: int | None,
+    endpoint: str | None,
+    context: str | None,
+    as_json: bool,
 ) -> None:
-    """List the models on the registry, newest first."""
+    """List the models on the registry, newest first.
+
+    \b
+    Examples:
+      async-bento models list --limit 10
+      async-bento models list --search iris --label team=nlp
+    """
     async with _api(endpoint, context) as api:
-        found = await api.models.list(search=search, query=query, limit=limit)
-    _say_list(found.items, as_json)
+        found = await api.models.list(search=search, query=_asked(query, labels), limit=limit)
+    say_list(found.items, as_json)
 
 
 @main.command()
-@click.argument("tag")
+@click.argument("tag", required=False)
+@_matching
 @_connection
 @_asynchronous
-async def get(tag: str, endpoint: str | None, context: str | None, as_json: bool) -> None:
-    """Show the record of the bento TAG on the registry; without a version, of the newest."""
+async def get(
+    tag: str | None,
+    search: str | None,
+    labels: tuple[str, ...],
+    endpoint: str | None,
+    context: str | None,
+    as_json: bool,
+) -> None:
+    """Show the record of the bento TAG on the registry; without a version, of the newest.
+
+    Without a tag, show the newest bento that matches.
+
+    \b
+    Examples:
+      async-bento get iris:v3
+      async-bento get --search iris --label team=nlp
+    """
+    _tag_or_filters(tag, search, labels)
     async with _api(endpoint, context) as api:
-        _say_record(tag, await api.get(tag), as_json)
+        if tag is not None:
+            found = [await api.get(tag)]
+        else:
+            found = (await api.list(search=search, query=_asked(None, labels), limit=1)).items
+    say_record(tag, found, as_json)
 
 
 @models.command("get")
-@click.argument("tag")
+@click.argument("tag", required=False)
+@_matching
 @_connection
 @_asynchronous
-async def get_model(tag: str, endpoint: str | None, context: str | None, as_json: bool) -> None:
-    """Show the record of the model TAG on the registry; without a version, of the newest."""
+async def get_model(
+    tag: str | None,
+    search: str | None,
+    labels: tuple[str, ...],
+    endpoint: str | None,
+    context: str | None,
+    as_json: bool,
+) -> None:
+    """Show the record of the model TAG on the registry; without a version, of the newest.
+
+    Without a tag, show the newest model that matches.
+
+    \b
+    Examples:
+      async-bento models get iris:v3
+      async-bento models get --search iris --label team=nlp
+    """
+    _tag_or_filters(tag, search, labels)
     async with _api(endpoint, context) as api:
-        _say_record(tag, await api.models.get(tag), as_json)
+        if tag is not None:
+            found = [await api.models.get(tag)]
+        else:
+            found = (await api.models.list(search=search, query=_asked(None, labels), limit=1)).items
+    say_record(tag, found, as_json)
+
+
+@main.command()
+@_connection
+@_asynchronous
+async def doctor(endpoint: str | None, context: str | None, as_json: bool) -> None:
+    """Look at all that a push and a pull need, and say what to do about what is wrong.
+
+    These are the registry, the token, this machine's clock, the local store, the room on its disk, and the versions at
+    work. The exit code is that of the first fault.
+
+    \b
+    Examples:
+      async-bento doctor
+      async-bento doctor --context staging
+    """
+    from async_bento.doctor import examine
+
+    findings: list[Finding] = []
+    async for finding in examine(endpoint, context):
+        findings.append(finding)
+        if not as_json:
+            word = click.style("ok  ", fg="green") if finding.error is None else click.style("FAIL", fg="red")
+            click.echo(f"{word}  {finding.name + ':':10}{finding.said}")
+    if as_json:
+        looked_at = [{"name": one.name, "ok": one.error is None, "said": one.said} for one in findings]
+        click.echo(json.dumps(looked_at))
+    wrong = next((one.error for one in findings if one.error is not None), None)
+    if wrong is not None:
+        click.get_current_context().exit(_exit_code(wrong))
 
 
 @registry.command()
@@ -356,56 +514,6 @@ def _api(endpoint: str | None, context: str | None) -> AsyncBentoAPI:
     return AsyncBentoAPI(endpoint=endpoint, context=context)
 
 
-def _say_pushed(result: PushResult, word: str, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(_pushed(result)))
-    elif is_watched():
-        return  # the bars have said it
-    elif result.skipped:
-        click.echo(f"The registry has the {word} {result.tag} already; --force pushes it anew.")
-    elif result.parts == 0:
-        click.echo(f"Pushed the record of the {word} {result.tag}.")
-    else:
-        parts = "" if result.parts == 1 else f" in {result.parts} parts"
-        click.echo(f"Pushed the {word} {result.tag}: {human_size(result.bytes_sent)}{parts}, {result.seconds:.1f} s.")
-
-
-def _pushed(result: PushResult) -> dict[str, object]:
-    fields = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-    return {**fields, "tag": str(result.tag), "models": [_pushed(model) for model in result.models]}
-
-
-def _say_pulled(tag: str, path: Path | None, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"tag": tag, "path": None if path is None else str(path)}))
-    elif path is None:
-        click.echo(f"{tag} has no files on the registry: they live on the Hugging Face Hub.")
-    else:
-        click.echo(f"{tag} is in {path}")
-
-
-def _say_list(items: Sequence[ItemSchema], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps([_record(item) for item in items]))
-        return
-    if not items:
-        click.echo("The registry has none.", err=True)
-        return
-    from async_bento.wire.shown import HEAD, row_of
-
-    say_table(HEAD, [row_of(item) for item in items])
-
-
-def _say_record(tag: str, item: ItemSchema, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(_record(item)))
-        return
-    from async_bento.wire.shown import facts_of
-
-    for name, fact in facts_of(item, f"{tag.partition(':')[0]}:{item.version}"):
-        if fact:
-            click.echo(f"{name + ':':13}{fact}")
-
-
-def _record(item: ItemSchema) -> dict[str, object]:
-    return item.model_dump(mode="json", by_alias=True, exclude={"presigned_upload_url", "presigned_download_url"})
+def _tag_or_filters(tag: str | None, search: str | None, labels: tuple[str, ...]) -> None:
+    if (tag is None) == (search is None and not labels):
+        raise click.UsageError("it needs either a tag, or --search or --label")

@@ -83,7 +83,12 @@ _json = click.option("--json", "as_json", is_flag=True, help="Write JSON, for a 
 @context.command("list")
 @_json
 def list_contexts(as_json: bool) -> None:
-    """List the contexts; a star marks the current one."""
+    """List the contexts; a star marks the current one.
+
+    \b
+    Examples:
+      async-bento context list
+    """
     path = contexts_path()
     known = read_contexts(path)
     if as_json:
@@ -102,7 +107,12 @@ def list_contexts(as_json: bool) -> None:
 @context.command()
 @click.argument("name")
 def use(name: str) -> None:
-    """Make the context NAME the current one."""
+    """Make the context NAME the current one.
+
+    \b
+    Examples:
+      async-bento context use staging
+    """
     chosen = use_context(contexts_path(), name)
     click.echo(f"The current context is {chosen.name!r} now: {chosen.endpoint}")
     _warn_of_variables(chosen.name)
@@ -111,7 +121,13 @@ def use(name: str) -> None:
 @context.command()
 @_json
 def current(as_json: bool) -> None:
-    """Show the current context's name."""
+    """Show the current context's name.
+
+    \b
+    Examples:
+      async-bento context current
+      async-bento context current --json
+    """
     path = contexts_path()
     known = read_contexts(path)
     found = known.find(known.current_context_name)

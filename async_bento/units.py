@@ -1,4 +1,4 @@
-"""Sizes and durations, as a person reads them."""
+"""Sizes, durations and names, as a person reads them."""
 
 from __future__ import annotations
 
@@ -39,3 +39,19 @@ def human_time(seconds: float) -> str:
     if whole < _HOUR:
         return f"{whole // _MINUTE} min {whole % _MINUTE:02} s"
     return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02} min"
+
+
+def shorten(name: str, room: int) -> str:
+    """Cut the middle out of a name that is too long.
+
+    Args:
+        name: The name.
+        room: Characters there are.
+
+    Returns:
+        The name, with an ellipsis where something is missing.
+    """
+    if len(name) <= room:
+        return name
+    tail = (room - 1) // 2
+    return f"{name[: room - 1 - tail]}…{name[len(name) - tail :]}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_bento import AsyncBentoAPI, LineListener, ProgressEvent, TqdmListener
-from async_bento.bars import Job, Rate, choose_listener, fit, shorten
+from async_bento.bars import Job, Rate, choose_listener, fit
 from tests.builders import MiB
 
 if TYPE_CHECKING:
@@ -334,11 +334,6 @@ def test_what_begins_at_once_belongs_to_the_job_and_what_begins_later_does_not()
 def test_what_does_not_fit_is_left_out_from_its_end() -> None:
     assert fit(["1.0/2.0 MiB", "1.0 MiB/s", "1 s left"], 24) == "1.0/2.0 MiB, 1.0 MiB/s"
     assert fit(["1.0/2.0 MiB"], 3) == "1.0/2.0 MiB"
-
-
-def test_a_long_name_loses_its_middle() -> None:
-    assert shorten("pushing bento iris:v1", 21) == "pushing bento iris:v1"
-    assert shorten("pushing bento iris:v1", 11) == "pushi…is:v1"
 
 
 # Lines

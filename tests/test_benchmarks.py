@@ -20,6 +20,7 @@ MiB = 1024 * 1024
 reads_proc = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 
 
+@pytest.mark.skipif(not load(), reason="nothing was measured yet")
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_the_documents_have_the_figures_that_were_measured(name):
     text = (ROOT / name).read_text()

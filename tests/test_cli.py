@@ -10,10 +10,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from click import Group
 from click.testing import CliRunner, Result
 
 from async_bento import BentoAPI, __version__
 from async_bento.cli import main
+from async_bento.table import fitted
 from tests.builders import contents, make_bento, make_model
 
 if TYPE_CHECKING:
@@ -174,6 +176,7 @@ async def stall(self, writer, content_length):
 
 TarBody.write_with_length = stall
 from async_bento.cli import main
+from async_bento.table import fitted
 main(["push", "svc:v1"])
 """
     process = subprocess.Popen(
@@ -213,3 +216,142 @@ def test_a_port_in_use_is_said(served: LocalRegistry, tmp_path: Path) -> None:
     result = run("registry", "serve", "--root", str(tmp_path / "root"), "--port", port)
     assert result.exit_code == 2
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+
+
+# Several at once
+
+
+@pytest.fixture
+def three(home: Path) -> None:
+    """Three bentos in the store."""
+    for tag in ("iris:v1", "iris:v2", "fraud:v1"):
+        make_bento(home, tag)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pushed"),
+    [
+        (("iris:v1", "fraud:v1"), ["iris:v1", "fraud:v1"]),
+        (("iris:*",), ["iris:v1", "iris:v2"]),
+        (("*:v1", "iris:v1"), ["fraud:v1", "iris:v1"]),
+        (("--all",), ["fraud:v1", "iris:v1", "iris:v2"]),
+    ],
+)
+def test_several_are_pushed_each_once(
+    served: LocalRegistry, three: None, arguments: tuple[str, ...], pushed: list[str]
+) -> None:
+    assert [line.split()[3].rstrip(":") for line in done("push", *arguments).splitlines()] == pushed
+    assert sorted(line.split()[0] for line in done("list").splitlines()[1:]) == sorted(pushed)
+
+
+def test_several_models_are_pushed(served: LocalRegistry, home: Path) -> None:
+    for tag in ("mod:m1", "mod:m2"):
+        make_model(home, tag)
+    assert [result["tag"] for result in json.loads(done("models", "push", "mod*", "--json"))] == ["mod:m1", "mod:m2"]
+
+
+def test_a_machine_reads_a_list_where_several_may_have_been_meant(served: LocalRegistry, three: None) -> None:
+    assert [result["tag"] for result in json.loads(done("push", "fraud:*", "--json"))] == ["fraud:v1"]
+    assert json.loads(done("push", "iris:v1", "--json"))["tag"] == "iris:v1"
+
+
+def test_one_that_fails_does_not_stop_the_others(served: LocalRegistry, three: None) -> None:
+    result = run("push", "iris:v1", "gone:v1", "fraud:v1")
+    assert result.exit_code == 3
+    assert [line.split()[3] for line in result.stdout.splitlines()] == ["iris:v1:", "fraud:v1:"]
+    assert "Error: gone:v1: no bento gone:v1 in" in result.stderr
+    assert result.stderr.splitlines()[-1] == "Error: 1 of 3 bentos were not pushed: gone:v1"
+
+
+def test_what_the_next_push_would_fail_with_as_well_ends_it(
+    served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENTO_CLOUD_API_KEY", "not-this-one")
+    result = run("push", "--all")
+    assert (result.exit_code, result.stderr.count("Error:")) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("push",), 2, "it needs what to push, or --all"),
+        (("push", "iris:v1", "--all"), 2, "it needs what to push, or --all"),
+        (("push", "rose*"), 3, "no bento in {home}/bentos matches 'rose*'"),
+        (("models", "push", "--all"), 3, "no model in {home}/models matches '*'"),
+        (("get",), 2, "it needs either a tag, or --search or --label"),
+        (("get", "iris", "--search", "iris"), 2, "it needs either a tag, or --search or --label"),
+        (("get", "--search", "rose"), 3, "nothing on the registry matches"),
+        (("list", "--label", "team"), 2, "'team' is no KEY=VALUE without spaces"),
+        (("list", "--label", "team=a b"), 2, "'team=a b' is no KEY=VALUE without spaces"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(
+    served: LocalRegistry, three: None, home: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert said.format(home=home) in result.stderr
+
+
+# Looking for records
+
+
+def test_records_are_looked_for_by_name_and_labels(served: LocalRegistry, home: Path) -> None:
+    for tag, labels, year in (
+        ("iris:v1", {"team": "nlp", "stage": "prod"}, 2021),
+        ("iris:v2", {"team": "nlp"}, 2022),
+        ("rose:v1", {"team": "vision"}, 2023),
+    ):
+        make_bento(home, tag, labels=labels, built=f"{year}-01-01 00:00:00")
+    done("push", "--all")
+
+    def tags(*arguments: str) -> list[str]:
+        return [line.split()[0] for line in done("list", *arguments).splitlines()[1:]]
+
+    assert tags() == ["rose:v1", "iris:v2", "iris:v1"]
+    assert tags("--search", "ris") == ["iris:v2", "iris:v1"]
+    assert tags("--label", "team=nlp") == ["iris:v2", "iris:v1"]
+    assert tags("--label", "team=nlp", "--label", "stage=prod") == ["iris:v1"]
+    assert tags("--label", "team=nlp", "--query", "sort:build_at-asc") == ["iris:v1", "iris:v2"]
+    assert done("get", "--label", "team=nlp").startswith("Tag:         iris:v2\n")
+    assert done("get", "--search", "iris", "--label", "stage=prod").startswith("Tag:         iris:v1\n")
+
+
+def test_a_list_and_a_record_fit_the_terminal_and_a_pipe_has_all(
+    served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "a" * 63
+    models = [f"model-with-a-long-name-{number}:v1" for number in range(6)]
+    make_bento(home, f"{name}:v1", models=models)
+    for model in models:
+        make_model(home, model)
+    done("push", name)
+    whole = done("list")
+    monkeypatch.setattr("async_bento.table.terminal_width", lambda: 80)
+    table, record = done("list").splitlines(), done("get", name).splitlines()
+    assert f"{name}:v1" in whole
+    assert max(map(len, table)) == 80
+    assert "…" in table[1]
+    assert "success" in table[1]
+    assert max(map(len, record)) <= 80
+    assert " ".join(" ".join(record).split()).endswith(", ".join(models))
+
+
+@pytest.mark.parametrize(
+    ("widths", "room", "fitting"),
+    [([10, 5], 17, [10, 5]), ([30, 20, 5], 49, [20, 20, 5]), ([50, 40], 20, [12, 12])],
+)
+def test_the_widest_columns_give_way(widths: list[int], room: int, fitting: list[int]) -> None:
+    assert fitted(widths, room) == fitting
+
+
+def test_every_command_has_an_example() -> None:
+    def commands(group: Group, *path: str) -> list[tuple[str, ...]]:
+        found: list[tuple[str, ...]] = []
+        for name, command in group.commands.items():
+            found += commands(command, *path, name) if isinstance(command, Group) else [(*path, name)]
+        return found
+
+    for path in commands(main):
+        text = done(*path, "--help")
+        assert f"async-bento {' '.join(path)}" in text.partition("Examples:")[2], path

@@ -1,10 +1,10 @@
-"""Sizes and durations, as a person reads them."""
+"""Sizes, durations and names, as a person reads them."""
 
 from __future__ import annotations
 
 import pytest
 
-from async_bento.units import human_size, human_time
+from async_bento.units import human_size, human_time, shorten
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,8 @@ def test_a_size_is_written_as_a_person_reads_it(count: int, text: str) -> None:
 )
 def test_a_duration_is_written_as_a_person_reads_it(seconds: float, text: str) -> None:
     assert human_time(seconds) == text
+
+
+def test_a_long_name_loses_its_middle() -> None:
+    assert shorten("pushing bento iris:v1", 21) == "pushing bento iris:v1"
+    assert shorten("pushing bento iris:v1", 11) == "pushi…is:v1"

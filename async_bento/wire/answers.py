@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -66,6 +67,21 @@ def read_answer(body: bytes, schema: type[AnswerT], request: str) -> AnswerT:
         raise APIResponseError(
             f"{request}: the answer does not fit the protocol: {field}: {first['msg']}", field=field
         ) from None
+
+
+def clock_of(headers: Mapping[str, str]) -> float | None:
+    """Read a `Date` header (RFC 9110, 6.6.1).
+
+    Args:
+        headers: The answer's headers.
+
+    Returns:
+        Seconds since 1970; None where there is no such header, or nothing that can be read.
+    """
+    try:
+        return parsedate_to_datetime(headers.get("Date", "")).timestamp()
+    except ValueError:
+        return None
 
 
 def status_error(

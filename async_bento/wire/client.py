@@ -6,10 +6,11 @@ import asyncio
 import logging
 import math
 import sys
+import time
 from functools import cache, partial
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import aiohttp
 import anyio.to_thread
@@ -20,6 +21,7 @@ from async_bento._version import __version__
 from async_bento.config import BENTOML_VERSION, Config, KiB
 from async_bento.credentials import Credentials, find_credentials, needs_contexts, origin
 from async_bento.errors import (
+    APIError,
     APIResponseError,
     APIStatusError,
     APITimeoutError,
@@ -27,7 +29,7 @@ from async_bento.errors import (
 )
 from async_bento.retry import Pauses, with_retries
 from async_bento.wire.address import AUTH_HEADER, Address, connection_error, proxy_of_environment
-from async_bento.wire.answers import is_not_found, read_answer, status_error
+from async_bento.wire.answers import clock_of, is_not_found, read_answer, status_error
 from async_bento.wire.routes import ItemRoutes
 from async_bento.wire.schemas import (
     BentoFullSchema,
@@ -55,6 +57,32 @@ READ_BUFFER = 256 * KiB
 """Bytes a connection may hold before it is read; above aiohttp's 64 KiB it is woken less often."""
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
+
+
+class _Heard(NamedTuple):
+    """An answer, whatever it is."""
+
+    status: int
+    headers: Mapping[str, str]
+    said: bytes
+    request: str
+
+
+class Probe(NamedTuple):
+    """What came of one look at a registry.
+
+    Attributes:
+        seconds: How long its answer took.
+        skew: How far this machine's clock is ahead of the registry's, in seconds, to about one second; None where the
+            registry does not tell its time.
+        user: Whose token it is; None where it is not accepted.
+        refusal: Why it is not.
+    """
+
+    seconds: float
+    skew: float | None
+    user: UserSchema | None
+    refusal: APIError | None
 
 
 class RestApiClient:
@@ -158,6 +186,28 @@ class RestApiClient:
             APIError: The registry was not reached, or refused.
         """
         return await self.ask("GET", "auth/current", UserSchema)
+
+    async def probe(self) -> Probe:
+        """Ask whose token it is, once, and look at the registry's clock: GET `/api/v1/auth/current`.
+
+        Returns:
+            What came of it.
+
+        Raises:
+            APIError: The registry was not reached, or its answer does not fit the protocol. That it refuses is part
+                of the answer.
+            ConfigError: There is no token.
+        """
+        if self._credentials is None:
+            await anyio.to_thread.run_sync(lambda: self.credentials)
+        began = time.time()
+        heard = await self._say("GET", "auth/current", None, None, self._timeout)
+        seconds = time.time() - began
+        date = clock_of(heard.headers)
+        skew = None if date is None else began + seconds / 2 - date
+        if heard.status != HTTPStatus.OK:
+            return Probe(seconds, skew, None, self._refusal(heard))
+        return Probe(seconds, skew, read_answer(heard.said, UserSchema, heard.request), None)
 
     def storage_address(self, presigned_url: SecretStr) -> Address:
         """Where a presigned URL leads, spoken to without the token, cookies or netrc.
@@ -295,6 +345,19 @@ class RestApiClient:
         params: Mapping[str, str] | None,
         patience: float,
     ) -> AnswerT:
+        heard = await self._say(method, path, body, params, patience)
+        if heard.status != HTTPStatus.OK:
+            raise self._refusal(heard)
+        return read_answer(heard.said, schema, heard.request)
+
+    def _refusal(self, heard: _Heard) -> APIError:
+        credentials = self.credentials
+        token = credentials.api_token.get_secret_value()
+        return status_error(heard.status, heard.headers, heard.said, heard.request, credentials.source, token)
+
+    async def _say(
+        self, method: str, path: str, body: Request | None, params: Mapping[str, str] | None, patience: float
+    ) -> _Heard:
         address = self.registry_address(path)
         request = f"{method} {address}"
         timeout = aiohttp.ClientTimeout(total=patience, sock_connect=self.config.timeouts.connect)
@@ -309,16 +372,7 @@ class RestApiClient:
             raise APITimeoutError(f"{request}: no answer within {patience:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise connection_error(address, error) from error
-        if response.status != HTTPStatus.OK:
-            raise status_error(
-                response.status,
-                response.headers,
-                said,
-                request,
-                self.credentials.source,
-                self.credentials.api_token.get_secret_value(),
-            )
-        return read_answer(said, schema, request)
+        return _Heard(response.status, response.headers, said, request)
 
 
 def _is_here(host: str) -> bool:
