@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
+from concurrent.futures import wait
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SECONDS_BETWEEN_LOOKS = 0.2
+"""How long a call may be deaf to Ctrl-C."""
+
 
 class LoopThread:
     """An event loop in a thread of its own, started when it is first needed, and stopped at exit at the latest.
@@ -78,6 +82,9 @@ class LoopThread:
         future: Future[T] | None = None
         try:
             future = portal.start_task_soon(partial(job.run, partial(function, *args, **kwargs)))
+            # A thread that waits for a lock without end hears of a signal only if the system wakes just this one for it.
+            while not wait([future], SECONDS_BETWEEN_LOOKS).done:
+                pass
             return future.result()
         except BaseException:
             # The interrupt may come anywhere, even before there is a future: what has begun is asked for on the loop.

@@ -126,17 +126,26 @@ print(api.push("svc:v1").skipped)
     assert run_script(script) == "False\n"
 
 
-def test_ctrl_c_cancels_waits_for_the_clean_up_and_leaves_the_api_usable(served: LocalRegistry, home: Path) -> None:
+@pytest.mark.parametrize(
+    "interrupt",
+    [
+        "os.kill(os.getpid(), signal.SIGINT)",
+        "signal.pthread_kill(threading.get_ident(), signal.SIGINT)",  # which does not wake the main thread
+    ],
+)
+def test_ctrl_c_cancels_waits_for_the_clean_up_and_leaves_the_api_usable(
+    served: LocalRegistry, home: Path, interrupt: str
+) -> None:
     make_bento(home, "svc:v1")
     script = """
-import asyncio, os, signal
+import asyncio, os, signal, threading
 from async_bento import BentoAPI
 from async_bento.transfer.body import TarBody
 
 write = TarBody.write_with_length
 
 async def interrupt(self, writer, content_length):
-    os.kill(os.getpid(), signal.SIGINT)
+    INTERRUPT
     await asyncio.sleep(60)
 
 with BentoAPI() as api:
@@ -149,7 +158,7 @@ with BentoAPI() as api:
     TarBody.write_with_length = write
     print(api.push("svc:v1").skipped, api.get("svc").upload_status)
 """
-    assert run_script(script) == "failed cancelled\nFalse success\n"
+    assert run_script(script.replace("INTERRUPT", interrupt)) == "failed cancelled\nFalse success\n"
 
 
 @pytest.mark.parametrize(("blocking", "asynchronous"), [(BentoAPI, AsyncBentoAPI), (ModelAPI, AsyncModelAPI)])

@@ -111,7 +111,7 @@ async def test_a_cell_that_is_interrupted_in_mid_transfer_ends_and_the_next_brin
         door.fault(GET, held, skip=2)
     await ready(kernel, door, at, progress=False)
 
-    asked = kernel.client.execute(call.format(direction))
+    asked = kernel.client.execute(call.format(direction), stop_on_error=False)  # or the next cell may be dropped
     await held.arrived.wait()
     await kernel.manager.interrupt_kernel()
     reply = await kernel.client.get_shell_msg(timeout=SECONDS)
