@@ -82,7 +82,7 @@ class LoopThread:
         future: Future[T] | None = None
         try:
             future = portal.start_task_soon(partial(job.run, partial(function, *args, **kwargs)))
-            # A thread that waits for a lock without end hears of a signal only if it is the one the system wakes for it.
+            # A thread that waits for a lock without end hears of a signal only where the system wakes that very thread.
             while not wait([future], SECONDS_BETWEEN_LOOKS).done:
                 pass
             return future.result()
