@@ -87,6 +87,10 @@ class End(asyncio.Protocol):
         self._loop.call_at(max(self._free_at, self._loop.time()) + self._path.delay, self._deliver)
 
     def _deliver(self) -> None:
+        if not hasattr(self.other, "transport"):  # Python 3.10 reads also before the other end is there
+            if not self.transport.is_closing():
+                self._loop.call_later(0.001, self._deliver)
+            return
         data = self._under_way.popleft()
         if not self.other.transport.is_closing():
             if data is None:
