@@ -87,10 +87,6 @@ class End(asyncio.Protocol):
         self._loop.call_at(max(self._free_at, self._loop.time()) + self._path.delay, self._deliver)
 
     def _deliver(self) -> None:
-        if not hasattr(self.other, "transport"):  # Python 3.10 reads also before the other end is there
-            if not self.transport.is_closing():
-                self._loop.call_later(0.001, self._deliver)
-            return
         data = self._under_way.popleft()
         if not self.other.transport.is_closing():
             if data is None:
@@ -118,7 +114,7 @@ class Near(End):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.transport.pause_reading()
+        self._loop.call_soon(self.transport.pause_reading)  # after Python 3.10 has begun to read, whatever one says here
         self.other = End(self._path)
         self.other.other = self
         self._connecting = self._loop.create_task(self._connect())
