@@ -114,7 +114,7 @@ class Near(End):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._loop.call_soon(self.transport.pause_reading)  # after Python 3.10 has begun to read, whatever one says here
+        self._loop.call_soon(self.transport.pause_reading)  # not at once: Python 3.10 begins to read after this
         self.other = End(self._path)
         self.other.other = self
         self._connecting = self._loop.create_task(self._connect())
