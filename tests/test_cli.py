@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from async_bento import BentoAPI, __version__
 from async_bento.cli import main
-from async_bento.table import fitted
+from async_bento.cli.table import fitted
 from tests.builders import contents, make_bento, make_model
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ async def stall(self, writer, content_length):
 
 TarBody.write_with_length = stall
 from async_bento.cli import main
-from async_bento.table import fitted
+from async_bento.cli.table import fitted
 main(["push", "svc:v1"])
 """
     process = subprocess.Popen(
@@ -327,7 +327,7 @@ def test_a_list_and_a_record_fit_the_terminal_and_a_pipe_has_all(
         make_model(home, model)
     done("push", name)
     whole = done("list")
-    monkeypatch.setattr("async_bento.table.terminal_width", lambda: 80)
+    monkeypatch.setattr("async_bento.cli.table.terminal_width", lambda: 80)
     table, record = done("list").splitlines(), done("get", name).splitlines()
     assert f"{name}:v1" in whole
     assert max(map(len, table)) == 80

@@ -44,7 +44,7 @@ def registry(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> LocalReg
 
 @pytest.fixture
 def at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("async_bento.login._can_ask", lambda: True)
+    monkeypatch.setattr("async_bento.cli.login._can_ask", lambda: True)
 
 
 def log_in(registry: LocalRegistry, *more: str) -> Result:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from async_bento.cli.table import say_table
 from async_bento.contexts import store_context, use_context
 from async_bento.credentials import (
     DEFAULT_ENDPOINT,
@@ -23,7 +24,6 @@ from async_bento.credentials import (
     shadowing,
 )
 from async_bento.errors import AuthenticationError, ConfigError
-from async_bento.table import say_table
 
 if TYPE_CHECKING:
     from async_bento.wire.schemas import UserSchema

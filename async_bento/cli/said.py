@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from async_bento.cli.table import say_facts, say_table
 from async_bento.errors import NotFoundError
 from async_bento.progress import is_watched
-from async_bento.table import say_facts, say_table
 from async_bento.units import human_size
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
+from async_bento.cli.said import pushed, say_pushed
 from async_bento.errors import APIConnectionError, AuthenticationError, BentoError, ConfigError, NotFoundError
-from async_bento.said import pushed, say_pushed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
