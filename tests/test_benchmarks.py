@@ -11,8 +11,9 @@ from threading import Thread
 
 import pytest
 
+from benchmarks.cases import steps
 from benchmarks.measure import FailedError, take
-from benchmarks.table import DOCUMENTS, Result, filled, load
+from benchmarks.table import AXES, DOCUMENTS, Result, filled, load, scale_table
 
 ROOT = Path(__file__).parent.parent
 MiB = 1024 * 1024
@@ -20,7 +21,6 @@ MiB = 1024 * 1024
 reads_proc = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 
 
-@pytest.mark.skipif(not load(), reason="nothing was measured yet")
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_the_documents_have_the_figures_that_were_measured(name):
     text = (ROOT / name).read_text()
@@ -105,3 +105,40 @@ def test_a_link_takes_its_round_trip_and_gives_its_rate():
                     assert time.monotonic() - began >= 0.5 * len(sent) / 4e6
             finally:
                 link.terminate()
+
+
+def test_tables_are_put_between_their_marks_and_nowhere_else(monkeypatch):
+    monkeypatch.setattr("benchmarks.table.TABLES", {"one": lambda _: "| 1 |", "two": lambda _: "| 2 |"})
+    text = "a\n<!-- benchmarks: two -->\n<!-- end -->\nb\n<!-- benchmarks: one -->\n| old |\n<!-- end -->\nc\n"
+    new = "a\n<!-- benchmarks: two -->\n| 2 |\n<!-- end -->\nb\n<!-- benchmarks: one -->\n| 1 |\n<!-- end -->\nc\n"
+    assert filled(text, []) == new
+    assert filled(new, []) == new
+
+
+def test_each_step_says_what_more_costs():
+    walls = {1: [2.5], 2: [4.5, 9.0, 3.0], 4: [8.5]}
+    taken = [
+        {"axis": "bytes", "much": much * 1024 * MiB, "direction": "push", "wall": wall, "cpu": 1.0, "peak_memory": MiB}
+        for much, rounds in walls.items()
+        for wall in rounds
+    ]
+    title, _, _, _, *rows = scale_table({"floor": 0, "taken": taken}).splitlines()
+    assert title == "**Push, by bytes**: 0.5 s and 2.00 s a GiB fit best."
+    assert [row.split("|")[1:] for row in rows] == [
+        [" 1.0 GiB ", " 2.50 ", " 1.00 ", " 1 ", "  ", ""],
+        [" 2.0 GiB ", " 4.50 ", " 1.00 ", " 1 ", " 2.00 s a GiB ", ""],
+        [" 4.0 GiB ", " 8.50 ", " 1.00 ", " 1 ", " 2.00 s a GiB ", ""],
+    ]
+
+
+def test_what_grows_is_told_from_its_smallest_to_its_largest():
+    measured = steps()
+    assert {axis for axis, _, _ in measured} == {*AXES}
+    assert ("bytes", 64 * MiB) in [(axis, much) for axis, much, _ in measured]
+    assert ("files", 100_000) in [(axis, much) for axis, much, _ in measured]
+    assert [(axis, much) for axis, much, _ in steps(0.005)] == [
+        ("bytes", 64 * MiB),
+        ("files", 1),
+        ("files", 100),
+        ("models", 1),
+    ]

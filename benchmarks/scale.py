@@ -1,0 +1,65 @@
+"""Measure how the cost of a push and a pull grows, with their size, their files and their models.
+
+    python -m benchmarks.scale                     # all of it: about 20 minutes on two cores, and 50 GB of disk
+    python -m benchmarks.scale --largest .01       # a quick look: only what has at most this share of the largest
+
+async-bento alone, over the loopback, on SeaweedFS; as `benchmarks.run` does it, bytes compared and all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import OURS, steps
+from benchmarks.items import Items
+from benchmarks.peers import FLOORS
+from benchmarks.run import directory_for, given, keep, machine, run_round, start
+from benchmarks.table import RESULTS, SCALE
+
+ROUNDS = 3
+PATIENCE = 60.0
+"""Seconds; what has taken as long has no further round."""
+
+
+def main() -> None:
+    """Run all of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--largest", type=float, default=1.0, help="leave out what has more than this share of it")
+    parser.add_argument("--results", type=Path, help="a directory; benchmarks/results, or build/benchmarks for a look")
+    parser.add_argument("--scratch", type=Path, help="a directory for the data, with 50 GB of room")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    results = options.results or (RESULTS if options.largest >= 1 else Path("build/benchmarks"))
+    taken: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        content = {
+            "command": given("benchmarks.scale"),
+            "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "machine": machine(),
+            "floor": start(["-c", FLOORS[OURS]], Path(scratch)).peak_memory,
+            "taken": taken,
+        }
+        for axis, much, case in steps(options.largest):
+            print(f"{axis}: {much}", flush=True)
+            with directory_for(case, Path(scratch)) as directory:
+                items = Items(case, directory)
+                began = time.monotonic()
+                for number in range(1, ROUNDS + 1):
+                    if number > 1 and time.monotonic() - began > PATIENCE:
+                        break
+                    load = round(os.getloadavg()[0], 2)
+                    said = {"axis": axis, "much": much, "round": number, "load_before": load}
+                    taken += [{**said, **each} for each in run_round(items, Path(scratch), case.peers)]
+                    keep(results, SCALE, content)
+
+
+if __name__ == "__main__":
+    main()

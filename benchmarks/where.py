@@ -1,0 +1,138 @@
+"""Where the time of a push and a pull goes: py-spy looks at every thread that works, 200 times a second.
+
+    python -m benchmarks.where
+
+One file of a GiB and 20,000 files of 20 kB, over the loopback, on SeaweedFS. What a thread is found at is told by the
+innermost frame that says something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.cases import OURS, Case, GiB
+from benchmarks.items import Items
+from benchmarks.measure import take
+from benchmarks.peers import Errand, command, environment
+from benchmarks.run import directory_for, given, keep, machine
+from benchmarks.servers import BIN, site
+from benchmarks.table import RESULTS, WHERE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.cases import Direction
+
+RATE = 200
+IDLE = ""
+CASES = (
+    Case("", "One file of 1 GiB", GiB),
+    Case("", "20,000 files of 20 kB", 20_000, files=20_000),
+)
+
+WORDS = (
+    (IDLE, ("_worker (concurrent/futures", "select (selectors.py", "wait (threading.py", "accept (")),
+    ("MD5, and reading of large files", ("run (concurrent/futures", "_run_in_executor")),
+    ("reading of small files", ("_read_slice", "_open (async_bento/archive", "_check_unchanged")),
+    ("headers", ("tarfile.py", "archive/plan.py", "archive/headers.py")),
+    ("looking through the directory", ("archive/scan.py", "archive/members.py", "store/")),
+    ("writing of files", ("write (async_bento/archive/tree.py", "_start_writing_back")),
+    ("making, closing and naming of files", ("archive/tree.py",)),
+    ("sync", ("_sync_filesystem", "sync_tree")),
+    ("unpacking", ("archive/extract.py", "unpacking.py")),
+    ("sending", ("write (asyncio/selector_events.py", "_write_send", "_write_ready")),
+    ("receiving", ("_read_ready", "data_received")),
+    ("HTTP", ("aiohttp/", "multidict", "yarl", "transfer/", "wire/")),
+    ("the event loop", ("asyncio/", "selectors.py", "anyio/", "concurrency.py")),
+)
+"""What a frame says, by what is in it; for the innermost frame first."""
+
+START = "start and imports"
+OTHER = "start and end of the interpreter, and what py-spy could not tell"
+
+
+def of(stack: str) -> str:
+    """Say what a thread was at.
+
+    Args:
+        stack: Its frames, the innermost last, with `;` between them.
+
+    Returns:
+        What it was at.
+    """
+    frames = stack.split(";")
+    if any("importlib" in frame for frame in frames):
+        return START
+    for frame in reversed(frames):
+        for what, words in WORDS:
+            if any(word in frame for word in words):
+                return what
+    return OTHER
+
+
+def seconds(folded: str) -> dict[str, float]:
+    """Add up what was seen.
+
+    Args:
+        folded: What py-spy wrote: a stack and how often it was seen, in each line.
+
+    Returns:
+        Seconds of all threads, by what they were at; the most first.
+    """
+    found: Counter[str] = Counter()
+    for line in folded.splitlines():
+        stack, _, count = line.rpartition(" ")
+        found[of(stack)] += int(count)
+    found.pop(IDLE, None)
+    return {what: count / RATE for what, count in found.most_common()}
+
+
+@contextmanager
+def _errand(items: Items, scratch: Path) -> Iterator[Errand]:
+    (scratch / "weed").mkdir()
+    with site(scratch / "weed", None, "presigned_url") as here, tempfile.TemporaryDirectory(dir=scratch) as home:
+        items.lay_out(Path(home, "bentoml"), "v1")
+        yield Errand("push", items.kind, f"{items.name}:v1", "", Path(), Path(home), here)
+
+
+def _look(errand: Errand, log: Path) -> tuple[float, dict[str, float]]:
+    seen = errand.home / "seen"
+    spy = [str(BIN / "py-spy"), "record", "--rate", str(RATE), "--format", "raw", "--output", str(seen)]
+    taken = take([*spy, "--", sys.executable, *command(OURS, errand)], environment(OURS, errand), [errand.home], log)
+    return taken.wall, seconds(seen.read_text())
+
+
+def main() -> None:
+    """Look at all of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--scratch", type=Path)
+    options = parser.parse_args()
+    taken: list[dict[str, Any]] = []
+    began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    for case in CASES:
+        with tempfile.TemporaryDirectory(dir=options.scratch) as name, directory_for(case, Path(name)) as scratch:
+            items = Items(case, scratch)
+            with _errand(items, scratch) as errand:
+                homes: dict[Direction, Path] = {"push": errand.home, "pull": Path(tempfile.mkdtemp(dir=scratch))}
+                for direction, home in homes.items():
+                    wall, at = _look(replace(errand, direction=direction, home=home), scratch / "log")
+                    taken.append({"title": case.title, "direction": direction, "wall": wall, "at": at})
+                    print(case.title, direction, at, flush=True)
+    keep(
+        options.results,
+        WHERE,
+        {"command": given("benchmarks.where"), "began": began, "machine": machine(), "taken": taken},
+    )
+
+
+if __name__ == "__main__":
+    main()
