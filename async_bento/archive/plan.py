@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import stat
+import struct
 import tarfile
 from array import array
 from bisect import bisect_right
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _USTAR_NAME = 100
 _USTAR_LIMIT = 8**11
+_USTAR = struct.Struct("100s 8s 8s 8s 12s 12s 8s c 100s 8s 247x")
+_CHECKSUM = 148  # where it stands, in that header
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO}
 _NS = 1_000_000_000
@@ -270,6 +273,8 @@ def _cannot_read(path: str, error: OSError) -> ArchiveError:
 
 
 def _header(entry: Entry) -> bytes:
+    if _fits_ustar(entry):
+        return _ustar(entry)
     info = tarfile.TarInfo(f"./{entry.name}")
     info.type = entry.type
     info.mode = entry.mode
@@ -280,9 +285,26 @@ def _header(entry: Entry) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-def _header_size(entry: Entry) -> int:
+def _ustar(entry: Entry) -> bytes:
+    """A header of POSIX.1-1988, as `tarfile` writes it where nothing needs another one, in a third of its time."""
+    fields = [
+        f"./{entry.name}/" if entry.type == tarfile.DIRTYPE and entry.name else f"./{entry.name}",
+        f"{entry.mode & 0o7777:07o}",
+        f"{0:07o}",  # the owner, and the group
+        f"{0:07o}",
+        f"{entry.size:011o}",
+        f"{entry.mtime_ns // _NS:011o}",
+        "        ",
+        entry.type.decode(),
+        f"./{entry.link}" if entry.type == tarfile.LNKTYPE else entry.link,
+    ]
+    block = _USTAR.pack(*(field.encode() for field in fields), tarfile.POSIX_MAGIC)
+    return b"%b%06o\0%b" % (block[:_CHECKSUM], sum(block), block[_CHECKSUM + 7 :])
+
+
+def _fits_ustar(entry: Entry) -> bool:
     # Two characters for "./", one for the slash behind a directory's name, which tarfile adds.
-    fits_ustar = (
+    return (
         len(entry.name) <= _USTAR_NAME - 3
         and len(entry.link) <= _USTAR_NAME - 2
         and entry.name.isascii()
@@ -290,7 +312,10 @@ def _header_size(entry: Entry) -> int:
         and entry.size < _USTAR_LIMIT
         and 0 <= entry.mtime_ns < _USTAR_LIMIT * _NS
     )
-    return tarfile.BLOCKSIZE if fits_ustar else len(_header(entry))
+
+
+def _header_size(entry: Entry) -> int:
+    return tarfile.BLOCKSIZE if _fits_ustar(entry) else len(_header(entry))
 
 
 def _padded(size: int, block: int = tarfile.BLOCKSIZE) -> int:

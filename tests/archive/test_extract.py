@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import ctypes
 import errno
 import gzip
 import io
@@ -15,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -322,6 +324,40 @@ def test_no_file_stays_open(there: Path, give_up: Callable[[Extractor], None]) -
             give_up(extractor)
     assert open_files(there) == 0
     assert not extractor.finished
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone lets a file begin its way to the disk")
+@pytest.mark.parametrize(("size", "times"), [(31, 0), (70, 2)])
+def test_a_large_file_begins_its_way_to_the_disk_while_it_comes(
+    there: Path, monkeypatch: pytest.MonkeyPatch, size: int, times: int
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    class Libc:
+        def __init__(self, name: None) -> None:
+            self._real = ctypes.CDLL(name)
+
+        def sync_file_range(self, descriptor: int, *arguments: object) -> None:
+            answer = self._real.sync_file_range(descriptor, *arguments)
+            asked.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, answer))
+
+    monkeypatch.setattr("async_bento.archive.tree.ctypes", SimpleNamespace(CDLL=Libc, c_int64=ctypes.c_int64))
+    head = block("before", content=b"x") + block("large", content=bytes(size * MiB))[:512]
+    with Extractor(there) as extractor:
+        extractor.feed(head)
+        for _ in range(size):
+            extractor.feed(bytes(MiB))
+        extractor.feed(END)
+        extractor.close()
+    assert asked == [("large", 0)] * times
+
+
+def test_a_system_that_has_no_such_call_does_without_it(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("async_bento.archive.tree.ctypes", SimpleNamespace(CDLL=lambda _: object()))
+    with Extractor(there) as extractor:
+        extractor.feed(block("large", content=bytes(33 * MiB)) + END)
+        extractor.close()
+    assert (there / "large").stat().st_size == 33 * MiB
 
 
 def test_an_extractor_that_has_failed_takes_no_more(there: Path) -> None:
