@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_bento import AsyncBentoAPI, LineListener, ProgressEvent, TqdmListener
-from async_bento.bars import Job, Rate, choose_listener, fit
+from async_bento.bars import choose_listener
+from async_bento.jobs import Job, Rate, fit
 from tests.builders import MiB
 
 if TYPE_CHECKING:
