@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
+import warnings
 from concurrent.futures import wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +19,7 @@ import anyio
 from anyio.from_thread import start_blocking_portal
 
 from async_bento.api import AsyncBentoAPI, AsyncModelAPI
+from async_bento.progress import is_notebook
 
 if TYPE_CHECKING:
     import os
@@ -65,6 +67,7 @@ class LoopThread:
         self._lock = threading.Lock()
         self._stack: ExitStack | None = None
         self._portal: BlockingPortal | None = None
+        self._has_warned = False
 
     def run(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a coroutine function to its end; Ctrl-C cancels it, and waits for its clean-up.
@@ -77,6 +80,7 @@ class LoopThread:
         Returns:
             What it returned.
         """
+        self._warn_of_a_loop()
         job = _Job()
         portal = self._open()
         future: Future[T] | None = None
@@ -100,6 +104,20 @@ class LoopThread:
             stack, self._stack, self._portal = self._stack, None, None
         if stack is not None:
             stack.close()
+
+    def _warn_of_a_loop(self) -> None:
+        """Say once that the loop of this thread stands still. In a notebook, it has nothing else to do meanwhile."""
+        if self._has_warned or is_notebook():
+            return
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            self._has_warned = True
+            warnings.warn(
+                "a call of BentoAPI blocks the event loop that runs in this thread until it is done; "
+                "`await` the same call of AsyncBentoAPI instead",
+                RuntimeWarning,
+                stacklevel=4,  # who called the API
+            )
 
     def _open(self) -> BlockingPortal:
         with self._lock:

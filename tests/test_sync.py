@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 import threading
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -105,8 +106,9 @@ def test_a_closed_api_opens_again_when_it_is_used(served: LocalRegistry, home: P
 def test_it_works_where_a_loop_is_running(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     script = """
-import asyncio
+import asyncio, warnings
 from async_bento import BentoAPI
+warnings.simplefilter("ignore", RuntimeWarning)  # that it blocks the loop
 async def cell():
     with BentoAPI() as api:
         api.push("svc:v1")
@@ -114,6 +116,42 @@ async def cell():
 asyncio.run(cell())
 """
     assert run_script(script) == "v1\n"
+
+
+@pytest.mark.parametrize(
+    ("call", "warned_at"),
+    [
+        ("api.get('svc'); api.get('svc')", "script.py:5"),
+        ("api.models.list()", "script.py:5"),
+        ("[*api.iter()]", "script.py:5"),
+    ],
+)
+def test_on_a_loop_that_runs_it_warns_once_and_names_what_does_not_block_it(
+    served: LocalRegistry, home: Path, tmp_path: Path, call: str, warned_at: str
+) -> None:
+    make_bento(home, "svc:v1")
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import asyncio
+from async_bento import BentoAPI
+async def main(api):
+    {call}
+with BentoAPI() as api:
+    api.push("svc:v1")
+    asyncio.run(main(api))
+""")
+    run = subprocess.run([sys.executable, "-W", "always", script], capture_output=True, text=True, check=True)
+    assert run.stderr.count("RuntimeWarning") == 1
+    assert f"{warned_at}: RuntimeWarning: a call of BentoAPI blocks the event loop" in run.stderr
+    assert "`await` the same call of AsyncBentoAPI" in run.stderr
+
+
+def test_where_no_loop_runs_nothing_is_warned_of(served: LocalRegistry, home: Path) -> None:
+    make_bento(home, "svc:v1")
+    with warnings.catch_warnings(), BentoAPI() as api:
+        warnings.simplefilter("error", RuntimeWarning)
+        api.push("svc:v1")
+        assert api.get("svc").version == "v1"
 
 
 def test_a_script_that_does_not_close_ends_all_the_same(served: LocalRegistry, home: Path) -> None:
