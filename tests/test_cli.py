@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from click import Group
+from click import Context, Group
 from click.testing import CliRunner, Result
 
 from async_bento import BentoAPI, __version__
@@ -348,10 +348,14 @@ def test_the_widest_columns_give_way(widths: list[int], room: int, fitting: list
 def test_every_command_has_an_example() -> None:
     def commands(group: Group, *path: str) -> list[tuple[str, ...]]:
         found: list[tuple[str, ...]] = []
-        for name, command in group.commands.items():
+        context = Context(group)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
             found += commands(command, *path, name) if isinstance(command, Group) else [(*path, name)]
         return found
 
-    for path in commands(main):
+    every = commands(main)
+    assert {("push",), ("models", "pull"), ("context", "use"), ("registry", "serve"), ("completion",)} <= {*every}
+    for path in every:
         text = done(*path, "--help")
         assert f"async-bento {' '.join(path)}" in text.partition("Examples:")[2], path

@@ -40,6 +40,15 @@ def test_where_all_is_well_each_line_is_ok(served: LocalRegistry, home: Path) ->
     assert not left_in_scratch(home)
 
 
+def test_on_a_terminal_long_lines_are_wrapped(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("async_bento.cli.table.terminal_width", lambda: 40)
+    said = done("doctor").splitlines()
+    at = next(number for number, line in enumerate(said) if "versions:" in line)
+    assert len(said) > at + 1
+    assert all(line.startswith(" " * 16) for line in said[at + 1 :])
+    assert max(map(len, said[at:])) <= 40
+
+
 def test_no_token_is_said_and_the_rest_is_looked_at(home: Path) -> None:
     result = run("doctor")
     said = lines(result.stdout)

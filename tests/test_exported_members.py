@@ -45,12 +45,14 @@ def test_a_name_that_is_none_is_missing() -> None:
         _ = async_bento.Bentos
 
 
-def test_importing_it_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize(("module", "needs"), [("async_bento", ""), ("async_bento.cli", "click")])
+def test_importing_it_imports_nothing_heavy(module: str, needs: str) -> None:
     script = (
-        "import async_bento, sys; print(*{'aiohttp', 'anyio', 'click', 'pydantic', 'tqdm', 'yaml'} & {*sys.modules})"
+        f"import {module}, sys;"
+        "print(*{'aiohttp', 'anyio', 'asyncio', 'click', 'pydantic', 'tqdm', 'yaml'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "\n"
+    assert done.stdout == f"{needs}\n"
 
 
 def test_every_error_is_public() -> None:

@@ -99,6 +99,7 @@ def test_without_the_plugin_there_is_none(pytester: pytest.Pytester) -> None:
 
 
 def test_pytest_is_imported_there_alone() -> None:
-    script = "import sys, async_bento.cli, async_bento.registry, async_bento.sync; print('pytest' in sys.modules)"
+    modules = "async_bento.cli.registry, async_bento.cli.transfers, async_bento.registry, async_bento.sync"
+    script = f"import sys, {modules}; print('pytest' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

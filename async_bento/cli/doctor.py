@@ -9,6 +9,7 @@ import click
 
 from async_bento.cli.exits import exit_code
 from async_bento.cli.options import asynchronous, connection
+from async_bento.cli.table import wrapped
 
 if TYPE_CHECKING:
     from async_bento.doctor import Finding
@@ -34,8 +35,9 @@ async def doctor(endpoint: str | None, context: str | None, as_json: bool) -> No
     async for finding in examine(endpoint, context):
         findings.append(finding)
         if not as_json:
-            word = click.style("ok  ", fg="green") if finding.error is None else click.style("FAIL", fg="red")
-            click.echo(f"{word}  {finding.name + ':':10}{finding.said}")
+            word, colour = ("ok  ", "green") if finding.error is None else ("FAIL", "red")
+            line = wrapped(f"{word}  {finding.name + ':':10}", finding.said)
+            click.echo(click.style(word, fg=colour) + line[len(word) :])
     if as_json:
         looked_at = [{"name": one.name, "ok": one.error is None, "said": one.said} for one in findings]
         click.echo(json.dumps(looked_at))

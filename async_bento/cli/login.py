@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from async_bento.cli.completion import complete_context
+from async_bento.cli.options import as_json as _json
 from async_bento.cli.table import say_table
 from async_bento.contexts import store_context, use_context
 from async_bento.credentials import (
@@ -77,9 +79,6 @@ def context() -> None:
     """Choose among the registries one has logged in to."""
 
 
-_json = click.option("--json", "as_json", is_flag=True, help="Write JSON, for a machine to read.")
-
-
 @context.command("list")
 @_json
 def list_contexts(as_json: bool) -> None:
@@ -105,7 +104,7 @@ def list_contexts(as_json: bool) -> None:
 
 
 @context.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_context)
 def use(name: str) -> None:
     """Make the context NAME the current one.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from async_bento.cli.completion import complete_context
 from async_bento.cli.exits import will_go_on
 
 if TYPE_CHECKING:
@@ -76,8 +77,6 @@ def connection(command: Callable[P, T]) -> Callable[P, T]:
     Returns:
         The same.
     """
-    from async_bento.cli.completion import complete_context
-
     command = click.option("--endpoint", metavar="URL", help="The registry, instead of the configured one.")(command)
     command = click.option(
         "--context", metavar="NAME", shell_complete=complete_context, help="A context, instead of the current one."

@@ -42,16 +42,29 @@ def say_facts(facts: Iterable[tuple[str, str]]) -> None:
     Args:
         facts: The name of each fact and the fact; those that are empty are left out.
     """
-    room = terminal_width()
     for name, fact in facts:
         if fact:
-            line = f"{name + ':':13}{fact}"
-            click.echo(line if room is None else _wrapped(line, room))
+            click.echo(wrapped(f"{name + ':':13}", fact))
 
 
-def _wrapped(line: str, room: int) -> str:
-    # A tag or a label is not cut at its hyphens, nor anywhere else.
-    return textwrap.fill(line, room, subsequent_indent=" " * 13, break_on_hyphens=False, break_long_words=False)
+def wrapped(head: str, text: str) -> str:
+    """Write a text beside its head, on a terminal in as many lines as it needs.
+
+    Args:
+        head: What stands before its first line.
+        text: The text; neither a tag nor a label in it is cut at its hyphens, nor anywhere else.
+
+    Returns:
+        The lines.
+    """
+    room = terminal_width()
+    if room is None:
+        return head + text
+    indent = " " * len(head)
+    lines = textwrap.fill(
+        text, room, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
+    return head + lines[len(head) :]
 
 
 def fitted(widths: Sequence[int], room: int) -> list[int]:

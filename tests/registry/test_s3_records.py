@@ -21,7 +21,8 @@ FORM = TypeAdapter(str)
 
 
 def test_nothing_of_s3_is_imported_before_it_is_needed():
-    script = "import async_bento.cli, async_bento.registry, sys; print(*{'aiobotocore', 'botocore'} & {*sys.modules})"
+    modules = "async_bento.cli.registry, async_bento.registry"
+    script = f"import {modules}, sys; print(*{{'aiobotocore', 'botocore'}} & {{*sys.modules}})"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "\n"
 
 
