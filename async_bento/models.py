@@ -6,6 +6,7 @@ One that fails does not stop the others: what they have moved is not lost. Then 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -121,7 +122,10 @@ async def _each(
         error.args = (f"{summary.format(f'its model {tag}')}: {error}",)
         raise error
     if failed:
-        told = "".join(f"\n  {tag}: {error}" for tag, error in failed)
+        alike: defaultdict[str, list[str]] = defaultdict(list)  # most fail for one reason: nobody listens, say
+        for tag, error in failed:
+            alike[str(error)].append(str(tag))
+        told = "".join(f"\n  {', '.join(tags)}: {why}" for why, tags in alike.items())
         raise ModelsError(
             f"{summary.format(f'{len(failed)} of its {len(models)} models')}:{told}",
             failures={str(tag): error for tag, error in failed},

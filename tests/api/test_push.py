@@ -172,6 +172,18 @@ async def test_every_model_that_fails_is_named_and_why(open_door: OpenDoor, clie
     }
 
 
+async def test_what_several_models_fail_with_is_said_once(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    make_model(home, "one:m1")
+    make_bento(home, models=["gone:m2", "one:m1", "gone:m1"])
+
+    with pytest.raises(ModelsError) as failure:
+        await client(await open_door()).push("svc:v1")
+
+    _, gone = str(failure.value).splitlines()
+    assert gone.startswith("  gone:m2, gone:m1: it is neither in ")
+    assert [*failure.value.failures] == ["gone:m2", "gone:m1"]
+
+
 async def test_a_bug_of_ours_is_no_model_s_failure_and_stops_the_others(
     open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
