@@ -21,6 +21,7 @@ from tests.builders import contents, make_bento, make_model
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from async_bento import ProgressEvent
     from async_bento.registry import LocalRegistry
 
 NOWHERE = "http://127.0.0.1:1"
@@ -146,6 +147,18 @@ def test_a_registry_that_does_not_listen_is_said(monkeypatch: pytest.MonkeyPatch
     result = run("list")
     assert result.exit_code == 5
     assert f"cannot reach the registry at {NOWHERE}: Connection refused" in result.stderr
+
+
+def test_what_the_bars_have_told_is_not_said_once_more(
+    served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[ProgressEvent] = []
+    monkeypatch.setattr("async_bento.bars.choose_listener", lambda _: shown.append)
+    result = run("pull", "nope")
+    assert (result.exit_code, result.stderr) == (3, "")
+    assert shown[-1].message.startswith("no bento nope on the registry at ")
+    result = run("push", "nope")  # which no bar has begun
+    assert result.stderr.startswith("Error: no bento nope in ")
 
 
 def test_an_empty_registry_lists_nothing(served: LocalRegistry) -> None:

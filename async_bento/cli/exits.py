@@ -16,7 +16,9 @@ from async_bento.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from async_bento.progress import ProgressEvent, ProgressListener
 
 INTERRUPTED = 130
 
@@ -30,6 +32,7 @@ _CODES: Sequence[tuple[type[BentoError], int]] = (
 )
 
 _GOING_ON = "async_bento.going_on"
+_TOLD = "async_bento.told"
 
 
 def exit_code(error: BentoError) -> int:
@@ -61,3 +64,35 @@ def going_on(ctx: click.Context) -> str:
         What the same command does when it is given again.
     """
     return str(ctx.meta.get(_GOING_ON, "the same command starts it again"))
+
+
+def noting(listener: ProgressListener) -> Callable[[ProgressEvent], None]:
+    """Let it be known which failures the bars have told.
+
+    Args:
+        listener: Who draws them.
+
+    Returns:
+        The same, with a memory.
+    """
+    told: set[str] = click.get_current_context().meta.setdefault(_TOLD, set())
+
+    def note(event: ProgressEvent) -> None:
+        listener(event)
+        if event.phase == "failed":
+            told.add(event.message)
+
+    return note
+
+
+def is_told(ctx: click.Context, error: BentoError) -> bool:
+    """Whether the bars have told of a failure, so that it need not be said once more.
+
+    Args:
+        ctx: The invocation.
+        error: What the command failed with.
+
+    Returns:
+        True where they have, in the same words.
+    """
+    return str(error) in ctx.meta.get(_TOLD, ())

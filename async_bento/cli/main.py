@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from async_bento._version import __version__
-from async_bento.cli.exits import INTERRUPTED, exit_code, going_on
+from async_bento.cli.exits import INTERRUPTED, exit_code, going_on, is_told
 from async_bento.errors import BentoError, ModelsError
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class PlainErrors(Group):
         try:
             return super().invoke(ctx)
         except BentoError as error:
-            click.secho(f"Error: {error}", err=True, fg="red")
+            if not is_told(ctx, error):
+                click.secho(f"Error: {error}", err=True, fg="red")
             if isinstance(error, ModelsError):
                 error = next(iter(error.failures.values()))  # they mostly fail for the same reason
             ctx.exit(exit_code(error))

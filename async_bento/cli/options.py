@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from async_bento.cli.completion import complete_context
-from async_bento.cli.exits import will_go_on
+from async_bento.cli.exits import noting, will_go_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -118,5 +118,7 @@ def make_api(endpoint: str | None, context: str | None) -> AsyncBentoAPI:
         The client.
     """
     from async_bento.api import AsyncBentoAPI
+    from async_bento.bars import choose_listener
 
-    return AsyncBentoAPI(endpoint=endpoint, context=context)
+    listener = choose_listener(None)
+    return AsyncBentoAPI(endpoint=endpoint, context=context, progress=noting(listener) if listener else False)
