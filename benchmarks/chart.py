@@ -14,7 +14,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from benchmarks.cases import OURS, THEIRS
-from benchmarks.table import RESULTS, ROOT, load
+from benchmarks.measured import RESULTS, load
+from benchmarks.table import ROOT
 
 CHART = ROOT / "docs" / "benchmarks.svg"
 INK = "#7d8590"

@@ -34,9 +34,10 @@ from typing import TYPE_CHECKING, Any, cast
 from benchmarks.cases import CASES, OURS, START, START_TARGETS, START_TITLE, THEIRS, UNVERIFIED
 from benchmarks.items import Items
 from benchmarks.measure import take
+from benchmarks.measured import RESULTS, load
 from benchmarks.peers import FLOORS, IMPORTS, Errand, bare_environment, command, environment, is_client
 from benchmarks.servers import BIN, BUCKET, site
-from benchmarks.table import RESULTS, load, tables
+from benchmarks.table import tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -168,10 +169,8 @@ def directory_for(case: Case, parent: Path) -> Iterator[Path]:
         The directory.
     """
     path = Path(tempfile.mkdtemp(dir=parent))
-    if case.files > 1:
-        subprocess.run(
-            ["chattr", "+T", path], capture_output=True, check=False
-        )  # where there is no ext4, nor its fault
+    if case.files > 1:  # what fails where there is no ext4, where there is no need of it either
+        subprocess.run(["chattr", "+T", path], capture_output=True, check=False)
     try:
         yield path
     finally:

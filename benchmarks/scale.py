@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks.cases import OURS, steps
 from benchmarks.items import Items
+from benchmarks.measured import RESULTS, SCALE
 from benchmarks.peers import FLOORS
 from benchmarks.run import directory_for, given, keep, machine, run_round, start
-from benchmarks.table import RESULTS, SCALE
 
 ROUNDS = 3
 PATIENCE = 60.0

@@ -7,28 +7,22 @@ python -m benchmarks.table --write    # put them into the documents, between the
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from async_bento.units import human_size
-from benchmarks.cases import CASES, OURS, START, START_TITLE, TAR_TOOLS, THEIRS, UNVERIFIED
+from benchmarks.cases import OURS, THEIRS, UNVERIFIED
+from benchmarks.measured import RESULTS, SCALE, TITLES, WHERE, load, load_one
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from benchmarks.measured import Result
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).with_name("results")
-"""Those that are committed."""
-
 MiB = 1024 * 1024
-TITLES = {case.name: case.title for case in CASES} | {START: START_TITLE}
-
-SCALE, WHERE = "scale", "where"
-"""What grows, and where the time goes, have files of their own."""
-
 LEAST_TOLD = 0.05
 """Seconds; what took less everywhere is left out."""
 
@@ -61,99 +55,6 @@ AXES = {
     "files": Axis(1, "ms a file", 1000, "{:,}".format),
     "models": Axis(1, "ms a model", 1000, "{:,}".format),
 }
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A target, and what became of it."""
-
-    title: str
-    direction: str
-    measure: str
-    peer: str
-    against: str
-    ratio: float
-    at_most: float
-
-    @property
-    def is_met(self) -> bool:
-        """Whether it was reached, as far as two digits tell."""
-        return round(self.ratio, 2) <= self.at_most
-
-
-class Result:
-    """What was measured in one case.
-
-    Args:
-        content: Of its file.
-    """
-
-    def __init__(self, content: dict[str, Any]) -> None:
-        self.content = content
-        self.title = cast("str", content["title"])
-        self._rounds = cast("list[dict[str, Any]]", content["rounds"])
-
-    @property
-    def directions(self) -> list[str]:
-        """What was done, in the order in which it was."""
-        return list(dict.fromkeys(each["direction"] for each in self._rounds))
-
-    def peers(self, direction: str) -> list[str]:
-        """Who did it."""
-        found = {each["peer"] for each in self._rounds if each["direction"] == direction}
-        return [peer for peer in (OURS, UNVERIFIED, THEIRS, *TAR_TOOLS) if peer in found]
-
-    def values(self, direction: str, peer: str, measure: str) -> list[float]:
-        """A measure, in all rounds."""
-        return [each[measure] for each in self._rounds if each["direction"] == direction and each["peer"] == peer]
-
-    def median(self, direction: str, peer: str, measure: str) -> float:
-        """The median of a measure."""
-        return statistics.median(self.values(direction, peer, measure))
-
-    def peak(self, direction: str, peer: str, measure: str) -> float:
-        """The most there was of a measure in any round."""
-        return max(self.values(direction, peer, measure))
-
-    def goals(self) -> Iterator[Goal]:
-        """What was to be reached."""
-        for target in self.content["targets"]:
-            direction, measure, peer, against = (target[key] for key in ("direction", "measure", "peer", "against"))
-            ratio = self.median(direction, peer, measure) / self.median(direction, against, measure)
-            yield Goal(self.title, direction, measure, peer, against, ratio, target["at_most"])
-
-    def above_import(self, peer: str) -> float | None:
-        """Peak memory above what is taken as soon as all is imported, in bytes."""
-        floor = self.content.get("floors", {}).get(peer)
-        peaks = [self.peak(direction, peer, "peak_memory") for direction in self.directions]
-        return max(peaks) - floor if floor else None
-
-
-def load(directory: Path = RESULTS) -> list[Result]:
-    """Read the results.
-
-    Args:
-        directory: Where they are.
-
-    Returns:
-        Those of each case that there are, in the order of `cases.py`.
-    """
-    paths = [directory / f"{name}.json" for name in TITLES]
-    return [Result(json.loads(path.read_text())) for path in paths if path.exists()]
-
-
-def load_one(name: str, directory: Path = RESULTS) -> dict[str, Any]:
-    """Read what `benchmarks.scale` or `benchmarks.where` has measured.
-
-    Args:
-        name: Which.
-        directory: Where it is.
-
-    Returns:
-        Its content; empty where there is none.
-    """
-    path = directory / f"{name}.json"
-    return cast("dict[str, Any]", json.loads(path.read_text())) if path.exists() else {}
 
 
 def markdown(head: str, rows: Iterable[Sequence[str]]) -> str:

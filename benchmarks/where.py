@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.cases import OURS, Case, GiB
 from benchmarks.items import Items
 from benchmarks.measure import take
+from benchmarks.measured import RESULTS, WHERE
 from benchmarks.peers import Errand, command, environment
 from benchmarks.run import directory_for, given, keep, machine
 from benchmarks.servers import BIN, site
-from benchmarks.table import RESULTS, WHERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks.cases import steps
 from benchmarks.measure import FailedError, take
-from benchmarks.table import AXES, DOCUMENTS, Result, filled, load, scale_table
+from benchmarks.measured import Result, load
+from benchmarks.table import AXES, DOCUMENTS, filled, scale_table
 
 ROOT = Path(__file__).parent.parent
 MiB = 1024 * 1024
