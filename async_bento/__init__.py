@@ -6,13 +6,13 @@ Each name is imported when it is first used, so that `import async_bento` costs 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from async_bento._version import __version__
+from async_bento._core.version import __version__
 
 if TYPE_CHECKING:
-    from async_bento.api import AsyncBentoAPI, AsyncModelAPI
-    from async_bento.bars import LineListener, TqdmListener
+    from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
+    from async_bento.api.push import PushResult
+    from async_bento.api.sync_api import BentoAPI, ModelAPI
     from async_bento.config import Config, Limits, RetryPolicy, Timeouts, Transfer
-    from async_bento.credentials import Credentials
     from async_bento.errors import (
         APIConnectionError,
         APIError,
@@ -38,14 +38,11 @@ if TYPE_CHECKING:
         TransferError,
         UnsafeArchiveError,
     )
-    from async_bento.progress import ProgressEvent, ProgressEvents, ProgressListener
-    from async_bento.push import PushResult
-    from async_bento.store.items import Bento, Model
-    from async_bento.store.store import BentoStore, ModelStore
-    from async_bento.store.tag import Tag
-    from async_bento.sync import BentoAPI, ModelAPI
-    from async_bento.wire.client import RestApiClient
-    from async_bento.wire.schemas import (
+    from async_bento.progress.events import ProgressEvent, ProgressEvents, ProgressListener
+    from async_bento.progress.listeners import LineListener, TqdmListener
+    from async_bento.rest.client import RestApiClient
+    from async_bento.rest.credentials import Credentials
+    from async_bento.rest.schemas import (
         BentoFullSchema,
         BentoManifestSchema,
         BentoRepositorySchema,
@@ -60,12 +57,15 @@ if TYPE_CHECKING:
         ModelWithRepositorySchema,
         UserSchema,
     )
+    from async_bento.store.items import Bento, Model
+    from async_bento.store.store import BentoStore, ModelStore
+    from async_bento.store.tag import Tag
 
 _NAMES = {
-    "api": ("AsyncBentoAPI", "AsyncModelAPI"),
-    "bars": ("LineListener", "TqdmListener"),
+    "api.async_api": ("AsyncBentoAPI", "AsyncModelAPI"),
+    "progress.listeners": ("LineListener", "TqdmListener"),
     "config": ("Config", "Limits", "RetryPolicy", "Timeouts", "Transfer"),
-    "credentials": ("Credentials",),
+    "rest.credentials": ("Credentials",),
     "errors": (
         "APIConnectionError",
         "APIError",
@@ -91,14 +91,14 @@ _NAMES = {
         "TransferError",
         "UnsafeArchiveError",
     ),
-    "progress": ("ProgressEvent", "ProgressEvents", "ProgressListener"),
-    "push": ("PushResult",),
+    "progress.events": ("ProgressEvent", "ProgressEvents", "ProgressListener"),
+    "api.push": ("PushResult",),
     "store.items": ("Bento", "Model"),
     "store.store": ("BentoStore", "ModelStore"),
     "store.tag": ("Tag",),
-    "sync": ("BentoAPI", "ModelAPI"),
-    "wire.client": ("RestApiClient",),
-    "wire.schemas": (
+    "api.sync_api": ("BentoAPI", "ModelAPI"),
+    "rest.client": ("RestApiClient",),
+    "rest.schemas": (
         "BentoFullSchema",
         "BentoManifestSchema",
         "BentoRepositorySchema",

@@ -31,22 +31,6 @@ No message holds a token, the query of a presigned URL, or a page of HTML. Cance
 
 from __future__ import annotations
 
-import re
-
-_QUERY = re.compile(r"(\bhttps?://[^\s?\"'<>]+)\?[^\s\"'<>]+", re.IGNORECASE)
-
-
-def without_queries(text: str) -> str:
-    """Drop the query of every URL in a text: that of a presigned URL opens what it points to.
-
-    Args:
-        text: A message, an exception's text, a server's answer.
-
-    Returns:
-        The text, with `?…` in place of each query.
-    """
-    return _QUERY.sub(r"\1?…", text)
-
 
 class BentoError(Exception):
     """The root of all errors of async-bento."""

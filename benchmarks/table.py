@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from async_bento.units import human_size
+from async_bento._core.text import human_size
 from benchmarks.cases import OURS, THEIRS, UNVERIFIED
 from benchmarks.measured import RESULTS, SCALE, TITLES, WHERE, load, load_one
 

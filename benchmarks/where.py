@@ -44,7 +44,7 @@ WORDS = (
     ("reading of small files", ("_read_slice", "_open (async_bento/archive", "_check_unchanged")),
     ("headers", ("tarfile.py", "archive/plan.py", "archive/headers.py")),
     ("looking through the directory", ("archive/scan.py", "archive/members.py", "store/")),
-    ("writing of files", ("write (async_bento/archive/tree.py", "_start_writing_back")),
+    ("writing of files", ("write (async_bento/transfer/tar/writer.py", "_start_writing_back")),
     ("making, closing and naming of files", ("archive/tree.py",)),
     ("sync", ("_sync_filesystem", "sync_tree")),
     ("unpacking", ("archive/extract.py", "unpacking.py")),

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
-from async_bento.registry import LocalRegistry
+from async_bento.registry.server import LocalRegistry
 
 MiB = 1024 * 1024
 

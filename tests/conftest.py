@@ -12,7 +12,7 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from blockbuster import blockbuster_ctx
 
-from async_bento.registry import LocalRegistry
+from async_bento.registry.server import LocalRegistry
 from tests.loopback import sitecustomize as loopback
 from tests.store.crashes import Crasher, crashing
 

@@ -11,15 +11,10 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from async_bento import Config, ConfigError, Limits, RestApiClient, RetryPolicy, Timeouts, Transfer
+from async_bento._core.urls import check_endpoint, origin
 from async_bento.config import MiB, bentoml_home
-from async_bento.credentials import (
-    DEFAULT_ENDPOINT,
-    check_endpoint,
-    find_credentials,
-    needs_contexts,
-    origin,
-    read_contexts,
-)
+from async_bento.rest.contexts import read_contexts
+from async_bento.rest.credentials import DEFAULT_ENDPOINT, find_credentials, needs_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from async_bento import errors
+from async_bento._core.urls import without_queries
 from async_bento.errors import (
     APIResponseError,
     APIStatusError,
@@ -25,7 +26,6 @@ from async_bento.errors import (
     ServerError,
     SourceChangedError,
     UnsafeArchiveError,
-    without_queries,
 )
 
 ERRORS = {

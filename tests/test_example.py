@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.api.test_sync_api import run_script
 from tests.builders import make_bento, make_model
 from tests.example import WITHOUT_BENTOML, asynchronous, blocking
-from tests.test_sync import run_script
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from async_bento.registry import LocalRegistry
+    from async_bento.registry.server import LocalRegistry
 
 REPORT = """
 import json

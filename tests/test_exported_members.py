@@ -16,7 +16,7 @@ import pytest
 
 import async_bento
 from async_bento import errors
-from async_bento.wire import schemas
+from async_bento.rest import schemas
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -66,7 +66,7 @@ def test_every_call_has_its_table() -> None:
     [
         ("", "names no test"),
         ("by hand", "names something that is no test: by hand"),
-        (f"{SHOWN}, tests/test_cli.py", "names something that is no test: tests/test_cli.py"),
+        (f"{SHOWN}, tests/cli/test_cli.py", "names something that is no test: tests/cli/test_cli.py"),
         (SHOWN.replace("test_parity", "test_nothing"), "names a test that is not there: tests/test_nothing.py::"),
         (SHOWN.replace("exists", "existed"), "names a test that is not there: tests/test_parity.py::"),
         ("`tests/parity.py::problems_of`", "names a test that is not there: tests/parity.py::"),

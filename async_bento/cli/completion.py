@@ -53,7 +53,7 @@ def complete_context(_context: click.Context, _parameter: click.Parameter, incom
     Returns:
         The contexts that begin with it.
     """
-    from async_bento.credentials import contexts_path, read_contexts
+    from async_bento.rest.contexts import contexts_path, read_contexts
 
     try:
         known = read_contexts(contexts_path())

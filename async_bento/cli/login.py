@@ -9,26 +9,23 @@ from typing import TYPE_CHECKING
 
 import click
 
+from async_bento._core.urls import check_endpoint
 from async_bento.cli.completion import complete_context
 from async_bento.cli.options import as_json as _json
-from async_bento.cli.table import say_table
-from async_bento.contexts import store_context, use_context
-from async_bento.credentials import (
+from async_bento.cli.output import say_table
+from async_bento.errors import AuthenticationError, ConfigError
+from async_bento.rest.contexts import Context, contexts_path, read_contexts, store_context, use_context
+from async_bento.rest.credentials import (
     DEFAULT_ENDPOINT,
-    Context,
     Credentials,
-    check_endpoint,
     context_of,
-    contexts_path,
     find_credentials,
     needs_contexts,
-    read_contexts,
     shadowing,
 )
-from async_bento.errors import AuthenticationError, ConfigError
 
 if TYPE_CHECKING:
-    from async_bento.wire.schemas import UserSchema
+    from async_bento.rest.schemas import UserSchema
 
 
 @click.command()
@@ -159,7 +156,7 @@ def _can_ask() -> bool:
 
 
 async def _whose(credentials: Credentials) -> UserSchema:
-    from async_bento.wire.client import RestApiClient
+    from async_bento.rest.client import RestApiClient
 
     async with RestApiClient(credentials.endpoint, credentials.api_token) as client:
         try:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from async_bento._version import __version__
-from async_bento.cli.exits import INTERRUPTED, exit_code, going_on, is_told
+from async_bento._core.version import __version__
+from async_bento.cli.errors import INTERRUPTED, exit_code, going_on, is_told
 from async_bento.errors import BentoError, ModelsError
 
 if TYPE_CHECKING:
@@ -101,12 +101,12 @@ class PlainErrors(Group):
         "completion": "completion:completion",
         "context": "login:context",
         "doctor": "doctor:doctor",
-        "get": "records:get_bento",
-        "list": "records:list_bentos",
+        "get": "list_get:get_bento",
+        "list": "list_get:list_bentos",
         "login": "login:login",
-        "pull": "transfers:pull",
-        "push": "transfers:push",
-        "registry": "registry:registry",
+        "pull": "push_pull:pull",
+        "push": "push_pull:push",
+        "registry": "serve:registry",
     },
 )
 @click.version_option(__version__, prog_name="async-bento")
@@ -127,10 +127,10 @@ def main(verbose: int) -> None:
 @main.group(
     cls=Group,
     later={
-        "get": "records:get_model",
-        "list": "records:list_models",
-        "pull": "transfers:pull_model",
-        "push": "transfers:push_models",
+        "get": "list_get:get_model",
+        "list": "list_get:list_models",
+        "pull": "push_pull:pull_model",
+        "push": "push_pull:push_models",
     },
 )
 def models() -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from async_bento.cli.completion import complete_context
-from async_bento.cli.exits import noting, will_go_on
+from async_bento.cli.errors import noting, will_go_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from typing_extensions import ParamSpec
 
-    from async_bento.api import AsyncBentoAPI
+    from async_bento.api.async_api import AsyncBentoAPI
 
     P = ParamSpec("P")
 
@@ -117,8 +117,8 @@ def make_api(endpoint: str | None, context: str | None) -> AsyncBentoAPI:
     Returns:
         The client.
     """
-    from async_bento.api import AsyncBentoAPI
-    from async_bento.bars import choose_listener
+    from async_bento.api.async_api import AsyncBentoAPI
+    from async_bento.progress.listeners import choose_listener
 
     listener = choose_listener(None)
     return AsyncBentoAPI(endpoint=endpoint, context=context, progress=noting(listener) if listener else False)

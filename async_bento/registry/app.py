@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
 
-from async_bento.concurrency import finish
+from async_bento._core.concurrency import finish
 from async_bento.config import MiB
-from async_bento.registry import bodies
-from async_bento.registry.answers import (
+from async_bento.registry import schemas
+from async_bento.registry.blobs.base import ClaimedPart
+from async_bento.registry.blobs.endpoints import send
+from async_bento.registry.errors import BadRequestError, RecordNotFoundError, RegistryError, of_os_error
+from async_bento.registry.kinds import BENTO, KINDS, MODEL, Kind, check_tag_part
+from async_bento.registry.records.base import Change, NewItem
+from async_bento.registry.records.query import parse_list_query
+from async_bento.registry.schemas import (
     item_answer,
     list_answer,
     organization_answer,
     repository_answer,
     user_answer,
 )
-from async_bento.registry.blobs import ClaimedPart
-from async_bento.registry.kinds import BENTO, KINDS, MODEL, Kind, check_tag_part
-from async_bento.registry.query import parse_list_query
-from async_bento.registry.records import Change, NewItem
-from async_bento.registry.refusals import BadRequestError, RecordNotFoundError, RegistryError, of_os_error
-from async_bento.registry.storage import send
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
 
-    from async_bento.registry.blobs import Blobs
-    from async_bento.registry.records import Item, Records
-    from async_bento.wire.schemas import JsonObject, TransmissionStrategy
+    from async_bento.registry.blobs.base import Blobs
+    from async_bento.registry.records.base import Item, Records
+    from async_bento.rest.schemas import JsonObject, TransmissionStrategy
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
     Strategies = Callable[[str], TransmissionStrategy | None]
@@ -158,7 +158,7 @@ class Api:
         return await handler(request)
 
     async def _create_repository(self, kind: Kind, request: web.Request) -> web.Response:
-        body = bodies.read_body(bodies.RepositoryBody, await request.read())
+        body = schemas.read_body(schemas.RepositoryBody, await request.read())
         name = check_tag_part("name", body.name)
         repository = await self._records.create_repository(kind, name, body.description)
         return web.json_response(repository_answer(kind, repository, self._strategy(name)))
@@ -179,7 +179,7 @@ class Api:
 
     async def _create(self, kind: Kind, request: web.Request) -> web.Response:
         name = _name(request)
-        body = bodies.read_body(bodies.CreateBody, await request.read())
+        body = schemas.read_body(schemas.CreateBody, await request.read())
         new = NewItem(
             version=check_tag_part("version", body.version),
             build_at=body.build_at,
@@ -198,7 +198,7 @@ class Api:
 
     async def _update(self, kind: Kind, request: web.Request) -> web.Response:
         target = _target(kind, request)
-        body = bodies.read_body(bodies.UpdateBody, await request.read())
+        body = schemas.read_body(schemas.UpdateBody, await request.read())
         change = Change(description=body.description, manifest=body.manifest, labels=body.labels)
         return self._answer(kind, await self._change(target, change))
 
@@ -208,7 +208,7 @@ class Api:
 
     async def _finish_upload(self, kind: Kind, request: web.Request) -> web.Response:
         target = _target(kind, request)
-        body = bodies.read_body(bodies.FinishBody, await request.read())
+        body = schemas.read_body(schemas.FinishBody, await request.read())
         change = Change(upload_status=body.status, upload_finished_at=_now(), upload_finished_reason=body.reason)
         return self._answer(kind, await self._change(target, change))
 
@@ -231,14 +231,14 @@ class Api:
 
     async def _presign_part(self, kind: Kind, request: web.Request) -> web.Response:
         target = _target(kind, request)
-        body = bodies.read_body(bodies.PresignPartBody, await request.read())
+        body = schemas.read_body(schemas.PresignPartBody, await request.read())
         item = await self._item(target)
         url = await self._blobs.presign_part(target.key, body.upload_id, body.part_number)
         return self._answer(kind, item, presigned_upload_url=self._absolute(request, url))
 
     async def _complete_multipart(self, kind: Kind, request: web.Request) -> web.Response:
         target = _target(kind, request)
-        body = bodies.read_body(bodies.CompleteBody, await request.read())
+        body = schemas.read_body(schemas.CompleteBody, await request.read())
         item = await self._item(target)
         parts = [ClaimedPart(part.part_number, part.etag) for part in body.parts]
         await self._blobs.complete_multipart(target.key, body.upload_id, parts)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from async_bento.registry.blobs import Blobs
-    from async_bento.registry.records import Records
+    from async_bento.registry.blobs.base import Blobs
+    from async_bento.registry.records.base import Records
 
 
 @dataclass(frozen=True)

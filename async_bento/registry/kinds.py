@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from async_bento.registry.refusals import BadRequestError
+from async_bento.registry.errors import BadRequestError
 
 _TAG_PART = re.compile(r"[a-z0-9](?:[-._a-z0-9]*[a-z0-9])?")
 _TAG_PART_LENGTH = 63

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from async_bento._core.text import facts
 from async_bento.config import MiB
 from async_bento.errors import StoreError
-from async_bento.html import facts
-from async_bento.store.info import BentoInfo, BentoModelInfo, BentoRunnerInfo, ItemInfo, ModelInfo, read_info
+from async_bento.store.metadata import BentoInfo, BentoModelInfo, BentoRunnerInfo, ItemInfo, ModelInfo, read_info
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
     from typing_extensions import Self
 
+    from async_bento.store.fields import JsonObject
     from async_bento.store.tag import Tag
-    from async_bento.store.values import JsonObject
 
 logger = logging.getLogger(__name__)
 

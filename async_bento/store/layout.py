@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from async_bento.errors import InvalidTagError
-from async_bento.store.disk import as_store_error
+from async_bento.store.filesystem import as_store_error
 from async_bento.store.tag import LATEST, Tag
 
 if TYPE_CHECKING:

@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from async_bento.config import bentoml_home
 from async_bento.errors import InvalidTagError, NotFoundError, StoreError
-from async_bento.store.arrival import check_reach, place
-from async_bento.store.disk import as_store_error, move_aside, remove_tree, sync_directory, sync_tree
+from async_bento.store.filesystem import as_store_error, move_aside, remove_tree, sync_directory, sync_tree
 from async_bento.store.items import Bento, Item, Model
 from async_bento.store.layout import closest, directories, few, read_latest, write_latest
-from async_bento.store.scratch import ITEM, STATE, Lock, Scratch
+from async_bento.store.staging import ITEM, STATE, Scratch, check_reach, place
 from async_bento.store.tag import LATEST, Tag, TagLike
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
     from datetime import datetime
+
+    from async_bento.store.locks import Lock
 
 logger = logging.getLogger(__name__)
 

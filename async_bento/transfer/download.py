@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from async_bento.concurrency import finish
+from async_bento._core.concurrency import finish
+from async_bento._core.retry import BUSY, with_retries
 from async_bento.errors import APIResponseError, IntegrityError, PartError, TransferError
-from async_bento.retry import BUSY, with_retries
+from async_bento.transfer.adaptive import Pace
 from async_bento.transfer.http import get
-from async_bento.transfer.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from async_bento.progress import Progress
+    from async_bento.progress.events import Progress
+    from async_bento.rest.routes import AnyRoutes
+    from async_bento.rest.schemas import ItemSchema
+    from async_bento.rest.transport import Address
     from async_bento.transfer.http import Received, Transport
-    from async_bento.wire.address import Address
-    from async_bento.wire.routes import AnyRoutes
-    from async_bento.wire.schemas import ItemSchema
 
 
 _CHANGED = "it was pushed anew meanwhile"
@@ -314,7 +314,7 @@ class _Download:
         if self.item.transmission_strategy != "proxy":
             item = await self.routes.presign_download(self.name, self.item.version)
             if item.presigned_download_url.get_secret_value():
-                return self.routes.client.storage_address(item.presigned_download_url)
+                return self.routes.session.storage_address(item.presigned_download_url)
             if self.item.transmission_strategy is not None:
                 raise APIResponseError(
                     f"the registry presigned no download of {self._tag}", field="presigned_download_url"

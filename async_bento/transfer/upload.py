@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
-from async_bento.concurrency import finish, for_each
+from async_bento._core.concurrency import finish, for_each
+from async_bento._core.retry import with_retries
 from async_bento.config import GiB, MiB
 from async_bento.errors import APIError, APIResponseError, APIStatusError, BentoError, IntegrityError, PartError
-from async_bento.retry import with_retries
-from async_bento.transfer.body import TarBody
-from async_bento.transfer.http import get, put
+from async_bento.rest.request_schemas import CompletePartSchema, FinishUploadSchema
+from async_bento.rest.responses import is_not_found
+from async_bento.transfer.http import TarBody, get, put
 from async_bento.transfer.journal import Journal, Recorded, Source
-from async_bento.wire.answers import is_not_found
-from async_bento.wire.schemas import CompletePartSchema, FinishUploadSchema
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,12 +34,12 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from typing_extensions import ParamSpec
 
-    from async_bento.archive.plan import TarPlan
-    from async_bento.progress import Progress
+    from async_bento.progress.events import Progress
+    from async_bento.rest.routes import AnyRoutes
+    from async_bento.rest.schemas import ItemSchema
+    from async_bento.rest.transport import Address
     from async_bento.transfer.http import Transport
-    from async_bento.wire.address import Address
-    from async_bento.wire.routes import AnyRoutes
-    from async_bento.wire.schemas import ItemSchema
+    from async_bento.transfer.tar.plan import TarPlan
 
     P = ParamSpec("P")
 
@@ -208,7 +207,7 @@ class _Upload:
 
         async def address() -> Address:
             if urls:
-                return self.routes.client.storage_address(urls.pop())
+                return self.routes.session.storage_address(urls.pop())
             return self._where_to(await self.routes.presign_upload(self.name, self.version))
 
         await self._send(address, 0, self.plan.size)
@@ -220,7 +219,7 @@ class _Upload:
             return await self._send_parts(_Multipart(await self._begin(), part_size), threads)
         fingerprint = await self.transport.threads.run(self.plan.fingerprint)
         source = Source(
-            endpoint=self.routes.client.endpoint,
+            endpoint=self.routes.session.endpoint,
             kind=self.routes.kind,
             tag=self._tag,
             part_size=part_size,
@@ -332,7 +331,7 @@ class _Upload:
         expected = f"{hashlib.md5(binary, usedforsecurity=False).hexdigest()}-{len(etags)}"
         with suppress(BentoError):
             presigned = await self.routes.presign_download(self.name, self.version)
-            address = self.routes.client.storage_address(presigned.presigned_download_url)
+            address = self.routes.session.storage_address(presigned.presigned_download_url)
             async with get(address, self.transport.config, 0, 1) as received:
                 return (received.etag or "").strip('"') == expected and received.total == self.plan.size
         return False
@@ -343,7 +342,7 @@ class _Upload:
     def _where_to(self, presigned: ItemSchema) -> Address:
         if not presigned.presigned_upload_url.get_secret_value():
             raise APIResponseError(f"the registry presigned no upload of {self._tag}", field="presigned_upload_url")
-        return self.routes.client.storage_address(presigned.presigned_upload_url)
+        return self.routes.session.storage_address(presigned.presigned_upload_url)
 
     async def _send(
         self,

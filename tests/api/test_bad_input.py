@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento import AsyncBentoAPI, ConfigError, InvalidTagError, NotFoundError
-from async_bento.archive import scan as scan_module
-from async_bento.archive.plan import TarPlan
-from async_bento.archive.tree import Tree
 from async_bento.errors import (
     APIConnectionError,
     APIResponseError,
@@ -23,6 +20,9 @@ from async_bento.errors import (
     ServerError,
     StoreError,
 )
+from async_bento.transfer.tar import scan as scan_module
+from async_bento.transfer.tar.plan import TarPlan
+from async_bento.transfer.tar.writer import Tree
 from tests.builders import contents, left_in_scratch, make_bento, make_model, noise
 from tests.transfer.faulty import Door, Held, answer_json, answer_page
 

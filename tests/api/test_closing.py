@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_bento import AsyncBentoAPI, ProgressEvent
-    from async_bento.registry import LocalRegistry
+    from async_bento.registry.server import LocalRegistry
 
     OpenDoor = Callable[..., Awaitable[Door]]
     MakeClient = Callable[..., AsyncBentoAPI]
@@ -156,7 +156,7 @@ def test_a_blocking_call_is_ended_from_another_thread(served: LocalRegistry, hom
         await asyncio.sleep(60)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("async_bento.transfer.body.TarBody.write_with_length", stall)
+        patch.setattr("async_bento.transfer.http.TarBody.write_with_length", stall)
 
         def push() -> None:
             try:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from async_bento import AsyncBentoAPI, BentoStore, ModelStore
-from async_bento.registry import LocalRegistry
+from async_bento.registry.server import LocalRegistry
 from tests.builders import contents
 from tests.corpus.hub import model_info
 from tests.corpus.items import BENTOS, LINES, MODELS, copy_to, make_missing_models, tags_of

@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 
 from async_bento import UnsafeArchiveError
-from tests.archive.property import snapshot
-from tests.archive.tars import END, block, directory, hard_link, pax, record, symlink
 from tests.builders import contents, left_in_scratch, make_bento, noise
+from tests.tar.property import snapshot
+from tests.tar.tars import END, block, directory, hard_link, pax, record, symlink
 from tests.transfer.faulty import DOWNLOAD, GET
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import NotFoundError, api as api_module
+from async_bento import NotFoundError
+from async_bento.api import async_api as api_module
 from async_bento.errors import APIStatusError
 from tests.builders import make_bento, make_model
 from tests.transfer.faulty import Door, answer_json

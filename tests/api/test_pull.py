@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento import BentoStore, ModelsError, ModelStore, NotFoundError, PartError, Tag
-from async_bento.wire.schemas import CreateModelSchema
+from async_bento.rest.request_schemas import CreateModelSchema
 from tests.builders import contents, left_in_scratch, make_bento, make_model, noise
 from tests.transfer.faulty import GET, Door, Held, refuse
 

@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 
 from async_bento import Bento, ConfigError, InvalidTagError, ModelsError, NotFoundError, PartError, Tag
-from async_bento.archive.plan import TarPlan
 from async_bento.errors import APIStatusError, SourceChangedError
+from async_bento.transfer.tar.plan import TarPlan
 from tests.builders import make_bento, make_model, noise
 from tests.transfer.faulty import PUT, Door, Held, answer_json, lose_answer, refuse
 

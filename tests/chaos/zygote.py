@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from stamina.instrumentation import set_on_retry_hooks
 
 from async_bento import AsyncBentoAPI, BentoError, Config, ProgressEvent
-from async_bento.registry import LocalRegistry
+from async_bento.registry.server import LocalRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

@@ -21,7 +21,7 @@ from tests.builders import MiB, make_bento, make_model, noise
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from async_bento.registry import LocalRegistry
+    from async_bento.registry.server import LocalRegistry
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from async_bento import AsyncBentoAPI, BentoAPI, BentoError, BentoStore, Config, RetryPolicy, Timeouts
 from async_bento.cli import main
-from async_bento.registry import LocalRegistry
+from async_bento.registry.server import LocalRegistry
 from tests.builders import make_bento, make_model
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ async def test_the_messages_that_are_explained_are_those_that_are_said(  # noqa:
     await note(lambda api: api.pull("bare:v1", bento_store=elsewhere))
     with monkeypatch.context() as patch:
         full = type("Usage", (), {"free": 10})
-        patch.setattr("async_bento.unpacking.shutil.disk_usage", lambda path: full)
+        patch.setattr("async_bento.transfer.resumable_extract.shutil.disk_usage", lambda path: full)
         await note(lambda api: api.pull("iris_classifier:v1", bento_store=elsewhere))
     async with LocalRegistry(tmp_path / "hanging", public_url=hanging_url) as other:
         await note(lambda api: api.push("bare:v1"), endpoint=other.endpoint, api_token=other.api_token)

@@ -16,12 +16,12 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-with atheris.instrument_imports(include=["async_bento.archive"]):
-    from async_bento.archive import decompress, extract, headers, members, tree  # noqa: F401 - to be instrumented
+with atheris.instrument_imports(include=["async_bento.transfer.tar"]):
+    from async_bento.transfer.tar import decompress, extract, headers, safety, writer  # noqa: F401 - to be instrumented
 
-from tests.archive.corpus import COMPRESSED, CORPUS
-from tests.archive.property import Surroundings, as_tarfile_reads_it
-from tests.archive.tars import mend
+from tests.tar.corpus import COMPRESSED, CORPUS
+from tests.tar.property import Surroundings, as_tarfile_reads_it
+from tests.tar.tars import mend
 
 STEPS = (None, 1, 7, 511, 512, 1000)
 MENDED, COMPRESS = 0x80, 0x40

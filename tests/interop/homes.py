@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
-from async_bento.registry import LocalRegistry
+from async_bento.registry.server import LocalRegistry
 
 MiB = 1024 * 1024
 PART_SIZE = 5 * MiB  # S3's smallest

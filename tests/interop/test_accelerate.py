@@ -1,4 +1,4 @@
-"""`async_bento.bentoml.accelerate`: the real bentoml's own calls and commands, by way of async-bento."""
+"""`async_bento.integrations.bentoml.accelerate`: the real bentoml's own calls and commands, by way of async-bento."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ pytestmark = pytest.mark.interop
 COUNTED = """
 import json, warnings
 import bentoml, httpx
-import async_bento.bentoml
+import async_bento.integrations.bentoml
 
 theirs = []  # the requests that bentoml makes by itself, all by httpx
 send = httpx.Client.send
 httpx.Client.send = lambda self, request, **kwargs: theirs.append(str(request.url)) or send(self, request, **kwargs)
 
-accelerated = async_bento.bentoml.accelerate()
+accelerated = async_bento.integrations.bentoml.accelerate()
 """
 
 ROUND_TRIP = """
-assert async_bento.bentoml.accelerate()
+assert async_bento.integrations.bentoml.accelerate()
 assert bentoml.push("my_service:v1") is None
 bento = bentoml.get("my_service:v1")
 models = [model.tag for model in bento.info.all_models]
@@ -62,17 +62,17 @@ print("\\n" + json.dumps(found))
 """
 
 UNDONE = """
-async_bento.bentoml.restore()
+async_bento.integrations.bentoml.restore()
 bentoml.push("my_service:v1")
 print("\\n" + json.dumps([accelerated, len(theirs) > 0]))
 """
 
 OTHER_RELEASE = """
-async_bento.bentoml.restore()
-async_bento.bentoml.VERSIONS = ("1.3.0",)
+async_bento.integrations.bentoml.restore()
+async_bento.integrations.bentoml.VERSIONS = ("1.3.0",)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    declined = async_bento.bentoml.accelerate()
+    declined = async_bento.integrations.bentoml.accelerate()
 bentoml.push("my_service:v1")
 print("\\n" + json.dumps([declined, [str(warning.message) for warning in caught], len(theirs) > 0]))
 """
@@ -84,7 +84,7 @@ def refuse(*args, **kwargs):
     raise AssertionError("bentoml asked by itself")
 
 httpx.Client.send = refuse
-runpy.run_module("async_bento.bentoml", run_name="__main__", alter_sys=True)
+runpy.run_module("async_bento.integrations.bentoml", run_name="__main__", alter_sys=True)
 """
 
 

@@ -7,8 +7,8 @@ from contextlib import aclosing
 
 import pytest
 
-from async_bento.archive.plan import TarPlan
-from async_bento.concurrency import Threads
+from async_bento._core.concurrency import Threads
+from async_bento.transfer.tar.plan import TarPlan
 from tests.interop.homes import MiB, tree
 
 pytestmark = pytest.mark.interop

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from pydantic import SecretStr
 
-from async_bento.contexts import store_context
-from async_bento.credentials import Context, find_credentials, read_contexts
 from async_bento.errors import ConfigError
+from async_bento.rest.contexts import Context, read_contexts, store_context
+from async_bento.rest.credentials import find_credentials
 
 pytestmark = pytest.mark.interop
 

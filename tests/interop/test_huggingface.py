@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from tests.builders import noise
-from tests.huggingface import conftest as with_the_hub
-from tests.huggingface.hub import COMMIT, Repo
+from tests.integrations.huggingface import conftest as with_the_hub
+from tests.integrations.huggingface.hub import COMMIT, Repo
 from tests.interop.homes import Home, tree
 
 pytestmark = pytest.mark.interop

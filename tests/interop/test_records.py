@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from async_bento.archive.plan import TarPlan
+from async_bento.transfer.tar.plan import TarPlan
 from tests.interop.homes import PART_SIZE
 
 pytestmark = pytest.mark.interop

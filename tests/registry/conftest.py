@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import aiohttp
 import pytest
 
-from async_bento.registry import LocalRegistry, S3Bucket, s3
+from async_bento.registry import s3_backend
+from async_bento.registry.s3_backend import S3Bucket
+from async_bento.registry.server import LocalRegistry
 from tests.registry.seaweed import Seaweed, is_installed, seaweed
 
 if TYPE_CHECKING:
@@ -184,7 +186,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     weed: Seaweed = request.getfixturevalue("weed")
     request.getfixturevalue("credentials")
     # A race takes SeaweedFS seconds; the tests of the probe have racers.
-    request.getfixturevalue("monkeypatch").setattr(s3, "_RACERS", 1)
+    request.getfixturevalue("monkeypatch").setattr(s3_backend, "_RACERS", 1)
     test = uuid.uuid4().hex
     return lambda name: S3Bucket(BUCKET, endpoint=weed.endpoint, prefix=f"{test}/{name}")
 

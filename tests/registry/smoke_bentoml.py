@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from async_bento.registry import LocalRegistry
+from async_bento.registry.server import LocalRegistry
 
 SERVICE = """
 import bentoml

@@ -11,17 +11,17 @@ import pytest
 from aiohttp import web
 
 from async_bento.registry.app import Api
+from async_bento.registry.errors import RecordNotFoundError, StorageError
 from async_bento.registry.kinds import BENTO
-from async_bento.registry.records import NewItem
-from async_bento.registry.refusals import RecordNotFoundError, StorageError
-from async_bento.registry.sqlite import SqliteRecords
+from async_bento.registry.records.base import NewItem
+from async_bento.registry.records.sqlite import SqliteRecords
 from tests.registry.conftest import BENTOS, Caller
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Sequence
     from pathlib import Path
 
-    from async_bento.registry.blobs import Blobs, ClaimedPart
+    from async_bento.registry.blobs.base import Blobs, ClaimedPart
 
 
 class FarAway:

@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import aiohttp
 import pytest
 
-from async_bento.registry.refusals import StorageError
-from async_bento.registry.storage import parse_range
+from async_bento.registry.blobs.endpoints import parse_range
+from async_bento.registry.errors import StorageError
 from tests.registry.conftest import disk_only
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento.registry.query import ListQuery, parse_list_query
-from async_bento.registry.refusals import BadRequestError
+from async_bento.registry.errors import BadRequestError
+from async_bento.registry.records.query import ListQuery, parse_list_query
 
 if TYPE_CHECKING:
     from tests.registry.conftest import Caller

@@ -18,9 +18,8 @@ import aiohttp
 import pytest
 
 from async_bento.errors import ConfigError
-from async_bento.registry import LocalRegistry
-from async_bento.registry.local import _endpoint
-from async_bento.registry.spool import Spool
+from async_bento.registry.blobs.spool import Spool
+from async_bento.registry.server import LocalRegistry, _endpoint
 from tests.registry.conftest import BENTOS, MODELS, Caller, disk_only
 
 if TYPE_CHECKING:

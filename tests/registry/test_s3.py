@@ -15,8 +15,9 @@ import aiohttp
 import pytest
 
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
-from async_bento.registry import LocalRegistry, S3Bucket
-from async_bento.registry.refusals import StorageError
+from async_bento.registry.errors import StorageError
+from async_bento.registry.s3_backend import S3Bucket
+from async_bento.registry.server import LocalRegistry
 from tests.builders import MiB, contents, make_bento, noise
 from tests.eventually import eventually
 from tests.registry.conftest import BENTOS, BUCKET, Caller, s3_only, sync_client
@@ -270,7 +271,7 @@ async def test_uploads_that_nobody_goes_on_with_are_aborted(
     etag = await caller.put_part(busy, 1, PART)
     await caller.registry.close()
     # Only what is as old as the idle one; the bucket's clock shows whole seconds.
-    monkeypatch.setattr("async_bento.registry.s3_blobs.UPLOAD_LIFETIME", time.monotonic() - began - 1.5)
+    monkeypatch.setattr("async_bento.registry.blobs.s3.UPLOAD_LIFETIME", time.monotonic() - began - 1.5)
     await caller.registry.start()
     await eventually(lambda: f"upload {idle}" not in stored_files())
     assert stored_files() == [f"upload {busy}"]

@@ -13,7 +13,10 @@ from click.testing import CliRunner
 
 from async_bento.cli import main
 from async_bento.errors import ConfigError
-from async_bento.registry import LocalRegistry, S3Bucket, bucket, s3
+from async_bento.registry import s3_backend
+from async_bento.registry.blobs import bucket
+from async_bento.registry.s3_backend import S3Bucket
+from async_bento.registry.server import LocalRegistry
 from tests.eventually import eventually
 from tests.registry.conftest import BENTOS, BUCKET, Caller, s3_only
 from tests.registry.faulty_s3 import FaultyS3, faulty_s3
@@ -180,7 +183,7 @@ def test_the_command_says_in_a_line_what_is_wrong(credentials: None, storage: st
 
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, storage: str):
-    monkeypatch.setitem(sys.modules, "async_bento.registry.bucket", None)
+    monkeypatch.setitem(sys.modules, "async_bento.registry.blobs.bucket", None)
     code, said = serve("--s3", "bucket")
     assert code == 2
     assert 'pip install "async-bento[s3]"' in said
@@ -282,7 +285,7 @@ async def test_a_record_that_was_deleted_by_hand_is_gone(caller: Caller, faulty:
 async def test_a_sweep_that_fails_is_logged_and_made_again_later(
     faulty: FaultyS3, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(s3, "_SECONDS_BETWEEN_SWEEPS", 0.01)
+    monkeypatch.setattr(s3_backend, "_SECONDS_BETWEEN_SWEEPS", 0.01)
     faulty.fault = lambda request: (501, "NotImplemented") if "uploads" in request.query else None
     async with LocalRegistry(S3Bucket("bucket", endpoint=faulty.endpoint)):
         await eventually(lambda: caplog.text.count("could not be aborted") > 1)

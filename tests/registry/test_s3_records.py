@@ -11,17 +11,17 @@ from pydantic import TypeAdapter
 
 from async_bento.cli import main
 from async_bento.errors import ConfigError
-from async_bento.registry import S3Bucket
-from async_bento.registry.blobs import ClaimedPart
-from async_bento.registry.parts import etag_of_parts
-from async_bento.registry.s3_records import Cache
+from async_bento.registry.blobs.base import ClaimedPart
+from async_bento.registry.blobs.multipart import etag_of_parts
+from async_bento.registry.records.s3 import Cache
+from async_bento.registry.s3_backend import S3Bucket
 from tests.builders import MiB
 
 FORM = TypeAdapter(str)
 
 
 def test_nothing_of_s3_is_imported_before_it_is_needed():
-    modules = "async_bento.cli.registry, async_bento.registry"
+    modules = "async_bento.cli.serve, async_bento.registry"
     script = f"import {modules}, sys; print(*{{'aiobotocore', 'botocore'}} & {{*sys.modules}})"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "\n"
 
@@ -94,7 +94,7 @@ def test_parts_of_an_etag_that_is_no_md5_make_none():
 )
 def test_a_body_is_cut_into_ten_thousand_pieces_at_most(size: int | None, expected: int):
     pytest.importorskip("aiobotocore")
-    from async_bento.registry.s3_blobs import part_size
+    from async_bento.registry.blobs.s3 import part_size
 
     assert part_size(size) == expected
     assert size is None or -(-size // part_size(size)) <= 10_000

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from async_bento.registry import spool
-from async_bento.registry.blobs import UPLOAD_LIFETIME
-from async_bento.registry.local_blobs import LocalBlobs
-from async_bento.registry.presigned import Presigner
-from async_bento.registry.refusals import StorageError
+from async_bento.registry.blobs import spool
+from async_bento.registry.blobs.base import UPLOAD_LIFETIME
+from async_bento.registry.blobs.disk import LocalBlobs
+from async_bento.registry.blobs.presign import Presigner
+from async_bento.registry.errors import StorageError
 from tests.eventually import eventually
 from tests.registry.conftest import disk_only
 

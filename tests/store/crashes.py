@@ -26,7 +26,8 @@ SOURCE = Path(__file__).with_name("crash.c")
 SERVER = """
 import asyncio, ctypes, json, os, sys, traceback
 from async_bento import AsyncBentoAPI, BentoError, Config
-from async_bento import api, cli  # so that a child has nothing more to import
+from async_bento import cli
+from async_bento.api import async_api  # so that a child has nothing more to import
 from async_bento.store import arrival, scratch
 
 crash = ctypes.CDLL(None)  # it was preloaded

@@ -179,7 +179,7 @@ def main() -> None:
     if role == "bentoml":
         import bentoml  # noqa: F401 - it takes seconds
     else:
-        import async_bento.api  # noqa: F401
+        import async_bento.api.async_api  # noqa: F401
     print("ready", flush=True)  # noqa: T201
     sys.stdin.readline()
     until = time.time() + seconds

@@ -178,7 +178,7 @@ def test_a_pull_into_a_store_without_hard_links_locks_and_exchange(there, home, 
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    monkeypatch.setattr("async_bento.store.arrival.exchange", lambda *_: False)
+    monkeypatch.setattr("async_bento.store.staging.exchange", lambda *_: False)
     refuse_locks(monkeypatch, errno.ENOTSUP)
     pulled = pull(there).path
     assert contents(pulled) == contents(home / "bentos" / "svc" / "v1")

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from async_bento.errors import NotFoundError, StoreError
-from async_bento.store.info import MAX_YAML
+from async_bento.store.fields import MAX_VALUES, format_time
 from async_bento.store.items import MAX_DOC_SIZE, Bento, Model
+from async_bento.store.metadata import MAX_YAML
 from async_bento.store.tag import Tag
-from async_bento.store.values import MAX_VALUES, format_time
 from tests.corpus.items import BENTOS, CORPUS, name_of, sent_by_bentoml
 
 BENTO = {"service": "s:S", "name": "iris", "version": "v1", "creation_time": "2024-01-01T00:00:00+00:00"}

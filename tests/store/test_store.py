@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from async_bento.errors import InvalidTagError, NotFoundError, StoreError
-from async_bento.store import disk, scratch
+from async_bento.store import filesystem, locks, staging
 from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
 from async_bento.store.tag import Tag
@@ -321,7 +321,7 @@ def test_the_old_item_is_gone_as_soon_as_it_is_replaced(store):
 def synced(monkeypatch):
     """The paths that were synced, or `everything`, in order; and the renames into the store."""
     done = []
-    fsync, sync_filesystem, rename = os.fsync, disk._sync_filesystem, Path.rename
+    fsync, sync_filesystem, rename = os.fsync, filesystem._sync_filesystem, Path.rename
 
     def note_fsync(descriptor):
         done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
@@ -334,7 +334,9 @@ def synced(monkeypatch):
 
     monkeypatch.setattr("os.fsync", note_fsync)
     monkeypatch.setattr(Path, "rename", note_rename)
-    monkeypatch.setattr(disk, "_sync_filesystem", lambda path: sync_filesystem(path) and not done.append("everything"))
+    monkeypatch.setattr(
+        filesystem, "_sync_filesystem", lambda path: sync_filesystem(path) and not done.append("everything")
+    )
     return done
 
 
@@ -392,7 +394,7 @@ def test_a_delete_is_on_the_disk_before_files_are_removed(store, synced):
 
 
 def test_an_item_is_replaced_where_no_exchange_is_possible(store, monkeypatch):
-    monkeypatch.setattr("async_bento.store.arrival.exchange", lambda *_: False)
+    monkeypatch.setattr("async_bento.store.staging.exchange", lambda *_: False)
     put(store, "iris:v1", text="first")
     item = put(store, "iris:v1", text="second", replace=True)
     assert (item.path / "text").read_text() == "second"
@@ -400,7 +402,7 @@ def test_an_item_is_replaced_where_no_exchange_is_possible(store, monkeypatch):
 
 
 def test_the_old_item_comes_back_when_a_replacement_fails_halfway(store, monkeypatch):
-    monkeypatch.setattr("async_bento.store.arrival.exchange", lambda *_: False)
+    monkeypatch.setattr("async_bento.store.staging.exchange", lambda *_: False)
     put(store, "iris:v1", text="first")
     rename = Path.rename
 
@@ -541,7 +543,7 @@ def test_a_kept_stage_of_a_killed_process_that_does_not_say_how_to_go_on_is_remo
 def test_a_kept_stage_that_a_sweep_looks_at_is_waited_for(store, home):
     fail_halfway(store)
     (kept,) = (home / "tmp").glob("async-bento-kept-*")
-    descriptor = scratch._hold(kept)
+    descriptor = locks.hold_directory(kept)
     threading.Timer(0.1, os.close, [descriptor]).start()
     with store.stage(resume="iris:v1") as staged:
         assert (staged / "half").exists()
@@ -552,7 +554,7 @@ def test_a_kept_stage_that_nobody_goes_on_with_is_removed_after_a_week(store, ho
     (kept,) = scratch_of(store)
     with store.stage():
         assert kept in scratch_of(store)
-    past = time.time() - scratch.KEEP_FOR - 1
+    past = time.time() - staging.KEEP_FOR - 1
     os.utime(home / "tmp" / kept, (past, past))
     with store.stage():
         assert kept not in scratch_of(store)
@@ -562,7 +564,7 @@ def test_a_journal_that_nobody_goes_on_with_is_removed_after_a_week(store, home)
     journal = store.journal("iris:v1", "https://registry.example")
     journal.write_text("half of it")
     assert store.journal("iris:v1", "https://registry.example").exists()
-    past = time.time() - scratch.KEEP_FOR - 1
+    past = time.time() - staging.KEEP_FOR - 1
     os.utime(journal, (past, past))
     with store.stage():
         assert not journal.exists()
@@ -677,8 +679,8 @@ def test_removing_a_tree_leaves_what_its_links_point_to(tmp_path):
     (tmp_path / "kept" / "file").touch()
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "link").symlink_to(tmp_path / "kept")
-    disk.remove_tree(tmp_path / "tree")
-    disk.remove_tree(tmp_path / "tree")
+    filesystem.remove_tree(tmp_path / "tree")
+    filesystem.remove_tree(tmp_path / "tree")
     assert not (tmp_path / "tree").exists()
     assert (tmp_path / "kept" / "file").exists()
 
@@ -791,7 +793,7 @@ def test_two_processes_that_delete_one_item_agree(store, tmp_path):
 def test_a_reader_sees_the_old_item_or_the_new_one_and_never_none(store, tmp_path):
     for side in ("left", "right"):
         fill(tmp_path / side, "iris:v1", service=side, labels={"side": side})
-    if not disk.exchange(tmp_path / "left", tmp_path / "right"):
+    if not filesystem.exchange(tmp_path / "left", tmp_path / "right"):
         pytest.skip("no exchange on this filesystem")
     put(store, "iris:v1", labels={"side": "left"}, service="left")
     processes = race(*(("replace", tmp_path / side, 40) for side in ("left", "right")))
@@ -817,7 +819,7 @@ def test_threads_that_commit_many_versions_agree_on_the_latest(store):
 
 
 def test_a_commit_waits_for_another_change_of_its_name(store, home):
-    with scratch.Scratch(home / "tmp").lock("bentos+iris"):
+    with staging.Scratch(home / "tmp").lock("bentos+iris"):
         thread = threading.Thread(target=put, args=(store, "iris:v1"))
         thread.start()
         time.sleep(0.2)
@@ -830,12 +832,12 @@ def test_an_exchange_swaps_two_directories(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    if not disk.exchange(tmp_path / "a", tmp_path / "b"):
+    if not filesystem.exchange(tmp_path / "a", tmp_path / "b"):
         pytest.skip("no exchange on this filesystem")
     assert (tmp_path / "a" / "b").exists()
     assert (tmp_path / "b" / "a").exists()
     with pytest.raises(FileNotFoundError):
-        disk.exchange(tmp_path / "a", tmp_path / "nowhere")
+        filesystem.exchange(tmp_path / "a", tmp_path / "nowhere")
 
 
 # Sizes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
-from async_bento.registry import LocalRegistry
+from async_bento.registry.server import LocalRegistry
 from tests.builders import KiB, MiB
 from tests.transfer.faulty import Door
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from async_bento.registry import LocalRegistry
+    from async_bento.registry.server import LocalRegistry
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding"}
 

@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 
 from async_bento import IntegrityError, PartError, StalledError, TransferError
-from async_bento.archive.tree import Tree
 from async_bento.errors import APIConnectionError, APIResponseError, ArchiveError, BentoError, StoreError
+from async_bento.transfer.tar.writer import Tree
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, noise
 from tests.eventually import eventually
 from tests.transfer.faulty import (

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from async_bento import NotFoundError, unpacking
-from async_bento.transfer import upload as upload_module
+from async_bento import NotFoundError
+from async_bento.transfer import resumable_extract, upload as upload_module
 from async_bento.transfer.journal import Journal
 from tests.builders import KiB, contents, left_in_scratch, make_bento, make_model, noise
 from tests.transfer.faulty import Held
@@ -171,7 +171,7 @@ def books(monkeypatch: pytest.MonkeyPatch) -> Books:
 @pytest.fixture(autouse=True)
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_module, "choose_part_size", lambda size, wanted, threads: PART)
-    monkeypatch.setattr(unpacking, "INTERVAL", PART)
+    monkeypatch.setattr(resumable_extract, "INTERVAL", PART)
 
 
 def descriptors() -> Iterator[tuple[int, str]]:

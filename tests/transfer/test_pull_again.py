@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from async_bento import PartError, StoreError, unpacking
+from async_bento import PartError, StoreError
 from async_bento.errors import ArchiveError, TransferError
-from async_bento.store.scratch import remember_change
+from async_bento.store.staging import remember_change
+from async_bento.transfer import resumable_extract
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, noise
 from tests.eventually import eventually
 from tests.transfer.faulty import GET, Door, Held, ignore_range, refuse, with_headers
@@ -38,7 +39,7 @@ RANGE = 64 * KiB
 
 @pytest.fixture(autouse=True)
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "INTERVAL", 128 * KiB)
+    monkeypatch.setattr(resumable_extract, "INTERVAL", 128 * KiB)
 
 
 @pytest.fixture
@@ -130,8 +131,8 @@ async def test_one_that_was_cancelled_goes_on_too(door: Door, client: MakeClient
 
 
 KILLED = """
-import async_bento.unpacking
-async_bento.unpacking.INTERVAL = 128 * 1024
+import async_bento.transfer.resumable_extract
+async_bento.transfer.resumable_extract.INTERVAL = 128 * 1024
 
 async def main():
     async with api(range_size=2**16, window=2**20) as client:
@@ -325,7 +326,7 @@ async def test_after_the_system_was_started_anew_nothing_is_gone_on_with(
     await interrupt(door, client(door, elsewhere))
     boot = tmp_path / "boot_id"
     boot.write_text("another")
-    monkeypatch.setattr(unpacking, "_BOOT", boot)
+    monkeypatch.setattr(resumable_extract, "_BOOT", boot)
 
     await client(door, elsewhere).models.pull("mod:m1")
 
@@ -336,7 +337,7 @@ async def test_after_the_system_was_started_anew_nothing_is_gone_on_with(
 async def test_where_the_system_does_not_say_when_it_was_started_it_is_gone_on_with(
     door: Door, client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(unpacking, "_BOOT", tmp_path / "missing")
+    monkeypatch.setattr(resumable_extract, "_BOOT", tmp_path / "missing")
     await interrupt(door, client(door, elsewhere))
 
     await client(door, elsewhere).models.pull("mod:m1")
@@ -416,7 +417,7 @@ async def test_notes_that_cannot_be_written_do_not_end_a_pull_and_mislead_nobody
             raise OSError(28, "No space left on device")
         path.write_text(text)
 
-    monkeypatch.setattr(unpacking, "_write", full)
+    monkeypatch.setattr(resumable_extract, "_write", full)
     await interrupt(door, client(door, elsewhere))
     assert written > 3
     assert not left_in_scratch(elsewhere)

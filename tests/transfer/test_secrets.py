@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import BentoError, unpacking
-from async_bento.transfer import upload as upload_module
+from async_bento import BentoError
+from async_bento.transfer import resumable_extract, upload as upload_module
 from tests.builders import KiB, make_model, noise
 from tests.transfer.faulty import DOWNLOAD, GET, PART, PUT, UPLOAD, Door, hang_up, refuse
 
@@ -36,7 +36,7 @@ SIZE = 64 * KiB
 @pytest.fixture(autouse=True)
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_module, "choose_part_size", lambda size, wanted, threads: SIZE)
-    monkeypatch.setattr(unpacking, "INTERVAL", SIZE)
+    monkeypatch.setattr(resumable_extract, "INTERVAL", SIZE)
 
 
 @dataclass

@@ -16,9 +16,9 @@ import pytest
 from aiohttp import web
 
 from async_bento import BentoError, IntegrityError, PartError, SourceChangedError, StalledError
-from async_bento.archive.plan import TarPlan
 from async_bento.errors import APIConnectionError, APIResponseError, AuthenticationError, ServerError
-from async_bento.transfer import body as body_module, upload as upload_module
+from async_bento.transfer import http as body_module, upload as upload_module
+from async_bento.transfer.tar.plan import TarPlan
 from tests.builders import MiB, make_model, noise
 from tests.transfer.faulty import (
     FINISH,

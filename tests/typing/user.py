@@ -24,7 +24,7 @@ from async_bento import (
     RestApiClient,
     Tag,
 )
-from async_bento.registry import LocalRegistry
+from async_bento.registry.server import LocalRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

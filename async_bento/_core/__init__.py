@@ -1,0 +1,1 @@
+"""Code that every package stands on."""

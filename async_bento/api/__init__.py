@@ -1,0 +1,1 @@
+"""The client API: bentos and models, async and blocking."""

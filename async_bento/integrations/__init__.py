@@ -1,0 +1,1 @@
+"""Integrations with BentoML, the Hugging Face Hub and pytest."""

@@ -1,0 +1,1 @@
+"""Progress of transfers: events, listeners, summaries."""

@@ -1,0 +1,1 @@
+"""The bytes of items, on disk or in S3."""

@@ -1,0 +1,144 @@
+"""The JSON of requests to the registry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+)
+
+from async_bento.rest.schemas import BentoManifestSchema, LabelItemSchema, ModelManifestSchema, UtcTime, in_utc
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+def _format_time(value: datetime) -> str:
+    # As TIME_FORMAT says, but with four digits for every year, which strftime leaves to the C library.
+    return in_utc(value).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+BuildTime = Annotated[UtcTime, PlainSerializer(_format_time, return_type=str)]
+"""A time of a request, in the one form the registry reads."""
+
+
+class Request(BaseModel):
+    """What is said to the registry."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class CreateRepositorySchema(Request):
+    """A repository to be created.
+
+    Attributes:
+        name: Its name.
+        description: What it is for.
+    """
+
+    name: str
+    description: str = ""
+
+
+class UpdateBentoSchema(Request):
+    """What changes of a bento's record.
+
+    Attributes:
+        description: The README.
+        manifest: What the bento is.
+        labels: Its labels.
+    """
+
+    description: str
+    manifest: BentoManifestSchema
+    labels: list[LabelItemSchema] = []
+
+
+class CreateBentoSchema(UpdateBentoSchema):
+    """A bento's record.
+
+    Attributes:
+        version: The version.
+        build_at: When it was built.
+    """
+
+    version: str
+    build_at: BuildTime
+
+
+class UpdateModelSchema(Request):
+    """What changes of a model's record.
+
+    Attributes:
+        description: Always empty at BentoML.
+        manifest: What the model is.
+        labels: Its labels.
+    """
+
+    description: str = ""
+    manifest: ModelManifestSchema
+    labels: list[LabelItemSchema] = []
+
+
+class CreateModelSchema(UpdateModelSchema):
+    """A model's record.
+
+    Attributes:
+        version: The version.
+        build_at: When it was saved.
+    """
+
+    version: str
+    build_at: BuildTime
+
+
+class PreSignMultipartUploadUrlSchema(Request):
+    """A part that is about to be sent.
+
+    Attributes:
+        upload_id: The multipart upload.
+        part_number: Which part, from 1 to 10,000.
+    """
+
+    upload_id: str
+    part_number: int = Field(ge=1, le=10_000)
+
+
+class CompletePartSchema(Request):
+    """A part that has been sent.
+
+    Attributes:
+        part_number: Which part, from 1 to 10,000.
+        etag: Its ETag as the storage gave it, quotes and all.
+    """
+
+    part_number: int = Field(ge=1, le=10_000)
+    etag: str
+
+
+class CompleteMultipartUploadSchema(Request):
+    """All parts of an upload, in ascending order.
+
+    Attributes:
+        parts: The parts.
+        upload_id: The multipart upload.
+    """
+
+    parts: list[CompletePartSchema]
+    upload_id: str
+
+
+class FinishUploadSchema(Request):
+    """How an upload ended.
+
+    Attributes:
+        status: `success` or `failed`.
+        reason: Why it failed; empty otherwise.
+    """
+
+    status: Literal["success", "failed"]
+    reason: str = ""

@@ -1,0 +1,115 @@
+"""What a registry is told of an item is what BentoML tells it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from async_bento.api import kinds
+from async_bento.store.items import Bento, Model
+from async_bento.store.store import BentoStore, ModelStore
+from tests.builders import make_bento, make_model
+from tests.corpus.items import BENTOS, CORPUS, MODELS, OPTIONS_OF_TODAY, name_of, sent_by_bentoml
+
+ONLY_CREATED = {"version", "build_at"}
+
+
+def record_of(item, home, *, bare=False):
+    bentos, models = BentoStore(home / "bentos"), ModelStore(home / "models")
+    client = SimpleNamespace(bentos=None, models=None)  # nobody is told
+    words = kinds.bentos(client, bentos, models) if isinstance(item, Bento) else kinds.models(client, models)
+    record = words.record(item, bare)
+    return [body.model_dump(mode="json", by_alias=True) for body in (record.create, record.update)]
+
+
+def labels_of(body):
+    return {label["key"]: label["value"] for label in body["labels"]}
+
+
+def read(path):
+    return (Bento if (path / "bento.yaml").exists() else Model).from_path(path)
+
+
+@pytest.mark.parametrize("path", [*BENTOS, *MODELS], ids=name_of)
+def test_an_item_is_created_and_renewed_as_bentoml_creates_it(path):
+    expected = sent_by_bentoml(path)["body"]
+    if name_of(path) in OPTIONS_OF_TODAY:
+        assert expected["manifest"]["options"] == OPTIONS_OF_TODAY[name_of(path)]
+        expected["manifest"]["options"] = {}
+
+    create, update = record_of(read(path), path.parents[2])
+
+    assert create == expected
+    assert update == {name: value for name, value in expected.items() if name not in ONLY_CREATED}
+
+
+@pytest.mark.parametrize("path", BENTOS, ids=name_of)
+def test_a_bare_push_says_that_the_bento_is_for_development_and_nothing_else(path):
+    whole = record_of(read(path), path.parents[2])
+
+    bare = record_of(read(path), path.parents[2], bare=True)
+
+    assert [body["manifest"].pop("dev") for body in bare] == [True, True]
+    assert [body["manifest"].pop("dev") for body in whole] == [False, False]
+    assert bare == whole
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        (2024, "2024"),
+        (0.5, "0.5"),
+        (True, "True"),
+        (None, "None"),
+        ([1, "two"], "[1, 'two']"),
+        ({"a": 1}, "{'a': 1}"),
+        ("", ""),
+    ],
+)
+def test_a_label_that_is_no_text_is_sent_as_the_text_that_bentoml_makes_of_it(tmp_path, written, sent):
+    bento = read(make_bento(tmp_path, labels={"label": written}))
+    model = read(make_model(tmp_path, labels={"label": written}))
+
+    for item in (bento, model):
+        assert [labels_of(body) for body in record_of(item, tmp_path)] == [{"label": sent}] * 2
+
+
+@pytest.mark.parametrize(
+    ("path", "of_the_service"),
+    [("1.0.0/bentos/runners/v1", {"owner": "me"}), ("1.4/bentos/front-_desk/v1", {"owner": "service", "team": "desk"})],
+)
+def test_labels_are_sent_as_text_whether_or_not_the_release_wrote_them_so(path, of_the_service):
+    create, _ = record_of(read(CORPUS / path), (CORPUS / path).parents[2])
+
+    assert labels_of(create) == {
+        "year": "2024",
+        "ok": "True",
+        "ratio": "0.5",
+        "none": "None",
+        "list": "[1, 'two']",
+        "day": "2024-01-02",
+        **of_the_service,
+    }
+
+
+def test_a_bento_counts_with_its_models_each_once_and_not_with_those_of_the_hub(tmp_path):
+    models = ["mod:m1", "mod:m1", {"tag": "org--bert:v", "registry": "huggingface"}, "gone:g1"]
+    services = [{"name": "S", "service": "", "models": [{"tag": "mod:m1"}, {"tag": "mod:m2"}]}]
+    path = make_bento(tmp_path, files={"src/a": bytes(10), "README.md": b"hi"}, models=models, services=services)
+    sizes = [(path / "bento.yaml").stat().st_size + 12]
+    for tag, size in {"mod:m1": 100, "mod:m2": 1000, "org--bert:v": 10_000, "other:o1": 100_000}.items():
+        model = make_model(tmp_path, tag, {"weights": bytes(size)})
+        sizes.append((model / "model.yaml").stat().st_size + size)
+
+    create, update = record_of(read(path), tmp_path)
+
+    assert create["manifest"]["size_bytes"] == update["manifest"]["size_bytes"] == sum(sizes[:3])
+
+
+def test_the_alias_that_a_service_has_for_a_model_is_sent():
+    create, update = record_of(read(CORPUS / "by_hand/bentos/before_1_4/20240301"), CORPUS / "by_hand")
+
+    for body in (create, update):
+        aliases = {model["tag"]: model["alias"] for model in body["manifest"]["services"][0]["models"]}
+        assert aliases == {"shared:v1": "from-the-service", "gpt--two:0123456789abcdef0123456789abcdef": None}

@@ -1,0 +1,89 @@
+"""What a shell is told when the Tab key is pressed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
+from pydantic import SecretStr
+
+from async_bento.cli import main
+from async_bento.rest.contexts import Context, contexts_path, store_context
+from tests.builders import make_bento, make_model
+
+
+def completed(*words: str) -> list[str]:
+    """What may stand in the place of the last word."""
+    complete = ShellComplete(main, {}, "async-bento", "_ASYNC_BENTO_COMPLETE")
+    return [found.value for found in complete.get_completions([*words[:-1]], words[-1])]
+
+
+@pytest.fixture
+def stores(home: Path) -> Path:
+    make_bento(home, "iris:v1")
+    make_bento(home, "iris:v2")
+    make_bento(home, "fraud:v1")
+    make_model(home, "iris_weights:m1")
+    return home
+
+
+@pytest.mark.usefixtures("stores")
+@pytest.mark.parametrize("command", ["push", "pull", "get"])
+def test_the_tags_of_the_local_store_are_completed(command: str) -> None:
+    assert completed(command, "iris") == ["iris:v1", "iris:v2"]
+    assert completed(command, "iris:v2") == ["iris:v2"]
+    assert completed(command, "") == ["fraud:v1", "iris:v1", "iris:v2"]
+    assert completed(command, "rose") == []
+    assert completed("models", command, "ir") == ["iris_weights:m1"]
+
+
+def test_where_there_is_no_store_nothing_is_completed_and_nothing_made(home: Path) -> None:
+    assert completed("push", "") == []
+    assert not home.exists()
+
+
+def test_commands_and_options_are_completed() -> None:
+    assert completed("re") == ["registry"]
+    assert completed("models", "pu") == ["pull", "push"]
+    assert "--with-models" in completed("pull", "--")
+
+
+@pytest.mark.parametrize("words", [("context", "use"), ("push", "--context")])
+def test_contexts_are_completed(home: Path, words: tuple[str, str]) -> None:
+    for name in ("staging", "production"):
+        store_context(contexts_path(), Context(name=name, endpoint="http://127.0.0.1:1", api_token=SecretStr("t")))
+    assert completed(*words, "sta") == ["staging"]
+    contexts_path().write_text("{")
+    assert completed(*words, "sta") == []  # and nothing is said: there is nobody to say it to
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_is_told_how_to_ask(shell: str) -> None:
+    script = CliRunner().invoke(main, ["completion", shell]).stdout
+    assert f"_ASYNC_BENTO_COMPLETE={shell}_complete" in script
+    program = shutil.which(shell)
+    if program is not None:
+        subprocess.run([program, "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.usefixtures("stores")
+def test_a_bash_that_has_read_the_script_completes_whole_tags() -> None:
+    script = """
+source <(async-bento completion bash)
+case "$COMP_WORDBREAKS" in *:*) echo "a tag is two words"; exit 1;; esac
+COMP_WORDS=(async-bento push iris:v) COMP_CWORD=2
+_async_bento_completion async-bento
+echo "${COMPREPLY[@]}"
+"""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("iris:v1 iris:v2\n", "")

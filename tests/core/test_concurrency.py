@@ -1,0 +1,441 @@
+"""Threads that are waited for, and tasks that end together."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from async_bento._core.concurrency import Budget, Threads, finish, for_each
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    threads = Threads(2)
+    yield threads
+    threads.executor.shutdown()
+
+
+async def turns(count: int = 10) -> None:
+    """Let everything that can run, run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class Gate:
+    """A blocking call that says when it has begun and ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.open = threading.Event()
+        self.ended = False
+
+    def __call__(self, result: object = None) -> object:
+        self.begun.set()
+        assert self.open.wait(30)
+        self.ended = True
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def has_begun(self) -> None:
+        await asyncio.to_thread(self.begun.wait, 30)
+
+
+# Threads.run
+
+
+async def test_a_function_runs_in_a_thread_of_ours_with_its_arguments(threads: Threads) -> None:
+    def where(*args: int, **kwargs: int) -> tuple[object, ...]:
+        return threading.current_thread().name, args, kwargs
+
+    name, args, kwargs = await threads.run(where, 1, two=2)
+    assert str(name).startswith("async-bento")
+    assert (args, kwargs) == ((1,), {"two": 2})
+
+
+async def test_an_error_in_a_thread_is_the_callers(threads: Threads) -> None:
+    with pytest.raises(KeyError, match="gone"):
+        await threads.run({}.__getitem__, "gone")
+
+
+async def test_no_more_threads_run_than_the_limit(threads: Threads) -> None:
+    gates = [Gate() for _ in range(3)]
+    running = [asyncio.ensure_future(threads.run(gate)) for gate in gates]
+    await gates[0].has_begun()
+    await gates[1].has_begun()
+    await turns()
+    assert not gates[2].begun.is_set()
+    for gate in gates:
+        gate.open.set()
+    await asyncio.gather(*running)
+
+
+async def test_a_cancelled_call_waits_for_its_thread(threads: Threads) -> None:
+    gate = Gate()
+    call = asyncio.ensure_future(threads.run(gate))
+    await gate.has_begun()
+    call.cancel()
+    await turns()
+    assert not call.done()
+    gate.open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert gate.ended
+
+
+async def test_a_call_cancelled_twice_waits_too(threads: Threads) -> None:
+    gate = Gate()
+    call = asyncio.ensure_future(threads.run(gate))
+    await gate.has_begun()
+    for _ in range(3):
+        call.cancel()
+        await turns()
+    assert not call.done()
+    gate.open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_a_cancelled_scope_waits_for_its_thread(threads: Threads) -> None:
+    gate = Gate()
+    left = False
+
+    async def call() -> None:
+        nonlocal left
+        try:
+            await threads.run(gate)
+        finally:
+            left = True
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        await gate.has_begun()
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await turns()
+        assert not left
+        gate.open.set()
+    assert gate.ended
+    assert left
+
+
+async def test_a_cancelled_call_says_cancelled_though_its_thread_failed(threads: Threads) -> None:
+    gate = Gate()
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    call = asyncio.ensure_future(threads.run(gate, OSError("no space")))
+    await gate.has_begun()
+    call.cancel()
+    await turns()
+    gate.open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    del call
+    await turns()  # the loop itself holds it until the next
+    gc.collect()  # an exception that nobody retrieved is told now
+    assert told == []
+
+
+async def test_threads_end_when_they_are_closed() -> None:
+    threads = Threads(1)
+    thread = await threads.run(threading.current_thread)
+    threads.close()
+    await asyncio.to_thread(thread.join, 30)
+    assert not thread.is_alive()
+    with pytest.raises(RuntimeError):
+        await threads.run(int)
+
+
+# Threads.entered
+
+
+@contextmanager
+def noting(notes: list[str], *, swallow: bool = False) -> Iterator[str]:
+    notes.append(f"in {threading.current_thread().name[:11]}")
+    try:
+        yield "value"
+    except ValueError as error:
+        notes.append(f"saw {error}")
+        if not swallow:
+            raise
+    finally:
+        notes.append(f"out {threading.current_thread().name[:11]}")
+
+
+async def test_a_blocking_manager_is_entered_and_left_in_threads(threads: Threads) -> None:
+    notes: list[str] = []
+    async with threads.entered(noting(notes)) as value:
+        assert value == "value"
+        assert notes == ["in async-bento"]
+    assert notes == ["in async-bento", "out async-bento"]
+
+
+async def test_a_manager_sees_the_error_of_its_body(threads: Threads) -> None:
+    notes: list[str] = []
+    with pytest.raises(ValueError, match="wrong"):
+        async with threads.entered(noting(notes)):
+            raise ValueError("wrong")
+    assert notes == ["in async-bento", "saw wrong", "out async-bento"]
+
+
+async def test_a_manager_may_swallow_the_error_of_its_body(threads: Threads) -> None:
+    notes: list[str] = []
+    async with threads.entered(noting(notes, swallow=True)):
+        raise ValueError("wrong")
+    assert notes[-1] == "out async-bento"
+
+
+async def test_a_manager_is_left_when_its_body_is_cancelled(threads: Threads) -> None:
+    notes: list[str] = []
+    inside = asyncio.Event()
+
+    async def body() -> None:
+        async with threads.entered(noting(notes)):
+            inside.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(body())
+    await inside.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert notes == ["in async-bento", "out async-bento"]
+
+
+async def test_a_manager_cancelled_while_it_is_entered_is_left_again(threads: Threads) -> None:
+    gate = Gate()
+    notes: list[str] = []
+
+    @contextmanager
+    def slow() -> Iterator[None]:
+        gate()
+        notes.append("in")
+        yield
+        notes.append("out")
+
+    async def body() -> None:
+        async with threads.entered(slow()):
+            notes.append("body")
+
+    task = asyncio.ensure_future(body())
+    await gate.has_begun()
+    task.cancel()
+    await turns()
+    gate.open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert notes == ["in", "out"]
+
+
+async def test_a_manager_that_cannot_be_entered_is_not_left(threads: Threads) -> None:
+    class Locked:
+        def __enter__(self) -> None:
+            raise OSError("locked")
+
+        def __exit__(self, *_: object) -> None:
+            raise AssertionError("it was never entered")
+
+    with pytest.raises(OSError, match="locked"):
+        async with threads.entered(Locked()):
+            raise AssertionError
+
+
+# finish
+
+
+async def test_finish_gives_the_result() -> None:
+    assert await finish(asyncio.sleep(0, "result")) == "result"
+
+
+async def test_finish_gives_the_error() -> None:
+    async def fail() -> None:
+        raise KeyError("gone")
+
+    with pytest.raises(KeyError, match="gone"):
+        await finish(fail())
+
+
+async def test_finish_holds_a_cancellation_back_until_the_end() -> None:
+    go, ended = asyncio.Event(), False
+
+    async def work() -> None:
+        nonlocal ended
+        await go.wait()
+        ended = True
+
+    task = asyncio.ensure_future(finish(work()))
+    await turns()
+    task.cancel()
+    await turns()
+    assert not task.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended
+
+
+async def test_finish_tells_that_what_it_waits_for_was_cancelled() -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(future.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await finish(future)
+
+
+# for_each
+
+
+async def test_everything_is_done_a_few_at_a_time() -> None:
+    running, most, done = 0, 0, list[int]()
+
+    async def operation(item: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await turns(3)
+        running -= 1
+        done.append(item)
+
+    await for_each(operation, range(10), 3)
+    assert sorted(done) == list(range(10))
+    assert most == 3
+
+
+async def test_an_item_is_taken_when_its_turn_comes() -> None:
+    taken: list[int] = []
+    go = asyncio.Event()
+
+    def items() -> Iterator[int]:
+        for item in range(5):
+            taken.append(item)
+            yield item
+
+    async def operation(item: int) -> None:
+        await go.wait()
+
+    task = asyncio.ensure_future(for_each(operation, items(), 2))
+    await turns()
+    assert taken == [0, 1]
+    go.set()
+    await task
+    assert taken == [0, 1, 2, 3, 4]
+
+
+async def test_nothing_to_do_is_done_at_once() -> None:
+    await for_each(asyncio.sleep, [], 3)
+
+
+async def test_the_first_error_is_raised_bare_and_the_others_are_cancelled() -> None:
+    ended: list[str] = []
+
+    async def operation(item: str) -> None:
+        try:
+            if item == "fails":
+                await turns(3)
+                raise KeyError("first")
+            await asyncio.Event().wait()
+        finally:
+            ended.append(item)
+
+    with pytest.raises(KeyError, match="first"):
+        await for_each(operation, ["waits", "fails", "waits too", "never begun"], 3)
+    assert sorted(ended) == ["fails", "waits", "waits too"]
+
+
+async def test_an_error_of_the_clean_up_does_not_hide_the_first() -> None:
+    async def operation(item: int) -> None:
+        if item == 1:
+            raise KeyError("first")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise OSError("second")
+
+    with pytest.raises(KeyError, match="first"):
+        await for_each(operation, [0, 1, 2], 3)
+
+
+async def test_an_error_of_the_items_themselves_is_raised_too() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        await for_each(lambda item: asyncio.sleep(0), items(), 2)
+
+
+async def test_nothing_outlives_a_cancellation() -> None:
+    ended: list[int] = []
+
+    async def operation(item: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(item)
+
+    task = asyncio.ensure_future(for_each(operation, range(3), 3))
+    await turns()
+    before = asyncio.all_tasks()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sorted(ended) == [0, 1, 2]
+    assert len(before) - len(asyncio.all_tasks()) == 4
+
+
+# A budget
+
+
+async def test_a_budget_gives_what_is_free_and_lets_the_rest_wait_in_turn() -> None:
+    budget = Budget(10)
+    await budget.take(6)
+    order: list[str] = []
+
+    async def take(name: str, share: int) -> None:
+        await budget.take(share)
+        order.append(name)
+
+    waiting = [asyncio.create_task(take("large", 8)), asyncio.create_task(take("small", 1))]
+    await asyncio.sleep(0)
+    assert not budget.has(1)  # someone waits, and is served first
+    assert order == []
+
+    budget.give_back(6)
+    await asyncio.gather(*waiting)
+    assert order == ["large", "small"]
+    assert budget.free == 1
+
+
+async def test_who_gives_up_waiting_for_a_budget_holds_nothing_and_lets_the_next_have_it() -> None:
+    budget = Budget(10)
+    await budget.take(6)
+    first, second = asyncio.create_task(budget.take(8)), asyncio.create_task(budget.take(2))
+    await asyncio.sleep(0)
+
+    first.cancel()
+    await asyncio.wait([first, second])
+
+    assert first.cancelled()
+    assert budget.free == 2
+
+
+async def test_a_share_that_is_had_in_the_moment_of_giving_up_is_given_back() -> None:
+    budget = Budget(10)
+    await budget.take(10)
+    waiting = asyncio.create_task(budget.take(4))
+    await asyncio.sleep(0)
+
+    budget.give_back(10)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+    assert waiting.cancelled()
+    assert budget.free == 10

@@ -1,0 +1,324 @@
+"""What is tried again, how often, and after which wait."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING
+
+import pytest
+import stamina.instrumentation
+
+from async_bento import RetryPolicy, errors
+from async_bento._core.retry import Pauses, backoff, is_transient, seconds_to_wait, with_retries
+from async_bento.errors import APIStatusError, PartError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+AT_ONCE = RetryPolicy(attempts=3, wait_initial=0, wait_max=0)
+
+AGAIN = [
+    errors.APIConnectionError("reset"),
+    errors.APITimeoutError("silent"),
+    errors.StalledError("no byte"),
+    errors.IntegrityError("another MD5"),
+    errors.PartError("no answer"),
+    errors.PartError("expired", status=403),
+    *(errors.PartError("storage", status=status) for status in (408, 425, 429, 500, 502, 503, 504)),
+    *(errors.APIStatusError("registry", status=status) for status in (408, 425, 429, 500, 502, 503, 504, 520)),
+    errors.RateLimitError("too fast", status=429),
+    errors.ServerError("down", status=500),
+]
+NEVER = [
+    *(errors.APIStatusError("registry", status=status) for status in (301, 302, 400, 401, 403, 404, 409, 413, 422)),
+    *(errors.PartError("storage", status=status) for status in (206, 301, 400, 401, 404, 405, 411, 412, 413, 416)),
+    errors.AuthenticationError("no", status=401),
+    errors.AuthenticationError("no", status=403),
+    errors.APIResponseError("no JSON"),
+    errors.APIError("what it is nobody knows"),
+    errors.TransferError("what it is nobody knows"),
+    errors.SourceChangedError("changed", path="a"),
+    errors.ArchiveError("too long"),
+    errors.UnsafeArchiveError("outside"),
+    errors.StoreError("no space"),
+    errors.NotFoundError("no such bento"),
+    errors.ConfigError("no token"),
+    errors.InvalidTagError("!"),
+    OSError(28, "No space left on device"),
+    ConnectionResetError("not translated, so a bug of ours"),
+    TimeoutError(),
+    asyncio.TimeoutError(),
+    KeyError("a bug"),
+]
+
+
+def name(error: Exception) -> str:
+    return f"{type(error).__name__}-{getattr(error, 'status', '')}"
+
+
+@pytest.mark.parametrize("error", AGAIN, ids=name)
+def test_what_may_pass_is_transient(error: Exception) -> None:
+    assert is_transient(error)
+
+
+@pytest.mark.parametrize("error", NEVER, ids=name)
+def test_what_will_not_pass_is_not(error: Exception) -> None:
+    assert not is_transient(error)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("", None),
+        ("0", 0.0),
+        ("7", 7.0),
+        (" 1.5 ", 1.5),
+        ("-3", 0.0),
+        ("nan", 0.0),
+        ("inf", float("inf")),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("soon", None),
+        ("Wed, 99 Oct 2015 07:28:00 GMT", None),
+    ],
+)
+def test_a_retry_after_is_read_in_seconds(header: str | None, seconds: float | None) -> None:
+    assert seconds_to_wait(header) == seconds
+
+
+@pytest.mark.parametrize("zone", ["GMT", "-0000", "+0000"])
+def test_a_retry_after_may_be_a_date(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_445_412_480.0 - 90)  # a minute and a half before
+    assert seconds_to_wait(f"Wed, 21 Oct 2015 07:28:00 {zone}") == 90.0
+
+
+class Operation:
+    """Fails as it is told to, one try after another, then succeeds."""
+
+    def __init__(self, *faults: BaseException) -> None:
+        self.faults = list(faults)
+        self.tries = 0
+
+    async def __call__(self) -> str:
+        self.tries += 1
+        await asyncio.sleep(0)
+        if self.faults:
+            raise self.faults.pop(0)
+        return "done"
+
+
+@pytest.fixture
+def waits() -> Iterator[list[float]]:
+    """How long each wait was to be."""
+    waits: list[float] = []
+    before = stamina.instrumentation.get_on_retry_hooks()
+    stamina.instrumentation.set_on_retry_hooks([lambda details: waits.append(details.wait_for)])
+    yield waits
+    stamina.instrumentation.set_on_retry_hooks(before)
+
+
+async def test_what_succeeds_is_done_once() -> None:
+    operation = Operation()
+    assert await with_retries(AT_ONCE, operation) == "done"
+    assert operation.tries == 1
+
+
+async def test_a_transient_fault_is_tried_again() -> None:
+    operation = Operation(errors.StalledError("1"), errors.APIConnectionError("2"))
+    assert await with_retries(AT_ONCE, operation) == "done"
+    assert operation.tries == 3
+
+
+async def test_the_last_try_says_what_went_wrong_last() -> None:
+    operation = Operation(*(errors.StalledError(str(number)) for number in range(1, 9)))
+    with pytest.raises(errors.StalledError, match=r"^3$"):
+        await with_retries(AT_ONCE, operation)
+    assert operation.tries == 3
+
+
+async def test_another_fault_ends_it_at_once() -> None:
+    operation = Operation(errors.StalledError("1"), errors.StoreError("no space"))
+    with pytest.raises(errors.StoreError, match="no space"):
+        await with_retries(AT_ONCE, operation)
+    assert operation.tries == 2
+
+
+async def test_a_cancellation_is_never_tried_again() -> None:
+    operation = Operation(asyncio.CancelledError())
+    with pytest.raises(asyncio.CancelledError):
+        await with_retries(AT_ONCE, operation)
+    assert operation.tries == 1
+
+
+async def test_one_attempt_is_no_retry() -> None:
+    operation = Operation(errors.StalledError("1"))
+    with pytest.raises(errors.StalledError):
+        await with_retries(RetryPolicy(attempts=1), operation)
+    assert operation.tries == 1
+
+
+async def test_the_longest_wait_doubles_and_chance_says_how_much_of_it_is_waited(waits: list[float]) -> None:
+    policy = RetryPolicy(attempts=6, wait_initial=0.001, wait_max=0.004)
+    for _ in range(20):
+        await with_retries(policy, Operation(*(errors.StalledError("x") for _ in range(5))))
+
+    by_number = [waits[number::5] for number in range(5)]
+    for longest, those in zip([0.001, 0.002, 0.004, 0.004, 0.004], by_number, strict=True):
+        assert all(0 <= wait <= longest for wait in those)
+        assert len(set(those)) > 1
+        assert max(those) > longest / 2  # false once in a million
+        assert min(those) < longest / 2
+
+
+def test_the_wait_after_very_many_failures_is_still_a_number() -> None:
+    assert 0 <= backoff(RetryPolicy(), 100_000) <= RetryPolicy().wait_max
+
+
+async def test_the_count_starts_again_when_the_whole_has_come_further() -> None:
+    moved = iter([0, 0, 1, 1, 1, 1])  # asked before the first try and after each that failed
+    operation = Operation(*(errors.StalledError(str(number)) for number in range(1, 9)))
+    with pytest.raises(errors.StalledError, match=r"^4$"):
+        await with_retries(AT_ONCE, operation, progress=lambda: next(moved))
+    assert operation.tries == 4
+
+
+async def test_a_new_url_is_tried_at_once_and_not_for_ever(waits: list[float]) -> None:
+    operation = Operation(*(errors.PartError(str(number), status=403) for number in range(1, 9)))
+    with pytest.raises(errors.PartError, match=r"^3$"):
+        await with_retries(RetryPolicy(attempts=8, wait_initial=9), operation)
+    assert waits == [0.0, 0.0]
+
+
+def test_a_certificate_that_does_not_hold_will_not_hold_later() -> None:
+    for error in (errors.APIConnectionError("registry"), errors.PartError("storage")):
+        error.__cause__ = OSError("tls")
+        assert is_transient(error)
+        error.__cause__.__cause__ = ssl.SSLCertVerificationError(1, "self-signed")
+        assert not is_transient(error)
+
+
+def test_a_proxy_that_wants_a_password_will_not_do_without_later() -> None:
+    refused = errors.APIConnectionError("proxy")
+    refused.__cause__ = errors.APIStatusError("as aiohttp's ClientHttpProxyError, it has a status", status=407)
+    assert not is_transient(refused)
+
+
+@pytest.mark.parametrize("asked", [0.0, 0.002])
+@pytest.mark.parametrize("kind", [APIStatusError, PartError])
+async def test_a_retry_after_goes_before_the_policys_waits(
+    kind: type[APIStatusError | PartError], asked: float, waits: list[float]
+) -> None:
+    policy = RetryPolicy(attempts=2, wait_initial=0.001, wait_max=0.001)
+    await with_retries(policy, Operation(kind("busy", status=503, retry_after=asked)))
+    assert waits == [asked]
+
+
+CAPPED = RetryPolicy(attempts=3, wait_initial=0, wait_max=0, retry_after_cap=0.002)
+
+
+async def test_a_retry_after_up_to_the_cap_is_obeyed(waits: list[float]) -> None:
+    assert await with_retries(CAPPED, Operation(errors.RateLimitError("busy", status=429, retry_after=0.002))) == "done"
+    assert waits == [0.002]
+
+
+@pytest.mark.parametrize("asked", [0.0021, 3600.0, float("inf")])
+async def test_a_retry_after_beyond_the_cap_ends_it(asked: float) -> None:
+    operation = Operation(errors.RateLimitError("busy", status=429, retry_after=asked))
+    with pytest.raises(errors.RateLimitError):
+        await with_retries(CAPPED, operation)
+    assert operation.tries == 1
+
+
+async def test_a_retry_after_does_not_make_a_no_a_maybe() -> None:
+    operation = Operation(errors.APIStatusError("too large", status=413, retry_after=0.0))
+    with pytest.raises(errors.APIStatusError):
+        await with_retries(AT_ONCE, operation)
+    assert operation.tries == 1
+
+
+SLOW = RetryPolicy(wait_initial=60, wait_max=60, retry_after_cap=120)
+
+
+async def paused(pauses: Pauses, host: str) -> bool:
+    """Whether a host is to be left alone for longer than anyone would wait here."""
+    try:
+        await asyncio.wait_for(pauses.over(host), 0.01)
+    except asyncio.TimeoutError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_host_that_is_busy_is_left_alone_by_all_and_others_are_not(status: int) -> None:
+    pauses = Pauses(SLOW)
+    pauses.note("busy:1", status, 100.0)
+
+    assert await paused(pauses, "busy:1")
+    assert not await paused(pauses, "busy:2")
+
+
+@pytest.mark.parametrize("status", [200, 206, 400, 403, 404, 500, 502, 504])
+async def test_other_answers_are_no_reason_to_pause(status: int) -> None:
+    pauses = Pauses(SLOW)
+    pauses.note("host:1", status, 100.0)
+
+    assert not await paused(pauses, "host:1")
+
+
+async def test_an_answer_to_what_was_asked_before_does_not_end_a_pause() -> None:
+    pauses = Pauses(SLOW)
+    pauses.note("host:1", 503, 100.0)
+    pauses.note("host:1", 200, None)
+    pauses.note("host:1", 503, 0.0)
+
+    assert await paused(pauses, "host:1")
+
+
+async def test_a_pause_ends() -> None:
+    pauses = Pauses(RetryPolicy(wait_initial=0, wait_max=0))
+    pauses.note("host:1", 503, 0.02)
+    began = asyncio.get_running_loop().time()
+
+    await pauses.over("host:1")
+
+    assert asyncio.get_running_loop().time() - began >= 0.019
+
+
+async def test_a_pause_beyond_the_cap_is_none_since_whoever_was_told_gives_up() -> None:
+    pauses = Pauses(SLOW)
+    pauses.note("host:1", 503, 121.0)
+
+    assert not await paused(pauses, "host:1")
+
+
+async def test_a_host_that_does_not_say_how_long_is_paused_for_longer_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def remember(policy: RetryPolicy, failures: int) -> float:
+        asked.append(failures)
+        return 0.0
+
+    monkeypatch.setattr("async_bento._core.retry.backoff", remember)
+    pauses = Pauses(RetryPolicy())
+    for status in (503, 429, 200, 503):
+        pauses.note("host:1", status, None)
+
+    assert asked == [1, 2, 1]
+
+
+async def test_many_refusals_of_one_moment_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def remember(policy: RetryPolicy, failures: int) -> float:
+        asked.append(failures)
+        return 100.0
+
+    monkeypatch.setattr("async_bento._core.retry.backoff", remember)
+    pauses = Pauses(RetryPolicy())
+    for _ in range(3):
+        pauses.note("host:1", 503, None)
+
+    assert asked == [1, 1, 1]

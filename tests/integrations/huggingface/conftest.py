@@ -1,0 +1,44 @@
+"""The real huggingface_hub, a small Hub on this machine, and a registry behind a door."""
+
+from __future__ import annotations
+
+import os
+
+# Read once, when huggingface_hub is imported.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_DISABLE_XET"] = "1"
+
+from typing import TYPE_CHECKING
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+from huggingface_hub import close_session, constants
+
+from tests.integrations.huggingface.hub import Hub
+from tests.transfer.conftest import client, elsewhere, forever, open_door
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["client", "elsewhere", "forever", "open_door"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """HF's own cache, empty; and no token but a test's own."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "BENTOML_HF_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    cache = tmp_path / "hf" / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 64 * 1024)  # how often its bars move
+    return cache
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The Hub, and the variable that leads to it."""
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(Hub()) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        yield hub
+    close_session()

@@ -1,0 +1,54 @@
+"""A bento whose model lives on the Hub, pushed and pulled, and cancelled wherever it waits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.builders import left_in_scratch, make_bento, noise
+from tests.integrations.huggingface.hub import Hub, Repo
+from tests.integrations.huggingface.test_push import on_the_hub
+from tests.transfer.test_every_await import ALL, by_task, cancelled, places, settled
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from async_bento import AsyncBentoAPI
+    from tests.transfer.faulty import Door
+    from tests.transfer.steps import Steps
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+
+pytestmark = pytest.mark.long
+
+
+@pytest.mark.timeout(3600 if ALL else 60)
+@pytest.mark.parametrize("direction", ["push", "pull"])
+async def test_a_call_that_speaks_to_the_hub_cancelled_wherever_it_waits(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, direction: str
+) -> None:
+    door = await open_door()
+
+    async def call(api: AsyncBentoAPI, tag: str) -> object:
+        return await (api.push(tag) if direction == "push" else api.pull(tag, with_models=True))
+
+    async def once(steps: Steps, number: int = 0) -> None:
+        tag, model = f"svc{number}:v1", f"org/bert{number}"
+        hub.repos[model] = Repo({"weights": noise(200_000, number)})
+        make_bento(home, tag, models=[on_the_hub(hub.endpoint, model)])
+        api = client(door)
+        await cancelled(api, lambda: call(api, tag), steps, by_task, door, home)
+
+        async with client(door) as other:
+            if direction == "push":
+                found = await settled(other, {tag: "bento"})
+                assert not {*found.values()} & {"pending", "uploading"}, steps.at
+            await call(other, tag)
+            assert direction == "pull" or (await other.get(tag)).upload_status == "success"
+        assert not left_in_scratch(home)
+
+    for number, steps in enumerate(await places(once), start=1):
+        await once(steps, number)

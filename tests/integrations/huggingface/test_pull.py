@@ -1,0 +1,452 @@
+"""A bento whose models live on the Hub, pulled with them: by the real huggingface_hub, from a small Hub."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from huggingface_hub import constants
+
+from async_bento import BentoError, ConfigError, HubError, NotFoundError, StoreError
+from tests.builders import make_bento, noise
+from tests.integrations.huggingface.hub import COMMIT, Hub, Repo
+from tests.integrations.huggingface.test_push import on_the_hub
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from async_bento import AsyncBentoAPI, ProgressEvent
+    from tests.transfer.faulty import Door
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+    Pull = Callable[..., Awaitable[Door]]
+
+FILES = {"config.json": b"{}", "weights.bin": noise(300_000, 1), "weights.h5": noise(200_000, 2)}
+TOKEN = "hf_thisIsASecretThatNobodySees"
+
+
+@pytest.fixture
+def pull(open_door: OpenDoor, client: MakeClient, home: Path) -> Pull:
+    """Pull a bento that is here already, with its models."""
+    doors: list[Door] = []
+
+    async def run(*models: dict[str, Any], **options: Any) -> Door:
+        make_bento(home, models=models)
+        if not doors:
+            doors.append(await open_door())
+        await client(doors[0], **options).pull("svc:v1", with_models=True)
+        return doors[0]
+
+    return run
+
+
+def snapshot(cache: Path, model_id: str = "org/bert") -> dict[str, bytes]:
+    """What HF's cache has of a model."""
+    root = cache / f"models--{model_id.replace('/', '--')}" / "snapshots" / COMMIT
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+async def test_its_files_come_into_the_cache_of_hugging_face(hub: Hub, pull: Pull, cache: Path) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+
+    door = await pull(on_the_hub(hub.endpoint))
+
+    assert snapshot(cache) == FILES
+    assert not door.all("model")  # the bento says all there is to know
+
+
+async def test_its_files_come_into_the_cache_that_bentoml_was_given(
+    hub: Hub, pull: Pull, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    monkeypatch.setenv("BENTOML_HF_CACHE_DIR", str(tmp_path / "other"))
+
+    await pull(on_the_hub(hub.endpoint))
+
+    assert snapshot(tmp_path / "other") == FILES
+    assert not cache.exists()
+
+
+async def test_only_the_files_it_is_made_of_are_fetched(hub: Hub, pull: Pull, cache: Path) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+
+    await pull(on_the_hub(hub.endpoint, include=["weights*"], exclude=["*.h5"]))
+
+    assert snapshot(cache).keys() == {"weights.bin"}
+    assert len(hub.asked("GET /org/bert/resolve")) == 1
+
+
+async def test_what_is_in_the_cache_is_not_fetched_again(hub: Hub, pull: Pull, cache: Path) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    await pull(on_the_hub(hub.endpoint))
+    hub.seen.clear()
+    events: list[ProgressEvent] = []
+
+    await pull(on_the_hub(hub.endpoint), progress=events.append)
+
+    assert not hub.asked("resolve")
+    model = [event for event in events if event.kind == "model"][-1]
+    assert model.phase == "skipped"
+    assert model.message.startswith(f"nothing to fetch: its files are in {cache}")
+
+
+async def test_models_come_several_at_once(hub: Hub, pull: Pull, cache: Path) -> None:
+    names = ["org/one", "org/two", "org/three"]
+    hub.repos.update({name: Repo({"weights": noise(1000, len(name))}) for name in names})
+    hub.together = 3
+
+    await pull(*(on_the_hub(hub.endpoint, name) for name in names))
+
+    assert all(snapshot(cache, name) == hub.repos[name].files for name in names)
+
+
+async def test_its_progress_is_told_in_bytes_on_the_event_loop(hub: Hub, pull: Pull, cache: Path) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    events: list[ProgressEvent] = []
+    threads = set()
+
+    def listen(event: ProgressEvent) -> None:
+        threads.add(threading.get_ident())
+        if event.kind == "model":
+            events.append(event)
+
+    await pull(on_the_hub(hub.endpoint), progress=listen)
+
+    total = sum(map(len, FILES.values()))
+    moving = [event for event in events if event.phase == "transferring"]
+    assert events[0].phase == "planning"
+    assert len({event.bytes_done for event in moving}) > 4
+    assert [event.bytes_done for event in moving] == sorted(event.bytes_done for event in moving)
+    assert (events[-1].phase, events[-1].bytes_done, events[-1].bytes_total) == ("done", total, total)
+    assert str(cache) in events[-1].message
+    assert threads == {threading.get_ident()}
+
+
+async def test_nothing_is_drawn_but_by_the_listener(hub: Hub, pull: Pull, capfd: pytest.CaptureFixture[str]) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+
+    await pull(on_the_hub(hub.endpoint))
+
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("repo", "error", "status", "said"),
+    [
+        (Repo(FILES, gated="all"), HubError, 403, "is gated: ask for access at .*/org/bert, then set HF_TOKEN"),
+        (Repo(FILES, gated="files"), HubError, 403, "is gated: ask for access at .*/org/bert, then set HF_TOKEN"),
+        (None, NotFoundError, None, "no model org/bert on .*; if it is private or gated, set HF_TOKEN"),
+        (Repo(FILES, commit="f" * 40), NotFoundError, None, f"model org/bert on .* has no revision {COMMIT}"),
+        (Repo(FILES, broken=418), HubError, 418, "answered 418 for the model org/bert"),
+    ],
+    ids=["gated", "gated files", "missing", "removed", "broken"],
+)
+async def test_what_the_hub_refuses_is_told_with_what_to_do(
+    hub: Hub,
+    pull: Pull,
+    monkeypatch: pytest.MonkeyPatch,
+    repo: Repo | None,
+    error: type[BentoError],
+    status: int | None,
+    said: str,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    if repo:
+        hub.repos["org/bert"] = repo
+
+    with pytest.raises(error, match=said) as raised:
+        await pull(on_the_hub(hub.endpoint))
+
+    assert getattr(raised.value, "status", None) == status
+    assert TOKEN not in str(raised.value)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+async def test_a_hub_that_is_not_there_is_named(pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub waits longer and longer between its tries
+
+    with pytest.raises(HubError, match=r"org/bert could not be had from http://127\.0\.0\.1:9: ConnectError"):
+        await pull(on_the_hub("http://127.0.0.1:9"))
+
+
+async def test_without_the_network_the_cache_must_do(
+    hub: Hub, pull: Pull, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    with pytest.raises(HubError, match=r"org/bert is not, or not as a whole, in the cache .* unset HF_HUB_OFFLINE"):
+        await pull(on_the_hub(hub.endpoint))
+    assert not hub.seen
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    await pull(on_the_hub(hub.endpoint))
+    hub.seen.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    await pull(on_the_hub(hub.endpoint))
+    assert not hub.seen
+
+
+async def test_a_cache_that_cannot_be_written_is_named(
+    hub: Hub, pull: Pull, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/blobs/x")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+
+    with pytest.raises(StoreError, match=r"cannot write the model org/bert into the cache .* No space left"):
+        await pull(on_the_hub(hub.endpoint))
+
+
+async def test_the_token_goes_to_the_hub_that_is_set(hub: Hub, pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+    await pull(on_the_hub(hub.endpoint + "/"))
+
+    assert {seen.token for seen in hub.seen} == {f"Bearer {TOKEN}"}
+
+
+async def test_the_token_does_not_go_to_a_hub_that_a_bento_names(
+    hub: Hub, pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES, gated="files")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.delenv("HF_ENDPOINT")
+
+    with pytest.raises(HubError, match=f"for the token to be sent there, set HF_ENDPOINT={hub.endpoint}"):
+        await pull(on_the_hub(hub.endpoint))
+
+    assert {seen.token for seen in hub.seen} == {None}
+
+
+async def test_a_token_that_does_not_fit_a_header_is_not_shown(
+    hub: Hub, pull: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x01mine")
+
+    with pytest.raises(HubError) as raised:
+        await pull(on_the_hub(hub.endpoint))
+
+    assert TOKEN not in str(raised.value)
+
+
+async def test_a_cancelled_pull_stops_fetching(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, cache: Path
+) -> None:
+    hub.repos["org/bert"] = Repo({f"weights{number}": noise(4_000_000, number) for number in range(12)})
+    hub.pause = 0.05
+    make_bento(home, models=[on_the_hub(hub.endpoint)])
+    door = await open_door()
+    events: list[ProgressEvent] = []
+    under_way = asyncio.Event()
+
+    def listen(event: ProgressEvent) -> None:
+        events.append(event)
+        if event.bytes_done:
+            under_way.set()
+
+    task = asyncio.create_task(client(door, progress=listen).pull("svc:v1", with_models=True))
+    await under_way.wait()
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert time.monotonic() - began < 1.9  # its thread has ended: it was not left behind
+    assert events[-1].phase == "failed"
+    told = len(events)
+    asked = len(hub.seen)
+    await asyncio.sleep(0.5)
+    assert len(events) == told
+    assert len(hub.seen) == asked
+    assert len(hub.cut) == len(hub.asked("GET /org/bert/resolve")) < 12
+
+
+async def test_a_cancelled_pull_does_not_wait_for_a_hub_that_hangs(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("async_bento.integrations.huggingface.client.SECONDS_TO_STOP", 0.2)
+    hub.repos["org/bert"] = Repo({"weights": noise(1_000_000)})
+    hub.stall_after = 500_000
+    make_bento(home, models=[on_the_hub(hub.endpoint)])
+    door = await open_door()
+    under_way = asyncio.Event()
+
+    def listen(event: ProgressEvent) -> None:
+        if event.bytes_done:
+            under_way.set()
+
+    task = asyncio.create_task(client(door, progress=listen).pull("svc:v1", with_models=True))
+    await under_way.wait()
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert 0.2 <= time.monotonic() - began < 1
+    hub.stall_after = None  # the thread that was left behind ends with the next chunk
+    await asyncio.sleep(0.3)
+
+
+async def test_what_was_cancelled_before_it_began_asks_nothing(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    names = [f"org/m{number}" for number in range(6)]  # more than come at once
+    hub.repos.update({name: Repo({"weights": noise(4_000_000)}) for name in names})
+    hub.pause = 0.05
+    hub.together = 4
+    make_bento(home, models=[on_the_hub(hub.endpoint, name) for name in names])
+    door = await open_door()
+    under_way = asyncio.Event()
+
+    def listen(event: ProgressEvent) -> None:
+        if event.bytes_done:
+            under_way.set()
+
+    task = asyncio.create_task(client(door, progress=listen).pull("svc:v1", with_models=True))
+    await under_way.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert len({seen.line for seen in hub.asked("GET /org")}) == 4
+
+
+async def test_a_model_that_fails_names_itself_and_lets_the_others_come(hub: Hub, pull: Pull, cache: Path) -> None:
+    hub.repos["org/slow"] = Repo({"weights": noise(500_000)})
+    hub.pause = 0.05
+
+    with pytest.raises(
+        NotFoundError, match=r"svc:v1 is here, but its model \S*gone\S* could not be pulled: .*org/gone"
+    ):
+        await pull(on_the_hub(hub.endpoint, "org/slow"), on_the_hub(hub.endpoint, "org/gone"))
+
+    assert snapshot(cache, "org/slow") == hub.repos["org/slow"].files
+
+
+async def test_without_the_extra_it_is_said_how_to_get_it(
+    hub: Hub, pull: Pull, client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [*sys.modules]:
+        if name.partition(".")[0] == "huggingface_hub":
+            monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    model = on_the_hub(hub.endpoint)
+
+    door = await pull()  # without such a model nothing is missed
+
+    with pytest.raises(ConfigError, match=r"model org--bert:.* `pip install \"async-bento\[huggingface\]\"`"):
+        await pull(model)
+    with pytest.raises(ConfigError, match=r"pip install"):
+        await client(door).push("svc:v1")
+
+
+async def test_the_tag_of_such_a_model_is_told_where_it_lives(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    model = on_the_hub(hub.endpoint)
+    make_bento(home, models=[model])
+    door = await open_door()
+    await client(door).push("svc:v1", bare=True)
+    events: list[ProgressEvent] = []
+
+    assert await client(door, progress=events.append).models.pull(model["tag"]) is None
+
+    assert events[-1].message == f"its files live at {hub.endpoint}/org/bert/tree/{COMMIT}"
+    assert not hub.asked("resolve")
+
+
+def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
+def test_async_bento_is_imported_without_huggingface_hub() -> None:
+    code = "import async_bento, sys; sys.exit(any('huggingface_hub' in name for name in sys.modules))"
+
+    assert run_python(code).returncode == 0
+
+
+PULL = """
+import sys
+from async_bento import BentoAPI
+with BentoAPI(endpoint="http://127.0.0.1:9", api_token="x", progress=False) as api:
+    api.pull("svc:v1", with_models=True)
+"""
+
+
+def test_the_variables_of_hugging_face_hold(hub: Hub, home: Path, tmp_path: Path) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    make_bento(home, models=[{"tag": "org--bert:v1", "registry": "huggingface"}])  # HF_ENDPOINT says where
+    environment = {"HF_HOME": str(tmp_path / "mine"), "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN}
+
+    offline = run_python(PULL, **environment, HF_HUB_OFFLINE="1")
+    assert "HubError" in offline.stderr
+    assert not hub.seen
+    online = run_python(PULL, **environment)
+
+    assert (online.returncode, online.stdout, online.stderr) == (0, "", "")
+    assert snapshot(tmp_path / "mine" / "hub") == FILES
+    assert {seen.token for seen in hub.seen} == {f"Bearer {TOKEN}"}
+
+
+STALLED = """
+import asyncio, json, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from async_bento.cli import main
+main(["pull", "svc:v1", "--with-models"])
+"""
+
+
+async def test_a_process_that_is_interrupted_ends_although_the_hub_hangs(
+    hub: Hub, open_door: OpenDoor, home: Path, tmp_path: Path
+) -> None:
+    hub.repos["org/bert"] = Repo({f"weights{number}": noise(1_000_000, number) for number in range(3)})
+    hub.stall_after = 500_000
+    make_bento(home, models=[on_the_hub(hub.endpoint)])
+    door = await open_door()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", STALLED),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ
+        | {
+            "HF_HOME": str(tmp_path / "hf"),
+            "BENTO_CLOUD_API_KEY": door.registry.api_token,
+            "BENTO_CLOUD_API_ENDPOINT": door.endpoint,
+            "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(Path(__file__).parents[2])]),
+        },
+    )
+    while len([seen for seen in hub.asked("GET") if "resolve" in seen.line]) < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+
+    assert process.returncode == 130
+    assert b"Interrupted; " in err
+    assert time.monotonic() - began < 5

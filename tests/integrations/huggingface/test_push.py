@@ -1,0 +1,240 @@
+"""A bento whose models live on the Hub: what its push tells the registry, and when the Hub is asked."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from async_bento import Bento, HubError, NotFoundError, StoreError, Tag
+from async_bento.integrations.huggingface.model import HubModel
+from tests.builders import make_bento
+from tests.corpus.items import CORPUS
+from tests.integrations.huggingface.hub import COMMIT, Hub, Repo
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from async_bento import AsyncBentoAPI, ProgressEvent
+    from tests.transfer.faulty import Door, Passage
+
+    OpenDoor = Callable[..., Awaitable[Door]]
+    MakeClient = Callable[..., AsyncBentoAPI]
+
+FILES = {"config.json": b"{}", "weights.bin": bytes(1000), "weights.h5": bytes(20_000)}
+
+
+def on_the_hub(endpoint: str, model_id: str = "org/bert", **metadata: Any) -> dict[str, Any]:
+    """A model as `bento.yaml` has it, under the tag BentoML gives it."""
+    said = {"model_id": model_id, "revision": COMMIT, "endpoint": endpoint, "include": None, "exclude": None}
+    model = HubModel(Tag("any", "v"), **(said | metadata))
+    return {"tag": str(model.tag), "registry": "huggingface", "metadata": said | metadata}
+
+
+def test_the_version_is_the_one_that_bentoml_computes() -> None:
+    models = Bento.from_path(CORPUS / "1.4" / "bentos" / "front-_desk" / "v1").models
+    wanted = [model for model in models if model.is_huggingface]
+
+    assert [HubModel.of(model).tag for model in wanted] == [model.tag for model in wanted]  # bentoml built it
+    assert len(wanted) == 2
+
+
+async def test_a_model_on_the_hub_is_registered_as_bentoml_registers_it(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    model = on_the_hub(hub.endpoint, exclude=["*.h5"])
+    make_bento(home, models=[model])
+    door = await open_door()
+
+    result = await client(door).push("svc:v1")
+
+    (create,) = door.all("POST .*/org--bert/models$")
+    build_at = create.json.pop("build_at")
+    assert len(build_at) == len("2024-05-06 07:08:09.000010")
+    assert create.json == {
+        "description": "",
+        "version": model["tag"].partition(":")[2],
+        "labels": [],
+        "manifest": {
+            "module": "",
+            "api_version": "v1",
+            "bentoml_version": "1.4.39",
+            "size_bytes": 1002,
+            "metadata": {
+                "registry": "huggingface",
+                "model_id": "org/bert",
+                "revision": COMMIT,
+                "endpoint": hub.endpoint,
+                "include": None,
+                "exclude": ["*.h5"],
+                "url": f"{hub.endpoint}/org/bert/tree/{COMMIT}",
+            },
+            "context": {
+                "framework_name": "huggingface",
+                "framework_versions": {},
+                "bentoml_version": "1.4.39",
+                "python_version": platform.python_version(),
+            },
+            "options": {},
+        },
+    }
+    (pushed,) = result.models
+    assert (str(pushed.tag), pushed.skipped, pushed.bytes_sent) == (model["tag"], False, 0)
+
+
+async def test_no_bytes_of_it_are_sent(hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    make_bento(home, models=[on_the_hub(hub.endpoint)])
+    door = await open_door()
+
+    await client(door).push("svc:v1", bare=True)
+
+    assert [step.partition(" ")[0] for step in door.steps("org--bert|model_repositories")] == [
+        "GET",  # the record
+        "GET",  # the repository
+        "POST",
+        "POST",
+    ]
+    assert not hub.asked("/resolve/")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "size"),
+    [({}, 21_002), ({"include": ["*.bin", "*.json"]}, 1002), ({"include": ["w*"], "exclude": ["*.h5"]}, 1000)],
+)
+async def test_its_size_is_that_of_the_files_it_is_made_of(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, patterns: dict[str, list[str]], size: int
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    make_bento(home, models=[on_the_hub(hub.endpoint, **patterns)])
+    door = await open_door()
+
+    await client(door).push("svc:v1", bare=True)
+
+    (create,) = door.all("POST .*/org--bert/models$")
+    assert create.json["manifest"]["size_bytes"] == size
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_the_hub_is_not_asked_for_what_the_registry_has(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, force: bool
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    make_bento(home, models=[on_the_hub(hub.endpoint)])
+    door = await open_door()
+    events: list[ProgressEvent] = []
+    await client(door).push("svc:v1", bare=True)
+    hub.seen.clear()
+    door.seen.clear()
+
+    result = await client(door, progress=events.append).push("svc:v1", bare=True, force=force)
+
+    assert not hub.seen
+    assert [step.split()[0] for step in door.steps("org--bert")] == ["GET"]
+    assert result.models[0].skipped
+    assert [(event.phase, event.message) for event in events if event.kind == "model"][-1] == (
+        "skipped",
+        "already there",
+    )
+
+
+async def test_a_model_that_the_bento_says_nothing_of_is_the_head_of_main(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    make_bento(home, models=[{"tag": "org--bert:unknown", "registry": "huggingface"}])
+    door = await open_door()
+
+    result = await client(door).push("svc:v1", bare=True)
+
+    (create,) = door.all("POST .*/org--bert/models$")
+    assert create.json["manifest"]["metadata"]["revision"] == COMMIT
+    assert str(result.models[0].tag) == on_the_hub(hub.endpoint)["tag"]
+
+
+async def test_a_model_under_its_older_version_is_not_registered_twice(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    make_bento(home, "svc:v1", models=[on_the_hub(hub.endpoint)])
+    make_bento(home, "svc:v2", models=[on_the_hub(hub.endpoint) | {"tag": f"org--bert:{COMMIT}"}])
+    door = await open_door()
+    await client(door).push("svc:v1", bare=True)
+
+    result = await client(door).push("svc:v2", bare=True)
+
+    assert result.models[0].skipped
+    assert len(door.all("POST .*/org--bert/models$")) == 1
+
+
+async def test_two_models_of_one_repository_create_it_once(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    make_bento(home, models=[on_the_hub(hub.endpoint, include=[f"*.{end}"]) for end in ("bin", "h5", "json")])
+    door = await open_door()
+
+    await client(door).push("svc:v1", bare=True)
+
+    assert len(door.all("POST .*/model_repositories$")) == 1
+    assert len(door.all("POST .*/org--bert/models$")) == 3
+
+
+async def test_a_record_that_another_process_creates_meanwhile_will_do(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    async def loses_the_race(passage: Passage) -> web.StreamResponse:
+        await passage.go_on()
+        return web.json_response({"error": "already exists"}, status=400)
+
+    hub.repos["org/bert"] = Repo(FILES)
+    make_bento(home, models=[on_the_hub(hub.endpoint)])
+    door = await open_door()
+    door.fault("POST .*/org--bert/models$", loses_the_race)
+
+    await client(door).push("svc:v1", bare=True)
+
+    assert (await client(door).get("svc:v1")).upload_status == "success"
+
+
+@pytest.mark.parametrize(
+    ("repo", "error", "said"),
+    [
+        (Repo(FILES, gated="all"), HubError, "is gated: ask for access at .*/org/bert"),
+        (None, NotFoundError, "no model org/bert on .*; if it is private"),
+        (Repo(FILES, commit="f" * 40), NotFoundError, f"has no revision {COMMIT}"),
+    ],
+    ids=["gated", "missing", "removed"],
+)
+async def test_a_model_that_the_hub_does_not_give_keeps_its_bento_off_the_registry(
+    hub: Hub,
+    open_door: OpenDoor,
+    client: MakeClient,
+    home: Path,
+    repo: Repo | None,
+    error: type[Exception],
+    said: str,
+) -> None:
+    if repo:
+        hub.repos["org/bert"] = repo
+    make_bento(home, models=[on_the_hub(hub.endpoint)])
+    door = await open_door()
+
+    with pytest.raises(error, match=said):
+        await client(door).push("svc:v1")
+
+    assert not door.all("^POST|^PUT|^PATCH")
+
+
+async def test_a_bento_that_says_nonsense_of_its_model_is_told_which(
+    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+) -> None:
+    make_bento(home, models=[on_the_hub(hub.endpoint) | {"tag": "org--bert:v1", "metadata": {"revision": 3}}])
+    door = await open_door()
+
+    with pytest.raises(StoreError, match=r"where the model org--bert:v1 is: metadata\.model_id: Field required"):
+        await client(door).push("svc:v1")

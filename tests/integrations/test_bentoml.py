@@ -1,0 +1,20 @@
+"""The drop-in without BentoML; `tests/interop/test_accelerate.py` tests it with the real BentoML."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import pytest
+
+from async_bento.integrations import bentoml
+
+
+def test_without_bentoml_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+
+    with pytest.warns(UserWarning, match="bentoml is not installed"):
+        assert not bentoml.accelerate()
+    bentoml.restore()

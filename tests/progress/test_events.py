@@ -1,0 +1,272 @@
+"""What a transfer tells its listener, and what the listener that draws bars makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from async_bento import ProgressEvent, ProgressEvents
+from async_bento.progress.events import Progress, is_watched
+
+
+class Heard(list[ProgressEvent]):
+    """A listener that keeps what it hears."""
+
+    def __call__(self, event: ProgressEvent, /) -> None:
+        self.append(event)
+
+    @property
+    def steps(self) -> list[tuple[str, int, int | None, str]]:
+        return [(event.phase, event.bytes_done, event.bytes_total, event.message) for event in self]
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+# Events
+
+
+def test_a_transfer_is_told_step_by_step(heard: Heard) -> None:
+    with Progress("push", "bento", "iris:v1", heard) as progress:
+        progress.enter("transferring", bytes_total=100)
+        progress.advance(60)
+        progress.advance(40)
+        progress.enter("finishing")
+    assert heard.steps == [
+        ("planning", 0, None, ""),
+        ("transferring", 0, 100, ""),
+        ("transferring", 60, 100, ""),
+        ("transferring", 100, 100, ""),
+        ("finishing", 100, 100, ""),
+        ("done", 100, 100, ""),
+    ]
+    assert {(event.direction, event.kind, event.tag) for event in heard} == {("push", "bento", "iris:v1")}
+
+
+def test_a_note_is_told_at_the_end(heard: Heard) -> None:
+    with Progress("pull", "model", "m:1", heard) as progress:
+        progress.note = "resumed"
+    assert heard.steps[-1] == ("done", 0, None, "resumed")
+
+
+def test_what_was_skipped_is_not_done(heard: Heard) -> None:
+    with Progress("push", "model", "m:1", heard) as progress:
+        progress.enter("skipped", "already there")
+    assert heard.steps == [("planning", 0, None, ""), ("skipped", 0, None, "already there")]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError("no space\nleft on device"), "no space"),
+        (ValueError(), "ValueError"),
+        (asyncio.CancelledError("via a scope of <Task …>"), "cancelled"),
+    ],
+)
+def test_a_failure_is_told_in_a_line_and_raised(error: BaseException, message: str, heard: Heard) -> None:
+    progress = Progress("push", "model", "m:1", heard, note="resumed")
+    with pytest.raises(type(error)), progress:
+        raise error
+    assert heard.steps[-1] == ("failed", 0, None, message)
+
+
+def fail_after(progress: Progress, error: BaseException, *moved: int) -> None:
+    with progress.attempt() as count:
+        for number in moved:
+            count(number)
+        raise error
+
+
+def test_a_failed_attempt_takes_its_bytes_back(heard: Heard) -> None:
+    progress = Progress("push", "bento", "iris:v1", heard)
+    progress.advance(10)
+    with pytest.raises(OSError, match="reset"):
+        fail_after(progress, OSError("reset"), 3, 4)
+    with progress.attempt() as count:
+        count(7)
+    assert [event.bytes_done for event in heard] == [10, 13, 17, 10, 17]
+
+
+def test_a_cancelled_attempt_takes_its_bytes_back() -> None:
+    progress = Progress("push", "bento", "iris:v1")
+    with pytest.raises(asyncio.CancelledError):
+        fail_after(progress, asyncio.CancelledError(), 3)
+    assert progress.bytes_done == 0
+
+
+def test_attempts_side_by_side_take_back_only_their_own_bytes() -> None:
+    progress = Progress("push", "bento", "iris:v1")
+    with progress.attempt() as lasting:
+        lasting(5)
+        with pytest.raises(OSError, match="reset"):
+            fail_after(progress, OSError("reset"), 2)
+        lasting(5)
+    assert progress.bytes_done == 10
+
+
+def test_an_attempt_that_moved_nothing_tells_nothing(heard: Heard) -> None:
+    with pytest.raises(OSError, match="reset"):
+        fail_after(Progress("push", "bento", "iris:v1", heard), OSError("reset"))
+    assert heard == []
+
+
+def test_a_listener_that_raises_is_told_no_more_and_the_transfer_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[ProgressEvent] = []
+
+    def broken(event: ProgressEvent, /) -> None:
+        told.append(event)
+        raise RuntimeError("a bug of the listener")
+
+    with Progress("push", "bento", "iris:v1", broken) as progress:
+        progress.enter("transferring", bytes_total=100)
+        progress.advance(100)
+    assert (progress.phase, progress.bytes_done) == ("done", 100)
+    assert len(told) == 1
+    (record,) = caplog.records
+    assert record.getMessage() == "The progress listener raised and is told no more of bento iris:v1"
+    assert record.exc_info is not None
+
+
+def test_nobody_needs_to_listen() -> None:
+    with Progress("push", "bento", "iris:v1") as progress:
+        progress.advance(1)
+    assert progress.phase == "done"
+
+
+def test_a_resumed_transfer_begins_where_it_stopped(heard: Heard) -> None:
+    with Progress("push", "model", "m:1", heard) as progress:
+        progress.resume(62, 100)
+        progress.advance(38)
+    assert heard.steps[1:] == [
+        ("transferring", 62, 100, "resuming at 62 %"),
+        ("transferring", 100, 100, ""),
+        ("done", 100, 100, ""),
+    ]
+    assert {event.bytes_resumed for event in heard[1:]} == {62}
+
+
+def test_what_is_of_no_use_is_not_counted(heard: Heard) -> None:
+    progress = Progress("push", "model", "m:1", heard)
+    progress.parts_done, progress.parts_total = 3, 5
+    progress.resume(62, 100)
+    progress.start_afresh(": it has changed")
+    last = heard[-1]
+    assert last.message == "starting afresh: it has changed"
+    assert (last.bytes_done, last.bytes_resumed, last.parts_done, last.parts_total) == (0, 0, 0, None)
+
+
+def test_parts_and_retries_are_counted(heard: Heard) -> None:
+    progress = Progress("push", "model", "m:1", heard)
+    progress.parts_total = 2
+    progress.part_arrived()
+    progress.retry(OSError("reset\nby peer"))
+    last = heard[-1]
+    assert (last.parts_done, last.parts_total, last.retries, last.message) == (1, 2, 1, "trying again: reset")
+
+
+# Events that are awaited
+
+
+async def test_events_are_awaited_until_the_task_is_done() -> None:
+    events = ProgressEvents()
+
+    async def push() -> str:
+        with Progress("push", "bento", "iris:v1", events) as progress:
+            await asyncio.sleep(0)
+            progress.enter("transferring", bytes_total=10)
+            await asyncio.sleep(0.01)
+            progress.advance(10)
+        return "pushed"
+
+    task = asyncio.create_task(push())
+    heard = [(event.phase, event.bytes_done) async for event in events.until(task)]
+    assert heard == [("planning", 0), ("transferring", 0), ("transferring", 10), ("done", 10)]
+    assert await task == "pushed"
+
+
+async def test_who_is_slow_is_told_the_newest_numbers_and_every_step_and_message() -> None:
+    events = ProgressEvents()
+
+    async def push() -> None:
+        with Progress("push", "bento", "iris:v1", events) as progress:
+            progress.enter("transferring", bytes_total=1000)
+            for _ in range(1000):
+                progress.advance(1)
+            progress.retry(OSError("reset"))
+
+    task = asyncio.create_task(push())
+    await task
+    heard = [(event.phase, event.bytes_done, event.message) async for event in events.until(task)]
+    assert heard == [
+        ("planning", 0, ""),
+        ("transferring", 1000, ""),
+        ("transferring", 1000, "trying again: reset"),
+        ("done", 1000, ""),
+    ]
+
+
+async def test_what_the_task_raises_is_left_to_who_awaits_it() -> None:
+    events = ProgressEvents()
+
+    async def push() -> None:
+        with Progress("push", "bento", "iris:v1", events):
+            raise OSError("reset")
+
+    task = asyncio.create_task(push())
+    assert [event.phase async for event in events.until(task)] == ["planning", "failed"]
+    with pytest.raises(OSError, match="reset"):
+        await task
+
+
+# Who looks
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_watched() -> None:
+    assert is_watched(Terminal())
+
+
+def test_a_file_is_not() -> None:
+    assert not is_watched(io.StringIO())
+
+
+def test_standard_error_is_what_counts_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert is_watched()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not is_watched()
+
+
+def test_without_a_standard_error_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not is_watched()
+
+
+def in_ipython(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
+    ipython = ModuleType("IPython")
+    ipython.get_ipython = lambda: shell  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+
+
+def test_a_notebook_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_ipython(monkeypatch, SimpleNamespace(kernel=object()))
+    assert is_watched(io.StringIO())
+
+
+@pytest.mark.parametrize("shell", [None, SimpleNamespace()])
+def test_who_has_ipython_or_a_kernel_imported_is_no_notebook_for_that(
+    shell: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_ipython(monkeypatch, shell)
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    assert not is_watched(io.StringIO())

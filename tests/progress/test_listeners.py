@@ -1,0 +1,372 @@
+"""What a person sees of transfers: bars on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_bento import AsyncBentoAPI, LineListener, ProgressEvent, TqdmListener
+from async_bento.progress.listeners import choose_listener
+from async_bento.progress.summary import Job, Rate, fit
+from tests.builders import MiB
+
+if TYPE_CHECKING:
+    from async_bento.progress.events import Phase
+
+
+@dataclass
+class Clock:
+    """A clock that a test sets."""
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def screen() -> Terminal:
+    return Terminal()
+
+
+def event(phase: Phase, done: int = 0, total: int | None = None, message: str = "", **other: Any) -> ProgressEvent:
+    return ProgressEvent(
+        **{"direction": "push", "kind": "bento", "tag": "iris:v1", **other},
+        phase=phase,
+        bytes_done=done,
+        bytes_total=total,
+        message=message,
+    )
+
+
+def lines_left(screen: Terminal) -> list[str]:
+    """What stands on a terminal at the end: a carriage return begins its line anew."""
+    lines = [""]
+    column = 0
+    for character in screen.getvalue():
+        if character == "\n":
+            lines.append("")
+            column = 0
+        elif character == "\r":
+            column = 0
+        else:
+            lines[-1] = lines[-1][:column] + character + lines[-1][column + 1 :]
+            column += 1
+    return [line.strip() for line in lines if line.strip()]
+
+
+def test_a_bar_is_drawn_and_one_line_is_left(screen: Terminal, clock: Clock) -> None:
+    listener = TqdmListener(screen, clock=clock)
+    for told in (
+        event("planning"),
+        event("transferring", 0, 40 * MiB, parts_total=8),
+        event("transferring", 10 * MiB, 40 * MiB, parts_done=2, parts_total=8),
+        event("transferring", 20 * MiB, 40 * MiB, parts_done=4, parts_total=8, retries=1),
+        event("finishing", 40 * MiB, 40 * MiB, parts_done=8, parts_total=8, retries=1),
+        event("done", 40 * MiB, 40 * MiB),
+    ):
+        listener(told)
+        clock.now += 1
+    drawn = screen.getvalue()
+    assert "pushing bento iris:v1  planning" in drawn
+    assert "0 %|" in drawn
+    assert "0 B/40.0 MiB, 0/8 parts" in drawn
+    assert "50 %|" in drawn
+    assert "20.0/40.0 MiB, 10.0 MiB/s, 2 s left" in drawn
+    assert "finishing, 8/8 parts, 1 retry" in drawn
+    assert lines_left(screen) == ["pushed bento iris:v1, 40.0 MiB"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_no_bar_is_wider_than_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    screen = Terminal()
+    monkeypatch.setattr("async_bento.progress.listeners._columns", lambda _: columns)
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (columns, 30))
+    listener = TqdmListener(screen, clock=clock)
+    tag = f"a-model-with-a-very-long-name-{'x' * 60}:v1"
+    for done in range(0, 40, 5):
+        listener(
+            event("transferring", done * MiB, 40 * MiB, tag=tag, kind="model", parts_done=3, parts_total=8, retries=12)
+        )
+        clock.now += 1
+    listener(event("done", tag=tag, kind="model"))
+    frames = [frame for frame in screen.getvalue().split("\r") if "%|" in frame]
+    assert frames
+    assert all(len(frame) <= columns for frame in frames), max(frames, key=len)
+    assert "…" in frames[-1]
+    assert "MiB/s" in frames[-1]
+    assert "##" in frames[-1]
+    assert ("12 retries" in frames[-1]) is (columns == 120)
+
+
+def test_a_bar_follows_bytes_that_were_taken_back(screen: Terminal, clock: Clock) -> None:
+    listener = TqdmListener(screen, clock=clock)
+    listener(event("transferring", 80, 100))
+    (bar,) = listener._bars.values()
+    assert (bar.n, bar.total) == (80, 100)
+    clock.now += 1
+    listener(event("transferring", 50, 100))
+    assert bar.n == 50
+    listener(event("done", 100, 100))
+    assert listener._bars == {}
+
+
+def test_a_size_that_is_known_later_is_taken_over(screen: Terminal, clock: Clock) -> None:
+    listener = TqdmListener(screen, clock=clock)
+    listener(event("transferring", 10, None, direction="pull"))
+    (bar,) = listener._bars.values()
+    assert bar.total is None
+    clock.now += 1
+    listener(event("transferring", 20, 100, direction="pull"))
+    assert bar.total == 100
+    listener(event("done", 100, 100, direction="pull"))
+    assert lines_left(screen) == ["pulled bento iris:v1, 100 B"]
+
+
+def test_a_bar_is_not_drawn_for_every_event(screen: Terminal, clock: Clock) -> None:
+    listener = TqdmListener(screen, clock=clock)
+    for done in range(1000):
+        listener(event("transferring", done, 1000))
+        clock.now += 0.001
+    listener(event("done", 1000, 1000))
+    assert screen.getvalue().count("%|") <= 11
+
+
+def test_a_message_is_a_line_and_a_retry_is_counted(screen: Terminal, clock: Clock) -> None:
+    listener = TqdmListener(screen, clock=clock)
+    listener(event("planning", message="waiting for another process that pushes it"))
+    listener(event("transferring", 62, 100, "resuming at 62 %", bytes_resumed=62))
+    listener(event("transferring", 62, 100, "trying again: reset", bytes_resumed=62, retries=1))
+    listener(event("done", 100, 100, bytes_resumed=62, retries=1))
+    assert "1 retry" in screen.getvalue()
+    assert "trying again" not in screen.getvalue()
+    assert lines_left(screen) == [
+        "pushing bento iris:v1: waiting for another process that pushes it",
+        "pushing bento iris:v1: resuming at 62 %",
+        "pushed bento iris:v1, 100 B, resumed at 62 %, 1 retry",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        (event("skipped", message="already there"), "skipped bento iris:v1: already there"),
+        (event("failed", message="no space"), "pushing bento iris:v1 failed: no space"),
+        (event("failed", message="x", direction="pull", kind="model"), "pulling model iris:v1 failed: x"),
+        (event("done", 2048, message="resumed"), "pushed bento iris:v1, 2.0 KiB (resumed)"),
+        (event("done", direction="pull"), "pulled bento iris:v1, 0 B"),
+        (event("done", 100, 100, bytes_resumed=62), "pushed bento iris:v1, 100 B, resumed at 62 %"),
+        (event("done", 100, 100, retries=1), "pushed bento iris:v1, 100 B, 1 retry"),
+    ],
+)
+def test_an_end_without_a_bar_is_one_line(told: ProgressEvent, line: str, screen: Terminal) -> None:
+    TqdmListener(screen)(told)
+    assert lines_left(screen) == [line]
+
+
+def test_a_failure_takes_its_bar_away(screen: Terminal) -> None:
+    listener = TqdmListener(screen)
+    listener(event("transferring", 5, 10))
+    listener(event("failed", 5, 10, "reset"))
+    assert lines_left(screen) == ["pushing bento iris:v1 failed: reset"]
+
+
+def test_each_last_line_begins_at_the_left_whichever_bar_ends_first(screen: Terminal) -> None:
+    listener = TqdmListener(screen)
+    for tag in ("m:1", "m:2", "m:3"):
+        listener(event("transferring", 5, 10, tag=tag))
+    for tag in ("m:1", "m:3", "m:2"):
+        listener(event("done", 10, 10, tag=tag))
+    drawn = screen.getvalue()
+    assert {drawn[drawn.index(f"pushed bento {tag}") - 1] for tag in ("m:1", "m:2", "m:3")} <= set("\r\n")
+
+
+def test_several_items_have_a_bar_each_and_one_for_all(screen: Terminal, clock: Clock) -> None:
+    listener = TqdmListener(screen, clock=clock)
+    several = [
+        {"tag": "iris:v1"},
+        {"tag": "iris:v1", "kind": "model"},
+        {"tag": "iris:v2"},
+        {"tag": "iris:v1", "direction": "pull"},
+    ]
+    for number, item in enumerate(several, start=1):
+        listener(event("transferring", number, 10, **item))
+    assert [bar.n for bar in listener._bars.values()] == [1, 2, 3, 4]
+    assert listener._total is not None
+    assert (listener._total.n, listener._total.total) == (10, 40)
+    assert "all 4, 0 done   25 %" in screen.getvalue()
+    for item in several:
+        listener(event("done", 10, 10, **item))
+    assert (listener._bars, listener._total) == ({}, None)
+    for line in (
+        "pushed bento iris:v1, 10 B",
+        "pushed model iris:v1, 10 B",
+        "pushed bento iris:v2, 10 B",
+        "pulled bento iris:v1, 10 B",
+    ):
+        assert screen.getvalue().count(line) == 1
+
+
+def test_it_draws_on_standard_error_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    TqdmListener()(event("skipped", message="already there"))
+    assert capsys.readouterr() == ("", "skipped bento iris:v1: already there\n")
+
+
+# Which of them
+
+
+def looked_at(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *, notebook: bool = False) -> None:
+    ipython = ModuleType("IPython")
+    ipython.get_ipython = lambda: SimpleNamespace(kernel=object()) if notebook else None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setattr(sys, "stderr", stream)
+
+
+def test_the_api_is_silent_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at(monkeypatch, io.StringIO())
+    assert choose_listener(None) is None
+
+
+def test_who_asks_for_progress_where_nobody_looks_has_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at(monkeypatch, io.StringIO())
+    assert isinstance(choose_listener(True), LineListener)
+
+
+def test_the_api_draws_where_someone_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at(monkeypatch, Terminal())
+    assert isinstance(choose_listener(None), TqdmListener)
+    assert isinstance(choose_listener(True), TqdmListener)
+    assert choose_listener(False) is None
+
+
+def test_a_notebook_has_bars_where_there_are_widgets_and_else_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at(monkeypatch, io.StringIO(), notebook=True)
+    monkeypatch.setattr("async_bento.progress.listeners.find_spec", lambda name: find_spec("io"))
+    assert isinstance(choose_listener(None), TqdmListener)
+    monkeypatch.setattr("async_bento.progress.listeners.find_spec", lambda name: None)
+    assert isinstance(choose_listener(None), LineListener)
+
+
+async def test_any_function_is_a_listener() -> None:
+    told: list[ProgressEvent] = []
+    async with AsyncBentoAPI(endpoint="http://127.0.0.1:1", api_token="t", progress=told.append) as api:
+        with api._connection.progress("push", "bento", "iris:v1"):  # type: ignore[arg-type]
+            pass
+    assert [event.phase for event in told] == ["planning", "done"]
+
+
+# Rates
+
+
+def test_a_rate_is_that_of_the_last_seconds() -> None:
+    rate = Rate()
+    for second in range(60):
+        rate.note(second * (100 if second < 30 else 0) + 30 * (100 if second >= 30 else 0), float(second))
+    assert rate.per_second == 0
+    rate = Rate()
+    for second in range(20):
+        rate.note(second * 100, float(second))
+    assert rate.per_second == 100
+
+
+def test_a_rate_is_not_told_from_the_first_moment() -> None:
+    rate = Rate()
+    assert rate.per_second is None
+    rate.note(0, 0.0)
+    rate.note(10**9, 0.5)
+    assert rate.per_second is None
+
+
+def test_the_time_of_planning_is_not_in_the_rate() -> None:
+    job = Job()
+    job.note(event("planning"), 0.0)
+    job.note(event("transferring", 0, 1000), 60.0)
+    last = event("transferring", 200, 1000)
+    job.note(last, 62.0)
+    assert job.facts_of(last)[1] == "100 B/s"
+
+
+def test_bursts_do_not_make_a_rate_jump() -> None:
+    rate, told = Rate(), []
+    for tenth in range(300):  # 100 bytes a second, all of them in the last tenth of each second
+        rate.note(100 * (tenth // 10), tenth / 10)
+        if tenth > 100 and rate.per_second is not None:
+            told.append(rate.per_second)
+    assert max(told) <= 115
+    assert min(told) >= 85
+
+
+def test_bytes_that_an_earlier_transfer_moved_are_not_in_the_rate() -> None:
+    job = Job()
+    job.note(event("transferring", 620 * MiB, 1000 * MiB, bytes_resumed=620 * MiB), 0.0)
+    job.note(event("transferring", 622 * MiB, 1000 * MiB, bytes_resumed=620 * MiB), 2.0)
+    last = event("transferring", 624 * MiB, 1000 * MiB, bytes_resumed=620 * MiB)
+    job.note(last, 4.0)
+    assert job.facts_of(last) == ["624.0/1000.0 MiB", "1.0 MiB/s", "6 min 16 s left"]
+    assert job.facts() == job.facts_of(last)
+
+
+def test_what_begins_at_once_belongs_to_the_job_and_what_begins_later_does_not() -> None:
+    job = Job()
+    job.note(event("done", 10, 10, kind="model"), 0.0)
+    job.note(event("transferring", 0, 10), 0.5)
+    assert (len(job.items), job.done, job.total) == (2, 10, 20)
+    job.note(event("done", 10, 10), 1.0)
+    job.note(event("planning", tag="iris:v2"), 60.0)
+    assert [one.tag for one in job.items.values()] == ["iris:v2"]
+
+
+def test_what_does_not_fit_is_left_out_from_its_end() -> None:
+    assert fit(["1.0/2.0 MiB", "1.0 MiB/s", "1 s left"], 24) == "1.0/2.0 MiB, 1.0 MiB/s"
+    assert fit(["1.0/2.0 MiB"], 3) == "1.0/2.0 MiB"
+
+
+# Lines
+
+
+def test_a_log_has_a_line_every_few_seconds(clock: Clock) -> None:
+    log = io.StringIO()
+    listener = LineListener(log, clock=clock)
+    listener(event("planning"))
+    for second in range(11):
+        clock.now = 100.0 + second
+        listener(event("transferring", second * MiB, 40 * MiB, parts_done=second // 5, parts_total=8))
+    listener(event("transferring", 10 * MiB, 40 * MiB, "resuming at 25 %"))
+    listener(event("done", 40 * MiB, 40 * MiB))
+    assert log.getvalue().splitlines() == [
+        "pushing bento iris:v1: 12 %, 5.0/40.0 MiB, 1.0 MiB/s, 35 s left, 1/8 parts",
+        "pushing bento iris:v1: 25 %, 10.0/40.0 MiB, 1.0 MiB/s, 30 s left, 2/8 parts",
+        "pushing bento iris:v1: resuming at 25 %",
+        "pushed bento iris:v1, 40.0 MiB",
+    ]
+
+
+def test_a_log_has_one_line_for_all_items(clock: Clock) -> None:
+    log = io.StringIO()
+    listener = LineListener(log, interval=2, clock=clock)
+    for tag in ("m:1", "m:2", "m:3"):
+        listener(event("transferring", 0, 10 * MiB, kind="model", tag=tag))
+    listener(event("done", 10 * MiB, 10 * MiB, kind="model", tag="m:1"))
+    clock.now += 2
+    listener(event("transferring", 5 * MiB, 10 * MiB, kind="model", tag="m:2", retries=2))
+    assert log.getvalue().splitlines() == [
+        "pushed model m:1, 10.0 MiB",
+        "pushing 3 items, 1 done: 50 %, 15.0/30.0 MiB, 7.5 MiB/s, 2 s left, 2 retries",
+    ]
+    assert "\r" not in log.getvalue()

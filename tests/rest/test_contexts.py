@@ -1,0 +1,195 @@
+"""`.yatai.yaml` as it is written: whole, for its owner's eyes, and with what others keep in it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from typing import TYPE_CHECKING
+
+import filelock
+import pytest
+import yaml
+from pydantic import SecretStr
+
+from async_bento import ConfigError
+from async_bento.rest import contexts
+from async_bento.rest.contexts import Context, read_contexts, store_context, use_context
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# What BentoML 1.4.39 writes for PROD and LAB, byte for byte.
+WRITTEN_BY_BENTOML = r"""contexts:
+- api_token: tk-prod
+  email: ada@example.com
+  endpoint: https://prod.example
+  name: prod
+- api_token: tk-lab
+  email: null
+  endpoint: http://lab.example:3000
+  name: "l\xE4b"
+current_context_name: "l\xE4b"
+"""
+
+
+def made(name: str, endpoint: str, token: str, email: str | None = None) -> Context:
+    return Context(name=name, endpoint=endpoint, api_token=SecretStr(token), email=email)
+
+
+PROD = made("prod", "https://prod.example", "tk-prod", "ada@example.com")
+LAB = made("läb", "http://lab.example:3000", "tk-lab")
+
+
+@pytest.fixture
+def path(home: Path) -> Path:
+    return home / ".yatai.yaml"
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_it_is_written_as_bentoml_writes_it(path: Path) -> None:
+    store_context(path, PROD)
+    store_context(path, LAB)
+    assert path.read_bytes() == WRITTEN_BY_BENTOML.encode()
+
+
+def test_what_is_stored_is_read(path: Path) -> None:
+    store_context(path, PROD)
+    store_context(path, LAB)
+    read = read_contexts(path)
+    assert (read.contexts, read.current_context_name) == ([PROD, LAB], "läb")
+
+
+def test_a_context_takes_the_place_of_the_one_of_its_name(path: Path) -> None:
+    for context in (PROD, LAB, made("prod", "https://new.example", "tk-new")):
+        store_context(path, context)
+    read = read_contexts(path)
+    assert [(one.name, one.endpoint, one.email) for one in read.contexts] == [
+        ("prod", "https://new.example", None),
+        ("läb", "http://lab.example:3000", None),
+    ]
+    assert read.current_context_name == "prod"
+    assert "tk-prod" not in path.read_text()
+
+
+def test_what_others_keep_in_it_stays(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(
+        "theirs: {since: 2024-05-06}\ncontexts:\n"
+        "- {name: prod, endpoint: 'https://prod.example', api_token: t, role: admin}\n"
+        "- {name: other, endpoint: 'https://other.example', api_token: t, role: guest}\n"
+    )
+    theirs = yaml.safe_load(path.read_text())["theirs"]
+    store_context(path, PROD)
+    use_context(path, "other")
+    document = yaml.safe_load(path.read_text())
+    assert document["theirs"] == theirs
+    assert [one["role"] for one in document["contexts"]] == ["admin", "guest"]
+    assert document["contexts"][0]["api_token"] == "tk-prod"
+
+
+def test_only_its_owner_reads_it(path: Path) -> None:
+    store_context(path, PROD)
+    assert mode(path) == 0o600
+
+
+def test_one_that_everyone_could_read_is_its_owners_alone_after_a_write(path: Path) -> None:
+    store_context(path, PROD)
+    path.chmod(0o644)
+    use_context(path, "prod")
+    assert mode(path) == 0o600
+
+
+def test_no_byte_is_written_where_others_could_read_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[int] = []
+    dump = yaml.safe_dump
+
+    def watched(document: object, file) -> None:
+        modes.append(stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+        dump(document, file)
+
+    monkeypatch.setattr("async_bento.rest.contexts.yaml.safe_dump", watched)
+    before = os.umask(0)
+    try:
+        store_context(path, PROD)
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_context(path, PROD)
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("async_bento.rest.contexts.os.fsync", full)
+    with pytest.raises(ConfigError, match=r"cannot write .*\.yatai\.yaml: No space left on device"):
+        store_context(path, LAB)
+    assert path.read_bytes() == before
+    assert {entry.name for entry in path.parent.iterdir()} <= {".yatai.yaml", ".yatai.yaml.lock"}
+
+
+@pytest.mark.parametrize("text", ["contexts: [{api_token: tk-5ecret", "tk-5ecret", "contexts: [{name: a}]"])
+def test_a_broken_file_is_told_and_left_alone(text: str, path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"\.yatai\.yaml"):
+        store_context(path, PROD)
+    assert path.read_text() == text
+
+
+def test_a_link_stays_a_link_and_its_file_is_written(path: Path, tmp_path: Path) -> None:
+    real = tmp_path / "dotfiles" / "yatai.yaml"
+    store_context(real, PROD)
+    path.parent.mkdir()
+    path.symlink_to(real)
+    store_context(path, LAB)
+    assert path.is_symlink()
+    assert [one.name for one in read_contexts(real).contexts] == ["prod", "läb"]
+    assert mode(real) == 0o600
+
+
+def test_writers_at_once_lose_nothing(path: Path) -> None:
+    start = threading.Barrier(8)
+
+    def write(number: int) -> None:
+        start.wait()
+        store_context(path, made(f"c{number}", "https://r.example", "t"))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(one.name for one in read_contexts(path).contexts) == [f"c{number}" for number in range(8)]
+
+
+def test_a_writer_that_does_not_end_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_context(path, PROD)
+    monkeypatch.setattr(contexts, "LOCK_TIMEOUT", 0.05)
+    with (
+        filelock.FileLock(path.with_name(".yatai.yaml.lock")),
+        pytest.raises(ConfigError, match="another process has been writing it"),
+    ):
+        store_context(path, LAB)
+
+
+def test_another_context_becomes_the_current_one(path: Path) -> None:
+    store_context(path, PROD)
+    store_context(path, LAB)
+    assert use_context(path, "prod") == PROD
+    assert read_contexts(path).current_context_name == "prod"
+
+
+def test_an_unknown_context_does_not_become_the_current_one(path: Path) -> None:
+    store_context(path, PROD)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        use_context(path, "staging")
+    assert str(caught.value) == f"no context 'staging' in {path} (it has: prod)"
+    assert path.read_bytes() == before

@@ -1,0 +1,302 @@
+"""The JSON of both servers, and of servers that nobody has met yet."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from async_bento.rest.request_schemas import (
+    CompletePartSchema,
+    CreateBentoSchema,
+    CreateModelSchema,
+    PreSignMultipartUploadUrlSchema,
+    UpdateModelSchema,
+)
+from async_bento.rest.schemas import (
+    TIME_FORMAT,
+    BentoFullSchema,
+    BentoManifestSchema,
+    BentoRepositorySchema,
+    BentoWithRepositoryListSchema,
+    ModelManifestSchema,
+    ModelRepositorySchema,
+    ModelWithRepositoryListSchema,
+    ModelWithRepositorySchema,
+    UserSchema,
+)
+
+ANSWERS: list[type[BaseModel]] = [
+    UserSchema,
+    BentoRepositorySchema,
+    ModelRepositorySchema,
+    BentoFullSchema,
+    ModelWithRepositorySchema,
+    BentoWithRepositoryListSchema,
+    ModelWithRepositoryListSchema,
+]
+PRESIGNED = "https://s3.example/yatai/iris.tar.gz?X-Amz-Credential=AK&X-Amz-Signature=5ecret"
+
+YATAI_BENTO = {
+    # As Yatai's `schemasv1.BentoFullSchema` marshals: everything is there, much of it null or zero.
+    "uid": "b1",
+    "created_at": "2024-05-01T10:20:30.123456789Z",
+    "updated_at": "2024-05-01T10:20:31Z",
+    "deleted_at": None,
+    "name": "v1",
+    "resource_type": "bento",
+    "labels": None,
+    "creator": {
+        "uid": "u1",
+        "name": "ada",
+        "email": "ada@example.com",
+        "first_name": "",
+        "last_name": "",
+        "is_super_admin": False,
+        "config": None,
+    },
+    "bento_repository_uid": "r1",
+    "version": "v1",
+    "description": "",
+    "image_build_status": "pending",
+    "upload_status": "success",
+    "upload_started_at": "2024-05-01T10:20:30Z",
+    "upload_finished_at": None,
+    "upload_finished_reason": "",
+    "presigned_upload_url": "",
+    "presigned_download_url": "",
+    "presigned_urls_deprecated": False,
+    "transmission_strategy": None,
+    "upload_id": "",
+    "manifest": {
+        "service": "service:Svc",
+        "bentoml_version": "1.4.39",
+        "apis": None,
+        "models": None,
+        "runners": None,
+        "size_bytes": 12,
+    },
+    "build_at": "2024-05-01T10:20:30.123456Z",
+    "repository": {"uid": "r1", "name": "iris", "labels": None, "latest_bento": None, "n_bentos": 0},
+    "models": None,
+}
+BENTOCLOUD_BENTO = {
+    # As BentoML's `schemas/modelschemas.py` reads them: optional fields are left out.
+    "uid": "b1",
+    "created_at": "2024-05-01T10:20:30.123456+00:00",
+    "name": "v1",
+    "resource_type": "bento",
+    "version": "v1",
+    "upload_status": "success",
+    "transmission_strategy": "presigned_url",
+    "labels": [{"key": "team", "value": "ml"}],
+    "manifest": {"service": "service:Svc", "spec": 2, "image": {"base_image": "python:3.11"}, "schema": {"routes": []}},
+}
+
+
+@pytest.mark.parametrize("answer", [YATAI_BENTO, BENTOCLOUD_BENTO], ids=["yatai", "bentocloud"])
+def test_what_one_server_omits_and_another_nulls_reads_alike(answer: dict[str, Any]) -> None:
+    bento = BentoFullSchema.model_validate_json(json.dumps(answer))
+    assert (bento.version, bento.upload_status, bento.upload_id, bento.models) == ("v1", "success", "", [])
+    assert bento.created_at == datetime(2024, 5, 1, 10, 20, 30, 123456, tzinfo=timezone.utc)
+    assert bento.deleted_at is None
+    assert bento.presigned_download_url.get_secret_value() == ""
+    assert bento.manifest is not None
+    assert (bento.manifest.service, bento.manifest.models, bento.manifest.apis) == ("service:Svc", [], {})
+
+
+@pytest.mark.parametrize("schema", [BentoFullSchema, ModelWithRepositorySchema])
+def test_an_item_needs_nothing_but_its_version(schema: type[BentoFullSchema | ModelWithRepositorySchema]) -> None:
+    item = schema.model_validate({"version": "v1"})
+    assert (item.labels, item.manifest, item.creator, item.transmission_strategy, item.build_at) == (
+        [],
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize("schema", ANSWERS)
+def test_a_null_stands_for_a_field_that_was_left_out(schema: type[BaseModel]) -> None:
+    needed = {name: "x" for name, field in schema.model_fields.items() if field.is_required()}
+    nulls = dict.fromkeys(schema.model_fields) | needed
+    assert schema.model_validate(nulls) == schema.model_validate(needed)
+
+
+@pytest.mark.parametrize("schema", ANSWERS)
+def test_an_unknown_field_is_ignored(schema: type[BaseModel]) -> None:
+    needed = {name: "x" for name, field in schema.model_fields.items() if field.is_required()}
+    assert schema.model_validate(needed | {"invented_in_2031": {"a": [1]}}) == schema.model_validate(needed)
+
+
+@pytest.mark.parametrize("label", [{"key": "team"}, {"key": "team", "value": None}, {"key": "team", "value": ""}])
+def test_a_label_without_a_value_has_an_empty_one(label: dict[str, Any]) -> None:
+    bento = BentoFullSchema.model_validate({"version": "v1", "labels": [label]})
+    assert [(entry.key, entry.value) for entry in bento.labels] == [("team", "")]
+
+
+@pytest.mark.parametrize("field", ["created_at", "build_at", "upload_finished_at", "transmission_strategy"])
+def test_an_empty_text_stands_for_no_value(field: str) -> None:
+    assert getattr(BentoFullSchema.model_validate({"version": "v1", field: ""}), field) is None
+
+
+@pytest.mark.parametrize("strategy", ["proxy", "presigned_url"])
+def test_both_strategies_are_known(strategy: str) -> None:
+    item = ModelWithRepositorySchema.model_validate({"version": "v1", "transmission_strategy": strategy})
+    assert item.transmission_strategy == strategy
+
+
+@pytest.mark.parametrize("strategy", ["torrent", 7, ["proxy"], {"by": "proxy"}])
+def test_a_strategy_of_the_future_is_left_for_the_registry_to_explain(strategy: object) -> None:
+    item = ModelWithRepositorySchema.model_validate({"version": "v1", "transmission_strategy": strategy})
+    assert item.transmission_strategy is None
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("2024-05-01T10:20:30Z", datetime(2024, 5, 1, 10, 20, 30, tzinfo=timezone.utc)),
+        ("2024-05-01T10:20:30.1Z", datetime(2024, 5, 1, 10, 20, 30, 100_000, tzinfo=timezone.utc)),
+        ("2024-05-01T10:20:30.999999999Z", datetime(2024, 5, 1, 10, 20, 30, 999_999, tzinfo=timezone.utc)),
+        ("2024-05-01T18:20:30+08:00", datetime(2024, 5, 1, 10, 20, 30, tzinfo=timezone.utc)),
+        ("2024-05-01T10:20:30", datetime(2024, 5, 1, 10, 20, 30, tzinfo=timezone.utc)),
+        ("2024-05-01 10:20:30.123456", datetime(2024, 5, 1, 10, 20, 30, 123456, tzinfo=timezone.utc)),
+        ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=timezone.utc)),
+    ],
+)
+def test_gos_times_are_read_in_utc(said: str, read: datetime) -> None:
+    created_at = BentoFullSchema.model_validate({"version": "v1", "created_at": said}).created_at
+    assert created_at == read
+    assert created_at.tzinfo == timezone.utc
+
+
+@pytest.mark.parametrize("said", ["0001-01-01T00:00:00+08:00", "9999-12-31T23:59:59-01:00"])
+def test_a_time_outside_of_utcs_years_does_not_fit(said: str) -> None:
+    with pytest.raises(ValidationError, match="date value out of range"):
+        BentoFullSchema.model_validate({"version": "v1", "created_at": said})
+
+
+def build_at(when: datetime) -> str:
+    record = CreateModelSchema(manifest=ModelManifestSchema(), version="v1", build_at=when)
+    said: str = json.loads(record.model_dump_json())["build_at"]
+    return said
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        datetime(2024, 5, 1, 10, 20, 30, tzinfo=timezone.utc),
+        datetime(2024, 5, 1, 10, 20, 30),  # noqa: DTZ001
+        datetime(2024, 5, 1, 12, 20, 30, tzinfo=timezone(timedelta(hours=2))),
+    ],
+    ids=["utc", "naive", "elsewhere"],
+)
+def test_build_at_has_the_one_form_that_yatai_parses(when: datetime) -> None:
+    assert build_at(when) == "2024-05-01 10:20:30.000000"
+
+
+@given(st.datetimes())
+def test_build_at_is_read_back_as_it_was(when: datetime) -> None:
+    assert len(build_at(when)) == len("2024-05-01 10:20:30.123456")
+    assert datetime.strptime(build_at(when), TIME_FORMAT) == when  # noqa: DTZ007
+
+
+# Secrets
+
+
+@pytest.mark.parametrize("field", ["presigned_upload_url", "presigned_download_url"])
+def test_a_presigned_url_is_in_no_repr_str_or_dump(field: str) -> None:
+    item = BentoFullSchema.model_validate({"version": "v1", field: PRESIGNED})
+    page = BentoWithRepositoryListSchema.model_validate({"items": [{"version": "v1", field: PRESIGNED}]})
+    for shown in (item, page):
+        assert "5ecret" not in f"{shown!r} {shown} {shown.model_dump()} {shown.model_dump_json()}"
+    assert getattr(item, field) == SecretStr(PRESIGNED)
+
+
+# Requests
+
+
+def test_a_bento_is_created_with_every_field_that_bentoml_sends() -> None:
+    record = CreateBentoSchema(
+        description="",
+        manifest=BentoManifestSchema.model_validate({"schema": {"name": "Svc"}}),
+        version="v1",
+        build_at=datetime(2024, 5, 1, tzinfo=timezone.utc),
+    )
+    said = json.loads(record.model_dump_json(by_alias=True))
+    assert set(said) == {"description", "manifest", "labels", "version", "build_at"}
+    assert said["manifest"]["schema"] == {"name": "Svc"}
+    assert "schema_" not in said["manifest"]
+
+
+@pytest.mark.parametrize("number", [0, 10_001])
+def test_a_part_has_a_number_that_s3_takes(number: int) -> None:
+    with pytest.raises(ValidationError):
+        CompletePartSchema(part_number=number, etag="e")
+    with pytest.raises(ValidationError):
+        PreSignMultipartUploadUrlSchema(part_number=number, upload_id="u")
+
+
+def test_a_request_says_nothing_the_protocol_does_not_know() -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        UpdateModelSchema.model_validate({"manifest": {}, "versoin": "v1"})
+
+
+# Whatever comes
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+TIMES = st.one_of(
+    st.datetimes(timezones=st.timezones() | st.none()).map(datetime.isoformat),
+    st.sampled_from(["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "2024-13-01T00:00:00Z", "1e400"]),
+    st.integers(),
+    st.floats(),
+)
+
+
+def alike(schema: type[BaseModel]) -> st.SearchStrategy[Any]:
+    """Objects with a schema's own fields, each right, or a time, or anything."""
+    values = {
+        name: ANYTHING | (TIMES if name.endswith("_at") else st.text(max_size=8))
+        for name in {field.alias or name for name, field in schema.model_fields.items()}
+    }
+    return st.fixed_dictionaries({}, optional=values)
+
+
+@pytest.mark.parametrize("schema", [*ANSWERS, BentoManifestSchema, ModelManifestSchema])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_json_validates_or_raises_a_validation_error(schema: type[BaseModel], data: st.DataObject) -> None:
+    answer = data.draw(ANYTHING | alike(schema))
+    try:
+        schema.model_validate_json(json.dumps(answer))
+    except ValidationError:
+        return
+
+
+@settings(max_examples=200, deadline=None)
+@given(TIMES)
+def test_any_time_validates_or_raises_a_validation_error(when: Any) -> None:
+    try:
+        BentoFullSchema.model_validate_json(json.dumps({"version": "v1", "created_at": when}))
+    except ValidationError:
+        return
+
+
+@given(st.binary())
+def test_any_bytes_validate_or_raise_a_validation_error(body: bytes) -> None:
+    try:
+        UserSchema.model_validate_json(body)
+    except ValidationError:
+        return

@@ -1,0 +1,263 @@
+"""An extraction that was interrupted anywhere, and another that goes on with it: the same tree in the end."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import tarfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_bento import Limits
+from async_bento.errors import StoreError, UnsafeArchiveError
+from async_bento.transfer.tar.checkpoint import Checkpoint
+from async_bento.transfer.tar.extract import Extractor
+from tests.builders import noise
+from tests.tar.tars import BUILT, END, block, directory, hard_link, pax, record, symlink
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LONG = "n" * 150
+TAR = (
+    directory("./", mode=0o755)
+    + directory("./src", mode=0o555)
+    + block("./src/run.sh", content=noise(1700, 1), mode=0o755)
+    + block("./src/empty")
+    + hard_link("./src/same", "./src/run.sh")
+    + symlink("./link", "src/run.sh")
+    + pax(record("path", f"./{LONG}")) + block("short", content=noise(600, 2), mode=0o444)
+    + block("./not/announced/file", content=noise(512, 3))
+    + block("./bytes-\udcff", content=b"x")
+    + directory("./last", mode=0o700)
+    + END
+)  # fmt: skip
+
+
+def tree(root: Path) -> dict[str, object]:
+    """All there is of a tree, with modes, times and links."""
+    found: dict[str, object] = {}
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        what = str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        found[str(path.relative_to(root))] = (what, oct(status.st_mode), status.st_mtime == BUILT, status.st_nlink)
+    return found
+
+
+@pytest.fixture
+def expected(tmp_path: Path) -> dict[str, object]:
+    root = tmp_path / "expected"
+    root.mkdir()
+    with Extractor(root) as extractor:
+        extractor.feed(TAR)
+        extractor.close()
+    assert len(tree(root)) == 11
+    return tree(root)
+
+
+def saved(extractor: Extractor, reach: int) -> Checkpoint:
+    """A checkpoint, as another process reads it."""
+    checkpoint = extractor.checkpoint(reach)
+    assert checkpoint is not None
+    return Checkpoint.from_json(json.loads(json.dumps(checkpoint.to_json())))
+
+
+def go_on(root: Path, checkpoint: Checkpoint, data: bytes = TAR) -> None:
+    with Extractor(root, checkpoint=checkpoint) as extractor:
+        extractor.feed(data[checkpoint.position :])
+        extractor.close()
+
+
+@pytest.mark.parametrize("further", [0, 1, 600, 2000, len(TAR)])
+def test_one_that_was_interrupted_anywhere_is_gone_on_with(
+    tmp_path: Path, expected: dict[str, object], further: int
+) -> None:
+    """The checkpoint is taken at some byte, and the process goes on for a while before it is killed."""
+    for at in range(10, len(TAR) + 1, 389):
+        root = tmp_path / "root"
+        root.mkdir()
+        upto = min(at + further, len(TAR))
+        extractor = Extractor(root)
+        extractor.feed(TAR[:at])
+        checkpoint = saved(extractor, upto)
+        extractor.feed(TAR[at:upto])
+        extractor.abort()
+
+        go_on(root, checkpoint)
+
+        assert tree(root) == expected, f"interrupted at {at}, killed at {upto}"
+        (root / "src").chmod(0o755)
+        shutil.rmtree(root)
+
+
+def test_it_goes_on_within_a_file(tmp_path: Path) -> None:
+    content = noise(10_000, 4)
+    data = block("large", content=content, mode=0o640) + END
+    extractor = Extractor(tmp_path)
+    extractor.feed(data[:5000])
+    extractor.abort()
+    checkpoint = saved(extractor, 5000)
+
+    assert checkpoint.position == 5000
+    go_on(tmp_path, checkpoint, data)
+    assert (tmp_path / "large").read_bytes() == content
+    assert (tmp_path / "large").stat().st_mode & 0o777 == 0o640
+
+
+def test_between_members_it_goes_on_behind_the_last_whole_one(tmp_path: Path) -> None:
+    first = block("first", content=b"1")
+    data = first + pax(record("path", LONG)) + block("second", content=b"2") + END
+    for at in range(len(first), len(first) + 3 * 512):
+        root = tmp_path / str(at)
+        root.mkdir()
+        extractor = Extractor(root)
+        extractor.feed(data[:at])
+        checkpoint = saved(extractor, at)
+
+        assert (checkpoint.position, checkpoint.members, checkpoint.files) == (len(first), 1, 1)
+
+
+def test_it_is_interrupted_again_and_again(tmp_path: Path, expected: dict[str, object]) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    checkpoint = None
+    for reached in range(10, len(TAR), 683):
+        extractor = Extractor(root, checkpoint=checkpoint)
+        begin = checkpoint.position if checkpoint else 0
+        extractor.feed(TAR[begin : max(begin, reached)])
+        extractor.abort()
+        checkpoint = saved(extractor, max(reached, checkpoint.reach if checkpoint else 0))
+
+    assert checkpoint is not None
+    go_on(root, checkpoint)
+    assert tree(root) == expected
+
+
+def test_a_compressed_tar_cannot_be_begun_in_its_middle(tmp_path: Path) -> None:
+    extractor = Extractor(tmp_path)
+    extractor.feed(gzip.compress(TAR))
+    assert extractor.checkpoint(0) is None
+
+
+def test_as_long_as_it_is_not_known_whether_a_tar_is_compressed_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+    extractor = Extractor(tmp_path)
+    extractor.feed(TAR[:9])
+    assert extractor.checkpoint(0) is None
+
+
+def test_a_member_with_the_name_of_one_that_was_foreseen_to_be_there_is_written_anew_and_no_other(
+    tmp_path: Path,
+) -> None:
+    data = block("a", content=b"1") + block("b", content=b"2") + block("a", content=b"3") + END
+    extractor = Extractor(tmp_path)
+    extractor.feed(data[:1024])
+    extractor.abort()
+
+    with pytest.raises(UnsafeArchiveError, match="'a' is refused: another member is there already"):
+        go_on(tmp_path, saved(extractor, 2048), data)
+
+
+def test_what_is_written_anew_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """A hard link that an interrupted run has made is another name of a file that was whole before."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    outside.write_bytes(b"precious")
+    first = block("a", content=b"1")
+    data = first + block("b", content=b"2") + directory("d") + block("d/c", content=b"3") + END
+    extractor = Extractor(root)
+    extractor.feed(first)
+    extractor.abort()
+    (root / "b").hardlink_to(root / "a")
+    (root / "d").symlink_to(tmp_path)
+
+    go_on(root, saved(extractor, len(data)), data)
+
+    assert (root / "a").read_bytes() == b"1"
+    assert (root / "b").read_bytes() == b"2"
+    assert (root / "d/c").read_bytes() == b"3"
+    assert not (root / "d").is_symlink()
+    assert not (tmp_path / "c").exists()
+    assert outside.read_bytes() == b"precious"
+
+
+def test_a_file_to_go_on_with_that_is_a_link_by_now_is_not_written_to(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    outside.write_bytes(bytes(9000))
+    data = block("large", content=noise(9000)) + END
+    extractor = Extractor(root)
+    extractor.feed(data[:5000])
+    extractor.abort()
+    (root / "large").unlink()
+    (root / "large").symlink_to(outside)
+
+    with pytest.raises(StoreError, match="symbolic links"):
+        go_on(root, saved(extractor, 5000), data)
+    assert outside.read_bytes() == bytes(9000)
+
+
+def test_a_file_to_go_on_with_that_is_shorter_than_it_was_is_told_of(tmp_path: Path) -> None:
+    data = block("large", content=noise(9000)) + END
+    extractor = Extractor(tmp_path)
+    extractor.feed(data[:5000])
+    extractor.abort()
+    os.truncate(tmp_path / "large", 100)
+
+    with pytest.raises(StoreError, match="shorter than it was"):
+        go_on(tmp_path, saved(extractor, 5000), data)
+
+
+def test_what_counts_against_the_limits_counts_on(tmp_path: Path) -> None:
+    data = block("a", content=bytes(600)) + block("b", content=bytes(600)) + END
+    extractor = Extractor(tmp_path)
+    extractor.feed(data[:1536])
+    extractor.abort()
+    checkpoint = saved(extractor, 1536)
+
+    for limits, why in ((Limits(members=1), "more than 1 members"), (Limits(size=1000), "more than the 1000 bytes")):
+        again = Extractor(tmp_path, limits, checkpoint=checkpoint)
+        with pytest.raises(UnsafeArchiveError, match=why):
+            again.feed(data[1536:])
+
+
+def test_links_that_lead_out_together_are_refused_after_an_interruption_as_well(tmp_path: Path) -> None:
+    data = directory("a") + symlink("a/up", "..") + symlink("b", "a/up/../x") + END
+    extractor = Extractor(tmp_path)
+    extractor.feed(data[:1024])
+    extractor.abort()
+
+    with pytest.raises(UnsafeArchiveError, match="leads outside"):
+        go_on(tmp_path, saved(extractor, 1024), data)
+    assert not (tmp_path / "b").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        [],
+        "text",
+        {},
+        {"position": 1},
+        Checkpoint().to_json() | {"position": "x"},
+        Checkpoint().to_json() | {"directories": [1]},
+        Checkpoint().to_json() | {"directories": {"a": [1]}},
+        Checkpoint().to_json() | {"links": {"a": "target"}},
+        Checkpoint().to_json() | {"links": {"a": ["target", "late"]}},
+        Checkpoint().to_json() | {"file": ["a", 1]},
+        Checkpoint().to_json() | {"file": 7},
+    ],
+)
+def test_what_is_no_checkpoint_is_not_taken_for_one(said: Any) -> None:
+    with pytest.raises(ValueError):
+        Checkpoint.from_json(said)
+
+
+def test_a_tar_without_members_is_gone_on_with(tmp_path: Path) -> None:
+    extractor = Extractor(tmp_path)
+    extractor.feed(END[:100])
+    go_on(tmp_path, saved(extractor, 100), bytes(tarfile.RECORDSIZE))
+    assert not [*tmp_path.iterdir()]

@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import bz2
+import contextlib
+import ctypes
+import errno
+import gzip
+import io
+import lzma
+import os
+import random
+import resource
+import shutil
+import stat
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento.config import Limits, MiB
+from async_bento.errors import StoreError, UnsafeArchiveError
+from async_bento.transfer.tar.extract import Extractor
+from async_bento.transfer.tar.safety import check_links, member_name
+from tests.tar.tars import END, block, directory, extract, forge, hard_link, pax, record, symlink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NOBODY = 65534
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+random_bytes = random.Random(20240229).randbytes
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    there = tmp_path / "there"
+    there.mkdir()
+    return there
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[Path]:
+    """A directory of someone for whom permissions count, and be that someone: root writes everywhere."""
+    if os.geteuid() != 0:
+        with tempfile.TemporaryDirectory() as directory:
+            yield Path(directory)
+        return
+    directory = tempfile.mkdtemp(dir="/tmp")
+    os.chown(directory, NOBODY, NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield Path(directory)
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(directory)
+
+
+def names(there: Path) -> list[str]:
+    return sorted(path.name for path in there.iterdir())
+
+
+def target(link: Path) -> str:
+    return os.readlink(link)  # noqa: PTH115 - Path would tidy it
+
+
+# What comes back
+
+
+def test_contents_modes_times_and_links_come_back(there: Path) -> None:
+    content = random_bytes(3000)
+    extractor = extract(
+        directory("./", mode=0o750, mtime=1000)
+        + directory("./src/", mode=0o500, mtime=1001)
+        + block("./src/a.py", content=content, mode=0o640, mtime=1002)
+        + symlink("./src/b.py", "./a.py", mtime=1003)
+        + hard_link("./src/c.py", "./src/a.py")
+        + END,
+        there,
+    )
+    found = {path.name: path.lstat() for path in (there, *there.rglob("*"))}
+    assert {name: int(status.st_mtime) for name, status in found.items()} == {
+        "there": 1000,
+        "src": 1001,
+        "a.py": 1002,
+        "b.py": 1003,
+        "c.py": 1002,
+    }
+    modes = {name: stat.S_IMODE(found[name].st_mode) for name in ("there", "src", "a.py")}
+    assert modes == {"there": 0o750, "src": 0o500, "a.py": 0o640}
+    assert (there / "src" / "a.py").read_bytes() == content
+    assert target(there / "src" / "b.py") == "./a.py"
+    assert found["a.py"].st_ino == found["c.py"].st_ino
+    assert (extractor.members, extractor.files, extractor.bytes_written, extractor.finished) == (5, 2, 3000, True)
+
+
+@pytest.mark.parametrize("step", [1, 7, 511, 512, 513, 4096])
+def test_the_pieces_may_have_any_size(there: Path, step: int) -> None:
+    content = random_bytes(1500)
+    extract(directory("./") + block("./" + "n" * 120, content=content) + END, there, step)
+    assert (there / ("n" * 120)).read_bytes() == content
+
+
+def test_a_piece_may_be_a_view_of_anything(there: Path) -> None:
+    with Extractor(there) as extractor:
+        extractor.feed(memoryview(block("a", content=b"x" * 512) + END).cast("I"))
+        extractor.close()
+    assert (there / "a").read_bytes() == b"x" * 512
+
+
+def test_a_read_only_directory_can_be_filled(ordinary_user: Path) -> None:
+    there = ordinary_user / "there"
+    there.mkdir()
+    extract(directory("d", mode=0) + directory("d/e", mode=0) + block("d/e/f", content=b"x") + END, there)
+    for closed in (there / "d", there / "d" / "e"):
+        assert stat.S_IMODE(closed.stat().st_mode) == 0
+        closed.chmod(0o700)
+    assert (there / "d" / "e" / "f").read_bytes() == b"x"
+
+
+def test_missing_parents_are_made(there: Path) -> None:
+    extract(block("a/b/c", content=b"x") + END, there)
+    assert (there / "a" / "b" / "c").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_format_of_tarfile_is_read(there: Path, fmt: int) -> None:
+    name = "d" * 90 + "/" + "n" * 95
+    extract(directory("d" * 90 + "/", fmt=fmt) + block(name, content=b"x", fmt=fmt) + END, there)
+    assert (there / name).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("fmt", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_odd_names_are_read(there: Path, fmt: int) -> None:
+    name = "/".join(["grüße" * 20] * 4)
+    extract(
+        block(name, content=b"x", fmt=fmt) + hard_link("h", name, fmt=fmt) + symlink("s", name, fmt=fmt) + END, there
+    )
+    assert (there / "h").read_bytes() == (there / "s").read_bytes() == b"x"
+
+
+def test_old_types_of_files_are_files(there: Path) -> None:
+    extract(block("a", tarfile.AREGTYPE, b"a") + block("c", tarfile.CONTTYPE, b"c") + END, there)
+    assert (there / "a").read_bytes() + (there / "c").read_bytes() == b"ac"
+
+
+def test_pax_records_outweigh_the_header(there: Path) -> None:
+    records = record("path", "./real") + record("mtime", "1234.5678901239") + record("comment", "ignored\0")
+    data = pax(record("size", "700")) + pax(records) + block("fake", content=b"")
+    extract(data + b"x" * 700 + bytes(324) + block("next") + END, there)
+    assert (there / "real").read_bytes() == b"x" * 700
+    assert (there / "real").stat().st_mtime_ns == 1_234_567_890_123
+    assert names(there) == ["next", "real"]
+
+
+def test_a_pax_linkpath_outweighs_the_header(there: Path) -> None:
+    extract(pax(record("linkpath", "real")) + symlink("link", "fake") + END, there)
+    assert target(there / "link") == "real"
+
+
+def test_an_empty_pax_record_is_as_good_as_none(there: Path) -> None:
+    extract(pax(record("path", "") + record("size", "")) + block("a", content=b"x") + END, there)
+    assert (there / "a").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("given", ["-1.5", "-0", "0.000000001", "4102444800"])
+def test_times_before_1970_and_fractions_come_back(there: Path, given: str) -> None:
+    extract(pax(record("mtime", given)) + block("a") + END, there)
+    assert (there / "a").stat().st_mtime_ns == round(float(given) * 10**9)
+
+
+def test_a_comment_for_all_members_is_passed_over(there: Path) -> None:
+    extract(pax(record("comment", "a commit"), tarfile.XGLTYPE) + block("a") + END, there)
+    assert (there / "a").exists()
+
+
+def test_a_size_in_base_256_is_read(there: Path) -> None:
+    data = forge(block("a", content=b"x" * 600), 124, b"\x80" + (600).to_bytes(11, "big"))
+    extract(data + END, there)
+    assert (there / "a").stat().st_size == 600
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 elsewhere")
+def test_a_name_that_is_no_utf8_comes_back(there: Path) -> None:
+    extract(block("caf\udce9", content=b"x") + END, there)
+    assert names(there) == ["caf\udce9"]
+
+
+def test_a_hard_link_is_copied_where_the_file_system_knows_none(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, original: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    extractor = extract(block("a", content=b"x" * 700, mode=0o750) + hard_link("b", "a") + END, there)
+    status = (there / "b").stat()
+    assert (there / "b").read_bytes() == b"x" * 700
+    assert (status.st_mtime, stat.S_IMODE(status.st_mode)) == (1_600_000_000, 0o750)
+    assert extractor.bytes_written == 1400
+
+
+def test_a_dangling_link_and_a_link_through_links_are_fine(there: Path) -> None:
+    extract(
+        directory("a/b") + symlink("a/b/top", "../..") + symlink("x", "a/b/top/a/b/../b") + symlink("y", "a/z") + END,
+        there,
+    )
+    assert (there / "x").resolve() == there.resolve() / "a" / "b"
+    assert not (there / "y").exists()
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"), [("./", ""), (".", ""), ("./a/b", "a/b"), ("a//b/", "a/b"), ("a/./b", "a/b"), ("...", "...")]
+)
+def test_a_name_has_one_form(raw: str, name: str) -> None:
+    assert member_name(raw) == name
+
+
+def test_a_chain_as_long_as_a_kernel_follows_is_fine_and_no_longer() -> None:
+    chain = {f"link{number}": f"link{number + 1}" for number in range(40)}
+    check_links(chain, {""})
+    with pytest.raises(UnsafeArchiveError, match="more than 40 links"):
+        check_links({**chain, "link40": "x"}, {""})
+
+
+def test_no_link_is_made_before_the_end(there: Path) -> None:
+    with Extractor(there) as extractor:
+        extractor.feed(symlink("link", "x") + END)
+        assert not names(there)
+        extractor.close()
+    assert names(there) == ["link"]
+
+
+def test_as_much_as_is_allowed_is_fine(there: Path) -> None:
+    data = block("a", content=bytes(600)) + block("b", content=bytes(400))
+    assert extract(data + END, there, limits=Limits(size=1000, members=2)).bytes_written == 1000
+
+
+def test_zeros_after_the_end_are_padding(there: Path) -> None:
+    assert extract(block("a") + END + bytes(10_000), there).finished
+
+
+def test_a_page_of_html_is_no_tar(there: Path) -> None:
+    with pytest.raises(UnsafeArchiveError, match="not a tar"):
+        extract(b"<html>" + b"404 " * 500, there)
+
+
+# Compression
+
+
+@pytest.mark.parametrize("step", [1, 100, None])
+@pytest.mark.parametrize("compress", COMPRESS.values(), ids=COMPRESS.keys())
+def test_compressed_tars_are_read(there: Path, compress: Callable[[bytes], bytes], step: int | None) -> None:
+    content = random_bytes(5000)
+    extract(compress(block("a", content=content) + END), there, step)
+    assert (there / "a").read_bytes() == content
+
+
+@pytest.mark.parametrize("step", [1, None])
+@pytest.mark.parametrize("compress", COMPRESS.values(), ids=COMPRESS.keys())
+def test_streams_behind_one_another_are_one(there: Path, compress: Callable[[bytes], bytes], step: int | None) -> None:
+    data = block("a", content=b"x" * 1000) + END
+    parts = [compress(data[:700]), compress(b""), compress(data[700:])]
+    extract(b"".join(parts) + bytes(100), there, step)
+    assert (there / "a").read_bytes() == b"x" * 1000
+
+
+def test_a_plain_tar_may_begin_like_a_compressed_one(there: Path) -> None:
+    extract(block("BZh9.txt", content=b"x") + END, there)
+    assert (there / "BZh9.txt").read_bytes() == b"x"
+
+
+# Memory, the disk, the end
+
+
+def test_a_disk_that_takes_no_more_is_named(there: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MiB, before[1]))
+    try:
+        with pytest.raises(StoreError, match=r"File too large while writing src/model.bin") as raised:
+            extract(block("./src/model.bin", content=bytes(2 * MiB)) + END, there)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(raised.value.__cause__, OSError)
+
+
+def test_a_directory_that_may_not_be_written_is_named(ordinary_user: Path) -> None:
+    there = ordinary_user / "there"
+    there.mkdir(mode=0o500)
+    with pytest.raises(StoreError, match="Permission denied while writing src/a"):
+        extract(block("src/a") + END, there)
+
+
+def test_a_destination_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"nowhere: No such file"):
+        Extractor(tmp_path / "nowhere")
+
+
+def test_a_destination_that_is_not_empty_is_refused(there: Path) -> None:
+    (there / "something").touch()
+    with pytest.raises(StoreError, match="not empty"):
+        Extractor(there)
+
+
+def open_files(there: Path) -> int:
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += descriptor.readlink().is_relative_to(there)
+    return count
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("give_up", [Extractor.abort, Extractor.close, lambda it: it.feed(b"x" * 2000)])
+def test_no_file_stays_open(there: Path, give_up: Callable[[Extractor], None]) -> None:
+    extractor = Extractor(there)
+    extractor.feed(block("a", content=bytes(600))[:1000])
+    assert open_files(there) == 1
+    if give_up is Extractor.abort:
+        give_up(extractor)
+    else:
+        with pytest.raises(UnsafeArchiveError):
+            give_up(extractor)
+    assert open_files(there) == 0
+    assert not extractor.finished
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone lets a file begin its way to the disk")
+@pytest.mark.parametrize(("size", "times"), [(31, 0), (70, 2)])
+def test_a_large_file_begins_its_way_to_the_disk_while_it_comes(
+    there: Path, monkeypatch: pytest.MonkeyPatch, size: int, times: int
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    class Libc:
+        def __init__(self, name: None) -> None:
+            self._real = ctypes.CDLL(name)
+
+        def sync_file_range(self, descriptor: int, *arguments: object) -> None:
+            answer = self._real.sync_file_range(descriptor, *arguments)
+            asked.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, answer))
+
+    monkeypatch.setattr("async_bento.transfer.tar.writer.ctypes", SimpleNamespace(CDLL=Libc, c_int64=ctypes.c_int64))
+    head = block("before", content=b"x") + block("large", content=bytes(size * MiB))[:512]
+    with Extractor(there) as extractor:
+        extractor.feed(head)
+        for _ in range(size):
+            extractor.feed(bytes(MiB))
+        extractor.feed(END)
+        extractor.close()
+    assert asked == [("large", 0)] * times
+
+
+def test_a_system_that_has_no_such_call_does_without_it(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("async_bento.transfer.tar.writer.ctypes", SimpleNamespace(CDLL=lambda _: object()))
+    with Extractor(there) as extractor:
+        extractor.feed(block("large", content=bytes(33 * MiB)) + END)
+        extractor.close()
+    assert (there / "large").stat().st_size == 33 * MiB
+
+
+def test_an_extractor_that_has_failed_takes_no_more(there: Path) -> None:
+    extractor = Extractor(there)
+    with pytest.raises(UnsafeArchiveError):
+        extractor.feed(block("../x"))
+    with pytest.raises(ValueError, match="closed"):
+        extractor.feed(END)
+    with pytest.raises(ValueError, match="closed"):
+        extractor.close()
+
+
+def test_leaving_the_context_is_not_closing(there: Path) -> None:
+    with Extractor(there) as extractor:
+        extractor.feed(symlink("link", "x") + END)
+    assert not extractor.finished
+    assert not names(there)
+
+
+def test_what_tarfile_makes_of_a_directory_comes_back(there: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "a" / "b").mkdir(parents=True)
+    (source / "a" / "b" / "c.txt").write_text("c")
+    (source / "link").symlink_to("a/b/c.txt")
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode="w:") as tar:  # BentoML's call, float times and owners included
+            tar.add(source, arcname="./")
+        extract(file.getvalue(), there)
+    assert (there / "link").read_text() == "c"
+    assert abs((there / "a").stat().st_mtime - (source / "a").stat().st_mtime) < 1e-5

@@ -1,0 +1,642 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import io
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento._core.concurrency import Threads
+from async_bento.config import GiB, KiB, MiB
+from async_bento.errors import ArchiveError, SourceChangedError, TransferError, UnsafeArchiveError
+from async_bento.transfer.tar.plan import TarPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NOBODY = 65534
+random_bytes = random.Random(20240229).randbytes
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    threads = Threads(4)
+    yield threads
+    threads.executor.shutdown()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "bento"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[Path]:
+    """A directory of someone for whom permissions count, and be that someone: root reads everything."""
+    if os.geteuid() != 0:
+        with tempfile.TemporaryDirectory() as directory:
+            yield Path(directory)
+        return
+    directory = tempfile.mkdtemp(dir="/tmp")
+    os.chown(directory, NOBODY, NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield Path(directory)
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(directory)
+
+
+async def read(
+    plan: TarPlan, threads: Threads, start: int = 0, stop: int | None = None, io_chunk: int = 64 * KiB
+) -> bytes:
+    stop = plan.size if stop is None else stop
+    return b"".join([chunk async for chunk in plan.read(start, stop, threads=threads, io_chunk=io_chunk)])
+
+
+def written_by_tarfile(root: Path, exclude: str | None = None) -> bytes:
+    """The same tar by `tarfile.add`, which is how BentoML makes it, with all that depends on the machine taken out."""
+
+    def clean(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        if exclude is not None and (info.name == f"./{exclude}" or info.name.startswith(f"./{exclude}/")):
+            return None
+        info.uid = info.gid = 0
+        info.uname = info.gname = ""
+        info.mtime = (root / info.name).lstat().st_mtime_ns // 10**9
+        return info
+
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode="w:", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
+            tar.add(root, arcname="./", filter=clean)
+        return file.getvalue()
+
+
+def fill(root: Path) -> None:
+    """One of everything a tar can say of a tree."""
+    (root / "bento.yaml").write_text("name: iris\n")
+    (root / "src").mkdir()
+    for size in (0, 1, 511, 512, 513, 10_240, 200 * KiB + 7):
+        (root / "src" / f"{size}.bin").write_bytes(random_bytes(size))
+    (root / "empty").mkdir()
+    (root / "empty" / "within").mkdir(mode=0o700)
+    (root / "run.sh").write_text("true")
+    (root / "run.sh").chmod(0o751)
+    (root / "latest").symlink_to("src/1.bin")
+    (root / "src" / "up").symlink_to("../empty/./within/")
+    (root / "nowhere").symlink_to("missing")
+    (root / "src" / "zz_same.bin").hardlink_to(root / "src" / "513.bin")
+    (root / ("n" * 120)).write_bytes(b"long")
+    (root / ("n" * 97)).mkdir()
+    (root / ("n" * 98)).mkdir()
+    (root / ("n" * 98) / "target").symlink_to("t" * 150)
+    deep = root / ("d" * 150) / ("e" * 150)
+    deep.mkdir(parents=True)
+    (deep / "file").write_bytes(b"deep")
+    (root / "grüße 模型.txt").write_text("non-ASCII")
+    (root / "to grüße").symlink_to("grüße 模型.txt")
+    (root / "sticky").write_bytes(b"")
+    (root / "sticky").chmod(0o4755)
+    os.utime(root / "run.sh", ns=(1, 1_600_000_000_999_999_999))
+    os.utime(root / "bento.yaml", ns=(1, -1_500_000_000))
+
+
+async def test_the_bytes_are_those_tarfile_writes(root: Path, threads: Threads) -> None:
+    fill(root)
+    plan = await threads.run(TarPlan.scan, root)
+    expected = written_by_tarfile(root)
+    assert plan.size == len(expected)
+    assert await read(plan, threads) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 elsewhere")
+async def test_a_name_that_is_no_utf8_goes_out_as_it_is(root: Path, threads: Threads) -> None:
+    (root / "caf\udce9").write_text("latin-1")
+    (root / "link").symlink_to("caf\udce9")
+    data = await read(await threads.run(TarPlan.scan, root), threads)
+    assert data == written_by_tarfile(root)
+    assert b"path=./caf\xe9\n" in data
+
+
+async def test_members_are_named_as_bentoml_names_them(root: Path, threads: Threads) -> None:
+    (root / "src").mkdir()
+    (root / "src" / "a.py").write_bytes(b"")
+    (root / "bento.yaml").write_bytes(b"")
+    data = await read(await threads.run(TarPlan.scan, root), threads)
+    names = [data[begin : begin + 100].rstrip(b"\0") for begin in range(0, 4 * 512, 512)]
+    assert names == [b"./", b"./bento.yaml", b"./src/", b"./src/a.py"]
+
+
+async def test_only_names_at_the_top_are_excluded(root: Path, threads: Threads) -> None:
+    for directory in ("models", "models/iris", "src", "src/models", "models-too"):
+        (root / directory).mkdir()
+        (root / directory / "file").write_bytes(b"x")
+    plan = await threads.run(TarPlan.scan, root, exclude={"models"})
+    assert await read(plan, threads) == written_by_tarfile(root, exclude="models")
+    assert plan.members == 7
+
+
+async def test_the_bytes_do_not_depend_on_the_order_of_creation(tmp_path: Path, threads: Threads) -> None:
+    names = [f"file{number}" for number in range(30)]
+    tars: list[bytes] = []
+    for order in (names, names[::-1]):
+        tree = tmp_path / f"tree{len(tars)}"
+        tree.mkdir()
+        for name in order:
+            (tree / name).write_text(name)
+            os.utime(tree / name, (len(tars), 1000))
+        os.utime(tree, (0, 1000))
+        tars.append(await read(await threads.run(TarPlan.scan, tree), threads))
+    assert tars[0] == tars[1]
+
+
+def test_the_plan_counts_without_reading(root: Path) -> None:
+    (root / "a").write_bytes(bytes(700))
+    (root / "b").hardlink_to(root / "a")
+    (root / "c").symlink_to("a")
+    plan = TarPlan.scan(root)
+    assert (plan.members, plan.content_size, plan.size) == (4, 700, 10_240)
+
+
+def test_a_member_costs_few_bytes_of_memory(root: Path) -> None:
+    for number in range(3000):
+        (root / f"a_name_of_usual_length_{number}").touch()
+    tracemalloc.start()
+    try:
+        plan = TarPlan.scan(root)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held / plan.members < 400
+
+
+async def test_a_file_beyond_8_gib_gets_a_pax_header(root: Path, threads: Threads) -> None:
+    with (root / "huge").open("wb") as file:
+        file.truncate(9 * GiB)
+        file.write(b"begin")
+        file.seek(-3, os.SEEK_END)
+        file.write(b"end")
+    os.utime(root / "huge", (0, 1000))
+    plan = await threads.run(TarPlan.scan, root)
+    info = tarfile.TarInfo("./huge")
+    info.size, info.mtime, info.mode = 9 * GiB, 1000, (root / "huge").stat().st_mode
+    header = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    begin = 512 + len(header)
+    assert len(header) == 3 * 512
+    assert await read(plan, threads, 512, begin + 5) == header + b"begin"
+    assert await read(plan, threads, begin + 9 * GiB - 4, begin + 9 * GiB + 512) == b"\0end" + bytes(512)
+    assert plan.size == -(-(begin + 9 * GiB + 1024) // 10_240) * 10_240
+
+
+@pytest.mark.parametrize("io_chunk", [1000, 4096, MiB])
+async def test_no_chunk_is_larger_than_asked(root: Path, threads: Threads, io_chunk: int) -> None:
+    fill(root)
+    plan = await threads.run(TarPlan.scan, root)
+    chunks = [chunk async for chunk in plan.read(0, plan.size, threads=threads, io_chunk=io_chunk)]
+    assert max(map(len, chunks)) <= io_chunk
+    assert b"".join(chunks) == written_by_tarfile(root)
+
+
+async def test_small_files_share_a_hop(root: Path, threads: Threads) -> None:
+    for number in range(200):
+        (root / f"{number}").write_bytes(b"small")
+    plan = await threads.run(TarPlan.scan, root)
+    assert len([chunk async for chunk in plan.read(0, plan.size, threads=threads)]) == 1
+
+
+async def test_a_large_file_is_not_held_in_memory(root: Path, threads: Threads) -> None:
+    with (root / "large").open("wb") as file:
+        file.truncate(32 * MiB)
+    plan = await threads.run(TarPlan.scan, root)
+    tracemalloc.start()
+    try:
+        async for _ in plan.read(0, plan.size, threads=threads, io_chunk=256 * KiB):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * MiB
+
+
+async def test_many_tasks_read_one_plan(root: Path, threads: Threads) -> None:
+    fill(root)
+    plan = await threads.run(TarPlan.scan, root)
+    expected = written_by_tarfile(root)
+    bounds = range(0, plan.size, 7777)
+    ranges = [(start, min(start + 7777, plan.size)) for start in bounds]
+    parts = await asyncio.gather(*(read(plan, threads, *bounds, io_chunk=4096) for bounds in ranges * 2))
+    assert b"".join(parts) == expected * 2
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 5), (5, 4), (0, 10_241)])
+async def test_a_range_outside_the_tar_is_refused(root: Path, threads: Threads, start: int, stop: int) -> None:
+    plan = await threads.run(TarPlan.scan, root)
+    with pytest.raises(ValueError, match="no bytes"):
+        await read(plan, threads, start, stop)
+
+
+async def test_an_empty_range_is_empty(root: Path, threads: Threads) -> None:
+    plan = await threads.run(TarPlan.scan, root)
+    assert await read(plan, threads, plan.size, plan.size) == b""
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar here")
+async def test_the_tar_command_restores_the_tree(root: Path, tmp_path: Path, threads: Threads) -> None:
+    fill(root)
+    packed, restored = tmp_path / "bento.tar", tmp_path / "restored"
+    packed.write_bytes(await read(await threads.run(TarPlan.scan, root), threads))
+    restored.mkdir()
+    await asyncio.to_thread(subprocess.run, ["tar", "-xpf", packed, "-C", restored], check=True)
+    assert written_by_tarfile(restored) == written_by_tarfile(root)
+
+
+def contents(root: Path) -> dict[str, object]:
+    """What BentoML restores: neither modes nor the times of directories, and hard links as copies."""
+    return {
+        path.relative_to(root).as_posix(): path.readlink()
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else None
+        for path in root.rglob("*")
+    }
+
+
+@pytest.mark.interop
+@pytest.mark.skipif(importlib.util.find_spec("bentoml") is None, reason="bentoml is not installed")
+async def test_bentoml_restores_the_contents(root: Path, tmp_path: Path, threads: Threads) -> None:
+    fill(root)
+    packed, restored = tmp_path / "bento.tar", tmp_path / "restored"
+    packed.write_bytes(await read(await threads.run(TarPlan.scan, root), threads))
+    extract = (
+        "import sys, tarfile; from bentoml._internal.utils.filesystem import safe_extract_tarfile as extract;"
+        "extract(tarfile.open(sys.argv[1]), sys.argv[2])"
+    )
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", extract, packed, restored], check=True)
+    assert contents(restored) == contents(root)
+
+
+def test_a_missing_root_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match=r"nothing-here: No such file"):
+        TarPlan.scan(tmp_path / "nothing-here")
+
+
+def test_a_root_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ArchiveError, match=r"file is not a directory"):
+        TarPlan.scan(tmp_path / "file")
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+@pytest.mark.parametrize("make", [make_fifo, make_socket])
+def test_what_no_tar_should_hold_is_named(
+    root: Path, make: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)  # the path of a socket must be short
+    make(Path("odd"))
+    with pytest.raises(ArchiveError, match=r"bento/odd: it is neither a file nor"):
+        TarPlan.scan(root)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs mknod")
+def test_a_device_is_named(root: Path) -> None:
+    try:
+        os.mknod(root / "null", 0o20666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("no mknod here")
+    with pytest.raises(ArchiveError, match=r"bento/null: it is neither"):
+        TarPlan.scan(root)
+
+
+def test_an_unreadable_file_is_found_before_anything_is_sent(ordinary_user: Path) -> None:
+    (ordinary_user / "secret").write_bytes(b"x")
+    (ordinary_user / "secret").chmod(0)
+    with pytest.raises(ArchiveError, match=r"/secret: permission denied"):
+        TarPlan.scan(ordinary_user)
+
+
+def test_an_unreadable_directory_is_found_before_anything_is_sent(ordinary_user: Path) -> None:
+    (ordinary_user / "secret").mkdir(mode=0)
+    with pytest.raises(ArchiveError, match=r"/secret: Permission denied"):
+        TarPlan.scan(ordinary_user)
+
+
+@pytest.mark.parametrize(
+    ("links", "named"),
+    [
+        pytest.param({"out": "/etc/passwd"}, r"out.*'/etc/passwd'", id="absolute"),
+        pytest.param({"out": "../x"}, r"out.*'\.\./x'", id="outside"),
+        pytest.param({"a/out": "../../x"}, r"out.*'\.\./\.\./x'", id="outside-from-below"),
+        pytest.param({"a/b/up": "../..", "out": "a/b/up/../x"}, r"out.*'a/b/up/\.\./x'", id="not-as-it-reads"),
+        pytest.param({"one": "two", "two": "one"}, r"passes more than 40 links", id="circle"),
+        pytest.param({"out": "missing/../a"}, r"out.*'missing/\.\./a'", id="climbs-out-of-nothing"),
+    ],
+)
+def test_a_link_that_could_not_be_pulled_again_is_named(root: Path, links: dict[str, str], named: str) -> None:
+    (root / "a" / "b").mkdir(parents=True)
+    for name, target in links.items():
+        (root / name).symlink_to(target)
+    with pytest.raises(ArchiveError, match=named + r".*could not be pulled again") as raised:
+        TarPlan.scan(root)
+    assert not isinstance(raised.value, UnsafeArchiveError)
+
+
+def test_links_that_stay_inside_are_kept(root: Path) -> None:
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "a" / "b" / "top").symlink_to("../..")
+    (root / "again").symlink_to("a/b/top/a/b/../b")
+    (root / "dangling").symlink_to("a/nothing")
+    assert TarPlan.scan(root).members == 6
+
+
+@pytest.mark.parametrize("name", ["new\nline", "esc\x1b[31m", "del\x7f", "C:\\x"])
+def test_a_name_that_could_not_be_pulled_again_is_named(root: Path, name: str) -> None:
+    (root / name).touch()
+    with pytest.raises(ArchiveError, match=r"cannot pack .*could not be pulled again"):
+        TarPlan.scan(root)
+
+
+def test_a_tree_that_is_too_deep_to_be_pulled_again_is_named(root: Path) -> None:
+    deepest = root / "/".join("d" * 128)
+    deepest.mkdir(parents=True)
+    assert TarPlan.scan(root).members > 128
+    (deepest / "file").touch()
+    with pytest.raises(ArchiveError, match=r"cannot pack .*more than 128 deep.*could not be pulled again"):
+        TarPlan.scan(root)
+
+
+def write_more(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"!")
+
+
+def write_less(path: Path) -> None:
+    status = path.stat()
+    os.truncate(path, status.st_size // 2)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def write_more_unnoticed(path: Path) -> None:
+    status = path.stat()
+    write_more(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def write_again(path: Path) -> None:
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+
+
+def replace_by_link(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    path.symlink_to("moved")
+
+
+def replace_by_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+CHANGES = [
+    write_more,
+    write_more_unnoticed,
+    write_less,
+    write_again,
+    Path.unlink,
+    replace_by_link,
+    replace_by_fifo,
+    replace_by_directory,
+]
+
+
+@pytest.mark.parametrize("size", [5000, 500_000], ids=["small", "large"])
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_file_that_changed_since_the_plan_is_named(
+    root: Path, threads: Threads, change: Callable[[Path], None], size: int
+) -> None:
+    path = root / "model.bin"
+    path.write_bytes(random_bytes(size))
+    plan = await threads.run(TarPlan.scan, root)
+    change(path)
+    with pytest.raises(SourceChangedError, match=r"model.bin changed while it was being sent") as raised:
+        await read(plan, threads)
+    assert raised.value.path == str(path)
+    assert isinstance(raised.value, TransferError)
+
+
+@pytest.mark.parametrize("change", [write_more, replace_by_fifo])
+async def test_an_empty_file_that_is_not_one_any_more_is_named(
+    root: Path, threads: Threads, change: Callable[[Path], None]
+) -> None:
+    (root / "log").touch()
+    os.utime(root / "log", (0, 1000))
+    plan = await threads.run(TarPlan.scan, root)
+    change(root / "log")
+    os.utime(root / "log", (0, 1000))
+    with pytest.raises(SourceChangedError):
+        await read(plan, threads)
+
+
+@pytest.mark.parametrize("change", [write_more, write_less, write_again])
+async def test_a_file_that_changes_while_it_is_read_is_named(
+    root: Path, threads: Threads, change: Callable[[Path], None]
+) -> None:
+    path = root / "model.bin"
+    path.write_bytes(random_bytes(10_000))
+    plan = await threads.run(TarPlan.scan, root)
+
+    async def read_on() -> None:
+        changed = False
+        async for _ in plan.read(1024, 1024 + 10_000, threads=threads, io_chunk=1000):
+            if not changed:
+                change(path)
+                changed = True
+
+    with pytest.raises(SourceChangedError):
+        await read_on()
+
+
+async def test_a_small_file_that_changes_while_it_is_read_is_named(
+    root: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = root / "config.yaml"
+    path.write_bytes(b"a: 1")
+    plan = await threads.run(TarPlan.scan, root)
+    read_bytes = os.read
+
+    def read_and_change(descriptor: int, count: int) -> bytes:
+        data = read_bytes(descriptor, count)
+        write_again(path)
+        return data
+
+    monkeypatch.setattr(os, "read", read_and_change)
+    with pytest.raises(SourceChangedError):
+        await read(plan, threads)
+
+
+async def test_a_range_that_ends_within_a_file_sees_a_change_too(root: Path, threads: Threads) -> None:
+    path = root / "model.bin"
+    path.write_bytes(random_bytes(10_000))
+    chunks = (await threads.run(TarPlan.scan, root)).read(1024, 4024, threads=threads, io_chunk=1000)
+    for _ in range(3):
+        await anext(chunks)
+    write_again(path)
+    with pytest.raises(SourceChangedError):
+        await anext(chunks)
+
+
+@pytest.mark.parametrize("io_chunk", [1000, MiB], ids=["large", "small"])
+async def test_a_file_that_became_unreadable_is_named(ordinary_user: Path, threads: Threads, io_chunk: int) -> None:
+    (ordinary_user / "model.bin").write_bytes(bytes(5000))
+    plan = await threads.run(TarPlan.scan, ordinary_user)
+    (ordinary_user / "model.bin").chmod(0)
+    with pytest.raises(ArchiveError, match=r"cannot read .*model.bin: Permission denied") as raised:
+        await read(plan, threads, io_chunk=io_chunk)
+    assert not isinstance(raised.value, SourceChangedError)
+
+
+def open_files(root: Path) -> int:
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += descriptor.readlink().is_relative_to(root)
+    return count
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_a_read_that_is_abandoned_closes_its_file(root: Path, threads: Threads) -> None:
+    (root / "model.bin").write_bytes(bytes(10_000))
+    plan = await threads.run(TarPlan.scan, root)
+    chunks = plan.read(1024, plan.size, threads=threads, io_chunk=1000)
+    await anext(chunks)
+    assert open_files(root) == 1
+    await chunks.aclose()
+    assert open_files(root) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_a_read_that_is_cancelled_anywhere_closes_its_file(root: Path, threads: Threads) -> None:
+    (root / "model.bin").write_bytes(bytes(100_000))
+    plan = await threads.run(TarPlan.scan, root)
+    cancelled = 0
+    for turns in range(60):
+        task = asyncio.create_task(read(plan, threads, io_chunk=4096))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        cancelled += task.cancelled()
+        assert open_files(root) == 0
+    assert cancelled > 10
+
+
+class SlowThreads(Threads):
+    """Threads whose calls take their time, and that know how many were under way at once."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.running = self.peak = 0
+        submit = self.executor.submit
+
+        def slowly(function: Callable[..., object], *args: object) -> object:
+            self.running += 1
+            self.peak = max(self.peak, self.running)
+            time.sleep(0.003)
+            try:
+                return function(*args)
+            finally:
+                self.running -= 1
+
+        self.executor.submit = lambda *call: submit(slowly, *call)
+
+
+async def test_a_read_that_is_cancelled_waits_for_its_thread(root: Path) -> None:
+    (root / "model.bin").write_bytes(bytes(30_000))
+    plan = await asyncio.to_thread(TarPlan.scan, root)
+    threads = SlowThreads()
+    for wait in range(25):
+        task = asyncio.create_task(read(plan, threads, io_chunk=4096))
+        await asyncio.sleep(wait / 1000)
+        task.cancel()
+        await asyncio.wait([task])
+        assert threads.running == 0
+    assert threads.peak == 1
+    threads.executor.shutdown()
+
+
+def touch_name(root: Path) -> None:
+    (root / "file").rename(root / "elif")
+
+
+def touch_content(root: Path) -> None:
+    write_more(root / "file")
+    os.utime(root / "file", (0, 1000))
+
+
+def touch_time(root: Path) -> None:
+    os.utime(root / "file", ns=(0, 1_000_000_000_001))
+
+
+def touch_mode(root: Path) -> None:
+    (root / "file").chmod(0o755)
+
+
+def touch_target(root: Path) -> None:
+    (root / "link").unlink()
+    (root / "link").symlink_to("elsewhere")
+    os.utime(root / "link", (0, 1000), follow_symlinks=False)
+
+
+def touch_nothing(root: Path) -> None:
+    os.utime(root / "file", (2000, 1000))
+
+
+@pytest.mark.parametrize(
+    ("touch", "differs"),
+    [
+        (touch_name, True),
+        (touch_content, True),
+        (touch_time, True),
+        (touch_mode, True),
+        (touch_target, True),
+        (touch_nothing, False),
+    ],
+)
+def test_the_fingerprint_tells_trees_apart(root: Path, touch: Callable[[Path], None], differs: bool) -> None:
+    (root / "file").write_bytes(b"x")
+    (root / "file").chmod(0o644)
+    (root / "link").symlink_to("file")
+    for name in ("file", "link", "."):
+        os.utime(root / name, (0, 1000), follow_symlinks=False)
+    before = TarPlan.scan(root).fingerprint()
+    touch(root)
+    os.utime(root, (0, 1000))
+    assert len(before) == 64
+    assert (TarPlan.scan(root).fingerprint() != before) is differs
