@@ -51,7 +51,7 @@ class Threads:
         Returns:
             What the function returned.
         """
-        return await finish(
+        return await shielded(
             asyncio.get_running_loop().run_in_executor(self.executor, partial(function, *args, **kwargs))
         )
 
@@ -67,25 +67,25 @@ class Threads:
         """
         entering = asyncio.ensure_future(self.run(manager.__enter__))
         try:
-            value = await finish(entering)
+            value = await shielded(entering)
         except asyncio.CancelledError:
             if not entering.cancelled() and entering.exception() is None:
-                await finish(self.run(manager.__exit__, None, None, None))
+                await shielded(self.run(manager.__exit__, None, None, None))
             raise
         try:
             yield value
         except BaseException as error:
-            if not await finish(self.run(manager.__exit__, type(error), error, error.__traceback__)):
+            if not await shielded(self.run(manager.__exit__, type(error), error, error.__traceback__)):
                 raise
         else:
-            await finish(self.run(manager.__exit__, None, None, None))
+            await shielded(self.run(manager.__exit__, None, None, None))
 
     def close(self) -> None:
         """Let the threads end. None has work any more when every call has returned, so there is nothing to wait for."""
         self.executor.shutdown(wait=False)
 
 
-async def finish(awaitable: Awaitable[T]) -> T:
+async def shielded(awaitable: Awaitable[T]) -> T:
     """Await something that must not be left half-done: cancellation is held back until it has ended.
 
     Args:
@@ -112,7 +112,7 @@ async def finish(awaitable: Awaitable[T]) -> T:
     return future.result()
 
 
-class Budget:
+class ByteBudget:
     """A number of bytes that may be held at once, taken in shares of any size. Who waits first, is served first.
 
     Args:
@@ -127,24 +127,17 @@ class Budget:
         self.free = size
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    def has(self, share: int) -> bool:
-        """Whether a share would be had without waiting.
+    def would_block(self, share: int) -> bool:
+        """Whether `acquire` would have to wait."""
+        return bool(self._waiting) or share > self.free
 
-        Args:
-            share: The bytes.
-
-        Returns:
-            True where nobody waits, and so many are free.
-        """
-        return not self._waiting and share <= self.free
-
-    async def take(self, share: int) -> None:
+    async def acquire(self, share: int) -> None:
         """Take a share, when it is free.
 
         Args:
             share: The bytes, no more than there are in all.
         """
-        if self.has(share):
+        if not self.would_block(share):
             self.free -= share
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -153,13 +146,13 @@ class Budget:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.give_back(share)  # it was had in the same moment
+                self.release(share)  # it was had in the same moment
             else:
                 self._waiting.remove((share, turn))
                 self._serve()
             raise
 
-    def give_back(self, share: int) -> None:
+    def release(self, share: int) -> None:
         """Give a share back.
 
         Args:
@@ -196,7 +189,7 @@ class Lock(Protocol):
 
 
 @asynccontextmanager
-async def alone(lock: Lock, threads: Threads, waiting: Callable[[], None]) -> AsyncGenerator[None]:
+async def hold_lock(lock: Lock, threads: Threads, waiting: Callable[[], None]) -> AsyncGenerator[None]:
     """Hold a lock; asked for again and again, since a thread that waits for it could not be cancelled.
 
     Args:
@@ -214,11 +207,11 @@ async def alone(lock: Lock, threads: Threads, waiting: Callable[[], None]) -> As
                 await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
         yield
     finally:
-        await finish(threads.run(lock.release))
+        await shielded(threads.run(lock.release))
 
 
 @asynccontextmanager
-async def beside(coroutine: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T]]:
+async def background_task(coroutine: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T]]:
     """Do something beside something else; at the block's end it is cancelled, if it has not ended.
 
     Args:
@@ -232,7 +225,7 @@ async def beside(coroutine: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Ta
         yield task
     finally:
         task.cancel()
-        await finish(asyncio.gather(task, return_exceptions=True))
+        await shielded(asyncio.gather(task, return_exceptions=True))
 
 
 async def for_each(operation: Callable[[T], Awaitable[None]], items: Iterable[T], limit: int) -> None:

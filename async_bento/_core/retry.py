@@ -179,7 +179,7 @@ def seconds_to_wait(retry_after: str | None) -> float | None:
 
 
 @dataclass
-class Pauses:
+class HostThrottle:
     """When each host may be asked again. What one worker hears from a host that is busy, all workers heed.
 
     Args:
@@ -190,7 +190,7 @@ class Pauses:
     _until: dict[str, float] = field(default_factory=dict[str, float], init=False)
     _refusals: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int), init=False)
 
-    async def over(self, host: str) -> None:
+    async def wait(self, host: str) -> None:
         """Wait until a host may be asked.
 
         Args:
@@ -200,7 +200,7 @@ class Pauses:
             # Those that waited together do not come back together.
             await asyncio.sleep(left + backoff(self.policy, 1))
 
-    def note(self, host: str, status: int, retry_after: float | None) -> None:
+    def record(self, host: str, status: int, retry_after: float | None) -> None:
         """Take note of an answer.
 
         Args:

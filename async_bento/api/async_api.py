@@ -9,13 +9,13 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, Protocol, runtime_checkable
 
-from async_bento._core.concurrency import beside
+from async_bento._core.concurrency import background_task
 from async_bento.api import kinds
 from async_bento.api.bento_models import pull_models, push_models
 from async_bento.api.kinds import ItemT, RecordT
 from async_bento.api.pull import get_item, pull_item, wants_newest
 from async_bento.api.push import PushResult, Repositories, is_pushed, push_item
-from async_bento.api.resources import Connection, call
+from async_bento.api.resources import Resources, call
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.progress.listeners import choose_listener
 from async_bento.rest.client import RestApiClient
@@ -69,12 +69,12 @@ class ItemAPI(Generic[ItemT, RecordT]):
     """What the APIs of bentos and of models have in common.
 
     Args:
-        connection: What they share.
+        resources: What they share.
         kind: Bentos or models.
     """
 
-    def __init__(self, connection: Connection, kind: Kind[ItemT, RecordT]) -> None:
-        self._connection = connection
+    def __init__(self, resources: Resources, kind: Kind[ItemT, RecordT]) -> None:
+        self._resources = resources
         self._kind: Kind[ItemT, RecordT] = kind
 
     async def iter(self, *, search: str | None = None, query: str | None = None) -> AsyncGenerator[RecordT]:
@@ -93,7 +93,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
         seen: set[str] = set()  # while the list is walked, a push moves what is on one page to the next
         start = 0
         while True:
-            async with self._connection.call():
+            async with self._resources.call():
                 page = await self._kind.routes.list(start=start, count=PAGE, search=search, query=query)
             records = page.items if page else []
             new = [record for record in records if record.uid not in seen]
@@ -133,7 +133,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
 
     async def _find(self, item: ItemT | TagLike | str | os.PathLike[str] | TaggedItem) -> ItemT:
         """The item that is meant: itself, at a path, or in the store."""
-        item_type, threads = self._kind.store.item_type, self._connection.threads
+        item_type, threads = self._kind.store.item_type, self._resources.threads
         if isinstance(item, item_type):
             return item
         if isinstance(item, StoredItem):
@@ -149,7 +149,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
     """Push, pull, list and get models. It belongs to an `AsyncBentoAPI`, as `api.models`.
 
     Args:
-        connection: What it shares with the API of bentos.
+        resources: What it shares with the API of bentos.
         kind: Models.
     """
 
@@ -172,7 +172,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             BentoError: The push failed; the registry has been told.
         """
         return await push_item(
-            self._connection,
+            self._resources,
             self._kind,
             await self._find(model),
             force=force,
@@ -210,7 +210,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             warnings.warn(f"`query` has no effect: {wanted} names a version", stacklevel=3)
             query = None
         kind = replace(self._kind, store=model_store) if model_store else self._kind
-        return await pull_item(self._connection, kind, wanted, force=force, query=query)
+        return await pull_item(self._resources, kind, wanted, force=force, query=query)
 
     async def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
@@ -270,14 +270,14 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             raise ConfigError("a client has its endpoint and token already: pass either the client or those")
         self._lent = client is not None
         client = client or RestApiClient(endpoint, api_token, context=context, config=config)
-        connection = Connection(client, config or client.config, choose_listener(progress))
+        resources = Resources(client, config or client.config, choose_listener(progress))
         model_store = model_store or ModelStore()
-        super().__init__(connection, kinds.bentos(client, bento_store or BentoStore(), model_store))
+        super().__init__(resources, kinds.bentos(client, bento_store or BentoStore(), model_store))
         self._model_kind = kinds.models(client, model_store)
-        self.models = AsyncModelAPI(connection, self._model_kind)
+        self.models = AsyncModelAPI(resources, self._model_kind)
 
     def __repr__(self) -> str:
-        return repr(self._connection.client).replace("RestApiClient", "AsyncBentoAPI", 1)
+        return repr(self._resources.client).replace("RestApiClient", "AsyncBentoAPI", 1)
 
     async def __aenter__(self) -> Self:
         return self
@@ -292,7 +292,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
 
         Calls that still run are ended as if they had been cancelled, and raise `ClosedError`.
         """
-        await self._connection.aclose(keep_client=self._lent)
+        await self._resources.aclose(keep_client=self._lent)
 
     @call
     async def push(
@@ -326,9 +326,9 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         async def look() -> bool:  # while its models are pushed; of one without, the push itself asks
             return bool(found.models) and not force and await is_pushed(self._kind.routes, found.tag)
 
-        async with beside(look()) as looking:
+        async with background_task(look()) as looking:
             models = await push_models(
-                self._connection,
+                self._resources,
                 self._model_kind,
                 found,
                 force=force,
@@ -337,7 +337,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             )
             is_there = await looking
         result = await push_item(
-            self._connection,
+            self._resources,
             self._kind,
             found,
             force=force,
@@ -378,11 +378,11 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             BentoError: The pull failed; the local copy is as it was.
         """
         kind = replace(self._kind, store=bento_store) if bento_store else self._kind
-        bento = await pull_item(self._connection, kind, Tag.parse(tag), force=force)
+        bento = await pull_item(self._resources, kind, Tag.parse(tag), force=force)
         if bento is None:
             raise NotFoundError(f"{tag} has no files on the registry")
         if with_models:
-            await pull_models(self._connection, self._model_kind, bento)
+            await pull_models(self._resources, self._model_kind, bento)
         return bento
 
     async def list(

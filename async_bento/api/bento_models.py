@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from async_bento.api.kinds import Kind, RecordT
     from async_bento.api.push import Repositories
-    from async_bento.api.resources import Connection
+    from async_bento.api.resources import Resources
     from async_bento.store.items import Bento, Model
     from async_bento.store.metadata import BentoModelInfo
     from async_bento.store.store import Store
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 async def push_models(
-    connection: Connection,
+    resources: Resources,
     kind: Kind[Model, RecordT],
     bento: Bento,
     *,
@@ -45,7 +45,7 @@ async def push_models(
     """Push a bento's models. Those that live on the Hub are registered, and no bytes are sent.
 
     Args:
-        connection: Whose registry, threads and budget.
+        resources: Whose registry, threads and budget.
         kind: Models.
         bento: The bento.
         force: Whether to push those too that the registry has already.
@@ -64,26 +64,26 @@ async def push_models(
 
     async def push_one(wanted: BentoModelInfo) -> None:
         if wanted.is_huggingface:
-            results[wanted.tag] = await _register_hub_model(connection, kind, wanted, repositories)
+            results[wanted.tag] = await _register_hub_model(resources, kind, wanted, repositories)
             return
-        model = await connection.threads.run(_find, wanted.tag, bento, kind.store)
+        model = await resources.threads.run(_find, wanted.tag, bento, kind.store)
         results[wanted.tag] = (
-            await push_item(connection, kind, model, force=force, threads=threads, repositories=repositories)
+            await push_item(resources, kind, model, force=force, threads=threads, repositories=repositories)
             if model is not None
-            else await _do_without(connection, kind, wanted)
+            else await _do_without(resources, kind, wanted)
         )
 
-    await _each(connection, bento, push_one, f"{bento.tag} was not pushed, since {{}} could not be")
+    await _each(resources, bento, push_one, f"{bento.tag} was not pushed, since {{}} could not be")
     return tuple(results[wanted.tag] for wanted in bento.models)
 
 
-async def pull_models(connection: Connection, kind: Kind[Model, RecordT], bento: Bento) -> None:
+async def pull_models(resources: Resources, kind: Kind[Model, RecordT], bento: Bento) -> None:
     """Pull a bento's models: into the store, and those that live on the Hub into HF's cache.
 
     What is here is not asked for. The Hub is asked without the registry, as at BentoML.
 
     Args:
-        connection: Whose registry, threads and budget.
+        resources: Whose registry, threads and budget.
         kind: Models.
         bento: The bento, which is here already.
 
@@ -96,15 +96,15 @@ async def pull_models(connection: Connection, kind: Kind[Model, RecordT], bento:
 
     async def pull_one(wanted: BentoModelInfo) -> None:
         if wanted.is_huggingface:
-            await _fetch_from_hub(connection, wanted)
+            await _fetch_from_hub(resources, wanted)
         else:
-            await pull_item(connection, kind, wanted.tag)
+            await pull_item(resources, kind, wanted.tag)
 
-    await _each(connection, bento, pull_one, f"{bento.tag} is here, but {{}} could not be pulled")
+    await _each(resources, bento, pull_one, f"{bento.tag} is here, but {{}} could not be pulled")
 
 
 async def _each(
-    connection: Connection, bento: Bento, operation: Callable[[BentoModelInfo], Awaitable[None]], summary: str
+    resources: Resources, bento: Bento, operation: Callable[[BentoModelInfo], Awaitable[None]], summary: str
 ) -> None:
     """Do something with each model, and tell of all that failed when all have ended."""
     models = {wanted.tag: wanted for wanted in bento.models}
@@ -116,7 +116,7 @@ async def _each(
         except BentoError as error:
             failures[wanted.tag] = error
 
-    await for_each(attempt, models.values(), connection.config.transfer.concurrency)
+    await for_each(attempt, models.values(), resources.config.transfer.concurrency)
     failed = [(tag, failures[tag]) for tag in models if tag in failures]
     if len(failed) == 1:
         tag, error = failed[0]
@@ -141,13 +141,13 @@ def _find(tag: Tag, bento: Bento, store: Store[Model]) -> Model | None:
     return None
 
 
-async def _do_without(connection: Connection, kind: Kind[Model, RecordT], wanted: BentoModelInfo) -> PushResult:
+async def _do_without(resources: Resources, kind: Kind[Model, RecordT], wanted: BentoModelInfo) -> PushResult:
     """Go on without a model that is not here, where the registry has it."""
-    with connection.progress("push", kind.word, wanted.tag) as progress:
+    with resources.progress("push", kind.word, wanted.tag) as progress:
         remote = await kind.routes.get(wanted.tag.name, wanted.tag.version or "")
         if remote is None or remote.upload_status != UPLOADED:
             raise NotFoundError(
-                f"it is neither in {kind.store.path} nor on the registry at {connection.client.endpoint}; "
+                f"it is neither in {kind.store.path} nor on the registry at {resources.client.endpoint}; "
                 "`bentoml models list` shows what is here"
             )
         progress.enter("skipped", "not here, but on the registry")
@@ -155,7 +155,7 @@ async def _do_without(connection: Connection, kind: Kind[Model, RecordT], wanted
 
 
 async def _register_hub_model(
-    connection: Connection, kind: Kind[Model, RecordT], wanted: BentoModelInfo, repositories: Repositories
+    resources: Resources, kind: Kind[Model, RecordT], wanted: BentoModelInfo, repositories: Repositories
 ) -> PushResult:
     """Register a model that lives on the Hub; the Hub is asked only where the registry does not have it.
 
@@ -163,17 +163,17 @@ async def _register_hub_model(
     """
     began = time.monotonic()
     routes, tag, model = kind.routes, wanted.tag, HubModel.of(wanted)
-    with connection.progress("push", kind.word, tag) as progress:
+    with resources.progress("push", kind.word, tag) as progress:
         remote = await routes.get(tag.name, tag.version or "")
         if remote is None:
-            model = await freeze(model, connection.hub_slots)
+            model = await freeze(model, resources.hub_slots)
             if model.tag != tag:  # an older BentoML gave it another version
                 tag = model.tag
                 remote = await routes.get(tag.name, tag.version or "")
         if remote is not None:
             progress.enter("skipped", "already there")
             return PushResult(tag, skipped=True, seconds=time.monotonic() - began)
-        size = await measure(model, connection.hub_slots)
+        size = await measure(model, resources.hub_slots)
         manifest = ModelManifestSchema.model_validate(model.manifest(size))
         body = CreateModelSchema(manifest=manifest, version=tag.version or "", build_at=datetime.now(timezone.utc))
         await repositories.ensure(routes, tag.name)
@@ -182,10 +182,10 @@ async def _register_hub_model(
     return PushResult(tag, seconds=time.monotonic() - began)
 
 
-async def _fetch_from_hub(connection: Connection, wanted: BentoModelInfo) -> None:
+async def _fetch_from_hub(resources: Resources, wanted: BentoModelInfo) -> None:
     """Bring a model from the Hub into HF's cache, where the bento's code looks for it."""
-    with connection.progress("pull", "model", wanted.tag) as progress:
-        path = await download(HubModel.of(wanted), connection.hub_slots, progress)
+    with resources.progress("pull", "model", wanted.tag) as progress:
+        path = await download(HubModel.of(wanted), resources.hub_slots, progress)
         if progress.bytes_done == 0:
             progress.enter("skipped", f"nothing to fetch: its files are in {path}")
         progress.note = f"its files are in {path}"

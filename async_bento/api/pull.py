@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from async_bento._core.concurrency import alone, finish
+from async_bento._core.concurrency import hold_lock, shielded
 from async_bento.errors import APIStatusError, ArchiveError, NotFoundError, PartError, StoreError
 from async_bento.rest.schemas import BentoManifestSchema, ModelManifestSchema
 from async_bento.store.tag import LATEST, Tag
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from async_bento._core.concurrency import Threads
     from async_bento.api.kinds import ItemT, Kind, RecordT
-    from async_bento.api.resources import Connection
+    from async_bento.api.resources import Resources
     from async_bento.progress.events import Progress
     from async_bento.rest.schemas import ItemSchema
     from async_bento.transfer.http import Transport
 
 
 async def pull_item(
-    connection: Connection,
+    resources: Resources,
     kind: Kind[ItemT, RecordT],
     tag: Tag,
     *,
@@ -35,7 +35,7 @@ async def pull_item(
     """Pull one bento or model into the local store.
 
     Args:
-        connection: Whose registry, threads and budget.
+        resources: Whose registry, threads and budget.
         kind: Bentos or models.
         tag: What to pull; without a version, or with `latest`, the newest.
         force: Whether to replace the local copy.
@@ -48,8 +48,8 @@ async def pull_item(
         NotFoundError: The registry has no such item.
         BentoError: It failed; the local copy is as it was.
     """
-    threads = connection.threads
-    with connection.progress("pull", kind.word, tag) as progress:
+    threads = resources.threads
+    with resources.progress("pull", kind.word, tag) as progress:
         if not wants_newest(tag) and not force and (local := await _local(kind, tag, threads)):
             progress.enter("skipped", "already here")
             return local
@@ -63,7 +63,7 @@ async def pull_item(
             progress.enter("skipped", f"its files live at {hub}")
             return None
         with _naming(exact):
-            return await _fetch(kind, exact, remote, force=force, transport=connection.transport, progress=progress)
+            return await _fetch(kind, exact, remote, force=force, transport=resources.transport, progress=progress)
 
 
 def wants_newest(tag: Tag) -> bool:
@@ -151,7 +151,7 @@ async def _fetch(
     """Unpack it beside the store, and move it there in one step when it is whole; one process at a time."""
     threads, store = transport.threads, kind.store
     lock = await threads.run(store.lock, tag)
-    async with alone(lock, threads, lambda: progress.enter("planning", "waiting for another process that pulls it")):
+    async with hold_lock(lock, threads, lambda: progress.enter("planning", "waiting for another process")):
         if not force and (local := await _local(kind, tag, threads)):
             progress.enter("skipped", "another process has just pulled it")
             return local
@@ -171,7 +171,7 @@ async def _fetch(
                 progress.enter("finishing")
                 await unpacking.close()
             except BaseException as error:
-                await finish(unpacking.give_up(keep=not isinstance(error, (ArchiveError, StoreError))))
+                await shielded(unpacking.give_up(keep=not isinstance(error, (ArchiveError, StoreError))))
                 raise
             return await threads.run(store.commit, staged, tag, replace=force)
 

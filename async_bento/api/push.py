@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from async_bento._core.concurrency import alone, finish
+from async_bento._core.concurrency import hold_lock, shielded
 from async_bento._core.retry import with_retries
 from async_bento._core.text import human_size, table
 from async_bento.errors import APIError, SourceChangedError, StoreError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_bento.api.kinds import ItemT, Kind, RecordT
-    from async_bento.api.resources import Connection
+    from async_bento.api.resources import Resources
     from async_bento.progress.events import Progress
     from async_bento.rest.request_schemas import CreateBentoSchema, CreateModelSchema
     from async_bento.rest.routes import AnyRoutes
@@ -136,7 +136,7 @@ async def is_pushed(routes: AnyRoutes, tag: Tag) -> bool:
 
 
 async def push_item(
-    connection: Connection,
+    resources: Resources,
     kind: Kind[ItemT, RecordT],
     item: ItemT,
     *,
@@ -150,7 +150,7 @@ async def push_item(
     """Push one bento or model.
 
     Args:
-        connection: Whose registry, threads and budget.
+        resources: Whose registry, threads and budget.
         kind: Bentos or models.
         item: What to push.
         force: Whether to push it also when the registry has it already.
@@ -167,17 +167,17 @@ async def push_item(
         BentoError: It failed; the registry has been told.
     """
     began = time.monotonic()
-    with connection.progress("push", kind.word, item.tag) as progress:
+    with resources.progress("push", kind.word, item.tag) as progress:
         progress.note = _count(models)
-        async with _undisturbed(connection, kind, item.tag, progress) as journal:
+        async with _undisturbed(resources, kind, item.tag, progress) as journal:
             registered = (
-                None if is_there else await _register(connection, kind, item, repositories, force=force, bare=bare)
+                None if is_there else await _register(resources, kind, item, repositories, force=force, bare=bare)
             )
             if registered is None:
                 progress.enter("skipped", "already there")
                 if journal is not None:  # of a push that someone else has ended, or that was killed at its very end
                     with suppress(OSError):
-                        await connection.threads.run(journal.remove)
+                        await resources.threads.run(journal.remove)
                 return PushResult(item.tag, skipped=True, seconds=time.monotonic() - began, models=models)
             record, plan = registered
             if plan is None:
@@ -191,7 +191,7 @@ async def push_item(
                     kind.routes,
                     record,
                     item.tag.name,
-                    connection.transport,
+                    resources.transport,
                     progress,
                     threads=threads,
                     journal=journal,
@@ -208,16 +208,16 @@ async def push_item(
 
 @asynccontextmanager
 async def _undisturbed(
-    connection: Connection, kind: Kind[ItemT, RecordT], tag: Tag, progress: Progress
+    resources: Resources, kind: Kind[ItemT, RecordT], tag: Tag, progress: Progress
 ) -> AsyncGenerator[Journal | None]:
     """Keep other processes from pushing the same meanwhile, and say where to note what has arrived.
 
     Neither is needed, they spare work: where nothing can be written, a push goes without.
     """
-    threads = connection.threads
+    threads = resources.threads
 
     def prepare() -> tuple[Lock, Path]:
-        endpoint = connection.client.endpoint
+        endpoint = resources.client.endpoint
         return kind.store.push_lock(tag, endpoint), kind.store.journal(tag, endpoint)
 
     async with AsyncExitStack() as stack:
@@ -225,15 +225,15 @@ async def _undisturbed(
         try:
             lock, path = await threads.run(prepare)
             waiting = partial(progress.enter, "planning", "waiting for another process that pushes it")
-            await stack.enter_async_context(alone(lock, threads, waiting))
-            journal = Journal(path) if connection.config.transfer.resume else None
+            await stack.enter_async_context(hold_lock(lock, threads, waiting))
+            journal = Journal(path) if resources.config.transfer.resume else None
         except StoreError as error:
             logger.warning("If the push of %s is interrupted, it will start afresh: %s", tag, error)
         yield journal
 
 
 async def _register(
-    connection: Connection,
+    resources: Resources,
     kind: Kind[ItemT, RecordT],
     item: ItemT,
     repositories: Repositories,
@@ -242,7 +242,7 @@ async def _register(
     bare: bool,
 ) -> tuple[ItemSchema, TarPlan | None] | None:
     """Create the record or renew it, when it is known that its files can be read; None where it is there already."""
-    routes, tag, threads = kind.routes, item.tag, connection.threads
+    routes, tag, threads = kind.routes, item.tag, resources.threads
     name, version = tag.name, tag.version or ""
     remote = await routes.get(name, version)  # first: of one that is there, nothing else need be asked
     if _is_pushed(remote) and not force:
@@ -273,7 +273,7 @@ async def _told(routes: AnyRoutes, tag: Tag, errors: type[BaseException] = BaseE
     try:
         yield
     except errors as error:
-        await finish(report_failure(routes, tag.name, tag.version or "", error))
+        await shielded(report_failure(routes, tag.name, tag.version or "", error))
         raise
 
 

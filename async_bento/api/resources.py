@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import anyio
 
-from async_bento._core.concurrency import Budget, Threads, finish
+from async_bento._core.concurrency import ByteBudget, Threads, shielded
 from async_bento.errors import ClosedError
 from async_bento.integrations.huggingface.client import MODELS_AT_ONCE
 from async_bento.progress.events import Progress
@@ -34,7 +34,7 @@ DISK_THREADS = 16
 """Threads of a client that read and write files and compute hashes: enough to keep a disk's queue filled."""
 
 
-class Connection:
+class Resources:
     """One client's hold on a registry.
 
     Args:
@@ -81,7 +81,7 @@ class Connection:
                 config=self.config,
                 threads=self.threads,
                 slots=asyncio.Semaphore(transfer.concurrency),
-                window=Budget(transfer.window),
+                window=ByteBudget(transfer.window),
             )
         return self._transport
 
@@ -127,7 +127,7 @@ class Connection:
         Args:
             keep_client: Whether the connections are someone else's to close.
         """
-        await finish(self._close(keep_client))
+        await shielded(self._close(keep_client))
 
     async def _close(self, keep_client: bool) -> None:
         calls = {**self._calls}
@@ -143,7 +143,7 @@ class Connection:
 
 
 class _HasConnection(Protocol):
-    _connection: Connection
+    _resources: Resources
 
 
 SelfT = TypeVar("SelfT", bound=_HasConnection)
@@ -163,7 +163,7 @@ def call(
 
     @wraps(method)
     async def called(self: SelfT, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        async with self._connection.call():  # pyright: ignore[reportPrivateUsage]
+        async with self._resources.call():  # pyright: ignore[reportPrivateUsage]
             return await method(self, *args, **kwargs)
 
     return called

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
 
-from async_bento._core.concurrency import finish
+from async_bento._core.concurrency import shielded
 from async_bento.config import MiB
 from async_bento.registry import schemas
 from async_bento.registry.blobs.base import ClaimedPart
@@ -252,7 +252,7 @@ class Api:
         except BaseException as error:
             reason = error.message if isinstance(error, RegistryError) else "the upload broke off"
             failed = Change(upload_status="failed", upload_finished_at=_now(), upload_finished_reason=reason)
-            await finish(self._change(target, failed))
+            await shielded(self._change(target, failed))
             raise
         done = Change(upload_status="success", upload_finished_at=_now(), upload_finished_reason="")
         await self._change(target, done)

@@ -16,7 +16,7 @@ import anyio.to_thread
 from pydantic import BaseModel, SecretStr
 from yarl import URL
 
-from async_bento._core.retry import Pauses, with_retries
+from async_bento._core.retry import HostThrottle, with_retries
 from async_bento._core.urls import origin
 from async_bento._core.version import __version__
 from async_bento.config import BENTOML_VERSION, Config, KiB
@@ -101,7 +101,7 @@ class RestSession:
         self._timeout = self.config.timeouts.api if timeout is None else timeout
         if not 0 < self._timeout < math.inf:  # aiohttp takes 0 for "for ever", and cannot count to infinity
             raise ConfigError(f"timeout={timeout!r}: it must be a number of seconds above 0")
-        self._pauses = Pauses(self.config.retry)
+        self._throttle = HostThrottle(self.config.retry)
         self._lent_session = session
         self._proxy = proxy
         self._ssl = ssl
@@ -194,7 +194,7 @@ class RestSession:
             proxy=self._proxy or proxy_of_environment(url),
             ssl=self._ssl,
             token_source=token_source,
-            pauses=self._pauses,
+            throttle=self._throttle,
         )
 
     def _session(self, name: str) -> aiohttp.ClientSession:

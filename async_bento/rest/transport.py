@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import ssl as ssl_module
     from collections.abc import AsyncGenerator, Mapping
 
-    from async_bento._core.retry import Pauses
+    from async_bento._core.retry import HostThrottle
 
 AUTH_HEADER = "X-YATAI-API-TOKEN"
 """What opens the registry, at BentoCloud too (`bentoml/_internal/cloud/client.py`)."""
@@ -38,7 +38,7 @@ class Address:
         proxy: The URL of the proxy on the way, or None.
         ssl: The TLS context, or whether to verify.
         token_source: Where the token came from, where the registry itself passes the bytes on; None for a storage.
-        pauses: When which host may be asked, for all addresses of a client.
+        throttle: When which host may be asked, for all addresses of a client.
     """
 
     url: URL = field(repr=False)
@@ -47,7 +47,7 @@ class Address:
     proxy: str | None = field(repr=False)
     ssl: ssl_module.SSLContext | bool = field(repr=False)
     token_source: str | None
-    pauses: Pauses = field(repr=False)
+    throttle: HostThrottle = field(repr=False)
 
     @property
     def token(self) -> str:
@@ -89,7 +89,7 @@ class Address:
         proxy, password = without_password(self.proxy)
         host = f"{self.url.host}:{self.url.port}"
         is_tunnel = self.url.scheme == "https"  # to which the proxy is asked first; else it reads the request itself
-        await self.pauses.over(host)
+        await self.throttle.wait(host)
         try:
             async with self.session.request(
                 method,
@@ -105,7 +105,7 @@ class Address:
                 skip_auto_headers=("Content-Type",),  # a presigned URL does not count on it
                 raise_for_status=False,  # a lent session may say otherwise; what a status means is ours to tell
             ) as response:
-                self.pauses.note(host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
+                self.throttle.record(host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
                 yield response
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             _forget_queries(error)

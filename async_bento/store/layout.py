@@ -92,7 +92,7 @@ def closest(wanted: str, names: Sequence[str]) -> list[str]:
     return [*close, *(name for name in names if name not in close)]
 
 
-def few(names: Sequence[str]) -> str:
+def abbreviate(names: Sequence[str]) -> str:
     """Tell of names, but not of hundreds.
 
     Args:

@@ -24,7 +24,7 @@ from async_bento.config import bentoml_home
 from async_bento.errors import InvalidTagError, NotFoundError, StoreError
 from async_bento.store.filesystem import as_store_error, move_aside, remove_tree, sync_directory, sync_tree
 from async_bento.store.items import Bento, Item, Model
-from async_bento.store.layout import closest, directories, few, read_latest, write_latest
+from async_bento.store.layout import abbreviate, closest, directories, read_latest, write_latest
 from async_bento.store.staging import ITEM, STATE, Scratch, check_reach, place
 from async_bento.store.tag import LATEST, Tag, TagLike
 
@@ -88,7 +88,9 @@ class Store(Generic[ItemT]):
             if len(begun) == 1:
                 return self._load(Tag(tag.name, begun[0]))
             if begun:
-                raise NotFoundError(f"{tag} is the beginning of more than one {self.item_type.WORD}: {few(begun)}")
+                raise NotFoundError(
+                    f"{tag} is the beginning of more than one {self.item_type.WORD}: {abbreviate(begun)}"
+                )
             raise self._not_found(tag)
 
     def list(self, tag: TagLike | str | None = None) -> Sequence[ItemT]:
@@ -386,9 +388,9 @@ class Store(Generic[ItemT]):
     def _not_found(self, tag: Tag) -> NotFoundError:
         word = self.item_type.WORD
         if versions := directories(self.path / tag.name):
-            there = f"of {tag.name} it has {few(closest(tag.version or '', versions))}"
+            there = f"of {tag.name} it has {abbreviate(closest(tag.version or '', versions))}"
         elif names := directories(self.path):
-            there = f"it has {few(closest(tag.name, names))}"
+            there = f"it has {abbreviate(closest(tag.name, names))}"
         else:
             there = "it is empty"
         return NotFoundError(f"no {word} {tag} in {self.path} ({there}); `{self.item_type.PULL} {tag}` may bring it")

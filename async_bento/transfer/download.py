@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from async_bento._core.concurrency import finish
+from async_bento._core.concurrency import shielded
 from async_bento._core.retry import BUSY, with_retries
 from async_bento.errors import APIResponseError, IntegrityError, PartError, TransferError
 from async_bento.transfer.adaptive import Pace
@@ -153,9 +153,9 @@ class _Download:
         finally:
             for one in on_their_way:
                 one.task.cancel()
-            await finish(asyncio.gather(*(one.task for one in on_their_way), return_exceptions=True))
+            await shielded(asyncio.gather(*(one.task for one in on_their_way), return_exceptions=True))
             for one in on_their_way:
-                self.transport.window.give_back(one.size)
+                self.transport.window.release(one.size)
 
     async def start_afresh(self, why: _RewindError) -> None:
         """Forget what has come.
@@ -170,7 +170,7 @@ class _Download:
     async def _begin(self, on_their_way: deque[_OnItsWay]) -> int:
         """Ask for the first range, and wait until its head has told size and ETag, or until it has come to its end."""
         size = self._pace.size
-        await self.transport.window.take(size)
+        await self.transport.window.acquire(size)
         self._known = asyncio.get_running_loop().create_future()
         first = asyncio.create_task(self._range(0, size))
         on_their_way.append(_OnItsWay(first, size))
@@ -199,7 +199,7 @@ class _Download:
                 self.progress.enter("extracting")
             if data is not None:
                 await self.sink.feed(data)
-            self.transport.window.give_back(size)
+            self.transport.window.release(size)
             on_their_way.popleft()
 
     async def _ask_for_more(self, start: int, on_their_way: deque[_OnItsWay]) -> int:
@@ -210,9 +210,9 @@ class _Download:
         total, window = self._total or 0, self.transport.window
         while start < total:
             size, under_way = self._pace.size, sum(not one.task.done() for one in on_their_way)
-            if on_their_way and (under_way >= self._pace.at_once or not window.has(size)):
+            if on_their_way and (under_way >= self._pace.at_once or window.would_block(size)):
                 break
-            await window.take(size)
+            await window.acquire(size)
             stop = min(start + size, total)
             on_their_way.append(_OnItsWay(asyncio.create_task(self._range(start, stop)), size))
             start = stop

@@ -17,7 +17,7 @@ import aiohttp
 import anyio
 from aiohttp import ClientError, Payload
 
-from async_bento._core.concurrency import finish
+from async_bento._core.concurrency import shielded
 from async_bento._core.retry import seconds_to_wait
 from async_bento._core.urls import without_queries
 from async_bento.config import KiB
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from aiohttp.abc import AbstractStreamWriter
 
-    from async_bento._core.concurrency import Budget, Threads
+    from async_bento._core.concurrency import ByteBudget, Threads
     from async_bento.config import Config
     from async_bento.rest.transport import Address
     from async_bento.transfer.tar.plan import TarPlan
@@ -210,7 +210,7 @@ class Transport:
     config: Config
     threads: Threads
     slots: asyncio.Semaphore
-    window: Budget
+    window: ByteBudget
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ async def put(address: Address, body: TarBody, config: Config, *, part_number: i
             raise _broken(address, request, error) from error
         finally:
             watchdog.stop()
-            await finish(body.at_rest())
+            await shielded(body.at_rest())
     raise StalledError(f"{request}: no byte moved for {watchdog.patience:g} s")
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
-from async_bento._core.concurrency import finish, for_each
+from async_bento._core.concurrency import for_each, shielded
 from async_bento._core.retry import with_retries
 from async_bento.config import GiB, MiB
 from async_bento.errors import APIError, APIResponseError, APIStatusError, BentoError, IntegrityError, PartError
@@ -140,7 +140,7 @@ async def upload(
         progress.enter("finishing")
         await routes.finish_upload(name, item.version, FinishUploadSchema(status="success"))
     except BaseException as error:
-        await finish(report_failure(routes, name, item.version, error))
+        await shielded(report_failure(routes, name, item.version, error))
         raise
     await job.keep_books(Journal.remove)
     return uploaded
@@ -310,7 +310,7 @@ class _Upload:
         finally:
             for task in presigned.values():
                 task.cancel()
-            await finish(asyncio.gather(*presigned.values(), return_exceptions=True))
+            await shielded(asyncio.gather(*presigned.values(), return_exceptions=True))
         self.progress.enter("finishing")
         await self._complete(multipart.upload_id, [etags[number] for number in numbers])
         return Uploaded(to_send, len(missing), resumed)

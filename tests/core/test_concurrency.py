@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from async_bento._core.concurrency import Budget, Threads, finish, for_each
+from async_bento._core.concurrency import ByteBudget, Threads, for_each, shielded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -253,7 +253,7 @@ async def test_a_manager_that_cannot_be_entered_is_not_left(threads: Threads) ->
 
 
 async def test_finish_gives_the_result() -> None:
-    assert await finish(asyncio.sleep(0, "result")) == "result"
+    assert await shielded(asyncio.sleep(0, "result")) == "result"
 
 
 async def test_finish_gives_the_error() -> None:
@@ -261,7 +261,7 @@ async def test_finish_gives_the_error() -> None:
         raise KeyError("gone")
 
     with pytest.raises(KeyError, match="gone"):
-        await finish(fail())
+        await shielded(fail())
 
 
 async def test_finish_holds_a_cancellation_back_until_the_end() -> None:
@@ -272,7 +272,7 @@ async def test_finish_holds_a_cancellation_back_until_the_end() -> None:
         await go.wait()
         ended = True
 
-    task = asyncio.ensure_future(finish(work()))
+    task = asyncio.ensure_future(shielded(work()))
     await turns()
     task.cancel()
     await turns()
@@ -287,7 +287,7 @@ async def test_finish_tells_that_what_it_waits_for_was_cancelled() -> None:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(future.cancel)
     with pytest.raises(asyncio.CancelledError):
-        await finish(future)
+        await shielded(future)
 
 
 # for_each
@@ -395,29 +395,29 @@ async def test_nothing_outlives_a_cancellation() -> None:
 
 
 async def test_a_budget_gives_what_is_free_and_lets_the_rest_wait_in_turn() -> None:
-    budget = Budget(10)
-    await budget.take(6)
+    budget = ByteBudget(10)
+    await budget.acquire(6)
     order: list[str] = []
 
     async def take(name: str, share: int) -> None:
-        await budget.take(share)
+        await budget.acquire(share)
         order.append(name)
 
     waiting = [asyncio.create_task(take("large", 8)), asyncio.create_task(take("small", 1))]
     await asyncio.sleep(0)
-    assert not budget.has(1)  # someone waits, and is served first
+    assert budget.would_block(1)  # someone waits, and is served first
     assert order == []
 
-    budget.give_back(6)
+    budget.release(6)
     await asyncio.gather(*waiting)
     assert order == ["large", "small"]
     assert budget.free == 1
 
 
 async def test_who_gives_up_waiting_for_a_budget_holds_nothing_and_lets_the_next_have_it() -> None:
-    budget = Budget(10)
-    await budget.take(6)
-    first, second = asyncio.create_task(budget.take(8)), asyncio.create_task(budget.take(2))
+    budget = ByteBudget(10)
+    await budget.acquire(6)
+    first, second = asyncio.create_task(budget.acquire(8)), asyncio.create_task(budget.acquire(2))
     await asyncio.sleep(0)
 
     first.cancel()
@@ -428,12 +428,12 @@ async def test_who_gives_up_waiting_for_a_budget_holds_nothing_and_lets_the_next
 
 
 async def test_a_share_that_is_had_in_the_moment_of_giving_up_is_given_back() -> None:
-    budget = Budget(10)
-    await budget.take(10)
-    waiting = asyncio.create_task(budget.take(4))
+    budget = ByteBudget(10)
+    await budget.acquire(10)
+    waiting = asyncio.create_task(budget.acquire(4))
     await asyncio.sleep(0)
 
-    budget.give_back(10)
+    budget.release(10)
     waiting.cancel()
     await asyncio.wait([waiting])
 

@@ -10,7 +10,7 @@ import pytest
 import stamina.instrumentation
 
 from async_bento import RetryPolicy, errors
-from async_bento._core.retry import Pauses, backoff, is_transient, seconds_to_wait, with_retries
+from async_bento._core.retry import HostThrottle, backoff, is_transient, seconds_to_wait, with_retries
 from async_bento.errors import APIStatusError, PartError
 
 if TYPE_CHECKING:
@@ -240,10 +240,10 @@ async def test_a_retry_after_does_not_make_a_no_a_maybe() -> None:
 SLOW = RetryPolicy(wait_initial=60, wait_max=60, retry_after_cap=120)
 
 
-async def paused(pauses: Pauses, host: str) -> bool:
+async def paused(throttle: HostThrottle, host: str) -> bool:
     """Whether a host is to be left alone for longer than anyone would wait here."""
     try:
-        await asyncio.wait_for(pauses.over(host), 0.01)
+        await asyncio.wait_for(throttle.wait(host), 0.01)
     except asyncio.TimeoutError:
         return True
     return False
@@ -251,45 +251,45 @@ async def paused(pauses: Pauses, host: str) -> bool:
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_host_that_is_busy_is_left_alone_by_all_and_others_are_not(status: int) -> None:
-    pauses = Pauses(SLOW)
-    pauses.note("busy:1", status, 100.0)
+    throttle = HostThrottle(SLOW)
+    throttle.record("busy:1", status, 100.0)
 
-    assert await paused(pauses, "busy:1")
-    assert not await paused(pauses, "busy:2")
+    assert await paused(throttle, "busy:1")
+    assert not await paused(throttle, "busy:2")
 
 
 @pytest.mark.parametrize("status", [200, 206, 400, 403, 404, 500, 502, 504])
 async def test_other_answers_are_no_reason_to_pause(status: int) -> None:
-    pauses = Pauses(SLOW)
-    pauses.note("host:1", status, 100.0)
+    throttle = HostThrottle(SLOW)
+    throttle.record("host:1", status, 100.0)
 
-    assert not await paused(pauses, "host:1")
+    assert not await paused(throttle, "host:1")
 
 
 async def test_an_answer_to_what_was_asked_before_does_not_end_a_pause() -> None:
-    pauses = Pauses(SLOW)
-    pauses.note("host:1", 503, 100.0)
-    pauses.note("host:1", 200, None)
-    pauses.note("host:1", 503, 0.0)
+    throttle = HostThrottle(SLOW)
+    throttle.record("host:1", 503, 100.0)
+    throttle.record("host:1", 200, None)
+    throttle.record("host:1", 503, 0.0)
 
-    assert await paused(pauses, "host:1")
+    assert await paused(throttle, "host:1")
 
 
 async def test_a_pause_ends() -> None:
-    pauses = Pauses(RetryPolicy(wait_initial=0, wait_max=0))
-    pauses.note("host:1", 503, 0.02)
+    throttle = HostThrottle(RetryPolicy(wait_initial=0, wait_max=0))
+    throttle.record("host:1", 503, 0.02)
     began = asyncio.get_running_loop().time()
 
-    await pauses.over("host:1")
+    await throttle.wait("host:1")
 
     assert asyncio.get_running_loop().time() - began >= 0.019
 
 
 async def test_a_pause_beyond_the_cap_is_none_since_whoever_was_told_gives_up() -> None:
-    pauses = Pauses(SLOW)
-    pauses.note("host:1", 503, 121.0)
+    throttle = HostThrottle(SLOW)
+    throttle.record("host:1", 503, 121.0)
 
-    assert not await paused(pauses, "host:1")
+    assert not await paused(throttle, "host:1")
 
 
 async def test_a_host_that_does_not_say_how_long_is_paused_for_longer_each_time(
@@ -302,9 +302,9 @@ async def test_a_host_that_does_not_say_how_long_is_paused_for_longer_each_time(
         return 0.0
 
     monkeypatch.setattr("async_bento._core.retry.backoff", remember)
-    pauses = Pauses(RetryPolicy())
+    throttle = HostThrottle(RetryPolicy())
     for status in (503, 429, 200, 503):
-        pauses.note("host:1", status, None)
+        throttle.record("host:1", status, None)
 
     assert asked == [1, 2, 1]
 
@@ -317,8 +317,8 @@ async def test_many_refusals_of_one_moment_count_as_one(monkeypatch: pytest.Monk
         return 100.0
 
     monkeypatch.setattr("async_bento._core.retry.backoff", remember)
-    pauses = Pauses(RetryPolicy())
+    throttle = HostThrottle(RetryPolicy())
     for _ in range(3):
-        pauses.note("host:1", 503, None)
+        throttle.record("host:1", 503, None)
 
     assert asked == [1, 1, 1]

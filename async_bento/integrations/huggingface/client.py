@@ -15,7 +15,7 @@ from importlib import import_module
 from threading import Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from async_bento._core.concurrency import finish
+from async_bento._core.concurrency import shielded
 from async_bento.errors import ConfigError
 from async_bento.integrations.huggingface.errors import explained
 
@@ -153,7 +153,7 @@ async def _call(model: HubModel, function: Callable[[], T], slots: asyncio.Semap
             if watch is not None:
                 watch.stopped.set()
             with suppress(asyncio.CancelledError):
-                await finish(asyncio.wait([future], timeout=SECONDS_TO_STOP))
+                await shielded(asyncio.wait([future], timeout=SECONDS_TO_STOP))
             if watch is not None and not future.done():
                 _leave_behind(watch.workers)
             raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 import aiohttp
 from botocore.exceptions import BotoCoreError
 
-from async_bento._core.concurrency import finish
+from async_bento._core.concurrency import shielded
 from async_bento.config import MiB
 from async_bento.registry.blobs.base import UPLOAD_LIFETIME, ClaimedPart
 from async_bento.registry.blobs.bucket import refusals
@@ -113,7 +113,7 @@ class S3Blobs:
             _check_size(received, size)
             return await self._complete(key, upload_id, parts)
         except BaseException:
-            await finish(self._abandon(key, upload_id))
+            await shielded(self._abandon(key, upload_id))
             raise
 
     @asynccontextmanager

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import aiofiles
 
-from async_bento._core.concurrency import finish
+from async_bento._core.concurrency import shielded
 from async_bento.config import MiB
 from async_bento.errors import ArchiveError, SourceChangedError
 from async_bento.transfer.tar.scan import Entry, walk
@@ -170,9 +170,9 @@ class TarPlan:
             )
         )
         try:
-            file = await finish(opening)
+            file = await shielded(opening)
             while left:
-                chunk = await finish(file.read(min(io_chunk, left)))
+                chunk = await shielded(file.read(min(io_chunk, left)))
                 if not chunk:
                     raise _changed(path, "it is shorter than it was")
                 left -= len(chunk)
@@ -183,7 +183,7 @@ class TarPlan:
         finally:
             # Here and not by `async with`: cancelled while it opens, the file is open when the cancellation arrives.
             if opening.done() and not opening.cancelled() and opening.exception() is None:
-                await finish(opening.result().close())
+                await shielded(opening.result().close())
 
     def _gather(self, start: int, stop: int, large: int) -> bytes:
         """Headers, small files and padding from `start` on; ends at `stop` or where a large file's content begins."""
