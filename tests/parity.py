@@ -1,4 +1,4 @@
-"""The tables of docs/parity.md and docs/acceptance.md, whose last cells name tests."""
+"""Parse the tables of docs/parity.md, whose last cells name tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PARITY = ROOT / "docs" / "parity.md"
-ACCEPTANCE = ROOT / "docs" / "acceptance.md"
+COLUMNS = 4
 VERDICTS = ("Same", "Better", "Different")
 
 _RULE = re.compile(r"\|[-| ]+\|")
@@ -19,13 +19,7 @@ _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table.
-
-    Attributes:
-        section: The heading it stands under.
-        line: Its line in the document, from 1.
-        cells: Its cells: what it is about, in docs/parity.md BentoML and here, and the tests that show it.
-    """
+    """A row of a table: its heading, its line from 1, and its cells (subject, BentoML, here, tests)."""
 
     section: str
     line: int
@@ -33,16 +27,12 @@ class Row:
 
     @property
     def tests(self) -> list[tuple[str, str]]:
-        """The tests that it names, each as a file and a function."""
+        """The file and the function of each test in the last cell."""
         return _TEST.findall(self.cells[-1])
 
 
 def rows_of(text: str) -> list[Row]:
-    """Every row of every table, without the heads.
-
-    Args:
-        text: The document.
-    """
+    """Return the rows of all tables in a document, without the header rows."""
     lines = text.splitlines()
     section, rows = "", []
     for number, line in enumerate(lines, start=1):
@@ -54,41 +44,29 @@ def rows_of(text: str) -> list[Row]:
     return rows
 
 
-def problems_of(text: str, *, compares: bool) -> list[str]:
-    """What is wrong with the tables.
-
-    Args:
-        text: The document.
-        compares: Whether its rows say what BentoML does, and whether that is the same here.
-    """
-    columns = 4 if compares else 2
+def problems_of(text: str) -> list[str]:
+    """Return what is wrong with the tables of a document."""
     problems = []
     for row in rows_of(text):
         where = f"line {row.line} ({row.cells[0]})"
-        if len(row.cells) != columns:
+        if len(row.cells) != COLUMNS:
             problems.append(f"{where} has {len(row.cells)} cells")
             continue
-        if compares and not row.cells[2].startswith(VERDICTS):
-            problems.append(f"{where} does not say whether it is the same")
+        if not row.cells[2].startswith(VERDICTS):
+            problems.append(f"{where} has no verdict (Same, Better or Different)")
         if not row.tests:
             problems.append(f"{where} names no test")
         if rest := _TEST.sub("", row.cells[-1]).strip(", "):
-            problems.append(f"{where} names something that is no test: {rest}")
+            problems.append(f"{where} names something other than a test: {rest}")
         problems += [
-            f"{where} names a test that is not there: {file}::{name}"
-            for file, name in row.tests
-            if name not in tests_in(file)
+            f"{where} names a missing test: {file}::{name}" for file, name in row.tests if name not in tests_in(file)
         ]
     return problems
 
 
 @cache
 def tests_in(file: str) -> frozenset[str]:
-    """The test functions of a file.
-
-    Args:
-        file: Its path below the root of the repository.
-    """
+    """Return the test functions of a file, given by its path below the repository's root."""
     path = ROOT / file
     if not path.is_file():
         return frozenset()
