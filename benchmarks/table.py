@@ -27,9 +27,9 @@ LEAST_TOLD = 0.05
 """Seconds; what took less everywhere is left out."""
 
 THREE = (
-    ("near-512MiB", "pull", "at pulling 512 MiB over 40 ms"),
-    ("far-256MiB", "push", "at pushing 256 MiB over 100 ms"),
-    ("50-models-there", "push", "at pushing a bento whose 50 models are there already"),
+    ("near-512MiB", "pull", "pulling 512 MiB over a 40 ms link"),
+    ("far-256MiB", "push", "pushing 256 MiB over a 100 ms link"),
+    ("50-models-there", "push", "pushing a bento whose 50 models are already on the registry"),
 )
 
 
@@ -174,9 +174,7 @@ def three_numbers(results: Sequence[Result]) -> str:
     for name, direction, what in THREE:
         if result := by_name.get(name):
             ours, theirs = (result.median(direction, peer, "wall") for peer in (OURS, THEIRS))
-            lines.append(
-                f"- **{theirs / ours:.1f} times as fast** {what}: {ours:.1f} s, where bentoml takes {theirs:.1f}."
-            )
+            lines.append(f"- **{theirs / ours:.1f} times as fast** {what}: {ours:.1f} s; bentoml takes {theirs:.1f} s.")
     return "\n".join(lines)
 
 

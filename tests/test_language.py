@@ -36,9 +36,6 @@ EXCLUDED = re.compile(rf"(?<![a-z])(?:{'|'.join(WORDS)})(?![a-z])", re.IGNORECAS
 
 # Paths that are still to be converted; their owners remove them.
 TO_CONVERT: tuple[str, ...] = (
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "README.md",
     "async_bento/_core/",
     "async_bento/api/",
     "async_bento/cli/",

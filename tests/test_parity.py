@@ -1,10 +1,13 @@
-"""Check that every row of docs/parity.md names tests that exist."""
+"""Check that docs/parity.md names tests that exist, and CONTRIBUTING.md functions that exist."""
 
 from __future__ import annotations
 
+import ast
+import re
+
 import pytest
 
-from tests.parity import PARITY, problems_of, rows_of
+from tests.parity import PARITY, ROOT, problems_of, rows_of
 
 SECTIONS = {
     "What the description of BentoAPI promises",
@@ -71,3 +74,20 @@ def test_a_row_without_a_verdict_is_reported() -> None:
     (problem,) = problems_of(TABLE.replace("Same.", "Well."))
 
     assert "has no verdict" in problem
+
+
+def test_where_is_table_names_files_and_functions_that_exist() -> None:
+    rows = [
+        row for row in rows_of((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")) if row.section == "Where is …?"
+    ]
+    assert len(rows) == 8
+
+    for row in rows:
+        code = re.findall(r"`([^`]+)`", "".join(row.cells[1:]))
+        files = [name for name in code if name.endswith(".py")]
+        trees = [ast.parse((ROOT / name).read_text(encoding="utf-8")) for name in files]
+        definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        defined = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, definitions)}
+        named = {part for name in code if name not in files for part in name.split(".")}
+        assert named
+        assert named <= defined, f"line {row.line} ({row.cells[0]}): {named - defined}"
