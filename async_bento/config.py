@@ -120,11 +120,11 @@ class Limits(_Frozen):
         names: The most memory for the names of directories and links, which are known until the end. It is enough for
             400,000 of them, those included that are only named on the way to a member.
         size: The most content, whatever was announced; None for what the disk holds.
-        excess: How many times the size that the registry announces the content may have. A bento is announced with its
-            models, which are not in its tar, so honest tars stay below 1; but a version that is pushed again may keep
-            the record of its first push.
-        slack: The content that is allowed on top of that, since a wrong record is no reason to refuse what fills no
-            disk. No size is announced by some old records; their tars have `size` alone.
+        max_ratio: The most content as a multiple of the size the registry announces. A bento's announced size includes
+            its models, which are not in its tar, so the ratio of an honest tar stays below 1. A version that was pushed
+            twice may keep the record, and so the size, of its first push.
+        allowance: Content allowed on top of `announced × max_ratio`: a wrong record is no reason to refuse a tar that
+            fills no disk. Some old records announce no size; their tars are bounded by `size` alone.
     """
 
     members: int = Field(default=1_000_000, ge=1)
@@ -133,8 +133,8 @@ class Limits(_Frozen):
     header: int = Field(default=64 * KiB, ge=KiB)
     names: int = Field(default=256 * MiB, ge=0)
     size: int | None = Field(default=None, ge=0)
-    excess: int = Field(default=2, ge=1)
-    slack: int = Field(default=GiB, ge=0)
+    max_ratio: int = Field(default=2, ge=1)
+    allowance: int = Field(default=GiB, ge=0)
 
     def content(self, announced: int) -> int | None:
         """The most content a tar may have.
@@ -147,7 +147,7 @@ class Limits(_Frozen):
         """
         if announced <= 0:
             return self.size
-        allowed = announced * self.excess + self.slack
+        allowed = announced * self.max_ratio + self.allowance
         return allowed if self.size is None else min(allowed, self.size)
 
 

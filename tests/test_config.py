@@ -42,8 +42,8 @@ SETTINGS = {
     "ASYNC_BENTO_LIMITS_HEADER": ("1024", "limits", "header", 1024),
     "ASYNC_BENTO_LIMITS_NAMES": ("1048576", "limits", "names", MiB),
     "ASYNC_BENTO_LIMITS_SIZE": ("1000000", "limits", "size", 1_000_000),
-    "ASYNC_BENTO_LIMITS_EXCESS": ("3", "limits", "excess", 3),
-    "ASYNC_BENTO_LIMITS_SLACK": ("0", "limits", "slack", 0),
+    "ASYNC_BENTO_LIMITS_MAX_RATIO": ("3", "limits", "max_ratio", 3),
+    "ASYNC_BENTO_LIMITS_ALLOWANCE": ("0", "limits", "allowance", 0),
 }
 
 
@@ -120,13 +120,13 @@ def test_a_setting_that_does_not_exist_or_fit_is_refused(wrong: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("limits", "announced", "content"),
     [
-        ({"excess": 3, "slack": 10}, 100, 310),
-        ({"slack": 10}, 0, None),
-        ({"slack": 10}, -5, None),
+        ({"max_ratio": 3, "allowance": 10}, 100, 310),
+        ({"allowance": 10}, 0, None),
+        ({"allowance": 10}, -5, None),
         ({"size": 7}, 0, 7),
         ({"size": 7}, 100, 7),
         ({"size": 10**30}, 10**400, 10**30),
-        ({"slack": 0, "size": 500}, 100, 200),
+        ({"allowance": 0, "size": 500}, 100, 200),
     ],
 )
 def test_the_content_of_a_tar_is_bounded_by_what_was_announced(

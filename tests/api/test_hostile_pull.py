@@ -129,7 +129,7 @@ async def test_more_content_than_announced_is_refused(
     door = await pushed(gzip.compress(WHOLE + block("bomb", content=bytes(1_000_000)) + END))
 
     with pytest.raises(UnsafeArchiveError, match=r"were announced \(Limits.*\), at 'bomb'"):
-        await client(door, limits={"slack": 10_000}).pull("svc:v1")
+        await client(door, limits={"allowance": 10_000}).pull("svc:v1")
 
     assert not (home / "bentos/svc/v1").exists()
     assert not left_in_scratch(home)
@@ -137,7 +137,13 @@ async def test_more_content_than_announced_is_refused(
 
 @pytest.mark.parametrize(
     ("size", "limits"),
-    [(1, {}), (150_000, {"slack": 10_000}), (75_500, {"slack": 0}), (0, {"slack": 0}), (None, {"slack": 0})],
+    [
+        (1, {}),
+        (150_000, {"allowance": 10_000}),
+        (75_500, {"allowance": 0}),
+        (0, {"allowance": 0}),
+        (None, {"allowance": 0}),
+    ],
     ids=["far too little", "about", "half of it", "nothing", "no manifest"],
 )
 async def test_a_record_that_is_somewhat_wrong_hinders_no_pull(

@@ -103,7 +103,7 @@ def test_content_beyond_what_was_announced_is_refused_before_it_is_written(tmp_p
     with pytest.raises(
         UnsafeArchiveError, match=r"more than the 1250 bytes it may, of which 600 were announced \(Limits"
     ):
-        extract(data + END, tmp_path, limits=Limits(slack=50), announced=600)
+        extract(data + END, tmp_path, limits=Limits(allowance=50), announced=600)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 

@@ -314,7 +314,8 @@ class Extractor:
         if self._max_bytes is not None and self.bytes_written + size > self._max_bytes:
             announced = f", of which {self._announced} were announced" if self._announced > 0 else ""
             raise UnsafeArchiveError(
-                f"the tar holds more than the {self._max_bytes} bytes it may{announced} (Limits.size, excess, slack)"
+                f"the tar holds more than the {self._max_bytes} bytes it may{announced} "
+                "(Limits.size, max_ratio, allowance)"
             )
 
     def _expect(self, size: int) -> None:
