@@ -53,11 +53,8 @@ TO_CONVERT: tuple[str, ...] = (
     "async_bento/transfer/resumable_extract.py",
     "async_bento/transfer/tar/",
     "async_bento/transfer/upload.py",
-    "docs/guides/troubleshooting.md",
     "docs/parity.md",
     "docs/performance.md",
-    "docs/reference.md",
-    "docs/registry-on-s3.md",
     "docs/reliability.md",
     "examples/listener.py",
 )

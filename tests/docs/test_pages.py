@@ -18,6 +18,8 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner
 
+import async_bento.errors
+import async_bento.registry
 from async_bento import AsyncBentoAPI, BentoAPI, BentoError, BentoStore, Config, RetryPolicy, Timeouts
 from async_bento.cli import main
 from async_bento.registry.server import LocalRegistry
@@ -141,6 +143,18 @@ def parse(command: click.Command, arguments: list[str]) -> None:
         _, sub, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         assert sub is not None
         parse(sub, rest)
+
+
+def test_reference_documents_every_public_name_and_no_other() -> None:
+    documented = set(
+        re.findall(r"^::: async_bento\.(\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    )
+    errors = {name for name in async_bento.__all__ if name.endswith("Error")}
+    registry = {f"registry.{name}" for name in async_bento.registry.__all__}
+    modules = {"errors", "integrations.bentoml", "integrations.pytest_plugin"}
+
+    assert documented == {*async_bento.__all__, *registry, *modules} - errors - {"__version__"}
+    assert errors == {name for name in vars(async_bento.errors) if name.endswith("Error")}
 
 
 def test_a_command_that_is_none_is_found_out() -> None:
