@@ -53,9 +53,7 @@ TO_CONVERT: tuple[str, ...] = (
     "async_bento/transfer/resumable_extract.py",
     "async_bento/transfer/tar/",
     "async_bento/transfer/upload.py",
-    "docs/parity.md",
     "docs/performance.md",
-    "docs/reliability.md",
     "examples/listener.py",
 )
 

@@ -10,7 +10,7 @@ import pytest
 from tests.parity import PARITY, ROOT, problems_of, rows_of
 
 SECTIONS = {
-    "What the description of BentoAPI promises",
+    "The description of BentoAPI",
     "RestApiClient",
     "BentoAPI",
     "BentoAPI.push",
@@ -23,8 +23,8 @@ SECTIONS = {
     "ModelAPI.list",
     "ModelAPI.get",
     "Models on the Hugging Face Hub",
-    "What is different on purpose",
-    "What BentoML has and this has not",
+    "Deliberate differences",
+    "Out of scope",
 }
 
 SHOWN = "`tests/test_parity.py::test_every_row_names_tests_that_exist`"
