@@ -1,9 +1,9 @@
-"""An aiohttp service that pulls its bento while it starts, and says how far it has come.
+"""An aiohttp service that pulls its bento at startup and reports the progress.
 
     BENTO=iris_classifier python examples/aiohttp_service.py
 
-`GET /ready` answers 503 and the share that has come, until the bento is there: what a load balancer wants to know. It
-listens meanwhile, and a process that is stopped in mid-pull goes on where it was when it starts again.
+`GET /ready` answers 503 with the progress until the bento is in the store; a load balancer can use it as a readiness
+check. The service listens during the pull. If the process is stopped, the next start resumes the pull.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-class Arrival:
-    """The bento of this service, which may still be on its way."""
+class Startup:
+    """The pull of this service's bento, running or complete."""
 
     def __init__(self, tag: str) -> None:
         self.tag = tag
-        self.share = 0.0
+        self.progress = 0.0
         self.path: str | None = None
         self.error: str | None = None
 
     def listen(self, event: ProgressEvent) -> None:
-        """Called on the event loop for each step of the pull."""
+        """Record the progress; called on the event loop."""
         if event.kind == "bento" and event.bytes_total:
-            self.share = event.bytes_done / event.bytes_total
+            self.progress = event.bytes_done / event.bytes_total
 
     async def pull(self) -> None:
         try:
@@ -43,20 +43,20 @@ class Arrival:
             self.error = str(error)
 
 
-ARRIVAL = web.AppKey("arrival", Arrival)
+STARTUP = web.AppKey("startup", Startup)
 
 
 async def ready(request: web.Request) -> web.Response:
-    arrival = request.app[ARRIVAL]
-    if arrival.error:
-        return web.json_response({"error": arrival.error}, status=500)
-    if arrival.path is None:
-        return web.json_response({"share": round(arrival.share, 3)}, status=503, headers={"Retry-After": "1"})
-    return web.json_response({"bento": arrival.path})
+    startup = request.app[STARTUP]
+    if startup.error:
+        return web.json_response({"error": startup.error}, status=500)
+    if startup.path is None:
+        return web.json_response({"progress": round(startup.progress, 3)}, status=503, headers={"Retry-After": "1"})
+    return web.json_response({"bento": startup.path})
 
 
-async def pulling(app: web.Application) -> AsyncIterator[None]:
-    task = asyncio.create_task(app[ARRIVAL].pull())
+async def pull_in_background(app: web.Application) -> AsyncIterator[None]:
+    task = asyncio.create_task(app[STARTUP].pull())
     yield
     task.cancel()
     with suppress(asyncio.CancelledError):
@@ -65,8 +65,8 @@ async def pulling(app: web.Application) -> AsyncIterator[None]:
 
 def make_app(tag: str) -> web.Application:
     app = web.Application()
-    app[ARRIVAL] = Arrival(tag)
-    app.cleanup_ctx.append(pulling)
+    app[STARTUP] = Startup(tag)
+    app.cleanup_ctx.append(pull_in_background)
     app.router.add_get("/ready", ready)
     return app
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Push the bento that a CI job has built, and say what became of it. The job sets BENTO_CLOUD_API_ENDPOINT and
-# BENTO_CLOUD_API_KEY as secrets.
+# Push the bento that a CI job built, and print the result. Set BENTO_CLOUD_API_ENDPOINT and BENTO_CLOUD_API_KEY as secrets
+# of the job.
 #
 #     examples/ci.sh iris_classifier:v3
 set -euo pipefail
@@ -10,11 +10,11 @@ code=0
 result=$(async-bento push "$bento" --json) || code=$?
 case $code in
   0) ;;
-  3) echo "There is no $bento: has the build step run?" >&2; exit 3 ;;
-  4) echo "The registry does not accept the token of this job." >&2; exit 4 ;;
-  5) echo "The registry cannot be reached; trying once more in a minute." >&2
+  3) echo "There is no $bento. Run the build step first." >&2; exit 3 ;;
+  4) echo "The registry rejects the token of this job." >&2; exit 4 ;;
+  5) echo "The registry cannot be reached. Retrying in a minute." >&2
      sleep "${PATIENCE:-60}"
-     result=$(async-bento push "$bento" --json) ;; # it sends what is missing
+     result=$(async-bento push "$bento" --json) ;; # resumes
   *) exit "$code" ;;
 esac
 
@@ -24,7 +24,7 @@ import sys
 
 result = json.loads(sys.argv[1])
 if result["skipped"]:
-    print(f"{result['tag']} is on the registry already")
+    print(f"{result['tag']} is already on the registry")
 else:
     print(f"{result['tag']}: {result['bytes_sent']} bytes in {result['seconds']:.1f} s")
 PYTHON

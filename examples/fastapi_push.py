@@ -1,8 +1,9 @@
-"""A FastAPI endpoint that pushes a bento in the background: one client for all requests, closed with the app.
+"""A FastAPI endpoint that pushes a bento in the background, with one client for all requests.
 
     uvicorn --app-dir examples fastapi_push:app
 
-`POST /pushes/iris_classifier:v3` answers 202 at once, `GET /pushes/iris_classifier:v3` how far it is.
+`POST /pushes/iris_classifier:v3` answers 202 immediately. `GET /pushes/iris_classifier:v3` returns the progress.
+The client is closed with the application.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Push:
-    """What is known of one push."""
+    """The state of one push."""
 
     state: str = "waiting"
     bytes_done: int = 0
@@ -41,7 +42,7 @@ def listen(event: ProgressEvent) -> None:
         push.state, push.bytes_done, push.bytes_total = event.phase, event.bytes_done, event.bytes_total
 
 
-async def push_and_note(api: AsyncBentoAPI, tag: str) -> None:
+async def push_and_record(api: AsyncBentoAPI, tag: str) -> None:
     try:
         await api.push(tag)
     except BentoError as error:
@@ -53,7 +54,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     async with AsyncBentoAPI(progress=listen) as api, anyio.create_task_group() as tasks:
         app.state.api, app.state.tasks = api, tasks
         yield
-        tasks.cancel_scope.cancel()  # a push that still runs tells the registry, and goes on when it is asked for again
+        tasks.cancel_scope.cancel()  # a running push reports to the registry; the next POST resumes it
 
 
 app = FastAPI(lifespan=lifespan)
@@ -64,12 +65,12 @@ async def start(tag: str) -> Push:
     if tag not in pushes or pushes[tag].state in {"failed", "done", "skipped"}:
         pushes[tag] = Push()
         tasks: TaskGroup = app.state.tasks
-        tasks.start_soon(push_and_note, app.state.api, tag)
+        tasks.start_soon(push_and_record, app.state.api, tag)
     return pushes[tag]
 
 
 @app.get("/pushes/{tag}")
-async def look(tag: str) -> Push:
+async def status(tag: str) -> Push:
     if tag not in pushes:
-        raise HTTPException(404, f"nobody has pushed {tag}")
+        raise HTTPException(404, f"there is no push of {tag}")
     return pushes[tag]

@@ -1,8 +1,8 @@
-"""A listener of one's own: a line of JSON for each tenth of the way, for a log that machines read.
+"""A progress listener that prints a line of JSON for each tenth of a transfer.
 
     python examples/listener.py iris_classifier:v3
 
-A listener is anything that takes a `ProgressEvent`. It is called on the event loop, so it must return at once.
+A listener is any callable that takes a `ProgressEvent`. It runs on the event loop and must return at once.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from async_bento import BentoAPI, ProgressEvent
 
 
 class JsonLines:
-    """Writes an event when its item enters another phase, or another tenth of its bytes has moved."""
+    """Print an event if the phase changed or another tenth of the bytes was transferred."""
 
     def __init__(self) -> None:
-        self._said: dict[tuple[str, str], tuple[str, int]] = {}
+        self._last: dict[tuple[str, str], tuple[str, int]] = {}
 
     def __call__(self, event: ProgressEvent, /) -> None:
         tenth = event.bytes_done * 10 // event.bytes_total if event.bytes_total else 0
         item = (event.kind, event.tag)
-        if self._said.get(item) != (event.phase, tenth):
-            self._said[item] = (event.phase, tenth)
+        if self._last.get(item) != (event.phase, tenth):
+            self._last[item] = (event.phase, tenth)
             print(json.dumps(asdict(event)), flush=True)
 
 

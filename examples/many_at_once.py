@@ -1,9 +1,9 @@
-"""Push every bento of the store at once, under one budget of connections and memory.
+"""Push every bento of the store concurrently, with one budget of connections and memory.
 
     python examples/many_at_once.py
 
-All calls of one API share its budget: forty pushes take no more connections than one, and the parts of a small bento
-need not wait for a large one to end. What fails does not stop the others.
+All calls of one API share its budget: forty pushes open no more connections than one, and a small bento does not wait
+for a large one. A failed push does not stop the others.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ async def main(bentos: list[Bento]) -> int:
     failed = 0
     for bento, result in zip(bentos, results, strict=True):
         if isinstance(result, PushResult):
-            print(f"{bento.tag}: {'there already' if result.skipped else f'{result.bytes_sent:,} bytes'}")
+            print(f"{bento.tag}: {'already on the registry' if result.skipped else f'{result.bytes_sent:,} bytes'}")
         else:
             failed += 1
             print(f"{bento.tag}: {result}", file=sys.stderr)

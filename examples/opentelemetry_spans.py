@@ -1,10 +1,10 @@
-"""A span for each request that a push makes, by OpenTelemetry's own instrumentation of aiohttp.
+"""Trace every request of a push with OpenTelemetry's instrumentation of aiohttp.
 
     pip install opentelemetry-sdk opentelemetry-instrumentation-aiohttp-client
     python examples/opentelemetry_spans.py iris_classifier:v3
 
-async-bento opens its sessions when they are first used: instrument before the first call. A presigned URL opens what it
-points to, so `url_filter` must drop its query, or the signatures stand in the traces.
+async-bento opens its sessions at the first call, so instrument aiohttp before it. A presigned URL grants access to its
+object, so `url_filter` must remove the query; otherwise the traces contain signatures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Start a registry, push a small bento and its model to it, pull them into a second store, and compare.
+"""Start a registry, push a small bento and its model, pull both into a second store, and compare them.
 
-Everything happens in a temporary directory and on this machine: no account, no BentoML, no Docker.
+Everything runs on this machine in a temporary directory. You need no account, no BentoML and no Docker.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
-from async_bento.registry.server import LocalRegistry
+from async_bento.registry import LocalRegistry
 
 MiB = 1024 * 1024
 
@@ -41,7 +41,7 @@ creation_time: 2026-01-02 03:04:05+00:00
 
 
 def build(home: Path) -> None:
-    """Lay out what `bentoml build` would have: a bento with a script, a link and an empty directory, and a model."""
+    """Create a bento with a script, a link and an empty directory, and a model, as `bentoml build` does."""
     bento = home / "bentos" / "greeter" / "v1"
     (bento / "src" / "cache").mkdir(parents=True)
     (bento / "bento.yaml").write_text(BENTO_YAML)
@@ -56,8 +56,8 @@ def build(home: Path) -> None:
     (model / "weights.bin").write_bytes(os.urandom(64 * MiB))
 
 
-def look(directory: Path) -> dict[str, tuple[int, bytes]]:
-    """Read a whole directory: for each path its mode, and its contents or where it points to."""
+def read_tree(directory: Path) -> dict[str, tuple[int, bytes]]:
+    """Return the mode and the contents or link target of each path below a directory."""
     return {
         str(path.relative_to(directory)): (
             path.lstat().st_mode,
@@ -69,10 +69,10 @@ def look(directory: Path) -> dict[str, tuple[int, bytes]]:
 
 async def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        mine, theirs = Path(scratch, "mine"), Path(scratch, "theirs")
-        build(mine)
+        source, target = Path(scratch, "source"), Path(scratch, "target")
+        build(source)
         async with LocalRegistry(Path(scratch, "registry")) as registry:
-            print(f"A registry listens on {registry.endpoint}\n")
+            print(f"Registry: {registry.endpoint}\n")
 
             def api(home: Path) -> AsyncBentoAPI:
                 return AsyncBentoAPI(
@@ -84,26 +84,26 @@ async def main() -> None:
                     progress=True,
                 )
 
-            async with api(mine) as me:
-                pushed = await me.push("greeter:latest")
-                model = pushed.models[0]
-                print(f"Pushed {pushed.tag} and {model.tag}: {model.bytes_sent:,} bytes in {model.parts} parts\n")
-                again = await me.push("greeter:v1")
-                print(f"Pushed it again: skipped={again.skipped}, {again.bytes_sent} bytes\n")
+            async with api(source) as client:
+                result = await client.push("greeter:latest")
+                model = result.models[0]
+                print(f"Pushed {result.tag} and {model.tag}: {model.bytes_sent:,} bytes in {model.parts} parts\n")
+                again = await client.push("greeter:v1")
+                print(f"Second push: skipped={again.skipped}, {again.bytes_sent} bytes\n")
 
-            async with api(theirs) as they:
-                for record in (await they.list()).items:
+            async with api(target) as client:
+                for record in (await client.list()).items:
                     print(f"On the registry: greeter:{record.version}, {record.upload_status}")
-                record = await they.get("greeter", "v1")
-                print(f"Its labels: {', '.join(f'{label.key}={label.value}' for label in record.labels)}\n")
-                bento = await they.pull("greeter", with_models=True)
+                record = await client.get("greeter", "v1")
+                print(f"Labels: {', '.join(f'{label.key}={label.value}' for label in record.labels)}\n")
+                bento = await client.pull("greeter", with_models=True)
                 print(f"Pulled {bento.tag} to {bento.path}\n")
 
         for item in ("bentos/greeter/v1", "models/greetings/v1"):
-            ours, pulled = look(mine / item), look(theirs / item)
-            if ours != pulled:
-                raise SystemExit(f"{item} came back changed")
-            print(f"{item}: {len(pulled)} files, directories and links, every byte and mode as it was")
+            pushed_tree, pulled_tree = read_tree(source / item), read_tree(target / item)
+            if pushed_tree != pulled_tree:
+                raise SystemExit(f"{item} differs after the pull")
+            print(f"{item}: {len(pulled_tree)} files, directories and links are identical, bytes and modes")
 
 
 if __name__ == "__main__":

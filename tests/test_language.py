@@ -56,7 +56,6 @@ TO_CONVERT: tuple[str, ...] = (
     "async_bento/transfer/tar/",
     "async_bento/transfer/upload.py",
     "docs/performance.md",
-    "examples/listener.py",
 )
 
 

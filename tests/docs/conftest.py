@@ -1,4 +1,4 @@
-"""What the pages and examples say is run. It needs what the examples need, so that `nox -s docs` runs it alone."""
+"""Collect these tests only where the dependencies of the examples are installed: in `nox -s docs`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each program in examples/ does what it says, on a registry of its own."""
+"""Run each program in examples/ against a local registry."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def versions(name: str) -> list[str]:
         return [record.version for record in api.list(search=name).items]
 
 
-def test_every_example_is_run_here() -> None:
+def test_every_example_has_a_test() -> None:
     here = Path(__file__).read_text()
     for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.sh")]:
-        assert path.stem in here, f"{path.name} is not run"
+        assert path.stem in here, f"{path.name} has no test"
 
 
-def test_the_quickstart_brings_back_what_it_pushed() -> None:
+def test_quickstart_pulls_what_it_pushed() -> None:
     done = run(sys.executable, str(EXAMPLES / "quickstart.py"))
 
     assert done.returncode == 0, done.stderr
-    assert "every byte and mode as it was" in done.stdout
+    assert "are identical, bytes and modes" in done.stdout
 
 
-async def test_aiohttp_service_says_how_far_it_is_until_its_bento_is_there(
+async def test_aiohttp_service_reports_progress_until_ready(
     served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home, "mod:m1")
@@ -75,13 +75,13 @@ async def test_aiohttp_service_says_how_far_it_is_until_its_bento_is_there(
             await asyncio.sleep(0.01)
 
     assert answers[0][0] == 503
-    shares = [said["share"] for _, said in answers[:-1]]
-    assert shares == sorted(shares)
+    progress = [body["progress"] for _, body in answers[:-1]]
+    assert progress == sorted(progress)
     assert answers[-1] == (200, {"bento": str(tmp_path / "other" / "bentos" / "svc" / "v1")})
     assert (tmp_path / "other" / "models" / "mod" / "m1" / "model.yaml").exists()
 
 
-async def test_aiohttp_service_says_why_its_bento_cannot_be_had(served: LocalRegistry) -> None:
+async def test_aiohttp_service_reports_a_missing_bento(served: LocalRegistry) -> None:
     async with TestClient(TestServer(example("aiohttp_service").make_app("svc:v1"))) as client:
         while (response := await client.get("/ready")).status == 503:
             await asyncio.sleep(0.01)
@@ -90,7 +90,7 @@ async def test_aiohttp_service_says_why_its_bento_cannot_be_had(served: LocalReg
         assert "no bento svc:v1 on the registry" in (await response.json())["error"]
 
 
-async def test_fastapi_push_pushes_in_the_background(served: LocalRegistry, home: Path) -> None:
+async def test_fastapi_push_runs_in_the_background(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     app = example("fastapi_push").app
     transport = httpx.ASGITransport(app)
@@ -110,37 +110,37 @@ async def test_fastapi_push_pushes_in_the_background(served: LocalRegistry, home
         assert (await api.get("svc", "v1")).upload_status == "success"
 
 
-def test_ci_pushes_once_and_says_so(served: LocalRegistry, home: Path) -> None:
+def test_ci_script_pushes_once(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     script = str(EXAMPLES / "ci.sh")
 
     first, second = run(script, "svc:v1"), run(script, "svc:v1")
 
     assert first.stdout.startswith("svc:v1: "), first.stderr
-    assert second.stdout == "svc:v1 is on the registry already\n"
+    assert second.stdout == "svc:v1 is already on the registry\n"
     assert versions("svc") == ["v1"]
 
 
 @pytest.mark.parametrize(
-    ("variables", "code", "said"),
+    ("variables", "code", "message"),
     [
         ({}, 3, "There is no svc:v1"),
-        ({"BENTO_CLOUD_API_KEY": "wrong"}, 4, "does not accept the token"),
+        ({"BENTO_CLOUD_API_KEY": "wrong"}, 4, "rejects the token"),
         ({"BENTO_CLOUD_API_ENDPOINT": "http://127.0.0.1:9"}, 5, "cannot be reached"),
     ],
 )
-def test_ci_says_why_it_failed(
-    variables: dict[str, str], code: int, said: str, served: LocalRegistry, home: Path
+def test_ci_script_explains_failures(
+    variables: dict[str, str], code: int, message: str, served: LocalRegistry, home: Path
 ) -> None:
     if variables:
         make_bento(home, "svc:v1")
 
     done = run(str(EXAMPLES / "ci.sh"), "svc:v1", PATIENCE="0", ASYNC_BENTO_RETRY_ATTEMPTS="1", **variables)
 
-    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert (done.returncode, message in done.stderr) == (code, True), done.stderr
 
 
-def test_many_at_once_pushes_what_can_be_pushed(served: LocalRegistry, home: Path) -> None:
+def test_many_at_once_continues_after_a_failure(served: LocalRegistry, home: Path) -> None:
     for number in range(5):
         make_bento(home, f"svc{number}:v1", {"data": noise(10_000, number)})
     make_bento(home, "broken:v1", models=["missing:m1"])
@@ -153,7 +153,7 @@ def test_many_at_once_pushes_what_can_be_pushed(served: LocalRegistry, home: Pat
     assert versions("svc") == ["v1"] * 5
 
 
-def test_listener_writes_a_line_for_each_tenth(served: LocalRegistry, home: Path) -> None:
+def test_listener_writes_a_line_per_tenth(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1", {"big": noise(12 * MiB)})
 
     done = run(sys.executable, str(EXAMPLES / "listener.py"), "svc:v1")
@@ -165,7 +165,7 @@ def test_listener_writes_a_line_for_each_tenth(served: LocalRegistry, home: Path
     assert len(events) < 30
 
 
-def test_opentelemetry_spans_show_each_request_and_no_signature(served: LocalRegistry, home: Path) -> None:
+def test_opentelemetry_spans_have_no_signature(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1", {"big": noise(18 * MiB)})  # more than one part
 
     done = run(sys.executable, str(EXAMPLES / "opentelemetry_spans.py"), "svc:v1")

@@ -1,4 +1,4 @@
-"""What the pages show is run: Python, commands, and the messages that they explain; and the site is built strictly."""
+"""Run the Python, the commands and the messages of the documentation, and build the site strictly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ENDPOINT = "https://registry.example.com"
 
 
 class Block(NamedTuple):
-    """A piece of Python on a page."""
+    """A fenced block on a page."""
 
     page: Path
     line: int
@@ -57,12 +57,14 @@ def blocks(language: str = "python", pages: list[Path] = PAGES) -> list[Block]:
 
 
 def commands() -> list[str]:
-    """Every line that a reader might paste, and that begins with the command, each once."""
-    lines = re.compile(r"^(?:    |)async-bento (.*)$", re.MULTILINE)
-    in_tables = re.compile(r"`async-bento ((?!\[).*?)`")  # and in sentences
-    found = {
-        line for page in PAGES for line in [*lines.findall(page.read_text()), *in_tables.findall(page.read_text())]
-    }
+    """Return every `async-bento` command in a shell block, an indented block, a table or a sentence, each once."""
+    found: set[str] = set()
+    for page in PAGES:
+        text = page.read_text()
+        shell = "\n".join(block.text for block in blocks("sh", [page]))
+        found.update(re.findall(r"^async-bento (.*)$", shell, re.MULTILINE))
+        found.update(re.findall(r"^    async-bento (.*)$", text, re.MULTILINE))
+        found.update(re.findall(r"`async-bento ((?!\[).*?)`", text))
     return sorted(re.split(r" [<|>#]|, or| ;", line)[0] for line in found)
 
 
@@ -72,7 +74,7 @@ TESTS = [block for block in blocks() if block.title.startswith("test_")]
 
 @pytest.fixture
 def ready(served: LocalRegistry, home: Path) -> LocalRegistry:
-    """A registry that has what the pages speak of, and a home that has it as well."""
+    """Provide a registry and a home that have the items of the pages."""
     make_model(home, "iris_weights:w1", labels={"stage": "prod"})
     make_bento(home, "iris_classifier:v1", models=["iris_weights:w1"])
     for kind, name, version in (("bentos", "iris_classifier", "v1"), ("models", "iris_weights", "w1")):
@@ -83,7 +85,7 @@ def ready(served: LocalRegistry, home: Path) -> LocalRegistry:
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
-async def test_python_on_a_page_runs(block: Block, ready: LocalRegistry, tmp_path: Path) -> None:
+async def test_python_on_pages_runs(block: Block, ready: LocalRegistry, tmp_path: Path) -> None:
     text = block.text.replace(ENDPOINT, ready.endpoint)
     code = compile(text, str(block), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names = {"tmp_path": tmp_path / "page", "token": ready.api_token}
@@ -95,7 +97,7 @@ async def test_python_on_a_page_runs(block: Block, ready: LocalRegistry, tmp_pat
 
 
 @pytest.mark.parametrize("block", TESTS, ids=str)
-def test_tests_on_a_page_pass(block: Block, tmp_path: Path) -> None:
+def test_tests_on_pages_pass(block: Block, tmp_path: Path) -> None:
     (tmp_path / block.title).write_text(block.text)
     (conftest,) = (other for other in blocks(pages=[block.page]) if other.title == "conftest.py")
     (tmp_path / conftest.title).write_text(conftest.text)
@@ -112,7 +114,7 @@ def test_tests_on_a_page_pass(block: Block, tmp_path: Path) -> None:
     assert f"{wanted} passed" in done.stdout, done.stdout
 
 
-def test_no_python_on_a_page_is_left_out() -> None:
+def test_all_python_on_pages_is_covered() -> None:
     assert {block.title for block in blocks()} == {
         "",
         "accelerate.py",
@@ -124,8 +126,8 @@ def test_no_python_on_a_page_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_a_command_on_a_page_is_one(line: str, ready: LocalRegistry) -> None:
-    """Those that push, pull, list and get are run; of the others, click reads the options and arguments."""
+def test_commands_on_pages_are_valid(line: str, ready: LocalRegistry) -> None:
+    """Run the commands that push, pull, list and get; parse the options and arguments of the others."""
     if re.match(r"(models )?(push|pull|list|get)\b(?! \./)", line) and not line.endswith(
         ("push", "pull", "list", "get")
     ):
@@ -138,7 +140,7 @@ def test_a_command_on_a_page_is_one(line: str, ready: LocalRegistry) -> None:
 def parse(command: click.Command, arguments: list[str]) -> None:
     if not isinstance(command, click.Group):
         command.make_context("async-bento", arguments)
-    elif [argument for argument in arguments if argument[0] != "-"]:  # `async-bento models` alone means all of them
+    elif [argument for argument in arguments if argument[0] != "-"]:  # `async-bento models` alone names the whole group
         context = command.make_context("async-bento", arguments)
         _, sub, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         assert sub is not None
@@ -157,7 +159,7 @@ def test_reference_documents_every_public_name_and_no_other() -> None:
     assert errors == {name for name in vars(async_bento.errors) if name.endswith("Error")}
 
 
-def test_a_command_that_is_none_is_found_out() -> None:
+def test_invalid_commands_are_reported() -> None:
     for line in ("pul iris_classifier", "pull iris_classifier --with-model", "registry serve --port x"):
         with pytest.raises(Exception, match=r"No such|is not a valid"):
             parse(main, shlex.split(line))
@@ -170,17 +172,17 @@ async def serve(app: web.Application) -> tuple[web.AppRunner, str]:
     return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
 
 
-async def test_the_messages_that_are_explained_are_those_that_are_said(  # noqa: PLR0915 - one for each message
+async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - one statement per message
     ready: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = Config(retry=RetryPolicy(attempts=1), timeouts=Timeouts(stall=0.3))
-    said = []
+    messages = []
 
     async def note(act: Callable[[AsyncBentoAPI], object], **arguments: object) -> None:
         with pytest.raises(BentoError) as caught:
             async with AsyncBentoAPI(config=once, **arguments) as api:  # type: ignore[arg-type]
                 await act(api)  # type: ignore[misc]
-        said.append(str(caught.value))
+        messages.append(str(caught.value))
 
     async def closed(api: AsyncBentoAPI) -> None:
         task = asyncio.create_task(api.push("iris_classifier:v1", force=True))
@@ -231,12 +233,14 @@ async def test_the_messages_that_are_explained_are_those_that_are_said(  # noqa:
 
     explained = [block.text.strip() for block in blocks("text", [TROUBLESHOOTING])]
     patterns = [re.compile(".*".join(map(re.escape, text.split("…"))), re.DOTALL) for text in explained]
-    unexplained = [message for message in said if not any(pattern.search(message) for pattern in patterns)]
-    unsaid = [text for text, pattern in zip(explained, patterns, strict=True) if not any(map(pattern.search, said))]
-    assert (unexplained, unsaid) == ([], [])
+    unexplained = [message for message in messages if not any(pattern.search(message) for pattern in patterns)]
+    unraised = [
+        text for text, pattern in zip(explained, patterns, strict=True) if not any(map(pattern.search, messages))
+    ]
+    assert (unexplained, unraised) == ([], [])
 
 
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+def test_site_builds_without_warnings(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,

@@ -31,7 +31,7 @@ async def test_the_notebook_runs_from_its_first_cell_to_its_last() -> None:
     assert result["list"]["text/html"].index("greeter:v2") < result["list"]["text/html"].index("greeter:v1")
     assert "2 bentos" in result["list"]["text/html"]
     assert "team=notebooks" in result["get"]["text/html"]
-    assert "Every byte is as it was: True" in result["pull"]["text"]
+    assert "The bytes are identical: True" in result["pull"]["text"]
     assert "/theirs/bentos/greeter/v1" in result["pull"]["text/html"]
     assert result["await"]["text/plain"] == "['greeter:v1', 'greeter:v2']"
     assert "there already" in result["await-again"]["text/html"]
