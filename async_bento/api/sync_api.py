@@ -1,7 +1,8 @@
-"""BentoAPI and ModelAPI: the same calls, blocking.
+"""BentoAPI and ModelAPI: the blocking counterparts of AsyncBentoAPI and AsyncModelAPI.
 
-The work runs on an event loop in a thread of its own (an anyio blocking portal), so the calls work in a plain script,
-in several threads, and where a loop is running already, as in a notebook.
+The calls run on an event loop in a dedicated thread (an anyio blocking portal), so they work in plain scripts, in
+several threads, and where an event loop is already running, as in a notebook. The methods' docstrings are copied from
+the async classes by tests/api/blocking_docstrings.py.
 """
 
 from __future__ import annotations
@@ -51,72 +52,58 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SECONDS_BETWEEN_LOOKS = 0.2
-"""How long a call may be deaf to Ctrl-C."""
+_POLL_INTERVAL = 0.2  # seconds until a waiting call notices Ctrl-C
 
 
 class LoopThread:
-    """An event loop in a thread of its own, started when it is first needed, and stopped at exit at the latest.
+    """An event loop in a thread, started by the first call and stopped by `close` or at interpreter exit."""
 
-    Args:
-        last: What to run on it before it stops.
-    """
-
-    def __init__(self, last: Callable[[], Awaitable[None]]) -> None:
-        self._last = last
+    def __init__(self, on_stop: Callable[[], Awaitable[None]]) -> None:
+        self._on_stop = on_stop
         self._lock = threading.Lock()
         self._stack: ExitStack | None = None
         self._portal: BlockingPortal | None = None
         self._has_warned = False
 
     def run(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a coroutine function to its end; Ctrl-C cancels it, and waits for its clean-up.
-
-        Args:
-            function: What to run.
-            *args: Its arguments.
-            **kwargs: Its keyword arguments.
-
-        Returns:
-            What it returned.
-        """
-        self._warn_of_a_loop()
-        job = _Job()
+        """Run a coroutine function on the loop; Ctrl-C cancels it and waits for its clean-up."""
+        self._warn_if_loop_blocked()
+        call = _CancellableCall()
         portal = self._open()
         future: Future[T] | None = None
         try:
-            future = portal.start_task_soon(partial(job.run, partial(function, *args, **kwargs)))
-            # A thread that waits for a lock without end hears of a signal only where the system wakes that very thread.
-            while not wait([future], SECONDS_BETWEEN_LOOKS).done:
+            future = portal.start_task_soon(partial(call.run, partial(function, *args, **kwargs)))
+            # A thread blocked on a lock without a timeout handles a signal only if the OS delivers it to that thread.
+            while not wait([future], _POLL_INTERVAL).done:
                 pass
             return future.result()
         except BaseException:
-            # The interrupt may come anywhere, even before there is a future: what has begun is asked for on the loop.
-            # What has ended is not: who closed the API may have stopped that.
+            # Ctrl-C may strike before `future` is assigned, so whether the call has started is checked on the loop.
+            # A finished call is not cancelled: another thread may have closed the API and stopped the loop.
             if future is None or not future.done():
-                portal.call(job.cancel)
+                portal.call(call.cancel)
             raise
 
     def close(self) -> None:
-        """Stop the loop; the next call starts another."""
+        """Stop the loop; the next call starts a new one."""
         atexit.unregister(self.close)
         with self._lock:
             stack, self._stack, self._portal = self._stack, None, None
         if stack is not None:
             stack.close()
 
-    def _warn_of_a_loop(self) -> None:
-        """Say once that the loop of this thread stands still. In a notebook, it has nothing else to do meanwhile."""
+    def _warn_if_loop_blocked(self) -> None:
+        """Warn once if the call blocks a running event loop; a notebook's loop has nothing else to run."""
         if self._has_warned or is_notebook():
             return
         with suppress(RuntimeError):
             asyncio.get_running_loop()
             self._has_warned = True
             warnings.warn(
-                "a call of BentoAPI blocks the event loop that runs in this thread until it is done; "
-                "`await` the same call of AsyncBentoAPI instead",
+                "BentoAPI blocks the event loop that is running in this thread until the call returns. "
+                "Await the same method of AsyncBentoAPI instead.",
                 RuntimeWarning,
-                stacklevel=4,  # who called the API
+                stacklevel=4,  # the caller of the API
             )
 
     def _open(self) -> BlockingPortal:
@@ -124,14 +111,14 @@ class LoopThread:
             if self._portal is None:
                 stack = ExitStack()
                 self._portal = stack.enter_context(start_blocking_portal(name="async-bento"))
-                stack.callback(partial(self._portal.call, self._last))
+                stack.callback(partial(self._portal.call, self._on_stop))
                 self._stack = stack
                 atexit.register(self.close)
             return self._portal
 
 
-class _Job:
-    """Something that runs on the loop, and can be cancelled there until it has come to its end."""
+class _CancellableCall:
+    """One call on the loop; `cancel` does nothing if it has not started, and otherwise waits until it has ended."""
 
     def __init__(self) -> None:
         self._scope: anyio.CancelScope | None = None
@@ -143,7 +130,7 @@ class _Job:
                 return await function()
             finally:
                 self._ended.set()
-        raise asyncio.CancelledError  # and nobody waits for a result any more
+        raise asyncio.CancelledError  # no caller waits for the result any more
 
     async def cancel(self) -> None:
         if self._scope is not None:
@@ -151,35 +138,32 @@ class _Job:
             await self._ended.wait()
 
 
-def _like(original: Callable[..., object]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Give a blocking method the words of the one it calls."""
-
-    def document(method: Callable[P, T]) -> Callable[P, T]:
-        method.__doc__ = original.__doc__
-        return method
-
-    return document
-
-
 class ModelAPI:
-    """`AsyncModelAPI`, blocking. It belongs to a `BentoAPI`, as `api.models`.
-
-    Args:
-        models: What does the work.
-        loop: Where it is done.
-    """
+    """Push, pull, list and get models, blocking. Access it as `models` of a `BentoAPI`."""
 
     def __init__(self, models: AsyncModelAPI, loop: LoopThread) -> None:
         self._async = models
         self._loop = loop
 
-    @_like(AsyncModelAPI.push)
     def push(
         self, model: Model | TagLike | str | os.PathLike[str] | TaggedItem, *, force: bool = False, threads: int = 10
     ) -> PushResult:
+        """Push a model to the registry.
+
+        Args:
+            model: A model, its tag, its directory, or a `bentoml.Model` or `bentoml.models.BentoModel`.
+            force: Whether to push it also when the registry has it already.
+            threads: Parts in flight at most.
+
+        Returns:
+            What was done.
+
+        Raises:
+            NotFoundError: There is no such model here.
+            BentoError: The push failed; the registry has been told.
+        """
         return self._loop.run(self._async.push, model, force=force, threads=threads)
 
-    @_like(AsyncModelAPI.pull)
     def pull(
         self,
         tag: TagLike | str,
@@ -188,28 +172,82 @@ class ModelAPI:
         model_store: ModelStore | None = None,
         query: str | None = None,
     ) -> Model | None:
+        """Pull a model from the registry into the local store.
+
+        Args:
+            tag: Its tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
+                one is as new.
+            force: Whether to replace the local copy, which stands until the new one is whole.
+            model_store: Where to put it; the API's own store by default.
+            query: What the newest must match, like `label:stage=prod`; without effect where the tag has a version.
+
+        Returns:
+            The local model; None for one whose files live on the Hugging Face Hub.
+
+        Raises:
+            NotFoundError: The registry has no such model.
+            BentoError: The pull failed; the local copy is as it was.
+        """
         return self._loop.run(self._async.pull, tag, force=force, model_store=model_store, query=query)
 
-    @_like(AsyncModelAPI.list)
     def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
     ) -> ModelWithRepositoryListSchema:
+        """List the models on the registry, newest first.
+
+        Args:
+            search: What the name must hold.
+            query: What else must match, in the registry's words: `label:key=value`, `sort:size-desc`, a word.
+            limit: How many at most; None for all.
+
+        Returns:
+            The models.
+
+        Raises:
+            APIError: The registry was not reached, or refused.
+        """
         return self._loop.run(self._async.list, search=search, query=query, limit=limit)
 
-    @_like(AsyncModelAPI.iter)
     def iter(self, *, search: str | None = None, query: str | None = None) -> Iterator[ModelWithRepositorySchema]:
-        return _walk(self._async, self._loop, search, query)
+        """Walk all of them on the registry, newest first, a page at a time (GET `/api/v1/bentos`, `/api/v1/models`).
 
-    @_like(AsyncModelAPI.get)
+        Args:
+            search: What the name must hold.
+            query: What else must match, in the registry's words: `label:key=value`, `sort:size-desc`, a word.
+
+        Yields:
+            One record after the other.
+
+        Raises:
+            APIError: The registry was not reached, or refused.
+        """
+        return _iterate(self._async, self._loop, search, query)
+
     def get(self, name: str, version: str | None = None) -> ModelWithRepositorySchema:
+        """Get a record from the registry.
+
+        Args:
+            name: The name, or the tag.
+            version: The version; None or `latest` for the newest.
+
+        Returns:
+            The record.
+
+        Raises:
+            NotFoundError: The registry has none.
+            APIError: The registry was not reached, or refused.
+        """
         return self._loop.run(self._async.get, name, version)
 
 
 class BentoAPI:
-    """`AsyncBentoAPI`, blocking: the same parameters, the same calls. Use it with `with`, or `close` it in the end.
+    """Push, pull, list and get bentos, blocking; `models` does the same for models.
+
+    The methods and parameters are those of `AsyncBentoAPI`. Use the API in a `with` statement, or call `close` at the
+    end. Several threads may share one API. Ctrl-C cancels the running call and waits for its clean-up.
 
     Args:
-        client: Who speaks to the registry; its connections are closed with this API.
+        client: The client to use; the API closes it. By default, one is created from the arguments below.
         endpoint: The registry's URL.
         api_token: The token for it.
         context: A context of `.yatai.yaml`.
@@ -260,10 +298,9 @@ class BentoAPI:
         self.close()
 
     def close(self) -> None:
-        """Close the connections, and end the threads."""
+        """Close the connections and stop the threads; a later call opens them again."""
         self._loop.close()
 
-    @_like(AsyncBentoAPI.push)
     def push(
         self,
         bento: Bento | TagLike | str | os.PathLike[str] | TaggedItem,
@@ -272,9 +309,24 @@ class BentoAPI:
         bare: bool = False,
         threads: int = 10,
     ) -> PushResult:
+        """Push a bento to the registry, its models first.
+
+        Args:
+            bento: A bento, its tag, its directory, or a `bentoml.Bento`.
+            force: Whether to push it and its models also when the registry has them already.
+            bare: Whether to push its record alone, without its files, for development.
+            threads: Parts in flight at most, for each item.
+
+        Returns:
+            What was done.
+
+        Raises:
+            NotFoundError: There is no such bento here, or a model of it is neither here nor on the registry.
+            ModelsError: More than one of its models could not be pushed.
+            BentoError: The push failed; the registry has been told.
+        """
         return self._loop.run(self._async.push, bento, force=force, bare=bare, threads=threads)
 
-    @_like(AsyncBentoAPI.pull)
     def pull(
         self,
         tag: TagLike | str,
@@ -283,24 +335,80 @@ class BentoAPI:
         with_models: bool = False,
         bento_store: BentoStore | None = None,
     ) -> Bento:
+        """Pull a bento from the registry into the local store.
+
+        Args:
+            tag: Its tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
+                one is as new.
+            force: Whether to replace the local copy, which stands until the new one is whole.
+            with_models: Whether to pull its models too; those that live on the Hugging Face Hub come from there, into
+                `$BENTOML_HF_CACHE_DIR` or HF's own cache.
+            bento_store: Where to put it; the API's own store by default.
+
+        Returns:
+            The local bento.
+
+        Raises:
+            NotFoundError: The registry has no such bento, or it or the Hub lacks one of its models.
+            ConfigError: A model lives on the Hub, and `async-bento[huggingface]` is not installed.
+            ModelsError: The bento is here, and more than one of its models could not be pulled.
+            BentoError: The pull failed; the local copy is as it was.
+        """
         return self._loop.run(self._async.pull, tag, force=force, with_models=with_models, bento_store=bento_store)
 
-    @_like(AsyncBentoAPI.list)
     def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
     ) -> BentoWithRepositoryListSchema:
+        """List the bentos on the registry, newest first.
+
+        Args:
+            search: What the name must hold.
+            query: What else must match, in the registry's words: `label:key=value`, `sort:size-desc`, a word.
+            limit: How many at most; None for all.
+
+        Returns:
+            The bentos.
+
+        Raises:
+            APIError: The registry was not reached, or refused.
+        """
         return self._loop.run(self._async.list, search=search, query=query, limit=limit)
 
-    @_like(AsyncBentoAPI.iter)
     def iter(self, *, search: str | None = None, query: str | None = None) -> Iterator[BentoWithRepositorySchema]:
-        return _walk(self._async, self._loop, search, query)
+        """Walk all of them on the registry, newest first, a page at a time (GET `/api/v1/bentos`, `/api/v1/models`).
 
-    @_like(AsyncBentoAPI.get)
+        Args:
+            search: What the name must hold.
+            query: What else must match, in the registry's words: `label:key=value`, `sort:size-desc`, a word.
+
+        Yields:
+            One record after the other.
+
+        Raises:
+            APIError: The registry was not reached, or refused.
+        """
+        return _iterate(self._async, self._loop, search, query)
+
     def get(self, name: str, version: str | None = None) -> BentoWithRepositorySchema:
+        """Get a record from the registry.
+
+        Args:
+            name: The name, or the tag.
+            version: The version; None or `latest` for the newest.
+
+        Returns:
+            The record.
+
+        Raises:
+            NotFoundError: The registry has none.
+            APIError: The registry was not reached, or refused.
+        """
         return self._loop.run(self._async.get, name, version)
 
 
-def _walk(api: ItemAPI[ItemT, RecordT], loop: LoopThread, search: str | None, query: str | None) -> Iterator[RecordT]:
+def _iterate(
+    api: ItemAPI[ItemT, RecordT], loop: LoopThread, search: str | None, query: str | None
+) -> Iterator[RecordT]:
     records = api.iter(search=search, query=query)
     try:
         while True:
@@ -315,4 +423,4 @@ def _walk(api: ItemAPI[ItemT, RecordT], loop: LoopThread, search: str | None, qu
 async def _close(api: AsyncBentoAPI, client: RestApiClient | None) -> None:
     await api.aclose()
     if client is not None:
-        await client.aclose()  # who made it has no loop to close it on
+        await client.aclose()  # its owner has no event loop to close it on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento import AsyncBentoAPI, AsyncModelAPI, BentoAPI, BentoStore, ModelAPI, ModelStore, NotFoundError
+from tests.api.blocking_docstrings import CLIENT, SYNC_API, with_blocking_docstrings
 from tests.builders import contents, make_bento, make_model, noise
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def run_script(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_what_is_pushed_is_pulled(served: LocalRegistry, home: Path, elsewhere: dict) -> None:
+def test_blocking_push_and_pull_keep_all_bytes(served: LocalRegistry, home: Path, elsewhere: dict) -> None:
     bento = make_bento(home, "svc:v1", {"src/big": noise(300_000)}, models=["mod:m1"])
     model = make_model(home, "mod:m1")
     with BentoAPI() as api:
@@ -52,7 +54,7 @@ def test_what_is_pushed_is_pulled(served: LocalRegistry, home: Path, elsewhere: 
         assert contents(elsewhere["model_store"].get("mod").path) == contents(model)
 
 
-def test_models_have_the_same_calls(served: LocalRegistry, home: Path, elsewhere: dict) -> None:
+def test_blocking_models_push_list_get_and_pull(served: LocalRegistry, home: Path, elsewhere: dict) -> None:
     model = make_model(home, "mod:m1")
     with BentoAPI(**elsewhere) as api:
         assert not api.models.push(model).skipped
@@ -62,7 +64,7 @@ def test_models_have_the_same_calls(served: LocalRegistry, home: Path, elsewhere
         assert contents(api.models.pull("mod").path) == contents(model)
 
 
-def test_iter_is_a_plain_iterator_that_may_be_left_early(served: LocalRegistry, home: Path) -> None:
+def test_blocking_iter_can_be_closed_early(served: LocalRegistry, home: Path) -> None:
     for version in ("v1", "v2", "v3"):
         make_bento(home, f"svc:{version}", built=f"2024-01-0{version[1]} 00:00:00")
     with BentoAPI() as api:
@@ -74,12 +76,12 @@ def test_iter_is_a_plain_iterator_that_may_be_left_early(served: LocalRegistry, 
         assert [record.version for record in api.iter()] == ["v3", "v2", "v1"]
 
 
-def test_errors_arrive_as_they_are(served: LocalRegistry) -> None:
+def test_blocking_errors_are_raised_unchanged(served: LocalRegistry) -> None:
     with BentoAPI() as api, pytest.raises(NotFoundError, match="no bento svc:v1 on the registry"):
         api.get("svc", "v1")
 
 
-def test_several_threads_share_one_api(served: LocalRegistry, home: Path) -> None:
+def test_blocking_api_works_from_several_threads(served: LocalRegistry, home: Path) -> None:
     versions = [f"v{number}" for number in range(6)]
     for version in versions:
         make_bento(home, f"svc:{version}")
@@ -92,7 +94,7 @@ def test_several_threads_share_one_api(served: LocalRegistry, home: Path) -> Non
         assert sorted(record.version for record in api.list().items) == versions
 
 
-def test_a_closed_api_opens_again_when_it_is_used(served: LocalRegistry, home: Path) -> None:
+def test_closed_blocking_api_reopens_on_use(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     api = BentoAPI()
     api.push("svc:v1")
@@ -103,7 +105,7 @@ def test_a_closed_api_opens_again_when_it_is_used(served: LocalRegistry, home: P
     assert not [thread for thread in threading.enumerate() if thread.name == "async-bento"]
 
 
-def test_it_works_where_a_loop_is_running(served: LocalRegistry, home: Path) -> None:
+def test_blocking_call_works_inside_a_running_loop(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     script = """
 import asyncio, warnings
@@ -126,7 +128,7 @@ asyncio.run(cell())
         ("[*api.iter()]", "script.py:5"),
     ],
 )
-def test_on_a_loop_that_runs_it_warns_once_and_names_what_does_not_block_it(
+def test_blocking_call_in_a_running_loop_warns_once(
     served: LocalRegistry, home: Path, tmp_path: Path, call: str, warned_at: str
 ) -> None:
     make_bento(home, "svc:v1")
@@ -142,11 +144,11 @@ with BentoAPI() as api:
 """)
     run = subprocess.run([sys.executable, "-W", "always", script], capture_output=True, text=True, check=True)
     assert run.stderr.count("RuntimeWarning") == 1
-    assert f"{warned_at}: RuntimeWarning: a call of BentoAPI blocks the event loop" in run.stderr
-    assert "`await` the same call of AsyncBentoAPI" in run.stderr
+    assert f"{warned_at}: RuntimeWarning: BentoAPI blocks the event loop that is running in this thread" in run.stderr
+    assert "Await the same method of AsyncBentoAPI instead." in run.stderr
 
 
-def test_where_no_loop_runs_nothing_is_warned_of(served: LocalRegistry, home: Path) -> None:
+def test_blocking_call_without_a_loop_does_not_warn(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     with warnings.catch_warnings(), BentoAPI() as api:
         warnings.simplefilter("error", RuntimeWarning)
@@ -154,7 +156,7 @@ def test_where_no_loop_runs_nothing_is_warned_of(served: LocalRegistry, home: Pa
         assert api.get("svc").version == "v1"
 
 
-def test_a_script_that_does_not_close_ends_all_the_same(served: LocalRegistry, home: Path) -> None:
+def test_script_without_close_exits(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     script = """
 from async_bento import BentoAPI
@@ -171,9 +173,7 @@ print(api.push("svc:v1").skipped)
         "signal.pthread_kill(threading.get_ident(), signal.SIGINT)",  # which does not wake the main thread
     ],
 )
-def test_ctrl_c_cancels_waits_for_the_clean_up_and_leaves_the_api_usable(
-    served: LocalRegistry, home: Path, interrupt: str
-) -> None:
+def test_ctrl_c_cancels_cleans_up_and_keeps_api_usable(served: LocalRegistry, home: Path, interrupt: str) -> None:
     make_bento(home, "svc:v1")
     script = """
 import asyncio, os, signal, threading
@@ -199,21 +199,58 @@ with BentoAPI() as api:
     assert run_script(script.replace("INTERRUPT", interrupt)) == "failed cancelled\nFalse success\n"
 
 
-@pytest.mark.parametrize(("blocking", "asynchronous"), [(BentoAPI, AsyncBentoAPI), (ModelAPI, AsyncModelAPI)])
-def test_each_public_call_has_its_like(blocking: type, asynchronous: type) -> None:
-    def calls(api: type) -> dict[str, tuple[list[inspect.Parameter], str | None]]:
-        functions = inspect.getmembers(api, inspect.isfunction)
-        return {
-            name: (list(inspect.signature(function).parameters.values()), inspect.getdoc(function))
-            for name, function in functions
-            if not name.startswith("_")
-        }
+BLOCKING_TYPES = {
+    BentoAPI: {"RecordT": "BentoWithRepositorySchema", "AsyncGenerator": "Iterator"},
+    ModelAPI: {"RecordT": "ModelWithRepositorySchema", "AsyncGenerator": "Iterator"},
+}
+"""The types that differ between the async and the blocking signatures."""
 
-    ours, theirs = calls(blocking), calls(asynchronous)
-    assert ours.pop("close", None) is not None or blocking is ModelAPI
-    theirs.pop("aclose", None)
-    assert set(ours) == set(theirs)
-    for name, like in ours.items():
-        assert like == theirs[name], name
-    if blocking is BentoAPI:
-        assert inspect.signature(blocking).parameters == inspect.signature(asynchronous).parameters
+
+def public_methods(api: type) -> dict[str, inspect.Signature]:
+    functions = inspect.getmembers(api, inspect.isfunction)
+    return {name: inspect.signature(function) for name, function in functions if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(("blocking", "asynchronous"), [(BentoAPI, AsyncBentoAPI), (ModelAPI, AsyncModelAPI)])
+def test_blocking_methods_have_the_async_signatures(blocking: type, asynchronous: type) -> None:
+    ours, theirs = public_methods(blocking), public_methods(asynchronous)
+    assert (ours.pop("close", None), theirs.pop("aclose", None)).count(None) in {0, 2}
+    assert ours.keys() == theirs.keys()
+    for name, signature in ours.items():
+        original = theirs[name]
+        returned = original.return_annotation
+        for word, replacement in BLOCKING_TYPES[blocking].items():
+            returned = returned.replace(word, replacement)
+        # Parameters compare by name, kind, default and annotation.
+        assert signature == original.replace(return_annotation=returned), name
+
+
+def test_blocking_constructor_has_the_async_signature() -> None:
+    assert inspect.signature(BentoAPI) == inspect.signature(AsyncBentoAPI)
+
+
+def test_blocking_docstrings_equal_the_async_ones() -> None:
+    source = SYNC_API.read_text(encoding="utf-8")
+
+    assert source == with_blocking_docstrings(source), "run `python -m tests.api.blocking_docstrings`"
+
+
+def test_blocking_docstrings_are_in_the_source() -> None:
+    tree = ast.parse(SYNC_API.read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for api in (BentoAPI, ModelAPI):
+        written = {
+            node.name: ast.get_docstring(node)
+            for node in classes[api.__name__].body
+            if isinstance(node, ast.FunctionDef)
+        }
+        for name in public_methods(api):
+            assert written[name], name
+            assert inspect.getdoc(getattr(api, name)) == written[name]
+
+
+def test_blocking_class_documents_each_argument() -> None:
+    text = inspect.getdoc(BentoAPI) or ""
+    for name in inspect.signature(BentoAPI).parameters:
+        assert f"\n    {name}: " in text, name
+    assert CLIENT.findall(text) != CLIENT.findall(inspect.getdoc(AsyncBentoAPI) or "")
