@@ -1,1 +1,1 @@
-"""How fast async-bento is, beside BentoML's own client and tools that copy a bare tar: see `run.py`."""
+"""Benchmarks of async-bento against BentoML's own client and tools that copy a tar; start with `run.py`."""

@@ -1,4 +1,4 @@
-"""What is measured, and what is to be reached: data alone, or nearly so."""
+"""The benchmark cases and their targets."""
 
 from __future__ import annotations
 
@@ -20,12 +20,7 @@ TAR_TOOLS = ("curl", "rclone", "obstore", "boto3")
 
 @dataclass(frozen=True)
 class Link:
-    """A network. Of a connection, not of all together, as object storages and far regions limit them.
-
-    Attributes:
-        round_trip: In seconds.
-        rate: Of each connection, in bytes a second; 0 where there is no limit.
-    """
+    """A network link; the rate is per connection, as object storages and distant regions limit it."""
 
     round_trip: float
     rate: float = 0.0
@@ -33,15 +28,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio of medians that is to be reached.
-
-    Attributes:
-        direction: `push`, `pull`, or what a case of another form does.
-        measure: `wall` or `cpu`.
-        at_most: The ratio.
-        peer: Of whom.
-        against: To whom.
-    """
+    """A target for a ratio of medians: `peer` divided by `against`."""
 
     direction: str
     measure: Literal["wall", "cpu"]
@@ -52,21 +39,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Case:
-    """What is pushed and pulled, over what, and by whom.
-
-    Attributes:
-        name: To ask for it by `--case`.
-        title: For people.
-        size: Of each file, in bytes.
-        files: In each model.
-        models: Of a bento that is pushed and pulled with them; 0 for a model by itself.
-        link: Between the clients and both the registry and the bucket; None for the loopback as it is.
-        transmission: Which way the registry sends the bytes.
-        directions: What is measured.
-        is_there: Whether all that is pushed has been pushed before.
-        peers: Who takes part.
-        targets: What is to be reached.
-    """
+    """An item, the link, the transmission strategy and the peers of one benchmark; sizes in bytes."""
 
     name: str
     title: str
@@ -81,14 +54,7 @@ class Case:
     targets: tuple[Target, ...] = ()
 
     def scaled(self, by: float) -> Case:
-        """The same with less in it.
-
-        Args:
-            by: The share of the bytes that remains; of many files, fewer remain.
-
-        Returns:
-            The case.
-        """
+        """Return the case with a share of its bytes, or of its files if there are several."""
         if self.files > 1:
             return replace(self, files=max(1, round(self.files * by)))
         return replace(self, size=max(1000, round(self.size * by)))
@@ -100,14 +66,14 @@ FAR = Link(0.100, 5e6)
 CASES = (
     Case(
         "far-256MiB",
-        "One file of 256 MiB, 100 ms, 5 MB/s a connection",
+        "One file of 256 MiB, 100 ms, 5 MB/s per connection",
         256 * MiB,
         link=FAR,
         targets=(Target("push", "wall", 0.33), Target("pull", "wall", 0.10)),
     ),
     Case(
         "50-models-there",
-        "A bento with 50 models, all there already, 100 ms a call",
+        "A bento with 50 models, all already pushed, 100 ms per call",
         1000,
         models=50,
         link=Link(0.100),
@@ -117,7 +83,7 @@ CASES = (
     ),
     Case(
         "near-512MiB",
-        "One file of 512 MiB, 40 ms, 20 MB/s a connection",
+        "One file of 512 MiB, 40 ms, 20 MB/s per connection",
         512 * MiB,
         link=NEAR,
         targets=(Target("push", "wall", 0.50), Target("pull", "wall", 0.10)),
@@ -151,7 +117,7 @@ CASES = (
     ),
     Case(
         "near-6-models",
-        "A bento with 6 models of 256 MiB, 40 ms, 20 MB/s a connection",
+        "A bento with 6 models of 256 MiB, 40 ms, 20 MB/s per connection",
         256 * MiB,
         models=6,
         link=NEAR,
@@ -174,7 +140,7 @@ CASES = (
 )
 
 START = "start"
-START_TITLE = "Start of the interpreter, and import"
+START_TITLE = "Interpreter start and import"
 START_TARGETS = (Target("import", "wall", 0.25), Target("--version", "wall", 0.25))
 
 LADDERS = {
@@ -182,18 +148,11 @@ LADDERS = {
     "files": {count: Case("", "", 4000, files=count, peers=(OURS,)) for count in (1, 100, 1000, 10_000, 100_000)},
     "models": {count: Case("", "", MiB, models=count, peers=(OURS,)) for count in (1, 10, 50, 200)},
 }
-"""What grows, and the case for each size of it."""
+"""The cases of each axis by amount."""
 
 
 def steps(largest: float = 1.0) -> list[tuple[str, int, Case]]:
-    """List by what steps the cost is measured as it grows.
-
-    Args:
-        largest: Leave out what has more than this share of the largest.
-
-    Returns:
-        What grows, how much of it there is, and the case.
-    """
+    """List the axis, the amount and the case of each scale step up to a share of the largest."""
     return [
         (name, much, case)
         for name, ladder in LADDERS.items()

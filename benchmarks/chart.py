@@ -1,8 +1,8 @@
-"""The chart that README and docs show, from the results that are committed.
+"""Draw the chart of README and docs from the committed results.
 
     python -m benchmarks.chart
 
-It has no background, and colours that are read on a light page and on a dark one.
+The background is transparent, and the colours suit light and dark pages.
 """
 
 from __future__ import annotations
@@ -24,12 +24,7 @@ FONT = 9
 
 
 def draw(results: Path, chart: Path) -> None:
-    """Draw the wall time of each client, with bentoml's as the measure.
-
-    Args:
-        results: The directory of the results.
-        chart: The file to write.
-    """
+    """Draw the wall time of each client relative to bentoml's."""
     rows = [
         (f"{result.title}: {way}", result.median(way, OURS, "wall"), result.median(way, THEIRS, "wall"))
         for result in load(results)
@@ -58,7 +53,7 @@ def draw(results: Path, chart: Path) -> None:
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw the chart."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the directory of the results")
     parser.add_argument("--chart", type=Path, default=CHART)

@@ -1,4 +1,4 @@
-"""What is pushed and pulled: random bytes, made once for a case, and the same after each journey."""
+"""The items of the benchmarks: random bytes, generated once per case and verified after each transfer."""
 
 from __future__ import annotations
 
@@ -23,16 +23,11 @@ SERVICE = {"src/service.py": b"pass\n"}
 
 
 class WrongBytesError(Exception):
-    """What came is not what was sent."""
+    """The received bytes differ from the sent bytes."""
 
 
 class Items:
-    """The item of a case, under as many versions as wanted, all of the same bytes.
-
-    Args:
-        case: What is in it.
-        directory: Where to keep it.
-    """
+    """The item of a case in any number of versions with the same bytes."""
 
     def __init__(self, case: Case, directory: Path) -> None:
         self.case = case
@@ -58,16 +53,11 @@ class Items:
 
     @property
     def total(self) -> int:
-        """Bytes of all files."""
+        """The bytes of all files."""
         return self.case.size * self.case.files * len(self.models)
 
     def lay_out(self, home: Path, version: str) -> None:
-        """Put it into a store, as one version of it. The files are links: they take no time and no disk.
-
-        Args:
-            home: `$BENTOML_HOME`.
-            version: The version of it, and of its models.
-        """
+        """Add a version to the store in `$BENTOML_HOME`, with hard links, which take no time and no disk space."""
         if self.case.models:
             make_bento(home, f"{self.name}:{version}", SERVICE, models=[f"{name}:{version}" for name in self.models])
         for model in self.models:
@@ -78,26 +68,18 @@ class Items:
 
     @cached_property
     def tar(self) -> Path:
-        """A tar of it, for those who copy nothing else."""
+        """A tar of the files, for the tools that copy a tar."""
         path = self._directory / "bare.tar"
         with tarfile.open(path, "w:") as tar:
             tar.add(self._directory / self.models[0] / "data", "data")
         return path
 
     def keys(self, version: str) -> list[tuple[str, str]]:
-        """Where the registry keeps the tars of a version: the model, and the key of its tar."""
+        """Return each model of a version and the key of its tar in the bucket."""
         return [(model, f"blobs/models/{model}/{version}.tar") for model in self.models]
 
     def check_tar(self, file: IO[bytes], model: str | None = None) -> None:
-        """See that a tar holds the files of a model.
-
-        Args:
-            file: The tar.
-            model: Which; the only one, if not told.
-
-        Raises:
-            WrongBytesError: It does not.
-        """
+        """Raise WrongBytesError unless a tar holds the files of a model; the only model by default."""
         found: dict[str, str] = {}
         with tarfile.open(fileobj=file, mode="r|", bufsize=4 * MiB) as tar:
             for member in tar:
@@ -107,15 +89,7 @@ class Items:
         self._compare(found, model or self.models[0])
 
     def check_store(self, home: Path, version: str) -> None:
-        """See that a store holds all of a version.
-
-        Args:
-            home: `$BENTOML_HOME`.
-            version: The version.
-
-        Raises:
-            WrongBytesError: It does not.
-        """
+        """Raise WrongBytesError unless the store in `$BENTOML_HOME` holds all files of a version."""
         if self.case.models and not (home / "bentos" / self.name / version / "src" / "service.py").is_file():
             raise WrongBytesError(f"there is no {self.name}:{version} in {home}")
         for model in self.models:

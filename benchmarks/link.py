@@ -1,8 +1,8 @@
-"""A link in user space: what goes through it takes a round trip's time, and each connection has a rate of its own.
+"""Simulate a network link in user space, with a round-trip time and a rate per connection.
 
     python benchmarks/link.py --to 127.0.0.1:3000 --round-trip 40 --rate 20
 
-prints the port it listens on, and carries bytes until it is stopped.
+The process prints its port and forwards connections until it is stopped.
 """
 
 from __future__ import annotations
@@ -15,24 +15,17 @@ from dataclasses import dataclass
 from typing import cast
 
 BURST = 0.02
-"""How long a connection may be idle and make up for it, in seconds: timers come late by less."""
+"""Seconds of idle time that a connection can make up for; timers are late by less."""
 
 IN_FLIGHT = 1024 * 1024
-"""Besides what the link holds by its length: what a connection may have sent that has not arrived, in bytes."""
+"""Bytes in flight per connection, in addition to the bandwidth-delay product."""
 
 UNLIMITED = 1e9
 
 
 @dataclass(frozen=True)
 class Path:
-    """What all connections have in common.
-
-    Attributes:
-        host: Of the server behind the link.
-        port: Its port.
-        delay: One way, in seconds.
-        rate: Of each connection, each way, in bytes a second.
-    """
+    """The parameters of all connections: the target, the one-way delay in seconds, and bytes a second per direction."""
 
     host: str
     port: int
@@ -41,7 +34,7 @@ class Path:
 
 
 class End(asyncio.Protocol):
-    """One end of a connection: hands on to the other, later, what arrives here."""
+    """One end of a connection, which forwards received data to the other end with a delay."""
 
     other: End
     transport: asyncio.Transport
@@ -66,7 +59,7 @@ class End(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._send(None)
-        return True  # the other way stays open
+        return True  # keep the other direction open
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._loop.call_at(self._free_at + 2 * self._path.delay, self._close_other)
@@ -78,7 +71,7 @@ class End(asyncio.Protocol):
         self.other.is_full(False)
 
     def is_full(self, full: bool) -> None:
-        """The other end's peer does not read, or does again."""
+        """Pause or resume reading when the other end's peer stops or resumes reading."""
         self._other_is_full = full
         self._pace()
 
@@ -110,17 +103,17 @@ class End(asyncio.Protocol):
 
 
 class Near(End):
-    """The end at which clients connect."""
+    """The end that clients connect to."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._loop.call_soon(self.transport.pause_reading)  # not at once: Python 3.10 begins to read after this
+        self._loop.call_soon(self.transport.pause_reading)  # later: Python 3.10 starts to read after this
         self.other = End(self._path)
         self.other.other = self
         self._connecting = self._loop.create_task(self._connect())
 
     async def _connect(self) -> None:
-        """Reach the server; the handshake takes its round trip too."""
+        """Connect to the server after the round trip of the handshake."""
         await asyncio.sleep(2 * self._path.delay)
         try:
             await self._loop.create_connection(lambda: self.other, self._path.host, self._path.port)
@@ -134,7 +127,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", required=True, metavar="HOST:PORT")
     parser.add_argument("--round-trip", type=float, default=0.0, metavar="MS")
-    parser.add_argument("--rate", type=float, default=0.0, metavar="MB/S", help="of each connection; 0 for no limit")
+    parser.add_argument("--rate", type=float, default=0.0, metavar="MB/S", help="per connection; 0 for no limit")
     options = parser.parse_args()
     host, _, port = options.to.rpartition(":")
     path = Path(host, int(port), delay=options.round_trip / 2000, rate=options.rate * 1e6 or UNLIMITED)

@@ -1,7 +1,7 @@
-"""Run a command, and see what it takes. Linux alone: it reads /proc.
+"""Run a command and measure its wall time, CPU, memory and disk usage. Linux only: it reads /proc.
 
-Wall time and CPU are the kernel's, of the process and all it waited for. Memory and disk are looked at many times a
-second, so what lasts shorter than that can be missed; a single process's peak memory is the kernel's as well.
+The kernel reports wall time and CPU of the process and the children that it waited for. Memory and disk are sampled
+many times a second, so short peaks can be missed; the peak memory of each process is also the kernel's.
 """
 
 from __future__ import annotations
@@ -20,28 +20,18 @@ if TYPE_CHECKING:
 
 SECONDS_A_LOOK = 0.05
 SHARE_FOR_DISK = 0.05
-"""Of the time, that is: a walk through 20,000 files must not take the CPU from what is measured."""
+"""The maximum share of the time; a walk through 20,000 files must not take CPU from the measured process."""
 
 SECTOR = 512
 
 
 class FailedError(Exception):
-    """A command did not end well."""
+    """A command exited with an error."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What a command took.
-
-    Attributes:
-        wall: In seconds.
-        cpu: Of all its processes, user's and system's, in seconds.
-        servers_cpu: What the servers that we had started before took meanwhile, in seconds.
-        peak_memory: Of all its processes together, resident, in bytes.
-        peak_disk: What was there at once, more than before, in the directories that were watched, files included that
-            have no name any more and are open; in bytes.
-        written: What its processes wrote to files, in bytes, whether or not it has reached the disk.
-    """
+    """The measurements of a command and all its processes; `written` counts writes to files, synced or not."""
 
     wall: float
     cpu: float
@@ -51,25 +41,12 @@ class Taken:
     written: int
 
     def as_json(self) -> dict[str, float]:
-        """The same, for a file."""
+        """Return the measurements as a JSON object."""
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
 def take(command: Sequence[str], environment: Mapping[str, str], watched: Sequence[Path], log: Path) -> Taken:
-    """Run a command to its end.
-
-    Args:
-        command: The command.
-        environment: All of its environment.
-        watched: Directories where it may keep something.
-        log: Where its output goes.
-
-    Returns:
-        What it took.
-
-    Raises:
-        FailedError: It failed; the end of its output is told.
-    """
+    """Run a command to its end and measure it; raise FailedError with the end of its log if it fails."""
     before, servers_before = on_disk(watched, set()), _cpu_of_servers()
     with log.open("wb") as output:
         began = time.monotonic()
@@ -98,7 +75,7 @@ def take(command: Sequence[str], environment: Mapping[str, str], watched: Sequen
 
 
 class _Look:
-    """Looks at a process and its children until it is told to end."""
+    """Samples a process and its descendants until `end` is called."""
 
     def __init__(self, pid: int, watched: Sequence[Path]) -> None:
         self.memory = 0
@@ -128,7 +105,7 @@ class _Look:
 
 
 def _family(pid: int) -> Iterator[int]:
-    """A process, its children, theirs, and so on."""
+    """Yield a process and all its descendants."""
     yield pid
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -137,19 +114,19 @@ def _family(pid: int) -> Iterator[int]:
 
 
 def _cpu_of_servers() -> float:
-    """What all processes took that we have started and that run, in seconds."""
+    """Return the CPU seconds of all running processes that this process started."""
     total = 0.0
     for pid in _family(os.getpid()):
         if pid != os.getpid():
             with suppress(OSError):
-                # After the name, which may hold anything: see proc_pid_stat(5).
+                # The fields follow the name, which may contain any character: see proc_pid_stat(5).
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    """Resident now, and at its peak since it began its program; in bytes."""
+    """Return the current and the peak resident memory of a process, in bytes."""
     found = {"VmRSS:": 0, "VmHWM:": 0}
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -160,15 +137,7 @@ def _memory(pid: int) -> tuple[int, int]:
 
 
 def on_disk(directories: Iterable[Path], seen: set[tuple[int, int]]) -> int:
-    """What files take on the disk.
-
-    Args:
-        directories: Where they are.
-        seen: Files that were counted already, by device and inode; those that are counted now are added.
-
-    Returns:
-        Bytes, each file counted once however many names it has.
-    """
+    """Return the bytes of all files below directories, counting each (device, inode) that is not in `seen` once."""
     total = 0
     for directory in directories:
         for parent, _, names in os.walk(directory):
@@ -187,7 +156,7 @@ def _once(status: os.stat_result, seen: set[tuple[int, int]]) -> int:
 
 
 def _deleted(pids: Iterable[int], directories: Sequence[Path], seen: set[tuple[int, int]]) -> int:
-    """What files take that have no name any more, and that someone has open."""
+    """Return the bytes of deleted files that a process still has open."""
     total = 0
     for pid in pids:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What was measured, as the files of the results have it."""
+"""Read the benchmark results."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RESULTS = Path(__file__).with_name("results")
-"""Those that are committed."""
+"""The committed results."""
 
 TITLES = {case.name: case.title for case in CASES} | {START: START_TITLE}
 
 SCALE, WHERE = "scale", "where"
-"""What grows, and where the time goes, have files of their own."""
+"""The files of `benchmarks.scale` and `benchmarks.where`."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A target, and what became of it."""
+    """A target and the measured ratio."""
 
     title: str
     direction: str
@@ -36,16 +36,12 @@ class Goal:
 
     @property
     def is_met(self) -> bool:
-        """Whether it was reached, as far as two digits tell."""
+        """Whether the ratio, rounded to two digits, meets the target."""
         return round(self.ratio, 2) <= self.at_most
 
 
 class Result:
-    """What was measured in one case.
-
-    Args:
-        content: Of its file.
-    """
+    """The measurements of one case, read from its file."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.content = content
@@ -54,62 +50,47 @@ class Result:
 
     @property
     def directions(self) -> list[str]:
-        """What was done, in the order in which it was."""
+        """The measured directions, in order."""
         return list(dict.fromkeys(each["direction"] for each in self._rounds))
 
     def peers(self, direction: str) -> list[str]:
-        """Who did it."""
+        """Return the peers of a direction."""
         found = {each["peer"] for each in self._rounds if each["direction"] == direction}
         return [peer for peer in (OURS, UNVERIFIED, THEIRS, *TAR_TOOLS) if peer in found]
 
     def values(self, direction: str, peer: str, measure: str) -> list[float]:
-        """A measure, in all rounds."""
+        """Return a measure of all rounds."""
         return [each[measure] for each in self._rounds if each["direction"] == direction and each["peer"] == peer]
 
     def median(self, direction: str, peer: str, measure: str) -> float:
-        """The median of a measure."""
+        """Return the median of a measure."""
         return statistics.median(self.values(direction, peer, measure))
 
     def peak(self, direction: str, peer: str, measure: str) -> float:
-        """The most there was of a measure in any round."""
+        """Return the maximum of a measure over all rounds."""
         return max(self.values(direction, peer, measure))
 
     def goals(self) -> Iterator[Goal]:
-        """What was to be reached."""
+        """Yield each target with the measured ratio."""
         for target in self.content["targets"]:
             direction, measure, peer, against = (target[key] for key in ("direction", "measure", "peer", "against"))
             ratio = self.median(direction, peer, measure) / self.median(direction, against, measure)
             yield Goal(self.title, direction, measure, peer, against, ratio, target["at_most"])
 
     def above_import(self, peer: str) -> float | None:
-        """Peak memory above what is taken as soon as all is imported, in bytes."""
+        """Return the peak memory above that of the imports, in bytes, if it was measured."""
         floor = self.content.get("floors", {}).get(peer)
         peaks = [self.peak(direction, peer, "peak_memory") for direction in self.directions]
         return max(peaks) - floor if floor else None
 
 
 def load(directory: Path = RESULTS) -> list[Result]:
-    """Read the results.
-
-    Args:
-        directory: Where they are.
-
-    Returns:
-        Those of each case that there are, in the order of `cases.py`.
-    """
+    """Read the results of all measured cases, in the order of `cases.py`."""
     paths = [directory / f"{name}.json" for name in TITLES]
     return [Result(json.loads(path.read_text())) for path in paths if path.exists()]
 
 
 def load_one(name: str, directory: Path = RESULTS) -> dict[str, Any]:
-    """Read what `benchmarks.scale` or `benchmarks.where` has measured.
-
-    Args:
-        name: Which.
-        directory: Where it is.
-
-    Returns:
-        Its content; empty where there is none.
-    """
+    """Read the results of `benchmarks.scale` or `benchmarks.where`; empty if there are none."""
     path = directory / f"{name}.json"
     return cast("dict[str, Any]", json.loads(path.read_text())) if path.exists() else {}

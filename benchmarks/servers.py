@@ -1,4 +1,4 @@
-"""SeaweedFS, the registry on it, and the link between both and the clients."""
+"""SeaweedFS, a registry on it, and the link between them and the clients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUCKET = "bench"
 USER = "admin"
 REGION = "us-east-1"
 VOLUME_SIZE = 1024
-"""Of SeaweedFS's, in MiB: with those of its tests a push of some GiB would spend its time on making new ones."""
+"""The volume size of SeaweedFS in MiB; with small volumes, a push of several GiB mostly creates volumes."""
 
 BIN = Path(sys.executable).parent
 LINK = Path(__file__).with_name("link.py")
@@ -31,14 +31,7 @@ LINK = Path(__file__).with_name("link.py")
 
 @dataclass(frozen=True)
 class Site:
-    """Servers that run.
-
-    Attributes:
-        endpoint: The registry, as clients find it.
-        token: What opens it.
-        s3: The bucket's server, as clients find it.
-        client: Speaks to the bucket's server past any link.
-    """
+    """The running servers: the endpoints for clients, the token, and a bucket client that bypasses the link."""
 
     endpoint: str
     token: str
@@ -46,18 +39,18 @@ class Site:
     client: Any
 
     def presigned(self, method: str, key: str) -> str:
-        """A URL at which a client finds an object of the bucket."""
+        """Return a presigned URL of an object for clients."""
         return str(s3_client(self.s3).generate_presigned_url(method, Params={"Bucket": BUCKET, "Key": key}))
 
 
 def s3_client(endpoint: str) -> Any:
-    """A client of a bucket's server."""
+    """Return a client of the bucket's server."""
     secrets = {"aws_access_key_id": USER, "aws_secret_access_key": USER}
     return boto3.client("s3", endpoint_url=endpoint, region_name=REGION, **secrets)
 
 
 def credentials() -> dict[str, str]:
-    """The environment of a process that speaks to the bucket's server."""
+    """Return the environment of a process that connects to the bucket's server."""
     return {
         "AWS_ACCESS_KEY_ID": USER,
         "AWS_SECRET_ACCESS_KEY": USER,
@@ -75,20 +68,7 @@ class NoServerError(Exception):
 def running(
     command: list[str], lines: int, log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[list[str]]:
-    """Run a server.
-
-    Args:
-        command: The server.
-        lines: How many lines it prints when it listens.
-        log: Where to keep its complaints.
-        environment: What its environment has besides ours.
-
-    Yields:
-        Those lines.
-
-    Raises:
-        NoServerError: It did not start; its complaints are told.
-    """
+    """Run a server and yield the lines that it prints at its start; raise NoServerError if it prints fewer."""
     variables = {**os.environ, **(environment or {})}
     with (
         log.open("wb") as complaints,
@@ -96,26 +76,17 @@ def running(
     ):
         assert process.stdout is not None
         try:
-            said = [process.stdout.readline().strip() for _ in range(lines)]
-            if not all(said):
+            printed = [process.stdout.readline().strip() for _ in range(lines)]
+            if not all(printed):
                 raise NoServerError(f"{' '.join(command)}: {log.read_text()[-2000:]}")
-            yield said
+            yield printed
         finally:
             process.terminate()
 
 
 @contextmanager
 def linked(url: str, link: Link | None, log: Path) -> Iterator[str]:
-    """Put a link before a server.
-
-    Args:
-        url: The server.
-        link: The link; None for none.
-        log: Where to keep the link's complaints.
-
-    Yields:
-        Where the server is found now.
-    """
+    """Put a link in front of a server and yield the URL of the link."""
     if link is None:
         yield url
         return
@@ -127,16 +98,7 @@ def linked(url: str, link: Link | None, log: Path) -> Iterator[str]:
 
 @contextmanager
 def site(directory: Path, link: Link | None, transmission: Transmission) -> Iterator[Site]:
-    """Run SeaweedFS, a registry on a bucket of it, and the link.
-
-    Args:
-        directory: Where SeaweedFS keeps its files.
-        link: Between clients and both servers.
-        transmission: Which way the registry sends the bytes.
-
-    Yields:
-        Where all of it is.
-    """
+    """Run SeaweedFS, a registry on a bucket of it, and the link."""
     with ExitStack() as stack:
         weed = stack.enter_context(seaweed(directory, volume_size=VOLUME_SIZE)).endpoint
         client = s3_client(weed)

