@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from async_bento._core.s3 import MAX_PUT_SIZE, MIN_PART_SIZE
+from async_bento._core.validation import first_error
 from async_bento.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ class Transfer(_Frozen):
         resume: Go on with an interrupted push or pull where it stopped, in another process too.
     """
 
-    part_size: int = Field(default=16 * MiB, ge=5 * MiB, le=5 * GiB)
+    part_size: int = Field(default=16 * MiB, ge=MIN_PART_SIZE, le=MAX_PUT_SIZE)
     concurrency: int = Field(default=32, ge=1)
     io_chunk: int = Field(default=MiB, ge=4 * KiB)
     window: int = Field(default=48 * MiB, ge=MiB)
@@ -197,9 +199,9 @@ class Config(_Frozen):
         try:
             return cls.model_validate(groups)
         except ValidationError as error:
-            first = error.errors()[0]
-            variable = "_".join(("ASYNC_BENTO", *map(str, first["loc"]))).upper()
-            raise ConfigError(f"{variable}={first['input']!r}: {first['msg']}") from error
+            first = first_error(error)
+            variable = f"ASYNC_BENTO_{first.field.replace('.', '_')}".upper()
+            raise ConfigError(f"{variable}={environ[variable]!r}: {first.message}") from error
 
 
 def _setting_variables() -> Iterator[tuple[str, str, str]]:

@@ -31,9 +31,10 @@ from async_bento.registry.schemas import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
 
+    from async_bento._core.validation import JsonObject
     from async_bento.registry.blobs.base import Blobs
     from async_bento.registry.records.base import Item, Records
-    from async_bento.rest.schemas import JsonObject, TransmissionStrategy
+    from async_bento.rest.schemas import TransmissionStrategy
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
     Strategies = Callable[[str], TransmissionStrategy | None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from async_bento._core.concurrency import Threads
+from async_bento._core.files import atomic_write
 from async_bento.errors import ConfigError
 from async_bento.registry.backend import Opened, new_secret
 from async_bento.registry.blobs.disk import LocalBlobs
@@ -83,9 +83,6 @@ def _kept_secret(path: Path) -> str:
         if kept := path.read_text().strip():
             return kept
     secret = new_secret()
-    # Under another name until it is whole, or whoever is killed in between would leave an empty one.
-    unfinished = path.with_name(f".{path.name}")
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(secret + "\n")
-    unfinished.replace(path)
+    # One temporary name, so that killed processes leave no more than one file.
+    atomic_write(path, f"{secret}\n", durable=False, temp_path=path.with_name(f".{path.name}"))
     return secret

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
+from async_bento._core.s3 import MAX_PARTS
+from async_bento._core.validation import TIME_FORMAT, JsonObject, first_error
 from async_bento.registry.errors import BadRequestError
 from async_bento.registry.kinds import BENTO
-from async_bento.rest.schemas import TIME_FORMAT, JsonObject, LabelItemSchema
+from async_bento.rest.schemas import LabelItemSchema
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from async_bento.registry.kinds import Kind
     from async_bento.registry.records.base import Item, Repository
-    from async_bento.rest.schemas import JsonObject, TransmissionStrategy
+    from async_bento.rest.schemas import TransmissionStrategy
 
 _BUILD_AT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}")
 
@@ -71,13 +73,13 @@ class PresignPartBody(Body):
     """A part that is about to be sent."""
 
     upload_id: str
-    part_number: int = Field(ge=1, le=10_000)
+    part_number: int = Field(ge=1, le=MAX_PARTS)
 
 
 class PartBody(Body):
     """A part that has been sent."""
 
-    part_number: int = Field(ge=1, le=10_000)
+    part_number: int = Field(ge=1, le=MAX_PARTS)
     etag: str
 
 
@@ -112,9 +114,8 @@ def read_body(form: type[BodyT], raw: bytes) -> BodyT:
         # NaN and lone surrogates are no JSON, and could be neither stored nor answered.
         return form.model_validate(from_json(raw, allow_inf_nan=False))
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "body"
-        raise BadRequestError(f"{where}: {first['msg']}") from error
+        first = first_error(error)
+        raise BadRequestError(f"{first.field or 'body'}: {first.message}") from error
     except ValueError as error:
         raise BadRequestError(f"the body is no JSON: {error}") from error
 

@@ -12,8 +12,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from pydantic import SecretStr
 
+from async_bento._core.s3 import MAX_PUT_SIZE, MIN_PART_SIZE
 from async_bento._core.urls import check_endpoint
-from async_bento.config import GiB, MiB
 from async_bento.errors import ConfigError
 from async_bento.registry.app import Api
 from async_bento.registry.blobs.disk import HOP
@@ -79,8 +79,8 @@ class LocalRegistry:
         api_token: str | None = None,
         public_url: str | None = None,
         url_expiry: float = 3600.0,
-        min_part_size: int = 5 * MiB,
-        max_put_size: int = 5 * GiB,
+        min_part_size: int = MIN_PART_SIZE,
+        max_put_size: int = MAX_PUT_SIZE,
         grace: float = 5.0,
         access_log: logging.Logger | None = None,
     ) -> None:

@@ -8,8 +8,7 @@ owner: it holds tokens.
 from __future__ import annotations
 
 import os
-import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -17,6 +16,8 @@ import filelock
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from async_bento._core.files import atomic_write
+from async_bento._core.validation import first_error
 from async_bento.config import bentoml_home
 from async_bento.errors import ConfigError
 
@@ -136,9 +137,9 @@ def read_document(path: Path) -> tuple[Contexts, dict[str, object]]:
     try:
         contexts = Contexts.model_validate(content or {})
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {place}: {first['msg']}" if place else f"{path} holds no contexts") from None
+        first = first_error(error)
+        problem = f"{path}: {first.field}: {first.message}" if first.field else f"{path} holds no contexts"
+        raise ConfigError(problem) from None
     return contexts, cast("dict[str, object]", content or {})  # nothing but a mapping passes for Contexts
 
 
@@ -242,14 +243,4 @@ def _cannot_write(path: Path, error: Exception) -> ConfigError:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # of mode 600 before the first byte
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            yaml.safe_dump(document, file)
-            file.flush()
-            os.fsync(descriptor)
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise
+    atomic_write(path, yaml.safe_dump(document), durable=True)

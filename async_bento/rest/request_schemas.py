@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PlainSerializer,
 )
 
-from async_bento.rest.schemas import BentoManifestSchema, LabelItemSchema, ModelManifestSchema, UtcTime, in_utc
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-
-def _format_time(value: datetime) -> str:
-    # As TIME_FORMAT says, but with four digits for every year, which strftime leaves to the C library.
-    return in_utc(value).replace(tzinfo=None).isoformat(" ", "microseconds")
-
-
-BuildTime = Annotated[UtcTime, PlainSerializer(_format_time, return_type=str)]
-"""A time of a request, in the one form the registry reads."""
+from async_bento._core.s3 import MAX_PARTS
+from async_bento._core.validation import RequestTime
+from async_bento.rest.schemas import BentoManifestSchema, LabelItemSchema, ModelManifestSchema
 
 
 class Request(BaseModel):
@@ -67,7 +56,7 @@ class CreateBentoSchema(UpdateBentoSchema):
     """
 
     version: str
-    build_at: BuildTime
+    build_at: RequestTime
 
 
 class UpdateModelSchema(Request):
@@ -93,7 +82,7 @@ class CreateModelSchema(UpdateModelSchema):
     """
 
     version: str
-    build_at: BuildTime
+    build_at: RequestTime
 
 
 class PreSignMultipartUploadUrlSchema(Request):
@@ -105,7 +94,7 @@ class PreSignMultipartUploadUrlSchema(Request):
     """
 
     upload_id: str
-    part_number: int = Field(ge=1, le=10_000)
+    part_number: int = Field(ge=1, le=MAX_PARTS)
 
 
 class CompletePartSchema(Request):
@@ -116,7 +105,7 @@ class CompletePartSchema(Request):
         etag: Its ETag as the storage gave it, quotes and all.
     """
 
-    part_number: int = Field(ge=1, le=10_000)
+    part_number: int = Field(ge=1, le=MAX_PARTS)
     etag: str
 
 

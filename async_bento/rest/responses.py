@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from async_bento._core.retry import seconds_to_wait
 from async_bento._core.urls import without_queries
+from async_bento._core.validation import first_error
 from async_bento.errors import (
     APIError,
     APIResponseError,
@@ -58,14 +59,14 @@ def read_answer(body: bytes, schema: type[AnswerT], request: str) -> AnswerT:
         return schema.model_validate_json(body)
     except ValidationError as error:
         # No cause: what pydantic says quotes the answer, and that may hold a presigned URL.
-        first = error.errors(include_input=False, include_url=False)[0]
-        if first["type"] == "json_invalid":
+        first = first_error(error)
+        if first.type == "json_invalid":
             raise APIResponseError(
                 f"{request}: the answer is not JSON; is this endpoint a BentoCloud or Yatai registry?"
             ) from None
-        field = ".".join(map(str, first["loc"])) or "the answer"
+        field = first.field or "the answer"
         raise APIResponseError(
-            f"{request}: the answer does not fit the protocol: {field}: {first['msg']}", field=field
+            f"{request}: the answer does not fit the protocol: {field}: {first.message}", field=field
         ) from None
 
 

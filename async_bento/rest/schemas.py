@@ -7,31 +7,24 @@ may be absent, null or empty at another, so an answer demands only what no step 
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import Annotated, ClassVar, Generic, Literal, TypeVar, cast, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     SecretStr,
     model_validator,
 )
 
 from async_bento._core.text import facts, human_size, table
-
-TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"
-"""The only form of `build_at` that Yatai parses; UTC."""
+from async_bento._core.validation import JsonObject, UtcTime
 
 UPLOADED = "success"
 """The `upload_status` of an item whose bytes are all there."""
 
 TransmissionStrategy = Literal["proxy", "presigned_url"]
-
-JsonObject = dict[str, JsonValue]
 
 
 def _blank_to_none(value: object) -> object:
@@ -42,17 +35,6 @@ def _known_or_none(value: object) -> object:
     # Of a way that is not known yet, the registry is asked what it means by it.
     return value if value in get_args(TransmissionStrategy) else None
 
-
-def in_utc(value: datetime) -> datetime:
-    """Convert a time to UTC; a time without a zone is UTC."""
-    try:
-        return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
-    except OverflowError:  # a time that has no place in UTC's years 1 to 9999
-        raise ValueError("date value out of range") from None
-
-
-UtcTime = Annotated[datetime, AfterValidator(in_utc)]
-"""A time of an answer, RFC 3339 with up to nanoseconds; without a zone it is UTC."""
 
 OptionalTime = Annotated[UtcTime | None, BeforeValidator(_blank_to_none)]
 

@@ -5,40 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import math
-from datetime import date, datetime, timezone
+from datetime import date, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, cast
 
 from pydantic import AfterValidator, BeforeValidator, InstanceOf, JsonValue, PlainSerializer, StrictStr
 
+from async_bento._core.validation import JsonObject, format_time
 from async_bento.store.tag import Tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"
-"""How a request says a time (`bentoml/_internal/cloud/schemas/utils.py`); always UTC, which is how Yatai reads it."""
-
 MAX_VALUES = 1_000_000
 """Values in one free-form field. YAML's aliases make a few hundred bytes stand for billions."""
-
-JsonObject = dict[str, JsonValue]
-
-
-def format_time(value: datetime) -> str:
-    """Write a time as a request has it.
-
-    Args:
-        value: A time; without a zone it is UTC.
-
-    Returns:
-        Like `2024-05-06 07:08:09.000010`, in UTC.
-    """
-    return _in_utc(value).strftime(TIME_FORMAT)
-
-
-def _in_utc(value: datetime) -> datetime:
-    return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
 
 
 def fields_of(value: object) -> dict[str, object] | None:
@@ -104,9 +84,6 @@ def _to_key(key: object) -> str:
         return key
     return json.dumps(key) if key is None or isinstance(key, (bool, int, float)) else str(key)
 
-
-UtcTime = Annotated[datetime, AfterValidator(_in_utc), PlainSerializer(format_time, return_type=str)]
-"""A time: YAML's own or ISO 8601; without a zone it is UTC."""
 
 FreeForm = Annotated[JsonObject, BeforeValidator(_json)]
 """What a user may fill as they like. Of what JSON has no form for, times become text in UTC, dates ISO 8601, bytes

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from async_bento._core.files import fsync_path
 from async_bento.errors import StoreError
 
 if TYPE_CHECKING:
@@ -125,15 +126,6 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def sync_directory(path: Path) -> None:
-    """Make what was renamed in a directory outlive a loss of power.
-
-    Args:
-        path: The directory.
-    """
-    _sync(path)
-
-
 def sync_tree(path: Path) -> None:
     """Make a directory and everything below it outlive a loss of power.
 
@@ -153,8 +145,8 @@ def sync_tree(path: Path) -> None:
             # A link has nothing to sync, and a file may have a mode that lets nobody open it.
             with suppress(PermissionError):
                 if not (file := Path(root, name)).is_symlink():
-                    _sync(file)
-        _sync(Path(root))
+                    fsync_path(file)
+        fsync_path(Path(root))
 
 
 def _sync_filesystem(path: Path) -> bool:
@@ -172,14 +164,3 @@ def _sync_filesystem(path: Path) -> bool:
     if number in {errno.ENOSYS, errno.EPERM}:  # an old kernel, or a seccomp filter
         return False
     raise OSError(number, os.strerror(number), str(path))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # what filesystems say that sync no directories
-            raise
-    finally:
-        os.close(descriptor)

@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from async_bento._core.files import atomic_write
 from async_bento.errors import InvalidTagError
 from async_bento.store.filesystem import as_store_error
 from async_bento.store.tag import LATEST, Tag
@@ -59,23 +60,20 @@ def read_latest(directory: Path) -> str | None:
     return version if _is_tag_part(version) and (directory / version).is_dir() else None
 
 
-def write_latest(directory: Path, version: str | None, *, by_way_of: Path) -> None:
+def write_latest(directory: Path, version: str | None, *, temp_path: Path) -> None:
     """Write which version is the latest, in one step: BentoML reads this file without a lock.
 
     Args:
         directory: A name's directory.
         version: The version; None for none any more.
-        by_way_of: A file that is not there yet and nobody else's, on the same filesystem.
+        temp_path: A file that is not there yet and nobody else's, on the same filesystem.
     """
     latest = directory / LATEST
     if version is None:
         latest.unlink(missing_ok=True)
         return
-    with by_way_of.open("x", encoding="utf-8") as file:
-        file.write(version)
-        file.flush()
-        os.fsync(file.fileno())  # or a loss of power may leave the new name and nothing in the file
-    by_way_of.replace(latest)
+    # BentoML of another user may read the file: its mode follows the umask.
+    atomic_write(latest, version, mode=0o666, durable=True, temp_path=temp_path)
 
 
 def closest(wanted: str, names: Sequence[str]) -> list[str]:

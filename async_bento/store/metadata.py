@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from async_bento._core.validation import RequestTime, first_error
 from async_bento.config import BENTOML_VERSION, MiB
 from async_bento.errors import NotFoundError, StoreError
-from async_bento.store.fields import FreeForm, Labels, Name, TagField, Text, UtcTime, Version, fields_of
+from async_bento.store.fields import FreeForm, Labels, Name, TagField, Text, Version, fields_of
 from async_bento.store.tag import Tag
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class ItemInfo(Yaml):
     name: Name
     version: Version
     labels: Labels = {}
-    creation_time: UtcTime
+    creation_time: RequestTime
 
     @property
     def tag(self) -> Tag:
@@ -77,7 +78,7 @@ class BentoModelInfo(Yaml):
 
     tag: TagField
     module: str | None = None
-    creation_time: UtcTime = Field(default_factory=lambda: datetime.now(timezone.utc))
+    creation_time: RequestTime = Field(default_factory=lambda: datetime.now(timezone.utc))
     alias: str | None = None
     registry: str = "bentoml"
     metadata: FreeForm | None = None
@@ -342,9 +343,8 @@ def _parse(text: bytes, path: Path) -> dict[str, object]:
 
 
 def _explain(error: ValidationError) -> str:
-    first, *more = error.errors(include_url=False, include_input=False)
-    field = ".".join(map(str, first["loc"]))
-    rest = f" (and {len(more)} more)" if more else ""
-    if first["type"] == "missing":
-        return f"the field `{field}` is missing{rest}"
-    return f"the field `{field}`: {first['msg'].removeprefix('Value error, ')}{rest}"
+    first = first_error(error)
+    rest = f" (and {first.others} more)" if first.others else ""
+    if first.type == "missing":
+        return f"the field `{first.field}` is missing{rest}"
+    return f"the field `{first.field}`: {first.message}{rest}"

@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from async_bento._core.files import fsync_path
 from async_bento.errors import StoreError
-from async_bento.store.filesystem import as_store_error, exchange, make_movable, move_aside, remove_tree, sync_directory
+from async_bento.store.filesystem import as_store_error, exchange, make_movable, move_aside, remove_tree
 from async_bento.store.locks import Lock, hold_directory
 from async_bento.store.tag import LATEST
 
@@ -245,7 +246,7 @@ def place(staged: Path, target: Path, aside: Path) -> None:
     if not os.path.lexists(target):
         if not target.parent.exists():
             target.parent.mkdir(parents=True)
-            sync_directory(target.parent.parent)
+            fsync_path(target.parent.parent)
         staged.rename(target)
         return
     make_movable(target)

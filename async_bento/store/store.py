@@ -20,9 +20,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from async_bento._core.files import fsync_path
 from async_bento.config import bentoml_home
 from async_bento.errors import InvalidTagError, NotFoundError, StoreError
-from async_bento.store.filesystem import as_store_error, move_aside, remove_tree, sync_directory, sync_tree
+from async_bento.store.filesystem import as_store_error, move_aside, remove_tree, sync_tree
 from async_bento.store.items import Bento, Item, Model
 from async_bento.store.layout import abbreviate, closest, directories, read_latest, write_latest
 from async_bento.store.staging import ITEM, STATE, Scratch, check_reach, place
@@ -254,7 +255,7 @@ class Store(Generic[ItemT]):
                     place(staged, target, aside)
                     item = dataclasses.replace(item, path=target)
                 self._note(tag, item, aside)
-                sync_directory(target.parent)
+                fsync_path(target.parent)
         if replaced and replace:
             try:
                 remove_tree(staged)
@@ -288,7 +289,7 @@ class Store(Generic[ItemT]):
             except FileNotFoundError as error:
                 raise self._not_found(tag) from error
             # What is removed for good must not come back in parts.
-            sync_directory(self.path / tag.name)
+            fsync_path(self.path / tag.name)
             self._forget(tag.name, aside)
 
     def _get_latest(self, tag: Tag) -> ItemT:
@@ -354,7 +355,7 @@ class Store(Generic[ItemT]):
         return read_latest(self.path / name)
 
     def _write_latest(self, name: str, version: str | None, aside: Path) -> None:
-        write_latest(self.path / name, version, by_way_of=aside / LATEST)
+        write_latest(self.path / name, version, temp_path=aside / LATEST)
 
     def _repair_latest(self, name: str) -> str | None:
         if not directories(self.path / name):

@@ -8,16 +8,17 @@ secret: without a presigned URL an upload's id opens nothing.
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from async_bento._core.files import atomic_write
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 _OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
 
@@ -129,16 +130,7 @@ class Journal:
         """
         upload = _Upload(**recorded.source.model_dump(), upload_id=recorded.upload_id)
         parts = (_Part(part_number=number, etag=etag) for number, etag in sorted(recorded.etags.items()))
-        descriptor, temporary = tempfile.mkstemp(prefix=f"{self.path.name}.", dir=self.path.parent)  # of mode 600
-        try:
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
-                file.writelines(_lines([upload, *parts]))
-                file.flush()
-                os.fsync(descriptor)
-            Path(temporary).replace(self.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        atomic_write(self.path, b"".join(_lines([upload, *parts])), durable=True)
 
     def note(self, part_number: int, etag: str) -> None:
         """Add a part that has arrived.

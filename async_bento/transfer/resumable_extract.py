@@ -9,12 +9,12 @@ synced; it names the boot it was written in, and another one starts anew.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from async_bento._core.files import atomic_write
 from async_bento._core.text import human_size
 from async_bento.config import MiB
 from async_bento.errors import StoreError
@@ -37,7 +37,6 @@ INTERVAL = 8 * MiB
 anew, beside what was on its way."""
 
 _SHARE = 50  # bytes of the tar for each of a checkpoint, so that writing those takes no time to speak of
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -188,7 +187,8 @@ class Unpacking:
         text = json.dumps(said)
         self._longest = len(text)
         try:
-            _write(text, self._state)
+            temp_path = self._state.with_name(f"{self._state.name}.new")  # one name: killed pulls leave one file
+            atomic_write(self._state, text, durable=False, temp_path=temp_path)
         except OSError:  # without it, a pull that is interrupted starts anew; with the old one, it would be misled
             self._forget()
 
@@ -206,15 +206,6 @@ class Unpacking:
             raise StoreError(
                 f"the disk of {self._directory} has {human_size(free)} free, and {human_size(needed)} are to come"
             )
-
-
-def _write(text: str, path: Path) -> None:
-    """Write a file in one step, for its owner alone."""
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, _NEW_FILE, 0o600), "w") as file:  # noqa: PTH123 - a descriptor has no path
-        file.write(text)
-    temporary.replace(path)
 
 
 def _boot() -> str:

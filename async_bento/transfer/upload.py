@@ -7,9 +7,7 @@ a part that failed is never left out of the completed upload, and each try has a
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +18,8 @@ import anyio
 
 from async_bento._core.concurrency import for_each, shielded
 from async_bento._core.retry import with_retries
-from async_bento.config import GiB, MiB
+from async_bento._core.s3 import MAX_PARTS, MAX_PUT_SIZE, MIN_PART_SIZE, bare_etag, etag_of_parts
+from async_bento.config import MiB
 from async_bento.errors import APIError, APIResponseError, APIStatusError, BentoError, IntegrityError, PartError
 from async_bento.rest.request_schemas import CompletePartSchema, FinishUploadSchema
 from async_bento.rest.responses import is_not_found
@@ -46,15 +45,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
-LARGEST_PUT = 5 * GiB
-"""S3 refuses a single PUT above it with EntityTooLarge."""
-
-MOST_PARTS = 10_000
-"""S3's limit of parts of one upload."""
-
-SMALLEST_PART = 5 * MiB
-"""S3's limit for every part but the last."""
 
 _GONE = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE})
 
@@ -90,8 +80,8 @@ def choose_part_size(size: int, wanted: int, threads: int) -> int:
         smaller; as much more as 10,000 parts need; never under 5 MiB.
     """
     rounds = -(-size // (wanted * threads))
-    needed = max(-(-size // (rounds * threads)), -(-size // MOST_PARTS))
-    return max(-(-needed // MiB) * MiB, SMALLEST_PART)
+    needed = max(-(-size // (rounds * threads)), -(-size // MAX_PARTS))
+    return max(-(-needed // MiB) * MiB, MIN_PART_SIZE)
 
 
 async def upload(
@@ -133,7 +123,7 @@ async def upload(
         progress.enter("transferring", bytes_total=plan.size)
         if strategy == "proxy":
             return await job.through_registry()  # which notes the success itself
-        if presigned_url is not None and plan.size <= LARGEST_PUT:
+        if presigned_url is not None and plan.size <= MAX_PUT_SIZE:
             uploaded = await job.by_one_put(presigned_url)
         else:
             uploaded = await job.by_parts(threads)
@@ -326,14 +316,14 @@ class _Upload:
 
     async def _is_stored(self, etags: list[str]) -> bool:
         """Whether the storage has the whole: as S3 has it, its ETag is the MD5 of the MD5s of its parts."""
-        digests = [re.fullmatch(r'"?([0-9a-f]{32})"?', etag) for etag in etags]
-        binary = b"".join(bytes.fromhex(digest[1]) for digest in digests if digest)
-        expected = f"{hashlib.md5(binary, usedforsecurity=False).hexdigest()}-{len(etags)}"
+        expected = etag_of_parts(etags)
+        if expected is None:
+            return False
         with suppress(BentoError):
             presigned = await self.routes.presign_download(self.name, self.version)
             address = self.routes.session.storage_address(presigned.presigned_download_url)
             async with get(address, self.transport.config, 0, 1) as received:
-                return (received.etag or "").strip('"') == expected and received.total == self.plan.size
+                return bare_etag(received.etag or "") == bare_etag(expected) and received.total == self.plan.size
         return False
 
     async def _presign(self, multipart: _Multipart, part_number: int) -> Address:

@@ -104,20 +104,21 @@ def test_one_that_everyone_could_read_is_its_owners_alone_after_a_write(path: Pa
 
 
 def test_no_byte_is_written_where_others_could_read_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes: list[int] = []
-    dump = yaml.safe_dump
+    before_the_first_byte: list[tuple[int, int]] = []
+    fdopen = os.fdopen
 
-    def watched(document: object, file) -> None:
-        modes.append(stat.S_IMODE(os.fstat(file.fileno()).st_mode))
-        dump(document, file)
+    def watched(descriptor: int, mode: str) -> object:
+        status = os.fstat(descriptor)
+        before_the_first_byte.append((stat.S_IMODE(status.st_mode), status.st_size))
+        return fdopen(descriptor, mode)
 
-    monkeypatch.setattr("async_bento.rest.contexts.yaml.safe_dump", watched)
+    monkeypatch.setattr("os.fdopen", watched)
     before = os.umask(0)
     try:
         store_context(path, PROD)
     finally:
         os.umask(before)
-    assert modes == [0o600]
+    assert before_the_first_byte == [(0o600, 0)]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from async_bento._core.validation import TIME_FORMAT
 from async_bento.rest.request_schemas import (
     CompletePartSchema,
     CreateBentoSchema,
@@ -18,7 +19,6 @@ from async_bento.rest.request_schemas import (
     UpdateModelSchema,
 )
 from async_bento.rest.schemas import (
-    TIME_FORMAT,
     BentoFullSchema,
     BentoManifestSchema,
     BentoRepositorySchema,

@@ -9,8 +9,9 @@ from datetime import datetime, timezone
 import pytest
 import yaml
 
+from async_bento._core.validation import format_time
 from async_bento.errors import NotFoundError, StoreError
-from async_bento.store.fields import MAX_VALUES, format_time
+from async_bento.store.fields import MAX_VALUES
 from async_bento.store.items import MAX_DOC_SIZE, Bento, Model
 from async_bento.store.metadata import MAX_YAML
 from async_bento.store.tag import Tag

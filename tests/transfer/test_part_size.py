@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from hypothesis import given, strategies as st
 
+from async_bento._core.s3 import MAX_PARTS, MIN_PART_SIZE
 from async_bento.config import GiB, MiB
-from async_bento.transfer.upload import MOST_PARTS, SMALLEST_PART, choose_part_size
+from async_bento.transfer.upload import choose_part_size
 
 TiB = 1024 * GiB
 
@@ -27,7 +28,7 @@ def test_s3_takes_every_cut(size: int, wanted: int, threads: int) -> None:
 def test_a_part_is_no_larger_than_was_asked_for_or_10_000_parts_need(size: int, wanted: int, threads: int) -> None:
     part_size = choose_part_size(size, wanted, threads)
 
-    assert part_size < wanted + MiB or -(-size // (part_size - MiB)) > MOST_PARTS
+    assert part_size < wanted + MiB or -(-size // (part_size - MiB)) > MAX_PARTS
 
 
 @given(sizes, wanted_sizes, threads)
@@ -47,7 +48,7 @@ def test_the_last_round_is_full() -> None:
 
 @given(sizes, st.integers(1, 5 * MiB), threads)
 def test_no_part_is_smaller_than_s3_allows_whatever_was_asked_for(size: int, wanted: int, threads: int) -> None:
-    assert choose_part_size(size, wanted, threads) >= SMALLEST_PART
+    assert choose_part_size(size, wanted, threads) >= MIN_PART_SIZE
 
 
 def test_a_tar_of_exactly_10_000_parts_keeps_its_part_size() -> None:

@@ -156,7 +156,7 @@ async def test_a_tar_that_one_put_cannot_carry_goes_in_parts_whatever_the_regist
     open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home, files={"weights": THREE_PARTS})
-    monkeypatch.setattr(upload_module, "LARGEST_PUT", 6 * MiB)
+    monkeypatch.setattr(upload_module, "MAX_PUT_SIZE", 6 * MiB)
     door = await open_door("auto", max_put_size=6 * MiB)
 
     result = await client(door).models.push("mod:m1")
@@ -187,7 +187,7 @@ async def test_a_storage_may_say_yes_in_other_words(
 
 
 def test_one_put_carries_5_gib_as_s3_has_it() -> None:
-    assert upload_module.LARGEST_PUT == 5 * 1024**3
+    assert upload_module.MAX_PUT_SIZE == 5 * 1024**3
 
 
 # Parts in flight

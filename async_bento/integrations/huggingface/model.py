@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
+from async_bento._core.validation import first_error
 from async_bento.config import BENTOML_VERSION
 from async_bento.errors import StoreError
 from async_bento.store.tag import Tag
@@ -18,7 +19,7 @@ from async_bento.store.tag import Tag
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from async_bento.store.fields import JsonObject
+    from async_bento._core.validation import JsonObject
     from async_bento.store.metadata import BentoModelInfo
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -75,10 +76,9 @@ class HubModel:
         try:
             metadata = _Metadata.model_validate(wanted.metadata)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(map(str, first["loc"]))
+            first = first_error(error)
             raise StoreError(
-                f"the bento does not say where the model {wanted.tag} is: metadata.{field}: {first['msg']}"
+                f"the bento does not say where the model {wanted.tag} is: metadata.{first.field}: {first.message}"
             ) from error
         return cls(wanted.tag, **metadata.model_dump(), is_frozen=True)
 

@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from async_bento._core.s3 import bare_etag
 from async_bento.registry.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from async_bento.registry.blobs.base import ClaimedPart
-
-_MD5 = re.compile(r"[0-9a-f]{32}")
-
-
-def plain(etag: str) -> str:
-    """An ETag to be compared with others.
-
-    Args:
-        etag: The ETag, with or without quotes.
-
-    Returns:
-        It, without quotes, in lower case.
-    """
-    return etag.strip('"').lower()
-
-
-def etag_of_parts(claimed: Sequence[ClaimedPart]) -> str | None:
-    """The ETag that S3 gives to what is made of parts: the MD5 of the parts' MD5s, and how many there are.
-
-    Args:
-        claimed: The parts.
-
-    Returns:
-        The ETag, quotes and all; None where a part's ETag is no MD5.
-    """
-    digests = [plain(part.etag) for part in claimed]
-    if not all(map(_MD5.fullmatch, digests)):
-        return None
-    binary = b"".join(map(bytes.fromhex, digests))
-    return f'"{hashlib.md5(binary, usedforsecurity=False).hexdigest()}-{len(digests)}"'
 
 
 def check_parts(claimed: Sequence[ClaimedPart], arrived: Mapping[tuple[int, str], int], min_part_size: int) -> None:
@@ -61,7 +30,7 @@ def check_parts(claimed: Sequence[ClaimedPart], arrived: Mapping[tuple[int, str]
     if any(later.number <= earlier.number for earlier, later in pairwise(claimed)):
         raise StorageError("InvalidPartOrder", "the parts must be named in ascending order")
     for part in claimed:
-        size = arrived.get((part.number, plain(part.etag)))
+        size = arrived.get((part.number, bare_etag(part.etag)))
         if size is None:
             raise StorageError("InvalidPart", f"part {part.number} has not arrived, or has another ETag")
         if size < min_part_size and part is not claimed[-1]:

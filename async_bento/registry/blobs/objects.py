@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from async_bento._core.files import atomic_write, fsync_path
+from async_bento._core.s3 import bare_etag, etag_of_parts
 from async_bento.registry.blobs.base import UPLOAD_LIFETIME
-from async_bento.registry.blobs.multipart import check_parts, etag_of_parts, plain
-from async_bento.registry.blobs.spool import Spool
+from async_bento.registry.blobs.multipart import check_parts
 from async_bento.registry.errors import NoSuchUploadError, RecordNotFoundError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_bento.registry.blobs.base import ClaimedPart
+    from async_bento.registry.blobs.spool import Spool
 
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(r"\d{5}\.[0-9a-f]{32}")
@@ -178,7 +180,7 @@ class Disk:
         Raises:
             StorageError: There is no such upload, or the parts are not what has arrived.
         """
-        etag = etag_of_parts(claimed)
+        etag = etag_of_parts([part.etag for part in claimed])
         with self._lock:
             current = self._find(key)
             if current is not None and (current.id, current.etag) == (upload_id, etag):
@@ -188,7 +190,7 @@ class Disk:
             parts = {(int(name[:5]), name[6:]): name for name in sizes if _PART.fullmatch(name)}
             check_parts(claimed, {part: sizes[name] for part, name in parts.items()}, self._min_part_size)
             assert etag is not None, "all that has arrived has an MD5 for its ETag"
-            names = tuple(parts[part.number, plain(part.etag)] for part in claimed)
+            names = tuple(parts[part.number, bare_etag(part.etag)] for part in claimed)
             for unclaimed in sizes.keys() - {*names, _UPLOAD}:
                 (directory / unclaimed).unlink(missing_ok=True)
             stored = StoredObject(id=upload_id, etag=etag, parts=names, sizes=tuple(sizes[name] for name in names))
@@ -296,15 +298,10 @@ class Disk:
         previous = self._find(key)
         pointer = self._pointer(key)
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        spool = Spool(pointer.parent)
-        try:
-            spool.write([stored.model_dump_json().encode()])
-            spool.seal()
-            spool.path.replace(pointer)
-        finally:
-            spool.discard()
+        temp_path = pointer.with_name(f".{pointer.name}")  # `open` removes hidden files
+        atomic_write(pointer, stored.model_dump_json(), mode=0o666, durable=True, temp_path=temp_path)
         for directory in (self._data / stored.id, self._data, pointer.parent):
-            _sync(directory)
+            fsync_path(directory)
         if previous is None:
             return None
         if previous.id in self._readers:
@@ -333,12 +330,3 @@ def _says(file: Path, text: str) -> bool:
         return file.read_text() == text
     except FileNotFoundError:
         return False
-
-
-def _sync(directory: Path) -> None:
-    """Have the names in a directory on the disk, not only the files."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

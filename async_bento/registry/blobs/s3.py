@@ -15,10 +15,11 @@ import aiohttp
 from botocore.exceptions import BotoCoreError
 
 from async_bento._core.concurrency import shielded
+from async_bento._core.s3 import MAX_PARTS, MIN_PART_SIZE, bare_etag, etag_of_parts
 from async_bento.config import MiB
 from async_bento.registry.blobs.base import UPLOAD_LIFETIME, ClaimedPart
 from async_bento.registry.blobs.bucket import refusals
-from async_bento.registry.blobs.multipart import check_parts, etag_of_parts, plain
+from async_bento.registry.blobs.multipart import check_parts
 from async_bento.registry.errors import NoSuchUploadError, RecordNotFoundError, RegistryError, StorageError
 
 if TYPE_CHECKING:
@@ -31,12 +32,6 @@ if TYPE_CHECKING:
 
 HOP = MiB
 """What is read in one go, in bytes."""
-
-MIN_PART_SIZE = 5 * MiB
-"""How small a part may be that is not the last, in bytes; S3's own limit."""
-
-MAX_PARTS = 10_000
-"""How many parts an upload may have; S3's own limit."""
 
 _PART_SIZE = 8 * MiB
 _PART_SIZE_OF_UNKNOWN = 16 * MiB
@@ -174,7 +169,7 @@ class S3Blobs:
         try:
             parts = await self._parts(key, upload_id)
             check_parts(claimed, {part: arrived.size for part, arrived in parts.items()}, MIN_PART_SIZE)
-            etags = [(part.number, parts[part.number, plain(part.etag)].etag) for part in claimed]
+            etags = [(part.number, parts[part.number, bare_etag(part.etag)].etag) for part in claimed]
             with refusals():
                 answer = await self._client.complete_multipart_upload(
                     **self._object(key),
@@ -186,7 +181,7 @@ class S3Blobs:
             # Completing twice is no error, since the first answer may be lost. Which upload made an object, nobody
             # knows by then; but its ETag says whether it is made of these very parts.
             etag = await self._etag(key)
-            if etag is None or etag != etag_of_parts(claimed):
+            if etag is None or etag != etag_of_parts([part.etag for part in claimed]):
                 raise
             return etag
 
@@ -202,7 +197,9 @@ class S3Blobs:
                     for part in page.get("Parts", []):
                         etag = part.get("ETag", "")
                         arrived_at = part.get("LastModified", datetime.now(timezone.utc))
-                        parts[part.get("PartNumber", 0), plain(etag)] = _Arrived(etag, part.get("Size", 0), arrived_at)
+                        parts[part.get("PartNumber", 0), bare_etag(etag)] = _Arrived(
+                            etag, part.get("Size", 0), arrived_at
+                        )
         except (RecordNotFoundError, StorageError) as error:
             if error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}:  # for an id that cannot be one
                 raise NoSuchUploadError from error

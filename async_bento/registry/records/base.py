@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from async_bento.rest.schemas import JsonObject, LabelItemSchema  # noqa: TC001 - as above
+from async_bento._core.validation import JsonObject  # noqa: TC001 - as above
+from async_bento.rest.schemas import LabelItemSchema  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

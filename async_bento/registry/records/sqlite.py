@@ -28,12 +28,13 @@ from async_bento.registry.records.base import (
     utc_now,
 )
 from async_bento.registry.records.query import Entry, select
-from async_bento.rest.schemas import JsonObject, LabelItemSchema
+from async_bento.rest.schemas import LabelItemSchema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
+    from async_bento._core.validation import JsonObject
     from async_bento.registry.kinds import Kind
     from async_bento.registry.records.base import Change, NewItem
     from async_bento.registry.records.query import ListQuery

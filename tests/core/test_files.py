@@ -1,0 +1,112 @@
+"""Atomic writes: content, mode, durability, and what a failure leaves."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento._core.files import atomic_write, fsync_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The size of each file at its fsync."""
+    sizes: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    return sizes
+
+
+@pytest.mark.parametrize("data", ["naïve", "naïve".encode()])
+@pytest.mark.parametrize("temp_name", [None, "elsewhere/temp"])
+def test_atomic_write_replaces_the_content(tmp_path: Path, data: bytes | str, temp_name: str | None) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    path = tmp_path / "file"
+    path.write_text("a longer, older content")
+
+    atomic_write(path, data, durable=False, temp_path=temp_name and tmp_path / temp_name)
+
+    assert path.read_bytes() == "naïve".encode()
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "elsewhere", path]
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(None, 0o600), (0o666, 0o640)])
+def test_atomic_write_mode_follows_the_umask(tmp_path: Path, mode: int | None, expected: int) -> None:
+    path = tmp_path / "file"
+    path.touch(0o777)
+    umask = os.umask(0o027)
+    try:
+        if mode is None:
+            atomic_write(path, b"", durable=False)
+        else:
+            atomic_write(path, b"", durable=False, mode=mode)
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == expected
+
+
+@pytest.mark.parametrize(("durable", "expected"), [(True, [7]), (False, [])])
+def test_atomic_write_durable_syncs_the_whole_file(
+    tmp_path: Path, synced: list[int], durable: bool, expected: list[int]
+) -> None:
+    atomic_write(tmp_path / "file", b"content", durable=durable)
+    assert synced == expected
+
+
+def test_atomic_write_failed_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write(path, b"new", durable=True)
+
+    assert path.read_text() == "old"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_atomic_write_replaces_a_left_temp_file(tmp_path: Path) -> None:
+    path, temp_path, target = tmp_path / "file", tmp_path / "temp", tmp_path / "target"
+    target.write_text("not ours")
+    temp_path.symlink_to(target)
+
+    atomic_write(path, b"new", durable=False, temp_path=temp_path)
+
+    assert (path.read_text(), path.is_symlink(), target.read_text()) == ("new", False, "not ours")
+    assert not temp_path.is_symlink()
+
+
+def test_atomic_write_replaces_a_link_and_not_its_target(tmp_path: Path) -> None:
+    path, target = tmp_path / "file", tmp_path / "target"
+    target.write_text("not ours")
+    path.symlink_to(target)
+
+    atomic_write(path, b"new", durable=False)
+
+    assert (path.read_text(), path.is_symlink(), target.read_text()) == ("new", False, "not ours")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_fsync_path_unsupported_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", refuse)
+    fsync_path(tmp_path)
+
+
+def test_fsync_path_failed_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        fsync_path(tmp_path)
