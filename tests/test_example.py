@@ -1,4 +1,4 @@
-"""The example that BentoML gives of its `BentoAPI` runs with other imports, blocking and awaited, without BentoML."""
+"""Run the example of BentoML's `BentoAPI` with changed imports, blocking and awaited, without BentoML."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ print(json.dumps({
 
 
 @pytest.mark.parametrize("form", [blocking, asynchronous])
-def test_the_example_of_bentoml_runs_with_other_imports(
+def test_bentoml_example_runs_with_changed_imports(
     form: Callable[..., str], served: LocalRegistry, home: Path
 ) -> None:
     bento = make_bento(home, "my_service:v1", models=["mod:m1"])
