@@ -59,13 +59,15 @@ def problems_of(text: str) -> list[str]:
         if rest := _TEST.sub("", row.cells[-1]).strip(", "):
             problems.append(f"{where} names something other than a test: {rest}")
         problems += [
-            f"{where} names a missing test: {file}::{name}" for file, name in row.tests if name not in tests_in(file)
+            f"{where} names a missing test: {file}::{name}"
+            for file, name in row.tests
+            if name not in functions_in(file)
         ]
     return problems
 
 
 @cache
-def tests_in(file: str) -> frozenset[str]:
+def functions_in(file: str) -> frozenset[str]:
     """Return the test functions of a file, given by its path below the repository's root."""
     path = ROOT / file
     if not path.is_file():

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.parity import PARITY, ROOT, problems_of, rows_of
+from tests.parity import PARITY, ROOT, functions_in, problems_of, rows_of
 
 SECTIONS = {
     "The description of BentoAPI",
@@ -43,6 +43,7 @@ def test_every_row_names_tests_that_exist() -> None:
 
     assert rows_of(text)
     assert problems_of(text) == []
+    assert all(name in functions_in(file) for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text))
 
 
 def test_every_call_has_its_table() -> None:
