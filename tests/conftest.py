@@ -12,12 +12,15 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from blockbuster import blockbuster_ctx
 
+from async_bento._core import retry
 from async_bento.registry.server import LocalRegistry
 from tests.loopback import sitecustomize as loopback
 from tests.store.crashes import Crasher, crashing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from async_bento import RetryPolicy
 
 # A run in the background ignores Ctrl-C, and its children inherit that; here it means what it means to a person.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -61,6 +64,22 @@ def no_blocking_call_on_the_event_loop() -> Iterator[None]:
     """Raise BlockingError in whatever blocks the loop."""
     with blockbuster_ctx("async_bento"):
         yield
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds before each retry."""
+    waits: list[float] = []
+    decide = retry.wait_before_retry
+
+    def record(policy: RetryPolicy, error: Exception, *, failures: int, expired: int) -> float | None:
+        wait = decide(policy, error, failures=failures, expired=expired)
+        if wait is not None:
+            waits.append(wait)
+        return wait
+
+    monkeypatch.setattr(retry, "wait_before_retry", record)
+    return waits
 
 
 @pytest.fixture(autouse=True)

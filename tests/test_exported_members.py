@@ -55,6 +55,13 @@ def test_importing_it_imports_nothing_heavy(module: str, needs: str) -> None:
     assert done.stdout == f"{needs}\n"
 
 
+def test_importing_the_api_does_not_import_stamina() -> None:
+    """An application's `stamina.set_active(False)` turned the retries off while they were stamina's."""
+    script = "import async_bento.api.async_api, sys; print('stamina' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_every_error_is_public() -> None:
     assert {name for name, value in vars(errors).items() if is_own_class(value)} <= set(async_bento.__all__)
 

@@ -1,8 +1,9 @@
-"""What is worth another try, when, and how often; pure decisions, but for the clock."""
+"""Which errors are worth a retry, when and how often; and the throttle of a busy host."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import ssl
 import time
@@ -12,8 +13,6 @@ from datetime import timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
-
-import stamina
 
 from async_bento.errors import (
     APIConnectionError,
@@ -30,26 +29,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 EXPIRED_TRIES = 3
-"""Tries of one request that a storage may answer with 403, each with a new URL. One that says so of a URL it has never
-seen before will not say otherwise of the next."""
+"""Attempts of one request that a storage may answer with 403, each with a new URL. A storage that refuses a URL it has
+never seen before will refuse the next one too."""
 
 BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-"""What a server answers that wants all of its clients to slow down."""
+"""Statuses by which a server asks all of its clients to slow down."""
 
 _TRANSIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may well succeed in a moment.
+    """Whether the same request may succeed later.
 
-    Args:
-        error: What it failed with.
-
-    Returns:
-        True for lost connections, timeouts, 408, 425, 429, 5xx, bytes that arrived damaged, and a presigned URL that
-        has expired; False for everything else: a certificate that does not hold, a proxy that wants a password, our
-        own bugs.
+    True for lost connections, timeouts, 408, 425, 429, 5xx, corrupt bytes and expired presigned URLs. False for all
+    other errors: an untrusted certificate, a proxy that wants a password, our own bugs.
     """
     if isinstance(error, PartError):
         if error.status is None:
@@ -63,14 +59,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_expired(error: BaseException) -> bool:
-    """Whether a storage refused a presigned URL, as it does when its time is over.
-
-    Args:
-        error: What was raised.
-
-    Returns:
-        True for its 403.
-    """
+    """Whether a storage answered 403, as it does to an expired presigned URL."""
     return isinstance(error, PartError) and error.status == HTTPStatus.FORBIDDEN
 
 
@@ -79,7 +68,7 @@ def _is_transient_status(status: int) -> bool:
 
 
 def _is_refused_on_the_way(error: BaseException) -> bool:
-    """Whether a connection was made and not accepted: by us, for its certificate, or by a proxy, for ours."""
+    """Whether TLS or a proxy refused the connection: an untrusted certificate, or a proxy that wants a password."""
     return any(
         isinstance(cause, ssl.SSLCertVerificationError)
         or getattr(cause, "status", None) == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
@@ -100,71 +89,58 @@ async def with_retries(
     progress: Callable[[], int] = lambda: 0,
     retrying: Callable[[Exception], None] = lambda _: None,
 ) -> T:
-    """Run something until it succeeds, or fails for good.
+    """Call `operation` until it succeeds or fails for good, and return its result or raise its last error.
 
-    Args:
-        policy: How many tries, and the waits between them; a server's `Retry-After` goes before these.
-        operation: One try: a function without arguments, called anew for each.
-        progress: How far the whole is that this belongs to. When that has grown since the last failure, the line is
-            up again, and the count of tries starts anew.
-        retrying: Called with each failure after which it is tried again, but for a URL that has expired.
-
-    Returns:
-        What the first successful try returned.
-
-    Raises:
-        Exception: What the last try failed with.
+    `progress` tells how far the whole transfer is: the policy's attempts count from the last failure before which it
+    grew. `retrying` is called with each error that is followed by a retry, except that of an expired URL.
     """
     failures = expired = 0
     reached = progress()
+    while True:
+        try:
+            return await operation()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            if (now := progress()) > reached:
+                reached, failures, expired = now, 0, 0
+            failures += 1
+            expired += is_expired(error)
+            wait = wait_before_retry(policy, error, failures=failures, expired=expired)
+            if wait is None:
+                raise
+            logger.info("retrying in %.1f s, after failure %d: %s", wait, failures, error)
+            if not is_expired(error):
+                retrying(error)
+        await asyncio.sleep(wait)  # outside of `except`: the next error does not chain to this one
 
-    def wait(error: Exception) -> bool | float:
-        nonlocal failures, expired, reached
-        if not is_transient(error):
-            return False
-        if (now := progress()) > reached:
-            reached, failures, expired = now, 0, 0
-        failures += 1
-        if failures >= policy.attempts:
-            return False
-        if is_expired(error):
-            expired += 1
-            return 0.0 if expired < EXPIRED_TRIES else False
-        asked = error.retry_after if isinstance(error, (APIStatusError, PartError)) else None
-        if asked is not None and asked > policy.retry_after_cap:
-            return False
-        retrying(error)
-        return backoff(policy, failures) if asked is None else asked
 
-    return await stamina.AsyncRetryingCaller(attempts=None, timeout=None)(wait, operation)
+def wait_before_retry(policy: RetryPolicy, error: Exception, *, failures: int, expired: int) -> float | None:
+    """Return the seconds to wait after a transient error, or None to raise it.
+
+    `failures` in a row happened so far, `expired` of them because of an expired URL. The error's `Retry-After` takes
+    precedence over the policy's waits.
+    """
+    if failures >= policy.attempts:
+        return None
+    if is_expired(error):
+        return 0.0 if expired < EXPIRED_TRIES else None
+    asked = error.retry_after if isinstance(error, (APIStatusError, PartError)) else None
+    if asked is None:
+        return backoff(policy, failures)
+    return asked if asked <= policy.retry_after_cap else None
 
 
 def backoff(policy: RetryPolicy, failures: int) -> float:
-    """How long to wait after a failure: exponential, with full jitter.
-
-    Clients that failed together do not come back together, and half of the wait is spared on average (Amazon's
-    "Exponential Backoff and Jitter").
-
-    Args:
-        policy: The first and the longest wait.
-        failures: How many there were in a row, from 1.
-
-    Returns:
-        Seconds, from 0 to the policy's wait.
-    """
+    """Return the seconds to wait after the n-th failure in a row, from 1: exponential, with full jitter."""
+    # Full jitter halves the average wait and keeps clients that failed together from returning together
+    # (Amazon, "Exponential Backoff and Jitter").
     longest = min(policy.wait_max, policy.wait_initial * 2.0 ** min(failures - 1, 64))
-    return random.uniform(0, longest)  # noqa: S311 - no secret hangs on it
+    return random.uniform(0, longest)  # noqa: S311 - no secret depends on it
 
 
 def seconds_to_wait(retry_after: str | None) -> float | None:
-    """Read a `Retry-After` header (RFC 9110, 10.2.3).
-
-    Args:
-        retry_after: The header, in seconds or as a date, or None.
-
-    Returns:
-        Seconds, 0 for what is past; None where there is no such header, or nothing that can be read.
-    """
+    """Parse a `Retry-After` header (RFC 9110, 10.2.3) into seconds, 0 for the past; None if absent or malformed."""
     if not retry_after:
         return None
     try:
@@ -180,42 +156,27 @@ def seconds_to_wait(retry_after: str | None) -> float | None:
 
 @dataclass
 class HostThrottle:
-    """When each host may be asked again. What one worker hears from a host that is busy, all workers heed.
-
-    Args:
-        policy: How long to wait where the host does not say.
-    """
+    """Backoff per host, shared by all workers of a client. A host is written with its port."""
 
     policy: RetryPolicy
     _until: dict[str, float] = field(default_factory=dict[str, float], init=False)
     _refusals: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int), init=False)
 
     async def wait(self, host: str) -> None:
-        """Wait until a host may be asked.
-
-        Args:
-            host: The host, with its port.
-        """
-        while (left := self._until.get(host, 0.0) - time.monotonic()) > 0:  # noqa: ASYNC110 - it may be put off meanwhile
-            # Those that waited together do not come back together.
-            await asyncio.sleep(left + backoff(self.policy, 1))
+        """Wait until the host's backoff is over."""
+        while (left := self._until.get(host, 0.0) - time.monotonic()) > 0:  # noqa: ASYNC110 - others may extend it
+            await asyncio.sleep(left + backoff(self.policy, 1))  # jitter: the workers do not return together
 
     def record(self, host: str, status: int, retry_after: float | None) -> None:
-        """Take note of an answer.
-
-        Args:
-            host: Who answered, with its port.
-            status: The HTTP status.
-            retry_after: Its `Retry-After`, in seconds.
-        """
+        """Record an answer's status and its `Retry-After` in seconds."""
         now = time.monotonic()
-        paused = self._until.get(host, 0.0) > now  # what was asked before the pause says nothing about its end
+        paused = self._until.get(host, 0.0) > now
         if status not in BUSY:
-            if not paused:
+            if not paused:  # an answer to a request from before the pause does not end the pause
                 self._refusals.pop(host, None)
             return
         if not paused:
             self._refusals[host] += 1
         wait = backoff(self.policy, self._refusals[host]) if retry_after is None else retry_after
-        if wait <= self.policy.retry_after_cap:  # whoever is told to wait longer gives up
+        if wait <= self.policy.retry_after_cap:  # beyond the cap the call fails instead of waiting
             self._until[host] = max(self._until.get(host, 0.0), now + wait)

@@ -120,8 +120,6 @@ def main(verbose: int) -> None:
     logging.basicConfig(
         level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)], format="%(levelname)s: %(message)s"
     )
-    if not verbose:
-        logging.getLogger("stamina").setLevel(logging.ERROR)  # it warns of every try
 
 
 @main.group(

@@ -12,21 +12,18 @@ import contextlib
 import faulthandler
 import gc
 import json
+import logging
 import os
 import select
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from stamina.instrumentation import set_on_retry_hooks
-
 from async_bento import AsyncBentoAPI, BentoError, Config, ProgressEvent
 from async_bento.registry.server import LocalRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-
-    from stamina.instrumentation import RetryDetails
 
 HANGS_AFTER = 60.0
 """Seconds after which a call that has not ended says in its log where it stands."""
@@ -45,10 +42,13 @@ async def call(job: dict[str, Any]) -> None:
         if event.message.startswith("resuming"):
             seen["resumed"] = True
 
-    def count(_: RetryDetails) -> None:
-        seen["retries"] += 1
+    class Count(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen["retries"] += 1
 
-    set_on_retry_hooks([count])
+    log = logging.getLogger("async_bento._core.retry")  # one record per retry
+    log.setLevel(logging.INFO)
+    log.addHandler(Count())
     config = Config.model_validate(job["config"])
     word: dict[str, object]
     async with AsyncBentoAPI(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
-from typing import TYPE_CHECKING
+import subprocess
+import sys
 
 import pytest
-import stamina.instrumentation
 
 from async_bento import RetryPolicy, errors
 from async_bento._core.retry import HostThrottle, backoff, is_transient, seconds_to_wait, with_retries
 from async_bento.errors import APIStatusError, PartError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 AT_ONCE = RetryPolicy(attempts=3, wait_initial=0, wait_max=0)
 
@@ -108,16 +106,6 @@ class Operation:
         return "done"
 
 
-@pytest.fixture
-def waits() -> Iterator[list[float]]:
-    """How long each wait was to be."""
-    waits: list[float] = []
-    before = stamina.instrumentation.get_on_retry_hooks()
-    stamina.instrumentation.set_on_retry_hooks([lambda details: waits.append(details.wait_for)])
-    yield waits
-    stamina.instrumentation.set_on_retry_hooks(before)
-
-
 async def test_what_succeeds_is_done_once() -> None:
     operation = Operation()
     assert await with_retries(AT_ONCE, operation) == "done"
@@ -142,6 +130,61 @@ async def test_another_fault_ends_it_at_once() -> None:
     with pytest.raises(errors.StoreError, match="no space"):
         await with_retries(AT_ONCE, operation)
     assert operation.tries == 2
+
+
+async def test_retry_waits_as_long_as_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("async_bento._core.retry.wait_before_retry", lambda *_, **__: 0.02)
+    began = asyncio.get_running_loop().time()
+
+    await with_retries(AT_ONCE, Operation(errors.StalledError("1")))
+
+    assert asyncio.get_running_loop().time() - began >= 0.019
+
+
+async def test_retry_wait_is_cancelled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("async_bento._core.retry.wait_before_retry", lambda *_, **__: 3600.0)
+    operation = Operation(errors.StalledError("1"))
+    retried = asyncio.Event()
+    task = asyncio.create_task(with_retries(AT_ONCE, operation, retrying=lambda _: retried.set()))
+    await retried.wait()
+    await asyncio.sleep(0)
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert operation.tries == 1
+
+
+async def test_retry_errors_do_not_chain() -> None:
+    operation = Operation(errors.StalledError("1"), errors.StoreError("no space"))
+    with pytest.raises(errors.StoreError) as caught:
+        await with_retries(AT_ONCE, operation)
+    assert caught.value.__context__ is None
+
+
+async def test_retry_is_logged_with_wait_and_error(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="async_bento")
+    await with_retries(AT_ONCE, Operation(errors.StalledError("no byte for 60 s")))
+    assert caplog.messages == ["retrying in 0.0 s, after failure 1: no byte for 60 s"]
+
+
+def test_retry_without_logging_setup_prints_nothing() -> None:
+    script = """
+import asyncio
+from async_bento import RetryPolicy, StalledError
+from async_bento._core.retry import with_retries
+
+faults = [StalledError("1"), StalledError("2")]
+
+async def operation():
+    if faults:
+        raise faults.pop()
+    return "done"
+
+print(asyncio.run(with_retries(RetryPolicy(wait_initial=0), operation)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("done\n", "")
 
 
 async def test_a_cancellation_is_never_tried_again() -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-import stamina.instrumentation
 from aiohttp import web
 
 from async_bento import (
@@ -31,7 +30,7 @@ from async_bento.rest.responses import read_answer, status_error
 from async_bento.rest.schemas import BentoFullSchema, BentoWithRepositoryListSchema, ModelManifestSchema
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from tests.rest.conftest import RegistryMock
 
@@ -528,16 +527,6 @@ async def test_a_404_is_not_asked_for_again(client: RestApiClient, registry_mock
     with pytest.raises(APIStatusError):
         await client.bentos.start_upload("iris", "v1")
     assert registry_mock.asked == 1
-
-
-@pytest.fixture
-def waits() -> Iterator[list[float]]:
-    """How long each wait was to be."""
-    waits: list[float] = []
-    before = stamina.instrumentation.get_on_retry_hooks()
-    stamina.instrumentation.set_on_retry_hooks([lambda details: waits.append(details.wait_for)])
-    yield waits
-    stamina.instrumentation.set_on_retry_hooks(before)
 
 
 @pytest.mark.parametrize("status", [429, 503])

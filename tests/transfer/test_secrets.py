@@ -121,7 +121,7 @@ FAULTS: dict[str, Fault] = {
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    for name in ("", "asyncio", "aiohttp", "stamina", "async_bento"):
+    for name in ("", "asyncio", "aiohttp", "async_bento"):
         caplog.set_level(logging.DEBUG, logger=name or None)
     return caplog
 
