@@ -1,4 +1,4 @@
-"""BentoML's own example of its `BentoAPI`, word for word, and what is made of it here: other imports, and `await`."""
+"""The example of BentoML's `BentoAPI`, and its versions with changed imports and with `await`."""
 
 from __future__ import annotations
 
@@ -37,12 +37,10 @@ WITHOUT_BENTOML = "from async_bento import BentoStore\nbentoml = BentoStore()"
 
 
 def blocking(bentoml: str, *, before_the_pull: str = "", after: str = "") -> str:
-    """The example as a script; endpoint and token are its arguments.
+    """Return the example as a script that takes the endpoint and the token as arguments.
 
-    Args:
-        bentoml: What makes the name `bentoml`, which the example does not import.
-        before_the_pull: More to do before the bento is pulled.
-        after: More to do in the end.
+    `bentoml` is the statement that defines the name `bentoml`, which the example does not import. The other arguments
+    are statements to insert.
     """
     text = re.sub(r"^from bentoml\..* import", "from async_bento import", EXAMPLE, flags=re.MULTILINE)
     text = text.replace('"https://cloud.bentoml.com"', "sys.argv[1]").replace('"xxx"', "sys.argv[2]")
@@ -51,13 +49,7 @@ def blocking(bentoml: str, *, before_the_pull: str = "", after: str = "") -> str
 
 
 def asynchronous(bentoml: str, *, before_the_pull: str = "", after: str = "") -> str:
-    """The same with `AsyncBentoAPI`: its calls are awaited, and what was opened on a loop is closed on it.
-
-    Args:
-        bentoml: As for `blocking`.
-        before_the_pull: As for `blocking`.
-        after: As for `blocking`.
-    """
+    """Return the same script with `AsyncBentoAPI`, awaited and closed on its event loop."""
     text = blocking(bentoml, before_the_pull=before_the_pull, after=after)
     text = re.sub(r"\bBentoAPI\b", "AsyncBentoAPI", text)
     text = re.sub(r"\bbento_api\.", "await bento_api.", text) + CLOSE
