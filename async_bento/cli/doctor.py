@@ -113,12 +113,12 @@ async def _look_at_registry(endpoint: str | None, context: str | None) -> AsyncG
             yield Finding("endpoint", f"{error}; see whether the URL is right, and a proxy or a VPN is needed", error)
             return
     yield Finding("endpoint", f"{credentials.endpoint} answers in {probe.seconds * 1000:.0f} ms")
-    if probe.refusal is not None:
-        what_to_do = "" if isinstance(probe.refusal, AuthenticationError) else "; ask whoever runs the registry"
-        yield Finding("token", f"{probe.refusal}{what_to_do}", probe.refusal)
+    if probe.error is not None:
+        what_to_do = "" if isinstance(probe.error, AuthenticationError) else "; ask whoever runs the registry"
+        yield Finding("token", f"{probe.error}{what_to_do}", probe.error)
     elif probe.user is not None:
         yield Finding("token", f"it is that of {probe.user.name}")
-    yield look_at_clock(probe.skew)
+    yield look_at_clock(probe.clock_skew)
 
 
 def look_at_clock(skew: float | None) -> Finding:

@@ -18,10 +18,10 @@ from async_bento.rest.contexts import Context, contexts_path, read_contexts, sto
 from async_bento.rest.credentials import (
     DEFAULT_ENDPOINT,
     Credentials,
-    context_of,
+    context_of_environment,
     find_credentials,
     needs_contexts,
-    shadowing,
+    overriding_variables,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def login(endpoint: str | None, api_token_stdin: bool, name: str | None) -> None
     """
     path = contexts_path()
     known = read_contexts(path)  # a file that is broken is told before anything is asked
-    stored_as = (context_of() or known.current_context_name) if name is None else name
+    stored_as = (context_of_environment() or known.current_context_name) if name is None else name
     if not stored_as.strip():
         raise ConfigError("a context needs a name")
     earlier = known.find(stored_as)
@@ -175,7 +175,7 @@ def _record(one: Context, current_name: str) -> dict[str, object]:
 
 
 def _warn_of_variables(current: str) -> None:
-    if stronger := shadowing(current):
+    if stronger := overriding_variables(current):
         verb = "is" if len(stronger) == 1 else "are"
         click.echo(
             f"Note: {' and '.join(stronger)} {verb} set, and stronger than the current context; unset to use it.",

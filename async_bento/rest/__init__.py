@@ -1,1 +1,1 @@
-"""What is said to the registry."""
+"""The REST API of BentoCloud and Yatai: client, routes, schemas and credentials."""

@@ -1,14 +1,19 @@
-"""RestApiClient: every route of a registry, for bentos and for models."""
+"""RestApiClient: the public client of one registry's REST API."""
 
 from __future__ import annotations
 
+import math
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
-import anyio.to_thread
+from pydantic import SecretStr
 
-from async_bento.rest.responses import clock_of, read_answer
+from async_bento._core.retry import HostThrottle
+from async_bento.config import Config
+from async_bento.errors import ConfigError
+from async_bento.rest.credentials import LazyCredentials
+from async_bento.rest.responses import parse_response, read_date, status_error
 from async_bento.rest.routes import ItemRoutes
 from async_bento.rest.schemas import (
     BentoFullSchema,
@@ -19,60 +24,59 @@ from async_bento.rest.schemas import (
     ModelWithRepositorySchema,
     UserSchema,
 )
-from async_bento.rest.session import RestSession
+from async_bento.rest.session import ApiRequest, RestSession
+from async_bento.rest.transport import Connections
 
 if TYPE_CHECKING:
     import ssl as ssl_module
+    from types import TracebackType
 
     import aiohttp
-    from pydantic import SecretStr
+    from typing_extensions import Self
 
-    from async_bento.config import Config
-    from async_bento.errors import (
-        APIError,
-    )
+    from async_bento.errors import APIError
+    from async_bento.rest.credentials import Credentials
+
+_CURRENT_USER = ApiRequest("GET", "auth/current")
 
 
 class Probe(NamedTuple):
-    """What came of one look at a registry.
-
-    Attributes:
-        seconds: How long its answer took.
-        skew: How far this machine's clock is ahead of the registry's, in seconds, to about one second; None where the
-            registry does not tell its time.
-        user: Whose token it is; None where it is not accepted.
-        refusal: Why it is not.
-    """
+    """Latency, clock and token of a registry, measured by one request."""
 
     seconds: float
-    skew: float | None
-    user: UserSchema | None
-    refusal: APIError | None
+    clock_skew: float | None  # seconds this machine is ahead of the registry, to about 1 s; None without a Date header
+    user: UserSchema | None  # None when the registry rejects the token
+    error: APIError | None  # why the registry rejects the token
 
 
-class RestApiClient(RestSession):
-    """Client of one registry's REST API.
+class RestApiClient:
+    """Call one registry's REST API.
 
-    A client belongs to one event loop at a time; its connections are opened when they are first used.
+    A client belongs to one event loop at a time; it opens connections on first use.
 
     Args:
-        endpoint: The registry's URL; found as `find_credentials` says where it is None.
-        api_token: The token; likewise.
-        timeout: Seconds for one answer of the API; `config.timeouts.api` by default.
-        context: A context of `.yatai.yaml` to take endpoint and token from.
-        config: The settings; the defaults and the environment by default.
-        session: A session for calls to the registry, which stays the caller's to close. The storage is always spoken to
-            by a session of our own, so that no header or cookie of this one goes there.
-        proxy: The URL of a proxy; that of the environment by default.
-        ssl: A TLS context, or False for no verification; Python's defaults, `SSL_CERT_FILE` among them, by default.
+        endpoint: The registry's URL; by default that of the strongest source that `find_credentials` lists.
+        api_token: The API token; by default that of the strongest source that `find_credentials` lists.
+        timeout: Seconds to wait for a response; `config.timeouts.api` by default.
+        context: A context of `.yatai.yaml` to take the endpoint and the token from.
+        config: The settings; `Config.from_env()` by default.
+        session: An aiohttp session for requests to the registry; the caller closes it. Requests to the storage always
+            use a session of the client, so that no header or cookie of the caller's session reaches the storage.
+        proxy: The URL of a proxy; by default that of the environment (`HTTPS_PROXY`, `NO_PROXY` …).
+        ssl: A TLS context, or False for no verification; by default Python's defaults, including `SSL_CERT_FILE`.
 
     Raises:
-        ConfigError: The endpoint is no URL, or a setting does not fit. What only `.yatai.yaml` can tell, the first call
-            looks up, since that blocks.
+        ConfigError: The endpoint is not a URL, or a setting is invalid. If only `.yatai.yaml` has the token, the first
+            request reads that file and raises, since reading blocks.
 
     Attributes:
+        config: The settings.
         bentos: The routes of bentos.
         models: The routes of models.
+
+    Examples:
+        >>> async with RestApiClient("https://registry.example.com", "token") as client:
+        ...     bento = await client.bentos.get("iris_classifier", "v1")
     """
 
     def __init__(
@@ -87,43 +91,85 @@ class RestApiClient(RestSession):
         proxy: str | None = None,
         ssl: ssl_module.SSLContext | bool = True,
     ) -> None:
-        super().__init__(
-            endpoint, api_token, timeout, context=context, config=config, session=session, proxy=proxy, ssl=ssl
+        token = api_token.get_secret_value() if isinstance(api_token, SecretStr) else api_token
+        self._credentials = LazyCredentials(endpoint, token, context)
+        self.config = config or Config.from_env()
+        timeout = self.config.timeouts.api if timeout is None else timeout
+        if not 0 < timeout < math.inf:  # aiohttp waits forever for 0, and fails for infinity
+            raise ConfigError(f"timeout={timeout!r}: it must be a number of seconds above 0")
+        connections = Connections(session, proxy, ssl, HostThrottle(self.config.retry))
+        self._session = RestSession(self._credentials, connections, self.config, timeout)
+        self.bentos = ItemRoutes(
+            self._session, "bento", BentoRepositorySchema, BentoFullSchema, BentoWithRepositoryListSchema
         )
-        self.bentos = ItemRoutes(self, "bento", BentoRepositorySchema, BentoFullSchema, BentoWithRepositoryListSchema)
         self.models = ItemRoutes(
-            self, "model", ModelRepositorySchema, ModelWithRepositorySchema, ModelWithRepositoryListSchema
+            self._session, "model", ModelRepositorySchema, ModelWithRepositorySchema, ModelWithRepositoryListSchema
         )
 
+    def __repr__(self) -> str:
+        found = self._credentials.found
+        return f"RestApiClient(endpoint={found.endpoint!r})" if found else "RestApiClient()"
+
+    @property
+    def credentials(self) -> Credentials:
+        """The endpoint, the API token and its source. Reads `.yatai.yaml` once, if no other source has a token.
+
+        Raises:
+            ConfigError: There is no token, no such context, or the token belongs to another endpoint.
+        """
+        return self._credentials.get()
+
+    @property
+    def endpoint(self) -> str:
+        """The registry's URL, without a trailing slash.
+
+        Raises:
+            ConfigError: As for `credentials`.
+        """
+        return self.credentials.endpoint
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the client's connections. A session passed as `session=` stays open."""
+        await self._session.aclose()
+
     async def current_user(self) -> UserSchema:
-        """Ask whose token it is: GET `/api/v1/auth/current`.
+        """Get the user that the API token belongs to: GET `/api/v1/auth/current`.
 
         Returns:
             The user.
 
         Raises:
-            APIError: The registry was not reached, or refused.
-        """
-        return await self.request("GET", "auth/current", UserSchema)
-
-    async def probe(self) -> Probe:
-        """Ask whose token it is, once, and look at the registry's clock: GET `/api/v1/auth/current`.
-
-        Returns:
-            What came of it.
-
-        Raises:
-            APIError: The registry was not reached, or its answer does not fit the protocol. That it refuses is part
-                of the answer.
+            APIError: The registry was not reached, or rejected the request.
             ConfigError: There is no token.
         """
-        if self._credentials is None:
-            await anyio.to_thread.run_sync(lambda: self.credentials)
+        return await self._session.request(_CURRENT_USER, UserSchema)
+
+    async def probe(self) -> Probe:
+        """Measure the latency, the clock and the token of the registry by one GET `/api/v1/auth/current`.
+
+        Returns:
+            A named tuple: `seconds` of the request; `clock_skew`, the seconds this machine's clock is ahead of the
+            registry's, or None; `user`, or None when the registry rejects the token; `error`, the reason for that.
+
+        Raises:
+            APIError: The registry was not reached, or its response does not match the protocol. A rejected token is
+                part of the result.
+            ConfigError: There is no token.
+        """
+        credentials = await self._credentials.load()
         began = time.time()
-        response = await self._send("GET", "auth/current", None, None, self._timeout)
+        response = await self._session.send(_CURRENT_USER)
         seconds = time.time() - began
-        date = clock_of(response.headers)
+        date = read_date(response.headers)
         skew = None if date is None else began + seconds / 2 - date
         if response.status != HTTPStatus.OK:
-            return Probe(seconds, skew, None, self._refusal(response))
-        return Probe(seconds, skew, read_answer(response.body, UserSchema, response.request), None)
+            return Probe(seconds, skew, None, status_error(response, credentials))
+        return Probe(seconds, skew, parse_response(response, UserSchema), None)

@@ -8,8 +8,10 @@ arguments.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import anyio.to_thread
 from pydantic import SecretStr
 
 from async_bento._core.urls import check_endpoint, origin
@@ -17,7 +19,7 @@ from async_bento.errors import ConfigError
 from async_bento.rest.contexts import contexts_path, read_contexts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 DEFAULT_ENDPOINT = "https://cloud.bentoml.com"
 """Where BentoML 1.4.39 goes when nothing else is said (`bentoml/_internal/cloud/config.py`)."""
@@ -41,48 +43,42 @@ class Credentials(NamedTuple):
     source: str
 
 
+class LazyCredentials:
+    """Credentials, found at once if that needs no file, and otherwise on first use."""
+
+    def __init__(self, endpoint: str | None, api_token: str | None, context: str | None) -> None:
+        self._find: Callable[[], Credentials] = partial(find_credentials, endpoint, api_token, context)
+        self.found: Credentials | None = None if needs_contexts(api_token, context) else self._find()
+
+    def get(self) -> Credentials:
+        """The credentials. Blocks on first use."""
+        if self.found is None:
+            self.found = self._find()
+        return self.found
+
+    async def load(self) -> Credentials:
+        """The credentials, found in a worker thread if that blocks."""
+        return await anyio.to_thread.run_sync(self.get) if self.found is None else self.found
+
+
 def needs_contexts(
     api_token: str | None = None, context: str | None = None, environ: Mapping[str, str] = os.environ
 ) -> bool:
-    """Whether `find_credentials` must read `.yatai.yaml`, which blocks.
-
-    Args:
-        api_token: The token, or None.
-        context: A context, or None.
-        environ: Where to look for variables.
-
-    Returns:
-        True where a context is asked for, or where neither the argument nor a variable has a token.
-    """
+    """Whether `find_credentials` has to read `.yatai.yaml`, which blocks."""
     return bool(context) or not (api_token or any(environ.get(name) for name in _TOKEN_VARIABLES))
 
 
-def context_of(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Name the context that the environment asks for, in place of the current one (BentoML's `--context` sets it).
-
-    Args:
-        environ: Where to look for `BENTOML_CLOUD_CONTEXT`.
-
-    Returns:
-        Its name, or None.
-    """
+def context_of_environment(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The context that `BENTOML_CLOUD_CONTEXT` names (BentoML's `--context` sets it), or None."""
     return environ.get(_CONTEXT_VARIABLE) or None
 
 
-def shadowing(current: str, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Name the variables that are stronger than the current context, for who has just stored or chosen one.
-
-    Args:
-        current: The current context.
-        environ: Where to look for variables.
-
-    Returns:
-        Those that are set; a variable that names the same context is not in its way.
-    """
-    stronger = [name for name in (*_TOKEN_VARIABLES, *_ENDPOINT_VARIABLES) if environ.get(name)]
-    if context_of(environ) not in {None, current}:
-        stronger.append(_CONTEXT_VARIABLE)
-    return stronger
+def overriding_variables(current: str, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The variables that take precedence over the current context."""
+    overriding = [name for name in (*_TOKEN_VARIABLES, *_ENDPOINT_VARIABLES) if environ.get(name)]
+    if context_of_environment(environ) not in {None, current}:
+        overriding.append(_CONTEXT_VARIABLE)
+    return overriding
 
 
 def find_credentials(
@@ -121,13 +117,13 @@ def find_credentials(
         return Credentials(one.endpoint, one.api_token, f"context {one.name!r} in {path}") if one else None
 
     def from_context_in_use() -> Credentials | None:
-        name = context_of(environ)
+        name = context_of_environment(environ)
+        if name is None:
+            return from_context(None)
         try:
             return from_context(name)
         except ConfigError as error:
-            if name:
-                error.args = (f"{_CONTEXT_VARIABLE}={name}: {error}",)
-            raise
+            raise ConfigError(f"{_CONTEXT_VARIABLE}={name}: {error}") from error
 
     def from_variables(token_variable: str, endpoint_variable: str) -> Credentials | None:
         token = environ.get(token_variable)

@@ -15,13 +15,13 @@ from async_bento._core.validation import RequestTime
 from async_bento.rest.schemas import BentoManifestSchema, LabelItemSchema, ModelManifestSchema
 
 
-class Request(BaseModel):
+class RequestModel(BaseModel):
     """What is said to the registry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class CreateRepositorySchema(Request):
+class CreateRepositorySchema(RequestModel):
     """A repository to be created.
 
     Attributes:
@@ -33,7 +33,7 @@ class CreateRepositorySchema(Request):
     description: str = ""
 
 
-class UpdateBentoSchema(Request):
+class UpdateBentoSchema(RequestModel):
     """What changes of a bento's record.
 
     Attributes:
@@ -59,7 +59,7 @@ class CreateBentoSchema(UpdateBentoSchema):
     build_at: RequestTime
 
 
-class UpdateModelSchema(Request):
+class UpdateModelSchema(RequestModel):
     """What changes of a model's record.
 
     Attributes:
@@ -85,7 +85,7 @@ class CreateModelSchema(UpdateModelSchema):
     build_at: RequestTime
 
 
-class PreSignMultipartUploadUrlSchema(Request):
+class PreSignMultipartUploadUrlSchema(RequestModel):
     """A part that is about to be sent.
 
     Attributes:
@@ -97,7 +97,7 @@ class PreSignMultipartUploadUrlSchema(Request):
     part_number: int = Field(ge=1, le=MAX_PARTS)
 
 
-class CompletePartSchema(Request):
+class CompletePartSchema(RequestModel):
     """A part that has been sent.
 
     Attributes:
@@ -109,7 +109,7 @@ class CompletePartSchema(Request):
     etag: str
 
 
-class CompleteMultipartUploadSchema(Request):
+class CompleteMultipartUploadSchema(RequestModel):
     """All parts of an upload, in ascending order.
 
     Attributes:
@@ -121,7 +121,7 @@ class CompleteMultipartUploadSchema(Request):
     upload_id: str
 
 
-class FinishUploadSchema(Request):
+class FinishUploadSchema(RequestModel):
     """How an upload ended.
 
     Attributes:

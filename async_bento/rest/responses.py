@@ -1,4 +1,4 @@
-"""What an answer of the registry means: a schema, or one of our errors."""
+"""Parse responses of the registry: into a schema, or into an error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,7 +25,9 @@ from async_bento.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-AnswerT = TypeVar("AnswerT", bound=BaseModel)
+    from async_bento.rest.credentials import Credentials
+
+ResponseT = TypeVar("ResponseT", bound=BaseModel)
 
 _LONGEST_MESSAGE = 300
 
@@ -41,124 +43,89 @@ _HINTS = {
 }
 
 
-def read_answer(body: bytes, schema: type[AnswerT], request: str) -> AnswerT:
-    """Read the body of a 200.
+class RawResponse(NamedTuple):
+    """A response whose body was read, not yet parsed."""
 
-    Args:
-        body: The body.
-        schema: What it should be.
-        request: What was asked, for the message.
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    request: str  # the method and the URL without its query, for messages
 
-    Returns:
-        The answer.
 
-    Raises:
-        APIResponseError: It is no JSON, or a field does not fit.
-    """
+def parse_response(response: RawResponse, schema: type[ResponseT]) -> ResponseT:
+    """Parse the body of a 200; raise APIResponseError if it is not JSON, or does not match the schema."""
     try:
-        return schema.model_validate_json(body)
+        return schema.model_validate_json(response.body)
     except ValidationError as error:
-        # No cause: what pydantic says quotes the answer, and that may hold a presigned URL.
+        # No cause: pydantic's text quotes the body, which may hold a presigned URL.
         first = first_error(error)
         if first.type == "json_invalid":
             raise APIResponseError(
-                f"{request}: the answer is not JSON; is this endpoint a BentoCloud or Yatai registry?"
+                f"{response.request}: the answer is not JSON; is this endpoint a BentoCloud or Yatai registry?"
             ) from None
         field = first.field or "the answer"
         raise APIResponseError(
-            f"{request}: the answer does not fit the protocol: {field}: {first.message}", field=field
+            f"{response.request}: the answer does not fit the protocol: {field}: {first.message}", field=field
         ) from None
 
 
-def clock_of(headers: Mapping[str, str]) -> float | None:
-    """Read a `Date` header (RFC 9110, 6.6.1).
-
-    Args:
-        headers: The answer's headers.
-
-    Returns:
-        Seconds since 1970; None where there is no such header, or nothing that can be read.
-    """
+def read_date(headers: Mapping[str, str]) -> float | None:
+    """The `Date` header (RFC 9110, 6.6.1) in seconds since 1970; None if it is missing or invalid."""
     try:
         return parsedate_to_datetime(headers.get("Date", "")).timestamp()
     except ValueError:
         return None
 
 
-def status_error(
-    status: int, headers: Mapping[str, str], body: bytes, request: str, token_source: str, token: str = ""
-) -> APIError:
-    """Tell what a status other than 200 means.
+def status_error(response: RawResponse, credentials: Credentials) -> APIError:
+    """The error for a status other than 200."""
+    status, headers = response.status, response.headers
+    token = credentials.api_token.get_secret_value()
 
-    Args:
-        status: The HTTP status.
-        headers: The answer's headers.
-        body: Its body.
-        request: What was asked, for the message.
-        token_source: Where the token came from, for 401 and 403.
-        token: The token, which a server may repeat and the error must not.
+    def one_line(text: str) -> str:
+        return " ".join(without_queries(text.replace(token, "…") if token else text).split())  # servers may echo it
 
-    Returns:
-        The error to raise.
-    """
-
-    def readable(text: str) -> str:
-        return " ".join(without_queries(text.replace(token, "…") if token else text).split())
-
-    markup = is_markup(headers, body)
+    markup = is_markup(headers, response.body)
     if markup and status in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
         return APIResponseError(
-            f"{request}: {status}, with a page instead of JSON; is this endpoint a BentoCloud or Yatai registry?"
+            f"{response.request}: {status}, with a page instead of JSON; "
+            "is this endpoint a BentoCloud or Yatai registry?"
         )
-    said = "" if markup else readable(_server_message(body))
-    said = said if len(said) <= _LONGEST_MESSAGE else f"{said[:_LONGEST_MESSAGE]}…"
-    trace_id = readable(headers.get("x-trace-id", ""))[:_LONGEST_MESSAGE] or None
-    kind: type[APIStatusError] = APIStatusError
+    message = "" if markup else one_line(_server_message(response.body))
+    message = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
+    trace_id = one_line(headers.get("x-trace-id", ""))[:_LONGEST_MESSAGE] or None
+    error_type: type[APIStatusError] = APIStatusError
     hint = _HINTS.get(HTTPStatus(status), "") if status in HTTPStatus.__members__.values() else ""
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        kind = AuthenticationError
-        hint = f"the registry does not accept the API token from {token_source}"
+        error_type = AuthenticationError
+        hint = f"the registry does not accept the API token from {credentials.source}"
     elif status == HTTPStatus.TOO_MANY_REQUESTS:
-        kind = RateLimitError
+        error_type = RateLimitError
     elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        kind = ServerError
+        error_type = ServerError
     elif HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-        target = _without_secrets(readable(headers.get("Location", "elsewhere")))[:_LONGEST_MESSAGE]
+        location = _without_secrets(one_line(headers.get("Location", "elsewhere")))[:_LONGEST_MESSAGE]
         hint = (
-            f"it redirects to {target}, and the token is not sent there; if that is the registry, make it the endpoint"
+            f"it redirects to {location}, and the token is not sent there; "
+            "if that is the registry, make it the endpoint"
         )
-    details = [part for part in (said, hint, f"trace id {trace_id}" if trace_id else "") if part]
-    return kind(
-        "; ".join([f"{request}: {_status_line(status)}", *details]),
+    details = [part for part in (message, hint, f"trace id {trace_id}" if trace_id else "") if part]
+    return error_type(
+        "; ".join([f"{response.request}: {_status_line(status)}", *details]),
         status=status,
-        server_message=said,
+        server_message=message,
         trace_id=trace_id,
         retry_after=seconds_to_wait(headers.get("Retry-After")),
     )
 
 
 def is_markup(headers: Mapping[str, str], body: bytes) -> bool:
-    """Whether an answer is a page, or XML, where neither is spoken.
-
-    Args:
-        headers: The answer's headers.
-        body: Its body, or how it begins.
-
-    Returns:
-        True for what says so of itself, and for what looks so.
-    """
+    """Whether a response is HTML or XML, by its Content-Type or its first byte."""
     return "html" in headers.get("Content-Type", "").lower() or body.lstrip()[:1] == b"<"
 
 
 def is_not_found(error: APIStatusError) -> bool:
-    """Whether a registry says that there is no such record: 404, or 400 as older ones did.
-
-    Args:
-        error: What was raised.
-
-    Returns:
-        True for "no such record".
-    """
+    """Whether the registry has no such record: 404, or 400 from older releases of Yatai."""
     return error.status == HTTPStatus.NOT_FOUND or (
         error.status == HTTPStatus.BAD_REQUEST and "record not found" in error.server_message
     )
@@ -172,19 +139,19 @@ def _status_line(status: int) -> str:
 
 
 def _server_message(body: bytes) -> str:
-    """Yatai says `{"message": …}` of the login and `{"error": …}` of the rest; others may say it plainly."""
+    """The message of an error response: Yatai's login sends `{"message": …}`, its other routes `{"error": …}`."""
     text = body[: 64 * 1024].decode(errors="replace").strip()
     try:
-        said: object = json.loads(text)
+        content: object = json.loads(text)
     except (ValueError, RecursionError):
-        said = text
-    if isinstance(said, dict):
-        fields = cast("dict[str, object]", said)
-        said = fields.get("message") or fields.get("error") or ""
-    message = str(said).strip()
-    return "" if message.startswith("<") else message  # a page that a proxy made, handed on in JSON
+        content = text
+    if isinstance(content, dict):
+        fields = cast("dict[str, object]", content)
+        content = fields.get("message") or fields.get("error") or ""
+    message = str(content).strip()
+    return "" if message.startswith("<") else message  # a proxy's page inside JSON
 
 
 def _without_secrets(location: str) -> str:
-    """A `Location` may be relative, so that `without_queries` does not know it for a URL."""
+    """A `Location` without user, query and fragment; it may be relative, which `without_queries` does not handle."""
     return re.sub(r"//[^/]*@", "//", re.split(r"[?#]", location)[0])

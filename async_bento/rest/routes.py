@@ -1,4 +1,4 @@
-"""A coroutine per route of an item: the same for bentos and models, but for the words.
+"""ItemRoutes: a method for each route of bentos or models.
 
 The routes are those of BentoML 1.4.39 (`bentoml/_internal/cloud/client.py`) and Yatai (`api-server/routes/routes.go`).
 """
@@ -18,17 +18,18 @@ from async_bento.rest.request_schemas import (
     CreateRepositorySchema,
     FinishUploadSchema,
     PreSignMultipartUploadUrlSchema,
-    Request,
     UpdateBentoSchema,
     UpdateModelSchema,
 )
 from async_bento.rest.schemas import ItemSchema, RepositorySchema
+from async_bento.rest.session import ApiRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from async_bento.rest.request_schemas import RequestModel
     from async_bento.rest.session import RestSession
-    from async_bento.rest.transport import Address
+    from async_bento.rest.transport import Target
 
 RepositoryT = TypeVar("RepositoryT", bound=RepositorySchema, covariant=True)
 ItemT = TypeVar("ItemT", bound=ItemSchema, covariant=True)
@@ -36,20 +37,12 @@ ListT = TypeVar("ListT", bound=BaseModel, covariant=True)
 
 
 class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
-    """The routes of one kind of item: they are the same for bentos and models, but for the words.
-
-    Args:
-        session: Sends the requests.
-        kind: `bento` or `model`.
-        repository: The schema of a repository.
-        item: The schema of an item.
-        page: The schema of a list.
-    """
+    """The routes of bentos or of models; both have the same routes under other names."""
 
     def __init__(
         self,
         session: RestSession,
-        kind: str,
+        kind: str,  # bento or model
         repository: type[RepositoryT],
         item: type[ItemT],
         page: type[ListT],
@@ -61,33 +54,13 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
         self._page = page
 
     async def get_repository(self, name: str) -> RepositoryT | None:
-        """GET `/bento_repositories/{name}`.
-
-        Args:
-            name: The repository.
-
-        Returns:
-            The repository, or None where there is none.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
-        """
-        return await self.session.find("GET", f"{self.kind}_repositories/{quote(name)}", self._repository)
+        """GET `/bento_repositories/{name}`: the repository, or None."""
+        return await self.session.find(ApiRequest("GET", f"{self.kind}_repositories/{quote(name)}"), self._repository)
 
     async def create_repository(self, name: str) -> RepositoryT:
-        """POST `/bento_repositories`.
-
-        Args:
-            name: The repository.
-
-        Returns:
-            The repository.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
-        """
-        body = CreateRepositorySchema(name=name)
-        return await self.session.request("POST", f"{self.kind}_repositories", self._repository, body=body, retry=False)
+        """POST `/bento_repositories`."""
+        request = ApiRequest("POST", f"{self.kind}_repositories", CreateRepositorySchema(name=name))
+        return await self.session.request(request, self._repository, retry=False)
 
     async def list(
         self,
@@ -98,238 +71,85 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
         search: str | None = None,
         query: str | None = None,
     ) -> ListT | None:
-        """GET `/bentos`, or `/bento_repositories/{name}/bentos`: one page, in the order of `build_at`, newest first.
+        """GET `/bentos` or `/bento_repositories/{name}/bentos`: a page, newest `build_at` first, or None.
 
-        Args:
-            name: The repository; None for all of them.
-            start: The first item's place, from 0.
-            count: How many items at most.
-            search: What the name must hold.
-            query: Yatai's query language: words, `label:key=value`, `sort:build_at-asc`.
-
-        Returns:
-            The page, or None where there is no such repository.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
+        `search` is a part of the name; `query` is Yatai's: words, `label:key=value`, `sort:build_at-asc`.
         """
-        path = self._items(name) if name is not None else f"{self.kind}s"
         params = {"start": str(start), "count": str(count)}
         if search:
             params["search"] = search
         if query:
             params["q"] = query
-        request = (
-            self.session.request if name is None else self.session.find
-        )  # there are always all, but not every repository
-        return await request("GET", path, self._page, params=params)
+        if name is None:
+            return await self.session.request(ApiRequest("GET", f"{self.kind}s", params=params), self._page)
+        return await self.session.find(ApiRequest("GET", self._items(name), params=params), self._page)
 
     async def get(self, name: str, version: str) -> ItemT | None:
-        """GET `/bento_repositories/{name}/bentos/{version}`.
-
-        Args:
-            name: The repository.
-            version: The version.
-
-        Returns:
-            The item, or None where there is none.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
-        """
-        return await self.session.find("GET", self.path(name, version), self._item)
+        """GET `/bento_repositories/{name}/bentos/{version}`: the item, or None."""
+        return await self.session.find(ApiRequest("GET", self.path(name, version)), self._item)
 
     async def create(self, name: str, record: CreateBentoSchema | CreateModelSchema) -> ItemT:
-        """POST `/bento_repositories/{name}/bentos`.
-
-        Args:
-            name: The repository.
-            record: The item.
-
-        Returns:
-            The item.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
-        """
-        return await self.session.request("POST", self._items(name), self._item, body=record, retry=False)
+        """POST `/bento_repositories/{name}/bentos`."""
+        return await self.session.request(ApiRequest("POST", self._items(name), record), self._item, retry=False)
 
     async def update(self, name: str, version: str, record: UpdateBentoSchema | UpdateModelSchema) -> ItemT:
-        """PATCH `/bento_repositories/{name}/bentos/{version}`.
-
-        Args:
-            name: The repository.
-            version: The version.
-            record: What changes.
-
-        Returns:
-            The item.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
-        """
-        return await self.session.request("PATCH", self.path(name, version), self._item, body=record)
+        """PATCH `/bento_repositories/{name}/bentos/{version}`."""
+        return await self.session.request(ApiRequest("PATCH", self.path(name, version), record), self._item)
 
     async def start_upload(self, name: str, version: str) -> ItemT:
-        """PATCH `…/start_upload`: bytes are about to come.
-
-        Args:
-            name: The repository.
-            version: The version.
-
-        Returns:
-            The item.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
-        """
+        """PATCH `…/start_upload`."""
         return await self._patch(name, version, "start_upload")
 
     async def finish_upload(self, name: str, version: str, outcome: FinishUploadSchema) -> ItemT:
-        """PATCH `…/finish_upload`: how it ended.
-
-        Args:
-            name: The repository.
-            version: The version.
-            outcome: Success, or failure and why.
-
-        Returns:
-            The item.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
-        """
+        """PATCH `…/finish_upload`."""
         return await self._patch(name, version, "finish_upload", outcome)
 
     async def presign_upload(self, name: str, version: str) -> ItemT:
-        """PATCH `…/presign_upload_url`: where one PUT may go.
-
-        Args:
-            name: The repository.
-            version: The version.
-
-        Returns:
-            The item with its `presigned_upload_url`, empty where the bytes must pass through the registry.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
-        """
+        """PATCH `…/presign_upload_url`; `presigned_upload_url` is empty if the upload goes through the registry."""
         return await self._patch(name, version, "presign_upload_url")
 
     async def presign_download(self, name: str, version: str) -> ItemT:
-        """PATCH `…/presign_download_url`: where the bytes are.
-
-        Args:
-            name: The repository.
-            version: The version.
-
-        Returns:
-            The item with its `presigned_download_url`, empty where the bytes must pass through the registry.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
-        """
+        """PATCH `…/presign_download_url`; `presigned_download_url` is empty if the registry serves the bytes itself."""
         return await self._patch(name, version, "presign_download_url")
 
     async def start_multipart_upload(self, name: str, version: str) -> ItemT:
-        """PATCH `…/start_multipart_upload`.
-
-        Args:
-            name: The repository.
-            version: The version.
-
-        Returns:
-            The item with its `upload_id`.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
-        """
+        """PATCH `…/start_multipart_upload`; the item has the `upload_id`."""
         return await self._patch(name, version, "start_multipart_upload")
 
     async def presign_part(self, name: str, version: str, upload_id: str, part_number: int) -> ItemT:
-        """PATCH `…/presign_multipart_upload_url`: where one part goes.
-
-        Args:
-            name: The repository.
-            version: The version.
-            upload_id: The multipart upload.
-            part_number: The part, from 1 to 10,000.
-
-        Returns:
-            The item with its `presigned_upload_url`.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
-        """
+        """PATCH `…/presign_multipart_upload_url`; the item has the part's `presigned_upload_url`."""
         body = PreSignMultipartUploadUrlSchema(upload_id=upload_id, part_number=part_number)
         return await self._patch(name, version, "presign_multipart_upload_url", body)
 
     async def complete_multipart_upload(
         self, name: str, version: str, upload_id: str, parts: Sequence[CompletePartSchema]
     ) -> ItemT:
-        """PATCH `…/complete_multipart_upload`.
-
-        Args:
-            name: The repository.
-            version: The version.
-            upload_id: The multipart upload.
-            parts: All parts, in ascending order.
-
-        Returns:
-            The item.
-
-        Raises:
-            APIError: The registry was not reached, or refused.
-        """
+        """PATCH `…/complete_multipart_upload`, with all parts in ascending order."""
         body = CompleteMultipartUploadSchema(upload_id=upload_id, parts=list(parts))
-        timeout = max(self.session.config.timeouts.complete, self.session.config.timeouts.api)
-        return await self._patch(name, version, "complete_multipart_upload", body, timeout)
+        timeouts = self.session.config.timeouts
+        path = f"{self.path(name, version)}/complete_multipart_upload"
+        request = ApiRequest("PATCH", path, body, timeout=max(timeouts.complete, timeouts.api))
+        return await self.session.request(request, self._item)
 
-    def upload_address(self, name: str, version: str) -> Address:
-        """PUT `…/upload`: the tar, through the registry.
+    def upload_target(self, name: str, version: str) -> Target:
+        """PUT `…/upload`: the tar, through the registry."""
+        return self.session.registry_target(f"{self.path(name, version)}/upload")
 
-        Args:
-            name: The repository.
-            version: The version.
+    def download_target(self, name: str, version: str) -> Target:
+        """GET `…/download`: the tar, through the registry."""
+        return self.session.registry_target(f"{self.path(name, version)}/download")
 
-        Returns:
-            Where to PUT.
-        """
-        return self.session.registry_address(f"{self.path(name, version)}/upload")
-
-    def download_address(self, name: str, version: str) -> Address:
-        """GET `…/download`: the tar, through the registry.
-
-        Args:
-            name: The repository.
-            version: The version.
-
-        Returns:
-            Where to GET.
-        """
-        return self.session.registry_address(f"{self.path(name, version)}/download")
-
-    async def _patch(
-        self, name: str, version: str, action: str, body: Request | None = None, timeout: float | None = None
-    ) -> ItemT:
-        path = f"{self.path(name, version)}/{action}"
-        return await self.session.request("PATCH", path, self._item, body=body, timeout=timeout)
+    async def _patch(self, name: str, version: str, action: str, body: RequestModel | None = None) -> ItemT:
+        request = ApiRequest("PATCH", f"{self.path(name, version)}/{action}", body)
+        return await self.session.request(request, self._item)
 
     def _items(self, name: str) -> str:
         return f"{self.kind}_repositories/{quote(name)}/{self.kind}s"
 
     def path(self, name: str, version: str) -> str:
-        """The path of an item below `/api/v1/`.
-
-        Args:
-            name: The repository.
-            version: The version.
-
-        Returns:
-            The path, quoted.
-        """
+        """The path of an item below `/api/v1/`, quoted."""
         return f"{self._items(name)}/{quote(version)}"
 
 
 AnyRoutes = ItemRoutes[RepositorySchema, ItemSchema, BaseModel]
-"""The routes of bentos or of models, for what is the same for both."""
+"""The routes of bentos or of models, for code that serves both."""

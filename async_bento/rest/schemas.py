@@ -42,7 +42,7 @@ PresignedUrl = Annotated[SecretStr, Field(default=SecretStr(""))]
 """Whoever has it, has the bytes: never shown in a repr or a dump."""
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """What the registry says; a null stands for a field that was left out."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
@@ -55,7 +55,7 @@ class Answer(BaseModel):
         return {key: value for key, value in cast("JsonObject", data).items() if value is not None}
 
 
-class LabelItemSchema(Answer):
+class LabelItemSchema(ResponseModel):
     """A label.
 
     Attributes:
@@ -67,7 +67,7 @@ class LabelItemSchema(Answer):
     value: str = ""
 
 
-class UserSchema(Answer):
+class UserSchema(ResponseModel):
     """Whose token it is.
 
     Attributes:
@@ -83,7 +83,7 @@ class UserSchema(Answer):
     last_name: str = ""
 
 
-class ResourceSchema(Answer):
+class ResourceSchema(ResponseModel):
     """What every record of the registry has.
 
     Attributes:
@@ -153,7 +153,7 @@ class BentoManifestSchema(BaseModel):
         return {k: v for k, v in cast("JsonObject", data).items() if v is not None or k in optional}
 
 
-class ModelManifestSchema(Answer):
+class ModelManifestSchema(ResponseModel):
     """What a model is, as BentoML's `ModelManifestSchema` has it; the same in requests and answers.
 
     Attributes:
@@ -307,7 +307,7 @@ class BentoFullSchema(BentoWithRepositorySchema):
 ItemT = TypeVar("ItemT", bound=ItemSchema)
 
 
-class ListSchema(Answer, Generic[ItemT]):
+class ListSchema(ResponseModel, Generic[ItemT]):
     """A page of a list, or all its pages.
 
     Attributes:

@@ -1,10 +1,11 @@
-"""Where bytes go to or come from: one request to it, the proxy on the way, and what a broken connection means."""
+"""HTTP requests to the registry and its storage: connections, targets, proxies, errors of broken connections."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import asynccontextmanager
+import sys
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.request import getproxies, proxy_bypass
@@ -15,127 +16,165 @@ from yarl import URL
 
 from async_bento._core.retry import seconds_to_wait
 from async_bento._core.urls import origin, without_queries
-from async_bento.errors import APIConnectionError
+from async_bento._core.version import __version__
+from async_bento.config import KiB
+from async_bento.errors import APIConnectionError, APITimeoutError
 
 if TYPE_CHECKING:
     import ssl as ssl_module
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Generator, Mapping
 
     from async_bento._core.retry import HostThrottle
+    from async_bento.rest.credentials import Credentials
 
 AUTH_HEADER = "X-YATAI-API-TOKEN"
-"""What opens the registry, at BentoCloud too (`bentoml/_internal/cloud/client.py`)."""
+"""The header of the token, for Yatai and BentoCloud (`bentoml/_internal/cloud/client.py`)."""
+
+USER_AGENT = f"async-bento/{__version__} python/{sys.version_info.major}.{sys.version_info.minor}"
+
+READ_BUFFER = 256 * KiB
+"""Bytes a connection may hold before they are read; more than aiohttp's 64 KiB causes fewer wake-ups."""
 
 
 @dataclass(frozen=True)
-class Address:
-    """Where bytes go to or come from, and what opens it.
+class Target:
+    """A URL of the registry or its storage, with all that a request to it needs."""
 
-    Attributes:
-        url: The URL; its query may be a secret.
-        session: What speaks to it.
-        headers: What each request must carry; may hold the token.
-        proxy: The URL of the proxy on the way, or None.
-        ssl: The TLS context, or whether to verify.
-        token_source: Where the token came from, where the registry itself passes the bytes on; None for a storage.
-        throttle: When which host may be asked, for all addresses of a client.
-    """
-
-    url: URL = field(repr=False)
+    url: URL = field(repr=False)  # its query may be a secret
     session: aiohttp.ClientSession = field(repr=False)
-    headers: Mapping[str, str] = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)  # of each request; with the token for the registry
     proxy: str | None = field(repr=False)
     ssl: ssl_module.SSLContext | bool = field(repr=False)
-    token_source: str | None
+    credentials: Credentials | None  # None for a storage: only the registry gets the token
     throttle: HostThrottle = field(repr=False)
 
-    @property
-    def token(self) -> str:
-        """The token that is sent, or an empty text."""
-        return self.headers.get(AUTH_HEADER, "")
-
     def __str__(self) -> str:
-        """The URL, without what opens it."""
+        """The URL, without secrets."""
         return str(self.url.with_query(None).with_user(None))
 
     @asynccontextmanager
     async def request(
         self,
         method: str,
-        limits: aiohttp.ClientTimeout,
+        timeout: aiohttp.ClientTimeout,
         *,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         data: bytes | aiohttp.Payload | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """Send one request, when its host is not to be left alone for a while.
+        """Send one request, once the host's throttle allows it; the errors are aiohttp's, without secrets.
 
-        No redirect is followed: a token, or what a presigned URL opens, stays where it belongs.
-
-        Args:
-            method: The HTTP method.
-            limits: How long to wait for what.
-            headers: Headers besides the address's own.
-            params: The query.
-            data: The body.
-
-        Yields:
-            The response, its body not yet read.
-
-        Raises:
-            aiohttp.ClientError: The connection broke.
-            asyncio.TimeoutError: A timeout passed.
+        Redirects are not followed: neither the token nor a presigned query may reach another host.
         """
-        proxy, password = without_password(self.proxy)
+        proxy, proxy_auth = split_proxy_auth(self.proxy)
         host = f"{self.url.host}:{self.url.port}"
-        is_tunnel = self.url.scheme == "https"  # to which the proxy is asked first; else it reads the request itself
+        is_tunnel = self.url.scheme == "https"  # the proxy reads the CONNECT; for http it reads the request itself
         await self.throttle.wait(host)
         try:
             async with self.session.request(
                 method,
                 self.url,
-                headers={**self.headers, **({} if is_tunnel else password), **(headers or {})},
+                headers={**self.headers, **({} if is_tunnel else proxy_auth), **(headers or {})},
                 params=params,
                 data=data,
-                timeout=limits,
+                timeout=timeout,
                 allow_redirects=False,
                 proxy=proxy,
-                proxy_headers=password if is_tunnel and password else None,
+                proxy_headers=proxy_auth if is_tunnel and proxy_auth else None,
                 ssl=self.ssl,
-                skip_auto_headers=("Content-Type",),  # a presigned URL does not count on it
-                raise_for_status=False,  # a lent session may say otherwise; what a status means is ours to tell
+                skip_auto_headers=("Content-Type",),  # a presigned URL is signed without one
+                raise_for_status=False,  # the caller's session may have it on
             ) as response:
                 self.throttle.record(host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
                 yield response
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            _forget_queries(error)
+            _remove_secrets(error)
             raise
 
 
-def connection_error(address: Address, error: Exception) -> APIConnectionError:
-    """Tell that the registry was not reached, or the connection to it broke.
+class Connections:
+    """The aiohttp sessions of one client, opened on first use, for one event loop at a time."""
 
-    Args:
-        address: Where.
-        error: What was raised.
+    def __init__(
+        self,
+        caller_session: aiohttp.ClientSession | None,
+        proxy: str | None,
+        ssl: ssl_module.SSLContext | bool,
+        throttle: HostThrottle,
+    ) -> None:
+        self._caller_session = caller_session
+        self._proxy = proxy
+        self._ssl = ssl
+        self._throttle = throttle
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
 
-    Returns:
-        The error to raise.
-    """
-    place = origin(str(address))
+    def target(self, url: URL, headers: Mapping[str, str], credentials: Credentials | None) -> Target:
+        """The target of a URL: of the registry with credentials, of a storage without."""
+        if credentials is not None and self._caller_session is not None:
+            session = self._caller_session
+        else:
+            session = self._session("storage" if credentials is None else "registry")
+        return Target(
+            url=url,
+            session=session,
+            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers},
+            proxy=self._proxy or proxy_of_environment(url),
+            ssl=self._ssl,
+            credentials=credentials,
+            throttle=self._throttle,
+        )
+
+    def _session(self, name: str) -> aiohttp.ClientSession:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._sessions, self._loop = {}, loop  # sessions of a closed loop can be neither used nor closed
+        if name not in self._sessions:
+            self._sessions[name] = aiohttp.ClientSession(
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),  # cookies ignore ports: a storage would get the registry's
+                connector=aiohttp.TCPConnector(limit=0),  # Transfer.concurrency is the limit
+                read_bufsize=READ_BUFFER,
+            )
+        return self._sessions[name]
+
+    async def aclose(self) -> None:
+        """Close the sessions, except the caller's."""
+        sessions, self._sessions = self._sessions, {}
+        if self._loop is asyncio.get_running_loop():
+            for session in sessions.values():
+                await session.close()
+
+
+@contextmanager
+def translate_errors(request: str, target: Target, timeout: aiohttp.ClientTimeout) -> Generator[None]:
+    """Raise the errors of aiohttp, asyncio and the system as an APIConnectionError or APITimeoutError."""
+    try:
+        yield
+    except aiohttp.ConnectionTimeoutError as error:
+        raise APITimeoutError(f"{request}: no connection within {timeout.sock_connect:g} s") from error
+    except asyncio.TimeoutError as error:
+        raise APITimeoutError(f"{request}: no answer within {timeout.total:g} s") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise connection_error(target, error) from error
+
+
+def connection_error(target: Target, error: Exception) -> APIConnectionError:
+    """The error for a connection to the registry that was not made, or broke."""
+    place = origin(str(target))
     if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno or 0  # asyncio's own words for it name the address, not the reason
+        number = error.os_error.errno or 0  # asyncio's text names the address, not the reason
         reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
         hint = "is it running, and is the endpoint right?"
-        if address.proxy is not None and error.host == URL(address.proxy).host:
+        if target.proxy is not None and error.host == URL(target.proxy).host:
             place += f" through the proxy at {error.host}:{error.port}"
             hint = "is the proxy right?"
         elif isinstance(error, aiohttp.ClientSSLError):
-            reason = error.os_error.strerror or str(error.os_error)  # OpenSSL counts its errors its own way
+            reason = error.os_error.strerror or str(error.os_error)  # OpenSSL's error numbers are not errno's
             hint = "if its certificate is your own, pass ssl= or set SSL_CERT_FILE"
         return APIConnectionError(f"cannot reach the registry at {place}: {reason}; {hint}")
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        proxy = URL(address.proxy or "")
+        proxy = URL(target.proxy or "")
         return APIConnectionError(
             f"cannot reach the registry at {place}: the proxy at {proxy.host}:{proxy.port} refused: "
             f"{error.status} {error.message}"
@@ -144,41 +183,21 @@ def connection_error(address: Address, error: Exception) -> APIConnectionError:
 
 
 def describe(error: BaseException) -> str:
-    """Say what a foreign exception says, without what opens a presigned URL.
-
-    Args:
-        error: What was raised.
-
-    Returns:
-        Its text, or its name where it has none.
-    """
+    """The text of a foreign exception without presigned queries, or the name of its class if it has none."""
     return without_queries(str(error)) or type(error).__name__
 
 
 def proxy_of_environment(url: URL) -> str | None:
-    """The proxy that `HTTPS_PROXY` and its like name for a URL, as other clients find it.
+    """The proxy that `HTTPS_PROXY` and similar variables name for a URL.
 
-    aiohttp's `trust_env` would do the same, and read netrc besides, whose password would go to the storage.
-
-    Args:
-        url: Where a request goes.
-
-    Returns:
-        The URL of the proxy, or None for none.
+    aiohttp's `trust_env` would also read netrc and send its password to the storage.
     """
     proxy = None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy  # curl takes it without a scheme, too
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy  # curl accepts it without a scheme, too
 
 
-def without_password(proxy: str | None) -> tuple[URL | None, dict[str, str]]:
-    """Take the password out of a proxy's URL: left there, it would stand in aiohttp's errors.
-
-    Args:
-        proxy: The URL, or None.
-
-    Returns:
-        The URL without user and password, and the headers that say them.
-    """
+def split_proxy_auth(proxy: str | None) -> tuple[URL | None, dict[str, str]]:
+    """Move the user and password of a proxy's URL, which aiohttp's errors would show, into a header."""
     if proxy is None:
         return None, {}
     url = URL(proxy)
@@ -187,12 +206,12 @@ def without_password(proxy: str | None) -> tuple[URL | None, dict[str, str]]:
     return url.with_user(None), {"Proxy-Authorization": aiohttp.encode_basic_auth(url.user, url.password or "")}
 
 
-def _forget_queries(error: Exception) -> None:
-    """Take from one of aiohttp's errors what it shows of the request: queries, and even its headers."""
-    if isinstance(error, aiohttp.ClientResponseError):  # of an answer that is no HTTP; it shows the whole request
-        asked = error.request_info
-        url = asked.url.with_query(None).with_user(None)
-        error.request_info = aiohttp.RequestInfo(url, asked.method, CIMultiDictProxy(CIMultiDict[str]()), url)
+def _remove_secrets(error: Exception) -> None:
+    """Remove queries and headers from an aiohttp error, in place: it is raised as a cause, and logged."""
+    if isinstance(error, aiohttp.ClientResponseError):  # for a response that is not HTTP; shows the whole request
+        request = error.request_info
+        url = request.url.with_query(None).with_user(None)
+        error.request_info = aiohttp.RequestInfo(url, request.method, CIMultiDictProxy(CIMultiDict[str]()), url)
         error.args = (error.request_info, error.history)
         return
     error.args = tuple(without_queries(value) if isinstance(value, str) else value for value in error.args)

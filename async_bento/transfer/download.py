@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from async_bento.progress.events import Progress
     from async_bento.rest.routes import AnyRoutes
     from async_bento.rest.schemas import ItemSchema
-    from async_bento.rest.transport import Address
+    from async_bento.rest.transport import Target
     from async_bento.transfer.http import Received, Transport
 
 
@@ -127,7 +127,7 @@ class _Download:
     sink: Sink
     transport: Transport
     progress: Progress
-    _address: Address | None = field(default=None, init=False)
+    _address: Target | None = field(default=None, init=False)
     _presigning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _etag: str | None = field(default=None, init=False)
     _total: int | None = field(default=None, init=False)
@@ -303,23 +303,23 @@ class _Download:
             await self.sink.restart()
             raise
 
-    async def _where(self) -> Address:
+    async def _where(self) -> Target:
         """The address, presigned anew when the last one has expired."""
         async with self._presigning:
             if self._address is None:
                 self._address = await self._ask_where()
             return self._address
 
-    async def _ask_where(self) -> Address:
+    async def _ask_where(self) -> Target:
         if self.item.transmission_strategy != "proxy":
             item = await self.routes.presign_download(self.name, self.item.version)
             if item.presigned_download_url.get_secret_value():
-                return self.routes.session.storage_address(item.presigned_download_url)
+                return self.routes.session.storage_target(item.presigned_download_url)
             if self.item.transmission_strategy is not None:
                 raise APIResponseError(
                     f"the registry presigned no download of {self._tag}", field="presigned_download_url"
                 )
-        return self.routes.download_address(self.name, self.item.version)
+        return self.routes.download_target(self.name, self.item.version)
 
     @property
     def _tag(self) -> str:

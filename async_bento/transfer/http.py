@@ -22,7 +22,7 @@ from async_bento._core.retry import seconds_to_wait
 from async_bento._core.urls import without_queries
 from async_bento.config import KiB
 from async_bento.errors import APIConnectionError, BentoError, IntegrityError, PartError, StalledError
-from async_bento.rest.responses import is_markup, status_error
+from async_bento.rest.responses import RawResponse, is_markup, status_error
 from async_bento.rest.transport import connection_error, describe
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from async_bento._core.concurrency import ByteBudget, Threads
     from async_bento.config import Config
-    from async_bento.rest.transport import Address
+    from async_bento.rest.transport import Target
     from async_bento.transfer.tar.plan import TarPlan
 
 WRITE_SIZE = 128 * KiB
@@ -230,7 +230,7 @@ class Received:
     response: aiohttp.ClientResponse
 
 
-async def put(address: Address, body: TarBody, config: Config, *, part_number: int | None = None) -> str | None:
+async def put(address: Target, body: TarBody, config: Config, *, part_number: int | None = None) -> str | None:
     """PUT a body once.
 
     Args:
@@ -251,7 +251,7 @@ async def put(address: Address, body: TarBody, config: Config, *, part_number: i
     """
     request = _name(address, part_number)
     headers = {"Content-Length": str(body.size)}
-    if address.token_source is not None:
+    if address.credentials is not None:
         headers["Content-Type"] = "application/octet-stream"  # a presigned URL is signed without one
     scope = anyio.CancelScope()
     watchdog = _Watchdog(scope, body, config, address)
@@ -291,7 +291,7 @@ class _Watchdog:
         address: Where to.
     """
 
-    def __init__(self, scope: anyio.CancelScope, body: TarBody, config: Config, address: Address) -> None:
+    def __init__(self, scope: anyio.CancelScope, body: TarBody, config: Config, address: Target) -> None:
         self._scope = scope
         self._body = body
         self._timeouts = config.timeouts
@@ -304,7 +304,7 @@ class _Watchdog:
     @property
     def patience(self) -> float:
         """Seconds without a byte. When all are there, a registry may still have to hand them on to its storage."""
-        if self._body.is_sent and self._arrived == self._body.size and self._address.token_source is not None:
+        if self._body.is_sent and self._arrived == self._body.size and self._address.credentials is not None:
             return max(self._timeouts.stall, self._timeouts.complete)
         return self._timeouts.stall
 
@@ -324,7 +324,7 @@ class _Watchdog:
 
 @asynccontextmanager
 async def get(
-    address: Address, config: Config, start: int, stop: int, *, etag: str | None = None
+    address: Target, config: Config, start: int, stop: int, *, etag: str | None = None
 ) -> AsyncGenerator[Received]:
     """GET a range once (RFC 9110, 14).
 
@@ -398,15 +398,15 @@ def _is_of_encrypted(headers: Mapping[str, str]) -> bool:
     )
 
 
-def _name(address: Address, part_number: int | None) -> str:
+def _name(address: Target, part_number: int | None) -> str:
     return f"{address}" if part_number is None else f"{address} (part {part_number})"
 
 
 def _refused(
-    address: Address, request: str, response: aiohttp.ClientResponse, said: bytes, part_number: int | None
+    address: Target, request: str, response: aiohttp.ClientResponse, said: bytes, part_number: int | None
 ) -> BentoError:
-    if address.token_source is not None:
-        return status_error(response.status, response.headers, said, request, address.token_source, address.token)
+    if address.credentials is not None:
+        return status_error(RawResponse(response.status, response.headers, said, request), address.credentials)
     code = _CODE.search(said.decode(errors="replace"))
     reason = ": ".join(filter(None, code.groups())) if code else response.reason or ""
     return PartError(
@@ -417,7 +417,7 @@ def _refused(
     )
 
 
-def _broken(address: Address, request: str, error: Exception) -> APIConnectionError | PartError:
-    if address.token_source is not None:
+def _broken(address: Target, request: str, error: Exception) -> APIConnectionError | PartError:
+    if address.credentials is not None:
         return connection_error(address, error)
     return PartError(f"{request}: the connection to the storage broke: {describe(error)}")

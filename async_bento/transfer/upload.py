@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from async_bento.progress.events import Progress
     from async_bento.rest.routes import AnyRoutes
     from async_bento.rest.schemas import ItemSchema
-    from async_bento.rest.transport import Address
+    from async_bento.rest.transport import Target
     from async_bento.transfer.http import Transport
     from async_bento.transfer.tar.plan import TarPlan
 
@@ -186,8 +186,8 @@ class _Upload:
     journal: Journal | None
 
     async def through_registry(self) -> Uploaded:
-        async def address() -> Address:
-            return self.routes.upload_address(self.name, self.version)
+        async def address() -> Target:
+            return self.routes.upload_target(self.name, self.version)
 
         await self._send(address, 0, self.plan.size)
         return Uploaded(self.plan.size, 1)
@@ -195,9 +195,9 @@ class _Upload:
     async def by_one_put(self, presigned_url: SecretStr) -> Uploaded:
         urls = [presigned_url]  # the first try has the URL that was asked for already
 
-        async def address() -> Address:
+        async def address() -> Target:
             if urls:
-                return self.routes.session.storage_address(urls.pop())
+                return self.routes.session.storage_target(urls.pop())
             return self._where_to(await self.routes.presign_upload(self.name, self.version))
 
         await self._send(address, 0, self.plan.size)
@@ -274,9 +274,9 @@ class _Upload:
 
         # The URL of a part is asked for while an earlier part is sent: one for each worker, so that none grows old.
         upcoming = iter(missing[threads:])
-        presigned: dict[int, asyncio.Task[Address]] = {}
+        presigned: dict[int, asyncio.Task[Target]] = {}
 
-        async def address(number: int) -> Address:
+        async def address(number: int) -> Target:
             early = presigned.pop(number, None)
             target = await (early or self._presign(multipart, number))
             if len(presigned) < threads and (later := next(upcoming, None)) is not None:
@@ -321,22 +321,22 @@ class _Upload:
             return False
         with suppress(BentoError):
             presigned = await self.routes.presign_download(self.name, self.version)
-            address = self.routes.session.storage_address(presigned.presigned_download_url)
+            address = self.routes.session.storage_target(presigned.presigned_download_url)
             async with get(address, self.transport.config, 0, 1) as received:
                 return bare_etag(received.etag or "") == bare_etag(expected) and received.total == self.plan.size
         return False
 
-    async def _presign(self, multipart: _Multipart, part_number: int) -> Address:
+    async def _presign(self, multipart: _Multipart, part_number: int) -> Target:
         return self._where_to(await self.routes.presign_part(self.name, self.version, multipart.upload_id, part_number))
 
-    def _where_to(self, presigned: ItemSchema) -> Address:
+    def _where_to(self, presigned: ItemSchema) -> Target:
         if not presigned.presigned_upload_url.get_secret_value():
             raise APIResponseError(f"the registry presigned no upload of {self._tag}", field="presigned_upload_url")
-        return self.routes.session.storage_address(presigned.presigned_upload_url)
+        return self.routes.session.storage_target(presigned.presigned_upload_url)
 
     async def _send(
         self,
-        address: Callable[[], Awaitable[Address]],
+        address: Callable[[], Awaitable[Target]],
         start: int,
         stop: int,
         *,
@@ -355,7 +355,7 @@ class _Upload:
                     stop,
                     threads=transport.threads,
                     io_chunk=transport.config.transfer.io_chunk,
-                    digest=transport.config.transfer.verify and target.token_source is None,
+                    digest=transport.config.transfer.verify and target.credentials is None,
                     moved=self.progress.advance,
                 )
                 try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from aiohttp import web
+from pydantic import BaseModel, SecretStr
 
 from async_bento import (
     APIConnectionError,
@@ -21,12 +22,13 @@ from async_bento import (
     APITimeoutError,
     AuthenticationError,
     Config,
+    Credentials,
     RateLimitError,
     RestApiClient,
     ServerError,
 )
 from async_bento.rest.request_schemas import CreateModelSchema, UpdateModelSchema
-from async_bento.rest.responses import read_answer, status_error
+from async_bento.rest.responses import RawResponse, parse_response, status_error
 from async_bento.rest.schemas import BentoFullSchema, BentoWithRepositoryListSchema, ModelManifestSchema
 
 if TYPE_CHECKING:
@@ -40,18 +42,23 @@ GET = "bento_repositories/iris/bentos/v1"
 REQUEST = f"GET {ENDPOINT}/api/v1/{GET}"
 HTML = "<!DOCTYPE html><html><head><title>Bad Gateway</title></head><body>nginx</body></html>"
 ITEM = {"version": "v1"}
+CREDENTIALS = Credentials(ENDPOINT, SecretStr(TOKEN), "BENTO_CLOUD_API_KEY")
 
 
-def told(status: int, body: bytes = b"", **headers: str) -> APIError:
+def refused(status: int, body: bytes = b"", **headers: str) -> APIError:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return status_error(status, named, body, REQUEST, "BENTO_CLOUD_API_KEY")
+    return status_error(RawResponse(status, named, body, REQUEST), CREDENTIALS)
+
+
+def parse(body: bytes, schema: type[BaseModel]) -> BaseModel:
+    return parse_response(RawResponse(200, {}, body, REQUEST), schema)
 
 
 # What a status means
 
 
 def test_401_names_where_the_token_came_from() -> None:
-    error = told(401)
+    error = refused(401)
     assert isinstance(error, AuthenticationError)
     assert str(error) == (
         f"{REQUEST}: 401 Unauthorized; the registry does not accept the API token from BENTO_CLOUD_API_KEY"
@@ -59,7 +66,7 @@ def test_401_names_where_the_token_came_from() -> None:
 
 
 def test_403_says_what_the_registry_says_and_where_the_token_came_from() -> None:
-    error = told(403, b'{"message": "yatai login failed"}')
+    error = refused(403, b'{"message": "yatai login failed"}')
     assert isinstance(error, AuthenticationError)
     assert str(error) == (
         f"{REQUEST}: 403 Forbidden; yatai login failed; "
@@ -78,7 +85,7 @@ def test_403_says_what_the_registry_says_and_where_the_token_came_from() -> None
     ],
 )
 def test_a_proxys_page_becomes_a_hint_without_markup(status: int, kind: type[APIStatusError], hint: str) -> None:
-    error = told(status, HTML.encode(), Content_Type="text/html; charset=utf-8")
+    error = refused(status, HTML.encode(), Content_Type="text/html; charset=utf-8")
     assert type(error) is kind
     assert isinstance(error, APIStatusError)
     assert (error.status, error.server_message) == (status, "")
@@ -89,13 +96,13 @@ def test_a_proxys_page_becomes_a_hint_without_markup(status: int, kind: type[API
 
 @pytest.mark.parametrize("body", [HTML, f"\n  {HTML}", "<?xml version='1.0'?><Error/>", f'{{"message": "{HTML}"}}'])
 def test_a_page_is_known_without_its_content_type(body: str) -> None:
-    error = told(500, body.encode())
+    error = refused(500, body.encode())
     assert isinstance(error, ServerError)
     assert str(error) == f"{REQUEST}: 500 Internal Server Error"
 
 
 def test_500_says_what_the_registry_says() -> None:
-    error = told(500, b'{"error": "create bento: duplicate key"}', Content_Type="application/json")
+    error = refused(500, b'{"error": "create bento: duplicate key"}', Content_Type="application/json")
     assert isinstance(error, ServerError)
     assert str(error) == f"{REQUEST}: 500 Internal Server Error; create bento: duplicate key"
     assert error.server_message == "create bento: duplicate key"
@@ -116,22 +123,22 @@ def test_500_says_what_the_registry_says() -> None:
     ],
 )
 def test_whatever_a_server_says_fits_on_one_line(body: bytes, said: str) -> None:
-    error = told(500, body)
+    error = refused(500, body)
     assert isinstance(error, ServerError)
     assert error.server_message == said
 
 
 def test_an_error_page_nested_too_deep_to_read_is_still_an_error() -> None:
-    assert isinstance(told(500, b"[" * 60_000), ServerError)
+    assert isinstance(refused(500, b"[" * 60_000), ServerError)
 
 
 @pytest.mark.parametrize("status", [418, 499, 520, 599, 999])
 def test_a_status_nobody_registered_is_told_by_its_number(status: int) -> None:
-    assert f"{REQUEST}: {status}" in str(told(status))
+    assert f"{REQUEST}: {status}" in str(refused(status))
 
 
 def test_the_trace_id_goes_into_the_message() -> None:
-    error = told(500, x_trace_id="4bf92f35")
+    error = refused(500, x_trace_id="4bf92f35")
     assert isinstance(error, APIStatusError)
     assert error.trace_id == "4bf92f35"
     assert str(error).endswith("; trace id 4bf92f35")
@@ -141,28 +148,28 @@ def test_the_trace_id_goes_into_the_message() -> None:
     ("header", "seconds"), [("7", 7.0), ("0", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("soon", None)]
 )
 def test_retry_after_is_kept(header: str, seconds: float | None) -> None:
-    error = told(429, Retry_After=header)
+    error = refused(429, Retry_After=header)
     assert isinstance(error, RateLimitError)
     assert error.retry_after == seconds
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_named_without_its_query(status: int) -> None:
-    error = told(status, Location="https://user:pw@elsewhere.example/api?X-Amz-Signature=5ecret#top")
+    error = refused(status, Location="https://user:pw@elsewhere.example/api?X-Amz-Signature=5ecret#top")
     assert isinstance(error, APIStatusError)
     assert "it redirects to https://elsewhere.example/api, and the token is not sent there" in str(error)
 
 
 def test_a_relative_redirect_is_named_without_its_query_too() -> None:
-    assert "it redirects to /login, and" in str(told(302, Location="/login?session=5ecret"))
+    assert "it redirects to /login, and" in str(refused(302, Location="/login?session=5ecret"))
 
 
 def test_a_redirect_to_nowhere_is_told_too() -> None:
-    assert "it redirects to elsewhere, and" in str(told(302))
+    assert "it redirects to elsewhere, and" in str(refused(302))
 
 
 def test_a_presigned_url_in_a_servers_message_loses_its_query() -> None:
-    error = told(500, b'{"error": "PUT https://s3.example/b/k?X-Amz-Signature=5ecret: timeout"}')
+    error = refused(500, b'{"error": "PUT https://s3.example/b/k?X-Amz-Signature=5ecret: timeout"}')
     assert str(error).endswith("; PUT https://s3.example/b/k?… timeout")
 
 
@@ -170,7 +177,7 @@ def test_a_token_in_a_servers_message_is_not_repeated() -> None:
     body = b'{"message": "bad token ' + b"x" * 280 + TOKEN.encode() + b'"}'
     headers = {"x-trace-id": TOKEN, "Location": f"/login/{TOKEN}"}
     for status in (302, 403, 500):
-        error = status_error(status, headers, body, REQUEST, "somewhere", TOKEN)
+        error = status_error(RawResponse(status, headers, body, REQUEST), CREDENTIALS)
         assert isinstance(error, APIStatusError)
         assert TOKEN[:8] not in f"{error} {error.server_message} {error.trace_id}"
 
@@ -178,7 +185,7 @@ def test_a_token_in_a_servers_message_is_not_repeated() -> None:
 @pytest.mark.parametrize("status", [404, 405])
 @pytest.mark.parametrize("headers", [{"Content_Type": "text/html"}, {}])
 def test_a_page_where_json_was_due_asks_whether_it_is_a_registry(headers: dict[str, str], status: int) -> None:
-    error = told(status, HTML.encode(), **headers)
+    error = refused(status, HTML.encode(), **headers)
     assert isinstance(error, APIResponseError)
     assert str(error) == (
         f"{REQUEST}: {status}, with a page instead of JSON; is this endpoint a BentoCloud or Yatai registry?"
@@ -256,7 +263,7 @@ async def test_what_must_be_there_and_is_not_is_an_error(client: RestApiClient, 
 @pytest.mark.parametrize("body", [HTML.encode(), b"", b"{", b"\xff", b'{"version": "\\ud800"}'])
 def test_an_answer_that_is_no_json_asks_whether_it_is_a_registry(body: bytes) -> None:
     with pytest.raises(APIResponseError, match="not JSON; is this endpoint a BentoCloud or Yatai registry") as caught:
-        read_answer(body, BentoFullSchema, REQUEST)
+        parse(body, BentoFullSchema)
     assert caught.value.field is None
 
 
@@ -272,20 +279,20 @@ def test_an_answer_that_is_no_json_asks_whether_it_is_a_registry(body: bytes) ->
 )
 def test_an_answer_that_does_not_fit_names_its_first_wrong_field(body: bytes, field: str) -> None:
     with pytest.raises(APIResponseError, match=f"does not fit the protocol: {field}: ") as caught:
-        read_answer(body, BentoFullSchema, REQUEST)
+        parse(body, BentoFullSchema)
     assert caught.value.field == field
 
 
 def test_a_field_in_a_list_is_named_with_its_place() -> None:
     with pytest.raises(APIResponseError) as caught:
-        read_answer(b'{"items": [{"version": "v1"}, {}]}', BentoWithRepositoryListSchema, REQUEST)
+        parse(b'{"items": [{"version": "v1"}, {}]}', BentoWithRepositoryListSchema)
     assert caught.value.field == "items.1.version"
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"v1"', b"null", b"7"])
 def test_an_answer_that_is_no_object_does_not_fit_as_a_whole(body: bytes) -> None:
     with pytest.raises(APIResponseError, match="does not fit the protocol: the answer: "):
-        read_answer(body, BentoFullSchema, REQUEST)
+        parse(body, BentoFullSchema)
 
 
 async def test_a_page_with_200_is_an_error_of_the_client(client: RestApiClient, registry_mock: RegistryMock) -> None:
@@ -466,7 +473,7 @@ async def test_what_is_safe_to_ask_twice_is_asked_again(
 
 
 @safe
-async def test_after_the_last_try_the_last_fault_is_told(
+async def test_after_the_last_try_the_last_fault_is_refused(
     method: str,
     ask: Callable[[RestApiClient], Awaitable[Any]],
     client: RestApiClient,

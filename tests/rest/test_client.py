@@ -305,10 +305,10 @@ async def test_who_am_i(client: RestApiClient, registry_mock: RegistryMock) -> N
 @both_kinds
 @pytest.mark.parametrize("way", ["upload", "download"])
 async def test_bytes_through_the_registry_carry_the_token(way: str, kind: Kind, client: RestApiClient) -> None:
-    address = getattr(routes(client, kind), f"{way}_address")("iris", "v1")
+    address = getattr(routes(client, kind), f"{way}_target")("iris", "v1")
     assert str(address.url) == f"{ENDPOINT}/api/v1/{kind.word}_repositories/iris/{kind.word}s/v1/{way}"
     assert address.headers["X-YATAI-API-TOKEN"] == TOKEN
-    assert address.token_source == "the api_token argument"
+    assert address.credentials.source == "the api_token argument"
 
 
 async def test_an_endpoint_may_have_a_path(registry_mock: RegistryMock) -> None:
@@ -319,7 +319,7 @@ async def test_an_endpoint_may_have_a_path(registry_mock: RegistryMock) -> None:
 
 @both_kinds
 async def test_a_name_cannot_leave_its_place_in_the_path(kind: Kind, client: RestApiClient) -> None:
-    assert str(routes(client, kind).upload_address("a b?c#d", "1%2e").url).endswith(
+    assert str(routes(client, kind).upload_target("a b?c#d", "1%2e").url).endswith(
         f"/{kind.word}_repositories/a%20b%3Fc%23d/{kind.word}s/1%252e/upload"
     )
 
@@ -369,7 +369,7 @@ async def test_the_proxy_of_the_environment_may_lack_its_scheme(
     value: str, client: RestApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("https_proxy", value)
-    assert client.registry_address("auth/current").proxy == "http://proxy.example:3128"
+    assert client.bentos.session.registry_target("auth/current").proxy == "http://proxy.example:3128"
 
 
 async def test_no_proxy_names_hosts_that_are_reached_directly(
@@ -377,17 +377,17 @@ async def test_no_proxy_names_hosts_that_are_reached_directly(
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "registry.example")
-    assert client.registry_address("auth/current").proxy is None
+    assert client.bentos.session.registry_target("auth/current").proxy is None
 
 
 async def test_closing_closes_our_sessions_and_not_a_lent_one() -> None:
     async with aiohttp.ClientSession() as lent:
         async with RestApiClient(ENDPOINT, TOKEN, session=lent) as client:
-            own = client.bentos.upload_address("iris", "v1").session
+            own = client.bentos.upload_target("iris", "v1").session
             assert own is lent
         assert not lent.closed
     async with RestApiClient(ENDPOINT, TOKEN) as client:
-        own = client.bentos.upload_address("iris", "v1").session
+        own = client.bentos.upload_target("iris", "v1").session
     assert own.closed
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from async_bento.rest.transport import Address
+    from async_bento.rest.transport import Target
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
     Serve = Callable[[Handler], Awaitable[str]]
@@ -56,8 +56,8 @@ def all_that_is_told(error: BaseException) -> str:
     return "\n".join(told)
 
 
-async def put(address: Address) -> tuple[int, bytes]:
-    async with address.request("PUT", SECONDS, data=b"bytes") as response:
+async def put(target: Target) -> tuple[int, bytes]:
+    async with target.request("PUT", SECONDS, data=b"bytes") as response:
         return response.status, await response.read()
 
 
@@ -88,7 +88,7 @@ async def test_bytes_on_their_way_to_the_registry_follow_no_redirect(serve: Serv
     target = await serve(elsewhere)
     registry = Recorder(lambda request: web.Response(status=307, headers={"Location": target}))
     async with RestApiClient(await serve(registry), TOKEN) as client:
-        assert (await put(client.bentos.upload_address("iris", "v1")))[0] == 307
+        assert (await put(client.bentos.upload_target("iris", "v1")))[0] == 307
     assert registry.requests[0].headers["X-YATAI-API-TOKEN"] == TOKEN
     assert elsewhere.requests == []
 
@@ -98,7 +98,7 @@ async def test_the_storage_is_never_sent_the_token(serve: Serve) -> None:
     url = await serve(storage)
     async with RestApiClient(await serve(Recorder()), TOKEN) as client:
         await client.current_user()
-        await put(client.storage_address(SecretStr(f"{url}/bucket/key?X-Amz-Signature={SIGNATURE}")))
+        await put(client.bentos.session.storage_target(SecretStr(f"{url}/bucket/key?X-Amz-Signature={SIGNATURE}")))
     assert len(storage.requests) == 1
     assert "token" not in storage.headers_seen().lower()
     assert TOKEN not in storage.headers_seen()
@@ -108,7 +108,7 @@ async def test_the_storage_is_not_sent_the_token_where_it_is_the_registry_itself
     both = Recorder()
     endpoint = await serve(both)
     async with RestApiClient(endpoint, TOKEN) as client:
-        await put(client.storage_address(SecretStr(f"{endpoint}/blobs/key?signature={SIGNATURE}")))
+        await put(client.bentos.session.storage_target(SecretStr(f"{endpoint}/blobs/key?signature={SIGNATURE}")))
     assert TOKEN not in both.headers_seen()
 
 
@@ -127,7 +127,7 @@ async def test_what_aiohttp_says_of_a_presigned_url_is_not_passed_on(
     if "timeout" in says:
         monkeypatch.setattr(aiohttp.TCPConnector, "connect", mock.AsyncMock(side_effect=asyncio.TimeoutError))
     async with RestApiClient(url, TOKEN) as client:
-        address = client.storage_address(SecretStr(f"{url}/bucket/key?X-Amz-Signature={SIGNATURE}"))
+        address = client.bentos.session.storage_target(SecretStr(f"{url}/bucket/key?X-Amz-Signature={SIGNATURE}"))
         with pytest.raises(aiohttp.ClientError, match=says) as caught:
             async with address.request("PUT", SECONDS, data=Unreadable(b"bytes")):
                 pass
@@ -141,7 +141,7 @@ async def test_a_redirect_of_the_storage_is_not_followed(serve: Serve) -> None:
     storage = Recorder(lambda request: web.Response(status=307, headers={"Location": target}))
     url = await serve(storage)
     async with RestApiClient(await serve(Recorder()), TOKEN) as client:
-        assert (await put(client.storage_address(SecretStr(f"{url}/key?s={SIGNATURE}"))))[0] == 307
+        assert (await put(client.bentos.session.storage_target(SecretStr(f"{url}/key?s={SIGNATURE}"))))[0] == 307
     assert elsewhere.requests == []
 
 
@@ -150,7 +150,7 @@ async def test_a_presigned_url_is_sent_as_it_was_signed(serve: Serve) -> None:
     url = await serve(storage)
     signed = "/bucket/a%2Fb%20c+d/%7Etar?X-Amz-Credential=AK%2F2024%2Fs3&b=%7E&a=1+2&X-Amz-Signature=ab%2Bcd%3D"
     async with RestApiClient(await serve(Recorder()), TOKEN) as client:
-        await put(client.storage_address(SecretStr(url + signed)))
+        await put(client.bentos.session.storage_target(SecretStr(url + signed)))
     assert storage.requests[0].raw_path == signed
 
 
@@ -158,7 +158,7 @@ async def test_a_presigned_put_is_sent_without_a_content_type(serve: Serve) -> N
     storage = Recorder()
     url = await serve(storage)
     async with RestApiClient(await serve(Recorder()), TOKEN) as client:
-        await put(client.storage_address(SecretStr(f"{url}/key")))
+        await put(client.bentos.session.storage_target(SecretStr(f"{url}/key")))
     assert "Content-Type" not in storage.requests[0].headers
 
 
@@ -178,7 +178,7 @@ async def test_no_cookie_of_the_registry_reaches_anyone(serve: Serve) -> None:
     async with RestApiClient(registry_url, TOKEN) as client:
         for _ in range(2):
             await client.current_user()
-            await put(client.storage_address(SecretStr(f"{storage_url}/key")))
+            await put(client.bentos.session.storage_target(SecretStr(f"{storage_url}/key")))
     assert len(registry.requests) == len(storage.requests) == 2
     assert "5ecret-cookie" not in registry.headers_seen() + storage.headers_seen()
 
@@ -197,7 +197,7 @@ async def test_no_password_of_netrc_is_sent(serve: Serve) -> None:
     url = await serve(storage)
     async with RestApiClient(await serve(registry), TOKEN) as client:
         await client.current_user()
-        await put(client.storage_address(SecretStr(f"{url}/key?s={SIGNATURE}")))
+        await put(client.bentos.session.storage_target(SecretStr(f"{url}/key?s={SIGNATURE}")))
     assert len(storage.requests) == 1
     assert "authorization" not in (registry.headers_seen() + storage.headers_seen()).lower()
 
@@ -215,7 +215,7 @@ async def test_nothing_of_a_lent_session_reaches_the_storage(serve: Serve) -> No
         RestApiClient(await serve(registry), TOKEN, session=lent) as client,
     ):
         await client.current_user()
-        await put(client.storage_address(SecretStr(f"{url}/key?s={SIGNATURE}")))
+        await put(client.bentos.session.storage_target(SecretStr(f"{url}/key?s={SIGNATURE}")))
     assert registry.requests[0].headers["X-Own"] == "5ecret-header"
     assert len(storage.requests) == 1
     assert "5ecret" not in storage.headers_seen()
@@ -226,8 +226,10 @@ async def test_nothing_of_a_lent_session_reaches_the_storage(serve: Serve) -> No
 
 async def test_no_repr_shows_a_secret(serve: Serve) -> None:
     async with RestApiClient(await serve(Recorder()), TOKEN, proxy=f"http://ada:{SIGNATURE}@proxy.example") as client:
-        storage = client.storage_address(SecretStr(f"https://k:{SIGNATURE}@s3.example/b/k?X-Amz-Signature={SIGNATURE}"))
-        for thing in (client, client.bentos, client.bentos.upload_address("iris", "v1"), storage):
+        storage = client.bentos.session.storage_target(
+            SecretStr(f"https://k:{SIGNATURE}@s3.example/b/k?X-Amz-Signature={SIGNATURE}")
+        )
+        for thing in (client, client.bentos, client.bentos.upload_target("iris", "v1"), storage):
             shown = f"{thing!r} {thing}"
             assert TOKEN not in shown
             assert SIGNATURE not in shown
@@ -305,7 +307,7 @@ async def test_a_lost_connection_tells_no_secret(serve: Serve, caplog: pytest.Lo
 async def test_what_is_no_url_is_refused_without_being_shown(presigned: str, serve: Serve) -> None:
     async with RestApiClient(await serve(Recorder()), TOKEN) as client:
         with pytest.raises(BentoError, match="presigned something that is no http or https URL") as caught:
-            client.storage_address(SecretStr(presigned))
+            client.bentos.session.storage_target(SecretStr(presigned))
     assert SIGNATURE not in all_that_is_told(caught.value)
 
 
@@ -366,8 +368,8 @@ async def test_a_token_that_goes_to_another_machine_unencrypted_is_warned_of_onc
 ) -> None:
     for _ in range(2):
         async with RestApiClient(endpoint, "5ecret-token") as client:
-            client.registry_address("auth/current")
-            client.registry_address("bentos")
+            client.bentos.session.registry_target("auth/current")
+            client.bentos.session.registry_target("bentos")
 
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert (

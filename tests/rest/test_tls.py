@@ -206,7 +206,7 @@ async def test_a_proxy_s_password_goes_to_the_proxy_and_the_token_past_it(
 ) -> None:
     async with RestApiClient(server.url, TOKEN, ssl=trusting, proxy=tunnel.url) as client:
         await client.current_user()
-        storage = client.storage_address(SecretStr(f"{server.url}/key?signature=5ecret-5ignature"))
+        storage = client.bentos.session.storage_target(SecretStr(f"{server.url}/key?signature=5ecret-5ignature"))
         async with storage.request("PUT", aiohttp.ClientTimeout(total=10), data=b"bytes") as response:
             assert response.status == 200
 
