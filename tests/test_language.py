@@ -47,7 +47,6 @@ TO_CONVERT: tuple[str, ...] = (
     "async_bento/progress/",
     "async_bento/registry/",
     "async_bento/rest/",
-    "async_bento/store/",
     "async_bento/transfer/adaptive.py",
     "async_bento/transfer/download.py",
     "async_bento/transfer/http.py",

@@ -110,7 +110,7 @@ async def get_item(kind: Kind[ItemT, RecordT], tag: Tag, query: str | None = Non
 async def _local(kind: Kind[ItemT, RecordT], tag: Tag, threads: Threads) -> ItemT | None:
     def find() -> ItemT:
         item = kind.store.get(tag, prefix=False)
-        kind.store.tidy(item.tag)  # one that was killed as it ended has left something, and no other does so for it
+        kind.store.recover(item.tag)  # one that was killed as it ended has left something, and no other does so for it
         return item
 
     try:

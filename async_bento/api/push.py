@@ -253,7 +253,7 @@ async def _register(
     # Read after that: one that was replaced meanwhile is not pushed with the files of the other.
     current = await threads.run(type(item).from_path, item.path)
     if current.tag != tag:
-        path = str(item.path / item.YAML)
+        path = str(item.path / item.METADATA_FILE)
         raise SourceChangedError(f"{path} was of {tag} and is of {current.tag} now; push it again", path=path)
     record = await threads.run(kind.record, current, bare)
     created: ItemSchema | None = None

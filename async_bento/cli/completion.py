@@ -95,15 +95,15 @@ def complete_model(_context: click.Context, _parameter: click.Parameter, incompl
 
 
 def _complete_tag(store: Store[Bento] | Store[Model], incomplete: str) -> list[CompletionItem]:
-    from async_bento.store.layout import directories
+    from async_bento.store.layout import list_tag_parts
 
     begun = incomplete.partition(":")[0]
     try:
         tags = [
             f"{name}:{version}"
-            for name in directories(store.path)
+            for name in list_tag_parts(store.path)
             if name.startswith(begun)
-            for version in directories(store.path / name)
+            for version in list_tag_parts(store.path / name)
         ]
     except BentoError:
         return []

@@ -65,7 +65,7 @@ async def choose(make_store: Callable[[], Store[Any]], wanted: Sequence[str], ev
     for one in ["*"] if everything else wanted:
         found = fnmatch.filter(tags, one) if _is_pattern(one) else [one]
         if not found:
-            raise NotFoundError(f"no {store.item_type.WORD} in {store.path} matches {one!r}")
+            raise NotFoundError(f"no {store.item_type.TYPE_NAME} in {store.path} matches {one!r}")
         chosen += found
     return Chosen(list(dict.fromkeys(chosen)), many=True)
 

@@ -1,1 +1,1 @@
-"""What lies on this disk, in BentoML's own layout."""
+"""The local store of bentos and models, in BentoML's layout."""

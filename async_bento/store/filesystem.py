@@ -1,4 +1,4 @@
-"""Directories as wholes: swapped, moved aside, removed, made to last."""
+"""Directories as wholes: exchange, move, remove and sync them."""
 
 from __future__ import annotations
 
@@ -8,57 +8,21 @@ import os
 import shutil
 import stat
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from async_bento._core.files import fsync_path
-from async_bento.errors import StoreError
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h, for renameat2(2)
 _RENAME_SWAP = 2  # sys/stdio.h of macOS, for renamex_np(2)
 
-# EPERM is what a seccomp filter says; where it is meant, the rename that follows will say it again.
-_CANNOT_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV, errno.EPERM})
-
-
-@contextmanager
-def as_store_error(doing: str) -> Generator[None]:
-    """Turn the OSError of a block into a StoreError.
-
-    Args:
-        doing: What the block does, like `delete iris:v1`.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        StoreError: What the system said, and of which path.
-    """
-    try:
-        yield
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        raise StoreError(f"cannot {doing}: {error.strerror or error}{where}") from error
+# A seccomp filter answers EPERM. Where EPERM is the filesystem's own, the rename that follows fails with it again.
+_EXCHANGE_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV, errno.EPERM})
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Let two directories of one filesystem change places, in one step that no reader sees halfway.
-
-    Args:
-        first: One.
-        second: The other.
-
-    Returns:
-        Whether it was done; not every system and filesystem can.
-
-    Raises:
-        OSError: It can, and failed.
-    """
+    """Swap two directories in one step; return False where the system or the filesystem cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
     paths = os.fsencode(first), os.fsencode(second)
     try:
@@ -66,57 +30,44 @@ def exchange(first: Path, second: Path) -> bool:
             result = libc.renamex_np(*paths, _RENAME_SWAP)
         else:
             result = libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE)
-    except AttributeError:  # a libc without it
+    except AttributeError:  # a libc without the function
         return False
     if result == 0:
         return True
     number = ctypes.get_errno()
-    if number in _CANNOT_EXCHANGE:
+    if number in _EXCHANGE_UNSUPPORTED:
         return False
     raise OSError(number, os.strerror(number), str(first))
 
 
 def make_movable(path: Path) -> None:
-    """Let the owner write to a directory: without that, nobody but root can move it elsewhere.
-
-    Args:
-        path: The directory.
-    """
-    mode = path.lstat().st_mode  # a link moves as it is, and what it points to is not ours to open
+    """Give the owner write permission, without which nobody but root can move a directory elsewhere."""
+    mode = path.lstat().st_mode  # of a link itself: the mode of its target must not change
     if mode & stat.S_IRWXU != stat.S_IRWXU:
         path.chmod(stat.S_IMODE(mode) | stat.S_IRWXU)
 
 
 def move_aside(path: Path, aside: Path) -> None:
-    """Take a directory away.
-
-    Args:
-        path: The directory.
-        aside: Where it goes; nothing is there yet.
-    """
+    """Move a directory to a path that does not exist; where the directory cannot move, remove it instead."""
     make_movable(path)
     try:
         path.rename(aside)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        # It came with a lower layer of an overlay filesystem: a container's image. Those cannot move.
+        # A directory of a lower overlayfs layer, that is of a container's image, cannot be renamed.
         remove_tree(path)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory, read-only directories in it included.
-
-    Args:
-        path: The directory, or a link to one, of which only the link goes. None is fine.
-    """
+    """Remove a directory with its read-only subdirectories, or a link but not its target, if there is one."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
         return
     try:
         shutil.rmtree(path)
     except FileNotFoundError:
-        if path.exists():  # something in it was removed by someone else
+        if path.exists():  # another process removed an entry at the same time
             shutil.rmtree(path, ignore_errors=True)
     except PermissionError:
         make_movable(path)
@@ -127,22 +78,14 @@ def remove_tree(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Make a directory and everything below it outlive a loss of power.
-
-    On Linux by one syncfs(2): of many files it costs a fraction of what an fsync of each does, since their metadata
-    goes out together. It also waits for what others have written to the same filesystem; that had to go out anyway.
-
-    Args:
-        path: The directory.
-
-    Raises:
-        OSError: Something could not be written, now or since it was handed to the system.
-    """
+    """Flush a directory and everything below it, so that they survive a power failure."""
+    # One syncfs(2) costs a fraction of an fsync per file, since it writes the metadata of all files together. It also
+    # flushes what other processes wrote to the filesystem, which had to be written sooner or later anyway.
     if _sync_filesystem(path):
         return
     for root, _, files in os.walk(path):
         for name in files:
-            # A link has nothing to sync, and a file may have a mode that lets nobody open it.
+            # Links have nothing to flush, and a file's mode may keep even its owner from opening it.
             with suppress(PermissionError):
                 if not (file := Path(root, name)).is_symlink():
                     fsync_path(file)
@@ -150,14 +93,14 @@ def sync_tree(path: Path) -> None:
 
 
 def _sync_filesystem(path: Path) -> bool:
-    """Whether it was done; not every system can."""
+    """Flush the whole filesystem of a path; return False where the system cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if libc.syncfs(descriptor) == 0:
             return True
         number = ctypes.get_errno()
-    except AttributeError:  # a libc without it
+    except AttributeError:  # a libc without the function
         return False
     finally:
         os.close(descriptor)

@@ -1,11 +1,12 @@
-"""A bento and a model as they lie on disk, and the manifest each sends to a registry.
+"""Bentos and models on disk, and the manifest that each sends to a registry.
 
-The manifests are, field for field, what BentoML 1.4.39 sends (`Bento.get_manifest` in
-`bentoml/_internal/bento/bento.py`, `BentoModel.to_create_schema` in `_bentoml_sdk/models/base.py`), but for three
-things. Times are in UTC, where BentoML writes the clock of whatever zone they were given in. Values JSON has no form
-for do not fail (see `FreeForm`). And a model's `options` are those of `model.yaml`, where BentoML asks the framework's
-module for its defaults; it writes them all when it saves a model, so the two differ only for one that an older release
-saved.
+The manifests are, field for field, those of BentoML 1.4.39 (`Bento.get_manifest` in `bentoml/_internal/bento/bento.py`,
+`BentoModel.to_create_schema` in `_bentoml_sdk/models/base.py`), with three differences:
+
+- Times are in UTC. BentoML drops the time zone, without a conversion.
+- Values that JSON cannot hold are converted (see `FreeForm`). BentoML fails on them.
+- A model's `options` are those of `model.yaml`. BentoML adds the defaults of the framework's module, which differ only
+  for a model that an older release saved, since BentoML writes all options when it saves a model.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from async_bento._core.text import facts
 from async_bento.config import MiB
-from async_bento.errors import StoreError
+from async_bento.store.errors import as_store_error
 from async_bento.store.metadata import BentoInfo, BentoModelInfo, BentoRunnerInfo, ItemInfo, ModelInfo, read_info
 
 if TYPE_CHECKING:
@@ -34,59 +35,56 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_DOC_SIZE = 3 * MiB
-"""Of a README, in bytes: BentoCloud takes requests of 4 MiB, and the manifest needs its share (BentoML's own limit)."""
+MAX_README_SIZE = 3 * MiB
+"""In bytes. BentoCloud accepts requests of up to 4 MiB, of which the manifest needs its share (BentoML's own limit)."""
 
 
 @dataclass(frozen=True)
 class Item(ABC):
-    """What bentos and models have in common: a directory with a YAML file that describes it.
+    """A directory with a YAML file that describes it: what bentos and models have in common."""
 
-    Attributes:
-        tag: Its tag, with a version.
-        path: Its directory, absolute.
-        info: What its YAML file says.
-    """
-
-    WORD: ClassVar[str]
-    YAML: ClassVar[str]
-    PULL: ClassVar[str]
+    TYPE_NAME: ClassVar[str]
+    METADATA_FILE: ClassVar[str]
+    PULL_COMMAND: ClassVar[str]
+    _INFO_TYPE: ClassVar[type[ItemInfo]]
 
     tag: Tag
     path: Path
     info: ItemInfo = field(compare=False, repr=False)
 
     @classmethod
-    @abstractmethod
     def from_path(cls, path: str | os.PathLike[str]) -> Self:
-        """Read an item from its directory.
+        """Read a bento or a model from its directory. Blocks.
 
         Args:
-            path: The directory.
+            path: The directory that holds `bento.yaml` or `model.yaml`.
 
         Returns:
             The item.
 
         Raises:
             NotFoundError: There is no such directory.
-            StoreError: Its YAML file is missing or broken, or lacks a field; the message says which.
+            StoreError: The YAML file is missing or broken, or lacks a field; the message says which.
         """
+        root = Path(path).absolute()
+        info = read_info(cls._INFO_TYPE, root / cls.METADATA_FILE)
+        return cls(info.tag, root, info)
 
     @property
     def creation_time(self) -> datetime:
-        """When it was built, in UTC."""
+        """The time at which the item was built, in UTC."""
         return self.info.creation_time
 
     @property
     def labels(self) -> dict[str, str]:
-        """What the user sorts by."""
+        """The labels that the user gave the item."""
         return self.info.labels
 
     def size(self) -> int:
-        """Count its bytes on disk, as BentoML does. Blocks.
+        """Count the item's bytes on disk, as BentoML does. Blocks.
 
         Returns:
-            The size of all its files, in bytes.
+            The size of all files, in bytes.
         """
         return directory_size(self.path)
 
@@ -96,80 +94,61 @@ class Item(ABC):
                 ("Tag", str(self.tag)),
                 ("Directory", str(self.path)),
                 ("Built (UTC)", f"{self.creation_time:%Y-%m-%d %H:%M:%S}"),
-                *self._more_facts(),
+                *self._html_rows(),
                 ("Labels", ", ".join(f"{key}={value}" for key, value in self.labels.items())),
             ]
         )
 
     @abstractmethod
-    def _more_facts(self) -> list[tuple[str, str]]:
-        """What only one of the two kinds has."""
+    def _html_rows(self) -> list[tuple[str, str]]:
+        """Return the rows that only bentos, or only models, have in a notebook."""
 
 
 @dataclass(frozen=True)
 class Bento(Item):
-    """A bento on disk.
+    """A bento on disk. Get one from a `BentoStore`, or by `Bento.from_path`.
 
     Attributes:
-        tag: Its tag, with a version.
-        path: Its directory, absolute.
-        info: What `bento.yaml` says.
+        tag: The tag, with a version.
+        path: The directory, absolute.
+        info: The contents of `bento.yaml`.
     """
 
-    WORD = "bento"
-    YAML = "bento.yaml"
-    PULL = "async-bento pull"
+    TYPE_NAME = "bento"
+    METADATA_FILE = "bento.yaml"
+    PULL_COMMAND = "async-bento pull"
+    _INFO_TYPE = BentoInfo
 
     info: BentoInfo = field(compare=False, repr=False)
 
-    @classmethod
-    def from_path(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a bento from its directory.
-
-        Args:
-            path: The directory that holds `bento.yaml`.
-
-        Returns:
-            The bento.
-
-        Raises:
-            NotFoundError: There is no such directory.
-            StoreError: `bento.yaml` is missing or broken, or lacks a field; the message says which.
-        """
-        root = Path(path).absolute()
-        info = read_info(BentoInfo, root / cls.YAML)
-        return cls(info.tag, root, info)
-
     @property
     def models(self) -> list[BentoModelInfo]:
-        """The models it needs, each tag once: those of the bento, then those of its services."""
+        """The models that the bento needs, each tag once: those of the bento, then those of its services."""
         return self.info.all_models
 
     @property
     def doc(self) -> str:
-        """Its README.md, as the registry gets it: empty where there is none, or one of over 3 MiB. Blocks.
+        """The README.md, which the registry gets as the description. Blocks.
+
+        Empty where there is no README.md, or one of more than 3 MiB, for which a warning is logged.
 
         Raises:
-            StoreError: It cannot be read.
+            StoreError: The file cannot be read.
         """
         readme = self.path / "README.md"
-        try:
+        with as_store_error(f"read {readme}"), suppress(FileNotFoundError):
             size = readme.stat().st_size
-            if size > MAX_DOC_SIZE:
-                logger.warning("%s has %d bytes, over %d, and is not sent", readme, size, MAX_DOC_SIZE)
-                return ""
-            return readme.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return ""
-        except OSError as error:
-            raise StoreError(f"cannot read {readme}: {error.strerror}") from error
+            if size <= MAX_README_SIZE:
+                return readme.read_text(encoding="utf-8", errors="replace")
+            logger.warning("%s is not sent: it has %d bytes. The limit is %d.", readme, size, MAX_README_SIZE)
+        return ""
 
     def manifest(self, *, size_bytes: int, dev: bool = False) -> JsonObject:
-        """Describe the bento to a registry.
+        """Describe the bento to a registry, as `Bento.get_manifest` of BentoML 1.4.39 does.
 
         Args:
-            size_bytes: Its size and that of its models; `ModelStore.total_size` counts it.
-            dev: Whether only its record is pushed and no bytes (`push(bare=True)`).
+            size_bytes: The size of the bento and its models, in bytes; `ModelStore.total_size` counts it.
+            dev: Whether only the record is pushed and no bytes (`push(bare=True)`).
 
         Returns:
             The `manifest` of a create or update request, ready for JSON.
@@ -194,7 +173,7 @@ class Bento(Item):
             "spec": info.spec,
         }
 
-    def _more_facts(self) -> list[tuple[str, str]]:
+    def _html_rows(self) -> list[tuple[str, str]]:
         return [
             ("BentoML", self.info.bentoml_version),
             ("Models", ", ".join(str(model.tag) for model in self.models)),
@@ -202,60 +181,43 @@ class Bento(Item):
 
 
 def _runner(runner: BentoRunnerInfo) -> JsonValue:
-    wanted = runner.resource_config
+    resources = runner.resource_config
     return {
         "name": runner.name,
         "runnable_type": runner.runnable_type,
         "models": [*runner.models],
         "resource_config": {
-            "cpu": wanted.get("cpu"),
-            "nvidia_gpu": wanted.get("nvidia.com/gpu"),
-            "custom_resources": wanted.get("custom_resources"),
+            "cpu": resources.get("cpu"),
+            "nvidia_gpu": resources.get("nvidia.com/gpu"),
+            "custom_resources": resources.get("custom_resources"),
         }
-        if wanted
+        if resources
         else None,
     }
 
 
 @dataclass(frozen=True)
 class Model(Item):
-    """A model on disk.
+    """A model on disk. Get one from a `ModelStore`, or by `Model.from_path`.
 
     Attributes:
-        tag: Its tag, with a version.
-        path: Its directory, absolute.
-        info: What `model.yaml` says.
+        tag: The tag, with a version.
+        path: The directory, absolute.
+        info: The contents of `model.yaml`.
     """
 
-    WORD = "model"
-    YAML = "model.yaml"
-    PULL = "async-bento models pull"
+    TYPE_NAME = "model"
+    METADATA_FILE = "model.yaml"
+    PULL_COMMAND = "async-bento models pull"
+    _INFO_TYPE = ModelInfo
 
     info: ModelInfo = field(compare=False, repr=False)
 
-    @classmethod
-    def from_path(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a model from its directory.
-
-        Args:
-            path: The directory that holds `model.yaml`.
-
-        Returns:
-            The model.
-
-        Raises:
-            NotFoundError: There is no such directory.
-            StoreError: `model.yaml` is missing or broken, or lacks a field; the message says which.
-        """
-        root = Path(path).absolute()
-        info = read_info(ModelInfo, root / cls.YAML)
-        return cls(info.tag, root, info)
-
     def manifest(self, *, size_bytes: int | None = None) -> JsonObject:
-        """Describe the model to a registry.
+        """Describe the model to a registry, as `BentoModel.to_create_schema` of BentoML 1.4.39 does.
 
         Args:
-            size_bytes: Its size; None to count it here, which blocks.
+            size_bytes: The size of the model, in bytes; None to count it here, which blocks.
 
         Returns:
             The `manifest` of a create or update request, ready for JSON.
@@ -268,25 +230,18 @@ class Model(Item):
             "size_bytes": self.size() if size_bytes is None else size_bytes,
             "metadata": info.metadata,
             "context": info.context.model_dump(mode="json"),
-            # Without a module BentoML has nobody to ask what they mean, and sends none.
+            # BentoML lets the module read the options, and sends none where there is no module.
             "options": info.options if info.module else {},
         }
 
-    def _more_facts(self) -> list[tuple[str, str]]:
+    def _html_rows(self) -> list[tuple[str, str]]:
         return [("BentoML", self.info.context.bentoml_version), ("Module", self.info.module)]
 
 
 def directory_size(path: Path) -> int:
-    """Count the bytes below a directory, as BentoML does (`calc_dir_size` in `bentoml/_internal/utils/filesystem.py`).
+    """Count the bytes below a directory, as `calc_dir_size` of `bentoml/_internal/utils/filesystem.py` does.
 
-    A link to a file counts with what it points to; a link to a directory is not followed. What cannot be read, or
-    vanishes meanwhile, counts nothing.
-
-    Args:
-        path: The directory.
-
-    Returns:
-        The size of all files, in bytes.
+    Links to files count with their targets; links to directories are not followed; unreadable entries count nothing.
     """
     size = 0
     pending: list[str | Path] = [path]

@@ -1,103 +1,103 @@
-"""What a store's directories and `latest` files say, and how a message tells of it."""
+"""Where a store has its items, and how they are read: `<base>/<name>/<version>/bento.yaml`."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from async_bento._core.files import atomic_write
-from async_bento.errors import InvalidTagError
-from async_bento.store.filesystem import as_store_error
-from async_bento.store.tag import LATEST, Tag
+from async_bento.errors import InvalidTagError, NotFoundError, StoreError
+from async_bento.store.errors import as_store_error
+from async_bento.store.items import Item
+from async_bento.store.tag import Tag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-SHOWN = 5
-"""Names or versions a message lists; the rest it counts."""
+logger = logging.getLogger(__name__)
+
+ItemT = TypeVar("ItemT", bound=Item)
+
+_SHOWN = 5  # names or versions that a message lists
 
 
-def directories(path: Path) -> list[str]:
-    """List the names in a store, or the versions of a name.
+class Layout(Generic[ItemT]):
+    """The items below one directory, read without locks: an item may be replaced or deleted at any time."""
 
-    Args:
-        path: The store, or the name's directory in it.
+    def __init__(self, item_type: type[ItemT], base: Path) -> None:
+        self.item_type = item_type
+        self.base = base
 
-    Returns:
-        The directories that can be part of a tag, sorted; none where there is no such path.
+    def directory(self, name: str) -> Path:
+        """Return the directory of a name, which holds its versions and `latest`."""
+        return self.base / name
 
-    Raises:
-        StoreError: It cannot be read.
-    """
+    def path(self, tag: Tag) -> Path:
+        """Return the directory of an item."""
+        return self.base / tag.name / (tag.version or "")
+
+    def versions(self, name: str) -> list[str]:
+        """List the versions of a name, sorted; none where there is no such name."""
+        return list_tag_parts(self.base / name)
+
+    def load(self, tag: Tag, path: Path | None = None) -> ItemT:
+        """Read an item from its place or from another path, and check that it has the tag."""
+        item = self.item_type.from_path(path or self.path(tag))
+        if item.tag != tag:
+            raise StoreError(f"cannot read {item.path / item.METADATA_FILE}: the file describes {item.tag}, not {tag}")
+        return item
+
+    def load_versions(self, name: str) -> Sequence[ItemT]:
+        """Read all versions of a name; skip a broken one with a warning."""
+        items: list[ItemT] = []
+        for version in self.versions(name):
+            try:
+                items.append(self.load(Tag(name, version)))
+            except NotFoundError:
+                pass  # deleted since it was listed
+            except StoreError as error:
+                logger.warning("Skipped a broken %s: %s", self.item_type.TYPE_NAME, error)
+        return items
+
+    def not_found(self, tag: Tag) -> NotFoundError:
+        """Build the error for a missing item: the message lists what the store has instead."""
+        if versions := self.versions(tag.name):
+            present = f"{tag.name} has {abbreviate(_closest_first(tag.version or '', versions))}"
+        elif names := list_tag_parts(self.base):
+            present = f"the store has {abbreviate(_closest_first(tag.name, names))}"
+        else:
+            present = "the store is empty"
+        item_type = self.item_type
+        return NotFoundError(
+            f"no {item_type.TYPE_NAME} {tag} in {self.base}: {present}. "
+            f"To download the {item_type.TYPE_NAME}, run `{item_type.PULL_COMMAND} {tag}`."
+        )
+
+
+def list_tag_parts(path: Path) -> list[str]:
+    """List the directories that can be part of a tag, sorted: the names in a store, or the versions of a name."""
     with as_store_error(f"list {path}"), suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and _is_tag_part(entry.name))
+        return sorted(entry.name for entry in entries if entry.is_dir() and is_tag_part(entry.name))
     return []
 
 
-def _is_tag_part(name: str) -> bool:
+def is_tag_part(name: str) -> bool:
+    """Whether a text can be a name or a version as it is; upper case would be lowered."""
     try:
         return name == name.lower() and Tag(name).name == name
     except InvalidTagError:
         return False
 
 
-def read_latest(directory: Path) -> str | None:
-    """Read which version is the latest.
-
-    Args:
-        directory: A name's directory.
-
-    Returns:
-        The version; None where `latest` is missing, says nothing sensible, or names what is not there.
-    """
-    try:
-        version = (directory / LATEST).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return version if _is_tag_part(version) and (directory / version).is_dir() else None
-
-
-def write_latest(directory: Path, version: str | None, *, temp_path: Path) -> None:
-    """Write which version is the latest, in one step: BentoML reads this file without a lock.
-
-    Args:
-        directory: A name's directory.
-        version: The version; None for none any more.
-        temp_path: A file that is not there yet and nobody else's, on the same filesystem.
-    """
-    latest = directory / LATEST
-    if version is None:
-        latest.unlink(missing_ok=True)
-        return
-    # BentoML of another user may read the file: its mode follows the umask.
-    atomic_write(latest, version, mode=0o666, durable=True, temp_path=temp_path)
-
-
-def closest(wanted: str, names: Sequence[str]) -> list[str]:
-    """Sort names by how well they fit.
-
-    Args:
-        wanted: What somebody wrote.
-        names: What there is.
-
-    Returns:
-        The names: what looks like `wanted` first, the rest as it was.
-    """
-    close = difflib.get_close_matches(wanted, names, n=SHOWN)
+def _closest_first(wanted: str, names: Sequence[str]) -> list[str]:
+    close = difflib.get_close_matches(wanted, names, n=_SHOWN)
     return [*close, *(name for name in names if name not in close)]
 
 
 def abbreviate(names: Sequence[str]) -> str:
-    """Tell of names, but not of hundreds.
-
-    Args:
-        names: The names.
-
-    Returns:
-        Like `a, b, c, d, e and 37 more`.
-    """
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    """Join names and count the rest, like `a, b, c, d, e and 37 more`."""
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,4 +1,4 @@
-"""Locks on names and directories that other processes respect."""
+"""Locks on files and directories that other processes respect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import filelock
 
-from async_bento.store.filesystem import as_store_error
+from async_bento.store.errors import as_store_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
+_LOCKS_UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
 class _FileLock(Protocol):
-    """What is used of filelock's locks; its own types are not complete."""
+    """The methods of filelock's locks that are used; filelock's own types are incomplete."""
 
     def acquire(self, timeout: float) -> object: ...
 
@@ -35,7 +35,7 @@ class _FileLock(Protocol):
 
 
 class _ThreadLock:
-    """What is left of a lock where the filesystem has none."""
+    """The fallback where the filesystem has no locks: only threads of this process respect it."""
 
     _by_path: ClassVar[defaultdict[Path, threading.Lock]] = defaultdict(threading.Lock)
 
@@ -55,35 +55,18 @@ class _ThreadLock:
 
 
 class Lock:
-    """A lock on a name that other processes respect, and other threads too.
+    """A lock file that other processes and threads respect, held until it is released or its process ends.
 
-    On a filesystem without locks only the threads of this process respect it, and a warning is logged, once.
-
-    It lasts until it is released or its process ends, however that ends. As a context manager it waits without limit;
-    on an event loop, try `acquire(timeout=0)` in a worker thread again and again: a thread that waits cannot be
-    cancelled.
-
-    Args:
-        path: The lock file. It stays: removing it would let two in.
+    An event loop polls `acquire(timeout=0)` in a worker thread, since a thread that waits cannot be cancelled.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path  # the file is never removed: a second process could then lock a new file of the same name
         self._lock: _FileLock | None = None
 
     def acquire(self, timeout: float | None = None) -> bool:
-        """Take the lock. Blocks.
-
-        Args:
-            timeout: How long to wait for it, in seconds; None for as long as it takes.
-
-        Returns:
-            Whether it was taken.
-
-        Raises:
-            StoreError: There can be no lock file: no permission, a read-only filesystem.
-        """
-        with as_store_error(f"lock {self.path.stem}"):
+        """Wait for the lock for so many seconds, or without limit; return whether the lock is held. Blocks."""
+        with as_store_error(f"lock {self.path}"):
             if self._lock is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._lock = _lock_at(self.path)
@@ -94,7 +77,7 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Give the lock back; nothing happens where it is not held."""
+        """Release the lock if it is held."""
         if self._lock is not None:
             self._lock.release()
 
@@ -103,28 +86,29 @@ class Lock:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
 
 
 def _lock_at(path: Path) -> _FileLock:
-    # Not bound to a thread: an event loop acquires in one worker thread and releases in another.
-    return filelock.FileLock(path, thread_local=False) if _has_locks(path.parent) else _ThreadLock(path)
+    # Not bound to a thread: an event loop acquires the lock in one worker thread and releases it in another.
+    return filelock.FileLock(path, thread_local=False) if _supports_locks(path.parent) else _ThreadLock(path)
 
 
 @cache
-def _has_locks(directory: Path) -> bool:
-    """Whether files in a directory can be locked. Asked here, since filelock's answer differs with its version."""
+def _supports_locks(directory: Path) -> bool:
+    """Try a lock on a directory; warn once where the filesystem has none."""
+    # Not left to filelock: what its FileLock does on such a filesystem differs between its versions.
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in _LOCKS_UNSUPPORTED:
             raise
         logger.warning(
-            "the filesystem of %s has no locks: see to it that one process at a time pulls to, or deletes from, the "
-            "stores beside it, and remove what killed ones leave there",
+            "The filesystem of %s does not support locks. Let only one process at a time pull to, or delete from, the "
+            "stores that share this directory, and remove the directories that killed processes leave in it.",
             directory.parent,
         )
         return False
@@ -133,20 +117,11 @@ def _has_locks(directory: Path) -> bool:
     return True
 
 
-def hold_directory(path: Path, *, surely: bool = False) -> int:
-    """Lock a directory as long as a descriptor is open.
+def lock_directory(path: Path, *, required: bool = False) -> int:
+    """Lock a directory without waiting; return the descriptor whose closing releases the lock.
 
-    Args:
-        path: The directory.
-        surely: Whether to fail where the filesystem has no locks. Whoever makes a directory there goes without, since
-            no sweep will remove what it cannot lock.
-
-    Returns:
-        The descriptor.
-
-    Raises:
-        BlockingIOError: Another has it.
-        FileNotFoundError: Another removed it.
+    Raises BlockingIOError where another process holds the lock, and FileNotFoundError where one removed the directory.
+    On a filesystem without locks, the directory is opened without a lock, unless the lock is `required`.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -155,8 +130,9 @@ def hold_directory(path: Path, *, surely: bool = False) -> int:
         except BlockingIOError:
             raise
         except OSError:
-            if surely:
+            if required:
                 raise
+        # Between the open and the lock, another process may have removed the directory and made a new one.
         if not os.path.samestat(os.fstat(descriptor), path.stat()):
             raise FileNotFoundError(path)
     except BaseException:

@@ -1,12 +1,12 @@
-"""The stores on this disk, in BentoML's own layout: `$BENTOML_HOME/bentos` and `$BENTOML_HOME/models`.
+"""The local stores in BentoML's layout: `$BENTOML_HOME/bentos` and `$BENTOML_HOME/models`.
 
-    <base>/<name>/<version>/bento.yaml …    one item
-    <base>/<name>/latest                    the version with the newest creation time
-    <base>/../tmp/async-bento-…             scratch and locks, see `scratch.py`
+    <base>/<name>/<version>/bento.yaml …    an item, see `layout.py`
+    <base>/<name>/latest                    the version with the newest creation time, see `latest.py`
+    <base>/../tmp/async-bento-…             staging directories and locks, see `staging.py`
 
-What is read was written by BentoML or by us, and BentoML reads what is written here. Every method blocks and may be
-called from any thread; processes keep out of each other's way by a lock per name, held for the moment of a change only.
-BentoML knows no locks, but it never sees anything unfinished.
+BentoML and this package read each other's items. Every method blocks and may be called from any thread. A lock per name
+keeps processes apart, and is held only while an item is moved. BentoML ignores the locks, but an item appears and
+disappears in one step, so BentoML never reads a part of one.
 """
 
 from __future__ import annotations
@@ -18,390 +18,339 @@ import os
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.files import fsync_path
 from async_bento.config import bentoml_home
 from async_bento.errors import InvalidTagError, NotFoundError, StoreError
-from async_bento.store.filesystem import as_store_error, move_aside, remove_tree, sync_tree
-from async_bento.store.items import Bento, Item, Model
-from async_bento.store.layout import abbreviate, closest, directories, read_latest, write_latest
-from async_bento.store.staging import ITEM, STATE, Scratch, check_reach, place
+from async_bento.store.errors import as_store_error
+from async_bento.store.filesystem import move_aside, remove_tree, sync_tree
+from async_bento.store.items import Bento, Model
+from async_bento.store.latest import LatestFiles
+from async_bento.store.layout import ItemT, Layout, abbreviate, list_tag_parts
+from async_bento.store.staging import ITEM, STATE, StagingArea, check_same_filesystem, move_into_store
 from async_bento.store.tag import LATEST, Tag, TagLike
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
-    from datetime import datetime
 
     from async_bento.store.locks import Lock
 
 logger = logging.getLogger(__name__)
 
-ItemT = TypeVar("ItemT", bound=Item)
-
 
 class Store(Generic[ItemT]):
-    """Bentos or models below one directory.
-
-    Args:
-        item_type: Which of the two.
-        base_path: The directory; it is made when the first item is.
-    """
+    """Bentos or models below one directory. Its methods are the public ones of `BentoStore` and `ModelStore`."""
 
     def __init__(self, item_type: type[ItemT], base_path: Path) -> None:
         self.item_type = item_type
         self.path = base_path.absolute()
+        self._layout = Layout(item_type, self.path)
+        self._latest = LatestFiles(self._layout)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
 
     @cached_property
-    def _real(self) -> Path:
-        """Where the base is a link, its target's filesystem is the one to rename on."""
+    def _real_path(self) -> Path:
+        # Where the base is a link, staging must lie on the filesystem of the link's target.
         return self.path.resolve()
 
     @cached_property
-    def _scratch(self) -> Scratch:
-        return Scratch(self._real.parent / "tmp")
+    def _staging(self) -> StagingArea:
+        return StagingArea(self._real_path.parent / "tmp")
 
     def get(self, tag: TagLike | str, *, prefix: bool = True) -> ItemT:
         """Find one item.
 
         Args:
-            tag: Its tag; a name or `name:latest` means the newest.
-            prefix: Whether the beginning of a version will do, where only one version begins so.
+            tag: The item's tag; a name alone or `name:latest` means the newest version.
+            prefix: Whether the version may be abbreviated to a prefix that only one version has, as in BentoML.
 
         Returns:
             The item.
 
         Raises:
-            InvalidTagError: That is no tag.
-            NotFoundError: There is none, or more than one begins so. The message says what there is and would help.
-            StoreError: There is one, and it is broken.
+            InvalidTagError: The tag breaks the rules for tags.
+            NotFoundError: No item has this tag, or several versions have the prefix. The message lists similar ones.
+            StoreError: The item's YAML file is missing or broken, or the store cannot be read.
         """
         tag = Tag.parse(tag)
         with as_store_error(f"read {self.path}"):
             if tag.version is None or tag.version == LATEST:
                 return self._get_latest(tag)
-            if self._directory(tag).is_dir():
-                return self._load(tag)
-            begun = [known for known in directories(self.path / tag.name) if prefix and known.startswith(tag.version)]
-            if len(begun) == 1:
-                return self._load(Tag(tag.name, begun[0]))
-            if begun:
-                raise NotFoundError(
-                    f"{tag} is the beginning of more than one {self.item_type.WORD}: {abbreviate(begun)}"
-                )
-            raise self._not_found(tag)
+            if self._layout.path(tag).is_dir():
+                return self._layout.load(tag)
+            if prefix:
+                return self._get_by_prefix(tag, tag.version)
+            raise self._layout.not_found(tag)
 
     def list(self, tag: TagLike | str | None = None) -> Sequence[ItemT]:
-        """List items, sorted by tag. A broken one is left out, and a warning logged.
+        """List items, sorted by tag. A broken item is skipped, and a warning logged.
 
         Args:
-            tag: A name, for its versions only; a tag, for that item only; None for everything.
+            tag: A name to list its versions, a tag to list only that item, or None to list everything.
 
         Returns:
             The items.
 
         Raises:
-            InvalidTagError: That is no tag.
-            NotFoundError: There is no such name.
+            InvalidTagError: The tag breaks the rules for tags.
+            NotFoundError: No item has this name.
+            StoreError: The store cannot be read.
         """
         if tag is None:
-            return [item for name in directories(self.path) for item in self._load_all(name)]
+            return [item for name in list_tag_parts(self.path) for item in self._layout.load_versions(name)]
         tag = Tag.parse(tag)
         if tag.version is None:
             with as_store_error(f"read {self.path}"):
-                if not (self.path / tag.name).is_dir():
-                    raise self._not_found(tag)
-                return self._load_all(tag.name)
+                if not self._layout.directory(tag.name).is_dir():
+                    raise self._layout.not_found(tag)
+                return self._layout.load_versions(tag.name)
         try:
             return [self.get(tag, prefix=False)]
         except NotFoundError:
             return []
 
     def lock(self, tag: TagLike | str) -> Lock:
-        """Make a lock on a tag, for who wants to be the only one to bring this item into the store.
+        """Make a lock for pulling one item, so that processes do not download the same item at the same time.
 
-        It guards the work, not the store: `commit` and `delete` keep the store whole by themselves, with or without it.
+        `commit` and `delete` do not need this lock: they keep the store whole with locks of their own.
 
         Args:
-            tag: The tag, with a version.
+            tag: The item's tag, with a version.
 
         Returns:
-            The lock, not yet taken.
+            The lock, not yet acquired.
 
         Raises:
-            InvalidTagError: That is no tag, or has no version.
+            InvalidTagError: The tag breaks the rules for tags, or has no version.
         """
-        return self._scratch.lock(self._scratch_name(self._exact(tag)))
+        return self._staging.lock(self._file_name(tag))
 
     def push_lock(self, tag: TagLike | str, endpoint: str) -> Lock:
-        """Make a lock on a push, for who wants to be the only one to send this item to a registry.
+        """Make a lock for pushing one item to one registry, so that processes do not upload the same item twice.
 
         Args:
-            tag: The tag, with a version.
+            tag: The item's tag, with a version.
             endpoint: The registry's URL.
 
         Returns:
-            The lock, not yet taken.
+            The lock, not yet acquired.
 
         Raises:
-            InvalidTagError: That is no tag, or has no version.
+            InvalidTagError: The tag breaks the rules for tags, or has no version.
         """
-        return self._scratch.lock(self._push_name(tag, endpoint))
+        return self._staging.lock(self._push_file_name(tag, endpoint))
 
     def journal(self, tag: TagLike | str, endpoint: str) -> Path:
-        """Name the file in which a push notes what has arrived. Hold `push_lock` meanwhile.
+        """Name the file in which a push records the parts it has uploaded. Hold `push_lock` while you use it.
 
         Args:
-            tag: The tag, with a version.
+            tag: The item's tag, with a version.
             endpoint: The registry's URL.
 
         Returns:
-            The file, in a directory that is there. It is removed a week after it was last written.
+            The file's path, in a directory that exists. The file is removed a week after its last write.
 
         Raises:
-            InvalidTagError: That is no tag, or has no version.
+            InvalidTagError: The tag breaks the rules for tags, or has no version.
             StoreError: The directory cannot be made.
         """
-        return self._scratch.kept_file(self._push_name(tag, endpoint))
+        return self._staging.kept_file(self._push_file_name(tag, endpoint))
 
     @contextmanager
     def stage(self, resume: TagLike | str | None = None) -> Generator[Path]:
-        """Make an empty directory in which an item is put together, on the filesystem of the store.
+        """Make an empty directory, on the filesystem of the store, in which to assemble an item for `commit`.
 
-        What has not been committed at the block's end is removed. A killed process's directory is removed when the next
-        is made.
+        What is not committed when the block ends is removed. The directory of a killed process is removed by the next
+        call.
 
         Args:
-            resume: A tag. When the block fails and has written the file that `state_of` names, what was staged is kept
-                for a week, and the next block for this tag begins with it. Hold `lock(tag)` meanwhile.
+            resume: A tag. If the block fails after it wrote the file `state_of(staged)`, the directory is kept for a
+                week, and the next block with this tag continues in it. Hold `lock(tag)` meanwhile.
 
         Yields:
             The directory.
 
         Raises:
-            StoreError: It cannot be made, or lies on another filesystem than the store.
+            InvalidTagError: `resume` breaks the rules for tags, or has no version.
+            StoreError: The directory cannot be made, or is on another filesystem than the store.
         """
-        keep = None if resume is None else self._scratch_name(self._exact(resume))
-        if resume is not None:  # also where this one fails, what another had brought is the latest
-            self.tidy(resume)
-        with self._scratch.directory(keep) as outer:
-            # One deeper, because the outer is closed to other users and an item must not be.
-            staged = outer / ITEM
+        file_name = None
+        if resume is not None:
+            file_name = self._file_name(resume)
+            self.recover(resume)  # now, since a block that fails makes no commit that would update `latest`
+        with self._staging.directory(file_name) as temporary:
+            # The temporary directory is closed to other users, and an item must not be: hence one level deeper.
+            staged = temporary / ITEM
             with as_store_error(f"write to {self.path}"):
                 staged.mkdir(exist_ok=True)
-                check_reach(self.path, outer)
+                check_same_filesystem(self.path, temporary)
             yield staged
 
-    def tidy(self, tag: TagLike | str) -> None:
-        """Bring to an end what killed processes have begun, but what can be gone on with.
+    def recover(self, tag: TagLike | str) -> None:
+        """Finish or remove what crashed processes left, except resumable state.
 
-        What they left beside the store is removed; and where one had brought an item, and not yet said that it is the
-        latest, that is said now, since BentoML does not find the latest by itself.
+        Where a process was killed between the commit of an item and the update of `latest`, `latest` is updated:
+        BentoML does not find the newest version by itself.
 
         Args:
-            tag: An item that is in the store.
+            tag: A tag whose name is in the store.
+
+        Raises:
+            InvalidTagError: The tag breaks the rules for tags.
+            StoreError: The store cannot be read.
         """
-        self._scratch.sweep()
+        self._staging.recover()
         name = Tag.parse(tag).name
-        if self._read_latest(name) is None:
+        if self._latest.read(name) is None:
             self._repair_latest(name)
 
     @staticmethod
     def state_of(staged: Path) -> Path:
-        """Name the file that says how to go on with a staged directory.
+        """Name the file that makes a staging directory resumable.
 
         Args:
             staged: The directory, from `stage`.
 
         Returns:
-            Its path, beside the directory.
+            The path of the file, outside the directory.
         """
         return staged.parent / STATE
 
     def commit(self, staged: str | os.PathLike[str], tag: TagLike | str, *, replace: bool = False) -> ItemT:
-        """Take a staged item into the store, in one step: nobody sees a part of it.
+        """Move a staged item into the store in one step, so that no reader sees a part of it.
 
-        Its files are on the disk before that step, and the step is before this returns: a loss of power, too, leaves
-        the old item or the new one. It takes as long as the disk takes to write what is still in memory.
+        The files are flushed to the disk before that step, and the step before the method returns: a power failure
+        leaves the old item or the new one.
 
         Args:
             staged: The directory, from `stage`.
-            tag: The tag it must have.
-            replace: Whether it takes the place of an item with this tag, which stands until that moment. Else that
-                one stays and is what is returned, and the staged one remains where it is.
+            tag: The tag that the item's YAML file must have, with a version.
+            replace: Whether to replace an item with this tag. Without it, an item in the store stays and is returned,
+                and the staged directory stays where it is.
 
         Returns:
             The item in the store.
 
         Raises:
-            InvalidTagError: That is no tag, or has no version.
-            StoreError: The staged directory is no item with this tag; the item that stays is broken; the disk is
-                full, read-only or not ours.
+            InvalidTagError: The tag breaks the rules for tags, or has no version.
+            StoreError: The staged directory is not an item with this tag; the item that stays is broken; or the disk is
+                full, read-only or not writable for this user.
         """
-        tag = self._exact(tag)
+        tag = self._with_version(tag)
         staged = Path(staged)
-        item = self._load(tag, staged)
-        target = self._directory(tag)
+        item = self._layout.load(tag, staged)
+        target = self._layout.path(tag)
         with as_store_error(f"write {tag} to {self.path}"):
-            sync_tree(staged)  # before the lock: others need not wait for this disk
-            with self._scratch.directory() as aside, self._changing(tag.name):
-                replaced = os.path.lexists(target)
-                if replaced and not replace:
-                    item = self._load(tag)
+            sync_tree(staged)  # before the lock, so that no other process waits for this disk
+            with self._staging.directory() as aside, self._name_lock(tag.name):
+                exists = os.path.lexists(target)
+                if exists and not replace:
+                    item = self._layout.load(tag)
                 else:
-                    place(staged, target, aside)
+                    move_into_store(staged, target, aside)
                     item = dataclasses.replace(item, path=target)
-                self._note(tag, item, aside)
+                self._latest.update_after_commit(item, aside / LATEST)
                 fsync_path(target.parent)
-        if replaced and replace:
+        if exists and replace:
             try:
                 remove_tree(staged)
             except OSError:
-                logger.warning("could not remove %s, which was replaced", staged, exc_info=True)
+                logger.warning("Could not remove %s, which holds the replaced %s.", staged, tag, exc_info=True)
         return item
 
     def delete(self, tag: TagLike | str) -> None:
         """Remove an item.
 
         Args:
-            tag: Its tag, in full; `name:latest` means the newest.
+            tag: The item's tag, with the whole version; `name:latest` means the newest.
 
         Raises:
-            InvalidTagError: That is no tag, or has no version.
-            NotFoundError: There is no such item.
-            StoreError: It cannot be removed.
+            InvalidTagError: The tag breaks the rules for tags, or has no version.
+            NotFoundError: No item has this tag.
+            StoreError: The item cannot be removed.
         """
         tag = Tag.parse(tag)
         if tag.version is None:
-            raise InvalidTagError(f"{tag} names no version to delete; did you mean `{tag}:{LATEST}`?")
+            raise InvalidTagError(f"cannot delete {tag}: the tag has no version. Did you mean `{tag}:{LATEST}`?")
         if tag.version == LATEST:
             tag = self.get(tag).tag
+        directory = self._layout.directory(tag.name)
         with (
             as_store_error(f"delete {tag} from {self.path}"),
-            self._scratch.directory() as aside,
-            self._changing(tag.name),
+            self._staging.directory() as aside,
+            self._name_lock(tag.name),
         ):
             try:
-                move_aside(self._directory(tag), aside / ITEM)
+                move_aside(self._layout.path(tag), aside / ITEM)
             except FileNotFoundError as error:
-                raise self._not_found(tag) from error
-            # What is removed for good must not come back in parts.
-            fsync_path(self.path / tag.name)
-            self._forget(tag.name, aside)
+                raise self._layout.not_found(tag) from error
+            # Before the files are removed: or after a power failure the item may be back, with a part of its files.
+            fsync_path(directory)
+            self._latest.update_after_delete(tag.name, aside / LATEST)
+            with suppress(OSError):  # the name has other versions
+                directory.rmdir()
 
     def _get_latest(self, tag: Tag) -> ItemT:
-        for _ in range(3):  # what `latest` names may be deleted before it is read
-            version = self._read_latest(tag.name) or self._repair_latest(tag.name)
+        for _ in range(3):  # another process may delete the version between the two reads
+            version = self._latest.read(tag.name) or self._repair_latest(tag.name)
             if version is None:
                 break
             with suppress(NotFoundError):
-                return self._load(Tag(tag.name, version))
-        raise self._not_found(tag)
+                return self._layout.load(Tag(tag.name, version))
+        raise self._layout.not_found(tag)
 
-    def _load(self, tag: Tag, path: Path | None = None) -> ItemT:
-        item = self.item_type.from_path(path or self._directory(tag))
-        if item.tag != tag:
-            raise StoreError(f"{item.path / item.YAML} is that of {item.tag}, not of {tag}")
-        return item
-
-    def _load_all(self, name: str) -> Sequence[ItemT]:
-        items: list[ItemT] = []
-        for version in directories(self.path / name):
-            try:
-                items.append(self._load(Tag(name, version)))
-            except NotFoundError:
-                pass  # deleted since it was listed
-            except StoreError as error:
-                logger.warning("left out a broken %s: %s", self.item_type.WORD, error)
-        return items
-
-    def _directory(self, tag: Tag) -> Path:
-        return self.path / tag.name / (tag.version or "")
-
-    @staticmethod
-    def _exact(tag: TagLike | str) -> Tag:
-        tag = Tag.parse(tag)
-        if tag.version is None or tag.version == LATEST:
-            raise InvalidTagError(f"{tag} names no version")
-        return tag
-
-    def _scratch_name(self, tag: Tag) -> str:
-        # Stores side by side share their scratch; no part of a tag has a plus.
-        return f"{self._real.name}+{tag.name}+{tag.version}"
-
-    def _push_name(self, tag: TagLike | str, endpoint: str) -> str:
-        registry = hashlib.sha256(endpoint.encode()).hexdigest()[:16]  # a URL is no file name
-        return f"push+{self._scratch_name(self._exact(tag))}+{registry}"
-
-    @contextmanager
-    def _changing(self, name: str) -> Generator[None]:
-        with self._scratch.lock(f"{self._real.name}+{name}"):
-            yield
-
-    def _newest(self, name: str, came_last: str | None = None) -> str | None:
-        """The version with the newest creation time; of several, the one that came last, or else the highest."""
-
-        def age(item: ItemT) -> tuple[datetime, bool, str]:
-            version = item.tag.version or ""
-            return item.creation_time, version == came_last, version
-
-        newest = max(self._load_all(name), key=age, default=None)
-        return None if newest is None else newest.tag.version
-
-    def _read_latest(self, name: str) -> str | None:
-        return read_latest(self.path / name)
-
-    def _write_latest(self, name: str, version: str | None, aside: Path) -> None:
-        write_latest(self.path / name, version, temp_path=aside / LATEST)
+    def _get_by_prefix(self, tag: Tag, prefix: str) -> ItemT:
+        versions = [version for version in self._layout.versions(tag.name) if version.startswith(prefix)]
+        if not versions:
+            raise self._layout.not_found(tag)
+        if len(versions) > 1:
+            raise NotFoundError(
+                f"no {self.item_type.TYPE_NAME} {tag} in {self.path}: "
+                f"{len(versions)} versions begin with {prefix} ({abbreviate(versions)}). Write the whole version."
+            )
+        return self._layout.load(Tag(tag.name, versions[0]))
 
     def _repair_latest(self, name: str) -> str | None:
-        if not directories(self.path / name):
+        if not self._layout.versions(name):
             return None
-        # A store that can only be read is read all the same.
-        with suppress(OSError, StoreError), self._scratch.directory() as aside, self._changing(name):
-            version = self._read_latest(name) or self._newest(name)
-            self._write_latest(name, version, aside)
-            return version
-        return self._newest(name)
+        # In a store that cannot be written, the newest version is found without `latest`.
+        with suppress(OSError, StoreError), self._staging.directory() as aside, self._name_lock(name):
+            return self._latest.repair(name, aside / LATEST)
+        return self._latest.newest(name)
 
-    def _note(self, tag: Tag, item: ItemT, aside: Path) -> None:
-        """Set `latest` after an item has come; of two that are equally new, the one that came last is the latest."""
-        current = self._read_latest(tag.name)
-        if current is not None and current != tag.version:
-            with suppress(NotFoundError, StoreError):
-                if self._load(Tag(tag.name, current)).creation_time <= item.creation_time:
-                    self._write_latest(tag.name, tag.version, aside)
-                return
-        newest = self._newest(tag.name, tag.version)
-        if newest != current:
-            self._write_latest(tag.name, newest, aside)
+    def _name_lock(self, name: str) -> Lock:
+        return self._staging.lock(f"{self._real_path.name}+{name}")
 
-    def _forget(self, name: str, aside: Path) -> None:
-        """Set `latest` after an item has gone, and remove the name with its last version."""
-        if self._read_latest(name) is None:
-            self._write_latest(name, self._newest(name), aside)
-        with suppress(OSError):  # there are other versions
-            (self.path / name).rmdir()
+    def _file_name(self, tag: TagLike | str) -> str:
+        tag = self._with_version(tag)
+        # Stores with the same parent directory share a staging area. No part of a tag contains a plus.
+        return f"{self._real_path.name}+{tag.name}+{tag.version}"
 
-    def _not_found(self, tag: Tag) -> NotFoundError:
-        word = self.item_type.WORD
-        if versions := directories(self.path / tag.name):
-            there = f"of {tag.name} it has {abbreviate(closest(tag.version or '', versions))}"
-        elif names := directories(self.path):
-            there = f"it has {abbreviate(closest(tag.name, names))}"
-        else:
-            there = "it is empty"
-        return NotFoundError(f"no {word} {tag} in {self.path} ({there}); `{self.item_type.PULL} {tag}` may bring it")
+    def _push_file_name(self, tag: TagLike | str, endpoint: str) -> str:
+        registry = hashlib.sha256(endpoint.encode()).hexdigest()[:16]  # a URL is not a valid file name
+        return f"push+{self._file_name(tag)}+{registry}"
+
+    @staticmethod
+    def _with_version(tag: TagLike | str) -> Tag:
+        tag = Tag.parse(tag)
+        if tag.version is None or tag.version == LATEST:
+            raise InvalidTagError(f"invalid tag {str(tag)!r}: an exact version is needed. Write `{tag.name}:VERSION`.")
+        return tag
 
 
 class BentoStore(Store[Bento]):
-    """The bentos on this disk.
+    """The bentos on this disk, shared with BentoML.
+
+    Every method blocks, and may be called from any thread.
 
     Args:
-        base_path: Their directory; None for `$BENTOML_HOME/bentos`.
+        base_path: The directory of the bentos; None for `$BENTOML_HOME/bentos`. It is made with the first bento.
+
+    Attributes:
+        path: The directory, absolute.
     """
 
     def __init__(self, base_path: str | os.PathLike[str] | None = None) -> None:
@@ -409,20 +358,25 @@ class BentoStore(Store[Bento]):
 
 
 class ModelStore(Store[Model]):
-    """The models on this disk.
+    """The models on this disk, shared with BentoML.
+
+    Every method blocks, and may be called from any thread.
 
     Args:
-        base_path: Their directory; None for `$BENTOML_HOME/models`.
+        base_path: The directory of the models; None for `$BENTOML_HOME/models`. It is made with the first model.
+
+    Attributes:
+        path: The directory, absolute.
     """
 
     def __init__(self, base_path: str | os.PathLike[str] | None = None) -> None:
         super().__init__(Model, bentoml_home() / "models" if base_path is None else Path(base_path))
 
     def total_size(self, bento: Bento) -> int:
-        """Count a bento's bytes and those of its models, as BentoML does for `size_bytes`.
+        """Count a bento's bytes and those of its models, as BentoML does for `size_bytes` of a manifest.
 
-        A model inside the bento counts with the bento, one on Hugging Face not at all, and neither does one that is
-        missing, of which a warning is logged.
+        A model inside the bento's directory counts as part of the bento. A model on Hugging Face does not count, and
+        neither does a missing one, for which a warning is logged.
 
         Args:
             bento: The bento.
@@ -431,18 +385,20 @@ class ModelStore(Store[Model]):
             The size, in bytes.
 
         Raises:
-            StoreError: One of the models is broken.
+            StoreError: A model is broken.
         """
-        own = ModelStore(bento.path / "models")
+        inside = ModelStore(bento.path / "models")
         size = bento.size()
-        for wanted in bento.models:
-            if wanted.is_huggingface:
+        for model in bento.models:
+            if model.is_huggingface:
                 continue
             with suppress(NotFoundError):
-                own.get(wanted.tag)
+                inside.get(model.tag)
                 continue
             try:
-                size += self.get(wanted.tag).size()
+                size += self.get(model.tag).size()
             except NotFoundError:
-                logger.warning("%s needs the model %s, which is not in %s", bento.tag, wanted.tag, self.path)
+                logger.warning(
+                    "The size of %s is without its model %s, which is not in %s.", bento.tag, model.tag, self.path
+                )
         return size

@@ -18,7 +18,7 @@ from async_bento._core.files import atomic_write
 from async_bento._core.text import human_size
 from async_bento.config import MiB
 from async_bento.errors import StoreError
-from async_bento.store.filesystem import as_store_error
+from async_bento.store.errors import as_store_error
 from async_bento.transfer.download import Begun
 from async_bento.transfer.tar.checkpoint import Checkpoint
 from async_bento.transfer.tar.extract import Extractor

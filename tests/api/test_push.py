@@ -444,7 +444,7 @@ class HubModel:
 async def test_a_model_of_the_hub_is_not_pushed_by_itself(open_door: OpenDoor, client: MakeClient) -> None:
     door = await open_door()
 
-    with pytest.raises(InvalidTagError, match="a HubModel is no tag"):
+    with pytest.raises(InvalidTagError, match="invalid tag of type HubModel"):
         await client(door).models.push(HubModel())  # type: ignore[arg-type]
 
     assert not door.seen

@@ -107,7 +107,7 @@ def test_force_bare_and_a_directory(served: LocalRegistry, home: Path, tmp_path:
     ("arguments", "code", "said"),
     [
         (("push", "svc:v1"), 3, "no bento svc:v1 in {home}/bentos"),
-        (("push", "No Tag"), 2, "'No Tag' is no name for a tag"),
+        (("push", "No Tag"), 2, "invalid name 'No Tag' in a tag"),
         (("pull", "svc:v1"), 3, "no bento svc:v1 on the registry at {endpoint}"),
         (("models", "pull", "mod"), 3, "no model mod on the registry at {endpoint}"),
         (("get", "svc"), 3, "`async-bento list` shows what is there"),

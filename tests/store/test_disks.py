@@ -76,8 +76,8 @@ def test_a_disk_that_takes_no_more_from_any_step_on(crasher: Crasher, there, hom
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_takes_nothing_says_so_before_the_download(crasher: Crasher, there, number):
     said = crasher.run("pull", there, at=1, force=True, error=number)
-    locks = there / "tmp" / "async-bento-locks"
-    assert said == f"StoreError: cannot pull svc:v1: cannot lock bentos+svc+v1: {os.strerror(number)}: {locks}"
+    lock = there / "tmp" / "async-bento-locks" / "bentos+svc+v1.lock"
+    assert said == f"StoreError: cannot pull svc:v1: cannot lock {lock}: {os.strerror(number)}"
 
 
 # Long paths
@@ -110,7 +110,7 @@ def test_a_store_whose_path_is_too_long_is_named(there, tmp_path):
 @pytest.fixture
 def warned(caplog):
     caplog.set_level(logging.WARNING, logger="async_bento.store")
-    return lambda: [record.getMessage() for record in caplog.records if "has no locks" in record.getMessage()]
+    return lambda: [record.getMessage() for record in caplog.records if "does not support locks" in record.getMessage()]
 
 
 def refuse_locks(monkeypatch, number):
@@ -133,7 +133,7 @@ def test_without_locks_the_store_works_and_a_warning_says_what_that_means(there,
     assert not (there / "bentos" / "svc").exists()
     assert left_in_scratch(there) == []
     assert len(warned()) == 1
-    assert f"the filesystem of {there / 'tmp'} has no locks: see to it that one process at a time" in warned()[0]
+    assert f"The filesystem of {there / 'tmp'} does not support locks. Let only one process at a time" in warned()[0]
 
 
 def test_without_locks_threads_keep_out_of_each_others_way(there, monkeypatch):
@@ -168,7 +168,7 @@ def test_without_locks_nothing_is_swept_since_it_may_be_in_use(there, monkeypatc
 
 def test_a_lock_that_fails_for_another_reason_is_an_error(there, monkeypatch):
     refuse_locks(monkeypatch, errno.EIO)
-    with pytest.raises(StoreError, match=r"cannot lock bentos\+svc\+v1: Input/output error"):
+    with pytest.raises(StoreError, match=r"cannot lock .*/bentos\+svc\+v1\.lock: Input/output error"):
         BentoStore(there / "bentos").lock("svc:v1").acquire()
 
 

@@ -12,8 +12,8 @@ import yaml
 from async_bento._core.validation import format_time
 from async_bento.errors import NotFoundError, StoreError
 from async_bento.store.fields import MAX_VALUES
-from async_bento.store.items import MAX_DOC_SIZE, Bento, Model
-from async_bento.store.metadata import MAX_YAML
+from async_bento.store.items import MAX_README_SIZE, Bento, Model
+from async_bento.store.metadata import MAX_YAML_SIZE
 from async_bento.store.tag import Tag
 from tests.corpus.items import BENTOS, CORPUS, name_of, sent_by_bentoml
 
@@ -141,7 +141,7 @@ def test_a_field_without_a_value_counts_as_left_out(tmp_path):
 
 
 def test_a_missing_directory_is_not_found(tmp_path):
-    with pytest.raises(NotFoundError, match="nowhere"):
+    with pytest.raises(NotFoundError, match=r"cannot read .*nowhere: there is no such directory"):
         Bento.from_path(tmp_path / "nowhere")
 
 
@@ -161,12 +161,12 @@ def test_a_file_is_no_item(tmp_path):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("a: 1\nb: }\n", r"bento\.yaml is not valid YAML in line 2"),
-        ("a: 1\nb: 2024-13-45", r"bento\.yaml is not valid YAML"),
-        ("\x00", r"bento\.yaml is not valid YAML"),
-        ("", r"bento\.yaml is not a YAML mapping"),
-        ("- a", r"bento\.yaml is not a YAML mapping"),
-        ("!!python/object/apply:os.system [true]", r"bento\.yaml is not valid YAML"),
+        ("a: 1\nb: }\n", r"bento\.yaml: the file is not valid YAML in line 2"),
+        ("a: 1\nb: 2024-13-45", r"bento\.yaml: the file is not valid YAML"),
+        ("\x00", r"bento\.yaml: the file is not valid YAML"),
+        ("", r"bento\.yaml: the file is not a YAML mapping"),
+        ("- a", r"bento\.yaml: the file is not a YAML mapping"),
+        ("!!python/object/apply:os.system [true]", r"bento\.yaml: the file is not valid YAML"),
     ],
 )
 def test_broken_yaml_is_named(tmp_path, text, complaint):
@@ -213,7 +213,7 @@ def test_an_error_quotes_no_environment_variable(tmp_path):
 def test_a_file_that_no_bentoml_wrote_is_not_read_into_memory(tmp_path):
     with (tmp_path / "model.yaml").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(StoreError, match=rf"model\.yaml is larger than {MAX_YAML} bytes"):
+    with pytest.raises(StoreError, match=rf"cannot read .*model\.yaml: the file is larger than {MAX_YAML_SIZE} bytes"):
         Model.from_path(tmp_path)
 
 
@@ -222,7 +222,7 @@ def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path, field):
     bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 10)}]\n" for n in range(10))
     text = yaml.safe_dump({**MODEL, field: None}) + f"{field}:\n" + "".join(f"  {line}\n" for line in bomb.splitlines())
     (tmp_path / "model.yaml").write_text(text)
-    with pytest.raises(StoreError, match=rf"`{field}`: it holds over {MAX_VALUES} values"):
+    with pytest.raises(StoreError, match=rf"`{field}`: more than {MAX_VALUES} values"):
         Model.from_path(tmp_path)
 
 
@@ -237,9 +237,9 @@ def test_a_readme_of_over_3_mib_is_not_sent(tmp_path, caplog):
     assert iris.doc == ""
     assert not caplog.records
     readme = tmp_path / "README.md"
-    readme.write_text("x" * MAX_DOC_SIZE)
-    assert len(iris.doc) == MAX_DOC_SIZE
-    readme.write_text("x" * (MAX_DOC_SIZE + 1))
+    readme.write_text("x" * MAX_README_SIZE)
+    assert len(iris.doc) == MAX_README_SIZE
+    readme.write_text("x" * (MAX_README_SIZE + 1))
     assert iris.doc == ""
     assert "README.md" in caplog.text
 

@@ -37,14 +37,14 @@ def test_63_characters_are_not_too_many():
 
 
 def test_the_error_says_which_part_is_wrong():
-    with pytest.raises(InvalidTagError, match=r"'v 1' is no version for a tag"):
+    with pytest.raises(InvalidTagError, match=r"invalid version 'v 1' in a tag"):
         Tag.parse("iris:v 1")
     with pytest.raises(InvalidTagError, match=r"64 characters"):
         Tag("a" * 64)
 
 
 def test_a_trailing_colon_gets_a_hint():
-    with pytest.raises(InvalidTagError, match=r"did you mean `iris:latest`\?"):
+    with pytest.raises(InvalidTagError, match=r"Did you mean `iris:latest`\?"):
         Tag.parse("iris:")
 
 

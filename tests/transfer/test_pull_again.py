@@ -16,7 +16,7 @@ from aiohttp import web
 
 from async_bento import PartError, StoreError
 from async_bento.errors import ArchiveError, TransferError
-from async_bento.store.staging import remember_change
+from async_bento.store.staging import record_commit
 from async_bento.transfer import resumable_extract
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, noise
 from tests.eventually import eventually
@@ -188,7 +188,7 @@ async def test_of_one_that_was_killed_before_it_was_the_latest_the_next_makes_it
     latest.write_text("m0")
     aside = elsewhere / "tmp/async-bento-killed"
     aside.mkdir()
-    await asyncio.to_thread(remember_change, aside, elsewhere / "models/mod/m1")
+    await asyncio.to_thread(record_commit, aside, elsewhere / "models/mod/m1")
 
     await client(door, elsewhere).models.pull(tag)
 
@@ -202,7 +202,7 @@ async def test_of_one_that_was_killed_before_it_was_the_latest_one_that_fails_ma
     await client(door, elsewhere).models.pull("mod:m1")
     aside = elsewhere / "tmp/async-bento-killed"
     aside.mkdir()
-    await asyncio.to_thread(remember_change, aside, elsewhere / "models/mod/m1")
+    await asyncio.to_thread(record_commit, aside, elsewhere / "models/mod/m1")
 
     await interrupt(door, client(door, elsewhere), force=True)
 

@@ -1,0 +1,22 @@
+"""The one place where errors of the operating system become errors of the store."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from async_bento.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+@contextmanager
+def as_store_error(action: str) -> Generator[None]:
+    """Raise an OSError of the block as a StoreError that says `cannot {action}`, the reason, and the path."""
+    try:
+        yield
+    except OSError as error:
+        path = str(error.filename or "")
+        where = f": {path}" if path not in action else ""
+        raise StoreError(f"cannot {action}: {error.strerror or error}{where}") from error
