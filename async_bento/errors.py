@@ -1,35 +1,41 @@
-"""Every error async-bento raises, and who is at fault.
+"""Every error async-bento raises, by who is at fault.
 
     BentoError
-    ├── ConfigError (ValueError)        a setting, a context or a credential does not fit
-    ├── InvalidTagError (ValueError)    a tag that no registry would take
-    ├── NotFoundError                   no such bento or model, in the store, on the registry or on the Hub
+    ├── ConfigError (ValueError)        a setting, a context or a credential is missing or invalid
+    ├── InvalidTagError (ValueError)    a tag that breaks BentoML's rules
+    ├── NotFoundError                   no such bento or model in the store, on the registry or on the Hub
     ├── StoreError                      the local store: broken YAML, no space, no permission
-    ├── ArchiveError                    a directory that cannot be packed, a tar that cannot be unpacked
-    │   ├── UnsafeArchiveError          a tar that is refused: it reaches outside, lies, is too much or not whole
-    │   └── SourceChangedError          a file changed while it was being sent (also a TransferError)
+    ├── ArchiveError                    a directory that cannot be packed, a tar that cannot be extracted
+    │   ├── UnsafeArchiveError          a tar that is refused: unsafe, broken, truncated or above a limit
+    │   └── SourceChangedError          a file changed during its upload (also a TransferError)
     ├── APIError                        the registry
-    │   ├── APIConnectionError          not reached, or the connection broke
-    │   │   └── APITimeoutError         no answer in time
-    │   ├── APIStatusError              it answered, and the answer was no
+    │   ├── APIConnectionError          no connection, or a broken one
+    │   │   └── APITimeoutError         no response in time
+    │   ├── APIStatusError              a response with an error status
     │   │   ├── AuthenticationError     401, 403: the token
-    │   │   ├── RateLimitError          429: too much, too fast
-    │   │   └── ServerError             5xx: its own fault
-    │   └── APIResponseError            a 200 that does not fit the schema
-    ├── ClosedError (RuntimeError)      the API was closed under a call that ran
-    ├── ModelsError                     more than one model of a bento failed, and why each did
-    ├── HubError                        the Hugging Face Hub: not reached, or refused; offline, and not in its cache
+    │   │   ├── RateLimitError          429: too many requests
+    │   │   └── ServerError             5xx: a fault of the server
+    │   └── APIResponseError            a 200 that does not fit the protocol
+    ├── ClosedError (RuntimeError)      the client was closed
+    ├── ModelsError                     more than one model of a bento failed
+    ├── HubError                        the Hugging Face Hub: not reached, refused, or offline and not in its cache
     └── TransferError                   the bytes of a bento or a model
-        ├── PartError                   a part or a range the storage refused
+        ├── PartError                   the storage refused a part or a range
         ├── StalledError                no byte moved for too long
-        ├── IntegrityError              what arrived is not what was sent
+        ├── IntegrityError              the bytes received differ from the bytes sent
         └── SourceChangedError          see ArchiveError
 
-Foreign exceptions become these at one seam per room, `raise … from` the original. All of them pickle.
-No message holds a token, the query of a presigned URL, or a page of HTML. Cancellation is never wrapped.
+Exceptions of other libraries are translated into these, `raise … from` the original. All of them pickle.
+No message contains a token, the query of a presigned URL, or a page of HTML. Cancellation is never translated.
 """
 
 from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 
 class BentoError(Exception):
@@ -39,23 +45,46 @@ class BentoError(Exception):
         return _restore, (type(self), self.args, self.__dict__)
 
 
-def _restore(cls: type[BentoError], args: tuple[object, ...], state: dict[str, object]) -> BentoError:
+ErrorT = TypeVar("ErrorT", bound=BentoError)
+
+
+def _restore(cls: type[ErrorT], args: tuple[object, ...], state: dict[str, object]) -> ErrorT:
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
     return error
 
 
+def with_message(error: ErrorT, message: str) -> ErrorT:
+    """Copy an error with another message and the same type, attributes, cause and traceback.
+
+    Raise the copy `from error.__cause__`, so that a traceback does not show both.
+    """
+    copy = _restore(type(error), (message,), error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy.with_traceback(error.__traceback__)
+
+
+@contextmanager
+def prefix_errors(prefix: str, *types: type[BentoError]) -> Generator[None]:
+    """Raise the block's errors of these types, by default all of ours, with the message `prefix: message`."""
+    translated = types or (BentoError,)
+    try:
+        yield
+    except translated as error:
+        raise with_message(error, f"{prefix}: {error}") from error.__cause__
+
+
 class ConfigError(BentoError, ValueError):
-    """A setting, a context or a credential is missing or does not fit."""
+    """A setting, a context or a credential is missing or invalid."""
 
 
 class InvalidTagError(BentoError, ValueError):
-    """A tag that breaks BentoML's rules for tags."""
+    """A tag breaks BentoML's rules for tags."""
 
 
 class NotFoundError(BentoError):
-    """No such bento or model; the message says where it was looked for and what would help."""
+    """The bento or model does not exist; the message names the places searched and a remedy."""
 
 
 class StoreError(BentoError):
@@ -63,15 +92,14 @@ class StoreError(BentoError):
 
 
 class ArchiveError(BentoError):
-    """A directory that cannot be packed, or a tar that cannot be unpacked."""
+    """A directory cannot be packed, or a tar cannot be extracted."""
 
 
 class UnsafeArchiveError(ArchiveError):
-    """A tar that is refused, be it for a member that must not be extracted, or because it is broken or not whole.
+    """A tar is refused: a member must not be extracted, or the tar is broken, truncated or above a limit.
 
     Attributes:
-        member: The member's name, as the tar has it. Where the tar is broken, the member it is broken in or after;
-            None where it is so from its first byte.
+        member: The member's name in the tar. Of a broken tar, the last member read; None before the first one.
     """
 
     def __init__(self, message: str, *, member: str | None = None) -> None:
@@ -80,25 +108,25 @@ class UnsafeArchiveError(ArchiveError):
 
 
 class APIError(BentoError):
-    """The registry could not be reached, or refused, or answered something else than it should."""
+    """The registry was not reached, refused the request, or sent an invalid response."""
 
 
 class APIConnectionError(APIError):
-    """The registry could not be reached, or the connection broke before its answer."""
+    """The registry was not reached, or the connection broke before the response."""
 
 
 class APITimeoutError(APIConnectionError):
-    """The registry did not answer in time."""
+    """The registry did not respond in time."""
 
 
 class APIStatusError(APIError):
-    """The registry answered with a status other than 200.
+    """The registry responded with a status other than 200.
 
     Attributes:
         status: The HTTP status.
-        server_message: What the server said of it, without markup; empty where it said nothing readable.
-        trace_id: The `x-trace-id` of the answer, for a report to whoever runs the registry.
-        retry_after: The `Retry-After` of the answer, in seconds.
+        server_message: The server's own message, without markup; empty where the response has none.
+        trace_id: The response's `x-trace-id`, for a report to the registry's operator.
+        retry_after: The response's `Retry-After`, in seconds.
     """
 
     def __init__(
@@ -118,22 +146,22 @@ class APIStatusError(APIError):
 
 
 class AuthenticationError(APIStatusError):
-    """The registry does not accept the token (401), or not for this (403)."""
+    """The registry rejects the token (401), or the token's rights do not suffice (403)."""
 
 
 class RateLimitError(APIStatusError):
-    """Too many requests (429)."""
+    """The client sent too many requests (429)."""
 
 
 class ServerError(APIStatusError):
-    """The registry, or a proxy before it, failed (5xx)."""
+    """The registry, or a proxy in front of it, failed (5xx)."""
 
 
 class APIResponseError(APIError):
-    """The registry answered 200 with something that does not fit the protocol.
+    """The registry responded 200 with a body that does not fit the protocol.
 
     Attributes:
-        field: The path of the first field that does not fit, like `items.0.version`; None where the answer is no JSON.
+        field: The path of the first invalid field, like `items.0.version`; None where the body is not JSON.
     """
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
@@ -142,17 +170,17 @@ class APIResponseError(APIError):
 
 
 class ClosedError(BentoError, RuntimeError):
-    """The API was closed while the call ran; the call was ended as if it had been cancelled."""
+    """The client was closed during the call; the call ended as if it had been cancelled."""
 
 
 class HubError(BentoError):
-    """A model on the Hugging Face Hub could not be had.
+    """A model could not be downloaded from the Hugging Face Hub.
 
-    It is gated; the Hub was not reached, or refused; or HF_HUB_OFFLINE is set, and it is not in HF's cache.
+    The model is gated; the Hub was not reached, or refused; or HF_HUB_OFFLINE is set, and HF's cache lacks the model.
 
     Attributes:
-        model_id: The model's name there.
-        status: The HTTP status, or None where there was no answer.
+        model_id: The model's name on the Hub.
+        status: The HTTP status, or None without a response.
     """
 
     def __init__(self, message: str, *, model_id: str, status: int | None = None) -> None:
@@ -162,10 +190,10 @@ class HubError(BentoError):
 
 
 class ModelsError(BentoError):
-    """More than one model of a bento could not be pushed or pulled. Where it is one, its own error is raised.
+    """More than one model of a bento could not be pushed or pulled. The failure of a single model raises its own error.
 
     Attributes:
-        failures: What each failed with, by its tag.
+        failures: Each failed model's error, by the model's tag.
     """
 
     def __init__(self, message: str, *, failures: dict[str, BentoError]) -> None:
@@ -174,16 +202,16 @@ class ModelsError(BentoError):
 
 
 class TransferError(BentoError):
-    """The bytes of a bento or a model could not be moved."""
+    """The bytes of a bento or a model could not be transferred."""
 
 
 class PartError(TransferError):
-    """The storage refused a part or a range, or the connection to it broke.
+    """The storage refused a part or a range, or the connection to the storage broke.
 
     Attributes:
-        status: The HTTP status, or None where there was no answer.
+        status: The HTTP status, or None without a response.
         part_number: The part of a multipart upload, from 1; None for a whole body or a range.
-        retry_after: The `Retry-After` of the answer, in seconds.
+        retry_after: The response's `Retry-After`, in seconds.
     """
 
     def __init__(
@@ -205,14 +233,14 @@ class StalledError(TransferError):
 
 
 class IntegrityError(TransferError):
-    """What arrived is not what was sent: a size, a checksum or an ETag differs."""
+    """The bytes received differ from the bytes sent: by size, checksum or ETag."""
 
 
 class SourceChangedError(ArchiveError, TransferError):
-    """A file changed after its directory was planned; nothing of the mixture was completed.
+    """A file changed after the tar was planned; no upload of mixed content was completed.
 
     Attributes:
-        path: The file that changed.
+        path: The changed file.
     """
 
     def __init__(self, message: str, *, path: str) -> None:

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import re
+import traceback
 from typing import Any
 
 import pytest
@@ -62,20 +63,20 @@ def drawn_tree() -> dict[str, set[str]]:
     return tree
 
 
-def test_the_tree_is_as_the_docstring_draws_it() -> None:
+def test_error_tree_matches_its_docstring() -> None:
     assert drawn_tree() == {
         name: {base.__name__ for base in error.__bases__ if base is not Exception} for name, error in ERRORS.items()
     }
 
 
-def test_bad_input_is_a_value_error_too() -> None:
+def test_error_of_bad_input_is_a_value_error() -> None:
     assert issubclass(ConfigError, ValueError)
     assert issubclass(errors.InvalidTagError, ValueError)
 
 
 @pytest.mark.parametrize("again", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
 @pytest.mark.parametrize("kind", ERRORS.values(), ids=ERRORS)
-def test_an_error_survives_pickle_and_copy_with_all_it_carries(kind: type[BentoError], again: Any) -> None:
+def test_error_pickled_or_copied_keeps_its_attributes(kind: type[BentoError], again: Any) -> None:
     attributes = ATTRIBUTES.get(kind, {})
     error = kind("what went wrong", **attributes)
     copied = again(error)
@@ -85,7 +86,7 @@ def test_an_error_survives_pickle_and_copy_with_all_it_carries(kind: type[BentoE
     assert vars(copied) == vars(error) == attributes
 
 
-def test_every_error_with_attributes_of_its_own_is_tested_with_them() -> None:
+def test_error_with_attributes_is_listed_here() -> None:
     with_attributes = {error for error in ERRORS.values() if error.__init__ is not Exception.__init__}
     assert {error for error in with_attributes if "self" in inspect.signature(error.__init__).parameters} >= set(
         ATTRIBUTES
@@ -95,7 +96,45 @@ def test_every_error_with_attributes_of_its_own_is_tested_with_them() -> None:
         assert {one.name for one in parameters if one.kind is one.KEYWORD_ONLY} == set(attributes)
 
 
-def test_a_subclass_of_a_caller_survives_too() -> None:
+def failing_request() -> None:
+    error = PartError("broken pipe", status=503, part_number=7, retry_after=2.5)
+    raise error from OSError(32, "Broken pipe")
+
+
+def frames(error: BaseException) -> list[str]:
+    return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+
+@pytest.mark.parametrize("types", [(), (ConfigError, PartError)])
+def test_error_prefixed_keeps_all_but_the_message(types: tuple[type[BentoError], ...]) -> None:
+    expected = pytest.raises(PartError, match=r"^cannot push iris:v1: broken pipe$")
+    with expected as caught, errors.prefix_errors("cannot push iris:v1", *types):
+        failing_request()
+    error = caught.value
+    assert type(error) is PartError
+    assert vars(error) == ATTRIBUTES[PartError]
+    assert isinstance(error.__cause__, OSError)
+    assert "failing_request" in frames(error)
+    shown = "".join(traceback.format_exception(error))
+    assert shown.count("PartError: ") == 1
+    assert "During handling" not in shown
+
+
+@pytest.mark.parametrize("other", [KeyError("a bug"), ConfigError("no token")])
+def test_error_of_other_type_is_not_prefixed(other: Exception) -> None:
+    with pytest.raises(type(other)) as caught, errors.prefix_errors("cannot push iris:v1", PartError):
+        raise other
+    assert caught.value is other
+
+
+def test_error_with_message_leaves_the_original_alone() -> None:
+    original = HubError("gated", model_id="org/bert", status=403)
+    copied = errors.with_message(original, "log in first")
+    assert (str(original), str(copied)) == ("gated", "log in first")
+    assert vars(copied) == vars(original)
+
+
+def test_error_subclass_of_a_caller_pickles() -> None:
     error = pickle.loads(pickle.dumps(CallersError("no", status=409, extra=1)))
     assert (str(error), error.status, error.extra) == ("no", 409, 1)
 
@@ -122,11 +161,11 @@ class CallersError(APIStatusError):
         ("", ""),
     ],
 )
-def test_a_url_in_a_text_loses_its_query(text: str, left: str) -> None:
+def test_without_queries_drops_each_query(text: str, left: str) -> None:
     assert without_queries(text) == left
 
 
 @given(st.text(), st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1), st.text())
-def test_what_stands_around_a_url_stays(before: str, query: str, after: str) -> None:
+def test_without_queries_keeps_the_text_around(before: str, query: str, after: str) -> None:
     text = f"{without_queries(before)} https://s3.example/k?{query} {without_queries(after)}"
     assert without_queries(text) == (f"{without_queries(before)} https://s3.example/k?… {without_queries(after)}")
