@@ -1,4 +1,4 @@
-"""Where a registry keeps what it knows, and what is told to it when it opens that."""
+"""The interface of a backend: a place that holds a registry's records, blobs and token."""
 
 from __future__ import annotations
 
@@ -17,15 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A backend that is open.
-
-    Attributes:
-        records: What is known of repositories and items.
-        blobs: Their bytes.
-        api_token: What clients must send.
-        routes: What the backend answers itself, under the registry's address.
-    """
+class OpenBackend:
+    """An open backend; `routes` serve its presigned URLs where the registry itself does."""
 
     records: Records
     blobs: Blobs
@@ -34,25 +27,18 @@ class Opened:
 
 
 class Backend(Protocol):
-    """Where a registry keeps what it knows."""
+    """A place that holds a registry's data; `str(backend)` describes it to users."""
 
-    def open(self, *, api_token: str | None, url_expiry: float) -> AbstractAsyncContextManager[Opened]:
-        """Open it, for as long as the context lasts.
+    def open(self, *, api_token: str | None, url_expiry: float) -> AbstractAsyncContextManager[OpenBackend]:
+        """Open the backend with a token, or with None its own; URLs expire after `url_expiry` seconds.
 
-        Args:
-            api_token: What clients must send; None for one that is made once, and then kept here.
-            url_expiry: How long presigned URLs live, in seconds.
-
-        Raises:
-            ConfigError: It cannot be used; the message says why.
+        Raise `ConfigError` if the backend is unusable.
         """
         ...
 
-    def __str__(self) -> str:
-        """Where that is, for a person."""
-        ...
+    def __str__(self) -> str: ...
 
 
 def new_secret() -> str:
-    """A secret that nobody guesses."""
+    """Generate a token or signing key."""
     return secrets.token_urlsafe(32)

@@ -1,21 +1,24 @@
-"""How the registry says no: a status and a message, without a word on how it is put on the wire."""
+"""The errors of the registry: an HTTP status, S3's error code, and a message for the client."""
 
 from __future__ import annotations
 
 import errno
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+log = logging.getLogger(__name__)
 
 
 class RegistryError(Exception):
-    """A request that is not granted.
-
-    Attributes:
-        status: The HTTP status.
-        code: S3's word for it.
-        message: Why.
-        retry_after: When to come back, in seconds; None for nothing to be said about that.
-    """
+    """A request that fails; `retry_after` is the time in seconds after which the client should retry."""
 
     status = 400
     code = "InvalidRequest"
@@ -27,40 +30,35 @@ class RegistryError(Exception):
 
 
 class BadRequestError(RegistryError):
-    """What was sent cannot be read."""
+    """The request is invalid."""
 
 
 class ForbiddenError(RegistryError):
-    """What was sent opens nothing."""
+    """The presigned URL does not permit the request."""
 
     status = 403
     code = "AccessDenied"
 
 
 class RecordNotFoundError(RegistryError):
-    """There is no such record. Yatai ends every such message with these two words, and clients look for them."""
+    """A record does not exist. Yatai's messages end with `record not found`, and clients search for these words."""
 
     status = 404
     code = "NoSuchKey"
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}: record not found")
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"{subject}: record not found")
 
 
 class DuplicateError(RegistryError):
-    """There is such a record already. Yatai answers 400, with PostgreSQL's words."""
+    """A record exists already. Yatai answers 400, in PostgreSQL's words."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"create {what}: duplicate key value violates unique constraint")
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"create {subject}: duplicate key value violates unique constraint")
 
 
 class StorageError(RegistryError):
-    """The storage refuses bytes, in S3's words.
-
-    Attributes:
-        code: Like `EntityTooSmall`.
-        status: The status S3 gives it.
-    """
+    """The storage fails or rejects a request, with S3's code, such as `EntityTooSmall`, and status."""
 
     def __init__(self, code: str, message: str, *, status: int = 400, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -70,21 +68,27 @@ class StorageError(RegistryError):
 
 
 class NoSuchUploadError(StorageError):
-    """There is no such multipart upload, or none for this object."""
+    """The multipart upload does not exist, or is for another object."""
 
     def __init__(self) -> None:
-        super().__init__("NoSuchUpload", "there is no such upload; it may have been completed", status=404)
+        message = "no such upload: it was completed, has expired, or is for another object. Start a new upload."
+        super().__init__("NoSuchUpload", message, status=404)
 
 
-def of_os_error(error: OSError) -> StorageError:
-    """What a failing disk means for whoever sent or wants bytes.
+@contextmanager
+def translate_errors() -> Generator[None]:
+    """Translate broken connections and failures of the disk into `StorageError`."""
+    try:
+        yield
+    except (ConnectionError, web.RequestPayloadError) as error:
+        raise StorageError("RequestTimeout", "the request failed: the connection broke") from error
+    except OSError as error:
+        log.exception("a request failed: the disk failed")
+        raise disk_error(error) from error
 
-    Args:
-        error: What the operating system said; only its reason is passed on, never a path.
 
-    Returns:
-        507 for a full disk, 500 for anything else.
-    """
-    if error.errno in _FULL:
-        return StorageError("InsufficientStorage", f"the registry's disk: {error.strerror}", status=507)
-    return StorageError("InternalError", f"the registry's disk: {error.strerror or 'it failed'}", status=500)
+def disk_error(error: OSError) -> StorageError:
+    """Return 507 for a full disk, 500 otherwise; the message has the system's reason, but no path."""
+    if error.errno in _DISK_FULL:
+        return StorageError("InsufficientStorage", f"the registry's disk is full: {error.strerror}", status=507)
+    return StorageError("InternalError", f"the registry's disk failed: {error.strerror or 'unknown error'}", status=500)

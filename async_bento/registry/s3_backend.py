@@ -1,29 +1,28 @@
-"""A registry's bucket: records and bytes in one S3 bucket, for any number of copies of the registry.
+"""The backend on an S3 bucket: records, blobs and token, for any number of copies of the registry.
 
-    <prefix>registry.json                     which form all of this has
-    <prefix>api_token                         what clients must send
-    <prefix>repositories/<kind>/<name>.json   see `s3_records.py`
-    <prefix>items/<kind>/<name>/<version>.json
-    <prefix>blobs/<kind>/<name>/<version>.tar see `s3_blobs.py`
+    <prefix>registry.json                           the format version of this layout
+    <prefix>api_token                               the token that clients must send
+    <prefix>repositories/<items>/<name>.json        see `records/s3.py`; `<items>` is `bentos` or `models`
+    <prefix>items/<items>/<name>/<version>.json
+    <prefix>blobs/<items>/<name>/<version>.tar      see `blobs/s3.py`
 
-aiobotocore is imported when a bucket is opened, and not before.
+aiobotocore is imported when a bucket is opened, since the extra may not be installed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import secrets
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from async_bento._core.concurrency import Threads
 from async_bento._core.urls import check_endpoint
 from async_bento.errors import ConfigError
-from async_bento.registry.backend import Opened, new_secret
+from async_bento.registry.backend import OpenBackend, new_secret
 from async_bento.registry.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -34,39 +33,49 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 
-_LONGEST_EXPIRY = 7 * 24 * 3600
-"""What SigV4 allows, in seconds."""
+_MAX_URL_EXPIRY = 7 * 24 * 3600
+"""SigV4's limit, in seconds."""
 
-_SECONDS_BETWEEN_SWEEPS = 3600.0
+_SWEEP_INTERVAL = 3600.0
+"""Seconds between searches for expired uploads."""
 
-_RACERS = 4
-"""How many race in the probe. SeaweedFS 4.16 let three of three win (its issue 8800)."""
+_PROBE_WRITERS = 4
+"""Concurrent writers of the probe for conditional writes. In SeaweedFS 4.16, three of three won (its issue 8800)."""
 
-log = logging.getLogger("async_bento.registry")
+log = logging.getLogger(__name__)
 
 
 class S3Bucket:
-    """A bucket on S3, or on anything that speaks it: `LocalRegistry(S3Bucket("bentos", endpoint="https://…"))`.
+    """A bucket on S3 or a compatible server, in which a `LocalRegistry` keeps its data.
 
-    Credentials and region come the usual AWS way: variables, `~/.aws`, the role of a container or machine. Needs
-    `pip install "async-bento[s3]"`, and a bucket that honours conditional writes, which is tried at the start.
+    Any number of copies of the registry, on any number of machines, may share a bucket and prefix. Credentials and
+    region come from the usual AWS sources: environment variables, `~/.aws`, or the role of the container or machine.
+    The bucket must exist and honour conditional writes, which `LocalRegistry.start` verifies. Requires
+    `pip install "async-bento[s3]"`.
+
+    Example:
+        ```python
+        bucket = S3Bucket("my-bucket", endpoint="http://127.0.0.1:9000", prefix="team")
+        async with LocalRegistry(bucket) as registry: ...
+        ```
 
     Args:
-        bucket: Its name. It is not created.
-        endpoint: Where to find it, when it is not at AWS. URLs have the bucket's name in their path then, not in their
-            host.
-        public_endpoint: Where clients find it, when that is elsewhere: what presigned URLs begin with.
-        prefix: What every key begins with, so that several registries may share a bucket; a slash is added.
+        bucket: The name of the bucket.
+        endpoint: The URL of the S3 server; None for AWS. With an endpoint, URLs name the bucket in their path instead
+            of their host.
+        public_endpoint: The URL of the S3 server as clients reach it, if it differs from `endpoint`; presigned URLs
+            begin with it.
+        prefix: The prefix of all keys, so that several registries may share a bucket; a slash is appended.
 
     Raises:
-        ConfigError: An argument does not fit.
+        ConfigError: The name is empty, or an endpoint is not a URL.
     """
 
     def __init__(
         self, bucket: str, *, endpoint: str | None = None, public_endpoint: str | None = None, prefix: str = ""
     ) -> None:
         if not bucket:
-            raise ConfigError("the bucket needs a name")
+            raise ConfigError("invalid S3 bucket: its name is empty. Pass the name of an existing bucket.")
         self._bucket = bucket
         self._endpoint = endpoint and check_endpoint(endpoint)
         self._public_endpoint = public_endpoint and check_endpoint(public_endpoint)
@@ -77,86 +86,107 @@ class S3Bucket:
         return f"s3://{self._bucket}/{self._prefix}" + (f" at {self._endpoint}" if self._endpoint else "")
 
     @asynccontextmanager
-    async def open(self, *, api_token: str | None, url_expiry: float) -> AsyncGenerator[Opened]:
-        """See `Backend`."""
-        if url_expiry > _LONGEST_EXPIRY:
-            raise ConfigError(f"url_expiry={url_expiry:g}: S3 signs no URL for more than {_LONGEST_EXPIRY} seconds")
+    async def open(self, *, api_token: str | None, url_expiry: float) -> AsyncGenerator[OpenBackend]:
+        """Open the bucket; `LocalRegistry.start` calls this.
+
+        Args:
+            api_token: The token that clients must send; None for the one in the bucket, which is created if missing.
+            url_expiry: The lifetime of presigned URLs in seconds.
+
+        Yields:
+            The records, the blobs and the token.
+
+        Raises:
+            ConfigError: aiobotocore or credentials are missing, or the bucket is inaccessible or does not honour
+                conditional writes.
+        """
+        if url_expiry > _MAX_URL_EXPIRY:
+            raise ConfigError(
+                f"invalid url_expiry {url_expiry:g}: S3 signs URLs for at most {_MAX_URL_EXPIRY} seconds. Use less."
+            )
         await _import_aiobotocore()
-        from async_bento.registry.blobs.bucket import Bucket, connected
+        from async_bento.registry.blobs.bucket import Bucket, connect
         from async_bento.registry.blobs.s3 import S3Blobs
         from async_bento.registry.records.s3 import S3Records
 
         async with AsyncExitStack() as stack:
-            client, presigning = await stack.enter_async_context(connected(self._endpoint, self._public_endpoint))
+            client, presigning = await stack.enter_async_context(connect(self._endpoint, self._public_endpoint))
             bucket = Bucket(client, self._bucket, self._prefix)
             try:
                 await bucket.check()
                 await self._check_format(bucket)
-                await self._check_conditions(bucket)
+                await self._check_conditional_writes(bucket)
                 if api_token is None:
-                    await bucket.create("api_token", new_secret().encode())  # or another copy has, before
-                    kept = await bucket.read("api_token")
-                    api_token = kept.body.decode().strip() if kept else ""
+                    api_token = await self._read_or_create_token(bucket)
             except RegistryError as error:
                 raise ConfigError(f"cannot use {self}: {error.message}") from error
-            if not api_token:
-                raise ConfigError(f"cannot use {self}: its object api_token is empty; delete it to have a new one made")
             blobs = S3Blobs(bucket, presigning, url_expiry=max(1, round(url_expiry)))
-            sweeping = asyncio.create_task(_sweep_now_and_then(blobs))
-            stack.push_async_callback(_end, sweeping)
-            yield Opened(S3Records(bucket), blobs, api_token)
+            sweeper = asyncio.create_task(_abort_expired_periodically(blobs))
+            stack.push_async_callback(_cancel, sweeper)
+            yield OpenBackend(S3Records(bucket), blobs, api_token)
+
+    async def _read_or_create_token(self, bucket: Bucket) -> str:
+        await bucket.create("api_token", new_secret().encode())  # fails if there is a token, or another copy is first
+        stored = await bucket.read("api_token")
+        token = stored.body.decode().strip() if stored else ""
+        if not token:
+            raise ConfigError(f"cannot use {self}: its object api_token is empty. Delete the object for a new token.")
+        return token
 
     async def _check_format(self, bucket: Bucket) -> None:
         await bucket.create("registry.json", json.dumps({"format": _FORMAT}).encode())
-        kept = await bucket.read("registry.json")
+        stored = await bucket.read("registry.json")
         try:
-            found = json.loads(kept.body)["format"] if kept else 0
+            found = json.loads(stored.body)["format"] if stored else 0
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"cannot use {self}: its registry.json is none of async-bento's") from error
+            raise ConfigError(
+                f"cannot use {self}: async-bento did not write its registry.json. Use another prefix."
+            ) from error
         if found != _FORMAT:
-            raise ConfigError(f"{self} was written by a newer async-bento (its format {found})")
+            raise ConfigError(f"cannot use {self}: a newer async-bento wrote it (format {found}). Upgrade async-bento.")
 
-    async def _check_conditions(self, bucket: Bucket) -> None:
-        """Refuse a bucket in which two copies of a registry would overwrite each other, without a word."""
+    async def _check_conditional_writes(self, bucket: Bucket) -> None:
+        """Reject a bucket that ignores write conditions: copies of the registry would lose each other's records."""
         key = f"probes/{secrets.token_hex(16)}"
         try:
-            created = await asyncio.gather(*(bucket.create(key, b"%d" % number) for number in range(_RACERS)))
-            found = await bucket.read(key)
-            etag = found.etag if found else ""
+            created = await asyncio.gather(*(bucket.create(key, b"%d" % number) for number in range(_PROBE_WRITERS)))
+            stored = await bucket.read(key)
+            etag = stored.etag if stored else ""
             replaced = await asyncio.gather(
-                *(bucket.replace(key, b"again %d" % number, etag) for number in range(_RACERS))
+                *(bucket.replace(key, b"again %d" % number, etag) for number in range(_PROBE_WRITERS))
             )
         finally:
             await bucket.delete(key)
         for condition, winners in (("If-None-Match: *", sum(created)), ("If-Match", sum(replaced))):
             if winners != 1:
                 raise ConfigError(
-                    f"cannot use {self}: it does not honour conditional writes ({condition}: {winners} of {_RACERS} "
-                    "racing PUTs won, where one must), so copies of the registry would overwrite each other's records"
+                    f"cannot use {self}: the bucket does not honour conditional writes ({condition}: {winners} of "
+                    f"{_PROBE_WRITERS} racing PUTs won instead of one), so copies of the registry would overwrite each "
+                    "other's records. Use another S3 server or release."
                 )
 
 
 async def _import_aiobotocore() -> None:
-    """Import it in a thread, since there is much of it to be read."""
+    """Import aiobotocore in a thread, since it reads many files."""
     threads = Threads(1)
     try:
         await threads.run(import_module, "async_bento.registry.blobs.bucket")
     except ModuleNotFoundError as error:
-        raise ConfigError(f'a registry on S3 needs more: pip install "async-bento[s3]" ({error})') from error
+        raise ConfigError(f'cannot use S3: {error}. Run: pip install "async-bento[s3]"') from error
     finally:
         threads.close()
 
 
-async def _sweep_now_and_then(blobs: S3Blobs) -> None:
+async def _abort_expired_periodically(blobs: S3Blobs) -> None:
     while True:
         try:
-            await blobs.sweep()
+            await blobs.abort_expired()
         except RegistryError as error:
-            log.warning("uploads that were left over could not be aborted: %s", error.message)
-        await asyncio.sleep(_SECONDS_BETWEEN_SWEEPS)
+            log.warning("cannot abort expired uploads: %s", error.message)
+        await asyncio.sleep(_SWEEP_INTERVAL)
 
 
-async def _end(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
+    with suppress(asyncio.CancelledError):
         await task

@@ -186,7 +186,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     weed: Seaweed = request.getfixturevalue("weed")
     request.getfixturevalue("credentials")
     # A race takes SeaweedFS seconds; the tests of the probe have racers.
-    request.getfixturevalue("monkeypatch").setattr(s3_backend, "_RACERS", 1)
+    request.getfixturevalue("monkeypatch").setattr(s3_backend, "_PROBE_WRITERS", 1)
     test = uuid.uuid4().hex
     return lambda name: S3Bucket(BUCKET, endpoint=weed.endpoint, prefix=f"{test}/{name}")
 

@@ -11,17 +11,19 @@ import pytest
 from aiohttp import web
 
 from async_bento.registry.app import Api
+from async_bento.registry.backend import OpenBackend
 from async_bento.registry.errors import RecordNotFoundError, StorageError
-from async_bento.registry.kinds import BENTO
+from async_bento.registry.item_types import BENTO
 from async_bento.registry.records.base import NewItem
 from async_bento.registry.records.sqlite import SqliteRecords
+from async_bento.registry.transmission import TransmissionPolicy
 from tests.registry.conftest import BENTOS, Caller
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Sequence
     from pathlib import Path
 
-    from async_bento.registry.blobs.base import Blobs, ClaimedPart
+    from async_bento.registry.blobs.base import CompletedPart
 
 
 class FarAway:
@@ -43,7 +45,7 @@ class FarAway:
     async def presign_part(self, key: str, upload_id: str, part_number: int) -> str:
         return f"https://s3.example/bucket/{key}?part={part_number}"
 
-    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[ClaimedPart]) -> None:
+    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[CompletedPart]) -> None:
         if not parts:
             raise StorageError("MalformedXML", "no parts")
         self.completed.append((key, upload_id, [tuple(part) for part in parts]))
@@ -76,10 +78,9 @@ def blobs() -> FarAway:
 
 @pytest.fixture
 async def caller(tmp_path: Path, blobs: FarAway) -> AsyncIterator[Caller]:
-    storage: Blobs = blobs
     records = SqliteRecords(tmp_path / "records")
     await records.open()
-    runner = web.AppRunner(Api(records, storage, api_token="token", strategy=lambda _: None).application())
+    runner = web.AppRunner(Api(OpenBackend(records, blobs, "token"), TransmissionPolicy()).application())
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:

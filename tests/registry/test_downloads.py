@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import aiohttp
 import pytest
 
-from async_bento.registry.blobs.endpoints import parse_range
+from async_bento.registry.blobs.disk_endpoints import parse_range
 from async_bento.registry.errors import StorageError
 from tests.registry.conftest import disk_only
 

@@ -150,7 +150,7 @@ def test_a_query_is_read():
         search="s",
         keywords=("a", "b"),
         labels=((("k", "v=w"), ("l", "")),),
-        lacking=(("m", ""),),
+        excluded_labels=(("m", ""),),
         sort="size",
         descending=False,
     )

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from async_bento.errors import ConfigError
-from async_bento.registry.blobs.spool import Spool
+from async_bento.registry.blobs.disk_files import StagedFile
 from async_bento.registry.server import LocalRegistry, _endpoint
 from tests.registry.conftest import BENTOS, MODELS, Caller, disk_only
 
@@ -63,7 +63,7 @@ async def test_everything_survives_being_killed(serve: Serve, tmp_path: Path):
     try:
         assert child.stdout is not None
         endpoint = (await child.stdout.readline()).decode().strip()
-        with pytest.raises(ConfigError, match="used by another registry"):
+        with pytest.raises(ConfigError, match="another registry is using it"):
             await LocalRegistry(root).start()
         token = (await asyncio.to_thread((root / "api_token").read_text)).strip()
 
@@ -90,7 +90,7 @@ async def test_everything_survives_being_killed(serve: Serve, tmp_path: Path):
 
 @disk_only
 async def test_a_directory_is_for_one_registry_at_a_time(caller: Caller, tmp_path: Path):
-    with pytest.raises(ConfigError, match="used by another registry"):
+    with pytest.raises(ConfigError, match="another registry is using it"):
         await LocalRegistry(tmp_path / "registry").start()
     await caller.registry.close()
     async with LocalRegistry(tmp_path / "registry"):
@@ -160,13 +160,13 @@ async def test_a_transfer_that_hangs_is_cut_when_the_registry_closes(caller: Cal
 async def test_closing_waits_for_the_clean_up_of_what_it_cut(
     serve: Serve, stored_files: Stored, monkeypatch: pytest.MonkeyPatch, grace: float
 ):
-    discard = Spool.discard
+    discard = StagedFile.discard
 
-    def slowly(spool: Spool) -> None:
+    def slowly(spool: StagedFile) -> None:
         time.sleep(0.4)
         discard(spool)
 
-    monkeypatch.setattr(Spool, "discard", slowly)
+    monkeypatch.setattr(StagedFile, "discard", slowly)
     caller = await serve(grace=grace)
     await caller.create()
     parts = urlsplit(await caller.put_url())
@@ -186,7 +186,7 @@ async def test_closing_twice_is_closing_once(caller: Caller):
 
 
 async def test_starting_twice_is_an_error(caller: Caller):
-    with pytest.raises(ConfigError, match="running already"):
+    with pytest.raises(ConfigError, match="already running"):
         await caller.registry.start()
 
 

@@ -73,7 +73,7 @@ async def test_every_item_route_refuses_what_is_no_version(caller: Caller, versi
         url = URL(f"{caller.registry.endpoint}/api/v1{caller.items()}/{version}{tail}", encoded=True)
         answer = await caller.bare(method, url, json=body, headers={"X-YATAI-API-TOKEN": caller.registry.api_token})
         assert answer.status == 400, tail
-        assert "is no version" in answer.json["error"], tail
+        assert "invalid version" in answer.json["error"], tail
 
 
 @pytest.mark.parametrize("path", ["/auth/current", "/current_org", "/bentos", "/models", "/bento_repositories/a"])
@@ -241,7 +241,7 @@ async def test_a_number_that_is_none_is_refused(caller: Caller):
 async def test_a_name_that_breaks_the_rules_is_refused(either: Caller, name: str):
     answer = await either.api("POST", f"/{either.words.repositories}", json={"name": name, "description": ""})
     assert answer.status == 400
-    assert "is no name" in answer.json["error"]
+    assert "invalid name" in answer.json["error"]
 
 
 @pytest.mark.parametrize(

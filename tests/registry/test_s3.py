@@ -349,7 +349,7 @@ async def test_a_body_of_another_size_than_announced_is_no_body(
     backend = storage("registry")
     assert isinstance(backend, S3Bucket)
     async with backend.open(api_token=None, url_expiry=60) as opened:
-        with pytest.raises(StorageError, match=f"{size} bytes arrived of {announced}"):
+        with pytest.raises(StorageError, match=f"{size} bytes received of {announced}"):
             await opened.blobs.put("bentos/iris/v1.tar", body(), announced)
     assert stored_files() == []
 
@@ -434,5 +434,5 @@ async def test_a_record_that_is_damaged_is_told(caller: Caller, weed: Seaweed, s
     answer = await caller.api("GET", f"{caller.items()}/v1")
     assert (answer.status, answer.json) == (
         500,
-        {"error": "the registry's record items/bentos/iris/v1.json is damaged"},
+        {"error": "cannot read the record items/bentos/iris/v1.json: it is damaged. Restore or delete the object."},
     )

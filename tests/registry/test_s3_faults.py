@@ -39,7 +39,7 @@ def storage(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def faulty(credentials: None, monkeypatch: pytest.MonkeyPatch, storage: str) -> AsyncIterator[FaultyS3]:
-    monkeypatch.setattr(bucket, "_TRIES", 2)
+    monkeypatch.setattr(bucket, "_MAX_ATTEMPTS", 2)
     async with faulty_s3() as running:
         yield running
 
@@ -126,13 +126,13 @@ def test_no_credentials_are_said(credentials: None, storage: str, monkeypatch: p
     command = [sys.executable, "-m", "async_bento", "registry", "serve", "--s3", "bucket"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("Error: there are no AWS credentials: set AWS_ACCESS_KEY_ID")
+    assert result.stderr.startswith("Error: cannot connect to S3: there are no AWS credentials. Set AWS_ACCESS_KEY_ID")
     assert len(result.stderr.splitlines()) == 1
 
 
 async def test_an_endpoint_where_nobody_listens_is_said(faulty: FaultyS3):
     said = await refused(S3Bucket("bucket", endpoint="http://127.0.0.1:1"))
-    assert said == "cannot use s3://bucket/ at http://127.0.0.1:1: the registry's bucket cannot be reached"
+    assert said == "cannot use s3://bucket/ at http://127.0.0.1:1: cannot reach the registry's bucket"
 
 
 @pytest.mark.parametrize(("is_aws", "ours"), [(True, None), (True, "us-west-2"), (True, "eu-west-1"), (False, None)])
@@ -143,10 +143,10 @@ async def test_urls_would_not_be_signed_for_another_region(
     if ours:
         monkeypatch.setenv("AWS_DEFAULT_REGION", ours)
     if is_aws:
-        monkeypatch.setattr(bucket, "_AWS", (faulty.endpoint,))
+        monkeypatch.setattr(bucket, "_AWS_DOMAINS", (faulty.endpoint,))
     where = S3Bucket("bucket", endpoint=faulty.endpoint)
     if is_aws and ours != "eu-west-1":
-        assert (await refused(where)).endswith("the bucket is in eu-west-1, so set AWS_DEFAULT_REGION=eu-west-1")
+        assert (await refused(where)).endswith("the bucket is in region eu-west-1. Set AWS_DEFAULT_REGION=eu-west-1.")
     else:
         async with LocalRegistry(where):
             pass
@@ -159,7 +159,7 @@ async def test_a_bucket_of_a_newer_async_bento_is_refused(faulty: FaultyS3):
 
 async def test_what_is_no_registry_is_refused(faulty: FaultyS3):
     faulty.objects["registry.json"] = b"a page"
-    assert "none of async-bento's" in await refused(S3Bucket("bucket", endpoint=faulty.endpoint))
+    assert "async-bento did not write its registry.json" in await refused(S3Bucket("bucket", endpoint=faulty.endpoint))
 
 
 @pytest.mark.parametrize("options", [{"url_expiry": 604_801}, {"url_expiry": 0}])
@@ -178,7 +178,7 @@ def test_the_command_says_in_a_line_what_is_wrong(credentials: None, storage: st
     code, said = serve("--s3", "bucket", "--s3-endpoint", "http://127.0.0.1:1")
     assert code == 2
     assert [line for line in said.splitlines() if line.startswith("Error")] == [
-        "Error: cannot use s3://bucket/ at http://127.0.0.1:1: the registry's bucket cannot be reached"
+        "Error: cannot use s3://bucket/ at http://127.0.0.1:1: cannot reach the registry's bucket"
     ]
 
 
@@ -232,7 +232,7 @@ async def test_a_conflict_is_tried_again(caller: Caller, faulty: FaultyS3):
         ((403, "AccessDenied"), 500, None, "AccessDenied"),
         ((404, "NoSuchBucket"), 500, None, "NoSuchBucket"),
         ((507, "XMinioStorageFull"), 507, None, "XMinioStorageFull"),
-        ("lost", 503, "5", "cannot be reached"),
+        ("lost", 503, "5", "cannot reach"),
     ],
 )
 async def test_what_the_bucket_refuses_is_answered_in_json(
@@ -285,8 +285,8 @@ async def test_a_record_that_was_deleted_by_hand_is_gone(caller: Caller, faulty:
 async def test_a_sweep_that_fails_is_logged_and_made_again_later(
     faulty: FaultyS3, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(s3_backend, "_SECONDS_BETWEEN_SWEEPS", 0.01)
+    monkeypatch.setattr(s3_backend, "_SWEEP_INTERVAL", 0.01)
     faulty.fault = lambda request: (501, "NotImplemented") if "uploads" in request.query else None
     async with LocalRegistry(S3Bucket("bucket", endpoint=faulty.endpoint)):
-        await eventually(lambda: caplog.text.count("could not be aborted") > 1)
-    assert "could not be aborted: the registry's bucket: NotImplemented" in caplog.text
+        await eventually(lambda: caplog.text.count("cannot abort expired uploads") > 1)
+    assert "cannot abort expired uploads: the registry's bucket failed: NotImplemented" in caplog.text

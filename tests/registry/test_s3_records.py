@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from async_bento._core.s3 import etag_of_parts
 from async_bento.cli import main
 from async_bento.errors import ConfigError
-from async_bento.registry.records.s3 import Cache
+from async_bento.registry.records.s3 import RecordCache
 from async_bento.registry.s3_backend import S3Bucket
 from tests.builders import MiB
 
@@ -32,7 +32,7 @@ def test_nothing_of_s3_is_imported_before_it_is_needed():
         (("--root", "here", "--s3", "bucket"), "it needs either --root or --s3"),
         (("--root", "here", "--s3-prefix", "x"), "go with --s3"),
         (("--s3", "bucket", "--s3-endpoint", "nowhere"), "'nowhere' is no endpoint"),
-        (("--s3", ""), "needs a name"),
+        (("--s3", ""), "name is empty"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(arguments: tuple[str, ...], said: str):
@@ -51,12 +51,12 @@ def test_a_prefix_ends_with_one_slash(prefix: str, shown: str):
 
 
 def test_a_bucket_has_a_name():
-    with pytest.raises(ConfigError, match="needs a name"):
+    with pytest.raises(ConfigError, match="name is empty"):
         S3Bucket("")
 
 
 def test_what_was_not_used_for_longest_is_forgotten_first():
-    cache = Cache(100)
+    cache = RecordCache(100)
     for key in "abc":
         cache.put(key, "1", key.upper(), 30)
     assert cache.get(FORM, "a", "1") == "A"
@@ -69,7 +69,7 @@ def test_what_was_not_used_for_longest_is_forgotten_first():
 
 
 def test_a_record_of_another_etag_is_not_known():
-    cache = Cache(100)
+    cache = RecordCache(100)
     cache.put("a", "1", "old", 10)
     assert cache.get(FORM, "a", "2") is None
     cache.put("a", "2", "new", 90)

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from async_bento.registry.blobs import spool
+from async_bento.registry.blobs import disk_files
 from async_bento.registry.blobs.base import UPLOAD_LIFETIME
-from async_bento.registry.blobs.disk import LocalBlobs
+from async_bento.registry.blobs.disk import DiskBlobs
 from async_bento.registry.blobs.presign import Presigner
 from async_bento.registry.errors import StorageError
 from tests.eventually import eventually
@@ -158,10 +158,10 @@ async def test_a_body_of_another_size_than_announced_is_no_body(tmp_path: Path, 
     async def body() -> AsyncIterator[bytes]:
         yield b"12345"
 
-    blobs = LocalBlobs(tmp_path, Presigner(b"secret", 60), min_part_size=1)
+    blobs = DiskBlobs(tmp_path, Presigner(b"secret", 60), min_part_size=1)
     await blobs.start()
     try:
-        with pytest.raises(StorageError, match=f"5 bytes arrived of {size}"):
+        with pytest.raises(StorageError, match=f"5 bytes received of {size}"):
             await blobs.put("bentos/iris/v1.tar", body(), size)
     finally:
         blobs.close()
@@ -232,12 +232,12 @@ async def test_parts_that_are_not_named_are_dropped(caller: Caller, stored_files
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        ([], "every part must be named"),
-        ([(1, md5(ONE)), (2, md5(ONE))], "part 2 has not arrived"),
-        ([(1, md5(ONE)), (3, md5(b"three"))], "part 3 has not arrived"),
+        ([], "the upload has no parts"),
+        ([(1, md5(ONE)), (2, md5(ONE))], "part 2 is invalid: not uploaded"),
+        ([(1, md5(ONE)), (3, md5(b"three"))], "part 3 is invalid: not uploaded"),
         ([(2, md5(b"two")), (1, md5(ONE))], "ascending"),
         ([(1, md5(ONE)), (1, md5(ONE))], "ascending"),
-        ([(1, "../../upload")], "part 1 has not arrived"),
+        ([(1, "../../upload")], "part 1 is invalid: not uploaded"),
         ([(0, md5(ONE))], "part_number"),
         ([(10_001, md5(ONE))], "part_number"),
     ],
@@ -271,7 +271,7 @@ async def test_all_parts_but_the_last_have_a_least_size(serve: Serve):
     etags = [(n, await caller.put_part(upload_id, n, bytes(size))) for n, size in enumerate(sizes, start=1)]
     answer = await caller.complete(upload_id, etags)
     assert answer.status == 400
-    assert f"part 2 has {least - 1} bytes" in answer.json["error"]
+    assert f"part 2 is too small: {least - 1} bytes" in answer.json["error"]
     assert (await caller.complete(upload_id, etags[:2])).status == 200
 
 
@@ -429,7 +429,7 @@ async def test_a_disk_that_fails_is_told_and_leaves_nothing(
     def fail(handle: int) -> None:
         raise OSError(number, os.strerror(number), "/secret/path")
 
-    monkeypatch.setattr(spool.os, "fsync", fail)
+    monkeypatch.setattr(disk_files.os, "fsync", fail)
     for url in (put_url, part_url):
         answer = await caller.bare("PUT", url, data=DATA)
         assert answer.status == status

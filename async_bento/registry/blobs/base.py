@@ -1,71 +1,66 @@
-"""The bytes of items, and what any storage of them must be able to do."""
+"""The interface of a blob storage, and what all storages share."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from async_bento.config import MiB
+from async_bento.registry.errors import StorageError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
+IO_CHUNK = MiB
+"""Bytes per read or write of a file or a response; see `config.Transfer.io_chunk`."""
+
 UPLOAD_LIFETIME = 24 * 3600.0
-"""How long an upload that nobody completes is kept, in seconds: a push that was killed may be resumed next morning."""
+"""Seconds without a new part until a multipart upload is removed: a push killed at night resumes the next morning."""
 
 
-class ClaimedPart(NamedTuple):
-    """A part, as whoever completes an upload knows it.
-
-    Attributes:
-        number: Which part, from 1.
-        etag: Its ETag, with or without quotes.
-    """
+class CompletedPart(NamedTuple):
+    """A part as the client lists it to complete an upload: its number from 1, its ETag with or without quotes."""
 
     number: int
     etag: str
 
 
 class Blobs(Protocol):
-    """A storage of bytes under keys like `bentos/iris/v1.tar`.
+    """Stores objects under keys such as `bentos/iris/v1.tar`.
 
-    URLs that begin with a slash are completed with the address the client has reached the registry at.
+    A URL that begins with a slash is relative to the address at which the client has reached the registry.
     """
 
     async def presign_put(self, key: str) -> str:
-        """A URL that takes the whole object in one PUT."""
+        """Sign a URL that accepts the whole object in one PUT."""
         ...
 
     async def presign_get(self, key: str) -> str:
-        """A URL that gives the object, or ranges of it."""
+        """Sign a URL that returns the object, or a range of it."""
         ...
 
     async def start_multipart(self, key: str) -> str:
-        """Begin a multipart upload, and return its id."""
+        """Start a multipart upload and return its id."""
         ...
 
     async def presign_part(self, key: str, upload_id: str, part_number: int) -> str:
-        """A URL that takes one part."""
+        """Sign a URL that accepts one part."""
         ...
 
-    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[ClaimedPart]) -> None:
-        """Make the parts the object.
-
-        Raises:
-            StorageError: There is no such upload, or the parts are not what has arrived.
-        """
+    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[CompletedPart]) -> None:
+        """Publish the parts as the object; raise `StorageError` unless each of them was uploaded."""
         ...
 
     async def put(self, key: str, body: AsyncIterable[bytes], size: int | None) -> str:
-        """Make a body the object, if all of it arrives, and return its ETag; its size in bytes may not be known.
-
-        Raises:
-            StorageError: Less or more arrived than was announced.
-        """
+        """Store a body of `size` bytes, if known, and return its ETag; raise `StorageError` if the size differs."""
         ...
 
     def open(self, key: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """The object's bytes, in order, for as long as the context lasts.
-
-        Raises:
-            RecordNotFoundError: There is no such object.
-        """
+        """Open an object for reading in order; raise `RecordNotFoundError` if it does not exist."""
         ...
+
+
+def check_body_size(received: int, announced: int | None) -> None:
+    """Raise `StorageError` if a body is shorter or longer than its announced size."""
+    if announced is not None and received != announced:
+        raise StorageError("IncompleteBody", f"the body is incomplete: {received} bytes received of {announced}")

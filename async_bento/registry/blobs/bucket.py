@@ -1,4 +1,4 @@
-"""One bucket, as far as the registry needs it, and what its refusals mean. The only module that knows botocore."""
+"""A client of one S3 bucket, and the translation of its errors. Only this module and `s3.py` import botocore."""
 
 from __future__ import annotations
 
@@ -28,47 +28,46 @@ if TYPE_CHECKING:
     from botocore.loaders import Loader
     from types_aiobotocore_s3 import S3Client
 
-_CONNECTIONS = 64
-"""At once, per copy of the registry. Records are small, and a list may have to read many."""
+_MAX_CONNECTIONS = 64
+"""Per copy of the registry. Records are small, and a list may read many of them concurrently."""
 
-_TRIES = 4
-"""Of each request, with waits of at most twenty seconds between them, which botocore decides on."""
+_MAX_ATTEMPTS = 4
+"""Attempts per request. botocore chooses the delays between them, of at most twenty seconds."""
 
-_AWS = (".amazonaws.com", ".amazonaws.com.cn")
-
-_CONFLICT_WAIT = 0.1
-"""Until a write is tried again that conflicted with another, in seconds."""
+_CONFLICT_DELAY = 0.1
+"""Seconds until a write that conflicted with another one is retried."""
 
 _RETRY_AFTER = 5
-"""When clients are asked to come back, in seconds, after botocore has tried often enough."""
+"""Seconds after which clients should retry, once botocore's attempts are exhausted."""
 
-_BUSY = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
+_AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn")
+
 _CONFLICT = "ConditionalRequestConflict"
-_REFUSED = {"EntityTooLarge", "EntityTooSmall", "InvalidArgument", "InvalidPart", "InvalidPartOrder", "InvalidRequest"}
-"""What a client is told as it is, since it asked for it."""
+_THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
+_CLIENT_ERRORS = {
+    "EntityTooLarge",
+    "EntityTooSmall",
+    "InvalidArgument",
+    "InvalidPart",
+    "InvalidPartOrder",
+    "InvalidRequest",
+}
+"""Codes that are passed on to the client unchanged, since its request caused them."""
 
-log = logging.getLogger("async_bento.registry")
+log = logging.getLogger(__name__)
 
 
-class Stored(NamedTuple):
-    """An object.
-
-    Attributes:
-        body: Its bytes.
-        etag: Its ETag, as the bucket gave it.
-    """
+class BucketObject(NamedTuple):
+    """A small object with its ETag as the bucket sent it."""
 
     body: bytes
     etag: str
 
 
 class Bucket:
-    """Small objects in one bucket, below a prefix; and the client, for what is not small.
+    """Reads and conditionally writes small objects below a prefix; `client` and `key` serve larger ones.
 
-    Args:
-        client: Speaks to it.
-        name: Its name.
-        prefix: What every key begins with.
+    Every method raises `StorageError` if the bucket cannot be reached or rejects a request.
     """
 
     def __init__(self, client: S3Client, name: str, prefix: str) -> None:
@@ -77,63 +76,36 @@ class Bucket:
         self._prefix = prefix
 
     def key(self, key: str) -> str:
-        """A key as the bucket knows it.
-
-        Args:
-            key: A key below the prefix.
-
-        Returns:
-            The whole key.
-        """
+        """Return a key with the prefix."""
         return self._prefix + key
 
     async def check(self) -> None:
-        """Ask for nothing in particular.
+        """Check that the bucket exists, is accessible, and is in the region that URLs are signed for."""
+        with translate_s3_errors():
+            response = await self.client.list_objects_v2(Bucket=self.name, Prefix=self._prefix, MaxKeys=1)
+        # botocore follows a bucket to its region, but a presigned URL is valid in one only. Servers other than AWS
+        # ignore the region.
+        actual = response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+        configured = self.client.meta.region_name.replace("aws-global", "us-east-1")
+        if actual and actual != configured and self.client.meta.endpoint_url.endswith(_AWS_DOMAINS):
+            raise StorageError(
+                "PermanentRedirect", f"the bucket is in region {actual}. Set AWS_DEFAULT_REGION={actual}."
+            )
 
-        Raises:
-            StorageError: There is no such bucket, nobody lets us in, or URLs would be signed for another region.
-        """
-        with refusals():
-            answer = await self.client.list_objects_v2(Bucket=self.name, Prefix=self._prefix, MaxKeys=1)
-        # botocore follows a bucket to its region, but whoever has a URL from us cannot. Others than AWS do not mind.
-        found = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
-        ours = self.client.meta.region_name.replace("aws-global", "us-east-1")
-        if found and found != ours and self.client.meta.endpoint_url.endswith(_AWS):
-            raise StorageError("PermanentRedirect", f"the bucket is in {found}, so set AWS_DEFAULT_REGION={found}")
-
-    async def read(self, key: str) -> Stored | None:
-        """Read an object.
-
-        Args:
-            key: Which.
-
-        Returns:
-            The object, or None where there is none.
-
-        Raises:
-            StorageError: The bucket did not answer, or said no.
-        """
+    async def read(self, key: str) -> BucketObject | None:
+        """Read an object; None if it does not exist."""
         try:
-            with refusals():
-                found = await self.client.get_object(Bucket=self.name, Key=self.key(key))
-                async with found["Body"]:
-                    return Stored(await found["Body"].read(), found["ETag"])
+            with translate_s3_errors():
+                response = await self.client.get_object(Bucket=self.name, Key=self.key(key))
+                async with response["Body"]:
+                    return BucketObject(await response["Body"].read(), response["ETag"])
         except RecordNotFoundError:
             return None
 
     async def create(self, key: str, body: bytes) -> bool:
-        """Write an object, unless there is one: of all that try, one succeeds.
+        """Write an object unless it exists; of concurrent callers, exactly one gets True.
 
-        Args:
-            key: Which.
-            body: Its bytes. They must be nobody else's: it is by them that a creation is known which had to be tried
-                twice, since the first answer was lost.
-
-        Returns:
-            Whether it was created.
-
-        Raises:
-            StorageError: The bucket did not answer, or said no.
+        The body must be unique to the caller: after a lost response, it identifies the caller's own write.
         """
         if await self._put(key, body, {"IfNoneMatch": "*"}):
             return True
@@ -141,47 +113,18 @@ class Bucket:
         return found is not None and found.body == body
 
     async def replace(self, key: str, body: bytes, etag: str) -> bool:
-        """Write an object, if it is still the one it was.
-
-        Args:
-            key: Which.
-            body: Its bytes.
-            etag: The ETag it had.
-
-        Returns:
-            Whether it was written. After a lost answer that may be False though it was.
-
-        Raises:
-            StorageError: The bucket did not answer, or said no.
-        """
+        """Write an object if its ETag is still `etag`; after a lost response, False may mean that it was written."""
         return await self._put(key, body, {"IfMatch": etag})
 
     async def delete(self, key: str) -> None:
-        """Delete an object.
-
-        Args:
-            key: Which.
-
-        Raises:
-            StorageError: The bucket did not answer, or said no.
-        """
-        with refusals():
+        """Delete an object."""
+        with translate_s3_errors():
             await self.client.delete_object(Bucket=self.name, Key=self.key(key))
 
     async def etags(self, prefix: str) -> Mapping[str, str]:
-        """List objects; a thousand take one request.
-
-        Args:
-            prefix: What their keys begin with.
-
-        Returns:
-            Their ETags, by key, in the order of the keys.
-
-        Raises:
-            StorageError: The bucket did not answer, or said no.
-        """
+        """Return the ETags of all objects below a prefix, by key, in the keys' order; 1000 take one request."""
         found: dict[str, str] = {}
-        with refusals():
+        with translate_s3_errors():
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.key(prefix))
             async for page in pages:
                 for entry in page.get("Contents", []):
@@ -189,9 +132,9 @@ class Bucket:
         return found
 
     async def _put(self, key: str, body: bytes, condition: _Condition) -> bool:
-        for _ in range(_TRIES):
+        for _ in range(_MAX_ATTEMPTS):
             try:
-                with refusals():
+                with translate_s3_errors():
                     await self.client.put_object(
                         Bucket=self.name,
                         Key=self.key(key),
@@ -206,54 +149,43 @@ class Bucket:
                     return False
                 if error.code != _CONFLICT:
                     raise
-                # Others are at it. Whether they succeed is not known yet.
-                await asyncio.sleep(_CONFLICT_WAIT)
+                # A concurrent write is in progress, and its outcome is still unknown.
+                await asyncio.sleep(_CONFLICT_DELAY)
             else:
                 return True
         return False
 
 
 class _Condition(TypedDict, total=False):
-    """Under what condition an object is written."""
+    """The condition of a write."""
 
     IfMatch: str
     IfNoneMatch: str
 
 
 @asynccontextmanager
-async def connected(endpoint: str | None, public_endpoint: str | None) -> AsyncGenerator[tuple[S3Client, S3Client]]:
-    """Connect to S3.
-
-    Args:
-        endpoint: Where it is; None for AWS.
-        public_endpoint: Where clients find it; None for the same.
-
-    Yields:
-        A client, and one that signs what clients are to use.
-
-    Raises:
-        ConfigError: There are no credentials, or a setting in the environment does not fit.
-    """
+async def connect(endpoint: str | None, public_endpoint: str | None) -> AsyncGenerator[tuple[S3Client, S3Client]]:
+    """Create a client for requests and one for presigning; raise `ConfigError` without credentials."""
     threads = Threads(1)
     try:
         session = await threads.run(_new_session)
         if await session.get_credentials() is None:
             raise ConfigError(
-                "there are no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or "
-                "give the machine or container a role"
+                "cannot connect to S3: there are no AWS credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or AWS_PROFILE, or give the machine or container a role."
             )
         async with AsyncExitStack() as stack:
             create: Callable[..., ClientCreatorContext[S3Client]]
-            # There are stubs for this service alone.
+            # The stubs cover S3 only.
             create = partial(session.create_client, "s3")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
             client = await stack.enter_async_context(create(endpoint_url=endpoint, config=_config(endpoint)))
-            presigning = client
+            presigning_client = client
             if public_endpoint:
                 public = create(endpoint_url=public_endpoint, config=_config(public_endpoint))
-                presigning = await stack.enter_async_context(public)
-            yield client, presigning
+                presigning_client = await stack.enter_async_context(public)
+            yield client, presigning_client
     except BotoCoreError as error:
-        raise ConfigError(f"S3: {without_queries(str(error))}") from error
+        raise ConfigError(f"cannot connect to S3: {without_queries(str(error))}") from error
     finally:
         threads.close()
 
@@ -261,21 +193,21 @@ async def connected(endpoint: str | None, public_endpoint: str | None) -> AsyncG
 def _config(endpoint: str | None) -> AioConfig:
     return AioConfig(
         signature_version="s3v4",
-        # Few servers but AWS's have a name for each bucket.
+        # Few servers other than AWS resolve a host name per bucket.
         s3={"addressing_style": "path" if endpoint else "auto"},
-        # Not every server takes the checksums that botocore sends of its own accord since 1.36.
+        # Not every server accepts the checksums that botocore sends by default since 1.36.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        retries={"mode": "standard", "total_max_attempts": _TRIES},
+        retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS},
         connect_timeout=10,
         read_timeout=60,
-        max_pool_connections=_CONNECTIONS,
+        max_pool_connections=_MAX_CONNECTIONS,
         tcp_keepalive=True,
     )
 
 
 def _new_session() -> AioSession:
-    """A session that has read `~/.aws/config`, and botocore's own files. Blocks."""
+    """Create a session with `~/.aws/config` and botocore's data files read. Blocks."""
     session = get_session()
     session.register_component("data_loader", _loader())
     session.get_scoped_config()
@@ -284,54 +216,46 @@ def _new_session() -> AioSession:
 
 @cache
 def _loader() -> Loader:
-    """What reads botocore's own files; it has read those of S3, and keeps them."""
+    """Return a loader that has cached botocore's data files for S3, so that none is read on the event loop."""
     session = get_botocore_session()
-    client = session.create_client("s3", region_name="us-east-1", aws_access_key_id="-", aws_secret_access_key="-")  # noqa: S106
+    client = session.create_client("s3", region_name="us-east-1", aws_access_key_id="-", aws_secret_access_key="-")  # noqa: S106 - sends no request
     client.can_paginate("list_objects_v2")
     loader: Loader = session.get_component("data_loader")
     return loader
 
 
 @contextmanager
-def refusals(what: str = "the bytes") -> Generator[None]:
-    """Say what fails here in the registry's own words; the log has S3's.
-
-    Args:
-        what: What is asked for.
-
-    Raises:
-        RecordNotFoundError: There is no such object.
-        NoSuchUploadError: There is no such multipart upload.
-        StorageError: The bucket said no; it did not answer (503), asked to slow down (503, and when to come back), or
-            failed (500, 507).
-    """
+def translate_s3_errors(subject: str = "the bytes") -> Generator[None]:
+    """Translate botocore's and aiohttp's errors into the registry's; `subject` names what was not found."""
     try:
         yield
     except ClientError as error:
-        raise _refusal_of(error, what) from error
+        raise _translate_response(error, subject) from error
     except (EndpointError, HTTPClientError, aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-        log.warning("S3 cannot be reached: %s", without_queries(str(error) or type(error).__name__))
+        log.warning("cannot reach S3: %s", without_queries(str(error) or type(error).__name__))
         raise StorageError(
-            "ServiceUnavailable", "the registry's bucket cannot be reached", status=503, retry_after=_RETRY_AFTER
+            "ServiceUnavailable", "cannot reach the registry's bucket", status=503, retry_after=_RETRY_AFTER
         ) from error
     except BotoCoreError as error:
-        log.warning("S3: %s", without_queries(str(error)))
-        raise StorageError("InternalError", f"the registry's bucket: {type(error).__name__}", status=500) from error
+        log.warning("S3 failed: %s", without_queries(str(error)))
+        raise StorageError(
+            "InternalError", f"the registry's bucket failed: {type(error).__name__}", status=500
+        ) from error
 
 
-def _refusal_of(error: ClientError, what: str) -> RegistryError:
+def _translate_response(error: ClientError, subject: str) -> RegistryError:
     code = error.response.get("Error", {}).get("Code", "")
-    said = error.response.get("Error", {}).get("Message", "")
+    message = error.response.get("Error", {}).get("Message", "")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
     if code == "NoSuchUpload":
         return NoSuchUploadError()
-    if code in {"NoSuchKey", "404"}:  # the latter is all that the answer to a HEAD says
-        return RecordNotFoundError(what)
-    if status == HTTPStatus.PRECONDITION_FAILED or code in _REFUSED | {_CONFLICT}:
-        return StorageError(code, said, status=status)
-    log.warning("S3 refused %s: %d %s %s", error.operation_name, status, code, without_queries(said))
-    if code in _BUSY or status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
-        message = "the registry's bucket asks to slow down"
-        return StorageError("SlowDown", message, status=503, retry_after=_RETRY_AFTER)
-    full = status == HTTPStatus.INSUFFICIENT_STORAGE
-    return StorageError(code, f"the registry's bucket: {code}: {said}", status=507 if full else 500)
+    if code in {"NoSuchKey", "404"}:  # the response to a HEAD has no code but its status
+        return RecordNotFoundError(subject)
+    if status == HTTPStatus.PRECONDITION_FAILED or code in _CLIENT_ERRORS | {_CONFLICT}:
+        return StorageError(code, message, status=status)
+    log.warning("S3 rejected %s: %d %s %s", error.operation_name, status, code, without_queries(message))
+    if code in _THROTTLED or status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+        throttled = "the registry's bucket is overloaded and asks to slow down"
+        return StorageError("SlowDown", throttled, status=503, retry_after=_RETRY_AFTER)
+    is_full = status == HTTPStatus.INSUFFICIENT_STORAGE
+    return StorageError(code, f"the registry's bucket failed: {code}: {message}", status=507 if is_full else 500)

@@ -1,4 +1,4 @@
-"""What the parts of a multipart upload must be like, wherever they lie."""
+"""S3's rules for the parts of a multipart upload."""
 
 from __future__ import annotations
 
@@ -11,29 +11,26 @@ from async_bento.registry.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from async_bento.registry.blobs.base import ClaimedPart
+    from async_bento.registry.blobs.base import CompletedPart
 
 
-def check_parts(claimed: Sequence[ClaimedPart], arrived: Mapping[tuple[int, str], int], min_part_size: int) -> None:
-    """Check the parts that an upload is to be completed with.
+def check_parts(
+    parts: Sequence[CompletedPart], uploaded_sizes: Mapping[tuple[int, str], int], min_part_size: int
+) -> None:
+    """Raise `StorageError` unless the parts are ascending, uploaded, and of at least the minimum size but the last.
 
-    Args:
-        claimed: The parts, ascending.
-        arrived: The size in bytes of what has arrived, by its number and its plain ETag.
-        min_part_size: How small a part may be that is not the last, in bytes.
-
-    Raises:
-        StorageError: They are not what has arrived.
+    `uploaded_sizes` holds bytes by part number and bare ETag.
     """
-    if not claimed:
-        raise StorageError("InvalidPart", "every part must be named with the ETag it was answered with")
-    if any(later.number <= earlier.number for earlier, later in pairwise(claimed)):
-        raise StorageError("InvalidPartOrder", "the parts must be named in ascending order")
-    for part in claimed:
-        size = arrived.get((part.number, bare_etag(part.etag)))
+    if not parts:
+        raise StorageError("InvalidPart", "the upload has no parts: list every part with its ETag")
+    if any(later.number <= earlier.number for earlier, later in pairwise(parts)):
+        raise StorageError("InvalidPartOrder", "the parts are out of order: list them in ascending order")
+    for part in parts:
+        size = uploaded_sizes.get((part.number, bare_etag(part.etag)))
         if size is None:
-            raise StorageError("InvalidPart", f"part {part.number} has not arrived, or has another ETag")
-        if size < min_part_size and part is not claimed[-1]:
+            raise StorageError("InvalidPart", f"part {part.number} is invalid: not uploaded, or its ETag differs")
+        if size < min_part_size and part is not parts[-1]:
             raise StorageError(
-                "EntityTooSmall", f"part {part.number} has {size} bytes; all but the last need {min_part_size}"
+                "EntityTooSmall",
+                f"part {part.number} is too small: {size} bytes, but all parts except the last need {min_part_size}",
             )

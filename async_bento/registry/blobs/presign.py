@@ -1,7 +1,7 @@
-"""URLs that open one thing for a while.
+"""Presigned URLs of the disk storage: signing, checking and expiry.
 
-Such a URL names a method, a key, and an end of its life, under an HMAC of all of it: whoever has it may do that one
-thing, without the registry's token. `storage.py` answers to them.
+A URL names a method, a key and an expiry time under an HMAC of all three, so that its holder may do that one thing
+without the registry's token. `disk_endpoints.py` serves the URLs.
 """
 
 from __future__ import annotations
@@ -20,19 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "/blobs/"
-"""Where these URLs live."""
+"""The path below which presigned URLs are served."""
 
 
 @dataclass(frozen=True)
 class Grant:
-    """What a presigned URL allows.
-
-    Attributes:
-        method: `GET` or `PUT`.
-        key: Which object.
-        upload_id: Which multipart upload; empty for a whole object.
-        part_number: Which part of it, from 1; 0 for a whole object.
-    """
+    """The request that a presigned URL allows; for a whole object, `upload_id` is empty and `part_number` 0."""
 
     method: str
     key: str
@@ -41,26 +34,14 @@ class Grant:
 
 
 class Presigner:
-    """Signs URLs, and knows its own.
-
-    Args:
-        secret: What they are signed with.
-        expiry: How long they live, in seconds.
-    """
+    """Signs URLs that expire after `expiry` seconds, and checks them."""
 
     def __init__(self, secret: bytes, expiry: float) -> None:
         self._secret = secret
         self._expiry = expiry
 
     def sign(self, grant: Grant) -> str:
-        """A URL for a grant.
-
-        Args:
-            grant: What it allows.
-
-        Returns:
-            Its path and query.
-        """
+        """Return the path and query of a URL for a grant."""
         expires = round((time.time() + self._expiry) * 1000)
         query = {"expires": expires, "signature": self._signature(grant, expires)}
         if grant.upload_id:
@@ -68,32 +49,20 @@ class Presigner:
         return f"{PREFIX}{grant.key}?{urlencode(query)}"
 
     def check(self, method: str, key: str, query: Mapping[str, str]) -> Grant:
-        """Read a URL that was signed here.
-
-        Args:
-            method: The request's method.
-            key: The key in its path.
-            query: Its query.
-
-        Returns:
-            What it allows.
-
-        Raises:
-            ForbiddenError: It was not signed here, or not for this, or has expired.
-        """
+        """Return the grant of a request's URL; raise `ForbiddenError` if it is forged, expired or for another."""
         try:
             expires = int(query.get("expires", ""))
             grant = Grant(method, key, query.get("uploadId", ""), int(query.get("partNumber", "0")))
         except ValueError as error:
-            raise ForbiddenError("the URL was not signed here") from error
+            raise ForbiddenError("access denied: the URL is not signed by this registry") from error
         signature = query.get("signature", "").encode(errors="replace")
         if not hmac.compare_digest(self._signature(grant, expires).encode(), signature):
-            raise ForbiddenError("the signature does not fit the request")
+            raise ForbiddenError("access denied: the signature does not match the request")
         if time.time() * 1000 >= expires:
-            raise ForbiddenError("Request has expired")
+            raise ForbiddenError("Request has expired")  # the wording of S3
         return grant
 
     def _signature(self, grant: Grant, expires: int) -> str:
-        # As JSON, since no two grants may look alike, whatever a client calls its upload.
-        said = json.dumps([*astuple(grant), expires])
-        return hmac.new(self._secret, said.encode(), hashlib.sha256).hexdigest()
+        # JSON keeps the fields apart: a client chooses its upload_id, which must not imitate other fields.
+        message = json.dumps([*astuple(grant), expires])
+        return hmac.new(self._secret, message.encode(), hashlib.sha256).hexdigest()

@@ -1,4 +1,4 @@
-"""The bytes of items in a bucket. Presigned URLs lead to the bucket itself, so that they do not pass through here."""
+"""The S3 storage. Presigned URLs lead to the bucket itself, so their bytes do not pass through the registry."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from botocore.exceptions import BotoCoreError
 from async_bento._core.concurrency import shielded
 from async_bento._core.s3 import MAX_PARTS, MIN_PART_SIZE, bare_etag, etag_of_parts
 from async_bento.config import MiB
-from async_bento.registry.blobs.base import UPLOAD_LIFETIME, ClaimedPart
-from async_bento.registry.blobs.bucket import refusals
+from async_bento.registry.blobs.base import IO_CHUNK, UPLOAD_LIFETIME, CompletedPart, check_body_size
+from async_bento.registry.blobs.bucket import translate_s3_errors
 from async_bento.registry.blobs.multipart import check_parts
 from async_bento.registry.errors import NoSuchUploadError, RecordNotFoundError, RegistryError, StorageError
 
@@ -30,40 +30,28 @@ if TYPE_CHECKING:
 
     from async_bento.registry.blobs.bucket import Bucket
 
-HOP = MiB
-"""What is read in one go, in bytes."""
-
 _PART_SIZE = 8 * MiB
 _PART_SIZE_OF_UNKNOWN = 16 * MiB
 
-log = logging.getLogger("async_bento.registry")
+log = logging.getLogger(__name__)
 
 
 def part_size(size: int | None) -> int:
-    """In what pieces a body is passed on. All are of one size, as R2 wants them, and each is held in memory once.
+    """Choose the part size, in bytes, of a proxied body.
 
-    Args:
-        size: The body's size in bytes, if that is known.
-
-    Returns:
-        The size of a part, in bytes: 8 MiB, and more above 78 GiB; for what is not known 16 MiB, enough for 156 GiB.
+    All parts have one size, as R2 demands, and each is held in memory once: 8 MiB, more above 78 GiB. Without a known
+    size 16 MiB, which suffice for 156 GiB.
     """
     return _PART_SIZE_OF_UNKNOWN if size is None else max(_PART_SIZE, -(-size // MAX_PARTS))
 
 
 class S3Blobs:
-    """Bytes in a bucket.
+    """Stores blobs in a bucket; URLs signed by `presigning_client` expire after `url_expiry` seconds."""
 
-    Args:
-        bucket: The bucket.
-        presigning: Signs the URLs.
-        url_expiry: How long those live, in seconds.
-    """
-
-    def __init__(self, bucket: Bucket, presigning: S3Client, *, url_expiry: int) -> None:
+    def __init__(self, bucket: Bucket, presigning_client: S3Client, *, url_expiry: int) -> None:
         self._bucket = bucket
         self._client = bucket.client
-        self._presigning = presigning
+        self._presigning_client = presigning_client
         self._url_expiry = url_expiry
 
     async def presign_put(self, key: str) -> str:
@@ -76,7 +64,7 @@ class S3Blobs:
 
     async def start_multipart(self, key: str) -> str:
         """See `Blobs`."""
-        with refusals():
+        with translate_s3_errors():
             return (await self._client.create_multipart_upload(**self._object(key)))["UploadId"]
 
     async def presign_part(self, key: str, upload_id: str, part_number: int) -> str:
@@ -85,49 +73,45 @@ class S3Blobs:
             "upload_part", {**self._object(key), "UploadId": upload_id, "PartNumber": part_number}
         )
 
-    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[ClaimedPart]) -> None:
+    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[CompletedPart]) -> None:
         """See `Blobs`."""
         await self._complete(key, upload_id, parts)
 
     async def put(self, key: str, body: AsyncIterable[bytes], size: int | None) -> str:
         """See `Blobs`."""
-        pieces = _in_pieces(body, part_size(size))
-        piece = await anext(pieces, b"")
-        if len(piece) < part_size(size):
-            _check_size(len(piece), size)
-            with refusals():
-                return (await self._client.put_object(**self._object(key), Body=io.BytesIO(piece)))["ETag"]
+        chunks = _rechunk(body, part_size(size))
+        chunk = await anext(chunks, b"")
+        if len(chunk) < part_size(size):
+            check_body_size(len(chunk), size)
+            with translate_s3_errors():
+                return (await self._client.put_object(**self._object(key), Body=io.BytesIO(chunk)))["ETag"]
         upload_id = await self.start_multipart(key)
         try:
-            parts: list[ClaimedPart] = []
+            parts: list[CompletedPart] = []
             received = 0
-            while piece:
-                received += len(piece)
-                parts.append(await self._put_part(key, upload_id, len(parts) + 1, piece))
-                piece = await anext(pieces, b"")
-            _check_size(received, size)
+            while chunk:
+                received += len(chunk)
+                parts.append(await self._upload_part(key, upload_id, len(parts) + 1, chunk))
+                chunk = await anext(chunks, b"")
+            check_body_size(received, size)
             return await self._complete(key, upload_id, parts)
         except BaseException:
-            await shielded(self._abandon(key, upload_id))
+            await shielded(self._abort_or_log(key, upload_id))
             raise
 
     @asynccontextmanager
     async def open(self, key: str) -> AsyncGenerator[AsyncIterator[bytes]]:
         """See `Blobs`."""
-        with refusals(f"the bytes of {key}"):
-            found = await self._client.get_object(**self._object(key))
-        async with found["Body"]:
-            yield _read(found["Body"])
+        with translate_s3_errors(f"the bytes of {key}"):
+            response = await self._client.get_object(**self._object(key))
+        async with response["Body"]:
+            yield _read(response["Body"])
 
-    async def sweep(self) -> None:
-        """Abort the uploads that nobody has sent a part of for `UPLOAD_LIFETIME`.
-
-        Raises:
-            StorageError: The bucket did not answer, or said no.
-        """
+    async def abort_expired(self) -> None:
+        """Abort multipart uploads that got no part for `UPLOAD_LIFETIME`."""
         oldest = datetime.now(timezone.utc) - timedelta(seconds=UPLOAD_LIFETIME)
         prefix = self._object("")["Key"]
-        with refusals():
+        with translate_s3_errors():
             # Of the whole bucket, since MinIO takes a prefix for the name of one object (its issue 20989).
             async for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket.name):
                 for upload in page.get("Uploads", []):
@@ -137,78 +121,74 @@ class S3Blobs:
 
     async def _abort_if_idle(self, key: str, upload_id: str, oldest: datetime) -> None:
         try:
-            if all(part.arrived_at < oldest for part in (await self._parts(key, upload_id)).values()):
+            if all(part.uploaded_at < oldest for part in (await self._parts(key, upload_id)).values()):
                 await self._abort(key, upload_id)
-                log.info("aborted an upload of %s that was left over", key)
+                log.info("aborted an expired upload of %s", key)
         except NoSuchUploadError:
             pass  # another copy of the registry was faster
 
     async def _abort(self, key: str, upload_id: str) -> None:
-        with refusals():
+        with translate_s3_errors():
             await self._client.abort_multipart_upload(**self._object(key), UploadId=upload_id)
 
-    async def _abandon(self, key: str, upload_id: str) -> None:
+    async def _abort_or_log(self, key: str, upload_id: str) -> None:
         try:
             await self._abort(key, upload_id)
         except RegistryError as error:
-            log.warning("an upload of %s is left over: %s", key, error.message)  # a sweep comes by
+            log.warning("cannot abort a failed upload of %s until it expires: %s", key, error.message)
 
-    async def _put_part(self, key: str, upload_id: str, number: int, piece: bytes) -> ClaimedPart:
-        with refusals():
-            answer = await self._client.upload_part(
-                **self._object(key), UploadId=upload_id, PartNumber=number, Body=io.BytesIO(piece)
+    async def _upload_part(self, key: str, upload_id: str, number: int, data: bytes) -> CompletedPart:
+        with translate_s3_errors():
+            response = await self._client.upload_part(
+                **self._object(key), UploadId=upload_id, PartNumber=number, Body=io.BytesIO(data)
             )
-        return ClaimedPart(number, answer["ETag"])
+        return CompletedPart(number, response["ETag"])
 
-    async def _complete(self, key: str, upload_id: str, claimed: Sequence[ClaimedPart]) -> str:
-        """Make the parts the object, and return its ETag.
-
-        The parts are compared with those that the bucket says it has, since not every server does that: SeaweedFS 4.48
-        completes an upload also with ETags that it never gave.
-        """
+    async def _complete(self, key: str, upload_id: str, completed: Sequence[CompletedPart]) -> str:
+        """Publish the parts as the object, and return its ETag; a repeated call succeeds."""
         try:
-            parts = await self._parts(key, upload_id)
-            check_parts(claimed, {part: arrived.size for part, arrived in parts.items()}, MIN_PART_SIZE)
-            etags = [(part.number, parts[part.number, bare_etag(part.etag)].etag) for part in claimed]
-            with refusals():
-                answer = await self._client.complete_multipart_upload(
+            # SeaweedFS 4.48 completes an upload with any ETags, so they are compared with those of the uploaded parts.
+            uploaded = await self._parts(key, upload_id)
+            check_parts(completed, {part: found.size for part, found in uploaded.items()}, MIN_PART_SIZE)
+            etags = [(part.number, uploaded[part.number, bare_etag(part.etag)].etag) for part in completed]
+            with translate_s3_errors():
+                response = await self._client.complete_multipart_upload(
                     **self._object(key),
                     UploadId=upload_id,
                     MultipartUpload={"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in etags]},
                 )
-            return answer["ETag"]
+            return response["ETag"]
         except NoSuchUploadError:
-            # Completing twice is no error, since the first answer may be lost. Which upload made an object, nobody
-            # knows by then; but its ETag says whether it is made of these very parts.
+            # The response to a first call may have been lost. S3 does not record which upload made an object, but the
+            # object's ETag shows whether it consists of these parts.
             etag = await self._etag(key)
-            if etag is None or etag != etag_of_parts([part.etag for part in claimed]):
+            if etag is None or etag != etag_of_parts([part.etag for part in completed]):
                 raise
             return etag
 
-    async def _parts(self, key: str, upload_id: str) -> Mapping[tuple[int, str], _Arrived]:
-        """The parts of an upload, by their numbers and plain ETags."""
+    async def _parts(self, key: str, upload_id: str) -> Mapping[tuple[int, str], _UploadedPart]:
+        """Return the parts of an upload, by number and bare ETag."""
         if not upload_id:
-            raise NoSuchUploadError  # without it, that would be a request for the object
-        parts: dict[tuple[int, str], _Arrived] = {}
+            raise NoSuchUploadError  # with an empty id, S3 would read the request as one for the object
+        parts: dict[tuple[int, str], _UploadedPart] = {}
         try:
-            with refusals():
+            with translate_s3_errors():
                 pages = self._client.get_paginator("list_parts").paginate(**self._object(key), UploadId=upload_id)
                 async for page in pages:
                     for part in page.get("Parts", []):
                         etag = part.get("ETag", "")
-                        arrived_at = part.get("LastModified", datetime.now(timezone.utc))
-                        parts[part.get("PartNumber", 0), bare_etag(etag)] = _Arrived(
-                            etag, part.get("Size", 0), arrived_at
-                        )
+                        uploaded_at = part.get("LastModified", datetime.now(timezone.utc))
+                        uploaded = _UploadedPart(etag, part.get("Size", 0), uploaded_at)
+                        parts[part.get("PartNumber", 0), bare_etag(etag)] = uploaded
         except (RecordNotFoundError, StorageError) as error:
-            if error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}:  # for an id that cannot be one
+            if error.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND}:  # for a malformed id
                 raise NoSuchUploadError from error
             raise
         return parts
 
     async def _etag(self, key: str) -> str | None:
         try:
-            with refusals():
+            with translate_s3_errors():
                 return (await self._client.head_object(**self._object(key)))["ETag"]
         except RecordNotFoundError:
             return None
@@ -217,46 +197,43 @@ class S3Blobs:
         return {"Bucket": self._bucket.name, "Key": self._bucket.key(f"blobs/{key}")}
 
     async def _presign(self, method: str, parameters: Mapping[str, object]) -> str:
-        with refusals():
-            return await self._presigning.generate_presigned_url(method, Params=parameters, ExpiresIn=self._url_expiry)
+        with translate_s3_errors():
+            return await self._presigning_client.generate_presigned_url(
+                method, Params=parameters, ExpiresIn=self._url_expiry
+            )
 
 
 class _Object(TypedDict):
-    """What a request is about."""
+    """The parameters that name an object in a request."""
 
     Bucket: str
     Key: str
 
 
-class _Arrived(NamedTuple):
-    """A part that the bucket has."""
+class _UploadedPart(NamedTuple):
+    """A part as the bucket lists it; `etag` is unchanged, `size` in bytes."""
 
     etag: str
     size: int
-    arrived_at: datetime
+    uploaded_at: datetime
 
 
-async def _in_pieces(body: AsyncIterable[bytes], size: int) -> AsyncGenerator[bytes]:
-    """A body, cut into pieces of one size; the last may be smaller."""
-    held = bytearray()
+async def _rechunk(body: AsyncIterable[bytes], size: int) -> AsyncGenerator[bytes]:
+    """Yield a body in chunks of `size` bytes; the last may be shorter."""
+    buffer = bytearray()
     async for chunk in body:
-        held += chunk
-        while len(held) >= size:
-            yield bytes(held[:size])
-            del held[:size]
-    if held:
-        yield bytes(held)
+        buffer += chunk
+        while len(buffer) >= size:
+            yield bytes(buffer[:size])
+            del buffer[:size]
+    if buffer:
+        yield bytes(buffer)
 
 
 async def _read(body: StreamingBody) -> AsyncGenerator[bytes]:
-    """A body from the bucket; where it fails, that is no failure of whoever it is passed on to."""
+    """Read a response of the bucket; raise its failure as `OSError`, unlike that of the client's connection."""
     try:
-        while chunk := await body.read(HOP):
+        while chunk := await body.read(IO_CHUNK):
             yield chunk
     except (BotoCoreError, aiohttp.ClientError, ConnectionError, asyncio.TimeoutError) as error:
-        raise OSError(errno.EIO, f"the registry's bucket: {type(error).__name__}") from error
-
-
-def _check_size(received: int, size: int | None) -> None:
-    if size is not None and received != size:
-        raise StorageError("IncompleteBody", f"{received} bytes arrived of {size}")
+        raise OSError(errno.EIO, f"the registry's bucket failed: {type(error).__name__}") from error

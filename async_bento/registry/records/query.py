@@ -1,8 +1,8 @@
-"""What a list asks for: `start`, `count`, `search` and the small language of `q`; and what it finds.
+"""Parsing and running list queries: `start`, `count`, `search` and the syntax of `q`.
 
-As Yatai reads it (yatai-schemas `schemasv1/q.go`; Yatai `controllersv1/bento.go`, `services/base.go`,
-`services/label.go`): words look into names, `in:` says where else, `label:` and `sort:` do what they say, and what is
-not understood is ignored. One thing Yatai reads and then forgets is done here: `-label:`.
+The syntax is Yatai's (yatai-schemas `schemasv1/q.go`; Yatai `controllersv1/bento.go`, `services/base.go`,
+`services/label.go`): words search names, `in:` chooses other fields, `label:` filters, `sort:` sorts, and unknown terms
+are ignored. Unlike Yatai, which parses `-label:` without using it, this module applies `-label:`.
 """
 
 from __future__ import annotations
@@ -25,53 +25,41 @@ _KEYWORD_FIELDS: tuple[str, ...] = get_args(KeywordField)
 _MAX_DIGITS = 9
 
 Label = tuple[str, str]
-"""A key and a value; an empty value stands for any."""
+"""A key and a value; an empty value matches any."""
 
 
 @dataclass(frozen=True)
 class ListQuery:
-    """What a list asks for.
-
-    Attributes:
-        start: How many items to skip.
-        count: How many items at most; 0 for all.
-        search: Must be part of one of the fields; empty for anything.
-        keywords: All must be part of the same field.
-        fields: Where `search` and `keywords` look.
-        labels: Of each group, one label must be there.
-        lacking: None of these labels must be there.
-        sort: What to sort by.
-        descending: Whether the largest comes first.
-    """
+    """A parsed list query."""
 
     start: int = 0
     count: int = 0
+    """The page size; 0 for all items."""
+
     search: str = ""
+    """A substring that one of `fields` must contain."""
+
     keywords: tuple[str, ...] = ()
+    """Substrings that one of `fields` must contain together."""
+
     fields: tuple[KeywordField, ...] = ("name",)
     labels: tuple[tuple[Label, ...], ...] = ()
-    lacking: tuple[Label, ...] = ()
+    """Groups; of each group, the item must have one label."""
+
+    excluded_labels: tuple[Label, ...] = ()
     sort: SortField = "build_at"
     descending: bool = True
 
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """What a list looks at in an item. Times are texts of one width, which sort as time does.
+    """The fields of an item that a query uses; times are texts of one width, `size` is in bytes.
 
-    Attributes:
-        item: Whatever the records know the item by.
-        registered: Which item was registered before which.
-        name: Its repository's name.
-        description: Its repository's description and its own.
-        labels: Its labels.
-        build_at: When it was built.
-        created_at: When it was registered.
-        size: Its size in bytes.
+    `description` is that of the repository and of the item. `item` is whatever the store identifies the item by.
     """
 
     item: T
-    registered: tuple[int, str]
+    registration_order: tuple[int, str]
     name: str
     description: str
     labels: Mapping[str, str]
@@ -79,15 +67,8 @@ class Entry(Generic[T]):
     created_at: str
     size: int
 
-    def by(self, field: SortField) -> str | int:
-        """What it is sorted by.
-
-        Args:
-            field: The field.
-
-        Returns:
-            Its value.
-        """
+    def sort_key(self, field: SortField) -> str | int:
+        """Return the value of a sort field."""
         values: Mapping[SortField, str | int] = {
             "build_at": self.build_at,
             "created_at": self.created_at,
@@ -97,19 +78,11 @@ class Entry(Generic[T]):
 
 
 def select(query: ListQuery, entries: Iterable[Entry[T]]) -> tuple[list[T], int]:
-    """Find what a list asks for.
-
-    Args:
-        query: What it asks for.
-        entries: What there is.
-
-    Returns:
-        The items of the page, in order, and how many there are on all pages.
-    """
-    # What was registered when breaks ties, or an item could stand on two pages and another on none.
+    """Return the items of the requested page in order, and the number of items on all pages."""
+    # The order of registration breaks ties; otherwise an item could be on two pages and another on none.
     found = sorted(
         (entry for entry in entries if _matches(query, entry)),
-        key=lambda entry: (entry.by(query.sort), entry.registered),
+        key=lambda entry: (entry.sort_key(query.sort), entry.registration_order),
         reverse=query.descending,
     )
     stop = query.start + query.count if query.count else None
@@ -117,62 +90,54 @@ def select(query: ListQuery, entries: Iterable[Entry[T]]) -> tuple[list[T], int]
 
 
 def _matches(query: ListQuery, entry: Entry[T]) -> bool:
-    looked_at: Mapping[KeywordField, str] = {"name": entry.name, "description": entry.description}
-    texts = [looked_at[field].lower() for field in query.fields]
+    searched: Mapping[KeywordField, str] = {"name": entry.name, "description": entry.description}
+    texts = [searched[field].lower() for field in query.fields]
     return (
         all(
             any(all(word.lower() in text for word in words) for text in texts)
             for words in ((query.search,), query.keywords)
         )
-        and all(_has_one(entry.labels, group) for group in query.labels)
-        and not _has_one(entry.labels, query.lacking)
+        and all(_has_any(entry.labels, group) for group in query.labels)
+        and not _has_any(entry.labels, query.excluded_labels)
     )
 
 
-def _has_one(labels: Mapping[str, str], wanted: Iterable[Label]) -> bool:
+def _has_any(labels: Mapping[str, str], wanted: Iterable[Label]) -> bool:
     return any(key in labels and value in {"", labels[key]} for key, value in wanted)
 
 
 def parse_list_query(parameters: Mapping[str, str]) -> ListQuery:
-    """Read the query of a list.
+    """Parse the query parameters of a list; raise `BadRequestError` if `start` or `count` is invalid.
 
-    Args:
-        parameters: The query's parameters. Without `count`, or with 0, all items are asked for, as at Yatai:
-            BentoML's own `list()` sends none and reads one page only.
-
-    Returns:
-        What is asked for.
-
-    Raises:
-        BadRequestError: `start` or `count` is no number, or negative.
+    Without `count`, or with 0, the page has all items, as in Yatai: BentoML's `list()` sends none and reads one page.
     """
-    said = _split(parameters.get("q", ""))
-    field, _, order = said.get("sort", [""])[0].rpartition("-")
-    sorted_by = field in _SORT_FIELDS and order in {"asc", "desc"}
-    fields = tuple(field for field in said.get("in", []) if field in _KEYWORD_FIELDS)
-    groups = tuple(_labels(group) for group in said.get("label", []))
+    terms = _split(parameters.get("q", ""))
+    sort_field, _, order = terms.get("sort", [""])[0].rpartition("-")
+    has_sort = sort_field in _SORT_FIELDS and order in {"asc", "desc"}
+    fields = tuple(field for field in terms.get("in", []) if field in _KEYWORD_FIELDS)
+    groups = tuple(_labels(group) for group in terms.get("label", []))
     return ListQuery(
         start=_number(parameters, "start"),
         count=_number(parameters, "count"),
         search=parameters.get("search", ""),
-        keywords=tuple(said.get("", [])),
+        keywords=tuple(terms.get("", [])),
         fields=cast("tuple[KeywordField, ...]", fields) or ("name",),
         labels=tuple(group for group in groups if group),
-        lacking=tuple(label for group in said.get("-label", []) for label in _labels(group)),
-        sort=cast("SortField", field) if sorted_by else "build_at",
-        descending=order == "desc" if sorted_by else True,
+        excluded_labels=tuple(label for group in terms.get("-label", []) for label in _labels(group)),
+        sort=cast("SortField", sort_field) if has_sort else "build_at",
+        descending=order == "desc" if has_sort else True,
     )
 
 
 def _split(q: str) -> dict[str, list[str]]:
-    said: dict[str, list[str]] = {}
+    terms: dict[str, list[str]] = {}
     for word in q.split():
         key, colon, value = word.partition(":")
         if not colon:
-            said.setdefault("", []).append(word)
+            terms.setdefault("", []).append(word)
         elif key and value:
-            said.setdefault(key, []).append(value)
-    return said
+            terms.setdefault(key, []).append(value)
+    return terms
 
 
 def _labels(group: str) -> tuple[Label, ...]:
@@ -183,5 +148,5 @@ def _labels(group: str) -> tuple[Label, ...]:
 def _number(parameters: Mapping[str, str], name: str) -> int:
     text = parameters.get(name) or "0"
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
-        raise BadRequestError(f"{name}={text[:20]!r} is no count of items")
+        raise BadRequestError(f"invalid {name} {text[:20]!r}: it is not a number. Use at most {_MAX_DIGITS} digits.")
     return int(text)

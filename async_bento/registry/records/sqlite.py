@@ -1,7 +1,7 @@
 """Records in SQLite: one file, one connection, one thread.
 
-Writes are transactions in a write-ahead log, so a process that is killed loses nothing it has answered for. One thread
-is enough for them, since they are short; and it decides which of two racing requests was first.
+Writes are transactions in a write-ahead log, so a killed process loses nothing that it has confirmed. The transactions
+are short, so one thread suffices; it also decides which of two racing requests is first.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from async_bento._core.concurrency import Threads
 from async_bento.errors import ConfigError
-from async_bento.registry.errors import DuplicateError, RecordNotFoundError, of_os_error
+from async_bento.registry.errors import DuplicateError, RecordNotFoundError, disk_error
 from async_bento.registry.records.base import (
     Item,
     Page,
     Repository,
-    changed,
+    apply_change,
     new_item,
     new_uid,
     size_of,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_bento._core.validation import JsonObject
-    from async_bento.registry.kinds import Kind
+    from async_bento.registry.item_types import ItemType
     from async_bento.registry.records.base import Change, NewItem
     from async_bento.registry.records.query import ListQuery
 
@@ -117,11 +117,7 @@ JOIN items ON items.id = item_id JOIN repositories ON repositories.id = items.re
 
 
 class SqliteRecords:
-    """Records in one SQLite file.
-
-    Args:
-        path: The file; it is created where there is none.
-    """
+    """Stores records in one SQLite file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -129,51 +125,47 @@ class SqliteRecords:
         self._opened: sqlite3.Connection | None = None
 
     async def open(self) -> None:
-        """Open the file, and create its tables where it is new.
-
-        Raises:
-            ConfigError: It is no database, or a newer async-bento wrote it.
-        """
+        """Open the file, or create it; raise `ConfigError` if it is not a database of this or an older version."""
         try:
             await self._threads.run(self._open)
         except sqlite3.Error as error:
-            raise ConfigError(f"cannot open {self._path}: {error}") from error
+            raise ConfigError(f"cannot open {self._path}: {error}. Restore it from a backup.") from error
 
     async def close(self) -> None:
-        """Close the file."""
+        """Close the file and stop the worker thread."""
         await self._threads.run(self._close)
         self._threads.close()
 
-    async def create_repository(self, kind: Kind, name: str, description: str) -> Repository:
+    async def create_repository(self, item_type: ItemType, name: str, description: str) -> Repository:
         """See `Records`."""
-        return await self._run(self._create_repository, kind, name, description)
+        return await self._run(self._create_repository, item_type, name, description)
 
-    async def repositories(self, kind: Kind, names: Collection[str]) -> Mapping[str, Repository]:
+    async def repositories(self, item_type: ItemType, names: Collection[str]) -> Mapping[str, Repository]:
         """See `Records`."""
-        return await self._run(self._repositories, kind, names)
+        return await self._run(self._repositories, item_type, names)
 
-    async def create_item(self, kind: Kind, repository: str, new: NewItem) -> Item:
+    async def create_item(self, item_type: ItemType, repository: str, new: NewItem) -> Item:
         """See `Records`."""
-        return await self._run(self._create_item, kind, repository, new)
+        return await self._run(self._create_item, item_type, repository, new)
 
-    async def update_item(self, kind: Kind, repository: str, version: str, change: Change) -> Item:
+    async def update_item(self, item_type: ItemType, repository: str, version: str, change: Change) -> Item:
         """See `Records`."""
-        return await self._run(self._update_item, kind, repository, version, change)
+        return await self._run(self._update_item, item_type, repository, version, change)
 
-    async def items(self, kind: Kind, tags: Collection[tuple[str, str]]) -> Sequence[Item]:
+    async def items(self, item_type: ItemType, tags: Collection[tuple[str, str]]) -> Sequence[Item]:
         """See `Records`."""
-        return await self._run(self._items, kind, tags)
+        return await self._run(self._items, item_type, tags)
 
-    async def list_items(self, kind: Kind, query: ListQuery, repository: str | None = None) -> Page:
+    async def list_items(self, item_type: ItemType, query: ListQuery, repository: str | None = None) -> Page:
         """See `Records`."""
-        return await self._run(self._list_items, kind, query, repository)
+        return await self._run(self._list_items, item_type, query, repository)
 
     async def _run(self, function: Callable[..., T], *args: object) -> T:
         try:
             return await self._threads.run(self._transaction, function, *args)
         except sqlite3.OperationalError as error:
             if "full" in str(error):
-                raise of_os_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+                raise disk_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
             raise
 
     def _transaction(self, function: Callable[..., T], *args: object) -> T:
@@ -182,7 +174,7 @@ class SqliteRecords:
 
     @property
     def _connection(self) -> sqlite3.Connection:
-        assert self._opened is not None, "the records are closed"
+        assert self._opened is not None, "the database is closed"
         return self._opened
 
     def _open(self) -> None:
@@ -194,7 +186,7 @@ class SqliteRecords:
             connection.execute("PRAGMA foreign_keys = ON")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > _SCHEMA_VERSION:
-                raise ConfigError(f"{self._path} was written by a newer async-bento (its version {version})")
+                raise ConfigError(f"cannot open {self._path}: a newer async-bento wrote it. Upgrade async-bento.")
             if version == 0:
                 connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
         except BaseException:
@@ -210,21 +202,21 @@ class SqliteRecords:
     def _rows(self, sql: str, *parameters: object) -> list[dict[str, Any]]:
         return [dict(row) for row in self._connection.execute(sql, parameters)]
 
-    def _create_repository(self, kind: Kind, name: str, description: str) -> Repository:
+    def _create_repository(self, item_type: ItemType, name: str, description: str) -> Repository:
         now = time_text(utc_now())
         sql = (
             "INSERT INTO repositories (uid, kind, name, description, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?)"
         )
         try:
-            self._connection.execute(sql, (new_uid(), kind.item, name, description, now, now))
+            self._connection.execute(sql, (new_uid(), item_type.item, name, description, now, now))
         except sqlite3.IntegrityError as error:
-            raise DuplicateError(f"{kind.repository} {name}") from error
-        return self._repositories(kind, [name])[name]
+            raise DuplicateError(f"{item_type.repository} {name}") from error
+        return self._repositories(item_type, [name])[name]
 
-    def _repositories(self, kind: Kind, names: Collection[str]) -> dict[str, Repository]:
+    def _repositories(self, item_type: ItemType, names: Collection[str]) -> dict[str, Repository]:
         found: dict[str, Repository] = {}
         for name in names:
-            for row in self._rows("SELECT * FROM repositories WHERE kind = ? AND name = ?", kind.item, name):
+            for row in self._rows("SELECT * FROM repositories WHERE kind = ? AND name = ?", item_type.item, name):
                 (count,) = self._rows("SELECT count(*) AS n FROM items WHERE repository_id = ?", row["id"])
                 newest = f"{_ITEMS} WHERE items.repository_id = ? ORDER BY items.id DESC LIMIT 1"
                 latest = [self._item(item) for item in self._rows(newest, row["id"])]
@@ -239,29 +231,29 @@ class SqliteRecords:
                 )
         return found
 
-    def _repository(self, kind: Kind, name: str) -> dict[str, Any]:
-        rows = self._rows("SELECT id, uid FROM repositories WHERE kind = ? AND name = ?", kind.item, name)
+    def _repository(self, item_type: ItemType, name: str) -> dict[str, Any]:
+        rows = self._rows("SELECT id, uid FROM repositories WHERE kind = ? AND name = ?", item_type.item, name)
         if not rows:
-            raise RecordNotFoundError(f"get {kind.repository} {name}")
+            raise RecordNotFoundError(f"get {item_type.repository} {name}")
         return rows[0]
 
-    def _create_item(self, kind: Kind, repository: str, new: NewItem) -> Item:
-        row = self._repository(kind, repository)
+    def _create_item(self, item_type: ItemType, repository: str, new: NewItem) -> Item:
+        row = self._repository(item_type, repository)
         item = new_item(repository, row["uid"], new)
         try:
             cursor = self._connection.execute(_INSERT_ITEM, _values(item) | {"repository_id": row["id"]})
         except sqlite3.IntegrityError as error:
-            raise DuplicateError(f"{kind.item} {repository}:{new.version}") from error
+            raise DuplicateError(f"{item_type.item} {repository}:{new.version}") from error
         assert cursor.lastrowid is not None
         self._set_labels(cursor.lastrowid, item.labels)
         return item
 
-    def _update_item(self, kind: Kind, repository: str, version: str, change: Change) -> Item:
-        repository_id = self._repository(kind, repository)["id"]
+    def _update_item(self, item_type: ItemType, repository: str, version: str, change: Change) -> Item:
+        repository_id = self._repository(item_type, repository)["id"]
         rows = self._rows(f"{_ITEMS} WHERE items.repository_id = ? AND items.version = ?", repository_id, version)
         if not rows:
-            raise RecordNotFoundError(f"get {kind.item} {repository}:{version}")
-        item = changed(self._item(rows[0]), change)
+            raise RecordNotFoundError(f"get {item_type.item} {repository}:{version}")
+        item = apply_change(self._item(rows[0]), change)
         self._connection.execute(_UPDATE_ITEM, _values(item) | {"id": rows[0]["id"]})
         if change.labels is not None:
             self._connection.execute("DELETE FROM labels WHERE item_id = ?", (rows[0]["id"],))
@@ -272,15 +264,15 @@ class SqliteRecords:
         rows = [(item_id, label.key, label.value) for label in labels]
         self._connection.executemany("INSERT INTO labels (item_id, key, value) VALUES (?, ?, ?)", rows)
 
-    def _items(self, kind: Kind, tags: Collection[tuple[str, str]]) -> list[Item]:
+    def _items(self, item_type: ItemType, tags: Collection[tuple[str, str]]) -> list[Item]:
         sql = f"{_ITEMS} WHERE repositories.kind = ? AND repositories.name = ? AND items.version = ?"
-        return [self._item(row) for name, version in tags for row in self._rows(sql, kind.item, name, version)]
+        return [self._item(row) for name, version in tags for row in self._rows(sql, item_type.item, name, version)]
 
-    def _list_items(self, kind: Kind, query: ListQuery, repository: str | None) -> Page:
+    def _list_items(self, item_type: ItemType, query: ListQuery, repository: str | None) -> Page:
         if repository is None:
-            entries = self._entries("repositories.kind = ?", kind.item, query)
+            entries = self._entries("repositories.kind = ?", item_type.item, query)
         else:
-            entries = self._entries("repositories.id = ?", self._repository(kind, repository)["id"], query)
+            entries = self._entries("repositories.id = ?", self._repository(item_type, repository)["id"], query)
         ids, total = select(query, entries)
         rows = [self._rows(f"{_ITEMS} WHERE items.id = ?", item_id)[0] for item_id in ids]
         return Page(items=[self._item(row) for row in rows], total=total)
@@ -293,7 +285,7 @@ class SqliteRecords:
         return [
             Entry(
                 item=row["id"],
-                registered=(row["id"], ""),
+                registration_order=(row["id"], ""),
                 name=row["name"],
                 description=row["description"],
                 labels=labels[row["id"]],
@@ -325,7 +317,7 @@ class SqliteRecords:
 
 
 def _values(item: Item) -> dict[str, object]:
-    """The columns of an item, but for its repository."""
+    """Return the columns of an item, without its repository."""
     return {
         "uid": item.uid,
         "version": item.version,

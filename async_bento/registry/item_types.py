@@ -1,0 +1,68 @@
+"""Bentos and models share every route and handler; an `ItemType` holds the names in which they differ."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from async_bento.registry.errors import BadRequestError
+
+_NAME = re.compile(r"[a-z0-9](?:[-._a-z0-9]*[a-z0-9])?")
+_MAX_NAME_LENGTH = 63
+
+
+@dataclass(frozen=True)
+class ItemType:
+    """The names that the API uses for bentos or models."""
+
+    item: str
+    """The `resource_type` of an item."""
+
+    items: str
+    """The path segment of items."""
+
+    repositories: str
+    """The path segment of repositories."""
+
+    repository: str
+    """The `resource_type` of a repository."""
+
+    repository_uid: str
+    """The field of an item with its repository's id."""
+
+    latest: str
+    """The field of a repository with its newest item."""
+
+
+BENTO = ItemType(
+    item="bento",
+    items="bentos",
+    repositories="bento_repositories",
+    repository="bento_repository",
+    repository_uid="bento_repository_uid",
+    latest="latest_bento",
+)
+
+MODEL = ItemType(
+    item="model",
+    items="models",
+    repositories="model_repositories",
+    repository="model_repository",
+    repository_uid="model_uid",
+    latest="latest_model",
+)
+
+ITEM_TYPES = (BENTO, MODEL)
+
+
+def check_tag_part(field: str, value: str) -> str:
+    """Return a tag's `name` or `version` if it follows BentoML's rules, so that it is safe as a file name.
+
+    The rules are those of `bentoml/_internal/tag.py`.
+    """
+    if len(value) > _MAX_NAME_LENGTH or not _NAME.fullmatch(value):
+        raise BadRequestError(
+            f"invalid {field} {value[:80]!r}: it breaks BentoML's rules for tags. Use at most {_MAX_NAME_LENGTH} of "
+            "a-z, 0-9, '-', '_' and '.', with a letter or digit at both ends."
+        )
+    return value
