@@ -68,9 +68,7 @@ def sweep(home: Path) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("scene", ["first", "forced", "forced without exchange"])
-def test_a_killed_pull_leaves_the_old_item_or_the_new_one(
-    crasher: Crasher, tmp_path: Path, home: Path, scene: str
-) -> None:
+def test_crash_in_pull_commit_leaves_old_or_new_item(crasher: Crasher, tmp_path: Path, home: Path, scene: str) -> None:
     new = whole(make_new(home))
     crasher.run("push", home)
     begin = tmp_path / "begin"
@@ -103,7 +101,7 @@ def test_a_killed_pull_leaves_the_old_item_or_the_new_one(
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_push_is_made_good_by_the_next(crasher: Crasher, tmp_path: Path, home: Path) -> None:
+def test_crash_in_push_is_recovered_by_next(crasher: Crasher, tmp_path: Path, home: Path) -> None:
     """What a push changes is the registry, so each message to it is a step as well."""
     begin = tmp_path / "begin"
     sent = whole(make_bento(begin, files={"src/large": noise(6 * MiB), "src/service.py": b"pass"}))

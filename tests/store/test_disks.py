@@ -51,7 +51,7 @@ def pull(home: Path):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_takes_no_more_from_any_step_on(crasher: Crasher, there, home, tmp_path, number):
+def test_pull_disk_error_at_any_step_keeps_store_whole(crasher: Crasher, there, home, tmp_path, number):
     old, new = whole(there / "bentos" / "svc" / "v1"), whole(home / "bentos" / "svc" / "v1")
     for step in itertools.count(1, EVERY):
         at = tmp_path / f"at-{step}"
@@ -74,7 +74,7 @@ def test_a_disk_that_takes_no_more_from_any_step_on(crasher: Crasher, there, hom
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_takes_nothing_says_so_before_the_download(crasher: Crasher, there, number):
+def test_pull_disk_error_at_start_names_lock(crasher: Crasher, there, number):
     said = crasher.run("pull", there, at=1, force=True, error=number)
     lock = there / "tmp" / "async-bento-locks" / "bentos+svc+v1.lock"
     assert said == f"StoreError: cannot pull svc:v1: cannot lock {lock}: {os.strerror(number)}"
@@ -90,7 +90,7 @@ def deep(home: Path, length: int) -> Path:
     return home / ("d" * (length - len(os.fsencode(home)) - 1))
 
 
-def test_a_member_whose_path_is_too_long_here_is_named(there, tmp_path):
+def test_pull_too_long_member_path_is_named(there, tmp_path):
     home = deep(tmp_path, 4095 - len("/tmp/async-bento-kept-bentos+svc+v1/item/src/service.py"))  # which has room
     with pytest.raises(StoreError, match=r"cannot pull svc:v1: File name too long while writing src/service_of_a_long"):
         pull(home)
@@ -98,7 +98,7 @@ def test_a_member_whose_path_is_too_long_here_is_named(there, tmp_path):
     assert list((home / "bentos").iterdir()) == []
 
 
-def test_a_store_whose_path_is_too_long_is_named(there, tmp_path):
+def test_pull_too_long_store_path_is_named(there, tmp_path):
     home = deep(tmp_path, 4096 - len("/tmp"))
     with pytest.raises(StoreError, match=r"cannot pull svc:v1: .*File name too long: /"):
         pull(home)
@@ -122,7 +122,7 @@ def refuse_locks(monkeypatch, number):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
-def test_without_locks_the_store_works_and_a_warning_says_what_that_means(there, home, monkeypatch, warned, number):
+def test_locks_unsupported_store_works_with_warning(there, home, monkeypatch, warned, number):
     refuse_locks(monkeypatch, number)
     store = BentoStore(there / "bentos")
     for _ in range(2):
@@ -136,7 +136,7 @@ def test_without_locks_the_store_works_and_a_warning_says_what_that_means(there,
     assert f"The filesystem of {there / 'tmp'} does not support locks. Let only one process at a time" in warned()[0]
 
 
-def test_without_locks_threads_keep_out_of_each_others_way(there, monkeypatch):
+def test_locks_unsupported_threads_still_exclude(there, monkeypatch):
     refuse_locks(monkeypatch, errno.ENOSYS)
     store = BentoStore(there / "bentos")
     mine, other = store.lock("svc:v1"), store.lock("svc:v1")
@@ -156,7 +156,7 @@ def test_without_locks_threads_keep_out_of_each_others_way(there, monkeypatch):
     other.release()
 
 
-def test_without_locks_nothing_is_swept_since_it_may_be_in_use(there, monkeypatch):
+def test_locks_unsupported_recover_removes_nothing(there, monkeypatch):
     refuse_locks(monkeypatch, errno.ENOLCK)
     store = BentoStore(there / "bentos")
     with store.stage() as staged:
@@ -166,14 +166,14 @@ def test_without_locks_nothing_is_swept_since_it_may_be_in_use(there, monkeypatc
         assert (staged / "file").exists()
 
 
-def test_a_lock_that_fails_for_another_reason_is_an_error(there, monkeypatch):
+def test_lock_io_error_raises_store_error(there, monkeypatch):
     refuse_locks(monkeypatch, errno.EIO)
     with pytest.raises(StoreError, match=r"cannot lock .*/bentos\+svc\+v1\.lock: Input/output error"):
         BentoStore(there / "bentos").lock("svc:v1").acquire()
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
-def test_a_pull_into_a_store_without_hard_links_locks_and_exchange(there, home, monkeypatch, number):
+def test_pull_without_links_locks_and_exchange_works(there, home, monkeypatch, number):
     def refuse(self, target):
         raise OSError(number, os.strerror(number))
 

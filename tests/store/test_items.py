@@ -41,24 +41,24 @@ def model(path, **fields):
 
 
 @pytest.mark.parametrize("path", BENTOS, ids=name_of)
-def test_a_bento_needs_the_models_that_bentoml_says_it_needs(path):
+def test_bento_models_match_bentoml(path):
     assert [
         {"tag": str(model.tag), "registry": model.registry, "alias": model.alias, "metadata": model.metadata}
         for model in Bento.from_path(path).models
     ] == sent_by_bentoml(path)["models"]
 
 
-def test_a_bento_for_development_says_so(tmp_path):
+def test_bento_manifest_for_bare_push_sets_dev(tmp_path):
     assert bento(tmp_path).manifest(size_bytes=1, dev=True)["dev"] is True
 
 
-def test_a_model_counts_its_own_bytes_where_nobody_did(tmp_path):
+def test_model_manifest_without_size_counts_bytes(tmp_path):
     iris = model(tmp_path)
     (tmp_path / "weights").write_bytes(bytes(1000))
     assert iris.manifest()["size_bytes"] == 1000 + (tmp_path / "model.yaml").stat().st_size
 
 
-def test_models_of_hugging_face_are_told_apart():
+def test_bento_models_on_hugging_face_are_marked():
     models = Bento.from_path(CORPUS / "1.3" / "bentos" / "front" / "v1").models
     assert [str(model.tag) for model in models if model.is_huggingface] == [
         "google-bert--bert-base-uncased:58c930053a6cc68fcfe6288ea586df72"
@@ -75,7 +75,7 @@ def test_models_of_hugging_face_are_told_apart():
         ("2024-01-01", "2024-01-01 00:00:00.000000"),
     ],
 )
-def test_a_creation_time_is_utc_however_it_is_written(tmp_path, written, sent):
+def test_creation_time_in_any_form_becomes_utc(tmp_path, written, sent):
     fields = "".join(f"{key}: {value}\n" for key, value in BENTO.items() if key != "creation_time")
     (tmp_path / "bento.yaml").write_text(f"{fields}creation_time: {written}\n")
     created = Bento.from_path(tmp_path).creation_time
@@ -83,13 +83,13 @@ def test_a_creation_time_is_utc_however_it_is_written(tmp_path, written, sent):
     assert format_time(created) == sent
 
 
-def test_a_bento_without_a_creation_time_is_as_old_as_its_file(tmp_path):
+def test_creation_time_missing_is_that_of_file(tmp_path):
     bento(tmp_path, creation_time=None)
     os.utime(tmp_path / "bento.yaml", (1000, 1000))
     assert Bento.from_path(tmp_path).creation_time == datetime.fromtimestamp(1000, timezone.utc)
 
 
-def test_the_last_service_that_names_a_model_describes_it(tmp_path):
+def test_bento_model_named_twice_keeps_last_fields(tmp_path):
     services = [
         {"name": "A", "service": "", "models": [{"tag": "x:1", "alias": "a"}, {"tag": "y:1"}]},
         {"name": "B", "service": "", "models": [{"tag": "x:1", "alias": "b"}]},
@@ -98,7 +98,7 @@ def test_the_last_service_that_names_a_model_describes_it(tmp_path):
     assert [(str(model.tag), model.alias) for model in models] == [("z:1", None), ("x:1", "b"), ("y:1", None)]
 
 
-def test_what_json_has_no_form_for_is_sent_all_the_same(tmp_path):
+def test_metadata_without_json_form_is_converted(tmp_path):
     metadata = {
         "at": datetime(2024, 1, 2, 3, 4, 5, tzinfo=timezone.utc),
         "day": datetime(2024, 1, 2, tzinfo=timezone.utc).date(),
@@ -118,41 +118,41 @@ def test_what_json_has_no_form_for_is_sent_all_the_same(tmp_path):
     }
 
 
-def test_options_are_sent_for_a_module_and_not_without_one(tmp_path):
+def test_model_options_without_module_are_not_sent(tmp_path):
     options = {"partial_kwargs": {"a": 1}}
     assert model(tmp_path, module="bentoml.sklearn", options=options).manifest()["options"] == options
     assert model(tmp_path, module="", options=options).manifest()["options"] == {}
 
 
-def test_a_model_that_is_named_by_its_tag_alone_is_as_old_as_can_be(tmp_path):
+def test_bento_model_given_by_tag_has_oldest_time(tmp_path):
     (wanted,) = bento(tmp_path, models=["iris:v1"]).models
     assert (str(wanted.tag), wanted.module) == ("iris:v1", "unknown")
     assert wanted.creation_time == datetime(1, 1, 1, tzinfo=timezone.utc)  # BentoML's `fromordinal(1)`
 
 
-def test_a_number_for_an_environment_variable_becomes_text(tmp_path):
+def test_env_value_as_number_becomes_text(tmp_path):
     envs = bento(tmp_path, envs=[{"name": "A", "value": 1}, {"name": "B", "value": True}]).info.envs
     assert [env.value for env in envs] == ["1", "True"]
 
 
-def test_a_field_without_a_value_counts_as_left_out(tmp_path):
+def test_null_field_counts_as_missing(tmp_path):
     iris = bento(tmp_path, models=None, services=None, labels=None, envs=None, runners=None)
     assert (iris.models, iris.labels) == ([], {})
 
 
-def test_a_missing_directory_is_not_found(tmp_path):
+def test_from_path_missing_directory_raises_not_found(tmp_path):
     with pytest.raises(NotFoundError, match=r"cannot read .*nowhere: there is no such directory"):
         Bento.from_path(tmp_path / "nowhere")
 
 
-def test_a_directory_without_its_yaml_is_no_item(tmp_path):
+def test_from_path_without_yaml_raises(tmp_path):
     with pytest.raises(StoreError, match=r"has no bento\.yaml"):
         Bento.from_path(tmp_path)
     with pytest.raises(StoreError, match=r"has no model\.yaml"):
         Model.from_path(tmp_path)
 
 
-def test_a_file_is_no_item(tmp_path):
+def test_from_path_of_file_raises(tmp_path):
     (tmp_path / "iris.bento").touch()
     with pytest.raises(StoreError, match=r"iris\.bento"):
         Bento.from_path(tmp_path / "iris.bento")
@@ -169,20 +169,20 @@ def test_a_file_is_no_item(tmp_path):
         ("!!python/object/apply:os.system [true]", r"bento\.yaml: the file is not valid YAML"),
     ],
 )
-def test_broken_yaml_is_named(tmp_path, text, complaint):
+def test_broken_yaml_error_names_file_and_line(tmp_path, text, complaint):
     (tmp_path / "bento.yaml").write_text(text)
     with pytest.raises(StoreError, match=complaint):
         Bento.from_path(tmp_path)
 
 
 @pytest.mark.parametrize("field", ["name", "version", "service"])
-def test_a_missing_field_is_named_with_its_file(tmp_path, field):
+def test_bento_missing_field_is_named_with_file(tmp_path, field):
     with pytest.raises(StoreError, match=rf"bento\.yaml: the field `{field}` is missing"):
         bento(tmp_path, **{field: None})
 
 
 @pytest.mark.parametrize("field", ["name", "version", "module", "api_version", "context"])
-def test_a_missing_field_of_a_model_is_named_with_its_file(tmp_path, field):
+def test_model_missing_field_is_named_with_file(tmp_path, field):
     with pytest.raises(StoreError, match=rf"model\.yaml: the field `{field}` is missing"):
         model(tmp_path, **{field: None})
 
@@ -199,18 +199,18 @@ def test_a_missing_field_of_a_model_is_named_with_its_file(tmp_path, field):
         ({"schema": []}, "schema"),
     ],
 )
-def test_a_wrong_field_is_named_with_its_place(tmp_path, fields, name):
+def test_bento_wrong_field_is_named_with_path(tmp_path, fields, name):
     with pytest.raises(StoreError, match=rf"bento\.yaml: the field `{name}`"):
         bento(tmp_path, **fields)
 
 
-def test_an_error_quotes_no_environment_variable(tmp_path):
+def test_validation_error_hides_env_values(tmp_path):
     with pytest.raises(StoreError) as caught:
         bento(tmp_path, envs=[{"name": "TOKEN", "value": ["hunter2"]}])
     assert "hunter2" not in str(caught.value) + str(caught.value.__cause__)
 
 
-def test_a_file_that_no_bentoml_wrote_is_not_read_into_memory(tmp_path):
+def test_yaml_over_size_limit_is_not_read(tmp_path):
     with (tmp_path / "model.yaml").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(StoreError, match=rf"cannot read .*model\.yaml: the file is larger than {MAX_YAML_SIZE} bytes"):
@@ -218,7 +218,7 @@ def test_a_file_that_no_bentoml_wrote_is_not_read_into_memory(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["metadata", "labels"])
-def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path, field):
+def test_yaml_alias_bomb_is_refused(tmp_path, field):
     bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 10)}]\n" for n in range(10))
     text = yaml.safe_dump({**MODEL, field: None}) + f"{field}:\n" + "".join(f"  {line}\n" for line in bomb.splitlines())
     (tmp_path / "model.yaml").write_text(text)
@@ -226,13 +226,13 @@ def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path, field):
         Model.from_path(tmp_path)
 
 
-def test_an_alias_within_itself_is_refused(tmp_path):
+def test_yaml_recursive_alias_is_refused(tmp_path):
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(MODEL) + "metadata: {a: &a [*a]}\n")
     with pytest.raises(StoreError, match=r"model\.yaml"):
         Model.from_path(tmp_path)
 
 
-def test_a_readme_of_over_3_mib_is_not_sent(tmp_path, caplog):
+def test_bento_doc_over_3_mib_is_not_sent(tmp_path, caplog):
     iris = bento(tmp_path)
     assert iris.doc == ""
     assert not caplog.records
@@ -244,7 +244,7 @@ def test_a_readme_of_over_3_mib_is_not_sent(tmp_path, caplog):
     assert "README.md" in caplog.text
 
 
-def test_sizes_follow_links_to_files_but_not_to_directories(tmp_path):
+def test_size_follows_links_to_files_only(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "weights").write_bytes(bytes(100))
@@ -258,13 +258,13 @@ def test_sizes_follow_links_to_files_but_not_to_directories(tmp_path):
     assert iris.size() == 110 + (iris.path / "bento.yaml").stat().st_size
 
 
-def test_an_item_has_an_absolute_path(tmp_path, monkeypatch):
+def test_item_path_is_absolute(tmp_path, monkeypatch):
     bento(tmp_path / "iris")
     monkeypatch.chdir(tmp_path)
     assert Bento.from_path("iris").path == tmp_path / "iris"
 
 
-def test_an_item_is_a_value(tmp_path):
+def test_item_is_hashable_and_picklable(tmp_path):
     iris = bento(tmp_path)
     again = pickle.loads(pickle.dumps(iris))
     assert again == iris

@@ -23,7 +23,7 @@ def sides(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("deleting", [False, True])
-def test_whatever_a_crowd_of_processes_does_a_reader_sees_one_side_of_an_item(
+def test_crowd_of_processes_shows_readers_whole_items(
     served: object, home: Path, sides: list[Path], deleting: bool
 ) -> None:
     with BentoAPI(progress=False, bento_store=BentoStore(sides[0] / "bentos")) as api:
@@ -50,7 +50,7 @@ def test_whatever_a_crowd_of_processes_does_a_reader_sees_one_side_of_an_item(
         assert side_of(api.pull("svc:v1", force=True).path) in {"a", "b"}
 
 
-def test_one_that_comes_while_another_goes_is_no_broken_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_get_during_replace_finds_new_item(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = make_side(home, "a")
     item.rename(home / "other")
     opened = Path.open

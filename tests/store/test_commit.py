@@ -1,0 +1,215 @@
+"""A commit moves a staged item into the store in one step, after a sync."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from async_bento.errors import InvalidTagError, StoreError
+from async_bento.store import filesystem
+from async_bento.store.items import Bento
+from async_bento.store.store import BentoStore
+from async_bento.store.tag import Tag
+from tests.store.stores import OLD, fill, put, staging_of
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """The paths that were synced, or `everything`, in order; and the renames into the store."""
+    done = []
+    fsync, sync_filesystem, rename = os.fsync, filesystem._sync_filesystem, Path.rename
+
+    def note_fsync(descriptor):
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def note_rename(self, target):
+        if target.name != ".async-bento-probe":
+            done.append(f"rename to {target.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr("os.fsync", note_fsync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    monkeypatch.setattr(
+        filesystem, "_sync_filesystem", lambda path: sync_filesystem(path) and not done.append("everything")
+    )
+    return done
+
+
+def test_commit_moves_without_copy(store):
+    with store.stage() as staged:
+        fill(staged, "iris:v1")
+        inode = (staged / "text").stat().st_ino
+        item = store.commit(staged, "iris:v1")
+        assert not staged.exists()
+    assert item == Bento.from_path(store.path / "iris" / "v1")
+    assert (item.path / "text").stat().st_ino == inode
+    assert staging_of(store) == []
+
+
+def test_commit_existing_item_is_kept(store):
+    put(store, "iris:v1", text="first")
+    with store.stage() as staged:
+        fill(staged, "iris:v1", text="second")
+        item = store.commit(staged, "iris:v1")
+        assert staged.exists()
+    assert (item.path / "text").read_text() == "first"
+    assert staging_of(store) == []
+
+
+def test_commit_with_replace_replaces_item(store):
+    put(store, "iris:v1", text="first", labels={"n": "1"})
+    item = put(store, "iris:v1", text="second", replace=True)
+    assert (item.path / "text").read_text() == "second"
+    assert item.labels == {}
+    assert staging_of(store) == []
+
+
+def test_commit_with_replace_removes_old_item(store):
+    put(store, "iris:v1", text="first")
+    with store.stage() as staged:
+        fill(staged, "iris:v1", text="second")
+        store.commit(staged, "iris:v1", replace=True)
+        assert not staged.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="syncfs is Linux's")
+def test_commit_syncs_files_before_rename_and_name_after(store, synced):
+    put(store, "iris:v1", OLD)
+    assert synced == ["everything", "bentos", "rename to v1", "latest", "iris"]
+    synced.clear()
+    put(store, "iris:v2", OLD)
+    assert synced == ["everything", "rename to v2", "latest", "iris"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, None])
+def test_commit_without_syncfs_syncs_each_file(store, synced, monkeypatch, number):
+    def refuse(_):
+        ctypes.set_errno(number)
+        return -1
+
+    libc = SimpleNamespace(renameat2=lambda *_: 0, **({} if number is None else {"syncfs": refuse}))
+    with store.stage() as staged:
+        fill(staged, "iris:v1")
+        (staged / "sub").mkdir()
+        (staged / "sub" / "deep").touch()
+        (staged / "link").symlink_to("nowhere")
+        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: libc)
+        store.commit(staged, "iris:v1")
+    before = synced[: synced.index("rename to v1")]
+    assert sorted(before) == sorted(["bento.yaml", "text", "item", "deep", "sub", "bentos"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_commit_failed_sync_keeps_old_item(store, monkeypatch, number):
+    def refuse(_):
+        ctypes.set_errno(number)
+        return -1
+
+    put(store, "iris:v1", text="first")
+    with store.stage() as staged:
+        fill(staged, "iris:v1", text="second")
+        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: SimpleNamespace(syncfs=refuse))
+        with pytest.raises(StoreError, match=f"cannot write iris:v1 to .*: {os.strerror(number)}"):
+            store.commit(staged, "iris:v1", replace=True)
+        monkeypatch.undo()
+    assert (BentoStore(store.path).get("iris:v1").path / "text").read_text() == "first"
+    assert staging_of(store) == []
+
+
+def test_delete_syncs_before_removing_files(store, synced):
+    put(store, "iris:v1")
+    put(store, "iris:v2")
+    synced.clear()
+    store.delete("iris:v1")
+    assert synced[:2] == ["rename to item", "iris"]
+
+
+def test_commit_without_exchange_replaces_item(store, monkeypatch):
+    monkeypatch.setattr("async_bento.store.staging.exchange", lambda *_: False)
+    put(store, "iris:v1", text="first")
+    item = put(store, "iris:v1", text="second", replace=True)
+    assert (item.path / "text").read_text() == "second"
+    assert staging_of(store) == []
+
+
+def test_commit_failed_replace_restores_old_item(store, monkeypatch):
+    monkeypatch.setattr("async_bento.store.staging.exchange", lambda *_: False)
+    put(store, "iris:v1", text="first")
+    rename = Path.rename
+
+    def fail_for_the_new_one(self, target):
+        if self.joinpath("text").exists() and (self / "text").read_text() == "second":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(StoreError, match="Input/output error"):
+        put(store, "iris:v1", text="second", replace=True)
+    assert (store.get("iris:v1").path / "text").read_text() == "first"
+
+
+def test_commit_over_broken_item_needs_replace(store):
+    (store.path / "iris" / "v1").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"has no bento\.yaml"):
+        put(store, "iris:v1")
+    assert put(store, "iris:v1", replace=True).tag == Tag("iris", "v1")
+
+
+@pytest.mark.parametrize("tag", ["iris:v2", "rose:v1"])
+def test_commit_as_other_tag_raises(store, tag):
+    with store.stage() as staged:
+        fill(staged, "iris:v1")
+        with pytest.raises(StoreError, match=f"the file describes iris:v1, not {tag}"):
+            store.commit(staged, tag)
+    assert list(store.path.iterdir()) == []
+
+
+def test_commit_unfinished_directory_raises(store):
+    with store.stage() as staged, pytest.raises(StoreError, match=r"has no bento\.yaml"):
+        store.commit(staged, "iris:v1")
+    assert list(store.path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tag", ["iris", "iris:latest"])
+def test_commit_without_version_raises(store, tag):
+    with store.stage() as staged, pytest.raises(InvalidTagError):
+        store.commit(staged, tag)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
+def test_commit_disk_error_becomes_store_error(store, monkeypatch, number):
+    def fail(self, target):
+        raise OSError(number, os.strerror(number), str(self))
+
+    with store.stage() as staged:
+        fill(staged, "iris:v1")
+        monkeypatch.setattr(Path, "rename", fail)
+        with pytest.raises(StoreError, match=f"cannot write iris:v1 to .*: {os.strerror(number)}: /") as caught:
+            store.commit(staged, "iris:v1")
+        monkeypatch.undo()
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_commit_and_delete_read_only_item_succeed(store):
+    for replace in (False, True):
+        with store.stage() as staged:
+            fill(staged, "iris:v1", text=str(replace))
+            (staged / "sub").mkdir()
+            (staged / "sub" / "file").touch()
+            (staged / "sub").chmod(0o500)
+            staged.chmod(0o500)
+            store.commit(staged, "iris:v1", replace=replace)
+    assert (store.path / "iris" / "v1" / "sub").stat().st_mode & 0o777 == 0o500
+    assert (store.path / "iris" / "v1").stat().st_mode & 0o777 == 0o700  # or nobody but root could move it
+    assert (store.path / "iris" / "v1" / "text").read_text() == "True"
+    store.delete("iris:v1")
+    assert staging_of(store) == []
+    assert list(store.path.iterdir()) == []

@@ -1,0 +1,61 @@
+"""The `latest` file names the version with the newest creation time, as BentoML writes it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.store.stores import MIDDLE, NEW, OLD, latest, put
+
+
+def test_latest_of_equal_age_is_last_committed(store):
+    put(store, "iris:b", OLD)
+    put(store, "iris:a", OLD)
+    assert latest(store) == "a"
+
+
+def test_latest_older_commit_is_ignored(store):
+    put(store, "iris:a", NEW)
+    put(store, "iris:b", OLD)
+    assert latest(store) == "a"
+
+
+def test_latest_replaced_by_older_moves_to_newest(store):
+    put(store, "iris:a", NEW)
+    put(store, "iris:b", MIDDLE)
+    put(store, "iris:a", OLD, replace=True)
+    assert latest(store) == "b"
+
+
+@pytest.mark.parametrize("content", [None, "", "gone", "../iris/v1", "V1 V2", "\xff"])
+def test_latest_wrong_or_missing_is_repaired(store, content):
+    put(store, "iris:v1", NEW)
+    put(store, "iris:v2", OLD)
+    file = store.path / "iris" / "latest"
+    file.unlink()
+    if content is not None:
+        file.write_text(content, encoding="latin-1")
+    assert store.get("iris").tag.version == "v1"
+    assert latest(store) == "v1"
+
+
+def test_latest_with_newline_is_read(store):
+    put(store, "iris:v1", OLD)
+    put(store, "iris:v2", NEW)
+    (store.path / "iris" / "latest").write_text("v1\n")
+    assert store.get("iris").tag.version == "v1"
+
+
+def test_latest_in_read_only_store_is_found(store, monkeypatch):
+    put(store, "iris:v1")
+    (store.path / "iris" / "latest").unlink()
+    shutil.rmtree(store.path.parent / "tmp")
+    (store.path.parent / "tmp").touch()  # nothing can be made in there, not even by root
+    assert store.get("iris").tag.version == "v1"
+    assert not (store.path / "iris" / "latest").exists()
+
+
+def test_latest_has_bentoml_format(store):
+    put(store, "iris:v1")
+    assert (store.path / "iris" / "latest").read_bytes() == b"v1"

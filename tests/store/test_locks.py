@@ -1,0 +1,51 @@
+"""Locks exclude other processes and threads, and end with their process."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from async_bento.errors import StoreError
+from tests.store.stores import put, spawn
+
+
+def test_lock_of_other_process_holds_until_killed(store):
+    script = (
+        "from async_bento.store.store import BentoStore\n"
+        "with BentoStore().lock('iris:v1'): print('locked', flush=True); input()"
+    )
+    with spawn(script) as process:
+        assert process.stdout.readline() == "locked\n"
+        lock = store.lock("iris:v1")
+        assert not lock.acquire(timeout=0)
+        assert not lock.acquire(timeout=0.1)
+        with store.lock("iris:v2"):
+            pass
+        process.kill()
+    assert lock.acquire(timeout=5)
+    lock.release()
+
+
+def test_lock_of_other_thread_holds_until_released(store):
+    mine, other = store.lock("iris:v1"), store.lock("iris:v1")
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
+        assert one.submit(mine.acquire).result()
+        assert not one.submit(other.acquire, 0).result()
+        assert not two.submit(other.acquire, 0).result()
+        two.submit(mine.release).result()
+        assert one.submit(other.acquire).result()
+        two.submit(other.release).result()
+
+
+def test_lock_holder_can_commit_and_delete(store):
+    with store.lock("iris:v1"):
+        put(store, "iris:v1")
+        store.delete("iris:v1")
+
+
+def test_lock_without_directory_raises_store_error(store, home):
+    home.mkdir()
+    (home / "tmp").touch()
+    with pytest.raises(StoreError, match="cannot lock"):
+        store.lock("iris:v1").acquire()

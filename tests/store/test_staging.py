@@ -1,0 +1,210 @@
+"""Staging directories are private, resumable where asked, and removed after crashes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from async_bento.errors import StoreError
+from async_bento.store import locks, staging
+from async_bento.store.store import BentoStore
+from tests.store.stores import NEW, OLD, fill, latest, put, spawn, staging_of
+
+
+def fail_halfway(store, *, state=True):
+    with suppress(RuntimeError), store.stage(resume="iris:v1") as staged:
+        (staged / "half").write_text("half")
+        if state:
+            store.state_of(staged).write_text("half of it")
+        raise RuntimeError
+
+
+def test_stage_without_commit_removes_directory(store):
+    with store.stage() as staged:
+        fill(staged / "sub", "iris:v1")
+        (staged / "sub" / "deeper").mkdir()
+        (staged / "sub").chmod(0o500)
+        (staged / "sub" / "deeper").chmod(0o000)
+    assert staging_of(store) == []
+    assert list(store.path.iterdir()) == []
+
+
+def test_stage_with_exception_removes_directory(store):
+    with pytest.raises(KeyboardInterrupt), store.stage():
+        raise KeyboardInterrupt
+    assert staging_of(store) == []
+
+
+def test_stage_directory_is_private_until_commit(store, home):
+    with store.stage() as staged:
+        assert staged.parent.parent == home / "tmp"
+        assert staged.parent.name.startswith("async-bento-")
+        assert staged.parent.stat().st_mode & 0o777 == 0o700
+        fill(staged, "iris:v1")
+        path = store.commit(staged, "iris:v1").path
+    (home / "sample").mkdir()
+    assert path.stat().st_mode == (home / "sample").stat().st_mode
+
+
+def test_stage_full_disk_raises_store_error(store, monkeypatch):
+    def fail(**_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tempfile.mkdtemp", fail)
+    with pytest.raises(StoreError, match="No space left"), store.stage():
+        pass
+
+
+def test_stage_on_other_filesystem_raises(store, monkeypatch):
+    def fail(self, target):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(self))
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(StoreError, match="Mount their parent directory"), store.stage():
+        pytest.fail("nothing may be staged")
+
+
+def test_stage_linked_store_uses_target_filesystem(tmp_path, home):
+    home.mkdir()
+    (tmp_path / "disk" / "bentos").mkdir(parents=True)
+    (home / "bentos").symlink_to(tmp_path / "disk" / "bentos")
+    store = BentoStore()
+    with store.stage() as staged:
+        assert staged.is_relative_to(tmp_path / "disk" / "tmp")
+        fill(staged, "iris:v1")
+        assert store.commit(staged, "iris:v1").path == home / "bentos" / "iris" / "v1"
+
+
+def test_stage_failed_with_state_is_resumed(store):
+    fail_halfway(store)
+    with store.stage(resume="iris:v2") as staged:
+        assert list(staged.iterdir()) == []
+    with store.stage(resume="iris:v1") as staged:
+        assert (staged / "half").read_text() == "half"
+        assert store.state_of(staged).read_text() == "half of it"
+        fill(staged, "iris:v1")
+        store.commit(staged, "iris:v1")
+    assert staging_of(store) == []
+
+
+def test_stage_failed_without_state_is_removed(store):
+    fail_halfway(store, state=False)
+    assert staging_of(store) == []
+
+
+def test_recover_killed_stage_without_state_removes_it(store, home):
+    left = home / "tmp" / "async-bento-kept-bentos+iris+v1"
+    (left / "item").mkdir(parents=True)
+    with store.stage(resume="iris:v2"):
+        assert not left.exists()
+
+
+def test_stage_waits_for_recover_of_other_process(store, home):
+    fail_halfway(store)
+    (kept,) = (home / "tmp").glob("async-bento-kept-*")
+    descriptor = locks.lock_directory(kept)
+    threading.Timer(0.1, os.close, [descriptor]).start()
+    with store.stage(resume="iris:v1") as staged:
+        assert (staged / "half").exists()
+
+
+def test_recover_kept_stage_after_a_week_removes_it(store, home):
+    fail_halfway(store)
+    (kept,) = staging_of(store)
+    with store.stage():
+        assert kept in staging_of(store)
+    past = time.time() - staging.KEPT_SECONDS - 1
+    os.utime(home / "tmp" / kept, (past, past))
+    with store.stage():
+        assert kept not in staging_of(store)
+
+
+def test_recover_journal_after_a_week_removes_it(store, home):
+    journal = store.journal("iris:v1", "https://registry.example")
+    journal.write_text("half of it")
+    assert store.journal("iris:v1", "https://registry.example").exists()
+    past = time.time() - staging.KEPT_SECONDS - 1
+    os.utime(journal, (past, past))
+    with store.stage():
+        assert not journal.exists()
+
+
+def test_journal_differs_by_tag_and_registry(store, home):
+    journals = {
+        store.journal(tag, endpoint)
+        for tag in ("iris:v1", "iris:v2")
+        for endpoint in ("https://one.example", "https://two.example")
+    }
+    assert len(journals) == 4
+
+
+def test_stage_resumed_twice_at_once_raises(store):
+    with (
+        store.stage(resume="iris:v1"),
+        pytest.raises(StoreError, match="in use by another process"),
+        store.stage(resume="iris:v1"),
+    ):
+        pytest.fail("two must not have it")
+
+
+def test_recover_killed_process_removes_its_directory(store, home):
+    script = (
+        "import os; from async_bento.store.store import BentoStore\n"
+        "with BentoStore().stage() as staged: (staged / 'x').touch(); print(staged.parent.name, flush=True); input()"
+    )
+    with spawn(script) as process:
+        left = process.stdout.readline().strip()
+        with store.stage():
+            assert left in staging_of(store)  # it lives, and keeps it
+        process.kill()
+    assert (home / "tmp" / left / "item" / "x").exists()
+    with store.stage():
+        assert left not in staging_of(store)
+
+
+def test_recover_keeps_directories_of_others(store, home):
+    (home / "tmp" / "bentoml_bento_iris").mkdir(parents=True)
+    with store.stage():
+        pass
+    assert (home / "tmp" / "bentoml_bento_iris").is_dir()
+
+
+def crash_in_commit(store, tag):
+    """Leave the temporary directory of a process that was killed while it committed the tag."""
+    aside = store.path.parent / "tmp" / "async-bento-crashed"
+    aside.mkdir()
+    staging.record_commit(aside, store.path / tag.replace(":", "/"))
+    return aside
+
+
+def test_recover_commit_between_renames_restores_old_item(store):
+    path = put(store, "iris:v1", text="old").path
+    path.rename(crash_in_commit(store, "iris:v1") / "item")
+    store.recover("iris:v1")
+    assert (path / "text").read_text() == "old"
+    assert latest(store) == "v1"
+    assert staging_of(store) == []
+
+
+def test_recover_commit_after_renames_keeps_new_item(store):
+    path = put(store, "iris:v1", text="new").path
+    fill(crash_in_commit(store, "iris:v1") / "item", "iris:v1", text="old")
+    store.recover("iris:v1")
+    assert (path / "text").read_text() == "new"
+    assert staging_of(store) == []
+
+
+def test_recover_commit_before_update_of_latest_updates_it(store):
+    put(store, "iris:v1", OLD)
+    put(store, "iris:v2", NEW)
+    (store.path / "iris" / "latest").write_text("v1")
+    crash_in_commit(store, "iris:v2")
+    store.recover("iris:v2")
+    assert latest(store) == "v2"
+    assert staging_of(store) == []
