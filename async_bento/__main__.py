@@ -1,4 +1,4 @@
-"""`python -m async_bento` is `async-bento`."""
+"""Run `async-bento` as `python -m async_bento`."""
 
 from async_bento.cli import main
 

@@ -1,4 +1,4 @@
-"""The `async-bento` command, a module for each few of its words; each is imported when it is asked for."""
+"""The `async-bento` command. Each command's module is imported when that command runs."""
 
 from async_bento.cli.main import main
 

@@ -1,4 +1,4 @@
-"""`async-bento completion`, and what the shell is told when the Tab key is pressed: what lies on this machine."""
+"""`async-bento completion`, and the values that the shell completes: local tags and contexts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from click.shell_completion import BashComplete, CompletionItem, get_completion_
 from async_bento.errors import BentoError
 
 if TYPE_CHECKING:
-    from async_bento.store.items import Bento, Model
-    from async_bento.store.store import Store
+    from pathlib import Path
 
-PROGRAM = "async-bento"
-_VARIABLE = "_ASYNC_BENTO_COMPLETE"  # as click makes it of the program's name
+_PROGRAM = "async-bento"
+_VARIABLE = "_ASYNC_BENTO_COMPLETE"  # the name that click derives from the program's
 
-_WHOLE_TAGS = """
-# A tag is one word: without this, bash would complete what stands behind its colon by itself.
+_BASH_WHOLE_TAGS = """
+# Complete NAME:VERSION as one word; by default, bash splits words at colons.
 COMP_WORDBREAKS="${COMP_WORDBREAKS//:/}"
 """
 
@@ -25,7 +24,9 @@ COMP_WORDBREAKS="${COMP_WORDBREAKS//:/}"
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes the SHELL complete commands, options, contexts and the tags of the local store.
+    """Print a shell completion script.
+
+    The script completes commands, options, contexts and the tags of the local store.
 
     \b
     Examples:
@@ -33,78 +34,47 @@ def completion(shell: str) -> None:
       async-bento completion zsh >> ~/.zshrc
       async-bento completion fish > ~/.config/fish/completions/async-bento.fish
     """
-    found = get_completion_class(shell)
-    assert found is not None
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None
     root = click.get_current_context().find_root().command
-    # Not BashComplete's own: it would run bash to see whether it is too old, as if this were that shell.
-    source = found(root, {}, PROGRAM, _VARIABLE)
-    text = source.source_template % source.source_vars()
-    click.echo(text + (_WHOLE_TAGS if found is BashComplete else ""))
-
-
-def complete_context(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the name of a context.
-
-    Args:
-        _context: The invocation.
-        _parameter: The option.
-        incomplete: What has been typed.
-
-    Returns:
-        The contexts that begin with it.
-    """
-    from async_bento.rest.contexts import contexts_path, read_contexts
-
-    try:
-        known = read_contexts(contexts_path())
-    except BentoError:  # whoever runs the command is told; here is nobody to tell
-        return []
-    return [CompletionItem(one.name) for one in known.contexts if one.name.startswith(incomplete)]
+    script = completion_class(root, {}, _PROGRAM, _VARIABLE)
+    # Not `script.source()`: for bash it starts bash to check the version, although the script may be for another one.
+    text = script.source_template % script.source_vars()
+    click.echo(text + (_BASH_WHOLE_TAGS if completion_class is BashComplete else ""))
 
 
 def complete_bento(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the tag of a local bento.
-
-    Args:
-        _context: The invocation.
-        _parameter: The argument.
-        incomplete: What has been typed.
-
-    Returns:
-        The tags that begin with it.
-    """
+    """Complete the tag of a local bento."""
     from async_bento.store.store import BentoStore
 
-    return _complete_tag(BentoStore(), incomplete)
+    return _complete_tag(BentoStore().path, incomplete)
 
 
 def complete_model(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the tag of a local model.
-
-    Args:
-        _context: The invocation.
-        _parameter: The argument.
-        incomplete: What has been typed.
-
-    Returns:
-        The tags that begin with it.
-    """
+    """Complete the tag of a local model."""
     from async_bento.store.store import ModelStore
 
-    return _complete_tag(ModelStore(), incomplete)
+    return _complete_tag(ModelStore().path, incomplete)
 
 
-def _complete_tag(store: Store[Bento] | Store[Model], incomplete: str) -> list[CompletionItem]:
+def complete_context(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a context."""
+    from async_bento.rest.contexts import contexts_path, read_contexts
+
+    try:
+        names = [context.name for context in read_contexts(contexts_path()).contexts]
+    except BentoError:  # the command reports a broken file; completion completes nothing
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _complete_tag(store: Path, incomplete: str) -> list[CompletionItem]:
     from async_bento.store.layout import list_tag_parts
 
-    begun = incomplete.partition(":")[0]
+    prefix = incomplete.partition(":")[0]
     try:
-        tags = [
-            f"{name}:{version}"
-            for name in list_tag_parts(store.path)
-            if name.startswith(begun)
-            for version in list_tag_parts(store.path / name)
-        ]
+        names = [name for name in list_tag_parts(store) if name.startswith(prefix)]
+        tags = [f"{name}:{version}" for name in names for version in list_tag_parts(store / name)]
     except BentoError:
         return []
     return [CompletionItem(tag) for tag in tags if tag.startswith(incomplete)]

@@ -15,8 +15,8 @@ import click
 from async_bento._core.text import human_size, human_time
 from async_bento._core.version import __version__
 from async_bento.cli.errors import exit_code
-from async_bento.cli.options import asynchronous, connection
-from async_bento.cli.output import wrapped
+from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
+from async_bento.cli.output import wrap
 from async_bento.config import BENTOML_VERSION, Config, GiB, bentoml_home
 from async_bento.errors import APIError, AuthenticationError, BentoError, StoreError
 from async_bento.rest.client import RestApiClient
@@ -26,181 +26,148 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
+MAX_CLOCK_SKEW = 60.0
+"""Seconds. S3 rejects signatures that are 15 minutes off, and `latest` compares times of different machines."""
+
+MIN_FREE_SPACE = GiB
+"""Bytes; the size of a bento with a model."""
+
+_PACKAGES = ("aiohttp", "bentoml", "huggingface_hub", "aiobotocore")
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check; `error` is None if it passed."""
+
+    name: str
+    message: str
+    error: BentoError | None = None
+
 
 @click.command()
-@connection
+@registry_options
 @asynchronous
-async def doctor(endpoint: str | None, context: str | None, as_json: bool) -> None:
-    """Look at all that a push and a pull need, and say what to do about what is wrong.
+async def doctor(registry: RegistryOptions) -> None:
+    """Check everything push and pull depend on, and suggest fixes.
 
-    These are the registry, the token, this machine's clock, the local store, the room on its disk, and the versions at
-    work. The exit code is that of the first fault.
+    The checks cover the registry, the API token, the clock, the local store, free disk space and versions. The exit
+    code is that of the first failed check.
 
     \b
     Examples:
       async-bento doctor
       async-bento doctor --context staging
     """
-    findings: list[Finding] = []
-    async for finding in examine(endpoint, context):
-        findings.append(finding)
-        if not as_json:
-            word, colour = ("ok  ", "green") if finding.error is None else ("FAIL", "red")
-            line = wrapped(f"{word}  {finding.name + ':':10}", finding.said)
+    checks: list[Check] = []
+    async for check in run_checks(registry.endpoint, registry.context):
+        checks.append(check)
+        if not registry.as_json:
+            word, colour = ("ok  ", "green") if check.error is None else ("FAIL", "red")
+            line = wrap(f"{word}  {check.name + ':':10}", check.message)
             click.echo(click.style(word, fg=colour) + line[len(word) :])
-    if as_json:
-        looked_at = [{"name": one.name, "ok": one.error is None, "said": one.said} for one in findings]
-        click.echo(json.dumps(looked_at))
-    wrong = next((one.error for one in findings if one.error is not None), None)
-    if wrong is not None:
-        click.get_current_context().exit(exit_code(wrong))
+    if registry.as_json:
+        records = [{"name": check.name, "ok": check.error is None, "message": check.message} for check in checks]
+        click.echo(json.dumps(records))
+    error = next((check.error for check in checks if check.error is not None), None)
+    if error is not None:
+        click.get_current_context().exit(exit_code(error))
 
 
-LARGEST_SKEW = 60.0
-"""Seconds that two clocks may differ: storages refuse what was signed a quarter of an hour ahead or ago, and of two
-machines, the one whose clock is behind builds what never becomes the latest."""
-
-LEAST_ROOM = GiB
-"""Bytes that should be free: bentos with a model in them have as many."""
-
-_PACKAGES = ("aiohttp", "bentoml", "huggingface_hub", "aiobotocore")
+async def run_checks(endpoint: str | None = None, context: str | None = None) -> AsyncGenerator[Check]:
+    """Run all checks, and yield each outcome as soon as it is known."""
+    async for check in _check_registry(endpoint, context):
+        yield check
+    for name, function in (("store", check_store), ("space", check_space), ("versions", list_versions)):
+        yield await anyio.to_thread.run_sync(_run, name, function)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one look has found.
-
-    Attributes:
-        name: What was looked at.
-        said: How it is, or what is wrong and what to do.
-        error: What is wrong; None where nothing is.
-    """
-
-    name: str
-    said: str
-    error: BentoError | None = None
-
-
-async def examine(endpoint: str | None = None, context: str | None = None) -> AsyncGenerator[Finding]:
-    """Look at all that a push and a pull need.
-
-    Args:
-        endpoint: The registry, instead of the configured one.
-        context: A context, instead of the current one.
-
-    Yields:
-        One finding after the other, as they come.
-    """
-    async for finding in _look_at_registry(endpoint, context):
-        yield finding
-    for name, look in (("store", look_at_store), ("space", look_at_space), ("versions", versions)):
-        yield await anyio.to_thread.run_sync(_checked, name, look)
-
-
-async def _look_at_registry(endpoint: str | None, context: str | None) -> AsyncGenerator[Finding]:
+async def _check_registry(endpoint: str | None, context: str | None) -> AsyncGenerator[Check]:
     try:
         config = await anyio.to_thread.run_sync(Config.from_env)
         client = RestApiClient(endpoint, context=context, config=config)
         credentials = await anyio.to_thread.run_sync(lambda: client.credentials)
     except BentoError as error:
-        yield Finding("settings", str(error), error)
+        yield Check("settings", str(error), error)
         return
-    yield Finding("settings", f"the token from {credentials.source}")
+    yield Check("settings", f"the API token comes from {credentials.source}")
     async with client:
         try:
             probe = await client.probe()
         except APIError as error:
-            yield Finding("endpoint", f"{error}; see whether the URL is right, and a proxy or a VPN is needed", error)
+            yield Check(
+                "endpoint", _with_remedy(error, "Check the URL, and whether a proxy or a VPN is needed."), error
+            )
             return
-    yield Finding("endpoint", f"{credentials.endpoint} answers in {probe.seconds * 1000:.0f} ms")
-    if probe.error is not None:
-        what_to_do = "" if isinstance(probe.error, AuthenticationError) else "; ask whoever runs the registry"
-        yield Finding("token", f"{probe.error}{what_to_do}", probe.error)
+    yield Check("endpoint", f"{credentials.endpoint} responds in {probe.seconds * 1000:.0f} ms")
+    if isinstance(probe.error, AuthenticationError):
+        yield Check("token", str(probe.error), probe.error)
+    elif probe.error is not None:
+        message = _with_remedy(probe.error, "Ask the administrator of the registry.")
+        yield Check("token", message, probe.error)
     elif probe.user is not None:
-        yield Finding("token", f"it is that of {probe.user.name}")
-    yield look_at_clock(probe.clock_skew)
+        yield Check("token", f"valid, for user {probe.user.name}")
+    yield check_clock(probe.clock_skew)
 
 
-def look_at_clock(skew: float | None) -> Finding:
-    """Say whether this machine's clock is right.
-
-    Args:
-        skew: How far it is ahead of the registry's, in seconds; None where that is not known.
-
-    Returns:
-        The finding.
-    """
+def check_clock(skew: float | None) -> Check:
+    """Compare the clocks; `skew` is how far this machine's is ahead of the registry's, in seconds, if known."""
     if skew is None:
-        return Finding("clock", "the registry does not tell its time")
-    if abs(skew) <= LARGEST_SKEW:
-        return Finding("clock", "it agrees with the registry's")
-    where = "ahead of" if skew > 0 else "behind"
-    said = f"it is {human_time(abs(skew))} {where} the registry's: set it, or let it be set by NTP"
-    return Finding("clock", said, BentoError(said))
+        return Check("clock", "not compared: the registry sends no time")
+    if abs(skew) <= MAX_CLOCK_SKEW:
+        return Check("clock", "agrees with the registry's clock")
+    direction = "ahead of" if skew > 0 else "behind"
+    message = f"{human_time(abs(skew))} {direction} the registry's clock. Set this clock, or synchronize it by NTP."
+    return Check("clock", message, BentoError(message))
 
 
-def look_at_store() -> str:
-    """Do in both stores what a pull begins with. Blocks.
-
-    Returns:
-        Where they are.
-
-    Raises:
-        StoreError: Nothing can be written there, or be moved into a store in one step.
-    """
+def check_store() -> str:
+    """Stage an item in both stores, as a pull does; return where the stores are. Blocks."""
     stores = (BentoStore(), ModelStore())
     for store in stores:
         try:
             with store.stage():
                 pass
         except StoreError as error:
-            raise StoreError(
-                f"{error}; let this user write to {store.path.parent}, or set BENTOML_HOME to another directory"
-            ) from error
-    return f"{stores[0].path.parent} can be written to"
+            parent = store.path.parent
+            remedy = f"Make {parent} writable for this user, or set BENTOML_HOME to another directory."
+            raise StoreError(_with_remedy(error, remedy)) from error
+    return f"{stores[0].path.parent} is writable"
 
 
-def look_at_space() -> str:
-    """See how much room there is. Blocks.
-
-    Returns:
-        How much.
-
-    Raises:
-        StoreError: It is too little.
-    """
+def check_space() -> str:
+    """Check that the store's disk has `MIN_FREE_SPACE`; return how much it has. Blocks."""
     home = _existing(bentoml_home())
-    free = shutil.disk_usage(home).free
-    if free < LEAST_ROOM:
+    free = human_size(usage := shutil.disk_usage(home).free)
+    if usage < MIN_FREE_SPACE:
         raise StoreError(
-            f"the disk of {home} has {human_size(free)} free: make room, or set BENTOML_HOME to another disk"
+            f"only {free} are free on the disk of {home}. Free some space, or set BENTOML_HOME to another disk."
         )
-    return f"{human_size(free)} are free on the disk of {home}"
+    return f"{free} are free on the disk of {home}"
 
 
-def versions() -> str:
-    """Name what is at work, for who reports a fault. Blocks.
-
-    Returns:
-        The versions of this package, of Python, and of those packages that are there.
-    """
-    found = [f"async-bento {__version__}", f"Python {platform.python_version()}"]
+def list_versions() -> str:
+    """List the versions that a bug report needs. Blocks."""
+    versions = [f"async-bento {__version__}", f"Python {platform.python_version()}"]
     for name in _PACKAGES:
         try:
-            found.append(f"{name} {version(name)}")
+            versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
-    return f"{', '.join(found)}; it speaks as BentoML {BENTOML_VERSION} does"
+    return f"{', '.join(versions)}; compatible with BentoML {BENTOML_VERSION}"
 
 
-def _checked(name: str, look: Callable[[], str]) -> Finding:
+def _run(name: str, function: Callable[[], str]) -> Check:
     try:
-        return Finding(name, look())
+        return Check(name, function())
     except BentoError as error:
-        return Finding(name, str(error), error)
+        return Check(name, str(error), error)
     except OSError as error:
-        wrong = StoreError(f"cannot look at {error.filename}: {error.strerror}")
-        return Finding(name, str(wrong), wrong)
+        unreadable = StoreError(f"cannot read {error.filename}: {error.strerror}")
+        return Check(name, str(unreadable), unreadable)
+
+
+def _with_remedy(error: BentoError, remedy: str) -> str:
+    return f"{str(error).rstrip('.')}. {remedy}"
 
 
 def _existing(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""How the command ends: with which exit code, and what it says when it is interrupted."""
+"""Exit codes, and the errors that the command reports."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from async_bento.errors import (
     BentoError,
     ConfigError,
     InvalidTagError,
+    ModelsError,
     NotFoundError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from async_bento.progress.events import ProgressEvent, ProgressListener
 
 INTERRUPTED = 130
 
-_CODES: Sequence[tuple[type[BentoError], int]] = (
+_EXIT_CODES: Sequence[tuple[type[BentoError], int]] = (
     (ConfigError, 2),
     (InvalidTagError, 2),
     (NotFoundError, 3),
@@ -31,68 +32,48 @@ _CODES: Sequence[tuple[type[BentoError], int]] = (
     (BentoError, 1),
 )
 
-_GOING_ON = "async_bento.going_on"
-_TOLD = "async_bento.told"
+# Keys of click's `Context.meta`.
+_RESUMABLE = "async_bento.resumable"
+_REPORTED = "async_bento.reported"
+
+
+class PushesError(BentoError):
+    """Some of several pushes failed; `failures` has the error of each tag."""
+
+    def __init__(self, message: str, *, failures: Mapping[str, BentoError]) -> None:
+        super().__init__(message)
+        self.failures = failures
 
 
 def exit_code(error: BentoError) -> int:
-    """Find the exit code of a failure.
-
-    Args:
-        error: What a command failed with.
-
-    Returns:
-        The code.
-    """
-    return next(code for kind, code in _CODES if isinstance(error, kind))
+    """Map an error to an exit code; of several errors, the first one decides."""
+    while isinstance(error, (ModelsError, PushesError)):
+        error = next(iter(error.failures.values()))
+    return next(code for error_type, code in _EXIT_CODES if isinstance(error, error_type))
 
 
-def will_go_on() -> None:
-    """Note that the command that runs moves bytes, so that the same command goes on with them."""
-    click.get_current_context().meta[_GOING_ON] = (
-        "nothing is half-done. The same command goes on with the parts that have arrived, or starts again if none has"
-    )
+def mark_resumable() -> None:
+    """Record that the running command resumes after an interruption."""
+    click.get_current_context().meta[_RESUMABLE] = True
 
 
-def going_on(ctx: click.Context) -> str:
-    """Say what becomes of a command that was interrupted.
-
-    Args:
-        ctx: Its invocation.
-
-    Returns:
-        What the same command does when it is given again.
-    """
-    return str(ctx.meta.get(_GOING_ON, "the same command starts it again"))
+def interruption_message(ctx: click.Context) -> str:
+    """Write the message for Ctrl-C."""
+    return "Interrupted." + (" Run the same command again to resume." if ctx.meta.get(_RESUMABLE) else "")
 
 
-def noting(listener: ProgressListener) -> Callable[[ProgressEvent], None]:
-    """Let it be known which failures the bars have told.
+def recording_failures(listener: ProgressListener) -> Callable[[ProgressEvent], None]:
+    """Wrap a progress listener to record the failures it has shown, for `is_reported`."""
+    reported: set[str] = click.get_current_context().meta.setdefault(_REPORTED, set())
 
-    Args:
-        listener: Who draws them.
-
-    Returns:
-        The same, with a memory.
-    """
-    told: set[str] = click.get_current_context().meta.setdefault(_TOLD, set())
-
-    def note(event: ProgressEvent) -> None:
+    def record(event: ProgressEvent) -> None:
         listener(event)
         if event.phase == "failed":
-            told.add(event.message)
+            reported.add(event.message)
 
-    return note
+    return record
 
 
-def is_told(ctx: click.Context, error: BentoError) -> bool:
-    """Whether the bars have told of a failure, so that it need not be said once more.
-
-    Args:
-        ctx: The invocation.
-        error: What the command failed with.
-
-    Returns:
-        True where they have, in the same words.
-    """
-    return str(error) in ctx.meta.get(_TOLD, ())
+def is_reported(ctx: click.Context, error: BentoError) -> bool:
+    """Check whether a progress listener has shown this error."""
+    return str(error) in ctx.meta.get(_REPORTED, ())

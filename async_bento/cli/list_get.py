@@ -1,102 +1,107 @@
-"""`async-bento list` and `get`, for bentos and for models: they differ in a word."""
+"""`async-bento list` and `get`, and the same commands for models."""
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from async_bento.cli.completion import complete_bento, complete_model
-from async_bento.cli.options import asynchronous, connection, make_api, matching
-from async_bento.cli.output import say_list, say_record
+from async_bento.cli.options import RegistryOptions, asynchronous, filter_options, registry_options
+from async_bento.cli.output import print_record, print_records
+from async_bento.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator
 
     from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
-    from async_bento.rest.schemas import ItemSchema
+    from async_bento.rest.client import RestApiClient
 
 Word = Literal["bento", "model"]
 
-_LIST = """List the {word}s on the registry, newest first.
+_LIST_HELP = """List the {word}s in the registry, newest first.
 
 \b
 Examples:
-  async-bento {models}list --limit 10
-  async-bento {models}list --search iris --label team=nlp
+  async-bento {group}list --limit 10
+  async-bento {group}list --search iris --label team=nlp
 """
 
-_GET = """Show the record of the {word} TAG on the registry; without a version, of the newest.
+_GET_HELP = """Show the record of the {word} TAG in the registry.
 
-Without a tag, show the newest {word} that matches.
+Without a version, show the newest version. Without TAG, show the newest {word} that matches --search and --label.
 
 \b
 Examples:
-  async-bento {models}get iris:v3
-  async-bento {models}get --search iris --label team=nlp
+  async-bento {group}get iris:v3
+  async-bento {group}get --search iris --label team=nlp
 """
-
-
-def _help(text: str, word: Word) -> str:
-    return text.format(word=word, models="models " if word == "model" else "")
-
-
-def _of(api: AsyncBentoAPI, word: Word) -> AsyncBentoAPI | AsyncModelAPI:
-    return api.models if word == "model" else api
-
-
-def _asked(query: str | None, labels: tuple[str, ...]) -> str | None:
-    return " ".join([*([query] if query else []), *(f"label:{label}" for label in labels)]) or None
 
 
 def _list_command(word: Word) -> click.Command:
-    @click.command("list", help=_help(_LIST, word))
-    @click.option("--limit", "-n", type=click.IntRange(min=1), help="The newest ones only.")
-    @click.option("--query", "-q", metavar="QUERY", help="As in `label:team=nlp sort:size-desc`.")
-    @matching
-    @connection
+    @click.command("list", help=_help(_LIST_HELP, word))
+    @click.option("--limit", "-n", type=click.IntRange(min=1), help="Maximum number of records.")
+    @click.option("--query", "-q", metavar="QUERY", help="Registry query, such as 'label:team=nlp sort:size-desc'.")
+    @filter_options
+    @registry_options
     @asynchronous
     async def list_records(
-        search: str | None,
-        labels: tuple[str, ...],
-        query: str | None,
-        limit: int | None,
-        endpoint: str | None,
-        context: str | None,
-        as_json: bool,
+        registry: RegistryOptions, search: str | None, labels: tuple[str, ...], query: str | None, limit: int | None
     ) -> None:
-        async with make_api(endpoint, context) as api:
-            found = await _of(api, word).list(search=search, query=_asked(query, labels), limit=limit)
-        say_list(found.items, as_json)
+        query = _with_labels(query, labels)
+        async with _open_api(registry, word) as (api, client):
+            records = await api.list(search=search, query=query, limit=limit)
+        if not records.items and not registry.as_json:
+            matching = " matches" if search or query else ""
+            click.echo(f"No {word}{matching or 's'} in the registry at {client.endpoint}.", err=True)
+            return
+        print_records(records.items, as_json=registry.as_json)
 
     return list_records
 
 
 def _get_command(word: Word) -> click.Command:
-    @click.command("get", help=_help(_GET, word))
+    @click.command("get", help=_help(_GET_HELP, word))
     @click.argument("tag", required=False, shell_complete=complete_model if word == "model" else complete_bento)
-    @matching
-    @connection
+    @filter_options
+    @registry_options
     @asynchronous
-    async def get(
-        tag: str | None,
-        search: str | None,
-        labels: tuple[str, ...],
-        endpoint: str | None,
-        context: str | None,
-        as_json: bool,
-    ) -> None:
+    async def get(registry: RegistryOptions, tag: str | None, search: str | None, labels: tuple[str, ...]) -> None:
         if (tag is None) == (search is None and not labels):
-            raise click.UsageError("it needs either a tag, or --search or --label")
-        async with make_api(endpoint, context) as api:
-            found: Sequence[ItemSchema]
+            raise click.UsageError("Pass either TAG, or --search or --label.")
+        async with _open_api(registry, word) as (api, client):
             if tag is not None:
-                found = [await _of(api, word).get(tag)]
-            else:
-                found = (await _of(api, word).list(search=search, query=_asked(None, labels), limit=1)).items
-        say_record(tag, found, as_json)
+                print_record(await api.get(tag), tag, as_json=registry.as_json)
+                return
+            records = await api.list(search=search, query=_with_labels(None, labels), limit=1)
+        if not records.items:
+            raise NotFoundError(f"no {word} matches in the registry at {client.endpoint}")
+        print_record(records.items[0], as_json=registry.as_json)
 
     return get
+
+
+def _help(text: str, word: Word) -> str:
+    return text.format(word=word, group="models " if word == "model" else "")
+
+
+@asynccontextmanager
+async def _open_api(
+    registry: RegistryOptions, word: Word
+) -> AsyncGenerator[tuple[AsyncBentoAPI | AsyncModelAPI, RestApiClient]]:
+    from async_bento.api.async_api import AsyncBentoAPI
+    from async_bento.rest.client import RestApiClient
+
+    async with (
+        RestApiClient(registry.endpoint, context=registry.context) as client,
+        AsyncBentoAPI(client, progress=False) as api,
+    ):
+        yield api.models if word == "model" else api, client
+
+
+def _with_labels(query: str | None, labels: tuple[str, ...]) -> str | None:
+    return " ".join([*([query] if query else []), *(f"label:{label}" for label in labels)]) or None
 
 
 list_bentos = _list_command("bento")

@@ -1,4 +1,4 @@
-"""The command itself: its words, its exit codes, and what a failure looks like."""
+"""The root of the `async-bento` command."""
 
 from __future__ import annotations
 
@@ -9,95 +9,65 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from async_bento._core.version import __version__
-from async_bento.cli.errors import INTERRUPTED, exit_code, going_on, is_told
-from async_bento.errors import BentoError, ModelsError
+from async_bento.cli.errors import INTERRUPTED, exit_code, interruption_message, is_reported
+from async_bento.errors import BentoError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-EPILOG = """\b
+_EPILOG = """\b
 Exit codes:
-  0    done, or nothing to do
-  1    failed
-  2    wrong usage, or a setting that does not fit
-  3    no such bento or model
-  4    the registry does not accept the token
+  0    success, or nothing to do
+  1    failure
+  2    wrong usage, or an invalid setting
+  3    bento or model not found
+  4    the registry does not accept the API token
   5    the registry cannot be reached
   130  interrupted
 """
 
 
-class Group(click.Group):
-    """Commands that are imported when they are asked for, so that the command starts at once.
+class LazyGroup(click.Group):
+    """A group that imports a command, given as `module:attribute`, when that command is used."""
 
-    Args:
-        *args: As of `click.Group`.
-        later: The command of each name, as `module:attribute`.
-        **kwargs: As of `click.Group`.
-    """
-
-    def __init__(self, *args: Any, later: Mapping[str, str], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, lazy_commands: Mapping[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._later = later
+        self._lazy_commands = lazy_commands
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the commands, for the help.
-
-        Args:
-            ctx: The invocation.
-
-        Returns:
-            Their names.
-        """
-        return sorted([*super().list_commands(ctx), *self._later])
+        """List the names of all commands."""
+        return sorted([*super().list_commands(ctx), *self._lazy_commands])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Find a command.
-
-        Args:
-            ctx: The invocation.
-            cmd_name: Its name.
-
-        Returns:
-            The command, or None where there is none.
-        """
-        if cmd_name not in self._later:
+        """Import a command."""
+        if cmd_name not in self._lazy_commands:
             return super().get_command(ctx, cmd_name)
-        module, _, attribute = self._later[cmd_name].partition(":")
+        module, _, attribute = self._lazy_commands[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(f"async_bento.cli.{module}"), attribute)
         return command
 
 
-class PlainErrors(Group):
-    """A group of commands whose errors are a line for a person and an exit code for a script."""
+class RootGroup(LazyGroup):
+    """The root group; it turns errors into one line on standard error and an exit code."""
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command.
-
-        Args:
-            ctx: Its invocation.
-
-        Returns:
-            What it returned.
-        """
+        """Run a command."""
         try:
             return super().invoke(ctx)
         except BentoError as error:
-            if not is_told(ctx, error):
+            if not is_reported(ctx, error):
                 click.secho(f"Error: {error}", err=True, fg="red")
-            if isinstance(error, ModelsError):
-                error = next(iter(error.failures.values()))  # they mostly fail for the same reason
             ctx.exit(exit_code(error))
-        except (KeyboardInterrupt, click.Abort):  # the latter is Ctrl-C, or the end of the input, at a prompt
-            click.echo(f"Interrupted; {going_on(ctx)}.", err=True)
+        except (KeyboardInterrupt, click.Abort):  # click raises Abort for Ctrl-C and Ctrl-D at a prompt
+            click.echo(interruption_message(ctx), err=True)
             ctx.exit(INTERRUPTED)
 
 
 @click.group(
-    cls=PlainErrors,
-    epilog=EPILOG,
+    cls=RootGroup,
+    epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
-    later={
+    lazy_commands={
         "completion": "completion:completion",
         "context": "login:context",
         "doctor": "doctor:doctor",
@@ -110,12 +80,12 @@ class PlainErrors(Group):
     },
 )
 @click.version_option(__version__, prog_name="async-bento")
-@click.option("-v", "--verbose", count=True, help="Say more: -v what is tried again, -vv everything.")
+@click.option("-v", "--verbose", count=True, help="Increase verbosity (-v: retries, -vv: everything).")
 def main(verbose: int) -> None:
-    """Push and pull bentos and models: to BentoCloud, Yatai, or a registry of your own.
+    """Push and pull bentos and models to and from BentoCloud, Yatai or your own registry.
 
-    The registry and its token are those of BENTO_CLOUD_API_ENDPOINT and BENTO_CLOUD_API_KEY, or of a context that
-    `async-bento login` or `bentoml cloud login` stored: the one that BENTOML_CLOUD_CONTEXT names, or the current one.
+    The endpoint and the API token come from BENTO_CLOUD_API_ENDPOINT and BENTO_CLOUD_API_KEY, or from a context that
+    `async-bento login` or `bentoml cloud login` stored: the one named by BENTOML_CLOUD_CONTEXT, or the current one.
     """
     logging.basicConfig(
         level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)], format="%(levelname)s: %(message)s"
@@ -123,8 +93,8 @@ def main(verbose: int) -> None:
 
 
 @main.group(
-    cls=Group,
-    later={
+    cls=LazyGroup,
+    lazy_commands={
         "get": "list_get:get_model",
         "list": "list_get:list_models",
         "pull": "push_pull:pull_model",
@@ -132,4 +102,4 @@ def main(verbose: int) -> None:
     },
 )
 def models() -> None:
-    """Push and pull models."""
+    """Push, pull, list and get models."""

@@ -1,36 +1,46 @@
-"""What several commands have in common: their options, and how they are run."""
+"""Options that several commands share, and the decorator that runs a command on an event loop."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial, wraps
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import click
 
 from async_bento.cli.completion import complete_context
-from async_bento.cli.errors import noting, will_go_on
+from async_bento.cli.errors import mark_resumable, recording_failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from typing_extensions import ParamSpec
-
     from async_bento.api.async_api import AsyncBentoAPI
 
-    P = ParamSpec("P")
-
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class RegistryOptions:
+    """The options of every command that sends requests to a registry."""
+
+    endpoint: str | None
+    context: str | None
+    as_json: bool
+
+    def make_transfer_api(self) -> AsyncBentoAPI:
+        """Create an API for commands that push or pull; it shows progress if the output is a terminal."""
+        from async_bento.api.async_api import AsyncBentoAPI
+        from async_bento.progress.listeners import choose_listener
+
+        mark_resumable()
+        listener = choose_listener(None)
+        progress = recording_failures(listener) if listener else False
+        return AsyncBentoAPI(endpoint=self.endpoint, context=self.context, progress=progress)
+
+
 def asynchronous(command: Callable[P, Coroutine[object, object, T]]) -> Callable[P, T]:
-    """Run a command on an event loop of its own.
-
-    Args:
-        command: The command.
-
-    Returns:
-        What click can call.
-    """
+    """Run a command on a new event loop."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -38,87 +48,53 @@ def asynchronous(command: Callable[P, Coroutine[object, object, T]]) -> Callable
 
         import anyio
 
-        # As asyncio.run, but that Ctrl-C cancels the command on Python 3.10 too, where it would strike anywhere.
+        # Not asyncio.run: on Python 3.10, only anyio.run turns Ctrl-C into the cancellation of the command.
         try:
             return anyio.run(partial(command, *args, **kwargs))
-        except asyncio.CancelledError as error:  # what 3.10 makes of it
+        except asyncio.CancelledError as error:  # raised on Python 3.10 in place of KeyboardInterrupt
             raise KeyboardInterrupt from error
 
     return run
 
 
-def moves_bytes(command: Callable[P, T]) -> Callable[P, T]:
-    """Let Ctrl-C say what is true of pushes and pulls alone.
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
-    Args:
-        command: A push or a pull.
 
-    Returns:
-        The same.
-    """
+def registry_options(command: Callable[Concatenate[RegistryOptions, P], T]) -> Callable[..., T]:
+    """Add --endpoint, --context and --json, and pass them as the first argument."""
 
+    @json_option
+    @click.option(
+        "--context",
+        metavar="NAME",
+        shell_complete=complete_context,
+        help="Context to use instead of the current one.",
+    )
+    @click.option("--endpoint", metavar="URL", help="Registry to use instead of the configured one.")
     @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        will_go_on()
-        return command(*args, **kwargs)
+    def run(endpoint: str | None, context: str | None, as_json: bool, *args: P.args, **kwargs: P.kwargs) -> T:
+        return command(RegistryOptions(endpoint, context, as_json), *args, **kwargs)
 
     return run
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON, for a machine to read.")
-
-
-def connection(command: Callable[P, T]) -> Callable[P, T]:
-    """Add the options of every command that speaks to a registry.
-
-    Args:
-        command: The command.
-
-    Returns:
-        The same.
-    """
-    command = click.option("--endpoint", metavar="URL", help="The registry, instead of the configured one.")(command)
-    command = click.option(
-        "--context", metavar="NAME", shell_complete=complete_context, help="A context, instead of the current one."
-    )(command)
-    return as_json(command)
-
-
-def matching(command: Callable[P, T]) -> Callable[P, T]:
-    """Add the options of every command that looks for records.
-
-    Args:
-        command: The command.
-
-    Returns:
-        The same.
-    """
-    command = click.option("--search", "-s", metavar="TEXT", help="Only names that hold this.")(command)
+def filter_options(command: Callable[P, T]) -> Callable[P, T]:
+    """Add --search and --label."""
+    command = click.option("--search", "-s", metavar="TEXT", help="Only names that contain TEXT.")(command)
     return click.option(
-        "--label", "-l", "labels", multiple=True, metavar="KEY=VALUE", callback=_label, help="Only with this label."
+        "--label",
+        "-l",
+        "labels",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_check_labels,
+        help="Only records with this label; repeat to require several.",
     )(command)
 
 
-def _label(_context: click.Context, _parameter: click.Parameter, labels: tuple[str, ...]) -> tuple[str, ...]:
+def _check_labels(_context: click.Context, _parameter: click.Parameter, labels: tuple[str, ...]) -> tuple[str, ...]:
     for label in labels:
         key, _, value = label.partition("=")
         if not key or not value or len(label.split()) > 1:
-            raise click.BadParameter(f"{label!r} is no KEY=VALUE without spaces")
+            raise click.BadParameter(f"{label!r} does not have the form KEY=VALUE without spaces.")
     return labels
-
-
-def make_api(endpoint: str | None, context: str | None) -> AsyncBentoAPI:
-    """Make the client of a command.
-
-    Args:
-        endpoint: The registry, instead of the configured one.
-        context: A context, instead of the current one.
-
-    Returns:
-        The client.
-    """
-    from async_bento.api.async_api import AsyncBentoAPI
-    from async_bento.progress.listeners import choose_listener
-
-    listener = choose_listener(None)
-    return AsyncBentoAPI(endpoint=endpoint, context=context, progress=noting(listener) if listener else False)

@@ -1,17 +1,18 @@
-"""`async-bento push` and `pull`, for bentos and for models."""
+"""`async-bento push` and `pull`, and the same commands for models."""
 
 from __future__ import annotations
 
 import fnmatch
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import click
 
 from async_bento.cli.completion import complete_bento, complete_model
-from async_bento.cli.options import asynchronous, connection, make_api, moves_bytes
-from async_bento.cli.output import pushed, say_pulled, say_pushed
+from async_bento.cli.errors import PushesError
+from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
+from async_bento.cli.output import print_pull, print_push, push_as_json
 from async_bento.errors import APIConnectionError, AuthenticationError, BentoError, ConfigError, NotFoundError
 
 if TYPE_CHECKING:
@@ -21,126 +22,39 @@ if TYPE_CHECKING:
     from async_bento.store.items import Item
     from async_bento.store.store import Store
 
-_HOPELESS = (APIConnectionError, AuthenticationError, ConfigError)
-"""What the next push would fail with as well."""
+T = TypeVar("T")
+
+_FATAL_ERRORS = (APIConnectionError, AuthenticationError, ConfigError)  # every further push would fail with them, too
 
 
-class Chosen(NamedTuple):
-    """What is to be pushed.
-
-    Attributes:
-        tags: Tags and directories.
-        many: Whether more than one may have been meant.
-    """
-
-    tags: list[str]
-    many: bool
-
-
-async def choose(make_store: Callable[[], Store[Any]], wanted: Sequence[str], everything: bool) -> Chosen:
-    """Find what is to be pushed: patterns and `--all` are looked up in the store, all else is taken as it is.
-
-    Args:
-        make_store: Makes the store; it may block.
-        wanted: Tags, patterns of tags, directories.
-        everything: Whether `--all` was given.
-
-    Returns:
-        Each once, in the order in which it was asked for.
-
-    Raises:
-        UsageError: Nothing is wanted, or both everything and something.
-        NotFoundError: Nothing in the store matches a pattern.
-    """
-    if everything == bool(wanted):
-        raise click.UsageError("it needs what to push, or --all")
-    if not everything and not any(map(_is_pattern, wanted)):
-        return Chosen(list(dict.fromkeys(wanted)), many=len(wanted) > 1)
-    import anyio.to_thread
-
-    store = make_store()
-    items: Sequence[Item] = await anyio.to_thread.run_sync(store.list)
-    tags = [str(item.tag) for item in items]
-    chosen: list[str] = []
-    for one in ["*"] if everything else wanted:
-        found = fnmatch.filter(tags, one) if _is_pattern(one) else [one]
-        if not found:
-            raise NotFoundError(f"no {store.item_type.TYPE_NAME} in {store.path} matches {one!r}")
-        chosen += found
-    return Chosen(list(dict.fromkeys(chosen)), many=True)
+def _push_options(command: Callable[..., T]) -> Callable[..., T]:
+    command = click.option(
+        "--threads",
+        "-t",
+        type=click.IntRange(min=1),
+        default=10,
+        show_default=True,
+        help="Maximum number of parts to upload at once.",
+    )(command)
+    command = click.option("--force", "-f", is_flag=True, help="Push even if the registry has this version.")(command)
+    return click.option("--all", "select_all", is_flag=True, help="Push everything in the local store.")(command)
 
 
-def _is_pattern(wanted: str) -> bool:
-    return any(character in wanted for character in "*?[") and "/" not in wanted
-
-
-async def push_each(
-    push: Callable[[str], Awaitable[PushResult]], chosen: Chosen, word: Literal["bento", "model"], as_json: bool
-) -> None:
-    """Push one after the other; what fails is told at once, and all of it in the end.
-
-    Args:
-        push: Pushes one.
-        chosen: What to push.
-        word: What it is.
-        as_json: Whether a machine reads.
-
-    Raises:
-        BentoError: What failed first.
-    """
-    results: list[PushResult] = []
-    failures: dict[str, BentoError] = {}
-    for tag in chosen.tags:
-        try:
-            result = await push(tag)
-        except BentoError as error:
-            if not chosen.many or isinstance(error, _HOPELESS):
-                raise
-            failures[tag] = error
-            click.secho(f"Error: {tag}: {error}", err=True, fg="red")
-            continue
-        results.append(result)
-        if not as_json:
-            say_pushed(result, word)
-    if as_json:
-        told = [pushed(result) for result in results]
-        click.echo(json.dumps(told if chosen.many else told[0]))
-    if failures:
-        first = next(iter(failures.values()))
-        first.args = (f"{len(failures)} of {len(chosen.tags)} {word}s were not pushed: {', '.join(failures)}",)
-        raise first
-
-
-_force_push = click.option("--force", "-f", is_flag=True, help="Push it also when the registry has it already.")
-_force_pull = click.option("--force", "-f", is_flag=True, help="Replace the local copy, once the new one is whole.")
-_threads = click.option(
-    "--threads", "-t", type=click.IntRange(min=1), default=10, show_default=True, help="Parts in flight at once."
-)
-_everything = click.option("--all", "everything", is_flag=True, help="Push all there are.")
+_pull_force = click.option("--force", "-f", is_flag=True, help="Download again and replace the local copy.")
 
 
 @click.command()
 @click.argument("bentos", nargs=-1, shell_complete=complete_bento)
-@_everything
-@_force_push
-@click.option("--bare", is_flag=True, help="Push its record alone, without its files, for development.")
-@_threads
-@connection
-@moves_bytes
+@_push_options
+@click.option("--bare", is_flag=True, help="Push only the record, without files (for development).")
+@registry_options
 @asynchronous
 async def push(
-    bentos: tuple[str, ...],
-    everything: bool,
-    force: bool,
-    bare: bool,
-    threads: int,
-    endpoint: str | None,
-    context: str | None,
-    as_json: bool,
+    registry: RegistryOptions, bentos: tuple[str, ...], select_all: bool, force: bool, threads: int, bare: bool
 ) -> None:
-    """Push BENTOS and their models: tags, patterns of tags, or directories.
+    """Push BENTOS and their models to the registry.
 
-    One that fails does not stop the others.
+    Each of BENTOS is a tag, a pattern of tags or a directory. If one fails, the others are still pushed.
 
     \b
     Examples:
@@ -151,31 +65,23 @@ async def push(
     """
     from async_bento.store.store import BentoStore
 
-    chosen = await choose(BentoStore, bentos, everything)
-    async with make_api(endpoint, context) as api:
-        await push_each(partial(api.push, force=force, bare=bare, threads=threads), chosen, "bento", as_json)
+    selection = await _select(BentoStore(), bentos, select_all=select_all)
+    async with registry.make_transfer_api() as api:
+        push_one = partial(api.push, force=force, bare=bare, threads=threads)
+        await _push_each(push_one, selection, "bento", as_json=registry.as_json)
 
 
 @click.command("push")
 @click.argument("models", nargs=-1, shell_complete=complete_model)
-@_everything
-@_force_push
-@_threads
-@connection
-@moves_bytes
+@_push_options
+@registry_options
 @asynchronous
 async def push_models(
-    models: tuple[str, ...],
-    everything: bool,
-    force: bool,
-    threads: int,
-    endpoint: str | None,
-    context: str | None,
-    as_json: bool,
+    registry: RegistryOptions, models: tuple[str, ...], select_all: bool, force: bool, threads: int
 ) -> None:
-    """Push MODELS: tags, patterns of tags, or directories.
+    """Push MODELS to the registry.
 
-    One that fails does not stop the others.
+    Each of MODELS is a tag, a pattern of tags or a directory. If one fails, the others are still pushed.
 
     \b
     Examples:
@@ -184,50 +90,117 @@ async def push_models(
     """
     from async_bento.store.store import ModelStore
 
-    chosen = await choose(ModelStore, models, everything)
-    async with make_api(endpoint, context) as api:
-        await push_each(partial(api.models.push, force=force, threads=threads), chosen, "model", as_json)
+    selection = await _select(ModelStore(), models, select_all=select_all)
+    async with registry.make_transfer_api() as api:
+        push_one = partial(api.models.push, force=force, threads=threads)
+        await _push_each(push_one, selection, "model", as_json=registry.as_json)
 
 
 @click.command()
 @click.argument("tag", shell_complete=complete_bento)
-@_force_pull
-@click.option("--with-models", "-m", is_flag=True, help="Pull its models too.")
-@connection
-@moves_bytes
+@_pull_force
+@click.option("--with-models", "-m", is_flag=True, help="Also pull the models of the bento.")
+@registry_options
 @asynchronous
-async def pull(
-    tag: str, force: bool, with_models: bool, endpoint: str | None, context: str | None, as_json: bool
-) -> None:
-    """Pull the bento TAG; without a version, the newest.
+async def pull(registry: RegistryOptions, tag: str, force: bool, with_models: bool) -> None:
+    """Pull the bento TAG into the local store.
+
+    Without a version, pull the newest version.
 
     \b
     Examples:
       async-bento pull iris_classifier --with-models
       async-bento pull iris_classifier:v3 --force
     """
-    async with make_api(endpoint, context) as api:
+    async with registry.make_transfer_api() as api:
         bento = await api.pull(tag, force=force, with_models=with_models)
-    say_pulled(str(bento.tag), bento.path, as_json)
+    print_pull(str(bento.tag), bento.path, as_json=registry.as_json)
 
 
 @click.command("pull")
 @click.argument("tag", shell_complete=complete_model)
-@_force_pull
-@click.option("--query", "-q", metavar="QUERY", help="What the newest must match, like `label:stage=prod`.")
-@connection
-@moves_bytes
+@_pull_force
+@click.option("--query", "-q", metavar="QUERY", help="Pull the newest version that matches, such as label:stage=prod.")
+@registry_options
 @asynchronous
-async def pull_model(
-    tag: str, force: bool, query: str | None, endpoint: str | None, context: str | None, as_json: bool
-) -> None:
-    """Pull the model TAG; without a version, the newest.
+async def pull_model(registry: RegistryOptions, tag: str, force: bool, query: str | None) -> None:
+    """Pull the model TAG into the local store.
+
+    Without a version, pull the newest version.
 
     \b
     Examples:
       async-bento models pull iris_weights:v3
       async-bento models pull iris_weights --query label:stage=prod
     """
-    async with make_api(endpoint, context) as api:
+    async with registry.make_transfer_api() as api:
         model = await api.models.pull(tag, force=force, query=query)
-    say_pulled(tag if model is None else str(model.tag), None if model is None else model.path, as_json)
+    if model is None:
+        print_pull(tag, None, as_json=registry.as_json)
+    else:
+        print_pull(str(model.tag), model.path, as_json=registry.as_json)
+
+
+class _Selection(NamedTuple):
+    """Tags and directories to push; `is_single` if the arguments cannot select more than one."""
+
+    items: list[str]
+    is_single: bool
+
+
+async def _select(store: Store[Any], arguments: Sequence[str], *, select_all: bool) -> _Selection:
+    """Expand patterns and --all to the tags in the store; keep other arguments, without duplicates."""
+    word = store.item_type.TYPE_NAME
+    if select_all == bool(arguments):
+        raise click.UsageError(f"Name at least one {word} to push, or use --all (not both).")
+    if not select_all and not any(map(_is_pattern, arguments)):
+        return _Selection(list(dict.fromkeys(arguments)), is_single=len(arguments) == 1)
+    import anyio.to_thread
+
+    stored: Sequence[Item] = await anyio.to_thread.run_sync(store.list)
+    tags = [str(item.tag) for item in stored]
+    if select_all and not tags:
+        raise NotFoundError(f"no {word}s in {store.path}")
+    selected: list[str] = []
+    for argument in ["*"] if select_all else arguments:
+        matching = fnmatch.filter(tags, argument) if _is_pattern(argument) else [argument]
+        if not matching:
+            raise NotFoundError(f"no {word} in {store.path} matches {argument!r}")
+        selected += matching
+    return _Selection(list(dict.fromkeys(selected)), is_single=False)
+
+
+def _is_pattern(argument: str) -> bool:
+    return any(character in argument for character in "*?[") and "/" not in argument
+
+
+async def _push_each(
+    push_one: Callable[[str], Awaitable[PushResult]],
+    selection: _Selection,
+    word: Literal["bento", "model"],
+    *,
+    as_json: bool,
+) -> None:
+    """Push the selected items in order, and raise `PushesError` at the end if some of them failed."""
+    results: list[PushResult] = []
+    failures: dict[str, BentoError] = {}
+    for item in selection.items:
+        try:
+            result = await push_one(item)
+        except BentoError as error:
+            if selection.is_single or isinstance(error, _FATAL_ERRORS):
+                raise
+            failures[item] = error
+            click.secho(f"Error: {item}: {error}", err=True, fg="red")
+            continue
+        results.append(result)
+        if not as_json:
+            print_push(result, word)
+    if as_json:
+        records = [push_as_json(result) for result in results]
+        click.echo(json.dumps(records[0] if selection.is_single else records))
+    if failures:
+        raise PushesError(
+            f"could not push {len(failures)} of {len(selection.items)} {word}s: {', '.join(failures)}",
+            failures=failures,
+        )

@@ -1,4 +1,4 @@
-"""The `async-bento` command, as a person and as a script meet it."""
+"""The `async-bento` command: output, exit codes and help."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from async_bento import BentoAPI, __version__
 from async_bento.cli import main
-from async_bento.cli.output import fitted
+from async_bento.cli.output import fit_widths
 from tests.builders import contents, make_bento, make_model
 
 if TYPE_CHECKING:
@@ -49,14 +49,16 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_pushed_bento_is_listed_shown_and_pulled(
+def test_pushed_bento_can_be_listed_shown_and_pulled(
     served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bento = make_bento(home, "svc:v1", models=["mod:m1"], labels={"team": "nlp"})
     make_model(home, "mod:m1")
     before = contents(bento)
-    assert done("push", "svc").startswith("Pushed the bento svc:v1: 10.0 KiB, ")
-    assert done("push", "svc:v1") == "The registry has the bento svc:v1 already; --force pushes it anew.\n"
+    assert done("push", "svc").startswith("Pushed bento svc:v1: 10.0 KiB, ")
+    assert done("push", "svc:v1") == (
+        "Skipped bento svc:v1: it is already in the registry. Use --force to push it again.\n"
+    )
     head, row = done("list").splitlines()
     assert head.split() == ["TAG", "SIZE", "BUILT", "(UTC)", "UPLOAD"]
     assert row.split() == ["svc:v1", "1.3", "KiB", "2024-05-06", "07:08", "success"]
@@ -69,12 +71,12 @@ def test_a_pushed_bento_is_listed_shown_and_pulled(
     assert (tmp_path / "other" / "models" / "mod" / "m1" / "model.yaml").is_file()
 
 
-def test_models_have_the_same_commands(
+def test_models_push_list_get_and_pull(
     served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home, "mod:m1", labels={"stage": "prod"})
     make_model(home, "mod:m2", built="2025-01-01 00:00:00")
-    assert done("models", "push", "mod:m1").startswith("Pushed the model mod:m1: ")
+    assert done("models", "push", "mod:m1").startswith("Pushed model mod:m1: ")
     done("models", "push", "mod:m2")
     assert [line.split()[0] for line in done("models", "list").splitlines()] == ["TAG", "mod:m2", "mod:m1"]
     assert [line.split()[0] for line in done("models", "list", "-n", "1").splitlines()] == ["TAG", "mod:m2"]
@@ -84,7 +86,7 @@ def test_models_have_the_same_commands(
     assert pulled == f"mod:m1 is in {tmp_path}/other/models/mod/m1\n"
 
 
-def test_json_is_all_that_a_machine_reads(served: LocalRegistry, home: Path) -> None:
+def test_json_output_contains_only_json(served: LocalRegistry, home: Path) -> None:
     bento = make_bento(home, "svc:v1", models=["mod:m1"])
     make_model(home, "mod:m1")
     pushed = json.loads(done("push", "svc:v1", "--json"))
@@ -97,14 +99,14 @@ def test_json_is_all_that_a_machine_reads(served: LocalRegistry, home: Path) -> 
     assert json.loads(done("pull", "svc:v1", "--json")) == {"tag": "svc:v1", "path": str(bento)}
 
 
-def test_force_bare_and_a_directory(served: LocalRegistry, home: Path, tmp_path: Path) -> None:
+def test_push_directory_bare_then_forced(served: LocalRegistry, home: Path, tmp_path: Path) -> None:
     bento = make_bento(tmp_path / "build", "svc:v1")
-    assert done("push", str(bento), "--bare") == "Pushed the record of the bento svc:v1.\n"
-    assert done("push", str(bento), "--force", "--threads", "2").startswith("Pushed the bento svc:v1")
+    assert done("push", str(bento), "--bare") == "Pushed the record of bento svc:v1.\n"
+    assert done("push", str(bento), "--force", "--threads", "2").startswith("Pushed bento svc:v1")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (("push", "svc:v1"), 3, "no bento svc:v1 in {home}/bentos"),
         (("push", "No Tag"), 2, "invalid name 'No Tag' in a tag"),
@@ -117,22 +119,22 @@ def test_force_bare_and_a_directory(served: LocalRegistry, home: Path, tmp_path:
         (("list", "--endpoint", "nowhere"), 2, "'nowhere' is no endpoint"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line_and_a_code(
-    served: LocalRegistry, home: Path, arguments: tuple[str, ...], code: int, said: str
+def test_error_prints_one_line_and_sets_exit_code(
+    served: LocalRegistry, home: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (code, "")
-    assert said.format(home=home, endpoint=served.endpoint) in result.stderr
+    assert message.format(home=home, endpoint=served.endpoint) in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_no_token_is_said_with_what_to_do() -> None:
+def test_missing_token_error_states_a_remedy() -> None:
     result = run("list")
     assert result.exit_code == 2
     assert "BENTO_CLOUD_API_KEY" in result.stderr
 
 
-def test_a_wrong_token_is_said_with_where_it_came_from(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_token_error_names_its_source(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "not-this-one")
     result = run("list")
     assert result.exit_code == 4
@@ -140,7 +142,7 @@ def test_a_wrong_token_is_said_with_where_it_came_from(served: LocalRegistry, mo
     assert "not-this-one" not in result.stderr
 
 
-def test_a_registry_that_does_not_listen_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_registry_exits_with_5(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "token")
     monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", NOWHERE)
     monkeypatch.setenv("ASYNC_BENTO_RETRY_ATTEMPTS", "1")
@@ -149,7 +151,7 @@ def test_a_registry_that_does_not_listen_is_said(monkeypatch: pytest.MonkeyPatch
     assert f"cannot reach the registry at {NOWHERE}: Connection refused" in result.stderr
 
 
-def test_what_the_bars_have_told_is_not_said_once_more(
+def test_error_shown_by_progress_is_not_repeated(
     served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[ProgressEvent] = []
@@ -161,24 +163,41 @@ def test_what_the_bars_have_told_is_not_said_once_more(
     assert result.stderr.startswith("Error: no bento nope in ")
 
 
-def test_an_empty_registry_lists_nothing(served: LocalRegistry) -> None:
+def test_list_of_empty_registry_prints_note(served: LocalRegistry) -> None:
     result = run("list")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "The registry has none.\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        0,
+        "",
+        f"No bentos in the registry at {served.endpoint}.\n",
+    )
+    result = run("models", "list", "--search", "iris")
+    assert (result.exit_code, result.stderr) == (0, f"No model matches in the registry at {served.endpoint}.\n")
+    assert json.loads(done("list", "--json")) == []
 
 
-def test_the_version_is_said() -> None:
+def test_version_option_prints_version() -> None:
     assert done("--version") == f"async-bento, version {__version__}\n"
 
 
-def test_help_names_the_exit_codes() -> None:
-    assert "5    the registry cannot be reached" in done("--help")
+def test_help_lists_exit_codes() -> None:
+    help_text = done("--help")
+    for code in (
+        "0    success",
+        "1    failure",
+        "2    wrong usage",
+        "3    bento or model not found",
+        "130  interrupted",
+    ):
+        assert code in help_text
+    assert "4    the registry does not accept the API token" in help_text
+    assert "5    the registry cannot be reached" in help_text
 
 
-def test_ctrl_c_ends_a_push_with_130_and_the_registry_knows(served: LocalRegistry, home: Path, tmp_path: Path) -> None:
+def test_push_ctrl_c_exits_130_and_marks_upload_failed(served: LocalRegistry, home: Path, tmp_path: Path) -> None:
     make_bento(home, "svc:v1")
-    fifo = tmp_path / "there"
+    fifo = tmp_path / "signal"
     os.mkfifo(fifo)
-    # The push stops in its midst, says so, and waits to be interrupted.
+    # The push stops while it sends the body, opens the FIFO as a signal, and waits for the interrupt.
     script = f"""
 import asyncio
 from async_bento.transfer.http import TarBody
@@ -189,7 +208,6 @@ async def stall(self, writer, content_length):
 
 TarBody.write_with_length = stall
 from async_bento.cli import main
-from async_bento.cli.output import fitted
 main(["push", "svc:v1"])
 """
     process = subprocess.Popen(
@@ -199,16 +217,13 @@ main(["push", "svc:v1"])
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert err == (
-        "Interrupted; nothing is half-done. "
-        "The same command goes on with the parts that have arrived, or starts again if none has.\n"
-    )
+    assert err == "Interrupted. Run the same command again to resume.\n"
     with BentoAPI() as api:
         assert api.get("svc", "v1").upload_status == "failed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_registry_serves_until_it_is_stopped(tmp_path: Path, home: Path, number: signal.Signals) -> None:
+def test_registry_serve_runs_until_signal(tmp_path: Path, home: Path, number: signal.Signals) -> None:
     make_bento(home, "svc:v1")
     with start("registry", "serve", "--root", str(tmp_path / "root"), "--port", "0") as process:
         assert process.stdout is not None
@@ -224,7 +239,7 @@ def test_a_registry_serves_until_it_is_stopped(tmp_path: Path, home: Path, numbe
     assert err.splitlines()[-1] == "The registry has stopped."
 
 
-def test_a_port_in_use_is_said(served: LocalRegistry, tmp_path: Path) -> None:
+def test_registry_serve_port_in_use_exits_with_2(served: LocalRegistry, tmp_path: Path) -> None:
     port = served.endpoint.rpartition(":")[2]
     result = run("registry", "serve", "--root", str(tmp_path / "root"), "--port", port)
     assert result.exit_code == 2
@@ -250,66 +265,65 @@ def three(home: Path) -> None:
         (("--all",), ["fraud:v1", "iris:v1", "iris:v2"]),
     ],
 )
-def test_several_are_pushed_each_once(
+def test_push_several_pushes_each_once(
     served: LocalRegistry, three: None, arguments: tuple[str, ...], pushed: list[str]
 ) -> None:
-    assert [line.split()[3].rstrip(":") for line in done("push", *arguments).splitlines()] == pushed
+    assert [line.split()[2].rstrip(":") for line in done("push", *arguments).splitlines()] == pushed
     assert sorted(line.split()[0] for line in done("list").splitlines()[1:]) == sorted(pushed)
 
 
-def test_several_models_are_pushed(served: LocalRegistry, home: Path) -> None:
+def test_push_several_models_by_pattern(served: LocalRegistry, home: Path) -> None:
     for tag in ("mod:m1", "mod:m2"):
         make_model(home, tag)
     assert [result["tag"] for result in json.loads(done("models", "push", "mod*", "--json"))] == ["mod:m1", "mod:m2"]
 
 
-def test_a_machine_reads_a_list_where_several_may_have_been_meant(served: LocalRegistry, three: None) -> None:
+def test_push_json_of_pattern_is_a_list(served: LocalRegistry, three: None) -> None:
     assert [result["tag"] for result in json.loads(done("push", "fraud:*", "--json"))] == ["fraud:v1"]
     assert json.loads(done("push", "iris:v1", "--json"))["tag"] == "iris:v1"
 
 
-def test_one_that_fails_does_not_stop_the_others(served: LocalRegistry, three: None) -> None:
+def test_push_failure_does_not_stop_the_others(served: LocalRegistry, three: None) -> None:
     result = run("push", "iris:v1", "gone:v1", "fraud:v1")
     assert result.exit_code == 3
-    assert [line.split()[3] for line in result.stdout.splitlines()] == ["iris:v1:", "fraud:v1:"]
+    assert [line.split()[2] for line in result.stdout.splitlines()] == ["iris:v1:", "fraud:v1:"]
     assert "Error: gone:v1: no bento gone:v1 in" in result.stderr
-    assert result.stderr.splitlines()[-1] == "Error: 1 of 3 bentos were not pushed: gone:v1"
+    assert result.stderr.splitlines()[-1] == "Error: could not push 1 of 3 bentos: gone:v1"
 
 
-def test_what_the_next_push_would_fail_with_as_well_ends_it(
-    served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_push_stops_at_a_fatal_error(served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "not-this-one")
     result = run("push", "--all")
     assert (result.exit_code, result.stderr.count("Error:")) == (4, 1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
-        (("push",), 2, "it needs what to push, or --all"),
-        (("push", "iris:v1", "--all"), 2, "it needs what to push, or --all"),
+        (("push",), 2, "Name at least one bento to push, or use --all (not both)."),
+        (("push", "iris:v1", "--all"), 2, "Name at least one bento to push, or use --all (not both)."),
+        (("models", "push", "iris:v1", "--all"), 2, "Name at least one model to push, or use --all (not both)."),
         (("push", "rose*"), 3, "no bento in {home}/bentos matches 'rose*'"),
-        (("models", "push", "--all"), 3, "no model in {home}/models matches '*'"),
-        (("get",), 2, "it needs either a tag, or --search or --label"),
-        (("get", "iris", "--search", "iris"), 2, "it needs either a tag, or --search or --label"),
-        (("get", "--search", "rose"), 3, "nothing on the registry matches"),
-        (("list", "--label", "team"), 2, "'team' is no KEY=VALUE without spaces"),
-        (("list", "--label", "team=a b"), 2, "'team=a b' is no KEY=VALUE without spaces"),
+        (("models", "push", "--all"), 3, "no models in {home}/models"),
+        (("get",), 2, "Pass either TAG, or --search or --label."),
+        (("get", "iris", "--search", "iris"), 2, "Pass either TAG, or --search or --label."),
+        (("get", "--search", "rose"), 3, "no bento matches in the registry at {endpoint}"),
+        (("list", "--label", "team"), 2, "'team' does not have the form KEY=VALUE without spaces."),
+        (("list", "--label", "team=a b"), 2, "'team=a b' does not have the form KEY=VALUE without spaces."),
     ],
 )
-def test_what_cannot_be_meant_is_said(
-    served: LocalRegistry, three: None, home: Path, arguments: tuple[str, ...], code: int, said: str
+def test_invalid_arguments_are_reported(
+    served: LocalRegistry, three: None, home: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (code, "")
-    assert said.format(home=home) in result.stderr
+    assert message.format(home=home, endpoint=served.endpoint) in result.stderr
 
 
 # Looking for records
 
 
-def test_records_are_looked_for_by_name_and_labels(served: LocalRegistry, home: Path) -> None:
+def test_list_and_get_filter_by_name_and_labels(served: LocalRegistry, home: Path) -> None:
     for tag, labels, year in (
         ("iris:v1", {"team": "nlp", "stage": "prod"}, 2021),
         ("iris:v2", {"team": "nlp"}, 2022),
@@ -330,9 +344,7 @@ def test_records_are_looked_for_by_name_and_labels(served: LocalRegistry, home: 
     assert done("get", "--search", "iris", "--label", "stage=prod").startswith("Tag:         iris:v1\n")
 
 
-def test_a_list_and_a_record_fit_the_terminal_and_a_pipe_has_all(
-    served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_output_is_cut_for_a_terminal_only(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "a" * 63
     models = [f"model-with-a-long-name-{number}:v1" for number in range(6)]
     make_bento(home, f"{name}:v1", models=models)
@@ -351,14 +363,14 @@ def test_a_list_and_a_record_fit_the_terminal_and_a_pipe_has_all(
 
 
 @pytest.mark.parametrize(
-    ("widths", "room", "fitting"),
+    ("widths", "columns", "fitting"),
     [([10, 5], 17, [10, 5]), ([30, 20, 5], 49, [20, 20, 5]), ([50, 40], 20, [12, 12])],
 )
-def test_the_widest_columns_give_way(widths: list[int], room: int, fitting: list[int]) -> None:
-    assert fitted(widths, room) == fitting
+def test_fit_widths_narrows_the_widest_columns(widths: list[int], columns: int, fitting: list[int]) -> None:
+    assert fit_widths(widths, columns) == fitting
 
 
-def test_every_command_has_an_example() -> None:
+def test_every_command_help_has_an_example() -> None:
     def commands(group: Group, *path: str) -> list[tuple[str, ...]]:
         found: list[tuple[str, ...]] = []
         context = Context(group)

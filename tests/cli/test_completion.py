@@ -1,4 +1,4 @@
-"""What a shell is told when the Tab key is pressed."""
+"""Shell completion: the script, and the completed values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.builders import make_bento, make_model
 
 
 def completed(*words: str) -> list[str]:
-    """What may stand in the place of the last word."""
+    """The completions of the last word."""
     complete = ShellComplete(main, {}, "async-bento", "_ASYNC_BENTO_COMPLETE")
     return [found.value for found in complete.get_completions([*words[:-1]], words[-1])]
 
@@ -35,7 +35,7 @@ def stores(home: Path) -> Path:
 
 @pytest.mark.usefixtures("stores")
 @pytest.mark.parametrize("command", ["push", "pull", "get"])
-def test_the_tags_of_the_local_store_are_completed(command: str) -> None:
+def test_completion_offers_local_tags(command: str) -> None:
     assert completed(command, "iris") == ["iris:v1", "iris:v2"]
     assert completed(command, "iris:v2") == ["iris:v2"]
     assert completed(command, "") == ["fraud:v1", "iris:v1", "iris:v2"]
@@ -43,28 +43,28 @@ def test_the_tags_of_the_local_store_are_completed(command: str) -> None:
     assert completed("models", command, "ir") == ["iris_weights:m1"]
 
 
-def test_where_there_is_no_store_nothing_is_completed_and_nothing_made(home: Path) -> None:
+def test_completion_without_store_creates_nothing(home: Path) -> None:
     assert completed("push", "") == []
     assert not home.exists()
 
 
-def test_commands_and_options_are_completed() -> None:
+def test_completion_offers_commands_and_options() -> None:
     assert completed("re") == ["registry"]
     assert completed("models", "pu") == ["pull", "push"]
     assert "--with-models" in completed("pull", "--")
 
 
 @pytest.mark.parametrize("words", [("context", "use"), ("push", "--context")])
-def test_contexts_are_completed(home: Path, words: tuple[str, str]) -> None:
+def test_completion_offers_contexts(home: Path, words: tuple[str, str]) -> None:
     for name in ("staging", "production"):
         store_context(contexts_path(), Context(name=name, endpoint="http://127.0.0.1:1", api_token=SecretStr("t")))
     assert completed(*words, "sta") == ["staging"]
     contexts_path().write_text("{")
-    assert completed(*words, "sta") == []  # and nothing is said: there is nobody to say it to
+    assert completed(*words, "sta") == []  # a broken file completes nothing, silently
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_is_told_how_to_ask(shell: str) -> None:
+def test_completion_script_is_valid_for_each_shell(shell: str) -> None:
     script = CliRunner().invoke(main, ["completion", shell]).stdout
     assert f"_ASYNC_BENTO_COMPLETE={shell}_complete" in script
     program = shutil.which(shell)
@@ -74,10 +74,10 @@ def test_each_shell_is_told_how_to_ask(shell: str) -> None:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 @pytest.mark.usefixtures("stores")
-def test_a_bash_that_has_read_the_script_completes_whole_tags() -> None:
+def test_completion_in_bash_offers_whole_tags() -> None:
     script = """
 source <(async-bento completion bash)
-case "$COMP_WORDBREAKS" in *:*) echo "a tag is two words"; exit 1;; esac
+case "$COMP_WORDBREAKS" in *:*) echo "bash splits tags at colons"; exit 1;; esac
 COMP_WORDS=(async-bento push iris:v) COMP_CWORD=2
 _async_bento_completion async-bento
 echo "${COMPREPLY[@]}"

@@ -1,4 +1,4 @@
-"""`async-bento login` and `async-bento context`: what is asked, checked, stored, and never shown."""
+"""`async-bento login` and `async-bento context`: prompts, checks, storage and secrecy."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ def registry(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> LocalReg
 
 @pytest.fixture
 def at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("async_bento.cli.login._can_ask", lambda: True)
+    monkeypatch.setattr("async_bento.cli.login._can_prompt", lambda: True)
 
 
 def log_in(registry: LocalRegistry, *more: str) -> Result:
     return run("login", "--endpoint", registry.endpoint, "--api-token-stdin", *more, typed=f"{registry.api_token}\n")
 
 
-def test_a_login_is_stored_told_and_used(registry: LocalRegistry, path: Path) -> None:
+def test_login_stores_the_context(registry: LocalRegistry, path: Path) -> None:
     result = log_in(registry)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
         f"Logged in to {registry.endpoint} as admin (admin@localhost).\n"
-        f"Stored as the context 'default', which is the current one now, in {path}\n"
+        f"Stored as the current context 'default' in {path}\n"
     )
     (context,) = read_contexts(path).contexts
     assert (context.name, context.endpoint, context.email) == ("default", registry.endpoint, "admin@localhost")
     assert context.api_token.get_secret_value() == registry.api_token
-    assert run("list").stderr == "The registry has none.\n"
+    assert run("list").stderr == f"No bentos in the registry at {registry.endpoint}.\n"
 
 
-def test_what_is_missing_is_asked_for(registry: LocalRegistry, path: Path, at_a_terminal: None) -> None:
+def test_login_prompts_for_endpoint_and_token(registry: LocalRegistry, path: Path, at_a_terminal: None) -> None:
     result = run("login", typed=f"{registry.endpoint}\n{registry.api_token}\n")
     assert result.exit_code == 0, result.output
     assert f"Endpoint [{DEFAULT_ENDPOINT}]" in result.output
@@ -73,7 +73,7 @@ def test_what_is_missing_is_asked_for(registry: LocalRegistry, path: Path, at_a_
     assert read_contexts(path).contexts[0].endpoint == registry.endpoint
 
 
-def test_a_token_typed_at_a_terminal_is_not_echoed(registry: LocalRegistry, path: Path) -> None:
+def test_login_prompt_does_not_echo_the_token(registry: LocalRegistry, path: Path) -> None:
     ours, theirs = os.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "async_bento", "login", "--endpoint", registry.endpoint],
@@ -84,7 +84,7 @@ def test_a_token_typed_at_a_terminal_is_not_echoed(registry: LocalRegistry, path
     )
     os.close(theirs)
     shown = b""
-    while b"not shown" not in shown:
+    while b"hidden" not in shown:
         shown += os.read(ours, 4096)
     os.write(ours, f"{registry.api_token}\n".encode())
     while b"Stored as" not in shown:
@@ -95,62 +95,65 @@ def test_a_token_typed_at_a_terminal_is_not_echoed(registry: LocalRegistry, path
     assert registry.api_token.encode() not in shown
 
 
-def test_endpoint_and_token_may_be_those_of_the_environment(served: LocalRegistry, path: Path) -> None:
+def test_login_uses_environment_variables(served: LocalRegistry, path: Path) -> None:
     result = run("login")
     assert result.exit_code == 0, result.stderr
     assert read_contexts(path).contexts[0].api_token.get_secret_value() == served.api_token
     assert served.api_token not in result.output
     assert result.stderr == (
-        "Note: BENTO_CLOUD_API_KEY and BENTO_CLOUD_API_ENDPOINT are set, and stronger than the current context; "
-        "unset to use it.\n"
+        "Note: BENTO_CLOUD_API_KEY and BENTO_CLOUD_API_ENDPOINT override the current context. "
+        "Unset them to use the context.\n"
     )
 
 
-def test_a_token_of_the_environment_goes_to_its_own_endpoint_alone(served: LocalRegistry, path: Path) -> None:
+def test_login_keeps_env_token_from_other_endpoints(served: LocalRegistry, path: Path) -> None:
     result = run("login", "--endpoint", "https://evil.example")
     assert (result.exit_code, path.exists()) == (2, False)
     assert "is not sent to https://evil.example" in result.stderr
 
 
-def test_a_wrong_token_is_told_and_nothing_stored(registry: LocalRegistry, path: Path) -> None:
+def test_login_with_rejected_token_stores_nothing(registry: LocalRegistry, path: Path) -> None:
     result = run("login", "--endpoint", registry.endpoint, "--api-token-stdin", typed="tk-5ecret\n")
     assert (result.exit_code, result.stdout, path.exists()) == (4, "", False)
-    assert f"the registry at {registry.endpoint} does not accept this API token; nothing was stored" in result.stderr
+    assert (
+        f"the registry at {registry.endpoint} does not accept this API token. Check the token; nothing was stored."
+        in result.stderr
+    )
     assert "5ecret" not in result.output
 
 
-def test_a_registry_that_is_not_reached_stores_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_login_to_unreachable_registry_stores_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNC_BENTO_RETRY_ATTEMPTS", "1")
     result = run("login", "--endpoint", NOWHERE, "--api-token-stdin", typed="tk-5ecret\n")
     assert (result.exit_code, path.exists()) == (5, False)
     assert "5ecret" not in result.output
 
 
-def test_a_token_is_no_argument(path: Path) -> None:
+def test_login_has_no_token_option(path: Path) -> None:
     result = run("login", "--api-token", "tk-5ecret")
     assert (result.exit_code, path.exists()) == (2, False)
     assert "--api-token-stdin" in result.stderr
     assert "5ecret" not in result.output
 
 
-def test_where_nobody_can_be_asked_it_says_what_to_do() -> None:
+def test_login_without_terminal_states_a_remedy() -> None:
     result = run("login", "--endpoint", NOWHERE)
     assert result.exit_code == 2
-    assert "pipe it in with --api-token-stdin, or set BENTO_CLOUD_API_KEY" in result.stderr
+    assert "Pipe the token in with --api-token-stdin, or set BENTO_CLOUD_API_KEY." in result.stderr
 
 
-def test_an_empty_input_is_no_token(registry: LocalRegistry, path: Path) -> None:
+def test_login_rejects_empty_input(registry: LocalRegistry, path: Path) -> None:
     result = run("login", "--endpoint", registry.endpoint, "--api-token-stdin")
     assert (result.exit_code, path.exists()) == (2, False)
-    assert "no API token came by standard input" in result.stderr
+    assert "no API token: the input is empty." in result.stderr
 
 
-def test_a_prompt_that_is_interrupted_stores_nothing(path: Path, at_a_terminal: None) -> None:
+def test_login_interrupted_prompt_stores_nothing(path: Path, at_a_terminal: None) -> None:
     result = run("login", "--endpoint", NOWHERE)  # the input ends at the prompt, as by Ctrl-D
     assert (result.exit_code, path.exists()) == (130, False)
 
 
-def test_a_broken_file_is_told_before_anything_is_asked(registry: LocalRegistry, path: Path) -> None:
+def test_login_reports_broken_file_before_prompts(registry: LocalRegistry, path: Path) -> None:
     path.parent.mkdir()
     path.write_text("contexts: [")
     result = log_in(registry)
@@ -158,20 +161,18 @@ def test_a_broken_file_is_told_before_anything_is_asked(registry: LocalRegistry,
     assert "is not valid YAML" in result.stderr
 
 
-def test_another_registry_does_not_take_the_place_of_the_current_one_unasked(
-    registry: LocalRegistry, path: Path
-) -> None:
+def test_login_does_not_replace_another_registry(registry: LocalRegistry, path: Path) -> None:
     path.parent.mkdir()
     path.write_text("contexts: [{name: default, endpoint: 'https://prod.example', api_token: t}]")
     result = log_in(registry)
     assert result.exit_code == 2
-    assert "give the new one a name by --name, or replace that one by --name default" in result.stderr
+    assert "Name a new context with --name, or replace this one with --name default." in result.stderr
     assert "prod.example" in path.read_text()
     assert log_in(registry, "--name", "default").exit_code == 0
     assert "prod.example" not in path.read_text()
 
 
-def test_a_new_token_for_the_current_context_needs_no_endpoint(registry: LocalRegistry, path: Path) -> None:
+def test_login_again_keeps_the_context_endpoint(registry: LocalRegistry, path: Path) -> None:
     path.parent.mkdir()
     text = f"contexts: [{{name: lab, endpoint: '{registry.endpoint}', api_token: old}}]\ncurrent_context_name: lab"
     path.write_text(text)
@@ -192,7 +193,7 @@ def two(registry: LocalRegistry) -> LocalRegistry:
     return registry
 
 
-def test_the_list_marks_the_current_one_and_shows_no_token(two: LocalRegistry) -> None:
+def test_context_list_marks_current_and_hides_tokens(two: LocalRegistry) -> None:
     result = run("context", "list")
     assert [line.split() for line in result.stdout.splitlines()] == [
         ["NAME", "ENDPOINT", "EMAIL"],
@@ -202,71 +203,78 @@ def test_the_list_marks_the_current_one_and_shows_no_token(two: LocalRegistry) -
     assert two.api_token not in result.output
 
 
-def test_the_list_is_json_for_a_machine(two: LocalRegistry) -> None:
+def test_context_list_json_hides_tokens(two: LocalRegistry) -> None:
     result = run("context", "list", "--json")
-    assert [(one["name"], one["current"]) for one in json.loads(result.stdout)] == [("prod", False), ("lab", True)]
+    assert [(context["name"], context["current"]) for context in json.loads(result.stdout)] == [
+        ("prod", False),
+        ("lab", True),
+    ]
     assert two.api_token not in result.output
 
 
-def test_no_contexts_is_said_with_what_to_do() -> None:
+def test_context_list_empty_states_a_remedy() -> None:
     result = run("context", "list")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "`async-bento login` stores one" in result.stderr
+    assert "Run `async-bento login` to add one." in result.stderr
 
 
-def test_another_context_is_used(two: LocalRegistry) -> None:
+def test_context_use_switches_the_current_context(two: LocalRegistry) -> None:
     assert run("context", "current").stdout == "lab\n"
-    assert run("context", "use", "prod").stdout == f"The current context is 'prod' now: {two.endpoint}\n"
+    assert run("context", "use", "prod").stdout == f"Switched to the context 'prod' for {two.endpoint}\n"
     assert json.loads(run("context", "current", "--json").stdout)["name"] == "prod"
 
 
-def test_an_unknown_context_is_said(two: LocalRegistry) -> None:
+def test_context_use_unknown_name_lists_the_known(two: LocalRegistry) -> None:
     result = run("context", "use", "staging")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no context 'staging'" in result.stderr
     assert "(it has: lab, prod)" in result.stderr
 
 
-def test_no_current_context_is_said() -> None:
+def test_context_current_without_contexts_fails() -> None:
     result = run("context", "current")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "no context is the current one" in result.stderr
+    assert "no current context in " in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("current",), ("use", "prod")])
-def test_a_variable_that_is_stronger_is_named(
+def test_context_commands_name_overriding_token_variable(
     arguments: tuple[str, ...], two: LocalRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "tk-5ecret")
     result = run("context", *arguments)
     assert result.exit_code == 0
-    assert result.stderr.startswith("Note: BENTO_CLOUD_API_KEY is set, and stronger than the current context")
+    assert result.stderr.startswith(
+        "Note: BENTO_CLOUD_API_KEY overrides the current context. Unset it to use the context."
+    )
     assert "5ecret" not in result.output
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("current",), ("use", "lab")])
-def test_a_variable_that_names_another_context_is_told(
+def test_context_commands_name_overriding_context_variable(
     arguments: tuple[str, ...], two: LocalRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENTOML_CLOUD_CONTEXT", "prod")
     result = run("context", *arguments)
     assert result.exit_code == 0
-    assert result.stderr.startswith("Note: BENTOML_CLOUD_CONTEXT is set, and stronger than the current context")
+    assert result.stderr.startswith(
+        "Note: BENTOML_CLOUD_CONTEXT overrides the current context. Unset it to use the context."
+    )
 
 
 @pytest.mark.parametrize("named", ["lab", ""])
-def test_a_variable_that_names_the_current_context_or_none_is_in_nobodys_way(
+def test_context_variable_for_current_context_prints_no_note(
     named: str, two: LocalRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENTOML_CLOUD_CONTEXT", named)
     assert run("context", "current").stderr == ""
 
 
-def test_a_login_is_stored_as_the_context_that_a_variable_names(
+def test_login_stores_under_the_context_variable(
     two: LocalRegistry, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENTOML_CLOUD_CONTEXT", "staging")
     assert log_in(two).exit_code == 0
     known = read_contexts(path)
-    assert [one.name for one in known.contexts] == ["prod", "lab", "staging"]
+    assert [context.name for context in known.contexts] == ["prod", "lab", "staging"]
     assert known.current_context_name == "staging"

@@ -19,14 +19,14 @@ BLOCKING = """
 from async_bento import BentoAPI, NotFoundError
 import os, pytest
 
-def test_what_is_pushed_is_there(bento_registry):
+def test_pushed_bento_can_be_pulled(bento_registry):
     with BentoAPI(progress=False) as api:
         assert api.list().items == []
         api.push({bento!r})
         bento = api.pull("svc")
     assert str(bento.path).startswith(os.environ["BENTOML_HOME"])
 
-def test_the_next_test_has_an_empty_registry_and_home(bento_registry, bento_home):
+def test_next_test_has_empty_registry_and_home(bento_registry, bento_home):
     with BentoAPI(progress=False) as api:
         assert api.list().items == []
     assert list(bento_home.iterdir()) == []
@@ -37,7 +37,7 @@ from async_bento import AsyncBentoAPI
 import pytest
 
 @pytest.mark.{mark}
-async def test_what_is_pushed_is_there(bento_registry):
+async def test_pushed_bento_can_be_pulled(bento_registry):
     async with AsyncBentoAPI(endpoint=bento_registry.endpoint, api_token=bento_registry.api_token) as api:
         await api.push({bento!r})
         assert [bento.version for bento in (await api.list()).items] == ["v1"]
@@ -46,18 +46,18 @@ async def test_what_is_pushed_is_there(bento_registry):
 COMMAND = """
 import subprocess, sys
 
-def test_a_process_finds_the_registry(bento_registry):
+def test_child_process_finds_the_registry(bento_registry):
     subprocess.run([sys.executable, "-m", "async_bento", "push", {bento!r}], check=True)
 """
 
 UNDONE = """
 import os
 
-def test_it_is_there(bento_registry):
+def test_variables_are_set(bento_registry):
     assert os.environ["BENTO_CLOUD_API_ENDPOINT"] == bento_registry.endpoint
     assert "ASYNC_BENTO_ENDPOINT" not in os.environ
 
-def test_it_is_gone():
+def test_variables_are_restored():
     assert "BENTO_CLOUD_API_ENDPOINT" not in os.environ
     assert os.environ["ASYNC_BENTO_ENDPOINT"] == "http://127.0.0.1:9"
 """
@@ -74,7 +74,7 @@ def test_it_is_gone():
     ],
     ids=["blocking", "asyncio", "anyio", "a command", "undone"],
 )
-def test_a_registry_is_a_fixture(
+def test_plugin_fixture_serves_a_registry(
     program: str, passed: int, pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ASYNC_BENTO_ENDPOINT", "http://127.0.0.1:9")  # the developer's own, which must not be asked
@@ -89,7 +89,7 @@ def test_a_registry_is_a_fixture(
     result.assert_outcomes(passed=passed)
 
 
-def test_without_the_plugin_there_is_none(pytester: pytest.Pytester) -> None:
+def test_plugin_not_enabled_has_no_fixture(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(bento_registry): pass")
 
     result = pytester.runpytest_subprocess()
@@ -98,7 +98,7 @@ def test_without_the_plugin_there_is_none(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*fixture 'bento_registry' not found*"])
 
 
-def test_pytest_is_imported_there_alone() -> None:
+def test_plugin_is_the_only_module_to_import_pytest() -> None:
     modules = "async_bento.cli.serve, async_bento.cli.push_pull, async_bento.registry, async_bento.api.sync_api"
     script = f"import sys, {modules}; print('pytest' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

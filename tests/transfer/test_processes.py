@@ -281,7 +281,7 @@ async def test_the_command_ends_soon_also_when_the_registry_does_not_listen_any_
 
     assert time.monotonic() - began < 10
     assert (code, said) == (130, [])
-    assert error.splitlines()[-1].startswith("Interrupted; ")
+    assert error.splitlines()[-1].startswith("Interrupted.")
     assert len(error.splitlines()) <= 2  # and that the registry could not be told
 
 
@@ -305,10 +305,7 @@ async def test_the_command_says_how_to_go_on_and_that_is_true(
     ).ended()
 
     assert (code, said) == (130, [])
-    assert error == (
-        "Interrupted; nothing is half-done. "
-        "The same command goes on with the parts that have arrived, or starts again if none has.\n"
-    )
+    assert error == "Interrupted. Run the same command again to resume.\n"
     assert again == 0, error_again
     assert "GET bytes=0-1048575" not in door.steps("GET bytes")
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")

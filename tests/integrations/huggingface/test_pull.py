@@ -448,5 +448,5 @@ async def test_a_process_that_is_interrupted_ends_although_the_hub_hangs(
     _, err = await process.communicate()
 
     assert process.returncode == 130
-    assert b"Interrupted; " in err
+    assert b"Interrupted. Run the same command again to resume." in err
     assert time.monotonic() - began < 5
