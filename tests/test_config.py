@@ -207,7 +207,10 @@ def test_an_unknown_context_lists_those_there_are(log_in: Callable[..., None], h
     log_in(PROD, LAB)
     with pytest.raises(ConfigError) as caught:
         find_credentials(context="staging", environ=environ(home))
-    assert str(caught.value) == f"no context 'staging' in {home / '.yatai.yaml'} (it has: lab, prod)"
+    assert str(caught.value) == (
+        f"no context 'staging' in {home / '.yatai.yaml'}: it has only lab, prod. "
+        "Use one of these, or run `async-bento login --name staging`."
+    )
 
 
 def test_a_variable_names_the_context_in_place_of_the_current_one(log_in: Callable[..., None], home: Path) -> None:
@@ -227,7 +230,8 @@ def test_an_unknown_context_tells_of_the_variable_that_named_it(log_in: Callable
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="staging"))
     assert str(caught.value) == (
-        f"BENTOML_CLOUD_CONTEXT=staging: no context 'staging' in {home / '.yatai.yaml'} (it has: lab, prod)"
+        f"BENTOML_CLOUD_CONTEXT=staging: no context 'staging' in {home / '.yatai.yaml'}: it has only lab, prod. "
+        "Use one of these, or run `async-bento login --name staging`."
     )
 
 
@@ -240,12 +244,12 @@ def test_the_token_of_a_context_in_a_variable_goes_to_no_other_endpoint(
     log_in: Callable[..., None], home: Path
 ) -> None:
     log_in(PROD)
-    with pytest.raises(ConfigError, match=r"is for https://prod\.example and is not sent to https://evil\.example"):
+    with pytest.raises(ConfigError, match=r"to https://evil\.example: it is for https://prod\.example\."):
         find_credentials("https://evil.example", environ=environ(home, BENTOML_CLOUD_CONTEXT="prod"))
 
 
 def test_an_unknown_context_is_not_forgiven_because_a_token_is_there(home: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no context 'staging' in .* \(it has: none\)"):
+    with pytest.raises(ConfigError, match=r"no context 'staging' in .*: it has none\. Run `async-bento login"):
         find_credentials(api_token="t", context="staging", environ=environ(home))
 
 
@@ -282,7 +286,7 @@ BROKEN = [
 @pytest.mark.parametrize("text", BROKEN)
 def test_broken_yaml_is_told_without_its_content(text: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(text=text)
-    with pytest.raises(ConfigError, match="is not valid YAML; mend it, or delete it and log in again") as caught:
+    with pytest.raises(ConfigError, match=r"is not valid YAML\. Repair the file, or delete it and log in") as caught:
         read_contexts(home / ".yatai.yaml")
     assert "5ecret" not in f"{caught.value!r} {caught.value.__cause__!r}"
     assert caught.value.__suppress_context__
@@ -293,7 +297,9 @@ def test_yaml_that_is_something_else_is_told_so(text: str, log_in: Callable[...,
     log_in(text=text)
     with pytest.raises(ConfigError) as caught:
         read_contexts(home / ".yatai.yaml")
-    assert str(caught.value) == f"{home / '.yatai.yaml'} holds no contexts"
+    assert str(caught.value) == (
+        f"cannot read {home / '.yatai.yaml'}: it has no contexts. Repair the file, or delete it and log in again."
+    )
 
 
 @pytest.mark.parametrize(
@@ -390,9 +396,9 @@ def test_no_token_anywhere_says_where_one_could_be(home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home))
     assert str(caught.value) == (
-        "no API token: pass api_token=, set BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT, for a registry "
-        "other than https://cloud.bentoml.com), or log in with `async-bento login`, which writes "
-        f"{home / '.yatai.yaml'}"
+        f"no API token: none is passed, set or stored in {home / '.yatai.yaml'}. Pass api_token=, set "
+        "BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT for a registry other than https://cloud.bentoml.com), or "
+        "log in with `async-bento login`."
     )
 
 
@@ -442,8 +448,8 @@ def test_a_token_set_with_an_endpoint_is_sent_nowhere_else(
     with pytest.raises(ConfigError) as caught:
         find_credentials(elsewhere, environ=environ(home, **variables))
     assert str(caught.value) == (
-        f"the token from {next(iter(variables))} is for https://prod.example and is not sent to {elsewhere}: "
-        "pass the api_token for that endpoint, or leave the endpoint out"
+        f"cannot send the token from {next(iter(variables))} to {elsewhere}: it is for https://prod.example. "
+        f"Pass the api_token of {elsewhere}, or leave the endpoint out."
     )
 
 
@@ -460,7 +466,7 @@ def test_a_contexts_token_is_sent_nowhere_else(
     arguments: dict[str, str], variables: dict[str, str], log_in: Callable[..., None], home: Path
 ) -> None:
     log_in(PROD, current="prod")
-    with pytest.raises(ConfigError, match=r"is for https://prod\.example and is not sent to https://evil\.example"):
+    with pytest.raises(ConfigError, match=r"to https://evil\.example: it is for https://prod\.example\."):
         find_credentials(**arguments, environ=environ(home, **variables))
 
 
@@ -470,7 +476,7 @@ def test_bentomls_token_is_not_sent_to_our_own_endpoint_variable(home: Path) -> 
         "BENTO_CLOUD_API_ENDPOINT": "https://prod.example",
         "ASYNC_BENTO_ENDPOINT": "https://lab.example",
     }
-    with pytest.raises(ConfigError, match=r"is not sent to https://lab\.example"):
+    with pytest.raises(ConfigError, match=r"to https://lab\.example: it is for https://prod\.example\."):
         find_credentials(environ=environ(home, **variables))
 
 
@@ -490,7 +496,9 @@ def test_a_stored_endpoint_that_is_none_is_told_so(log_in: Callable[..., None], 
 def test_a_token_that_is_none_is_told_without_being_shown(token: str, home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home, BENTO_CLOUD_API_KEY=token))
-    assert str(caught.value) == "the API token from BENTO_CLOUD_API_KEY holds characters that no token has"
+    assert str(caught.value) == (
+        "invalid API token from BENTO_CLOUD_API_KEY: it has a line break or a character outside ASCII. Copy it again."
+    )
 
 
 # Endpoints

@@ -59,9 +59,9 @@ def print_records(records: Sequence[ItemSchema], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_record_as_json(record) for record in records]))
         return
-    from async_bento.rest.schemas import HEAD, row_of
+    from async_bento.rest.schemas import SUMMARY_COLUMNS, summary_row
 
-    print_table(HEAD, [row_of(record) for record in records])
+    print_table(SUMMARY_COLUMNS, [summary_row(record) for record in records])
 
 
 def print_record(record: ItemSchema, tag: str | None = None, *, as_json: bool) -> None:
@@ -69,9 +69,9 @@ def print_record(record: ItemSchema, tag: str | None = None, *, as_json: bool) -
     if as_json:
         click.echo(json.dumps(_record_as_json(record)))
         return
-    from async_bento.rest.schemas import facts_of
+    from async_bento.rest.schemas import details
 
-    print_facts(facts_of(record, tag and f"{tag.partition(':')[0]}:{record.version}"))
+    print_facts(details(record, tag and f"{tag.partition(':')[0]}:{record.version}"))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

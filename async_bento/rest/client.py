@@ -55,8 +55,9 @@ class RestApiClient:
     A client belongs to one event loop at a time; it opens connections on first use.
 
     Args:
-        endpoint: The registry's URL; by default that of the strongest source that `find_credentials` lists.
-        api_token: The API token; by default that of the strongest source that `find_credentials` lists.
+        endpoint: The registry's URL; by default that of a context or a variable, as "Endpoint and token" of the
+            reference describes.
+        api_token: The API token; by default found like the endpoint.
         timeout: Seconds to wait for a response; `config.timeouts.api` by default.
         context: A context of `.yatai.yaml` to take the endpoint and the token from.
         config: The settings; `Config.from_env()` by default.

@@ -1,13 +1,14 @@
-"""Where the registry is and what opens it.
+"""Find the registry's endpoint and the API token.
 
-Weakest first: BentoCloud, the current context in `$BENTOML_HOME/.yatai.yaml`, the one that `BENTOML_CLOUD_CONTEXT`
-names, `BENTO_CLOUD_API_KEY` and `BENTO_CLOUD_API_ENDPOINT`, `ASYNC_BENTO_API_TOKEN` and `ASYNC_BENTO_ENDPOINT`,
-arguments.
+Sources, weakest first: BentoCloud's endpoint; the current context of `$BENTOML_HOME/.yatai.yaml`; the context that
+`BENTOML_CLOUD_CONTEXT` names; `BENTO_CLOUD_API_KEY` and `BENTO_CLOUD_API_ENDPOINT`; `ASYNC_BENTO_API_TOKEN` and
+`ASYNC_BENTO_ENDPOINT`; a context passed as an argument; arguments.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,14 +16,14 @@ import anyio.to_thread
 from pydantic import SecretStr
 
 from async_bento._core.urls import check_endpoint, origin
-from async_bento.errors import ConfigError
+from async_bento.errors import ConfigError, prefix_errors
 from async_bento.rest.contexts import contexts_path, read_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 DEFAULT_ENDPOINT = "https://cloud.bentoml.com"
-"""Where BentoML 1.4.39 goes when nothing else is said (`bentoml/_internal/cloud/config.py`)."""
+"""The default endpoint of BentoML 1.4.39 (`bentoml/_internal/cloud/config.py`)."""
 
 _TOKEN_VARIABLES = ("ASYNC_BENTO_API_TOKEN", "BENTO_CLOUD_API_KEY")
 _ENDPOINT_VARIABLES = ("ASYNC_BENTO_ENDPOINT", "BENTO_CLOUD_API_ENDPOINT")
@@ -30,12 +31,12 @@ _CONTEXT_VARIABLE = "BENTOML_CLOUD_CONTEXT"
 
 
 class Credentials(NamedTuple):
-    """Where the registry is and what opens it.
+    """The endpoint of a registry, and the API token for it.
 
     Attributes:
-        endpoint: The registry's URL.
-        api_token: The token for it.
-        source: Where the token came from, for messages.
+        endpoint: The registry's URL, without a trailing slash.
+        api_token: The API token; a `SecretStr`, which no repr shows.
+        source: The source of the token, for messages: an argument, a variable or a context.
     """
 
     endpoint: str
@@ -87,43 +88,22 @@ def find_credentials(
     context: str | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Credentials:
-    """Find the registry and the token for it.
+    """Find the token of the strongest source, and the endpoint; raise ConfigError if there is none. Reads files.
 
-    The strongest source with a token wins: `api_token`, a context that was asked for by name, `ASYNC_BENTO_API_TOKEN`,
-    `BENTO_CLOUD_API_KEY`, the context that `BENTOML_CLOUD_CONTEXT` names, the current context. A token that was stored
-    or set together with an endpoint opens that endpoint and no other: it is never sent to an endpoint from elsewhere.
-
-    The endpoint is the strongest of: `endpoint`, that of a context that was asked for by name, `ASYNC_BENTO_ENDPOINT`,
-    `BENTO_CLOUD_API_ENDPOINT`, that of the context whose token it is, the default.
-
-    Args:
-        endpoint: The registry's URL, or None to look for it.
-        api_token: The token, or None to look for it.
-        context: A context of `.yatai.yaml`, or None for that of `BENTOML_CLOUD_CONTEXT`, or the current one.
-        environ: Where to look for variables.
-
-    Returns:
-        The endpoint, the token and its source.
-
-    Raises:
-        ConfigError: There is no token, no such context, an endpoint is no URL, or the token found is meant for another
-            endpoint.
+    A token that was stored or set together with an endpoint is sent to that endpoint only: if a stronger source names
+    another endpoint, ConfigError is raised. `context` names a context of `.yatai.yaml`.
     """
     path = contexts_path(environ)
 
     def from_context(name: str | None) -> Credentials | None:
         known = read_contexts(path)
-        one = known.get(name, path) if name else known.find(known.current_context_name)
-        return Credentials(one.endpoint, one.api_token, f"context {one.name!r} in {path}") if one else None
+        found = known.get(name, path) if name else known.find(known.current_context_name)
+        return Credentials(found.endpoint, found.api_token, f"context {found.name!r} in {path}") if found else None
 
-    def from_context_in_use() -> Credentials | None:
+    def from_selected_context() -> Credentials | None:
         name = context_of_environment(environ)
-        if name is None:
-            return from_context(None)
-        try:
+        with prefix_errors(f"{_CONTEXT_VARIABLE}={name}") if name else nullcontext():
             return from_context(name)
-        except ConfigError as error:
-            raise ConfigError(f"{_CONTEXT_VARIABLE}={name}: {error}") from error
 
     def from_variables(token_variable: str, endpoint_variable: str) -> Credentials | None:
         token = environ.get(token_variable)
@@ -135,12 +115,13 @@ def find_credentials(
         or named
         or from_variables(_TOKEN_VARIABLES[0], _ENDPOINT_VARIABLES[0])
         or from_variables(_TOKEN_VARIABLES[1], _ENDPOINT_VARIABLES[1])
-        or from_context_in_use()
+        or from_selected_context()
     )
     if found is None:
         raise ConfigError(
-            "no API token: pass api_token=, set BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT, for a registry "
-            f"other than {DEFAULT_ENDPOINT}), or log in with `async-bento login`, which writes {path}"
+            f"no API token: none is passed, set or stored in {path}. Pass api_token=, set BENTO_CLOUD_API_KEY (and "
+            f"BENTO_CLOUD_API_ENDPOINT for a registry other than {DEFAULT_ENDPOINT}), or log in with "
+            "`async-bento login`."
         )
     wanted = (
         endpoint
@@ -153,10 +134,12 @@ def find_credentials(
     wanted = check_endpoint(wanted)
     if found.endpoint and origin(check_endpoint(found.endpoint)) != origin(wanted):
         raise ConfigError(
-            f"the token from {found.source} is for {origin(found.endpoint)} and is not sent to {origin(wanted)}: "
-            "pass the api_token for that endpoint, or leave the endpoint out"
+            f"cannot send the token from {found.source} to {origin(wanted)}: it is for {origin(found.endpoint)}. "
+            f"Pass the api_token of {origin(wanted)}, or leave the endpoint out."
         )
     token = found.api_token.get_secret_value()
     if not (token.isascii() and token.isprintable()):
-        raise ConfigError(f"the API token from {found.source} holds characters that no token has")
+        raise ConfigError(
+            f"invalid API token from {found.source}: it has a line break or a character outside ASCII. Copy it again."
+        )
     return Credentials(wanted, found.api_token, found.source)

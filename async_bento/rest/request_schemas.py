@@ -1,4 +1,4 @@
-"""The JSON of requests to the registry."""
+"""The JSON bodies of requests to the registry."""
 
 from __future__ import annotations
 
@@ -16,31 +16,20 @@ from async_bento.rest.schemas import BentoManifestSchema, LabelItemSchema, Model
 
 
 class RequestModel(BaseModel):
-    """What is said to the registry."""
+    """The body of a request; an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class CreateRepositorySchema(RequestModel):
-    """A repository to be created.
-
-    Attributes:
-        name: Its name.
-        description: What it is for.
-    """
+    """The body of POST `/bento_repositories`."""
 
     name: str
     description: str = ""
 
 
 class UpdateBentoSchema(RequestModel):
-    """What changes of a bento's record.
-
-    Attributes:
-        description: The README.
-        manifest: What the bento is.
-        labels: Its labels.
-    """
+    """The body of PATCH on a bento; `description` is its README."""
 
     description: str
     manifest: BentoManifestSchema
@@ -48,25 +37,14 @@ class UpdateBentoSchema(RequestModel):
 
 
 class CreateBentoSchema(UpdateBentoSchema):
-    """A bento's record.
-
-    Attributes:
-        version: The version.
-        build_at: When it was built.
-    """
+    """The body of POST `…/bentos`."""
 
     version: str
     build_at: RequestTime
 
 
 class UpdateModelSchema(RequestModel):
-    """What changes of a model's record.
-
-    Attributes:
-        description: Always empty at BentoML.
-        manifest: What the model is.
-        labels: Its labels.
-    """
+    """The body of PATCH on a model; BentoML leaves `description` empty."""
 
     description: str = ""
     manifest: ModelManifestSchema
@@ -74,60 +52,35 @@ class UpdateModelSchema(RequestModel):
 
 
 class CreateModelSchema(UpdateModelSchema):
-    """A model's record.
-
-    Attributes:
-        version: The version.
-        build_at: When it was saved.
-    """
+    """The body of POST `…/models`."""
 
     version: str
     build_at: RequestTime
 
 
 class PreSignMultipartUploadUrlSchema(RequestModel):
-    """A part that is about to be sent.
-
-    Attributes:
-        upload_id: The multipart upload.
-        part_number: Which part, from 1 to 10,000.
-    """
+    """The body of PATCH `…/presign_multipart_upload_url`."""
 
     upload_id: str
     part_number: int = Field(ge=1, le=MAX_PARTS)
 
 
 class CompletePartSchema(RequestModel):
-    """A part that has been sent.
-
-    Attributes:
-        part_number: Which part, from 1 to 10,000.
-        etag: Its ETag as the storage gave it, quotes and all.
-    """
+    """A part of a multipart upload, with its ETag as the storage sent it, including quotes."""
 
     part_number: int = Field(ge=1, le=MAX_PARTS)
     etag: str
 
 
 class CompleteMultipartUploadSchema(RequestModel):
-    """All parts of an upload, in ascending order.
-
-    Attributes:
-        parts: The parts.
-        upload_id: The multipart upload.
-    """
+    """The body of PATCH `…/complete_multipart_upload`: all parts, in ascending order."""
 
     parts: list[CompletePartSchema]
     upload_id: str
 
 
 class FinishUploadSchema(RequestModel):
-    """How an upload ended.
-
-    Attributes:
-        status: `success` or `failed`.
-        reason: Why it failed; empty otherwise.
-    """
+    """The body of PATCH `…/finish_upload`; `reason` is empty on success."""
 
     status: Literal["success", "failed"]
     reason: str = ""

@@ -31,15 +31,17 @@ ResponseT = TypeVar("ResponseT", bound=BaseModel)
 
 _LONGEST_MESSAGE = 300
 
+_NO_REGISTRY = "Check that the endpoint is a BentoCloud or Yatai registry."
+
 _HINTS = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (
-        "a proxy before the registry limits the size of a request (nginx: client_max_body_size); "
-        "raise it, or let the registry presign uploads"
+        "A proxy before the registry limits the size of requests: raise the limit (nginx: client_max_body_size), "
+        "or let the registry presign uploads."
     ),
-    HTTPStatus.TOO_MANY_REQUESTS: "the registry asks for fewer requests",
-    HTTPStatus.BAD_GATEWAY: "a proxy before the registry did not get an answer from it",
-    HTTPStatus.SERVICE_UNAVAILABLE: "the registry is not ready",
-    HTTPStatus.GATEWAY_TIMEOUT: "a proxy before the registry did not get an answer from it in time",
+    HTTPStatus.TOO_MANY_REQUESTS: "The registry throttles requests: try again later.",
+    HTTPStatus.BAD_GATEWAY: "A proxy before the registry got no response from it: try again later.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "The registry is not ready: try again later.",
+    HTTPStatus.GATEWAY_TIMEOUT: "A proxy before the registry got no response from it in time: try again later.",
 }
 
 
@@ -60,12 +62,10 @@ def parse_response(response: RawResponse, schema: type[ResponseT]) -> ResponseT:
         # No cause: pydantic's text quotes the body, which may hold a presigned URL.
         first = first_error(error)
         if first.type == "json_invalid":
-            raise APIResponseError(
-                f"{response.request}: the answer is not JSON; is this endpoint a BentoCloud or Yatai registry?"
-            ) from None
-        field = first.field or "the answer"
+            raise APIResponseError(f"{response.request}: the response is not JSON. {_NO_REGISTRY}") from None
+        field = first.field or "the response"
         raise APIResponseError(
-            f"{response.request}: the answer does not fit the protocol: {field}: {first.message}", field=field
+            f"{response.request}: the response does not fit the protocol: {field}: {first.message}", field=field
         ) from None
 
 
@@ -87,10 +87,7 @@ def status_error(response: RawResponse, credentials: Credentials) -> APIError:
 
     markup = is_markup(headers, response.body)
     if markup and status in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
-        return APIResponseError(
-            f"{response.request}: {status}, with a page instead of JSON; "
-            "is this endpoint a BentoCloud or Yatai registry?"
-        )
+        return APIResponseError(f"{response.request}: {status} with a page instead of JSON. {_NO_REGISTRY}")
     message = "" if markup else one_line(_server_message(response.body))
     message = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
     trace_id = one_line(headers.get("x-trace-id", ""))[:_LONGEST_MESSAGE] or None
@@ -98,7 +95,7 @@ def status_error(response: RawResponse, credentials: Credentials) -> APIError:
     hint = _HINTS.get(HTTPStatus(status), "") if status in HTTPStatus.__members__.values() else ""
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         error_type = AuthenticationError
-        hint = f"the registry does not accept the API token from {credentials.source}"
+        hint = f"The registry does not accept the API token from {credentials.source}."
     elif status == HTTPStatus.TOO_MANY_REQUESTS:
         error_type = RateLimitError
     elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -106,12 +103,13 @@ def status_error(response: RawResponse, credentials: Credentials) -> APIError:
     elif HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         location = _without_secrets(one_line(headers.get("Location", "elsewhere")))[:_LONGEST_MESSAGE]
         hint = (
-            f"it redirects to {location}, and the token is not sent there; "
-            "if that is the registry, make it the endpoint"
+            f"The registry redirects to {location}, where the token is not sent: "
+            "if that is the registry, use it as the endpoint."
         )
-    details = [part for part in (message, hint, f"trace id {trace_id}" if trace_id else "") if part]
+    text = ": ".join(filter(None, (response.request, _status_line(status), message)))
+    sentences = [sentence for sentence in (hint, f"The trace id is {trace_id}." if trace_id else "") if sentence]
     return error_type(
-        "; ".join([f"{response.request}: {_status_line(status)}", *details]),
+        " ".join([f"{text.rstrip('.')}.", *sentences]) if sentences else text,
         status=status,
         server_message=message,
         trace_id=trace_id,

@@ -1,8 +1,8 @@
-"""The JSON of the registry's API: requests and answers.
+"""The JSON of the registry's responses, and how people see it.
 
-Copied from what BentoML 1.4.39 sends and reads (`bentoml/_internal/cloud/schemas/`) and what Yatai answers
-(yatai-schemas, `schemasv1/`). Unknown fields are ignored, since servers grow them; a field that one server leaves out
-may be absent, null or empty at another, so an answer demands only what no step can do without.
+Fields are those that BentoML 1.4.39 reads (`bentoml/_internal/cloud/schemas/`) and Yatai sends (yatai-schemas,
+`schemasv1/`). Unknown fields are ignored, since servers add them. A field that one server omits may be null or empty at
+another, so that only fields without which no step works are required.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from async_bento._core.text import facts, human_size, table
 from async_bento._core.validation import JsonObject, UtcTime
 
 UPLOADED = "success"
-"""The `upload_status` of an item whose bytes are all there."""
+"""The `upload_status` of an item whose upload is complete."""
 
 TransmissionStrategy = Literal["proxy", "presigned_url"]
 
@@ -32,35 +32,35 @@ def _blank_to_none(value: object) -> object:
 
 
 def _known_or_none(value: object) -> object:
-    # Of a way that is not known yet, the registry is asked what it means by it.
+    # None makes the client ask for a presigned URL, which a registry with a newer strategy can answer.
     return value if value in get_args(TransmissionStrategy) else None
 
 
 OptionalTime = Annotated[UtcTime | None, BeforeValidator(_blank_to_none)]
 
 PresignedUrl = Annotated[SecretStr, Field(default=SecretStr(""))]
-"""Whoever has it, has the bytes: never shown in a repr or a dump."""
+"""Grants access to the bytes without a token, so that no repr and no dump shows it."""
 
 
 class ResponseModel(BaseModel):
-    """What the registry says; a null stands for a field that was left out."""
+    """A JSON object of a response; null means the same as a missing field."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_nulls(cls, data: object) -> object:
+    def _drop_nulls(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
         return {key: value for key, value in cast("JsonObject", data).items() if value is not None}
 
 
 class LabelItemSchema(ResponseModel):
-    """A label.
+    """A label of a bento or a model.
 
     Attributes:
-        key: Its name.
-        value: Its value.
+        key: The name of the label.
+        value: The value; empty if the registry sends none.
     """
 
     key: str
@@ -68,13 +68,13 @@ class LabelItemSchema(ResponseModel):
 
 
 class UserSchema(ResponseModel):
-    """Whose token it is.
+    """A user of the registry.
 
     Attributes:
-        name: The login.
-        email: The address.
-        first_name: As the user gave it.
-        last_name: As the user gave it.
+        name: The login name.
+        email: The email address.
+        first_name: The first name.
+        last_name: The last name.
     """
 
     name: str
@@ -84,20 +84,10 @@ class UserSchema(ResponseModel):
 
 
 class ResourceSchema(ResponseModel):
-    """What every record of the registry has.
-
-    Attributes:
-        uid: The registry's own id.
-        name: The name: of a repository, or the version of an item.
-        resource_type: Which kind of record.
-        created_at: When it was registered.
-        updated_at: When it was last changed.
-        deleted_at: When it was deleted.
-        labels: Its labels.
-    """
+    """The fields of every record."""
 
     uid: str = ""
-    name: str = ""
+    name: str = ""  # of a repository; the version of an item
     resource_type: str = ""
     created_at: OptionalTime = None
     updated_at: OptionalTime = None
@@ -106,24 +96,24 @@ class ResourceSchema(ResponseModel):
 
 
 class BentoManifestSchema(BaseModel):
-    """What a bento is, as BentoML's `BentoManifestSchema` has it; the same in requests and answers.
+    """The manifest of a bento, with the fields of BentoML's `BentoManifestSchema`; the same in requests and responses.
 
     Attributes:
         service: The import path of the service.
-        bentoml_version: The BentoML that built it.
-        size_bytes: Its size in bytes, with its models.
-        entry_service: The name of the service that answers first.
-        name: The bento's name.
+        bentoml_version: The version of BentoML that built the bento.
+        size_bytes: The size of the bento in bytes, including its models.
+        entry_service: The name of the service that receives requests first.
+        name: The name of the bento.
         apis: Always empty since BentoML 1.2.
         models: The tags of its models.
-        runners: Runners, for a bento of spec 1.
-        services: Services, for a bento built by BentoML 1.2 or later.
+        runners: The runners of a bento of spec 1.
+        services: The services of a bento built by BentoML 1.2 or later.
         envs: Environment variables.
         schema_: The OpenAPI-like schema of its endpoints; `schema` in JSON.
-        version: The bento's version.
-        dev: Whether it was pushed bare, for development.
-        image: How its image is built, for a bento of spec 2.
-        spec: The version of the format of bento.yaml.
+        version: The version of the bento.
+        dev: Whether the bento was pushed bare, for development.
+        image: How the image of a bento of spec 2 is built.
+        spec: The version of the format of `bento.yaml`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
@@ -146,7 +136,7 @@ class BentoManifestSchema(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _nulls_are_defaults(cls, data: object) -> object:
+    def _nulls_to_defaults(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
         optional = {"name", "runners", "version", "image"}
@@ -154,16 +144,16 @@ class BentoManifestSchema(BaseModel):
 
 
 class ModelManifestSchema(ResponseModel):
-    """What a model is, as BentoML's `ModelManifestSchema` has it; the same in requests and answers.
+    """The manifest of a model, with the fields of BentoML's `ModelManifestSchema`; the same in requests and responses.
 
     Attributes:
-        module: The BentoML framework module that saved it.
-        api_version: That module's format.
-        bentoml_version: The BentoML that saved it.
-        size_bytes: Its size in bytes.
-        metadata: What was said of it; for a model on a hub, where it is.
-        context: The framework's name and versions.
-        options: The framework module's options.
+        module: The BentoML framework module that saved the model.
+        api_version: The version of that module's format.
+        bentoml_version: The version of BentoML that saved the model.
+        size_bytes: The size of the model in bytes.
+        metadata: The metadata of the user; for a Hugging Face model, its location on the Hub.
+        context: The name and versions of the framework.
+        options: The options of the framework module.
     """
 
     module: str = ""
@@ -176,50 +166,44 @@ class ModelManifestSchema(ResponseModel):
 
 
 class ItemSchema(ResourceSchema):
-    """What bentos and models have in common.
-
-    Attributes:
-        version: The version.
-        description: The README, for a bento.
-        image_build_status: How far the image is built.
-        upload_status: `pending`, `uploading`, `success` or `failed`.
-        upload_started_at: When the upload began.
-        upload_finished_at: When it ended.
-        upload_finished_reason: Why it failed.
-        presigned_upload_url: Where to PUT, when that was asked for.
-        presigned_download_url: Where to GET, when that was asked for.
-        presigned_urls_deprecated: Yatai's own.
-        transmission_strategy: Which way the bytes go; None where that must be asked.
-        upload_id: The multipart upload, when one was begun.
-        build_at: When it was built.
-        creator: Who registered it.
-    """
+    """The fields that bentos and models share."""
 
     version: str
     description: str = ""
     image_build_status: str = ""
-    upload_status: str = ""
+    upload_status: str = ""  # pending, uploading, success or failed
     upload_started_at: OptionalTime = None
     upload_finished_at: OptionalTime = None
     upload_finished_reason: str = ""
-    presigned_upload_url: PresignedUrl
-    presigned_download_url: PresignedUrl
+    presigned_upload_url: PresignedUrl  # of a PUT; in the response to presign requests only
+    presigned_download_url: PresignedUrl  # of a GET; likewise
     presigned_urls_deprecated: bool = False
     transmission_strategy: Annotated[TransmissionStrategy | None, BeforeValidator(_known_or_none)] = None
-    upload_id: str = ""
+    upload_id: str = ""  # of a multipart upload, in the response to start_multipart_upload
     build_at: OptionalTime = None
     creator: UserSchema | None = None
 
     def _repr_html_(self) -> str:
-        return facts(facts_of(self))
+        return facts(details(self))
 
 
 class BentoSchema(ItemSchema):
     """A bento on the registry.
 
     Attributes:
-        bento_repository_uid: Its repository's id.
-        manifest: What it is.
+        uid: The id of the record.
+        version: The version of the bento.
+        description: The README.
+        manifest: The manifest; None if the registry sends none.
+        labels: The labels.
+        build_at: The time the bento was built, in UTC.
+        creator: The user that created the record.
+        upload_status: `pending`, `uploading`, `success` or `failed`.
+        upload_started_at: The time the upload started, in UTC.
+        upload_finished_at: The time the upload finished, in UTC.
+        upload_finished_reason: The reason of a failed upload.
+        created_at: The time the record was created, in UTC; likewise `updated_at` and `deleted_at`.
+        bento_repository_uid: The id of the repository.
     """
 
     bento_repository_uid: str = ""
@@ -230,8 +214,18 @@ class ModelSchema(ItemSchema):
     """A model on the registry.
 
     Attributes:
-        model_uid: Its repository's id, under Yatai's name for it.
-        manifest: What it is.
+        uid: The id of the record.
+        version: The version of the model.
+        manifest: The manifest; None if the registry sends none.
+        labels: The labels.
+        build_at: The time the model was saved, in UTC.
+        creator: The user that created the record.
+        upload_status: `pending`, `uploading`, `success` or `failed`.
+        upload_started_at: The time the upload started, in UTC.
+        upload_finished_at: The time the upload finished, in UTC.
+        upload_finished_reason: The reason of a failed upload.
+        created_at: The time the record was created, in UTC; likewise `updated_at` and `deleted_at`.
+        model_uid: The id of the repository, under Yatai's name for it.
     """
 
     model_uid: str = ""
@@ -239,24 +233,21 @@ class ModelSchema(ItemSchema):
 
 
 class RepositorySchema(ResourceSchema):
-    """What repositories of bentos and of models have in common.
-
-    Attributes:
-        description: What it is for.
-        creator: Who created it.
-    """
+    """The fields that repositories of bentos and of models share."""
 
     description: str = ""
     creator: UserSchema | None = None
 
 
 class BentoRepositorySchema(RepositorySchema):
-    """All versions of one bento.
+    """A repository: all versions of one bento.
 
     Attributes:
+        name: The name of the bento.
+        description: The description of the repository.
         latest_bento: The newest version.
-        n_bentos: How many versions there are.
-        n_deployments: How many deployments use them.
+        n_bentos: The number of versions.
+        n_deployments: The number of deployments that use them.
     """
 
     latest_bento: BentoSchema | None = None
@@ -265,9 +256,11 @@ class BentoRepositorySchema(RepositorySchema):
 
 
 class ModelRepositorySchema(RepositorySchema):
-    """All versions of one model.
+    """A repository: all versions of one model.
 
     Attributes:
+        name: The name of the model.
+        description: The description of the repository.
         latest_model: The newest version.
     """
 
@@ -275,30 +268,31 @@ class ModelRepositorySchema(RepositorySchema):
 
 
 class ModelWithRepositorySchema(ModelSchema):
-    """A model in a list of all models.
+    """A model with its repository; see `ModelSchema` for the other fields.
 
     Attributes:
-        repository: Its repository.
+        repository: The repository, with the model's name.
     """
 
     repository: ModelRepositorySchema | None = None
 
 
 class BentoWithRepositorySchema(BentoSchema):
-    """A bento in a list of all bentos.
+    """A bento with its repository; see `BentoSchema` for the other fields.
 
     Attributes:
-        repository: Its repository.
+        repository: The repository, with the bento's name.
     """
 
     repository: BentoRepositorySchema | None = None
 
 
 class BentoFullSchema(BentoWithRepositorySchema):
-    """A bento as Yatai answers for one: with its models.
+    """A bento with its models, as Yatai sends a single bento; see `BentoSchema` for the other fields.
 
     Attributes:
-        models: Its models that are on the registry.
+        repository: The repository, with the bento's name.
+        models: The models of the bento that are on the registry.
     """
 
     models: list[ModelWithRepositorySchema] = []
@@ -308,16 +302,9 @@ ItemT = TypeVar("ItemT", bound=ItemSchema)
 
 
 class ListSchema(ResponseModel, Generic[ItemT]):
-    """A page of a list, or all its pages.
+    """A page of a list, or all its pages."""
 
-    Attributes:
-        start: The first item's place in the whole, from 0.
-        count: How many were asked for.
-        total: How many there are.
-        items: The items.
-    """
-
-    _WHAT: ClassVar[str] = "items"
+    _NOUN: ClassVar[str] = "items"
 
     start: int = 0
     count: int = 0
@@ -325,64 +312,56 @@ class ListSchema(ResponseModel, Generic[ItemT]):
     items: list[ItemT] = []
 
     def _repr_html_(self) -> str:
-        return table(HEAD, map(row_of, self.items), total=len(self.items), what=self._WHAT)
+        return table(SUMMARY_COLUMNS, map(summary_row, self.items), total=len(self.items), what=self._NOUN)
 
 
 class BentoWithRepositoryListSchema(ListSchema[BentoWithRepositorySchema]):
-    """Bentos, newest first."""
+    """A list of bentos, newest first.
 
-    _WHAT = "bentos"
+    Attributes:
+        start: The position of the first item in the whole list, from 0.
+        count: The number of items asked for.
+        total: The number of items on the registry that match.
+        items: The bentos.
+    """
+
+    _NOUN = "bentos"
 
 
 class ModelWithRepositoryListSchema(ListSchema[ModelWithRepositorySchema]):
-    """Models, newest first."""
+    """A list of models, newest first.
 
-    _WHAT = "models"
-
-
-HEAD = ("TAG", "SIZE", "BUILT (UTC)", "UPLOAD")
-"""The columns of a list."""
-
-
-def tag_of(item: ItemSchema) -> str:
-    """Say which item a record is of.
-
-    Args:
-        item: The record.
-
-    Returns:
-        Its tag; the version alone where the registry does not say the name.
+    Attributes:
+        start: The position of the first item in the whole list, from 0.
+        count: The number of items asked for.
+        total: The number of items on the registry that match.
+        items: The models.
     """
+
+    _NOUN = "models"
+
+
+SUMMARY_COLUMNS = ("TAG", "SIZE", "BUILT (UTC)", "UPLOAD")
+
+
+def record_tag(item: ItemSchema) -> str:
+    """The tag of a record; its version alone if the registry does not send the name."""
     repository = getattr(item, "repository", None)
     name = repository.name if repository is not None else getattr(_manifest(item), "name", None)
     return f"{name}:{item.version}" if name else item.version
 
 
-def row_of(item: ItemSchema) -> tuple[str, ...]:
-    """Say of a record what a list has room for.
-
-    Args:
-        item: The record.
-
-    Returns:
-        A cell for each column of `HEAD`.
-    """
-    return tag_of(item), _size(item), f"{item.build_at:%Y-%m-%d %H:%M}" if item.build_at else "", item.upload_status
+def summary_row(item: ItemSchema) -> tuple[str, ...]:
+    """The row of a record in a list, with a cell for each of `SUMMARY_COLUMNS`."""
+    built = f"{item.build_at:%Y-%m-%d %H:%M}" if item.build_at else ""
+    return record_tag(item), _size(item), built, item.upload_status
 
 
-def facts_of(item: ItemSchema, tag: str | None = None) -> list[tuple[str, str]]:
-    """Say what a person wants to know of a record.
-
-    Args:
-        item: The record.
-        tag: Its tag, where that is known better.
-
-    Returns:
-        The name of each fact and the fact, which may be empty.
-    """
+def details(item: ItemSchema, tag: str | None = None) -> list[tuple[str, str]]:
+    """Names and values for the view of one record; a value may be empty. `tag` overrides the record's."""
     manifest = _manifest(item)
     return [
-        ("Tag", tag or tag_of(item)),
+        ("Tag", tag or record_tag(item)),
         ("Upload", " ".join(filter(None, (item.upload_status, item.upload_finished_reason)))),
         ("Built (UTC)", f"{item.build_at:%Y-%m-%d %H:%M:%S}" if item.build_at else ""),
         ("Size", _size(item)),

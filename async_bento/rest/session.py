@@ -115,7 +115,10 @@ class RestSession:
         except ValueError:
             url, usable = URL(), False
         if not usable:
-            raise APIResponseError("the registry presigned something that is no http or https URL")
+            raise APIResponseError(
+                "cannot use the registry's presigned URL: it is not an http or https URL. "
+                "Check the storage settings of the registry."
+            )
         return self._connections.target(url, {}, None)
 
 
@@ -132,4 +135,4 @@ def _is_loopback(host: str) -> bool:
 @cache
 def _warn_of_plain_http(registry: str) -> None:
     """Warn once per registry and process, however many clients there are."""
-    logger.warning("the API token goes to %s unencrypted: whoever is on the way can read it; use https", registry)
+    logger.warning("the API token is sent to %s unencrypted: anyone on the way can read it. Use https.", registry)

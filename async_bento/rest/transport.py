@@ -152,9 +152,13 @@ def translate_errors(request: str, target: Target, timeout: aiohttp.ClientTimeou
     try:
         yield
     except aiohttp.ConnectionTimeoutError as error:
-        raise APITimeoutError(f"{request}: no connection within {timeout.sock_connect:g} s") from error
+        raise APITimeoutError(
+            f"{request}: no connection within {timeout.sock_connect:g} s. Check the endpoint and the network."
+        ) from error
     except asyncio.TimeoutError as error:
-        raise APITimeoutError(f"{request}: no answer within {timeout.total:g} s") from error
+        raise APITimeoutError(
+            f"{request}: no response within {timeout.total:g} s. Check the registry, or raise the timeout."
+        ) from error
     except (aiohttp.ClientError, OSError) as error:
         raise connection_error(target, error) from error
 
@@ -165,19 +169,19 @@ def connection_error(target: Target, error: Exception) -> APIConnectionError:
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno or 0  # asyncio's text names the address, not the reason
         reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
-        hint = "is it running, and is the endpoint right?"
+        hint = "Check that it is running and that the endpoint is right."
         if target.proxy is not None and error.host == URL(target.proxy).host:
             place += f" through the proxy at {error.host}:{error.port}"
-            hint = "is the proxy right?"
+            hint = "Check the proxy."
         elif isinstance(error, aiohttp.ClientSSLError):
             reason = error.os_error.strerror or str(error.os_error)  # OpenSSL's error numbers are not errno's
-            hint = "if its certificate is your own, pass ssl= or set SSL_CERT_FILE"
-        return APIConnectionError(f"cannot reach the registry at {place}: {reason}; {hint}")
+            hint = "If its certificate is from a private authority, pass ssl= or set SSL_CERT_FILE."
+        return APIConnectionError(f"cannot reach the registry at {place}: {reason}. {hint}")
     if isinstance(error, aiohttp.ClientHttpProxyError):
         proxy = URL(target.proxy or "")
         return APIConnectionError(
-            f"cannot reach the registry at {place}: the proxy at {proxy.host}:{proxy.port} refused: "
-            f"{error.status} {error.message}"
+            f"cannot reach the registry at {place}: the proxy at {proxy.host}:{proxy.port} answered "
+            f"{error.status} {error.message}. Check the proxy and its password."
         )
     return APIConnectionError(f"the connection to the registry at {place} broke: {describe(error)}")
 

@@ -109,7 +109,7 @@ def test_login_uses_environment_variables(served: LocalRegistry, path: Path) -> 
 def test_login_keeps_env_token_from_other_endpoints(served: LocalRegistry, path: Path) -> None:
     result = run("login", "--endpoint", "https://evil.example")
     assert (result.exit_code, path.exists()) == (2, False)
-    assert "is not sent to https://evil.example" in result.stderr
+    assert "to https://evil.example: it is for " in result.stderr
 
 
 def test_login_with_rejected_token_stores_nothing(registry: LocalRegistry, path: Path) -> None:
@@ -228,7 +228,7 @@ def test_context_use_unknown_name_lists_the_known(two: LocalRegistry) -> None:
     result = run("context", "use", "staging")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no context 'staging'" in result.stderr
-    assert "(it has: lab, prod)" in result.stderr
+    assert ": it has only lab, prod. Use one of these, or run `async-bento login" in result.stderr
 
 
 def test_context_current_without_contexts_fails() -> None:

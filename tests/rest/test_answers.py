@@ -61,7 +61,7 @@ def test_401_names_where_the_token_came_from() -> None:
     error = refused(401)
     assert isinstance(error, AuthenticationError)
     assert str(error) == (
-        f"{REQUEST}: 401 Unauthorized; the registry does not accept the API token from BENTO_CLOUD_API_KEY"
+        f"{REQUEST}: 401 Unauthorized. The registry does not accept the API token from BENTO_CLOUD_API_KEY."
     )
 
 
@@ -69,8 +69,8 @@ def test_403_says_what_the_registry_says_and_where_the_token_came_from() -> None
     error = refused(403, b'{"message": "yatai login failed"}')
     assert isinstance(error, AuthenticationError)
     assert str(error) == (
-        f"{REQUEST}: 403 Forbidden; yatai login failed; "
-        "the registry does not accept the API token from BENTO_CLOUD_API_KEY"
+        f"{REQUEST}: 403 Forbidden: yatai login failed. "
+        "The registry does not accept the API token from BENTO_CLOUD_API_KEY."
     )
 
 
@@ -78,10 +78,10 @@ def test_403_says_what_the_registry_says_and_where_the_token_came_from() -> None
     ("status", "kind", "hint"),
     [
         (413, APIStatusError, "client_max_body_size"),
-        (429, RateLimitError, "the registry asks for fewer requests"),
-        (502, ServerError, "a proxy before the registry did not get an answer from it"),
-        (503, ServerError, "the registry is not ready"),
-        (504, ServerError, "did not get an answer from it in time"),
+        (429, RateLimitError, "The registry throttles requests"),
+        (502, ServerError, "A proxy before the registry got no response from it: "),
+        (503, ServerError, "The registry is not ready"),
+        (504, ServerError, "got no response from it in time"),
     ],
 )
 def test_a_proxys_page_becomes_a_hint_without_markup(status: int, kind: type[APIStatusError], hint: str) -> None:
@@ -104,7 +104,7 @@ def test_a_page_is_known_without_its_content_type(body: str) -> None:
 def test_500_says_what_the_registry_says() -> None:
     error = refused(500, b'{"error": "create bento: duplicate key"}', Content_Type="application/json")
     assert isinstance(error, ServerError)
-    assert str(error) == f"{REQUEST}: 500 Internal Server Error; create bento: duplicate key"
+    assert str(error) == f"{REQUEST}: 500 Internal Server Error: create bento: duplicate key"
     assert error.server_message == "create bento: duplicate key"
 
 
@@ -141,7 +141,7 @@ def test_the_trace_id_goes_into_the_message() -> None:
     error = refused(500, x_trace_id="4bf92f35")
     assert isinstance(error, APIStatusError)
     assert error.trace_id == "4bf92f35"
-    assert str(error).endswith("; trace id 4bf92f35")
+    assert str(error).endswith(". The trace id is 4bf92f35.")
 
 
 @pytest.mark.parametrize(
@@ -157,20 +157,20 @@ def test_retry_after_is_kept(header: str, seconds: float | None) -> None:
 def test_a_redirect_is_named_without_its_query(status: int) -> None:
     error = refused(status, Location="https://user:pw@elsewhere.example/api?X-Amz-Signature=5ecret#top")
     assert isinstance(error, APIStatusError)
-    assert "it redirects to https://elsewhere.example/api, and the token is not sent there" in str(error)
+    assert "The registry redirects to https://elsewhere.example/api, where the token is not sent" in str(error)
 
 
 def test_a_relative_redirect_is_named_without_its_query_too() -> None:
-    assert "it redirects to /login, and" in str(refused(302, Location="/login?session=5ecret"))
+    assert "redirects to /login, where" in str(refused(302, Location="/login?session=5ecret"))
 
 
 def test_a_redirect_to_nowhere_is_told_too() -> None:
-    assert "it redirects to elsewhere, and" in str(refused(302))
+    assert "redirects to elsewhere, where" in str(refused(302))
 
 
 def test_a_presigned_url_in_a_servers_message_loses_its_query() -> None:
     error = refused(500, b'{"error": "PUT https://s3.example/b/k?X-Amz-Signature=5ecret: timeout"}')
-    assert str(error).endswith("; PUT https://s3.example/b/k?… timeout")
+    assert str(error).endswith(": PUT https://s3.example/b/k?… timeout")
 
 
 def test_a_token_in_a_servers_message_is_not_repeated() -> None:
@@ -188,7 +188,7 @@ def test_a_page_where_json_was_due_asks_whether_it_is_a_registry(headers: dict[s
     error = refused(status, HTML.encode(), **headers)
     assert isinstance(error, APIResponseError)
     assert str(error) == (
-        f"{REQUEST}: {status}, with a page instead of JSON; is this endpoint a BentoCloud or Yatai registry?"
+        f"{REQUEST}: {status} with a page instead of JSON. Check that the endpoint is a BentoCloud or Yatai registry."
     )
 
 
@@ -231,13 +231,13 @@ async def test_another_400_is_an_error(
     ask: Callable[[RestApiClient], Awaitable[Any]], client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
     answer_anything(registry_mock, status=400, payload={"error": "start must be a number"})
-    with pytest.raises(APIStatusError, match="400 Bad Request; start must be a number"):
+    with pytest.raises(APIStatusError, match="400 Bad Request: start must be a number"):
         await ask(client)
 
 
 async def test_another_status_is_an_error_whatever_it_says(client: RestApiClient, registry_mock: RegistryMock) -> None:
     answer_anything(registry_mock, status=500, payload={"error": "record not found"})
-    with pytest.raises(ServerError, match="500 Internal Server Error; record not found"):
+    with pytest.raises(ServerError, match="500 Internal Server Error: record not found"):
         await client.bentos.get("iris", "v1")
 
 
@@ -246,13 +246,13 @@ async def test_a_page_with_404_is_not_taken_for_a_missing_record(
     ask: Callable[[RestApiClient], Awaitable[Any]], client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
     answer_anything(registry_mock, status=404, body=HTML, content_type="text/html")
-    with pytest.raises(APIResponseError, match="is this endpoint a BentoCloud or Yatai registry"):
+    with pytest.raises(APIResponseError, match="Check that the endpoint is a BentoCloud or Yatai registry"):
         await ask(client)
 
 
 async def test_what_must_be_there_and_is_not_is_an_error(client: RestApiClient, registry_mock: RegistryMock) -> None:
     answer_anything(registry_mock, "PATCH", status=404, payload={"error": "record not found"})
-    with pytest.raises(APIStatusError, match="404 Not Found; record not found") as caught:
+    with pytest.raises(APIStatusError, match="404 Not Found: record not found") as caught:
         await client.bentos.start_upload("iris", "v1")
     assert caught.value.status == 404
 
@@ -262,7 +262,9 @@ async def test_what_must_be_there_and_is_not_is_an_error(client: RestApiClient, 
 
 @pytest.mark.parametrize("body", [HTML.encode(), b"", b"{", b"\xff", b'{"version": "\\ud800"}'])
 def test_an_answer_that_is_no_json_asks_whether_it_is_a_registry(body: bytes) -> None:
-    with pytest.raises(APIResponseError, match="not JSON; is this endpoint a BentoCloud or Yatai registry") as caught:
+    with pytest.raises(
+        APIResponseError, match=r"not JSON\. Check that the endpoint is a BentoCloud or Yatai registry"
+    ) as caught:
         parse(body, BentoFullSchema)
     assert caught.value.field is None
 
@@ -291,13 +293,13 @@ def test_a_field_in_a_list_is_named_with_its_place() -> None:
 
 @pytest.mark.parametrize("body", [b"[]", b'"v1"', b"null", b"7"])
 def test_an_answer_that_is_no_object_does_not_fit_as_a_whole(body: bytes) -> None:
-    with pytest.raises(APIResponseError, match="does not fit the protocol: the answer: "):
+    with pytest.raises(APIResponseError, match="does not fit the protocol: the response: "):
         parse(body, BentoFullSchema)
 
 
 async def test_a_page_with_200_is_an_error_of_the_client(client: RestApiClient, registry_mock: RegistryMock) -> None:
     answer_anything(registry_mock, status=200, body=HTML, content_type="text/html")
-    with pytest.raises(APIResponseError, match="is this endpoint"):
+    with pytest.raises(APIResponseError, match="Check that the endpoint is"):
         await client.current_user()
     assert registry_mock.asked == 1
 
@@ -318,7 +320,8 @@ async def test_a_refused_connection_asks_whether_the_registry_runs(once: Config)
             with pytest.raises(APIConnectionError) as caught:
                 await client.current_user()
     assert str(caught.value) == (
-        f"cannot reach the registry at {endpoint}: Connection refused; is it running, and is the endpoint right?"
+        f"cannot reach the registry at {endpoint}: Connection refused. "
+        "Check that it is running and that the endpoint is right."
     )
     assert isinstance(caught.value.__cause__, aiohttp.ClientConnectorError)
 
@@ -347,7 +350,10 @@ async def test_a_registry_that_is_silent_times_out(once: Config, serve: Callable
         with pytest.raises(APITimeoutError) as caught:
             await client.current_user()
     enough.set()
-    assert str(caught.value) == f"GET {endpoint}/api/v1/auth/current: no answer within 0.05 s"
+    assert (
+        str(caught.value) == f"GET {endpoint}/api/v1/auth/current: no response within 0.05 s. "
+        "Check the registry, or raise the timeout."
+    )
 
 
 async def test_a_connection_that_is_not_made_in_time_says_which_timeout_it_was(
@@ -355,7 +361,7 @@ async def test_a_connection_that_is_not_made_in_time_says_which_timeout_it_was(
 ) -> None:
     answer_anything(registry_mock, exception=aiohttp.ConnectionTimeoutError())
     async with RestApiClient(ENDPOINT, TOKEN, config=once) as client:
-        with pytest.raises(APITimeoutError, match="no connection within 10 s"):
+        with pytest.raises(APITimeoutError, match=r"no connection within 10 s\. Check the endpoint and the network\.$"):
             await client.current_user()
 
 
@@ -404,7 +410,7 @@ async def test_a_certificate_nobody_knows_says_how_to_trust_it(once: Config, reg
         registry_mock, exception=aiohttp.ClientConnectorCertificateError(connection_key("registry.example"), refused)
     )
     async with RestApiClient(ENDPOINT, TOKEN, config=once) as client:
-        with pytest.raises(APIConnectionError, match=r"certificate verify failed: .*; if .* set SSL_CERT_FILE$"):
+        with pytest.raises(APIConnectionError, match=r"certificate verify failed: .*\. If .* set SSL_CERT_FILE\.$"):
             await client.current_user()
 
 
@@ -416,7 +422,7 @@ async def test_a_proxy_that_is_not_there_is_blamed_by_its_name(once: Config) -> 
             with pytest.raises(APIConnectionError) as caught:
                 await client.current_user()
     assert str(caught.value) == (
-        f"cannot reach the registry at {ENDPOINT} through the proxy at {proxy}: Connection refused; is the proxy right?"
+        f"cannot reach the registry at {ENDPOINT} through the proxy at {proxy}: Connection refused. Check the proxy."
     )
 
 

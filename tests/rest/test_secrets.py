@@ -77,7 +77,7 @@ async def test_a_redirect_takes_the_token_nowhere(status: int, serve: Serve) -> 
     target = await serve(elsewhere)
     registry = Recorder(lambda request: web.Response(status=status, headers={"Location": f"{target}/api?a={TOKEN}"}))
     async with RestApiClient(await serve(registry), TOKEN, config=ONCE) as client:
-        with pytest.raises(BentoError, match="it redirects to") as caught:
+        with pytest.raises(BentoError, match="The registry redirects to") as caught:
             await client.current_user()
     assert elsewhere.requests == []
     assert TOKEN not in all_that_is_told(caught.value)
@@ -306,7 +306,7 @@ async def test_a_lost_connection_tells_no_secret(serve: Serve, caplog: pytest.Lo
 )
 async def test_what_is_no_url_is_refused_without_being_shown(presigned: str, serve: Serve) -> None:
     async with RestApiClient(await serve(Recorder()), TOKEN) as client:
-        with pytest.raises(BentoError, match="presigned something that is no http or https URL") as caught:
+        with pytest.raises(BentoError, match="presigned URL: it is not an http or https URL") as caught:
             client.bentos.session.storage_target(SecretStr(presigned))
     assert SIGNATURE not in all_that_is_told(caught.value)
 
@@ -321,8 +321,8 @@ async def test_a_proxy_that_wants_another_password_is_not_quoted(serve: Serve) -
     told = all_that_is_told(caught.value)
     assert SIGNATURE not in told
     assert str(caught.value) == (
-        f"cannot reach the registry at https://registry.example: the proxy at {proxy.rpartition('@')[2]} refused: "
-        "407 Proxy Authentication Required"
+        f"cannot reach the registry at https://registry.example: the proxy at {proxy.rpartition('@')[2]} answered "
+        "407 Proxy Authentication Required. Check the proxy and its password."
     )
     assert TOKEN not in refusing.headers_seen()
 
@@ -346,7 +346,10 @@ def assert_logs_hold_no_secret(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("token", ["tk-5ecret\n", "tk-5ecret\x00", "tk-5ecret-é"])
 def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(token: str) -> None:
-    with pytest.raises(BentoError, match="the api_token argument holds characters that no token has") as caught:
+    with pytest.raises(
+        BentoError,
+        match="invalid API token from the api_token argument: it has a line break",
+    ) as caught:
         RestApiClient("https://registry.example", token)
     assert "5ecret" not in all_that_is_told(caught.value).replace(repr(token), "")
 
@@ -373,5 +376,5 @@ async def test_a_token_that_goes_to_another_machine_unencrypted_is_warned_of_onc
 
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert (
-        said == [f"the API token goes to {endpoint} unencrypted: whoever is on the way can read it; use https"] * warned
+        said == [f"the API token is sent to {endpoint} unencrypted: anyone on the way can read it. Use https."] * warned
     )

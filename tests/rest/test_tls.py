@@ -83,7 +83,7 @@ def trusting() -> ssl.SSLContext:
 
 async def test_a_registry_whose_certificate_nobody_knows_is_refused_once(server: TlsServer) -> None:
     async with RestApiClient(server.url, TOKEN, config=THREE_TRIES) as client:
-        with pytest.raises(APIConnectionError, match=r"certificate verify failed.*pass ssl= or set SSL_CERT_FILE"):
+        with pytest.raises(APIConnectionError, match=r"certificate verify failed.*pass ssl= or set SSL_CERT_FILE\.$"):
             await client.current_user()
 
     assert server.greeted == 1
