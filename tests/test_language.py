@@ -45,7 +45,6 @@ TO_CONVERT: tuple[str, ...] = (
     "async_bento/errors.py",
     "async_bento/integrations/",
     "async_bento/progress/",
-    "async_bento/rest/",
     "async_bento/transfer/adaptive.py",
     "async_bento/transfer/download.py",
     "async_bento/transfer/http.py",
