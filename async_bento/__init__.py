@@ -1,6 +1,6 @@
 """The asyncio-native client for BentoCloud and Yatai registries.
 
-Each name is imported when it is first used, so that `import async_bento` costs next to nothing.
+Each name is imported at its first use, so that `import async_bento` takes next to no time.
 """
 
 from importlib import import_module
@@ -114,7 +114,7 @@ _NAMES = {
         "UserSchema",
     ),
 }
-_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "APIConnectionError",
@@ -180,9 +180,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value: object = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

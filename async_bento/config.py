@@ -1,6 +1,6 @@
-"""Settings, each with its default and the reason for it.
+"""Settings, each with its default and the reason for the default.
 
-Weakest first: the defaults below, the `ASYNC_BENTO_*` variables, arguments.
+Precedence, weakest first: the defaults below, the `ASYNC_BENTO_*` variables, arguments.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ MiB = 1024 * KiB
 GiB = 1024 * MiB
 
 BENTOML_VERSION = "1.4.39"
-"""The BentoML whose protocol is spoken; sent as `X-Bentoml-Version`, which Yatai parses."""
+"""The version of BentoML whose protocol the client speaks; sent as `X-Bentoml-Version`, which Yatai parses."""
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # no clock takes an infinite wait
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # timers reject an infinite timeout
 
 
 class Timeouts(_Frozen):
-    """How long to wait, in seconds. No transfer has a total: a 40 GB bento over a poor link takes what it takes.
+    """Timeouts in seconds. A transfer has no total timeout, since a large bento over a slow link takes hours.
 
     Attributes:
-        connect: For a connection, its TLS handshake included. Ten seconds pass three SYN retransmissions.
-        stall: For the next byte of a transfer, either way. A minute outlives a failover of an object storage.
-        api: For one answer of the registry. BentoML's own client waits 60.
-        complete: For the answer to the end of a multipart upload. S3 puts the parts together meanwhile, which may take
-            minutes, and the parts are there already.
+        connect: To connect, including the TLS handshake. Ten seconds allow for three SYN retransmissions.
+        stall: Between two bytes of a transfer in either direction. A minute outlasts a failover of an object storage.
+        api: For one response of the registry. BentoML's own client waits 60 seconds.
+        complete: For the response that completes a multipart upload. S3 assembles the parts meanwhile, which may take
+            minutes, and a timeout would waste an upload whose parts have all arrived.
     """
 
     connect: float = Field(default=10.0, gt=0)
@@ -48,15 +48,16 @@ class Timeouts(_Frozen):
 
 
 class RetryPolicy(_Frozen):
-    """How often a transient fault is tried again, and how long to wait before it, in seconds.
+    """How often to retry after a transient error, and how long to wait, in seconds.
 
     Attributes:
-        attempts: Tries in all; of a part or a range, tries since another of the same transfer came through. Eight, with
-            the waits below, outlast twenty seconds of outage on average.
-        wait_initial: The longest wait before the second try; it doubles with each. How long the wait is then, is left
-            to chance, so that many clients do not come back at once.
-        wait_max: The longest wait between two tries.
-        retry_after_cap: The longest `Retry-After` that is obeyed; a longer one ends the call.
+        attempts: Attempts of a request, including the first one. For a part or a range the count restarts whenever
+            another part or range of the same transfer succeeds. Eight attempts with the waits below outlast an outage
+            of twenty seconds on average.
+        wait_initial: Upper limit of the wait before the second attempt; it doubles with each attempt. The wait itself
+            is random, from 0 to the limit, so that many clients do not return at once.
+        wait_max: Upper limit of every wait.
+        retry_after_cap: The longest `Retry-After` to obey; a longer one fails the call.
     """
 
     attempts: int = Field(default=8, ge=1)
@@ -66,29 +67,29 @@ class RetryPolicy(_Frozen):
 
 
 class Transfer(_Frozen):
-    """How bytes are moved. Sizes in bytes.
+    """How to transfer bytes. Sizes in bytes.
 
-    Memory of a push is at most `min(threads × items, concurrency) × 2 × io_chunk`, whatever the size of a part: a part
-    is never held, only the hop that is on its way and the one that is read after it. Memory of a pull is at most
-    `window + concurrency × 512 KiB`: the ranges that are on their way or wait for their turn, and what their
-    connections hold. Both count per client, all its bentos and models together, on top of what the interpreter takes;
-    the allocator, which gets ranges in pieces of any size, takes up to half as much again.
+    A push takes at most `min(threads × items, concurrency) × 2 × io_chunk` of memory, whatever the size of a part: of
+    each part in flight, memory holds the chunk being sent and the chunk being read. A pull takes at most
+    `window + concurrency × 512 KiB`: the ranges in flight or waiting to be extracted, and the buffers of their
+    connections. Both formulas are per client, for all of its bentos and models together, on top of the interpreter. The
+    allocator needs up to half as much again, since ranges arrive in pieces of any size.
 
     Attributes:
-        part_size: The size of a part of a multipart upload, or less, so that the parts of an item make whole rounds of
-            `threads`: see `transfer/upload.py`; more where the item would need over 10,000 parts of it,
-            never under S3's 5 MiB. With ten parts in flight over a link of 40 ms and 20 MB/s a connection, 128 to
-            400 MiB take 0.67 to 0.81 of the time that parts of 32 MiB take, since the last parts leave fewer
-            connections idle; 8 MiB gain little more and ask for twice as many URLs (benchmarks/part_size.py).
-        concurrency: Parts and ranges in flight for the whole client, all items together. `threads` bounds them for
-            one item.
-        io_chunk: What is read or written in one hop to a worker thread. 64 KiB costs about four times the CPU
-            of 1 MiB; 4 MiB gains nothing and blocks the loop longer over TLS.
-        window: The bytes of ranges that may be on their way or wait for their turn during a pull.
-        range_size: The most that one ranged GET of a pull asks for; never more than the window. It is less where a
-            connection is slow, and there are more of them then: see `transfer/pace.py`.
+        part_size: Size of a part of a multipart upload. Parts are smaller where the parts of an item then make whole
+            rounds of `threads` (see `transfer/upload.py`), and larger where the item would need more than 10,000
+            parts, but never below S3's 5 MiB. With ten parts in flight over a link of 40 ms and 20 MB/s per connection,
+            uploads of 128 to 400 MiB take 0.67 to 0.81 of the time they take with parts of 32 MiB, since the last
+            parts leave fewer connections idle. Parts of 8 MiB gain little more and need twice as many presigned URLs
+            (benchmarks/part_size.py).
+        concurrency: Parts and ranges in flight for the whole client. `threads` bounds them for one item.
+        io_chunk: Bytes that a worker thread reads or writes per call. 64 KiB costs about four times the CPU of 1 MiB;
+            4 MiB gains nothing and blocks the event loop longer over TLS.
+        window: Bytes of the ranges of a pull that are in flight or waiting to be extracted.
+        range_size: Upper limit of one range of a pull, at most the window. Over slow connections ranges are smaller
+            and more numerous: see `transfer/adaptive.py`.
         verify: Compare the MD5 of each part with its ETag, where the ETag looks like an MD5.
-        resume: Go on with an interrupted push or pull where it stopped, in another process too.
+        resume: Resume an interrupted push or pull, also in another process.
     """
 
     part_size: int = Field(default=16 * MiB, ge=MIN_PART_SIZE, le=MAX_PUT_SIZE)
@@ -101,27 +102,27 @@ class Transfer(_Frozen):
 
     @property
     def range_in_window(self) -> int:
-        """The size of a range, as far as the window has room for it."""
+        """The upper limit of one range, in bytes: `range_size`, at most the window."""
         return min(self.range_size, self.window)
 
 
 class Limits(_Frozen):
-    """What a tar may hold; one that holds more is refused while it arrives. Sizes in bytes.
+    """Limits of a tar; a tar above a limit is refused during the download. Sizes in bytes.
 
     Memory of unpacking a tar is at most `2 × names + 32 × header + 2 MiB`, and 128 MiB for the dictionary of an xz. The
     tar itself, unpacked by gzip and its like, has at most `content + members × (2 × header + 1 KiB) + 1 MiB`.
 
     Attributes:
-        members: The most members. Even one without content costs an inode and a tenth of a millisecond. A bento with an
-            environment in it has a hundred thousand.
-        depth: The most names in a path, and in a link's target. Python before 3.13 removes a directory with one of its
-            1,000 frames per level; what people build has tens.
-        path: The longest path of a member, and the longest target of a link: Linux's PATH_MAX.
-        header: The most that extended headers say of one member. The names and times in them take hundreds; 64 KiB is
-            the longest extended attribute that Linux keeps, should there be one.
-        names: The most memory for the names of directories and links, which are known until the end. It is enough for
-            400,000 of them, those included that are only named on the way to a member.
-        size: The most content, whatever was announced; None for what the disk holds.
+        members: Members of a tar. Even an empty one costs an inode and a tenth of a millisecond. A bento that contains
+            a virtual environment has a hundred thousand.
+        depth: Names in a path, and in the target of a link. Real bentos have tens. Python before 3.13 needs one of its
+            1,000 stack frames per level to remove a directory.
+        path: Length of a member's path, and of a link's target: Linux's PATH_MAX.
+        header: Size of the extended headers of one member. Names and times take hundreds of bytes; 64 KiB is the
+            longest extended attribute Linux stores.
+        names: Memory for the names of directories and links, which are kept until the end. The default suffices for
+            400,000 of them, including the parent directories of members.
+        size: Size of the content, whatever size the registry announces; None for no limit but the disk.
         max_ratio: The most content as a multiple of the size the registry announces. A bento's announced size includes
             its models, which are not in its tar, so the ratio of an honest tar stays below 1. A version that was pushed
             twice may keep the record, and so the size, of its first push.
@@ -139,13 +140,13 @@ class Limits(_Frozen):
     allowance: int = Field(default=GiB, ge=0)
 
     def content(self, announced: int) -> int | None:
-        """The most content a tar may have.
+        """Compute the limit of a tar's content.
 
         Args:
-            announced: Its size as the registry's record has it, in bytes; 0 or less where it has none.
+            announced: The size in the registry's record, in bytes; 0 or less if the record has none.
 
         Returns:
-            The bytes; None for as many as arrive.
+            The limit in bytes, or None for no limit.
         """
         if announced <= 0:
             return self.size
@@ -158,9 +159,9 @@ class Config(_Frozen):
 
     Attributes:
         timeouts: How long to wait.
-        retry: How often to try again.
-        transfer: How bytes are moved.
-        limits: What a tar may hold.
+        retry: How often to retry.
+        transfer: How to transfer bytes.
+        limits: Limits of a tar.
     """
 
     timeouts: Timeouts = Timeouts()
@@ -168,7 +169,7 @@ class Config(_Frozen):
     transfer: Transfer = Transfer()
     limits: Limits = Limits()
 
-    if TYPE_CHECKING:  # pydantic takes mappings for groups, of which type checkers know nothing
+    if TYPE_CHECKING:  # pydantic accepts a mapping for a group; type checkers do not know that
 
         def __init__(
             self,
@@ -181,16 +182,16 @@ class Config(_Frozen):
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Config:
-        """The defaults, with what `ASYNC_BENTO_<GROUP>_<FIELD>` variables say, like `ASYNC_BENTO_TRANSFER_VERIFY=0`.
+        """Read the settings from `ASYNC_BENTO_<GROUP>_<FIELD>` variables, like `ASYNC_BENTO_TRANSFER_VERIFY=0`.
 
         Args:
-            environ: Where to look.
+            environ: The environment variables.
 
         Returns:
-            The settings.
+            The settings, with the defaults for variables that are unset or empty.
 
         Raises:
-            ConfigError: A variable's value does not fit; the message names the variable.
+            ConfigError: The value of a variable is invalid; the message names the variable.
         """
         groups: dict[str, dict[str, str]] = {}
         for variable, group, field in _setting_variables():
@@ -214,13 +215,7 @@ def _setting_variables() -> Iterator[tuple[str, str, str]]:
 
 
 def bentoml_home(environ: Mapping[str, str] = os.environ) -> Path:
-    """The directory of the local stores, as BentoML finds it (`bentoml/_internal/configuration/containers.py`).
-
-    Args:
-        environ: Where to look for `BENTOML_HOME`.
-
-    Returns:
-        `$BENTOML_HOME`, with variables and `~` in it expanded, or `~/bentoml`.
-    """
+    """Return the directory of the local stores: `$BENTOML_HOME` with variables and `~` expanded, or `~/bentoml`."""
+    # As in BentoML's `bentoml/_internal/configuration/containers.py`.
     home = environ.get("BENTOML_HOME")
     return Path(os.path.expandvars(home)).expanduser() if home else Path.home() / "bentoml"

@@ -488,7 +488,7 @@ def test_the_same_origin_may_be_written_otherwise(same: str, log_in: Callable[..
 
 def test_a_stored_endpoint_that_is_none_is_told_so(log_in: Callable[..., None], home: Path) -> None:
     log_in(("prod", "https://prod.example:99999", "t"), current="prod")
-    with pytest.raises(ConfigError, match=r"'https://prod\.example:99999' is no endpoint"):
+    with pytest.raises(ConfigError, match=r"'https://prod\.example:99999' is not an endpoint"):
         find_credentials("https://prod.example", environ=environ(home))
 
 
@@ -547,7 +547,7 @@ def test_an_endpoint_loses_only_its_last_slash(said: str, read: str) -> None:
 def test_what_is_no_endpoint_is_refused_with_an_example(wrong: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_endpoint(wrong)
-    assert str(caught.value) == f"{wrong!r} is no endpoint: it must look like https://registry.example.com"
+    assert str(caught.value) == f"{wrong!r} is not an endpoint. Use a URL like https://registry.example.com."
 
 
 @pytest.mark.parametrize(

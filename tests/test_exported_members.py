@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def test_the_public_names_are_sorted_and_are_all_the_names_there_are() -> None:
     assert async_bento.__all__ == sorted(async_bento.__all__) == dir(async_bento)
     bound = {name for name in async_bento.__all__ if getattr(async_bento, name) is not None}
-    assert bound == {*async_bento._HOMES, "__version__"}
+    assert bound == {*async_bento._MODULES, "__version__"}
 
 
 def test_the_checkers_find_each_name_where_it_is_imported_from() -> None:
@@ -37,7 +37,7 @@ def test_the_checkers_find_each_name_where_it_is_imported_from() -> None:
         if isinstance(node, ast.ImportFrom) and node.module
         for alias in node.names
     }
-    assert seen == async_bento._HOMES
+    assert seen == async_bento._MODULES
 
 
 def test_a_name_that_is_none_is_missing() -> None:

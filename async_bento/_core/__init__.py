@@ -1,1 +1,1 @@
-"""Code that every package stands on."""
+"""Code that every package uses."""

@@ -1,8 +1,8 @@
-"""Blocking work off the event loop, in threads of our own; and tasks that end together.
+"""Worker threads for blocking calls, shielding from cancellation, byte budgets and bounded task groups.
 
-asyncio's default executor has `min(32, cpu + 4)` threads and belongs to the caller's code and to name resolution, so
-disk work never goes there. And a thread cannot be cancelled: a call that is cancelled waits here until its thread is
-done, so that no thread writes into a directory that the clean-up has removed.
+Blocking calls never run in asyncio's default executor: its `min(32, cpu + 4)` threads belong to the application and to
+name resolution. A thread cannot be cancelled, so a cancelled call waits for its thread to finish; otherwise the thread
+could write into a directory that the clean-up has removed.
 """
 
 from __future__ import annotations
@@ -26,45 +26,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SECONDS_BETWEEN_LOOKS = 0.2
-"""How often it is looked whether another process has given a lock back."""
+LOCK_POLL_INTERVAL = 0.2
+"""Seconds between two attempts to acquire a lock that another process holds."""
 
 
 class Threads:
-    """A bounded set of worker threads for disk work and hashing.
-
-    Args:
-        limit: How many threads at most.
-    """
+    """At most `limit` worker threads for disk access and hashing."""
 
     def __init__(self, limit: int) -> None:
         self.executor = ThreadPoolExecutor(max_workers=limit, thread_name_prefix="async-bento")
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking function in a worker thread; when cancelled, wait for its end, then propagate.
-
-        Args:
-            function: What to run.
-            *args: Its arguments.
-            **kwargs: Its keyword arguments.
-
-        Returns:
-            What the function returned.
-        """
+        """Run a blocking function in a worker thread; cancellation propagates after the function has returned."""
         return await shielded(
             asyncio.get_running_loop().run_in_executor(self.executor, partial(function, *args, **kwargs))
         )
 
     @asynccontextmanager
     async def entered(self, manager: AbstractContextManager[T]) -> AsyncGenerator[T]:
-        """Enter and leave a blocking context manager in worker threads.
-
-        Args:
-            manager: The context manager.
-
-        Yields:
-            What it yields.
-        """
+        """Enter and exit a blocking context manager in worker threads."""
         entering = asyncio.ensure_future(self.run(manager.__enter__))
         try:
             value = await shielded(entering)
@@ -81,25 +61,15 @@ class Threads:
             await shielded(self.run(manager.__exit__, None, None, None))
 
     def close(self) -> None:
-        """Let the threads end. None has work any more when every call has returned, so there is nothing to wait for."""
+        """Stop the threads without waiting: `run` returns only after its thread is idle."""
         self.executor.shutdown(wait=False)
 
 
 async def shielded(awaitable: Awaitable[T]) -> T:
-    """Await something that must not be left half-done: cancellation is held back until it has ended.
-
-    Args:
-        awaitable: A coroutine, task or future.
-
-    Returns:
-        Its result.
-
-    Raises:
-        asyncio.CancelledError: When cancelled meanwhile, after the awaitable's end.
-    """
+    """Await to completion even if cancelled, then raise the cancellation."""
     future = asyncio.ensure_future(awaitable)
     cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):  # or a cancelled scope would knock again in every turn of the loop
+    with anyio.CancelScope(shield=True):  # a cancelled scope cancels again in every iteration of the loop
         while not future.done():
             try:
                 await asyncio.wait([future])
@@ -107,20 +77,13 @@ async def shielded(awaitable: Awaitable[T]) -> T:
                 cancelled = error
     if cancelled is not None:
         if not future.cancelled():
-            future.exception()  # retrieved: the cancellation is what the caller hears of
+            future.exception()  # marks the exception as retrieved, or asyncio would log it
         raise cancelled
     return future.result()
 
 
 class ByteBudget:
-    """A number of bytes that may be held at once, taken in shares of any size. Who waits first, is served first.
-
-    Args:
-        size: The bytes.
-
-    Attributes:
-        free: The bytes that nobody holds.
-    """
+    """FIFO weighted semaphore that bounds the bytes held in memory; `free` is the number of bytes not held."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -132,11 +95,7 @@ class ByteBudget:
         return bool(self._waiting) or share > self.free
 
     async def acquire(self, share: int) -> None:
-        """Take a share, when it is free.
-
-        Args:
-            share: The bytes, no more than there are in all.
-        """
+        """Wait for `share` bytes, at most the size of the budget, and hold them until `release`."""
         if not self.would_block(share):
             self.free -= share
             return
@@ -146,18 +105,14 @@ class ByteBudget:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.release(share)  # it was had in the same moment
+                self.release(share)  # acquired and cancelled in the same iteration of the loop
             else:
                 self._waiting.remove((share, turn))
                 self._serve()
             raise
 
     def release(self, share: int) -> None:
-        """Give a share back.
-
-        Args:
-            share: The bytes.
-        """
+        """Release bytes acquired before."""
         self.free += share
         self._serve()
 
@@ -170,41 +125,26 @@ class ByteBudget:
 
 
 class Lock(Protocol):
-    """A lock that other processes respect. Its methods block."""
+    """A lock between processes. Its methods block."""
 
     def acquire(self, timeout: float | None = None) -> bool:
-        """Try to take it.
-
-        Args:
-            timeout: How long to wait for it, in seconds; None for as long as it takes.
-
-        Returns:
-            Whether it was taken.
-        """
+        """Wait up to `timeout` seconds, None for no limit, and return whether the lock is held now."""
         ...
 
     def release(self) -> None:
-        """Give it back; nothing happens where it is not held."""
+        """Release the lock; releasing a lock that is not held does nothing."""
         ...
 
 
 @asynccontextmanager
 async def hold_lock(lock: Lock, threads: Threads, waiting: Callable[[], None]) -> AsyncGenerator[None]:
-    """Hold a lock; asked for again and again, since a thread that waits for it could not be cancelled.
-
-    Args:
-        lock: The lock.
-        threads: Where it is asked for.
-        waiting: Called once, where another holds it.
-
-    Yields:
-        Nothing.
-    """
+    """Hold a lock; `waiting` is called once if another process holds it."""
     try:
+        # Polled, since a thread that waits for the lock could not be cancelled.
         if not await threads.run(lock.acquire, timeout=0):
             waiting()
             while not await threads.run(lock.acquire, timeout=0):  # noqa: ASYNC110 - no event crosses processes
-                await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+                await asyncio.sleep(LOCK_POLL_INTERVAL)
         yield
     finally:
         await shielded(threads.run(lock.release))
@@ -212,14 +152,7 @@ async def hold_lock(lock: Lock, threads: Threads, waiting: Callable[[], None]) -
 
 @asynccontextmanager
 async def background_task(coroutine: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T]]:
-    """Do something beside something else; at the block's end it is cancelled, if it has not ended.
-
-    Args:
-        coroutine: What to do.
-
-    Yields:
-        Its task.
-    """
+    """Run a coroutine in the background of a block; the end of the block cancels its task."""
     task = asyncio.create_task(coroutine)
     try:
         yield task
@@ -229,15 +162,9 @@ async def background_task(coroutine: Coroutine[Any, Any, T]) -> AsyncGenerator[a
 
 
 async def for_each(operation: Callable[[T], Awaitable[None]], items: Iterable[T], limit: int) -> None:
-    """Do something for each item, a few at a time, until all are done or one has failed; no task outlives the call.
+    """Run `operation` for each item, at most `limit` at a time; the first error cancels the others and is raised.
 
-    Args:
-        operation: What to do with one item.
-        items: The items; each is taken when its turn comes.
-        limit: How many at a time.
-
-    Raises:
-        Exception: What failed first, bare; the others have been cancelled and have ended.
+    No task outlives the call. Items are taken from the iterable only when a worker is free.
     """
     failures: list[Exception] = []
     waiting = iter(items)
@@ -246,7 +173,7 @@ async def for_each(operation: Callable[[T], Awaitable[None]], items: Iterable[T]
         try:
             for item in waiting:
                 await operation(item)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the first one is raised below
+        except Exception as error:  # noqa: BLE001 - the first error is raised below
             failures.append(error)
             group.cancel_scope.cancel()
 

@@ -69,7 +69,7 @@ class PushResult:
     def _repr_html_(self) -> str:
         results = (self, *self.models)
         head = ("TAG", "OUTCOME", "SENT", "PARTS", "SECONDS")
-        return table(head, map(_row, results), total=len(results), what="items")
+        return table(head, map(_row, results), total=len(results), noun="items")
 
 
 def _row(result: PushResult) -> tuple[str, ...]:

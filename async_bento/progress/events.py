@@ -1,7 +1,7 @@
-"""What a transfer tells its listener.
+"""Progress events, and the listeners that receive them.
 
-A listener is anything that can be called with a `ProgressEvent`, so a plain function will do. It is called on the
-event loop, so it must return at once. One that raises is told no more; the transfer goes on.
+A listener is any callable that takes a `ProgressEvent`, so a plain function will do. It runs on the event loop and must
+return at once. A listener that raises is dropped; the transfer continues.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Phase = Literal["planning", "transferring", "extracting", "finishing", "done", "skipped", "failed"]
-"""Where an item is: being looked at, on its way, all here and not yet unpacked, being closed, or ended in one of three
-ways."""
+"""The phase of an item. `extracting`: all bytes of a pull have arrived, but are not yet extracted. `finishing`: all
+bytes of a push have arrived, and the registry completes the upload. The last three are final."""
 
 ENDED: frozenset[Phase] = frozenset({"done", "skipped", "failed"})
 
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """How far one bento or model has come.
+    """The progress of one bento or model.
 
     Attributes:
-        direction: Which way it goes.
+        direction: `push` or `pull`.
         kind: `bento` or `model`.
-        tag: Which one.
-        phase: Where it is.
-        bytes_done: Bytes of its tar that have moved. It shrinks when a part is sent again.
-        bytes_total: Bytes of its tar, or None while that is not known.
-        message: What a person may want to know of it, like `already there`; else empty.
-        bytes_resumed: Those of `bytes_done` that an interrupted transfer had moved.
-        parts_done: Parts that have arrived, those of an interrupted push included.
-        parts_total: Parts of a push in parts; None for all else.
-        retries: How often something of it was tried again.
+        tag: The tag of the bento or model.
+        phase: The phase of the transfer.
+        bytes_done: Bytes of the tar transferred so far. The number shrinks when a part is retried.
+        bytes_total: Bytes of the tar, or None while the size is unknown.
+        message: A note for the user, like `already there`; empty for most events.
+        bytes_resumed: Bytes of `bytes_done` that an interrupted transfer had transferred.
+        parts_done: Parts uploaded so far, including those of an interrupted push.
+        parts_total: Parts of a multipart push; None for other transfers.
+        retries: Retried requests so far.
     """
 
     direction: Literal["push", "pull"]
@@ -60,34 +60,22 @@ class ProgressEvent:
 
 
 class ProgressListener(Protocol):
-    """Anything that can be called with a `ProgressEvent`."""
+    """Any callable that takes a `ProgressEvent`."""
 
     def __call__(self, event: ProgressEvent, /) -> None:
-        """Take note of an event; must not block.
+        """Handle an event; must not block.
 
         Args:
-            event: How far an item has come.
+            event: The progress of one bento or model.
         """
         ...
 
 
 @dataclass
 class Progress:
-    """The progress of one item, kept by the transfer and told to the listener.
+    """The progress of one item: updated by the transfer, sent to the listener; see `ProgressEvent` for the fields.
 
-    Attributes:
-        direction: Which way the item goes.
-        kind: `bento` or `model`.
-        tag: Which one.
-        listener: Who is told; None for nobody.
-        bytes_done: Bytes that have moved.
-        bytes_total: Bytes there are, or None while that is not known.
-        phase: Where the item is.
-        note: What is to be said of it at its end.
-        bytes_resumed: Those of the bytes that an interrupted transfer had moved.
-        parts_done: Parts that have arrived.
-        parts_total: Parts of a push in parts.
-        retries: How often something of it was tried again.
+    `note` is the message of the last event, unless the transfer fails.
     """
 
     direction: Literal["push", "pull"]
@@ -104,7 +92,7 @@ class Progress:
     retries: int = field(default=0, init=False)
 
     def __enter__(self) -> Self:
-        self._tell()
+        self._notify()
         return self
 
     def __exit__(
@@ -114,69 +102,42 @@ class Progress:
             self.enter("done" if error is None else "failed", self.note if error is None else _reason(error))
 
     def enter(self, phase: Phase, message: str = "", *, bytes_total: int | None = None) -> None:
-        """Go on to another phase.
-
-        Args:
-            phase: The phase.
-            message: What a person may want to know of it.
-            bytes_total: Bytes there are, where it is known now.
-        """
+        """Enter a phase, with a message for the user."""
         self.phase = phase
         if bytes_total is not None:
             self.bytes_total = bytes_total
-        self._tell(message)
+        self._notify(message)
 
     def advance(self, count: int) -> None:
-        """Count bytes that have moved.
-
-        Args:
-            count: How many; negative to take bytes back that must move again.
-        """
+        """Add transferred bytes; a negative number takes back bytes that must be transferred again."""
         self.bytes_done += count
-        self._tell()
+        self._notify()
 
     def resume(self, count: int, total: int) -> None:
-        """Go on where an interrupted transfer has stopped.
-
-        Args:
-            count: Bytes that it had moved.
-            total: Bytes there are.
-        """
+        """Start with `count` of `total` bytes that an interrupted transfer had transferred."""
         self.bytes_done += count
         self.bytes_resumed = count
         self.enter("transferring", f"resuming at {100 * count // total} %", bytes_total=total)
 
-    def start_afresh(self, why: str) -> None:
-        """Move all bytes again.
-
-        Args:
-            why: Why those that have moved are of no use.
-        """
+    def restart(self, reason: str) -> None:
+        """Start again from the first byte; `reason` is appended to the message, so it begins with punctuation."""
         self.bytes_done = self.bytes_resumed = self.parts_done = 0
         self.parts_total = None
-        self.enter("transferring", f"starting afresh{why}")
+        self.enter("transferring", f"restarting{reason}")
 
     def part_arrived(self) -> None:
-        """Count a part."""
+        """Count a completed part."""
         self.parts_done += 1
-        self._tell()
+        self._notify()
 
     def retry(self, error: BaseException) -> None:
-        """Count something that is tried again.
-
-        Args:
-            error: What it failed with.
-        """
+        """Count a retry after an error."""
         self.retries += 1
-        self._tell(f"trying again: {_reason(error)}")
+        self._notify(f"retrying: {_reason(error)}")
 
     @contextmanager
     def attempt(self) -> Generator[Callable[[int], None]]:
-        """Count the bytes of one try; if it fails they are taken back, since they must move again.
-
-        Yields:
-            What to call with each number of bytes that have moved.
-        """
+        """Yield a counter for the bytes of one attempt; a failed attempt takes its bytes back."""
         counted = 0
 
         def count(moved: int) -> None:
@@ -191,7 +152,7 @@ class Progress:
                 self.advance(-counted)
             raise
 
-    def _tell(self, message: str = "") -> None:
+    def _notify(self, message: str = "") -> None:
         if self.listener is None:
             return
         event = ProgressEvent(
@@ -211,14 +172,14 @@ class Progress:
             self.listener(event)
         except Exception:
             self.listener = None
-            logger.exception("The progress listener raised and is told no more of %s %s", self.kind, self.tag)
+            logger.exception("The progress listener raised and receives no more events of %s %s", self.kind, self.tag)
 
 
 class ProgressEvents:
-    """A listener whose events are awaited, by an app that has a page or a socket to tell of them.
+    """A listener whose events are iterated, for an application that forwards them to a page or a socket.
 
-    Who is slow misses nothing of weight: of events that differ in their numbers alone, the newest is kept. So what is
-    held does not grow with the transfer.
+    Slow consumers are safe: events that differ only in counters are coalesced, so memory does not grow with the
+    transfer.
 
         events = ProgressEvents()
         async with AsyncBentoAPI(progress=events) as api:
@@ -230,31 +191,31 @@ class ProgressEvents:
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[str, ...], ProgressEvent] = {}
-        self._news = asyncio.Event()
+        self._arrived = asyncio.Event()
 
     def __call__(self, event: ProgressEvent, /) -> None:
-        """Keep an event until it is asked for.
+        """Keep an event until it is iterated.
 
         Args:
-            event: How far an item has come.
+            event: The progress of one bento or model.
         """
         key = (event.direction, event.kind, event.tag, event.phase, event.message)
         self._waiting.pop(key, None)  # the newest goes to the end
         self._waiting[key] = event
-        self._news.set()
+        self._arrived.set()
 
     async def until(self, task: asyncio.Future[Any]) -> AsyncGenerator[ProgressEvent]:
-        """Walk the events, as they come, until a task is done. What it raises is left to who awaits it.
+        """Iterate over events until a task is done. An error of the task is not raised here: await the task.
 
         Args:
             task: The task, on the running event loop.
 
         Yields:
-            One event after the other.
+            Each event, in the order of arrival.
         """
 
         def ended(_: object) -> None:
-            self._news.set()
+            self._arrived.set()
 
         task.add_done_callback(ended)
         try:
@@ -263,36 +224,25 @@ class ProgressEvents:
                     yield self._waiting.pop(next(iter(self._waiting)))
                 if task.done():
                     return
-                self._news.clear()
-                await self._news.wait()
+                self._arrived.clear()
+                await self._arrived.wait()
         finally:
             task.remove_done_callback(ended)
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, asyncio.CancelledError):
-        return "cancelled"  # what it says of itself is for who wrote the loop
+        return "cancelled"  # the message of a CancelledError is for the author of the task
     return str(error).partition("\n")[0] or type(error).__name__
 
 
 def is_watched(stream: TextIO | None = None) -> bool:
-    """Whether someone looks: the stream is a terminal, or this is a notebook's kernel.
-
-    Args:
-        stream: Where bars would be drawn; standard error by default.
-
-    Returns:
-        True where a bar is worth drawing.
-    """
+    """Whether progress bars have a viewer: the stream, by default stderr, is a terminal, or this is a notebook."""
     where = stream or sys.stderr  # None under pythonw
     return is_notebook() or (where is not None and where.isatty())
 
 
 def is_notebook() -> bool:
-    """Whether this is a notebook's kernel. A program that has ipykernel imported, to run notebooks, is none.
-
-    Returns:
-        True in a kernel of Jupyter's.
-    """
+    """Whether this process is a running Jupyter kernel; a program that merely imports ipykernel is not."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")

@@ -1,4 +1,4 @@
-"""What a person sees of transfers: bars on a terminal and in a notebook, and lines of text everywhere else."""
+"""Listeners for people: tqdm bars on a terminal and in a notebook, lines of text everywhere else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from async_bento._core.text import shorten
 from async_bento.progress.events import ENDED, ProgressListener, is_notebook, is_watched
-from async_bento.progress.summary import Job, fit, key_of, last_line, name_of
+from async_bento.progress.summary import TransferSummary, fit, key_of, last_line, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,21 +20,17 @@ if TYPE_CHECKING:
 
     from async_bento.progress.events import ProgressEvent
 
-REDRAWN = 0.1
-"""Seconds between two drawings of a bar."""
+REDRAW_INTERVAL = 0.1
+"""Seconds between two redraws of a bar."""
 
-NARROW, BAR = 80, 10  # columns
+DEFAULT_COLUMNS, BAR_COLUMNS = 80, 10
 
 
 def choose_listener(progress: bool | ProgressListener | None) -> ProgressListener | None:
-    """Find who is told of progress.
+    """Return the listener for a `progress` argument: a listener itself, or True, False or None for the default.
 
-    Args:
-        progress: True for bars, or for lines where there is neither a terminal nor a notebook with ipywidgets; False
-            for nobody; None for bars or lines where someone looks; or who is told.
-
-    Returns:
-        Who is told; None for nobody.
+    True draws bars on a terminal and in a notebook with ipywidgets, and writes lines elsewhere. None does so only for a
+    viewer (see `is_watched`).
     """
     if progress is None:
         progress = is_watched()
@@ -52,17 +48,17 @@ def _can_draw() -> bool:
 
 
 class TqdmListener:
-    """Draws a tqdm bar per bento or model under way, and one for all of them; leaves a line for each that has ended.
+    """Draw a tqdm bar per active bento or model and one for all of them; leave a line for each finished one.
 
     Args:
-        stream: Where to draw; standard error by default, and the page in a notebook.
-        clock: What tells the time, in seconds.
+        stream: The stream to draw on; by default stderr, and the page in a notebook.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
-        self._job = Job()
+        self._summary = TransferSummary()
         self._bars: dict[tuple[str, str, str], tqdm[Any]] = {}
         self._total: tqdm[Any] | None = None
         self._drawn: dict[tuple[str, str, str], tuple[float, str, int]] = {}
@@ -71,34 +67,34 @@ class TqdmListener:
         """Draw an event.
 
         Args:
-            event: How far an item has come.
+            event: The progress of one bento or model.
         """
         key, now = key_of(event), self._clock()
-        self._job.note(event, now)
+        self._summary.record(event, now)
         if event.phase in ENDED:
             line = last_line(event)
             bar = self._bars.pop(key, None)
             if bar is not None:
                 bar.close()
                 self._drawn.pop(key, None)
-                line = f"\r{line}"  # a bar below others leaves the cursor where it ended
+                line = f"\r{line}"  # closing a bar below others leaves the cursor at the end of its line
             self._draw_total()
             self._write(line)
             return
         before = self._drawn.get(key, (0.0, "", 0))
         changed = bool(event.message) or key not in self._bars or (event.phase, event.retries) != before[1:]
-        if not changed and now - before[0] < REDRAWN:
+        if not changed and now - before[0] < REDRAW_INTERVAL:
             return
         self._drawn[key] = (now, event.phase, event.retries)
         if key not in self._bars:
             self._open(key)
-        self._draw(self._bars[key], name_of(event), event.bytes_done, event.bytes_total, self._job.facts_of(event))
+        self._draw(self._bars[key], name_of(event), event.bytes_done, event.bytes_total, self._summary.facts_of(event))
         self._draw_total()
-        if event.message and event.retries == before[2]:  # the bar counts what is tried again
+        if event.message and event.retries == before[2]:  # the bar shows the number of retries
             self._write(f"\r{name_of(event)}: {event.message}")
 
     def _open(self, key: tuple[str, str, str]) -> None:
-        if self._total is not None:  # it stays the last one
+        if self._total is not None:  # reopened below, since the total stays the last bar
             self._total.close()
             self._total = None
         self._bars[key] = self._bar()
@@ -109,26 +105,26 @@ class TqdmListener:
         )
 
     def _draw_total(self) -> None:
-        # The total of one is its own bar, and there is none of what was skipped.
-        if len(self._job.items) < 2 or not self._bars or not self._job.total:  # noqa: PLR2004
+        # One item needs no total, and skipped items have no bytes.
+        if len(self._summary.items) < 2 or not self._bars or not self._summary.total:  # noqa: PLR2004
             if self._total is not None:
                 self._total.close()
                 self._total = None
             return
         if self._total is None:
             self._total = self._bar()
-        count = len(self._job.items)
-        name = f"all {count}, {count - len(self._job.under_way)} done"
-        self._draw(self._total, name, self._job.done, self._job.total, self._job.facts())
+        count = len(self._summary.items)
+        name = f"all {count}, {count - len(self._summary.active)} done"
+        self._draw(self._total, name, self._summary.done, self._summary.total, self._summary.facts())
 
-    def _draw(self, bar: tqdm[Any], name: str, done: int, total: int | None, said: Sequence[str]) -> None:
+    def _draw(self, bar: tqdm[Any], name: str, done: int, total: int | None, facts: Sequence[str]) -> None:
         columns = _columns(self._stream)
         name = shorten(name, columns // 3)
-        room = columns - len(name) - len("  100 %|| ") - BAR
-        text = fit(said, room).replace("{", "{{").replace("}", "}}")
+        width = columns - len(name) - len("  100 %|| ") - BAR_COLUMNS
+        text = fit(facts, width).replace("{", "{{").replace("}", "}}")
         head = name.replace("{", "{{").replace("}", "}}")
         bar.bar_format = f"{head}  {{percentage:3.0f}} %|{{bar}}| {text}" if total else f"{head}  {text}"
-        if bar.total != total and hasattr(bar, "container"):  # a widget, which learns it in no other way
+        if bar.total != total and hasattr(bar, "container"):  # a widget reads its total only here
             bar.reset(total)
         bar.total = total
         bar.n = done
@@ -139,12 +135,12 @@ class TqdmListener:
 
 
 class LineListener:
-    """Writes a line every few seconds, for logs: how far the items are, and how each has ended.
+    """Write a line of progress every few seconds, and one for each finished item; for logs.
 
     Args:
-        stream: Where to write; standard error by default, and the page in a notebook.
-        interval: Seconds between two lines that tell how far it is.
-        clock: What tells the time, in seconds.
+        stream: The stream to write to; by default stderr, and the page in a notebook.
+        interval: Seconds between two lines of progress.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -153,27 +149,27 @@ class LineListener:
         self._stream = stream
         self._interval = interval
         self._clock = clock
-        self._job = Job()
-        self._told_at: float | None = None
+        self._summary = TransferSummary()
+        self._reported_at: float | None = None
 
     def __call__(self, event: ProgressEvent, /) -> None:
-        """Take note of an event, and write a line where it is time for one.
+        """Record an event, and write a line when one is due.
 
         Args:
-            event: How far an item has come.
+            event: The progress of one bento or model.
         """
         now = self._clock()
-        known = self._job.items.get(key_of(event))
-        self._job.note(event, now)
-        if self._told_at is None:
-            self._told_at = now
+        known = self._summary.items.get(key_of(event))
+        self._summary.record(event, now)
+        if self._reported_at is None:
+            self._reported_at = now
         if event.phase in ENDED:
             self._write(last_line(event))
         elif event.message and (known is None or event.retries == known.retries):
             self._write(f"{name_of(event)}: {event.message}")
-        elif now - self._told_at >= self._interval:
-            self._told_at = now
-            self._write(self._job.status(event))
+        elif now - self._reported_at >= self._interval:
+            self._reported_at = now
+            self._write(self._summary.status(event))
 
     def _write(self, line: str) -> None:
         _write(line, self._stream)
@@ -182,8 +178,8 @@ class LineListener:
 def _columns(stream: TextIO | None) -> int:
     where = stream or sys.stderr
     with suppress(OSError, ValueError, AttributeError):  # no terminal
-        return os.get_terminal_size(where.fileno()).columns or NARROW
-    return NARROW
+        return os.get_terminal_size(where.fileno()).columns or DEFAULT_COLUMNS
+    return DEFAULT_COLUMNS
 
 
 def _bar_class(stream: TextIO | None) -> type[tqdm[Any]]:
@@ -191,7 +187,7 @@ def _bar_class(stream: TextIO | None) -> type[tqdm[Any]]:
         from tqdm.notebook import tqdm as widget
 
         return widget
-    from tqdm import tqdm  # not tqdm.auto, which warns where there are no widgets
+    from tqdm import tqdm  # not tqdm.auto, which warns without widgets
 
     return tqdm
 

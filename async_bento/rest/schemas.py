@@ -312,7 +312,7 @@ class ListSchema(ResponseModel, Generic[ItemT]):
     items: list[ItemT] = []
 
     def _repr_html_(self) -> str:
-        return table(SUMMARY_COLUMNS, map(summary_row, self.items), total=len(self.items), what=self._NOUN)
+        return table(SUMMARY_COLUMNS, map(summary_row, self.items), total=len(self.items), noun=self._NOUN)
 
 
 class BentoWithRepositoryListSchema(ListSchema[BentoWithRepositorySchema]):

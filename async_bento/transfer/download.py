@@ -165,7 +165,7 @@ class _Download:
         """
         await self.sink.restart()
         self._etag = self._total = None
-        self.progress.start_afresh(f": {why}")
+        self.progress.restart(f": {why}")
 
     async def _begin(self, on_their_way: deque[_OnItsWay]) -> int:
         """Ask for the first range, and wait until its head has told size and ETag, or until it has come to its end."""

@@ -246,7 +246,7 @@ class _Upload:
         return left
 
     def _start_afresh(self, why: str) -> None:
-        self.progress.start_afresh(f", since an interrupted push is of no use: {why}")
+        self.progress.restart(f", since an interrupted push is of no use: {why}")
 
     async def keep_books(
         self, operation: Callable[Concatenate[Journal, P], T], *args: P.args, **kwargs: P.kwargs

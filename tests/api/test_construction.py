@@ -30,7 +30,7 @@ async def test_a_named_context_is_found_by_the_first_call(home: Path) -> None:
 
 
 def test_what_needs_no_file_is_checked_at_once() -> None:
-    with pytest.raises(ConfigError, match="is no endpoint"):
+    with pytest.raises(ConfigError, match="is not an endpoint"):
         AsyncBentoAPI(endpoint="nowhere", api_token="token")
 
 

@@ -116,7 +116,7 @@ def test_push_directory_bare_then_forced(served: LocalRegistry, home: Path, tmp_
         (("models", "get", "mod"), 3, "`async-bento models list` shows what is there"),
         (("list", "--context", "prod"), 2, "no context 'prod' in {home}/.yatai.yaml"),
         (("push", "svc:v1", "--threads", "0"), 2, "0 is not in the range x>=1"),
-        (("list", "--endpoint", "nowhere"), 2, "'nowhere' is no endpoint"),
+        (("list", "--endpoint", "nowhere"), 2, "'nowhere' is not an endpoint"),
     ],
 )
 def test_error_prints_one_line_and_sets_exit_code(

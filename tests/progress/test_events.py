@@ -129,7 +129,7 @@ def test_a_listener_that_raises_is_told_no_more_and_the_transfer_goes_on(caplog:
     assert (progress.phase, progress.bytes_done) == ("done", 100)
     assert len(told) == 1
     (record,) = caplog.records
-    assert record.getMessage() == "The progress listener raised and is told no more of bento iris:v1"
+    assert record.getMessage() == "The progress listener raised and receives no more events of bento iris:v1"
     assert record.exc_info is not None
 
 
@@ -155,9 +155,9 @@ def test_what_is_of_no_use_is_not_counted(heard: Heard) -> None:
     progress = Progress("push", "model", "m:1", heard)
     progress.parts_done, progress.parts_total = 3, 5
     progress.resume(62, 100)
-    progress.start_afresh(": it has changed")
+    progress.restart(": it has changed")
     last = heard[-1]
-    assert last.message == "starting afresh: it has changed"
+    assert last.message == "restarting: it has changed"
     assert (last.bytes_done, last.bytes_resumed, last.parts_done, last.parts_total) == (0, 0, 0, None)
 
 
@@ -167,7 +167,7 @@ def test_parts_and_retries_are_counted(heard: Heard) -> None:
     progress.part_arrived()
     progress.retry(OSError("reset\nby peer"))
     last = heard[-1]
-    assert (last.parts_done, last.parts_total, last.retries, last.message) == (1, 2, 1, "trying again: reset")
+    assert (last.parts_done, last.parts_total, last.retries, last.message) == (1, 2, 1, "retrying: reset")
 
 
 # Events that are awaited
@@ -206,7 +206,7 @@ async def test_who_is_slow_is_told_the_newest_numbers_and_every_step_and_message
     assert heard == [
         ("planning", 0, ""),
         ("transferring", 1000, ""),
-        ("transferring", 1000, "trying again: reset"),
+        ("transferring", 1000, "retrying: reset"),
         ("done", 1000, ""),
     ]
 

@@ -13,7 +13,7 @@ import pytest
 
 from async_bento import AsyncBentoAPI, LineListener, ProgressEvent, TqdmListener
 from async_bento.progress.listeners import choose_listener
-from async_bento.progress.summary import Job, Rate, fit
+from async_bento.progress.summary import Rate, TransferSummary, fit
 from tests.builders import MiB
 
 if TYPE_CHECKING:
@@ -152,10 +152,10 @@ def test_a_message_is_a_line_and_a_retry_is_counted(screen: Terminal, clock: Clo
     listener = TqdmListener(screen, clock=clock)
     listener(event("planning", message="waiting for another process that pushes it"))
     listener(event("transferring", 62, 100, "resuming at 62 %", bytes_resumed=62))
-    listener(event("transferring", 62, 100, "trying again: reset", bytes_resumed=62, retries=1))
+    listener(event("transferring", 62, 100, "retrying: reset", bytes_resumed=62, retries=1))
     listener(event("done", 100, 100, bytes_resumed=62, retries=1))
     assert "1 retry" in screen.getvalue()
-    assert "trying again" not in screen.getvalue()
+    assert "retrying" not in screen.getvalue()
     assert lines_left(screen) == [
         "pushing bento iris:v1: waiting for another process that pushes it",
         "pushing bento iris:v1: resuming at 62 %",
@@ -266,7 +266,7 @@ def test_a_notebook_has_bars_where_there_are_widgets_and_else_lines(monkeypatch:
 async def test_any_function_is_a_listener() -> None:
     told: list[ProgressEvent] = []
     async with AsyncBentoAPI(endpoint="http://127.0.0.1:1", api_token="t", progress=told.append) as api:
-        with api._connection.progress("push", "bento", "iris:v1"):  # type: ignore[arg-type]
+        with api._resources.progress("push", "bento", "iris:v1"):  # type: ignore[arg-type]
             pass
     assert [event.phase for event in told] == ["planning", "done"]
 
@@ -277,35 +277,35 @@ async def test_any_function_is_a_listener() -> None:
 def test_a_rate_is_that_of_the_last_seconds() -> None:
     rate = Rate()
     for second in range(60):
-        rate.note(second * (100 if second < 30 else 0) + 30 * (100 if second >= 30 else 0), float(second))
+        rate.record(second * (100 if second < 30 else 0) + 30 * (100 if second >= 30 else 0), float(second))
     assert rate.per_second == 0
     rate = Rate()
     for second in range(20):
-        rate.note(second * 100, float(second))
+        rate.record(second * 100, float(second))
     assert rate.per_second == 100
 
 
 def test_a_rate_is_not_told_from_the_first_moment() -> None:
     rate = Rate()
     assert rate.per_second is None
-    rate.note(0, 0.0)
-    rate.note(10**9, 0.5)
+    rate.record(0, 0.0)
+    rate.record(10**9, 0.5)
     assert rate.per_second is None
 
 
 def test_the_time_of_planning_is_not_in_the_rate() -> None:
-    job = Job()
-    job.note(event("planning"), 0.0)
-    job.note(event("transferring", 0, 1000), 60.0)
+    summary = TransferSummary()
+    summary.record(event("planning"), 0.0)
+    summary.record(event("transferring", 0, 1000), 60.0)
     last = event("transferring", 200, 1000)
-    job.note(last, 62.0)
-    assert job.facts_of(last)[1] == "100 B/s"
+    summary.record(last, 62.0)
+    assert summary.facts_of(last)[1] == "100 B/s"
 
 
 def test_bursts_do_not_make_a_rate_jump() -> None:
     rate, told = Rate(), []
     for tenth in range(300):  # 100 bytes a second, all of them in the last tenth of each second
-        rate.note(100 * (tenth // 10), tenth / 10)
+        rate.record(100 * (tenth // 10), tenth / 10)
         if tenth > 100 and rate.per_second is not None:
             told.append(rate.per_second)
     assert max(told) <= 115
@@ -313,23 +313,23 @@ def test_bursts_do_not_make_a_rate_jump() -> None:
 
 
 def test_bytes_that_an_earlier_transfer_moved_are_not_in_the_rate() -> None:
-    job = Job()
-    job.note(event("transferring", 620 * MiB, 1000 * MiB, bytes_resumed=620 * MiB), 0.0)
-    job.note(event("transferring", 622 * MiB, 1000 * MiB, bytes_resumed=620 * MiB), 2.0)
+    summary = TransferSummary()
+    summary.record(event("transferring", 620 * MiB, 1000 * MiB, bytes_resumed=620 * MiB), 0.0)
+    summary.record(event("transferring", 622 * MiB, 1000 * MiB, bytes_resumed=620 * MiB), 2.0)
     last = event("transferring", 624 * MiB, 1000 * MiB, bytes_resumed=620 * MiB)
-    job.note(last, 4.0)
-    assert job.facts_of(last) == ["624.0/1000.0 MiB", "1.0 MiB/s", "6 min 16 s left"]
-    assert job.facts() == job.facts_of(last)
+    summary.record(last, 4.0)
+    assert summary.facts_of(last) == ["624.0/1000.0 MiB", "1.0 MiB/s", "6 min 16 s left"]
+    assert summary.facts() == summary.facts_of(last)
 
 
 def test_what_begins_at_once_belongs_to_the_job_and_what_begins_later_does_not() -> None:
-    job = Job()
-    job.note(event("done", 10, 10, kind="model"), 0.0)
-    job.note(event("transferring", 0, 10), 0.5)
-    assert (len(job.items), job.done, job.total) == (2, 10, 20)
-    job.note(event("done", 10, 10), 1.0)
-    job.note(event("planning", tag="iris:v2"), 60.0)
-    assert [one.tag for one in job.items.values()] == ["iris:v2"]
+    summary = TransferSummary()
+    summary.record(event("done", 10, 10, kind="model"), 0.0)
+    summary.record(event("transferring", 0, 10), 0.5)
+    assert (len(summary.items), summary.done, summary.total) == (2, 10, 20)
+    summary.record(event("done", 10, 10), 1.0)
+    summary.record(event("planning", tag="iris:v2"), 60.0)
+    assert [one.tag for one in summary.items.values()] == ["iris:v2"]
 
 
 def test_what_does_not_fit_is_left_out_from_its_end() -> None:

@@ -31,7 +31,7 @@ def test_nothing_of_s3_is_imported_before_it_is_needed():
         ((), "Pass either --root or --s3."),
         (("--root", "here", "--s3", "bucket"), "Pass either --root or --s3."),
         (("--root", "here", "--s3-prefix", "x"), "--s3-endpoint, --s3-public-endpoint and --s3-prefix require --s3."),
-        (("--s3", "bucket", "--s3-endpoint", "nowhere"), "'nowhere' is no endpoint"),
+        (("--s3", "bucket", "--s3-endpoint", "nowhere"), "'nowhere' is not an endpoint"),
         (("--s3", ""), "name is empty"),
     ],
 )

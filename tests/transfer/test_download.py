@@ -481,9 +481,7 @@ async def test_a_server_that_gives_ranges_first_and_none_later_is_asked_for_the_
 
     assert came(home, elsewhere)
     assert events[-1].bytes_done == events[-1].bytes_total
-    assert [event.message for event in events if event.message] == [
-        "starting afresh: the server gives no ranges any more"
-    ]
+    assert [event.message for event in events if event.message] == ["restarting: the server gives no ranges any more"]
 
 
 async def test_a_server_that_changes_its_mind_again_and_again_is_not_followed_for_ever(
@@ -551,7 +549,7 @@ async def test_an_object_really_pushed_anew_between_two_ranges_is_never_mixed(
     await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
 
     assert came(home, elsewhere)
-    assert "starting afresh: it was pushed anew meanwhile" in [event.message for event in events]
+    assert "restarting: it was pushed anew meanwhile" in [event.message for event in events]
 
 
 async def test_a_stream_that_ends_early_as_if_that_were_all_is_an_error(

@@ -249,7 +249,7 @@ async def test_when_the_object_has_changed_it_starts_afresh(
 
     assert model.is_dir()
     assert same(home, elsewhere)
-    assert "starting afresh: it was pushed anew meanwhile" in [event.message for event in events]
+    assert "restarting: it was pushed anew meanwhile" in [event.message for event in events]
     assert events[-1].bytes_done == events[-1].bytes_total
 
 

@@ -202,7 +202,7 @@ async def test_when_a_file_has_changed_it_starts_afresh_and_says_so(
     assert not result.resumed
     assert len(parts(interrupted)) == 6
     assert [event.message for event in events if event.message] == [
-        "starting afresh, since an interrupted push is of no use: its files have changed since"
+        "restarting, since an interrupted push is of no use: its files have changed since"
     ]
     assert await pulled(client, interrupted, elsewhere) == contents(home / "models/mod/m1")
     assert not left_in_scratch(home)
@@ -237,7 +237,7 @@ async def test_when_the_storage_knows_nothing_of_it_any_more_it_starts_afresh(
     assert events[-1].bytes_done == events[-1].bytes_total
     assert [event.message for event in events if event.message] == [
         "resuming at 38 %",
-        "starting afresh, since an interrupted push is of no use: the storage knows nothing of it any more",
+        "restarting, since an interrupted push is of no use: the storage knows nothing of it any more",
     ]
     assert await pulled(client, interrupted, elsewhere) == contents(home / "models/mod/m1")
 

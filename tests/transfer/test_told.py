@@ -29,7 +29,7 @@ async def test_a_push_tells_its_parts_and_what_is_tried_again(
 
     last = told[-1]
     assert (last.phase, last.parts_done, last.parts_total, last.retries) == ("done", 3, 3, 1)
-    assert [event.message for event in told if event.message.startswith("trying again: ")]
+    assert [event.message for event in told if event.message.startswith("retrying: ")]
     assert [event.parts_done for event in told] == sorted(event.parts_done for event in told)
 
 
