@@ -8,18 +8,21 @@ could write into a directory that the clean-up has removed.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
+from anyio.from_thread import start_blocking_portal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
     from contextlib import AbstractContextManager
 
+    from anyio.from_thread import BlockingPortal
     from typing_extensions import ParamSpec
 
     P = ParamSpec("P")
@@ -182,3 +185,15 @@ async def for_each(operation: Callable[[T], Awaitable[None]], items: Iterable[T]
             group.start_soon(work)
     if failures:
         raise failures[0]
+
+
+@contextmanager
+def open_portal(name: str) -> Generator[BlockingPortal]:
+    """Run an event loop in a thread of this name; anyio before 4.10 cannot name it."""
+    with start_blocking_portal() as portal:
+        portal.call(_name_thread, name)
+        yield portal
+
+
+def _name_thread(name: str) -> None:
+    threading.current_thread().name = name

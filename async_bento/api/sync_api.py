@@ -17,8 +17,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
-from anyio.from_thread import start_blocking_portal
 
+from async_bento._core.concurrency import open_portal
 from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
 from async_bento.progress.events import is_notebook
 
@@ -110,7 +110,7 @@ class LoopThread:
         with self._lock:
             if self._portal is None:
                 stack = ExitStack()
-                self._portal = stack.enter_context(start_blocking_portal(name="async-bento"))
+                self._portal = stack.enter_context(open_portal("async-bento"))
                 stack.callback(partial(self._portal.call, self._on_stop))
                 self._stack = stack
                 atexit.register(self.close)

@@ -148,7 +148,9 @@ def _find_credentials(endpoint: str | None, from_stdin: bool, earlier: Context |
         if not from_stdin:
             endpoint = click.prompt("Endpoint", default=endpoint, type=str)
     endpoint = check_endpoint(endpoint)
-    token = sys.stdin.readline() if from_stdin else click.prompt("API token (hidden)", hide_input=True, type=str)
+    token = (
+        sys.stdin.readline() if from_stdin else click.prompt("API token (hidden)", hide_input=True, err=True, type=str)
+    )
     if not token.strip():
         raise ConfigError("no API token: the input is empty. Enter or pipe in a token.")
     return find_credentials(endpoint, token.strip())

@@ -20,8 +20,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from anyio.from_thread import start_blocking_portal
 
+from async_bento._core.concurrency import open_portal
 from async_bento.registry.server import LocalRegistry
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def bento_registry(
     """
     root = tmp_path_factory.mktemp("bento-registry")
     with (
-        start_blocking_portal(name="bento-registry") as portal,
+        open_portal("bento-registry") as portal,
         portal.wrap_async_context_manager(LocalRegistry(root)) as registry,
     ):
         for name in _STRONGER:

@@ -228,6 +228,8 @@ class ModelSchema(ItemSchema):
         model_uid: The id of the repository, under Yatai's name for it.
     """
 
+    model_config = ConfigDict(protected_namespaces=())  # pydantic before 2.10 reserves the prefix model_
+
     model_uid: str = ""
     manifest: ModelManifestSchema | None = None
 

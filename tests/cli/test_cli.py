@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click import Context, Group
-from click.testing import CliRunner, Result
 
 from async_bento import BentoAPI, __version__
 from async_bento.cli import main
 from async_bento.cli.output import fit_widths
 from tests.builders import contents, make_bento, make_model
+from tests.cli_runner import make_runner
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from click.testing import Result
 
     from async_bento import ProgressEvent
     from async_bento.registry.server import LocalRegistry
@@ -28,7 +30,7 @@ NOWHERE = "http://127.0.0.1:1"
 
 
 def run(*arguments: str) -> Result:
-    result = CliRunner().invoke(main, arguments)
+    result = make_runner().invoke(main, arguments)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

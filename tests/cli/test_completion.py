@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from click.shell_completion import ShellComplete
-from click.testing import CliRunner
 from pydantic import SecretStr
 
 from async_bento.cli import main
 from async_bento.rest.contexts import Context, contexts_path, store_context
 from tests.builders import make_bento, make_model
+from tests.cli_runner import make_runner
 
 
 def completed(*words: str) -> list[str]:
@@ -65,7 +65,7 @@ def test_completion_offers_contexts(home: Path, words: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_script_is_valid_for_each_shell(shell: str) -> None:
-    script = CliRunner().invoke(main, ["completion", shell]).stdout
+    script = make_runner().invoke(main, ["completion", shell]).stdout
     assert f"_ASYNC_BENTO_COMPLETE={shell}_complete" in script
     program = shutil.which(shell)
     if program is not None:

@@ -6,17 +6,22 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from click.testing import CliRunner, Result
 
 from async_bento.cli import main
 from async_bento.rest.contexts import read_contexts
 from async_bento.rest.credentials import DEFAULT_ENDPOINT
+from tests.cli_runner import make_runner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from click.testing import Result
 
     from async_bento.registry.server import LocalRegistry
 
@@ -24,7 +29,7 @@ NOWHERE = "http://127.0.0.1:1"
 
 
 def run(*arguments: str, typed: str = "") -> Result:
-    result = CliRunner().invoke(main, arguments, input=typed)
+    result = make_runner().invoke(main, arguments, input=typed)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -73,24 +78,36 @@ def test_login_prompts_for_endpoint_and_token(registry: LocalRegistry, path: Pat
     assert read_contexts(path).contexts[0].endpoint == registry.endpoint
 
 
-def test_login_prompt_does_not_echo_the_token(registry: LocalRegistry, path: Path) -> None:
+@contextmanager
+def prompted_for_token(endpoint: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Start a login that waits for the token at a terminal; yield the process and the terminal's other end."""
+    termios = pytest.importorskip("termios")
     ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "async_bento", "login", "--endpoint", registry.endpoint],
+    with subprocess.Popen(
+        [sys.executable, "-m", "async_bento", "login", "--endpoint", endpoint],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-    )
-    os.close(theirs)
-    shown = b""
-    while b"hidden" not in shown:
-        shown += os.read(ours, 4096)
-    os.write(ours, f"{registry.api_token}\n".encode())
-    while b"Stored as" not in shown:
-        shown += os.read(ours, 4096)
-    process.wait(30)
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while b"hidden" not in shown:
+            shown += os.read(ours, 4096)
+        # click before 8.4 prints the prompt before it turns the echo off, which discards earlier input.
+        while termios.tcgetattr(ours)[3] & termios.ECHO:
+            time.sleep(0.01)
+        yield process, ours
     os.close(ours)
+
+
+def test_login_prompt_does_not_echo_the_token(registry: LocalRegistry, path: Path) -> None:
+    with prompted_for_token(registry.endpoint) as (process, terminal):
+        os.write(terminal, f"{registry.api_token}\n".encode())
+        shown = b""
+        while b"Stored as" not in shown:
+            shown += os.read(terminal, 4096)
+        process.wait(30)
     assert process.returncode == 0
     assert registry.api_token.encode() not in shown
 
@@ -148,9 +165,11 @@ def test_login_rejects_empty_input(registry: LocalRegistry, path: Path) -> None:
     assert "no API token: the input is empty." in result.stderr
 
 
-def test_login_interrupted_prompt_stores_nothing(path: Path, at_a_terminal: None) -> None:
-    result = run("login", "--endpoint", NOWHERE)  # the input ends at the prompt, as by Ctrl-D
-    assert (result.exit_code, path.exists()) == (130, False)
+def test_login_interrupted_prompt_stores_nothing(path: Path) -> None:
+    with prompted_for_token(NOWHERE) as (process, terminal):
+        os.write(terminal, b"\x04")  # Ctrl-D
+        process.wait(30)
+    assert (process.returncode, path.exists()) == (130, False)
 
 
 def test_login_reports_broken_file_before_prompts(registry: LocalRegistry, path: Path) -> None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 import pytest
 from aiohttp import web
-from click.testing import CliRunner
 
 import async_bento.errors
 import async_bento.registry
@@ -24,6 +23,7 @@ from async_bento import AsyncBentoAPI, BentoAPI, BentoError, BentoStore, Config,
 from async_bento.cli import main
 from async_bento.registry.server import LocalRegistry
 from tests.builders import make_bento, make_model
+from tests.cli_runner import make_runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +131,7 @@ def test_commands_on_pages_are_valid(line: str, ready: LocalRegistry) -> None:
     if re.match(r"(models )?(push|pull|list|get)\b(?! \./)", line) and not line.endswith(
         ("push", "pull", "list", "get")
     ):
-        done = CliRunner().invoke(main, shlex.split(line))
+        done = make_runner().invoke(main, shlex.split(line))
         assert done.exit_code == 0, done.output
     else:
         parse(main, shlex.split(line))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from click.testing import CliRunner
 
 from async_bento.cli import main
 from async_bento.errors import ConfigError
@@ -17,6 +16,7 @@ from async_bento.registry import s3_backend
 from async_bento.registry.blobs import bucket
 from async_bento.registry.s3_backend import S3Bucket
 from async_bento.registry.server import LocalRegistry
+from tests.cli_runner import make_runner
 from tests.eventually import eventually
 from tests.registry.conftest import BENTOS, BUCKET, Caller, s3_only
 from tests.registry.faulty_s3 import FaultyS3, faulty_s3
@@ -169,7 +169,7 @@ async def test_urls_that_would_live_too_long_are_refused(faulty: FaultyS3, optio
 
 
 def serve(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(main, ["registry", "serve", "--port", "0", *arguments])
+    result = make_runner().invoke(main, ["registry", "serve", "--port", "0", *arguments])
     assert "Traceback" not in result.output
     return result.exit_code, result.output
 

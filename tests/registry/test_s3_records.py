@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from click.testing import CliRunner
 from pydantic import TypeAdapter
 
 from async_bento._core.s3 import etag_of_parts
@@ -15,6 +14,7 @@ from async_bento.errors import ConfigError
 from async_bento.registry.records.s3 import RecordCache
 from async_bento.registry.s3_backend import S3Bucket
 from tests.builders import MiB
+from tests.cli_runner import make_runner
 
 FORM = TypeAdapter(str)
 
@@ -36,7 +36,7 @@ def test_nothing_of_s3_is_imported_before_it_is_needed():
     ],
 )
 def test_options_that_do_not_go_together_are_refused(arguments: tuple[str, ...], said: str):
-    result = CliRunner().invoke(main, ["registry", "serve", *arguments])
+    result = make_runner().invoke(main, ["registry", "serve", *arguments])
     assert result.exit_code == 2
     assert said in result.output
 

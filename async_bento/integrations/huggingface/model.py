@@ -9,7 +9,7 @@ import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from async_bento._core.validation import first_error
 from async_bento.config import BENTOML_VERSION
@@ -28,6 +28,8 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 
 class _Metadata(BaseModel):
     """What `bento.yaml` says of such a model."""
+
+    model_config = ConfigDict(protected_namespaces=())  # pydantic before 2.10 reserves the prefix model_
 
     model_id: str
     revision: str = "main"
