@@ -109,8 +109,8 @@ class Transfer(_Frozen):
 class Limits(_Frozen):
     """Limits of a tar; a tar above a limit is refused during the download. Sizes in bytes.
 
-    Memory of unpacking a tar is at most `2 × names + 32 × header + 2 MiB`, and 128 MiB for the dictionary of an xz. The
-    tar itself, unpacked by gzip and its like, has at most `content + members × (2 × header + 1 KiB) + 1 MiB`.
+    Memory of unpacking a tar is at most `2 × names + 32 × header + 2 MiB`. The tar itself, decompressed,
+    has at most `content + members × (2 × header + 1 KiB) + 1 MiB`.
 
     Attributes:
         members: Members of a tar. Even an empty one costs an inode and a tenth of a millisecond. A bento that contains

@@ -44,7 +44,7 @@ WORDS = (
     ("reading small files", ("_read_slice", "_open (async_bento/transfer/tar", "_check_unchanged")),
     ("headers", ("tarfile.py", "tar/plan.py", "tar/headers.py")),
     ("scanning the directory", ("tar/scan.py", "tar/safety.py", "store/")),
-    ("writing files", ("write (async_bento/transfer/tar/writer.py", "_start_writing_back")),
+    ("writing files", ("write (async_bento/transfer/tar/writer.py", "_start_write_back")),
     ("creating, closing and renaming files", ("tar/writer.py",)),
     ("sync", ("_sync_filesystem", "sync_tree")),
     ("extraction", ("tar/extract.py", "resumable_extract.py")),

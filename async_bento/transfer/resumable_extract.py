@@ -132,7 +132,7 @@ class Unpacking:
         checkpoint = Checkpoint.from_json(said.get("checkpoint"))
         extractor = Extractor(self._directory, self._limits, announced=self._announced, checkpoint=checkpoint)
         self._etag, self._total = said["etag"], said["total"]
-        self._fed, self._reach = checkpoint.position, checkpoint.reach
+        self._fed, self._reach = checkpoint.position, checkpoint.covered
         self.begun = Begun(checkpoint.position, said["total"], said["etag"])
         return extractor
 

@@ -22,7 +22,7 @@ from async_bento.errors import (
 )
 from async_bento.transfer.tar import scan as scan_module
 from async_bento.transfer.tar.plan import TarPlan
-from async_bento.transfer.tar.writer import Tree
+from async_bento.transfer.tar.writer import TreeWriter
 from tests.builders import contents, left_in_scratch, make_bento, make_model, noise
 from tests.transfer.faulty import Door, Held, answer_json, answer_page
 
@@ -266,7 +266,7 @@ async def test_a_disk_that_fails_under_a_push_is_told_of_and_so_is_the_registry(
     def fails(self: TarPlan, *_: object) -> bytes:
         raise ArchiveError("cannot read data: Input/output error")
 
-    monkeypatch.setattr(TarPlan, "_gather", fails)
+    monkeypatch.setattr(TarPlan, "_read_small", fails)
 
     with pytest.raises(ArchiveError, match="Input/output error"):
         await client(door).push("svc:v1")
@@ -292,18 +292,18 @@ async def test_a_full_disk_ends_a_pull_and_leaves_nothing_on_it(
     make_bento(elsewhere, files={"mine": b"x"})
     (elsewhere / "bentos/svc/latest").write_text("v1")
     before = contents(elsewhere / "bentos")
-    write, left = Tree.write, 100_000
+    write, left = TreeWriter.write, 100_000
 
-    def write_until_full(self: Tree, data: memoryview) -> None:
+    def write_until_full(self: TreeWriter, data: memoryview) -> None:
         nonlocal left
         left -= len(data)
         if left < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(self, data)
 
-    monkeypatch.setattr(Tree, "write", write_until_full)
+    monkeypatch.setattr(TreeWriter, "write", write_until_full)
 
-    with pytest.raises(StoreError, match=r"cannot pull svc:v1: No space left on device while writing data"):
+    with pytest.raises(StoreError, match=r"cannot pull svc:v1: cannot write data: No space left on device"):
         await client(door, elsewhere).pull("svc:v1", force=True)
 
     assert contents(elsewhere / "bentos") == before

@@ -128,7 +128,7 @@ async def test_more_content_than_announced_is_refused(
 ) -> None:
     door = await pushed(gzip.compress(WHOLE + block("bomb", content=bytes(1_000_000)) + END))
 
-    with pytest.raises(UnsafeArchiveError, match=r"were announced \(Limits.*\), at 'bomb'"):
+    with pytest.raises(UnsafeArchiveError, match=r"were announced \(Limits.*\), at 'bomb'\. Raise this limit"):
         await client(door, limits={"allowance": 10_000}).pull("svc:v1")
 
     assert not (home / "bentos/svc/v1").exists()

@@ -45,7 +45,7 @@ def main() -> None:
     where = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=where) as base, tempfile.TemporaryDirectory() as seeds:
         surroundings = Surroundings(Path(base))
-        for number, tar in enumerate((*CORPUS, *COMPRESSED)):
+        for number, tar in enumerate((*CORPUS, COMPRESSED)):
             how = bytes([MENDED + number % len(STEPS)]) if number < len(CORPUS) else b"\0"
             (Path(seeds) / f"{number}").write_bytes(how + tar)
         atheris.Setup([*sys.argv, seeds], lambda data: feed(surroundings, data))

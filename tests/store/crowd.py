@@ -86,7 +86,7 @@ async def act(role: str, until: float) -> Counter[str]:
                 happened["not found"] += 1
             except (ArchiveError, TransferError) as error:
                 # What is deleted or replaced while it is pushed cannot be pushed, nor what is pushed anew be pulled.
-                raced = "changed while", "pushed anew", "cannot pack .*: No such file"
+                raced = "changed during the push", "pushed anew", "cannot pack .*: No such file"
                 met = any(re.search(message, str(error)) for message in raced)
                 happened["raced" if met else f"broken: {error}"] += 1
             except Exception as error:  # noqa: BLE001 - the test is told

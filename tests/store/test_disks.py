@@ -92,7 +92,9 @@ def deep(home: Path, length: int) -> Path:
 
 def test_pull_too_long_member_path_is_named(there, tmp_path):
     home = deep(tmp_path, 4095 - len("/tmp/async-bento-kept-bentos+svc+v1/item/src/service.py"))  # which has room
-    with pytest.raises(StoreError, match=r"cannot pull svc:v1: File name too long while writing src/service_of_a_long"):
+    with pytest.raises(
+        StoreError, match=r"cannot pull svc:v1: cannot write src/service_of_a_long.*: File name too long"
+    ):
         pull(home)
     assert left_in_scratch(home) == []
     assert list((home / "bentos").iterdir()) == []

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import bz2
 import errno
 import gzip
-import lzma
 import random
 import shutil
 import sys
 import tarfile
 import tracemalloc
-import zlib
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -32,7 +29,6 @@ if TYPE_CHECKING:
 
     AssertRefused = Callable[..., None]
 
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
 EXTENDED = [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
 
 
@@ -62,7 +58,7 @@ def feed_until_refused(there: Path, pieces: Iterable[bytes], **limits) -> tuple[
 # Members
 
 
-def test_a_member_more_than_allowed_is_refused(tmp_path: Path) -> None:
+def test_members_over_limit_refused(tmp_path: Path) -> None:
     members = (block(f"{number}") for number in count())
     error, taken = feed_until_refused(tmp_path, members, limits=Limits(members=50))
     assert (error.member, taken) == ("50", 50)
@@ -70,7 +66,7 @@ def test_a_member_more_than_allowed_is_refused(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 50
 
 
-def test_a_million_empty_members_cost_no_memory_each(tmp_path: Path) -> None:
+def test_members_empty_million_take_no_memory(tmp_path: Path) -> None:
     assert Limits().members == 1_000_000
     with Extractor(tmp_path) as extractor:
         extractor.feed(block("first"))
@@ -79,7 +75,7 @@ def test_a_million_empty_members_cost_no_memory_each(tmp_path: Path) -> None:
                 extractor.feed(block(f"a_name_of_usual_length_{number}"))
 
 
-def test_a_directory_that_comes_for_ever_is_a_member_each_time(tmp_path: Path) -> None:
+def test_members_repeated_directory_counts_each_time(tmp_path: Path) -> None:
     again = directory("./")
     error, taken = feed_until_refused(tmp_path, (again for _ in count()), limits=Limits(members=100))
     assert taken == 100
@@ -89,31 +85,27 @@ def test_a_directory_that_comes_for_ever_is_a_member_each_time(tmp_path: Path) -
 # Content
 
 
-def test_content_beyond_the_limit_is_refused_before_it_is_written(
-    surroundings: Surroundings, assert_refused: AssertRefused
-) -> None:
+def test_content_over_limit_refused_before_writing(surroundings: Surroundings, assert_refused: AssertRefused) -> None:
     fits = block("a", content=bytes(600)) + block("b", content=bytes(400))
     assert surroundings.feed(fits + END, limits=Limits(size=1000)) is None
     too_much = block("a", content=bytes(600)) + block("b", content=bytes(401))
-    assert_refused(too_much, "more than the 1000 bytes it may", "b", limits=Limits(size=1000))
+    assert_refused(too_much, "more than 1000 bytes of content", "b", limits=Limits(size=1000))
 
 
-def test_content_beyond_what_was_announced_is_refused_before_it_is_written(tmp_path: Path) -> None:
+def test_content_over_announced_refused_before_writing(tmp_path: Path) -> None:
     data = block("a", content=bytes(600)) + block("b", content=bytes(700))
-    with pytest.raises(
-        UnsafeArchiveError, match=r"more than the 1250 bytes it may, of which 600 were announced \(Limits"
-    ):
+    with pytest.raises(UnsafeArchiveError, match=r"more than 1250 bytes of content where 600 were announced \(Limits"):
         extract(data + END, tmp_path, limits=Limits(allowance=50), announced=600)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_size_that_lies_is_refused_at_its_header(assert_refused: AssertRefused) -> None:
+def test_header_false_size_refused_at_once(assert_refused: AssertRefused) -> None:
     claim = forge(block("a"), 124, b"77777777777\0")
-    assert_refused(claim, "more than the", "a", limits=Limits(size=8**11 - 2), end=b"")
-    assert_refused(claim, "ends too early", "a", end=b"")
+    assert_refused(claim, "bytes of content", "a", limits=Limits(size=8**11 - 2), end=b"")
+    assert_refused(claim, "the tar is truncated", "a", end=b"")
 
 
-def test_a_hard_link_that_has_to_be_copied_is_refused_before_it_fills_the_disk(
+def test_hard_link_copy_over_limit_refused_before_copying(
     assert_refused: AssertRefused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_more(path: Path, original: Path) -> None:
@@ -125,15 +117,14 @@ def test_a_hard_link_that_has_to_be_copied_is_refused_before_it_fills_the_disk(
     monkeypatch.setattr(Path, "hardlink_to", no_more)
     monkeypatch.setattr(shutil, "copyfileobj", never)
     data = block("a", content=bytes(600)) + hard_link("b", "a")
-    assert_refused(data, "more than the 1199 bytes", "b", limits=Limits(size=1199))
+    assert_refused(data, "more than 1199 bytes of content", "b", limits=Limits(size=1199))
 
 
-@pytest.mark.parametrize("compress", COMPRESS.values(), ids=COMPRESS.keys())
-def test_a_compressed_bomb_costs_no_memory(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
-    bomb = compress(block("bomb", content=bytes(48 * MiB)) + END)
+def test_gzip_bomb_takes_bounded_memory(tmp_path: Path) -> None:
+    bomb = gzip.compress(block("bomb", content=bytes(48 * MiB)) + END)
     assert len(bomb) < 256 * KiB
     there = tmp_path / "there"
-    with memory_below(16 * MiB):  # 8 of them are the dictionary of an xz
+    with memory_below(8 * MiB):
         there.mkdir()
         with pytest.raises(UnsafeArchiveError, match="more than"):
             extract(bomb, there, limits=Limits(size=40 * MiB))
@@ -142,50 +133,42 @@ def test_a_compressed_bomb_costs_no_memory(tmp_path: Path, compress: Callable[[b
     assert (there / "bomb").stat().st_size == 48 * MiB
 
 
-@pytest.mark.parametrize("compress", COMPRESS.values(), ids=COMPRESS.keys())
-def test_a_compressed_bomb_of_bombs_is_refused(
-    assert_refused: AssertRefused, compress: Callable[[bytes], bytes]
-) -> None:
-    inner = compress(random.Random(5).randbytes(2000))
-    assert_refused(compress(inner), "not a tar", None, end=b"")
+def test_gzip_nested_bomb_refused(assert_refused: AssertRefused) -> None:
+    inner = gzip.compress(random.Random(5).randbytes(2000))
+    assert_refused(gzip.compress(inner), "not a tar", None, end=b"")
 
 
-def test_a_sparse_bomb_is_refused(assert_refused: AssertRefused) -> None:
+def test_header_sparse_bomb_refused(assert_refused: AssertRefused) -> None:
     real_size = b"\x80" + (1 << 61).to_bytes(11, "big")
-    assert_refused(forge(block("hole", tarfile.GNUTYPE_SPARSE), 483, real_size), "member of type", "hole")
+    assert_refused(forge(block("hole", tarfile.GNUTYPE_SPARSE), 483, real_size), "its type .* is not a file", "hole")
     records = record("GNU.sparse.name", "hole") + record("GNU.sparse.realsize", str(1 << 61))
     assert_refused(pax(records) + block("a", content=b"0\n"), "sparse", "hole")
 
 
-def test_zeros_that_follow_the_end_for_ever_are_refused(tmp_path: Path) -> None:
+def test_end_endless_zeros_refused(tmp_path: Path) -> None:
     zeros = bytes(64 * KiB)
     error, taken = feed_until_refused(tmp_path, (block("a") + END if not n else zeros for n in count()))
     assert "more than 1048576 bytes follow the end" in str(error)
     assert (error.member, taken) == ("a", 17)
 
 
-def test_an_xz_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
-    data = bytearray(lzma.compress(block("a") + END, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 16}]))
-    assert data[12:16] == b"\x02\x00\x21\x01"  # a block's header with one filter, LZMA2, and one byte for it
-    data[16] = 36  # a dictionary of 1 GiB
-    data[20:24] = zlib.crc32(bytes(data[12:20])).to_bytes(4, "little")
-    with pytest.raises(UnsafeArchiveError, match="xz stream is broken: Memory"):
-        extract(bytes(data), tmp_path)
-
-
 # Headers
 
 
 @pytest.mark.parametrize("kind", EXTENDED)
-def test_an_extended_header_that_fills_memory_is_refused_at_its_beginning(
-    assert_refused: AssertRefused, kind: bytes
-) -> None:
+def test_header_extended_over_limit_refused_at_once(assert_refused: AssertRefused, kind: bytes) -> None:
     limits = Limits(header=64 * KiB)
-    assert_refused(block("h", kind, size=64 * KiB), "described by more than 65536", "h", limits=limits, end=b"")
+    assert_refused(
+        block("h", kind, size=64 * KiB),
+        "extended headers of a tar member take more than 65536",
+        "h",
+        limits=limits,
+        end=b"",
+    )
 
 
 @pytest.mark.parametrize("kind", EXTENDED)
-def test_extended_headers_that_never_end_are_refused_together(tmp_path: Path, kind: bytes) -> None:
+def test_header_extended_endless_refused(tmp_path: Path, kind: bytes) -> None:
     is_pax = kind in {tarfile.XHDTYPE, tarfile.XGLTYPE}
     records = (record(f"comment{number}", "x" * 1000) if is_pax else b"x" * 999 + b"\0" for number in count())
     headers = (block("h", kind, payload) for payload in records)
@@ -196,12 +179,12 @@ def test_extended_headers_that_never_end_are_refused_together(tmp_path: Path, ki
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
-def test_a_flood_of_empty_extended_headers_is_refused(tmp_path: Path, kind: bytes) -> None:
+def test_header_extended_empty_flood_refused(tmp_path: Path, kind: bytes) -> None:
     error, taken = feed_until_refused(tmp_path, (block("h", kind) for _ in count()))
     assert (error.member, taken) == ("h", 128)
 
 
-def test_each_member_may_be_described_anew(surroundings: Surroundings) -> None:
+def test_header_limit_counts_per_member(surroundings: Surroundings) -> None:
     described = (pax(record("comment", "x" * 900)) + block(f"{number}") for number in range(5))
     assert surroundings.feed(b"".join(described) + END, limits=Limits(header=2 * KiB)) is None
 
@@ -210,7 +193,7 @@ def test_each_member_may_be_described_anew(surroundings: Surroundings) -> None:
 
 
 @pytest.mark.parametrize("make", [directory, lambda name: symlink(name, "x")], ids=["directories", "links"])
-def test_names_that_fill_memory_are_refused(tmp_path: Path, make: Callable[[str], bytes]) -> None:
+def test_names_over_memory_limit_refused(tmp_path: Path, make: Callable[[str], bytes]) -> None:
     names = ("/".join([f"{number:0>250}"] * 2) for number in count())
     with memory_below(3 * MiB):
         error, taken = feed_until_refused(tmp_path, map(make, names), limits=Limits(names=MiB))
@@ -219,14 +202,14 @@ def test_names_that_fill_memory_are_refused(tmp_path: Path, make: Callable[[str]
     assert 300 < taken < 1100
 
 
-def test_directories_that_are_only_named_on_the_way_count_too(tmp_path: Path) -> None:
+def test_names_of_implied_parents_count(tmp_path: Path) -> None:
     members = (block("/".join([f"{number}", *"a" * 99, "f"])) for number in count())
     error, taken = feed_until_refused(tmp_path, members, limits=Limits(names=MiB))
     assert "take more than" in str(error)
     assert taken < MiB / 512 / 100
 
 
-def test_links_that_lead_ever_further_are_refused() -> None:
+def test_symlink_targets_growing_refused() -> None:
     further = "/".join(["d" * 200] * 10)
     links = {"link0": further} | {f"link{number}": f"link{number - 1}/{further}" for number in range(1, 10)}
     paths = {"", further, f"{further}/{further}"}
@@ -236,7 +219,7 @@ def test_links_that_lead_ever_further_are_refused() -> None:
     assert raised.value.member == "link2"
 
 
-def test_links_to_one_far_place_do_not_each_hold_its_path() -> None:
+def test_symlink_targets_shared_held_once() -> None:
     far = "/".join(["d" * 200] * 19)
     directories = {"", *("/".join(far.split("/")[:parts]) for parts in range(20))}
     links = {"far": far.rpartition("/")[0]} | {f"link{number}": f"far/{'d' * 200}" for number in range(2000)}
@@ -249,19 +232,19 @@ def test_links_to_one_far_place_do_not_each_hold_its_path() -> None:
 
 
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE], ids=["file", "directory", "link"])
-def test_a_member_thousands_of_directories_deep_is_refused(assert_refused: AssertRefused, kind: bytes) -> None:
+def test_depth_of_member_over_limit_refused(assert_refused: AssertRefused, kind: bytes) -> None:
     name = "/".join("d" * 2000)
-    assert_refused(block(name, kind, linkname="x"), "more than 128 deep", name)
+    assert_refused(block(name, kind, linkname="x"), "more than 128 levels deep", name)
 
 
-def test_thousands_of_nested_directories_are_refused_where_they_become_too_many(surroundings: Surroundings) -> None:
+def test_depth_of_nested_directories_over_limit_refused(surroundings: Surroundings) -> None:
     nested = b"".join(directory("/".join("d" * depth)) for depth in range(1, 2000))
     error = surroundings.feed(nested + END)
     assert isinstance(error, UnsafeArchiveError)
     assert error.member == "/".join("d" * 129) + "/"
 
 
-def test_what_is_as_deep_as_allowed_can_be_removed_again(tmp_path: Path) -> None:
+def test_depth_at_limit_is_removable(tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.mkdir()
     extract(block("./" + "/".join("d" * 128)) + END, there)
@@ -308,7 +291,7 @@ FLOODS: dict[str, Callable[[int], bytes]] = {
 
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
-def test_twice_as_much_takes_twice_as_many_steps(tmp_path: Path, flood: Callable[[int], bytes]) -> None:
+def test_extract_flood_takes_linear_steps(tmp_path: Path, flood: Callable[[int], bytes]) -> None:
     def steps(number: int) -> int:
         there = tmp_path / f"{number}"
         there.mkdir()
@@ -320,14 +303,14 @@ def test_twice_as_much_takes_twice_as_many_steps(tmp_path: Path, flood: Callable
     assert twice < 2.2 * once
 
 
-def test_a_chain_is_walked_once_however_many_links_lead_through_it() -> None:
+def test_symlink_chain_shared_resolved_once() -> None:
     chain = {f"chain{number}": f"chain{number + 1}" for number in range(38)} | {"chain38": "."}
     through = chain | {f"{number}": "chain0" for number in range(300)}
     beside = chain | {f"{number}": "." for number in range(300)}
     assert calls(lambda: check_links(through, {""})) < 4 * calls(lambda: check_links(beside, {""}))
 
 
-def test_a_flood_of_empty_streams_takes_no_time_of_its_square(tmp_path: Path) -> None:
+def test_gzip_empty_member_flood_takes_linear_time(tmp_path: Path) -> None:
     # The square of it would last longer than a test may.
     data = gzip.compress(block("a") + END, mtime=0) + gzip.compress(b"", mtime=0) * 150_000
     assert extract(data, tmp_path).finished

@@ -58,9 +58,9 @@ def expected(tmp_path: Path) -> dict[str, object]:
     return tree(root)
 
 
-def saved(extractor: Extractor, reach: int) -> Checkpoint:
+def saved(extractor: Extractor, covered: int) -> Checkpoint:
     """A checkpoint, as another process reads it."""
-    checkpoint = extractor.checkpoint(reach)
+    checkpoint = extractor.checkpoint(covered)
     assert checkpoint is not None
     return Checkpoint.from_json(json.loads(json.dumps(checkpoint.to_json())))
 
@@ -72,9 +72,7 @@ def go_on(root: Path, checkpoint: Checkpoint, data: bytes = TAR) -> None:
 
 
 @pytest.mark.parametrize("further", [0, 1, 600, 2000, len(TAR)])
-def test_one_that_was_interrupted_anywhere_is_gone_on_with(
-    tmp_path: Path, expected: dict[str, object], further: int
-) -> None:
+def test_checkpoint_at_any_byte_resumes(tmp_path: Path, expected: dict[str, object], further: int) -> None:
     """The checkpoint is taken at some byte, and the process goes on for a while before it is killed."""
     for at in range(10, len(TAR) + 1, 389):
         root = tmp_path / "root"
@@ -93,7 +91,7 @@ def test_one_that_was_interrupted_anywhere_is_gone_on_with(
         shutil.rmtree(root)
 
 
-def test_it_goes_on_within_a_file(tmp_path: Path) -> None:
+def test_checkpoint_within_file_resumes_there(tmp_path: Path) -> None:
     content = noise(10_000, 4)
     data = block("large", content=content, mode=0o640) + END
     extractor = Extractor(tmp_path)
@@ -107,7 +105,7 @@ def test_it_goes_on_within_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "large").stat().st_mode & 0o777 == 0o640
 
 
-def test_between_members_it_goes_on_behind_the_last_whole_one(tmp_path: Path) -> None:
+def test_checkpoint_between_members_follows_last_complete(tmp_path: Path) -> None:
     first = block("first", content=b"1")
     data = first + pax(record("path", LONG)) + block("second", content=b"2") + END
     for at in range(len(first), len(first) + 3 * 512):
@@ -120,7 +118,7 @@ def test_between_members_it_goes_on_behind_the_last_whole_one(tmp_path: Path) ->
         assert (checkpoint.position, checkpoint.members, checkpoint.files) == (len(first), 1, 1)
 
 
-def test_it_is_interrupted_again_and_again(tmp_path: Path, expected: dict[str, object]) -> None:
+def test_checkpoint_interrupted_repeatedly_resumes(tmp_path: Path, expected: dict[str, object]) -> None:
     root = tmp_path / "root"
     root.mkdir()
     checkpoint = None
@@ -129,26 +127,26 @@ def test_it_is_interrupted_again_and_again(tmp_path: Path, expected: dict[str, o
         begin = checkpoint.position if checkpoint else 0
         extractor.feed(TAR[begin : max(begin, reached)])
         extractor.abort()
-        checkpoint = saved(extractor, max(reached, checkpoint.reach if checkpoint else 0))
+        checkpoint = saved(extractor, max(reached, checkpoint.covered if checkpoint else 0))
 
     assert checkpoint is not None
     go_on(root, checkpoint)
     assert tree(root) == expected
 
 
-def test_a_compressed_tar_cannot_be_begun_in_its_middle(tmp_path: Path) -> None:
+def test_checkpoint_of_gzip_is_none(tmp_path: Path) -> None:
     extractor = Extractor(tmp_path)
     extractor.feed(gzip.compress(TAR))
     assert extractor.checkpoint(0) is None
 
 
-def test_as_long_as_it_is_not_known_whether_a_tar_is_compressed_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+def test_checkpoint_before_detection_is_none(tmp_path: Path) -> None:
     extractor = Extractor(tmp_path)
     extractor.feed(TAR[:9])
     assert extractor.checkpoint(0) is None
 
 
-def test_a_member_with_the_name_of_one_that_was_foreseen_to_be_there_is_written_anew_and_no_other(
+def test_checkpoint_duplicate_after_covered_refused(
     tmp_path: Path,
 ) -> None:
     data = block("a", content=b"1") + block("b", content=b"2") + block("a", content=b"3") + END
@@ -156,11 +154,11 @@ def test_a_member_with_the_name_of_one_that_was_foreseen_to_be_there_is_written_
     extractor.feed(data[:1024])
     extractor.abort()
 
-    with pytest.raises(UnsafeArchiveError, match="'a' is refused: another member is there already"):
+    with pytest.raises(UnsafeArchiveError, match="tar member 'a' refused: an earlier member has the same name"):
         go_on(tmp_path, saved(extractor, 2048), data)
 
 
-def test_what_is_written_anew_is_not_written_through_a_link(tmp_path: Path) -> None:
+def test_checkpoint_leftover_links_not_written_through(tmp_path: Path) -> None:
     """A hard link that an interrupted run has made is another name of a file that was whole before."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
@@ -183,7 +181,7 @@ def test_what_is_written_anew_is_not_written_through_a_link(tmp_path: Path) -> N
     assert outside.read_bytes() == b"precious"
 
 
-def test_a_file_to_go_on_with_that_is_a_link_by_now_is_not_written_to(tmp_path: Path) -> None:
+def test_checkpoint_file_replaced_by_symlink_refused(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.write_bytes(bytes(9000))
@@ -199,31 +197,34 @@ def test_a_file_to_go_on_with_that_is_a_link_by_now_is_not_written_to(tmp_path: 
     assert outside.read_bytes() == bytes(9000)
 
 
-def test_a_file_to_go_on_with_that_is_shorter_than_it_was_is_told_of(tmp_path: Path) -> None:
+def test_checkpoint_file_too_short_refused(tmp_path: Path) -> None:
     data = block("large", content=noise(9000)) + END
     extractor = Extractor(tmp_path)
     extractor.feed(data[:5000])
     extractor.abort()
     os.truncate(tmp_path / "large", 100)
 
-    with pytest.raises(StoreError, match="shorter than it was"):
+    with pytest.raises(StoreError, match="cannot resume large: the file is shorter than its checkpoint"):
         go_on(tmp_path, saved(extractor, 5000), data)
 
 
-def test_what_counts_against_the_limits_counts_on(tmp_path: Path) -> None:
+def test_checkpoint_limits_keep_counting(tmp_path: Path) -> None:
     data = block("a", content=bytes(600)) + block("b", content=bytes(600)) + END
     extractor = Extractor(tmp_path)
     extractor.feed(data[:1536])
     extractor.abort()
     checkpoint = saved(extractor, 1536)
 
-    for limits, why in ((Limits(members=1), "more than 1 members"), (Limits(size=1000), "more than the 1000 bytes")):
+    for limits, why in (
+        (Limits(members=1), "more than 1 members"),
+        (Limits(size=1000), "more than 1000 bytes of content"),
+    ):
         again = Extractor(tmp_path, limits, checkpoint=checkpoint)
         with pytest.raises(UnsafeArchiveError, match=why):
             again.feed(data[1536:])
 
 
-def test_links_that_lead_out_together_are_refused_after_an_interruption_as_well(tmp_path: Path) -> None:
+def test_checkpoint_symlinks_leading_out_refused(tmp_path: Path) -> None:
     data = directory("a") + symlink("a/up", "..") + symlink("b", "a/up/../x") + END
     extractor = Extractor(tmp_path)
     extractor.feed(data[:1024])
@@ -245,18 +246,18 @@ def test_links_that_lead_out_together_are_refused_after_an_interruption_as_well(
         Checkpoint().to_json() | {"position": "x"},
         Checkpoint().to_json() | {"directories": [1]},
         Checkpoint().to_json() | {"directories": {"a": [1]}},
-        Checkpoint().to_json() | {"links": {"a": "target"}},
-        Checkpoint().to_json() | {"links": {"a": ["target", "late"]}},
+        Checkpoint().to_json() | {"symlinks": {"a": "target"}},
+        Checkpoint().to_json() | {"symlinks": {"a": ["target", "late"]}},
         Checkpoint().to_json() | {"file": ["a", 1]},
         Checkpoint().to_json() | {"file": 7},
     ],
 )
-def test_what_is_no_checkpoint_is_not_taken_for_one(said: Any) -> None:
+def test_checkpoint_from_invalid_json_raises(said: Any) -> None:
     with pytest.raises(ValueError):
         Checkpoint.from_json(said)
 
 
-def test_a_tar_without_members_is_gone_on_with(tmp_path: Path) -> None:
+def test_checkpoint_of_empty_tar_resumes(tmp_path: Path) -> None:
     extractor = Extractor(tmp_path)
     extractor.feed(END[:100])
     go_on(tmp_path, saved(extractor, 100), bytes(tarfile.RECORDSIZE))

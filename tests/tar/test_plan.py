@@ -115,7 +115,7 @@ def fill(root: Path) -> None:
     os.utime(root / "bento.yaml", ns=(1, -1_500_000_000))
 
 
-async def test_the_bytes_are_those_tarfile_writes(root: Path, threads: Threads) -> None:
+async def test_plan_bytes_equal_tarfile(root: Path, threads: Threads) -> None:
     fill(root)
     plan = await threads.run(TarPlan.scan, root)
     expected = written_by_tarfile(root)
@@ -124,7 +124,7 @@ async def test_the_bytes_are_those_tarfile_writes(root: Path, threads: Threads) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 elsewhere")
-async def test_a_name_that_is_no_utf8_goes_out_as_it_is(root: Path, threads: Threads) -> None:
+async def test_plan_name_not_utf8_kept(root: Path, threads: Threads) -> None:
     (root / "caf\udce9").write_text("latin-1")
     (root / "link").symlink_to("caf\udce9")
     data = await read(await threads.run(TarPlan.scan, root), threads)
@@ -132,7 +132,7 @@ async def test_a_name_that_is_no_utf8_goes_out_as_it_is(root: Path, threads: Thr
     assert b"path=./caf\xe9\n" in data
 
 
-async def test_members_are_named_as_bentoml_names_them(root: Path, threads: Threads) -> None:
+async def test_plan_member_names_equal_bentoml(root: Path, threads: Threads) -> None:
     (root / "src").mkdir()
     (root / "src" / "a.py").write_bytes(b"")
     (root / "bento.yaml").write_bytes(b"")
@@ -141,7 +141,7 @@ async def test_members_are_named_as_bentoml_names_them(root: Path, threads: Thre
     assert names == [b"./", b"./bento.yaml", b"./src/", b"./src/a.py"]
 
 
-async def test_only_names_at_the_top_are_excluded(root: Path, threads: Threads) -> None:
+async def test_plan_exclude_applies_at_top_only(root: Path, threads: Threads) -> None:
     for directory in ("models", "models/iris", "src", "src/models", "models-too"):
         (root / directory).mkdir()
         (root / directory / "file").write_bytes(b"x")
@@ -150,7 +150,7 @@ async def test_only_names_at_the_top_are_excluded(root: Path, threads: Threads) 
     assert plan.members == 7
 
 
-async def test_the_bytes_do_not_depend_on_the_order_of_creation(tmp_path: Path, threads: Threads) -> None:
+async def test_plan_bytes_independent_of_creation_order(tmp_path: Path, threads: Threads) -> None:
     names = [f"file{number}" for number in range(30)]
     tars: list[bytes] = []
     for order in (names, names[::-1]):
@@ -164,7 +164,7 @@ async def test_the_bytes_do_not_depend_on_the_order_of_creation(tmp_path: Path, 
     assert tars[0] == tars[1]
 
 
-def test_the_plan_counts_without_reading(root: Path) -> None:
+def test_plan_counts_without_reading(root: Path) -> None:
     (root / "a").write_bytes(bytes(700))
     (root / "b").hardlink_to(root / "a")
     (root / "c").symlink_to("a")
@@ -172,7 +172,7 @@ def test_the_plan_counts_without_reading(root: Path) -> None:
     assert (plan.members, plan.content_size, plan.size) == (4, 700, 10_240)
 
 
-def test_a_member_costs_few_bytes_of_memory(root: Path) -> None:
+def test_plan_memory_per_member_bounded(root: Path) -> None:
     for number in range(3000):
         (root / f"a_name_of_usual_length_{number}").touch()
     tracemalloc.start()
@@ -184,7 +184,7 @@ def test_a_member_costs_few_bytes_of_memory(root: Path) -> None:
     assert held / plan.members < 400
 
 
-async def test_a_file_beyond_8_gib_gets_a_pax_header(root: Path, threads: Threads) -> None:
+async def test_plan_file_over_8_gib_has_pax_header(root: Path, threads: Threads) -> None:
     with (root / "huge").open("wb") as file:
         file.truncate(9 * GiB)
         file.write(b"begin")
@@ -203,7 +203,7 @@ async def test_a_file_beyond_8_gib_gets_a_pax_header(root: Path, threads: Thread
 
 
 @pytest.mark.parametrize("io_chunk", [1000, 4096, MiB])
-async def test_no_chunk_is_larger_than_asked(root: Path, threads: Threads, io_chunk: int) -> None:
+async def test_plan_read_chunks_bounded_by_io_chunk(root: Path, threads: Threads, io_chunk: int) -> None:
     fill(root)
     plan = await threads.run(TarPlan.scan, root)
     chunks = [chunk async for chunk in plan.read(0, plan.size, threads=threads, io_chunk=io_chunk)]
@@ -211,14 +211,14 @@ async def test_no_chunk_is_larger_than_asked(root: Path, threads: Threads, io_ch
     assert b"".join(chunks) == written_by_tarfile(root)
 
 
-async def test_small_files_share_a_hop(root: Path, threads: Threads) -> None:
+async def test_plan_read_small_files_share_chunk(root: Path, threads: Threads) -> None:
     for number in range(200):
         (root / f"{number}").write_bytes(b"small")
     plan = await threads.run(TarPlan.scan, root)
     assert len([chunk async for chunk in plan.read(0, plan.size, threads=threads)]) == 1
 
 
-async def test_a_large_file_is_not_held_in_memory(root: Path, threads: Threads) -> None:
+async def test_plan_read_large_file_bounded_memory(root: Path, threads: Threads) -> None:
     with (root / "large").open("wb") as file:
         file.truncate(32 * MiB)
     plan = await threads.run(TarPlan.scan, root)
@@ -232,7 +232,7 @@ async def test_a_large_file_is_not_held_in_memory(root: Path, threads: Threads) 
     assert peak < 2 * MiB
 
 
-async def test_many_tasks_read_one_plan(root: Path, threads: Threads) -> None:
+async def test_plan_read_concurrently(root: Path, threads: Threads) -> None:
     fill(root)
     plan = await threads.run(TarPlan.scan, root)
     expected = written_by_tarfile(root)
@@ -243,19 +243,19 @@ async def test_many_tasks_read_one_plan(root: Path, threads: Threads) -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (5, 4), (0, 10_241)])
-async def test_a_range_outside_the_tar_is_refused(root: Path, threads: Threads, start: int, stop: int) -> None:
+async def test_plan_read_range_outside_raises(root: Path, threads: Threads, start: int, stop: int) -> None:
     plan = await threads.run(TarPlan.scan, root)
-    with pytest.raises(ValueError, match="no bytes"):
+    with pytest.raises(ValueError, match="no range"):
         await read(plan, threads, start, stop)
 
 
-async def test_an_empty_range_is_empty(root: Path, threads: Threads) -> None:
+async def test_plan_read_empty_range(root: Path, threads: Threads) -> None:
     plan = await threads.run(TarPlan.scan, root)
     assert await read(plan, threads, plan.size, plan.size) == b""
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="no tar here")
-async def test_the_tar_command_restores_the_tree(root: Path, tmp_path: Path, threads: Threads) -> None:
+async def test_plan_tar_command_restores_tree(root: Path, tmp_path: Path, threads: Threads) -> None:
     fill(root)
     packed, restored = tmp_path / "bento.tar", tmp_path / "restored"
     packed.write_bytes(await read(await threads.run(TarPlan.scan, root), threads))
@@ -278,7 +278,7 @@ def contents(root: Path) -> dict[str, object]:
 
 @pytest.mark.interop
 @pytest.mark.skipif(importlib.util.find_spec("bentoml") is None, reason="bentoml is not installed")
-async def test_bentoml_restores_the_contents(root: Path, tmp_path: Path, threads: Threads) -> None:
+async def test_plan_bentoml_restores_contents(root: Path, tmp_path: Path, threads: Threads) -> None:
     fill(root)
     packed, restored = tmp_path / "bento.tar", tmp_path / "restored"
     packed.write_bytes(await read(await threads.run(TarPlan.scan, root), threads))
@@ -290,14 +290,14 @@ async def test_bentoml_restores_the_contents(root: Path, tmp_path: Path, threads
     assert contents(restored) == contents(root)
 
 
-def test_a_missing_root_is_named(tmp_path: Path) -> None:
+def test_plan_root_missing_named(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"nothing-here: No such file"):
         TarPlan.scan(tmp_path / "nothing-here")
 
 
-def test_a_root_that_is_a_file_is_named(tmp_path: Path) -> None:
+def test_plan_root_is_file_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ArchiveError, match=r"file is not a directory"):
+    with pytest.raises(ArchiveError, match=r"cannot pack .*file: it is not a directory"):
         TarPlan.scan(tmp_path / "file")
 
 
@@ -311,33 +311,31 @@ def make_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [make_fifo, make_socket])
-def test_what_no_tar_should_hold_is_named(
-    root: Path, make: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plan_socket_or_fifo_named(root: Path, make: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)  # the path of a socket must be short
     make(Path("odd"))
-    with pytest.raises(ArchiveError, match=r"bento/odd: it is neither a file nor"):
+    with pytest.raises(ArchiveError, match=r"bento/odd: it is not a file"):
         TarPlan.scan(root)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs mknod")
-def test_a_device_is_named(root: Path) -> None:
+def test_plan_device_named(root: Path) -> None:
     try:
         os.mknod(root / "null", 0o20666, os.makedev(1, 3))
     except PermissionError:
         pytest.skip("no mknod here")
-    with pytest.raises(ArchiveError, match=r"bento/null: it is neither"):
+    with pytest.raises(ArchiveError, match=r"bento/null: it is not a file"):
         TarPlan.scan(root)
 
 
-def test_an_unreadable_file_is_found_before_anything_is_sent(ordinary_user: Path) -> None:
+def test_plan_unreadable_file_named(ordinary_user: Path) -> None:
     (ordinary_user / "secret").write_bytes(b"x")
     (ordinary_user / "secret").chmod(0)
     with pytest.raises(ArchiveError, match=r"/secret: permission denied"):
         TarPlan.scan(ordinary_user)
 
 
-def test_an_unreadable_directory_is_found_before_anything_is_sent(ordinary_user: Path) -> None:
+def test_plan_unreadable_directory_named(ordinary_user: Path) -> None:
     (ordinary_user / "secret").mkdir(mode=0)
     with pytest.raises(ArchiveError, match=r"/secret: Permission denied"):
         TarPlan.scan(ordinary_user)
@@ -354,16 +352,16 @@ def test_an_unreadable_directory_is_found_before_anything_is_sent(ordinary_user:
         pytest.param({"out": "missing/../a"}, r"out.*'missing/\.\./a'", id="climbs-out-of-nothing"),
     ],
 )
-def test_a_link_that_could_not_be_pulled_again_is_named(root: Path, links: dict[str, str], named: str) -> None:
+def test_plan_symlink_leading_out_named(root: Path, links: dict[str, str], named: str) -> None:
     (root / "a" / "b").mkdir(parents=True)
     for name, target in links.items():
         (root / name).symlink_to(target)
-    with pytest.raises(ArchiveError, match=named + r".*could not be pulled again") as raised:
+    with pytest.raises(ArchiveError, match=named + r".*a pull would refuse the tar") as raised:
         TarPlan.scan(root)
     assert not isinstance(raised.value, UnsafeArchiveError)
 
 
-def test_links_that_stay_inside_are_kept(root: Path) -> None:
+def test_plan_symlinks_inside_kept(root: Path) -> None:
     (root / "a" / "b").mkdir(parents=True)
     (root / "a" / "b" / "top").symlink_to("../..")
     (root / "again").symlink_to("a/b/top/a/b/../b")
@@ -372,18 +370,18 @@ def test_links_that_stay_inside_are_kept(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["new\nline", "esc\x1b[31m", "del\x7f", "C:\\x"])
-def test_a_name_that_could_not_be_pulled_again_is_named(root: Path, name: str) -> None:
+def test_plan_unpullable_name_named(root: Path, name: str) -> None:
     (root / name).touch()
-    with pytest.raises(ArchiveError, match=r"cannot pack .*could not be pulled again"):
+    with pytest.raises(ArchiveError, match=r"cannot pack .*a pull would refuse the tar"):
         TarPlan.scan(root)
 
 
-def test_a_tree_that_is_too_deep_to_be_pulled_again_is_named(root: Path) -> None:
+def test_plan_tree_too_deep_named(root: Path) -> None:
     deepest = root / "/".join("d" * 128)
     deepest.mkdir(parents=True)
     assert TarPlan.scan(root).members > 128
     (deepest / "file").touch()
-    with pytest.raises(ArchiveError, match=r"cannot pack .*more than 128 deep.*could not be pulled again"):
+    with pytest.raises(ArchiveError, match=r"cannot pack .*more than 128 levels deep.*a pull would refuse the tar"):
         TarPlan.scan(root)
 
 
@@ -437,23 +435,21 @@ CHANGES = [
 
 @pytest.mark.parametrize("size", [5000, 500_000], ids=["small", "large"])
 @pytest.mark.parametrize("change", CHANGES)
-async def test_a_file_that_changed_since_the_plan_is_named(
+async def test_plan_read_file_changed_since_named(
     root: Path, threads: Threads, change: Callable[[Path], None], size: int
 ) -> None:
     path = root / "model.bin"
     path.write_bytes(random_bytes(size))
     plan = await threads.run(TarPlan.scan, root)
     change(path)
-    with pytest.raises(SourceChangedError, match=r"model.bin changed while it was being sent") as raised:
+    with pytest.raises(SourceChangedError, match=r"model.bin changed during the push") as raised:
         await read(plan, threads)
     assert raised.value.path == str(path)
     assert isinstance(raised.value, TransferError)
 
 
 @pytest.mark.parametrize("change", [write_more, replace_by_fifo])
-async def test_an_empty_file_that_is_not_one_any_more_is_named(
-    root: Path, threads: Threads, change: Callable[[Path], None]
-) -> None:
+async def test_plan_read_empty_file_grown_raises(root: Path, threads: Threads, change: Callable[[Path], None]) -> None:
     (root / "log").touch()
     os.utime(root / "log", (0, 1000))
     plan = await threads.run(TarPlan.scan, root)
@@ -464,9 +460,7 @@ async def test_an_empty_file_that_is_not_one_any_more_is_named(
 
 
 @pytest.mark.parametrize("change", [write_more, write_less, write_again])
-async def test_a_file_that_changes_while_it_is_read_is_named(
-    root: Path, threads: Threads, change: Callable[[Path], None]
-) -> None:
+async def test_plan_read_file_changing_raises(root: Path, threads: Threads, change: Callable[[Path], None]) -> None:
     path = root / "model.bin"
     path.write_bytes(random_bytes(10_000))
     plan = await threads.run(TarPlan.scan, root)
@@ -482,7 +476,7 @@ async def test_a_file_that_changes_while_it_is_read_is_named(
         await read_on()
 
 
-async def test_a_small_file_that_changes_while_it_is_read_is_named(
+async def test_plan_read_small_file_changing_raises(
     root: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = root / "config.yaml"
@@ -500,7 +494,7 @@ async def test_a_small_file_that_changes_while_it_is_read_is_named(
         await read(plan, threads)
 
 
-async def test_a_range_that_ends_within_a_file_sees_a_change_too(root: Path, threads: Threads) -> None:
+async def test_plan_read_range_within_changed_file_raises(root: Path, threads: Threads) -> None:
     path = root / "model.bin"
     path.write_bytes(random_bytes(10_000))
     chunks = (await threads.run(TarPlan.scan, root)).read(1024, 4024, threads=threads, io_chunk=1000)
@@ -512,7 +506,7 @@ async def test_a_range_that_ends_within_a_file_sees_a_change_too(root: Path, thr
 
 
 @pytest.mark.parametrize("io_chunk", [1000, MiB], ids=["large", "small"])
-async def test_a_file_that_became_unreadable_is_named(ordinary_user: Path, threads: Threads, io_chunk: int) -> None:
+async def test_plan_read_unreadable_file_named(ordinary_user: Path, threads: Threads, io_chunk: int) -> None:
     (ordinary_user / "model.bin").write_bytes(bytes(5000))
     plan = await threads.run(TarPlan.scan, ordinary_user)
     (ordinary_user / "model.bin").chmod(0)
@@ -530,7 +524,7 @@ def open_files(root: Path) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-async def test_a_read_that_is_abandoned_closes_its_file(root: Path, threads: Threads) -> None:
+async def test_plan_read_abandoned_closes_file(root: Path, threads: Threads) -> None:
     (root / "model.bin").write_bytes(bytes(10_000))
     plan = await threads.run(TarPlan.scan, root)
     chunks = plan.read(1024, plan.size, threads=threads, io_chunk=1000)
@@ -541,7 +535,7 @@ async def test_a_read_that_is_abandoned_closes_its_file(root: Path, threads: Thr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-async def test_a_read_that_is_cancelled_anywhere_closes_its_file(root: Path, threads: Threads) -> None:
+async def test_plan_read_cancelled_closes_file(root: Path, threads: Threads) -> None:
     (root / "model.bin").write_bytes(bytes(100_000))
     plan = await threads.run(TarPlan.scan, root)
     cancelled = 0
@@ -577,7 +571,7 @@ class SlowThreads(Threads):
         self.executor.submit = lambda *call: submit(slowly, *call)
 
 
-async def test_a_read_that_is_cancelled_waits_for_its_thread(root: Path) -> None:
+async def test_plan_read_cancelled_waits_for_thread(root: Path) -> None:
     (root / "model.bin").write_bytes(bytes(30_000))
     plan = await asyncio.to_thread(TarPlan.scan, root)
     threads = SlowThreads()
@@ -629,7 +623,7 @@ def touch_nothing(root: Path) -> None:
         (touch_nothing, False),
     ],
 )
-def test_the_fingerprint_tells_trees_apart(root: Path, touch: Callable[[Path], None], differs: bool) -> None:
+def test_plan_fingerprint_changes_with_tree(root: Path, touch: Callable[[Path], None], differs: bool) -> None:
     (root / "file").write_bytes(b"x")
     (root / "file").chmod(0o644)
     (root / "link").symlink_to("file")

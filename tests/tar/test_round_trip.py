@@ -147,7 +147,7 @@ def threads() -> Iterator[Threads]:
 
 @unhurried
 @given(forest=forests(), seed=seeds)
-def test_any_tree_comes_back_the_same(threads: Threads, forest: tuple, seed: int) -> None:
+def test_round_trip_any_tree_restored(threads: Threads, forest: tuple, seed: int) -> None:
     random = Random(seed)
     with tempfile.TemporaryDirectory() as here:
         source, there = Path(here, "source"), Path(here, "there")
@@ -167,7 +167,7 @@ def test_any_tree_comes_back_the_same(threads: Threads, forest: tuple, seed: int
 
 @unhurried
 @given(forest=forests(), seed=seeds)
-def test_any_ranges_in_any_order_are_what_tarfile_writes(threads: Threads, forest: tuple, seed: int) -> None:
+def test_plan_read_any_ranges_equal_tarfile(threads: Threads, forest: tuple, seed: int) -> None:
     random = Random(seed)
     with tempfile.TemporaryDirectory() as here:
         root = Path(here)
@@ -183,7 +183,7 @@ def test_any_ranges_in_any_order_are_what_tarfile_writes(threads: Threads, fores
 
 @unhurried
 @given(forest=forests())
-def test_tarfile_lists_what_was_planned(threads: Threads, forest: tuple) -> None:
+def test_plan_members_listed_by_tarfile(threads: Threads, forest: tuple) -> None:
     with tempfile.TemporaryDirectory() as here:
         root = Path(here)
         plant(root, forest)

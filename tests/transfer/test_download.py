@@ -16,7 +16,7 @@ from aiohttp import web
 
 from async_bento import IntegrityError, PartError, StalledError, TransferError
 from async_bento.errors import APIConnectionError, APIResponseError, ArchiveError, BentoError, StoreError
-from async_bento.transfer.tar.writer import Tree
+from async_bento.transfer.tar.writer import TreeWriter
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, noise
 from tests.eventually import eventually
 from tests.transfer.faulty import (
@@ -422,7 +422,7 @@ LIES: dict[str, tuple[Fault, type[BentoError], str]] = {
     "redirect": (refuse(307, headers={"Location": "http://127.0.0.1:9/"}), PartError, "307"),
     "refusal": (refuse(400, code="InvalidRequest"), PartError, "400 InvalidRequest"),
     "page": (answer_page(), ArchiveError, "mod:m1"),
-    "nothing": (then(sends(b"")), ArchiveError, "mod:m1.*too early"),
+    "nothing": (then(sends(b"")), ArchiveError, "mod:m1.*truncated"),
 }
 
 
@@ -558,7 +558,7 @@ async def test_a_stream_that_ends_early_as_if_that_were_all_is_an_error(
     door = await pushed("proxy")
     door.fault(DOWNLOAD, end_early(100_000), times=None)
 
-    with pytest.raises(ArchiveError, match="the tar ends too early"):
+    with pytest.raises(ArchiveError, match="the tar is truncated"):
         await client(door, elsewhere).models.pull("mod:m1")
 
     assert nothing_came(elsewhere)
@@ -587,7 +587,7 @@ OTHER = (
         (tar_of({"model.yaml": b"{"}), StoreError, "model.yaml"),
         (tar_of({"../outside": b"x"}), ArchiveError, "outside"),
         (noise(20_000), ArchiveError, "mod:m1"),
-        (b"", ArchiveError, "too early"),
+        (b"", ArchiveError, "truncated"),
         (bytes(1024), StoreError, "model.yaml"),
     ],
     ids=["no yaml", "another model", "broken yaml", "unsafe", "noise", "empty", "empty tar"],
@@ -718,14 +718,14 @@ async def test_a_cancelled_pull_ends_when_no_thread_writes_for_it_any_more(
 ) -> None:
     door = await pushed()
     writing, go_on = threading.Event(), threading.Event()
-    write = Tree.write
+    write = TreeWriter.write
 
-    def slowly(self: Tree, data: memoryview) -> None:
+    def slowly(self: TreeWriter, data: memoryview) -> None:
         writing.set()
         go_on.wait(10)
         write(self, data)
 
-    monkeypatch.setattr(Tree, "write", slowly)
+    monkeypatch.setattr(TreeWriter, "write", slowly)
     api = client(door, elsewhere)
 
     async with nothing_left(api):

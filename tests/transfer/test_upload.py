@@ -716,7 +716,7 @@ async def test_a_file_that_changes_under_a_push_ends_it(
     assert not door.all("complete")
     ((status, reason),) = outcomes(door)
     assert status == "failed"
-    assert "weights changed while it was being sent" in reason
+    assert "weights changed during the push" in reason
     assert len(door.all("^PUT")) <= 1  # it would change nothing to try again
 
 
@@ -901,14 +901,14 @@ async def test_a_cancelled_push_ends_when_no_thread_reads_for_it_any_more(
     make_model(home)
     door = await open_door("auto")
     reading, go_on = threading.Event(), threading.Event()
-    gather = TarPlan._gather
+    read_small = TarPlan._read_small
 
     def slowly(self: TarPlan, start: int, stop: int, large: int) -> bytes:
         reading.set()
         go_on.wait(10)
-        return gather(self, start, stop, large)
+        return read_small(self, start, stop, large)
 
-    monkeypatch.setattr(TarPlan, "_gather", slowly)
+    monkeypatch.setattr(TarPlan, "_read_small", slowly)
     api = client(door)
 
     async with nothing_left(api):

@@ -1,1 +1,1 @@
-"""A tar, without a tar file."""
+"""Tar bytes from a directory and a directory from tar bytes, without a tar file."""

@@ -1,7 +1,7 @@
-"""How far an extraction has come, in a form that outlives its process.
+"""The state of an extraction in a form that outlives its process.
 
-Bytes that were written to files need not be remembered: they are on the disk. What is not there yet is: the modes of
-directories and the symbolic links, which come last, and where in the tar to go on.
+File contents are on the disk and need no state. A checkpoint holds the rest: the position in the tar, and the symlinks
+and directory modes, which are applied last.
 """
 
 from __future__ import annotations
@@ -13,42 +13,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class Attributes(NamedTuple):
-    """What a directory gets in the end.
-
-    Attributes:
-        mode: Its mode.
-        mtime_ns: Its time, in nanoseconds.
-    """
+class DirectoryAttributes(NamedTuple):
+    """Mode and time that a directory gets at the end."""
 
     mode: int
     mtime_ns: int
 
 
-class Link(NamedTuple):
-    """A symbolic link that is made in the end.
-
-    Attributes:
-        target: What it points at.
-        mtime_ns: Its time, in nanoseconds.
-    """
+class Symlink(NamedTuple):
+    """Target and time of a symlink that is made at the end."""
 
     target: str
     mtime_ns: int
 
 
-class OpenFile(NamedTuple):
-    """A file that is being written.
+class PartialFile(NamedTuple):
+    """A file of which some bytes are written; `path` is normalised by `member_path`."""
 
-    Attributes:
-        name: Its name, as `member_name` returns it.
-        mode: The mode it gets.
-        mtime_ns: The time it gets, in nanoseconds.
-        written: The bytes that are there.
-        left: The bytes that are missing.
-    """
-
-    name: str
+    path: str
     mode: int
     mtime_ns: int
     written: int
@@ -57,59 +39,45 @@ class OpenFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How far an extraction has come.
+    """A position where another extractor of the same tar can resume, with the counts up to there.
 
-    Attributes:
-        position: The byte of the tar to go on with: within a file, or behind a member.
-        reach: The byte of the tar before which members may begin that are on the disk already, in part or whole.
-        members: The members before it.
-        files: The files before it.
-        bytes_written: The content before it, in bytes.
-        directories: The directories that are there, with what they get in the end.
-        links: The links to make in the end, by their names.
-        file: The file to go on with, if any.
+    Fields:
+        position: Byte of the tar to resume at: within a file, or after a member.
+        covered: Byte of the tar before which members may start that are on the disk already, in part or whole.
+        directories: Directories made so far; None for those that are only parents of a member.
+        symlinks: Symlinks to make at the end, by their paths.
+        file: The file to resume, if any.
     """
 
     position: int = 0
-    reach: int = 0
+    covered: int = 0
     members: int = 0
     files: int = 0
     bytes_written: int = 0
-    directories: Mapping[str, Attributes | None] = field(default_factory=dict[str, "Attributes | None"])
-    links: Mapping[str, Link] = field(default_factory=dict[str, Link])
-    file: OpenFile | None = None
+    directories: Mapping[str, DirectoryAttributes | None] = field(
+        default_factory=dict[str, "DirectoryAttributes | None"]
+    )
+    symlinks: Mapping[str, Symlink] = field(default_factory=dict[str, Symlink])
+    file: PartialFile | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Make what `json` writes. Names that are no UTF-8 come back as they are.
-
-        Returns:
-            A dictionary.
-        """
+        """Convert to what `json` can write; names that are not UTF-8 survive as surrogates."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @classmethod
-    def from_json(cls, said: Any) -> Checkpoint:
-        """Read what `to_json` made.
-
-        Args:
-            said: What `json` read.
-
-        Returns:
-            The checkpoint.
-
-        Raises:
-            ValueError: It is none.
-        """
+    def from_json(cls, data: Any) -> Checkpoint:
+        """Parse the result of `to_json` after a trip through `json`; ValueError for anything else."""
         try:
             directories = {
-                str(name): value and Attributes(*map(int, value)) for name, value in said["directories"].items()
+                str(path): attributes and DirectoryAttributes(*map(int, attributes))
+                for path, attributes in data["directories"].items()
             }
-            links = {str(name): Link(str(target), int(time)) for name, (target, time) in said["links"].items()}
-            numbers = {name: int(said[name]) for name in ("position", "reach", "members", "files", "bytes_written")}
-            file = said["file"]
+            symlinks = {str(path): Symlink(str(target), int(time)) for path, (target, time) in data["symlinks"].items()}
+            counts = {name: int(data[name]) for name in ("position", "covered", "members", "files", "bytes_written")}
+            file = data["file"]
             if file is not None:
-                name, *rest = file
-                file = OpenFile(str(name), *map(int, rest))
+                path, *numbers = file
+                file = PartialFile(str(path), *map(int, numbers))
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"no checkpoint: {error!r}") from error
-        return cls(**numbers, directories=directories, links=links, file=file)
+            raise ValueError(f"not a checkpoint: {error!r}") from error
+        return cls(**counts, directories=directories, symlinks=symlinks, file=file)

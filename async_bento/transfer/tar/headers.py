@@ -1,7 +1,7 @@
-"""The headers of a tar, block by block: ustar, GNU and PAX.
+"""Parsing of tar headers: ustar, GNU and PAX.
 
-`tarfile.TarInfo` reads the block itself. What stretches over blocks is read here, because `tarfile.TarFile` keeps every
-member it has seen and believes any size.
+`tarfile.TarInfo` parses a single block. Extended headers, which span several blocks, are parsed here, because
+`tarfile.TarFile` keeps every member in memory and trusts any size.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import tarfile
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from async_bento.errors import UnsafeArchiveError
-from async_bento.transfer.tar.safety import quoted
+from async_bento.transfer.tar.safety import check_target, hard_link_path, member_path, quoted, refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from async_bento.config import Limits
+
 MAX_SIZE = 1 << 62
-"""A size no file system has; beyond it, sums might not fit where they are handed to."""
+"""A size beyond every filesystem's; sums of sizes below it fit into 64 bits."""
 
-Kind = Literal["file", "directory", "symlink", "hard link"]
+MemberType = Literal["file", "directory", "symlink", "hard link"]
 
-_KINDS: Mapping[bytes, Kind] = {
+_TYPES: Mapping[bytes, MemberType] = {
     tarfile.REGTYPE: "file",
     tarfile.AREGTYPE: "file",
     tarfile.CONTTYPE: "file",
@@ -31,155 +33,132 @@ _KINDS: Mapping[bytes, Kind] = {
 }
 
 EXTENSIONS = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK})
-"""The types of headers that describe the member after them."""
+"""Types of the headers that describe the next member."""
 
-_LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
+_GNU_LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 _SIZE_FIELD = slice(124, 136)
 _OCTAL = re.compile(rb" *[0-7]* *(\0.*)?", re.DOTALL)
-_BASE_256 = (b"\x80", b"\xff")
+_BASE_256 = (b"\x80", b"\xff")  # first byte of a binary number in GNU tar: positive, negative
 _NS_DIGITS = 9
-_LENGTH = re.compile(rb"([0-9]{1,7}) ")
-_NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)
+# Digits are bounded: int() of a long string takes the square of its length (CVE-2020-10735).
+_RECORD_LENGTH = re.compile(rb"([0-9]{1,7}) ")
+_SIZE = re.compile(r"[0-9]{1,19}", re.ASCII)
 _TIME = re.compile(r"(-?)([0-9]{1,12})(?:\.([0-9]*))?", re.ASCII)
 
 
 class Member(NamedTuple):
-    """A member, with what its extended headers say of it.
+    """A member that has passed every check of a single member.
 
-    Attributes:
-        name: The name as the tar has it.
-        kind: What it is.
-        size: The content's size, in bytes.
-        mode: The mode as the tar has it.
-        mtime_ns: The time of the last change, in nanoseconds.
-        target: What a link points at; else empty.
+    Fields:
+        name: The name as the tar has it, for messages.
+        path: The name normalised by `member_path`; empty for the root.
+        target: A symlink's target as it is, a hard link's target normalised; else empty.
     """
 
     name: str
-    kind: Kind
+    path: str
+    type: MemberType
     size: int
     mode: int
     mtime_ns: int
     target: str
 
 
-def read_header(block: bytes) -> tarfile.TarInfo:
-    """Read a block of a header.
-
-    Args:
-        block: 512 bytes, not all zero.
-
-    Returns:
-        What they say.
-
-    Raises:
-        UnsafeArchiveError: The checksum or a number is wrong, or a size negative or absurd.
-    """
+def parse_block(block: bytes) -> tarfile.TarInfo:
+    """Parse a header block of 512 bytes that are not all zero."""
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
-        raise UnsafeArchiveError(f"not a tar, or a broken one: {error}") from error
+        raise UnsafeArchiveError(f"not a tar, or a corrupt tar ({error})") from error
     size = block[_SIZE_FIELD]
-    if not size.startswith(_BASE_256) and not _OCTAL.fullmatch(size):  # int() takes signs and underscores, too
-        raise UnsafeArchiveError(f"{quoted(header.name)} is refused: its size is no octal number", member=header.name)
+    # tarfile parses octal fields by int(), which accepts signs and underscores; other readers see another size.
+    if not size.startswith(_BASE_256) and not _OCTAL.fullmatch(size):
+        raise refused(header.name, "its size is not an octal number")
     if not 0 <= header.size < MAX_SIZE:
-        raise UnsafeArchiveError(f"{quoted(header.name)} is refused: a size of {header.size} bytes", member=header.name)
+        raise refused(header.name, f"its size is {header.size} bytes")
     return header
 
 
-def read_extension(type_: bytes, payload: bytes) -> dict[str, str]:
-    """Read what an extended header says of the next member.
-
-    Args:
-        type_: Which of `EXTENSIONS` it is.
-        payload: Its content.
-
-    Returns:
-        PAX records; a GNU long name is `path`, a GNU long link `linkpath`. A global header, which may hold a comment,
-        gives none.
-
-    Raises:
-        UnsafeArchiveError: It is malformed, makes the member sparse, or names all members at once.
-    """
-    if type_ in _LONG:
+def parse_extension(type_: bytes, payload: bytes) -> dict[str, str]:
+    """Parse an extended header into PAX records for the next member; GNU long names become `path` or `linkpath`."""
+    if type_ in _GNU_LONG:
         name, end, _ = payload.partition(b"\0")
-        if not name or not end:  # readers differ in what they make of that
-            raise UnsafeArchiveError("a long name of the tar is empty, or has no end")
-        return {_LONG[type_]: _text(name)}
+        if not name or not end:  # readers disagree about the name then
+            raise UnsafeArchiveError("a GNU long name in the tar is empty or not terminated")
+        return {_GNU_LONG[type_]: _decode(name)}
     records = _pax_records(payload)
     if type_ == tarfile.XHDTYPE:
         return records
+    # `git archive` writes a global header with a comment; names or sizes for all members make no sense.
     if not records.keys().isdisjoint({"path", "linkpath", "size"}):
-        raise UnsafeArchiveError("a global header with a name or a size for all members is refused")
+        raise UnsafeArchiveError("a global PAX header sets a name or a size for all members")
     return {}
 
 
 def _pax_records(payload: bytes) -> dict[str, str]:
+    """Parse records of the form `LENGTH KEYWORD=VALUE` plus newline, LENGTH counting all of it (POSIX.1-2017, pax)."""
     records: dict[str, str] = {}
     position = 0
     while position < len(payload):
-        length = _LENGTH.match(payload, position)
+        length = _RECORD_LENGTH.match(payload, position)
         end = position + int(length[1]) if length else 0
         if length is None or not length.end() < end <= len(payload) or payload[end - 1 : end] != b"\n":
             raise UnsafeArchiveError("a PAX header of the tar is malformed")
         keyword, equals, value = payload[length.end() : end - 1].partition(b"=")
         if not keyword or not equals:
             raise UnsafeArchiveError("a PAX header of the tar is malformed")
-        records[_text(keyword)] = _text(value)
+        records[_decode(keyword)] = _decode(value)
         position = end
     if any(keyword.startswith("GNU.sparse.") for keyword in records):
-        raise UnsafeArchiveError("a sparse member is refused", member=records.get("GNU.sparse.name"))
+        raise UnsafeArchiveError("sparse members are not supported", member=records.get("GNU.sparse.name"))
     return records
 
 
-def _text(raw: bytes) -> str:
+def _decode(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def merge(header: tarfile.TarInfo, records: Mapping[str, str]) -> Member:
-    """Bring a header and its extended headers together.
-
-    Args:
-        header: The member's own header.
-        records: The records before it; an empty value is as good as none (POSIX.1-2017, pax).
-
-    Returns:
-        The member.
-
-    Raises:
-        UnsafeArchiveError: The member is no file, directory or link, or has content where it must not; or a record is
-            no number where there must be one.
-    """
+def parse_member(header: tarfile.TarInfo, records: Mapping[str, str], limits: Limits) -> Member:
+    """Merge a member's header with the records before it, and check the result by the rules of `safety`."""
+    # An empty value deletes a record (POSIX.1-2017, pax), hence `or`.
     name = records.get("path") or header.name
-    if header.type not in _KINDS:
-        raise UnsafeArchiveError(f"{quoted(name)} is refused: a member of type {header.type!r}", member=name)
-    kind = _KINDS[header.type]
-    size = _size(records, header, name)
-    if size and kind != "file":
-        raise UnsafeArchiveError(f"{quoted(name)} is refused: a {kind} with content", member=name)
-    if kind == "file" and name.endswith("/"):
-        raise UnsafeArchiveError(f"{quoted(name)} is refused: a file with a directory's name", member=name)
     target = records.get("linkpath") or header.linkname
-    return Member(name, kind, size, header.mode, _mtime_ns(records, header, name), target)
+    if header.type not in _TYPES:
+        raise refused(name, f"its type {header.type!r} is not a file, a directory or a link")
+    type_ = _TYPES[header.type]
+    size = _size(records, header, name)
+    if size and type_ != "file":
+        raise refused(name, f"a {type_} has content")
+    if type_ == "file" and name.endswith("/"):
+        raise refused(name, "a file has the name of a directory")
+    path = member_path(name, limits)
+    if not path and type_ != "directory":
+        raise refused(name, f"the root of the tar is a {type_}")
+    if type_ == "symlink":
+        check_target(name, target, limits)
+    elif type_ == "hard link":
+        target = hard_link_path(name, target, limits)
+    return Member(name, path, type_, size, header.mode, _mtime_ns(records, header, name), target)
 
 
 def _size(records: Mapping[str, str], header: tarfile.TarInfo, name: str) -> int:
     text = records.get("size")
     if not text:
         return header.size
-    if not _NUMBER.fullmatch(text):
-        raise UnsafeArchiveError(f"the PAX header of {quoted(name)} has a size of {text[:40]!r}", member=name)
+    if not _SIZE.fullmatch(text):
+        raise refused(name, f"its PAX size is {text[:40]!r}")
     size = int(text)
     if size >= MAX_SIZE:
-        raise UnsafeArchiveError(f"{quoted(name)} is refused: a size of {size} bytes", member=name)
+        raise refused(name, f"its size is {size} bytes")
     return size
 
 
 def _mtime_ns(records: Mapping[str, str], header: tarfile.TarInfo, name: str) -> int:
+    # Not by float(): nanoseconds since 1970 need 61 bits, and a float has 53.
     text = records.get("mtime") or str(int(header.mtime))
     found = _TIME.fullmatch(text)
     if found is None:
-        raise UnsafeArchiveError(f"{quoted(name)} has a time of {text[:40]!r}", member=name)
+        raise refused(name, f"its time is {quoted(text[:40])}")
     sign, seconds, fraction = found.groups()
     nanoseconds = int(seconds + (fraction or "")[:_NS_DIGITS].ljust(_NS_DIGITS, "0"))
     return -nanoseconds if sign else nanoseconds

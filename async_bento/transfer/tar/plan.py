@@ -1,7 +1,7 @@
-"""A directory → the layout of its tar → any range of that tar's bytes, and no tar is written.
+"""Layout of a directory's tar, and any range of its bytes, without writing the tar.
 
-The bytes are those `tarfile` would write for the same members in PAX format: whole seconds, no owners, sorted. They
-depend on the tree alone, so a part that failed is read again and is the same.
+The bytes are those that `tarfile` writes for the same members in PAX format with whole seconds, no owners and sorted
+names. They depend on the directory alone, so a part that is read again for a retry is the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import aiofiles
 from async_bento._core.concurrency import shielded
 from async_bento.config import MiB
 from async_bento.errors import ArchiveError, SourceChangedError
-from async_bento.transfer.tar.scan import Entry, walk
+from async_bento.transfer.tar.scan import Entry, list_entries
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection
@@ -32,23 +32,18 @@ if TYPE_CHECKING:
 
     from async_bento._core.concurrency import Threads
 
-_USTAR_NAME = 100
-_USTAR_LIMIT = 8**11
+_USTAR_NAME = 100  # bytes of a name
+_USTAR_LIMIT = 8**11  # first number beyond eleven octal digits
 _USTAR = struct.Struct("100s 8s 8s 8s 12s 12s 8s c 100s 8s 247x")
-_CHECKSUM = 148  # where it stands, in that header
+_CHECKSUM_OFFSET = 148
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO}
+# What open(2) fails with where a file is missing or was replaced; for O_NOFOLLOW, BSD has EMLINK where Linux has ELOOP.
+_REPLACED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO}
 _NS = 1_000_000_000
 
 
-class _Slice(NamedTuple):
-    """A part of one file's content.
-
-    Attributes:
-        entry: The file.
-        offset: Where in the file it begins, in bytes.
-        length: How many bytes.
-    """
+class _FileSlice(NamedTuple):
+    """A range of one file's content, in bytes."""
 
     entry: Entry
     offset: int
@@ -56,19 +51,9 @@ class _Slice(NamedTuple):
 
 
 class TarPlan:
-    """The tar of a directory, as arithmetic: which byte is whose.
+    """The layout of a directory's tar; `size` is the whole tar's and `content_size` the files', in bytes.
 
     It holds about 300 bytes per member, and no content.
-
-    Args:
-        root: The directory.
-        entries: Its members, in order.
-
-    Attributes:
-        root: The directory.
-        size: The size of the tar, in bytes, with its end and padding.
-        members: How many members there are, the root among them.
-        content_size: The size of all files' contents, in bytes.
     """
 
     def __init__(self, root: Path, entries: list[Entry]) -> None:
@@ -77,7 +62,7 @@ class TarPlan:
         self.content_size = sum(entry.size for entry in entries)
         self._root = os.fspath(root)
         self._entries = entries
-        self._offsets = array("q", [0])
+        self._offsets = array("q", [0])  # of each member's header; the last is the end of the members
         offset = 0
         for entry in entries:
             offset += _header_size(entry) + _padded(entry.size)
@@ -86,30 +71,14 @@ class TarPlan:
 
     @classmethod
     def scan(cls, root: Path, *, exclude: Collection[str] = ()) -> TarPlan:
-        """Plan the tar of a directory; blocks, so call it in a thread.
-
-        Args:
-            root: The directory.
-            exclude: Names directly in it that are left out, like a bento's `models`.
-
-        Returns:
-            The plan.
-
-        Raises:
-            ArchiveError: Something in the directory is unreadable, of a kind no tar should hold, or could not be pulled
-                again; the message names it.
-        """
-        return cls(root, walk(root, exclude))
+        """Plan the tar of a directory without the names in `exclude` at its top; blocks."""
+        return cls(root, list_entries(root, exclude))
 
     def fingerprint(self) -> str:
-        """What tells this tar from another, without reading contents: names, types, sizes, times, modes, links.
-
-        Returns:
-            A SHA-256 in hex. It changes with any nanosecond of any member's mtime.
-        """
+        """Hash names, types, sizes, times in nanoseconds, modes and links by SHA-256, without reading contents."""
         digest = hashlib.sha256()
         for entry in self._entries:
-            # No name and no target holds a NUL, so nothing runs into its neighbour.
+            # NUL separates: no name and no target contains it.
             text = f"{entry.name}\0{entry.link}\0{entry.mode}\0{entry.size}\0{entry.mtime_ns}\0"
             digest.update(entry.type + text.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
@@ -117,32 +86,18 @@ class TarPlan:
     async def read(
         self, start: int, stop: int, *, threads: Threads, io_chunk: int = MiB
     ) -> AsyncGenerator[bytes, None]:
-        """Read a range of the tar; any range, in any order, again, by many tasks at once.
+        """Read a range in chunks of at most `io_chunk` bytes; ranges may be read in any order, again and concurrently.
 
-        Each file is checked before and after it is read. A change that falls between is told after the bytes, so what
-        was read is good only when the range has come to its end.
-
-        Args:
-            start: The first byte.
-            stop: The byte after the last.
-            threads: Where the disk is read.
-            io_chunk: The most to read in one hop, in bytes.
-
-        Yields:
-            The bytes, at most `io_chunk` at once.
-
-        Raises:
-            SourceChangedError: A file is not as it was planned.
-            ArchiveError: A file cannot be read.
-            ValueError: The tar has no such range.
+        Each file is checked before and after it is read, so a SourceChangedError may follow the bytes: they are valid
+        only once the whole range was read.
         """
         if not 0 <= start <= stop <= self.size:
-            raise ValueError(f"no bytes {start} to {stop} in a tar of {self.size}")
+            raise ValueError(f"no range {start} to {stop} in a tar of {self.size} bytes")
         position = start
         while position < stop:
             large = self._large_slice(position, stop, io_chunk)
             if large is None:
-                chunk = await threads.run(self._gather, position, min(stop, position + io_chunk), io_chunk)
+                chunk = await threads.run(self._read_small, position, min(stop, position + io_chunk), io_chunk)
                 position += len(chunk)
                 yield chunk
             else:
@@ -151,7 +106,7 @@ class TarPlan:
                     async for chunk in chunks:
                         yield chunk
 
-    def _large_slice(self, position: int, stop: int, io_chunk: int) -> _Slice | None:
+    def _large_slice(self, position: int, stop: int, io_chunk: int) -> _FileSlice | None:
         index = bisect_right(self._offsets, position) - 1
         if index == self.members:
             return None
@@ -159,10 +114,10 @@ class TarPlan:
         offset = position - (self._offsets[index + 1] - _padded(entry.size))
         if entry.size <= io_chunk or not 0 <= offset < entry.size:
             return None
-        return _Slice(entry, offset, min(stop - position, entry.size - offset))
+        return _FileSlice(entry, offset, min(stop - position, entry.size - offset))
 
-    async def _stream(self, part: _Slice, threads: Threads, io_chunk: int) -> AsyncGenerator[bytes, None]:
-        entry, offset, left = part
+    async def _stream(self, file_slice: _FileSlice, threads: Threads, io_chunk: int) -> AsyncGenerator[bytes, None]:
+        entry, offset, left = file_slice
         path = self._path(entry)
         opening = asyncio.ensure_future(
             aiofiles.open(
@@ -174,65 +129,65 @@ class TarPlan:
             while left:
                 chunk = await shielded(file.read(min(io_chunk, left)))
                 if not chunk:
-                    raise _changed(path, "it is shorter than it was")
+                    raise _changed(path, "it is shorter than planned")
                 left -= len(chunk)
                 yield chunk
             await threads.run(_check_unchanged, file.fileno(), path, entry)
         except OSError as error:
-            raise _cannot_read(path, error) from error
+            raise _read_error(path, error) from error
         finally:
-            # Here and not by `async with`: cancelled while it opens, the file is open when the cancellation arrives.
+            # Not by `async with`: when cancelled during the open, the file is open by the time that `shielded` raises.
             if opening.done() and not opening.cancelled() and opening.exception() is None:
                 await shielded(opening.result().close())
 
-    def _gather(self, start: int, stop: int, large: int) -> bytes:
-        """Headers, small files and padding from `start` on; ends at `stop` or where a large file's content begins."""
+    def _read_small(self, start: int, stop: int, io_chunk: int) -> bytes:
+        """Read headers, small files and padding; end at `stop` or at the content of a file larger than `io_chunk`."""
         pieces: list[bytes] = []
         position = start
         index = bisect_right(self._offsets, start) - 1
         while position < stop and index < self.members:
-            entry, begin, end = self._entries[index], self._offsets[index], self._offsets[index + 1]
-            content = end - _padded(entry.size)
-            content_end = content + entry.size
-            if position < content:
-                upto = min(stop, content)
-                pieces.append(_header(entry)[position - begin : upto - begin])
-                position = upto
-                if position == content == end and entry.type == tarfile.REGTYPE:
-                    self._read_slice(_Slice(entry, 0, 0))  # an empty file may have grown
-            if content <= position < min(stop, content_end):
-                if entry.size > large:
+            entry, header_start, member_end = self._entries[index], self._offsets[index], self._offsets[index + 1]
+            content_start = member_end - _padded(entry.size)
+            content_end = content_start + entry.size
+            if position < content_start:
+                until = min(stop, content_start)
+                pieces.append(_header(entry)[position - header_start : until - header_start])
+                position = until
+                if position == content_start == member_end and entry.type == tarfile.REGTYPE:
+                    self._read_slice(_FileSlice(entry, 0, 0))  # only checks: an empty file may have grown
+            if content_start <= position < min(stop, content_end):
+                if entry.size > io_chunk:
                     break
-                upto = min(stop, content_end)
-                pieces.append(self._read_slice(_Slice(entry, position - content, upto - position)))
-                position = upto
-            if content_end <= position < end:
-                upto = min(stop, end)
-                pieces.append(bytes(upto - position))
-                position = upto
+                until = min(stop, content_end)
+                pieces.append(self._read_slice(_FileSlice(entry, position - content_start, until - position)))
+                position = until
+            if content_end <= position < member_end:
+                until = min(stop, member_end)
+                pieces.append(bytes(until - position))
+                position = until
             index += 1
         if index == self.members:
             pieces.append(bytes(stop - position))
         return b"".join(pieces)
 
-    def _read_slice(self, part: _Slice) -> bytes:
-        path = self._path(part.entry)
+    def _read_slice(self, file_slice: _FileSlice) -> bytes:
+        path = self._path(file_slice.entry)
         pieces: list[bytes] = []
-        left = part.length
+        left = file_slice.length
         try:
-            descriptor = _open(path, entry=part.entry, offset=part.offset)
+            descriptor = _open(path, entry=file_slice.entry, offset=file_slice.offset)
             try:
                 while left:
                     piece = os.read(descriptor, left)
                     if not piece:
-                        raise _changed(path, "it is shorter than it was")
+                        raise _changed(path, "it is shorter than planned")
                     left -= len(piece)
                     pieces.append(piece)
-                _check_unchanged(descriptor, path, part.entry)
+                _check_unchanged(descriptor, path, file_slice.entry)
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise _cannot_read(path, error) from error
+            raise _read_error(path, error) from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _path(self, entry: Entry) -> str:
@@ -240,7 +195,7 @@ class TarPlan:
 
 
 def _open(path: str, flags: int = 0, *, entry: Entry, offset: int) -> int:
-    # O_NONBLOCK: what was a file may be a FIFO by now, and opening that would wait for a writer.
+    # O_NONBLOCK: the file may have been replaced by a FIFO, and opening one waits for a writer.
     descriptor = os.open(path, _OPEN_FLAGS | flags)
     try:
         _check_unchanged(descriptor, path, entry)
@@ -255,20 +210,20 @@ def _open(path: str, flags: int = 0, *, entry: Entry, offset: int) -> int:
 def _check_unchanged(descriptor: int, path: str, entry: Entry) -> None:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise _changed(path, "it is no file any more")
+        raise _changed(path, "it is not a file any more")
     if status.st_size != entry.size:
         raise _changed(path, f"it had {entry.size} bytes and has {status.st_size}")
     if status.st_mtime_ns != entry.mtime_ns:
         raise _changed(path, "it was written to")
 
 
-def _changed(path: str, how: str) -> SourceChangedError:
-    return SourceChangedError(f"{path} changed while it was being sent: {how}", path=path)
+def _changed(path: str, reason: str) -> SourceChangedError:
+    return SourceChangedError(f"{path} changed during the push: {reason}. Push again.", path=path)
 
 
-def _cannot_read(path: str, error: OSError) -> ArchiveError:
-    if error.errno in _GONE:
-        return _changed(path, "it is gone or is a link now")
+def _read_error(path: str, error: OSError) -> ArchiveError:
+    if error.errno in _REPLACED:
+        return _changed(path, "it was removed or replaced by a link")
     return ArchiveError(f"cannot read {path}: {error.strerror}")
 
 
@@ -281,29 +236,30 @@ def _header(entry: Entry) -> bytes:
     info.size = entry.size
     info.mtime = entry.mtime_ns // _NS
     info.linkname = f"./{entry.link}" if entry.type == tarfile.LNKTYPE else entry.link
-    # Not the locale's encoding: the bytes must not depend on who pushes. Bytes that are no UTF-8 go out as they are.
+    # Not the locale's encoding: the bytes must not depend on the machine. Bytes that are not UTF-8 stay as they are.
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
 def _ustar(entry: Entry) -> bytes:
-    """A header of POSIX.1-1988, as `tarfile` writes it where nothing needs another one, in a third of its time."""
+    """Make a POSIX.1-1988 header, byte for byte as `tarfile` does where no PAX record is needed."""
+    # 16 microseconds against the 67 of tarfile, for each of what may be a hundred thousand small files.
     fields = [
         f"./{entry.name}/" if entry.type == tarfile.DIRTYPE and entry.name else f"./{entry.name}",
         f"{entry.mode & 0o7777:07o}",
-        f"{0:07o}",  # the owner, and the group
+        f"{0:07o}",  # uid, gid
         f"{0:07o}",
         f"{entry.size:011o}",
         f"{entry.mtime_ns // _NS:011o}",
-        "        ",
+        "        ",  # the checksum counts its own field as spaces
         entry.type.decode(),
         f"./{entry.link}" if entry.type == tarfile.LNKTYPE else entry.link,
     ]
     block = _USTAR.pack(*(field.encode() for field in fields), tarfile.POSIX_MAGIC)
-    return b"%b%06o\0%b" % (block[:_CHECKSUM], sum(block), block[_CHECKSUM + 7 :])
+    return b"%b%06o\0%b" % (block[:_CHECKSUM_OFFSET], sum(block), block[_CHECKSUM_OFFSET + 7 :])
 
 
 def _fits_ustar(entry: Entry) -> bool:
-    # Two characters for "./", one for the slash behind a directory's name, which tarfile adds.
+    # Two characters for "./", one for the slash that tarfile appends to a directory's name.
     return (
         len(entry.name) <= _USTAR_NAME - 3
         and len(entry.link) <= _USTAR_NAME - 2

@@ -1,11 +1,10 @@
-"""What a tar may hold: names and links that stay inside, by rules that touch no disk.
+"""Rules for the names and links of a tar, so that nothing leaves its directory; no rule reads the disk.
 
-The plan and the extractor ask the same rules, so whatever can be pushed can be pulled again.
+The plan and the extractor apply the same rules, so that every item that can be pushed can be pulled.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,109 +15,100 @@ if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
 DEFAULT_LIMITS = Limits()
-"""What a plan keeps to, so that who pulls it with the defaults can."""
+"""Limits of every push, so that a pull with default limits accepts the tar."""
 
 MAX_COMPONENT = 255
-"""The longest name between two slashes, in bytes: NAME_MAX of every common file system."""
+"""Longest path component in bytes: NAME_MAX of every common filesystem."""
 
 MAX_FOLLOWED = 40
-"""How many links the way to a link's target may pass; Linux gives up after as many (path_resolution(7))."""
+"""Most symlinks followed to resolve one path; Linux fails with ELOOP beyond as many (path_resolution(7))."""
 
-_SHOWN = 200  # characters of a name in a message
+_MAX_QUOTED = 200  # characters of a name in a message
 
+# C0, DEL and C1: an escape sequence in a name would be executed by the terminal that shows the error.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _DRIVE = re.compile(r"[A-Za-z]:(\\|/|$)")
-_WINDOWS = os.name == "nt"
 
 
-def member_name(raw: str, limits: Limits = DEFAULT_LIMITS, *, windows: bool = _WINDOWS) -> str:
-    r"""Check a member's name and bring it into one form.
+class LimitExceededError(UnsafeArchiveError):
+    """A tar beyond one of `Limits`, which the user may raise."""
 
-    A backslash and a colon are ordinary characters in a POSIX file name and are refused only where they mean more.
-    `C:\` and `C:/` at the start are refused everywhere.
 
-    Args:
-        raw: The name as the tar has it, like `./src/` or `src`.
-        limits: How long and how deep it may be.
-        windows: Judge by the rules of Windows.
+def refused(member: str, reason: str) -> UnsafeArchiveError:
+    """Make the error for a member that must not be extracted."""
+    return UnsafeArchiveError(_refusal(member, reason), member=member)
 
-    Returns:
-        The name without `.` and without needless slashes, like `src`; empty for the root.
 
-    Raises:
-        UnsafeArchiveError: The name is empty, absolute, climbs, is too long or too deep, or holds control
-            characters.
-    """
-    if not raw:
-        raise UnsafeArchiveError("a member of the tar has no name", member=raw)
-    _check_path(raw, raw, "its name", limits, windows=windows)
-    parts = [part for part in raw.split("/") if part not in {"", "."}]
+def over_limit(member: str, reason: str, setting: str) -> LimitExceededError:
+    """Make the error for a member beyond a limit; `setting` is the field of `Limits`."""
+    return LimitExceededError(f"{_refusal(member, reason)} (Limits.{setting})", member=member)
+
+
+def quoted(name: str) -> str:
+    """Quote a name for a message, cut to a readable length."""
+    return repr(name) if len(name) <= _MAX_QUOTED else f"{name[:_MAX_QUOTED]!r}…"
+
+
+def member_path(name: str, limits: Limits = DEFAULT_LIMITS) -> str:
+    """Check a member's name and normalise it: `./src//a/` becomes `src/a`, the root becomes an empty string."""
+    if not name:
+        raise UnsafeArchiveError("a tar member has no name", member=name)
+    return _normalised(name, name, "its name", limits)
+
+
+def hard_link_path(member: str, target: str, limits: Limits = DEFAULT_LIMITS) -> str:
+    """Check a hard link's target, which is the name of an earlier member, and normalise it."""
+    if not target:
+        raise refused(member, "its hard link target is empty")
+    return _normalised(member, target, f"its target {quoted(target)}", limits)
+
+
+def check_target(member: str, target: str, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Check a symlink's target as far as possible without the other members; `check_links` does the rest."""
+    if not target:
+        raise refused(member, "its symlink target is empty")
+    _check_path(member, target, f"its target {quoted(target)}", limits)
+
+
+def _normalised(member: str, path: str, subject: str, limits: Limits) -> str:
+    _check_path(member, path, subject, limits)
+    parts = [part for part in path.split("/") if part not in {"", "."}]
     if ".." in parts:
-        raise _refuse(raw, "its name climbs with '..'")
+        raise refused(member, f"{subject} contains '..'")
     return "/".join(parts)
 
 
-def check_target(name: str, target: str, limits: Limits = DEFAULT_LIMITS, *, windows: bool = _WINDOWS) -> None:
-    """Check the target of a symbolic link, as far as that is possible without the other members.
-
-    Args:
-        name: The link.
-        target: What it points at.
-        limits: How long and how deep it may be.
-        windows: Judge by the rules of Windows.
-
-    Raises:
-        UnsafeArchiveError: The target is empty, absolute, too long or too deep, or holds control characters.
-    """
-    if not target:
-        raise _refuse(name, "it is a link to nothing")
-    _check_path(name, target, f"its target {quoted(target)}", limits, windows=windows)
-
-
-def _check_path(member: str, path: str, what: str, limits: Limits, *, windows: bool) -> None:
+def _check_path(member: str, path: str, subject: str, limits: Limits) -> None:
     if path.startswith("/"):
-        raise _refuse(member, f"{what} is absolute")
+        raise refused(member, f"{subject} is absolute")
     if _CONTROL.search(path):
-        raise _refuse(member, f"{what} holds control characters")
-    if _DRIVE.match(path) or (windows and ("\\" in path or ":" in path)):
-        raise _refuse(member, f"{what} is a path of Windows")
+        raise refused(member, f"{subject} contains control characters")
+    # Elsewhere a backslash and a colon are ordinary characters of a POSIX file name.
+    if _DRIVE.match(path):
+        raise refused(member, f"{subject} begins with a Windows drive")
     encoded = path.encode("utf-8", "surrogateescape")
     if len(encoded) > limits.path:
-        raise _refuse(member, f"{what} is longer than {limits.path} bytes (Limits.path)")
+        raise over_limit(member, f"{subject} is longer than {limits.path} bytes", "path")
+    # Counting slashes first spares the split for all but deep paths.
     if path.count("/") >= limits.depth and sum(part not in {"", "."} for part in path.split("/")) > limits.depth:
-        raise _refuse(member, f"{what} is more than {limits.depth} deep (Limits.depth)")
+        raise over_limit(member, f"{subject} is more than {limits.depth} levels deep", "depth")
     if len(encoded) > MAX_COMPONENT and any(len(part) > MAX_COMPONENT for part in encoded.split(b"/")):
-        raise _refuse(member, f"{what} has a part longer than {MAX_COMPONENT} bytes")
+        raise refused(member, f"{subject} has a component longer than {MAX_COMPONENT} bytes")
 
 
 def check_links(links: Mapping[str, str], directories: Container[str], limits: Limits = DEFAULT_LIMITS) -> None:
-    """Check that no symbolic link leads outside, followed as a kernel would follow it and not as it reads.
+    """Check that no symlink leads outside, each target resolved component by component as a kernel would.
 
-    `up/..` is not where `up` is when `up` is a link, so each target is walked part by part through the other links.
-    What is in neither argument counts as a file or as missing. Such a target may dangle, but `..` must not follow
-    it: on a file system that ignores case, the missing part may be a link by another spelling.
-
-    Args:
-        links: Targets by the names of the links.
-        directories: The names of the directories, the parents of all links and the root (empty) among them.
-        limits: How long the path may be that a link leads to.
-
-    Raises:
-        UnsafeArchiveError: A link leads outside, too far, or through more than `MAX_FOLLOWED` links, as in a circle.
+    `links` maps names to targets; `directories` holds all parents of links and the root (an empty string). A path in
+    neither counts as a file or as missing: a target may dangle, but `..` must not follow such a path.
     """
     resolver = _Resolver(links, directories, limits)
     for name in links:
-        resolver.follow(name, depth=1)
+        resolver.resolve(name, depth=1)
 
 
-class _Place(NamedTuple):
-    """Where a link leads.
-
-    Attributes:
-        path: The path inside the tar; empty, too, where it is not known to be a directory: nothing leads on from there.
-        is_directory: Whether it is.
-        followed: The links followed on the way.
-    """
+class _Resolved(NamedTuple):
+    """Where a symlink leads; `path` is empty unless it is a directory, since nothing leads on from other paths."""
 
     path: str
     is_directory: bool
@@ -126,61 +116,54 @@ class _Place(NamedTuple):
 
 
 class _Resolver:
-    """Follows links, each of them once, however many lead through it."""
+    """Resolves each symlink once, however many symlinks lead through it."""
+
+    # Normalising the text of a target is not enough: `up/..` is not the parent of `up` when `up` is a symlink. Checks
+    # of the text or by os.path.realpath are CVE-2025-4138, CVE-2025-4330 and CVE-2025-4517 of tarfile.
 
     def __init__(self, links: Mapping[str, str], directories: Container[str], limits: Limits) -> None:
         self._links = links
         self._directories = directories
         self._max_path = limits.path
-        self._paths: dict[str, str] = {}  # each path once, however many links lead there
-        self._places: dict[str, _Place] = {}
+        self._interned: dict[str, str] = {}  # one string per path, however many symlinks lead there
+        self._resolved: dict[str, _Resolved] = {}
 
-    def follow(self, name: str, depth: int) -> _Place:
-        if name in self._places:
-            return self._places[name]
+    def resolve(self, name: str, depth: int) -> _Resolved:
+        """Resolve a symlink; `depth` counts the symlinks on the way to it."""
+        if name in self._resolved:
+            return self._resolved[name]
         if depth > MAX_FOLLOWED:
-            raise self._outlaw(name, f"passes more than {MAX_FOLLOWED} links")
+            raise self._refused(name, f"passes more than {MAX_FOLLOWED} links")
         path, is_directory, followed = name.rpartition("/")[0], True, 1
         for part in self._links[name].split("/"):
             if part in {"", "."}:
                 continue
             if part == "..":
                 if not is_directory:
-                    raise self._outlaw(name, "climbs out of something that is no directory of the tar")
+                    # On a case-insensitive filesystem a missing component may be a symlink in another spelling.
+                    raise self._refused(name, "has '..' after a component that is no directory of the tar")
                 if not path:
-                    raise self._outlaw(name, "leads outside")
+                    raise self._refused(name, "leads outside")
                 path = path.rpartition("/")[0]
                 continue
             path = f"{path}/{part}" if path else part
-            if len(path) > self._max_path:  # each link on the way may add to it
-                raise self._outlaw(name, f"leads to a path longer than {self._max_path} bytes")
+            if len(path) > self._max_path:  # every symlink on the way may lengthen it
+                raise self._refused(name, f"leads to a path longer than {self._max_path} bytes")
             if is_directory and path in self._links:
-                path, is_directory, more = self.follow(path, depth + 1)
+                path, is_directory, more = self.resolve(path, depth + 1)
                 followed += more
                 if followed > MAX_FOLLOWED:
-                    raise self._outlaw(name, f"passes more than {MAX_FOLLOWED} links")
+                    raise self._refused(name, f"passes more than {MAX_FOLLOWED} links")
             else:
                 is_directory = is_directory and path in self._directories
-        place = self._places[name] = _Place(
-            self._paths.setdefault(path, path) if is_directory else "", is_directory, followed
+        resolved = self._resolved[name] = _Resolved(
+            self._interned.setdefault(path, path) if is_directory else "", is_directory, followed
         )
-        return place
+        return resolved
 
-    def _outlaw(self, name: str, why: str) -> UnsafeArchiveError:
-        return _refuse(name, f"the link to {quoted(self._links[name])} {why}")
-
-
-def quoted(name: str) -> str:
-    """Quote a name for a message.
-
-    Args:
-        name: The name, of any length.
-
-    Returns:
-        It, or its beginning.
-    """
-    return repr(name) if len(name) <= _SHOWN else f"{name[:_SHOWN]!r}…"
+    def _refused(self, name: str, reason: str) -> UnsafeArchiveError:
+        return refused(name, f"its target {quoted(self._links[name])} {reason}")
 
 
-def _refuse(member: str, why: str) -> UnsafeArchiveError:
-    return UnsafeArchiveError(f"{quoted(member)} is refused: {why}", member=member)
+def _refusal(member: str, reason: str) -> str:
+    return f"tar member {quoted(member)} refused: {reason}"

@@ -1,4 +1,4 @@
-"""A directory's members, in the order and with the attributes they have in its tar."""
+"""Listing of a directory's members in the order and with the attributes of its tar."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tarfile
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_bento.errors import ArchiveError, UnsafeArchiveError
-from async_bento.transfer.tar.safety import check_links, check_target, member_name
+from async_bento.transfer.tar.safety import check_links, check_target, member_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -20,13 +20,11 @@ _BY_EFFECTIVE_USER = os.access in os.supports_effective_ids
 class Entry(NamedTuple):
     """One member of the tar.
 
-    Attributes:
-        name: The path below the root, with slashes and without a leading one; empty for the root.
-        type: The type as tar has it: REGTYPE, DIRTYPE, SYMTYPE or LNKTYPE.
-        mode: The permission bits.
-        size: The content's size in bytes; 0 for what is no file.
-        mtime_ns: The time of the last change, in nanoseconds.
-        link: The target of a symbolic link, or the name of the member a hard link repeats; else empty.
+    Fields:
+        name: Path below the root, with slashes and without a leading one; empty for the root.
+        type: REGTYPE, DIRTYPE, SYMTYPE or LNKTYPE of `tarfile`.
+        size: Content in bytes; 0 for all but files.
+        link: A symlink's target, or the name of the member that a hard link repeats; else empty.
     """
 
     name: str
@@ -37,81 +35,74 @@ class Entry(NamedTuple):
     link: str
 
 
-def walk(root: Path, exclude: Collection[str] = ()) -> list[Entry]:
-    """List a directory, parents first and each directory sorted, as `tarfile.add` does.
+def list_entries(root: Path, exclude: Collection[str] = ()) -> list[Entry]:
+    """List a directory as `tarfile.add` does: parents first, each directory sorted.
 
-    Args:
-        root: The directory.
-        exclude: Names directly in it that are left out.
-
-    Returns:
-        The entries, the root's first.
-
-    Raises:
-        ArchiveError: Something is missing, unreadable, of a kind no tar should hold, or could not be pulled again; the
-            message names it.
+    `exclude` holds names directly below the root. An ArchiveError names whatever cannot be read or would not be pulled.
     """
-    return _Walk(root).run(exclude)
+    return _Scanner(root).run(exclude)
 
 
-class _Walk:
-    """One walk through a directory, remembering what links refer to."""
+class _Scanner:
+    """One walk through a directory; it remembers inodes to find hard links."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._prefix = len(os.fspath(root))
+        self._prefix_length = len(os.fspath(root))
         self._entries: list[Entry] = []
-        self._seen: dict[tuple[int, int], str] = {}
+        self._first_names: dict[tuple[int, int], str] = {}  # by device and inode
 
     def run(self, exclude: Collection[str]) -> list[Entry]:
         path = os.fspath(self._root)
         try:
             status = self._root.stat()
             if not stat.S_ISDIR(status.st_mode):
-                raise ArchiveError(f"{path} is not a directory")
-            self._add("", tarfile.DIRTYPE, status)
+                raise ArchiveError(f"cannot pack {path}: it is not a directory")
+            self._append("", tarfile.DIRTYPE, status)
             stack = [entry for entry in _listed(path) if entry.name not in exclude]
             while stack:
                 found = stack.pop()
                 path = found.path
-                self._take(found)
+                self._add(found)
                 if found.is_dir(follow_symlinks=False):
                     stack.extend(_listed(path))
             self._check_links()
         except OSError as error:
             raise ArchiveError(f"cannot pack {path}: {error.strerror}") from error
         except UnsafeArchiveError as error:
-            raise ArchiveError(f"cannot pack {self._root}: {error}; it could not be pulled again") from error
+            raise ArchiveError(
+                f"cannot pack {self._root}: {error}. Rename or remove it: a pull would refuse the tar."
+            ) from error
         return self._entries
 
-    def _take(self, found: os.DirEntry[str]) -> None:
+    def _add(self, found: os.DirEntry[str]) -> None:
         path = found.path
-        name = path[self._prefix :].lstrip("/")
+        name = path[self._prefix_length :].lstrip("/")
         status = found.stat(follow_symlinks=False)
-        kind = stat.S_IFMT(status.st_mode)
-        member_name(name)
-        if kind == stat.S_IFREG:
-            self._take_file(name, path, status)
-        elif kind == stat.S_IFDIR:
-            self._add(name, tarfile.DIRTYPE, status)
-        elif kind == stat.S_IFLNK:
-            target = os.readlink(path)  # noqa: PTH115 - Path would tidy the target, and it must come back as it is
+        file_type = stat.S_IFMT(status.st_mode)
+        member_path(name)
+        if file_type == stat.S_IFREG:
+            self._add_file(name, path, status)
+        elif file_type == stat.S_IFDIR:
+            self._append(name, tarfile.DIRTYPE, status)
+        elif file_type == stat.S_IFLNK:
+            target = os.readlink(path)  # noqa: PTH115 - Path normalises the target, which must stay as it is
             check_target(name, target)
-            self._add(name, tarfile.SYMTYPE, status, link=target)
+            self._append(name, tarfile.SYMTYPE, status, link=target)
         else:
-            raise ArchiveError(f"cannot pack {path}: it is neither a file nor a directory nor a link")
+            raise ArchiveError(f"cannot pack {path}: it is not a file, a directory or a link. Remove it.")
 
-    def _take_file(self, name: str, path: str, status: os.stat_result) -> None:
+    def _add_file(self, name: str, path: str, status: os.stat_result) -> None:
         if status.st_nlink > 1:
-            first = self._seen.setdefault((status.st_dev, status.st_ino), name)
+            first = self._first_names.setdefault((status.st_dev, status.st_ino), name)
             if first != name:
-                self._add(name, tarfile.LNKTYPE, status, link=first)
+                self._append(name, tarfile.LNKTYPE, status, link=first)
                 return
         if not os.access(path, os.R_OK, effective_ids=_BY_EFFECTIVE_USER):
-            raise ArchiveError(f"cannot pack {path}: permission denied")
-        self._add(name, tarfile.REGTYPE, status, size=status.st_size)
+            raise ArchiveError(f"cannot pack {path}: permission denied. Make it readable.")
+        self._append(name, tarfile.REGTYPE, status, size=status.st_size)
 
-    def _add(self, name: str, type_: bytes, status: os.stat_result, *, size: int = 0, link: str = "") -> None:
+    def _append(self, name: str, type_: bytes, status: os.stat_result, *, size: int = 0, link: str = "") -> None:
         self._entries.append(Entry(name, type_, stat.S_IMODE(status.st_mode), size, status.st_mtime_ns, link))
 
     def _check_links(self) -> None:
@@ -121,5 +112,5 @@ class _Walk:
 
 
 def _listed(path: str) -> list[os.DirEntry[str]]:
-    with os.scandir(path) as found:
-        return sorted(found, key=lambda entry: entry.name, reverse=True)  # the first is popped last
+    with os.scandir(path) as entries:
+        return sorted(entries, key=lambda entry: entry.name, reverse=True)  # reversed: the caller pops from the end

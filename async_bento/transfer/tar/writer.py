@@ -1,7 +1,7 @@
-"""Members, written to disk so that none reaches outside its directory.
+"""Writing of members to disk so that none leaves its directory.
 
-No link is made before the last byte has arrived, so nothing is ever written through one; and directories get their
-modes last, so that none is in the way of what belongs into it.
+Symlinks are made after the last byte has arrived, so no member is written through one. Directories get their modes
+last, so that a read-only directory can be filled.
 """
 
 from __future__ import annotations
@@ -17,284 +17,238 @@ from typing import TYPE_CHECKING
 
 from async_bento.config import MiB
 from async_bento.errors import StoreError, UnsafeArchiveError
-from async_bento.transfer.tar.checkpoint import Attributes, Link
-from async_bento.transfer.tar.safety import DEFAULT_LIMITS, check_links, check_target, quoted
+from async_bento.transfer.tar.checkpoint import DirectoryAttributes, Symlink
+from async_bento.transfer.tar.safety import DEFAULT_LIMITS, check_links, over_limit, quoted, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from async_bento.config import Limits
-    from async_bento.transfer.tar.checkpoint import Checkpoint, OpenFile
+    from async_bento.transfer.tar.checkpoint import Checkpoint, PartialFile
 
 KEPT_MODE = 0o775
-"""The bits of a mode that are restored: not set-uid, set-gid and sticky, and no writing for everyone."""
+"""Mode bits that are restored: not set-uid, set-gid, sticky and world-write."""
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_REOPEN = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-_LINK_TIMES = os.utime in os.supports_follow_symlinks
+_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_REOPEN_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+# What link(2) fails with where the filesystem, or its settings, allow no hard link.
+_NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+_SETS_SYMLINK_TIMES = os.utime in os.supports_follow_symlinks
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h, for sync_file_range(2)
-_WRITE_BACK = 32 * MiB  # of a file's content: what is asked to go to the disk while more of it comes
-_ENTRY = 512  # what a directory or a link takes at most beside its names: entries of dicts, attributes, where it leads
+_WRITE_BACK_SIZE = 32 * MiB  # content of a file between two requests to write it back
+_ENTRY_SIZE = 512  # most memory of a directory or symlink besides its names: dict entries, attributes, resolved path
 
 
-class Tree:
-    """A directory that is being filled. Names are as `member_name` returns them.
+class TreeWriter:
+    """Fills an empty directory, or one that a checkpoint describes; paths are those of `member_path`.
 
-    It holds the names of directories and symbolic links, and none of files.
-
-    Args:
-        root: The directory; it must be there, be empty and be no one else's business.
-        limits: How long links may be, and how much memory all those names may take.
-        checkpoint: How far another had come with the same directory, which then need not be empty.
-
-    Attributes:
-        current: The member being written, for messages.
-        overwrites: Whether a file that is there already is what is left of an interrupted run, and is written anew.
-            Else it is another member with the same name.
-        directories: The directories that are there, with what they get in the end.
-        links: The links to make in the end, by their names.
-
-    Raises:
-        StoreError: The directory is not empty, or not as the checkpoint has it.
+    It holds the paths of directories and symlinks in memory, bounded by `Limits.names`, and none of files. `current` is
+    the path being written, for messages. With `overwrite`, a file that exists is a leftover of an interrupted run and
+    is replaced; without, it is a duplicate member and refused.
     """
 
     def __init__(self, root: Path, limits: Limits = DEFAULT_LIMITS, checkpoint: Checkpoint | None = None) -> None:
         self.current = ""
-        self.overwrites = False
-        self._limits = limits
-        self._held = 0
+        self.overwrite = False
+        self.directories: dict[str, DirectoryAttributes | None] = {"": None}
+        self.symlinks: dict[str, Symlink] = {}
         self._root = root
         self._prefix = os.fspath(root)
-        self.directories: dict[str, Attributes | None] = {"": None}
-        self.links: dict[str, Link] = {}
+        self._limits = limits
+        self._names_size = 0
         self._descriptor: int | None = None
-        self._in_memory = 0
+        self._not_written_back = 0
         try:
             if checkpoint is not None:
                 self._restore(checkpoint)
-                return
-            with os.scandir(root) as found:
-                if next(found, None) is not None:
-                    raise StoreError(f"cannot extract into {root}: it is not empty")
+            else:
+                self._check_empty()
         except OSError as error:
             raise StoreError(f"cannot extract into {root}: {error.strerror}") from error
 
+    def _check_empty(self) -> None:
+        with os.scandir(self._root) as entries:
+            if next(entries, None) is not None:
+                raise StoreError(f"cannot extract into {self._root}: the directory is not empty")
+
     def _restore(self, checkpoint: Checkpoint) -> None:
-        for name in checkpoint.directories:
-            self._hold(name)
-        for name, link in checkpoint.links.items():
-            self._hold(name, link.target)
+        for path in checkpoint.directories:
+            self._count_names(path)
+        for path, link in checkpoint.symlinks.items():
+            self._count_names(path, link.target)
         self.directories.update(checkpoint.directories)
-        self.links.update(checkpoint.links)
+        self.symlinks.update(checkpoint.symlinks)
         if checkpoint.file is not None:
             self._reopen(checkpoint.file)
 
-    def _reopen(self, file: OpenFile) -> None:
-        self.current = file.name
-        self._descriptor = os.open(self._path(file.name), _REOPEN)
+    def _reopen(self, file: PartialFile) -> None:
+        self.current = file.path
+        self._descriptor = os.open(self._absolute(file.path), _REOPEN_FLAGS)
         if os.fstat(self._descriptor).st_size < file.written:
             self.abort()
-            raise StoreError(f"cannot go on with {file.name}: it is shorter than it was")
+            raise StoreError(f"cannot resume {file.path}: the file is shorter than its checkpoint")
         os.ftruncate(self._descriptor, file.written)
         os.lseek(self._descriptor, file.written, os.SEEK_SET)
 
-    def add_directory(self, name: str, mode: int, mtime_ns: int) -> None:
-        """Make a directory; one that is there already only gets the new attributes.
+    def add_directory(self, path: str, mode: int, mtime_ns: int) -> None:
+        """Make a directory; a directory that exists only gets the new attributes at the end."""
+        self.current = path
+        if path not in self.directories:
+            self._make_parents(path)
+            self._make_directory(path, 0o700)
+        self.directories[path] = DirectoryAttributes(mode & KEPT_MODE, mtime_ns)
 
-        Args:
-            name: Its name; empty for the root.
-            mode: The mode it gets in the end.
-            mtime_ns: The time it gets in the end, in nanoseconds.
-        """
-        self.current = name
-        if name not in self.directories:
-            self._make_room(name)
-            self._make_directory(name, 0o700)
-        self.directories[name] = Attributes(mode & KEPT_MODE, mtime_ns)
-
-    def open_file(self, name: str) -> None:
-        """Begin a file; what is written from now on is its content.
-
-        Args:
-            name: Its name.
-        """
-        self._make_room(name)
-        self._clear(name)
-        self._in_memory = 0
+    def open_file(self, path: str) -> None:
+        """Create a file for `write` and `close_file`."""
+        self._make_parents(path)
+        self._remove_leftover(path)
+        self._not_written_back = 0
         try:
-            self._descriptor = os.open(self._path(name), _CREATE, 0o600)
+            self._descriptor = os.open(self._absolute(path), _CREATE_FLAGS, 0o600)
         except FileExistsError as error:
-            raise _in_the_way(name) from error
+            raise _duplicate(path) from error
 
     def write(self, data: memoryview) -> None:
-        """Write to the file that is open.
-
-        Args:
-            data: Some more of its content.
-        """
+        """Write the next bytes of the open file."""
         assert self._descriptor is not None
-        self._in_memory += len(data)
+        self._not_written_back += len(data)
         while data:
             data = data[os.write(self._descriptor, data) :]
-        if self._in_memory >= _WRITE_BACK:
-            self._in_memory = 0
-            _start_writing_back(self._descriptor)
+        if self._not_written_back >= _WRITE_BACK_SIZE:
+            self._not_written_back = 0
+            _start_write_back(self._descriptor)
 
     def close_file(self, mode: int, mtime_ns: int) -> None:
-        """End the file that is open.
-
-        Args:
-            mode: Its mode.
-            mtime_ns: Its time, in nanoseconds.
-        """
+        """Set the mode and time of the open file, and close it."""
         assert self._descriptor is not None
         os.fchmod(self._descriptor, mode & KEPT_MODE)
         os.utime(self._descriptor, ns=(mtime_ns, mtime_ns))
         descriptor, self._descriptor = self._descriptor, None
         os.close(descriptor)
 
-    def add_hard_link(self, name: str, source: str, before_copy: Callable[[int], None]) -> int:
-        """Give a file another name, or copy it where the file system knows no hard links.
+    def add_hard_link(self, path: str, source: str, before_copy: Callable[[int], None]) -> int:
+        """Link to a file written before, or copy it where the filesystem has no hard links; return the bytes copied.
 
-        Args:
-            name: The new name.
-            source: The name of a file that has been written.
-            before_copy: Told how many bytes a copy will take, and raises where that is too much.
-
-        Returns:
-            The bytes that were copied.
+        `before_copy` gets the size of a copy in bytes, and raises where the copy is too large.
         """
-        self._make_room(name)
-        path, original = self._root / name, self._root / source
+        self._make_parents(path)
+        link, original = self._root / path, self._root / source
         try:
             status = original.lstat()
         except (FileNotFoundError, NotADirectoryError):
             status = None
+        # Only to files of the tar: a hard link to a symlink moves its relative target elsewhere (CVE-2025-4330).
         if status is None or not stat.S_ISREG(status.st_mode):
-            raise UnsafeArchiveError(
-                f"{quoted(name)} is refused: a hard link to {quoted(source)}, which is no file before it in the tar",
-                member=name,
-            )
-        self._clear(name)
+            raise refused(path, f"its hard link target {quoted(source)} is no file before it in the tar")
+        self._remove_leftover(path)
         try:
-            path.hardlink_to(original)
+            link.hardlink_to(original)
         except FileExistsError as error:
-            raise _in_the_way(name) from error
+            raise _duplicate(path) from error
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in _NO_HARD_LINKS:
                 raise
         else:
             return 0
         before_copy(status.st_size)
         try:
-            with original.open("rb") as read, path.open("xb") as written:
+            with original.open("rb") as read, link.open("xb") as written:
                 shutil.copyfileobj(read, written)
         except FileExistsError as error:
-            raise _in_the_way(name) from error
-        shutil.copystat(original, path)
+            raise _duplicate(path) from error
+        shutil.copystat(original, link)
         return status.st_size
 
-    def add_symlink(self, name: str, target: str, mtime_ns: int) -> None:
-        """Note a symbolic link, to be made in the end.
-
-        Args:
-            name: Its name.
-            target: What it points at.
-            mtime_ns: Its time, in nanoseconds.
-        """
-        check_target(name, target, self._limits)
-        self._make_room(name)
-        self._clear(name)
-        if os.path.lexists(self._path(name)):
-            raise _in_the_way(name)
-        self._hold(name, target)
-        self.links[name] = Link(target, mtime_ns)
+    def add_symlink(self, path: str, target: str, mtime_ns: int) -> None:
+        """Record a symlink for `finish`; its target has passed `check_target`."""
+        self._make_parents(path)
+        self._remove_leftover(path)
+        if os.path.lexists(self._absolute(path)):
+            raise _duplicate(path)
+        self._count_names(path, target)
+        self.symlinks[path] = Symlink(target, mtime_ns)
 
     def finish(self) -> None:
-        """Make the links, all or none, and give the directories their modes and times, deepest first."""
-        check_links({name: link.target for name, link in self.links.items()}, self.directories, self._limits)
-        for name, link in self.links.items():
-            self.current = name
-            path = self._root / name
+        """Make the symlinks, all or none, and set the directories' modes and times, deepest first."""
+        check_links({path: link.target for path, link in self.symlinks.items()}, self.directories, self._limits)
+        for path, link in self.symlinks.items():
+            self.current = path
+            absolute = self._root / path
             try:
-                path.symlink_to(link.target)
+                absolute.symlink_to(link.target)
             except FileExistsError as error:
-                raise _in_the_way(name) from error
-            if _LINK_TIMES:
-                os.utime(path, ns=(link.mtime_ns, link.mtime_ns), follow_symlinks=False)
-        for name in sorted(self.directories, reverse=True):
-            self.current = name
-            attributes = self.directories[name]
+                raise _duplicate(path) from error
+            if _SETS_SYMLINK_TIMES:
+                os.utime(absolute, ns=(link.mtime_ns, link.mtime_ns), follow_symlinks=False)
+        # Deepest first: making the content of a directory would change its time, and its mode may forbid access.
+        for path in sorted(self.directories, reverse=True):
+            self.current = path
+            attributes = self.directories[path]
             if attributes is not None:
-                path = self._root / name
-                os.utime(path, ns=(attributes.mtime_ns, attributes.mtime_ns))
-                path.chmod(attributes.mode)
+                absolute = self._root / path
+                os.utime(absolute, ns=(attributes.mtime_ns, attributes.mtime_ns))
+                absolute.chmod(attributes.mode)
 
     def abort(self) -> None:
-        """Close the file that is open, if one is."""
+        """Close the open file, if any."""
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
-            with suppress(OSError):  # whoever gives up has a better reason to tell
+            with suppress(OSError):  # the error that caused the abort is the one to raise
                 os.close(descriptor)
 
-    def _make_room(self, name: str) -> None:
-        """Make the directories a member lies in, and see that no link will have its name."""
-        self.current = name
-        if name in self.links:
-            raise _in_the_way(name)
-        parent = name.rpartition("/")[0]
+    def _make_parents(self, path: str) -> None:
+        """Make the missing parents of a member, and refuse a symlink among them or of the same path."""
+        self.current = path
+        if path in self.symlinks:
+            raise _duplicate(path)
+        parent = path.rpartition("/")[0]
         if parent in self.directories:
             return
         parts = parent.split("/")
         for count in range(1, len(parts) + 1):
             ancestor = "/".join(parts[:count])
-            if ancestor in self.links:
-                raise UnsafeArchiveError(f"{quoted(name)} is refused: {quoted(ancestor)} is a link", member=name)
+            if ancestor in self.symlinks:
+                raise refused(path, f"its parent {quoted(ancestor)} is a symlink")
             if ancestor not in self.directories:
                 self._make_directory(ancestor, 0o755)
 
-    def _make_directory(self, name: str, mode: int) -> None:
-        self._hold(name)
-        self._clear(name)
+    def _make_directory(self, path: str, mode: int) -> None:
+        self._count_names(path)
+        self._remove_leftover(path)
+        absolute = self._root / path
         try:
-            (self._root / name).mkdir(mode)
+            absolute.mkdir(mode)
         except FileExistsError as error:
-            # One that an interrupted run has made is not among those that are known.
-            if not (self.overwrites and (self._root / name).is_dir()):
-                raise _in_the_way(name) from error
-        self.directories[name] = None
+            # A directory that an interrupted run made after its last checkpoint is not in `directories`.
+            if not (self.overwrite and absolute.is_dir()):
+                raise _duplicate(path) from error
+        self.directories[path] = None
 
-    def _clear(self, name: str) -> None:
-        """Remove the file that an interrupted run has left, never what a link points to, nor a directory."""
-        if self.overwrites:
-            path = self._root / name
+    def _remove_leftover(self, path: str) -> None:
+        """Remove a file that an interrupted run left; unlink keeps the target of a link, and directories stay."""
+        if self.overwrite:
+            absolute = self._root / path
             with suppress(FileNotFoundError):
-                if not stat.S_ISDIR(path.lstat().st_mode):
-                    path.unlink()
+                if not stat.S_ISDIR(absolute.lstat().st_mode):
+                    absolute.unlink()
 
-    def _hold(self, *names: str) -> None:
-        self._held += _ENTRY + sum(map(sys.getsizeof, names))
-        if self._held > self._limits.names:
-            raise UnsafeArchiveError(
-                f"{quoted(names[0])} is refused: the names of the directories and links until it take more than "
-                f"{self._limits.names} bytes of memory (Limits.names)",
-                member=names[0],
-            )
+    def _count_names(self, *names: str) -> None:
+        self._names_size += _ENTRY_SIZE + sum(map(sys.getsizeof, names))
+        if self._names_size > self._limits.names:
+            limit = f"{self._limits.names} bytes of memory"
+            raise over_limit(names[0], f"the names of directories and links take more than {limit}", "names")
 
-    def _path(self, name: str) -> str:
-        return f"{self._prefix}/{name}"  # a Path for each of many files costs as much as writing them
+    def _absolute(self, path: str) -> str:
+        return f"{self._prefix}/{path}"  # for each of many small files, making a Path costs as much as the writing
 
 
-def _start_writing_back(descriptor: int) -> None:
-    """Let the system begin to bring a file to its disk, so that little is left for who syncs it in the end.
-
-    Nothing is waited for, and nothing is lost where it cannot be had: it is Linux's, and not of all its filesystems.
-    """
+def _start_write_back(descriptor: int) -> None:
+    """Ask the kernel to start writing a file to disk, so that the final sync has little left to do."""
+    # It waits for nothing. Other systems lack the call, and some filesystems refuse it; the sync then does all.
     with suppress(AttributeError):
         ctypes.CDLL(None).sync_file_range(descriptor, ctypes.c_int64(), ctypes.c_int64(), _SYNC_FILE_RANGE_WRITE)
 
 
-def _in_the_way(name: str) -> UnsafeArchiveError:
-    return UnsafeArchiveError(f"{quoted(name)} is refused: another member is there already", member=name)
+def _duplicate(path: str) -> UnsafeArchiveError:
+    return refused(path, "an earlier member has the same name")
