@@ -1,4 +1,4 @@
-"""The public namespace is flat, sorted and whole."""
+"""The public names: complete, sorted, and alone in having docstrings with sections."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from async_bento import errors
 from async_bento.rest import schemas
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 
-def test_the_public_names_are_sorted_and_are_all_the_names_there_are() -> None:
+def test_public_names_are_sorted_and_complete() -> None:
     assert async_bento.__all__ == sorted(async_bento.__all__) == dir(async_bento)
     bound = {name for name in async_bento.__all__ if getattr(async_bento, name) is not None}
     assert bound == {*async_bento._MODULES, "__version__"}
 
 
-def test_the_checkers_find_each_name_where_it_is_imported_from() -> None:
+def test_public_names_for_type_checkers_match() -> None:
     tree = ast.parse(Path(async_bento.__file__).read_text(encoding="utf-8"))
     imports = [node for block in tree.body if isinstance(block, ast.If) for node in block.body]
     seen = {
@@ -40,13 +41,13 @@ def test_the_checkers_find_each_name_where_it_is_imported_from() -> None:
     assert seen == async_bento._MODULES
 
 
-def test_a_name_that_is_none_is_missing() -> None:
+def test_public_names_exclude_a_wrong_name() -> None:
     with pytest.raises(AttributeError, match="module 'async_bento' has no attribute 'Bentos'"):
         _ = async_bento.Bentos
 
 
 @pytest.mark.parametrize(("module", "needs"), [("async_bento", ""), ("async_bento.cli", "click")])
-def test_importing_it_imports_nothing_heavy(module: str, needs: str) -> None:
+def test_importing_the_package_imports_nothing_heavy(module: str, needs: str) -> None:
     script = (
         f"import {module}, sys;"
         "print(*{'aiohttp', 'anyio', 'asyncio', 'click', 'pydantic', 'tqdm', 'yaml'} & {*sys.modules})"
@@ -62,11 +63,11 @@ def test_importing_the_api_does_not_import_stamina() -> None:
     assert done.stdout == "False\n"
 
 
-def test_every_error_is_public() -> None:
+def test_public_names_include_every_error() -> None:
     assert {name for name, value in vars(errors).items() if is_own_class(value)} <= set(async_bento.__all__)
 
 
-def test_whatever_class_a_public_call_takes_or_gives_is_public() -> None:
+def test_public_names_include_classes_in_signatures() -> None:
     own = {
         name
         for module in modules()
@@ -80,15 +81,133 @@ def test_whatever_class_a_public_call_takes_or_gives_is_public() -> None:
                 continue
             words = set(re.findall(r"\w+", " ".join(map(str, getattr(member, "__annotations__", {}).values()))))
             missing = {word for word in words & own if word[0] != "_" and word not in async_bento.__all__}
-            assert not missing, f"{public.__name__}.{name} speaks of {missing}"
+            assert not missing, f"{public.__name__}.{name} mentions {missing}"
 
 
-def test_every_schema_with_fields_that_a_public_schema_holds_is_public() -> None:
+def test_public_names_include_schemas_in_schemas() -> None:
     for name in async_bento.__all__:
         for field, info in getattr(getattr(async_bento, name), "model_fields", {}).items():
             words = set(re.findall(r"\w+Schema", str(info.annotation)))
             missing = {word for word in words if hasattr(schemas, word) and word not in async_bento.__all__}
             assert not missing, f"{name}.{field} holds {missing}"
+
+
+# The parts whose private docstrings are one line; the other parts join as they are converted.
+CONVERTED = ("__", "_core/", "cli/", "config.py", "errors.py", "progress/", "registry/", "rest/", "store/")
+
+PUBLIC_MODULES = (
+    "async_bento",
+    "async_bento.integrations.bentoml",
+    "async_bento.integrations.pytest_plugin",
+    "async_bento.registry",
+)
+SECTION = re.compile(r"^ *(Args|Attributes|Raises|Returns|Yields):$", re.MULTILINE)
+
+
+def exports() -> dict[str, object]:
+    """Each class and function that a public module exports."""
+    found: dict[str, object] = {}
+    for module in map(importlib.import_module, PUBLIC_MODULES):
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isroutine(unwrap(value)):
+                found[f"{module.__name__}.{name}"] = value
+    return found
+
+
+def unwrap(member: object) -> object:
+    """The function below a fixture, a property or a class method."""
+    for attribute in ("__func__", "fget", "_fixture_function", "__wrapped__"):
+        member = getattr(member, attribute, None) or member
+    return member
+
+
+def own_bases(value: object) -> list[type]:
+    """A class and those of its bases that are ours: what they document is part of the class."""
+    return [base for base in inspect.getmro(value) if is_own_class(base)] if inspect.isclass(value) else []
+
+
+def public_methods(value: object) -> dict[str, object]:
+    return {
+        name: member
+        for base in reversed(own_bases(value))
+        for name, member in vars(base).items()
+        if not name.startswith("_") and inspect.isroutine(unwrap(member))
+    }
+
+
+def public_definitions() -> set[tuple[str, str]]:
+    """The module and the qualified name of each definition that may have a docstring with sections."""
+    found: set[tuple[str, str]] = set()
+    for value in exports().values():
+        for base in own_bases(value) or [unwrap(value)]:
+            found.add((base.__module__, base.__qualname__))
+            special = [f"{base.__qualname__}.{name}" for name in ("__init__", "__call__")]
+            found |= {(base.__module__, name) for name in special}
+        for method in map(unwrap, public_methods(value).values()):
+            found.add((method.__module__, method.__qualname__))
+    return found
+
+
+def docstrings(node: ast.AST, scope: str = "") -> Iterator[tuple[str, str]]:
+    """The qualified name and the docstring of each definition in a module."""
+    for child in ast.iter_child_nodes(node):
+        inside = scope
+        if isinstance(child, (ast.AsyncFunctionDef, ast.ClassDef, ast.FunctionDef)):
+            yield f"{scope}{child.name}", ast.get_docstring(child) or ""
+            inside = f"{scope}{child.name}." if isinstance(child, ast.ClassDef) else f"{scope}{child.name}.<locals>."
+        yield from docstrings(child, inside)
+
+
+def test_private_docstrings_have_no_sections() -> None:
+    root, public = Path(async_bento.__file__).parent, public_definitions()
+    found = [
+        f"{path.relative_to(root)}: {name}"
+        for path in sorted(root.rglob("*.py"))
+        if path.relative_to(root).as_posix().startswith(CONVERTED)
+        for name, text in docstrings(ast.parse(path.read_text(encoding="utf-8")))
+        if SECTION.search(text) and (module_of(path), name) not in public
+    ]
+    assert not found, "\n".join(found)
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(Path(async_bento.__file__).parents[1]).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def test_public_names_are_documented() -> None:
+    members = {
+        name: member
+        for exported, value in exports().items()
+        for name, member in {exported: value, **with_prefix(f"{exported}.", public_methods(value))}.items()
+    }
+    undocumented: list[str] = []
+    for name, member in members.items():
+        text, sections = inspect.getdoc(member), needed_sections(member)
+        if not text:
+            undocumented.append(f"{name} has no docstring")
+        elif sections and not any(section in text for section in sections):
+            undocumented.append(f"{name} has no section {' or '.join(sections)}")
+    assert not undocumented, "\n".join(sorted(undocumented))
+
+
+def with_prefix(prefix: str, members: dict[str, object]) -> dict[str, object]:
+    return {f"{prefix}{name}": member for name, member in members.items()}
+
+
+def needed_sections(member: object) -> tuple[str, ...]:
+    """The sections one of which describes the parameters or the fields; an exception's message needs no description."""
+    if not inspect.isclass(member):
+        parameters = inspect.signature(unwrap(member)).parameters.keys() - {"self", "cls"}
+        return ("Args:",) if parameters else ()
+    if issubclass(member, BaseException):
+        return ("Attributes:",) if "__init__" in vars(member) else ()
+    if any(not name.startswith("_") and name.islower() for name in inspect.get_annotations(member)):
+        return "Args:", "Attributes:"
+    init = vars(member).get("__init__")
+    made_by_callers = getattr(init, "__module__", None) == member.__module__ and member is not async_bento.ModelAPI
+    return ("Args:",) if made_by_callers and inspect.signature(member).parameters else ()
 
 
 def modules() -> list[ModuleType]:
