@@ -1,4 +1,4 @@
-"""Let an installed BentoML push and pull by way of async-bento, with none of its calls changed.
+"""Make an installed BentoML push and pull with async-bento, without changes to the calling code.
 
     import async_bento.integrations.bentoml
 
@@ -6,15 +6,15 @@
     bentoml.push("iris_classifier:v1")
     async_bento.integrations.bentoml.restore()
 
-`bentoml.push`, `bentoml.pull`, `bentoml.models.push`, `bentoml.models.pull` and BentoML's own `BentoAPI` and `ModelAPI`
-then send and fetch as async-bento does; so do the commands of the same process. In the shell, `python -m
-async_bento.integrations.bentoml push iris_classifier:v1` is `bentoml push iris_classifier:v1`, accelerated. With
-`ASYNC_BENTO_ACCELERATE=0` in the environment all of it stays as it was.
+`accelerate` replaces the transfers of `bentoml.push`, `bentoml.pull`, `bentoml.models.push`, `bentoml.models.pull`, of
+BentoML's `BentoAPI` and `ModelAPI`, and of BentoML's commands in the same process. In a shell, run `python -m
+async_bento.integrations.bentoml push iris_classifier:v1` instead of `bentoml push iris_classifier:v1`. To disable the
+replacement, set `ASYNC_BENTO_ACCELERATE=0`.
 
-What they take and return is BentoML's, and so is what they raise: a `bentoml.exceptions.NotFound` or another
-`BentoMLException`, with the error of async-bento for its cause. It is raised for an upload that fails as well, of which
-BentoML by itself prints a line and returns. Models on the Hugging Face Hub that are pushed on their own, deployments
-and lists are left to BentoML.
+Parameters and results are BentoML's. Errors are BentoML's, too: `bentoml.exceptions.NotFound` or another
+`BentoMLException`, with the error of async-bento as its cause. A failed upload raises such an error, where BentoML
+prints a line and returns. Deployments, lists, and models on the Hugging Face Hub that are pushed without a bento are
+left to BentoML.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from async_bento.api.push import PushResult
     from async_bento.api.sync_api import BentoAPI
 
+__all__ = ["VERSIONS", "accelerate", "restore"]
+
 VERSIONS = ("1.4.39",)
-"""The releases of BentoML that this has been tried with. It reaches into their insides, which may differ in others."""
+"""The supported releases of BentoML. `accelerate` replaces private methods, which may differ in other releases."""
 
 _OFF = "ASYNC_BENTO_ACCELERATE"
 
@@ -45,24 +47,25 @@ _originals: dict[tuple[Any, str], Callable[..., Any]] = {}
 
 
 def accelerate() -> bool:
-    """Let BentoML push and pull by way of async-bento, until `restore`. A second call changes nothing.
+    """Make BentoML push and pull with async-bento until `restore` is called.
+
+    Calling it again has no effect. Nothing is changed if `ASYNC_BENTO_ACCELERATE` is `0`. If BentoML is not installed,
+    or its release is not in `VERSIONS`, nothing is changed and a `UserWarning` is issued.
 
     Returns:
-        Whether it does now. False, with a warning and nothing changed, where BentoML is not installed or of a release
-        that is not in `VERSIONS`; False where `ASYNC_BENTO_ACCELERATE` is `0`.
+        True if BentoML now uses async-bento, False if nothing was changed.
     """
     if os.environ.get(_OFF) == "0":
         return False
     try:
         version = metadata.version("bentoml")
     except metadata.PackageNotFoundError:
-        warnings.warn("bentoml is not installed, so there is nothing to accelerate", stacklevel=2)
+        warnings.warn("cannot accelerate bentoml: it is not installed. Install bentoml first.", stacklevel=2)
         return False
     if version not in VERSIONS:
-        tried = ", ".join(VERSIONS)
         warnings.warn(
-            f"bentoml {version} is left as it is: async-bento can accelerate {tried}; "
-            "use AsyncBentoAPI or BentoAPI instead",
+            f"cannot accelerate bentoml {version}: async-bento supports {', '.join(VERSIONS)}. "
+            "Use AsyncBentoAPI or BentoAPI instead.",
             stacklevel=2,
         )
         return False
@@ -76,29 +79,29 @@ def accelerate() -> bool:
 
 
 def restore() -> None:
-    """Let BentoML push and pull by itself again."""
+    """Undo `accelerate`: BentoML pushes and pulls by itself again. Has no effect if BentoML is not accelerated."""
     for (owner, name), original in _originals.items():
         setattr(owner, name, original)
     _originals.clear()
 
 
-def _replace(owner: Any, name: str, ours: Callable[..., Any]) -> None:
+def _replace(owner: Any, name: str, replacement: Callable[..., Any]) -> None:
     original = _originals[owner, name] = getattr(owner, name)
 
     @wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return ours(self, *args, **kwargs)
+        return replacement(self, *args, **kwargs)
 
     setattr(owner, name, method)
 
 
-def _push_bento(theirs: Any, bento: Any, *, force: bool = False, bare: bool = False, threads: int = 10) -> None:
-    with _api(theirs) as api:
-        _say_pushed(theirs, "bento", api.push(bento, force=force, bare=bare, threads=threads))
+def _push_bento(bentoml_api: Any, bento: Any, *, force: bool = False, bare: bool = False, threads: int = 10) -> None:
+    with _open_api(bentoml_api) as api:
+        _print_pushed(bentoml_api, "bento", api.push(bento, force=force, bare=bare, threads=threads))
 
 
 def _pull_bento(
-    theirs: Any,
+    bentoml_api: Any,
     tag: Any,
     *,
     force: bool = False,
@@ -106,22 +109,22 @@ def _pull_bento(
     bento_store: Any = None,
 ) -> Any:
     store = bento_store or _container().bento_store.get()
-    with _api(theirs, bento_store=store) as api:
+    with _open_api(bentoml_api, bento_store=store) as api:
         bento = api.pull(str(tag), force=force, with_models=with_models)
     return store.get(str(bento.tag))
 
 
-def _push_model(theirs: Any, model: Any, *, force: bool = False, threads: int = 10) -> None:
+def _push_model(bentoml_api: Any, model: Any, *, force: bool = False, threads: int = 10) -> None:
     stored = (import_module("bentoml").Model, import_module("_bentoml_sdk.models").BentoModel)
     if not isinstance(model, stored):
-        _originals[type(theirs), "push"](theirs, model, force=force, threads=threads)
+        _originals[type(bentoml_api), "push"](bentoml_api, model, force=force, threads=threads)
         return
-    with _api(theirs) as api:
-        _say_pushed(theirs, "model", api.models.push(str(model.tag), force=force, threads=threads))
+    with _open_api(bentoml_api) as api:
+        _print_pushed(bentoml_api, "model", api.models.push(str(model.tag), force=force, threads=threads))
 
 
 def _pull_model(
-    theirs: Any,
+    bentoml_api: Any,
     tag: Any,
     *,
     force: bool = False,
@@ -129,19 +132,19 @@ def _pull_model(
     query: str | None = None,
 ) -> Any:
     store = model_store or _container().model_store.get()
-    with _api(theirs, model_store=store) as api:
+    with _open_api(bentoml_api, model_store=store) as api:
         model = api.models.pull(str(tag), force=force, query=query)
     return None if model is None else store.get(str(model.tag))
 
 
 @contextmanager
-def _api(theirs: Any, *, bento_store: Any = None, model_store: Any = None) -> Generator[BentoAPI]:
-    """An API of ours with the registry, the token and the stores of one of theirs; its errors are theirs, too."""
+def _open_api(bentoml_api: Any, *, bento_store: Any = None, model_store: Any = None) -> Generator[BentoAPI]:
+    """Open a BentoAPI with the registry, token and stores of BentoML's; raise its errors as BentoML's."""
     from async_bento.api.sync_api import BentoAPI
     from async_bento.store.store import BentoStore, ModelStore
 
     container, exceptions = _container(), import_module("bentoml.exceptions")
-    client = theirs._client
+    client = bentoml_api._client
     try:
         with BentoAPI(
             endpoint=str(client.endpoint),
@@ -160,14 +163,14 @@ def _container() -> Any:
     return import_module("bentoml._internal.configuration.containers").BentoMLContainer
 
 
-def _say_pushed(theirs: Any, word: str, result: PushResult) -> None:
+def _print_pushed(bentoml_api: Any, word: str, result: PushResult) -> None:
     if is_watched():
-        return  # the bars have said it
-    what = "the registry has it already" if result.skipped else f"{human_size(result.bytes_sent)} sent"
-    theirs.spinner.console.print(f"{word} {result.tag}: {what}", markup=False, highlight=False)
+        return  # the progress bars have shown it
+    outcome = "already in the registry" if result.skipped else f"pushed {human_size(result.bytes_sent)}"
+    bentoml_api.spinner.console.print(f"{word} {result.tag}: {outcome}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":
-    # As a program this module has another name, and what it replaced should be where others look for it.
+    # Run as a program, this module is `__main__`; the state has to be in the module that other code imports.
     import_module("async_bento.integrations.bentoml").accelerate()
     import_module("bentoml_cli.cli").cli(prog_name="bentoml")

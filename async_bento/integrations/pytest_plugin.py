@@ -1,18 +1,17 @@
-"""A pytest plugin: a registry of one's own for a test.
+"""A pytest plugin with a registry as a fixture.
 
-Switch it on in the `conftest.py` at the root of your tests:
+Enable it in the `conftest.py` at the root of your tests:
 
     pytest_plugins = ["async_bento.integrations.pytest_plugin"]
 
-A test that takes `bento_registry` then has an empty registry on this machine, and an empty `$BENTOML_HOME`. Variables
-of the environment lead to both, so what is tested needs no arguments, and neither does a process it starts:
+A test that requests `bento_registry` has an empty registry on this machine and an empty `$BENTOML_HOME`. Environment
+variables name both, so neither the tested code nor a process that it starts needs arguments:
 
-    def test_a_deployment_pulls_its_bento(bento_registry):
+    def test_deployment_pulls_its_bento(bento_registry):
         with BentoAPI() as api:
             api.push("./build/my_bento")
 
-The registry runs on an event loop in a thread of its own. It serves a blocking test and an async one alike, whichever
-plugin runs the latter.
+The registry runs on an event loop in its own thread, so it serves blocking and async tests with any async plugin.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ if TYPE_CHECKING:
 
 __all__ = ["bento_home", "bento_registry"]
 
-_STRONGER = ("ASYNC_BENTO_ENDPOINT", "ASYNC_BENTO_API_TOKEN", "BENTOML_CLOUD_CONTEXT")
+_OVERRIDING = ("ASYNC_BENTO_ENDPOINT", "ASYNC_BENTO_API_TOKEN", "BENTOML_CLOUD_CONTEXT")
 
 
 @pytest.fixture
 def bento_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty `$BENTOML_HOME`: no bento, no model and no context of the developer's own is seen.
+    """Set `$BENTOML_HOME` to an empty directory, which hides the developer's bentos, models and contexts.
 
     Args:
-        tmp_path_factory: pytest's.
-        monkeypatch: pytest's.
+        tmp_path_factory: pytest's fixture.
+        monkeypatch: pytest's fixture.
 
     Returns:
-        The directory, whose `bentos` and `models` are the stores.
+        The directory. Its subdirectories `bentos` and `models` are the stores.
     """
     home = tmp_path_factory.mktemp("bentoml")
     monkeypatch.setenv("BENTOML_HOME", str(home))
@@ -51,26 +50,26 @@ def bento_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def bento_registry(
-    bento_home: Path,  # noqa: ARG001 - a home beside it
+    bento_home: Path,  # noqa: ARG001 - requested for its effect
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[LocalRegistry]:
-    """An empty registry, and the variables that lead to it: `BENTO_CLOUD_API_ENDPOINT` and `BENTO_CLOUD_API_KEY`.
+    """Start an empty registry, and set `BENTO_CLOUD_API_ENDPOINT` and `BENTO_CLOUD_API_KEY` to use it.
 
     Args:
-        bento_home: An empty home beside it.
-        tmp_path_factory: pytest's.
-        monkeypatch: pytest's.
+        bento_home: The fixture for an empty `$BENTOML_HOME`.
+        tmp_path_factory: pytest's fixture.
+        monkeypatch: pytest's fixture.
 
     Yields:
-        The registry, whose `endpoint` and `api_token` are to be passed where the variables do not reach.
+        The registry. Its `endpoint` and `api_token` can be passed to code that ignores the variables.
     """
     root = tmp_path_factory.mktemp("bento-registry")
     with (
         open_portal("bento-registry") as portal,
         portal.wrap_async_context_manager(LocalRegistry(root)) as registry,
     ):
-        for name in _STRONGER:
+        for name in _OVERRIDING:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", registry.endpoint)
         monkeypatch.setenv("BENTO_CLOUD_API_KEY", registry.api_token)

@@ -1,4 +1,4 @@
-"""The drop-in without BentoML; `tests/interop/test_accelerate.py` tests it with the real BentoML."""
+"""`accelerate` without BentoML; `tests/interop/test_accelerate.py` tests it with the real BentoML."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def test_accelerate_without_bentoml_warns(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("importlib.metadata.version", version)
 
-    with pytest.warns(UserWarning, match="bentoml is not installed"):
+    with pytest.warns(UserWarning, match=r"cannot accelerate bentoml: it is not installed\. "):
         assert not bentoml.accelerate()
     bentoml.restore()

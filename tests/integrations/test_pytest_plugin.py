@@ -1,4 +1,4 @@
-"""`async_bento.integrations.pytest_plugin`, switched on in the tests of someone else."""
+"""`async_bento.integrations.pytest_plugin`, enabled in the tests of another project."""
 
 from __future__ import annotations
 

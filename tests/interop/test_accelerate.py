@@ -139,7 +139,7 @@ async def test_another_release_is_left_as_it_is_and_a_warning_says_so(with_bento
 
     assert (declined, asked_by_itself) == (False, True)
     assert said == [
-        "bentoml 1.4.39 is left as it is: async-bento can accelerate 1.3.0; use AsyncBentoAPI or BentoAPI instead"
+        "cannot accelerate bentoml 1.4.39: async-bento supports 1.3.0. Use AsyncBentoAPI or BentoAPI instead."
     ]
 
 
@@ -148,7 +148,7 @@ async def test_bentoml_s_commands_go_through_async_bento(with_bento, there, buil
     again = await with_bento.python("-c", NO_HTTPX, "push", "my_service:v1", registry=registry)
     await there.python("-c", NO_HTTPX, "pull", "my_service:v1", "--with-models", registry=registry)
 
-    assert "sent" in pushed
-    assert "the registry has it already" in again
+    assert "pushed" in pushed
+    assert "already in the registry" in again
     for item in ("bentos/my_service/v1", "models/large/m2", "models/small/m1"):
         assert tree(there.path / item) == tree(built.path / item)

@@ -1,7 +1,7 @@
-"""Models that live on the Hugging Face Hub: what a registry is told of one, and its files, in the cache of HF.
+"""Models on the Hugging Face Hub: their records for a registry, and the download of their files.
 
-What is told, and where the files go, is what BentoML 1.4.39 has it (`HuggingFaceModel` in
-`_bentoml_sdk/models/huggingface.py`). In one thing this is stricter than BentoML: the HF token goes to huggingface.co
-and to `$HF_ENDPOINT`, not to whatever endpoint a bento names. What speaks to the Hub is huggingface_hub, which comes
-with `async-bento[huggingface]`.
+The records and the location of the files are those of BentoML 1.4.39 (`HuggingFaceModel` in
+`_bentoml_sdk/models/huggingface.py`). Unlike BentoML, the HF token is sent to huggingface.co and to `$HF_ENDPOINT`
+only, and not to any other endpoint that a bento names. All requests go through huggingface_hub, which
+`async-bento[huggingface]` installs.
 """

@@ -1,4 +1,4 @@
-"""What huggingface_hub, and whatever HTTP client it has these days, may raise → ours, with what would help."""
+"""Translate errors of huggingface_hub and of its HTTP client, and add a remedy."""
 
 from __future__ import annotations
 
@@ -18,85 +18,97 @@ if TYPE_CHECKING:
 _USER = re.compile(r"//[^/?#\s]*@")
 _TOKEN = re.compile(r"\bhf_\w{8,}")
 _UNAUTHORIZED = {401, 403}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM}
 
 
-def explained(model: HubModel, error: Exception) -> BentoError:
-    """Say what went wrong with a model.
-
-    Args:
-        model: The model.
-        error: What was raised.
-
-    Returns:
-        The error to raise instead.
-    """
-    from huggingface_hub import errors
-
-    name = f"the model {model.model_id}"
-    hub = _shown(model.hub)
+def translate_error(model: HubModel, error: Exception) -> BentoError:
+    """Translate an exception that huggingface_hub raised for a model."""
     causes = [*_causes(error)]
     for cause in causes:
-        if isinstance(cause, errors.GatedRepoError):
-            return HubError(
-                f"{name} on {hub} is gated: ask for access at {hub}/{model.model_id}, then {_authenticate(model)}",
-                model_id=model.model_id,
-                status=cause.response.status_code,
-            )
-        if isinstance(cause, errors.RevisionNotFoundError):
-            return NotFoundError(
-                f"{name} on {hub} has no revision {model.revision}; it may have been removed: "
-                "build the bento anew with one that is there"
-            )
-        if isinstance(cause, errors.RepositoryNotFoundError):
-            return NotFoundError(
-                f"no {name.removeprefix('the ')} on {hub}; if it is private or gated, {_authenticate(model)}"
-            )
-        if isinstance(cause, errors.OfflineModeIsEnabled):
-            return HubError(
-                f"{name} is not, or not as a whole, in the cache of Hugging Face, and HF_HUB_OFFLINE forbids to ask "
-                f"{hub} for it: unset HF_HUB_OFFLINE, or set HF_HOME or BENTOML_HF_CACHE_DIR to where it is",
-                model_id=model.model_id,
-            )
+        if (translated := _hub_error(model, cause)) is not None:
+            return translated
     for cause in causes:
-        if isinstance(cause, errors.HfHubHTTPError):
-            status = cause.response.status_code
-            hint = _authenticate(model) if status in _UNAUTHORIZED else "try again later"
-            return HubError(
-                f"{hub} answered {status} for {name}: {_first_line(cause)}; {hint}",
-                model_id=model.model_id,
-                status=status,
-            )
+        if (translated := _status_error(model, cause)) is not None:
+            return translated
     root = causes[-1]
-    if isinstance(root, OSError) and root.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM}:
-        return StoreError(f"cannot write {name} into the cache of Hugging Face: {root.strerror}: {root.filename}")
+    if isinstance(root, OSError) and root.errno in _DISK_ERRORS:
+        return StoreError(
+            f"cannot write the model {model.model_id} to the Hugging Face cache: {root.strerror}: {root.filename}. "
+            "Check the disk and its permissions, or set HF_HOME to another directory."
+        )
     return HubError(
-        f"{name} could not be had from {hub}: {type(root).__name__}: {_first_line(root)}; "
-        "is the address right, and the network up?",
+        f"cannot access the model {model.model_id} on {_redact(model.hub)}: "
+        f"{type(root).__name__}: {_first_line(root)}. Check the URL and the network.",
         model_id=model.model_id,
     )
 
 
+def _hub_error(model: HubModel, cause: BaseException) -> BentoError | None:
+    """Translate the errors that huggingface_hub has a class for."""
+    from huggingface_hub import errors
+
+    hub = _redact(model.hub)
+    failed = f"cannot access the model {model.model_id} on {hub}"
+    if isinstance(cause, errors.GatedRepoError):
+        return HubError(
+            f"{failed}: it is gated. Request access at {hub}/{model.model_id}, then {_authenticate(model)}.",
+            model_id=model.model_id,
+            status=cause.response.status_code,
+        )
+    if isinstance(cause, errors.RevisionNotFoundError):
+        return NotFoundError(
+            f"{failed}: it has no revision {model.revision}. Rebuild the bento with an existing revision."
+        )
+    if isinstance(cause, errors.RepositoryNotFoundError):
+        return NotFoundError(
+            f"no model {model.model_id} on {hub}. Check the name; for a private or gated model, {_authenticate(model)}."
+        )
+    if isinstance(cause, errors.OfflineModeIsEnabled):
+        return HubError(
+            f"{failed}: the Hugging Face cache lacks files of it, and HF_HUB_OFFLINE is set. "
+            "Unset HF_HUB_OFFLINE, or set HF_HOME or BENTOML_HF_CACHE_DIR to a cache that has them.",
+            model_id=model.model_id,
+        )
+    return None
+
+
+def _status_error(model: HubModel, cause: BaseException) -> HubError | None:
+    """Translate an HTTP status."""
+    from huggingface_hub import errors
+
+    if not isinstance(cause, errors.HfHubHTTPError):
+        return None
+    status = cause.response.status_code
+    remedy = _authenticate(model) if status in _UNAUTHORIZED else "try again later"
+    return HubError(
+        f"cannot access the model {model.model_id} on {_redact(model.hub)}: "
+        f"status {status}: {_first_line(cause).rstrip('.')}. {remedy[0].upper()}{remedy[1:]}.",
+        model_id=model.model_id,
+        status=status,
+    )
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what huggingface_hub says it came from; what its HTTP client stands on is of no interest."""
+    """Yield an error and the causes that huggingface_hub set, but not those below its HTTP client."""
     while error is not None:
         yield error
         error = error.__cause__ if type(error).__module__.startswith("huggingface_hub") else None
 
 
 def _authenticate(model: HubModel) -> str:
-    hint = "set HF_TOKEN to a token that may read it, or run `hf auth login`"
+    remedy = "set HF_TOKEN to a token with read access, or run `hf auth login`"
     if model.is_trusted:
-        return hint
-    return f"{hint}; for the token to be sent there, set HF_ENDPOINT={_shown(model.hub)}"
+        return remedy
+    return f"{remedy}; for the token to be sent there, set HF_ENDPOINT={_redact(model.hub)}"
 
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return _shown(lines[0]) if lines else type(error).__name__
+    return _redact(lines[0]) if lines else type(error).__name__
 
 
-def _shown(text: str) -> str:
-    """A text without what nobody else may see: tokens, queries and passwords of URLs."""
+def _redact(text: str) -> str:
+    """Remove tokens, and the queries and passwords of URLs."""
     for secret in (os.getenv("HF_TOKEN"), os.getenv("HUGGING_FACE_HUB_TOKEN")):
         if secret and secret.strip():
             text = text.replace(secret.strip(), "…")

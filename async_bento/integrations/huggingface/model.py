@@ -1,4 +1,4 @@
-"""What a model on the Hub is: where a bento says it is, and what a registry is told of it."""
+"""A model on the Hub: its location as a bento names it, and its record for a registry."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from async_bento.store.metadata import BentoModelInfo
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-"""Where BentoML 1.4.39 goes when neither the model nor `$HF_ENDPOINT` says so."""
+"""The default of BentoML 1.4.39 if neither the model nor `$HF_ENDPOINT` sets an endpoint."""
 
 
 class _Metadata(BaseModel):
-    """What `bento.yaml` says of such a model."""
+    """The metadata of such a model in `bento.yaml`."""
 
     model_config = ConfigDict(protected_namespaces=())  # pydantic before 2.10 reserves the prefix model_
 
@@ -40,16 +40,9 @@ class _Metadata(BaseModel):
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model on the Hub.
+    """A model on the Hub; `named` is its tag in the bento, `include` and `exclude` are patterns of file names.
 
-    Attributes:
-        named: The tag its bento has for it.
-        model_id: Its name there, like `google-bert/bert-base-uncased`.
-        revision: A commit, a branch or a tag.
-        endpoint: The Hub's URL; None for the default.
-        include: Patterns of the files it is made of; None for all.
-        exclude: Patterns of the files that are left out.
-        is_frozen: Whether the revision is the one to register, so that the Hub need not be asked for its commit.
+    `is_frozen` means that the bento pins the revision, so the commit need not be requested from the Hub.
     """
 
     named: Tag
@@ -62,17 +55,7 @@ class HubModel:
 
     @classmethod
     def of(cls, wanted: BentoModelInfo) -> Self:
-        """Read what a bento says of it (BentoML's `HuggingFaceModel.from_info`).
-
-        Args:
-            wanted: The model, as `bento.yaml` has it.
-
-        Returns:
-            The model; where the bento says nothing of it, the head of `main` of what its tag is called after.
-
-        Raises:
-            StoreError: What it says does not fit.
-        """
+        """Read a model from a bento (BentoML's `HuggingFaceModel.from_info`); without metadata, use `main`."""
         if not wanted.metadata:
             return cls(wanted.tag, wanted.tag.name.replace("--", "/"), endpoint=os.getenv("HF_ENDPOINT") or None)
         try:
@@ -80,7 +63,7 @@ class HubModel:
         except ValidationError as error:
             first = first_error(error)
             raise StoreError(
-                f"the bento does not say where the model {wanted.tag} is: metadata.{first.field}: {first.message}"
+                f"cannot locate the model {wanted.tag}: invalid metadata.{first.field} in bento.yaml: {first.message}"
             ) from error
         return cls(wanted.tag, **metadata.model_dump(), is_frozen=True)
 
@@ -91,12 +74,12 @@ class HubModel:
 
     @property
     def url(self) -> str:
-        """Where a person finds it."""
+        """The URL of its web page."""
         return f"{self.hub}/{self.model_id}/tree/{self.revision}"
 
     @property
     def tag(self) -> Tag:
-        """Its tag on a registry: the version is an MD5 of what it is (BentoML's `HuggingFaceModel.to_info`)."""
+        """Its tag in a registry; the version is the MD5 of its content (BentoML's `HuggingFaceModel.to_info`)."""
         content = self._content(self.model_id.lower())
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         version = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
@@ -104,19 +87,12 @@ class HubModel:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether its Hub may have the HF token: a bento may name any."""
+        """Whether the HF token may be sent to its Hub; a bento may name any endpoint."""
         own = {DEFAULT_ENDPOINT, os.getenv("HF_ENDPOINT") or DEFAULT_ENDPOINT}
         return self.hub.rstrip("/") in {endpoint.rstrip("/") for endpoint in own}
 
     def manifest(self, size_bytes: int) -> JsonObject:
-        """Describe it to a registry (BentoML's `HuggingFaceModel.to_create_schema`).
-
-        Args:
-            size_bytes: The size of its files.
-
-        Returns:
-            The `manifest` of a create request, ready for JSON.
-        """
+        """Make the manifest for a create request (BentoML's `HuggingFaceModel.to_create_schema`)."""
         return {
             "module": "",
             "api_version": "v1",

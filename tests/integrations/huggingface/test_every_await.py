@@ -27,7 +27,7 @@ pytestmark = pytest.mark.long
 
 @pytest.mark.timeout(3600 if ALL else 60)
 @pytest.mark.parametrize("direction", ["push", "pull"])
-async def test_a_call_that_speaks_to_the_hub_cancelled_wherever_it_waits(
+async def test_hub_call_cancelled_at_any_await_stops(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, direction: str
 ) -> None:
     door = await open_door()

@@ -57,7 +57,7 @@ def snapshot(cache: Path, model_id: str = "org/bert") -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-async def test_its_files_come_into_the_cache_of_hugging_face(hub: Hub, pull: Pull, cache: Path) -> None:
+async def test_hub_pull_downloads_into_the_hf_cache(hub: Hub, pull: Pull, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
 
     door = await pull(on_the_hub(hub.endpoint))
@@ -66,7 +66,7 @@ async def test_its_files_come_into_the_cache_of_hugging_face(hub: Hub, pull: Pul
     assert not door.all("model")  # the bento says all there is to know
 
 
-async def test_its_files_come_into_the_cache_that_bentoml_was_given(
+async def test_hub_pull_downloads_into_bentoml_hf_cache_dir(
     hub: Hub, pull: Pull, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -78,7 +78,7 @@ async def test_its_files_come_into_the_cache_that_bentoml_was_given(
     assert not cache.exists()
 
 
-async def test_only_the_files_it_is_made_of_are_fetched(hub: Hub, pull: Pull, cache: Path) -> None:
+async def test_hub_pull_downloads_only_matching_files(hub: Hub, pull: Pull, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
 
     await pull(on_the_hub(hub.endpoint, include=["weights*"], exclude=["*.h5"]))
@@ -87,7 +87,7 @@ async def test_only_the_files_it_is_made_of_are_fetched(hub: Hub, pull: Pull, ca
     assert len(hub.asked("GET /org/bert/resolve")) == 1
 
 
-async def test_what_is_in_the_cache_is_not_fetched_again(hub: Hub, pull: Pull, cache: Path) -> None:
+async def test_hub_pull_skips_cached_files(hub: Hub, pull: Pull, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     await pull(on_the_hub(hub.endpoint))
     hub.seen.clear()
@@ -101,7 +101,7 @@ async def test_what_is_in_the_cache_is_not_fetched_again(hub: Hub, pull: Pull, c
     assert model.message.startswith(f"nothing to fetch: its files are in {cache}")
 
 
-async def test_models_come_several_at_once(hub: Hub, pull: Pull, cache: Path) -> None:
+async def test_hub_pull_downloads_models_concurrently(hub: Hub, pull: Pull, cache: Path) -> None:
     names = ["org/one", "org/two", "org/three"]
     hub.repos.update({name: Repo({"weights": noise(1000, len(name))}) for name in names})
     hub.together = 3
@@ -111,7 +111,7 @@ async def test_models_come_several_at_once(hub: Hub, pull: Pull, cache: Path) ->
     assert all(snapshot(cache, name) == hub.repos[name].files for name in names)
 
 
-async def test_its_progress_is_told_in_bytes_on_the_event_loop(hub: Hub, pull: Pull, cache: Path) -> None:
+async def test_hub_progress_counts_bytes_on_the_event_loop(hub: Hub, pull: Pull, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     events: list[ProgressEvent] = []
     threads = set()
@@ -133,7 +133,7 @@ async def test_its_progress_is_told_in_bytes_on_the_event_loop(hub: Hub, pull: P
     assert threads == {threading.get_ident()}
 
 
-async def test_nothing_is_drawn_but_by_the_listener(hub: Hub, pull: Pull, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_hub_pull_draws_no_bars_of_its_own(hub: Hub, pull: Pull, capfd: pytest.CaptureFixture[str]) -> None:
     hub.repos["org/bert"] = Repo(FILES)
 
     await pull(on_the_hub(hub.endpoint))
@@ -142,30 +142,55 @@ async def test_nothing_is_drawn_but_by_the_listener(hub: Hub, pull: Pull, capfd:
 
 
 @pytest.mark.parametrize(
-    ("repo", "error", "status", "said"),
+    ("repo", "error", "status", "message"),
     [
-        (Repo(FILES, gated="all"), HubError, 403, "is gated: ask for access at .*/org/bert, then set HF_TOKEN"),
-        (Repo(FILES, gated="files"), HubError, 403, "is gated: ask for access at .*/org/bert, then set HF_TOKEN"),
-        (None, NotFoundError, None, "no model org/bert on .*; if it is private or gated, set HF_TOKEN"),
-        (Repo(FILES, commit="f" * 40), NotFoundError, None, f"model org/bert on .* has no revision {COMMIT}"),
-        (Repo(FILES, broken=418), HubError, 418, "answered 418 for the model org/bert"),
+        (
+            Repo(FILES, gated="all"),
+            HubError,
+            403,
+            "org/bert on .*: it is gated. Request access at .*/org/bert, then set HF_TOKEN",
+        ),
+        (
+            Repo(FILES, gated="files"),
+            HubError,
+            403,
+            "org/bert on .*: it is gated. Request access at .*/org/bert, then set HF_TOKEN",
+        ),
+        (
+            None,
+            NotFoundError,
+            None,
+            "no model org/bert on .*Check the name; for a private or gated model, set HF_TOKEN",
+        ),
+        (
+            Repo(FILES, commit="f" * 40),
+            NotFoundError,
+            None,
+            f"model org/bert on .*: it has no revision {COMMIT}. Rebuild the bento",
+        ),
+        (
+            Repo(FILES, broken=418),
+            HubError,
+            418,
+            "cannot access the model org/bert on .*: status 418: .* Try again later",
+        ),
     ],
     ids=["gated", "gated files", "missing", "removed", "broken"],
 )
-async def test_what_the_hub_refuses_is_told_with_what_to_do(
+async def test_hub_errors_state_a_remedy(
     hub: Hub,
     pull: Pull,
     monkeypatch: pytest.MonkeyPatch,
     repo: Repo | None,
     error: type[BentoError],
     status: int | None,
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     if repo:
         hub.repos["org/bert"] = repo
 
-    with pytest.raises(error, match=said) as raised:
+    with pytest.raises(error, match=message) as raised:
         await pull(on_the_hub(hub.endpoint))
 
     assert getattr(raised.value, "status", None) == status
@@ -173,20 +198,24 @@ async def test_what_the_hub_refuses_is_told_with_what_to_do(
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
 
-async def test_a_hub_that_is_not_there_is_named(pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub waits longer and longer between its tries
+async def test_unreachable_hub_error_names_the_hub(pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub's backoff
 
-    with pytest.raises(HubError, match=r"org/bert could not be had from http://127\.0\.0\.1:9: ConnectError"):
+    with pytest.raises(
+        HubError, match=r"cannot access the model org/bert on http://127\.0\.0\.1:9: ConnectError: .* Check the URL"
+    ):
         await pull(on_the_hub("http://127.0.0.1:9"))
 
 
-async def test_without_the_network_the_cache_must_do(
+async def test_hub_offline_mode_uses_the_cache(
     hub: Hub, pull: Pull, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
-    with pytest.raises(HubError, match=r"org/bert is not, or not as a whole, in the cache .* unset HF_HUB_OFFLINE"):
+    with pytest.raises(
+        HubError, match=r"org/bert on .*: the Hugging Face cache lacks files of it, .* Unset HF_HUB_OFFLINE"
+    ):
         await pull(on_the_hub(hub.endpoint))
     assert not hub.seen
 
@@ -198,7 +227,7 @@ async def test_without_the_network_the_cache_must_do(
     assert not hub.seen
 
 
-async def test_a_cache_that_cannot_be_written_is_named(
+async def test_unwritable_hf_cache_error_names_the_cache(
     hub: Hub, pull: Pull, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> str:
@@ -206,11 +235,13 @@ async def test_a_cache_that_cannot_be_written_is_named(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
 
-    with pytest.raises(StoreError, match=r"cannot write the model org/bert into the cache .* No space left"):
+    with pytest.raises(
+        StoreError, match=r"cannot write the model org/bert to the Hugging Face cache: No space left .*set HF_HOME"
+    ):
         await pull(on_the_hub(hub.endpoint))
 
 
-async def test_the_token_goes_to_the_hub_that_is_set(hub: Hub, pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hf_token_is_sent_to_hf_endpoint(hub: Hub, pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
 
@@ -219,9 +250,7 @@ async def test_the_token_goes_to_the_hub_that_is_set(hub: Hub, pull: Pull, monke
     assert {seen.token for seen in hub.seen} == {f"Bearer {TOKEN}"}
 
 
-async def test_the_token_does_not_go_to_a_hub_that_a_bento_names(
-    hub: Hub, pull: Pull, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_hf_token_is_not_sent_to_a_bentos_endpoint(hub: Hub, pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repos["org/bert"] = Repo(FILES, gated="files")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.delenv("HF_ENDPOINT")
@@ -232,9 +261,7 @@ async def test_the_token_does_not_go_to_a_hub_that_a_bento_names(
     assert {seen.token for seen in hub.seen} == {None}
 
 
-async def test_a_token_that_does_not_fit_a_header_is_not_shown(
-    hub: Hub, pull: Pull, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_invalid_hf_token_is_not_shown(hub: Hub, pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x01mine")
 
     with pytest.raises(HubError) as raised:
@@ -243,7 +270,7 @@ async def test_a_token_that_does_not_fit_a_header_is_not_shown(
     assert TOKEN not in str(raised.value)
 
 
-async def test_a_cancelled_pull_stops_fetching(
+async def test_hub_pull_cancelled_stops_downloading(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, cache: Path
 ) -> None:
     hub.repos["org/bert"] = Repo({f"weights{number}": noise(4_000_000, number) for number in range(12)})
@@ -275,7 +302,7 @@ async def test_a_cancelled_pull_stops_fetching(
     assert len(hub.cut) == len(hub.asked("GET /org/bert/resolve")) < 12
 
 
-async def test_a_cancelled_pull_does_not_wait_for_a_hub_that_hangs(
+async def test_hub_pull_cancelled_leaves_a_stalled_hub(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("async_bento.integrations.huggingface.client.SECONDS_TO_STOP", 0.2)
@@ -302,7 +329,7 @@ async def test_a_cancelled_pull_does_not_wait_for_a_hub_that_hangs(
     await asyncio.sleep(0.3)
 
 
-async def test_what_was_cancelled_before_it_began_asks_nothing(
+async def test_hub_pull_cancelled_before_start_sends_nothing(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
     names = [f"org/m{number}" for number in range(6)]  # more than come at once
@@ -326,7 +353,7 @@ async def test_what_was_cancelled_before_it_began_asks_nothing(
     assert len({seen.line for seen in hub.asked("GET /org")}) == 4
 
 
-async def test_a_model_that_fails_names_itself_and_lets_the_others_come(hub: Hub, pull: Pull, cache: Path) -> None:
+async def test_hub_model_failure_does_not_stop_the_others(hub: Hub, pull: Pull, cache: Path) -> None:
     hub.repos["org/slow"] = Repo({"weights": noise(500_000)})
     hub.pause = 0.05
 
@@ -338,7 +365,7 @@ async def test_a_model_that_fails_names_itself_and_lets_the_others_come(hub: Hub
     assert snapshot(cache, "org/slow") == hub.repos["org/slow"].files
 
 
-async def test_without_the_extra_it_is_said_how_to_get_it(
+async def test_hub_pull_without_the_extra_names_the_extra(
     hub: Hub, pull: Pull, client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [*sys.modules]:
@@ -349,13 +376,13 @@ async def test_without_the_extra_it_is_said_how_to_get_it(
 
     door = await pull()  # without such a model nothing is missed
 
-    with pytest.raises(ConfigError, match=r"model org--bert:.* `pip install \"async-bento\[huggingface\]\"`"):
+    with pytest.raises(ConfigError, match=r"model org--bert:.* Run `pip install \"async-bento\[huggingface\]\"`"):
         await pull(model)
     with pytest.raises(ConfigError, match=r"pip install"):
         await client(door).push("svc:v1")
 
 
-async def test_the_tag_of_such_a_model_is_told_where_it_lives(
+async def test_pull_of_hub_model_tag_names_its_url(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -383,7 +410,7 @@ def run_python(code: str, *arguments: str, **environment: str) -> subprocess.Com
     )
 
 
-def test_async_bento_is_imported_without_huggingface_hub() -> None:
+def test_import_does_not_import_huggingface_hub() -> None:
     code = "import async_bento, sys; sys.exit(any('huggingface_hub' in name for name in sys.modules))"
 
     assert run_python(code).returncode == 0
@@ -397,7 +424,7 @@ with BentoAPI(endpoint="http://127.0.0.1:9", api_token="x", progress=False) as a
 """
 
 
-def test_the_variables_of_hugging_face_hold(hub: Hub, home: Path, tmp_path: Path) -> None:
+def test_hub_pull_obeys_hf_variables(hub: Hub, home: Path, tmp_path: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     make_bento(home, models=[{"tag": "org--bert:v1", "registry": "huggingface"}])  # HF_ENDPOINT says where
     environment = {"HF_HOME": str(tmp_path / "mine"), "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN}
@@ -420,7 +447,7 @@ main(["pull", "svc:v1", "--with-models"])
 """
 
 
-async def test_a_process_that_is_interrupted_ends_although_the_hub_hangs(
+async def test_ctrl_c_ends_the_process_while_the_hub_stalls(
     hub: Hub, open_door: OpenDoor, home: Path, tmp_path: Path
 ) -> None:
     hub.repos["org/bert"] = Repo({f"weights{number}": noise(1_000_000, number) for number in range(3)})

@@ -29,12 +29,12 @@ FILES = {"config.json": b"{}", "weights.bin": bytes(1000), "weights.h5": bytes(2
 
 def on_the_hub(endpoint: str, model_id: str = "org/bert", **metadata: Any) -> dict[str, Any]:
     """A model as `bento.yaml` has it, under the tag BentoML gives it."""
-    said = {"model_id": model_id, "revision": COMMIT, "endpoint": endpoint, "include": None, "exclude": None}
-    model = HubModel(Tag("any", "v"), **(said | metadata))
-    return {"tag": str(model.tag), "registry": "huggingface", "metadata": said | metadata}
+    content = {"model_id": model_id, "revision": COMMIT, "endpoint": endpoint, "include": None, "exclude": None}
+    model = HubModel(Tag("any", "v"), **(content | metadata))
+    return {"tag": str(model.tag), "registry": "huggingface", "metadata": content | metadata}
 
 
-def test_the_version_is_the_one_that_bentoml_computes() -> None:
+def test_hub_model_version_equals_bentomls() -> None:
     models = Bento.from_path(CORPUS / "1.4" / "bentos" / "front-_desk" / "v1").models
     wanted = [model for model in models if model.is_huggingface]
 
@@ -42,7 +42,7 @@ def test_the_version_is_the_one_that_bentoml_computes() -> None:
     assert len(wanted) == 2
 
 
-async def test_a_model_on_the_hub_is_registered_as_bentoml_registers_it(
+async def test_push_registers_hub_model_as_bentoml_does(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -86,7 +86,7 @@ async def test_a_model_on_the_hub_is_registered_as_bentoml_registers_it(
     assert (str(pushed.tag), pushed.skipped, pushed.bytes_sent) == (model["tag"], False, 0)
 
 
-async def test_no_bytes_of_it_are_sent(hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_push_of_hub_model_sends_no_bytes(hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     make_bento(home, models=[on_the_hub(hub.endpoint)])
     door = await open_door()
@@ -106,7 +106,7 @@ async def test_no_bytes_of_it_are_sent(hub: Hub, open_door: OpenDoor, client: Ma
     ("patterns", "size"),
     [({}, 21_002), ({"include": ["*.bin", "*.json"]}, 1002), ({"include": ["w*"], "exclude": ["*.h5"]}, 1000)],
 )
-async def test_its_size_is_that_of_the_files_it_is_made_of(
+async def test_hub_model_size_counts_matching_files(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, patterns: dict[str, list[str]], size: int
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -120,7 +120,7 @@ async def test_its_size_is_that_of_the_files_it_is_made_of(
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_the_hub_is_not_asked_for_what_the_registry_has(
+async def test_push_of_registered_hub_model_skips_the_hub(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, force: bool
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -142,7 +142,7 @@ async def test_the_hub_is_not_asked_for_what_the_registry_has(
     )
 
 
-async def test_a_model_that_the_bento_says_nothing_of_is_the_head_of_main(
+async def test_hub_model_without_metadata_is_head_of_main(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -156,7 +156,7 @@ async def test_a_model_that_the_bento_says_nothing_of_is_the_head_of_main(
     assert str(result.models[0].tag) == on_the_hub(hub.endpoint)["tag"]
 
 
-async def test_a_model_under_its_older_version_is_not_registered_twice(
+async def test_hub_model_with_old_version_is_registered_once(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -171,7 +171,7 @@ async def test_a_model_under_its_older_version_is_not_registered_twice(
     assert len(door.all("POST .*/org--bert/models$")) == 1
 
 
-async def test_two_models_of_one_repository_create_it_once(
+async def test_hub_models_of_one_repository_create_it_once(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -184,7 +184,7 @@ async def test_two_models_of_one_repository_create_it_once(
     assert len(door.all("POST .*/org--bert/models$")) == 3
 
 
-async def test_a_record_that_another_process_creates_meanwhile_will_do(
+async def test_push_accepts_concurrently_created_hub_record(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
     async def loses_the_race(passage: Passage) -> web.StreamResponse:
@@ -202,39 +202,41 @@ async def test_a_record_that_another_process_creates_meanwhile_will_do(
 
 
 @pytest.mark.parametrize(
-    ("repo", "error", "said"),
+    ("repo", "error", "message"),
     [
-        (Repo(FILES, gated="all"), HubError, "is gated: ask for access at .*/org/bert"),
-        (None, NotFoundError, "no model org/bert on .*; if it is private"),
-        (Repo(FILES, commit="f" * 40), NotFoundError, f"has no revision {COMMIT}"),
+        (Repo(FILES, gated="all"), HubError, "it is gated. Request access at .*/org/bert"),
+        (None, NotFoundError, "no model org/bert on .*for a private or gated model"),
+        (Repo(FILES, commit="f" * 40), NotFoundError, f"it has no revision {COMMIT}"),
     ],
     ids=["gated", "missing", "removed"],
 )
-async def test_a_model_that_the_hub_does_not_give_keeps_its_bento_off_the_registry(
+async def test_push_with_missing_hub_model_creates_no_records(
     hub: Hub,
     open_door: OpenDoor,
     client: MakeClient,
     home: Path,
     repo: Repo | None,
     error: type[Exception],
-    said: str,
+    message: str,
 ) -> None:
     if repo:
         hub.repos["org/bert"] = repo
     make_bento(home, models=[on_the_hub(hub.endpoint)])
     door = await open_door()
 
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         await client(door).push("svc:v1")
 
     assert not door.all("^POST|^PUT|^PATCH")
 
 
-async def test_a_bento_that_says_nonsense_of_its_model_is_told_which(
+async def test_push_with_invalid_hub_metadata_names_the_field(
     hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
 ) -> None:
     make_bento(home, models=[on_the_hub(hub.endpoint) | {"tag": "org--bert:v1", "metadata": {"revision": 3}}])
     door = await open_door()
 
-    with pytest.raises(StoreError, match=r"where the model org--bert:v1 is: metadata\.model_id: Field required"):
+    with pytest.raises(
+        StoreError, match=r"cannot locate the model org--bert:v1: invalid metadata\.model_id .*: Field required"
+    ):
         await client(door).push("svc:v1")
