@@ -1,8 +1,7 @@
-"""A registry on a real socket, on a directory and on a bucket, and a client that knows nothing but HTTP.
+"""Fixtures: registries on a real socket, on a directory and on a bucket, and a plain HTTP client.
 
-Every test that starts a registry by `serve`, `caller` or `either` runs on both, but for those that are `disk_only`,
-since they look at the files. Where SeaweedFS or aiobotocore is not installed, there is no bucket, and nothing to be run
-on it.
+Every test that starts a registry by `serve`, `caller` or `either` runs on both storages, unless it is `disk_only`
+because it looks at the files. Without SeaweedFS or aiobotocore, the tests run on the directory only.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ BUILD_AT = "2024-05-01 10:20:30.123456"
 
 
 class Words(NamedTuple):
-    """The words of one kind of item, as they stand in PROTOCOL.md."""
+    """The names that the API uses for bentos or models."""
 
     repositories: str
     items: str
@@ -41,7 +40,7 @@ BENTOS = Words("bento_repositories", "bentos", "latest_bento", "bento_repository
 MODELS = Words("model_repositories", "models", "latest_model", "model_uid")
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     status: int
     headers: Any
     body: bytes
@@ -49,7 +48,7 @@ class Answer(NamedTuple):
 
 
 class Caller:
-    """Calls one registry, about one kind of item."""
+    """Calls one registry, about bentos or models."""
 
     def __init__(self, registry: LocalRegistry, session: aiohttp.ClientSession, words: Words) -> None:
         self.registry = registry
@@ -59,28 +58,28 @@ class Caller:
     def about(self, words: Words) -> Caller:
         return Caller(self.registry, self.session, words)
 
-    async def api(self, method: str, path: str, *, token: str | None = None, **kwargs: Any) -> Answer:
+    async def api(self, method: str, path: str, *, token: str | None = None, **kwargs: Any) -> Response:
         headers = kwargs.pop("headers", {}) | {"X-YATAI-API-TOKEN": token or self.registry.api_token}
         return await self.bare(method, f"{self.registry.endpoint}/api/v1{path}", headers=headers, **kwargs)
 
-    async def bare(self, method: str, url: str, **kwargs: Any) -> Answer:
+    async def bare(self, method: str, url: str, **kwargs: Any) -> Response:
         if isinstance(kwargs.get("data"), bytes):
             kwargs["data"] = io.BytesIO(kwargs["data"])  # aiohttp warns of large bare bytes
         async with self.session.request(method, url, **kwargs) as response:
             body = await response.read()
             is_json = response.content_type == "application/json" and method != "HEAD"
-            return Answer(response.status, response.headers, body, await response.json() if is_json else None)
+            return Response(response.status, response.headers, body, await response.json() if is_json else None)
 
     async def ok(self, method: str, path: str, **kwargs: Any) -> Any:
-        answer = await self.api(method, path, **kwargs)
-        assert answer.status == 200, answer
-        return answer.json
+        response = await self.api(method, path, **kwargs)
+        assert response.status == 200, response
+        return response.json
 
     def items(self, name: str = "iris") -> str:
         return f"/{self.words.repositories}/{name}/{self.words.items}"
 
     async def create(self, name: str = "iris", version: str = "v1", **fields: Any) -> Any:
-        """An item, and its repository where there is none."""
+        """Create an item, and its repository if it does not exist."""
         await self.api("POST", f"/{self.words.repositories}", json={"name": name, "description": ""})
         body = {"version": version, "description": "", "manifest": {}, "build_at": BUILD_AT, "labels": []}
         return await self.ok("POST", self.items(name), json=body | fields)
@@ -110,19 +109,19 @@ class Caller:
         return str(item["presigned_upload_url"])
 
     async def put_part(self, upload_id: str, number: int, data: bytes, version: str = "v1") -> str:
-        answer = await self.bare("PUT", await self.part_url(upload_id, number, version), data=data)
-        assert answer.status == 200, answer
-        return str(answer.headers["ETag"])
+        response = await self.bare("PUT", await self.part_url(upload_id, number, version), data=data)
+        assert response.status == 200, response
+        return str(response.headers["ETag"])
 
-    async def complete(self, upload_id: str, etags: list[tuple[int, str]], version: str = "v1") -> Answer:
+    async def complete(self, upload_id: str, etags: list[tuple[int, str]], version: str = "v1") -> Response:
         parts = [{"part_number": number, "etag": etag} for number, etag in etags]
         body = {"upload_id": upload_id, "parts": parts}
         return await self.api("PATCH", f"{self.items()}/{version}/complete_multipart_upload", json=body)
 
-    async def upload(self, data: Any, version: str = "v1", **kwargs: Any) -> Answer:
+    async def upload(self, data: Any, version: str = "v1", **kwargs: Any) -> Response:
         return await self.api("PUT", f"{self.items()}/{version}/upload", data=data, **kwargs)
 
-    async def download(self, version: str = "v1") -> Answer:
+    async def download(self, version: str = "v1") -> Response:
         return await self.api("GET", f"{self.items()}/{version}/download")
 
 
@@ -140,7 +139,7 @@ BUCKET = "registries"
 
 
 def sync_client(weed: Seaweed) -> Any:
-    """A client that blocks, for what the tests want to know."""
+    """Create a blocking S3 client."""
     from botocore.session import get_session
 
     return get_session().create_client(
@@ -154,7 +153,7 @@ def sync_client(weed: Seaweed) -> Any:
 
 @pytest.fixture(scope="session")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
-    """SeaweedFS, with a bucket."""
+    """A running SeaweedFS with a bucket."""
     with seaweed(tmp_path_factory.mktemp("seaweed")) as running:
         client = sync_client(running)
         client.create_bucket(Bucket=BUCKET)
@@ -164,7 +163,7 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 @pytest.fixture
 def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Those of SeaweedFS's admin, and nothing of whoever runs the tests."""
+    """The credentials of SeaweedFS's admin, instead of those in the environment."""
     for name in os.environ:
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
@@ -180,12 +179,12 @@ def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(params=STORAGES)
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """Places for registries, by their names; each test has its own."""
+    """Return a storage for a registry by name; each test has its own storages."""
     if request.param == "disk":
         return lambda name: tmp_path / name
     weed: Seaweed = request.getfixturevalue("weed")
     request.getfixturevalue("credentials")
-    # A race takes SeaweedFS seconds; the tests of the probe have racers.
+    # SeaweedFS needs seconds for concurrent writes of one key; the tests of the probe use several writers.
     request.getfixturevalue("monkeypatch").setattr(s3_backend, "_PROBE_WRITERS", 1)
     test = uuid.uuid4().hex
     return lambda name: S3Bucket(BUCKET, endpoint=weed.endpoint, prefix=f"{test}/{name}")
@@ -193,7 +192,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 @pytest.fixture
 async def serve(storage: Storage) -> AsyncIterator[Callable[..., Awaitable[Caller]]]:
-    """Start a registry, about bentos unless told otherwise; all of them end with the test."""
+    """Start registries, which stop with the test; the callers are about bentos by default."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
 
@@ -206,7 +205,7 @@ async def serve(storage: Storage) -> AsyncIterator[Callable[..., Awaitable[Calle
 
 @pytest.fixture
 async def caller(serve: Callable[..., Awaitable[Caller]]) -> Caller:
-    """A registry as most tests want it: about bentos."""
+    """A registry with default options, about bentos."""
     return await serve()
 
 
@@ -217,29 +216,29 @@ def words(request: pytest.FixtureRequest) -> Words:
 
 @pytest.fixture
 async def either(serve: Callable[..., Awaitable[Caller]], words: Words) -> Caller:
-    """The same, for bentos and for models."""
+    """A registry with default options, about bentos and about models."""
     return await serve(words=words)
 
 
 class Stored:
-    """What is stored for the bytes of items."""
+    """Lists what is stored for the bytes of items."""
 
-    def __init__(self, kind: str, find: Callable[[], list[str]]) -> None:
-        self.kind = kind
+    def __init__(self, storage: str, find: Callable[[], list[str]]) -> None:
+        self.storage = storage
         self.find = find
 
     def __call__(self) -> list[str]:
-        """All of it, by its names."""
+        """Return the names of files, or of objects and uploads."""
         return self.find()
 
-    def number(self, *, disk: int, s3: int) -> bool:
-        """Whether it is so much: files on the disk, or objects and uploads in the bucket."""
-        return len(self.find()) == {"disk": disk, "s3": s3}[self.kind]
+    def has_count(self, *, disk: int, s3: int) -> bool:
+        """Compare the number of files on the disk, or of objects and uploads in the bucket."""
+        return len(self.find()) == {"disk": disk, "s3": s3}[self.storage]
 
 
 @pytest.fixture
 def stored_files(storage: Storage, tmp_path: Path, request: pytest.FixtureRequest) -> Stored:
-    """What is stored for the bytes of items in `registry`; on the disk directories with nothing in them too."""
+    """What the registry named `registry` stores for bytes; on the disk, empty directories count too."""
     place = storage("registry")
 
     def find_files() -> list[str]:

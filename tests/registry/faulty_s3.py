@@ -1,4 +1,4 @@
-"""An S3 that does as it is told: it ignores conditions, loses answers, asks to slow down, breaks off."""
+"""An S3 server with faults: it ignores write conditions, loses or cuts responses, and returns errors."""
 
 from __future__ import annotations
 
@@ -16,16 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class FaultyS3:
-    """Objects in memory, in path style; signatures are not looked at.
+    """Keeps objects in memory, addressed in path style; ignores signatures.
 
-    Attributes:
-        endpoint: Where it listens.
-        honours: The conditions that it honours.
-        atomic: Whether it writes in the moment in which it has looked at them.
-        fault: Given a request, what goes wrong with it: a status and a code, or `lost` for an answer that is not given,
-            or `cut` for one that breaks off.
-        region: Where it says it is.
-        requests: What it was asked for, like `GET items/bentos/iris/v1.json`.
+    `honours` are the write conditions that it checks; unless `atomic`, it writes some time after the check. `fault`
+    chooses the fault of a request: a status and a code, `lost` for a lost response, or `cut` for an incomplete one.
+    `requests` records requests such as `GET items/bentos/iris/v1.json`.
     """
 
     endpoint: str = ""
@@ -36,15 +31,15 @@ class FaultyS3:
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Any request."""
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Handle a request."""
         key = request.match_info["key"]
         self.requests.append(f"{request.method} {key}")
         body = await request.read()
         fault = self.fault(request)
         if isinstance(fault, tuple):
-            return refusal(*fault)
-        answer = await self.do(request, key, body)
+            return error_response(*fault)
+        response = await self.do(request, key, body)
         if fault == "lost":
             assert request.transport is not None
             request.transport.abort()
@@ -55,17 +50,17 @@ class FaultyS3:
             assert request.transport is not None
             request.transport.close()
             return response
-        return answer
+        return response
 
     async def do(self, request: web.Request, key: str, body: bytes) -> web.Response:
-        """What is asked for."""
+        """Handle a request without its fault."""
         if request.method == "PUT":
             found = self.objects.get(key)
             if "If-None-Match" in self.honours and "If-None-Match" in request.headers and found is not None:
-                return refusal(412, "PreconditionFailed")
+                return error_response(412, "PreconditionFailed")
             wanted = request.headers.get("If-Match")
             if "If-Match" in self.honours and wanted and (found is None or etag(found) != wanted):
-                return refusal(412, "PreconditionFailed")
+                return error_response(412, "PreconditionFailed")
             if not self.atomic:
                 await asyncio.sleep(0.1)
             self.objects[key] = body
@@ -85,31 +80,31 @@ class FaultyS3:
                 f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>", headers=region
             )
         if key not in self.objects:
-            return refusal(404, "NoSuchKey")
+            return error_response(404, "NoSuchKey")
         return web.Response(body=self.objects[key], headers={"ETag": etag(self.objects[key])})
 
 
 def etag(body: bytes) -> str:
-    """As S3 has it."""
+    """Return the ETag of a whole object."""
     return f'"{hashlib.md5(body).hexdigest()}"'
 
 
 def xml(text: str, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """An answer."""
+    """Build an XML response."""
     return web.Response(status=status, text=text, content_type="application/xml", headers=headers)
 
 
-def refusal(status: int, code: str) -> web.Response:
-    """An answer that says no."""
+def error_response(status: int, code: str) -> web.Response:
+    """Build an error response."""
     return xml(f"<Error><Code>{code}</Code><Message>said S3</Message></Error>", status)
 
 
 @asynccontextmanager
 async def faulty_s3() -> AsyncIterator[FaultyS3]:
-    """Run one, until the context ends."""
+    """Run the server."""
     s3 = FaultyS3()
     app = web.Application(client_max_size=2**26)
-    app.router.add_route("*", "/bucket{_:/?}{key:.*}", s3.answer)
+    app.router.add_route("*", "/bucket{_:/?}{key:.*}", s3.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -1,4 +1,4 @@
-"""A real S3 on this machine: SeaweedFS, for the tests of the registry and for the benchmarks."""
+"""Runs SeaweedFS, an S3 server, for the tests of the registry and for the benchmarks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ USERS = {
 
 
 def is_installed() -> bool:
-    """Whether there is a SeaweedFS to be started, and aiobotocore to speak to it."""
+    """Whether SeaweedFS and aiobotocore are installed."""
     return find_spec("aiobotocore") is not None and _weed() is not None
 
 
@@ -48,7 +48,7 @@ def _weed() -> str | None:
 
 @dataclass(frozen=True)
 class Seaweed:
-    """A SeaweedFS that runs. The secret of each of its users is the user's name, and so is his access key."""
+    """A running SeaweedFS; the access key and the secret of each user are the user's name."""
 
     endpoint: str
 
@@ -63,10 +63,7 @@ def _free_ports(count: int) -> list[int]:
 
 @contextmanager
 def seaweed(directory: Path, *, volume_size: int = 128) -> Iterator[Seaweed]:
-    """Run a SeaweedFS in a directory, with every port of its own, until the context ends.
-
-    Its files, which it calls volumes, grow to `volume_size` MiB each.
-    """
+    """Run SeaweedFS in a directory, on free ports; its volumes grow to `volume_size` MiB each."""
     weed = _weed()
     assert weed is not None
     config = directory / "s3.json"
@@ -98,9 +95,9 @@ def seaweed(directory: Path, *, volume_size: int = 128) -> Iterator[Seaweed]:
         _wait_for(f"{endpoint}/status", process, log)
         yield Seaweed(endpoint)
     finally:
-        process.kill()  # asked to end, it takes its time, and nobody wants what it has
+        process.kill()  # terminate() takes seconds, and the data is of no use
         process.wait()
-        for path in Path("/tmp").glob("seaweedfs-*-grpc-*.sock"):  # where they are is not for us to say
+        for path in Path("/tmp").glob("seaweedfs-*-grpc-*.sock"):  # SeaweedFS always creates its sockets here
             if int(path.stem.rpartition("-")[2]) in ports.values():
                 path.unlink(missing_ok=True)
 

@@ -1,9 +1,9 @@
-"""The real BentoML against this registry, every way the bytes can go; run by hand, with `bentoml==1.4.39` at hand.
+"""Runs the real BentoML against this registry with every transmission; needs `bentoml==1.4.39`.
 
     python tests/registry/smoke_bentoml.py /path/to/an/environment/bin
 
-builds a bento with a model, and for each way pushes it, pushes it again, pulls both into an empty home, compares them
-with what was built, and lists them. It needs nothing of pytest, and no network but 127.0.0.1.
+builds a bento with a model, and for each transmission pushes it twice, pulls both into an empty home, compares them
+with the build, and lists them. It needs neither pytest nor a network other than 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "presigned parts": {"transmission": "presigned_url"},
     "through the registry": {"transmission": "proxy"},
     "one presigned PUT": {"transmission": "auto"},
-    "asked for, and told none": {"transmission": "auto", "presign": False},
+    "auto without presigned URLs": {"transmission": "auto", "presign": False},
 }
 
 
@@ -71,7 +71,7 @@ async def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two directories hold the same files; a bento's `models` are not part of what is pushed."""
+    """Whether two directories hold the same files; a push leaves out a bento's `models`."""
     found = filecmp.dircmp(one, other, ignore=["models"])
     if found.left_only or found.right_only or found.funny_files:
         return False

@@ -1,4 +1,4 @@
-"""The API over another storage than the disk: it asks for nothing but `Records` and `Blobs`."""
+"""The API on a storage other than the disk: it uses the `Records` and `Blobs` interfaces only."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from async_bento.registry.blobs.base import CompletedPart
 
 
-class FarAway:
-    """A storage elsewhere, as S3 would be one."""
+class OtherBlobs:
+    """A storage whose URLs lead elsewhere, as S3's do."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -72,12 +72,12 @@ class Served:
 
 
 @pytest.fixture
-def blobs() -> FarAway:
-    return FarAway()
+def blobs() -> OtherBlobs:
+    return OtherBlobs()
 
 
 @pytest.fixture
-async def caller(tmp_path: Path, blobs: FarAway) -> AsyncIterator[Caller]:
+async def caller(tmp_path: Path, blobs: OtherBlobs) -> AsyncIterator[Caller]:
     records = SqliteRecords(tmp_path / "records")
     await records.open()
     runner = web.AppRunner(Api(OpenBackend(records, blobs, "token"), TransmissionPolicy()).application())
@@ -91,14 +91,14 @@ async def caller(tmp_path: Path, blobs: FarAway) -> AsyncIterator[Caller]:
         await records.close()
 
 
-async def test_the_urls_of_a_storage_elsewhere_are_passed_on(caller: Caller):
+async def test_presigned_urls_of_another_storage_are_passed_on(caller: Caller):
     await caller.create()
     assert await caller.put_url() == "https://s3.example/bucket/bentos/iris/v1.tar?put"
     assert await caller.get_url() == "https://s3.example/bucket/bentos/iris/v1.tar?get"
     assert await caller.part_url("u", 7) == "https://s3.example/bucket/bentos/iris/v1.tar?part=7"
 
 
-async def test_parts_are_completed_elsewhere(caller: Caller, blobs: FarAway):
+async def test_multipart_in_another_storage_is_completed(caller: Caller, blobs: OtherBlobs):
     await caller.create()
     upload_id = await caller.start_multipart()
     assert (await caller.complete(upload_id, [])).json == {"error": "no parts"}
@@ -106,14 +106,14 @@ async def test_parts_are_completed_elsewhere(caller: Caller, blobs: FarAway):
     assert blobs.completed == [("bentos/iris/v1.tar", upload_id, [(1, '"a"'), (2, '"b"')])]
 
 
-async def test_bytes_go_elsewhere_through_the_registry(caller: Caller):
+async def test_proxied_bytes_reach_another_storage(caller: Caller):
     await caller.create()
     assert (await caller.download()).status == 404
     assert (await caller.upload(b"bytes")).status == 200
     assert (await caller.download()).body == b"bytes"
 
 
-async def test_records_without_room_are_told(tmp_path: Path):
+async def test_records_on_a_full_disk_raise_507(tmp_path: Path):
     records = SqliteRecords(tmp_path / "records")
     await records.open()
     try:

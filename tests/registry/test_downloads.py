@@ -1,4 +1,4 @@
-"""Bytes on their way out: ranges, preconditions, and what a presigned URL opens."""
+"""Downloads: ranges, preconditions, and what a presigned URL permits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZE = len(DATA)
 
 
 async def fill(caller: Caller) -> Caller:
-    """An item in parts of very different sizes, one of them empty."""
+    """Create an item with parts of very different sizes, one of them empty."""
     await caller.create()
     upload_id = await caller.start_multipart()
     etags = [(n, await caller.put_part(upload_id, n, piece)) for n, piece in enumerate(PIECES, start=1)]
@@ -50,7 +50,7 @@ RANGES = [
 
 
 @disk_only
-async def test_a_range_is_that_part_of_the_bytes(serve: Serve, words):
+async def test_range_across_parts_returns_its_bytes(serve: Serve, words):
     caller = await fill(await serve(words=words, min_part_size=0))
     url = await caller.get_url()
     for header, start, stop in RANGES:
@@ -68,7 +68,7 @@ async def simple(caller: Caller) -> Caller:
     return caller
 
 
-async def test_without_a_range_everything_comes_with_its_size_and_etag(simple: Caller):
+async def test_download_without_range_has_size_and_etag(simple: Caller):
     got = await simple.bare("GET", await simple.get_url())
     assert (got.status, got.body) == (200, DATA)
     assert got.headers["Content-Length"] == str(SIZE)
@@ -78,7 +78,7 @@ async def test_without_a_range_everything_comes_with_its_size_and_etag(simple: C
 
 
 @pytest.mark.parametrize("header", [f"bytes={SIZE}-", f"bytes={SIZE + 5}-{SIZE + 9}", "bytes=-0"])
-async def test_a_range_behind_the_end_cannot_be_satisfied(simple: Caller, header: str):
+async def test_range_beyond_the_end_returns_416(simple: Caller, header: str):
     got = await simple.bare("GET", await simple.get_url(), headers={"Range": header})
     assert got.status == 416
     assert b"<Code>InvalidRange</Code>" in got.body
@@ -87,18 +87,18 @@ async def test_a_range_behind_the_end_cannot_be_satisfied(simple: Caller, header
 
 @pytest.mark.parametrize("header", ["bytes=0-1,5-6", "bytes=5-1", "bytes=-", "bytes=x-", "items=0-1", ""])
 @disk_only
-async def test_a_range_that_means_nothing_is_ignored(simple: Caller, header: str):
+async def test_range_with_invalid_syntax_is_ignored(simple: Caller, header: str):
     got = await simple.bare("GET", await simple.get_url(), headers={"Range": header})
     assert (got.status, got.body) == (200, DATA)
 
 
-def test_an_empty_object_has_no_ranges():
+def test_range_of_empty_object_returns_416():
     assert parse_range(None, 0) is None
     with pytest.raises(StorageError):
         parse_range("bytes=0-", 0)
 
 
-async def test_if_match_holds_for_the_same_bytes_alone(simple: Caller):
+async def test_if_match_fails_after_replacement(simple: Caller):
     url = await simple.get_url()
     etag = (await simple.bare("GET", url)).headers["ETag"]
     for header in (etag, f'"other", {etag}', "*"):
@@ -109,14 +109,14 @@ async def test_if_match_holds_for_the_same_bytes_alone(simple: Caller):
     assert b"<Code>PreconditionFailed</Code>" in got.body
 
 
-async def test_bytes_that_are_not_there_are_no_such_key(caller: Caller):
+async def test_download_before_upload_returns_no_such_key(caller: Caller):
     await caller.create()
     got = await caller.bare("GET", await caller.get_url())
     assert got.status == 404
     assert b"<Code>NoSuchKey</Code>" in got.body
 
 
-async def test_through_the_registry_there_is_no_length_and_there_are_no_ranges(simple: Caller):
+async def test_proxied_download_has_no_length_and_no_ranges(simple: Caller):
     path = f"{simple.items()}/v1/download"
     got = await simple.api("GET", path, headers={"Range": "bytes=0-1"})
     assert (got.status, got.body) == (200, DATA)
@@ -126,7 +126,7 @@ async def test_through_the_registry_there_is_no_length_and_there_are_no_ranges(s
 
 
 @disk_only
-async def test_whoever_is_reading_gets_the_bytes_he_began_with(caller: Caller, stored_files: Stored):
+async def test_download_during_replacement_keeps_the_old_bytes(caller: Caller, stored_files: Stored):
     old = os.urandom(24 * 2**20)
     await caller.create()
     await caller.bare("PUT", await caller.put_url(), data=_stream(old), headers={"Content-Length": str(len(old))})
@@ -135,11 +135,13 @@ async def test_whoever_is_reading_gets_the_bytes_he_began_with(caller: Caller, s
         await caller.upload(b"new")
         assert (await caller.download()).body == b"new"
         assert head + await response.content.read() == old
-    await caller.registry.close()  # by then the old ones are gone
+    await caller.registry.close()  # the old parts are removed by then
     assert len(stored_files()) == 2
 
 
-async def test_whoever_hangs_up_is_forgotten(caller: Caller, stored_files: Stored, caplog: pytest.LogCaptureFixture):
+async def test_download_cut_by_client_releases_the_object(
+    caller: Caller, stored_files: Stored, caplog: pytest.LogCaptureFixture
+):
     large = os.urandom(24 * 2**20)
     await caller.create()
     await caller.upload(_stream(large))
@@ -151,7 +153,7 @@ async def test_whoever_hangs_up_is_forgotten(caller: Caller, stored_files: Store
         response.close()
     await caller.upload(b"new")
     await caller.registry.close()
-    assert stored_files.number(disk=2, s3=1)
+    assert stored_files.has_count(disk=2, s3=1)
     assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
 
 
@@ -161,7 +163,7 @@ async def _stream(data: bytes):
 
 
 @disk_only
-async def test_a_part_that_was_damaged_breaks_the_connection(simple: Caller, tmp_path, stored_files):
+async def test_download_of_truncated_part_breaks_the_connection(simple: Caller, tmp_path, stored_files):
     (part,) = [name for name in stored_files() if name.startswith("data/")]
     os.truncate(tmp_path / "registry" / "blobs" / part, SIZE - 10)
     with pytest.raises(aiohttp.ClientPayloadError):
@@ -170,7 +172,7 @@ async def test_a_part_that_was_damaged_breaks_the_connection(simple: Caller, tmp
         await simple.download()
 
 
-# What a presigned URL opens
+# Presigned URLs
 
 
 def changed(url: str, **query: str) -> str:
@@ -179,32 +181,34 @@ def changed(url: str, **query: str) -> str:
 
 
 async def denied(caller: Caller, method: str, url: str, **kwargs) -> bool:
-    answer = await caller.bare(method, url, **kwargs)
-    return answer.status == 403 and (
-        method == "HEAD" or b"<Code>AccessDenied</Code>" in answer.body or b"<Code>SignatureDoesNotMatch" in answer.body
+    response = await caller.bare(method, url, **kwargs)
+    return response.status == 403 and (
+        method == "HEAD"
+        or b"<Code>AccessDenied</Code>" in response.body
+        or b"<Code>SignatureDoesNotMatch" in response.body
     )
 
 
 @pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE"])
-async def test_a_url_for_get_is_for_nothing_else(simple: Caller, method: str):
+async def test_presigned_get_rejects_other_methods(simple: Caller, method: str):
     assert await denied(simple, method, await simple.get_url())
     assert (await simple.download()).body == DATA
 
 
-async def test_a_url_for_put_is_for_nothing_else(simple: Caller):
+async def test_presigned_put_rejects_other_methods(simple: Caller):
     for method in ("GET", "HEAD", "DELETE"):
         assert await denied(simple, method, await simple.put_url()), method
 
 
 @disk_only
-async def test_a_url_is_for_no_method_that_it_cannot_be_for(simple: Caller):
+async def test_presigned_url_rejects_unsupported_methods(simple: Caller):
     for url in (await simple.get_url(), await simple.put_url()):
         for method in ("POST", "OPTIONS", "PATCH"):
             assert await denied(simple, method, url), method
 
 
 @disk_only
-async def test_a_url_is_for_what_it_was_signed_for(simple: Caller):
+async def test_presigned_url_with_changed_field_is_denied(simple: Caller):
     await simple.create(version="v2")
     upload_id = await simple.start_multipart()
     get, part = await simple.get_url(), await simple.part_url(upload_id, 1)
@@ -223,7 +227,7 @@ async def test_a_url_is_for_what_it_was_signed_for(simple: Caller):
 
 
 @disk_only
-async def test_a_url_expires(serve: Serve):
+async def test_presigned_url_expires(serve: Serve):
     caller = await serve(url_expiry=0.4)
     await caller.create()
     await caller.upload(DATA)
@@ -236,7 +240,7 @@ async def test_a_url_expires(serve: Serve):
     assert (await caller.download()).body == DATA
 
 
-async def test_a_url_survives_a_restart(serve: Serve):
+async def test_presigned_url_survives_restart(serve: Serve):
     caller = await serve()
     await caller.create()
     await caller.upload(DATA)
@@ -247,14 +251,14 @@ async def test_a_url_survives_a_restart(serve: Serve):
 
 
 @disk_only
-async def test_a_url_leads_where_the_client_came_from(simple: Caller):
+async def test_presigned_url_uses_the_request_host(simple: Caller):
     path = f"{simple.items()}/v1/presign_download_url"
     item = await simple.ok("PATCH", path, headers={"Host": "forwarded.example:1234"})
     assert item["presigned_download_url"].startswith("http://forwarded.example:1234/blobs/")
 
 
 @disk_only
-async def test_a_url_leads_to_the_public_address(serve: Serve):
+async def test_presigned_url_uses_public_url(serve: Serve):
     caller = await serve(public_url="https://registry.example/prefix/")
     await caller.create()
     assert (await caller.put_url()).startswith("https://registry.example/prefix/blobs/bentos/iris/v1.tar?")

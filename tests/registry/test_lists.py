@@ -1,4 +1,4 @@
-"""Lists: their order, their pages, and what `search` and `q` find."""
+"""Lists: order, paging, and the results of `search` and `q`."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def tags(page: dict) -> list[str]:
     return [f"{item['repository']['name']}:{item['version']}" for item in page["items"]]
 
 
-async def test_the_newest_build_comes_first(either: Caller):
+async def test_list_sorts_by_newest_build(either: Caller):
     for version, day in [("b", 2), ("c", 3), ("a", 1)]:
         await either.create(version=version, build_at=build_at(day))
     assert tags(await either.list()) == ["iris:c", "iris:b", "iris:a"]
     assert tags(await either.list(either.items())) == ["iris:c", "iris:b", "iris:a"]
 
 
-async def test_one_repository_lists_its_own(either: Caller):
+async def test_list_of_repository_has_its_items_only(either: Caller):
     await either.create("iris", "v1")
     await either.create("rose", "v1")
     page = await either.list(either.items("rose"))
     assert (tags(page), page["total"]) == (["rose:v1"], 1)
 
 
-async def test_pages_make_up_the_whole(either: Caller):
-    # All built at once, so that only a stable order keeps an item from standing on two pages.
+async def test_paging_covers_each_item_once(either: Caller):
+    # With equal build times, only a stable order keeps an item from being on two pages.
     for number in range(7):
         await either.create(version=f"v{number}")
     pages = [await either.list(start=start, count=3) for start in (0, 3, 6, 9)]
@@ -49,7 +49,7 @@ async def test_pages_make_up_the_whole(either: Caller):
     assert [tag for page in pages for tag in tags(page)] == [f"iris:v{number}" for number in reversed(range(7))]
 
 
-async def test_without_a_count_everything_is_listed(caller: Caller):
+async def test_paging_without_count_returns_all_items(caller: Caller):
     for number in range(25):
         await caller.create(version=f"v{number}")
     for query in ({}, {"count": 0}):
@@ -57,23 +57,23 @@ async def test_without_a_count_everything_is_listed(caller: Caller):
         assert (len(page["items"]), page["total"], page["count"]) == (25, 25, 0)
 
 
-async def test_an_empty_registry_has_an_empty_list(either: Caller):
+async def test_list_of_empty_registry_is_empty(either: Caller):
     assert await either.list() == {"start": 0, "count": 0, "total": 0, "items": []}
 
 
-async def test_no_repository_has_no_list(either: Caller):
+async def test_list_of_unknown_repository_returns_404(either: Caller):
     assert (await either.api("GET", either.items("none"))).status == 404
 
 
-async def test_a_place_that_is_no_number_is_refused(caller: Caller):
+async def test_paging_with_invalid_number_returns_400(caller: Caller):
     for query in ("start=-1", "count=-1", "start=x", "count=1.5", "count=1e3", "start=99999999999999999999"):
-        answer = await caller.api("GET", f"/bentos?{query}")
-        assert (answer.status, list(answer.json)) == (400, ["error"]), query
+        response = await caller.api("GET", f"/bentos?{query}")
+        assert (response.status, list(response.json)) == (400, ["error"]), query
 
 
 @pytest.fixture
 async def garden(either: Caller) -> Caller:
-    """Five items to look for, each built a day after the one before."""
+    """Five items, each built a day after the previous one."""
     for day, (name, version, size, description, labels) in enumerate(
         [
             ("iris", "v1", 30, "a flower of the rainbow", {"team": "red", "stage": "prod"}),
@@ -127,20 +127,20 @@ FINDS = [
 ]
 
 
-async def test_a_list_finds(garden: Caller):
+async def test_list_query_finds_items(garden: Caller):
     for query, expected in FINDS:
         page = await garden.list(**query)
         assert tags(page) == expected, query
         assert page["total"] == (2 if "count" in query else len(expected)), query
 
 
-async def test_sizes_too_strange_to_sort_by_are_no_size(caller: Caller):
+async def test_list_sorts_invalid_sizes_as_zero(caller: Caller):
     for number, size in enumerate([2**63, -1, "7", None, 1.5, True, [1]]):
         await caller.create(version=f"v{number}", manifest={"size_bytes": size})
     assert (await caller.list(q="sort:size-asc"))["total"] == 7
 
 
-def test_a_query_is_read():
+def test_query_is_parsed():
     query = parse_list_query(
         {"start": "2", "count": "3", "search": "s", "q": " a  label:k=v=w,l -label:m sort:size-asc b "}
     )
@@ -157,10 +157,10 @@ def test_a_query_is_read():
 
 
 @pytest.mark.parametrize("q", ["", "sort:", "sort:size", "sort:size-up", "label:", "label:,", "in:", ":x", "x:y"])
-def test_what_a_query_does_not_mean_is_ignored(q: str):
+def test_query_with_unknown_terms_ignores_them(q: str):
     assert parse_list_query({"q": q}) == ListQuery()
 
 
-def test_digits_of_other_scripts_are_no_number():
+def test_paging_with_non_ascii_digits_is_rejected():
     with pytest.raises(BadRequestError):
         parse_list_query({"start": "٣"})

@@ -1,4 +1,4 @@
-"""The registry as a server: started, stopped, killed, shared, misused."""
+"""The registry as a server: start, stop, crash, secrets, invalid arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Serve = Callable[..., Awaitable[Caller]]
 
-SPEAKERS = {"asyncio", "botocore", "aiobotocore"}  # at DEBUG; nobody asked them to
+NOISY_LOGGERS = {"asyncio", "botocore", "aiobotocore"}  # they log at DEBUG
 
 CHILD = """
 import asyncio, sys
@@ -44,7 +44,7 @@ asyncio.run(main())
 """
 
 
-async def test_everything_survives_a_restart(either: Caller):
+async def test_registry_restart_keeps_everything(either: Caller):
     manifest, labels = {"models": [], "x": 1}, [{"key": "k", "value": "v"}]
     await either.create(manifest=manifest, labels=labels)
     await either.upload(b"bytes")
@@ -57,7 +57,7 @@ async def test_everything_survives_a_restart(either: Caller):
 
 
 @disk_only
-async def test_everything_survives_being_killed(serve: Serve, tmp_path: Path):
+async def test_registry_killed_keeps_everything(serve: Serve, tmp_path: Path):
     root = tmp_path / "registry"
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", CHILD, str(root), stdout=asyncio.subprocess.PIPE)
     try:
@@ -67,12 +67,12 @@ async def test_everything_survives_being_killed(serve: Serve, tmp_path: Path):
             await LocalRegistry(root).start()
         token = (await asyncio.to_thread((root / "api_token").read_text)).strip()
 
-        class Elsewhere:
+        class ChildRegistry:
             def __init__(self) -> None:
                 self.endpoint, self.api_token = endpoint, token
 
         async with aiohttp.ClientSession() as session:
-            there = Caller(Elsewhere(), session, BENTOS)
+            there = Caller(ChildRegistry(), session, BENTOS)
             await there.create()
             await there.upload(b"bytes")
             await there.create(version="v2")
@@ -89,7 +89,7 @@ async def test_everything_survives_being_killed(serve: Serve, tmp_path: Path):
 
 
 @disk_only
-async def test_a_directory_is_for_one_registry_at_a_time(caller: Caller, tmp_path: Path):
+async def test_directory_in_use_is_rejected(caller: Caller, tmp_path: Path):
     with pytest.raises(ConfigError, match="another registry is using it"):
         await LocalRegistry(tmp_path / "registry").start()
     await caller.registry.close()
@@ -97,7 +97,7 @@ async def test_a_directory_is_for_one_registry_at_a_time(caller: Caller, tmp_pat
         pass
 
 
-async def test_two_registries_share_a_loop(serve: Serve, tmp_path: Path):
+async def test_two_registries_in_one_loop_are_separate(serve: Serve, tmp_path: Path):
     one, two = await serve("one"), await serve("two")
     await one.create("only-here")
     assert (one.registry.endpoint, one.registry.api_token) != (two.registry.endpoint, two.registry.api_token)
@@ -105,7 +105,7 @@ async def test_two_registries_share_a_loop(serve: Serve, tmp_path: Path):
     assert (await two.api("GET", "/bentos", token=one.registry.api_token)).status == 403
 
 
-async def test_a_closed_registry_leaves_no_task_thread_or_socket(tmp_path: Path):
+async def test_close_leaves_no_task_thread_or_socket(tmp_path: Path):
     def sockets() -> int:
         return sum(handle.is_symlink() for handle in Path("/proc/self/fd").iterdir())
 
@@ -132,7 +132,7 @@ async def test_a_closed_registry_leaves_no_task_thread_or_socket(tmp_path: Path)
 
 
 @pytest.mark.parametrize("way", ["upload", "put_url", "download"])
-async def test_a_transfer_that_hangs_is_cut_when_the_registry_closes(caller: Caller, stored_files: Stored, way: str):
+async def test_close_cuts_hanging_transfers(caller: Caller, stored_files: Stored, way: str):
     await caller.create()
     await caller.upload(bytes(24 * 2**20))  # more than the sockets hold
     files = stored_files()
@@ -157,7 +157,7 @@ async def test_a_transfer_that_hangs_is_cut_when_the_registry_closes(caller: Cal
 
 @pytest.mark.parametrize("grace", [0, 0.05])
 @disk_only
-async def test_closing_waits_for_the_clean_up_of_what_it_cut(
+async def test_close_waits_for_clean_up_of_cut_transfers(
     serve: Serve, stored_files: Stored, monkeypatch: pytest.MonkeyPatch, grace: float
 ):
     discard = StagedFile.discard
@@ -180,24 +180,24 @@ async def test_closing_waits_for_the_clean_up_of_what_it_cut(
     await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
 
-async def test_closing_twice_is_closing_once(caller: Caller):
+async def test_close_twice_is_harmless(caller: Caller):
     await caller.registry.close()
     await caller.registry.close()
 
 
-async def test_starting_twice_is_an_error(caller: Caller):
+async def test_start_twice_raises(caller: Caller):
     with pytest.raises(ConfigError, match="already running"):
         await caller.registry.start()
 
 
-async def test_what_is_not_running_has_no_address(tmp_path: Path):
+async def test_endpoint_before_start_raises(tmp_path: Path):
     registry = LocalRegistry(tmp_path)
     for name in ("endpoint", "api_token"):
         with pytest.raises(ConfigError, match="not running"):
             getattr(registry, name)
 
 
-async def test_a_port_that_is_taken_is_an_error_and_leaves_the_directory_free(caller: Caller, tmp_path: Path):
+async def test_start_on_used_port_raises_and_unlocks_directory(caller: Caller, tmp_path: Path):
     port = urlsplit(caller.registry.endpoint).port
     with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
         await LocalRegistry(tmp_path / "other", port=port).start()
@@ -205,19 +205,19 @@ async def test_a_port_that_is_taken_is_an_error_and_leaves_the_directory_free(ca
         pass
 
 
-async def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path):
+async def test_start_in_unusable_directory_raises(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot use"):
         await LocalRegistry(tmp_path / "file" / "below").start()
 
 
-async def test_records_that_are_no_database_are_an_error(tmp_path: Path):
+async def test_start_with_invalid_database_raises(tmp_path: Path):
     (tmp_path / "registry.sqlite3").write_text("no database at all, but long enough to be taken for one" * 100)
     with pytest.raises(ConfigError, match="cannot open"):
         await LocalRegistry(tmp_path).start()
 
 
-async def test_records_of_a_newer_async_bento_are_an_error(tmp_path: Path):
+async def test_start_with_newer_database_raises(tmp_path: Path):
     async with LocalRegistry(tmp_path):
         pass
     with closing(sqlite3.connect(tmp_path / "registry.sqlite3")) as connection:
@@ -226,18 +226,18 @@ async def test_records_of_a_newer_async_bento_are_an_error(tmp_path: Path):
         await LocalRegistry(tmp_path).start()
 
 
-# Its secrets
+# Secrets and logs
 
 
 @disk_only
-async def test_its_secrets_are_for_its_owner(caller: Caller, tmp_path: Path):
+async def test_secrets_are_readable_by_owner_only(caller: Caller, tmp_path: Path):
     root = tmp_path / "registry"
     assert {(root / name).stat().st_mode & 0o777 for name in ("api_token", "signing_key")} == {0o600}
     assert root.stat().st_mode & 0o777 == 0o700
 
 
 @disk_only
-async def test_a_secret_that_was_lost_is_made_anew(caller: Caller, tmp_path: Path):
+async def test_secret_lost_is_created_again(caller: Caller, tmp_path: Path):
     lost = caller.registry.api_token
     await caller.registry.close()
     (tmp_path / "registry" / "api_token").write_text("\n")
@@ -247,32 +247,32 @@ async def test_a_secret_that_was_lost_is_made_anew(caller: Caller, tmp_path: Pat
 
 
 @disk_only
-async def test_a_secret_that_lay_open_is_closed(caller: Caller, tmp_path: Path):
+async def test_secret_readable_by_others_is_protected(caller: Caller, tmp_path: Path):
     await caller.registry.close()
     (tmp_path / "registry" / "api_token").chmod(0o644)
     await caller.registry.start()
     assert (tmp_path / "registry" / "api_token").stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_token_of_ones_own_is_taken_and_not_kept(serve: Serve, tmp_path: Path):
+async def test_token_argument_is_used_and_not_stored(serve: Serve, tmp_path: Path):
     caller = await serve(api_token="my-token")
     assert caller.registry.api_token == "my-token"
     assert (await caller.api("GET", "/auth/current")).status == 200
     assert not (tmp_path / "registry" / "api_token").exists()
 
 
-async def test_its_repr_tells_no_secret(serve: Serve):
+async def test_repr_hides_secrets(serve: Serve):
     caller = await serve(api_token="my-token")
     assert caller.registry.endpoint in repr(caller.registry)
     assert caller.registry.api_token not in repr(caller.registry) + str(vars(caller.registry))
 
 
-async def test_a_header_that_is_no_ascii_is_a_wrong_token(caller: Caller):
+async def test_token_not_ascii_returns_403(caller: Caller):
     assert (await caller.api("GET", "/auth/current", token="töken")).status == 403
 
 
 @disk_only
-async def test_its_log_tells_the_path_and_no_secret(serve: Serve, caplog: pytest.LogCaptureFixture):
+async def test_access_log_has_path_and_no_secret(serve: Serve, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
     caller = await serve(access_log=logging.getLogger("access"))
     await caller.create()
@@ -283,14 +283,14 @@ async def test_its_log_tells_the_path_and_no_secret(serve: Serve, caplog: pytest
     assert caller.registry.api_token not in caplog.text
 
 
-async def test_it_is_silent_unless_told_otherwise(caller: Caller, caplog: pytest.LogCaptureFixture):
+async def test_access_log_is_off_by_default(caller: Caller, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
     await caller.create()
     await caller.api("GET", "/nowhere")
-    assert [record for record in caplog.records if record.name.partition(".")[0] not in SPEAKERS] == []
+    assert [record for record in caplog.records if record.name.partition(".")[0] not in NOISY_LOGGERS] == []
 
 
-# Which way the bytes go
+# Transmission, addresses and arguments
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ async def test_it_is_silent_unless_told_otherwise(caller: Caller, caplog: pytest
         ({"transmission": "proxy", "presign": False}, "proxy", False),
     ],
 )
-async def test_the_item_says_which_way_its_bytes_go(
+async def test_transmission_sets_strategy_and_presigning(
     serve: Serve, options: dict[str, Any], strategy: str | None, presigned: bool
 ):
     caller = await serve(**options)
@@ -315,15 +315,15 @@ async def test_the_item_says_which_way_its_bytes_go(
     assert bool(await caller.get_url()) == presigned
 
 
-async def test_a_repository_may_have_a_way_of_its_own(serve: Serve):
+async def test_transmission_per_repository_overrides_default(serve: Serve):
     caller = await serve(transmission="proxy", strategies={"iris": "presigned_url", "rose": None})
     for name in ("iris", "rose", "oak"):
         await caller.create(name)
         await caller.about(MODELS).create(name)
     for kind in (caller, caller.about(MODELS)):
         items = (await kind.list())["items"]
-        said = {item["repository"]["name"]: item["transmission_strategy"] for item in items}
-        assert said == {"iris": "presigned_url", "rose": None, "oak": "proxy"}
+        strategies = {item["repository"]["name"]: item["transmission_strategy"] for item in items}
+        assert strategies == {"iris": "presigned_url", "rose": None, "oak": "proxy"}
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ async def test_a_repository_may_have_a_way_of_its_own(serve: Serve):
         {"public_url": "no url"},
     ],
 )
-def test_an_option_that_does_not_fit_is_an_error(tmp_path: Path, options: dict[str, Any]):
+def test_invalid_argument_raises(tmp_path: Path, options: dict[str, Any]):
     with pytest.raises(ConfigError):
         LocalRegistry(tmp_path, **options)
 
@@ -348,11 +348,11 @@ def test_an_option_that_does_not_fit_is_an_error(tmp_path: Path, options: dict[s
 @pytest.mark.parametrize(
     ("host", "reachable"), [("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]"), ("localhost", "localhost")]
 )
-def test_an_endpoint_can_be_pasted(host: str, reachable: str):
+def test_endpoint_is_a_reachable_url(host: str, reachable: str):
     assert _endpoint(host, 3000) == f"http://{reachable}:3000"
 
 
-async def test_it_listens_where_it_is_told_and_nowhere_else(tmp_path):
+async def test_host_is_the_only_address_listened_on(tmp_path):
     async with LocalRegistry(tmp_path, host="127.0.0.2") as registry:
         parts = urlsplit(registry.endpoint)
         assert parts.hostname == "127.0.0.2"

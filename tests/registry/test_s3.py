@@ -1,4 +1,4 @@
-"""What only a bucket is asked for: several registries on one, SigV4, left-overs, and transfers past the registry."""
+"""The registry on a bucket: several copies, SigV4, expired uploads, and transfers that bypass the registry."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ async def copies(serve: Serve) -> tuple[Caller, Caller]:
 # Several copies
 
 
-async def test_copies_take_the_same_token(copies: tuple[Caller, Caller]):
+async def test_copies_share_the_token(copies: tuple[Caller, Caller]):
     one, other = copies
     assert one.registry.api_token == other.registry.api_token
     assert one.registry.endpoint != other.registry.endpoint
 
 
-async def test_of_copies_that_start_at_once_one_makes_the_token(storage: Storage):
+async def test_copies_starting_together_create_one_token(storage: Storage):
     registries = [LocalRegistry(storage("new")) for _ in range(4)]
     await asyncio.gather(*(registry.start() for registry in registries))
     tokens = {registry.api_token for registry in registries}
@@ -71,34 +71,34 @@ async def test_of_copies_that_start_at_once_one_makes_the_token(storage: Storage
     assert len(tokens) == 1
 
 
-async def test_of_two_copies_that_create_a_repository_one_wins(copies: tuple[Caller, Caller]):
+async def test_copies_creating_one_repository_succeed_once(copies: tuple[Caller, Caller]):
     for name in ("iris", "rose", "oak"):
         body = {"name": name, "description": ""}
-        answers = await asyncio.gather(*(copy.api("POST", "/bento_repositories", json=body) for copy in copies))
-        won, lost = sorted(answers, key=lambda answer: answer.status)
+        responses = await asyncio.gather(*(copy.api("POST", "/bento_repositories", json=body) for copy in copies))
+        won, lost = sorted(responses, key=lambda response: response.status)
         assert (won.status, lost.status) == (200, 400)
         assert lost.json == {"error": f"create bento_repository {name}: duplicate key value violates unique constraint"}
         uids = {(await copy.ok("GET", f"/bento_repositories/{name}"))["uid"] for copy in copies}
         assert uids == {won.json["uid"]}
 
 
-async def test_of_two_copies_that_create_an_item_one_wins(copies: tuple[Caller, Caller]):
+async def test_copies_creating_one_item_succeed_once(copies: tuple[Caller, Caller]):
     await copies[0].create(version="v0")
     for version in ("v1", "v2", "v3"):
         bodies = [
             {"version": version, "build_at": "2024-05-01 10:20:30.123456", "description": description}
             for description in ("mine", "yours")
         ]
-        answers = await asyncio.gather(
+        responses = await asyncio.gather(
             *(copy.api("POST", copy.items(), json=body) for copy, body in zip(copies, bodies, strict=True))
         )
-        won, lost = sorted(answers, key=lambda answer: answer.status)
+        won, lost = sorted(responses, key=lambda response: response.status)
         assert (won.status, lost.status) == (200, 400)
         assert lost.json == {"error": f"create bento iris:{version}: duplicate key value violates unique constraint"}
         assert {(await copy.get(version=version))["description"] for copy in copies} == {won.json["description"]}
 
 
-async def test_changes_that_race_are_all_made(copies: tuple[Caller, Caller]):
+async def test_copies_updating_one_item_lose_no_change(copies: tuple[Caller, Caller]):
     one, other = copies
     await one.create()
     changes: list[dict[str, Any]] = [
@@ -119,7 +119,7 @@ async def test_changes_that_race_are_all_made(copies: tuple[Caller, Caller]):
         assert item["upload_status"] == "uploading"
 
 
-async def test_what_one_copy_is_told_the_others_know_at_once(copies: tuple[Caller, Caller]):
+async def test_copies_see_each_other_s_writes_at_once(copies: tuple[Caller, Caller]):
     one, other = copies
     for number in range(4):
         version = f"v{number}"
@@ -134,17 +134,17 @@ async def test_what_one_copy_is_told_the_others_know_at_once(copies: tuple[Calle
         assert (await other.ok("GET", "/bento_repositories/iris"))["n_bentos"] == number + 1
 
 
-async def test_an_upload_goes_on_at_another_copy(copies: tuple[Caller, Caller]):
+async def test_multipart_continues_at_another_copy(copies: tuple[Caller, Caller]):
     one, other = copies
     await one.create()
     upload_id = await one.start_multipart()
     etags = [(1, await one.put_part(upload_id, 1, PART)), (2, await other.put_part(upload_id, 2, b"end"))]
     assert (await other.complete(upload_id, etags)).status == 200
     assert (await one.download()).body == PART + b"end"
-    assert (await one.complete(upload_id, etags)).status == 200  # the first answer may have been lost
+    assert (await one.complete(upload_id, etags)).status == 200  # the first response may have been lost
 
 
-async def test_prefixes_keep_registries_apart(serve: Serve):
+async def test_prefixes_separate_registries(serve: Serve):
     one, other = await serve("one"), await serve("one-more")
     await one.create()
     await one.upload(b"bytes")
@@ -153,7 +153,7 @@ async def test_prefixes_keep_registries_apart(serve: Serve):
     assert (await other.download()).status == 404
 
 
-async def test_everything_survives_being_killed(serve: Serve, weed: Seaweed, storage: Storage):
+async def test_registry_killed_keeps_everything(serve: Serve, weed: Seaweed, storage: Storage):
     prefix = str(storage("registry")).partition(f"{BUCKET}/")[2].partition(" ")[0]
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-c", CHILD, BUCKET, weed.endpoint, prefix, stdout=asyncio.subprocess.PIPE
@@ -162,12 +162,12 @@ async def test_everything_survives_being_killed(serve: Serve, weed: Seaweed, sto
         assert child.stdout is not None
         endpoint, token = (await child.stdout.readline()).decode().split()
 
-        class Elsewhere:
+        class ChildRegistry:
             def __init__(self) -> None:
                 self.endpoint, self.api_token = endpoint, token
 
         async with aiohttp.ClientSession() as session:
-            there = Caller(Elsewhere(), session, BENTOS)
+            there = Caller(ChildRegistry(), session, BENTOS)
             await there.create()
             await there.upload(b"bytes")
             await there.create(version="v2")
@@ -191,7 +191,7 @@ def changed(url: str, **query: str) -> str:
     return parts._replace(query=urlencode(dict(parse_qsl(parts.query)) | query)).geturl()
 
 
-async def test_a_url_is_for_what_it_was_signed_for(caller: Caller):
+async def test_presigned_url_with_changed_field_is_denied(caller: Caller):
     await caller.create()
     await caller.create(version="v2")
     for version in ("v1", "v2"):
@@ -210,22 +210,22 @@ async def test_a_url_is_for_what_it_was_signed_for(caller: Caller):
         ("PUT", changed(part, uploadId="0" * 32)),
         ("PUT", changed(put, uploadId=upload_id, partNumber="1")),
     ):
-        answer = await caller.bare(method, url, data=b"x" if method == "PUT" else None)
-        assert answer.status == 403, (method, url)
+        response = await caller.bare(method, url, data=b"x" if method == "PUT" else None)
+        assert response.status == 403, (method, url)
     assert (await caller.download("v2")).body == b"bytes"
 
 
 @pytest.mark.parametrize("content_type", [None, "application/octet-stream", "application/x-tar"])
-async def test_a_url_takes_a_body_of_any_type(caller: Caller, content_type: str | None):
+async def test_presigned_put_accepts_any_content_type(caller: Caller, content_type: str | None):
     await caller.create()
     headers = {"Content-Type": content_type} if content_type else {}
-    answer = await caller.bare(
+    response = await caller.bare(
         "PUT", await caller.put_url(), data=b"bytes", headers=headers, skip_auto_headers=["Content-Type"]
     )
-    assert answer.status == 200
+    assert response.status == 200
 
 
-async def test_urls_are_signed_by_version_4_for_an_hour(caller: Caller):
+async def test_presigned_urls_are_sigv4_for_an_hour(caller: Caller):
     await caller.create()
     for url in (await caller.get_url(), await caller.put_url(), await caller.part_url("upload", 1)):
         query = dict(parse_qsl(urlsplit(url).query))
@@ -234,7 +234,7 @@ async def test_urls_are_signed_by_version_4_for_an_hour(caller: Caller):
         assert query["X-Amz-SignedHeaders"] == "host"
 
 
-async def test_a_url_expires(serve: Serve):
+async def test_presigned_url_expires(serve: Serve):
     caller = await serve(url_expiry=2)
     await caller.create()
     get, put = await caller.get_url(), await caller.put_url()
@@ -245,7 +245,7 @@ async def test_a_url_expires(serve: Serve):
     assert (await caller.download()).body == b"bytes"
 
 
-async def test_urls_lead_to_the_public_endpoint(weed: Seaweed, storage: Storage):
+async def test_presigned_url_uses_public_endpoint(weed: Seaweed, storage: Storage):
     storage("registry")
     public = S3Bucket(BUCKET, endpoint=weed.endpoint, public_endpoint="https://s3.example", prefix="public")
     async with LocalRegistry(public) as registry, aiohttp.ClientSession() as session:
@@ -254,10 +254,10 @@ async def test_urls_lead_to_the_public_endpoint(weed: Seaweed, storage: Storage)
         assert (await caller.get_url()).startswith(f"https://s3.example/{BUCKET}/public/blobs/bentos/iris/v1.tar?")
 
 
-# What is left over
+# Expired and interrupted uploads
 
 
-async def test_uploads_that_nobody_goes_on_with_are_aborted(
+async def test_multipart_without_new_parts_is_aborted(
     caller: Caller, serve: Serve, stored_files: Stored, monkeypatch: pytest.MonkeyPatch
 ):
     await caller.create()
@@ -280,7 +280,7 @@ async def test_uploads_that_nobody_goes_on_with_are_aborted(
     assert (await elsewhere.complete(foreign, [(1, late)])).status == 200
 
 
-async def test_an_upload_through_the_registry_that_breaks_off_is_aborted(caller: Caller, stored_files: Stored):
+async def test_proxied_upload_interrupted_is_aborted(caller: Caller, stored_files: Stored):
     async def body() -> AsyncIterator[bytes]:
         for _ in range(20):
             yield bytes(MiB)
@@ -302,7 +302,7 @@ async def test_an_upload_through_the_registry_that_breaks_off_is_aborted(caller:
 
 @pytest.mark.parametrize("size", [0, 8 * MiB - 1, 8 * MiB, 8 * MiB + 1, 16 * MiB, 33 * MiB])
 @pytest.mark.parametrize("known", [True, False])
-async def test_a_body_of_any_size_goes_through_the_registry(caller: Caller, size: int, known: bool):
+async def test_proxied_upload_of_any_size_is_stored(caller: Caller, size: int, known: bool):
     data = noise(size, size)
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -314,7 +314,7 @@ async def test_a_body_of_any_size_goes_through_the_registry(caller: Caller, size
     assert (await caller.download()).body == data
 
 
-async def test_a_large_body_through_the_registry_takes_little_memory(caller: Caller):
+async def test_proxied_upload_of_large_body_bounds_memory(caller: Caller):
     size, block = 96 * MiB, os.urandom(2**16)
 
     async def body() -> AsyncIterator[bytes]:
@@ -324,25 +324,25 @@ async def test_a_large_body_through_the_registry_takes_little_memory(caller: Cal
     await caller.create()
     tracemalloc.start()
     try:
-        answer = await caller.upload(body(), headers={"Content-Length": str(size)})
+        response = await caller.upload(body(), headers={"Content-Length": str(size)})
         read = 0
         url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/download"
         token = {"X-YATAI-API-TOKEN": caller.registry.api_token}
-        async with caller.session.get(url, headers=token) as response:
-            async for chunk in response.content.iter_any():
+        async with caller.session.get(url, headers=token) as stream:
+            async for chunk in stream.content.iter_any():
                 read += len(chunk)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert (answer.status, read) == (200, size)
+    assert (response.status, read) == (200, size)
     assert peak < 48 * MiB
 
 
 @pytest.mark.parametrize(("size", "announced"), [(5, 4), (5, 6), (9 * MiB, 8 * MiB), (9 * MiB, 10 * MiB)])
-async def test_a_body_of_another_size_than_announced_is_no_body(
+async def test_put_of_wrong_size_is_rejected(
     weed: Seaweed, storage: Storage, stored_files: Stored, size: int, announced: int
 ):
-    # aiohttp would not let such a body pass; the bucket does not rely on it.
+    # aiohttp rejects such a body, but the storage does not rely on that.
     async def body() -> AsyncIterator[bytes]:
         yield bytes(size)
 
@@ -369,7 +369,7 @@ def make_api(caller: Caller, at: Path, **options: Any) -> AsyncBentoAPI:
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
-async def test_our_client_pushes_and_pulls(serve: Serve, home: Path, tmp_path: Path, transmission: str):
+async def test_push_and_pull_round_trip(serve: Serve, home: Path, tmp_path: Path, transmission: str):
     caller = await serve(transmission=transmission)
     bento = make_bento(home, files=FILES)
     async with make_api(caller, home) as api, make_api(caller, tmp_path / "there") as there:
@@ -381,13 +381,13 @@ async def test_our_client_pushes_and_pulls(serve: Serve, home: Path, tmp_path: P
         assert not (await api.push("svc:v1", force=True)).skipped
 
 
-async def test_a_push_that_was_cut_goes_on_at_another_copy(serve: Serve, home: Path, tmp_path: Path):
+async def test_push_cancelled_resumes_at_another_copy(serve: Serve, home: Path, tmp_path: Path):
     one = await serve()
     bento = make_bento(home, files=FILES)
-    begun = asyncio.Event()
-    async with make_api(one, home, progress=lambda event: event.bytes_done > 6 * MiB and begun.set()) as api:
+    halfway = asyncio.Event()
+    async with make_api(one, home, progress=lambda event: event.bytes_done > 6 * MiB and halfway.set()) as api:
         pushing = asyncio.create_task(api.push("svc:v1", threads=1))
-        await begun.wait()
+        await halfway.wait()
         pushing.cancel()
         await asyncio.gather(pushing, return_exceptions=True)
     port = urlsplit(one.registry.endpoint).port
@@ -401,15 +401,15 @@ async def test_a_push_that_was_cut_goes_on_at_another_copy(serve: Serve, home: P
         assert contents((await there.pull("svc:v1")).path) == contents(bento)
 
 
-async def test_a_pull_that_was_cut_goes_on(caller: Caller, home: Path, tmp_path: Path):
+async def test_pull_cancelled_resumes(caller: Caller, home: Path, tmp_path: Path):
     bento = make_bento(home, files={f"part {number}": noise(2 * MiB, number) for number in range(8)})
     there = tmp_path / "there"
     async with make_api(caller, home) as api:
         await api.push("svc:v1")
-    begun = asyncio.Event()
-    async with make_api(caller, there, progress=lambda event: event.bytes_done > 8 * MiB and begun.set()) as api:
+    halfway = asyncio.Event()
+    async with make_api(caller, there, progress=lambda event: event.bytes_done > 8 * MiB and halfway.set()) as api:
         pulling = asyncio.create_task(api.pull("svc:v1"))
-        await begun.wait()
+        await halfway.wait()
         pulling.cancel()
         await asyncio.gather(pulling, return_exceptions=True)
     assert not (there / "bentos" / "svc").exists()
@@ -417,7 +417,7 @@ async def test_a_pull_that_was_cut_goes_on(caller: Caller, home: Path, tmp_path:
         assert contents((await api.pull("svc:v1")).path) == contents(bento)
 
 
-async def test_nothing_of_its_secrets_is_logged(serve: Serve, caplog: pytest.LogCaptureFixture):
+async def test_logs_hold_no_secrets(serve: Serve, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     caller = await serve()
     await caller.create()
@@ -427,12 +427,12 @@ async def test_nothing_of_its_secrets_is_logged(serve: Serve, caplog: pytest.Log
     assert caller.registry.api_token not in caplog.text + repr(caller.registry)
 
 
-async def test_a_record_that_is_damaged_is_told(caller: Caller, weed: Seaweed, storage: Storage):
+async def test_damaged_record_returns_500_with_its_key(caller: Caller, weed: Seaweed, storage: Storage):
     await caller.create()
     prefix = str(storage("registry")).partition(f"{BUCKET}/")[2].partition(" ")[0]
     sync_client(weed).put_object(Bucket=BUCKET, Key=f"{prefix}items/bentos/iris/v1.json", Body=b"{")
-    answer = await caller.api("GET", f"{caller.items()}/v1")
-    assert (answer.status, answer.json) == (
+    response = await caller.api("GET", f"{caller.items()}/v1")
+    assert (response.status, response.json) == (
         500,
         {"error": "cannot read the record items/bentos/iris/v1.json: it is damaged. Restore or delete the object."},
     )

@@ -1,4 +1,4 @@
-"""A bucket that does not do as it should, at the start and later."""
+"""Faults of a bucket, at the start and later."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = s3_only
 
 @pytest.fixture
 def storage(request: pytest.FixtureRequest) -> str:
-    """Here, it is another one."""
+    """Replace the parametrized storage by `faulty`."""
     return str(request.param)
 
 
@@ -53,7 +53,7 @@ async def caller(faulty: FaultyS3) -> AsyncIterator[Caller]:
         yield Caller(registry, session, BENTOS)
 
 
-async def refused(where: S3Bucket, **options: Any) -> str:
+async def rejection(where: S3Bucket, **options: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         await LocalRegistry(where, **options).start()
     assert "\n" not in str(caught.value)
@@ -72,56 +72,54 @@ async def refused(where: S3Bucket, **options: Any) -> str:
         ({"If-None-Match", "If-Match"}, False, "If-None-Match: *: 4 of 4 racing PUTs won"),
     ],
 )
-async def test_a_bucket_that_honours_no_conditions_is_refused(
-    faulty: FaultyS3, honours: set[str], atomic: bool, why: str
-):
+async def test_bucket_ignoring_conditions_is_rejected(faulty: FaultyS3, honours: set[str], atomic: bool, why: str):
     faulty.honours, faulty.atomic = frozenset(honours), atomic
-    said = await refused(S3Bucket("bucket", endpoint=faulty.endpoint))
-    assert "does not honour conditional writes" in said
-    assert why in said
+    message = await rejection(S3Bucket("bucket", endpoint=faulty.endpoint))
+    assert "does not honour conditional writes" in message
+    assert why in message
     assert [key for key in faulty.objects if key.startswith("probes/")] == []
 
 
-async def test_a_bucket_that_honours_them_is_taken(caller: Caller, faulty: FaultyS3):
+async def test_bucket_honouring_conditions_is_accepted(caller: Caller, faulty: FaultyS3):
     await caller.create()
     assert [key for key in faulty.objects if key.startswith("probes/")] == []
 
 
-async def test_a_bucket_that_does_not_know_them_is_refused(faulty: FaultyS3):
+async def test_bucket_without_conditions_is_rejected(faulty: FaultyS3):
     def not_implemented(request: web.Request) -> tuple[int, str] | None:
         return (501, "NotImplemented") if "If-Match" in request.headers else None
 
     faulty.fault = not_implemented
-    assert "NotImplemented" in await refused(S3Bucket("bucket", endpoint=faulty.endpoint))
+    assert "NotImplemented" in await rejection(S3Bucket("bucket", endpoint=faulty.endpoint))
 
 
-# At the start
+# Start
 
 
-async def test_a_bucket_that_is_not_there_is_said(weed: Seaweed, credentials: None, storage: str):
-    said = await refused(S3Bucket("no-such-bucket", endpoint=weed.endpoint))
-    assert said.startswith(f"cannot use s3://no-such-bucket/ at {weed.endpoint}: ")
-    assert "NoSuchBucket" in said
+async def test_start_with_unknown_bucket_raises(weed: Seaweed, credentials: None, storage: str):
+    message = await rejection(S3Bucket("no-such-bucket", endpoint=weed.endpoint))
+    assert message.startswith(f"cannot use s3://no-such-bucket/ at {weed.endpoint}: ")
+    assert "NoSuchBucket" in message
 
 
-async def test_credentials_that_are_not_known_are_said(
+async def test_start_with_wrong_credentials_raises(
     weed: Seaweed, credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a wrong one")
-    said = await refused(S3Bucket(BUCKET, endpoint=weed.endpoint))
-    assert "SignatureDoesNotMatch" in said
-    assert "a wrong one" not in said
+    message = await rejection(S3Bucket(BUCKET, endpoint=weed.endpoint))
+    assert "SignatureDoesNotMatch" in message
+    assert "a wrong one" not in message
 
 
-async def test_credentials_that_may_not_write_are_said(
+async def test_start_without_write_permission_raises(
     weed: Seaweed, credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch
 ):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "reader")
-    assert "AccessDenied" in await refused(S3Bucket(BUCKET, endpoint=weed.endpoint))
+    assert "AccessDenied" in await rejection(S3Bucket(BUCKET, endpoint=weed.endpoint))
 
 
-def test_no_credentials_are_said(credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch):
+def test_start_without_credentials_prints_one_line(credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     command = [sys.executable, "-m", "async_bento", "registry", "serve", "--s3", "bucket"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
@@ -130,13 +128,13 @@ def test_no_credentials_are_said(credentials: None, storage: str, monkeypatch: p
     assert len(result.stderr.splitlines()) == 1
 
 
-async def test_an_endpoint_where_nobody_listens_is_said(faulty: FaultyS3):
-    said = await refused(S3Bucket("bucket", endpoint="http://127.0.0.1:1"))
-    assert said == "cannot use s3://bucket/ at http://127.0.0.1:1: cannot reach the registry's bucket"
+async def test_start_with_unreachable_endpoint_raises(faulty: FaultyS3):
+    message = await rejection(S3Bucket("bucket", endpoint="http://127.0.0.1:1"))
+    assert message == "cannot use s3://bucket/ at http://127.0.0.1:1: cannot reach the registry's bucket"
 
 
 @pytest.mark.parametrize(("is_aws", "ours"), [(True, None), (True, "us-west-2"), (True, "eu-west-1"), (False, None)])
-async def test_urls_would_not_be_signed_for_another_region(
+async def test_start_in_another_region_raises(
     faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch, is_aws: bool, ours: str | None
 ):
     faulty.region = "eu-west-1"
@@ -146,24 +144,25 @@ async def test_urls_would_not_be_signed_for_another_region(
         monkeypatch.setattr(bucket, "_AWS_DOMAINS", (faulty.endpoint,))
     where = S3Bucket("bucket", endpoint=faulty.endpoint)
     if is_aws and ours != "eu-west-1":
-        assert (await refused(where)).endswith("the bucket is in region eu-west-1. Set AWS_DEFAULT_REGION=eu-west-1.")
+        assert (await rejection(where)).endswith("the bucket is in region eu-west-1. Set AWS_DEFAULT_REGION=eu-west-1.")
     else:
         async with LocalRegistry(where):
             pass
 
 
-async def test_a_bucket_of_a_newer_async_bento_is_refused(faulty: FaultyS3):
+async def test_start_with_newer_format_raises(faulty: FaultyS3):
     faulty.objects["registry.json"] = b'{"format": 99}'
-    assert "newer async-bento" in await refused(S3Bucket("bucket", endpoint=faulty.endpoint))
+    assert "newer async-bento" in await rejection(S3Bucket("bucket", endpoint=faulty.endpoint))
 
 
-async def test_what_is_no_registry_is_refused(faulty: FaultyS3):
+async def test_start_with_foreign_registry_json_raises(faulty: FaultyS3):
     faulty.objects["registry.json"] = b"a page"
-    assert "async-bento did not write its registry.json" in await refused(S3Bucket("bucket", endpoint=faulty.endpoint))
+    message = await rejection(S3Bucket("bucket", endpoint=faulty.endpoint))
+    assert "async-bento did not write its registry.json" in message
 
 
 @pytest.mark.parametrize("options", [{"url_expiry": 604_801}, {"url_expiry": 0}])
-async def test_urls_that_would_live_too_long_are_refused(faulty: FaultyS3, options: dict[str, Any]):
+async def test_url_expiry_out_of_range_raises(faulty: FaultyS3, options: dict[str, Any]):
     with pytest.raises(ConfigError, match="url_expiry"):
         await LocalRegistry(S3Bucket("bucket", endpoint=faulty.endpoint), **options).start()
 
@@ -174,25 +173,25 @@ def serve(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_the_command_says_in_a_line_what_is_wrong(credentials: None, storage: str):
-    code, said = serve("--s3", "bucket", "--s3-endpoint", "http://127.0.0.1:1")
+def test_serve_command_reports_an_error_in_one_line(credentials: None, storage: str):
+    code, message = serve("--s3", "bucket", "--s3-endpoint", "http://127.0.0.1:1")
     assert code == 2
-    assert [line for line in said.splitlines() if line.startswith("Error")] == [
+    assert [line for line in message.splitlines() if line.startswith("Error")] == [
         "Error: cannot use s3://bucket/ at http://127.0.0.1:1: cannot reach the registry's bucket"
     ]
 
 
-def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, storage: str):
+def test_serve_command_without_extra_names_it(monkeypatch: pytest.MonkeyPatch, storage: str):
     monkeypatch.setitem(sys.modules, "async_bento.registry.blobs.bucket", None)
-    code, said = serve("--s3", "bucket")
+    code, message = serve("--s3", "bucket")
     assert code == 2
-    assert 'pip install "async-bento[s3]"' in said
+    assert 'pip install "async-bento[s3]"' in message
 
 
-# Later
+# Requests
 
 
-async def test_a_lost_answer_is_no_other_creation(caller: Caller, faulty: FaultyS3):
+async def test_create_after_lost_response_succeeds(caller: Caller, faulty: FaultyS3):
     lost: list[str] = []
 
     def lose_first(request: web.Request) -> str | None:
@@ -214,7 +213,7 @@ async def test_a_lost_answer_is_no_other_creation(caller: Caller, faulty: Faulty
     assert lost == ["/bucket/items/bentos/iris/v1.json"]
 
 
-async def test_a_conflict_is_tried_again(caller: Caller, faulty: FaultyS3):
+async def test_write_conflict_is_retried(caller: Caller, faulty: FaultyS3):
     conflicts = [(409, "ConditionalRequestConflict")]
     faulty.fault = lambda request: conflicts.pop() if conflicts and request.method == "PUT" else None
     await caller.create()
@@ -225,7 +224,7 @@ async def test_a_conflict_is_tried_again(caller: Caller, faulty: FaultyS3):
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "retry_after", "said"),
+    ("fault", "status", "retry_after", "message"),
     [
         ((503, "SlowDown"), 503, "5", "slow down"),
         ((429, "TooManyRequests"), 503, "5", "slow down"),
@@ -235,8 +234,8 @@ async def test_a_conflict_is_tried_again(caller: Caller, faulty: FaultyS3):
         ("lost", 503, "5", "cannot reach"),
     ],
 )
-async def test_what_the_bucket_refuses_is_answered_in_json(
-    caller: Caller, faulty: FaultyS3, fault: tuple[int, str] | str, status: int, retry_after: str | None, said: str
+async def test_bucket_error_returns_json(
+    caller: Caller, faulty: FaultyS3, fault: tuple[int, str] | str, status: int, retry_after: str | None, message: str
 ):
     await caller.create()
     faulty.fault = lambda _: fault
@@ -247,12 +246,12 @@ async def test_what_the_bucket_refuses_is_answered_in_json(
         ("POST", caller.items()),
     ):
         body = {"version": "v2", "build_at": "2024-05-01 10:20:30.123456"} if method == "POST" else None
-        answer = await caller.api(method, path, json=body)
-        assert (answer.status, answer.headers.get("Retry-After")) == (status, retry_after), path
-        assert said in answer.json["error"], path
+        response = await caller.api(method, path, json=body)
+        assert (response.status, response.headers.get("Retry-After")) == (status, retry_after), path
+        assert message in response.json["error"], path
 
 
-async def test_a_download_that_breaks_off_is_not_taken_for_whole(caller: Caller, faulty: FaultyS3):
+async def test_download_cut_by_bucket_breaks_the_connection(caller: Caller, faulty: FaultyS3):
     await caller.create()
     await caller.upload(bytes(2**20))
     faulty.fault = lambda request: "cut" if request.method == "GET" and request.path.endswith(".tar") else None
@@ -260,7 +259,7 @@ async def test_a_download_that_breaks_off_is_not_taken_for_whole(caller: Caller,
         await caller.download()
 
 
-async def test_a_list_reads_only_the_records_that_have_changed(caller: Caller, faulty: FaultyS3):
+async def test_list_reads_changed_records_only(caller: Caller, faulty: FaultyS3):
     for number in range(5):
         await caller.create(version=f"v{number}")
     await caller.list()
@@ -273,7 +272,7 @@ async def test_a_list_reads_only_the_records_that_have_changed(caller: Caller, f
     ]
 
 
-async def test_a_record_that_was_deleted_by_hand_is_gone(caller: Caller, faulty: FaultyS3):
+async def test_record_deleted_by_hand_disappears(caller: Caller, faulty: FaultyS3):
     await caller.create(version="v1")
     await caller.create(version="v2")
     await caller.list()
@@ -282,7 +281,7 @@ async def test_a_record_that_was_deleted_by_hand_is_gone(caller: Caller, faulty:
     assert (await caller.ok("GET", "/bento_repositories/iris"))["latest_bento"]["version"] == "v1"
 
 
-async def test_a_sweep_that_fails_is_logged_and_made_again_later(
+async def test_expired_uploads_sweep_failure_is_logged_and_retried(
     faulty: FaultyS3, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(s3_backend, "_SWEEP_INTERVAL", 0.01)

@@ -1,4 +1,4 @@
-"""What can be told of a registry on S3 without one."""
+"""The parts of the registry on S3 that need no S3 server."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from async_bento.registry.s3_backend import S3Bucket
 from tests.builders import MiB
 from tests.cli_runner import make_runner
 
-FORM = TypeAdapter(str)
+SCHEMA = TypeAdapter(str)
 
 
-def test_nothing_of_s3_is_imported_before_it_is_needed():
+def test_import_of_registry_loads_no_aiobotocore():
     modules = "async_bento.cli.serve, async_bento.registry"
     script = f"import {modules}, sys; print(*{{'aiobotocore', 'botocore'}} & {{*sys.modules}})"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), "Pass either --root or --s3."),
         (("--root", "here", "--s3", "bucket"), "Pass either --root or --s3."),
@@ -35,49 +35,49 @@ def test_nothing_of_s3_is_imported_before_it_is_needed():
         (("--s3", ""), "name is empty"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(arguments: tuple[str, ...], said: str):
+def test_serve_options_that_conflict_are_rejected(arguments: tuple[str, ...], message: str):
     result = make_runner().invoke(main, ["registry", "serve", *arguments])
     assert result.exit_code == 2
-    assert said in result.output
+    assert message in result.output
 
 
 @pytest.mark.parametrize(
     ("prefix", "shown"),
     [("", "s3://bucket/"), ("team", "s3://bucket/team/"), ("/team/a/", "s3://bucket/team/a/"), ("/", "s3://bucket/")],
 )
-def test_a_prefix_ends_with_one_slash(prefix: str, shown: str):
+def test_prefix_ends_with_one_slash(prefix: str, shown: str):
     assert str(S3Bucket("bucket", prefix=prefix)) == shown
     assert str(S3Bucket("bucket", prefix=prefix, endpoint="https://s3.example/")) == f"{shown} at https://s3.example"
 
 
-def test_a_bucket_has_a_name():
+def test_bucket_without_name_raises():
     with pytest.raises(ConfigError, match="name is empty"):
         S3Bucket("")
 
 
-def test_what_was_not_used_for_longest_is_forgotten_first():
+def test_record_cache_evicts_least_recently_used():
     cache = RecordCache(100)
     for key in "abc":
         cache.put(key, "1", key.upper(), 30)
-    assert cache.get(FORM, "a", "1") == "A"
+    assert cache.get(SCHEMA, "a", "1") == "A"
     cache.put("d", "1", "D", 30)
-    assert [cache.get(FORM, key, "1") for key in "abcd"] == ["A", None, "C", "D"]
+    assert [cache.get(SCHEMA, key, "1") for key in "abcd"] == ["A", None, "C", "D"]
     cache.put("e", "1", "E", 1000)
-    assert [cache.get(FORM, key, "1") for key in "acde"] == [None] * 4
+    assert [cache.get(SCHEMA, key, "1") for key in "acde"] == [None] * 4
     cache.put("f", "1", "F", 100)
-    assert cache.get(FORM, "f", "1") == "F"
+    assert cache.get(SCHEMA, "f", "1") == "F"
 
 
-def test_a_record_of_another_etag_is_not_known():
+def test_record_cache_misses_other_etags():
     cache = RecordCache(100)
     cache.put("a", "1", "old", 10)
-    assert cache.get(FORM, "a", "2") is None
+    assert cache.get(SCHEMA, "a", "2") is None
     cache.put("a", "2", "new", 90)
     cache.put("b", "1", "other", 10)
-    assert (cache.get(FORM, "a", "2"), cache.get(FORM, "b", "1")) == ("new", "other")
+    assert (cache.get(SCHEMA, "a", "2"), cache.get(SCHEMA, "b", "1")) == ("new", "other")
 
 
-def test_parts_of_an_etag_that_is_no_md5_make_none():
+def test_multipart_etag_of_opaque_parts_is_none():
     assert etag_of_parts(['"' + "0" * 32 + '"', '"opaque"']) is None
 
 
@@ -91,7 +91,7 @@ def test_parts_of_an_etag_that_is_no_md5_make_none():
         (None, 16 * MiB),
     ],
 )
-def test_a_body_is_cut_into_ten_thousand_pieces_at_most(size: int | None, expected: int):
+def test_part_size_keeps_below_ten_thousand_parts(size: int | None, expected: int):
     pytest.importorskip("aiobotocore")
     from async_bento.registry.blobs.s3 import part_size
 

@@ -1,4 +1,4 @@
-"""Bytes on their way in: through the registry, in one presigned PUT, in parts; whole, broken off, refused."""
+"""Uploads: through the registry, in one presigned PUT, in parts; complete, interrupted and rejected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Serve = Callable[..., Awaitable[Caller]]
 
 DATA = os.urandom(100_000)
-ONE, TWO = os.urandom(5 * 2**20), os.urandom(5 * 2**20)  # the least that a part may have
+ONE, TWO = os.urandom(5 * 2**20), os.urandom(5 * 2**20)  # the minimum part size
 
 
 def md5(data: bytes) -> str:
@@ -38,11 +38,11 @@ def md5(data: bytes) -> str:
 
 
 async def cut_off(url: str, headers: str, body: bytes) -> None:
-    """Send the beginning of a request, and hang up."""
+    """Send the beginning of a request, then close the connection."""
     parts = urlsplit(url)
     _, writer = await asyncio.open_connection(parts.hostname, parts.port)
     writer.write(f"PUT {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n".encode())
-    await asyncio.sleep(0.05)  # so that it is the body which breaks, of a request that is being answered
+    await asyncio.sleep(0.05)  # the handler is running when the body breaks
     writer.write(body)
     await writer.drain()
     await asyncio.sleep(0.05)
@@ -53,17 +53,17 @@ async def cut_off(url: str, headers: str, body: bytes) -> None:
 # Through the registry
 
 
-async def test_an_upload_through_the_registry_comes_back(either: Caller):
+async def test_proxied_upload_round_trip(either: Caller):
     await either.create()
-    answer = await either.upload(DATA)
-    assert (answer.status, answer.body) == (200, b"")
+    response = await either.upload(DATA)
+    assert (response.status, response.body) == (200, b"")
     item = await either.get()
     assert (item["upload_status"], item["upload_finished_reason"]) == ("success", "")
     assert item["upload_started_at"] <= item["upload_finished_at"]
     assert (await either.download()).body == DATA
 
 
-async def test_an_upload_of_unknown_length_comes_back(caller: Caller):
+async def test_proxied_upload_of_unknown_length_is_stored(caller: Caller):
     async def body() -> AsyncIterator[bytes]:
         for start in range(0, len(DATA), 1000):
             yield DATA[start : start + 1000]
@@ -73,19 +73,19 @@ async def test_an_upload_of_unknown_length_comes_back(caller: Caller):
     assert (await caller.download()).body == DATA
 
 
-async def test_an_empty_upload_comes_back(caller: Caller):
+async def test_proxied_upload_of_empty_body_is_stored(caller: Caller):
     await caller.create()
     assert (await caller.upload(b"")).status == 200
     assert (await caller.download()).body == b""
 
 
-async def test_a_compressed_upload_stays_compressed(caller: Caller):
+async def test_proxied_upload_of_gzip_stays_compressed(caller: Caller):
     await caller.create()
     assert (await caller.upload(DATA, headers={"Content-Encoding": "gzip"})).status == 200
     assert (await caller.download()).body == DATA
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing(caller: Caller, stored_files: Stored):
+async def test_proxied_upload_cut_by_client_leaves_nothing(caller: Caller, stored_files: Stored):
     await caller.create()
     url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/upload"
     token = caller.registry.api_token
@@ -100,7 +100,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(caller: Caller, stored_f
     assert (await caller.download()).status == 404
 
 
-async def test_an_upload_of_garbled_chunks_leaves_nothing(caller: Caller, stored_files: Stored):
+async def test_proxied_upload_of_invalid_chunks_leaves_nothing(caller: Caller, stored_files: Stored):
     await caller.create()
     url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/upload"
     headers = f"X-YATAI-API-TOKEN: {caller.registry.api_token}\r\nTransfer-Encoding: chunked"
@@ -113,17 +113,17 @@ async def test_an_upload_of_garbled_chunks_leaves_nothing(caller: Caller, stored
     assert stored_files() == []
 
 
-async def test_a_download_before_any_upload_is_not_found(either: Caller):
+async def test_download_before_upload_returns_404(either: Caller):
     await either.create()
-    answer = await either.download()
-    assert answer.status == 404
-    assert answer.json["error"].endswith("record not found")
+    response = await either.download()
+    assert response.status == 404
+    assert response.json["error"].endswith("record not found")
 
 
 # In one presigned PUT
 
 
-async def test_a_presigned_put_comes_back(either: Caller):
+async def test_presigned_put_round_trip(either: Caller):
     await either.create()
     put = await either.bare("PUT", await either.put_url(), data=DATA)
     assert (put.status, put.headers["ETag"], put.body) == (200, md5(DATA), b"")
@@ -133,18 +133,18 @@ async def test_a_presigned_put_comes_back(either: Caller):
 
 
 @disk_only
-async def test_a_presigned_put_needs_its_length(caller: Caller, stored_files: Stored):
+async def test_presigned_put_without_length_returns_411(caller: Caller, stored_files: Stored):
     async def body() -> AsyncIterator[bytes]:
         yield DATA
 
     await caller.create()
-    answer = await caller.bare("PUT", await caller.put_url(), data=body())
-    assert answer.status == 411
-    assert b"<Code>MissingContentLength</Code>" in answer.body
+    response = await caller.bare("PUT", await caller.put_url(), data=body())
+    assert response.status == 411
+    assert b"<Code>MissingContentLength</Code>" in response.body
     assert stored_files() == []
 
 
-async def test_a_presigned_put_that_breaks_off_leaves_nothing(caller: Caller, stored_files: Stored):
+async def test_presigned_put_cut_by_client_leaves_nothing(caller: Caller, stored_files: Stored):
     await caller.create()
     url = await caller.put_url()
     await cut_off(url, "Content-Length: 100000", DATA[:50_000])
@@ -153,8 +153,8 @@ async def test_a_presigned_put_that_breaks_off_leaves_nothing(caller: Caller, st
 
 
 @pytest.mark.parametrize("size", [4, 6])
-async def test_a_body_of_another_size_than_announced_is_no_body(tmp_path: Path, size: int):
-    # aiohttp would not let such a body pass; the storage does not rely on it.
+async def test_put_of_wrong_size_is_rejected(tmp_path: Path, size: int):
+    # aiohttp rejects such a body, but the storage does not rely on that.
     async def body() -> AsyncIterator[bytes]:
         yield b"12345"
 
@@ -169,19 +169,19 @@ async def test_a_body_of_another_size_than_announced_is_no_body(tmp_path: Path, 
 
 
 @disk_only
-async def test_a_put_may_not_bring_more_than_s3_takes(serve: Serve):
+async def test_presigned_put_above_max_size_is_rejected(serve: Serve):
     caller = await serve(max_put_size=len(DATA) - 1)
     await caller.create()
-    answer = await caller.bare("PUT", await caller.put_url(), data=DATA)
-    assert answer.status == 400
-    assert b"<Code>EntityTooLarge</Code>" in answer.body
+    response = await caller.bare("PUT", await caller.put_url(), data=DATA)
+    assert response.status == 400
+    assert b"<Code>EntityTooLarge</Code>" in response.body
     assert (await caller.bare("PUT", await caller.put_url(), data=DATA[1:])).status == 200
 
 
 # In parts
 
 
-async def test_parts_come_back_in_one(either: Caller, stored_files: Stored):
+async def test_multipart_round_trip(either: Caller, stored_files: Stored):
     await either.create()
     upload_id = await either.start_multipart()
     pieces = [ONE, TWO, DATA]
@@ -192,11 +192,11 @@ async def test_parts_come_back_in_one(either: Caller, stored_files: Stored):
     assert got.body == ONE + TWO + DATA
     whole = hashlib.md5(b"".join(hashlib.md5(piece).digest() for piece in pieces)).hexdigest()
     assert got.headers["ETag"] == f'"{whole}-3"'
-    assert stored_files.number(disk=4, s3=1)
+    assert stored_files.has_count(disk=4, s3=1)
 
 
 @disk_only
-async def test_parts_are_completed_without_being_written_again(caller: Caller, tmp_path: Path, stored_files: Stored):
+async def test_multipart_completion_copies_no_bytes(caller: Caller, tmp_path: Path, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     etag = await caller.put_part(upload_id, 1, DATA)
@@ -208,17 +208,17 @@ async def test_parts_are_completed_without_being_written_again(caller: Caller, t
     assert len(after) == 1
 
 
-async def test_a_part_that_is_sent_again_replaces_the_first(caller: Caller, stored_files: Stored):
+async def test_multipart_part_sent_twice_uses_the_listed_etag(caller: Caller, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     await caller.put_part(upload_id, 1, b"old")
     etag = await caller.put_part(upload_id, 1, b"new")
     assert (await caller.complete(upload_id, [(1, etag)])).status == 200
     assert (await caller.download()).body == b"new"
-    assert stored_files.number(disk=2, s3=1)
+    assert stored_files.has_count(disk=2, s3=1)
 
 
-async def test_parts_that_are_not_named_are_dropped(caller: Caller, stored_files: Stored):
+async def test_multipart_completion_drops_unlisted_parts(caller: Caller, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     first = await caller.put_part(upload_id, 1, ONE)
@@ -226,7 +226,7 @@ async def test_parts_that_are_not_named_are_dropped(caller: Caller, stored_files
     third = await caller.put_part(upload_id, 3, b"three")
     assert (await caller.complete(upload_id, [(1, first), (3, third)])).status == 200
     assert (await caller.download()).body == ONE + b"three"
-    assert stored_files.number(disk=3, s3=1)
+    assert stored_files.has_count(disk=3, s3=1)
 
 
 @pytest.mark.parametrize(
@@ -242,40 +242,40 @@ async def test_parts_that_are_not_named_are_dropped(caller: Caller, stored_files
         ([(10_001, md5(ONE))], "part_number"),
     ],
 )
-async def test_an_upload_is_not_completed_with_parts_it_does_not_have(
+async def test_multipart_completion_with_invalid_parts_returns_400(
     caller: Caller, parts: list[tuple[int, str]], why: str
 ):
     await caller.create()
     upload_id = await caller.start_multipart()
     etags = [(1, await caller.put_part(upload_id, 1, ONE)), (2, await caller.put_part(upload_id, 2, b"two"))]
-    answer = await caller.complete(upload_id, parts)
-    assert answer.status == 400
-    assert why in answer.json["error"]
+    response = await caller.complete(upload_id, parts)
+    assert response.status == 400
+    assert why in response.json["error"]
     assert (await caller.download()).status == 404
     assert (await caller.complete(upload_id, etags)).status == 200
 
 
-async def test_etags_may_come_without_quotes(caller: Caller):
+async def test_multipart_etags_without_quotes_are_accepted(caller: Caller):
     await caller.create()
     upload_id = await caller.start_multipart()
     etag = await caller.put_part(upload_id, 1, DATA)
     assert (await caller.complete(upload_id, [(1, etag.strip('"'))])).status == 200
 
 
-async def test_all_parts_but_the_last_have_a_least_size(serve: Serve):
+async def test_multipart_part_below_min_size_is_rejected(serve: Serve):
     caller = await serve()
     await caller.create()
     upload_id = await caller.start_multipart()
     least = 5 * 2**20
     sizes = (least, least - 1, least)
     etags = [(n, await caller.put_part(upload_id, n, bytes(size))) for n, size in enumerate(sizes, start=1)]
-    answer = await caller.complete(upload_id, etags)
-    assert answer.status == 400
-    assert f"part 2 is too small: {least - 1} bytes" in answer.json["error"]
+    response = await caller.complete(upload_id, etags)
+    assert response.status == 400
+    assert f"part 2 is too small: {least - 1} bytes" in response.json["error"]
     assert (await caller.complete(upload_id, etags[:2])).status == 200
 
 
-async def test_completing_twice_is_completing_once(caller: Caller):
+async def test_multipart_completion_twice_succeeds(caller: Caller):
     await caller.create()
     upload_id = await caller.start_multipart()
     etags = [(1, await caller.put_part(upload_id, 1, DATA))]
@@ -283,16 +283,16 @@ async def test_completing_twice_is_completing_once(caller: Caller):
     assert (await caller.complete(upload_id, [(1, md5(b"other"))])).status == 404
 
 
-async def test_racing_completions_agree(caller: Caller):
+async def test_multipart_completions_racing_all_succeed(caller: Caller):
     await caller.create()
     upload_id = await caller.start_multipart()
     etags = [(1, await caller.put_part(upload_id, 1, DATA))]
-    answers = await asyncio.gather(*(caller.complete(upload_id, etags) for _ in range(5)))
-    assert {answer.status for answer in answers} == {200}
+    responses = await asyncio.gather(*(caller.complete(upload_id, etags) for _ in range(5)))
+    assert {response.status for response in responses} == {200}
     assert (await caller.download()).body == DATA
 
 
-async def test_a_completed_upload_takes_no_more_parts(caller: Caller):
+async def test_multipart_part_after_completion_returns_404(caller: Caller):
     await caller.create()
     upload_id = await caller.start_multipart()
     url = await caller.part_url(upload_id, 1)
@@ -305,24 +305,24 @@ async def test_a_completed_upload_takes_no_more_parts(caller: Caller):
 
 
 @pytest.mark.parametrize("upload_id", ["0" * 32, "..", "../objects", "x\ny", "é", ""])
-async def test_an_upload_that_does_not_exist_is_not_completed(caller: Caller, upload_id: str, stored_files: Stored):
+async def test_multipart_completion_of_unknown_upload_returns_404(caller: Caller, upload_id: str, stored_files: Stored):
     await caller.create()
-    answer = await caller.complete(upload_id, [(1, md5(DATA))])
-    assert answer.status == 404
-    assert "no such upload" in answer.json["error"]
+    response = await caller.complete(upload_id, [(1, md5(DATA))])
+    assert response.status == 404
+    assert "no such upload" in response.json["error"]
     assert stored_files() == []
 
 
 @pytest.mark.parametrize("upload_id", ["0" * 32, "..", "../objects", "x\ny", "é"])
 @disk_only
-async def test_an_upload_that_does_not_exist_takes_nothing(caller: Caller, upload_id: str, stored_files: Stored):
+async def test_multipart_part_of_unknown_upload_returns_404(caller: Caller, upload_id: str, stored_files: Stored):
     await caller.create()
     assert (await caller.bare("PUT", await caller.part_url(upload_id, 1), data=DATA)).status == 404
     assert stored_files() == []
 
 
 @disk_only
-async def test_an_upload_has_one_name(caller: Caller, tmp_path: Path):
+async def test_multipart_upload_id_has_no_aliases(caller: Caller, tmp_path: Path):
     await caller.create()
     upload_id = await caller.start_multipart()
     directory = tmp_path / "registry" / "blobs" / "data" / upload_id
@@ -331,7 +331,7 @@ async def test_an_upload_has_one_name(caller: Caller, tmp_path: Path):
         assert (await caller.complete(other, [(1, md5(DATA))])).status == 404, other
 
 
-async def test_an_upload_is_for_one_item(caller: Caller):
+async def test_multipart_upload_of_another_item_returns_404(caller: Caller):
     await caller.create(version="v1")
     await caller.create(version="v2")
     upload_id = await caller.start_multipart("v1")
@@ -341,14 +341,14 @@ async def test_an_upload_is_for_one_item(caller: Caller):
 
 
 @disk_only
-async def test_a_part_that_breaks_off_leaves_nothing(caller: Caller, stored_files: Stored):
+async def test_multipart_part_cut_by_client_leaves_nothing(caller: Caller, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     await cut_off(await caller.part_url(upload_id, 1), "Content-Length: 100000", DATA[:50_000])
     await eventually(lambda: stored_files() == [f"data/{upload_id}/upload"])
 
 
-async def test_parts_survive_a_restart(serve: Serve):
+async def test_multipart_parts_survive_restart(serve: Serve):
     caller = await serve()
     await caller.create()
     upload_id = await caller.start_multipart()
@@ -361,9 +361,7 @@ async def test_parts_survive_a_restart(serve: Serve):
 
 
 @disk_only
-async def test_what_nobody_completed_for_a_day_is_swept_at_the_start(
-    caller: Caller, tmp_path: Path, stored_files: Stored
-):
+async def test_multipart_expired_upload_is_removed_at_start(caller: Caller, tmp_path: Path, stored_files: Stored):
     await caller.create()
     old, young = await caller.start_multipart(), await caller.start_multipart()
     for upload_id in (old, young):
@@ -383,10 +381,10 @@ async def test_what_nobody_completed_for_a_day_is_swept_at_the_start(
     assert (await caller.download()).body == DATA
 
 
-# Over what is there already
+# Replacement of an object
 
 
-async def test_the_old_bytes_are_served_until_the_new_ones_are_whole(caller: Caller, stored_files: Stored):
+async def test_replacement_serves_old_bytes_until_completion(caller: Caller, stored_files: Stored):
     await caller.create()
     await caller.upload(b"old")
     upload_id = await caller.start_multipart()
@@ -395,31 +393,31 @@ async def test_the_old_bytes_are_served_until_the_new_ones_are_whole(caller: Cal
     assert (await caller.download()).body == b"old"
     await caller.complete(upload_id, [(1, etag)])
     assert (await caller.download()).body == b"new"
-    assert stored_files.number(disk=2, s3=1)
+    assert stored_files.has_count(disk=2, s3=1)
 
 
-async def test_a_failed_upload_leaves_the_old_bytes(caller: Caller, stored_files: Stored):
+async def test_replacement_cut_by_client_keeps_old_bytes(caller: Caller, stored_files: Stored):
     await caller.create()
     await caller.upload(b"old")
     await cut_off(await caller.put_url(), "Content-Length: 100000", DATA[:50_000])
-    await eventually(lambda: stored_files.number(disk=2, s3=1))
+    await eventually(lambda: stored_files.has_count(disk=2, s3=1))
     assert (await caller.download()).body == b"old"
 
 
-async def test_one_of_two_racing_uploads_is_the_object(caller: Caller, stored_files: Stored):
+async def test_replacement_by_racing_uploads_keeps_one_body(caller: Caller, stored_files: Stored):
     await caller.create()
     bodies = [bytes([number]) * 50_000 for number in range(6)]
     await asyncio.gather(*(caller.upload(body) for body in bodies))
     assert (await caller.download()).body in bodies
-    assert stored_files.number(disk=2, s3=1)
+    assert stored_files.has_count(disk=2, s3=1)
 
 
-# What goes wrong here
+# Faults and memory
 
 
 @pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EIO, 500)])
 @disk_only
-async def test_a_disk_that_fails_is_told_and_leaves_nothing(
+async def test_disk_failure_during_upload_leaves_nothing(
     caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ):
     await caller.create()
@@ -431,18 +429,18 @@ async def test_a_disk_that_fails_is_told_and_leaves_nothing(
 
     monkeypatch.setattr(disk_files.os, "fsync", fail)
     for url in (put_url, part_url):
-        answer = await caller.bare("PUT", url, data=DATA)
-        assert answer.status == status
-        assert b"<Error>" in answer.body
-        assert b"/secret/path" not in answer.body
-    answer = await caller.upload(DATA)
-    assert (answer.status, list(answer.json)) == (status, ["error"])
-    assert "/secret/path" not in answer.json["error"]
+        response = await caller.bare("PUT", url, data=DATA)
+        assert response.status == status
+        assert b"<Error>" in response.body
+        assert b"/secret/path" not in response.body
+    response = await caller.upload(DATA)
+    assert (response.status, list(response.json)) == (status, ["error"])
+    assert "/secret/path" not in response.json["error"]
     assert stored_files() == [f"data/{upload_id}/upload"]
     assert (await caller.get())["upload_status"] == "failed"
 
 
-async def test_a_large_body_takes_little_memory(caller: Caller):
+async def test_presigned_transfer_of_large_body_bounds_memory(caller: Caller):
     size = 64 * 2**20
     block = os.urandom(2**16)
 
@@ -456,8 +454,8 @@ async def test_a_large_body_takes_little_memory(caller: Caller):
     try:
         put = await caller.bare("PUT", url, data=body(), headers={"Content-Length": str(size)})
         read = 0
-        async with caller.session.get(get_url) as response:
-            async for chunk in response.content.iter_any():
+        async with caller.session.get(get_url) as stream:
+            async for chunk in stream.content.iter_any():
                 read += len(chunk)
         _, peak = tracemalloc.get_traced_memory()
     finally:
