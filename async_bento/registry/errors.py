@@ -71,7 +71,7 @@ class NoSuchUploadError(StorageError):
     """The multipart upload does not exist, or is for another object."""
 
     def __init__(self) -> None:
-        message = "no such upload: it was completed, has expired, or is for another object. Start a new upload."
+        message = "no such upload: it was completed or aborted, or is for another object. Start a new upload."
         super().__init__("NoSuchUpload", message, status=404)
 
 

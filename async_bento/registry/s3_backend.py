@@ -37,7 +37,7 @@ _MAX_URL_EXPIRY = 7 * 24 * 3600
 """SigV4's limit, in seconds."""
 
 _SWEEP_INTERVAL = 3600.0
-"""Seconds between searches for expired uploads."""
+"""Seconds between searches for abandoned uploads."""
 
 _PROBE_WRITERS = 4
 """Concurrent writers of the probe for conditional writes. In SeaweedFS 4.16, three of three won (its issue 8800)."""
@@ -121,7 +121,7 @@ class S3Bucket:
             except RegistryError as error:
                 raise ConfigError(f"cannot use {self}: {error.message}") from error
             blobs = S3Blobs(bucket, presigning, url_expiry=max(1, round(url_expiry)))
-            sweeper = asyncio.create_task(_abort_expired_periodically(blobs))
+            sweeper = asyncio.create_task(_abort_abandoned_periodically(blobs))
             stack.push_async_callback(_cancel, sweeper)
             yield OpenBackend(S3Records(bucket), blobs, api_token)
 
@@ -177,12 +177,12 @@ async def _import_aiobotocore() -> None:
         threads.close()
 
 
-async def _abort_expired_periodically(blobs: S3Blobs) -> None:
+async def _abort_abandoned_periodically(blobs: S3Blobs) -> None:
     while True:
         try:
-            await blobs.abort_expired()
+            await blobs.abort_abandoned()
         except RegistryError as error:
-            log.warning("cannot abort expired uploads: %s", error.message)
+            log.warning("cannot abort abandoned uploads: %s", error.message)
         await asyncio.sleep(_SWEEP_INTERVAL)
 
 

@@ -1,4 +1,4 @@
-"""The registry on a bucket: several copies, SigV4, expired uploads, and transfers that bypass the registry."""
+"""The registry on a bucket: several copies, SigV4, abandoned uploads, and transfers that bypass the registry."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ async def test_presigned_url_uses_public_endpoint(weed: Seaweed, storage: Storag
         assert (await caller.get_url()).startswith(f"https://s3.example/{BUCKET}/public/blobs/bentos/iris/v1.tar?")
 
 
-# Expired and interrupted uploads
+# Abandoned and interrupted uploads
 
 
 async def test_multipart_without_new_parts_is_aborted(

@@ -281,11 +281,11 @@ async def test_record_deleted_by_hand_disappears(caller: Caller, faulty: FaultyS
     assert (await caller.ok("GET", "/bento_repositories/iris"))["latest_bento"]["version"] == "v1"
 
 
-async def test_expired_uploads_sweep_failure_is_logged_and_retried(
+async def test_abandoned_uploads_sweep_failure_is_retried(
     faulty: FaultyS3, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(s3_backend, "_SWEEP_INTERVAL", 0.01)
     faulty.fault = lambda request: (501, "NotImplemented") if "uploads" in request.query else None
     async with LocalRegistry(S3Bucket("bucket", endpoint=faulty.endpoint)):
-        await eventually(lambda: caplog.text.count("cannot abort expired uploads") > 1)
-    assert "cannot abort expired uploads: the registry's bucket failed: NotImplemented" in caplog.text
+        await eventually(lambda: caplog.text.count("cannot abort abandoned uploads") > 1)
+    assert "cannot abort abandoned uploads: the registry's bucket failed: NotImplemented" in caplog.text

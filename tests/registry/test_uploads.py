@@ -96,7 +96,7 @@ async def test_proxied_upload_cut_by_client_leaves_nothing(caller: Caller, store
 
     await eventually(failed)
     assert stored_files() == []
-    assert (await caller.get())["upload_finished_reason"]
+    assert (await caller.get())["upload_finished_reason"] == "the request failed: the connection broke"
     assert (await caller.download()).status == 404
 
 
@@ -361,7 +361,7 @@ async def test_multipart_parts_survive_restart(serve: Serve):
 
 
 @disk_only
-async def test_multipart_expired_upload_is_removed_at_start(caller: Caller, tmp_path: Path, stored_files: Stored):
+async def test_multipart_abandoned_upload_is_removed_at_start(caller: Caller, tmp_path: Path, stored_files: Stored):
     await caller.create()
     old, young = await caller.start_multipart(), await caller.start_multipart()
     for upload_id in (old, young):
@@ -437,7 +437,8 @@ async def test_disk_failure_during_upload_leaves_nothing(
     assert (response.status, list(response.json)) == (status, ["error"])
     assert "/secret/path" not in response.json["error"]
     assert stored_files() == [f"data/{upload_id}/upload"]
-    assert (await caller.get())["upload_status"] == "failed"
+    item = await caller.get()
+    assert (item["upload_status"], item["upload_finished_reason"]) == ("failed", response.json["error"])
 
 
 async def test_presigned_transfer_of_large_body_bounds_memory(caller: Caller):

@@ -29,7 +29,7 @@ class DiskBlobs:
         self._threads = Threads(_THREADS)
 
     async def start(self) -> None:
-        """Create the directories; remove what killed processes left, and expired uploads."""
+        """Create the directories; remove what killed processes left, and abandoned uploads."""
         await self._threads.run(self._files.recover)
 
     def close(self) -> None:

@@ -120,7 +120,7 @@ class DiskFiles:
         self._replaced: set[str] = set()
 
     def recover(self) -> None:
-        """Create the directories; remove what killed processes left, and expired uploads."""
+        """Create the directories; remove what killed processes left, and abandoned uploads."""
         self._data.mkdir(parents=True, exist_ok=True)
         self._objects.mkdir(exist_ok=True)
         published = {_load(pointer).id for pointer in self._objects.rglob("*.json")}

@@ -107,7 +107,7 @@ class S3Blobs:
         async with response["Body"]:
             yield _read(response["Body"])
 
-    async def abort_expired(self) -> None:
+    async def abort_abandoned(self) -> None:
         """Abort multipart uploads that got no part for `UPLOAD_LIFETIME`."""
         oldest = datetime.now(timezone.utc) - timedelta(seconds=UPLOAD_LIFETIME)
         prefix = self._object("")["Key"]
@@ -123,7 +123,7 @@ class S3Blobs:
         try:
             if all(part.uploaded_at < oldest for part in (await self._parts(key, upload_id)).values()):
                 await self._abort(key, upload_id)
-                log.info("aborted an expired upload of %s", key)
+                log.info("aborted an abandoned upload of %s", key)
         except NoSuchUploadError:
             pass  # another copy of the registry was faster
 
@@ -135,7 +135,7 @@ class S3Blobs:
         try:
             await self._abort(key, upload_id)
         except RegistryError as error:
-            log.warning("cannot abort a failed upload of %s until it expires: %s", key, error.message)
+            log.warning("cannot abort a failed upload of %s; the next sweep will: %s", key, error.message)
 
     async def _upload_part(self, key: str, upload_id: str, number: int, data: bytes) -> CompletedPart:
         with translate_s3_errors():
