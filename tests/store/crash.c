@@ -1,10 +1,10 @@
 /* Preloaded into a process, this kills it at the n-th call that changes a file system below one directory.
  *
- * `crash_at(root, n, network, error)` arms it: the n-th step from then on ends the process by SIGKILL before anything of
- * that step is done; n = 0 only counts. A write is two steps: before it, and when half of its bytes are written. With
- * `network`, what is sent to another process are steps as well. With an `error`, nothing is killed: from the n-th step
- * on every call fails with it that can; a full disk (ENOSPC) takes away what is there, and no more.
- * `crash_steps()` says how many steps there were.
+ * `crash_at(root, n, network, error)` arms it: SIGKILL ends the process just before the n-th step from then on; n = 0
+ * only counts. A write is two steps: one before it, and one when half of its bytes are written. With `network`, messages
+ * to other processes are steps, too. With an `error`, nothing is killed: from the n-th step on, every call that can fail
+ * with that errno does; on a full disk (ENOSPC), calls that free space still succeed.
+ * `crash_steps()` returns the number of steps so far.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-"""A process that is killed at one step of what it does, whichever is asked for; see `crash.c` for what a step is."""
+"""Kill a push or a pull at a chosen step, or let the disk fail from that step on; `crash.c` defines a step."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SERVER = """
 import asyncio, ctypes, json, os, sys, traceback
 from async_bento import AsyncBentoAPI, BentoError, Config
 from async_bento import cli
-from async_bento.api import async_api  # so that a child has nothing more to import
+from async_bento.api import async_api  # imported here, so that the children need not
 from async_bento.store import staging
 
-crash = ctypes.CDLL(None)  # it was preloaded
+crash = ctypes.CDLL(None)  # the preloaded library
 
 async def main(task):
     config = Config(retry={"attempts": 1}, transfer={"range_size": 2**16, "window": 2**20, "part_size": 5 * 2**20})
@@ -55,41 +55,32 @@ for line in sys.stdin:
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         try:
-            said = child(json.loads(line))
+            outcome = child(json.loads(line))
         except BaseException:
-            said = {"error": traceback.format_exc()}
-        os.write(writing, json.dumps(said).encode())
+            outcome = {"error": traceback.format_exc()}
+        os.write(writing, json.dumps(outcome).encode())
         os._exit(0)
     os.close(writing)
     with open(reading) as file:
-        said = file.read()
+        outcome = file.read()
     _, status = os.waitpid(pid, 0)
     killed = os.WIFSIGNALED(status)
-    print(json.dumps({"steps": None} if killed else json.loads(said)), flush=True)
+    print(json.dumps({"steps": None} if killed else json.loads(outcome)), flush=True)
 """
 
 
 @dataclass
 class Crasher:
-    """A process that forks one child for each thing to do: nothing has to be imported again."""
+    """A process that forks one child per push or pull, so that nothing is imported again."""
 
     process: subprocess.Popen[str]
 
     def run(
         self, call: str, home: Path, *, at: int = 0, force: bool = False, exchange: bool = True, error: int = 0
     ) -> int | str | None:
-        """Push or pull `svc:v1`.
+        """Push or pull `svc:v1`; return the number of steps, None after a kill, or the error as text.
 
-        Args:
-            call: `push` or `pull`.
-            home: Its home.
-            at: The step at which something happens; 0 for none.
-            force: Whether by force.
-            exchange: Whether two directories can change places.
-            error: What happens: the number of an error that the disk has from then on; 0 for a kill.
-
-        Returns:
-            The steps it took; None where it was killed; what it said where it failed.
+        Step `at` kills the process, or with `error` is the first to fail with that errno; 0 lets the process run.
         """
         assert self.process.stdin
         assert self.process.stdout
@@ -97,14 +88,14 @@ class Crasher:
         task["tag"] = "svc:v1"
         self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
-        said: dict[str, Any] = json.loads(self.process.stdout.readline())
-        assert "error" not in said, said["error"]
-        assert at or "steps" in said, said
-        return said.get("steps", said.get("failed"))
+        outcome: dict[str, Any] = json.loads(self.process.stdout.readline())
+        assert "error" not in outcome, outcome["error"]
+        assert at or "steps" in outcome, outcome
+        return outcome.get("steps", outcome.get("failed"))
 
 
 def library(directory: Path) -> Path:
-    """Compile what kills."""
+    """Compile the library that counts steps and kills."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if sys.platform != "linux" or compiler is None:
         pytest.skip("needs Linux and a C compiler")
@@ -115,11 +106,7 @@ def library(directory: Path) -> Path:
 
 @contextmanager
 def crashing(tmp_path: Path) -> Iterator[Crasher]:
-    """Start one; the registry is that of the variables.
-
-    Args:
-        tmp_path: Where a library may lie.
-    """
+    """Start a Crasher with the registry of the environment variables."""
     environment = os.environ | {"LD_PRELOAD": str(library(tmp_path)), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -133,7 +120,7 @@ def crashing(tmp_path: Path) -> Iterator[Crasher]:
 
 
 def whole(directory: Path) -> dict[str, object]:
-    """Everything of an item: contents, where links lead, and modes; but not the mode of its own directory."""
+    """Read an item: contents, link targets and modes, without the mode of its own directory."""
     found: dict[str, object] = {}
     for path in sorted(directory.rglob("*")):
         status = path.lstat()
@@ -146,7 +133,7 @@ def whole(directory: Path) -> dict[str, object]:
 
 
 def seen(home: Path) -> tuple[str | None, dict[str, dict[str, object]]]:
-    """What `latest` says as it lies there, and the items of `svc` that the store lists and gets, by version."""
+    """Read the `latest` file, and the items of `svc` that the store lists and gets, by version."""
     file = home / "bentos" / "svc" / "latest"
     latest = file.read_text() if file.exists() else None
     store = BentoStore(home / "bentos")

@@ -1,7 +1,7 @@
-"""One of several processes that do things to `svc:v1` at the same time: `python crowd.py ROLE SECONDS`.
+"""One of several processes that use `svc:v1` at the same time: `python crowd.py ROLE SECONDS`.
 
-It comes in two sides, `a` and `b`, of which every file says which one it is of, so that a mixture shows. What happened
-is printed as JSON, how often each; what nobody should see is printed as `broken`.
+The item has two sides, `a` and `b`. Every file names its side, so that a mixture of both shows. The process prints as
+JSON how often each outcome occurred; an outcome that must not occur begins with `broken`.
 """
 
 from __future__ import annotations
@@ -28,24 +28,20 @@ OLDEST, NEWEST = "2024-01-01 00:00:00", "2024-01-02 00:00:00"
 
 
 def make_side(home: Path, side: str) -> Path:
-    """One side of the item."""
+    """Make one side of the item."""
     files = {name: side.encode() * SIZES[side] for name in FILES}
     return make_bento(home, TAG, files, built=NEWEST, labels={"side": side})
 
 
 def side_of(path: Path) -> str | None:
-    """Which side an item is of, or None where it went while it was being looked at.
-
-    Raises:
-        AssertionError: It is a part of one, or a mixture.
-    """
+    """Return the side of an item, or None if the item was replaced during the read; fail on a part or a mixture."""
     found = {}
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         return None
     try:
-        # By the directory's descriptor: by its path, two files may be of two items that are both whole.
+        # Relative to the directory's descriptor: by path, two files may belong to two items that are both whole.
         for name in ["bento.yaml", *FILES]:
             with suppress(FileNotFoundError), os.fdopen(os.open(name, os.O_RDONLY, dir_fd=directory), "rb") as file:
                 found[name] = file.read()
@@ -66,8 +62,16 @@ def side_of(path: Path) -> str | None:
 
 
 async def act(role: str, until: float) -> Counter[str]:
-    """Push, pull or delete again and again."""
-    from async_bento import ArchiveError, AsyncBentoAPI, BentoStore, Config, NotFoundError, TransferError
+    """Push, pull or delete in a loop."""
+    from async_bento import (
+        ArchiveError,
+        AsyncBentoAPI,
+        BentoStore,
+        Config,
+        NotFoundError,
+        SourceChangedError,
+        TransferError,
+    )
 
     happened: Counter[str] = Counter()
     config = Config(retry={"attempts": 1}, transfer={"range_size": 2**16, "window": 2**20})
@@ -85,18 +89,19 @@ async def act(role: str, until: float) -> Counter[str]:
             except NotFoundError:
                 happened["not found"] += 1
             except (ArchiveError, TransferError) as error:
-                # What is deleted or replaced while it is pushed cannot be pushed, nor what is pushed anew be pulled.
-                raced = "changed during the push", "pushed anew", "cannot pack .*: No such file"
-                met = any(re.search(message, str(error)) for message in raced)
-                happened["raced" if met else f"broken: {error}"] += 1
-            except Exception as error:  # noqa: BLE001 - the test is told
+                # A push fails when its item is deleted or replaced, and a pull when its item is pushed again.
+                raced = isinstance(error, SourceChangedError) or re.search(
+                    "pushed (anew|again)|cannot pack .*: No such file", str(error)
+                )
+                happened["raced" if raced else f"broken: {error}"] += 1
+            except Exception as error:  # noqa: BLE001 - the test reports it
                 happened[f"broken: {type(error).__name__}: {error}"] += 1
             await asyncio.sleep(random.random() * (0.4 if role == "delete" else 0.05))
     return happened
 
 
 def look(until: float) -> Counter[str]:
-    """Read with our own store."""
+    """Read with our store in a loop."""
     from async_bento import BentoStore, NotFoundError
 
     happened: Counter[str] = Counter()
@@ -114,14 +119,14 @@ def look(until: float) -> Counter[str]:
             assert store.get("svc").labels.keys() <= {"side"}
         except NotFoundError:
             happened["not found"] += 1
-        except Exception as error:  # noqa: BLE001 - the test is told
+        except Exception as error:  # noqa: BLE001 - the test reports it
             happened[f"broken: {type(error).__name__}: {error}"] += 1
         assert 1 <= len(store.list("svc")) <= 2  # v0 is always there
     return happened
 
 
 def look_with_bentoml(until: float) -> Counter[str]:
-    """Read with the real one."""
+    """Read with BentoML in a loop."""
     import bentoml
 
     happened: Counter[str] = Counter()
@@ -134,13 +139,13 @@ def look_with_bentoml(until: float) -> Counter[str]:
             assert 1 <= len(bentoml.bentos.list("svc")) <= 2
         except bentoml.exceptions.NotFound:
             happened["not found"] += 1
-        except Exception as error:  # noqa: BLE001 - the test is told
+        except Exception as error:  # noqa: BLE001 - the test reports it
             happened[f"broken: {type(error).__name__}: {error}"] += 1
     return happened
 
 
 def start(role: str, home: Path, seconds: float) -> subprocess.Popen[str]:
-    """Start a process of the crowd; the registry is that of the variables."""
+    """Start a process of the crowd, with the registry of the environment variables."""
     return subprocess.Popen(
         [sys.executable, __file__, role, str(seconds)],
         env=os.environ
@@ -152,11 +157,7 @@ def start(role: str, home: Path, seconds: float) -> subprocess.Popen[str]:
 
 
 def crowd(roles: list[tuple[str, Path]], seconds: float) -> list[Counter[str]]:
-    """Let a process for each role begin at the same time, in its home.
-
-    Returns:
-        For each, what happened, how often.
-    """
+    """Start a process per role and home at the same time; return for each how often each outcome occurred."""
     processes = [start(role, home, seconds) for role, home in roles]
     try:
         for process in processes:
@@ -174,7 +175,7 @@ def crowd(roles: list[tuple[str, Path]], seconds: float) -> list[Counter[str]]:
 
 
 def main() -> None:
-    """Be one of them."""
+    """Run as one process of the crowd."""
     role, seconds = sys.argv[1], float(sys.argv[2])
     if role == "bentoml":
         import bentoml  # noqa: F401 - it takes seconds

@@ -1,6 +1,6 @@
-"""A process may be killed at any instant: the store has the old item or the new one, and nothing is left for ever.
+"""After a kill at any step, the store has the old item or the new one, and the next call removes what is left.
 
-Each test kills a process at its first step, another at its second, and so on until one survives.
+Each test kills a process at its first step, another one at its second step, and so on until a process survives.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.long
 
 EVERY = os.environ.get("CRASH_EVERY")
-"""`CRASH_EVERY=1` takes all steps, in minutes; for every day the commit's will do, and some of those before."""
+"""`CRASH_EVERY=1` tests every step and takes minutes; the default tests the steps of the commit, and some before."""
 
 COMMIT = 40
-"""Steps from before the commit to the end, at least."""
+"""The last steps of a pull, which include those of the commit."""
 
 OLDEST, OLD, NEW = (f"2024-01-0{day} 00:00:00" for day in (1, 2, 3))
 
 
 def make_new(home: Path) -> Path:
-    """A bento with what a bento may have: sub-directories, modes, links, and a file that comes in several pieces."""
+    """Make a bento with subdirectories, modes, links, and a file of several ranges."""
     new = make_bento(
         home, built=NEW, files={"src/service.py": b"new", "src/data/noise": noise(150 * KiB), "run": b"#!"}
     )
@@ -45,7 +45,7 @@ def make_new(home: Path) -> Path:
 
 
 def steps(homes: Path, total: object, every: int, last: int) -> Iterator[tuple[int, Path]]:
-    """Steps to be killed at, without end, and for each a home that is gone when the next one comes."""
+    """Yield the steps at which to kill, without end, each with a home that is removed before the next step."""
     assert isinstance(total, int)
     for step in itertools.count(1):
         if step % int(EVERY or every) == 0 or step > total - last:
@@ -54,14 +54,14 @@ def steps(homes: Path, total: object, every: int, last: int) -> Iterator[tuple[i
 
 
 def leftovers(home: Path) -> list[str]:
-    """What lies in a home but for the items of `svc`, its `latest`, and locks."""
+    """List the entries of a home other than the items of `svc`, `latest`, and locks."""
     there = [*home.glob("*"), *home.glob("bentos/*"), *home.glob("bentos/svc/*")]
     expected = {"tmp", "bentos", "bentos/svc", "bentos/svc/latest", "bentos/svc/v0", "bentos/svc/v1"}
     return [*{str(path.relative_to(home)) for path in there} - expected, *left_in_scratch(home)]
 
 
-def sweep(home: Path) -> None:
-    """Be whoever comes next."""
+def recover(home: Path) -> None:
+    """Recover as the next call on the store does."""
     with BentoStore(home / "bentos").stage():
         pass
 
@@ -85,13 +85,13 @@ def test_crash_in_pull_commit_leaves_old_or_new_item(crasher: Crasher, tmp_path:
         shutil.copytree(begin, at)
         survived = crasher.run("pull", at, at=step, **options) is not None
         if not options["exchange"]:
-            sweep(at)  # between its two renames there is nothing, until someone comes
+            recover(at)  # between the two renames the item is missing until the next recovery
         latest, items = seen(at)
         assert items in (before, after), step
         assert latest in items or latest is None, step
 
         crasher.run("pull", at, **options)
-        sweep(at)  # a pull of what is here already has no use for scratch
+        recover(at)  # the pull of a local item may not stage anything
         assert BentoStore(at / "bentos").get("svc").tag.version == "v1", step
         assert seen(at) == ("v1", after), step
         assert leftovers(at) == [], step
@@ -102,7 +102,7 @@ def test_crash_in_pull_commit_leaves_old_or_new_item(crasher: Crasher, tmp_path:
 
 @pytest.mark.timeout(300)
 def test_crash_in_push_is_recovered_by_next(crasher: Crasher, tmp_path: Path, home: Path) -> None:
-    """What a push changes is the registry, so each message to it is a step as well."""
+    """A push changes the registry, so each message to the registry is a step, too."""
     begin = tmp_path / "begin"
     sent = whole(make_bento(begin, files={"src/large": noise(6 * MiB), "src/service.py": b"pass"}))
 
@@ -113,7 +113,7 @@ def test_crash_in_push_is_recovered_by_next(crasher: Crasher, tmp_path: Path, ho
         assert seen(at)[1] == {"v1": sent}, step
 
         crasher.run("push", at)
-        sweep(at)
+        recover(at)
         assert seen(at)[1] == {"v1": sent}, step
         assert left_in_scratch(at) == [], step
         crasher.run("pull", home, force=True)

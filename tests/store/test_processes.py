@@ -1,4 +1,4 @@
-"""Several processes pull, push and delete the same at the same time, and others read."""
+"""Several processes pull, push and delete one item at the same time, while others read it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS = 4.0
 
 @pytest.fixture
 def sides(tmp_path: Path) -> list[Path]:
-    """Two homes, each with a side of its own."""
+    """Make two homes, each with its own side of the item."""
     for side in "ab":
         make_side(tmp_path / side, side)
     return [tmp_path / "a", tmp_path / "b"]
@@ -43,7 +43,7 @@ def test_crowd_of_processes_shows_readers_whole_items(
     versions = [item.tag.version for item in BentoStore().list("svc")]
     assert versions == ["v0", "v1"] or (deleting and versions == ["v0"])
     assert (home / "bentos" / "svc" / "latest").read_text() == versions[-1]
-    # The journal of a push that was overtaken is kept for a week, like that of any that failed.
+    # A push that another one overtook has failed, and the journal of a failed push is kept for a week.
     assert [name for name in left_in_scratch(home) if not name.startswith("async-bento-kept-push+")] == []
     assert {path.name for path in (home / "bentos").rglob("*") if path.name.startswith(".")} == set()
     with BentoAPI(progress=False) as api:
