@@ -21,19 +21,19 @@ with atheris.instrument_imports(include=["async_bento.transfer.tar"]):
 
 from tests.tar.corpus import COMPRESSED, CORPUS
 from tests.tar.property import Surroundings, as_tarfile_reads_it
-from tests.tar.tars import mend
+from tests.tar.tars import fix_checksums
 
 STEPS = (None, 1, 7, 511, 512, 1000)
-MENDED, COMPRESS = 0x80, 0x40
+FIX_CHECKSUMS, COMPRESS = 0x80, 0x40
 
 
 def feed(surroundings: Surroundings, data: bytes) -> None:
-    """Feed an input: bit 7 of its first byte has the checksums mended, bit 6 has it compressed, the rest is a step."""
+    """Feed an input. Of its first byte, bit 7 fixes checksums, bit 6 compresses, the rest is a chunk size."""
     if not data:
         return
     how, data = data[0], data[1:]
-    if how & MENDED:
-        data = mend(data)
+    if how & FIX_CHECKSUMS:
+        data = fix_checksums(data)
     if how & COMPRESS:
         data = gzip.compress(data, 1, mtime=0)
     if surroundings.feed(data, STEPS[(how & 0x3F) % len(STEPS)]) is None:
@@ -41,12 +41,12 @@ def feed(surroundings: Surroundings, data: bytes) -> None:
 
 
 def main() -> None:
-    """Fuzz until told to stop."""
+    """Fuzz until libFuzzer stops."""
     where = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=where) as base, tempfile.TemporaryDirectory() as seeds:
         surroundings = Surroundings(Path(base))
         for number, tar in enumerate((*CORPUS, COMPRESSED)):
-            how = bytes([MENDED + number % len(STEPS)]) if number < len(CORPUS) else b"\0"
+            how = bytes([FIX_CHECKSUMS + number % len(STEPS)]) if number < len(CORPUS) else b"\0"
             (Path(seeds) / f"{number}").write_bytes(how + tar)
         atheris.Setup([*sys.argv, seeds], lambda data: feed(surroundings, data))
         atheris.Fuzz()

@@ -1,4 +1,4 @@
-"""A place to extract into, with something beside it that must stay as it is."""
+"""A directory to extract into, with a canary next to it that must not change."""
 
 from __future__ import annotations
 

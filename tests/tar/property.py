@@ -17,7 +17,7 @@ from tests.tar.tars import extract
 
 
 class Surroundings:
-    """A directory to extract into, and one beside it that must stay as it is.
+    """A directory to extract into, and a canary next to it that must not change.
 
     Args:
         base: An empty directory.
@@ -80,7 +80,7 @@ class Surroundings:
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, int, int, bytes]]:
-    """What can be told of a directory and everything below it: modes, times, sizes, contents."""
+    """The state of a directory and everything below it: modes, times, sizes, contents."""
     found = {}
     for path in (root, *root.rglob("*")):
         status = path.lstat()

@@ -1,4 +1,4 @@
-"""Tars as one would not write them, and what becomes of them."""
+"""Builders of unusual tars, and a helper that extracts them."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def _summed(data: bytes) -> bytes:
     return data[:148] + b"%06o\0 " % total + data[156:]
 
 
-def mend(data: bytes) -> bytes:
-    """Make the checksum of every header right: who changes a tar to do harm does so too."""
-    mended = bytearray(data)
+def fix_checksums(data: bytes) -> bytes:
+    """Correct the checksum of every header, as an attacker would."""
+    fixed = bytearray(data)
     position = 0
-    while position + BLOCK <= len(mended):
-        header = bytes(mended[position : position + BLOCK])
+    while position + BLOCK <= len(fixed):
+        header = bytes(fixed[position : position + BLOCK])
         position += BLOCK
         if any(header):
-            mended[position - BLOCK : position] = _summed(header)
+            fixed[position - BLOCK : position] = _summed(header)
             with suppress(tarfile.HeaderError):
                 size = max(0, tarfile.nti(header[124:136]))  # type: ignore[attr-defined]
                 position += -(-size // BLOCK) * BLOCK
-    return bytes(mended)
+    return bytes(fixed)
 
 
 def extract(data: bytes, there: Path, step: int | None = None, **limits) -> Extractor:

@@ -45,7 +45,7 @@ def memory_below(size: int) -> Iterator[None]:
 
 
 def feed_until_refused(there: Path, pieces: Iterable[bytes], **limits) -> tuple[UnsafeArchiveError, int]:
-    """Feed pieces for as long as they are taken, and tell how many were."""
+    """Feed pieces for as long as they are taken, and count the accepted ones."""
     with Extractor(there, **limits) as extractor:
         for number, piece in enumerate(pieces):
             try:

@@ -236,7 +236,7 @@ def test_checkpoint_symlinks_leading_out_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "data",
     [
         None,
         [],
@@ -252,9 +252,9 @@ def test_checkpoint_symlinks_leading_out_refused(tmp_path: Path) -> None:
         Checkpoint().to_json() | {"file": 7},
     ],
 )
-def test_checkpoint_from_invalid_json_raises(said: Any) -> None:
+def test_checkpoint_from_invalid_json_raises(data: Any) -> None:
     with pytest.raises(ValueError):
-        Checkpoint.from_json(said)
+        Checkpoint.from_json(data)
 
 
 def test_checkpoint_of_empty_tar_resumes(tmp_path: Path) -> None:

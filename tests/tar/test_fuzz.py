@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.tar.corpus import COMPRESSED, CORPUS
 from tests.tar.property import as_tarfile_reads_it
-from tests.tar.tars import BLOCK, mend
+from tests.tar.tars import BLOCK, fix_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,9 +87,9 @@ def spoiled(draw: st.DrawFn, tars: tuple[bytes, ...], ways: tuple[Callable[[st.D
 def test_fuzz_mutated_tar_refused_or_as_tarfile(surroundings: Surroundings) -> None:
     @settings(unhurried, max_examples=250)
     @given(spoiled(CORPUS, (overwrite, cut, drop_blocks, splice, lie, lie)), steps, st.booleans())
-    def check(tar: bytes, step: int | None, mended: bool) -> None:
-        if mended:
-            tar = mend(tar)
+    def check(tar: bytes, step: int | None, fixed: bool) -> None:
+        if fixed:
+            tar = fix_checksums(tar)
         if surroundings.feed(tar, step) is None:
             assert surroundings.found == as_tarfile_reads_it(tar)
 
