@@ -123,7 +123,7 @@ def find_credentials(
             f"BENTO_CLOUD_API_ENDPOINT for a registry other than {DEFAULT_ENDPOINT}), or log in with "
             "`async-bento login`."
         )
-    wanted = (
+    selected = (
         endpoint
         or (named.endpoint if named else None)
         or environ.get("ASYNC_BENTO_ENDPOINT")
@@ -131,15 +131,15 @@ def find_credentials(
         or found.endpoint
         or DEFAULT_ENDPOINT
     )
-    wanted = check_endpoint(wanted)
-    if found.endpoint and origin(check_endpoint(found.endpoint)) != origin(wanted):
+    selected = check_endpoint(selected)
+    if found.endpoint and origin(check_endpoint(found.endpoint)) != origin(selected):
         raise ConfigError(
-            f"cannot send the token from {found.source} to {origin(wanted)}: it is for {origin(found.endpoint)}. "
-            f"Pass the api_token of {origin(wanted)}, or leave the endpoint out."
+            f"cannot send the token from {found.source} to {origin(selected)}: it is for {origin(found.endpoint)}. "
+            f"Pass the api_token of {origin(selected)}, or leave the endpoint out."
         )
     token = found.api_token.get_secret_value()
     if not (token.isascii() and token.isprintable()):
         raise ConfigError(
             f"invalid API token from {found.source}: it has a line break or a character outside ASCII. Copy it again."
         )
-    return Credentials(wanted, found.api_token, found.source)
+    return Credentials(selected, found.api_token, found.source)

@@ -1,4 +1,4 @@
-"""A registry that is scripted (`registry_mock`), and one that listens (`serve`)."""
+"""A scripted registry (`registry_mock`), and servers on real sockets (`serve`)."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ TOKEN = "tk-of-registry-example"
 
 
 class _Sent:
-    """The writer of a request that has been sent."""
+    """A writer whose request is complete."""
 
     output_size = 0
 
 
 class _Response(ClientResponse):
-    """aiohttp 3.14 wants the writer of the request, and aioresponses 0.7.9 gives none (aioresponses#289, open)."""
+    """aiohttp 3.14 requires the writer of the request, which aioresponses 0.7.9 omits (aioresponses#289, open)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, stream_writer=_Sent(), **kwargs)
 
 
 class RegistryMock(aioresponses):
-    """Answers what a test scripts, in that order, and refuses the connection when it has nothing left to say."""
+    """Sends the scripted responses in order, then refuses connections."""
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         super().add(*args, **{"response_class": _Response, **kwargs})
 
     def answer(self, method: str, path: str, *, payload: Any = None, **kwargs: Any) -> None:
-        """Script one answer to a path below `/api/v1/`."""
+        """Script one response to a path below `/api/v1/`."""
         self.add(f"{ENDPOINT}/api/v1/{path}", method=method, payload=payload, **kwargs)
 
     @property
-    def asked(self) -> int:
-        """How many requests there were."""
+    def request_count(self) -> int:
+        """The number of requests received."""
         return sum(len(calls) for calls in self.requests.values())
 
     def only_request(self) -> tuple[str, str, Any]:
-        """The method and URL of the one request there was, and all that aiohttp was told with it."""
-        assert self.asked == 1
+        """The method, the URL and aiohttp's keyword arguments of the only request."""
+        assert self.request_count == 1
         ((method, url), (call,)) = next(iter(self.requests.items()))
         return method, str(url), call.kwargs
 
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may sit behind a proxy; the tests do not."""
+    """Ignore the proxy of the machine that runs the tests."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -69,7 +69,7 @@ def registry_mock() -> Iterator[RegistryMock]:
 
 @pytest.fixture
 def config() -> Config:
-    """Three tries, at once."""
+    """Three attempts without waits."""
     return Config(retry={"attempts": 3, "wait_initial": 0, "wait_max": 0})
 
 
@@ -81,7 +81,7 @@ async def client(config: Config) -> AsyncIterator[RestApiClient]:
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Callable[..., Awaitable[str]]]:
-    """Start a server on 127.0.0.1 that hands every request to one function; gives its URL."""
+    """Start a server on 127.0.0.1 that passes every request to one function; returns its URL."""
     async with AsyncExitStack() as stack:
 
         async def start(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> str:

@@ -1,9 +1,10 @@
-"""Every route of PROTOCOL's table, for bentos and for models: what is asked, and what is made of the answer."""
+"""Every route of the protocol, for bentos and models: the request sent, and the response parsed."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,7 @@ from async_bento import (
     RestApiClient,
     UserSchema,
 )
+from async_bento.rest.contexts import Contexts, read_contexts
 from async_bento.rest.request_schemas import (
     CompletePartSchema,
     CreateBentoSchema,
@@ -56,7 +58,7 @@ class Kind(NamedTuple):
     update: type[Any]
     create: type[Any]
     manifest_json: dict[str, Any]
-    """The manifest on the wire, field for field."""
+    """The JSON of the manifest."""
 
 
 BENTO = Kind(
@@ -106,7 +108,7 @@ MODEL = Kind(
 
 
 class Route(NamedTuple):
-    """One row of the table: what is called, what must go out, what comes back. `{K}` is `bento_repositories/…`."""
+    """A call, the request expected and the response. `{K}` is `bento_repositories/…`."""
 
     call: Callable[[RestApiClient, Kind], Awaitable[Any]]
     method: str
@@ -252,7 +254,7 @@ def path_of(route: Route, kind: Kind) -> str:
 
 @both_kinds
 @every_route
-async def test_a_route_asks_what_the_protocol_says(
+async def test_route_sends_request_of_protocol(
     route: Route, kind: Kind, client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
     registry_mock.answer(route.method, path_of(route, kind), payload=route.payload)
@@ -276,7 +278,7 @@ async def test_a_route_asks_what_the_protocol_says(
 
 @both_kinds
 @every_route
-async def test_a_route_reads_its_answer(
+async def test_route_parses_response(
     route: Route, kind: Kind, client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
     registry_mock.answer(route.method, path_of(route, kind), payload=route.payload)
@@ -297,34 +299,34 @@ async def test_a_route_reads_its_answer(
         assert [(entry.version, entry.repository.name) for entry in answer.items] == [("v1", "iris")]
 
 
-async def test_who_am_i(client: RestApiClient, registry_mock: RegistryMock) -> None:
+async def test_current_user_returns_user(client: RestApiClient, registry_mock: RegistryMock) -> None:
     registry_mock.answer("GET", "auth/current", payload={"name": "ada", "email": "ada@example.com"})
     assert await client.current_user() == UserSchema(name="ada", email="ada@example.com")
 
 
 @both_kinds
 @pytest.mark.parametrize("way", ["upload", "download"])
-async def test_bytes_through_the_registry_carry_the_token(way: str, kind: Kind, client: RestApiClient) -> None:
+async def test_transfer_through_registry_sends_token(way: str, kind: Kind, client: RestApiClient) -> None:
     address = getattr(routes(client, kind), f"{way}_target")("iris", "v1")
     assert str(address.url) == f"{ENDPOINT}/api/v1/{kind.word}_repositories/iris/{kind.word}s/v1/{way}"
     assert address.headers["X-YATAI-API-TOKEN"] == TOKEN
     assert address.credentials.source == "the api_token argument"
 
 
-async def test_an_endpoint_may_have_a_path(registry_mock: RegistryMock) -> None:
+async def test_endpoint_with_path_keeps_path(registry_mock: RegistryMock) -> None:
     registry_mock.add(f"{ENDPOINT}/yatai/api/v1/auth/current", payload={"name": "ada"})
     async with RestApiClient(f"{ENDPOINT}/yatai/", TOKEN) as client:
         assert (await client.current_user()).name == "ada"
 
 
 @both_kinds
-async def test_a_name_cannot_leave_its_place_in_the_path(kind: Kind, client: RestApiClient) -> None:
+async def test_path_quotes_names_and_versions(kind: Kind, client: RestApiClient) -> None:
     assert str(routes(client, kind).upload_target("a b?c#d", "1%2e").url).endswith(
         f"/{kind.word}_repositories/a%20b%3Fc%23d/{kind.word}s/1%252e/upload"
     )
 
 
-async def test_no_redirect_is_followed_and_no_status_raised_by_aiohttp(
+async def test_request_disables_redirects_and_raise_for_status(
     client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
     registry_mock.answer("GET", "auth/current", payload={"name": "ada"})
@@ -333,7 +335,7 @@ async def test_no_redirect_is_followed_and_no_status_raised_by_aiohttp(
     assert (sent["allow_redirects"], sent["raise_for_status"]) == (False, False)
 
 
-async def test_the_timeouts_are_those_of_the_settings(registry_mock: RegistryMock) -> None:
+async def test_timeout_comes_from_argument_and_settings(registry_mock: RegistryMock) -> None:
     registry_mock.answer("GET", "auth/current", payload={"name": "ada"})
     async with RestApiClient(ENDPOINT, TOKEN, 7) as client:
         await client.current_user()
@@ -341,7 +343,7 @@ async def test_the_timeouts_are_those_of_the_settings(registry_mock: RegistryMoc
     assert sent["timeout"] == aiohttp.ClientTimeout(total=7, sock_connect=10)
 
 
-async def test_the_end_of_a_multipart_upload_is_waited_for_longer(registry_mock: RegistryMock) -> None:
+async def test_timeout_of_complete_multipart_upload_is_longer(registry_mock: RegistryMock) -> None:
     registry_mock.answer(
         "PATCH", "bento_repositories/svc/bentos/v1/complete_multipart_upload", payload={"version": "v1"}
     )
@@ -352,12 +354,12 @@ async def test_the_end_of_a_multipart_upload_is_waited_for_longer(registry_mock:
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
-def test_a_timeout_that_no_clock_takes_is_refused(timeout: float) -> None:
+def test_timeout_not_positive_and_finite_is_refused(timeout: float) -> None:
     with pytest.raises(ConfigError, match="timeout="):
         RestApiClient(ENDPOINT, TOKEN, timeout)
 
 
-async def test_a_proxy_is_used_where_one_is_given(registry_mock: RegistryMock) -> None:
+async def test_proxy_argument_is_used(registry_mock: RegistryMock) -> None:
     registry_mock.answer("GET", "auth/current", payload={"name": "ada"})
     async with RestApiClient(ENDPOINT, TOKEN, proxy="http://proxy.example:3128") as client:
         await client.current_user()
@@ -365,22 +367,20 @@ async def test_a_proxy_is_used_where_one_is_given(registry_mock: RegistryMock) -
 
 
 @pytest.mark.parametrize("value", ["http://proxy.example:3128", "proxy.example:3128"])
-async def test_the_proxy_of_the_environment_may_lack_its_scheme(
+async def test_proxy_of_environment_may_lack_scheme(
     value: str, client: RestApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("https_proxy", value)
     assert client.bentos.session.registry_target("auth/current").proxy == "http://proxy.example:3128"
 
 
-async def test_no_proxy_names_hosts_that_are_reached_directly(
-    client: RestApiClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_proxy_is_skipped_for_hosts_in_no_proxy(client: RestApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "registry.example")
     assert client.bentos.session.registry_target("auth/current").proxy is None
 
 
-async def test_closing_closes_our_sessions_and_not_a_lent_one() -> None:
+async def test_aclose_keeps_caller_session_open() -> None:
     async with aiohttp.ClientSession() as lent:
         async with RestApiClient(ENDPOINT, TOKEN, session=lent) as client:
             own = client.bentos.upload_target("iris", "v1").session
@@ -391,15 +391,13 @@ async def test_closing_closes_our_sessions_and_not_a_lent_one() -> None:
     assert own.closed
 
 
-async def test_a_client_can_be_used_again_after_it_was_closed(
-    client: RestApiClient, registry_mock: RegistryMock
-) -> None:
+async def test_client_after_aclose_is_usable(client: RestApiClient, registry_mock: RegistryMock) -> None:
     await client.aclose()
     registry_mock.answer("GET", "auth/current", payload={"name": "ada"})
     assert (await client.current_user()).name == "ada"
 
 
-def test_a_client_serves_one_event_loop_after_another(registry_mock: RegistryMock) -> None:
+def test_client_serves_consecutive_event_loops(registry_mock: RegistryMock) -> None:
     client = RestApiClient(ENDPOINT, TOKEN)
 
     async def ask() -> str:
@@ -412,11 +410,11 @@ def test_a_client_serves_one_event_loop_after_another(registry_mock: RegistryMoc
     assert [asyncio.run(ask()), asyncio.run(ask())] == ["ada", "ada"]
 
 
-async def test_closing_on_another_loop_is_harmless() -> None:
+async def test_aclose_without_connections_succeeds() -> None:
     await RestApiClient(ENDPOINT, TOKEN).aclose()
 
 
-async def test_a_lent_session_that_raises_for_statuses_changes_nothing(
+async def test_caller_session_with_raise_for_status_is_harmless(
     serve: Callable[..., Awaitable[str]],
 ) -> None:
     async def nothing_here(request: aiohttp.web.Request) -> aiohttp.web.Response:
@@ -439,9 +437,20 @@ def logged_in(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("logged_in")
-async def test_a_context_in_a_file_is_read_without_blocking_the_event_loop(registry_mock: RegistryMock) -> None:
+async def test_context_file_is_read_without_blocking_loop(
+    registry_mock: RegistryMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[threading.Thread] = []
+
+    def read(path: Path) -> Contexts:
+        readers.append(threading.current_thread())
+        return read_contexts(path)
+
+    monkeypatch.setattr("async_bento.rest.credentials.read_contexts", read)
     registry_mock.answer("GET", "auth/current", payload={"name": "ada"})
     async with RestApiClient() as client:
         await client.current_user()
         assert client.endpoint == ENDPOINT
     assert registry_mock.only_request()[2]["headers"]["X-YATAI-API-TOKEN"] == TOKEN
+    assert len(readers) == 1
+    assert threading.current_thread() not in readers

@@ -1,4 +1,4 @@
-"""`.yatai.yaml` as it is written: whole, for its owner's eyes, and with what others keep in it."""
+"""Writes of `.yatai.yaml`: atomic, mode 600, with the fields of other programs."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_it_is_written_as_bentoml_writes_it(path: Path) -> None:
+def test_contexts_are_written_byte_for_byte_like_bentoml(path: Path) -> None:
     store_context(path, PROD)
     store_context(path, LAB)
     assert path.read_bytes() == WRITTEN_BY_BENTOML.encode()
 
 
-def test_what_is_stored_is_read(path: Path) -> None:
+def test_contexts_stored_are_read_back(path: Path) -> None:
     store_context(path, PROD)
     store_context(path, LAB)
     read = read_contexts(path)
     assert (read.contexts, read.current_context_name) == ([PROD, LAB], "läb")
 
 
-def test_a_context_takes_the_place_of_the_one_of_its_name(path: Path) -> None:
+def test_store_context_replaces_context_of_same_name(path: Path) -> None:
     for context in (PROD, LAB, made("prod", "https://new.example", "tk-new")):
         store_context(path, context)
     read = read_contexts(path)
@@ -75,7 +75,7 @@ def test_a_context_takes_the_place_of_the_one_of_its_name(path: Path) -> None:
     assert "tk-prod" not in path.read_text()
 
 
-def test_what_others_keep_in_it_stays(path: Path) -> None:
+def test_store_context_keeps_foreign_fields(path: Path) -> None:
     path.parent.mkdir()
     path.write_text(
         "theirs: {since: 2024-05-06}\ncontexts:\n"
@@ -91,19 +91,19 @@ def test_what_others_keep_in_it_stays(path: Path) -> None:
     assert document["contexts"][0]["api_token"] == "tk-prod"
 
 
-def test_only_its_owner_reads_it(path: Path) -> None:
+def test_contexts_file_has_mode_600(path: Path) -> None:
     store_context(path, PROD)
     assert mode(path) == 0o600
 
 
-def test_one_that_everyone_could_read_is_its_owners_alone_after_a_write(path: Path) -> None:
+def test_contexts_file_with_mode_644_becomes_600_on_write(path: Path) -> None:
     store_context(path, PROD)
     path.chmod(0o644)
     use_context(path, "prod")
     assert mode(path) == 0o600
 
 
-def test_no_byte_is_written_where_others_could_read_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contexts_file_has_mode_600_from_first_byte(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before_the_first_byte: list[tuple[int, int]] = []
     fdopen = os.fdopen
 
@@ -121,7 +121,7 @@ def test_no_byte_is_written_where_others_could_read_it(path: Path, monkeypatch: 
     assert before_the_first_byte == [(0o600, 0)]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_context_failing_keeps_old_file_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store_context(path, PROD)
     before = path.read_bytes()
 
@@ -136,7 +136,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(path: Path, mon
 
 
 @pytest.mark.parametrize("text", ["contexts: [{api_token: tk-5ecret", "tk-5ecret", "contexts: [{name: a}]"])
-def test_a_broken_file_is_told_and_left_alone(text: str, path: Path) -> None:
+def test_store_context_keeps_invalid_file(text: str, path: Path) -> None:
     path.parent.mkdir()
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"\.yatai\.yaml"):
@@ -144,7 +144,7 @@ def test_a_broken_file_is_told_and_left_alone(text: str, path: Path) -> None:
     assert path.read_text() == text
 
 
-def test_a_link_stays_a_link_and_its_file_is_written(path: Path, tmp_path: Path) -> None:
+def test_store_context_through_symlink_keeps_link(path: Path, tmp_path: Path) -> None:
     real = tmp_path / "dotfiles" / "yatai.yaml"
     store_context(real, PROD)
     path.parent.mkdir()
@@ -155,7 +155,7 @@ def test_a_link_stays_a_link_and_its_file_is_written(path: Path, tmp_path: Path)
     assert mode(real) == 0o600
 
 
-def test_writers_at_once_lose_nothing(path: Path) -> None:
+def test_lock_of_contexts_serializes_threads(path: Path) -> None:
     start = threading.Barrier(8)
 
     def write(number: int) -> None:
@@ -170,7 +170,7 @@ def test_writers_at_once_lose_nothing(path: Path) -> None:
     assert sorted(one.name for one in read_contexts(path).contexts) == [f"c{number}" for number in range(8)]
 
 
-def test_a_writer_that_does_not_end_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_of_contexts_held_too_long_is_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store_context(path, PROD)
     monkeypatch.setattr(contexts, "LOCK_TIMEOUT", 0.05)
     with (
@@ -180,14 +180,14 @@ def test_a_writer_that_does_not_end_is_told(path: Path, monkeypatch: pytest.Monk
         store_context(path, LAB)
 
 
-def test_another_context_becomes_the_current_one(path: Path) -> None:
+def test_use_context_changes_current_context(path: Path) -> None:
     store_context(path, PROD)
     store_context(path, LAB)
     assert use_context(path, "prod") == PROD
     assert read_contexts(path).current_context_name == "prod"
 
 
-def test_an_unknown_context_does_not_become_the_current_one(path: Path) -> None:
+def test_use_context_unknown_is_error_and_keeps_file(path: Path) -> None:
     store_context(path, PROD)
     before = path.read_bytes()
     with pytest.raises(ConfigError) as caught:

@@ -1,4 +1,4 @@
-"""The JSON of both servers, and of servers that nobody has met yet."""
+"""The JSON of Yatai, of BentoCloud and of unknown servers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ANSWERS: list[type[BaseModel]] = [
 PRESIGNED = "https://s3.example/yatai/iris.tar.gz?X-Amz-Credential=AK&X-Amz-Signature=5ecret"
 
 YATAI_BENTO = {
-    # As Yatai's `schemasv1.BentoFullSchema` marshals: everything is there, much of it null or zero.
+    # As Yatai marshals `schemasv1.BentoFullSchema`: all fields, many of them null or zero.
     "uid": "b1",
     "created_at": "2024-05-01T10:20:30.123456789Z",
     "updated_at": "2024-05-01T10:20:31Z",
@@ -85,7 +85,7 @@ YATAI_BENTO = {
     "models": None,
 }
 BENTOCLOUD_BENTO = {
-    # As BentoML's `schemas/modelschemas.py` reads them: optional fields are left out.
+    # As BentoML's `schemas/modelschemas.py` parses: optional fields are missing.
     "uid": "b1",
     "created_at": "2024-05-01T10:20:30.123456+00:00",
     "name": "v1",
@@ -99,7 +99,7 @@ BENTOCLOUD_BENTO = {
 
 
 @pytest.mark.parametrize("answer", [YATAI_BENTO, BENTOCLOUD_BENTO], ids=["yatai", "bentocloud"])
-def test_what_one_server_omits_and_another_nulls_reads_alike(answer: dict[str, Any]) -> None:
+def test_response_of_yatai_and_bentocloud_parse_alike(answer: dict[str, Any]) -> None:
     bento = BentoFullSchema.model_validate_json(json.dumps(answer))
     assert (bento.version, bento.upload_status, bento.upload_id, bento.models) == ("v1", "success", "", [])
     assert bento.created_at == datetime(2024, 5, 1, 10, 20, 30, 123456, tzinfo=timezone.utc)
@@ -110,7 +110,7 @@ def test_what_one_server_omits_and_another_nulls_reads_alike(answer: dict[str, A
 
 
 @pytest.mark.parametrize("schema", [BentoFullSchema, ModelWithRepositorySchema])
-def test_an_item_needs_nothing_but_its_version(schema: type[BentoFullSchema | ModelWithRepositorySchema]) -> None:
+def test_item_requires_only_version(schema: type[BentoFullSchema | ModelWithRepositorySchema]) -> None:
     item = schema.model_validate({"version": "v1"})
     assert (item.labels, item.manifest, item.creator, item.transmission_strategy, item.build_at) == (
         [],
@@ -122,37 +122,37 @@ def test_an_item_needs_nothing_but_its_version(schema: type[BentoFullSchema | Mo
 
 
 @pytest.mark.parametrize("schema", ANSWERS)
-def test_a_null_stands_for_a_field_that_was_left_out(schema: type[BaseModel]) -> None:
+def test_null_field_equals_missing_field(schema: type[BaseModel]) -> None:
     needed = {name: "x" for name, field in schema.model_fields.items() if field.is_required()}
     nulls = dict.fromkeys(schema.model_fields) | needed
     assert schema.model_validate(nulls) == schema.model_validate(needed)
 
 
 @pytest.mark.parametrize("schema", ANSWERS)
-def test_an_unknown_field_is_ignored(schema: type[BaseModel]) -> None:
+def test_unknown_field_is_ignored(schema: type[BaseModel]) -> None:
     needed = {name: "x" for name, field in schema.model_fields.items() if field.is_required()}
     assert schema.model_validate(needed | {"invented_in_2031": {"a": [1]}}) == schema.model_validate(needed)
 
 
 @pytest.mark.parametrize("label", [{"key": "team"}, {"key": "team", "value": None}, {"key": "team", "value": ""}])
-def test_a_label_without_a_value_has_an_empty_one(label: dict[str, Any]) -> None:
+def test_label_without_value_has_empty_value(label: dict[str, Any]) -> None:
     bento = BentoFullSchema.model_validate({"version": "v1", "labels": [label]})
     assert [(entry.key, entry.value) for entry in bento.labels] == [("team", "")]
 
 
 @pytest.mark.parametrize("field", ["created_at", "build_at", "upload_finished_at", "transmission_strategy"])
-def test_an_empty_text_stands_for_no_value(field: str) -> None:
+def test_empty_text_of_optional_field_is_none(field: str) -> None:
     assert getattr(BentoFullSchema.model_validate({"version": "v1", field: ""}), field) is None
 
 
 @pytest.mark.parametrize("strategy", ["proxy", "presigned_url"])
-def test_both_strategies_are_known(strategy: str) -> None:
+def test_transmission_strategy_known_is_kept(strategy: str) -> None:
     item = ModelWithRepositorySchema.model_validate({"version": "v1", "transmission_strategy": strategy})
     assert item.transmission_strategy == strategy
 
 
 @pytest.mark.parametrize("strategy", ["torrent", 7, ["proxy"], {"by": "proxy"}])
-def test_a_strategy_of_the_future_is_left_for_the_registry_to_explain(strategy: object) -> None:
+def test_transmission_strategy_unknown_is_none(strategy: object) -> None:
     item = ModelWithRepositorySchema.model_validate({"version": "v1", "transmission_strategy": strategy})
     assert item.transmission_strategy is None
 
@@ -161,7 +161,7 @@ def test_a_strategy_of_the_future_is_left_for_the_registry_to_explain(strategy: 
 
 
 @pytest.mark.parametrize(
-    ("said", "read"),
+    ("text", "expected"),
     [
         ("2024-05-01T10:20:30Z", datetime(2024, 5, 1, 10, 20, 30, tzinfo=timezone.utc)),
         ("2024-05-01T10:20:30.1Z", datetime(2024, 5, 1, 10, 20, 30, 100_000, tzinfo=timezone.utc)),
@@ -172,22 +172,22 @@ def test_a_strategy_of_the_future_is_left_for_the_registry_to_explain(strategy: 
         ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=timezone.utc)),
     ],
 )
-def test_gos_times_are_read_in_utc(said: str, read: datetime) -> None:
-    created_at = BentoFullSchema.model_validate({"version": "v1", "created_at": said}).created_at
-    assert created_at == read
+def test_time_of_go_is_parsed_in_utc(text: str, expected: datetime) -> None:
+    created_at = BentoFullSchema.model_validate({"version": "v1", "created_at": text}).created_at
+    assert created_at == expected
     assert created_at.tzinfo == timezone.utc
 
 
-@pytest.mark.parametrize("said", ["0001-01-01T00:00:00+08:00", "9999-12-31T23:59:59-01:00"])
-def test_a_time_outside_of_utcs_years_does_not_fit(said: str) -> None:
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+08:00", "9999-12-31T23:59:59-01:00"])
+def test_time_outside_utc_years_is_invalid(text: str) -> None:
     with pytest.raises(ValidationError, match="date value out of range"):
-        BentoFullSchema.model_validate({"version": "v1", "created_at": said})
+        BentoFullSchema.model_validate({"version": "v1", "created_at": text})
 
 
 def build_at(when: datetime) -> str:
     record = CreateModelSchema(manifest=ModelManifestSchema(), version="v1", build_at=when)
-    said: str = json.loads(record.model_dump_json())["build_at"]
-    return said
+    text: str = json.loads(record.model_dump_json())["build_at"]
+    return text
 
 
 @pytest.mark.parametrize(
@@ -199,12 +199,12 @@ def build_at(when: datetime) -> str:
     ],
     ids=["utc", "naive", "elsewhere"],
 )
-def test_build_at_has_the_one_form_that_yatai_parses(when: datetime) -> None:
+def test_build_at_has_format_of_yatai(when: datetime) -> None:
     assert build_at(when) == "2024-05-01 10:20:30.000000"
 
 
 @given(st.datetimes())
-def test_build_at_is_read_back_as_it_was(when: datetime) -> None:
+def test_build_at_round_trips(when: datetime) -> None:
     assert len(build_at(when)) == len("2024-05-01 10:20:30.123456")
     assert datetime.strptime(build_at(when), TIME_FORMAT) == when  # noqa: DTZ007
 
@@ -213,7 +213,7 @@ def test_build_at_is_read_back_as_it_was(when: datetime) -> None:
 
 
 @pytest.mark.parametrize("field", ["presigned_upload_url", "presigned_download_url"])
-def test_a_presigned_url_is_in_no_repr_str_or_dump(field: str) -> None:
+def test_presigned_url_is_hidden_in_repr_and_dump(field: str) -> None:
     item = BentoFullSchema.model_validate({"version": "v1", field: PRESIGNED})
     page = BentoWithRepositoryListSchema.model_validate({"items": [{"version": "v1", field: PRESIGNED}]})
     for shown in (item, page):
@@ -224,33 +224,33 @@ def test_a_presigned_url_is_in_no_repr_str_or_dump(field: str) -> None:
 # Requests
 
 
-def test_a_bento_is_created_with_every_field_that_bentoml_sends() -> None:
+def test_create_bento_sends_all_fields_of_bentoml() -> None:
     record = CreateBentoSchema(
         description="",
         manifest=BentoManifestSchema.model_validate({"schema": {"name": "Svc"}}),
         version="v1",
         build_at=datetime(2024, 5, 1, tzinfo=timezone.utc),
     )
-    said = json.loads(record.model_dump_json(by_alias=True))
-    assert set(said) == {"description", "manifest", "labels", "version", "build_at"}
-    assert said["manifest"]["schema"] == {"name": "Svc"}
-    assert "schema_" not in said["manifest"]
+    body = json.loads(record.model_dump_json(by_alias=True))
+    assert set(body) == {"description", "manifest", "labels", "version", "build_at"}
+    assert body["manifest"]["schema"] == {"name": "Svc"}
+    assert "schema_" not in body["manifest"]
 
 
 @pytest.mark.parametrize("number", [0, 10_001])
-def test_a_part_has_a_number_that_s3_takes(number: int) -> None:
+def test_part_number_outside_s3_limits_is_invalid(number: int) -> None:
     with pytest.raises(ValidationError):
         CompletePartSchema(part_number=number, etag="e")
     with pytest.raises(ValidationError):
         PreSignMultipartUploadUrlSchema(part_number=number, upload_id="u")
 
 
-def test_a_request_says_nothing_the_protocol_does_not_know() -> None:
+def test_request_with_unknown_field_is_invalid() -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         UpdateModelSchema.model_validate({"manifest": {}, "versoin": "v1"})
 
 
-# Whatever comes
+# Any input
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -266,7 +266,7 @@ TIMES = st.one_of(
 
 
 def alike(schema: type[BaseModel]) -> st.SearchStrategy[Any]:
-    """Objects with a schema's own fields, each right, or a time, or anything."""
+    """Objects with a schema's own fields, each valid, a time or any JSON."""
     values = {
         name: ANYTHING | (TIMES if name.endswith("_at") else st.text(max_size=8))
         for name in {field.alias or name for name, field in schema.model_fields.items()}
@@ -277,7 +277,7 @@ def alike(schema: type[BaseModel]) -> st.SearchStrategy[Any]:
 @pytest.mark.parametrize("schema", [*ANSWERS, BentoManifestSchema, ModelManifestSchema])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_json_validates_or_raises_a_validation_error(schema: type[BaseModel], data: st.DataObject) -> None:
+def test_any_json_parses_or_is_validation_error(schema: type[BaseModel], data: st.DataObject) -> None:
     answer = data.draw(ANYTHING | alike(schema))
     try:
         schema.model_validate_json(json.dumps(answer))
@@ -287,7 +287,7 @@ def test_any_json_validates_or_raises_a_validation_error(schema: type[BaseModel]
 
 @settings(max_examples=200, deadline=None)
 @given(TIMES)
-def test_any_time_validates_or_raises_a_validation_error(when: Any) -> None:
+def test_any_time_parses_or_is_validation_error(when: Any) -> None:
     try:
         BentoFullSchema.model_validate_json(json.dumps({"version": "v1", "created_at": when}))
     except ValidationError:
@@ -295,7 +295,7 @@ def test_any_time_validates_or_raises_a_validation_error(when: Any) -> None:
 
 
 @given(st.binary())
-def test_any_bytes_validate_or_raise_a_validation_error(body: bytes) -> None:
+def test_any_bytes_parse_or_are_validation_error(body: bytes) -> None:
     try:
         UserSchema.model_validate_json(body)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Where the token and a presigned URL's query go, over real sockets, and where they must never be seen."""
+"""Hosts that get the token, over real sockets, and texts that show neither the token nor a presigned query."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ONCE = Config(retry={"attempts": 2, "wait_initial": 0, "wait_max": 0})
 
 
 class Recorder:
-    """A server that remembers what it was sent, and answers what it is told to."""
+    """A server that records its requests and sends one response to all."""
 
     def __init__(self, answer: Callable[[web.Request], web.StreamResponse] | None = None) -> None:
         self.requests: list[web.BaseRequest] = []
@@ -46,14 +46,14 @@ class Recorder:
         return "\n".join(f"{name}: {value}" for sent in self.requests for name, value in sent.headers.items())
 
 
-def all_that_is_told(error: BaseException) -> str:
-    """An error, what it was raised from, and the traceback that a log would show."""
-    told = ["".join(traceback.format_exception(type(error), error, error.__traceback__))]
+def all_texts(error: BaseException) -> str:
+    """The texts of an error, its causes and its traceback."""
+    texts = ["".join(traceback.format_exception(type(error), error, error.__traceback__))]
     seen: BaseException | None = error
     while seen is not None:
-        told += [str(seen), repr(seen), repr(vars(seen))]
+        texts += [str(seen), repr(seen), repr(vars(seen))]
         seen = seen.__cause__
-    return "\n".join(told)
+    return "\n".join(texts)
 
 
 async def put(target: Target) -> tuple[int, bytes]:
@@ -61,10 +61,10 @@ async def put(target: Target) -> tuple[int, bytes]:
         return response.status, await response.read()
 
 
-# Where the token goes
+# The token
 
 
-async def test_the_registry_is_sent_the_token(serve: Serve) -> None:
+async def test_token_is_sent_to_registry(serve: Serve) -> None:
     registry = Recorder()
     async with RestApiClient(await serve(registry), TOKEN) as client:
         await client.current_user()
@@ -72,7 +72,7 @@ async def test_the_registry_is_sent_the_token(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_takes_the_token_nowhere(status: int, serve: Serve) -> None:
+async def test_token_is_not_sent_to_redirect_target(status: int, serve: Serve) -> None:
     elsewhere = Recorder()
     target = await serve(elsewhere)
     registry = Recorder(lambda request: web.Response(status=status, headers={"Location": f"{target}/api?a={TOKEN}"}))
@@ -80,10 +80,10 @@ async def test_a_redirect_takes_the_token_nowhere(status: int, serve: Serve) -> 
         with pytest.raises(BentoError, match="The registry redirects to") as caught:
             await client.current_user()
     assert elsewhere.requests == []
-    assert TOKEN not in all_that_is_told(caught.value)
+    assert TOKEN not in all_texts(caught.value)
 
 
-async def test_bytes_on_their_way_to_the_registry_follow_no_redirect(serve: Serve) -> None:
+async def test_upload_through_registry_follows_no_redirect(serve: Serve) -> None:
     elsewhere = Recorder()
     target = await serve(elsewhere)
     registry = Recorder(lambda request: web.Response(status=307, headers={"Location": target}))
@@ -93,7 +93,7 @@ async def test_bytes_on_their_way_to_the_registry_follow_no_redirect(serve: Serv
     assert elsewhere.requests == []
 
 
-async def test_the_storage_is_never_sent_the_token(serve: Serve) -> None:
+async def test_token_is_not_sent_to_storage(serve: Serve) -> None:
     storage = Recorder()
     url = await serve(storage)
     async with RestApiClient(await serve(Recorder()), TOKEN) as client:
@@ -104,7 +104,7 @@ async def test_the_storage_is_never_sent_the_token(serve: Serve) -> None:
     assert TOKEN not in storage.headers_seen()
 
 
-async def test_the_storage_is_not_sent_the_token_where_it_is_the_registry_itself(serve: Serve) -> None:
+async def test_token_is_not_sent_to_storage_on_registry_host(serve: Serve) -> None:
     both = Recorder()
     endpoint = await serve(both)
     async with RestApiClient(endpoint, TOKEN) as client:
@@ -113,14 +113,14 @@ async def test_the_storage_is_not_sent_the_token_where_it_is_the_registry_itself
 
 
 class Unreadable(aiohttp.BytesPayload):
-    """A body that cannot be sent to its end."""
+    """A body that fails while it is sent."""
 
     async def write_with_length(self, *args: Any, **kwargs: Any) -> None:
         raise ConnectionResetError("gone")
 
 
 @pytest.mark.parametrize("says", ["Connection timeout to host", "Can not write request body for"])
-async def test_what_aiohttp_says_of_a_presigned_url_is_not_passed_on(
+async def test_presigned_query_is_removed_from_aiohttp_errors(
     says: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = await serve(Recorder())
@@ -132,10 +132,10 @@ async def test_what_aiohttp_says_of_a_presigned_url_is_not_passed_on(
             async with address.request("PUT", SECONDS, data=Unreadable(b"bytes")):
                 pass
     assert f"{url}/bucket/key?…" in str(caught.value)
-    assert SIGNATURE not in all_that_is_told(caught.value)
+    assert SIGNATURE not in all_texts(caught.value)
 
 
-async def test_a_redirect_of_the_storage_is_not_followed(serve: Serve) -> None:
+async def test_upload_to_storage_follows_no_redirect(serve: Serve) -> None:
     elsewhere = Recorder()
     target = await serve(elsewhere)
     storage = Recorder(lambda request: web.Response(status=307, headers={"Location": target}))
@@ -145,7 +145,7 @@ async def test_a_redirect_of_the_storage_is_not_followed(serve: Serve) -> None:
     assert elsewhere.requests == []
 
 
-async def test_a_presigned_url_is_sent_as_it_was_signed(serve: Serve) -> None:
+async def test_presigned_url_is_sent_unchanged(serve: Serve) -> None:
     storage = Recorder()
     url = await serve(storage)
     signed = "/bucket/a%2Fb%20c+d/%7Etar?X-Amz-Credential=AK%2F2024%2Fs3&b=%7E&a=1+2&X-Amz-Signature=ab%2Bcd%3D"
@@ -154,7 +154,7 @@ async def test_a_presigned_url_is_sent_as_it_was_signed(serve: Serve) -> None:
     assert storage.requests[0].raw_path == signed
 
 
-async def test_a_presigned_put_is_sent_without_a_content_type(serve: Serve) -> None:
+async def test_presigned_put_has_no_content_type(serve: Serve) -> None:
     storage = Recorder()
     url = await serve(storage)
     async with RestApiClient(await serve(Recorder()), TOKEN) as client:
@@ -162,10 +162,10 @@ async def test_a_presigned_put_is_sent_without_a_content_type(serve: Serve) -> N
     assert "Content-Type" not in storage.requests[0].headers
 
 
-# Cookies, netrc, a session that is lent
+# Cookies, netrc, the caller's session
 
 
-async def test_no_cookie_of_the_registry_reaches_anyone(serve: Serve) -> None:
+async def test_cookies_are_never_sent(serve: Serve) -> None:
     def with_cookie(request: web.Request) -> web.Response:
         response = web.json_response({"name": "ada"})
         response.set_cookie("session", "5ecret-cookie", path="/")
@@ -192,7 +192,7 @@ def netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("netrc")
-async def test_no_password_of_netrc_is_sent(serve: Serve) -> None:
+async def test_netrc_password_is_never_sent(serve: Serve) -> None:
     registry, storage = Recorder(), Recorder()
     url = await serve(storage)
     async with RestApiClient(await serve(registry), TOKEN) as client:
@@ -203,7 +203,7 @@ async def test_no_password_of_netrc_is_sent(serve: Serve) -> None:
 
 
 @pytest.mark.usefixtures("netrc")
-async def test_nothing_of_a_lent_session_reaches_the_storage(serve: Serve) -> None:
+async def test_caller_session_headers_are_not_sent_to_storage(serve: Serve) -> None:
     registry, storage = Recorder(), Recorder()
     url = (await serve(storage)).replace("127.0.0.1", "localhost")
     async with (
@@ -221,10 +221,10 @@ async def test_nothing_of_a_lent_session_reaches_the_storage(serve: Serve) -> No
     assert "5ecret" not in storage.headers_seen()
 
 
-# Where they are seen
+# Reprs, errors and logs
 
 
-async def test_no_repr_shows_a_secret(serve: Serve) -> None:
+async def test_repr_shows_no_secret(serve: Serve) -> None:
     async with RestApiClient(await serve(Recorder()), TOKEN, proxy=f"http://ada:{SIGNATURE}@proxy.example") as client:
         storage = client.bentos.session.storage_target(
             SecretStr(f"https://k:{SIGNATURE}@s3.example/b/k?X-Amz-Signature={SIGNATURE}")
@@ -248,7 +248,7 @@ def echo_the_token(status: int, content_type: str) -> Callable[[web.Request], we
 
 
 def echo_half(request: web.Request) -> web.Response:
-    """JSON that breaks off in a presigned URL: what pydantic says of it quotes both of its ends."""
+    """JSON truncated in a presigned URL: pydantic's text quotes both of its ends."""
     token = request.headers["X-YATAI-API-TOKEN"]
     return web.Response(body=f'{{"t": "{token}", "presigned_upload_url": "https://s3.example/k?s={SIGNATURE}'.encode())
 
@@ -265,30 +265,30 @@ ECHOES = {
 
 
 @pytest.mark.parametrize("answer", ECHOES.values(), ids=ECHOES)
-async def test_a_secret_that_the_server_repeats_is_not_repeated_again(
+async def test_secret_echoed_by_server_is_in_no_error_or_log(
     answer: Callable[[web.Request], web.Response], serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with RestApiClient(await serve(Recorder(answer)), TOKEN, config=ONCE) as client:
         with pytest.raises(BentoError) as caught:
             await client.bentos.start_upload("iris", "v1")
-    told = all_that_is_told(caught.value)
-    assert TOKEN not in told
-    assert SIGNATURE not in told
+    texts = all_texts(caught.value)
+    assert TOKEN not in texts
+    assert SIGNATURE not in texts
     assert_logs_hold_no_secret(caplog)
 
 
-async def test_a_lost_connection_tells_no_secret(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    def hang_up(request: web.Request) -> web.Response:
+async def test_secret_is_in_no_error_or_log_of_lost_connection(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    def abort(request: web.Request) -> web.Response:
         assert request.transport is not None
         request.transport.abort()
         return web.Response()
 
     caplog.set_level(logging.DEBUG)
-    async with RestApiClient(await serve(Recorder(hang_up)), TOKEN, config=ONCE) as client:
+    async with RestApiClient(await serve(Recorder(abort)), TOKEN, config=ONCE) as client:
         with pytest.raises(BentoError) as caught:
             await client.current_user()
-    assert TOKEN not in all_that_is_told(caught.value)
+    assert TOKEN not in all_texts(caught.value)
     assert "retrying in" in caplog.text  # so the log had something to hide
     assert_logs_hold_no_secret(caplog)
 
@@ -304,22 +304,22 @@ async def test_a_lost_connection_tells_no_secret(serve: Serve, caplog: pytest.Lo
         "",
     ],
 )
-async def test_what_is_no_url_is_refused_without_being_shown(presigned: str, serve: Serve) -> None:
+async def test_presigned_url_invalid_is_refused_and_not_shown(presigned: str, serve: Serve) -> None:
     async with RestApiClient(await serve(Recorder()), TOKEN) as client:
         with pytest.raises(BentoError, match="presigned URL: it is not an http or https URL") as caught:
             client.bentos.session.storage_target(SecretStr(presigned))
-    assert SIGNATURE not in all_that_is_told(caught.value)
+    assert SIGNATURE not in all_texts(caught.value)
 
 
-async def test_a_proxy_that_wants_another_password_is_not_quoted(serve: Serve) -> None:
+async def test_proxy_rejecting_password_shows_no_secret(serve: Serve) -> None:
     refusing = Recorder(lambda request: web.Response(status=407))
     proxy = (await serve(refusing)).replace("http://", f"http://ada:{SIGNATURE}@")
     async with RestApiClient("https://registry.example", TOKEN, config=ONCE, proxy=proxy) as client:
         with pytest.raises(BentoError) as caught:
             await client.current_user()
     assert refusing.requests[0].method == "CONNECT"
-    told = all_that_is_told(caught.value)
-    assert SIGNATURE not in told
+    texts = all_texts(caught.value)
+    assert SIGNATURE not in texts
     assert str(caught.value) == (
         f"cannot reach the registry at https://registry.example: the proxy at {proxy.rpartition('@')[2]} answered "
         "407 Proxy Authentication Required. Check the proxy and its password."
@@ -328,7 +328,7 @@ async def test_a_proxy_that_wants_another_password_is_not_quoted(serve: Serve) -
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_the_proxy_is_sent_its_password(scheme: str, serve: Serve) -> None:
+async def test_proxy_password_is_sent_to_proxy(scheme: str, serve: Serve) -> None:
     proxy_server = Recorder(lambda request: web.Response(status=407))
     proxy = (await serve(proxy_server)).replace("http://", "http://ada:p%40ss@")
     async with RestApiClient(f"{scheme}://registry.example", TOKEN, config=ONCE, proxy=proxy) as client:
@@ -345,13 +345,13 @@ def assert_logs_hold_no_secret(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("token", ["tk-5ecret\n", "tk-5ecret\x00", "tk-5ecret-é"])
-def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(token: str) -> None:
+def test_token_invalid_in_header_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(
         BentoError,
         match="invalid API token from the api_token argument: it has a line break",
     ) as caught:
         RestApiClient("https://registry.example", token)
-    assert "5ecret" not in all_that_is_told(caught.value).replace(repr(token), "")
+    assert "5ecret" not in all_texts(caught.value).replace(repr(token), "")
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(token: s
         ("http://[::1]:3000", False),
     ],
 )
-async def test_a_token_that_goes_to_another_machine_unencrypted_is_warned_of_once(
+async def test_token_over_plain_http_warns_once_per_registry(
     endpoint: str, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
@@ -374,7 +374,8 @@ async def test_a_token_that_goes_to_another_machine_unencrypted_is_warned_of_onc
             client.bentos.session.registry_target("auth/current")
             client.bentos.session.registry_target("bentos")
 
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert (
-        said == [f"the API token is sent to {endpoint} unencrypted: anyone on the way can read it. Use https."] * warned
+        warnings
+        == [f"the API token is sent to {endpoint} unencrypted: anyone on the way can read it. Use https."] * warned
     )

@@ -1,4 +1,4 @@
-"""Certificates, and what a proxy on the way to a server with one is told."""
+"""TLS certificates, and the secrets that a proxy sees."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def trusting() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(CERTIFICATE))
 
 
-async def test_a_registry_whose_certificate_nobody_knows_is_refused_once(server: TlsServer) -> None:
+async def test_registry_with_unknown_certificate_is_refused_once(server: TlsServer) -> None:
     async with RestApiClient(server.url, TOKEN, config=THREE_TRIES) as client:
         with pytest.raises(APIConnectionError, match=r"certificate verify failed.*pass ssl= or set SSL_CERT_FILE\.$"):
             await client.current_user()
@@ -90,12 +90,12 @@ async def test_a_registry_whose_certificate_nobody_knows_is_refused_once(server:
     assert not server.seen
 
 
-async def test_a_registry_is_trusted_by_a_context(server: TlsServer, trusting: ssl.SSLContext) -> None:
+async def test_registry_is_trusted_by_ssl_context(server: TlsServer, trusting: ssl.SSLContext) -> None:
     async with RestApiClient(server.url, TOKEN, ssl=trusting) as client:
         assert (await client.current_user()).name == "ada"
 
 
-async def test_without_verification_any_registry_is_trusted(server: TlsServer) -> None:
+async def test_registry_without_verification_is_trusted(server: TlsServer) -> None:
     async with RestApiClient(server.url, TOKEN, ssl=False) as client:
         assert (await client.current_user()).name == "ada"
 
@@ -113,7 +113,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-async def test_a_registry_is_trusted_by_a_variable(server: TlsServer, trusted: bool) -> None:
+async def test_registry_is_trusted_by_ssl_cert_file(server: TlsServer, trusted: bool) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "SSL_CERT_FILE"}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -130,15 +130,15 @@ async def test_a_registry_is_trusted_by_a_variable(server: TlsServer, trusted: b
 
 @pytest.fixture
 async def pushing_there(server: TlsServer, open_door: OpenDoor, home: Path) -> Door:
-    """A door before a registry whose storage is the server."""
+    """A fault proxy of a registry whose storage is `server`."""
     make_model(home)
     door = await open_door("auto")
-    said = {"version": "m1", "presigned_upload_url": f"{server.url}/blobs/key?signature=5ecret-5ignature"}
-    door.fault("presign_upload", answer_json(200, said), times=None)
+    record = {"version": "m1", "presigned_upload_url": f"{server.url}/blobs/key?signature=5ecret-5ignature"}
+    door.fault("presign_upload", answer_json(200, record), times=None)
     return door
 
 
-async def test_a_storage_whose_certificate_nobody_knows_is_refused_once(
+async def test_storage_with_unknown_certificate_is_refused_once(
     server: TlsServer, pushing_there: Door, home: Path
 ) -> None:
     client = RestApiClient(pushing_there.endpoint, pushing_there.registry.api_token, config=THREE_TRIES)
@@ -151,7 +151,7 @@ async def test_a_storage_whose_certificate_nobody_knows_is_refused_once(
     assert "5ignature" not in str(caught.value)
 
 
-async def test_a_storage_is_trusted_by_the_context_of_the_registry(
+async def test_storage_is_trusted_by_ssl_context(
     server: TlsServer, pushing_there: Door, home: Path, trusting: ssl.SSLContext
 ) -> None:
     client = RestApiClient(pushing_there.endpoint, pushing_there.registry.api_token, ssl=trusting)
@@ -168,14 +168,14 @@ async def test_a_storage_is_trusted_by_the_context_of_the_registry(
 
 @dataclass
 class Tunnel:
-    """A proxy that passes bytes on, and remembers how it was asked to."""
+    """A proxy that forwards bytes and records its CONNECT requests."""
 
     url: str = ""
-    asked: list[str] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
 
     async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        self.asked.append(head)
+        self.heads.append(head)
         host, _, port = head.split()[1].partition(":")
         there_reader, there_writer = await asyncio.open_connection(host, int(port))
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -201,7 +201,7 @@ async def tunnel() -> AsyncIterator[Tunnel]:
         yield tunnel
 
 
-async def test_a_proxy_s_password_goes_to_the_proxy_and_the_token_past_it(
+async def test_proxy_gets_its_password_and_not_the_token(
     server: TlsServer, tunnel: Tunnel, trusting: ssl.SSLContext
 ) -> None:
     async with RestApiClient(server.url, TOKEN, ssl=trusting, proxy=tunnel.url) as client:
@@ -210,10 +210,10 @@ async def test_a_proxy_s_password_goes_to_the_proxy_and_the_token_past_it(
         async with storage.request("PUT", aiohttp.ClientTimeout(total=10), data=b"bytes") as response:
             assert response.status == 200
 
-    assert [head.partition(" ")[0] for head in tunnel.asked] == ["CONNECT", "CONNECT"]
-    told = "".join(tunnel.asked)
-    assert Counter(line.partition(":")[0] for line in told.splitlines())["Proxy-Authorization"] == 2
-    assert TOKEN not in told
-    assert "5ignature" not in told
+    assert [head.partition(" ")[0] for head in tunnel.heads] == ["CONNECT", "CONNECT"]
+    requests = "".join(tunnel.heads)
+    assert Counter(line.partition(":")[0] for line in requests.splitlines())["Proxy-Authorization"] == 2
+    assert TOKEN not in requests
+    assert "5ignature" not in requests
     assert [request.headers.get("X-YATAI-API-TOKEN") for request in server.seen] == [TOKEN, None]
     assert not [request for request in server.seen if "Proxy-Authorization" in request.headers]

@@ -1,4 +1,4 @@
-"""What an answer, or none, becomes: a result, None, or one of our errors; and what is asked for again."""
+"""Responses and connection faults as results, None or errors; retries."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ITEM = {"version": "v1"}
 CREDENTIALS = Credentials(ENDPOINT, SecretStr(TOKEN), "BENTO_CLOUD_API_KEY")
 
 
-def refused(status: int, body: bytes = b"", **headers: str) -> APIError:
+def error_of(status: int, body: bytes = b"", **headers: str) -> APIError:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return status_error(RawResponse(status, named, body, REQUEST), CREDENTIALS)
 
@@ -54,19 +54,19 @@ def parse(body: bytes, schema: type[BaseModel]) -> BaseModel:
     return parse_response(RawResponse(200, {}, body, REQUEST), schema)
 
 
-# What a status means
+# Statuses
 
 
-def test_401_names_where_the_token_came_from() -> None:
-    error = refused(401)
+def test_status_401_names_token_source() -> None:
+    error = error_of(401)
     assert isinstance(error, AuthenticationError)
     assert str(error) == (
         f"{REQUEST}: 401 Unauthorized. The registry does not accept the API token from BENTO_CLOUD_API_KEY."
     )
 
 
-def test_403_says_what_the_registry_says_and_where_the_token_came_from() -> None:
-    error = refused(403, b'{"message": "yatai login failed"}')
+def test_status_403_shows_server_message_and_token_source() -> None:
+    error = error_of(403, b'{"message": "yatai login failed"}')
     assert isinstance(error, AuthenticationError)
     assert str(error) == (
         f"{REQUEST}: 403 Forbidden: yatai login failed. "
@@ -84,8 +84,8 @@ def test_403_says_what_the_registry_says_and_where_the_token_came_from() -> None
         (504, ServerError, "got no response from it in time"),
     ],
 )
-def test_a_proxys_page_becomes_a_hint_without_markup(status: int, kind: type[APIStatusError], hint: str) -> None:
-    error = refused(status, HTML.encode(), Content_Type="text/html; charset=utf-8")
+def test_status_with_proxy_page_gives_hint_without_markup(status: int, kind: type[APIStatusError], hint: str) -> None:
+    error = error_of(status, HTML.encode(), Content_Type="text/html; charset=utf-8")
     assert type(error) is kind
     assert isinstance(error, APIStatusError)
     assert (error.status, error.server_message) == (status, "")
@@ -95,21 +95,21 @@ def test_a_proxys_page_becomes_a_hint_without_markup(status: int, kind: type[API
 
 
 @pytest.mark.parametrize("body", [HTML, f"\n  {HTML}", "<?xml version='1.0'?><Error/>", f'{{"message": "{HTML}"}}'])
-def test_a_page_is_known_without_its_content_type(body: str) -> None:
-    error = refused(500, body.encode())
+def test_page_without_content_type_is_recognized(body: str) -> None:
+    error = error_of(500, body.encode())
     assert isinstance(error, ServerError)
     assert str(error) == f"{REQUEST}: 500 Internal Server Error"
 
 
-def test_500_says_what_the_registry_says() -> None:
-    error = refused(500, b'{"error": "create bento: duplicate key"}', Content_Type="application/json")
+def test_status_500_shows_server_message() -> None:
+    error = error_of(500, b'{"error": "create bento: duplicate key"}', Content_Type="application/json")
     assert isinstance(error, ServerError)
     assert str(error) == f"{REQUEST}: 500 Internal Server Error: create bento: duplicate key"
     assert error.server_message == "create bento: duplicate key"
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b"upstream is\n  gone", "upstream is gone"),
         (b'{"message": null, "error": "e"}', "e"),
@@ -122,23 +122,23 @@ def test_500_says_what_the_registry_says() -> None:
         (b"x" * 301, "x" * 300 + "…"),
     ],
 )
-def test_whatever_a_server_says_fits_on_one_line(body: bytes, said: str) -> None:
-    error = refused(500, body)
+def test_server_message_of_any_form_fits_one_line(body: bytes, message: str) -> None:
+    error = error_of(500, body)
     assert isinstance(error, ServerError)
-    assert error.server_message == said
+    assert error.server_message == message
 
 
-def test_an_error_page_nested_too_deep_to_read_is_still_an_error() -> None:
-    assert isinstance(refused(500, b"[" * 60_000), ServerError)
+def test_server_message_nested_too_deep_is_server_error() -> None:
+    assert isinstance(error_of(500, b"[" * 60_000), ServerError)
 
 
 @pytest.mark.parametrize("status", [418, 499, 520, 599, 999])
-def test_a_status_nobody_registered_is_told_by_its_number(status: int) -> None:
-    assert f"{REQUEST}: {status}" in str(refused(status))
+def test_status_unregistered_is_shown_as_number(status: int) -> None:
+    assert f"{REQUEST}: {status}" in str(error_of(status))
 
 
-def test_the_trace_id_goes_into_the_message() -> None:
-    error = refused(500, x_trace_id="4bf92f35")
+def test_trace_id_is_in_message_and_attribute() -> None:
+    error = error_of(500, x_trace_id="4bf92f35")
     assert isinstance(error, APIStatusError)
     assert error.trace_id == "4bf92f35"
     assert str(error).endswith(". The trace id is 4bf92f35.")
@@ -147,33 +147,33 @@ def test_the_trace_id_goes_into_the_message() -> None:
 @pytest.mark.parametrize(
     ("header", "seconds"), [("7", 7.0), ("0", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("soon", None)]
 )
-def test_retry_after_is_kept(header: str, seconds: float | None) -> None:
-    error = refused(429, Retry_After=header)
+def test_retry_after_header_becomes_seconds(header: str, seconds: float | None) -> None:
+    error = error_of(429, Retry_After=header)
     assert isinstance(error, RateLimitError)
     assert error.retry_after == seconds
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_named_without_its_query(status: int) -> None:
-    error = refused(status, Location="https://user:pw@elsewhere.example/api?X-Amz-Signature=5ecret#top")
+def test_redirect_absolute_is_shown_without_secrets(status: int) -> None:
+    error = error_of(status, Location="https://user:pw@elsewhere.example/api?X-Amz-Signature=5ecret#top")
     assert isinstance(error, APIStatusError)
     assert "The registry redirects to https://elsewhere.example/api, where the token is not sent" in str(error)
 
 
-def test_a_relative_redirect_is_named_without_its_query_too() -> None:
-    assert "redirects to /login, where" in str(refused(302, Location="/login?session=5ecret"))
+def test_redirect_relative_is_shown_without_query() -> None:
+    assert "redirects to /login, where" in str(error_of(302, Location="/login?session=5ecret"))
 
 
-def test_a_redirect_to_nowhere_is_told_too() -> None:
-    assert "redirects to elsewhere, where" in str(refused(302))
+def test_redirect_without_location_is_an_error() -> None:
+    assert "redirects to elsewhere, where" in str(error_of(302))
 
 
-def test_a_presigned_url_in_a_servers_message_loses_its_query() -> None:
-    error = refused(500, b'{"error": "PUT https://s3.example/b/k?X-Amz-Signature=5ecret: timeout"}')
+def test_server_message_with_presigned_url_loses_query() -> None:
+    error = error_of(500, b'{"error": "PUT https://s3.example/b/k?X-Amz-Signature=5ecret: timeout"}')
     assert str(error).endswith(": PUT https://s3.example/b/k?… timeout")
 
 
-def test_a_token_in_a_servers_message_is_not_repeated() -> None:
+def test_server_message_with_token_hides_token() -> None:
     body = b'{"message": "bad token ' + b"x" * 280 + TOKEN.encode() + b'"}'
     headers = {"x-trace-id": TOKEN, "Location": f"/login/{TOKEN}"}
     for status in (302, 403, 500):
@@ -184,15 +184,15 @@ def test_a_token_in_a_servers_message_is_not_repeated() -> None:
 
 @pytest.mark.parametrize("status", [404, 405])
 @pytest.mark.parametrize("headers", [{"Content_Type": "text/html"}, {}])
-def test_a_page_where_json_was_due_asks_whether_it_is_a_registry(headers: dict[str, str], status: int) -> None:
-    error = refused(status, HTML.encode(), **headers)
+def test_page_with_404_or_405_asks_to_check_endpoint(headers: dict[str, str], status: int) -> None:
+    error = error_of(status, HTML.encode(), **headers)
     assert isinstance(error, APIResponseError)
     assert str(error) == (
         f"{REQUEST}: {status} with a page instead of JSON. Check that the endpoint is a BentoCloud or Yatai registry."
     )
 
 
-# What may be missing
+# Missing records
 
 MAY_BE_MISSING = {
     "bento": lambda client: client.bentos.get("iris", "v1"),
@@ -202,10 +202,10 @@ MAY_BE_MISSING = {
     "model_repository": lambda client: client.models.get_repository("iris"),
     "models_of_a_repository": lambda client: client.models.list("iris", count=1),
 }
-may_be_missing = pytest.mark.parametrize("ask", MAY_BE_MISSING.values(), ids=MAY_BE_MISSING)
+may_be_missing = pytest.mark.parametrize("call", MAY_BE_MISSING.values(), ids=MAY_BE_MISSING)
 
 
-def answer_anything(registry_mock: RegistryMock, method: str = "GET", **kwargs: Any) -> None:
+def respond_to_any(registry_mock: RegistryMock, method: str = "GET", **kwargs: Any) -> None:
     registry_mock.add(re.compile(".*"), method=method, **{"repeat": True, **kwargs})
 
 
@@ -214,54 +214,54 @@ def answer_anything(registry_mock: RegistryMock, method: str = "GET", **kwargs: 
     ("status", "payload"),
     [(404, {"error": "no such bento"}), (404, None), (400, {"error": "get bento: record not found"})],
 )
-async def test_what_is_not_there_is_none(
-    ask: Callable[[RestApiClient], Awaitable[Any]],
+async def test_missing_record_is_none(
+    call: Callable[[RestApiClient], Awaitable[Any]],
     status: int,
     payload: Any,
     client: RestApiClient,
     registry_mock: RegistryMock,
 ) -> None:
-    answer_anything(registry_mock, status=status, payload=payload)
-    assert await ask(client) is None
-    assert registry_mock.asked == 1
+    respond_to_any(registry_mock, status=status, payload=payload)
+    assert await call(client) is None
+    assert registry_mock.request_count == 1
 
 
 @may_be_missing
-async def test_another_400_is_an_error(
-    ask: Callable[[RestApiClient], Awaitable[Any]], client: RestApiClient, registry_mock: RegistryMock
+async def test_status_400_with_other_message_is_error(
+    call: Callable[[RestApiClient], Awaitable[Any]], client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
-    answer_anything(registry_mock, status=400, payload={"error": "start must be a number"})
+    respond_to_any(registry_mock, status=400, payload={"error": "start must be a number"})
     with pytest.raises(APIStatusError, match="400 Bad Request: start must be a number"):
-        await ask(client)
+        await call(client)
 
 
-async def test_another_status_is_an_error_whatever_it_says(client: RestApiClient, registry_mock: RegistryMock) -> None:
-    answer_anything(registry_mock, status=500, payload={"error": "record not found"})
+async def test_status_500_with_not_found_message_is_error(client: RestApiClient, registry_mock: RegistryMock) -> None:
+    respond_to_any(registry_mock, status=500, payload={"error": "record not found"})
     with pytest.raises(ServerError, match="500 Internal Server Error: record not found"):
         await client.bentos.get("iris", "v1")
 
 
 @may_be_missing
-async def test_a_page_with_404_is_not_taken_for_a_missing_record(
-    ask: Callable[[RestApiClient], Awaitable[Any]], client: RestApiClient, registry_mock: RegistryMock
+async def test_page_with_404_is_not_a_missing_record(
+    call: Callable[[RestApiClient], Awaitable[Any]], client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
-    answer_anything(registry_mock, status=404, body=HTML, content_type="text/html")
+    respond_to_any(registry_mock, status=404, body=HTML, content_type="text/html")
     with pytest.raises(APIResponseError, match="Check that the endpoint is a BentoCloud or Yatai registry"):
-        await ask(client)
+        await call(client)
 
 
-async def test_what_must_be_there_and_is_not_is_an_error(client: RestApiClient, registry_mock: RegistryMock) -> None:
-    answer_anything(registry_mock, "PATCH", status=404, payload={"error": "record not found"})
+async def test_missing_record_on_upload_route_is_error(client: RestApiClient, registry_mock: RegistryMock) -> None:
+    respond_to_any(registry_mock, "PATCH", status=404, payload={"error": "record not found"})
     with pytest.raises(APIStatusError, match="404 Not Found: record not found") as caught:
         await client.bentos.start_upload("iris", "v1")
     assert caught.value.status == 404
 
 
-# A 200 that is none
+# Responses that are not valid
 
 
 @pytest.mark.parametrize("body", [HTML.encode(), b"", b"{", b"\xff", b'{"version": "\\ud800"}'])
-def test_an_answer_that_is_no_json_asks_whether_it_is_a_registry(body: bytes) -> None:
+def test_response_not_json_asks_to_check_endpoint(body: bytes) -> None:
     with pytest.raises(
         APIResponseError, match=r"not JSON\. Check that the endpoint is a BentoCloud or Yatai registry"
     ) as caught:
@@ -279,32 +279,32 @@ def test_an_answer_that_is_no_json_asks_whether_it_is_a_registry(body: bytes) ->
         (b'{"version": "v1", "created_at": "yesterday"}', "created_at"),
     ],
 )
-def test_an_answer_that_does_not_fit_names_its_first_wrong_field(body: bytes, field: str) -> None:
+def test_response_not_fitting_names_first_wrong_field(body: bytes, field: str) -> None:
     with pytest.raises(APIResponseError, match=f"does not fit the protocol: {field}: ") as caught:
         parse(body, BentoFullSchema)
     assert caught.value.field == field
 
 
-def test_a_field_in_a_list_is_named_with_its_place() -> None:
+def test_response_list_not_fitting_names_index() -> None:
     with pytest.raises(APIResponseError) as caught:
         parse(b'{"items": [{"version": "v1"}, {}]}', BentoWithRepositoryListSchema)
     assert caught.value.field == "items.1.version"
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"v1"', b"null", b"7"])
-def test_an_answer_that_is_no_object_does_not_fit_as_a_whole(body: bytes) -> None:
+def test_response_not_an_object_does_not_fit(body: bytes) -> None:
     with pytest.raises(APIResponseError, match="does not fit the protocol: the response: "):
         parse(body, BentoFullSchema)
 
 
-async def test_a_page_with_200_is_an_error_of_the_client(client: RestApiClient, registry_mock: RegistryMock) -> None:
-    answer_anything(registry_mock, status=200, body=HTML, content_type="text/html")
+async def test_page_with_200_is_error_without_retry(client: RestApiClient, registry_mock: RegistryMock) -> None:
+    respond_to_any(registry_mock, status=200, body=HTML, content_type="text/html")
     with pytest.raises(APIResponseError, match="Check that the endpoint is"):
         await client.current_user()
-    assert registry_mock.asked == 1
+    assert registry_mock.request_count == 1
 
 
-# No answer
+# Connections
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def once() -> Config:
     return Config(retry={"attempts": 1})
 
 
-async def test_a_refused_connection_asks_whether_the_registry_runs(once: Config) -> None:
+async def test_connection_refused_asks_to_check_registry(once: Config) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -326,7 +326,7 @@ async def test_a_refused_connection_asks_whether_the_registry_runs(once: Config)
     assert isinstance(caught.value.__cause__, aiohttp.ClientConnectorError)
 
 
-async def test_a_name_that_does_not_resolve_is_told_so(once: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_to_unknown_host_names_reason(once: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*args: Any, **kwargs: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -338,7 +338,7 @@ async def test_a_name_that_does_not_resolve_is_told_so(once: Config, monkeypatch
             await client.current_user()
 
 
-async def test_a_registry_that_is_silent_times_out(once: Config, serve: Callable[..., Awaitable[str]]) -> None:
+async def test_timeout_without_response_names_seconds(once: Config, serve: Callable[..., Awaitable[str]]) -> None:
     enough = asyncio.Event()
 
     async def silent(request: web.Request) -> web.Response:
@@ -356,30 +356,26 @@ async def test_a_registry_that_is_silent_times_out(once: Config, serve: Callable
     )
 
 
-async def test_a_connection_that_is_not_made_in_time_says_which_timeout_it_was(
-    once: Config, registry_mock: RegistryMock
-) -> None:
-    answer_anything(registry_mock, exception=aiohttp.ConnectionTimeoutError())
+async def test_timeout_on_connect_names_connect_seconds(once: Config, registry_mock: RegistryMock) -> None:
+    respond_to_any(registry_mock, exception=aiohttp.ConnectionTimeoutError())
     async with RestApiClient(ENDPOINT, TOKEN, config=once) as client:
         with pytest.raises(APITimeoutError, match=r"no connection within 10 s\. Check the endpoint and the network\.$"):
             await client.current_user()
 
 
-async def test_a_registry_that_hangs_up_is_told_so(once: Config, serve: Callable[..., Awaitable[str]]) -> None:
-    async def hang_up(request: web.Request) -> web.Response:
+async def test_connection_closed_by_registry_is_error(once: Config, serve: Callable[..., Awaitable[str]]) -> None:
+    async def abort(request: web.Request) -> web.Response:
         assert request.transport is not None
         request.transport.abort()
         return web.Response()
 
-    endpoint = await serve(hang_up)
+    endpoint = await serve(abort)
     async with RestApiClient(endpoint, TOKEN, config=once) as client:
         with pytest.raises(APIConnectionError, match=f"^the connection to the registry at {endpoint} broke: "):
             await client.current_user()
 
 
-async def test_an_answer_that_breaks_off_is_a_broken_connection(
-    once: Config, serve: Callable[..., Awaitable[str]]
-) -> None:
+async def test_response_truncated_is_broken_connection(once: Config, serve: Callable[..., Awaitable[str]]) -> None:
     async def half(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "100", "Content-Type": "application/json"})
         await response.prepare(request)
@@ -404,17 +400,17 @@ _MORE: dict[str, Any] = {
 }
 
 
-async def test_a_certificate_nobody_knows_says_how_to_trust_it(once: Config, registry_mock: RegistryMock) -> None:
-    refused = ssl.SSLCertVerificationError(1, "certificate verify failed: self-signed certificate")
-    answer_anything(
-        registry_mock, exception=aiohttp.ClientConnectorCertificateError(connection_key("registry.example"), refused)
+async def test_certificate_unknown_names_remedy(once: Config, registry_mock: RegistryMock) -> None:
+    failure = ssl.SSLCertVerificationError(1, "certificate verify failed: self-signed certificate")
+    respond_to_any(
+        registry_mock, exception=aiohttp.ClientConnectorCertificateError(connection_key("registry.example"), failure)
     )
     async with RestApiClient(ENDPOINT, TOKEN, config=once) as client:
         with pytest.raises(APIConnectionError, match=r"certificate verify failed: .*\. If .* set SSL_CERT_FILE\.$"):
             await client.current_user()
 
 
-async def test_a_proxy_that_is_not_there_is_blamed_by_its_name(once: Config) -> None:
+async def test_proxy_not_listening_is_named_without_password(once: Config) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         proxy = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -426,7 +422,7 @@ async def test_a_proxy_that_is_not_there_is_blamed_by_its_name(once: Config) -> 
     )
 
 
-# Another try
+# Retries
 
 UNSAFE = {
     "create_bento_repository": lambda client: client.bentos.create_repository("iris"),
@@ -449,7 +445,7 @@ SAFE = {
     "presign_part": ("PATCH", lambda client: client.bentos.presign_part("iris", "v1", "u", 1)),
     "complete": ("PATCH", lambda client: client.bentos.complete_multipart_upload("iris", "v1", "u", [])),
 }
-safe = pytest.mark.parametrize(("method", "ask"), SAFE.values(), ids=SAFE)
+safe = pytest.mark.parametrize(("method", "call"), SAFE.values(), ids=SAFE)
 FAULTS: dict[str, dict[str, Any]] = {
     "408": {"status": 408},
     "429": {"status": 429},
@@ -465,97 +461,97 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 @safe
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-async def test_what_is_safe_to_ask_twice_is_asked_again(
+async def test_retry_of_safe_request_after_transient_fault(
     fault: dict[str, Any],
     method: str,
-    ask: Callable[[RestApiClient], Awaitable[Any]],
+    call: Callable[[RestApiClient], Awaitable[Any]],
     client: RestApiClient,
     registry_mock: RegistryMock,
 ) -> None:
-    answer_anything(registry_mock, method, repeat=False, **fault)
-    answer_anything(registry_mock, method, repeat=False, payload=ITEM)
-    assert await ask(client) is not None
-    assert registry_mock.asked == 2
+    respond_to_any(registry_mock, method, repeat=False, **fault)
+    respond_to_any(registry_mock, method, repeat=False, payload=ITEM)
+    assert await call(client) is not None
+    assert registry_mock.request_count == 2
 
 
 @safe
-async def test_after_the_last_try_the_last_fault_is_refused(
+async def test_retry_exhausted_raises_last_error(
     method: str,
-    ask: Callable[[RestApiClient], Awaitable[Any]],
+    call: Callable[[RestApiClient], Awaitable[Any]],
     client: RestApiClient,
     registry_mock: RegistryMock,
 ) -> None:
-    answer_anything(registry_mock, method, status=503)
+    respond_to_any(registry_mock, method, status=503)
     with pytest.raises(ServerError):
-        await ask(client)
-    assert registry_mock.asked == 3
+        await call(client)
+    assert registry_mock.request_count == 3
 
 
-async def test_a_lost_answer_is_asked_for_again(config: Config, serve: Callable[..., Awaitable[str]]) -> None:
-    tries: list[str] = []
+async def test_retry_after_lost_response_succeeds(config: Config, serve: Callable[..., Awaitable[str]]) -> None:
+    methods: list[str] = []
 
-    async def lose_the_first(request: web.Request) -> web.Response:
-        tries.append(request.method)
-        if len(tries) == 1:
+    async def abort_first(request: web.Request) -> web.Response:
+        methods.append(request.method)
+        if len(methods) == 1:
             assert request.transport is not None
             request.transport.abort()
         return web.json_response(ITEM)
 
-    async with RestApiClient(await serve(lose_the_first), TOKEN, config=config) as client:
+    async with RestApiClient(await serve(abort_first), TOKEN, config=config) as client:
         assert (await client.bentos.start_upload("iris", "v1")).version == "v1"
-    assert tries == ["PATCH", "PATCH"]
+    assert methods == ["PATCH", "PATCH"]
 
 
-@pytest.mark.parametrize("ask", UNSAFE.values(), ids=UNSAFE)
+@pytest.mark.parametrize("call", UNSAFE.values(), ids=UNSAFE)
 @pytest.mark.parametrize("fault", [FAULTS["503"], FAULTS["429"], FAULTS["lost"], FAULTS["silent"]])
-async def test_a_create_is_never_repeated(
+async def test_retry_never_repeats_a_create(
     fault: dict[str, Any],
-    ask: Callable[[RestApiClient], Awaitable[Any]],
+    call: Callable[[RestApiClient], Awaitable[Any]],
     client: RestApiClient,
     registry_mock: RegistryMock,
 ) -> None:
-    answer_anything(registry_mock, "POST", **fault)
+    respond_to_any(registry_mock, "POST", **fault)
     with pytest.raises(APIError):
-        await ask(client)
-    assert registry_mock.asked == 1
+        await call(client)
+    assert registry_mock.request_count == 1
 
 
 @safe
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 409, 413, 422])
-async def test_a_no_is_a_no(
+async def test_retry_not_on_permanent_status(
     status: int,
     method: str,
-    ask: Callable[[RestApiClient], Awaitable[Any]],
+    call: Callable[[RestApiClient], Awaitable[Any]],
     client: RestApiClient,
     registry_mock: RegistryMock,
 ) -> None:
-    answer_anything(registry_mock, method, status=status)
+    respond_to_any(registry_mock, method, status=status)
     with pytest.raises(APIStatusError):
-        await ask(client)
-    assert registry_mock.asked == 1
+        await call(client)
+    assert registry_mock.request_count == 1
 
 
-async def test_a_404_is_not_asked_for_again(client: RestApiClient, registry_mock: RegistryMock) -> None:
-    answer_anything(registry_mock, "PATCH", status=404)
+async def test_retry_not_on_404(client: RestApiClient, registry_mock: RegistryMock) -> None:
+    respond_to_any(registry_mock, "PATCH", status=404)
     with pytest.raises(APIStatusError):
         await client.bentos.start_upload("iris", "v1")
-    assert registry_mock.asked == 1
+    assert registry_mock.request_count == 1
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_retry_after_goes_before_our_own_waits(
+async def test_retry_after_header_overrides_backoff(
     status: int, waits: list[float], client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
-    answer_anything(registry_mock, repeat=False, status=status, headers={"Retry-After": "0.015625"})
-    answer_anything(registry_mock, payload=ITEM)
+    respond_to_any(registry_mock, repeat=False, status=status, headers={"Retry-After": "0.015625"})
+    respond_to_any(registry_mock, payload=ITEM)
     await client.bentos.get("iris", "v1")
     assert waits == [0.015625]
 
 
-async def test_a_retry_after_beyond_the_cap_ends_the_call(
+async def test_retry_after_beyond_cap_raises_at_once(
     waits: list[float], client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
-    answer_anything(registry_mock, status=429, headers={"Retry-After": "121"})
+    respond_to_any(registry_mock, status=429, headers={"Retry-After": "121"})
     with pytest.raises(RateLimitError) as caught:
         await client.bentos.get("iris", "v1")
-    assert (registry_mock.asked, waits, caught.value.retry_after) == (1, [], 121.0)
+    assert (registry_mock.request_count, waits, caught.value.retry_after) == (1, [], 121.0)
