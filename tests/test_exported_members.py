@@ -93,7 +93,18 @@ def test_public_names_include_schemas_in_schemas() -> None:
 
 
 # The parts whose private docstrings are one line; the other parts join as they are converted.
-CONVERTED = ("__", "_core/", "cli/", "config.py", "errors.py", "integrations/", "progress/", "registry/", "rest/", "store/")
+CONVERTED = (
+    "__",
+    "_core/",
+    "cli/",
+    "config.py",
+    "errors.py",
+    "integrations/",
+    "progress/",
+    "registry/",
+    "rest/",
+    "store/",
+)
 
 PUBLIC_MODULES = (
     "async_bento",
