@@ -50,21 +50,21 @@ SETTINGS = {
 # Settings
 
 
-def test_every_setting_has_a_variable() -> None:
+def test_config_every_setting_has_a_variable() -> None:
     groups = {"timeouts": Timeouts, "retry": RetryPolicy, "transfer": Transfer, "limits": Limits}
     fields = {f"ASYNC_BENTO_{group}_{field}".upper() for group, model in groups.items() for field in model.model_fields}
     assert fields == set(SETTINGS)
 
 
 @pytest.mark.parametrize("variable", SETTINGS)
-def test_a_variable_sets_its_setting_and_no_other(variable: str) -> None:
+def test_config_variable_sets_only_its_setting(variable: str) -> None:
     text, group, field, value = SETTINGS[variable]
     expected = Config.model_validate({group: {field: value}})
     assert expected != Config()
     assert Config.from_env({variable: text}) == expected
 
 
-def test_an_empty_variable_says_nothing() -> None:
+def test_config_empty_variable_is_ignored() -> None:
     assert Config.from_env(dict.fromkeys(SETTINGS, "")) == Config()
 
 
@@ -89,30 +89,30 @@ def test_an_empty_variable_says_nothing() -> None:
         ("ASYNC_BENTO_LIMITS_DEPTH", "501"),
     ],
 )
-def test_a_bad_value_names_its_variable_and_itself(variable: str, value: str) -> None:
+def test_config_invalid_value_is_named_with_its_variable(variable: str, value: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Config.from_env({variable: value})
     assert str(caught.value).startswith(f"{variable}='{value}': ")
 
 
-def test_the_environment_is_read_by_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_of_a_client_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNC_BENTO_TIMEOUTS_API", "7")
     assert RestApiClient("https://r.example", "t").config.timeouts.api == 7
 
 
-def test_an_argument_is_stronger_than_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_argument_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNC_BENTO_TIMEOUTS_API", "7")
     assert RestApiClient("https://r.example", "t", config=Config()).config == Config()
 
 
-def test_a_group_may_be_a_dict() -> None:
+def test_config_group_may_be_a_dict() -> None:
     assert Config(transfer={"verify": False}) == Config(transfer=Transfer(verify=False))
 
 
 @pytest.mark.parametrize(
     "wrong", [{"transfr": {}}, {"transfer": {"verfy": False}}, {"timeouts": {"api": float("inf")}}]
 )
-def test_a_setting_that_does_not_exist_or_fit_is_refused(wrong: dict[str, Any]) -> None:
+def test_config_unknown_or_invalid_setting_is_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Config(**wrong)
 
@@ -129,18 +129,18 @@ def test_a_setting_that_does_not_exist_or_fit_is_refused(wrong: dict[str, Any]) 
         ({"allowance": 0, "size": 500}, 100, 200),
     ],
 )
-def test_the_content_of_a_tar_is_bounded_by_what_was_announced(
+def test_limits_content_depends_on_the_announced_size(
     limits: dict[str, Any], announced: int, content: int | None
 ) -> None:
     assert Limits(**limits).content(announced) == content
 
 
-def test_settings_are_frozen() -> None:
+def test_config_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Config().transfer.verify = False  # type: ignore[misc]
 
 
-def test_the_default_waits_outlast_what_the_docstring_says() -> None:
+def test_retry_policy_default_outlasts_20_seconds() -> None:
     policy = RetryPolicy()
     waits = [min(policy.wait_max, policy.wait_initial * 2**number) for number in range(policy.attempts - 1)]
     assert sum(waits) >= 15  # a quarter of a minute, without what is added by chance
@@ -153,13 +153,13 @@ def test_the_default_waits_outlast_what_the_docstring_says() -> None:
     ("said", "found"),
     [("/data/bentos", "/data/bentos"), ("$WHERE/bentos", "/there/bentos"), ("~/b", "/home/ada/b"), ("", "bentoml")],
 )
-def test_the_home_is_where_bentoml_looks(said: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bentoml_home_expands_the_variable(said: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHERE", "/there")
     monkeypatch.setenv("HOME", "/home/ada")
     assert str(bentoml_home({"BENTOML_HOME": said})).endswith(found)
 
 
-def test_without_a_variable_the_home_is_in_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bentoml_home_unset_is_in_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert str(bentoml_home({})) == "/home/ada/bentoml"
 
@@ -190,20 +190,20 @@ def environ(home: Path, **variables: str) -> dict[str, str]:
     return {"BENTOML_HOME": str(home), **variables}
 
 
-def test_the_current_context_is_used_where_nothing_else_is_said(log_in: Callable[..., None], home: Path) -> None:
+def test_credentials_default_to_the_current_context(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, LAB, current="lab")
     found = find_credentials(environ=environ(home))
     assert (found.endpoint, found.api_token.get_secret_value()) == ("http://lab.example:3000", "tk-lab")
     assert found.source == f"context 'lab' in {home / '.yatai.yaml'}"
 
 
-def test_a_context_can_be_asked_for_by_name(log_in: Callable[..., None], home: Path) -> None:
+def test_credentials_of_a_named_context(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, LAB, current="lab")
     found = find_credentials(context="prod", environ=environ(home))
     assert (found.endpoint, found.api_token.get_secret_value()) == ("https://prod.example", "tk-prod")
 
 
-def test_an_unknown_context_lists_those_there_are(log_in: Callable[..., None], home: Path) -> None:
+def test_credentials_unknown_context_lists_the_known_ones(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, LAB)
     with pytest.raises(ConfigError) as caught:
         find_credentials(context="staging", environ=environ(home))
@@ -213,19 +213,19 @@ def test_an_unknown_context_lists_those_there_are(log_in: Callable[..., None], h
     )
 
 
-def test_a_variable_names_the_context_in_place_of_the_current_one(log_in: Callable[..., None], home: Path) -> None:
+def test_context_variable_overrides_the_current_context(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, LAB, current="lab")
     found = find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="prod"))
     assert (found.endpoint, found.api_token.get_secret_value()) == ("https://prod.example", "tk-prod")
     assert found.source == f"context 'prod' in {home / '.yatai.yaml'}"
 
 
-def test_a_variable_that_is_empty_names_no_context(log_in: Callable[..., None], home: Path) -> None:
+def test_context_variable_empty_is_ignored(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, LAB, current="lab")
     assert find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="")).endpoint == "http://lab.example:3000"
 
 
-def test_an_unknown_context_tells_of_the_variable_that_named_it(log_in: Callable[..., None], home: Path) -> None:
+def test_context_variable_unknown_name_is_reported(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, LAB)
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="staging"))
@@ -235,20 +235,18 @@ def test_an_unknown_context_tells_of_the_variable_that_named_it(log_in: Callable
     )
 
 
-def test_an_unknown_context_in_a_variable_is_forgiven_where_a_token_is_stronger(home: Path) -> None:
+def test_context_variable_unknown_is_ignored_with_a_token(home: Path) -> None:
     variables = {"BENTO_CLOUD_API_KEY": "t", "BENTOML_CLOUD_CONTEXT": "staging"}
     assert find_credentials(environ=environ(home, **variables)).source == "BENTO_CLOUD_API_KEY"
 
 
-def test_the_token_of_a_context_in_a_variable_goes_to_no_other_endpoint(
-    log_in: Callable[..., None], home: Path
-) -> None:
+def test_context_variable_token_stays_with_its_endpoint(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD)
     with pytest.raises(ConfigError, match=r"to https://evil\.example: it is for https://prod\.example\."):
         find_credentials("https://evil.example", environ=environ(home, BENTOML_CLOUD_CONTEXT="prod"))
 
 
-def test_an_unknown_context_is_not_forgiven_because_a_token_is_there(home: Path) -> None:
+def test_credentials_unknown_context_fails_despite_a_token(home: Path) -> None:
     with pytest.raises(ConfigError, match=r"no context 'staging' in .*: it has none\. Run `async-bento login"):
         find_credentials(api_token="t", context="staging", environ=environ(home))
 
@@ -257,16 +255,16 @@ def test_an_unknown_context_is_not_forgiven_because_a_token_is_there(home: Path)
     "text",
     ["", "{}", "contexts: []", "contexts: []\ncurrent_context_name: default", "contexts: []\nsomething_new: 1"],
 )
-def test_a_file_without_contexts_is_no_error(text: str, log_in: Callable[..., None], home: Path) -> None:
+def test_contexts_empty_file_is_no_error(text: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(text=text)
     assert read_contexts(home / ".yatai.yaml").contexts == []
 
 
-def test_a_file_that_is_not_there_has_no_contexts(home: Path) -> None:
+def test_contexts_missing_file_is_no_error(home: Path) -> None:
     assert read_contexts(home / ".yatai.yaml").contexts == []
 
 
-def test_what_bentoml_writes_besides_is_ignored(log_in: Callable[..., None], home: Path) -> None:
+def test_contexts_unknown_fields_are_ignored(log_in: Callable[..., None], home: Path) -> None:
     log_in(text="contexts:\n- {name: default, endpoint: 'https://r.example', api_token: t, email: a@b, role: admin}\n")
     (context,) = read_contexts(home / ".yatai.yaml").contexts
     assert (context.name, context.email) == ("default", "a@b")
@@ -284,7 +282,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("text", BROKEN)
-def test_broken_yaml_is_told_without_its_content(text: str, log_in: Callable[..., None], home: Path) -> None:
+def test_contexts_broken_yaml_is_reported_without_content(text: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(text=text)
     with pytest.raises(ConfigError, match=r"is not valid YAML\. Repair the file, or delete it and log in") as caught:
         read_contexts(home / ".yatai.yaml")
@@ -293,7 +291,7 @@ def test_broken_yaml_is_told_without_its_content(text: str, log_in: Callable[...
 
 
 @pytest.mark.parametrize("text", ["tk-5ecret", "- tk-5ecret", "5"])
-def test_yaml_that_is_something_else_is_told_so(text: str, log_in: Callable[..., None], home: Path) -> None:
+def test_contexts_other_yaml_is_reported(text: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(text=text)
     with pytest.raises(ConfigError) as caught:
         read_contexts(home / ".yatai.yaml")
@@ -311,20 +309,20 @@ def test_yaml_that_is_something_else_is_told_so(text: str, log_in: Callable[...,
         ("{name: 5, endpoint: 'https://r.example', api_token: tk-5ecret}", "contexts.0.name"),
     ],
 )
-def test_a_context_that_lacks_a_field_names_it(entry: str, field: str, log_in: Callable[..., None], home: Path) -> None:
+def test_contexts_missing_field_is_named(entry: str, field: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(text=f"contexts: [{entry}]")
     with pytest.raises(ConfigError, match=f"{field}: ") as caught:
         read_contexts(home / ".yatai.yaml")
     assert "5ecret" not in f"{caught.value!r} {caught.value.__cause__!r}"
 
 
-def test_a_file_that_cannot_be_read_is_told_so(home: Path) -> None:
+def test_contexts_unreadable_file_is_reported(home: Path) -> None:
     (home / ".yatai.yaml").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
         read_contexts(home / ".yatai.yaml")
 
 
-def test_a_context_shows_no_token(log_in: Callable[..., None], home: Path) -> None:
+def test_contexts_repr_shows_no_token(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD)
     contexts = read_contexts(home / ".yatai.yaml")
     found = find_credentials(context="prod", environ=environ(home))
@@ -345,9 +343,7 @@ TOKENS = dict(zip(SOURCES, ["tk-argument", "tk-prod", "tk-own", "tk-bentoml", "t
 
 
 @pytest.mark.parametrize(("stronger", "weaker"), list(itertools.combinations(SOURCES, 2)))
-def test_the_stronger_source_of_a_token_wins(
-    stronger: str, weaker: str, log_in: Callable[..., None], home: Path
-) -> None:
+def test_credentials_token_precedence(stronger: str, weaker: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, STAGING, LAB, current="lab")
     said = {**SOURCES[weaker], **SOURCES[stronger]}
     arguments = {name: value for name, value in said.items() if name.islower()}
@@ -356,7 +352,7 @@ def test_the_stronger_source_of_a_token_wins(
     assert found.api_token.get_secret_value() == TOKENS[stronger]
 
 
-def test_the_endpoint_argument_is_stronger_than_all(home: Path) -> None:
+def test_credentials_endpoint_argument_overrides_all(home: Path) -> None:
     variables = {
         "BENTO_CLOUD_API_KEY": "t",
         "ASYNC_BENTO_ENDPOINT": "https://own.example",
@@ -366,7 +362,7 @@ def test_the_endpoint_argument_is_stronger_than_all(home: Path) -> None:
     )
 
 
-def test_our_own_endpoint_variable_is_stronger_than_bentomls(home: Path) -> None:
+def test_credentials_own_endpoint_variable_overrides_bentomls(home: Path) -> None:
     variables = {
         "ASYNC_BENTO_API_TOKEN": "t",
         "ASYNC_BENTO_ENDPOINT": "https://own.example",
@@ -376,23 +372,23 @@ def test_our_own_endpoint_variable_is_stronger_than_bentomls(home: Path) -> None
 
 
 @pytest.mark.parametrize("arguments", [{"api_token": "t"}, {}])
-def test_bentomls_endpoint_variable_is_stronger_than_the_default(arguments: dict[str, str], home: Path) -> None:
+def test_credentials_bentomls_variable_overrides_the_default(arguments: dict[str, str], home: Path) -> None:
     variables = {"BENTO_CLOUD_API_KEY": "t", "BENTO_CLOUD_API_ENDPOINT": "https://bentoml.example/"}
     assert find_credentials(**arguments, environ=environ(home, **variables)).endpoint == "https://bentoml.example"
 
 
-def test_a_token_alone_is_for_bentocloud_as_bentoml_has_it(log_in: Callable[..., None], home: Path) -> None:
+def test_credentials_token_alone_is_for_bentocloud(log_in: Callable[..., None], home: Path) -> None:
     log_in(LAB, current="lab")
     assert find_credentials(environ=environ(home, BENTO_CLOUD_API_KEY="t")).endpoint == DEFAULT_ENDPOINT
 
 
-def test_a_token_given_with_a_context_goes_to_that_contexts_endpoint(log_in: Callable[..., None], home: Path) -> None:
+def test_credentials_token_with_context_uses_its_endpoint(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD)
     found = find_credentials(api_token="t", context="prod", environ=environ(home))
     assert (found.endpoint, found.source) == ("https://prod.example", "the api_token argument")
 
 
-def test_no_token_anywhere_says_where_one_could_be(home: Path) -> None:
+def test_credentials_missing_token_lists_the_sources(home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home))
     assert str(caught.value) == (
@@ -402,7 +398,7 @@ def test_no_token_anywhere_says_where_one_could_be(home: Path) -> None:
     )
 
 
-def test_a_current_context_that_is_gone_is_no_token(log_in: Callable[..., None], home: Path) -> None:
+def test_credentials_removed_current_context_has_no_token(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, current="lab")
     with pytest.raises(ConfigError, match="no API token"):
         find_credentials(environ=environ(home))
@@ -420,7 +416,7 @@ def test_a_current_context_that_is_gone_is_no_token(log_in: Callable[..., None],
         ({}, {"BENTO_CLOUD_API_KEY": ""}, True),
     ],
 )
-def test_the_file_is_read_only_where_it_is_needed(
+def test_credentials_read_the_file_only_if_needed(
     arguments: dict[str, str], variables: dict[str, str], needed: bool, log_in: Callable[..., None], home: Path
 ) -> None:
     assert needs_contexts(**arguments, environ=variables) is needed
@@ -442,7 +438,7 @@ def test_the_file_is_read_only_where_it_is_needed(
 @pytest.mark.parametrize(
     "elsewhere", ["https://evil.example", "http://prod.example", "https://prod.example:8443", "https://x.prod.example"]
 )
-def test_a_token_set_with_an_endpoint_is_sent_nowhere_else(
+def test_credentials_token_of_variables_stays_with_its_endpoint(
     elsewhere: str, variables: dict[str, str], home: Path
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -462,7 +458,7 @@ def test_a_token_set_with_an_endpoint_is_sent_nowhere_else(
         ({}, {"BENTO_CLOUD_API_ENDPOINT": "https://evil.example"}),
     ],
 )
-def test_a_contexts_token_is_sent_nowhere_else(
+def test_credentials_token_of_a_context_stays_with_its_endpoint(
     arguments: dict[str, str], variables: dict[str, str], log_in: Callable[..., None], home: Path
 ) -> None:
     log_in(PROD, current="prod")
@@ -470,7 +466,7 @@ def test_a_contexts_token_is_sent_nowhere_else(
         find_credentials(**arguments, environ=environ(home, **variables))
 
 
-def test_bentomls_token_is_not_sent_to_our_own_endpoint_variable(home: Path) -> None:
+def test_credentials_bentomls_token_needs_its_own_endpoint(home: Path) -> None:
     variables = {
         "BENTO_CLOUD_API_KEY": "t",
         "BENTO_CLOUD_API_ENDPOINT": "https://prod.example",
@@ -481,19 +477,21 @@ def test_bentomls_token_is_not_sent_to_our_own_endpoint_variable(home: Path) -> 
 
 
 @pytest.mark.parametrize("same", ["https://PROD.example", "https://prod.example:443/", "https://prod.example/yatai"])
-def test_the_same_origin_may_be_written_otherwise(same: str, log_in: Callable[..., None], home: Path) -> None:
+def test_credentials_same_origin_in_another_form_is_accepted(
+    same: str, log_in: Callable[..., None], home: Path
+) -> None:
     log_in(PROD, current="prod")
     assert find_credentials(same, environ=environ(home)).endpoint == same.rstrip("/")
 
 
-def test_a_stored_endpoint_that_is_none_is_told_so(log_in: Callable[..., None], home: Path) -> None:
+def test_credentials_invalid_stored_endpoint_is_reported(log_in: Callable[..., None], home: Path) -> None:
     log_in(("prod", "https://prod.example:99999", "t"), current="prod")
     with pytest.raises(ConfigError, match=r"'https://prod\.example:99999' is not an endpoint"):
         find_credentials("https://prod.example", environ=environ(home))
 
 
 @pytest.mark.parametrize("token", ["tk-5ecret\n", "tk\x7f5ecret", "tk-5ecret-é"])
-def test_a_token_that_is_none_is_told_without_being_shown(token: str, home: Path) -> None:
+def test_credentials_invalid_token_is_reported_but_not_shown(token: str, home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home, BENTO_CLOUD_API_KEY=token))
     assert str(caught.value) == (
@@ -515,7 +513,7 @@ def test_a_token_that_is_none_is_told_without_being_shown(token: str, home: Path
         ("http://yatai_1", "http://yatai_1"),
     ],
 )
-def test_an_endpoint_loses_only_its_last_slash(said: str, read: str) -> None:
+def test_endpoint_trailing_slash_is_removed(said: str, read: str) -> None:
     assert check_endpoint(said) == read
 
 
@@ -544,7 +542,7 @@ def test_an_endpoint_loses_only_its_last_slash(said: str, read: str) -> None:
         "https://r.example\\api",
     ],
 )
-def test_what_is_no_endpoint_is_refused_with_an_example(wrong: str) -> None:
+def test_endpoint_invalid_is_rejected_with_an_example(wrong: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_endpoint(wrong)
     assert str(caught.value) == f"{wrong!r} is not an endpoint. Use a URL like https://registry.example.com."
@@ -561,14 +559,14 @@ def test_what_is_no_endpoint_is_refused_with_an_example(wrong: str) -> None:
         "ftp://ada:5ecret@r.example",
     ],
 )
-def test_a_secret_in_an_endpoint_is_refused_without_being_shown(wrong: str) -> None:
+def test_endpoint_with_a_secret_is_rejected_but_not_shown(wrong: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_endpoint(wrong)
     assert "5ecret" not in f"{caught.value} {caught.value.__cause__}"
 
 
 @given(st.text(max_size=30) | st.from_regex(r"https?://[\x00-\x7f]{0,20}", fullmatch=True))
-def test_any_text_is_an_endpoint_or_a_config_error(text: str) -> None:
+def test_endpoint_of_any_text_is_valid_or_a_config_error(text: str) -> None:
     try:
         assert origin(check_endpoint(text)).startswith("http")
     except ConfigError:
@@ -585,10 +583,10 @@ def test_any_text_is_an_endpoint_or_a_config_error(text: str) -> None:
         ("https://ada:pw@r.example", "https://r.example"),
     ],
 )
-def test_an_origin_is_scheme_host_and_port(url: str, expected: str) -> None:
+def test_origin_is_scheme_host_and_port(url: str, expected: str) -> None:
     assert origin(url) == expected
 
 
-def test_a_range_is_never_larger_than_the_window() -> None:
+def test_transfer_range_is_at_most_the_window() -> None:
     assert Transfer(window=MiB).range_in_window == MiB
     assert Transfer(range_size=MiB).range_in_window == MiB

@@ -53,7 +53,7 @@ class Gate:
 # Threads.run
 
 
-async def test_a_function_runs_in_a_thread_of_ours_with_its_arguments(threads: Threads) -> None:
+async def test_threads_run_the_function_in_a_thread_of_ours(threads: Threads) -> None:
     def where(*args: int, **kwargs: int) -> tuple[object, ...]:
         return threading.current_thread().name, args, kwargs
 
@@ -62,12 +62,12 @@ async def test_a_function_runs_in_a_thread_of_ours_with_its_arguments(threads: T
     assert (args, kwargs) == ((1,), {"two": 2})
 
 
-async def test_an_error_in_a_thread_is_the_callers(threads: Threads) -> None:
+async def test_threads_raise_the_error_of_the_function(threads: Threads) -> None:
     with pytest.raises(KeyError, match="gone"):
         await threads.run({}.__getitem__, "gone")
 
 
-async def test_no_more_threads_run_than_the_limit(threads: Threads) -> None:
+async def test_threads_stay_within_the_limit(threads: Threads) -> None:
     gates = [Gate() for _ in range(3)]
     running = [asyncio.ensure_future(threads.run(gate)) for gate in gates]
     await gates[0].has_begun()
@@ -79,7 +79,7 @@ async def test_no_more_threads_run_than_the_limit(threads: Threads) -> None:
     await asyncio.gather(*running)
 
 
-async def test_a_cancelled_call_waits_for_its_thread(threads: Threads) -> None:
+async def test_threads_cancelled_call_waits_for_its_thread(threads: Threads) -> None:
     gate = Gate()
     call = asyncio.ensure_future(threads.run(gate))
     await gate.has_begun()
@@ -92,7 +92,7 @@ async def test_a_cancelled_call_waits_for_its_thread(threads: Threads) -> None:
     assert gate.ended
 
 
-async def test_a_call_cancelled_twice_waits_too(threads: Threads) -> None:
+async def test_threads_call_cancelled_twice_waits_for_its_thread(threads: Threads) -> None:
     gate = Gate()
     call = asyncio.ensure_future(threads.run(gate))
     await gate.has_begun()
@@ -105,7 +105,7 @@ async def test_a_call_cancelled_twice_waits_too(threads: Threads) -> None:
         await call
 
 
-async def test_a_cancelled_scope_waits_for_its_thread(threads: Threads) -> None:
+async def test_threads_cancelled_scope_waits_for_its_thread(threads: Threads) -> None:
     gate = Gate()
     left = False
 
@@ -128,7 +128,7 @@ async def test_a_cancelled_scope_waits_for_its_thread(threads: Threads) -> None:
     assert left
 
 
-async def test_a_cancelled_call_says_cancelled_though_its_thread_failed(threads: Threads) -> None:
+async def test_threads_cancelled_call_with_an_error_is_cancelled(threads: Threads) -> None:
     gate = Gate()
     told: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
@@ -145,7 +145,7 @@ async def test_a_cancelled_call_says_cancelled_though_its_thread_failed(threads:
     assert told == []
 
 
-async def test_threads_end_when_they_are_closed() -> None:
+async def test_threads_closed_end() -> None:
     threads = Threads(1)
     thread = await threads.run(threading.current_thread)
     threads.close()
@@ -171,7 +171,7 @@ def noting(notes: list[str], *, swallow: bool = False) -> Iterator[str]:
         notes.append(f"out {threading.current_thread().name[:11]}")
 
 
-async def test_a_blocking_manager_is_entered_and_left_in_threads(threads: Threads) -> None:
+async def test_threads_entered_enters_and_exits_in_threads(threads: Threads) -> None:
     notes: list[str] = []
     async with threads.entered(noting(notes)) as value:
         assert value == "value"
@@ -179,7 +179,7 @@ async def test_a_blocking_manager_is_entered_and_left_in_threads(threads: Thread
     assert notes == ["in async-bento", "out async-bento"]
 
 
-async def test_a_manager_sees_the_error_of_its_body(threads: Threads) -> None:
+async def test_threads_entered_passes_the_error_to_exit(threads: Threads) -> None:
     notes: list[str] = []
     with pytest.raises(ValueError, match="wrong"):
         async with threads.entered(noting(notes)):
@@ -187,14 +187,14 @@ async def test_a_manager_sees_the_error_of_its_body(threads: Threads) -> None:
     assert notes == ["in async-bento", "saw wrong", "out async-bento"]
 
 
-async def test_a_manager_may_swallow_the_error_of_its_body(threads: Threads) -> None:
+async def test_threads_entered_may_suppress_the_error(threads: Threads) -> None:
     notes: list[str] = []
     async with threads.entered(noting(notes, swallow=True)):
         raise ValueError("wrong")
     assert notes[-1] == "out async-bento"
 
 
-async def test_a_manager_is_left_when_its_body_is_cancelled(threads: Threads) -> None:
+async def test_threads_entered_cancelled_body_exits(threads: Threads) -> None:
     notes: list[str] = []
     inside = asyncio.Event()
 
@@ -211,7 +211,7 @@ async def test_a_manager_is_left_when_its_body_is_cancelled(threads: Threads) ->
     assert notes == ["in async-bento", "out async-bento"]
 
 
-async def test_a_manager_cancelled_while_it_is_entered_is_left_again(threads: Threads) -> None:
+async def test_threads_entered_cancelled_while_entering_exits(threads: Threads) -> None:
     gate = Gate()
     notes: list[str] = []
 
@@ -236,7 +236,7 @@ async def test_a_manager_cancelled_while_it_is_entered_is_left_again(threads: Th
     assert notes == ["in", "out"]
 
 
-async def test_a_manager_that_cannot_be_entered_is_not_left(threads: Threads) -> None:
+async def test_threads_entered_failed_enter_does_not_exit(threads: Threads) -> None:
     class Locked:
         def __enter__(self) -> None:
             raise OSError("locked")
@@ -252,11 +252,11 @@ async def test_a_manager_that_cannot_be_entered_is_not_left(threads: Threads) ->
 # finish
 
 
-async def test_finish_gives_the_result() -> None:
+async def test_shielded_returns_the_result() -> None:
     assert await shielded(asyncio.sleep(0, "result")) == "result"
 
 
-async def test_finish_gives_the_error() -> None:
+async def test_shielded_raises_the_error() -> None:
     async def fail() -> None:
         raise KeyError("gone")
 
@@ -264,7 +264,7 @@ async def test_finish_gives_the_error() -> None:
         await shielded(fail())
 
 
-async def test_finish_holds_a_cancellation_back_until_the_end() -> None:
+async def test_shielded_cancelled_raises_after_completion() -> None:
     go, ended = asyncio.Event(), False
 
     async def work() -> None:
@@ -283,7 +283,7 @@ async def test_finish_holds_a_cancellation_back_until_the_end() -> None:
     assert ended
 
 
-async def test_finish_tells_that_what_it_waits_for_was_cancelled() -> None:
+async def test_shielded_cancelled_awaitable_raises_cancelled() -> None:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(future.cancel)
     with pytest.raises(asyncio.CancelledError):
@@ -293,7 +293,7 @@ async def test_finish_tells_that_what_it_waits_for_was_cancelled() -> None:
 # for_each
 
 
-async def test_everything_is_done_a_few_at_a_time() -> None:
+async def test_for_each_runs_up_to_the_limit_at_once() -> None:
     running, most, done = 0, 0, list[int]()
 
     async def operation(item: int) -> None:
@@ -309,7 +309,7 @@ async def test_everything_is_done_a_few_at_a_time() -> None:
     assert most == 3
 
 
-async def test_an_item_is_taken_when_its_turn_comes() -> None:
+async def test_for_each_takes_items_lazily() -> None:
     taken: list[int] = []
     go = asyncio.Event()
 
@@ -329,11 +329,11 @@ async def test_an_item_is_taken_when_its_turn_comes() -> None:
     assert taken == [0, 1, 2, 3, 4]
 
 
-async def test_nothing_to_do_is_done_at_once() -> None:
+async def test_for_each_without_items_returns() -> None:
     await for_each(asyncio.sleep, [], 3)
 
 
-async def test_the_first_error_is_raised_bare_and_the_others_are_cancelled() -> None:
+async def test_for_each_error_cancels_the_others() -> None:
     ended: list[str] = []
 
     async def operation(item: str) -> None:
@@ -350,7 +350,7 @@ async def test_the_first_error_is_raised_bare_and_the_others_are_cancelled() -> 
     assert sorted(ended) == ["fails", "waits", "waits too"]
 
 
-async def test_an_error_of_the_clean_up_does_not_hide_the_first() -> None:
+async def test_for_each_error_during_cleanup_does_not_hide_the_first() -> None:
     async def operation(item: int) -> None:
         if item == 1:
             raise KeyError("first")
@@ -363,7 +363,7 @@ async def test_an_error_of_the_clean_up_does_not_hide_the_first() -> None:
         await for_each(operation, [0, 1, 2], 3)
 
 
-async def test_an_error_of_the_items_themselves_is_raised_too() -> None:
+async def test_for_each_error_of_the_iterator_is_raised() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise OSError("the disk is gone")
@@ -372,7 +372,7 @@ async def test_an_error_of_the_items_themselves_is_raised_too() -> None:
         await for_each(lambda item: asyncio.sleep(0), items(), 2)
 
 
-async def test_nothing_outlives_a_cancellation() -> None:
+async def test_for_each_cancelled_leaves_no_task() -> None:
     ended: list[int] = []
 
     async def operation(item: int) -> None:
@@ -394,7 +394,7 @@ async def test_nothing_outlives_a_cancellation() -> None:
 # A budget
 
 
-async def test_a_budget_gives_what_is_free_and_lets_the_rest_wait_in_turn() -> None:
+async def test_byte_budget_waiters_are_served_in_order() -> None:
     budget = ByteBudget(10)
     await budget.acquire(6)
     order: list[str] = []
@@ -414,7 +414,7 @@ async def test_a_budget_gives_what_is_free_and_lets_the_rest_wait_in_turn() -> N
     assert budget.free == 1
 
 
-async def test_who_gives_up_waiting_for_a_budget_holds_nothing_and_lets_the_next_have_it() -> None:
+async def test_byte_budget_cancelled_waiter_is_skipped() -> None:
     budget = ByteBudget(10)
     await budget.acquire(6)
     first, second = asyncio.create_task(budget.acquire(8)), asyncio.create_task(budget.acquire(2))
@@ -427,7 +427,7 @@ async def test_who_gives_up_waiting_for_a_budget_holds_nothing_and_lets_the_next
     assert budget.free == 2
 
 
-async def test_a_share_that_is_had_in_the_moment_of_giving_up_is_given_back() -> None:
+async def test_byte_budget_cancelled_after_grant_releases() -> None:
     budget = ByteBudget(10)
     await budget.acquire(10)
     waiting = asyncio.create_task(budget.acquire(4))

@@ -78,7 +78,7 @@ def bentos(*records: dict[str, object]) -> BentoWithRepositoryListSchema:
     return BentoWithRepositoryListSchema.model_validate({"items": records})
 
 
-def test_a_list_is_a_table_and_says_how_many_there_are() -> None:
+def test_html_list_is_a_table_with_a_count() -> None:
     page = Page(bentos(record("v2", manifest={"size_bytes": 2048}), record("v1"))._repr_html_())
     assert page.rows == [
         ["TAG", "SIZE", "BUILT (UTC)", "UPLOAD"],
@@ -88,19 +88,19 @@ def test_a_list_is_a_table_and_says_how_many_there_are() -> None:
     assert page.text == "2 bentos"
 
 
-def test_a_long_list_shows_the_first_and_counts_the_rest() -> None:
+def test_html_list_longer_than_20_is_cut_and_counted() -> None:
     page = Page(bentos(*(record(f"v{number}") for number in range(1000)))._repr_html_())
     assert [row[0] for row in page.rows[1:]] == [f"svc:v{number}" for number in range(20)]
     assert page.text == "the first 20 of 1,000 bentos"
 
 
-def test_twenty_are_shown_whole() -> None:
+def test_html_list_of_20_is_complete() -> None:
     page = Page(bentos(*(record(f"v{number}") for number in range(20)))._repr_html_())
     assert len(page.rows) == 21
     assert page.text == "20 bentos"
 
 
-def test_one_is_one() -> None:
+def test_html_list_of_one_is_counted_in_the_singular() -> None:
     models = ModelWithRepositoryListSchema.model_validate({"items": [record()]})
     assert Page(models._repr_html_()).text == "1 model"
 
@@ -109,12 +109,14 @@ def test_one_is_one() -> None:
     ("found", "said"),
     [(BentoWithRepositoryListSchema(), "no bentos"), (ModelWithRepositoryListSchema(), "no models")],
 )
-def test_an_empty_list_says_so(found: BentoWithRepositoryListSchema | ModelWithRepositoryListSchema, said: str) -> None:
+def test_html_list_empty_is_a_sentence(
+    found: BentoWithRepositoryListSchema | ModelWithRepositoryListSchema, said: str
+) -> None:
     page = Page(found._repr_html_())
     assert (page.rows, page.text) == ([], said)
 
 
-def test_a_record_is_shown_by_its_facts() -> None:
+def test_html_record_shows_its_facts() -> None:
     shown = BentoSchema.model_validate(
         record(
             manifest={"name": "svc", "size_bytes": 10, "bentoml_version": "1.4.39", "models": ["a:1", "b:2"]},
@@ -132,7 +134,7 @@ def test_a_record_is_shown_by_its_facts() -> None:
     ]
 
 
-def test_an_item_of_the_store_is_shown_by_its_facts(tmp_path: Path) -> None:
+def test_html_store_item_shows_its_facts(tmp_path: Path) -> None:
     bento = make_bento(tmp_path, "svc:v1", models=["mod:m1"], labels={"team": "nlp"})
     model = make_model(tmp_path, "mod:m1")
     assert Page(Bento.from_path(bento)._repr_html_()).rows == [
@@ -146,7 +148,7 @@ def test_an_item_of_the_store_is_shown_by_its_facts(tmp_path: Path) -> None:
     assert ["Tag", "mod:m1"] in Page(Model.from_path(model)._repr_html_()).rows
 
 
-def test_a_push_is_shown_with_its_models() -> None:
+def test_html_push_result_shows_its_models() -> None:
     result = PushResult(
         Tag("svc", "v1"),
         resumed=True,
@@ -182,25 +184,25 @@ def shown(tmp_path: Path) -> list[str]:
     ]
 
 
-def test_what_others_wrote_is_text_and_no_markup(tmp_path: Path) -> None:
+def test_html_values_are_escaped(tmp_path: Path) -> None:
     for text in shown(tmp_path):
         cells = "".join(cell for row in Page(text).rows for cell in row)
         assert "<script>alert('&')</script>" in cells
 
 
-def test_no_secret_is_shown(tmp_path: Path) -> None:
+def test_html_shows_no_secret(tmp_path: Path) -> None:
     for text in shown(tmp_path):
         assert "5ec4e7" not in text
         assert "storage.example.com" not in text
 
 
-def test_no_colour_is_set_so_that_the_theme_s_own_holds(tmp_path: Path) -> None:
+def test_html_sets_no_colour(tmp_path: Path) -> None:
     for text in shown(tmp_path):
         assert set(re.findall(r'style="([^"]*)"', text)) == {"text-align: left; vertical-align: top"}
         assert not re.search(r"<style|class=|bgcolor|\bcolor=", text)
 
 
-def test_what_a_real_registry_says_is_shown(served: LocalRegistry, home: Path) -> None:
+def test_html_of_a_real_registry_lists_the_bento(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1", models=["mod:m1"])
     make_model(home, "mod:m1")
     with BentoAPI() as api:

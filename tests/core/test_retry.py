@@ -56,12 +56,12 @@ def name(error: Exception) -> str:
 
 
 @pytest.mark.parametrize("error", AGAIN, ids=name)
-def test_what_may_pass_is_transient(error: Exception) -> None:
+def test_retry_transient_errors_are_retried(error: Exception) -> None:
     assert is_transient(error)
 
 
 @pytest.mark.parametrize("error", NEVER, ids=name)
-def test_what_will_not_pass_is_not(error: Exception) -> None:
+def test_retry_permanent_errors_are_not_retried(error: Exception) -> None:
     assert not is_transient(error)
 
 
@@ -81,12 +81,12 @@ def test_what_will_not_pass_is_not(error: Exception) -> None:
         ("Wed, 99 Oct 2015 07:28:00 GMT", None),
     ],
 )
-def test_a_retry_after_is_read_in_seconds(header: str | None, seconds: float | None) -> None:
+def test_retry_after_in_seconds_is_parsed(header: str | None, seconds: float | None) -> None:
     assert seconds_to_wait(header) == seconds
 
 
 @pytest.mark.parametrize("zone", ["GMT", "-0000", "+0000"])
-def test_a_retry_after_may_be_a_date(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_as_a_date_is_parsed(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1_445_412_480.0 - 90)  # a minute and a half before
     assert seconds_to_wait(f"Wed, 21 Oct 2015 07:28:00 {zone}") == 90.0
 
@@ -106,26 +106,26 @@ class Operation:
         return "done"
 
 
-async def test_what_succeeds_is_done_once() -> None:
+async def test_retry_success_is_called_once() -> None:
     operation = Operation()
     assert await with_retries(AT_ONCE, operation) == "done"
     assert operation.tries == 1
 
 
-async def test_a_transient_fault_is_tried_again() -> None:
+async def test_retry_transient_error_then_success_returns() -> None:
     operation = Operation(errors.StalledError("1"), errors.APIConnectionError("2"))
     assert await with_retries(AT_ONCE, operation) == "done"
     assert operation.tries == 3
 
 
-async def test_the_last_try_says_what_went_wrong_last() -> None:
+async def test_retry_exhausted_raises_the_last_error() -> None:
     operation = Operation(*(errors.StalledError(str(number)) for number in range(1, 9)))
     with pytest.raises(errors.StalledError, match=r"^3$"):
         await with_retries(AT_ONCE, operation)
     assert operation.tries == 3
 
 
-async def test_another_fault_ends_it_at_once() -> None:
+async def test_retry_permanent_error_is_raised_at_once() -> None:
     operation = Operation(errors.StalledError("1"), errors.StoreError("no space"))
     with pytest.raises(errors.StoreError, match="no space"):
         await with_retries(AT_ONCE, operation)
@@ -187,21 +187,21 @@ print(asyncio.run(with_retries(RetryPolicy(wait_initial=0), operation)))
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
-async def test_a_cancellation_is_never_tried_again() -> None:
+async def test_retry_cancellation_propagates() -> None:
     operation = Operation(asyncio.CancelledError())
     with pytest.raises(asyncio.CancelledError):
         await with_retries(AT_ONCE, operation)
     assert operation.tries == 1
 
 
-async def test_one_attempt_is_no_retry() -> None:
+async def test_retry_with_one_attempt_does_not_retry() -> None:
     operation = Operation(errors.StalledError("1"))
     with pytest.raises(errors.StalledError):
         await with_retries(RetryPolicy(attempts=1), operation)
     assert operation.tries == 1
 
 
-async def test_the_longest_wait_doubles_and_chance_says_how_much_of_it_is_waited(waits: list[float]) -> None:
+async def test_retry_wait_limit_doubles_with_jitter(waits: list[float]) -> None:
     policy = RetryPolicy(attempts=6, wait_initial=0.001, wait_max=0.004)
     for _ in range(20):
         await with_retries(policy, Operation(*(errors.StalledError("x") for _ in range(5))))
@@ -214,11 +214,11 @@ async def test_the_longest_wait_doubles_and_chance_says_how_much_of_it_is_waited
         assert min(those) < longest / 2
 
 
-def test_the_wait_after_very_many_failures_is_still_a_number() -> None:
+def test_retry_wait_after_many_failures_is_finite() -> None:
     assert 0 <= backoff(RetryPolicy(), 100_000) <= RetryPolicy().wait_max
 
 
-async def test_the_count_starts_again_when_the_whole_has_come_further() -> None:
+async def test_retry_count_restarts_on_progress() -> None:
     moved = iter([0, 0, 1, 1, 1, 1])  # asked before the first try and after each that failed
     operation = Operation(*(errors.StalledError(str(number)) for number in range(1, 9)))
     with pytest.raises(errors.StalledError, match=r"^4$"):
@@ -226,14 +226,14 @@ async def test_the_count_starts_again_when_the_whole_has_come_further() -> None:
     assert operation.tries == 4
 
 
-async def test_a_new_url_is_tried_at_once_and_not_for_ever(waits: list[float]) -> None:
+async def test_retry_expired_url_is_immediate_and_bounded(waits: list[float]) -> None:
     operation = Operation(*(errors.PartError(str(number), status=403) for number in range(1, 9)))
     with pytest.raises(errors.PartError, match=r"^3$"):
         await with_retries(RetryPolicy(attempts=8, wait_initial=9), operation)
     assert waits == [0.0, 0.0]
 
 
-def test_a_certificate_that_does_not_hold_will_not_hold_later() -> None:
+def test_retry_untrusted_certificate_is_not_retried() -> None:
     for error in (errors.APIConnectionError("registry"), errors.PartError("storage")):
         error.__cause__ = OSError("tls")
         assert is_transient(error)
@@ -241,7 +241,7 @@ def test_a_certificate_that_does_not_hold_will_not_hold_later() -> None:
         assert not is_transient(error)
 
 
-def test_a_proxy_that_wants_a_password_will_not_do_without_later() -> None:
+def test_retry_proxy_authentication_is_not_retried() -> None:
     refused = errors.APIConnectionError("proxy")
     refused.__cause__ = errors.APIStatusError("as aiohttp's ClientHttpProxyError, it has a status", status=407)
     assert not is_transient(refused)
@@ -249,7 +249,7 @@ def test_a_proxy_that_wants_a_password_will_not_do_without_later() -> None:
 
 @pytest.mark.parametrize("asked", [0.0, 0.002])
 @pytest.mark.parametrize("kind", [APIStatusError, PartError])
-async def test_a_retry_after_goes_before_the_policys_waits(
+async def test_retry_after_takes_precedence_over_the_policy(
     kind: type[APIStatusError | PartError], asked: float, waits: list[float]
 ) -> None:
     policy = RetryPolicy(attempts=2, wait_initial=0.001, wait_max=0.001)
@@ -260,20 +260,20 @@ async def test_a_retry_after_goes_before_the_policys_waits(
 CAPPED = RetryPolicy(attempts=3, wait_initial=0, wait_max=0, retry_after_cap=0.002)
 
 
-async def test_a_retry_after_up_to_the_cap_is_obeyed(waits: list[float]) -> None:
+async def test_retry_after_up_to_the_cap_is_obeyed(waits: list[float]) -> None:
     assert await with_retries(CAPPED, Operation(errors.RateLimitError("busy", status=429, retry_after=0.002))) == "done"
     assert waits == [0.002]
 
 
 @pytest.mark.parametrize("asked", [0.0021, 3600.0, float("inf")])
-async def test_a_retry_after_beyond_the_cap_ends_it(asked: float) -> None:
+async def test_retry_after_beyond_the_cap_raises(asked: float) -> None:
     operation = Operation(errors.RateLimitError("busy", status=429, retry_after=asked))
     with pytest.raises(errors.RateLimitError):
         await with_retries(CAPPED, operation)
     assert operation.tries == 1
 
 
-async def test_a_retry_after_does_not_make_a_no_a_maybe() -> None:
+async def test_retry_after_of_a_permanent_error_is_ignored() -> None:
     operation = Operation(errors.APIStatusError("too large", status=413, retry_after=0.0))
     with pytest.raises(errors.APIStatusError):
         await with_retries(AT_ONCE, operation)
@@ -293,7 +293,7 @@ async def paused(throttle: HostThrottle, host: str) -> bool:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_a_host_that_is_busy_is_left_alone_by_all_and_others_are_not(status: int) -> None:
+async def test_throttle_busy_host_pauses_only_that_host(status: int) -> None:
     throttle = HostThrottle(SLOW)
     throttle.record("busy:1", status, 100.0)
 
@@ -302,14 +302,14 @@ async def test_a_host_that_is_busy_is_left_alone_by_all_and_others_are_not(statu
 
 
 @pytest.mark.parametrize("status", [200, 206, 400, 403, 404, 500, 502, 504])
-async def test_other_answers_are_no_reason_to_pause(status: int) -> None:
+async def test_throttle_other_statuses_do_not_pause(status: int) -> None:
     throttle = HostThrottle(SLOW)
     throttle.record("host:1", status, 100.0)
 
     assert not await paused(throttle, "host:1")
 
 
-async def test_an_answer_to_what_was_asked_before_does_not_end_a_pause() -> None:
+async def test_throttle_late_success_does_not_end_the_pause() -> None:
     throttle = HostThrottle(SLOW)
     throttle.record("host:1", 503, 100.0)
     throttle.record("host:1", 200, None)
@@ -318,7 +318,7 @@ async def test_an_answer_to_what_was_asked_before_does_not_end_a_pause() -> None
     assert await paused(throttle, "host:1")
 
 
-async def test_a_pause_ends() -> None:
+async def test_throttle_pause_ends() -> None:
     throttle = HostThrottle(RetryPolicy(wait_initial=0, wait_max=0))
     throttle.record("host:1", 503, 0.02)
     began = asyncio.get_running_loop().time()
@@ -328,14 +328,14 @@ async def test_a_pause_ends() -> None:
     assert asyncio.get_running_loop().time() - began >= 0.019
 
 
-async def test_a_pause_beyond_the_cap_is_none_since_whoever_was_told_gives_up() -> None:
+async def test_throttle_pause_beyond_the_cap_is_ignored() -> None:
     throttle = HostThrottle(SLOW)
     throttle.record("host:1", 503, 121.0)
 
     assert not await paused(throttle, "host:1")
 
 
-async def test_a_host_that_does_not_say_how_long_is_paused_for_longer_each_time(
+async def test_throttle_without_retry_after_backs_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[int] = []
@@ -352,7 +352,7 @@ async def test_a_host_that_does_not_say_how_long_is_paused_for_longer_each_time(
     assert asked == [1, 2, 1]
 
 
-async def test_many_refusals_of_one_moment_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_throttle_refusals_during_a_pause_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def remember(policy: RetryPolicy, failures: int) -> float:

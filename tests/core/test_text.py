@@ -20,7 +20,7 @@ from async_bento._core.text import human_size, human_time, shorten
         (3000 * 2**40, "3000.0 TiB"),
     ],
 )
-def test_a_size_is_written_as_a_person_reads_it(count: int, text: str) -> None:
+def test_human_size_uses_binary_units(count: int, text: str) -> None:
     assert human_size(count) == text
 
 
@@ -36,10 +36,10 @@ def test_a_size_is_written_as_a_person_reads_it(count: int, text: str) -> None:
         (360_000, "100 h 00 min"),
     ],
 )
-def test_a_duration_is_written_as_a_person_reads_it(seconds: float, text: str) -> None:
+def test_human_time_uses_two_units(seconds: float, text: str) -> None:
     assert human_time(seconds) == text
 
 
-def test_a_long_name_loses_its_middle() -> None:
+def test_shorten_long_name_replaces_its_middle() -> None:
     assert shorten("pushing bento iris:v1", 21) == "pushing bento iris:v1"
     assert shorten("pushing bento iris:v1", 11) == "pushi…is:v1"

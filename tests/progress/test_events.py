@@ -32,7 +32,7 @@ def heard() -> Heard:
 # Events
 
 
-def test_a_transfer_is_told_step_by_step(heard: Heard) -> None:
+def test_progress_transfer_sends_each_step(heard: Heard) -> None:
     with Progress("push", "bento", "iris:v1", heard) as progress:
         progress.enter("transferring", bytes_total=100)
         progress.advance(60)
@@ -49,13 +49,13 @@ def test_a_transfer_is_told_step_by_step(heard: Heard) -> None:
     assert {(event.direction, event.kind, event.tag) for event in heard} == {("push", "bento", "iris:v1")}
 
 
-def test_a_note_is_told_at_the_end(heard: Heard) -> None:
+def test_progress_note_is_sent_at_the_end(heard: Heard) -> None:
     with Progress("pull", "model", "m:1", heard) as progress:
         progress.note = "resumed"
     assert heard.steps[-1] == ("done", 0, None, "resumed")
 
 
-def test_what_was_skipped_is_not_done(heard: Heard) -> None:
+def test_progress_skipped_item_is_not_done(heard: Heard) -> None:
     with Progress("push", "model", "m:1", heard) as progress:
         progress.enter("skipped", "already there")
     assert heard.steps == [("planning", 0, None, ""), ("skipped", 0, None, "already there")]
@@ -69,7 +69,7 @@ def test_what_was_skipped_is_not_done(heard: Heard) -> None:
         (asyncio.CancelledError("via a scope of <Task …>"), "cancelled"),
     ],
 )
-def test_a_failure_is_told_in_a_line_and_raised(error: BaseException, message: str, heard: Heard) -> None:
+def test_progress_failure_is_one_line_and_raised(error: BaseException, message: str, heard: Heard) -> None:
     progress = Progress("push", "model", "m:1", heard, note="resumed")
     with pytest.raises(type(error)), progress:
         raise error
@@ -83,7 +83,7 @@ def fail_after(progress: Progress, error: BaseException, *moved: int) -> None:
         raise error
 
 
-def test_a_failed_attempt_takes_its_bytes_back(heard: Heard) -> None:
+def test_progress_failed_attempt_takes_its_bytes_back(heard: Heard) -> None:
     progress = Progress("push", "bento", "iris:v1", heard)
     progress.advance(10)
     with pytest.raises(OSError, match="reset"):
@@ -93,14 +93,14 @@ def test_a_failed_attempt_takes_its_bytes_back(heard: Heard) -> None:
     assert [event.bytes_done for event in heard] == [10, 13, 17, 10, 17]
 
 
-def test_a_cancelled_attempt_takes_its_bytes_back() -> None:
+def test_progress_cancelled_attempt_takes_its_bytes_back() -> None:
     progress = Progress("push", "bento", "iris:v1")
     with pytest.raises(asyncio.CancelledError):
         fail_after(progress, asyncio.CancelledError(), 3)
     assert progress.bytes_done == 0
 
 
-def test_attempts_side_by_side_take_back_only_their_own_bytes() -> None:
+def test_progress_concurrent_attempts_count_separately() -> None:
     progress = Progress("push", "bento", "iris:v1")
     with progress.attempt() as lasting:
         lasting(5)
@@ -110,13 +110,13 @@ def test_attempts_side_by_side_take_back_only_their_own_bytes() -> None:
     assert progress.bytes_done == 10
 
 
-def test_an_attempt_that_moved_nothing_tells_nothing(heard: Heard) -> None:
+def test_progress_empty_attempt_sends_nothing(heard: Heard) -> None:
     with pytest.raises(OSError, match="reset"):
         fail_after(Progress("push", "bento", "iris:v1", heard), OSError("reset"))
     assert heard == []
 
 
-def test_a_listener_that_raises_is_told_no_more_and_the_transfer_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_listener_that_raises_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     told: list[ProgressEvent] = []
 
     def broken(event: ProgressEvent, /) -> None:
@@ -133,13 +133,13 @@ def test_a_listener_that_raises_is_told_no_more_and_the_transfer_goes_on(caplog:
     assert record.exc_info is not None
 
 
-def test_nobody_needs_to_listen() -> None:
+def test_progress_without_a_listener_works() -> None:
     with Progress("push", "bento", "iris:v1") as progress:
         progress.advance(1)
     assert progress.phase == "done"
 
 
-def test_a_resumed_transfer_begins_where_it_stopped(heard: Heard) -> None:
+def test_progress_resume_starts_at_the_resumed_bytes(heard: Heard) -> None:
     with Progress("push", "model", "m:1", heard) as progress:
         progress.resume(62, 100)
         progress.advance(38)
@@ -151,7 +151,7 @@ def test_a_resumed_transfer_begins_where_it_stopped(heard: Heard) -> None:
     assert {event.bytes_resumed for event in heard[1:]} == {62}
 
 
-def test_what_is_of_no_use_is_not_counted(heard: Heard) -> None:
+def test_progress_restart_resets_the_counters(heard: Heard) -> None:
     progress = Progress("push", "model", "m:1", heard)
     progress.parts_done, progress.parts_total = 3, 5
     progress.resume(62, 100)
@@ -161,7 +161,7 @@ def test_what_is_of_no_use_is_not_counted(heard: Heard) -> None:
     assert (last.bytes_done, last.bytes_resumed, last.parts_done, last.parts_total) == (0, 0, 0, None)
 
 
-def test_parts_and_retries_are_counted(heard: Heard) -> None:
+def test_progress_counts_parts_and_retries(heard: Heard) -> None:
     progress = Progress("push", "model", "m:1", heard)
     progress.parts_total = 2
     progress.part_arrived()
@@ -173,7 +173,7 @@ def test_parts_and_retries_are_counted(heard: Heard) -> None:
 # Events that are awaited
 
 
-async def test_events_are_awaited_until_the_task_is_done() -> None:
+async def test_progress_events_end_with_the_task() -> None:
     events = ProgressEvents()
 
     async def push() -> str:
@@ -190,7 +190,7 @@ async def test_events_are_awaited_until_the_task_is_done() -> None:
     assert await task == "pushed"
 
 
-async def test_who_is_slow_is_told_the_newest_numbers_and_every_step_and_message() -> None:
+async def test_progress_events_slow_consumer_gets_coalesced() -> None:
     events = ProgressEvents()
 
     async def push() -> None:
@@ -211,7 +211,7 @@ async def test_who_is_slow_is_told_the_newest_numbers_and_every_step_and_message
     ]
 
 
-async def test_what_the_task_raises_is_left_to_who_awaits_it() -> None:
+async def test_progress_events_do_not_raise_the_tasks_error() -> None:
     events = ProgressEvents()
 
     async def push() -> None:
@@ -232,22 +232,22 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_is_watched() -> None:
+def test_is_watched_terminal_is_true() -> None:
     assert is_watched(Terminal())
 
 
-def test_a_file_is_not() -> None:
+def test_is_watched_file_is_false() -> None:
     assert not is_watched(io.StringIO())
 
 
-def test_standard_error_is_what_counts_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_watched_uses_stderr_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert is_watched()
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert not is_watched()
 
 
-def test_without_a_standard_error_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_watched_without_stderr_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     assert not is_watched()
 
@@ -258,15 +258,13 @@ def in_ipython(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
     monkeypatch.setitem(sys.modules, "IPython", ipython)
 
 
-def test_a_notebook_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_watched_notebook_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
     in_ipython(monkeypatch, SimpleNamespace(kernel=object()))
     assert is_watched(io.StringIO())
 
 
 @pytest.mark.parametrize("shell", [None, SimpleNamespace()])
-def test_who_has_ipython_or_a_kernel_imported_is_no_notebook_for_that(
-    shell: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_is_watched_imported_ipython_is_no_notebook(shell: object, monkeypatch: pytest.MonkeyPatch) -> None:
     in_ipython(monkeypatch, shell)
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
     assert not is_watched(io.StringIO())

@@ -71,7 +71,7 @@ def lines_left(screen: Terminal) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def test_a_bar_is_drawn_and_one_line_is_left(screen: Terminal, clock: Clock) -> None:
+def test_bar_is_drawn_and_leaves_one_line(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     for told in (
         event("planning"),
@@ -94,7 +94,7 @@ def test_a_bar_is_drawn_and_one_line_is_left(screen: Terminal, clock: Clock) -> 
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_no_bar_is_wider_than_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+def test_bar_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     screen = Terminal()
     monkeypatch.setattr("async_bento.progress.listeners._columns", lambda _: columns)
     monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (columns, 30))
@@ -115,7 +115,7 @@ def test_no_bar_is_wider_than_the_terminal(columns: int, monkeypatch: pytest.Mon
     assert ("12 retries" in frames[-1]) is (columns == 120)
 
 
-def test_a_bar_follows_bytes_that_were_taken_back(screen: Terminal, clock: Clock) -> None:
+def test_bar_follows_bytes_taken_back(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     listener(event("transferring", 80, 100))
     (bar,) = listener._bars.values()
@@ -127,7 +127,7 @@ def test_a_bar_follows_bytes_that_were_taken_back(screen: Terminal, clock: Clock
     assert listener._bars == {}
 
 
-def test_a_size_that_is_known_later_is_taken_over(screen: Terminal, clock: Clock) -> None:
+def test_bar_adopts_a_size_known_later(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     listener(event("transferring", 10, None, direction="pull"))
     (bar,) = listener._bars.values()
@@ -139,7 +139,7 @@ def test_a_size_that_is_known_later_is_taken_over(screen: Terminal, clock: Clock
     assert lines_left(screen) == ["pulled bento iris:v1, 100 B"]
 
 
-def test_a_bar_is_not_drawn_for_every_event(screen: Terminal, clock: Clock) -> None:
+def test_bar_is_not_redrawn_for_every_event(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     for done in range(1000):
         listener(event("transferring", done, 1000))
@@ -148,7 +148,7 @@ def test_a_bar_is_not_drawn_for_every_event(screen: Terminal, clock: Clock) -> N
     assert screen.getvalue().count("%|") <= 11
 
 
-def test_a_message_is_a_line_and_a_retry_is_counted(screen: Terminal, clock: Clock) -> None:
+def test_bar_message_is_a_line_and_retry_a_counter(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     listener(event("planning", message="waiting for another process that pushes it"))
     listener(event("transferring", 62, 100, "resuming at 62 %", bytes_resumed=62))
@@ -175,19 +175,19 @@ def test_a_message_is_a_line_and_a_retry_is_counted(screen: Terminal, clock: Clo
         (event("done", 100, 100, retries=1), "pushed bento iris:v1, 100 B, 1 retry"),
     ],
 )
-def test_an_end_without_a_bar_is_one_line(told: ProgressEvent, line: str, screen: Terminal) -> None:
+def test_bar_item_without_bar_ends_with_one_line(told: ProgressEvent, line: str, screen: Terminal) -> None:
     TqdmListener(screen)(told)
     assert lines_left(screen) == [line]
 
 
-def test_a_failure_takes_its_bar_away(screen: Terminal) -> None:
+def test_bar_of_a_failure_is_removed(screen: Terminal) -> None:
     listener = TqdmListener(screen)
     listener(event("transferring", 5, 10))
     listener(event("failed", 5, 10, "reset"))
     assert lines_left(screen) == ["pushing bento iris:v1 failed: reset"]
 
 
-def test_each_last_line_begins_at_the_left_whichever_bar_ends_first(screen: Terminal) -> None:
+def test_bar_last_lines_start_at_the_left_margin(screen: Terminal) -> None:
     listener = TqdmListener(screen)
     for tag in ("m:1", "m:2", "m:3"):
         listener(event("transferring", 5, 10, tag=tag))
@@ -197,7 +197,7 @@ def test_each_last_line_begins_at_the_left_whichever_bar_ends_first(screen: Term
     assert {drawn[drawn.index(f"pushed bento {tag}") - 1] for tag in ("m:1", "m:2", "m:3")} <= set("\r\n")
 
 
-def test_several_items_have_a_bar_each_and_one_for_all(screen: Terminal, clock: Clock) -> None:
+def test_bar_per_item_and_one_for_all(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     several = [
         {"tag": "iris:v1"},
@@ -223,7 +223,7 @@ def test_several_items_have_a_bar_each_and_one_for_all(screen: Terminal, clock: 
         assert screen.getvalue().count(line) == 1
 
 
-def test_it_draws_on_standard_error_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_is_drawn_on_stderr_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     TqdmListener()(event("skipped", message="already there"))
     assert capsys.readouterr() == ("", "skipped bento iris:v1: already there\n")
 
@@ -238,24 +238,24 @@ def looked_at(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *, notebook:
     monkeypatch.setattr(sys, "stderr", stream)
 
 
-def test_the_api_is_silent_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listener_default_without_a_viewer_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at(monkeypatch, io.StringIO())
     assert choose_listener(None) is None
 
 
-def test_who_asks_for_progress_where_nobody_looks_has_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listener_requested_without_a_terminal_writes_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at(monkeypatch, io.StringIO())
     assert isinstance(choose_listener(True), LineListener)
 
 
-def test_the_api_draws_where_someone_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listener_default_on_a_terminal_draws_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at(monkeypatch, Terminal())
     assert isinstance(choose_listener(None), TqdmListener)
     assert isinstance(choose_listener(True), TqdmListener)
     assert choose_listener(False) is None
 
 
-def test_a_notebook_has_bars_where_there_are_widgets_and_else_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listener_in_a_notebook_depends_on_ipywidgets(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at(monkeypatch, io.StringIO(), notebook=True)
     monkeypatch.setattr("async_bento.progress.listeners.find_spec", lambda name: find_spec("io"))
     assert isinstance(choose_listener(None), TqdmListener)
@@ -263,7 +263,7 @@ def test_a_notebook_has_bars_where_there_are_widgets_and_else_lines(monkeypatch:
     assert isinstance(choose_listener(None), LineListener)
 
 
-async def test_any_function_is_a_listener() -> None:
+async def test_listener_may_be_a_function() -> None:
     told: list[ProgressEvent] = []
     async with AsyncBentoAPI(endpoint="http://127.0.0.1:1", api_token="t", progress=told.append) as api:
         with api._resources.progress("push", "bento", "iris:v1"):  # type: ignore[arg-type]
@@ -274,7 +274,7 @@ async def test_any_function_is_a_listener() -> None:
 # Rates
 
 
-def test_a_rate_is_that_of_the_last_seconds() -> None:
+def test_rate_covers_the_last_seconds() -> None:
     rate = Rate()
     for second in range(60):
         rate.record(second * (100 if second < 30 else 0) + 30 * (100 if second >= 30 else 0), float(second))
@@ -285,7 +285,7 @@ def test_a_rate_is_that_of_the_last_seconds() -> None:
     assert rate.per_second == 100
 
 
-def test_a_rate_is_not_told_from_the_first_moment() -> None:
+def test_rate_is_unknown_in_the_first_second() -> None:
     rate = Rate()
     assert rate.per_second is None
     rate.record(0, 0.0)
@@ -293,7 +293,7 @@ def test_a_rate_is_not_told_from_the_first_moment() -> None:
     assert rate.per_second is None
 
 
-def test_the_time_of_planning_is_not_in_the_rate() -> None:
+def test_rate_excludes_the_time_of_planning() -> None:
     summary = TransferSummary()
     summary.record(event("planning"), 0.0)
     summary.record(event("transferring", 0, 1000), 60.0)
@@ -302,7 +302,7 @@ def test_the_time_of_planning_is_not_in_the_rate() -> None:
     assert summary.facts_of(last)[1] == "100 B/s"
 
 
-def test_bursts_do_not_make_a_rate_jump() -> None:
+def test_rate_is_steady_across_bursts() -> None:
     rate, told = Rate(), []
     for tenth in range(300):  # 100 bytes a second, all of them in the last tenth of each second
         rate.record(100 * (tenth // 10), tenth / 10)
@@ -312,7 +312,7 @@ def test_bursts_do_not_make_a_rate_jump() -> None:
     assert min(told) >= 85
 
 
-def test_bytes_that_an_earlier_transfer_moved_are_not_in_the_rate() -> None:
+def test_rate_excludes_resumed_bytes() -> None:
     summary = TransferSummary()
     summary.record(event("transferring", 620 * MiB, 1000 * MiB, bytes_resumed=620 * MiB), 0.0)
     summary.record(event("transferring", 622 * MiB, 1000 * MiB, bytes_resumed=620 * MiB), 2.0)
@@ -322,7 +322,7 @@ def test_bytes_that_an_earlier_transfer_moved_are_not_in_the_rate() -> None:
     assert summary.facts() == summary.facts_of(last)
 
 
-def test_what_begins_at_once_belongs_to_the_job_and_what_begins_later_does_not() -> None:
+def test_summary_restarts_after_an_idle_time() -> None:
     summary = TransferSummary()
     summary.record(event("done", 10, 10, kind="model"), 0.0)
     summary.record(event("transferring", 0, 10), 0.5)
@@ -332,7 +332,7 @@ def test_what_begins_at_once_belongs_to_the_job_and_what_begins_later_does_not()
     assert [one.tag for one in summary.items.values()] == ["iris:v2"]
 
 
-def test_what_does_not_fit_is_left_out_from_its_end() -> None:
+def test_fit_drops_facts_from_the_end() -> None:
     assert fit(["1.0/2.0 MiB", "1.0 MiB/s", "1 s left"], 24) == "1.0/2.0 MiB, 1.0 MiB/s"
     assert fit(["1.0/2.0 MiB"], 3) == "1.0/2.0 MiB"
 
@@ -340,7 +340,7 @@ def test_what_does_not_fit_is_left_out_from_its_end() -> None:
 # Lines
 
 
-def test_a_log_has_a_line_every_few_seconds(clock: Clock) -> None:
+def test_lines_are_written_every_few_seconds(clock: Clock) -> None:
     log = io.StringIO()
     listener = LineListener(log, clock=clock)
     listener(event("planning"))
@@ -357,7 +357,7 @@ def test_a_log_has_a_line_every_few_seconds(clock: Clock) -> None:
     ]
 
 
-def test_a_log_has_one_line_for_all_items(clock: Clock) -> None:
+def test_lines_summarise_all_items(clock: Clock) -> None:
     log = io.StringIO()
     listener = LineListener(log, interval=2, clock=clock)
     for tag in ("m:1", "m:2", "m:3"):
