@@ -119,7 +119,7 @@ def exports() -> dict[str, object]:
     """Each class and function that a public module exports."""
     found: dict[str, object] = {}
     for module in map(importlib.import_module, PUBLIC_MODULES):
-        for name in getattr(module, "__all__", ()):
+        for name in module.__all__:
             value = getattr(module, name)
             if inspect.isclass(value) or inspect.isroutine(unwrap(value)):
                 found[f"{module.__name__}.{name}"] = value
@@ -185,6 +185,21 @@ def test_private_docstrings_have_no_sections() -> None:
 def module_of(path: Path) -> str:
     parts = path.relative_to(Path(async_bento.__file__).parents[1]).with_suffix("").parts
     return ".".join(parts).removesuffix(".__init__")
+
+
+def test_docstrings_are_a_fifth_of_the_package_at_most() -> None:
+    lines = documented = 0
+    for path in Path(async_bento.__file__).parent.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        lines += len(text.splitlines())
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.AsyncFunctionDef, ast.ClassDef, ast.FunctionDef, ast.Module)):
+                documented += lines_of(node.body[0]) if ast.get_docstring(node) else 0
+    assert documented <= lines / 5
+
+
+def lines_of(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
 
 
 def test_public_names_are_documented() -> None:
