@@ -104,6 +104,7 @@ CONVERTED = (
     "registry/",
     "rest/",
     "store/",
+    "transfer/tar/",
 )
 
 PUBLIC_MODULES = (

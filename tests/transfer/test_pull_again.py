@@ -410,14 +410,16 @@ async def test_notes_that_cannot_be_written_do_not_end_a_pull_and_mislead_nobody
 ) -> None:
     written = 0
 
-    def full(text: str, path: Path) -> None:
+    atomic_write = resumable_extract.atomic_write
+
+    def full(path: Path, text: str, *, durable: bool, temp_path: Path) -> None:
         nonlocal written
         written += 1
         if written > 3:
             raise OSError(28, "No space left on device")
-        path.write_text(text)
+        atomic_write(path, text, durable=durable, temp_path=temp_path)
 
-    monkeypatch.setattr(resumable_extract, "_write", full)
+    monkeypatch.setattr(resumable_extract, "atomic_write", full)
     await interrupt(door, client(door, elsewhere))
     assert written > 3
     assert not left_in_scratch(elsewhere)
