@@ -36,17 +36,6 @@ EXCLUDED = re.compile(rf"(?<![a-z])(?:{'|'.join(WORDS)})(?![a-z])", re.IGNORECAS
 
 TEST_ID = re.compile(r"\btests/[\w/]+\.py::\w+")  # docs/parity.md names tests
 
-# Paths that are still to be converted; their owners remove them.
-TO_CONVERT: tuple[str, ...] = (
-    "async_bento/api/",
-    "async_bento/transfer/adaptive.py",
-    "async_bento/transfer/download.py",
-    "async_bento/transfer/http.py",
-    "async_bento/transfer/journal.py",
-    "async_bento/transfer/resumable_extract.py",
-    "async_bento/transfer/upload.py",
-)
-
 
 def findings(text: str, name: str) -> list[str]:
     return [
@@ -64,8 +53,7 @@ def test_texts_use_no_excluded_word() -> None:
     found = [
         finding
         for path in texts()
-        if not (name := path.relative_to(ROOT).as_posix()).startswith(TO_CONVERT)
-        for finding in findings(path.read_text(encoding="utf-8"), name)
+        for finding in findings(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())
     ]
 
     assert not found, "\n".join(found)

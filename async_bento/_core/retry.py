@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from async_bento.errors import (
     APIConnectionError,
@@ -23,11 +23,9 @@ from async_bento.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
     from async_bento.config import RetryPolicy
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -82,37 +80,53 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-async def with_retries(
-    policy: RetryPolicy,
-    operation: Callable[[], Awaitable[T]],
-    *,
-    progress: Callable[[], int] = lambda: 0,
-    retrying: Callable[[Exception], None] = lambda _: None,
-) -> T:
-    """Call `operation` until it succeeds or fails for good, and return its result or raise its last error.
+class Retries:
+    """The retries of one request.
+
+    The caller loops:
+
+        retries = Retries(policy)
+        while True:
+            try:
+                return await send()
+            except Exception as error:
+                if not await retries.wait_after(error):
+                    raise
 
     `progress` tells how far the whole transfer is: the policy's attempts count from the last failure before which it
-    grew. `retrying` is called with each error that is followed by a retry, except that of an expired URL.
+    grew. `on_retry` is called with each error that is followed by a retry, except that of an expired URL.
     """
-    failures = expired = 0
-    reached = progress()
-    while True:
-        try:
-            return await operation()
-        except Exception as error:
-            if not is_transient(error):
-                raise
-            if (now := progress()) > reached:
-                reached, failures, expired = now, 0, 0
-            failures += 1
-            expired += is_expired(error)
-            wait = wait_before_retry(policy, error, failures=failures, expired=expired)
-            if wait is None:
-                raise
-            logger.info("retrying in %.1f s, after failure %d: %s", wait, failures, error)
-            if not is_expired(error):
-                retrying(error)
-        await asyncio.sleep(wait)  # outside of `except`: the next error does not chain to this one
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        *,
+        progress: Callable[[], int] = lambda: 0,
+        on_retry: Callable[[Exception], None] = lambda _: None,
+    ) -> None:
+        self._policy = policy
+        self._progress = progress
+        self._on_retry = on_retry
+        self._reached = progress()
+        self._failures = 0
+        self._expired = 0
+
+    async def wait_after(self, error: Exception) -> bool:
+        """Wait before the next attempt; False where this error is to be raised."""
+        if not is_transient(error):
+            return False
+        if (reached := self._progress()) > self._reached:
+            self._reached, self._failures, self._expired = reached, 0, 0
+        self._failures += 1
+        self._expired += is_expired(error)
+        wait = wait_before_retry(self._policy, error, failures=self._failures, expired=self._expired)
+        if wait is None:
+            return False
+        logger.info("retrying in %.1f s, after failure %d: %s", wait, self._failures, error)
+        if not is_expired(error):
+            self._on_retry(error)
+        await asyncio.sleep(wait)
+        return True
 
 
 def wait_before_retry(policy: RetryPolicy, error: Exception, *, failures: int, expired: int) -> float | None:

@@ -1,4 +1,4 @@
-"""AsyncBentoAPI and AsyncModelAPI: push, pull, list, iter and get, in the order in which things happen."""
+"""AsyncBentoAPI and AsyncModelAPI: push, pull, list, iter and get."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from async_bento._core.concurrency import background_task
 from async_bento.api import kinds
 from async_bento.api.bento_models import pull_models, push_models
 from async_bento.api.kinds import ItemT, RecordT
-from async_bento.api.pull import get_item, pull_item, wants_newest
-from async_bento.api.push import PushResult, Repositories, is_pushed, push_item
-from async_bento.api.resources import Resources, call
+from async_bento.api.pull import Puller, find_record, wants_newest
+from async_bento.api.push import Pusher, PushOptions, PushResult
+from async_bento.api.resources import Resources
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.progress.listeners import choose_listener
 from async_bento.rest.client import RestApiClient
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from async_bento.progress.events import ProgressListener
     from async_bento.store.tag import TagLike
 
-PAGE = 100
-"""Items asked for at once when a list is walked."""
+PAGE_SIZE = 100
+"""Records per request when a list is iterated."""
 
 
 @runtime_checkable
@@ -51,7 +51,7 @@ class TaggedItem(Protocol):
 
     @property
     def tag(self) -> TagLike:
-        """Its tag."""
+        """The tag."""
         ...
 
 
@@ -61,78 +61,76 @@ class StoredItem(TaggedItem, Protocol):
 
     @property
     def path(self) -> str | os.PathLike[str]:
-        """Its directory."""
+        """The directory."""
         ...
 
 
 class ItemAPI(Generic[ItemT, RecordT]):
-    """What the APIs of bentos and of models have in common.
-
-    Args:
-        resources: What they share.
-        kind: Bentos or models.
-    """
+    """What the APIs of bentos and of models have in common."""
 
     def __init__(self, resources: Resources, kind: Kind[ItemT, RecordT]) -> None:
         self._resources = resources
         self._kind: Kind[ItemT, RecordT] = kind
 
     async def iter(self, *, search: str | None = None, query: str | None = None) -> AsyncGenerator[RecordT]:
-        """Walk all of them on the registry, newest first, a page at a time (GET `/api/v1/bentos`, `/api/v1/models`).
+        """Iterate over the records on the registry, newest first, one page per request.
+
+        The route is GET `/api/v1/bentos` or `/api/v1/models`. Records that are added meanwhile do not make others
+        appear twice.
 
         Args:
-            search: What the name must hold.
-            query: What else must match, in the registry's words: `label:key=value`, `sort:size-desc`, a word.
+            search: A part of the name.
+            query: A query in the registry's language, like `label:key=value`, `sort:size-desc`, or a word.
 
         Yields:
-            One record after the other.
+            The next record.
 
         Raises:
-            APIError: The registry was not reached, or refused.
+            APIError: The registry could not be reached, or refused the request.
         """
-        seen: set[str] = set()  # while the list is walked, a push moves what is on one page to the next
+        seen: set[str] = set()  # a push during the iteration moves records from one page to the next
         start = 0
         while True:
             async with self._resources.call():
-                page = await self._kind.routes.list(start=start, count=PAGE, search=search, query=query)
+                page = await self._kind.routes.list(start=start, count=PAGE_SIZE, search=search, query=query)
             records = page.items if page else []
             new = [record for record in records if record.uid not in seen]
             seen.update(record.uid for record in new if record.uid)
             for record in new:
                 yield record
             start += len(records)
-            if page is None or not new or 0 < page.total <= start:  # 0 where the server does not say
+            if page is None or not new or 0 < page.total <= start:  # total is 0 where the server does not state it
                 return
 
-    @call
     async def get(self, name: str, version: str | None = None) -> RecordT:
         """Get a record from the registry.
 
         Args:
-            name: The name, or the tag.
+            name: The name, or the tag `name:version`.
             version: The version; None or `latest` for the newest.
 
         Returns:
             The record.
 
         Raises:
-            NotFoundError: The registry has none.
-            APIError: The registry was not reached, or refused.
+            NotFoundError: The registry has no such record.
+            APIError: The registry could not be reached, or refused the request.
         """
-        return await get_item(self._kind, _tag_of(name, version))
+        async with self._resources.call():
+            return await find_record(self._kind, Tag.parse(name) if version is None else Tag(name, version))
 
     async def _first(self, limit: int | None, search: str | None, query: str | None) -> Sequence[RecordT]:
         records: list[RecordT] = []
-        walk = self.iter(search=search, query=query)
-        async with aclosing(walk):
-            async for record in walk:
+        iterator = self.iter(search=search, query=query)
+        async with aclosing(iterator):
+            async for record in iterator:
                 if limit is not None and len(records) >= limit:
                     break
                 records.append(record)
         return records
 
     async def _find(self, item: ItemT | TagLike | str | os.PathLike[str] | TaggedItem) -> ItemT:
-        """The item that is meant: itself, at a path, or in the store."""
+        """The local item: itself, at a path, or in the store."""
         item_type, threads = self._kind.store.item_type, self._resources.threads
         if isinstance(item, item_type):
             return item
@@ -146,14 +144,8 @@ class ItemAPI(Generic[ItemT, RecordT]):
 
 
 class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
-    """Push, pull, list and get models. It belongs to an `AsyncBentoAPI`, as `api.models`.
+    """Push, pull, list and get models: `api.models` of an `AsyncBentoAPI`."""
 
-    Args:
-        resources: What it shares with the API of bentos.
-        kind: Models.
-    """
-
-    @call
     async def push(
         self, model: Model | TagLike | str | os.PathLike[str] | TaggedItem, *, force: bool = False, threads: int = 10
     ) -> PushResult:
@@ -161,26 +153,20 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
 
         Args:
             model: A model, its tag, its directory, or a `bentoml.Model` or `bentoml.models.BentoModel`.
-            force: Whether to push it also when the registry has it already.
-            threads: Parts in flight at most.
+            force: Push the model also when the registry has it already.
+            threads: The most parts in flight at once.
 
         Returns:
-            What was done.
+            The outcome.
 
         Raises:
-            NotFoundError: There is no such model here.
-            BentoError: The push failed; the registry has been told.
+            NotFoundError: The store has no such model.
+            BentoError: The push failed; the registry was informed.
         """
-        return await push_item(
-            self._resources,
-            self._kind,
-            await self._find(model),
-            force=force,
-            threads=_checked(threads),
-            repositories=Repositories(),
-        )
+        async with self._resources.call():
+            pusher = Pusher(self._resources, self._kind, PushOptions(force=force, threads=threads))
+            return await pusher.push(await self._find(model))
 
-    @call
     async def pull(
         self,
         tag: TagLike | str,
@@ -192,25 +178,26 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         """Pull a model from the registry into the local store.
 
         Args:
-            tag: Its tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
-                one is as new.
-            force: Whether to replace the local copy, which stands until the new one is whole.
-            model_store: Where to put it; the API's own store by default.
-            query: What the newest must match, like `label:stage=prod`; without effect where the tag has a version.
+            tag: The tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
+                newest is as new.
+            force: Replace the local copy, which stays until the new one is complete.
+            model_store: The store to pull into; the API's own store by default.
+            query: A query that the newest must match, like `label:stage=prod`; ignored for a tag with a version.
 
         Returns:
-            The local model; None for one whose files live on the Hugging Face Hub.
+            The local model; None for a model whose files are on the Hugging Face Hub.
 
         Raises:
             NotFoundError: The registry has no such model.
-            BentoError: The pull failed; the local copy is as it was.
+            BentoError: The pull failed; the local copy is unchanged.
         """
         wanted = Tag.parse(tag)
         if query and not wants_newest(wanted):
-            warnings.warn(f"`query` has no effect: {wanted} names a version", stacklevel=3)
+            warnings.warn(f"`query` is ignored: {wanted} names a version", stacklevel=2)
             query = None
         kind = replace(self._kind, store=model_store) if model_store else self._kind
-        return await pull_item(self._resources, kind, wanted, force=force, query=query)
+        async with self._resources.call():
+            return await Puller(self._resources, kind).pull(wanted, force=force, query=query)
 
     async def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
@@ -218,15 +205,15 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         """List the models on the registry, newest first.
 
         Args:
-            search: What the name must hold.
-            query: What else must match, in the registry's words: `label:key=value`, `sort:size-desc`, a word.
-            limit: How many at most; None for all.
+            search: A part of the name.
+            query: A query in the registry's language, like `label:key=value`, `sort:size-desc`, or a word.
+            limit: The most models to return; None for all.
 
         Returns:
             The models.
 
         Raises:
-            APIError: The registry was not reached, or refused.
+            APIError: The registry could not be reached, or refused the request.
         """
         models = await self._first(limit, search, query)
         return ModelWithRepositoryListSchema(count=len(models), total=len(models), items=[*models])
@@ -235,23 +222,26 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
 class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
     """Push, pull, list and get bentos; `models` does the same for models.
 
-    Endpoint and token are looked for in this order: arguments, a named context,
-    `ASYNC_BENTO_*` and `BENTO_CLOUD_*` variables, the current context. All calls of one API share one budget of
-    connections and memory, so many may run at once. An API belongs to one event loop at a time.
+    Endpoint and token come from the strongest of: arguments, a named context, `ASYNC_BENTO_*` and `BENTO_CLOUD_*`
+    variables, the current context of `.yatai.yaml`. All calls of one API share one budget of connections and memory, so
+    many calls may run concurrently. An API belongs to one event loop at a time.
 
     Args:
-        client: Who speaks to the registry, and stays the caller's to close; made of what follows by default.
-        endpoint: The registry's URL.
+        client: The client of the registry, which the caller closes; built from the next three arguments by default.
+        endpoint: The URL of the registry.
         api_token: The token for it.
-        context: A context of `.yatai.yaml`.
-        bento_store: Where bentos lie; `$BENTOML_HOME/bentos` by default.
-        model_store: Where models lie; `$BENTOML_HOME/models` by default.
+        context: The name of a context in `.yatai.yaml`.
+        bento_store: The store of bentos; `$BENTOML_HOME/bentos` by default.
+        model_store: The store of models; `$BENTOML_HOME/models` by default.
         config: The settings; the defaults and the `ASYNC_BENTO_*` variables by default.
-        progress: True for bars, or for lines of text where none can be drawn, as in the log of a CI job; False for
-            neither; or who is told: any function that takes a `ProgressEvent`. By default True where someone looks.
+        progress: True for bars, or lines of text where no bars can be drawn, as in the log of a CI job; False for
+            neither; or a function that takes a `ProgressEvent`. By default True in a terminal or a notebook.
+
+    Attributes:
+        models: The API of models.
 
     Raises:
-        ConfigError: There is no token, a setting does not fit, or both a client and what makes one are given.
+        ConfigError: There is no token, a setting is invalid, or both a client and arguments for one are passed.
     """
 
     def __init__(
@@ -267,8 +257,8 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         progress: bool | ProgressListener | None = None,
     ) -> None:
         if client is not None and (endpoint or api_token or context):
-            raise ConfigError("a client has its endpoint and token already: pass either the client or those")
-        self._lent = client is not None
+            raise ConfigError("a client has its own endpoint and token. Pass either the client or endpoint and token.")
+        self._keep_client = client is not None
         client = client or RestApiClient(endpoint, api_token, context=context, config=config)
         resources = Resources(client, config or client.config, choose_listener(progress))
         model_store = model_store or ModelStore()
@@ -288,13 +278,12 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections, but those of a client that was given, and let the threads end.
+        """Close the connections, except those of a client that was passed in, and stop the worker threads.
 
-        Calls that still run are ended as if they had been cancelled, and raise `ClosedError`.
+        Calls that are still running are cancelled, and raise `ClosedError`.
         """
-        await self._resources.aclose(keep_client=self._lent)
+        await self._resources.aclose(keep_client=self._keep_client)
 
-    @call
     async def push(
         self,
         bento: Bento | TagLike | str | os.PathLike[str] | TaggedItem,
@@ -307,49 +296,31 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
 
         Args:
             bento: A bento, its tag, its directory, or a `bentoml.Bento`.
-            force: Whether to push it and its models also when the registry has them already.
-            bare: Whether to push its record alone, without its files, for development.
-            threads: Parts in flight at most, for each item.
+            force: Push the bento and its models also when the registry has them already.
+            bare: Push the record alone, without the files, for development.
+            threads: The most parts in flight at once, per item.
 
         Returns:
-            What was done.
+            The outcome, with that of each model.
 
         Raises:
-            NotFoundError: There is no such bento here, or a model of it is neither here nor on the registry.
+            NotFoundError: The store has no such bento, or neither the store nor the registry has one of its models.
             ModelsError: More than one of its models could not be pushed.
-            BentoError: The push failed; the registry has been told.
+            BentoError: The push failed; the registry was informed.
         """
-        began = time.monotonic()
-        found = await self._find(bento)
-        repositories = Repositories()
+        started = time.monotonic()
+        options = PushOptions(force=force, threads=threads, bare=bare)
+        async with self._resources.call():
+            found = await self._find(bento)
+            pusher = Pusher(self._resources, self._kind, options)
+            if not found.models:
+                return await pusher.push(found)
+            # The registry is asked for the bento while its models are pushed.
+            async with background_task(pusher.needs_no_push(found.tag)) as already_pushed:
+                models = await push_models(Pusher(self._resources, self._model_kind, options), found)
+                result = await pusher.push(found, already_pushed=await already_pushed, models=models)
+        return replace(result, seconds=time.monotonic() - started)
 
-        async def look() -> bool:  # while its models are pushed; of one without, the push itself asks
-            return bool(found.models) and not force and await is_pushed(self._kind.routes, found.tag)
-
-        async with background_task(look()) as looking:
-            models = await push_models(
-                self._resources,
-                self._model_kind,
-                found,
-                force=force,
-                threads=_checked(threads),
-                repositories=repositories,
-            )
-            is_there = await looking
-        result = await push_item(
-            self._resources,
-            self._kind,
-            found,
-            force=force,
-            threads=threads,
-            repositories=repositories,
-            bare=bare,
-            is_there=is_there,
-            models=models,
-        )
-        return replace(result, seconds=time.monotonic() - began)
-
-    @call
     async def pull(
         self,
         tag: TagLike | str,
@@ -361,28 +332,29 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         """Pull a bento from the registry into the local store.
 
         Args:
-            tag: Its tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
-                one is as new.
-            force: Whether to replace the local copy, which stands until the new one is whole.
-            with_models: Whether to pull its models too; those that live on the Hugging Face Hub come from there, into
-                `$BENTOML_HF_CACHE_DIR` or HF's own cache.
-            bento_store: Where to put it; the API's own store by default.
+            tag: The tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
+                newest is as new.
+            force: Replace the local copy, which stays until the new one is complete.
+            with_models: Pull its models too; models on the Hugging Face Hub are downloaded from there, into
+                `$BENTOML_HF_CACHE_DIR` or the cache of Hugging Face.
+            bento_store: The store to pull into; the API's own store by default.
 
         Returns:
             The local bento.
 
         Raises:
-            NotFoundError: The registry has no such bento, or it or the Hub lacks one of its models.
-            ConfigError: A model lives on the Hub, and `async-bento[huggingface]` is not installed.
-            ModelsError: The bento is here, and more than one of its models could not be pulled.
-            BentoError: The pull failed; the local copy is as it was.
+            NotFoundError: The registry has no such bento, or neither the registry nor the Hub has one of its models.
+            ConfigError: A model is on the Hub, and `async-bento[huggingface]` is not installed.
+            ModelsError: The bento was pulled, and more than one of its models could not be pulled.
+            BentoError: The pull failed; the local copy is unchanged.
         """
         kind = replace(self._kind, store=bento_store) if bento_store else self._kind
-        bento = await pull_item(self._resources, kind, Tag.parse(tag), force=force)
-        if bento is None:
-            raise NotFoundError(f"{tag} has no files on the registry")
-        if with_models:
-            await pull_models(self._resources, self._model_kind, bento)
+        async with self._resources.call():
+            bento = await Puller(self._resources, kind).pull(Tag.parse(tag), force=force)
+            if bento is None:
+                raise NotFoundError(f"{tag} has no files on the registry")
+            if with_models:
+                await pull_models(Puller(self._resources, self._model_kind), bento)
         return bento
 
     async def list(
@@ -391,25 +363,15 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         """List the bentos on the registry, newest first.
 
         Args:
-            search: What the name must hold.
-            query: What else must match, in the registry's words: `label:key=value`, `sort:size-desc`, a word.
-            limit: How many at most; None for all.
+            search: A part of the name.
+            query: A query in the registry's language, like `label:key=value`, `sort:size-desc`, or a word.
+            limit: The most bentos to return; None for all.
 
         Returns:
             The bentos.
 
         Raises:
-            APIError: The registry was not reached, or refused.
+            APIError: The registry could not be reached, or refused the request.
         """
         bentos = await self._first(limit, search, query)
         return BentoWithRepositoryListSchema(count=len(bentos), total=len(bentos), items=[*bentos])
-
-
-def _tag_of(name: str, version: str | None) -> Tag:
-    return Tag.parse(name) if version is None else Tag(name, version)
-
-
-def _checked(threads: int) -> int:
-    if threads < 1:
-        raise ConfigError(f"threads={threads}: there must be one part in flight at least")
-    return threads

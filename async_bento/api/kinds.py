@@ -1,4 +1,4 @@
-"""Bentos and models differ in words, not in steps: a `Kind` holds the words, so that one path serves both."""
+"""Bentos and models share one code path: a `Kind` holds what differs."""
 
 from __future__ import annotations
 
@@ -30,13 +30,8 @@ RecordT = TypeVar("RecordT", bound=ItemSchema)
 
 
 @dataclass(frozen=True)
-class Record:
-    """What the registry is told of an item.
-
-    Attributes:
-        create: The body of the request that registers it.
-        update: The body of the one that renews it.
-    """
+class RecordBodies:
+    """The request bodies that create and update the record of an item."""
 
     create: CreateBentoSchema | CreateModelSchema
     update: UpdateBentoSchema | UpdateModelSchema
@@ -44,38 +39,29 @@ class Record:
 
 @dataclass(frozen=True)
 class Kind(Generic[ItemT, RecordT]):
-    """The words of bentos, or of models.
+    """Bentos or models: their word, routes and store, and how their records are made.
 
-    Attributes:
-        word: `bento` or `model`.
-        routes: Its routes.
-        store: Where its items lie.
-        left_out: Names at the top of an item's directory that are not part of its tar.
-        record: Makes what the registry is told; the second argument says whether only that is pushed. Blocks.
-        command: What pulls an item, for messages.
+    `excluded` are names at the top of an item's directory that are not part of its tar. `record_bodies` blocks; its
+    second argument is true for a push of the record alone. `command` pulls an item, for messages.
     """
 
     word: Literal["bento", "model"]
     routes: ItemRoutes[RepositorySchema, RecordT, ListSchema[RecordT]]
     store: Store[ItemT]
-    left_out: Collection[str]
-    record: Callable[[ItemT, bool], Record]
+    excluded: Collection[str]
+    record_bodies: Callable[[ItemT, bool], RecordBodies]
     command: str
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of the registry."""
+        return self.routes.session.endpoint
 
 
 def bentos(client: RestApiClient, store: BentoStore, models: ModelStore) -> Kind[Bento, BentoWithRepositorySchema]:
-    """The words of bentos.
+    """The kind of bentos; the sizes of their models, from the model store, count into the sizes of bentos."""
 
-    Args:
-        client: Who speaks to the registry.
-        store: Where bentos lie.
-        models: Where their models lie; they count into a bento's size.
-
-    Returns:
-        The kind.
-    """
-
-    def record(bento: Bento, bare: bool) -> Record:
+    def record_bodies(bento: Bento, bare: bool) -> RecordBodies:
         manifest = BentoManifestSchema.model_validate(bento.manifest(size_bytes=models.total_size(bento), dev=bare))
         labels = _labels(bento)
         update = UpdateBentoSchema(description=bento.doc, manifest=manifest, labels=labels)
@@ -86,32 +72,24 @@ def bentos(client: RestApiClient, store: BentoStore, models: ModelStore) -> Kind
             version=bento.tag.version or "",
             build_at=bento.creation_time,
         )
-        return Record(create, update)
+        return RecordBodies(create, update)
 
-    return Kind("bento", client.bentos, store, ("models",), record, "async-bento pull")
+    return Kind("bento", client.bentos, store, ("models",), record_bodies, "async-bento pull")
 
 
 def models(client: RestApiClient, store: ModelStore) -> Kind[Model, ModelWithRepositorySchema]:
-    """The words of models.
+    """The kind of models."""
 
-    Args:
-        client: Who speaks to the registry.
-        store: Where models lie.
-
-    Returns:
-        The kind.
-    """
-
-    def record(model: Model, bare: bool) -> Record:
+    def record_bodies(model: Model, bare: bool) -> RecordBodies:
         del bare  # a model is never pushed without its bytes
         manifest = ModelManifestSchema.model_validate(model.manifest())
         labels = _labels(model)
         create = CreateModelSchema(
             manifest=manifest, labels=labels, version=model.tag.version or "", build_at=model.creation_time
         )
-        return Record(create, UpdateModelSchema(manifest=manifest, labels=labels))
+        return RecordBodies(create, UpdateModelSchema(manifest=manifest, labels=labels))
 
-    return Kind("model", client.models, store, (), record, "async-bento models pull")
+    return Kind("model", client.models, store, (), record_bodies, "async-bento models pull")
 
 
 def _labels(item: Item) -> list[LabelItemSchema]:

@@ -152,15 +152,15 @@ class ModelAPI:
 
         Args:
             model: A model, its tag, its directory, or a `bentoml.Model` or `bentoml.models.BentoModel`.
-            force: Whether to push it also when the registry has it already.
-            threads: Parts in flight at most.
+            force: Push the model also when the registry has it already.
+            threads: The most parts in flight at once.
 
         Returns:
-            What was done.
+            The outcome.
 
         Raises:
-            NotFoundError: There is no such model here.
-            BentoError: The push failed; the registry has been told.
+            NotFoundError: The store has no such model.
+            BentoError: The push failed; the registry was informed.
         """
         return self._loop.run(self._async.push, model, force=force, threads=threads)
 
@@ -175,18 +175,18 @@ class ModelAPI:
         """Pull a model from the registry into the local store.
 
         Args:
-            tag: Its tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
-                one is as new.
-            force: Whether to replace the local copy, which stands until the new one is whole.
-            model_store: Where to put it; the API's own store by default.
-            query: What the newest must match, like `label:stage=prod`; without effect where the tag has a version.
+            tag: The tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
+                newest is as new.
+            force: Replace the local copy, which stays until the new one is complete.
+            model_store: The store to pull into; the API's own store by default.
+            query: A query that the newest must match, like `label:stage=prod`; ignored for a tag with a version.
 
         Returns:
-            The local model; None for one whose files live on the Hugging Face Hub.
+            The local model; None for a model whose files are on the Hugging Face Hub.
 
         Raises:
             NotFoundError: The registry has no such model.
-            BentoError: The pull failed; the local copy is as it was.
+            BentoError: The pull failed; the local copy is unchanged.
         """
         return self._loop.run(self._async.pull, tag, force=force, model_store=model_store, query=query)
 
@@ -196,30 +196,33 @@ class ModelAPI:
         """List the models on the registry, newest first.
 
         Args:
-            search: What the name must hold.
-            query: What else must match, in the registry's words: `label:key=value`, `sort:size-desc`, a word.
-            limit: How many at most; None for all.
+            search: A part of the name.
+            query: A query in the registry's language, like `label:key=value`, `sort:size-desc`, or a word.
+            limit: The most models to return; None for all.
 
         Returns:
             The models.
 
         Raises:
-            APIError: The registry was not reached, or refused.
+            APIError: The registry could not be reached, or refused the request.
         """
         return self._loop.run(self._async.list, search=search, query=query, limit=limit)
 
     def iter(self, *, search: str | None = None, query: str | None = None) -> Iterator[ModelWithRepositorySchema]:
-        """Walk all of them on the registry, newest first, a page at a time (GET `/api/v1/bentos`, `/api/v1/models`).
+        """Iterate over the records on the registry, newest first, one page per request.
+
+        The route is GET `/api/v1/bentos` or `/api/v1/models`. Records that are added meanwhile do not make others
+        appear twice.
 
         Args:
-            search: What the name must hold.
-            query: What else must match, in the registry's words: `label:key=value`, `sort:size-desc`, a word.
+            search: A part of the name.
+            query: A query in the registry's language, like `label:key=value`, `sort:size-desc`, or a word.
 
         Yields:
-            One record after the other.
+            The next record.
 
         Raises:
-            APIError: The registry was not reached, or refused.
+            APIError: The registry could not be reached, or refused the request.
         """
         return _iterate(self._async, self._loop, search, query)
 
@@ -227,15 +230,15 @@ class ModelAPI:
         """Get a record from the registry.
 
         Args:
-            name: The name, or the tag.
+            name: The name, or the tag `name:version`.
             version: The version; None or `latest` for the newest.
 
         Returns:
             The record.
 
         Raises:
-            NotFoundError: The registry has none.
-            APIError: The registry was not reached, or refused.
+            NotFoundError: The registry has no such record.
+            APIError: The registry could not be reached, or refused the request.
         """
         return self._loop.run(self._async.get, name, version)
 
@@ -248,17 +251,20 @@ class BentoAPI:
 
     Args:
         client: The client to use; the API closes it. By default, one is created from the arguments below.
-        endpoint: The registry's URL.
+        endpoint: The URL of the registry.
         api_token: The token for it.
-        context: A context of `.yatai.yaml`.
-        bento_store: Where bentos lie; `$BENTOML_HOME/bentos` by default.
-        model_store: Where models lie; `$BENTOML_HOME/models` by default.
+        context: The name of a context in `.yatai.yaml`.
+        bento_store: The store of bentos; `$BENTOML_HOME/bentos` by default.
+        model_store: The store of models; `$BENTOML_HOME/models` by default.
         config: The settings; the defaults and the `ASYNC_BENTO_*` variables by default.
-        progress: True for bars, or for lines of text where none can be drawn, as in the log of a CI job; False for
-            neither; or who is told: any function that takes a `ProgressEvent`. By default True where someone looks.
+        progress: True for bars, or lines of text where no bars can be drawn, as in the log of a CI job; False for
+            neither; or a function that takes a `ProgressEvent`. By default True in a terminal or a notebook.
+
+    Attributes:
+        models: The API of models.
 
     Raises:
-        ConfigError: There is no token, a setting does not fit, or both a client and what makes one are given.
+        ConfigError: There is no token, a setting is invalid, or both a client and arguments for one are passed.
     """
 
     def __init__(
@@ -313,17 +319,17 @@ class BentoAPI:
 
         Args:
             bento: A bento, its tag, its directory, or a `bentoml.Bento`.
-            force: Whether to push it and its models also when the registry has them already.
-            bare: Whether to push its record alone, without its files, for development.
-            threads: Parts in flight at most, for each item.
+            force: Push the bento and its models also when the registry has them already.
+            bare: Push the record alone, without the files, for development.
+            threads: The most parts in flight at once, per item.
 
         Returns:
-            What was done.
+            The outcome, with that of each model.
 
         Raises:
-            NotFoundError: There is no such bento here, or a model of it is neither here nor on the registry.
+            NotFoundError: The store has no such bento, or neither the store nor the registry has one of its models.
             ModelsError: More than one of its models could not be pushed.
-            BentoError: The push failed; the registry has been told.
+            BentoError: The push failed; the registry was informed.
         """
         return self._loop.run(self._async.push, bento, force=force, bare=bare, threads=threads)
 
@@ -338,21 +344,21 @@ class BentoAPI:
         """Pull a bento from the registry into the local store.
 
         Args:
-            tag: Its tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
-                one is as new.
-            force: Whether to replace the local copy, which stands until the new one is whole.
-            with_models: Whether to pull its models too; those that live on the Hugging Face Hub come from there, into
-                `$BENTOML_HF_CACHE_DIR` or HF's own cache.
-            bento_store: Where to put it; the API's own store by default.
+            tag: The tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
+                newest is as new.
+            force: Replace the local copy, which stays until the new one is complete.
+            with_models: Pull its models too; models on the Hugging Face Hub are downloaded from there, into
+                `$BENTOML_HF_CACHE_DIR` or the cache of Hugging Face.
+            bento_store: The store to pull into; the API's own store by default.
 
         Returns:
             The local bento.
 
         Raises:
-            NotFoundError: The registry has no such bento, or it or the Hub lacks one of its models.
-            ConfigError: A model lives on the Hub, and `async-bento[huggingface]` is not installed.
-            ModelsError: The bento is here, and more than one of its models could not be pulled.
-            BentoError: The pull failed; the local copy is as it was.
+            NotFoundError: The registry has no such bento, or neither the registry nor the Hub has one of its models.
+            ConfigError: A model is on the Hub, and `async-bento[huggingface]` is not installed.
+            ModelsError: The bento was pulled, and more than one of its models could not be pulled.
+            BentoError: The pull failed; the local copy is unchanged.
         """
         return self._loop.run(self._async.pull, tag, force=force, with_models=with_models, bento_store=bento_store)
 
@@ -362,30 +368,33 @@ class BentoAPI:
         """List the bentos on the registry, newest first.
 
         Args:
-            search: What the name must hold.
-            query: What else must match, in the registry's words: `label:key=value`, `sort:size-desc`, a word.
-            limit: How many at most; None for all.
+            search: A part of the name.
+            query: A query in the registry's language, like `label:key=value`, `sort:size-desc`, or a word.
+            limit: The most bentos to return; None for all.
 
         Returns:
             The bentos.
 
         Raises:
-            APIError: The registry was not reached, or refused.
+            APIError: The registry could not be reached, or refused the request.
         """
         return self._loop.run(self._async.list, search=search, query=query, limit=limit)
 
     def iter(self, *, search: str | None = None, query: str | None = None) -> Iterator[BentoWithRepositorySchema]:
-        """Walk all of them on the registry, newest first, a page at a time (GET `/api/v1/bentos`, `/api/v1/models`).
+        """Iterate over the records on the registry, newest first, one page per request.
+
+        The route is GET `/api/v1/bentos` or `/api/v1/models`. Records that are added meanwhile do not make others
+        appear twice.
 
         Args:
-            search: What the name must hold.
-            query: What else must match, in the registry's words: `label:key=value`, `sort:size-desc`, a word.
+            search: A part of the name.
+            query: A query in the registry's language, like `label:key=value`, `sort:size-desc`, or a word.
 
         Yields:
-            One record after the other.
+            The next record.
 
         Raises:
-            APIError: The registry was not reached, or refused.
+            APIError: The registry could not be reached, or refused the request.
         """
         return _iterate(self._async, self._loop, search, query)
 
@@ -393,15 +402,15 @@ class BentoAPI:
         """Get a record from the registry.
 
         Args:
-            name: The name, or the tag.
+            name: The name, or the tag `name:version`.
             version: The version; None or `latest` for the newest.
 
         Returns:
             The record.
 
         Raises:
-            NotFoundError: The registry has none.
-            APIError: The registry was not reached, or refused.
+            NotFoundError: The registry has no such record.
+            APIError: The registry could not be reached, or refused the request.
         """
         return self._loop.run(self._async.get, name, version)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from functools import cache, partial
+from functools import cache
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -12,10 +12,10 @@ import aiohttp
 from pydantic import BaseModel
 from yarl import URL
 
-from async_bento._core.retry import with_retries
+from async_bento._core.retry import Retries
 from async_bento._core.urls import origin
 from async_bento.config import BENTOML_VERSION
-from async_bento.errors import APIResponseError, APIStatusError
+from async_bento.errors import APIError, APIResponseError, APIStatusError
 from async_bento.rest.responses import RawResponse, is_not_found, parse_response, status_error
 from async_bento.rest.transport import AUTH_HEADER, translate_errors
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from async_bento.config import Config
-    from async_bento.rest.credentials import Credentials, LazyCredentials
+    from async_bento.rest.credentials import LazyCredentials
     from async_bento.rest.request_schemas import RequestModel
     from async_bento.rest.transport import Connections, Target
 
@@ -65,8 +65,16 @@ class RestSession:
     async def request(self, request: ApiRequest, schema: type[ResponseT], *, retry: bool = True) -> ResponseT:
         """Send a request and parse the response; `retry=False` for a request that must not be repeated."""
         credentials = await self._credentials.load()
-        once = partial(self._request_once, request, schema, credentials)
-        return await with_retries(self.config.retry, once) if retry else await once()
+        retries = Retries(self.config.retry)
+        while True:
+            try:
+                response = await self.send(request)
+                if response.status != HTTPStatus.OK:
+                    raise status_error(response, credentials)
+                return parse_response(response, schema)
+            except APIError as error:
+                if not (retry and await retries.wait_after(error)):
+                    raise
 
     async def find(self, request: ApiRequest, schema: type[ResponseT]) -> ResponseT | None:
         """Send a request and parse the response; None if the registry has no such record."""
@@ -76,12 +84,6 @@ class RestSession:
             if is_not_found(error):
                 return None
             raise
-
-    async def _request_once(self, request: ApiRequest, schema: type[ResponseT], credentials: Credentials) -> ResponseT:
-        response = await self.send(request)
-        if response.status != HTTPStatus.OK:
-            raise status_error(response, credentials)
-        return parse_response(response, schema)
 
     async def send(self, request: ApiRequest) -> RawResponse:
         """Send a request once and read the response, whatever its status."""

@@ -1,8 +1,7 @@
-"""How large the ranges of a pull are, and how many are on their way: by what has come, and how fast.
+"""The size and number of concurrent ranges of a download, adapted to the measured rate.
 
-Small ranges over many connections fill a link that gives each connection little; large ones over few spare the
-requests where one connection would do. Nobody says beforehand which link it is, so the first ranges are small, and
-what they took is measured. Pure: the clock is the caller's.
+Many small ranges fill a link that limits each connection; few large ranges save requests where one connection fills the
+link. The first ranges are small, and the time they take decides. Pure: callers pass the time in.
 """
 
 from __future__ import annotations
@@ -14,88 +13,70 @@ from async_bento.config import MiB
 if TYPE_CHECKING:
     from async_bento.config import Transfer
 
-SECONDS_A_RANGE = 0.125
-"""How long a range should take: several round trips over most links, so that little time goes by between two."""
+RANGE_SECONDS = 0.125
+"""How long a range should take: several round trips on most links, so that little time passes between two ranges."""
 
-SMALLEST_RANGE = MiB
-"""Of a link that gives a connection less, in bytes: each range costs a request, at most storages money too."""
+MIN_RANGE = MiB
+"""The smallest range in bytes: each range costs a request, and most storages charge for requests."""
 
-FIRST_AT_ONCE = 8
-"""Ranges on their way before anything is known: a loopback is full with them."""
+INITIAL_CONCURRENCY = 8
+"""Ranges in flight before any rate is known; as many saturate a loopback."""
 
-_SHARE = 0.3  # of the latest range in what is known of the rate
-_WORTH = 1.1  # how many times as fast it must have become for more ranges to have been worth it
-_CALM = 1.0  # seconds in which the refusals of a busy storage count as one
+_SMOOTHING = 0.3  # weight of the latest range in the average rate
+_WORTHWHILE = 1.1  # more ranges must raise the rate by this factor to be kept
+_THROTTLE_WINDOW = 1.0  # seconds in which refusals of a busy storage count as one
 
 
-class Pace:
-    """What a pull goes by.
-
-    Args:
-        transfer: The bounds.
-
-    Attributes:
-        size: What the next range should ask for, in bytes.
-        at_once: How many ranges may be on their way.
-    """
+class AdaptiveRanges:
+    """Decides `size`, the bytes of the next range, and `concurrency`, how many ranges may be in flight."""
 
     def __init__(self, transfer: Transfer) -> None:
         self._transfer = transfer
-        self._largest = transfer.range_in_window
-        self.size = min(SMALLEST_RANGE, self._largest)
-        self.at_once = min(FIRST_AT_ONCE, self._most)
+        self._max_size = transfer.range_in_window
+        self.size = min(MIN_RANGE, self._max_size)
+        self.concurrency = min(INITIAL_CONCURRENCY, self._max_concurrency)
         self._rate = 0.0
         self._best = 0.0
-        self._came = 0
+        self._ranges = 0
         self._bytes = 0
         self._since: float | None = None
-        self._refused: float | None = None
+        self._throttled: float | None = None
 
     @property
-    def _most(self) -> int:
+    def _max_concurrency(self) -> int:
         return max(1, min(self._transfer.concurrency, self._transfer.window // self.size))
 
-    def came(self, size: int, seconds: float, now: float) -> None:
-        """A range has come.
-
-        Args:
-            size: Its bytes.
-            seconds: How long it took, from its request.
-            now: The time, in seconds.
-        """
+    def record(self, size: int, seconds: float, now: float) -> None:
+        """Record a range of `size` bytes that arrived `seconds` after its request."""
         rate = size / max(seconds, 1e-6)
-        self._rate = rate if not self._rate else (1 - _SHARE) * self._rate + _SHARE * rate
-        self.size = self._nearest(self._rate * SECONDS_A_RANGE)
-        self.at_once = min(self.at_once, self._most)
+        self._rate = rate if not self._rate else (1 - _SMOOTHING) * self._rate + _SMOOTHING * rate
+        self.size = self._nearest_size(self._rate * RANGE_SECONDS)
+        self.concurrency = min(self.concurrency, self._max_concurrency)
         if self._since is None:
             self._since = now - seconds
-        self._came += 1
+        self._ranges += 1
         self._bytes += size
-        if self._came >= self.at_once:
-            self._judge(self._bytes / max(now - self._since, 1e-6))
-            self._since, self._came, self._bytes = now, 0, 0
+        if self._ranges >= self.concurrency:
+            self._adjust(self._bytes / max(now - self._since, 1e-6))
+            self._since, self._ranges, self._bytes = now, 0, 0
 
-    def _nearest(self, wanted: float) -> int:
-        """The nearest size; each is twice the last, since buffers of any size would leave holes in memory."""
-        size = min(SMALLEST_RANGE, self._largest)
-        while size < self._largest and size * 2**0.5 < wanted:
+    def throttle(self, now: float) -> None:
+        """Halve the concurrency: the storage replied that it is busy."""
+        if self._throttled is None or now - self._throttled > _THROTTLE_WINDOW:
+            self.concurrency = max(1, self.concurrency // 2)
+        self._throttled = now
+
+    def _nearest_size(self, wanted: float) -> int:
+        """The nearest power-of-two multiple of the smallest range: buffers of arbitrary sizes would fragment memory."""
+        size = min(MIN_RANGE, self._max_size)
+        while size < self._max_size and size * 2**0.5 < wanted:
             size *= 2
-        return min(size, self._largest)
+        return min(size, self._max_size)
 
-    def refused(self, now: float) -> None:
-        """The storage has said that it is busy.
-
-        Args:
-            now: The time, in seconds.
-        """
-        if self._refused is None or now - self._refused > _CALM:
-            self.at_once = max(1, self.at_once // 2)
-        self._refused = now
-
-    def _judge(self, rate: float) -> None:
-        """As many ranges as are on their way at once have come; may there be more?"""
-        if self._refused is not None:
-            self.at_once = min(self._most, self.at_once + 1)  # carefully: it has been too much before
-        elif rate > _WORTH * self._best:
+    def _adjust(self, rate: float) -> None:
+        """Raise the concurrency after a round of ranges, if the last raise paid off."""
+        if self._throttled is not None:
+            self.concurrency = min(self._max_concurrency, self.concurrency + 1)  # slowly: more was too much before
+        elif rate > _WORTHWHILE * self._best:
             self._best = rate
-            self.at_once = min(self._most, 2 * self.at_once)
+            self.concurrency = min(self._max_concurrency, 2 * self.concurrency)

@@ -1,19 +1,18 @@
-"""A tar's way from the registry: ranges in parallel, handed on in order, unpacked while later ones are on their way."""
+"""Download of a tar: ranges in parallel, fed to the sink in order while later ranges are still arriving."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from async_bento._core.concurrency import shielded
-from async_bento._core.retry import BUSY, with_retries
+from async_bento._core.retry import BUSY, Retries
 from async_bento.errors import APIResponseError, IntegrityError, PartError, TransferError
-from async_bento.transfer.adaptive import Pace
-from async_bento.transfer.http import get
+from async_bento.transfer.adaptive import AdaptiveRanges
+from async_bento.transfer.http import ByteRange, get
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -22,272 +21,246 @@ if TYPE_CHECKING:
     from async_bento.rest.routes import AnyRoutes
     from async_bento.rest.schemas import ItemSchema
     from async_bento.rest.transport import Target
-    from async_bento.transfer.http import Received, Transport
+    from async_bento.transfer.http import RangeResponse, TransferPool
+    from async_bento.transfer.resumable_extract import ResumePoint
 
-
-_CHANGED = "it was pushed anew meanwhile"
-
-
-class Begun(NamedTuple):
-    """What an interrupted download has left.
-
-    Attributes:
-        position: The byte to go on with.
-        total: Bytes of the tar.
-        etag: The ETag it must still have.
-    """
-
-    position: int
-    total: int
-    etag: str
+_CHANGED = "the item was pushed again during the download"
 
 
 class Sink(Protocol):
-    """What takes the bytes of a tar, in order.
+    """Consumes the bytes of a tar in order. Every method blocks, and runs in a worker thread."""
 
-    Attributes:
-        begun: What it has already, or None for nothing. Not so any more after a `restart`.
-    """
+    resume_point: ResumePoint | None
+    """What an interrupted download left; None for nothing, and after `restart`."""
 
-    begun: Begun | None
-
-    async def started(self, total: int | None, etag: str | None) -> None:
-        """Take note of what will come, before the first bytes do.
-
-        Args:
-            total: Bytes of the tar, or None where that is not known.
-            etag: Its ETag, or None.
-        """
+    def start(self, total: int | None, etag: str | None) -> None:
+        """Prepare for the bytes; `total` is the size of the tar, None where the server does not state it."""
         ...
 
-    async def feed(self, data: Sequence[bytes]) -> None:
-        """Take the next bytes.
-
-        Args:
-            data: The bytes, in pieces.
-        """
+    def feed(self, data: Sequence[bytes]) -> None:
+        """Consume the next bytes."""
         ...
 
-    async def restart(self) -> None:
-        """Forget all that was fed: the bytes come again from the first."""
+    def restart(self) -> None:
+        """Drop all consumed bytes: the tar comes again from its first byte."""
         ...
 
 
-async def download(
-    routes: AnyRoutes, item: ItemSchema, name: str, sink: Sink, transport: Transport, progress: Progress
-) -> int:
-    """Fetch a tar the way the registry wants it.
+class DownloadSource:
+    """Where an item's tar is: a presigned URL, requested again once it has expired, or the registry itself."""
 
-    Args:
-        routes: The routes of its kind.
-        item: Its record.
-        name: Its repository.
-        sink: What takes the bytes.
-        transport: What all transfers share.
-        progress: Where to count.
+    def __init__(self, routes: AnyRoutes, name: str, record: ItemSchema) -> None:
+        self.tag = f"{name}:{record.version}"
+        self._routes = routes
+        self._name = name
+        self._record = record
+        self._current: Target | None = None
+        self._lock = asyncio.Lock()
 
-    Returns:
-        Bytes of the tar.
+    async def target(self) -> Target:
+        """The current target; concurrent callers share one request for it."""
+        async with self._lock:
+            if self._current is None:
+                self._current = await self._presign()
+            return self._current
 
-    Raises:
-        BentoError: It failed.
-    """
-    job = _Download(routes, item, name, sink, transport, progress)
+    def expire(self, target: Target) -> None:
+        """Request a new URL next time, unless that has happened since this target was handed out."""
+        if self._current is target:
+            self._current = None
+
+    async def _presign(self) -> Target:
+        strategy, version = self._record.transmission_strategy, self._record.version
+        if strategy != "proxy":
+            record = await self._routes.presign_download(self._name, version)
+            if record.presigned_download_url.get_secret_value():
+                return self._routes.session.storage_target(record.presigned_download_url)
+            if strategy is not None:
+                raise APIResponseError(
+                    f"cannot pull {self.tag}: the registry's response has no presigned download URL",
+                    field="presigned_download_url",
+                )
+        return self._routes.download_target(self._name, version)
+
+
+async def download(source: DownloadSource, sink: Sink, pool: TransferPool, progress: Progress) -> None:
+    """Download a tar into a sink; where the object changes on the way, start again, once."""
+    job = _Download(source, sink, pool, progress)
     try:
         await job.run()
-    except _RewindError as error:
-        await job.start_afresh(error)
+    except _ObjectChangedError as error:
+        await job.restart(str(error))
         try:
             await job.run()
-        except _RewindError as again:
-            raise TransferError(f"cannot pull {name}:{item.version}: {again}, twice; pull it again") from None
-    return progress.bytes_done
+        except _ObjectChangedError as second:
+            raise TransferError(f"cannot pull {source.tag}: {second}, twice. Retry the pull.") from None
 
 
-class _RewindError(Exception):
-    """What has come so far is of no use to what comes now."""
+class _ObjectChangedError(Exception):
+    """The bytes so far do not belong to the object that the server has now."""
 
 
-class _OnItsWay(NamedTuple):
-    """A range that was asked for, and its share of the window in bytes."""
+class _PendingRange(NamedTuple):
+    """A requested range, and the bytes of the window that it holds."""
 
     task: asyncio.Task[list[bytes] | None]
     size: int
 
 
-def _all_here(ranges: Iterable[_OnItsWay]) -> bool:
-    return all(one.task.done() for one in ranges)
-
-
-@dataclass
 class _Download:
-    routes: AnyRoutes
-    item: ItemSchema
-    name: str
-    sink: Sink
-    transport: Transport
-    progress: Progress
-    _address: Target | None = field(default=None, init=False)
-    _presigning: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
-    _etag: str | None = field(default=None, init=False)
-    _total: int | None = field(default=None, init=False)
-    _arrived: int = field(default=0, init=False)
-    _known: asyncio.Future[None] | None = field(default=None, init=False)
-    _pace: Pace = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._pace = Pace(self.transport.config.transfer)
+    def __init__(self, source: DownloadSource, sink: Sink, pool: TransferPool, progress: Progress) -> None:
+        self._source = source
+        self._sink = sink
+        self._pool = pool
+        self._progress = progress
+        self._ranges = AdaptiveRanges(pool.config.transfer)
+        self._etag: str | None = None
+        self._total: int | None = None
+        self._ranges_done = 0
+        self._size_known: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
-        """Fetch what the sink does not have yet."""
+        """Download what the sink does not have yet."""
         start = 0
-        if begun := self.sink.begun:
-            start, self._total, self._etag = begun.position, begun.total, begun.etag
-            self.progress.resume(start, begun.total)
-            await self.sink.started(begun.total, begun.etag)
-        on_their_way: deque[_OnItsWay] = deque()
+        if point := self._sink.resume_point:
+            start, self._total, self._etag = point.position, point.total, point.etag
+            self._progress.resume(start, point.total)
+            await self._start_sink(point.total, point.etag)
+        pending: deque[_PendingRange] = deque()
         try:
-            if begun is None:
-                start = await self._begin(on_their_way)
-            await self._go_on(start, on_their_way)
+            if point is None:
+                start = await self._request_first(pending)
+            await self._request_rest(start, pending)
         finally:
-            for one in on_their_way:
+            for one in pending:
                 one.task.cancel()
-            await shielded(asyncio.gather(*(one.task for one in on_their_way), return_exceptions=True))
-            for one in on_their_way:
-                self.transport.window.release(one.size)
+            await shielded(asyncio.gather(*(one.task for one in pending), return_exceptions=True))
+            for one in pending:
+                self._pool.window.release(one.size)
 
-    async def start_afresh(self, why: _RewindError) -> None:
-        """Forget what has come.
-
-        Args:
-            why: Why it is of no use.
-        """
-        await self.sink.restart()
+    async def restart(self, reason: str) -> None:
+        """Drop what has arrived."""
+        await self._pool.threads.run(self._sink.restart)
         self._etag = self._total = None
-        self.progress.restart(f": {why}")
+        self._progress.restart(f": {reason}")
 
-    async def _begin(self, on_their_way: deque[_OnItsWay]) -> int:
-        """Ask for the first range, and wait until its head has told size and ETag, or until it has come to its end."""
-        size = self._pace.size
-        await self.transport.window.acquire(size)
-        self._known = asyncio.get_running_loop().create_future()
-        first = asyncio.create_task(self._range(0, size))
-        on_their_way.append(_OnItsWay(first, size))
-        answer: list[asyncio.Future[Any]] = [first, self._known]
-        await asyncio.wait(answer, return_when=asyncio.FIRST_COMPLETED)
+    async def _start_sink(self, total: int | None, etag: str | None) -> None:
+        await self._pool.threads.run(self._sink.start, total, etag)
+
+    async def _request_first(self, pending: deque[_PendingRange]) -> int:
+        """Request the first range, and wait until its headers tell size and ETag, or until it has ended."""
+        size = self._ranges.size
+        await self._pool.window.acquire(size)
+        self._size_known = asyncio.get_running_loop().create_future()
+        first = asyncio.create_task(self._fetch(ByteRange(0, size)))
+        pending.append(_PendingRange(first, size))
+        headers_or_end: list[asyncio.Future[Any]] = [first, self._size_known]
+        await asyncio.wait(headers_or_end, return_when=asyncio.FIRST_COMPLETED)
         return size
 
-    async def _go_on(self, start: int, on_their_way: deque[_OnItsWay]) -> None:
-        """Fetch the rest, several ranges at once, within the window; each is handed on when its turn has come.
-
-        Args:
-            start: The first byte that nobody has asked for.
-            on_their_way: What was asked for; none is left in it at the end.
-        """
-        while on_their_way or start < (self._total or 0):
-            start = await self._ask_for_more(start, on_their_way)
-            first, size = on_their_way[0]
+    async def _request_rest(self, start: int, pending: deque[_PendingRange]) -> None:
+        """Request the bytes from `start` on, several ranges at once within the window, and feed them in order."""
+        while pending or start < (self._total or 0):
+            start = await self._request_more(start, pending)
+            first, size = pending[0]
             if not first.done():
-                under_way = [one.task for one in on_their_way if not one.task.done()]
-                done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                running = [one.task for one in pending if not one.task.done()]
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    task.result()  # whose failure ends all, without waiting for its turn
+                    task.result()  # a failed range ends the download before its turn
                 continue
             data = first.result()
-            if self.progress.phase == "transferring" and start >= (self._total or 0) and _all_here(on_their_way):
-                self.progress.enter("extracting")
+            if self._progress.phase == "transferring" and start >= (self._total or 0) and _all_done(pending):
+                self._progress.enter("extracting")
             if data is not None:
-                await self.sink.feed(data)
-            self.transport.window.release(size)
-            on_their_way.popleft()
+                await self._pool.threads.run(self._sink.feed, data)
+            self._pool.window.release(size)
+            pending.popleft()
 
-    async def _ask_for_more(self, start: int, on_their_way: deque[_OnItsWay]) -> int:
-        """Ask for as many ranges as the pace and the window allow.
+    async def _request_more(self, start: int, pending: deque[_PendingRange]) -> int:
+        """Request as many ranges as pace and window allow.
 
-        A share of the window is waited for only while none is held: items that share it never wait for each other.
+        The window is waited for only while none of it is held, so that items that share it never wait for each other.
         """
-        total, window = self._total or 0, self.transport.window
+        total, window = self._total or 0, self._pool.window
         while start < total:
-            size, under_way = self._pace.size, sum(not one.task.done() for one in on_their_way)
-            if on_their_way and (under_way >= self._pace.at_once or window.would_block(size)):
+            size, running = self._ranges.size, sum(not one.task.done() for one in pending)
+            if pending and (running >= self._ranges.concurrency or window.would_block(size)):
                 break
             await window.acquire(size)
             stop = min(start + size, total)
-            on_their_way.append(_OnItsWay(asyncio.create_task(self._range(start, stop)), size))
+            pending.append(_PendingRange(asyncio.create_task(self._fetch(ByteRange(start, stop))), size))
             start = stop
         return start
 
-    async def _range(self, start: int, stop: int) -> list[bytes] | None:
-        """Fetch a range until it is there; None where the server sent the whole tar instead, and the sink has it."""
-
-        async def once() -> list[bytes] | None:
-            async with self.transport.slots:
-                data = await self._get(start, stop)
-            self._arrived += 1
-            return data
-
-        return await with_retries(
-            self.transport.config.retry, once, progress=lambda: self._arrived, retrying=self.progress.retry
-        )
-
-    async def _get(self, start: int, stop: int) -> list[bytes] | None:
-        """Fetch a range once.
-
-        Returns:
-            The range; None where the server sent the whole tar instead, and the sink has it.
-        """
-        address = await self._where()
-        began = time.monotonic()
-        with self.progress.attempt() as count:
+    async def _fetch(self, byte_range: ByteRange) -> list[bytes] | None:
+        """Fetch a range, with retries; None where the server sent the whole tar instead and the sink has it."""
+        retries = Retries(self._pool.config.retry, progress=lambda: self._ranges_done, on_retry=self._progress.retry)
+        while True:
             try:
-                async with get(address, self.transport.config, start, stop, etag=self._etag) as received:
-                    if received.ranged:
-                        data = await self._read(received, start, stop, count)
+                async with self._pool.slots:
+                    data = await self._fetch_once(byte_range)
+            except Exception as error:
+                if not await retries.wait_after(error):
+                    raise
+            else:
+                self._ranges_done += 1
+                return data
+
+    async def _fetch_once(self, byte_range: ByteRange) -> list[bytes] | None:
+        target = await self._source.target()
+        started = time.monotonic()
+        with self._progress.attempt() as count:
+            try:
+                async with get(target, byte_range, self._pool.config, etag=self._etag) as received:
+                    if received.is_partial:
+                        data = await self._read(received, byte_range, count)
                         now = time.monotonic()
-                        self._pace.came(sum(map(len, data)), now - began, now)
+                        self._ranges.record(sum(map(len, data)), now - started, now)
                         return data
                     if self._total is not None:
-                        raise _RewindError("the server gives no ranges any more")
-                    await self._stream(received, count)
+                        raise _ObjectChangedError("the server no longer supports range requests")
+                    await self._read_whole(received, count)
                     return None
             except PartError as error:
-                if error.status == HTTPStatus.FORBIDDEN and self._address is address:
-                    self._address = None  # expired: the next try has a new one
-                if error.status in BUSY:
-                    self._pace.refused(time.monotonic())
-                if error.status == HTTPStatus.PRECONDITION_FAILED:
-                    raise _RewindError(_CHANGED) from error
-                if error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start > 0:
-                    raise _RewindError(_CHANGED) from error
+                self._handle_refusal(error, target, byte_range)
                 raise
 
-    async def _read(self, received: Received, start: int, stop: int, count: Callable[[int], None]) -> list[bytes]:
+    def _handle_refusal(self, error: PartError, target: Target, byte_range: ByteRange) -> None:
+        if error.status == HTTPStatus.FORBIDDEN:
+            self._source.expire(target)
+        if error.status in BUSY:
+            self._ranges.throttle(time.monotonic())
+        beyond_end = error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and byte_range.start > 0
+        if beyond_end or error.status == HTTPStatus.PRECONDITION_FAILED:
+            raise _ObjectChangedError(_CHANGED) from error
+
+    async def _read(self, received: RangeResponse, byte_range: ByteRange, count: Callable[[int], None]) -> list[bytes]:
         if self._total is None:
             self._total, self._etag = received.total, received.etag
-            self.progress.enter("transferring", bytes_total=received.total)
-            await self.sink.started(received.total, received.etag)
-            if self._known is not None and not self._known.done():
-                self._known.set_result(None)
+            self._progress.enter("transferring", bytes_total=received.total)
+            await self._start_sink(received.total, received.etag)
+            if self._size_known is not None and not self._size_known.done():
+                self._size_known.set_result(None)
         elif received.total != self._total or (received.etag and self._etag and received.etag != self._etag):
-            raise _RewindError(_CHANGED)  # there are storages that know no If-Match
-        size = min(stop, self._total or stop) - start
-        data: list[bytes] = []  # as they come: put together, they would be copied for nothing
+            raise _ObjectChangedError(_CHANGED)  # some storages ignore If-Match
+        size = min(byte_range.stop, self._total or byte_range.stop) - byte_range.start
+        data: list[bytes] = []  # in the pieces that arrive: joining them would copy every byte once more
         arrived = 0
         async for chunk in received.response.content.iter_any():
             arrived += len(chunk)
             if arrived > size:
-                raise IntegrityError(f"{self._tag}: the storage sent more than the {size} bytes it was asked for")
+                raise IntegrityError(f"cannot pull {self._source.tag}: the storage sent more than {size} bytes")
             data.append(chunk)
             count(len(chunk))
         if arrived < size:
-            raise IntegrityError(f"{self._tag}: the connection ended within a range")
+            raise IntegrityError(f"cannot pull {self._source.tag}: the connection ended within a range")
         return data
 
-    async def _stream(self, received: Received, count: Callable[[int], None]) -> None:
-        self.progress.enter("transferring", bytes_total=received.total)
-        await self.sink.started(received.total, received.etag)
-        io_chunk = self.transport.config.transfer.io_chunk
+    async def _read_whole(self, received: RangeResponse, count: Callable[[int], None]) -> None:
+        self._progress.enter("transferring", bytes_total=received.total)
+        await self._start_sink(received.total, received.etag)
+        io_chunk, run, feed = self._pool.config.transfer.io_chunk, self._pool.threads.run, self._sink.feed
         data: list[bytes] = []
         size = 0
         try:
@@ -296,31 +269,13 @@ class _Download:
                 size += len(chunk)
                 count(len(chunk))
                 if size >= io_chunk:
-                    await self.sink.feed(data)
+                    await run(feed, data)
                     data, size = [], 0
-            await self.sink.feed(data)
+            await run(feed, data)
         except Exception:
-            await self.sink.restart()
+            await run(self._sink.restart)
             raise
 
-    async def _where(self) -> Target:
-        """The address, presigned anew when the last one has expired."""
-        async with self._presigning:
-            if self._address is None:
-                self._address = await self._ask_where()
-            return self._address
 
-    async def _ask_where(self) -> Target:
-        if self.item.transmission_strategy != "proxy":
-            item = await self.routes.presign_download(self.name, self.item.version)
-            if item.presigned_download_url.get_secret_value():
-                return self.routes.session.storage_target(item.presigned_download_url)
-            if self.item.transmission_strategy is not None:
-                raise APIResponseError(
-                    f"the registry presigned no download of {self._tag}", field="presigned_download_url"
-                )
-        return self.routes.download_target(self.name, self.item.version)
-
-    @property
-    def _tag(self) -> str:
-        return f"{self.name}:{self.item.version}"
+def _all_done(ranges: Iterable[_PendingRange]) -> bool:
+    return all(one.task.done() for one in ranges)

@@ -1,8 +1,8 @@
-"""What survives a crash of a push: which parts of a multipart upload have arrived.
+"""The journal of a multipart upload: which parts have arrived, readable after a crash.
 
-One file per upload, of one JSON object a line: first what the upload is, then each part as it has arrived. A line is
-written in one go, and one that a crash has cut short is the last and is left out when the file is read. It holds no
-secret: without a presigned URL an upload's id opens nothing.
+One file per upload, one JSON object per line: the upload first, then each part as it arrives. A line is written by
+one `write`, so a crash can cut short only the last line, which is dropped on reading. The file holds no secret: an
+upload id opens nothing without a presigned URL.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from async_bento._core.files import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
 _OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
@@ -28,15 +27,7 @@ class _Line(BaseModel):
 
 
 class Source(_Line):
-    """What is uploaded, and where to; a later push goes on only where all of it is the same.
-
-    Attributes:
-        endpoint: The registry's URL.
-        kind: `bento` or `model`.
-        tag: The item's tag.
-        part_size: The size of each part but the last, in bytes.
-        fingerprint: What the tar is made of, see `TarPlan.fingerprint`.
-    """
+    """The tar that is uploaded, and where to; a later push resumes only an upload of the same source."""
 
     endpoint: str
     kind: str
@@ -45,19 +36,12 @@ class Source(_Line):
     fingerprint: str
 
     def difference(self, other: Source) -> str:
-        """Say why an upload of another source is of no use to this one.
-
-        Args:
-            other: The source of the upload.
-
-        Returns:
-            The reason, for a person; empty where it is the same.
-        """
+        """Why an upload of `other` cannot be resumed as one of this source; empty where it can."""
         if self.part_size != other.part_size:
-            return f"its parts are of {other.part_size} bytes and would now be of {self.part_size}"
+            return f"its parts have {other.part_size} bytes, and the parts would now have {self.part_size}"
         if self.fingerprint != other.fingerprint:
-            return "its files have changed since"
-        return "" if self == other else "it was for another registry"
+            return "its files have changed"
+        return "" if self == other else "it went to another registry"
 
 
 class _Upload(Source):
@@ -70,14 +54,8 @@ class _Part(_Line):
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """What a journal says.
-
-    Attributes:
-        source: What was uploaded.
-        upload_id: The multipart upload.
-        etags: The ETags of the parts that have arrived, by their numbers.
-    """
+class JournalEntries:
+    """The content of a journal; `etags` has the ETag of each part that has arrived, by part number."""
 
     source: Source
     upload_id: str
@@ -86,23 +64,12 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Journal:
-    """The journal of one upload. Every method blocks; parts may be noted by several threads at once.
-
-    Args:
-        path: Its file, in a directory that is there.
-    """
+    """The journal of one upload. Every method blocks and may raise OSError; threads may add parts concurrently."""
 
     path: Path
 
-    def read(self) -> Recorded | None:
-        """Read what an earlier push has left.
-
-        Returns:
-            What it says; None where there is nothing, or nothing that can be made sense of.
-
-        Raises:
-            OSError: The file cannot be read.
-        """
+    def read(self) -> JournalEntries | None:
+        """Read what an earlier push recorded; None where there is no journal, or no valid one."""
         try:
             first, *others = self.path.read_bytes().splitlines(keepends=True) or [b""]
         except FileNotFoundError:
@@ -112,51 +79,31 @@ class Journal:
         except ValidationError:
             return None
         etags: dict[int, str] = {}
-        with suppress(ValidationError):  # a crash cut it short, and nothing follows
+        with suppress(ValidationError):  # cut short by a crash, so the last line
             for line in others:
                 if line.endswith(b"\n"):
                     part = _Part.model_validate_json(line)
                     etags[part.part_number] = part.etag
-        return Recorded(Source.model_validate(upload.model_dump(exclude={"upload_id"})), upload.upload_id, etags)
+        return JournalEntries(Source.model_validate(upload.model_dump(exclude={"upload_id"})), upload.upload_id, etags)
 
-    def begin(self, recorded: Recorded) -> None:
-        """Write it anew, in one step.
+    def create(self, entries: JournalEntries) -> None:
+        """Replace the journal by these entries, atomically."""
+        upload = _Upload(**entries.source.model_dump(), upload_id=entries.upload_id)
+        parts = (_Part(part_number=number, etag=etag) for number, etag in sorted(entries.etags.items()))
+        atomic_write(self.path, b"".join(map(_encode, [upload, *parts])), durable=True)
 
-        Args:
-            recorded: What it says from now on.
-
-        Raises:
-            OSError: It cannot be written.
-        """
-        upload = _Upload(**recorded.source.model_dump(), upload_id=recorded.upload_id)
-        parts = (_Part(part_number=number, etag=etag) for number, etag in sorted(recorded.etags.items()))
-        atomic_write(self.path, b"".join(_lines([upload, *parts])), durable=True)
-
-    def note(self, part_number: int, etag: str) -> None:
-        """Add a part that has arrived.
-
-        Args:
-            part_number: Its number, from 1.
-            etag: Its ETag, as the storage gave it.
-
-        Raises:
-            OSError: It cannot be written.
-        """
-        (line,) = _lines([_Part(part_number=part_number, etag=etag)])
+    def add(self, part_number: int, etag: str) -> None:
+        """Record a part that has arrived, with its ETag as the storage sent it."""
         descriptor = os.open(self.path, _OPEN_FLAGS)
         try:
-            os.write(descriptor, line)
+            os.write(descriptor, _encode(_Part(part_number=part_number, etag=etag)))
         finally:
             os.close(descriptor)
 
     def remove(self) -> None:
-        """Remove it; nothing happens where there is none.
-
-        Raises:
-            OSError: It cannot be removed.
-        """
+        """Remove the journal, if there is one."""
         self.path.unlink(missing_ok=True)
 
 
-def _lines(entries: Iterable[_Line]) -> Iterable[bytes]:
-    return (f"{entry.model_dump_json()}\n".encode() for entry in entries)
+def _encode(entry: _Line) -> bytes:
+    return f"{entry.model_dump_json()}\n".encode()

@@ -1,9 +1,9 @@
-"""What a pull receives, unpacked as it comes, and what is noted of it so that another process can go on.
+"""Extraction of a tar as it arrives, with state that lets another process resume it.
 
-Beside the directory lies a state file: which object of which registry it is, and the checkpoint of the extractor. It is
-written before anything is fed that the last one does not foresee, and removed before the last steps are taken, so
-that what it says is true however the process ends. After a crash of the system it may not be, since nothing was
-synced; it names the boot it was written in, and another one starts anew.
+A state file beside the staging directory names the object and holds the extractor's checkpoint. The file is written
+before any byte is fed beyond what the last checkpoint covers, and removed before the final steps, so that it is true
+however the process ends. It is not synced, so it may be false after a system crash: the file names the boot it was
+written in, and is ignored after another one.
 """
 
 from __future__ import annotations
@@ -12,205 +12,162 @@ import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from async_bento._core.files import atomic_write
 from async_bento._core.text import human_size
 from async_bento.config import MiB
 from async_bento.errors import StoreError
 from async_bento.store.errors import as_store_error
-from async_bento.transfer.download import Begun
 from async_bento.transfer.tar.checkpoint import Checkpoint
 from async_bento.transfer.tar.extract import Extractor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from async_bento._core.concurrency import Threads
     from async_bento.config import Limits
 
 VERSION = 1
-"""Of the state file; one of another version is not read."""
+"""Format of the state file; another version is ignored."""
 
-INTERVAL = 8 * MiB
-"""Bytes of the tar between two checkpoints, or more where a checkpoint is long: what a killed process has to fetch
-anew, beside what was on its way."""
+CHECKPOINT_INTERVAL = 8 * MiB
+"""Bytes of the tar between two checkpoints, more for a long checkpoint: what a killed process has to fetch again."""
 
-_SHARE = 50  # bytes of the tar for each of a checkpoint, so that writing those takes no time to speak of
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_TAR_PER_CHECKPOINT = 50  # bytes of the tar per byte of checkpoint, so that writing checkpoints takes negligible time
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Unpacking:
-    """Extracts what arrives into a staging directory. Its construction blocks.
+class ResumePoint(NamedTuple):
+    """What an interrupted download left: the next byte, the size of the tar in bytes, and the ETag it must have."""
 
-    Args:
-        directory: The staging directory; what an earlier pull has left in it is gone on with, or removed.
-        state: The file for what another may go on with, beside the directory; None for no such thing.
-        source: Where the tar comes from; only what came from there is gone on with.
-        threads: Where it is done.
-        limits: What the tar may hold.
-        announced: How much content it should have, in bytes; 0 where nobody says.
+    position: int
+    total: int
+    etag: str
 
-    Attributes:
-        begun: What there is to go on with, or None.
+
+class ResumableExtract:
+    """Extracts a tar into a staging directory, resuming or removing what an earlier pull left there.
+
+    Every method blocks. `state` is the file for resume state, None to disable resuming; only a tar from the same
+    `origin` (the registry's URL) is resumed. `announced` is the content size in bytes by the record, 0 where unknown.
     """
 
-    def __init__(
-        self, directory: Path, state: Path | None, source: str, threads: Threads, limits: Limits, announced: int
-    ) -> None:
-        self.begun: Begun | None = None
+    def __init__(self, directory: Path, state: Path | None, origin: str, limits: Limits, announced: int) -> None:
+        self.resume_point: ResumePoint | None = None
         self._directory = directory
         self._state = state
-        self._source = source
-        self._threads = threads
+        self._origin = origin
         self._limits = limits
         self._announced = announced
         self._etag: str | None = None
         self._total: int | None = None
         self._fed = 0
-        self._reach = 0
-        self._longest = 0
+        self._covered = 0  # the byte up to which the last checkpoint stays true
+        self._longest = 0  # characters of the last checkpoint
         try:
             self._extractor = self._resumed()
-        except (OSError, ValueError, StoreError):  # there is none, or it is not as it was left
-            self._extractor = self._anew()
+        except (OSError, ValueError, StoreError):  # no state, or not the state of this tar
+            self._extractor = self._fresh()
 
-    async def started(self, total: int | None, etag: str | None) -> None:
-        """Take note of what will come.
-
-        Args:
-            total: Bytes of the tar, or None where that is not known.
-            etag: Its ETag, or None.
-
-        Raises:
-            StoreError: The disk has no room for it.
-        """
+    def start(self, total: int | None, etag: str | None) -> None:
+        """Take the size and ETag of the tar, and check that the disk has room for it."""
         self._total, self._etag = total, etag
         if total is not None:
-            await self._threads.run(self._check_room, total - self._fed)
+            self._check_space(total - self._fed)
 
-    async def feed(self, data: Sequence[bytes]) -> None:
-        """Extract some more.
+    def feed(self, data: Sequence[bytes]) -> None:
+        """Extract the next bytes of the tar."""
+        end = self._fed + sum(map(len, data))
+        if end > self._covered:
+            self._save(end)
+        for piece in data:
+            self._extractor.feed(piece)
+        self._fed = end
 
-        Args:
-            data: The next bytes of the tar, in pieces.
-
-        Raises:
-            UnsafeArchiveError: They are no part of a tar, or of one that is refused.
-            StoreError: The disk is full, or refuses.
-        """
-        await self._threads.run(self._feed, data)
-
-    async def restart(self) -> None:
+    def restart(self) -> None:
         """Remove what was extracted: the tar comes again from its first byte."""
-        await self._threads.run(self._restart)
+        self._extractor.abort()
+        self._extractor = self._fresh()
 
-    async def close(self) -> None:
-        """Check that the tar has come to its end, and do what is to be done last.
+    def close(self) -> None:
+        """Check that the tar is complete, and apply links and directory modes."""
+        self._remove_state()
+        self._extractor.close()
 
-        Raises:
-            UnsafeArchiveError: The tar ends too early, or a link leads outside.
-            StoreError: The disk is full, or refuses.
-        """
-        await self._threads.run(self._close)
-
-    async def give_up(self, *, keep: bool) -> None:
-        """Let go of the directory.
-
-        Args:
-            keep: Whether another may go on with what is there.
-        """
-        await self._threads.run(self._give_up, keep)
+    def abort(self, *, keep_state: bool) -> None:
+        """Stop; keep the state for a later pull to resume, or remove it."""
+        self._extractor.abort()
+        with suppress(StoreError):  # the error that ended the pull is the one to raise
+            if keep_state and self._fed:
+                self._save(self._fed)
+            else:
+                self._remove_state()
 
     def _resumed(self) -> Extractor:
         if self._state is None:
             raise FileNotFoundError
         read: object = json.loads(self._state.read_bytes())
-        said = cast("dict[str, Any]", read) if isinstance(read, dict) else {}
-        if said.get("about") != self._about(said.get("etag"), said.get("total")):
-            raise ValueError("it is of another tar, or of another time")
-        checkpoint = Checkpoint.from_json(said.get("checkpoint"))
+        state = cast("dict[str, Any]", read) if isinstance(read, dict) else {}
+        if state.get("about") != self._about(state.get("etag"), state.get("total")):
+            raise ValueError("the state belongs to another tar or another boot")
+        checkpoint = Checkpoint.from_json(state.get("checkpoint"))
         extractor = Extractor(self._directory, self._limits, announced=self._announced, checkpoint=checkpoint)
-        self._etag, self._total = said["etag"], said["total"]
-        self._fed, self._reach = checkpoint.position, checkpoint.covered
-        self.begun = Begun(checkpoint.position, said["total"], said["etag"])
+        self._etag, self._total = state["etag"], state["total"]
+        self._fed, self._covered = checkpoint.position, checkpoint.covered
+        self.resume_point = ResumePoint(checkpoint.position, state["total"], state["etag"])
         return extractor
 
-    def _anew(self) -> Extractor:
-        self._forget()
-        self.begun = None
-        self._fed = self._reach = 0
+    def _fresh(self) -> Extractor:
+        self._remove_state()
+        self.resume_point = None
+        self._fed = self._covered = 0
         if any(self._directory.iterdir()):
             shutil.rmtree(self._directory)
             self._directory.mkdir()
         return Extractor(self._directory, self._limits, announced=self._announced)
 
-    def _restart(self) -> None:
-        self._extractor.abort()
-        self._extractor = self._anew()
-
-    def _feed(self, data: Sequence[bytes]) -> None:
-        after = self._fed + sum(map(len, data))
-        if after > self._reach:
-            self._save(after)
-        for piece in data:
-            self._extractor.feed(piece)
-        self._fed = after
-
-    def _close(self) -> None:
-        self._forget()
-        self._extractor.close()
-
-    def _give_up(self, keep: bool) -> None:
-        self._extractor.abort()
-        with suppress(StoreError):  # whoever gives up has a better reason to tell
-            if keep and self._fed:
-                self._save(self._fed)
-            else:
-                self._forget()
-
-    def _save(self, upto: int) -> None:
-        """Note how far it has come, before it goes further than the last note says."""
+    def _save(self, end: int) -> None:
+        """Write the state before the extractor goes beyond what the last state covers."""
         if self._state is None or not self._etag or self._etag.startswith("W/") or self._total is None:
             return
-        reach = max(self._reach, upto + max(INTERVAL, _SHARE * self._longest))
-        checkpoint = self._extractor.checkpoint(reach)
+        covered = max(self._covered, end + max(CHECKPOINT_INTERVAL, _TAR_PER_CHECKPOINT * self._longest))
+        checkpoint = self._extractor.checkpoint(covered)
         if checkpoint is None:
             return
-        self._reach = reach
-        said = {
+        self._covered = covered
+        state = {
             "about": self._about(self._etag, self._total),
             "etag": self._etag,
             "total": self._total,
             "checkpoint": checkpoint.to_json(),
         }
-        text = json.dumps(said)
+        text = json.dumps(state)
         self._longest = len(text)
         try:
-            temp_path = self._state.with_name(f"{self._state.name}.new")  # one name: killed pulls leave one file
-            atomic_write(self._state, text, durable=False, temp_path=temp_path)
-        except OSError:  # without it, a pull that is interrupted starts anew; with the old one, it would be misled
-            self._forget()
+            # One fixed name, so that killed processes leave one file at most.
+            atomic_write(self._state, text, durable=False, temp_path=self._state.with_name(f"{self._state.name}.new"))
+        except OSError:  # the old state would mislead a resumed pull; without any, it starts from the first byte
+            self._remove_state()
 
-    def _forget(self) -> None:
+    def _remove_state(self) -> None:
         if self._state is not None:
-            with as_store_error("forget how far it had come"):
+            with as_store_error("remove the resume state"):
                 self._state.unlink(missing_ok=True)
 
     def _about(self, etag: object, total: object) -> list[object]:
-        return [VERSION, _boot(), self._source, etag, total]
+        return [VERSION, _boot_id(), self._origin, etag, total]
 
-    def _check_room(self, needed: int) -> None:
+    def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self._directory).free
         if needed > free:
             raise StoreError(
-                f"the disk of {self._directory} has {human_size(free)} free, and {human_size(needed)} are to come"
+                f"not enough disk space in {self._directory}: {human_size(free)} free, {human_size(needed)} required"
             )
 
 
-def _boot() -> str:
-    """What tells this run of the system from the next; empty where the system does not say."""
+def _boot_id() -> str:
+    """The id of this boot; empty where the system has none."""
     try:
-        return _BOOT.read_text().strip()
+        return _BOOT_ID.read_text().strip()
     except OSError:
         return ""

@@ -1,14 +1,14 @@
-"""A tar's way to the registry: through it, by one presigned PUT, or by a presigned multipart upload.
+"""Upload of a tar: through the registry, by one presigned PUT, or by a presigned multipart upload.
 
-The steps are those of BentoML 1.4.39 (`bentoml/_internal/cloud/bento.py`), with its faults mended: no tar is written,
-a part that failed is never left out of the completed upload, and each try has a URL of its own.
+The steps are those of BentoML 1.4.39 (`bentoml/_internal/cloud/bento.py`), without its faults: no tar is written to
+disk, no upload is completed with a part missing, and every attempt gets a presigned URL of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 
 from async_bento._core.concurrency import for_each, shielded
-from async_bento._core.retry import with_retries
+from async_bento._core.retry import Retries
 from async_bento._core.s3 import MAX_PARTS, MAX_PUT_SIZE, MIN_PART_SIZE, bare_etag, etag_of_parts
 from async_bento.config import MiB
-from async_bento.errors import APIError, APIResponseError, APIStatusError, BentoError, IntegrityError, PartError
+from async_bento.errors import APIError, APIResponseError, APIStatusError, BentoError, PartError
 from async_bento.rest.request_schemas import CompletePartSchema, FinishUploadSchema
 from async_bento.rest.responses import is_not_found
-from async_bento.transfer.http import TarBody, get, put
-from async_bento.transfer.journal import Journal, Recorded, Source
+from async_bento.transfer.http import ByteRange, TarBody, get, put
+from async_bento.transfer.journal import Journal, JournalEntries, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
     from typing import Concatenate
 
     from pydantic import SecretStr
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from async_bento.rest.routes import AnyRoutes
     from async_bento.rest.schemas import ItemSchema
     from async_bento.rest.transport import Target
-    from async_bento.transfer.http import Transport
+    from async_bento.store.tag import Tag
+    from async_bento.transfer.http import TransferPool
     from async_bento.transfer.tar.plan import TarPlan
 
     P = ParamSpec("P")
@@ -46,21 +47,15 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_GONE = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE})
+REPORT_TIMEOUT = 5.0
+"""Seconds that reporting a failed push to the registry may take before the error is raised."""
 
-SECONDS_TO_REPORT = 5.0
-"""How long a failed push may take to say so to the registry before the error is raised."""
+_GONE = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE})
 
 
 @dataclass(frozen=True)
-class Uploaded:
-    """What an upload took.
-
-    Attributes:
-        bytes_sent: Bytes of the tar that were sent, each counted once.
-        parts: Requests they were sent in.
-        resumed: Whether an interrupted upload was gone on with; the parts it had sent are not counted.
-    """
+class UploadResult:
+    """What an upload sent: each byte counted once, and only this push's parts of a resumed upload."""
 
     bytes_sent: int
     parts: int
@@ -68,317 +63,286 @@ class Uploaded:
 
 
 def choose_part_size(size: int, wanted: int, threads: int) -> int:
-    """Cut a tar so that S3 takes it, and no connection is idle while others send the last parts.
+    """Choose the part size in bytes: whole MiB, at most `wanted` unless 10,000 parts need more, never under 5 MiB.
 
-    Args:
-        size: Bytes of the tar.
-        wanted: Bytes of a part, if nothing stands against it.
-        threads: Parts in flight.
-
-    Returns:
-        Bytes of a part, in whole MiB: as much as makes whole rounds of `threads` parts, each as large as wanted or
-        smaller; as much more as 10,000 parts need; never under 5 MiB.
+    The parts make whole rounds of `threads`, so that no connection idles while others send the last parts.
     """
     rounds = -(-size // (wanted * threads))
     needed = max(-(-size // (rounds * threads)), -(-size // MAX_PARTS))
     return max(-(-needed // MiB) * MiB, MIN_PART_SIZE)
 
 
-async def upload(
-    plan: TarPlan,
-    routes: AnyRoutes,
-    item: ItemSchema,
-    name: str,
-    transport: Transport,
-    progress: Progress,
-    *,
-    threads: int,
-    journal: Journal | None = None,
-) -> Uploaded:
-    """Send a tar the way the registry wants it, and tell the registry how that ended.
+class Upload:
+    """The upload of one item, from `start_upload` to `finish_upload`; the journal makes it resumable."""
 
-    Args:
-        plan: The tar.
-        routes: The routes of its kind.
-        item: Its record, just created or updated.
-        name: Its repository.
-        transport: What all transfers share.
-        progress: Where to count.
-        threads: Parts in flight at most.
-        journal: Where to note the parts that have arrived, and what an earlier push has left; None for nowhere.
+    def __init__(
+        self, routes: AnyRoutes, tag: Tag, pool: TransferPool, progress: Progress, journal: Journal | None
+    ) -> None:
+        self.routes = routes
+        self.pool = pool
+        self.progress = progress
+        self.tag = tag
+        self.name, self.version = tag.name, tag.version or ""
+        self._journal_file = journal
 
-    Returns:
-        What it took.
+    async def send(self, plan: TarPlan, record: ItemSchema, threads: int) -> UploadResult:
+        """Send the tar as the registry asks for, and report the outcome to the registry."""
+        async with self.failure_reported():
+            strategy, url = await self._strategy(record)
+            await self.routes.start_upload(self.name, self.version)
+            self.progress.enter("transferring", bytes_total=plan.size)
+            if strategy == "proxy":
+                return await self._send_through_registry(plan)  # the registry records the success itself
+            if url is not None and plan.size <= MAX_PUT_SIZE:
+                result = await self._send_single(plan, url)
+            else:
+                result = await self._send_multipart(plan, threads)
+            self.progress.enter("finishing")
+            await self._finish("")
+        await self.discard_journal()
+        return result
 
-    Raises:
-        BentoError: It failed; the registry has been told, unless it could not be. The journal is kept.
-    """
-    job = _Upload(plan, routes, name, item.version, transport, progress, journal)
-    try:
-        strategy, presigned_url = item.transmission_strategy, None
-        if strategy is None:
-            presigned_url = (await routes.presign_upload(name, item.version)).presigned_upload_url
-            strategy = "presigned_url" if presigned_url.get_secret_value() else "proxy"
-        await routes.start_upload(name, item.version)
-        progress.enter("transferring", bytes_total=plan.size)
-        if strategy == "proxy":
-            return await job.through_registry()  # which notes the success itself
-        if presigned_url is not None and plan.size <= MAX_PUT_SIZE:
-            uploaded = await job.by_one_put(presigned_url)
-        else:
-            uploaded = await job.by_parts(threads)
-        progress.enter("finishing")
-        await routes.finish_upload(name, item.version, FinishUploadSchema(status="success"))
-    except BaseException as error:
-        await shielded(report_failure(routes, name, item.version, error))
-        raise
-    await job.keep_books(Journal.remove)
-    return uploaded
+    async def skip(self, reason: str) -> UploadResult:
+        """Finish without bytes: the record alone is pushed."""
+        async with self.failure_reported():
+            await self._finish(reason)
+        return UploadResult(bytes_sent=0, parts=0)
 
+    async def discard_journal(self) -> None:
+        """Remove the journal: nothing is left to resume."""
+        await self.journal(Journal.remove)
 
-async def report_failure(routes: AnyRoutes, name: str, version: str, error: BaseException) -> None:
-    """Tell the registry that a push failed; what it failed with goes before whatever goes wrong with that.
+    @asynccontextmanager
+    async def failure_reported(self, errors: type[BaseException] = BaseException) -> AsyncGenerator[None]:
+        """Report these errors to the registry as a failed upload, so that no record waits for bytes for ever."""
+        try:
+            yield
+        except errors as error:
+            await shielded(self._report_failure(error))
+            raise
 
-    Args:
-        routes: The routes of its kind.
-        name: Its repository.
-        version: Its version.
-        error: What it failed with.
-    """
-    if isinstance(error, asyncio.CancelledError):
-        reason = "cancelled"
-    else:
-        reason = str(error).partition("\n")[0] if isinstance(error, BentoError) else type(error).__name__
-    # The name of a file need not be text, and JSON is.
-    outcome = FinishUploadSchema(status="failed", reason=reason.encode(errors="replace").decode())
-    try:
-        with anyio.fail_after(SECONDS_TO_REPORT):
-            await routes.finish_upload(name, version, outcome)
-    except Exception as failure:  # noqa: BLE001 - whatever it is, what the push failed with is raised
-        if not (isinstance(failure, APIStatusError) and is_not_found(failure)):  # it was cancelled before it was there
-            why = str(failure) or type(failure).__name__
-            logger.warning("The registry could not be told that the push of %s:%s failed: %s", name, version, why)
+    async def journal(
+        self, operation: Callable[Concatenate[Journal, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
+        """Run a journal operation, if there is a journal. A journal only saves work: its errors never end a push."""
+        if self._journal_file is None:
+            return None
+        try:
+            return await self.pool.threads.run(operation, self._journal_file, *args, **kwargs)
+        except OSError as error:
+            logger.warning("Pushing %s cannot be resumed: %s: %s", self.tag, error.strerror, error.filename)
+            return None
 
+    async def put(
+        self,
+        body: TarBody,
+        target: Callable[[], Awaitable[Target]],
+        *,
+        part_number: int | None = None,
+        completed: Callable[[], int] = lambda: 0,
+    ) -> str:
+        """PUT a body until it has arrived, and return its ETag. Every attempt asks for a target of its own."""
+        retries = Retries(self.pool.config.retry, progress=completed, on_retry=self.progress.retry)
+        while True:
+            try:
+                async with self.pool.slots:
+                    return await put(await target(), body, self.pool.config, part_number)
+            except Exception as error:
+                if not await retries.wait_after(error):
+                    raise
 
-@dataclass(frozen=True)
-class _Multipart:
-    """A multipart upload.
+    def storage_target(self, presigned: ItemSchema) -> Target:
+        """The target behind the presigned upload URL of a response."""
+        if not presigned.presigned_upload_url.get_secret_value():
+            raise APIResponseError(
+                f"cannot push {self.tag}: the registry's response has no presigned upload URL",
+                field="presigned_upload_url",
+            )
+        return self.routes.session.storage_target(presigned.presigned_upload_url)
 
-    Attributes:
-        upload_id: What the storage calls it.
-        part_size: The size of each part but the last, in bytes.
-        etags: The ETags of the parts that have arrived, by their numbers.
-    """
+    async def _strategy(self, record: ItemSchema) -> tuple[str, SecretStr | None]:
+        if record.transmission_strategy is not None:
+            return record.transmission_strategy, None
+        url = (await self.routes.presign_upload(self.name, self.version)).presigned_upload_url
+        return "presigned_url" if url.get_secret_value() else "proxy", url
 
-    upload_id: str
-    part_size: int
-    etags: dict[int, str] = field(default_factory=dict[int, str])
-
-
-@dataclass(frozen=True)
-class _Upload:
-    plan: TarPlan
-    routes: AnyRoutes
-    name: str
-    version: str
-    transport: Transport
-    progress: Progress
-    journal: Journal | None
-
-    async def through_registry(self) -> Uploaded:
-        async def address() -> Target:
+    async def _send_through_registry(self, plan: TarPlan) -> UploadResult:
+        async def target() -> Target:
             return self.routes.upload_target(self.name, self.version)
 
-        await self._send(address, 0, self.plan.size)
-        return Uploaded(self.plan.size, 1)
+        # No digest: the registry's own ETag need not be an MD5 of the body.
+        await self.put(TarBody(plan, ByteRange(0, plan.size), self.pool, self.progress, digest=False), target)
+        return UploadResult(plan.size, 1)
 
-    async def by_one_put(self, presigned_url: SecretStr) -> Uploaded:
-        urls = [presigned_url]  # the first try has the URL that was asked for already
+    async def _send_single(self, plan: TarPlan, url: SecretStr) -> UploadResult:
+        urls = [url]  # the first attempt uses the URL of `_strategy`
 
-        async def address() -> Target:
+        async def target() -> Target:
             if urls:
                 return self.routes.session.storage_target(urls.pop())
-            return self._where_to(await self.routes.presign_upload(self.name, self.version))
+            return self.storage_target(await self.routes.presign_upload(self.name, self.version))
 
-        await self._send(address, 0, self.plan.size)
-        return Uploaded(self.plan.size, 1)
+        verify = self.pool.config.transfer.verify
+        await self.put(TarBody(plan, ByteRange(0, plan.size), self.pool, self.progress, digest=verify), target)
+        return UploadResult(plan.size, 1)
 
-    async def by_parts(self, threads: int) -> Uploaded:
-        part_size = choose_part_size(self.plan.size, self.transport.config.transfer.part_size, threads)
-        if self.journal is None:
-            return await self._send_parts(_Multipart(await self._begin(), part_size), threads)
-        fingerprint = await self.transport.threads.run(self.plan.fingerprint)
-        source = Source(
-            endpoint=self.routes.session.endpoint,
-            kind=self.routes.kind,
-            tag=self._tag,
-            part_size=part_size,
-            fingerprint=fingerprint,
-        )
-        if left := await self._left_by_earlier(source):
-            await self.keep_books(Journal.begin, left)  # without the line that the crash cut short
+    async def _send_multipart(self, plan: TarPlan, threads: int) -> UploadResult:
+        part_size = choose_part_size(plan.size, self.pool.config.transfer.part_size, threads)
+        source = await self._source(plan, part_size)
+        if interrupted := await self._resumable(source):
+            await self.journal(Journal.create, interrupted)  # drops a last line that a crash cut short
+            multipart = _Multipart(self, plan, part_size, interrupted.upload_id, dict(interrupted.etags))
             try:
-                return await self._send_parts(_Multipart(left.upload_id, part_size, dict(left.etags)), threads)
+                return await multipart.send(threads)
             except BentoError as error:
                 if not _is_upload_gone(error):
                     raise
-                self._start_afresh("the storage knows nothing of it any more")
-        upload_id = await self._begin()
-        await self.keep_books(Journal.begin, Recorded(source, upload_id))
-        return await self._send_parts(_Multipart(upload_id, part_size), threads)
+                self._restart("the storage has dropped the upload")
+        upload_id = await self._create_multipart()
+        if source is not None:
+            await self.journal(Journal.create, JournalEntries(source, upload_id))
+        return await _Multipart(self, plan, part_size, upload_id).send(threads)
 
-    async def _begin(self) -> str:
+    async def _source(self, plan: TarPlan, part_size: int) -> Source | None:
+        """What a later push must match to resume this one; None where nothing is recorded."""
+        if self._journal_file is None:
+            return None
+        return Source(
+            endpoint=self.routes.session.endpoint,
+            kind=self.routes.kind,
+            tag=str(self.tag),
+            part_size=part_size,
+            fingerprint=await self.pool.threads.run(plan.fingerprint),
+        )
+
+    async def _resumable(self, source: Source | None) -> JournalEntries | None:
+        """The interrupted upload of the same tar to the same registry, if there is one."""
+        interrupted = await self.journal(Journal.read)
+        if interrupted is None or source is None:
+            return None
+        if reason := source.difference(interrupted.source):
+            self._restart(reason)
+            return None
+        return interrupted
+
+    def _restart(self, reason: str) -> None:
+        self.progress.restart(f": an interrupted push cannot be resumed, since {reason}")
+
+    async def _create_multipart(self) -> str:
         upload_id = (await self.routes.start_multipart_upload(self.name, self.version)).upload_id
         if not upload_id:
             raise APIResponseError(
-                f"the registry began no multipart upload of {self._tag}: its upload_id is empty", field="upload_id"
+                f"cannot push {self.tag}: the registry's response has no upload_id", field="upload_id"
             )
         return upload_id
 
-    async def _left_by_earlier(self, source: Source) -> Recorded | None:
-        """What an earlier push of the same has left to go on with."""
-        left = await self.keep_books(Journal.read)
-        if left is None:
-            return None
-        if why := source.difference(left.source):
-            self._start_afresh(why)
-            return None
-        return left
+    async def _finish(self, reason: str) -> None:
+        outcome = FinishUploadSchema(status="success", reason=reason)
+        await self.routes.finish_upload(self.name, self.version, outcome)
 
-    def _start_afresh(self, why: str) -> None:
-        self.progress.restart(f", since an interrupted push is of no use: {why}")
-
-    async def keep_books(
-        self, operation: Callable[Concatenate[Journal, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T | None:
-        """Do something with the journal, if there is one. It only spares time: where it fails, the push goes on."""
-        if self.journal is None:
-            return None
+    async def _report_failure(self, error: BaseException) -> None:
+        """Tell the registry that the push failed. Errors of the report are logged: the push's own error is raised."""
+        if isinstance(error, asyncio.CancelledError):
+            reason = "cancelled"
+        else:
+            reason = str(error).partition("\n")[0] if isinstance(error, BentoError) else type(error).__name__
+        # A file name need not be valid UTF-8; JSON has to be.
+        outcome = FinishUploadSchema(status="failed", reason=reason.encode(errors="replace").decode())
         try:
-            return await self.transport.threads.run(operation, self.journal, *args, **kwargs)
-        except OSError as error:
-            logger.warning("The push of %s could not be resumed: %s: %s", self._tag, error.strerror, error.filename)
-            return None
+            with anyio.fail_after(REPORT_TIMEOUT):
+                await self.routes.finish_upload(self.name, self.version, outcome)
+        except Exception as failure:  # noqa: BLE001 - any error here is less important than the push's own
+            if isinstance(failure, APIStatusError) and is_not_found(failure):
+                return  # cancelled before the record existed
+            why = str(failure) or type(failure).__name__
+            logger.warning("Could not report the failed push of %s to the registry: %s", self.tag, why)
 
-    async def _send_parts(self, multipart: _Multipart, threads: int) -> Uploaded:
-        """Send the parts that are missing, and put all of them together."""
-        size, part_size, etags = self.plan.size, multipart.part_size, multipart.etags
-        numbers = range(1, -(-size // part_size) + 1)
-        missing = [number for number in numbers if number not in etags]
+
+@dataclass
+class _Multipart:
+    """One multipart upload: its parts, and the presigned URLs requested ahead for them."""
+
+    upload: Upload
+    plan: TarPlan
+    part_size: int
+    upload_id: str
+    etags: dict[int, str] = field(default_factory=dict[int, str])
+    _to_presign: Iterator[int] = field(default_factory=lambda: iter(()), init=False)
+    _presigned: dict[int, asyncio.Task[Target]] = field(default_factory=dict[int, "asyncio.Task[Target]"], init=False)
+
+    async def send(self, threads: int) -> UploadResult:
+        """Send the missing parts, `threads` at a time, and complete the upload."""
+        size, progress = self.plan.size, self.upload.progress
+        numbers = range(1, -(-size // self.part_size) + 1)
+        missing = [number for number in numbers if number not in self.etags]
+        to_send = sum(self._range(number).size for number in missing)
         resumed = len(missing) < len(numbers)
-        sizes = {number: min(part_size, size - (number - 1) * part_size) for number in numbers}
-        to_send = sum(sizes[number] for number in missing)
-        self.progress.parts_done, self.progress.parts_total = len(numbers) - len(missing), len(numbers)
+        progress.parts_done, progress.parts_total = len(numbers) - len(missing), len(numbers)
         if resumed:
-            self.progress.resume(size - to_send, size)
+            progress.resume(size - to_send, size)
 
-        # The URL of a part is asked for while an earlier part is sent: one for each worker, so that none grows old.
-        upcoming = iter(missing[threads:])
-        presigned: dict[int, asyncio.Task[Target]] = {}
-
-        async def address(number: int) -> Target:
-            early = presigned.pop(number, None)
-            target = await (early or self._presign(multipart, number))
-            if len(presigned) < threads and (later := next(upcoming, None)) is not None:
-                presigned[later] = asyncio.create_task(self._presign(multipart, later))
-            return target
-
-        async def send_part(number: int) -> None:
-            start = (number - 1) * part_size
-            etags[number] = await self._send(
-                partial(address, number),
-                start,
-                start + sizes[number],
-                part_number=number,
-                progress=lambda: len(etags),
-            )
-            self.progress.part_arrived()
-            await self.keep_books(Journal.note, number, etags[number])
-
+        # A part's URL is requested while an earlier part is sent: one URL ahead per worker, so that none expires early.
+        self._to_presign = iter(missing[threads:])
         try:
-            await for_each(send_part, missing, min(threads, len(missing)))
+            await for_each(partial(self._send_part, ahead=threads), missing, min(threads, len(missing)))
         finally:
-            for task in presigned.values():
+            for task in self._presigned.values():
                 task.cancel()
-            await shielded(asyncio.gather(*presigned.values(), return_exceptions=True))
-        self.progress.enter("finishing")
-        await self._complete(multipart.upload_id, [etags[number] for number in numbers])
-        return Uploaded(to_send, len(missing), resumed)
+            await shielded(asyncio.gather(*self._presigned.values(), return_exceptions=True))
+        progress.enter("finishing")
+        await self._complete([self.etags[number] for number in numbers])
+        return UploadResult(to_send, len(missing), resumed)
 
-    async def _complete(self, upload_id: str, etags: list[str]) -> None:
-        """Let the storage put the parts together. If it fails, it is asked: an answer that was lost is no failure."""
+    def _range(self, number: int) -> ByteRange:
+        start = (number - 1) * self.part_size
+        return ByteRange(start, min(start + self.part_size, self.plan.size))
+
+    async def _send_part(self, number: int, ahead: int) -> None:
+        upload = self.upload
+        digest = upload.pool.config.transfer.verify
+        body = TarBody(self.plan, self._range(number), upload.pool, upload.progress, digest=digest)
+        self.etags[number] = await upload.put(
+            body, partial(self._target, number, ahead), part_number=number, completed=lambda: len(self.etags)
+        )
+        upload.progress.part_arrived()
+        await upload.journal(Journal.add, number, self.etags[number])
+
+    async def _target(self, number: int, ahead: int) -> Target:
+        target = await (self._presigned.pop(number, None) or self._presign(number))
+        if len(self._presigned) < ahead and (later := next(self._to_presign, None)) is not None:
+            self._presigned[later] = asyncio.create_task(self._presign(later))
+        return target
+
+    async def _presign(self, number: int) -> Target:
+        upload = self.upload
+        presigned = await upload.routes.presign_part(upload.name, upload.version, self.upload_id, number)
+        return upload.storage_target(presigned)
+
+    async def _complete(self, etags: list[str]) -> None:
+        """Complete the upload; where that fails, the object decides: only the response may have been lost."""
+        upload = self.upload
         parts = [CompletePartSchema(part_number=number, etag=etag) for number, etag in enumerate(etags, start=1)]
         try:
-            await self.routes.complete_multipart_upload(self.name, self.version, upload_id, parts)
+            await upload.routes.complete_multipart_upload(upload.name, upload.version, self.upload_id, parts)
         except APIError:
             if not await self._is_stored(etags):
                 raise
 
     async def _is_stored(self, etags: list[str]) -> bool:
-        """Whether the storage has the whole: as S3 has it, its ETag is the MD5 of the MD5s of its parts."""
-        expected = etag_of_parts(etags)
+        """Whether the storage has the whole object, by S3's ETag of a multipart upload and the size."""
+        upload, expected = self.upload, etag_of_parts(etags)
         if expected is None:
             return False
         with suppress(BentoError):
-            presigned = await self.routes.presign_download(self.name, self.version)
-            address = self.routes.session.storage_target(presigned.presigned_download_url)
-            async with get(address, self.transport.config, 0, 1) as received:
+            presigned = await upload.routes.presign_download(upload.name, upload.version)
+            target = upload.routes.session.storage_target(presigned.presigned_download_url)
+            async with get(target, ByteRange(0, 1), upload.pool.config) as received:
                 return bare_etag(received.etag or "") == bare_etag(expected) and received.total == self.plan.size
         return False
 
-    async def _presign(self, multipart: _Multipart, part_number: int) -> Target:
-        return self._where_to(await self.routes.presign_part(self.name, self.version, multipart.upload_id, part_number))
-
-    def _where_to(self, presigned: ItemSchema) -> Target:
-        if not presigned.presigned_upload_url.get_secret_value():
-            raise APIResponseError(f"the registry presigned no upload of {self._tag}", field="presigned_upload_url")
-        return self.routes.session.storage_target(presigned.presigned_upload_url)
-
-    async def _send(
-        self,
-        address: Callable[[], Awaitable[Target]],
-        start: int,
-        stop: int,
-        *,
-        part_number: int | None = None,
-        progress: Callable[[], int] = lambda: 0,
-    ) -> str:
-        """Send a range until it has arrived; each try asks for its address anew, so none meets an expired URL twice."""
-        transport = self.transport
-
-        async def once() -> str:
-            async with transport.slots:
-                target = await address()
-                body = TarBody(
-                    self.plan,
-                    start,
-                    stop,
-                    threads=transport.threads,
-                    io_chunk=transport.config.transfer.io_chunk,
-                    digest=transport.config.transfer.verify and target.credentials is None,
-                    moved=self.progress.advance,
-                )
-                try:
-                    etag = await put(target, body, transport.config, part_number=part_number)
-                    if part_number is not None and not etag:
-                        raise IntegrityError(f"{target} (part {part_number}): the storage gave no ETag")
-                except BaseException:
-                    body.rewind()
-                    raise
-                return etag or ""
-
-        return await with_retries(transport.config.retry, once, progress=progress, retrying=self.progress.retry)
-
-    @property
-    def _tag(self) -> str:
-        return f"{self.name}:{self.version}"
-
 
 def _is_upload_gone(error: BentoError) -> bool:
-    """Whether a storage knows nothing of a multipart upload, or a registry says that it does not.
-
-    The storage's own word is 404 NoSuchUpload; what a registry makes of that differs.
-    """
+    """Whether the multipart upload no longer exists: S3's 404 NoSuchUpload, or what a registry makes of it."""
     if isinstance(error, APIStatusError) and "NoSuchUpload" in error.server_message:
         return True
     return isinstance(error, (APIStatusError, PartError)) and error.status in _GONE

@@ -329,6 +329,6 @@ async def test_a_broken_local_copy_is_told_of_with_what_mends_it(
     await api.push("svc:v1")
     (bento / "bento.yaml").write_text("name: svc")
 
-    with pytest.raises(StoreError, match=r"the field `version` is missing.*; pulling it by force replaces it"):
+    with pytest.raises(StoreError, match=r"the field `version` is missing.*\. Pull it by force to replace"):
         await api.pull("svc:v1")
     assert (await api.pull("svc:v1", force=True)).info.service == "service:Svc"

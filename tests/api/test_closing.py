@@ -44,13 +44,13 @@ async def test_a_push_ends_with_a_word_and_the_registry_knows(door: Door, client
         await held.arrived.wait()
         await api.aclose()
         assert pushing.done()
-        with pytest.raises(ClosedError, match="the API was closed while this call ran"):
+        with pytest.raises(ClosedError, match="the API was closed during this call"):
             await pushing
     held.released.set()
 
     assert [seen.json["status"] for seen in door.all(FINISH)] == ["failed"]
     assert events[-1].phase == "failed"
-    assert not api._connection.client._sessions
+    assert not api._resources.client._session._connections._sessions
 
 
 async def test_a_pull_ends_with_a_word_and_goes_on_when_it_is_called_again(
@@ -140,7 +140,7 @@ async def test_a_close_that_is_cancelled_is_not_left_half_done(door: Door, clien
 
     with pytest.raises(asyncio.CancelledError):
         await closing
-    assert not api._connection.client._sessions
+    assert not api._resources.client._session._connections._sessions
     sending.released.set()
     with pytest.raises(ClosedError):
         await pushing

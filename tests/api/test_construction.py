@@ -36,5 +36,5 @@ def test_what_needs_no_file_is_checked_at_once() -> None:
 
 async def test_a_client_and_what_makes_one_are_not_given_together() -> None:
     client = RestApiClient("http://127.0.0.1:1", "token")
-    with pytest.raises(ConfigError, match="either the client or those"):
+    with pytest.raises(ConfigError, match="either the client or endpoint and token"):
         AsyncBentoAPI(client, endpoint="http://127.0.0.1:2")

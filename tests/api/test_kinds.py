@@ -19,7 +19,7 @@ def record_of(item, home, *, bare=False):
     bentos, models = BentoStore(home / "bentos"), ModelStore(home / "models")
     client = SimpleNamespace(bentos=None, models=None)  # nobody is told
     words = kinds.bentos(client, bentos, models) if isinstance(item, Bento) else kinds.models(client, models)
-    record = words.record(item, bare)
+    record = words.record_bodies(item, bare)
     return [body.model_dump(mode="json", by_alias=True) for body in (record.create, record.update)]
 
 

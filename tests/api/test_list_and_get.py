@@ -32,7 +32,7 @@ LIST = r"GET /api/v1/bentos"
 @pytest.fixture
 async def door(open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch) -> Door:
     """Five bentos, the newest of which is `svc:v5`, read two at a time."""
-    monkeypatch.setattr(api_module, "PAGE", 2)
+    monkeypatch.setattr(api_module, "PAGE_SIZE", 2)
     door = await open_door()
     api = client(door)
     for day in (3, 1, 5, 2, 4):

@@ -51,7 +51,7 @@ async def test_what_is_here_is_not_asked_for(registry_with: Registry, client: Ma
 
     assert bento.path == here
     assert not door.seen
-    assert (events[-1].phase, events[-1].message) == ("skipped", "already here")
+    assert (events[-1].phase, events[-1].message) == ("skipped", "already pulled")
 
 
 async def test_a_version_is_not_satisfied_by_one_that_begins_like_it(
@@ -215,7 +215,7 @@ async def test_a_model_that_fails_is_told_when_the_others_are_here(
     await asyncio.sleep(0.05)  # it has failed by now, and would have stopped the other
     slow.released.set()
 
-    message = r"svc:v1 is here, but its model one:m1 could not be pulled: .*InvalidRequest"
+    message = r"pulled svc:v1, but its model one:m1 failed: .*InvalidRequest"
     with pytest.raises(PartError, match=message):
         await pulling
     assert contents(home / "bentos/svc/v1")
@@ -228,7 +228,7 @@ async def test_every_model_that_is_not_there_is_named(registry_with: Registry, c
     for name in ("one", "three"):
         door.fault(f"GET /api/v1/model_repositories/{name}", refuse(404))
 
-    with pytest.raises(ModelsError, match="svc:v1 is here, but 2 of its 3 models could not be pulled") as failure:
+    with pytest.raises(ModelsError, match="pulled svc:v1, but 2 of its 3 models failed") as failure:
         await client(door).pull("svc:v1", with_models=True)
 
     assert [*failure.value.failures] == ["one:m1", "three:m1"]
@@ -380,7 +380,7 @@ async def test_a_model_that_lives_on_a_hub_has_nothing_to_pull(
     model = await api.models.pull("bert:r1")
 
     assert model is None
-    assert (events[-1].phase, events[-1].message) == ("skipped", "its files live at https://huggingface.co/bert")
+    assert (events[-1].phase, events[-1].message) == ("skipped", "its files are at https://huggingface.co/bert")
     assert not door.all("presign|GET bytes")
 
 
@@ -424,7 +424,7 @@ async def test_a_query_is_without_effect_where_the_version_is_named(
     door = await open_door()
     await client(door).models.push("mod:m1")
 
-    with pytest.warns(UserWarning, match="`query` has no effect: mod:m1 names a version"):
+    with pytest.warns(UserWarning, match="`query` is ignored: mod:m1 names a version"):
         model = await client(door, elsewhere).models.pull("mod:m1", query="label:stage=prod")
 
     assert model is not None
@@ -445,7 +445,7 @@ async def test_a_record_without_bytes_is_named(
     door = await open_door()
     await client(door).push("svc:v1", bare=True)
 
-    with pytest.raises(NotFoundError, match=r"svc:v1 is on the registry, but its files are not"):
+    with pytest.raises(NotFoundError, match=r"svc:v1 exists in the registry but was never fully uploaded"):
         await client(door, elsewhere).pull("svc:v1")
 
     assert not left_in_scratch(elsewhere)

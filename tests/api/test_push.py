@@ -143,7 +143,7 @@ async def test_a_model_that_fails_keeps_its_bento_off_the_registry_and_lets_the_
     await door.come("finish_upload", 1)  # the one that failed
     slow.released.set()
 
-    message = r"svc:v1 was not pushed, since its model one:m1 could not be: .*InvalidRequest"
+    message = r"cannot push svc:v1: its model one:m1 failed: .*InvalidRequest"
     with pytest.raises(PartError, match=message) as failure:
         await pushing
     assert failure.value.status == 400
@@ -162,10 +162,10 @@ async def test_every_model_that_fails_is_named_and_why(open_door: OpenDoor, clie
         await client(door).push("svc:v1")
 
     first, one, gone = str(failure.value).splitlines()
-    assert first == "svc:v1 was not pushed, since 2 of its 3 models could not be:"
+    assert first == "cannot push svc:v1: 2 of its 3 models failed:"
     assert one.startswith("  one:m1: ")
     assert "InvalidRequest" in one
-    assert gone.startswith("  gone:m1: it is neither in ")
+    assert gone.startswith("  gone:m1: the model is neither in ")
     assert {tag: type(error) for tag, error in failure.value.failures.items()} == {
         "one:m1": PartError,
         "gone:m1": NotFoundError,
@@ -180,7 +180,7 @@ async def test_what_several_models_fail_with_is_said_once(open_door: OpenDoor, c
         await client(await open_door()).push("svc:v1")
 
     _, gone = str(failure.value).splitlines()
-    assert gone.startswith("  gone:m2, gone:m1: it is neither in ")
+    assert gone.startswith("  gone:m2, gone:m1: the model is neither in ")
     assert [*failure.value.failures] == ["gone:m2", "gone:m1"]
 
 
@@ -300,8 +300,8 @@ async def test_what_the_registry_has_is_skipped(open_door: OpenDoor, client: Mak
     assert (result.bytes_sent, result.parts) == (0, 0)
     assert {seen.method for seen in door.seen} == {"GET"}
     assert [(event.kind, event.message) for event in events if event.phase == "skipped"] == [
-        ("model", "already there"),
-        ("bento", "already there"),
+        ("model", "already pushed"),
+        ("bento", "already pushed"),
     ]
 
 
@@ -513,7 +513,7 @@ async def test_a_model_that_is_not_here_but_on_the_registry_is_not_needed(
     result = await client(door, progress=events.append).push("svc:v1")
 
     assert result.models[0].skipped
-    assert ("mod:m1", "skipped", "not here, but on the registry") in [
+    assert ("mod:m1", "skipped", "not stored locally, already pushed") in [
         (event.tag, event.phase, event.message) for event in events
     ]
 
@@ -522,9 +522,7 @@ async def test_a_model_that_is_nowhere_is_named(open_door: OpenDoor, client: Mak
     make_bento(home, models=["mod:m1"])
     door = await open_door()
 
-    with pytest.raises(
-        NotFoundError, match=r"svc:v1 was not pushed, since its model mod:m1 .* neither in .*models nor on"
-    ):
+    with pytest.raises(NotFoundError, match=r"cannot push svc:v1: its model mod:m1 .* neither in .*models nor on"):
         await client(door).push("svc:v1")
 
     assert door.steps("svc") == ["GET svc/v1"]  # whether it is there; nothing is said of it
@@ -575,7 +573,7 @@ async def test_a_directory_that_holds_another_bento_by_now_is_not_pushed_as_the_
     replaced_before_the_scan(monkeypatch, lambda: shutil.copy(other, path))
     door = await open_door()
 
-    with pytest.raises(SourceChangedError, match=r"bento.yaml was of svc:v1 and is of svc:v2 now; push it again"):
+    with pytest.raises(SourceChangedError, match=r"cannot push svc:v1: .*bento.yaml belongs to svc:v2 now"):
         await client(door).push(path)
 
     assert not door.all("POST .*/bentos$")

@@ -164,9 +164,9 @@ def test_html_push_result_shows_its_models() -> None:
     assert Page(result._repr_html_()).rows == [
         ["TAG", "OUTCOME", "SENT", "PARTS", "SECONDS"],
         ["svc:v1", "resumed", "2.0 KiB", "2", "1.3"],
-        ["a:1", "there already", "", "", "0.0"],
+        ["a:1", "already pushed", "", "", "0.0"],
         ["b:2", "pushed", "10 B", "1", "0.1"],
-        ["c:3", "only its record", "", "", "0.1"],
+        ["c:3", "record only", "", "", "0.1"],
     ]
 
 

@@ -11,8 +11,20 @@ import sys
 import pytest
 
 from async_bento import RetryPolicy, errors
-from async_bento._core.retry import HostThrottle, backoff, is_transient, seconds_to_wait, with_retries
+from async_bento._core.retry import HostThrottle, Retries, backoff, is_transient, seconds_to_wait
 from async_bento.errors import APIStatusError, PartError
+
+
+async def with_retries(policy, operation, *, progress=lambda: 0, retrying=lambda _: None):
+    """The loop of every caller of `Retries`."""
+    retries = Retries(policy, progress=progress, on_retry=retrying)
+    while True:
+        try:
+            return await operation()
+        except Exception as error:
+            if not await retries.wait_after(error):
+                raise
+
 
 AT_ONCE = RetryPolicy(attempts=3, wait_initial=0, wait_max=0)
 
@@ -172,16 +184,17 @@ def test_retry_without_logging_setup_prints_nothing() -> None:
     script = """
 import asyncio
 from async_bento import RetryPolicy, StalledError
-from async_bento._core.retry import with_retries
+from async_bento._core.retry import Retries
 
 faults = [StalledError("1"), StalledError("2")]
 
-async def operation():
-    if faults:
-        raise faults.pop()
-    return "done"
+async def main():
+    retries = Retries(RetryPolicy(wait_initial=0))
+    while faults:
+        await retries.wait_after(faults.pop())
+    print("done")
 
-print(asyncio.run(with_retries(RetryPolicy(wait_initial=0), operation)))
+asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("done\n", "")

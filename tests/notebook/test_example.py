@@ -34,7 +34,7 @@ async def test_the_notebook_runs_from_its_first_cell_to_its_last() -> None:
     assert "The bytes are identical: True" in result["pull"]["text"]
     assert "/theirs/bentos/greeter/v1" in result["pull"]["text/html"]
     assert result["await"]["text/plain"] == "['greeter:v1', 'greeter:v2']"
-    assert "there already" in result["await-again"]["text/html"]
+    assert "already pushed" in result["await-again"]["text/html"]
     assert "error" not in {output.output_type for cell in notebook.cells for output in cell.get("outputs", [])}
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from async_bento import AsyncBentoAPI
 
 _SERVERS = (
-    "_accept_connection2",
+    "_accept_resources2",
     "ClientRequest.write_bytes",
     "RequestHandler.",
     "Door.",
@@ -36,7 +36,7 @@ def tasks() -> set[asyncio.Task[object]]:
 async def round_trips(api: AsyncBentoAPI, count: int = 4) -> None:
     """Long enough for whatever is on its way to arrive at the door."""
     for _ in range(count):
-        await api._connection.client.current_user()
+        await api._resources.client.current_user()
 
 
 @asynccontextmanager
@@ -46,10 +46,10 @@ async def nothing_left(api: AsyncBentoAPI) -> AsyncIterator[None]:
     yield
     left = tasks() - before
     assert not left, left
-    for session in api._connection.client._sessions.values():
+    for session in api._resources.client._session._connections._sessions.values():
         assert session.connector is not None
         assert not session.connector._acquired
-    transport = api._connection.transport
-    transfer = api._connection.config.transfer
-    assert transport.slots._value == transfer.concurrency
-    assert transport.window.free == transfer.window
+    pool = api._resources.pool
+    transfer = api._resources.config.transfer
+    assert pool.slots._value == transfer.concurrency
+    assert pool.window.free == transfer.window

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, strategies as st
 
 from async_bento import Transfer
-from async_bento.transfer.adaptive import Pace
+from async_bento.transfer.adaptive import AdaptiveRanges
 from tests.builders import KiB, MiB
 
 
-def pull(pace: Pace, total: int, each: float, altogether: float, latency: float) -> tuple[float, int]:
+def pull(pace: AdaptiveRanges, total: int, each: float, altogether: float, latency: float) -> tuple[float, int]:
     """Pull over a link of so many bytes a second for each connection and for all; how long it took, most at once."""
     now, start, most = 0.0, 0, 0
     on_their_way: deque[tuple[float, int, float]] = deque()
     while start < total or on_their_way:
-        while start < total and len(on_their_way) < pace.at_once:
+        while start < total and len(on_their_way) < pace.concurrency:
             rate = min(each, altogether / (len(on_their_way) + 1))
             on_their_way.append((now + latency + pace.size / rate, pace.size, now))
             start += pace.size
@@ -25,7 +25,7 @@ def pull(pace: Pace, total: int, each: float, altogether: float, latency: float)
         end, size, began = min(on_their_way)
         on_their_way.remove((end, size, began))
         now = max(now, end)
-        pace.came(size, end - began, now)
+        pace.record(size, end - began, now)
     return now, most
 
 
@@ -41,21 +41,21 @@ def pull(pace: Pace, total: int, each: float, altogether: float, latency: float)
 def test_a_link_is_filled_by_what_a_connection_of_it_gives(
     each: float, altogether: float, latency: float, size: int, at_once: int
 ) -> None:
-    pace = Pace(Transfer())
+    pace = AdaptiveRanges(Transfer())
 
     pull(pace, 512 * MiB, each, altogether, latency)
 
     assert pace.size == pytest.approx(size, abs=MiB)
-    assert pace.at_once == pytest.approx(at_once, abs=6)
+    assert pace.concurrency == pytest.approx(at_once, abs=6)
 
 
 def test_a_slow_link_is_filled_in_a_fraction_of_what_one_connection_would_take() -> None:
-    took, _ = pull(Pace(Transfer()), 256 * MiB, 5 * MiB, 1e12, 0.1)
+    took, _ = pull(AdaptiveRanges(Transfer()), 256 * MiB, 5 * MiB, 1e12, 0.1)
     assert took < 256 / 5 / 10
 
 
 def test_more_ranges_than_bring_more_are_not_asked_for() -> None:
-    pace = Pace(Transfer(range_size=MiB))
+    pace = AdaptiveRanges(Transfer(range_size=MiB))
 
     _, most = pull(pace, 512 * MiB, 100 * MiB, 100 * MiB, 0.01)
 
@@ -72,38 +72,38 @@ def test_whatever_comes_the_bounds_hold(
     range_size: int, window: int, concurrency: int, events: list[tuple[int, float, bool]]
 ) -> None:
     transfer = Transfer(range_size=range_size, window=window, concurrency=concurrency)
-    pace, now = Pace(transfer), 0.0
+    pace, now = AdaptiveRanges(transfer), 0.0
     for size, seconds, busy in events:
         now += seconds
         if busy:
-            pace.refused(now)
+            pace.throttle(now)
         else:
-            pace.came(size, seconds, now)
+            pace.record(size, seconds, now)
         assert 0 < pace.size <= min(range_size, window)
-        assert 1 <= pace.at_once <= concurrency
-        assert pace.at_once * pace.size <= window or pace.at_once == 1
+        assert 1 <= pace.concurrency <= concurrency
+        assert pace.concurrency * pace.size <= window or pace.concurrency == 1
 
 
 def test_when_the_storage_is_busy_there_are_half_as_many_and_then_slowly_more() -> None:
-    pace = Pace(Transfer(range_size=MiB))
-    assert pace.at_once == 8
+    pace = AdaptiveRanges(Transfer(range_size=MiB))
+    assert pace.concurrency == 8
 
-    pace.refused(0.0)
-    pace.refused(0.1)  # the same trouble
-    assert pace.at_once == 4
-    pace.refused(5.0)
-    assert pace.at_once == 2
+    pace.throttle(0.0)
+    pace.throttle(0.1)  # the same trouble
+    assert pace.concurrency == 4
+    pace.throttle(5.0)
+    assert pace.concurrency == 2
 
     for number in range(2):
-        pace.came(MiB, 0.1, 6.0 + number)
-    assert pace.at_once == 3
+        pace.record(MiB, 0.1, 6.0 + number)
+    assert pace.concurrency == 3
     for _ in range(200):
-        pace.came(MiB, 0.1, 9.0)
-    assert pace.at_once > 8
+        pace.record(MiB, 0.1, 9.0)
+    assert pace.concurrency > 8
 
 
 def test_there_is_always_one() -> None:
-    pace = Pace(Transfer())
+    pace = AdaptiveRanges(Transfer())
     for number in range(10):
-        pace.refused(10.0 * number)
-    assert pace.at_once == 1
+        pace.throttle(10.0 * number)
+    assert pace.concurrency == 1

@@ -416,9 +416,9 @@ def sends(body: bytes) -> Fault:
 
 LIES: dict[str, tuple[Fault, type[BentoError], str]] = {
     "another range": (with_headers(Content_Range="bytes 5-65540/999999"), PartError, "asked for bytes 0-65535"),
-    "no Content-Range": (with_headers(Content_Range=None), PartError, "without a Content-Range"),
-    "a Content-Range that is none": (with_headers(Content_Range="all of it"), PartError, "without a Content-Range"),
-    "a size it does not say": (with_headers(Content_Range="bytes 0-65535/*"), PartError, "without a Content-Range"),
+    "no Content-Range": (with_headers(Content_Range=None), PartError, "without Content-Range"),
+    "a Content-Range that is none": (with_headers(Content_Range="all of it"), PartError, "without Content-Range"),
+    "a size it does not say": (with_headers(Content_Range="bytes 0-65535/*"), PartError, "without Content-Range"),
     "redirect": (refuse(307, headers={"Location": "http://127.0.0.1:9/"}), PartError, "307"),
     "refusal": (refuse(400, code="InvalidRequest"), PartError, "400 InvalidRequest"),
     "page": (answer_page(), ArchiveError, "mod:m1"),
@@ -481,7 +481,9 @@ async def test_a_server_that_gives_ranges_first_and_none_later_is_asked_for_the_
 
     assert came(home, elsewhere)
     assert events[-1].bytes_done == events[-1].bytes_total
-    assert [event.message for event in events if event.message] == ["restarting: the server gives no ranges any more"]
+    assert [event.message for event in events if event.message] == [
+        "restarting: the server no longer supports range requests"
+    ]
 
 
 async def test_a_server_that_changes_its_mind_again_and_again_is_not_followed_for_ever(
@@ -490,7 +492,7 @@ async def test_a_server_that_changes_its_mind_again_and_again_is_not_followed_fo
     door = await pushed()
     door.fault("GET /blobs/", then(*[pass_on, ignore_range] * 2, pass_on), times=None)
 
-    with pytest.raises(TransferError, match="cannot pull mod:m1: the server gives no ranges any more, twice"):
+    with pytest.raises(TransferError, match="cannot pull mod:m1: the server no longer supports range requests, twice"):
         await client(door, elsewhere, transfer={"concurrency": 1}).models.pull("mod:m1")
 
     assert nothing_came(elsewhere)
@@ -509,7 +511,7 @@ async def test_an_object_that_changes_between_two_ranges_is_never_mixed(
     door = await pushed()
     door.fault(GET, fault, skip=2, times=None)
 
-    with pytest.raises(TransferError, match=r"cannot pull mod:m1: it was pushed anew meanwhile, twice; pull it again"):
+    with pytest.raises(TransferError, match=r"mod:m1: the item was pushed again during the download, twice\. Retry"):
         await client(door, elsewhere).models.pull("mod:m1")
 
     assert nothing_came(elsewhere)
@@ -549,7 +551,7 @@ async def test_an_object_really_pushed_anew_between_two_ranges_is_never_mixed(
     await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
 
     assert came(home, elsewhere)
-    assert "restarting: it was pushed anew meanwhile" in [event.message for event in events]
+    assert "restarting: the item was pushed again during the download" in [event.message for event in events]
 
 
 async def test_a_stream_that_ends_early_as_if_that_were_all_is_an_error(
@@ -653,7 +655,7 @@ async def test_a_registry_that_presigns_nothing_is_told_of(pushed: Pushed, clien
     door = await pushed()
     door.fault("presign_download", answer_json(200, {"version": "m1"}), times=None)
 
-    with pytest.raises(APIResponseError, match="presigned no download of mod:m1"):
+    with pytest.raises(APIResponseError, match="mod:m1: the registry's response has no presigned download URL"):
         await client(door, elsewhere).models.pull("mod:m1")
 
 

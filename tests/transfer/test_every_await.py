@@ -153,7 +153,7 @@ class Books:
 @pytest.fixture
 def books(monkeypatch: pytest.MonkeyPatch) -> Books:
     books = Books()
-    begin, note = Journal.begin, Journal.note
+    begin, note = Journal.create, Journal.add
 
     def begun(self: Journal, recorded: Any) -> None:
         begin(self, recorded)
@@ -163,15 +163,15 @@ def books(monkeypatch: pytest.MonkeyPatch) -> Books:
         note(self, part_number, etag)
         books.noted[self.path].add(part_number)
 
-    monkeypatch.setattr(Journal, "begin", begun)
-    monkeypatch.setattr(Journal, "note", told)
+    monkeypatch.setattr(Journal, "create", begun)
+    monkeypatch.setattr(Journal, "add", told)
     return books
 
 
 @pytest.fixture(autouse=True)
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_module, "choose_part_size", lambda size, wanted, threads: PART)
-    monkeypatch.setattr(resumable_extract, "INTERVAL", PART)
+    monkeypatch.setattr(resumable_extract, "CHECKPOINT_INTERVAL", PART)
 
 
 def descriptors() -> Iterator[tuple[int, str]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento.transfer.journal import Journal, Recorded, Source
+from async_bento.transfer.journal import Journal, JournalEntries, Source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,25 +23,25 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def test_what_was_noted_is_read_again(journal: Journal) -> None:
-    journal.begin(Recorded(SOURCE, "upload-1"))
-    journal.note(3, '"c"')
-    journal.note(1, '"a"')
+    journal.create(JournalEntries(SOURCE, "upload-1"))
+    journal.add(3, '"c"')
+    journal.add(1, '"a"')
 
-    assert journal.read() == Recorded(SOURCE, "upload-1", {1: '"a"', 3: '"c"'})
+    assert journal.read() == JournalEntries(SOURCE, "upload-1", {1: '"a"', 3: '"c"'})
 
 
 def test_what_was_begun_with_is_read_again(journal: Journal) -> None:
-    recorded = Recorded(SOURCE, "upload-1", {2: '"b"'})
-    journal.begin(recorded)
+    recorded = JournalEntries(SOURCE, "upload-1", {2: '"b"'})
+    journal.create(recorded)
 
     assert journal.read() == recorded
 
 
 def test_another_upload_takes_the_place_of_the_last(journal: Journal) -> None:
-    journal.begin(Recorded(SOURCE, "upload-1", {2: '"b"'}))
-    journal.begin(Recorded(SOURCE, "upload-2"))
+    journal.create(JournalEntries(SOURCE, "upload-1", {2: '"b"'}))
+    journal.create(JournalEntries(SOURCE, "upload-2"))
 
-    assert journal.read() == Recorded(SOURCE, "upload-2")
+    assert journal.read() == JournalEntries(SOURCE, "upload-2")
     assert [*journal.path.parent.iterdir()] == [journal.path]
 
 
@@ -51,17 +51,17 @@ def test_where_there_is_none_there_is_nothing_to_read(journal: Journal) -> None:
 
 
 def test_a_journal_that_was_removed_is_gone(journal: Journal) -> None:
-    journal.begin(Recorded(SOURCE, "upload-1"))
+    journal.create(JournalEntries(SOURCE, "upload-1"))
     journal.remove()
     assert journal.read() is None
 
 
 def test_cut_short_anywhere_it_tells_of_whole_lines_alone(journal: Journal) -> None:
-    journal.begin(Recorded(SOURCE, "upload-1"))
+    journal.create(JournalEntries(SOURCE, "upload-1"))
     first = journal.path.stat().st_size
-    journal.note(1, '"a"')
+    journal.add(1, '"a"')
     second = journal.path.stat().st_size
-    journal.note(2, '"b"')
+    journal.add(2, '"b"')
     text = journal.path.read_bytes()
 
     for size in range(len(text) + 1):
@@ -93,11 +93,11 @@ def test_what_makes_no_sense_is_nothing(journal: Journal, text: bytes) -> None:
 
 
 def test_what_follows_a_line_that_makes_no_sense_is_not_believed(journal: Journal) -> None:
-    journal.begin(Recorded(SOURCE, "upload-1", {1: '"a"'}))
+    journal.create(JournalEntries(SOURCE, "upload-1", {1: '"a"'}))
     with journal.path.open("ab") as file:
         file.write(b'{"part_num')  # a full disk
-    journal.note(2, '"b"')
-    journal.note(3, '"c"')
+    journal.add(2, '"b"')
+    journal.add(3, '"c"')
 
     read = journal.read()
 
@@ -106,19 +106,19 @@ def test_what_follows_a_line_that_makes_no_sense_is_not_believed(journal: Journa
 
 
 def test_it_is_its_owner_s_alone(journal: Journal) -> None:
-    journal.begin(Recorded(SOURCE, "upload-1"))
-    journal.note(1, '"a"')
+    journal.create(JournalEntries(SOURCE, "upload-1"))
+    journal.add(1, '"a"')
     assert stat.S_IMODE(journal.path.stat().st_mode) == 0o600
 
 
 def test_the_old_one_stands_until_the_new_one_is_whole(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal.begin(Recorded(SOURCE, "upload-1"))
+    journal.create(JournalEntries(SOURCE, "upload-1"))
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
 
     with pytest.raises(OSError, match="No space"):
-        journal.begin(Recorded(SOURCE, "upload-2"))
+        journal.create(JournalEntries(SOURCE, "upload-2"))
 
-    assert journal.read() == Recorded(SOURCE, "upload-1")
+    assert journal.read() == JournalEntries(SOURCE, "upload-1")
     assert [*journal.path.parent.iterdir()] == [journal.path]
 
 
@@ -126,7 +126,7 @@ def test_the_old_one_stands_until_the_new_one_is_whole(journal: Journal, monkeyp
     ("change", "why"),
     [
         ({}, ""),
-        ({"part_size": 6 << 20}, "parts are of 5242880 bytes and would now be of 6291456"),
+        ({"part_size": 6 << 20}, "its parts have 5242880 bytes, and the parts would now have 6291456"),
         ({"fingerprint": "b"}, "files have changed"),
         ({"endpoint": "https://elsewhere.example"}, "another registry"),
     ],

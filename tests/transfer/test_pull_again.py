@@ -39,7 +39,7 @@ RANGE = 64 * KiB
 
 @pytest.fixture(autouse=True)
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resumable_extract, "INTERVAL", 128 * KiB)
+    monkeypatch.setattr(resumable_extract, "CHECKPOINT_INTERVAL", 128 * KiB)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ async def test_one_that_was_cancelled_goes_on_too(door: Door, client: MakeClient
 
 KILLED = """
 import async_bento.transfer.resumable_extract
-async_bento.transfer.resumable_extract.INTERVAL = 128 * 1024
+async_bento.transfer.resumable_extract.CHECKPOINT_INTERVAL = 128 * 1024
 
 async def main():
     async with api(range_size=2**16, window=2**20) as client:
@@ -249,7 +249,7 @@ async def test_when_the_object_has_changed_it_starts_afresh(
 
     assert model.is_dir()
     assert same(home, elsewhere)
-    assert "restarting: it was pushed anew meanwhile" in [event.message for event in events]
+    assert "restarting: the item was pushed again during the download" in [event.message for event in events]
     assert events[-1].bytes_done == events[-1].bytes_total
 
 
@@ -326,7 +326,7 @@ async def test_after_the_system_was_started_anew_nothing_is_gone_on_with(
     await interrupt(door, client(door, elsewhere))
     boot = tmp_path / "boot_id"
     boot.write_text("another")
-    monkeypatch.setattr(resumable_extract, "_BOOT", boot)
+    monkeypatch.setattr(resumable_extract, "_BOOT_ID", boot)
 
     await client(door, elsewhere).models.pull("mod:m1")
 
@@ -337,7 +337,7 @@ async def test_after_the_system_was_started_anew_nothing_is_gone_on_with(
 async def test_where_the_system_does_not_say_when_it_was_started_it_is_gone_on_with(
     door: Door, client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(resumable_extract, "_BOOT", tmp_path / "missing")
+    monkeypatch.setattr(resumable_extract, "_BOOT_ID", tmp_path / "missing")
     await interrupt(door, client(door, elsewhere))
 
     await client(door, elsewhere).models.pull("mod:m1")
@@ -409,7 +409,6 @@ async def test_notes_that_cannot_be_written_do_not_end_a_pull_and_mislead_nobody
     door: Door, client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = 0
-
     atomic_write = resumable_extract.atomic_write
 
     def full(path: Path, text: str, *, durable: bool, temp_path: Path) -> None:
@@ -435,7 +434,7 @@ async def test_a_disk_that_has_no_room_for_it_is_told_of_before_anything_is_writ
     usage = shutil.disk_usage(elsewhere.parent)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=MiB))
 
-    with pytest.raises(StoreError, match=r"cannot pull mod:m1: the disk of \S+ has 1\.0 MiB free, and 3\.\d MiB are"):
+    with pytest.raises(StoreError, match=r"cannot pull mod:m1: not enough disk space in \S+: 1\.0 MiB free, 3\.\d MiB"):
         await client(door, elsewhere).models.pull("mod:m1")
 
     assert len(starts(door)) == 1

@@ -202,7 +202,7 @@ async def test_when_a_file_has_changed_it_starts_afresh_and_says_so(
     assert not result.resumed
     assert len(parts(interrupted)) == 6
     assert [event.message for event in events if event.message] == [
-        "restarting, since an interrupted push is of no use: its files have changed since"
+        "restarting: an interrupted push cannot be resumed, since its files have changed"
     ]
     assert await pulled(client, interrupted, elsewhere) == contents(home / "models/mod/m1")
     assert not left_in_scratch(home)
@@ -237,7 +237,7 @@ async def test_when_the_storage_knows_nothing_of_it_any_more_it_starts_afresh(
     assert events[-1].bytes_done == events[-1].bytes_total
     assert [event.message for event in events if event.message] == [
         "resuming at 38 %",
-        "restarting, since an interrupted push is of no use: the storage knows nothing of it any more",
+        "restarting: an interrupted push cannot be resumed, since the storage has dropped the upload",
     ]
     assert await pulled(client, interrupted, elsewhere) == contents(home / "models/mod/m1")
 
@@ -280,11 +280,11 @@ async def test_without_a_place_for_its_notes_a_push_succeeds_all_the_same(
 
     await client(door).models.push("mod:m1")
 
-    assert "will start afresh" in caplog.text
+    assert "cannot be resumed" in caplog.text
     assert len(parts(door)) == 6
 
 
-@pytest.mark.parametrize("method", ["read", "begin", "note", "remove"])
+@pytest.mark.parametrize("method", ["read", "create", "add", "remove"])
 async def test_notes_that_cannot_be_read_or_written_do_not_end_a_push(
     door: Door, client: MakeClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
@@ -323,7 +323,7 @@ async def test_of_two_that_push_the_same_one_waits_and_finds_it_done(
     assert len(parts(door)) == 6
     assert [event.message for event in events if event.message] == [
         "waiting for another process that pushes it",
-        "already there",
+        "already pushed",
     ]
 
 

@@ -36,7 +36,7 @@ SIZE = 64 * KiB
 @pytest.fixture(autouse=True)
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_module, "choose_part_size", lambda size, wanted, threads: SIZE)
-    monkeypatch.setattr(resumable_extract, "INTERVAL", SIZE)
+    monkeypatch.setattr(resumable_extract, "CHECKPOINT_INTERVAL", SIZE)
 
 
 @dataclass
@@ -148,8 +148,8 @@ async def test_a_push_that_fails_tells_no_secret(
         await api.models.push("mod:m1", threads=1)
 
     told.errors.append(caught.value)
-    told.things += [api, api._connection.client, api._connection.client.credentials, api._connection.config]
-    told.things += [api._connection.transport, await api.models.get("mod")]
+    told.things += [api, api._resources.client, api._resources.client.credentials, api._resources.config]
+    told.things += [api._resources.pool, await api.models.get("mod")]
     assert len(told.secrets()) > (transmission != "proxy")
     assert log.records
     told.check()

@@ -653,7 +653,7 @@ async def test_a_page_is_no_yes(open_door: OpenDoor, client: MakeClient, home: P
     door = await open_door(way)
     door.fault(pattern, answer_page(200), times=None)
 
-    with pytest.raises((PartError, APIConnectionError), match="a page came in place of an answer"):
+    with pytest.raises((PartError, APIConnectionError), match="received an HTML page instead of a response"):
         await client(door).models.push("mod:m1")
 
     assert outcomes(door)[-1][0] == "failed"
@@ -983,7 +983,7 @@ async def test_a_registry_that_does_not_answer_holds_a_failed_push_only_so_long(
     open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home)
-    monkeypatch.setattr(upload_module, "SECONDS_TO_REPORT", 0.05)
+    monkeypatch.setattr(upload_module, "REPORT_TIMEOUT", 0.05)
     door = await open_door("auto")
     held = Held()
     door.fault(PUT, refuse(400, code="TheRealReason"), times=None)
@@ -1074,7 +1074,7 @@ async def test_a_registry_that_presigns_no_part_is_told_of(open_door: OpenDoor, 
     door = await open_door()
     door.fault("presign_multipart", answer_json(200, {"version": "m1"}), times=None)
 
-    with pytest.raises(APIResponseError, match="presigned no upload of mod:m1") as caught:
+    with pytest.raises(APIResponseError, match="mod:m1: the registry's response has no presigned upload URL") as caught:
         await client(door).models.push("mod:m1")
 
     assert caught.value.field == "presigned_upload_url"

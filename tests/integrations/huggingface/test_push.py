@@ -138,7 +138,7 @@ async def test_push_of_registered_hub_model_skips_the_hub(
     assert result.models[0].skipped
     assert [(event.phase, event.message) for event in events if event.kind == "model"][-1] == (
         "skipped",
-        "already there",
+        "already pushed",
     )
 
 
