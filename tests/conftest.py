@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from async_bento import RetryPolicy
 
+pytest_plugins = ["tests.fixtures"]
+
 # A run in the background ignores Ctrl-C, and its children inherit that; here it means what it means to a person.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

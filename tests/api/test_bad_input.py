@@ -24,14 +24,13 @@ from async_bento.transfer.tar import scan as scan_module
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.writer import TreeWriter
 from tests.builders import contents, left_in_scratch, make_bento, make_model, noise
-from tests.transfer.faulty import Door, Held, answer_json, answer_page
+from tests.fault_proxy import Hold, answer_json, answer_page
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
+    from tests.fixtures import MakeClient, StartProxy
+
 
 CONTEXTS = """
 contexts:
@@ -63,24 +62,24 @@ async def test_a_context_that_is_not_there_is_named_beside_those_that_are(home: 
 
 @pytest.mark.parametrize(("status", "said"), [(401, "who are you"), (403, "not for you")])
 async def test_a_token_that_is_not_accepted_is_told_of_with_its_source(
-    open_door: OpenDoor, client: MakeClient, home: Path, status: int, said: str
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, status: int, said: str
 ) -> None:
     make_bento(home)
-    door = await open_door()
-    door.fault("/api/v1/", answer_json(status, {"message": said}), times=None)
-    api = client(door)
+    proxy = await start_proxy()
+    proxy.add_fault("/api/v1/", answer_json(status, {"message": said}), times=None)
+    api = make_client(proxy)
 
     for call in (api.push("svc:v1"), api.pull("svc:v2"), api.list(), api.get("svc"), api.models.pull("mod:m1")):
         with pytest.raises(AuthenticationError, match=f"{said}.*API token from the api_token argument"):
             await call
 
-    assert len(door.seen) == 5  # nobody knocks again with the same token
+    assert len(proxy.requests) == 5  # nobody knocks again with the same token
 
 
-async def test_a_wrong_token_is_never_shown(open_door: OpenDoor, monkeypatch: pytest.MonkeyPatch) -> None:
-    door = await open_door()
+async def test_a_wrong_token_is_never_shown(start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = await start_proxy()
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "wr0ng-s3cret")
-    monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", door.endpoint)
+    monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", proxy.endpoint)
 
     async with AsyncBentoAPI() as api:
         with pytest.raises(AuthenticationError, match="BENTO_CLOUD_API_KEY") as caught:
@@ -92,60 +91,62 @@ async def test_a_wrong_token_is_never_shown(open_door: OpenDoor, monkeypatch: py
 # The registry
 
 
-async def test_a_registry_that_does_not_listen_is_named(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_a_registry_that_does_not_listen_is_named(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     make_bento(home)
-    door = await open_door()
+    proxy = await start_proxy()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        door.endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+        proxy.endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
 
     with pytest.raises(
-        APIConnectionError, match=rf"cannot reach the registry at {door.endpoint}: .*refused.*Check that it is running"
+        APIConnectionError, match=rf"cannot reach the registry at {proxy.endpoint}: .*refused.*Check that it is running"
     ):
-        await client(door).push("svc:v1")
+        await make_client(proxy).push("svc:v1")
 
 
 @pytest.mark.parametrize("status", [200, 404], ids=["page", "not found"])
 async def test_an_endpoint_that_is_no_registry_is_named(
-    open_door: OpenDoor, client: MakeClient, home: Path, status: int
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, status: int
 ) -> None:
     make_bento(home)
-    door = await open_door()
-    door.fault("", answer_page(status), times=None)
-    api = client(door)
+    proxy = await start_proxy()
+    proxy.add_fault("", answer_page(status), times=None)
+    api = make_client(proxy)
 
     for call in (api.push("svc:v1"), api.pull("svc:v2"), api.list(), api.get("svc")):
         with pytest.raises(
             APIResponseError, match=r"Check that the endpoint is a BentoCloud or Yatai registry\."
         ) as caught:
             await call
-        assert door.endpoint in str(caught.value)
+        assert proxy.endpoint in str(caught.value)
         assert "secret words" not in str(caught.value)
 
 
 async def test_a_broken_registry_is_told_of_in_its_own_words(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home)
-    door = await open_door()
-    door.fault("", answer_json(500, {"error": "the database is gone"}), times=None)
+    proxy = await start_proxy()
+    proxy.add_fault("", answer_json(500, {"error": "the database is gone"}), times=None)
 
     with pytest.raises(ServerError, match="the database is gone"):
-        await client(door).push("svc:v1")
+        await make_client(proxy).push("svc:v1")
 
-    assert len(door.seen) == 3
+    assert len(proxy.requests) == 3
 
 
 async def test_a_registry_that_does_not_answer_is_not_waited_for_for_ever(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home)
-    door = await open_door()
-    held = Held()
-    door.fault("", held, times=None)
+    proxy = await start_proxy()
+    held = Hold()
+    proxy.add_fault("", held, times=None)
 
     with pytest.raises(APITimeoutError, match=r"no response within 0\.1 s"):
-        await client(door, timeouts={"api": 0.1}, retry={"attempts": 1}).push("svc:v1")
+        await make_client(proxy, timeouts={"api": 0.1}, retry={"attempts": 1}).push("svc:v1")
     held.released.set()
 
 
@@ -153,20 +154,22 @@ async def test_a_registry_that_does_not_answer_is_not_waited_for_for_ever(
 
 
 @pytest.mark.parametrize("tag", ["svc:", "Svc:!", "svc:v1:v2", "", "-svc", "a" * 64, "svc:" + "v" * 64])
-async def test_a_malformed_tag_is_quoted(open_door: OpenDoor, client: MakeClient, tag: str) -> None:
-    door = await open_door()
-    api = client(door)
+async def test_a_malformed_tag_is_quoted(start_proxy: StartProxy, make_client: MakeClient, tag: str) -> None:
+    proxy = await start_proxy()
+    api = make_client(proxy)
 
     for call in (api.push(tag), api.pull(tag), api.models.push(tag), api.models.pull(tag), api.get(tag)):
         with pytest.raises(InvalidTagError):
             await call
 
-    assert not door.seen
+    assert not proxy.requests
 
 
 @pytest.mark.parametrize("thing", [None, 7, b"svc:v1", object()], ids=["None", "int", "bytes", "object"])
-async def test_what_is_no_tag_at_all_is_told_so(open_door: OpenDoor, client: MakeClient, thing: object) -> None:
-    api = client(await open_door())
+async def test_what_is_no_tag_at_all_is_told_so(
+    start_proxy: StartProxy, make_client: MakeClient, thing: object
+) -> None:
+    api = make_client(await start_proxy())
 
     for call in (api.push(thing), api.pull(thing)):  # type: ignore[arg-type]
         with pytest.raises(InvalidTagError, match=f"invalid tag of type {type(thing).__name__}"):
@@ -174,11 +177,11 @@ async def test_what_is_no_tag_at_all_is_told_so(open_door: OpenDoor, client: Mak
 
 
 async def test_a_bento_that_is_not_here_is_named_beside_what_is(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home, "svc:v1")
     make_bento(home, "svd:v2")
-    api = client(await open_door())
+    api = make_client(await start_proxy())
 
     with pytest.raises(NotFoundError, match=r"no bento svc:v9 in .*/bentoml/bentos: svc has v1\..*async-bento pull"):
         await api.push("svc:v9")
@@ -199,69 +202,73 @@ BROKEN = {
 
 @pytest.mark.parametrize(("text", "said"), BROKEN.values(), ids=BROKEN.keys())
 async def test_a_directory_that_is_no_bento_is_named_with_what_it_lacks(
-    open_door: OpenDoor, client: MakeClient, tmp_path: Path, text: bytes | None, said: str
+    start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path, text: bytes | None, said: str
 ) -> None:
     directory = tmp_path / "svc"
     directory.mkdir()
     if text is not None:
         (directory / "bento.yaml").write_bytes(text)
-    door = await open_door()
+    proxy = await start_proxy()
 
     with pytest.raises(StoreError, match=said) as caught:
-        await client(door).push(directory)
+        await make_client(proxy).push(directory)
 
     assert str(directory) in str(caught.value)
-    assert not door.seen
+    assert not proxy.requests
 
 
-async def test_a_directory_that_is_not_there_is_named(open_door: OpenDoor, client: MakeClient, tmp_path: Path) -> None:
+async def test_a_directory_that_is_not_there_is_named(
+    start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path
+) -> None:
     with pytest.raises(NotFoundError, match=f"cannot read {tmp_path / 'nowhere'}: there is no such directory"):
-        await client(await open_door()).push(tmp_path / "nowhere")
+        await make_client(await start_proxy()).push(tmp_path / "nowhere")
 
 
-async def test_a_latest_that_points_nowhere_is_mended(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_a_latest_that_points_nowhere_is_mended(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     make_bento(home, "svc:v1")
     (home / "bentos/svc/latest").write_text("gone")
 
-    result = await client(await open_door()).push("svc:latest")
+    result = await make_client(await start_proxy()).push("svc:latest")
 
     assert str(result.tag) == "svc:v1"
 
 
 async def test_a_latest_without_any_version_is_told_as_not_found(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     (home / "bentos/svc").mkdir(parents=True)
     (home / "bentos/svc/latest").write_text("gone")
 
     with pytest.raises(NotFoundError, match="no bento svc in"):
-        await client(await open_door()).push("svc")
+        await make_client(await start_proxy()).push("svc")
 
 
 # The disk
 
 
 async def test_a_file_that_cannot_be_read_is_named_before_the_registry_hears_of_it(
-    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = make_bento(home, files={"secret": b"x"}) / "secret"
     allowed = os.access
     monkeypatch.setattr(  # root may read everything
         scan_module.os, "access", lambda path, *args, **kwargs: path != str(secret) and allowed(path, *args, **kwargs)
     )
-    door = await open_door()
+    proxy = await start_proxy()
 
     with pytest.raises(ArchiveError, match=f"cannot pack {secret}: permission denied"):
-        await client(door).push("svc:v1")
+        await make_client(proxy).push("svc:v1")
 
-    assert "POST svc" not in door.steps()
+    assert "POST svc" not in proxy.steps()
 
 
 async def test_a_disk_that_fails_under_a_push_is_told_of_and_so_is_the_registry(
-    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(home, files={"data": b"x"})
-    door = await open_door()
+    proxy = await start_proxy()
 
     def fails(self: TarPlan, *_: object) -> bytes:
         raise ArchiveError("cannot read data: Input/output error")
@@ -269,26 +276,26 @@ async def test_a_disk_that_fails_under_a_push_is_told_of_and_so_is_the_registry(
     monkeypatch.setattr(TarPlan, "_read_small", fails)
 
     with pytest.raises(ArchiveError, match="Input/output error"):
-        await client(door).push("svc:v1")
+        await make_client(proxy).push("svc:v1")
 
-    (finish,) = door.all("finish_upload")
+    (finish,) = proxy.matching("finish_upload")
     assert finish.json == {"status": "failed", "reason": "cannot read data: Input/output error"}
-    assert len(door.all("^PUT")) <= 1  # the file would be no better the second time
+    assert len(proxy.matching("^PUT")) <= 1  # the file would be no better the second time
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
 async def test_a_full_disk_ends_a_pull_and_leaves_nothing_on_it(
-    open_door: OpenDoor,
-    client: MakeClient,
+    start_proxy: StartProxy,
+    make_client: MakeClient,
     home: Path,
     elsewhere: Path,
     monkeypatch: pytest.MonkeyPatch,
     transmission: str,
 ) -> None:
     make_bento(home, files={"data": noise(500_000)})
-    door = await open_door(transmission)
-    await client(door).push("svc:v1")
-    door.seen.clear()
+    proxy = await start_proxy(transmission)
+    await make_client(proxy).push("svc:v1")
+    proxy.requests.clear()
     make_bento(elsewhere, files={"mine": b"x"})
     (elsewhere / "bentos/svc/latest").write_text("v1")
     before = contents(elsewhere / "bentos")
@@ -304,28 +311,28 @@ async def test_a_full_disk_ends_a_pull_and_leaves_nothing_on_it(
     monkeypatch.setattr(TreeWriter, "write", write_until_full)
 
     with pytest.raises(StoreError, match=r"cannot pull svc:v1: cannot write data: No space left on device"):
-        await client(door, elsewhere).pull("svc:v1", force=True)
+        await make_client(proxy, elsewhere).pull("svc:v1", force=True)
 
     assert contents(elsewhere / "bentos") == before
     assert not left_in_scratch(elsewhere)
-    asked = door.steps("^GET (bytes|svc/v1/download)")
+    asked = proxy.steps("^GET (bytes|svc/v1/download)")
     assert len(asked) == len(set(asked))  # the disk would be no emptier the second time
 
 
-async def test_every_error_is_ours(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
-    door = await open_door()
+async def test_every_error_is_ours(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+    proxy = await start_proxy()
     make_model(home)
-    door.fault("start_multipart", answer_json(200, {"upload_id": "x"}))
+    proxy.add_fault("start_multipart", answer_json(200, {"upload_id": "x"}))
 
     with pytest.raises(BentoError, match="version"):
-        await client(door).models.push("mod:m1")
+        await make_client(proxy).models.push("mod:m1")
 
 
 async def test_a_broken_local_copy_is_told_of_with_what_mends_it(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     bento = make_bento(home, "svc:v1")
-    api = client(await open_door())
+    api = make_client(await start_proxy())
     await api.push("svc:v1")
     (bento / "bento.yaml").write_text("name: svc")
 

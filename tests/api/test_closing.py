@@ -10,34 +10,28 @@ import pytest
 
 from async_bento import BentoAPI, ClosedError
 from tests.builders import contents, left_in_scratch, make_model, noise
-from tests.transfer.conftest import client, elsewhere, open_door
-from tests.transfer.faulty import FINISH, GET, PART, Door, Held
+from tests.fault_proxy import FINISH, GET, PART, FaultProxy, Hold
 from tests.transfer.quiet import nothing_left
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from async_bento import AsyncBentoAPI, ProgressEvent
+    from async_bento import ProgressEvent
     from async_bento.registry.server import LocalRegistry
-
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
-
-__all__ = ["client", "elsewhere", "open_door"]
+    from tests.fixtures import MakeClient, StartProxy
 
 
 @pytest.fixture
-async def door(open_door: OpenDoor, home: Path) -> Door:
+async def proxy(start_proxy: StartProxy, home: Path) -> FaultProxy:
     make_model(home, files={"weights": noise(300_000, 1)})
-    return await open_door()
+    return await start_proxy()
 
 
-async def test_a_push_ends_with_a_word_and_the_registry_knows(door: Door, client: MakeClient) -> None:
-    held = Held()
-    door.fault(PART, held)
+async def test_a_push_ends_with_a_word_and_the_registry_knows(proxy: FaultProxy, make_client: MakeClient) -> None:
+    held = Hold()
+    proxy.add_fault(PART, held)
     events: list[ProgressEvent] = []
-    api = client(door, progress=events.append)
+    api = make_client(proxy, progress=events.append)
 
     async with nothing_left(api):
         pushing = asyncio.create_task(api.models.push("mod:m1"))
@@ -48,18 +42,18 @@ async def test_a_push_ends_with_a_word_and_the_registry_knows(door: Door, client
             await pushing
     held.released.set()
 
-    assert [seen.json["status"] for seen in door.all(FINISH)] == ["failed"]
+    assert [request.json["status"] for request in proxy.matching(FINISH)] == ["failed"]
     assert events[-1].phase == "failed"
     assert not api._resources.client._session._connections._sessions
 
 
 async def test_a_pull_ends_with_a_word_and_goes_on_when_it_is_called_again(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    await client(door).models.push("mod:m1")
-    held = Held()
-    door.fault(GET, held, skip=2, times=None)
-    api = client(door, elsewhere)
+    await make_client(proxy).models.push("mod:m1")
+    held = Hold()
+    proxy.add_fault(GET, held, skip=2, times=None)
+    api = make_client(proxy, elsewhere)
 
     async with nothing_left(api):
         pulling = asyncio.create_task(api.models.pull("mod:m1"))
@@ -67,7 +61,7 @@ async def test_a_pull_ends_with_a_word_and_goes_on_when_it_is_called_again(
         await api.aclose()
         with pytest.raises(ClosedError):
             await pulling
-    door._rules.clear()
+    proxy._rules.clear()
     held.released.set()
 
     assert not left_in_scratch(elsewhere, kept=False)
@@ -76,10 +70,10 @@ async def test_a_pull_ends_with_a_word_and_goes_on_when_it_is_called_again(
 
 
 @pytest.mark.parametrize("call", ["get", "list", "iter"])
-async def test_a_question_ends_too(door: Door, client: MakeClient, call: str) -> None:
-    held = Held()
-    door.fault("GET .*models", held)
-    api = client(door)
+async def test_a_question_ends_too(proxy: FaultProxy, make_client: MakeClient, call: str) -> None:
+    held = Hold()
+    proxy.add_fault("GET .*models", held)
+    api = make_client(proxy)
 
     async def ask() -> object:
         if call == "iter":
@@ -95,12 +89,14 @@ async def test_a_question_ends_too(door: Door, client: MakeClient, call: str) ->
     held.released.set()
 
 
-async def test_a_context_that_is_left_by_an_error_ends_what_runs_in_it(door: Door, client: MakeClient) -> None:
-    held = Held()
-    door.fault(PART, held)
+async def test_a_context_that_is_left_by_an_error_ends_what_runs_in_it(
+    proxy: FaultProxy, make_client: MakeClient
+) -> None:
+    held = Hold()
+    proxy.add_fault(PART, held)
 
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block of the context is what is tested
-        async with client(door) as api:
+        async with make_client(proxy) as api:
             pushing = asyncio.create_task(api.models.push("mod:m1"))
             await held.arrived.wait()
             raise ZeroDivisionError
@@ -110,10 +106,12 @@ async def test_a_context_that_is_left_by_an_error_ends_what_runs_in_it(door: Doo
         await pushing
 
 
-async def test_a_call_that_is_cancelled_is_not_taken_for_one_that_was_closed(door: Door, client: MakeClient) -> None:
-    held = Held()
-    door.fault(PART, held)
-    api = client(door)
+async def test_a_call_that_is_cancelled_is_not_taken_for_one_that_was_closed(
+    proxy: FaultProxy, make_client: MakeClient
+) -> None:
+    held = Hold()
+    proxy.add_fault(PART, held)
+    api = make_client(proxy)
     pushing = asyncio.create_task(api.models.push("mod:m1"))
     await held.arrived.wait()
     pushing.cancel()
@@ -124,11 +122,11 @@ async def test_a_call_that_is_cancelled_is_not_taken_for_one_that_was_closed(doo
     await api.aclose()
 
 
-async def test_a_close_that_is_cancelled_is_not_left_half_done(door: Door, client: MakeClient) -> None:
-    sending, telling = Held(), Held()
-    door.fault(PART, sending)
-    door.fault(FINISH, telling)
-    api = client(door)
+async def test_a_close_that_is_cancelled_is_not_left_half_done(proxy: FaultProxy, make_client: MakeClient) -> None:
+    sending, telling = Hold(), Hold()
+    proxy.add_fault(PART, sending)
+    proxy.add_fault(FINISH, telling)
+    api = make_client(proxy)
     pushing = asyncio.create_task(api.models.push("mod:m1"))
     await sending.arrived.wait()
     closing = asyncio.create_task(api.aclose())

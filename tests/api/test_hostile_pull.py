@@ -12,19 +12,16 @@ from aiohttp import web
 
 from async_bento import UnsafeArchiveError
 from tests.builders import contents, left_in_scratch, make_bento, noise
+from tests.fault_proxy import DOWNLOAD, GET
 from tests.tar.property import snapshot
 from tests.tar.tars import END, block, directory, hard_link, pax, record, symlink
-from tests.transfer.faulty import DOWNLOAD, GET
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from async_bento import AsyncBentoAPI
-    from tests.transfer.faulty import Door, Fault, Passage
+    from tests.fault_proxy import Exchange, Fault, FaultProxy
+    from tests.fixtures import MakeClient, StartProxy
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
 
 RECORD = r"GET .*/bento_repositories/svc/bentos/v1$"
 WHOLE = block("bento.yaml", content=b"name: svc\nversion: v1\n") + block("src/weights", content=noise(150_000))
@@ -33,10 +30,10 @@ WHOLE = block("bento.yaml", content=b"name: svc\nversion: v1\n") + block("src/we
 def serve(tar: bytes) -> Fault:
     """Answer with other bytes: a storage with a range of them, a registry with all."""
 
-    async def fault(passage: Passage) -> web.StreamResponse:
-        await passage.read()
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", passage.seen.headers.get("Range", ""))
-        if asked is None or passage.seen.path.endswith("/download"):
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        await exchange.read()
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", exchange.logged.headers.get("Range", ""))
+        if asked is None or exchange.logged.path.endswith("/download"):
             return web.Response(body=tar)
         first, last = int(asked[1]), min(int(asked[2]), len(tar) - 1)
         where = {"Content-Range": f"bytes {first}-{last}/{len(tar)}", "ETag": '"it"'}
@@ -48,8 +45,8 @@ def serve(tar: bytes) -> Fault:
 def announce(size: int | None) -> Fault:
     """Answer with a record that has another size."""
 
-    async def fault(passage: Passage) -> web.StreamResponse:
-        answer = await passage.go_on()
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
         assert isinstance(answer.body, bytes)
         found: dict[str, Any] = json.loads(answer.body)
         found["manifest"] = None if size is None else found["manifest"] | {"size_bytes": size}
@@ -59,17 +56,17 @@ def announce(size: int | None) -> Fault:
 
 
 @pytest.fixture
-async def pushed(open_door: OpenDoor, client: MakeClient, tmp_path: Path) -> Callable[..., Awaitable[Door]]:
+async def pushed(start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path) -> StartProxy:
     """A registry that has `svc:v1`, pushed from elsewhere; its bytes may be others."""
 
-    async def push(tar: bytes | None, transmission: str = "presigned_url") -> Door:
+    async def push(tar: bytes | None, transmission: str = "presigned_url") -> FaultProxy:
         origin = tmp_path / "origin"
         make_bento(origin, files={"src/weights": noise(150_000)})
-        door = await open_door(transmission)
-        await client(door, origin).push("svc:v1")
+        proxy = await start_proxy(transmission)
+        await make_client(proxy, origin).push("svc:v1")
         if tar is not None:
-            door.fault(f"{GET}|{DOWNLOAD}", serve(tar), times=None)
-        return door
+            proxy.add_fault(f"{GET}|{DOWNLOAD}", serve(tar), times=None)
+        return proxy
 
     return push
 
@@ -97,8 +94,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
 @pytest.mark.parametrize(("tar", "member"), HOSTILE.values(), ids=HOSTILE.keys())
 async def test_a_hostile_tar_leaves_everything_as_it_was(
-    pushed: Callable[..., Awaitable[Door]],
-    client: MakeClient,
+    pushed: StartProxy,
+    make_client: MakeClient,
     home: Path,
     tmp_path: Path,
     tar: bytes,
@@ -109,8 +106,8 @@ async def test_a_hostile_tar_leaves_everything_as_it_was(
     (home / "bentos/svc/latest").write_text("v1")
     make_bento(home, "other:v1")
     (tmp_path / "canary").write_bytes(b"sings")
-    door = await pushed(tar, transmission)
-    api = client(door)
+    proxy = await pushed(tar, transmission)
+    api = make_client(proxy)
     before = snapshot(home / "bentos/svc") | snapshot(home / "bentos/other") | snapshot(tmp_path / "canary")
 
     with pytest.raises(UnsafeArchiveError, match="cannot pull svc:v1: ") as raised:
@@ -120,16 +117,14 @@ async def test_a_hostile_tar_leaves_everything_as_it_was(
     assert snapshot(home / "bentos/svc") | snapshot(home / "bentos/other") | snapshot(tmp_path / "canary") == before
     assert {path.name for path in (home / "bentos").iterdir()} == {"svc", "other"}
     assert not left_in_scratch(home)
-    assert len(door.all("GET bytes=0-|/download$")) == 1, "it was fetched again"
+    assert len(proxy.matching("GET bytes=0-|/download$")) == 1, "it was fetched again"
 
 
-async def test_more_content_than_announced_is_refused(
-    pushed: Callable[..., Awaitable[Door]], client: MakeClient, home: Path
-) -> None:
-    door = await pushed(gzip.compress(WHOLE + block("bomb", content=bytes(1_000_000)) + END))
+async def test_more_content_than_announced_is_refused(pushed: StartProxy, make_client: MakeClient, home: Path) -> None:
+    proxy = await pushed(gzip.compress(WHOLE + block("bomb", content=bytes(1_000_000)) + END))
 
     with pytest.raises(UnsafeArchiveError, match=r"were announced \(Limits.*\), at 'bomb'\. Raise this limit"):
-        await client(door, limits={"allowance": 10_000}).pull("svc:v1")
+        await make_client(proxy, limits={"allowance": 10_000}).pull("svc:v1")
 
     assert not (home / "bentos/svc/v1").exists()
     assert not left_in_scratch(home)
@@ -147,26 +142,24 @@ async def test_more_content_than_announced_is_refused(
     ids=["far too little", "about", "half of it", "nothing", "no manifest"],
 )
 async def test_a_record_that_is_somewhat_wrong_hinders_no_pull(
-    pushed: Callable[..., Awaitable[Door]],
-    client: MakeClient,
+    pushed: StartProxy,
+    make_client: MakeClient,
     home: Path,
     tmp_path: Path,
     size: int | None,
     limits: dict[str, int],
 ) -> None:
-    door = await pushed(None)
-    door.fault(RECORD, announce(size), times=None)
+    proxy = await pushed(None)
+    proxy.add_fault(RECORD, announce(size), times=None)
 
-    bento = await client(door, limits=limits).pull("svc:v1")
+    bento = await make_client(proxy, limits=limits).pull("svc:v1")
 
     assert bento.path.is_relative_to(home)
     assert contents(bento.path) == contents(tmp_path / "origin/bentos/svc/v1")
 
 
-async def test_a_limit_of_the_settings_is_that_of_the_extractor(
-    pushed: Callable[..., Awaitable[Door]], client: MakeClient
-) -> None:
-    door = await pushed(WHOLE + END)
+async def test_a_limit_of_the_settings_is_that_of_the_extractor(pushed: StartProxy, make_client: MakeClient) -> None:
+    proxy = await pushed(WHOLE + END)
 
     with pytest.raises(UnsafeArchiveError, match="more than 1 members"):
-        await client(door, limits={"members": 1}).pull("svc:v1")
+        await make_client(proxy, limits={"members": 1}).pull("svc:v1")

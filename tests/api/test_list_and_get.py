@@ -11,86 +11,87 @@ from async_bento import NotFoundError
 from async_bento.api import async_api as api_module
 from async_bento.errors import APIStatusError
 from tests.builders import make_bento, make_model
-from tests.transfer.faulty import Door, answer_json
+from tests.fault_proxy import FaultProxy, answer_json
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from aiohttp import web
 
-    from async_bento import AsyncBentoAPI
-    from tests.transfer.faulty import Passage
+    from tests.fault_proxy import Exchange
+    from tests.fixtures import MakeClient, StartProxy
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
 
 OF_DAY = "2024-01-{:02} 00:00:00"
 LIST = r"GET /api/v1/bentos"
 
 
 @pytest.fixture
-async def door(open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch) -> Door:
+async def proxy(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> FaultProxy:
     """Five bentos, the newest of which is `svc:v5`, read two at a time."""
     monkeypatch.setattr(api_module, "PAGE_SIZE", 2)
-    door = await open_door()
-    api = client(door)
+    proxy = await start_proxy()
+    api = make_client(proxy)
     for day in (3, 1, 5, 2, 4):
         make_bento(home, f"svc:v{day}", built=OF_DAY.format(day), labels={"parity": "odd" if day % 2 else "even"})
         await api.push(f"svc:v{day}", bare=True)
-    door.seen.clear()
-    return door
+    proxy.requests.clear()
+    return proxy
 
 
-async def test_a_list_has_all_of_them_newest_first(door: Door, client: MakeClient) -> None:
-    listed = await client(door).list()
+async def test_a_list_has_all_of_them_newest_first(proxy: FaultProxy, make_client: MakeClient) -> None:
+    listed = await make_client(proxy).list()
 
     assert [bento.version for bento in listed.items] == ["v5", "v4", "v3", "v2", "v1"]
     assert (listed.total, listed.count) == (5, 5)
-    assert [seen.query["start"] for seen in door.seen] == ["0", "2", "4"]
+    assert [request.query["start"] for request in proxy.requests] == ["0", "2", "4"]
 
 
-async def test_each_of_a_list_knows_its_repository(door: Door, client: MakeClient) -> None:
-    listed = await client(door).list()
+async def test_each_of_a_list_knows_its_repository(proxy: FaultProxy, make_client: MakeClient) -> None:
+    listed = await make_client(proxy).list()
 
     assert {bento.repository.name for bento in listed.items if bento.repository} == {"svc"}
 
 
 @pytest.mark.parametrize(("limit", "pages"), [(0, 1), (1, 1), (2, 2), (3, 2), (99, 3)])
 async def test_a_limit_bounds_a_list_and_the_pages_that_are_read(
-    door: Door, client: MakeClient, limit: int, pages: int
+    proxy: FaultProxy, make_client: MakeClient, limit: int, pages: int
 ) -> None:
-    listed = await client(door).list(limit=limit)
+    listed = await make_client(proxy).list(limit=limit)
 
     assert [bento.version for bento in listed.items] == ["v5", "v4", "v3", "v2", "v1"][:limit]
-    assert len(door.seen) <= pages
+    assert len(proxy.requests) <= pages
 
 
-async def test_a_list_may_be_searched(door: Door, client: MakeClient, home: Path) -> None:
+async def test_a_list_may_be_searched(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, "other:v1")
-    await client(door).push("other:v1", bare=True)
+    await make_client(proxy).push("other:v1", bare=True)
 
-    listed = await client(door).list(search="oth")
+    listed = await make_client(proxy).list(search="oth")
 
     assert [bento.repository.name for bento in listed.items if bento.repository] == ["other"]
 
 
-async def test_a_list_may_be_asked_for_in_the_registry_s_words(door: Door, client: MakeClient) -> None:
-    listed = await client(door).list(query="label:parity=even")
+async def test_a_list_may_be_asked_for_in_the_registry_s_words(proxy: FaultProxy, make_client: MakeClient) -> None:
+    listed = await make_client(proxy).list(query="label:parity=even")
 
     assert [bento.version for bento in listed.items] == ["v4", "v2"]
 
 
-async def test_an_empty_registry_has_an_empty_list(open_door: OpenDoor, client: MakeClient) -> None:
-    listed = await client(await open_door()).list()
+async def test_an_empty_registry_has_an_empty_list(start_proxy: StartProxy, make_client: MakeClient) -> None:
+    listed = await make_client(await start_proxy()).list()
 
     assert (listed.total, [*listed.items]) == (0, [])
 
 
-async def test_a_server_that_has_no_lists_is_no_empty_registry(open_door: OpenDoor, client: MakeClient) -> None:
-    door = await open_door()
-    door.fault("", answer_json(404, {"detail": "Not Found"}), times=None)  # what an endpoint of FastAPI says
-    api = client(door)
+async def test_a_server_that_has_no_lists_is_no_empty_registry(
+    start_proxy: StartProxy, make_client: MakeClient
+) -> None:
+    proxy = await start_proxy()
+    proxy.add_fault("", answer_json(404, {"detail": "Not Found"}), times=None)  # what an endpoint of FastAPI says
+    api = make_client(proxy)
 
     for call in (api.list(), api.models.list()):
         with pytest.raises(APIStatusError, match="404 Not Found"):
@@ -102,64 +103,68 @@ def page_of(*versions: str, total: int = 1000) -> dict[str, object]:
     return {"start": 0, "count": 2, "total": total, "items": items}
 
 
-async def test_a_server_that_gives_the_same_page_for_ever_is_left(open_door: OpenDoor, client: MakeClient) -> None:
-    door = await open_door()
-    door.fault(LIST, answer_json(200, page_of("v2", "v1")), times=None)
+async def test_a_server_that_gives_the_same_page_for_ever_is_left(
+    start_proxy: StartProxy, make_client: MakeClient
+) -> None:
+    proxy = await start_proxy()
+    proxy.add_fault(LIST, answer_json(200, page_of("v2", "v1")), times=None)
 
-    listed = await client(door).list()
+    listed = await make_client(proxy).list()
 
     assert [bento.version for bento in listed.items] == ["v2", "v1"]
-    assert len(door.seen) == 2
+    assert len(proxy.requests) == 2
 
 
-async def test_a_server_that_gives_nothing_more_is_left(open_door: OpenDoor, client: MakeClient) -> None:
-    door = await open_door()
-    door.fault(LIST, answer_json(200, page_of("v2", "v1")))
-    door.fault(LIST, answer_json(200, page_of()), times=None)
+async def test_a_server_that_gives_nothing_more_is_left(start_proxy: StartProxy, make_client: MakeClient) -> None:
+    proxy = await start_proxy()
+    proxy.add_fault(LIST, answer_json(200, page_of("v2", "v1")))
+    proxy.add_fault(LIST, answer_json(200, page_of()), times=None)
 
-    assert len((await client(door).list()).items) == 2
-    assert len(door.seen) == 2
+    assert len((await make_client(proxy).list()).items) == 2
+    assert len(proxy.requests) == 2
 
 
 async def test_a_server_that_does_not_say_how_many_there_are_is_asked_until_nothing_comes(
-    open_door: OpenDoor, client: MakeClient
+    start_proxy: StartProxy, make_client: MakeClient
 ) -> None:
-    door = await open_door()
-    door.fault(LIST, answer_json(200, {"items": page_of("v3", "v2")["items"]}))
-    door.fault(LIST, answer_json(200, {"items": page_of("v1")["items"]}))
-    door.fault(LIST, answer_json(200, {"items": None}))
+    proxy = await start_proxy()
+    proxy.add_fault(LIST, answer_json(200, {"items": page_of("v3", "v2")["items"]}))
+    proxy.add_fault(LIST, answer_json(200, {"items": page_of("v1")["items"]}))
+    proxy.add_fault(LIST, answer_json(200, {"items": None}))
 
-    assert [bento.version for bento in (await client(door).list()).items] == ["v3", "v2", "v1"]
-
-
-async def test_what_a_push_moves_to_the_next_page_is_listed_once(open_door: OpenDoor, client: MakeClient) -> None:
-    door = await open_door()
-    door.fault(LIST, answer_json(200, page_of("v3", "v2", total=3)))
-    door.fault(LIST, answer_json(200, page_of("v2", "v1", total=4)))
-
-    assert [bento.version for bento in (await client(door).list()).items] == ["v3", "v2", "v1"]
+    assert [bento.version for bento in (await make_client(proxy).list()).items] == ["v3", "v2", "v1"]
 
 
-async def test_an_iteration_reads_a_page_when_it_gets_there(door: Door, client: MakeClient) -> None:
-    async with aclosing(client(door).iter()) as walk:
-        pages = [len(door.seen) async for _ in walk]
+async def test_what_a_push_moves_to_the_next_page_is_listed_once(
+    start_proxy: StartProxy, make_client: MakeClient
+) -> None:
+    proxy = await start_proxy()
+    proxy.add_fault(LIST, answer_json(200, page_of("v3", "v2", total=3)))
+    proxy.add_fault(LIST, answer_json(200, page_of("v2", "v1", total=4)))
+
+    assert [bento.version for bento in (await make_client(proxy).list()).items] == ["v3", "v2", "v1"]
+
+
+async def test_an_iteration_reads_a_page_when_it_gets_there(proxy: FaultProxy, make_client: MakeClient) -> None:
+    async with aclosing(make_client(proxy).iter()) as walk:
+        pages = [len(proxy.requests) async for _ in walk]
 
     assert pages == [1, 1, 2, 2, 3]
 
 
-async def test_an_iteration_can_be_broken_out_of(door: Door, client: MakeClient) -> None:
-    async for bento in client(door).iter():
+async def test_an_iteration_can_be_broken_out_of(proxy: FaultProxy, make_client: MakeClient) -> None:
+    async for bento in make_client(proxy).iter():
         if bento.version == "v4":
             break
 
-    assert len(door.seen) == 1
+    assert len(proxy.requests) == 1
 
 
-async def test_models_are_listed_and_got_alike(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_models_are_listed_and_got_alike(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "mod:m1", built=OF_DAY.format(1))
     make_model(home, "mod:m2", built=OF_DAY.format(2))
-    door = await open_door()
-    api = client(door).models
+    proxy = await start_proxy()
+    api = make_client(proxy).models
     for tag in ("mod:m1", "mod:m2"):
         await api.push(tag)
 
@@ -183,9 +188,9 @@ async def test_models_are_listed_and_got_alike(open_door: OpenDoor, client: Make
     ],
 )
 async def test_a_record_is_got_by_name_and_version(
-    door: Door, client: MakeClient, asked: tuple[str], version: str
+    proxy: FaultProxy, make_client: MakeClient, asked: tuple[str], version: str
 ) -> None:
-    bento = await client(door).get(*asked)
+    bento = await make_client(proxy).get(*asked)
 
     assert bento.version == version
     assert bento.manifest is not None
@@ -193,32 +198,34 @@ async def test_a_record_is_got_by_name_and_version(
 
 
 @pytest.mark.parametrize("asked", [("nothing",), ("nothing", "latest"), ("svc", "v9"), ("svc:v9",)])
-async def test_a_record_that_is_not_there_is_named(door: Door, client: MakeClient, asked: tuple[str]) -> None:
-    with pytest.raises(NotFoundError, match=f"no bento {':'.join(asked)} on the registry at {door.endpoint}"):
-        await client(door).get(*asked)
+async def test_a_record_that_is_not_there_is_named(
+    proxy: FaultProxy, make_client: MakeClient, asked: tuple[str]
+) -> None:
+    with pytest.raises(NotFoundError, match=f"no bento {':'.join(asked)} on the registry at {proxy.endpoint}"):
+        await make_client(proxy).get(*asked)
 
 
-async def test_an_empty_repository_has_no_latest(open_door: OpenDoor, client: MakeClient) -> None:
-    door = await open_door()
-    api = client(door)
+async def test_an_empty_repository_has_no_latest(start_proxy: StartProxy, make_client: MakeClient) -> None:
+    proxy = await start_proxy()
+    api = make_client(proxy)
     await api._kind.routes.create_repository("svc")
 
     with pytest.raises(NotFoundError, match="no bento svc:latest"):
         await api.get("svc", "latest")
 
 
-async def test_older_registries_say_not_found_in_their_own_way(door: Door, client: MakeClient) -> None:
-    door.fault("GET .*/v2$", answer_json(400, {"error": "get bento v2: record not found"}))
+async def test_older_registries_say_not_found_in_their_own_way(proxy: FaultProxy, make_client: MakeClient) -> None:
+    proxy.add_fault("GET .*/v2$", answer_json(400, {"error": "get bento v2: record not found"}))
 
     with pytest.raises(NotFoundError, match="svc:v2"):
-        await client(door).get("svc", "v2")
+        await make_client(proxy).get("svc", "v2")
 
 
-async def test_a_fault_that_passes_is_not_noticed(door: Door, client: MakeClient) -> None:
-    async def break_off(passage: Passage) -> web.StreamResponse:
-        return passage.hang_up()
+async def test_a_fault_that_passes_is_not_noticed(proxy: FaultProxy, make_client: MakeClient) -> None:
+    async def break_off(exchange: Exchange) -> web.StreamResponse:
+        return exchange.disconnect()
 
-    door.fault(LIST, break_off, skip=1)
-    door.fault(LIST, answer_json(503, {"error": "later"}))
+    proxy.add_fault(LIST, break_off, skip=1)
+    proxy.add_fault(LIST, answer_json(503, {"error": "later"}))
 
-    assert len((await client(door).list()).items) == 5
+    assert len((await make_client(proxy).list()).items) == 5

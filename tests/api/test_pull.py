@@ -10,57 +10,53 @@ import pytest
 from async_bento import BentoStore, ModelsError, ModelStore, NotFoundError, PartError, Tag
 from async_bento.rest.request_schemas import CreateModelSchema
 from tests.builders import contents, left_in_scratch, make_bento, make_model, noise
-from tests.transfer.faulty import GET, Door, Held, refuse
+from tests.fault_proxy import GET, FaultProxy, Hold, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from async_bento import AsyncBentoAPI, ProgressEvent
-
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
-    Registry = Callable[..., Awaitable[Door]]
+    from async_bento import ProgressEvent
+    from tests.fixtures import MakeClient, StartProxy
 
 
 @pytest.fixture
-def registry_with(open_door: OpenDoor, client: MakeClient, tmp_path: Path) -> Registry:
+def registry_with(start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path) -> StartProxy:
     """A registry that has bentos, each pushed from another machine."""
 
-    async def push(*tags: str, models: tuple[str, ...] = (), built: dict[str, str] | None = None) -> Door:
+    async def push(*tags: str, models: tuple[str, ...] = (), built: dict[str, str] | None = None) -> FaultProxy:
         origin = tmp_path / "origin"
-        door = await open_door()
+        proxy = await start_proxy()
         for tag in models:
             make_model(origin, tag)
         for tag in tags:
             when = {"built": built[tag]} if built else {}
             make_bento(origin, tag, files={"data": noise(200_000, len(tag))}, models=models, **when)
-            await client(door, origin).push(tag)
-        door.seen.clear()
-        return door
+            await make_client(proxy, origin).push(tag)
+        proxy.requests.clear()
+        return proxy
 
     return push
 
 
-async def test_what_is_here_is_not_asked_for(registry_with: Registry, client: MakeClient, home: Path) -> None:
-    door = await registry_with("svc:v1")
+async def test_what_is_here_is_not_asked_for(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
+    proxy = await registry_with("svc:v1")
     here = make_bento(home, files={"mine": b"x"})
     events: list[ProgressEvent] = []
 
-    bento = await client(door, progress=events.append).pull("svc:v1")
+    bento = await make_client(proxy, progress=events.append).pull("svc:v1")
 
     assert bento.path == here
-    assert not door.seen
+    assert not proxy.requests
     assert (events[-1].phase, events[-1].message) == ("skipped", "already pulled")
 
 
 async def test_a_version_is_not_satisfied_by_one_that_begins_like_it(
-    registry_with: Registry, client: MakeClient, home: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await registry_with("svc:v1")
+    proxy = await registry_with("svc:v1")
     make_bento(home, "svc:v10")
 
-    bento = await client(door).pull("svc:v1")
+    bento = await make_client(proxy).pull("svc:v1")
 
     assert bento.tag == Tag("svc", "v1")
     assert bento.path == home / "bentos/svc/v1"
@@ -71,12 +67,12 @@ OLD, NEW = "2024-01-01 00:00:00", "2024-06-01 00:00:00"
 
 @pytest.mark.parametrize("tag", ["svc", "svc:latest"])
 async def test_the_latest_is_the_newest_on_the_registry(
-    registry_with: Registry, client: MakeClient, home: Path, tag: str
+    registry_with: StartProxy, make_client: MakeClient, home: Path, tag: str
 ) -> None:
-    door = await registry_with("svc:a", "svc:z", built={"svc:a": NEW, "svc:z": OLD})
+    proxy = await registry_with("svc:a", "svc:z", built={"svc:a": NEW, "svc:z": OLD})
     make_bento(home, "svc:older", built="2023-01-01 00:00:00")
 
-    bento = await client(door).pull(tag)
+    bento = await make_client(proxy).pull(tag)
 
     assert bento.tag == Tag("svc", "a")
     assert (home / "bentos/svc/latest").read_text() == "a"
@@ -84,33 +80,33 @@ async def test_the_latest_is_the_newest_on_the_registry(
 
 @pytest.mark.parametrize("built", [NEW, "2024-07-01 00:00:00"], ids=["as new", "newer"])
 async def test_a_local_one_that_is_as_new_as_the_latest_is_kept(
-    registry_with: Registry, client: MakeClient, home: Path, built: str
+    registry_with: StartProxy, make_client: MakeClient, home: Path, built: str
 ) -> None:
-    door = await registry_with("svc:a", built={"svc:a": NEW})
+    proxy = await registry_with("svc:a", built={"svc:a": NEW})
     make_bento(home, "svc:mine", built=built)
 
-    bento = await client(door).pull("svc")
+    bento = await make_client(proxy).pull("svc")
 
     assert bento.tag == Tag("svc", "mine")
-    assert not door.all("GET bytes|presign")
+    assert not proxy.matching("GET bytes|presign")
 
 
 async def test_force_brings_the_latest_of_the_registry_whatever_is_here(
-    registry_with: Registry, client: MakeClient, home: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await registry_with("svc:a", built={"svc:a": OLD})
+    proxy = await registry_with("svc:a", built={"svc:a": OLD})
     make_bento(home, "svc:mine", built=NEW)
 
-    bento = await client(door).pull("svc", force=True)
+    bento = await make_client(proxy).pull("svc", force=True)
 
     assert bento.tag == Tag("svc", "a")
 
 
-async def test_force_replaces_the_local_copy(registry_with: Registry, client: MakeClient, home: Path) -> None:
-    door = await registry_with("svc:v1")
+async def test_force_replaces_the_local_copy(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
+    proxy = await registry_with("svc:v1")
     make_bento(home, files={"mine": b"x"})
 
-    bento = await client(door).pull("svc:v1", force=True)
+    bento = await make_client(proxy).pull("svc:v1", force=True)
 
     assert "data" in contents(bento.path)
     assert "mine" not in contents(bento.path)
@@ -118,15 +114,15 @@ async def test_force_replaces_the_local_copy(registry_with: Registry, client: Ma
 
 
 async def test_the_old_copy_stands_until_the_new_one_is_whole(
-    registry_with: Registry, client: MakeClient, home: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await registry_with("svc:v1")
+    proxy = await registry_with("svc:v1")
     here = make_bento(home, files={"mine": b"x"})
     before = contents(here)
-    held = Held()
-    door.fault(GET, held, skip=2)
+    held = Hold()
+    proxy.add_fault(GET, held, skip=2)
 
-    pulling = asyncio.create_task(client(door).pull("svc:v1", force=True))
+    pulling = asyncio.create_task(make_client(proxy).pull("svc:v1", force=True))
     await held.arrived.wait()
     meanwhile = contents(here)
     held.released.set()
@@ -136,16 +132,16 @@ async def test_the_old_copy_stands_until_the_new_one_is_whole(
 
 
 async def test_a_forced_pull_that_fails_leaves_the_old_copy_as_it_was(
-    registry_with: Registry, client: MakeClient, home: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await registry_with("svc:v1")
+    proxy = await registry_with("svc:v1")
     here = make_bento(home, files={"mine": b"x"})
     (home / "bentos/svc/latest").write_text("v1")
     before = contents(home)
-    door.fault(GET, refuse(500), skip=2, times=None)
+    proxy.add_fault(GET, refuse(500), skip=2, times=None)
 
     with pytest.raises(PartError):
-        await client(door).pull("svc:v1", force=True)
+        await make_client(proxy).pull("svc:v1", force=True)
 
     assert contents(here) == contents(home / "bentos/svc/v1")
     assert {name: what for name, what in contents(home).items() if not name.startswith("tmp")} == before
@@ -153,15 +149,15 @@ async def test_a_forced_pull_that_fails_leaves_the_old_copy_as_it_was(
 
 
 async def test_a_cancelled_forced_pull_leaves_the_old_copy_as_it_was(
-    registry_with: Registry, client: MakeClient, home: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await registry_with("svc:v1")
+    proxy = await registry_with("svc:v1")
     here = make_bento(home, files={"mine": b"x"})
     before = contents(here)
-    held = Held()
-    door.fault(GET, held, skip=2)
+    held = Hold()
+    proxy.add_fault(GET, held, skip=2)
 
-    pulling = asyncio.create_task(client(door).pull("svc:v1", force=True))
+    pulling = asyncio.create_task(make_client(proxy).pull("svc:v1", force=True))
     await held.arrived.wait()
     pulling.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -173,13 +169,13 @@ async def test_a_cancelled_forced_pull_leaves_the_old_copy_as_it_was(
 
 
 async def test_models_come_along_at_the_same_time_where_that_is_asked_for(
-    registry_with: Registry, client: MakeClient, home: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await registry_with("svc:v1", models=("one:m1", "two:m1"))
-    both = Held(count=2)
-    door.fault("GET /blobs/models", both, times=None)
+    proxy = await registry_with("svc:v1", models=("one:m1", "two:m1"))
+    both = Hold(count=2)
+    proxy.add_fault("GET /blobs/models", both, times=None)
 
-    pulling = asyncio.create_task(client(door).pull("svc:v1", with_models=True))
+    pulling = asyncio.create_task(make_client(proxy).pull("svc:v1", with_models=True))
     await both.arrived.wait()
     both.released.set()
     bento = await pulling
@@ -189,29 +185,31 @@ async def test_models_come_along_at_the_same_time_where_that_is_asked_for(
     assert contents(home / "models/two/m1")
 
 
-async def test_models_that_are_here_are_not_asked_for(registry_with: Registry, client: MakeClient, home: Path) -> None:
-    door = await registry_with("svc:v1", models=("one:m1", "two:m1"))
-    api = client(door)
+async def test_models_that_are_here_are_not_asked_for(
+    registry_with: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    proxy = await registry_with("svc:v1", models=("one:m1", "two:m1"))
+    api = make_client(proxy)
     await api.pull("svc:v1", with_models=True)
-    asked = len(door.seen)
+    asked = len(proxy.requests)
 
     await api.pull("svc:v1", with_models=True)
 
-    assert len(door.seen) == asked
+    assert len(proxy.requests) == asked
 
 
 async def test_a_model_that_fails_is_told_when_the_others_are_here(
-    registry_with: Registry, client: MakeClient, home: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await registry_with("svc:v1", models=("one:m1", "two:m1"))
-    slow = Held()
+    proxy = await registry_with("svc:v1", models=("one:m1", "two:m1"))
+    slow = Hold()
     refused = refuse(400, code="InvalidRequest")
-    door.fault("GET /blobs/models/one", refused)
-    door.fault("GET /blobs/models/two", slow)
+    proxy.add_fault("GET /blobs/models/one", refused)
+    proxy.add_fault("GET /blobs/models/two", slow)
 
-    pulling = asyncio.create_task(client(door).pull("svc:v1", with_models=True))
+    pulling = asyncio.create_task(make_client(proxy).pull("svc:v1", with_models=True))
     await slow.arrived.wait()
-    await door.come("GET /blobs/models/one", 1)
+    await proxy.wait_for("GET /blobs/models/one", 1)
     await asyncio.sleep(0.05)  # it has failed by now, and would have stopped the other
     slow.released.set()
 
@@ -223,31 +221,35 @@ async def test_a_model_that_fails_is_told_when_the_others_are_here(
     assert not (home / "models/one").exists()
 
 
-async def test_every_model_that_is_not_there_is_named(registry_with: Registry, client: MakeClient, home: Path) -> None:
-    door = await registry_with("svc:v1", models=("one:m1", "two:m1", "three:m1"))
+async def test_every_model_that_is_not_there_is_named(
+    registry_with: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    proxy = await registry_with("svc:v1", models=("one:m1", "two:m1", "three:m1"))
     for name in ("one", "three"):
-        door.fault(f"GET /api/v1/model_repositories/{name}", refuse(404))
+        proxy.add_fault(f"GET /api/v1/model_repositories/{name}", refuse(404))
 
     with pytest.raises(ModelsError, match="pulled svc:v1, but 2 of its 3 models failed") as failure:
-        await client(door).pull("svc:v1", with_models=True)
+        await make_client(proxy).pull("svc:v1", with_models=True)
 
     assert [*failure.value.failures] == ["one:m1", "three:m1"]
     assert contents(home / "models/two/m1")
 
 
-async def test_models_stay_where_they_are_otherwise(registry_with: Registry, client: MakeClient, home: Path) -> None:
-    door = await registry_with("svc:v1", models=("one:m1",))
+async def test_models_stay_where_they_are_otherwise(
+    registry_with: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    proxy = await registry_with("svc:v1", models=("one:m1",))
 
-    await client(door).pull("svc:v1")
+    await make_client(proxy).pull("svc:v1")
 
     assert not (home / "models").exists()
 
 
 async def test_models_of_a_bento_that_is_here_come_along_too(
-    registry_with: Registry, client: MakeClient, home: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await registry_with("svc:v1", models=("one:m1",))
-    api = client(door)
+    proxy = await registry_with("svc:v1", models=("one:m1",))
+    api = make_client(proxy)
     await api.pull("svc:v1")
 
     await api.pull("svc:v1", with_models=True)
@@ -256,35 +258,35 @@ async def test_models_of_a_bento_that_is_here_come_along_too(
 
 
 async def test_two_pulls_of_the_same_share_one_download(
-    registry_with: Registry, client: MakeClient, home: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await registry_with("svc:v1")
-    held = Held()
-    door.fault(GET, held)
-    first, second = client(door), client(door)
+    proxy = await registry_with("svc:v1")
+    held = Hold()
+    proxy.add_fault(GET, held)
+    first, second = make_client(proxy), make_client(proxy)
 
     pulling = [asyncio.create_task(api.pull("svc:v1")) for api in (first, second)]
     await held.arrived.wait()
-    await door.come("GET svc/v1", 2)  # both want it now
+    await proxy.wait_for("GET svc/v1", 2)  # both want it now
     held.released.set()
     bentos = await asyncio.gather(*pulling)
 
-    asked = door.steps("GET bytes")
+    asked = proxy.steps("GET bytes")
     assert len(asked) == len(set(asked)) > 1
     assert bentos[0] == bentos[1]
 
 
 async def test_a_pull_whose_predecessor_failed_goes_on_by_itself(
-    registry_with: Registry, client: MakeClient, home: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await registry_with("svc:v1")
-    held = Held(then=refuse(400))
-    door.fault(GET, held)
+    proxy = await registry_with("svc:v1")
+    held = Hold(fault=refuse(400))
+    proxy.add_fault(GET, held)
 
-    failing = asyncio.create_task(client(door).pull("svc:v1"))
+    failing = asyncio.create_task(make_client(proxy).pull("svc:v1"))
     await held.arrived.wait()
-    waiting = asyncio.create_task(client(door).pull("svc:v1"))
-    await door.come("GET svc/v1", 2)
+    waiting = asyncio.create_task(make_client(proxy).pull("svc:v1"))
+    await proxy.wait_for("GET svc/v1", 2)
     held.released.set()
 
     with pytest.raises(PartError):
@@ -293,16 +295,16 @@ async def test_a_pull_whose_predecessor_failed_goes_on_by_itself(
 
 
 async def test_a_pull_that_waits_for_another_can_be_cancelled(
-    registry_with: Registry, client: MakeClient, home: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await registry_with("svc:v1")
-    held = Held()
-    door.fault(GET, held)
+    proxy = await registry_with("svc:v1")
+    held = Hold()
+    proxy.add_fault(GET, held)
 
-    first = asyncio.create_task(client(door).pull("svc:v1"))
+    first = asyncio.create_task(make_client(proxy).pull("svc:v1"))
     await held.arrived.wait()
-    waiting = asyncio.create_task(client(door).pull("svc:v1"))
-    await door.come("GET svc/v1", 2)
+    waiting = asyncio.create_task(make_client(proxy).pull("svc:v1"))
+    await proxy.wait_for("GET svc/v1", 2)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -312,36 +314,36 @@ async def test_a_pull_that_waits_for_another_can_be_cancelled(
 
 
 async def test_another_store_may_be_pulled_into(
-    registry_with: Registry, client: MakeClient, home: Path, elsewhere: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    door = await registry_with("svc:v1")
+    proxy = await registry_with("svc:v1")
     make_bento(home)  # in the API's own store, where it does not count
     store = BentoStore(elsewhere / "bentos")
 
-    bento = await client(door).pull("svc:v1", bento_store=store)
+    bento = await make_client(proxy).pull("svc:v1", bento_store=store)
 
     assert bento.path == elsewhere / "bentos/svc/v1"
     assert not left_in_scratch(elsewhere)
 
 
 async def test_the_models_of_a_bento_in_another_store_go_where_models_lie(
-    registry_with: Registry, client: MakeClient, home: Path, elsewhere: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    door = await registry_with("svc:v1", models=("one:m1",))
+    proxy = await registry_with("svc:v1", models=("one:m1",))
 
-    await client(door).pull("svc:v1", with_models=True, bento_store=BentoStore(elsewhere / "bentos"))
+    await make_client(proxy).pull("svc:v1", with_models=True, bento_store=BentoStore(elsewhere / "bentos"))
 
     assert contents(home / "models/one/m1")
     assert not (elsewhere / "models").exists()
 
 
 async def test_a_model_may_be_pulled_into_another_store(
-    registry_with: Registry, client: MakeClient, home: Path, elsewhere: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    door = await registry_with("svc:v1", models=("one:m1",))
+    proxy = await registry_with("svc:v1", models=("one:m1",))
     make_model(home, "one:m1")  # in the API's own store, where it does not count
 
-    model = await client(door).models.pull("one:m1", model_store=ModelStore(elsewhere / "models"))
+    model = await make_client(proxy).models.pull("one:m1", model_store=ModelStore(elsewhere / "models"))
 
     assert model is not None
     assert model.path == elsewhere / "models/one/m1"
@@ -349,24 +351,24 @@ async def test_a_model_may_be_pulled_into_another_store(
 
 
 async def test_force_is_for_the_bento_and_not_for_models_that_are_here(
-    registry_with: Registry, client: MakeClient, home: Path
+    registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await registry_with("svc:v1", models=("one:m1",))
+    proxy = await registry_with("svc:v1", models=("one:m1",))
     mine = make_model(home, "one:m1", {"mine": b"x"})
 
-    bento = await client(door).pull("svc:v1", force=True, with_models=True)
+    bento = await make_client(proxy).pull("svc:v1", force=True, with_models=True)
 
     assert "data" in contents(bento.path)
     assert contents(mine)["mine"] == b"x"
-    assert not door.all("model_repositories")
+    assert not proxy.matching("model_repositories")
 
 
 async def test_a_model_that_lives_on_a_hub_has_nothing_to_pull(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await open_door()
+    proxy = await start_proxy()
     events: list[ProgressEvent] = []
-    api = client(door, progress=events.append)
+    api = make_client(proxy, progress=events.append)
     await api.models._kind.routes.create_repository("bert")
     record = CreateModelSchema.model_validate(
         {
@@ -381,35 +383,35 @@ async def test_a_model_that_lives_on_a_hub_has_nothing_to_pull(
 
     assert model is None
     assert (events[-1].phase, events[-1].message) == ("skipped", "its files are at https://huggingface.co/bert")
-    assert not door.all("presign|GET bytes")
+    assert not proxy.matching("presign|GET bytes")
 
 
 async def test_a_query_chooses_among_the_models_of_a_name(
-    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home, "mod:older", labels={"stage": "prod"}, built="2023-01-01 00:00:00")
     make_model(home, "mod:prod", labels={"stage": "prod"}, built=OLD)
     make_model(home, "mod:test", labels={"stage": "test"}, built=NEW)
-    door = await open_door()
+    proxy = await start_proxy()
     for tag in ("mod:prod", "mod:test", "mod:older"):
-        await client(door).models.push(tag)
+        await make_client(proxy).models.push(tag)
 
-    model = await client(door, elsewhere).models.pull("mod", query="label:stage=prod")
+    model = await make_client(proxy, elsewhere).models.pull("mod", query="label:stage=prod")
 
     assert model is not None
     assert model.tag == Tag("mod", "prod")
 
 
 async def test_a_query_is_not_answered_by_a_newer_model_that_is_here(
-    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home, "mod:prod", labels={"stage": "prod"}, built=OLD)
     make_model(elsewhere, "mod:mine", built=NEW)
-    door = await open_door()
-    await client(door).models.push("mod:prod")
+    proxy = await start_proxy()
+    await make_client(proxy).models.push("mod:prod")
 
-    queried = await client(door, elsewhere).models.pull("mod", query="label:stage=prod")
-    newest = await client(door, elsewhere).models.pull("mod")
+    queried = await make_client(proxy, elsewhere).models.pull("mod", query="label:stage=prod")
+    newest = await make_client(proxy, elsewhere).models.pull("mod")
 
     assert queried is not None
     assert queried.tag == Tag("mod", "prod")
@@ -418,34 +420,34 @@ async def test_a_query_is_not_answered_by_a_newer_model_that_is_here(
 
 
 async def test_a_query_is_without_effect_where_the_version_is_named(
-    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home)
-    door = await open_door()
-    await client(door).models.push("mod:m1")
+    proxy = await start_proxy()
+    await make_client(proxy).models.push("mod:m1")
 
     with pytest.warns(UserWarning, match="`query` is ignored: mod:m1 names a version"):
-        model = await client(door, elsewhere).models.pull("mod:m1", query="label:stage=prod")
+        model = await make_client(proxy, elsewhere).models.pull("mod:m1", query="label:stage=prod")
 
     assert model is not None
 
 
 @pytest.mark.parametrize("tag", ["svc:v9", "nothing", "nothing:latest"])
-async def test_what_the_registry_has_not_is_named(registry_with: Registry, client: MakeClient, tag: str) -> None:
-    door = await registry_with("svc:v1")
+async def test_what_the_registry_has_not_is_named(registry_with: StartProxy, make_client: MakeClient, tag: str) -> None:
+    proxy = await registry_with("svc:v1")
 
-    with pytest.raises(NotFoundError, match=rf"no bento {tag} on the registry at {door.endpoint}.*async-bento list"):
-        await client(door).pull(tag)
+    with pytest.raises(NotFoundError, match=rf"no bento {tag} on the registry at {proxy.endpoint}.*async-bento list"):
+        await make_client(proxy).pull(tag)
 
 
 async def test_a_record_without_bytes_is_named(
-    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_bento(home)
-    door = await open_door()
-    await client(door).push("svc:v1", bare=True)
+    proxy = await start_proxy()
+    await make_client(proxy).push("svc:v1", bare=True)
 
     with pytest.raises(NotFoundError, match=r"svc:v1 exists in the registry but was never fully uploaded"):
-        await client(door, elsewhere).pull("svc:v1")
+        await make_client(proxy, elsewhere).pull("svc:v1")
 
     assert not left_in_scratch(elsewhere)

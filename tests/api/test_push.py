@@ -17,25 +17,23 @@ from async_bento import Bento, ConfigError, InvalidTagError, ModelsError, NotFou
 from async_bento.errors import APIStatusError, SourceChangedError
 from async_bento.transfer.tar.plan import TarPlan
 from tests.builders import make_bento, make_model, noise
-from tests.transfer.faulty import PUT, Door, Held, answer_json, lose_answer, refuse
+from tests.fault_proxy import PUT, Hold, answer_json, lose_answer, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from async_bento import AsyncBentoAPI, ProgressEvent
-    from tests.transfer.faulty import Passage
-
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
+    from async_bento import ProgressEvent
+    from tests.fault_proxy import Exchange
+    from tests.fixtures import MakeClient, StartProxy
 
 
-async def test_a_push_takes_its_steps_in_order(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_a_push_takes_its_steps_in_order(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
-    door = await open_door()
+    proxy = await start_proxy()
 
-    await client(door).push("svc:v1")
+    await make_client(proxy).push("svc:v1")
 
-    assert door.steps() == [
+    assert proxy.steps() == [
         "GET svc/v1",
         "GET bento_repositories/svc",
         "POST bento_repositories",
@@ -47,16 +45,16 @@ async def test_a_push_takes_its_steps_in_order(open_door: OpenDoor, client: Make
         "PATCH svc/v1/complete_multipart_upload",
         "PATCH svc/v1/finish_upload",
     ]
-    assert (await client(door).get("svc:v1")).upload_status == "success"
+    assert (await make_client(proxy).get("svc:v1")).upload_status == "success"
 
 
-async def test_a_model_takes_the_same_steps(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_a_model_takes_the_same_steps(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
-    door = await open_door()
+    proxy = await start_proxy()
 
-    await client(door).models.push("mod:m1")
+    await make_client(proxy).models.push("mod:m1")
 
-    assert door.steps() == [
+    assert proxy.steps() == [
         "GET mod/m1",
         "GET model_repositories/mod",
         "POST model_repositories",
@@ -71,95 +69,97 @@ async def test_a_model_takes_the_same_steps(open_door: OpenDoor, client: MakeCli
 
 
 async def test_the_models_go_first_and_their_repository_is_created_once(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     tags = [f"mod:m{number}" for number in range(4)]
     for tag in tags:
         make_model(home, tag)
     make_bento(home, models=tags)
-    door = await open_door()
+    proxy = await start_proxy()
 
-    result = await client(door).push("svc:v1")
+    result = await make_client(proxy).push("svc:v1")
 
-    steps = door.steps()
+    steps = proxy.steps()
     assert steps.count("GET svc/v1") == 2  # at first, and when the models were there
     first_of_the_bento = steps.index("GET bento_repositories/svc")
     assert all(steps.index(f"PATCH mod/m{number}/finish_upload") < first_of_the_bento for number in range(4))
     assert steps.count("GET model_repositories/mod") == steps.count("POST model_repositories") == 1
     assert [str(model.tag) for model in result.models] == tags
-    assert (await client(door).get("svc:v1")).manifest.models == tags  # type: ignore[union-attr]
+    assert (await make_client(proxy).get("svc:v1")).manifest.models == tags  # type: ignore[union-attr]
 
 
 async def test_what_is_there_already_costs_one_question_each_and_all_are_asked_at_once(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     tags = [f"mod{number}:m1" for number in range(3)]
     for tag in tags:
         make_model(home, tag)
     make_bento(home, models=tags)
-    door = await open_door()
-    await client(door).push("svc:v1")
-    door.seen.clear()
-    all_of_them = Held(count=4)
-    door.fault("GET", all_of_them, times=None)
+    proxy = await start_proxy()
+    await make_client(proxy).push("svc:v1")
+    proxy.requests.clear()
+    all_of_them = Hold(count=4)
+    proxy.add_fault("GET", all_of_them, times=None)
 
-    pushing = asyncio.create_task(client(door).push("svc:v1"))
+    pushing = asyncio.create_task(make_client(proxy).push("svc:v1"))
     await all_of_them.arrived.wait()
     all_of_them.released.set()
     result = await pushing
 
     assert result.skipped
     assert all(model.skipped for model in result.models)
-    assert sorted(door.steps()) == ["GET mod0/m1", "GET mod1/m1", "GET mod2/m1", "GET svc/v1"]
+    assert sorted(proxy.steps()) == ["GET mod0/m1", "GET mod1/m1", "GET mod2/m1", "GET svc/v1"]
 
 
-async def test_the_models_go_at_the_same_time(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_the_models_go_at_the_same_time(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "one:m1")
     make_model(home, "two:m1")
     make_bento(home, models=["one:m1", "two:m1"])
-    door = await open_door()
-    both = Held(count=2)
-    door.fault(PUT, both, times=None)
+    proxy = await start_proxy()
+    both = Hold(count=2)
+    proxy.add_fault(PUT, both, times=None)
 
-    pushing = asyncio.create_task(client(door).push("svc:v1"))
+    pushing = asyncio.create_task(make_client(proxy).push("svc:v1"))
     await both.arrived.wait()
     both.released.set()
     await pushing
 
 
 async def test_a_model_that_fails_keeps_its_bento_off_the_registry_and_lets_the_others_finish(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, "one:m1")
     make_model(home, "two:m1")
     make_bento(home, models=["one:m1", "two:m1"])
-    door = await open_door()
-    slow = Held()
-    door.fault("PUT /blobs/models/two", slow)
-    door.fault("PUT /blobs/models/one", refuse(400, code="InvalidRequest"))
+    proxy = await start_proxy()
+    slow = Hold()
+    proxy.add_fault("PUT /blobs/models/two", slow)
+    proxy.add_fault("PUT /blobs/models/one", refuse(400, code="InvalidRequest"))
 
-    pushing = asyncio.create_task(client(door).push("svc:v1"))
+    pushing = asyncio.create_task(make_client(proxy).push("svc:v1"))
     await slow.arrived.wait()
-    await door.come("finish_upload", 1)  # the one that failed
+    await proxy.wait_for("finish_upload", 1)  # the one that failed
     slow.released.set()
 
     message = r"cannot push svc:v1: its model one:m1 failed: .*InvalidRequest"
     with pytest.raises(PartError, match=message) as failure:
         await pushing
     assert failure.value.status == 400
-    assert door.steps("/bento") == ["GET svc/v1"]  # whether it is there; nothing is said of it
-    assert [seen.json["status"] for seen in door.all("finish_upload")] == ["failed", "success"]
+    assert proxy.steps("/bento") == ["GET svc/v1"]  # whether it is there; nothing is said of it
+    assert [request.json["status"] for request in proxy.matching("finish_upload")] == ["failed", "success"]
 
 
-async def test_every_model_that_fails_is_named_and_why(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_every_model_that_fails_is_named_and_why(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     make_model(home, "one:m1")
     make_model(home, "two:m1")
     make_bento(home, models=["one:m1", "two:m1", "gone:m1"])
-    door = await open_door()
-    door.fault("PUT /blobs/models/one", refuse(400, code="InvalidRequest"))
+    proxy = await start_proxy()
+    proxy.add_fault("PUT /blobs/models/one", refuse(400, code="InvalidRequest"))
 
     with pytest.raises(ModelsError) as failure:
-        await client(door).push("svc:v1")
+        await make_client(proxy).push("svc:v1")
 
     first, one, gone = str(failure.value).splitlines()
     assert first == "cannot push svc:v1: 2 of its 3 models failed:"
@@ -172,12 +172,14 @@ async def test_every_model_that_fails_is_named_and_why(open_door: OpenDoor, clie
     }
 
 
-async def test_what_several_models_fail_with_is_said_once(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_what_several_models_fail_with_is_said_once(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     make_model(home, "one:m1")
     make_bento(home, models=["gone:m2", "one:m1", "gone:m1"])
 
     with pytest.raises(ModelsError) as failure:
-        await client(await open_door()).push("svc:v1")
+        await make_client(await start_proxy()).push("svc:v1")
 
     _, gone = str(failure.value).splitlines()
     assert gone.startswith("  gone:m2, gone:m1: the model is neither in ")
@@ -185,14 +187,14 @@ async def test_what_several_models_fail_with_is_said_once(open_door: OpenDoor, c
 
 
 async def test_a_bug_of_ours_is_no_model_s_failure_and_stops_the_others(
-    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home, "one:m1")
     make_model(home, "two:m1")
     make_bento(home, models=["one:m1", "two:m1"])
-    door = await open_door()
-    slow = Held()
-    door.fault("PUT /blobs/models/two", slow)
+    proxy = await start_proxy()
+    slow = Hold()
+    proxy.add_fault("PUT /blobs/models/two", slow)
     scan = TarPlan.scan
 
     def broken(root: Path, **options: Any) -> TarPlan:
@@ -203,102 +205,104 @@ async def test_a_bug_of_ours_is_no_model_s_failure_and_stops_the_others(
     monkeypatch.setattr(TarPlan, "scan", broken)
 
     with pytest.raises(ZeroDivisionError):
-        await client(door).push("svc:v1")
+        await make_client(proxy).push("svc:v1")
     slow.released.set()
 
 
-async def test_a_repository_that_is_there_is_not_created(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_a_repository_that_is_there_is_not_created(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     make_bento(home, "svc:v1")
     make_bento(home, "svc:v2")
-    door = await open_door()
-    api = client(door)
+    proxy = await start_proxy()
+    api = make_client(proxy)
     await api.push("svc:v1")
-    door.seen.clear()
+    proxy.requests.clear()
 
     await api.push("svc:v2")
 
-    assert not door.all("POST bento_repositories$")
+    assert not proxy.matching("POST bento_repositories$")
 
 
-async def loses_the_race(passage: Passage) -> web.StreamResponse:
+async def loses_the_race(exchange: Exchange) -> web.StreamResponse:
     """Another process was quicker: what is to be created is there, and the registry says so."""
-    await passage.go_on()
+    await exchange.forward()
     return web.json_response({"error": "name already exists"}, status=400)
 
 
 @pytest.mark.parametrize("fault", [loses_the_race, lose_answer], ids=["exists", "lost answer"])
 async def test_a_repository_that_another_process_creates_meanwhile_will_do(
-    open_door: OpenDoor, client: MakeClient, home: Path, fault: Callable[..., Awaitable[web.StreamResponse]]
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, fault: Callable[..., Awaitable[web.StreamResponse]]
 ) -> None:
     make_bento(home)
-    door = await open_door()
-    door.fault("POST /api/v1/bento_repositories$", fault)
+    proxy = await start_proxy()
+    proxy.add_fault("POST /api/v1/bento_repositories$", fault)
 
-    await client(door).push("svc:v1")
+    await make_client(proxy).push("svc:v1")
 
-    assert (await client(door).get("svc:v1")).upload_status == "success"
+    assert (await make_client(proxy).get("svc:v1")).upload_status == "success"
 
 
 @pytest.mark.parametrize("fault", [loses_the_race, lose_answer], ids=["exists", "lost answer"])
 async def test_a_record_that_another_process_creates_meanwhile_is_updated(
-    open_door: OpenDoor, client: MakeClient, home: Path, fault: Callable[..., Awaitable[web.StreamResponse]]
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, fault: Callable[..., Awaitable[web.StreamResponse]]
 ) -> None:
     make_bento(home)
-    door = await open_door()
-    door.fault("POST .*/bentos$", fault)
+    proxy = await start_proxy()
+    proxy.add_fault("POST .*/bentos$", fault)
 
-    await client(door).push("svc:v1")
+    await make_client(proxy).push("svc:v1")
 
-    assert "PATCH svc/v1" in door.steps()
-    assert (await client(door).get("svc:v1")).upload_status == "success"
+    assert "PATCH svc/v1" in proxy.steps()
+    assert (await make_client(proxy).get("svc:v1")).upload_status == "success"
 
 
 @pytest.mark.parametrize("step", ["POST /api/v1/bento_repositories$", "POST .*/bentos$"])
 async def test_a_refusal_to_create_is_raised_as_it_was_said(
-    open_door: OpenDoor, client: MakeClient, home: Path, step: str
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, step: str
 ) -> None:
     make_bento(home)
-    door = await open_door()
-    door.fault(step, answer_json(400, {"error": "quota exceeded"}))
+    proxy = await start_proxy()
+    proxy.add_fault(step, answer_json(400, {"error": "quota exceeded"}))
 
     with pytest.raises(APIStatusError, match="quota exceeded"):
-        await client(door).push("svc:v1")
+        await make_client(proxy).push("svc:v1")
 
-    assert not door.all(PUT)
+    assert not proxy.matching(PUT)
 
 
 async def test_a_record_whose_upload_failed_is_updated_and_pushed_again(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home)
-    door = await open_door()
-    door.fault(PUT, refuse(400))
+    proxy = await start_proxy()
+    proxy.add_fault(PUT, refuse(400))
     with pytest.raises(PartError):
-        await client(door).push("svc:v1")
-    door.seen.clear()
+        await make_client(proxy).push("svc:v1")
+    proxy.requests.clear()
 
-    result = await client(door).push("svc:v1")
+    result = await make_client(proxy).push("svc:v1")
 
     assert not result.skipped
-    assert "PATCH svc/v1" in door.steps()
-    assert not door.all("POST")
-    assert (await client(door).get("svc:v1")).upload_status == "success"
+    assert "PATCH svc/v1" in proxy.steps()
+    assert not proxy.matching("POST")
+    assert (await make_client(proxy).get("svc:v1")).upload_status == "success"
 
 
-async def test_what_the_registry_has_is_skipped(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_what_the_registry_has_is_skipped(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     make_bento(home, models=["mod:m1"])
-    door = await open_door()
-    await client(door).push("svc:v1")
-    door.seen.clear()
+    proxy = await start_proxy()
+    await make_client(proxy).push("svc:v1")
+    proxy.requests.clear()
     events: list[ProgressEvent] = []
 
-    result = await client(door, progress=events.append).push("svc:v1")
+    result = await make_client(proxy, progress=events.append).push("svc:v1")
 
     assert result.skipped
     assert result.models[0].skipped
     assert (result.bytes_sent, result.parts) == (0, 0)
-    assert {seen.method for seen in door.seen} == {"GET"}
+    assert {request.method for request in proxy.requests} == {"GET"}
     assert [(event.kind, event.message) for event in events if event.phase == "skipped"] == [
         ("model", "already pushed"),
         ("bento", "already pushed"),
@@ -306,66 +310,70 @@ async def test_what_the_registry_has_is_skipped(open_door: OpenDoor, client: Mak
 
 
 async def test_it_is_told_how_many_models_a_bento_has_and_how_many_were_there(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     for name in ("one", "two", "three"):
         make_model(home, f"{name}:m1")
     make_bento(home, models=["one:m1", "two:m1", "three:m1"])
-    door = await open_door()
-    await client(door).models.push("two:m1")
+    proxy = await start_proxy()
+    await make_client(proxy).models.push("two:m1")
     events: list[ProgressEvent] = []
 
-    await client(door, progress=events.append).push("svc:v1")
+    await make_client(proxy, progress=events.append).push("svc:v1")
 
     assert (events[-1].kind, events[-1].message) == ("bento", "3 models, 1 skipped")
 
 
 async def test_force_pushes_what_the_registry_has_and_its_models(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home)
     make_bento(home, models=["mod:m1"])
-    door = await open_door()
-    await client(door).push("svc:v1")
-    door.seen.clear()
+    proxy = await start_proxy()
+    await make_client(proxy).push("svc:v1")
+    proxy.requests.clear()
 
-    result = await client(door).push("svc:v1", force=True)
+    result = await make_client(proxy).push("svc:v1", force=True)
 
     assert not result.skipped
-    assert len(door.all(PUT)) == 2
-    assert {"PATCH svc/v1", "PATCH mod/m1"} <= {*door.steps()}
+    assert len(proxy.matching(PUT)) == 2
+    assert {"PATCH svc/v1", "PATCH mod/m1"} <= {*proxy.steps()}
 
 
-async def test_a_bare_push_is_a_record_without_bytes(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_a_bare_push_is_a_record_without_bytes(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     make_bento(home)
-    door = await open_door()
+    proxy = await start_proxy()
 
-    result = await client(door).push("svc:v1", bare=True)
+    result = await make_client(proxy).push("svc:v1", bare=True)
 
-    (create,) = door.all("POST svc$")
-    (finish,) = door.all("finish_upload")
+    (create,) = proxy.matching("POST svc$")
+    (finish,) = proxy.matching("finish_upload")
     assert create.json["manifest"]["dev"] is True
     assert finish.json == {"status": "success", "reason": "bento for development"}
-    assert not door.all("start_upload|PUT|presign")
+    assert not proxy.matching("start_upload|PUT|presign")
     assert (result.bytes_sent, result.parts, result.skipped) == (0, 0, False)
 
 
-async def test_a_whole_push_is_not_for_development(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_a_whole_push_is_not_for_development(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     make_bento(home)
-    door = await open_door()
+    proxy = await start_proxy()
 
-    await client(door).push("svc:v1")
+    await make_client(proxy).push("svc:v1")
 
-    assert door.all("POST svc$")[0].json["manifest"]["dev"] is False
+    assert proxy.matching("POST svc$")[0].json["manifest"]["dev"] is False
 
 
-async def test_the_record_says_what_the_bento_is(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_the_record_says_what_the_bento_is(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, files={"README.md": b"# Hi\n"}, labels={"team": "blue"})
-    door = await open_door()
+    proxy = await start_proxy()
 
-    await client(door).push("svc:v1")
+    await make_client(proxy).push("svc:v1")
 
-    (create,) = door.all("POST svc$")
+    (create,) = proxy.matching("POST svc$")
     assert create.json["version"] == "v1"
     assert create.json["build_at"] == "2024-05-06 07:08:09.000010"
     assert create.json["description"] == "# Hi\n"
@@ -405,15 +413,15 @@ FORMS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 async def test_a_bento_may_be_given_in_many_forms(
-    open_door: OpenDoor, client: MakeClient, home: Path, form: Callable[[Path], object]
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, form: Callable[[Path], object]
 ) -> None:
     given = await asyncio.to_thread(form, make_bento(home))
-    door = await open_door()
+    proxy = await start_proxy()
 
-    result = await client(door).push(given)  # type: ignore[arg-type]
+    result = await make_client(proxy).push(given)  # type: ignore[arg-type]
 
     assert result.tag == Tag("svc", "v1")
-    assert door.all(PUT)
+    assert proxy.matching(PUT)
 
 
 class NamedModel:
@@ -423,15 +431,15 @@ class NamedModel:
 
 
 async def test_a_model_of_the_store_may_be_given_by_what_has_its_tag(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, "svc:v1")
-    door = await open_door()
+    proxy = await start_proxy()
 
-    result = await client(door).models.push(NamedModel())
+    result = await make_client(proxy).models.push(NamedModel())
 
     assert result.tag == Tag("svc", "v1")
-    assert door.all(PUT)
+    assert proxy.matching(PUT)
 
 
 class HubModel:
@@ -441,76 +449,76 @@ class HubModel:
     revision = "main"
 
 
-async def test_a_model_of_the_hub_is_not_pushed_by_itself(open_door: OpenDoor, client: MakeClient) -> None:
-    door = await open_door()
+async def test_a_model_of_the_hub_is_not_pushed_by_itself(start_proxy: StartProxy, make_client: MakeClient) -> None:
+    proxy = await start_proxy()
 
     with pytest.raises(InvalidTagError, match="invalid tag of type HubModel"):
-        await client(door).models.push(HubModel())  # type: ignore[arg-type]
+        await make_client(proxy).models.push(HubModel())  # type: ignore[arg-type]
 
-    assert not door.seen
+    assert not proxy.requests
 
 
 async def test_a_path_may_be_relative_and_outside_the_store(
-    open_door: OpenDoor, client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(tmp_path / "exported")
     monkeypatch.chdir(tmp_path / "exported/bentos/svc")
-    door = await open_door()
+    proxy = await start_proxy()
 
-    result = await client(door).push(f".{os.sep}v1")
+    result = await make_client(proxy).push(f".{os.sep}v1")
 
     assert result.tag == Tag("svc", "v1")
 
 
 async def test_the_working_directory_may_be_pushed(
-    open_door: OpenDoor, client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(make_bento(tmp_path / "exported"))
-    door = await open_door()
+    proxy = await start_proxy()
 
-    assert (await client(door).push(".")).tag == Tag("svc", "v1")
-    assert (await client(door).push(Path())).skipped
+    assert (await make_client(proxy).push(".")).tag == Tag("svc", "v1")
+    assert (await make_client(proxy).push(Path())).skipped
 
 
 async def test_a_bento_s_tar_leaves_its_models_out_and_they_go_as_models(
-    open_door: OpenDoor, client: MakeClient, tmp_path: Path
+    start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path
 ) -> None:
     bento = make_bento(tmp_path / "exported", models=["mod:m1"], files={"src/models/kept.py": b"pass\n"})
     make_model(bento, files={"weights": noise(1000)})
-    door = await open_door("auto")
+    proxy = await start_proxy("auto")
 
-    result = await client(door).push(bento)
+    result = await make_client(proxy).push(bento)
 
-    (put,) = door.all("PUT /blobs/bentos")
+    (put,) = proxy.matching("PUT /blobs/bentos")
     with tarfile.open(fileobj=io.BytesIO(put.body)) as tar:
         names = tar.getnames()
     assert "./src/models/kept.py" in names
     assert not [name for name in names if name.startswith("./models")]
     assert [str(model.tag) for model in result.models] == ["mod:m1"]
-    assert door.all("PUT /blobs/models")
+    assert proxy.matching("PUT /blobs/models")
 
 
-async def test_a_model_s_tar_leaves_nothing_out(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_a_model_s_tar_leaves_nothing_out(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"models/weights": noise(1000)})
-    door = await open_door("auto")
+    proxy = await start_proxy("auto")
 
-    await client(door).models.push("mod:m1")
+    await make_client(proxy).models.push("mod:m1")
 
-    (put,) = door.all(PUT)
+    (put,) = proxy.matching(PUT)
     with tarfile.open(fileobj=io.BytesIO(put.body)) as tar:
         assert {"./model.yaml", "./models", "./models/weights"} <= {*tar.getnames()}
 
 
 async def test_a_model_that_is_not_here_but_on_the_registry_is_not_needed(
-    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(elsewhere)
     make_bento(home, models=["mod:m1"])
-    door = await open_door()
-    await client(door, elsewhere).models.push("mod:m1")
+    proxy = await start_proxy()
+    await make_client(proxy, elsewhere).models.push("mod:m1")
     events: list[ProgressEvent] = []
 
-    result = await client(door, progress=events.append).push("svc:v1")
+    result = await make_client(proxy, progress=events.append).push("svc:v1")
 
     assert result.models[0].skipped
     assert ("mod:m1", "skipped", "not stored locally, already pushed") in [
@@ -518,28 +526,28 @@ async def test_a_model_that_is_not_here_but_on_the_registry_is_not_needed(
     ]
 
 
-async def test_a_model_that_is_nowhere_is_named(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_a_model_that_is_nowhere_is_named(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, models=["mod:m1"])
-    door = await open_door()
+    proxy = await start_proxy()
 
     with pytest.raises(NotFoundError, match=r"cannot push svc:v1: its model mod:m1 .* neither in .*models nor on"):
-        await client(door).push("svc:v1")
+        await make_client(proxy).push("svc:v1")
 
-    assert door.steps("svc") == ["GET svc/v1"]  # whether it is there; nothing is said of it
+    assert proxy.steps("svc") == ["GET svc/v1"]  # whether it is there; nothing is said of it
 
 
 async def test_a_model_whose_upload_never_ended_is_nowhere(
-    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(elsewhere)
     make_bento(home, models=["mod:m1"])
-    door = await open_door()
-    door.fault(PUT, refuse(400))
+    proxy = await start_proxy()
+    proxy.add_fault(PUT, refuse(400))
     with pytest.raises(PartError):
-        await client(door, elsewhere).models.push("mod:m1")
+        await make_client(proxy, elsewhere).models.push("mod:m1")
 
     with pytest.raises(NotFoundError, match="mod:m1"):
-        await client(door).push("svc:v1")
+        await make_client(proxy).push("svc:v1")
 
 
 def replaced_before_the_scan(monkeypatch: pytest.MonkeyPatch, replace: Callable[[], object]) -> None:
@@ -553,67 +561,69 @@ def replaced_before_the_scan(monkeypatch: pytest.MonkeyPatch, replace: Callable[
 
 
 async def test_what_is_said_of_a_bento_that_is_replaced_meanwhile_fits_its_files(
-    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(home)
     replaced_before_the_scan(monkeypatch, lambda: make_bento(home, files={"more": noise(5000)}))
-    door = await open_door()
+    proxy = await start_proxy()
 
-    await client(door).push("svc:v1")
+    await make_client(proxy).push("svc:v1")
 
-    (record,) = (seen.json for seen in door.all("POST .*/bentos$"))
+    (record,) = (request.json for request in proxy.matching("POST .*/bentos$"))
     assert record["manifest"]["size_bytes"] > 5000
 
 
 async def test_a_directory_that_holds_another_bento_by_now_is_not_pushed_as_the_first(
-    open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_bento(home)
     other = make_bento(home, "svc:v2") / "bento.yaml"
     replaced_before_the_scan(monkeypatch, lambda: shutil.copy(other, path))
-    door = await open_door()
+    proxy = await start_proxy()
 
     with pytest.raises(SourceChangedError, match=r"cannot push svc:v1: .*bento.yaml belongs to svc:v2 now"):
-        await client(door).push(path)
+        await make_client(proxy).push(path)
 
-    assert not door.all("POST .*/bentos$")
+    assert not proxy.matching("POST .*/bentos$")
 
 
 @pytest.mark.parametrize("threads", [0, -1])
 async def test_without_threads_nothing_would_ever_go(
-    open_door: OpenDoor, client: MakeClient, home: Path, threads: int
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, threads: int
 ) -> None:
     make_bento(home)
     make_model(home)
-    door = await open_door()
+    proxy = await start_proxy()
 
     with pytest.raises(ConfigError, match=f"threads={threads}"):
-        await client(door).push("svc:v1", threads=threads)
+        await make_client(proxy).push("svc:v1", threads=threads)
     with pytest.raises(ConfigError, match=f"threads={threads}"):
-        await client(door).models.push("mod:m1", threads=threads)
+        await make_client(proxy).models.push("mod:m1", threads=threads)
 
-    assert not door.seen
+    assert not proxy.requests
 
 
-async def test_a_push_tells_what_it_did(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_a_push_tells_what_it_did(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     make_bento(home, models=["mod:m1"])
-    door = await open_door("auto")
+    proxy = await start_proxy("auto")
 
-    result = await client(door).push("svc:v1")
+    result = await make_client(proxy).push("svc:v1")
 
     (model,) = result.models
-    sizes = {seen.path: len(seen.body) for seen in door.all(PUT)}
+    sizes = {request.path: len(request.body) for request in proxy.matching(PUT)}
     assert (str(result.tag), result.bytes_sent, result.parts) == ("svc:v1", sizes["/blobs/bentos/svc/v1.tar"], 1)
     assert (str(model.tag), model.bytes_sent, model.parts) == ("mod:m1", sizes["/blobs/models/mod/m1.tar"], 1)
     assert not any((result.skipped, result.resumed, model.skipped, model.resumed))
     assert result.seconds >= model.seconds > 0
 
 
-async def test_a_client_can_be_closed_and_used_again(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_a_client_can_be_closed_and_used_again(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     make_bento(home)
-    door = await open_door()
-    api = client(door)
+    proxy = await start_proxy()
+    api = make_client(proxy)
     await api.push("svc:v1")
 
     await api.aclose()
@@ -621,11 +631,13 @@ async def test_a_client_can_be_closed_and_used_again(open_door: OpenDoor, client
     assert (await api.push("svc:v1")).skipped
 
 
-async def test_a_listener_that_raises_does_not_end_a_push(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_a_listener_that_raises_does_not_end_a_push(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     make_bento(home)
-    door = await open_door()
+    proxy = await start_proxy()
 
     def listen(event: ProgressEvent) -> None:
         raise ValueError("no")
 
-    assert (await client(door, progress=listen).push("svc:v1")).parts == 1
+    assert (await make_client(proxy, progress=listen).push("svc:v1")).parts == 1

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.builders import contents, make_bento, make_model, noise
-from tests.transfer.faulty import Door, Held
+from tests.fault_proxy import FaultProxy, Hold
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from async_bento import AsyncBentoAPI
+    from tests.fixtures import MakeClient, StartProxy
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
 
 REPOSITORIES = ["one", "three", "two"]
 MODELS = [f"{name}:m{number}" for name in REPOSITORIES for number in range(4)]
@@ -33,31 +31,31 @@ def pushed(home: Path) -> None:
     make_bento(home, files={"src/data": noise(20_000, 99)}, models=MODELS)
 
 
-def let_them_meet(door: Door, pattern: str, count: int) -> None:
+def let_them_meet(proxy: FaultProxy, pattern: str, count: int) -> None:
     """Answer requests when so many have come: each client asks before either hears what the other did."""
-    meeting = Held(count=count)
+    meeting = Hold(count=count)
     meeting.released = meeting.arrived
-    door.fault(pattern, meeting, times=count)
+    proxy.add_fault(pattern, meeting, times=count)
 
 
-async def push_both(door: Door, client: MakeClient, home: Path) -> AsyncBentoAPI:
+async def push_both(proxy: FaultProxy, make_client: MakeClient, home: Path) -> AsyncBentoAPI:
     """From two machines: on one of them, the second would wait for the first."""
     another = home.with_name("another")
     shutil.copytree(home, another)
-    one, other = client(door), client(door, another)
+    one, other = make_client(proxy), make_client(proxy, another)
     await asyncio.gather(one.push("svc:v1"), other.push("svc:v1"))
     return one
 
 
 async def test_each_repository_is_there_once_and_no_client_creates_one_twice(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    door = await open_door()
-    let_them_meet(door, r"GET .*/model_repositories/\w+$", 2 * len(REPOSITORIES))
+    proxy = await start_proxy()
+    let_them_meet(proxy, r"GET .*/model_repositories/\w+$", 2 * len(REPOSITORIES))
 
-    api = await push_both(door, client, home)
+    api = await push_both(proxy, make_client, home)
 
-    asked = [(seen.json["name"], seen.status) for seen in door.all("POST .*/model_repositories$")]
+    asked = [(request.json["name"], request.status) for request in proxy.matching("POST .*/model_repositories$")]
     assert Counter(asked) == {(name, status): 1 for name in REPOSITORIES for status in (200, 400)}
     uids = {model.repository.uid: model.repository.name async for model in api.models.iter() if model.repository}
     assert sorted(map(str, uids.values())) == REPOSITORIES
@@ -65,19 +63,19 @@ async def test_each_repository_is_there_once_and_no_client_creates_one_twice(
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
 async def test_everything_is_uploaded_and_comes_back_as_it_was(
-    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path, transmission: str
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
-    door = await open_door(transmission)
-    let_them_meet(door, r"GET .*/models/m\d$", 2 * len(MODELS))
-    let_them_meet(door, r"GET .*/bentos/v1$", 2)
+    proxy = await start_proxy(transmission)
+    let_them_meet(proxy, r"GET .*/models/m\d$", 2 * len(MODELS))
+    let_them_meet(proxy, r"GET .*/bentos/v1$", 2)
 
-    api = await push_both(door, client, home)
+    api = await push_both(proxy, make_client, home)
 
     assert [bento.upload_status for bento in (await api.list()).items] == ["success"]
     models = (await api.models.list()).items
     assert sorted(f"{model.repository.name}:{model.version}" for model in models if model.repository) == MODELS
     assert {model.upload_status for model in models} == {"success"}
-    pulled = await client(door, elsewhere).pull("svc:v1", with_models=True)
+    pulled = await make_client(proxy, elsewhere).pull("svc:v1", with_models=True)
     assert contents(pulled.path) == contents(home / "bentos" / "svc" / "v1")
     latest = {f"{name}/latest": b"m3" for name in REPOSITORIES}
     assert contents(elsewhere / "models") == contents(home / "models") | latest

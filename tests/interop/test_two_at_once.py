@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.fault_proxy import FaultProxy, Hold
 from tests.interop.homes import Home, tree
-from tests.transfer.faulty import Door, Held
 
 pytestmark = pytest.mark.interop
 
@@ -41,29 +41,31 @@ async def many(tmp_path) -> Home:
 
 
 @pytest.fixture
-async def door(registry):
-    """The registry behind a door, at which both ask for each repository before either is told that there is none."""
-    async with Door(registry.running) as door:
+async def proxy(registry):
+    """A proxy at which both ask for each repository before either learns that it is missing."""
+    async with FaultProxy(registry.running) as proxy:
         for name in REPOSITORIES:
-            meeting = Held(count=2)
+            meeting = Hold(count=2)
             meeting.released = meeting.arrived
-            door.fault(rf"GET .*/model_repositories/{name}$", meeting, times=2)
-        yield door
+            proxy.add_fault(rf"GET .*/model_repositories/{name}$", meeting, times=2)
+        yield proxy
 
 
-def through(door):
-    return SimpleNamespace(endpoint=door.endpoint, api_token=door.registry.api_token)
+def through(proxy):
+    return SimpleNamespace(endpoint=proxy.endpoint, api_token=proxy.registry.api_token)
 
 
-async def push(home, door):
+async def push(home, proxy):
     """Our own push, in a process of its own."""
-    return json.loads(await home.python("-m", "async_bento", "push", TAG, "--json", registry=through(door)))
+    return json.loads(await home.python("-m", "async_bento", "push", TAG, "--json", registry=through(proxy)))
 
 
-async def check_everything_is_there(door, many, there):
-    created = Counter(seen.json["name"] for seen in door.all("POST .*/model_repositories$") if seen.status == 200)
+async def check_everything_is_there(proxy, many, there):
+    created = Counter(
+        request.json["name"] for request in proxy.matching("POST .*/model_repositories$") if request.status == 200
+    )
     assert created == dict.fromkeys(REPOSITORIES, 1)
-    async with there.api(through(door)) as api:
+    async with there.api(through(proxy)) as api:
         bentos, models = (await api.list()).items, (await api.models.list()).items
         await api.pull(TAG, with_models=True)
     assert [(bento.repository.name, bento.upload_status) for bento in bentos] == [("many", "success")]
@@ -74,17 +76,17 @@ async def check_everything_is_there(door, many, there):
         assert await asyncio.to_thread(tree, there.path / path) == await asyncio.to_thread(tree, many.path / path)
 
 
-async def test_two_of_ours_push_the_same_bento(many, door, there, tmp_path):
+async def test_two_of_ours_push_the_same_bento(many, proxy, there, tmp_path):
     another = Home(tmp_path / "another")  # with one home, the second would wait for the first
     for store in ("bentos", "models"):
         shutil.copytree(many.path / store, another.path / store)
-    results = await asyncio.gather(push(many, door), push(another, door))
+    results = await asyncio.gather(push(many, proxy), push(another, proxy))
 
     for result in results:
         assert sorted(model["tag"] for model in result["models"]) == MODELS
-    asked = Counter(seen.json["name"] for seen in door.all("POST .*/model_repositories$"))
+    asked = Counter(request.json["name"] for request in proxy.matching("POST .*/model_repositories$"))
     assert asked == dict.fromkeys(REPOSITORIES, 2)
-    await check_everything_is_there(door, many, there)
+    await check_everything_is_there(proxy, many, there)
 
 
 @dataclass
@@ -99,14 +101,14 @@ class Winner:
     is_ours: bool
     created: defaultdict[str, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
 
-    async def __call__(self, passage):
-        await passage.read()
-        said = passage.seen.json
-        created = self.created[f"{passage.seen.path} {said.get('version') or said['name']}"]
-        wins = passage.request.headers["User-Agent"].startswith("async-bento") == self.is_ours
+    async def __call__(self, exchange):
+        await exchange.read()
+        said = exchange.logged.json
+        created = self.created[f"{exchange.logged.path} {said.get('version') or said['name']}"]
+        wins = exchange.request.headers["User-Agent"].startswith("async-bento") == self.is_ours
         if not wins:
             await created.wait()
-        answer = await passage.go_on()
+        answer = await exchange.forward()
         if wins:
             created.set()
         return answer
@@ -120,11 +122,11 @@ class Winner:
         pytest.param(False, None, id="bentoml-wins"),
     ],
 )
-async def test_one_of_ours_and_bentoml_push_the_same_bento(many, door, there, is_ours, what_bentoml_says):
-    door.fault(r"POST .*/(model_repositories|bento_repositories|models|bentos)$", Winner(is_ours), times=None)
+async def test_one_of_ours_and_bentoml_push_the_same_bento(many, proxy, there, is_ours, what_bentoml_says):
+    proxy.add_fault(r"POST .*/(model_repositories|bento_repositories|models|bentos)$", Winner(is_ours), times=None)
 
     ours, (theirs,) = await asyncio.gather(
-        push(many, door), many.try_calls(["push", {"tag": TAG, "threads": 2}], registry=through(door))
+        push(many, proxy), many.try_calls(["push", {"tag": TAG, "threads": 2}], registry=through(proxy))
     )
 
     assert sorted(model["tag"] for model in ours["models"]) == MODELS
@@ -133,4 +135,4 @@ async def test_one_of_ours_and_bentoml_push_the_same_bento(many, door, there, is
     else:
         assert what_bentoml_says in theirs["error"]
         assert "duplicate key" in theirs["error"]
-    await check_everything_is_there(door, many, there)
+    await check_everything_is_there(proxy, many, there)

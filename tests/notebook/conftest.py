@@ -12,10 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.transfer.conftest import client, elsewhere, open_door
-
-__all__ = ["client", "elsewhere", "open_door"]
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.builders import MiB, contents, left_in_scratch, make_model, noise
+from tests.fault_proxy import GET, PART, FaultProxy, Hold
 from tests.notebook.conftest import SECONDS
-from tests.transfer.faulty import GET, PART, Door, Held
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from async_bento import AsyncBentoAPI
+    from tests.fixtures import MakeClient, StartProxy
     from tests.notebook.conftest import Kernel
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
     StartKernel = Callable[[], Awaitable[Kernel]]
 
 pytestmark = [pytest.mark.notebook, pytest.mark.timeout(180)]  # a kernel takes its time on a busy machine
@@ -29,22 +27,22 @@ AWAITED = "await AsyncBentoAPI(**settings).models.{}('mod:m1')"
 
 
 @pytest.fixture
-async def door(open_door: OpenDoor, client: MakeClient, home: Path) -> Door:
-    """A door to a registry that has `mod:m1`, of several ranges."""
+async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> FaultProxy:
+    """A proxy of a registry that has `mod:m1`, of several ranges."""
     make_model(home, files={"weights": noise(4 * MiB + 3)})
-    door = await open_door()
-    await client(door).models.push("mod:m1")
-    door.seen.clear()
-    return door
+    proxy = await start_proxy()
+    await make_client(proxy).models.push("mod:m1")
+    proxy.requests.clear()
+    return proxy
 
 
-async def ready(kernel: Kernel, door: Door, at: Path, **options: Any) -> None:
+async def ready(kernel: Kernel, proxy: FaultProxy, at: Path, **options: Any) -> None:
     """Let the kernel's cells find the registry and a store."""
     cell = await kernel.run(f"""
 from async_bento import AsyncBentoAPI, BentoAPI, Config, ModelStore
 settings = {{
-    "endpoint": {door.endpoint!r},
-    "api_token": {door.registry.api_token!r},
+    "endpoint": {proxy.endpoint!r},
+    "api_token": {proxy.registry.api_token!r},
     "model_store": ModelStore({str(at / "models")!r}),
     "config": Config(transfer={{"range_size": 2**20, "window": 2**22, "part_size": 5 * 2**20}}),
     **{options!r},
@@ -54,9 +52,9 @@ settings = {{
 
 
 async def test_the_blocking_api_works_where_the_kernel_s_loop_runs(
-    kernel: Kernel, door: Door, home: Path, elsewhere: Path
+    kernel: Kernel, proxy: FaultProxy, home: Path, elsewhere: Path
 ) -> None:
-    await ready(kernel, door, elsewhere)
+    await ready(kernel, proxy, elsewhere)
 
     loop = await kernel.run("import asyncio; asyncio.get_running_loop().is_running()")
     cell = await kernel.run(BLOCKING.format("pull") + ".tag")
@@ -69,9 +67,9 @@ async def test_the_blocking_api_works_where_the_kernel_s_loop_runs(
 
 @pytest.mark.parametrize("call", [BLOCKING, AWAITED])
 async def test_bars_are_widgets_where_there_are_ipywidgets(
-    kernel: Kernel, door: Door, elsewhere: Path, call: str
+    kernel: Kernel, proxy: FaultProxy, elsewhere: Path, call: str
 ) -> None:
-    await ready(kernel, door, elsewhere)
+    await ready(kernel, proxy, elsewhere)
 
     cell = await kernel.run(call.format("pull") + "\nNone")
 
@@ -83,10 +81,10 @@ async def test_bars_are_widgets_where_there_are_ipywidgets(
 
 @pytest.mark.parametrize("call", [BLOCKING, AWAITED])
 async def test_without_ipywidgets_there_are_lines_of_text_and_nothing_warns(
-    kernel: Kernel, door: Door, elsewhere: Path, call: str
+    kernel: Kernel, proxy: FaultProxy, elsewhere: Path, call: str
 ) -> None:
     await kernel.run("import sys, warnings; sys.modules['ipywidgets'] = None; warnings.simplefilter('error')")
-    await ready(kernel, door, elsewhere)
+    await ready(kernel, proxy, elsewhere)
 
     cell = await kernel.run(call.format("pull") + "\nNone")
 
@@ -99,17 +97,17 @@ async def test_without_ipywidgets_there_are_lines_of_text_and_nothing_warns(
 @pytest.mark.parametrize("call", [BLOCKING, AWAITED])
 @pytest.mark.parametrize("direction", ["push", "pull"])
 async def test_a_cell_that_is_interrupted_in_mid_transfer_ends_and_the_next_brings_it(
-    kernel: Kernel, door: Door, home: Path, elsewhere: Path, direction: str, call: str
+    kernel: Kernel, proxy: FaultProxy, home: Path, elsewhere: Path, direction: str, call: str
 ) -> None:
-    at, held = elsewhere, Held()
+    at, held = elsewhere, Hold()
     if direction == "push":
         at = elsewhere.parent / "mine"
         make_model(at, files={"weights": noise(11 * MiB)}, built="2025-01-01 00:00:00")
         call = call.replace("'mod:m1'", "'mod:m1', force=True")
-        door.fault(PART, held, skip=1)
+        proxy.add_fault(PART, held, skip=1)
     else:
-        door.fault(GET, held, skip=2)
-    await ready(kernel, door, at, progress=False)
+        proxy.add_fault(GET, held, skip=2)
+    await ready(kernel, proxy, at, progress=False)
 
     asked = kernel.client.execute(call.format(direction), stop_on_error=False)  # or the next cell may be dropped
     await held.arrived.wait()
@@ -122,7 +120,7 @@ async def test_a_cell_that_is_interrupted_in_mid_transfer_ends_and_the_next_brin
     assert reply["content"]["ename"] in {"KeyboardInterrupt", "CancelledError"}
     assert not left_in_scratch(at, kept=False)
     assert direction == "push" or not [*(at / "models").rglob("*")]
-    assert direction == "pull" or json.dumps(door.all("finish_upload")[-1].json) == json.dumps(
+    assert direction == "pull" or json.dumps(proxy.matching("finish_upload")[-1].json) == json.dumps(
         {"status": "failed", "reason": "cancelled"}
     )
 
@@ -135,12 +133,12 @@ async def test_a_cell_that_is_interrupted_in_mid_transfer_ends_and_the_next_brin
 
 
 async def test_what_a_killed_kernel_left_is_gone_after_the_next_pull(
-    start_kernel: StartKernel, door: Door, home: Path, elsewhere: Path
+    start_kernel: StartKernel, proxy: FaultProxy, home: Path, elsewhere: Path
 ) -> None:
-    held = Held()
-    door.fault(GET, held, skip=2)
+    held = Hold()
+    proxy.add_fault(GET, held, skip=2)
     killed = await start_kernel()
-    await ready(killed, door, elsewhere)
+    await ready(killed, proxy, elsewhere)
 
     killed.client.execute(BLOCKING.format("pull"))
     await held.arrived.wait()
@@ -148,7 +146,7 @@ async def test_what_a_killed_kernel_left_is_gone_after_the_next_pull(
     held.released.set()
     left = left_in_scratch(elsewhere)
     another = await start_kernel()
-    await ready(another, door, elsewhere)
+    await ready(another, proxy, elsewhere)
     cell = await another.run(BLOCKING.format("pull") + "\nNone")
 
     assert left

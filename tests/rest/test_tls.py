@@ -19,17 +19,14 @@ from pydantic import SecretStr
 
 from async_bento import APIConnectionError, AsyncBentoAPI, Config, ModelStore, PartError, RestApiClient
 from tests.builders import make_model
-from tests.transfer.conftest import client, open_door
-from tests.transfer.faulty import PUT, answer_json
+from tests.fault_proxy import PUT, answer_json
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
-    from tests.transfer.faulty import Door
+    from tests.fault_proxy import FaultProxy
+    from tests.fixtures import StartProxy
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-
-__all__ = ["client", "open_door"]
 
 TOKEN = "tk-5ecret-of-the-registry"
 PASSWORD = "5ecret-of-the-proxy"
@@ -129,17 +126,17 @@ async def test_registry_is_trusted_by_ssl_cert_file(server: TlsServer, trusted: 
 
 
 @pytest.fixture
-async def pushing_there(server: TlsServer, open_door: OpenDoor, home: Path) -> Door:
+async def pushing_there(server: TlsServer, start_proxy: StartProxy, home: Path) -> FaultProxy:
     """A fault proxy of a registry whose storage is `server`."""
     make_model(home)
-    door = await open_door("auto")
+    proxy = await start_proxy("auto")
     record = {"version": "m1", "presigned_upload_url": f"{server.url}/blobs/key?signature=5ecret-5ignature"}
-    door.fault("presign_upload", answer_json(200, record), times=None)
-    return door
+    proxy.add_fault("presign_upload", answer_json(200, record), times=None)
+    return proxy
 
 
 async def test_storage_with_unknown_certificate_is_refused_once(
-    server: TlsServer, pushing_there: Door, home: Path
+    server: TlsServer, pushing_there: FaultProxy, home: Path
 ) -> None:
     client = RestApiClient(pushing_there.endpoint, pushing_there.registry.api_token, config=THREE_TRIES)
     async with client, AsyncBentoAPI(client, model_store=ModelStore(home / "models")) as api:
@@ -152,7 +149,7 @@ async def test_storage_with_unknown_certificate_is_refused_once(
 
 
 async def test_storage_is_trusted_by_ssl_context(
-    server: TlsServer, pushing_there: Door, home: Path, trusting: ssl.SSLContext
+    server: TlsServer, pushing_there: FaultProxy, home: Path, trusting: ssl.SSLContext
 ) -> None:
     client = RestApiClient(pushing_there.endpoint, pushing_there.registry.api_token, ssl=trusting)
     async with client, AsyncBentoAPI(client, model_store=ModelStore(home / "models")) as api:
@@ -160,7 +157,7 @@ async def test_storage_is_trusted_by_ssl_context(
 
     (put,) = server.seen
     assert "X-YATAI-API-TOKEN" not in put.headers
-    assert not pushing_there.all(PUT)
+    assert not pushing_there.matching(PUT)
 
 
 # A proxy on the way

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from tests.transfer.faulty import Door, Fault, Passage
+    from tests.fault_proxy import Exchange, Fault, FaultProxy
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,12 +43,12 @@ def most_memory():
 
 @dataclass
 class Client:
-    """A process that runs a script against a door."""
+    """A process that runs a script against a fault proxy."""
 
     process: asyncio.subprocess.Process
 
     @classmethod
-    async def start(cls, script: str, door: Door, home: Path, **environment: str) -> Client:
+    async def start(cls, script: str, proxy: FaultProxy, home: Path, **environment: str) -> Client:
         home.mkdir(parents=True, exist_ok=True)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("ASYNC_BENTO", "BENTO"))}
         process = await asyncio.create_subprocess_exec(
@@ -60,8 +60,8 @@ class Client:
             env=kept
             | {
                 "BENTOML_HOME": str(home),
-                "BENTO_CLOUD_API_KEY": door.registry.api_token,
-                "BENTO_CLOUD_API_ENDPOINT": door.endpoint,
+                "BENTO_CLOUD_API_KEY": proxy.registry.api_token,
+                "BENTO_CLOUD_API_ENDPOINT": proxy.endpoint,
                 "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)]),
             }
             | environment,
@@ -101,9 +101,9 @@ class VirtualTar:
         head = self._head[start:stop]
         return head + bytes(stop - start - len(head))
 
-    async def __call__(self, passage: Passage) -> web.StreamResponse:
+    async def __call__(self, exchange: Exchange) -> web.StreamResponse:
         """Answer a ranged GET."""
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", passage.request.headers["Range"])
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", exchange.request.headers["Range"])
         assert match
         start, stop = int(match[1]), min(int(match[2]) + 1, self.size)
         headers = {"Content-Range": f"bytes {start}-{stop - 1}/{self.size}", "ETag": '"virtual"'}
@@ -113,8 +113,8 @@ class VirtualTar:
 def swallow() -> Fault:
     """Take a part and keep nothing of it."""
 
-    async def fault(passage: Passage) -> web.StreamResponse:
-        async for _ in passage.request.content.iter_any():
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        async for _ in exchange.request.content.iter_any():
             pass
         return web.Response(headers={"ETag": '"swallowed"'})
 

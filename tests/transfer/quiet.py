@@ -15,7 +15,7 @@ _SERVERS = (
     "_accept_resources2",
     "ClientRequest.write_bytes",
     "RequestHandler.",
-    "Door.",
+    "FaultProxy.",
     "Api.",
     "LocalBlobs.",
     "SqliteRecords.",
@@ -34,7 +34,7 @@ def tasks() -> set[asyncio.Task[object]]:
 
 
 async def round_trips(api: AsyncBentoAPI, count: int = 4) -> None:
-    """Long enough for whatever is on its way to arrive at the door."""
+    """Long enough for whatever is on its way to arrive at the proxy."""
     for _ in range(count):
         await api._resources.client.current_user()
 

@@ -19,34 +19,32 @@ from async_bento.errors import APIConnectionError, APIResponseError, ArchiveErro
 from async_bento.transfer.tar.writer import TreeWriter
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, noise
 from tests.eventually import eventually
-from tests.transfer.faulty import (
+from tests.fault_proxy import (
     DOWNLOAD,
     GET,
-    Door,
-    Held,
+    FaultProxy,
+    Hold,
     answer_json,
     answer_page,
+    disconnect,
+    disconnect_while_sending,
     end_early,
-    hang_up,
-    hang_up_while_sending,
     ignore_range,
-    pass_on,
+    in_sequence,
+    no_fault,
     refuse,
     stop_sending,
-    then,
     with_headers,
 )
 from tests.transfer.quiet import nothing_left, round_trips
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from async_bento import AsyncBentoAPI, ProgressEvent
-    from tests.transfer.faulty import Fault, Passage
+    from async_bento import ProgressEvent
+    from tests.fault_proxy import Exchange, Fault
+    from tests.fixtures import MakeClient, StartProxy
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
 
 SMALL = {"weights": noise(300_000, 5), "sub/tool.sh": b"#!/bin/sh\n", "empty": b""}
 LARGE = {"weights": noise(3 * MiB + 7, 6)}
@@ -54,23 +52,20 @@ RANGE = 64 * KiB
 
 
 @pytest.fixture
-def pushed(open_door: OpenDoor, client: MakeClient, home: Path) -> Callable[..., Awaitable[Door]]:
-    """A door to a registry that has `mod:m1`; what was said for that is forgotten."""
+def pushed(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> StartProxy:
+    """A proxy of a registry that has `mod:m1`; what was said for that is forgotten."""
 
-    async def push(transmission: str = "presigned_url", files: dict[str, bytes] | None = None) -> Door:
+    async def push(transmission: str = "presigned_url", files: dict[str, bytes] | None = None) -> FaultProxy:
         model = make_model(home, files=files or SMALL)
         if "sub/tool.sh" in (files or SMALL):
             (model / "sub/tool.sh").chmod(0o755)
             (model / "link").symlink_to("sub/tool.sh")
-        door = await open_door(transmission)
-        await client(door).models.push("mod:m1")
-        door.seen.clear()
-        return door
+        proxy = await start_proxy(transmission)
+        await make_client(proxy).models.push("mod:m1")
+        proxy.requests.clear()
+        return proxy
 
     return push
-
-
-Pushed = "Callable[..., Awaitable[Door]]"
 
 
 def nothing_came(elsewhere: Path) -> bool:
@@ -85,9 +80,11 @@ def came(home: Path, elsewhere: Path) -> bool:
     return there == contents(home / "models/mod/m1") and not left_in_scratch(elsewhere)
 
 
-def ranges(door: Door) -> list[tuple[int, int]]:
+def ranges(proxy: FaultProxy) -> list[tuple[int, int]]:
     """What was asked for, each from its first byte to the one after its last."""
-    asked = [re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers["Range"]) for seen in door.all("GET (blob|bytes)")]
+    asked = [
+        re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["Range"]) for request in proxy.matching("GET (blob|bytes)")
+    ]
     return [(int(match[1]), int(match[2]) + 1) for match in asked if match]
 
 
@@ -96,11 +93,11 @@ def ranges(door: Door) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
 async def test_what_was_pushed_comes_back(
-    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path, transmission: str
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
-    door = await pushed(transmission)
+    proxy = await pushed(transmission)
 
-    model = await client(door, elsewhere).models.pull("mod:m1")
+    model = await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert model is not None
     assert contents(model.path) == contents(home / "models/mod/m1")
@@ -109,80 +106,80 @@ async def test_what_was_pushed_comes_back(
 
 
 async def test_the_tar_comes_in_ranges_that_make_it_up_each_asked_for_once(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    door = await pushed()
+    proxy = await pushed()
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
-    asked = sorted(ranges(door))
+    asked = sorted(ranges(proxy))
     assert asked[0] == (0, RANGE)
     assert all(before[1] == after[0] for before, after in pairwise(asked))
     assert len(asked) == -(-asked[-1][1] // RANGE)
 
 
 async def test_all_ranges_are_of_the_object_whose_first_range_came(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    door = await pushed()
+    proxy = await pushed()
     etags: list[str] = []
 
-    async def note(passage: Passage) -> web.StreamResponse:
-        answer = await passage.go_on()
+    async def note(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
         etags.append(answer.headers["ETag"])
         return answer
 
-    door.fault(GET, note)
+    proxy.add_fault(GET, note)
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
-    first, *others = door.all("GET bytes")
+    first, *others = proxy.matching("GET bytes")
     assert "If-Match" not in first.headers
     assert others
-    assert {seen.headers["If-Match"] for seen in others} == set(etags)
+    assert {request.headers["If-Match"] for request in others} == set(etags)
 
 
 async def test_a_weak_etag_is_not_asked_for_since_it_would_never_match(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    door = await pushed()
-    door.fault(GET, with_headers(ETag='W/"abc"'), times=None)
+    proxy = await pushed()
+    proxy.add_fault(GET, with_headers(ETag='W/"abc"'), times=None)
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
-    assert not any("If-Match" in seen.headers for seen in door.seen)
+    assert not any("If-Match" in request.headers for request in proxy.requests)
 
 
 async def test_a_storage_sees_no_token_and_no_request_for_an_encoding(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    door = await pushed()
+    proxy = await pushed()
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
-    for seen in door.all("GET bytes"):
-        assert not {key.lower() for key in seen.headers} & {"x-yatai-api-token", "authorization", "cookie"}
-        assert seen.headers["Accept-Encoding"] == "identity"
+    for request in proxy.matching("GET bytes"):
+        assert not {key.lower() for key in request.headers} & {"x-yatai-api-token", "authorization", "cookie"}
+        assert request.headers["Accept-Encoding"] == "identity"
 
 
 async def test_ranges_that_come_out_of_order_are_put_in_order(
-    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    door = await pushed()
-    second = Held()
+    proxy = await pushed()
+    second = Hold()
     others = 0
 
-    async def release_the_second_last(passage: Passage) -> web.StreamResponse:
+    async def release_the_second_last(exchange: Exchange) -> web.StreamResponse:
         nonlocal others
-        answer = await passage.go_on()
+        answer = await exchange.forward()
         others += 1
         if others == 3:
             second.released.set()
         return answer
 
-    door.fault(GET, then(pass_on, second, release_the_second_last), times=None)
+    proxy.add_fault(GET, in_sequence(no_fault, second, release_the_second_last), times=None)
 
-    model = await client(door, elsewhere).models.pull("mod:m1")
+    model = await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert model is not None
     assert contents(model.path) == contents(home / "models/mod/m1")
@@ -190,47 +187,47 @@ async def test_ranges_that_come_out_of_order_are_put_in_order(
 
 
 async def test_no_more_ranges_are_held_than_the_window_has_room_for(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    door = await pushed(files=LARGE)
-    second = Held()
-    door.fault(GET, then(pass_on, second, pass_on), times=None)
-    api = client(door, elsewhere, transfer={"range_size": 256 * KiB, "window": MiB})
+    proxy = await pushed(files=LARGE)
+    second = Hold()
+    proxy.add_fault(GET, in_sequence(no_fault, second, no_fault), times=None)
+    api = make_client(proxy, elsewhere, transfer={"range_size": 256 * KiB, "window": MiB})
 
     pulling = asyncio.create_task(api.models.pull("mod:m1"))
     await second.arrived.wait()
     await round_trips(api)
-    asked = len(ranges(door))
+    asked = len(ranges(proxy))
     second.released.set()
     await pulling
 
     assert asked == 1 + 4  # the first, which has been unpacked, and a window of four
-    assert len(ranges(door)) == 13
+    assert len(ranges(proxy)) == 13
 
 
 async def test_pulls_at_the_same_time_share_the_window_and_none_waits_for_ever(
-    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    door = await pushed()
+    proxy = await pushed()
     for number in range(4):
         make_model(home, f"mod{number}:m1", files=SMALL)
-        await client(door).models.push(f"mod{number}:m1")
-    api = client(door, elsewhere, transfer={"window": MiB, "range_size": MiB // 2, "concurrency": 1})
+        await make_client(proxy).models.push(f"mod{number}:m1")
+    api = make_client(proxy, elsewhere, transfer={"window": MiB, "range_size": MiB // 2, "concurrency": 1})
 
     await asyncio.gather(*(api.models.pull(f"mod{number}:m1") for number in range(4)))
 
-    assert door.most["GET"] == 1
+    assert proxy.max_concurrent["GET"] == 1
     for number in range(4):
         assert contents(elsewhere / f"models/mod{number}/m1").keys() == contents(home / f"models/mod{number}/m1").keys()
 
 
 async def test_one_budget_bounds_the_ranges_in_flight_of_all_items(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    door = await pushed(files=LARGE)
-    held = Held(count=3)
-    door.fault(GET, held, times=None, skip=1)
-    api = client(door, elsewhere, transfer={"concurrency": 3})
+    proxy = await pushed(files=LARGE)
+    held = Hold(count=3)
+    proxy.add_fault(GET, held, times=None, skip=1)
+    api = make_client(proxy, elsewhere, transfer={"concurrency": 3})
 
     pulling = asyncio.create_task(api.models.pull("mod:m1"))
     await held.arrived.wait()
@@ -238,45 +235,47 @@ async def test_one_budget_bounds_the_ranges_in_flight_of_all_items(
     held.released.set()
     await pulling
 
-    assert door.most["GET"] == 3
+    assert proxy.max_concurrent["GET"] == 3
 
 
 async def test_a_storage_without_ranges_is_streamed_from(
-    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    door = await pushed()
-    door.fault(GET, ignore_range, times=None)
+    proxy = await pushed()
+    proxy.add_fault(GET, ignore_range, times=None)
 
-    model = await client(door, elsewhere).models.pull("mod:m1")
+    model = await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert model is not None
     assert contents(model.path) == contents(home / "models/mod/m1")
-    assert len(door.all("GET bytes")) == 1
+    assert len(proxy.matching("GET bytes")) == 1
 
 
 async def test_a_compressed_tar_is_unpacked_as_it_comes(
-    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    door = await pushed("auto")
+    proxy = await pushed("auto")
 
-    async def compressed(passage: Passage) -> web.StreamResponse:
-        answer = await passage.go_on(without=["range"])
+    async def compressed(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward(without=["range"])
         assert isinstance(answer.body, bytes)
         return web.Response(body=gzip.compress(answer.body), headers={"Content-Encoding": "gzip"})
 
-    door.fault(GET, compressed)
+    proxy.add_fault(GET, compressed)
 
-    model = await client(door, elsewhere).models.pull("mod:m1")
+    model = await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert model is not None
     assert contents(model.path) == contents(home / "models/mod/m1")
 
 
-async def test_nothing_is_in_the_store_before_all_of_it_is(pushed: Pushed, client: MakeClient, elsewhere: Path) -> None:
-    door = await pushed()
-    last = Held()
-    door.fault(GET, last, skip=3, times=None)
-    api = client(door, elsewhere)
+async def test_nothing_is_in_the_store_before_all_of_it_is(
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
+) -> None:
+    proxy = await pushed()
+    last = Hold()
+    proxy.add_fault(GET, last, skip=3, times=None)
+    api = make_client(proxy, elsewhere)
 
     pulling = asyncio.create_task(api.models.pull("mod:m1"))
     await last.arrived.wait()
@@ -291,14 +290,16 @@ async def test_nothing_is_in_the_store_before_all_of_it_is(pushed: Pushed, clien
     assert not any(name.endswith(".tar") for name in staged)
 
 
-async def test_the_progress_ends_at_the_size_of_the_tar(pushed: Pushed, client: MakeClient, elsewhere: Path) -> None:
-    door = await pushed()
-    door.fault(GET, hang_up_while_sending(10_000), skip=2)
+async def test_the_progress_ends_at_the_size_of_the_tar(
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
+) -> None:
+    proxy = await pushed()
+    proxy.add_fault(GET, disconnect_while_sending(10_000), skip=2)
     events: list[ProgressEvent] = []
 
-    await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, progress=events.append).models.pull("mod:m1")
 
-    assert events[-1].bytes_done == events[-1].bytes_total == max(ranges(door))[1]
+    assert events[-1].bytes_done == events[-1].bytes_total == max(ranges(proxy))[1]
     assert max(event.bytes_done for event in events) == events[-1].bytes_done
     assert events[-1].phase == "done"
 
@@ -309,8 +310,8 @@ async def test_the_progress_ends_at_the_size_of_the_tar(pushed: Pushed, client: 
 TRANSIENT = {
     "500": refuse(500),
     "503": refuse(503),
-    "hang-up": hang_up,
-    "hang-up in mid-range": hang_up_while_sending(10_000),
+    "hang-up": disconnect,
+    "hang-up in mid-range": disconnect_while_sending(10_000),
     "too short": end_early(10_000),
 }
 
@@ -318,86 +319,88 @@ TRANSIENT = {
 @pytest.mark.parametrize("nth", [0, 2], ids=["first", "later"])
 @pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT.keys())
 async def test_a_range_that_fails_is_asked_for_again_and_no_other(
-    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path, fault: Fault, nth: int
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, fault: Fault, nth: int
 ) -> None:
-    door = await pushed()
-    door.fault(GET, fault, skip=nth)
+    proxy = await pushed()
+    proxy.add_fault(GET, fault, skip=nth)
 
-    model = await client(door, elsewhere).models.pull("mod:m1")
+    model = await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert model is not None
     assert contents(model.path) == contents(home / "models/mod/m1")
-    asked = ranges(door)
+    asked = ranges(proxy)
     assert len(asked) == len(set(asked)) + 1
-    assert len(door.all("presign_download")) == 1
+    assert len(proxy.matching("presign_download")) == 1
 
 
 @pytest.mark.parametrize("nth", [0, 2], ids=["first", "later"])
 async def test_an_expired_url_is_presigned_anew_once_for_all_ranges(
-    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path, nth: int
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, nth: int
 ) -> None:
-    door = await pushed()
-    door.fault(GET, refuse(403, code="AccessDenied"), skip=nth)
+    proxy = await pushed()
+    proxy.add_fault(GET, refuse(403, code="AccessDenied"), skip=nth)
 
-    model = await client(door, elsewhere).models.pull("mod:m1")
+    model = await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert model is not None
     assert contents(model.path) == contents(home / "models/mod/m1")
-    assert len(door.all("presign_download")) == 2
+    assert len(proxy.matching("presign_download")) == 2
 
 
 async def test_ranges_that_meet_the_same_expired_url_presign_it_anew_once(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    door = await pushed()
-    late = Held(then=refuse(403, code="AccessDenied"))
-    door.fault(GET, then(pass_on, late, refuse(403, code="AccessDenied"), pass_on), times=None)
+    proxy = await pushed()
+    late = Hold(fault=refuse(403, code="AccessDenied"))
+    proxy.add_fault(GET, in_sequence(no_fault, late, refuse(403, code="AccessDenied"), no_fault), times=None)
 
-    pulling = asyncio.create_task(client(door, elsewhere).models.pull("mod:m1"))
+    pulling = asyncio.create_task(make_client(proxy, elsewhere).models.pull("mod:m1"))
     await late.arrived.wait()
-    await door.come("GET bytes", 5 + 1)  # the other goes by the new URL, while the old one's last refusal is to come
+    await proxy.wait_for(
+        "GET bytes", 5 + 1
+    )  # the other goes by the new URL, while the old one's last refusal is to come
     late.released.set()
     await pulling
 
-    assert len(door.all("presign_download")) == 2
+    assert len(proxy.matching("presign_download")) == 2
 
 
 @pytest.mark.parametrize("transmission", ["proxy", "auto"])
 async def test_a_stream_that_breaks_starts_again_from_scratch(
-    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path, transmission: str
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
-    door = await pushed(transmission, files=LARGE)
-    whole = then(ignore_range, ignore_range)
-    door.fault(f"{GET}|{DOWNLOAD}", then(hang_up_while_sending_whole(2 * MiB), whole), times=None)
+    proxy = await pushed(transmission, files=LARGE)
+    whole = in_sequence(ignore_range, ignore_range)
+    proxy.add_fault(f"{GET}|{DOWNLOAD}", in_sequence(disconnect_while_sending_whole(2 * MiB), whole), times=None)
     events: list[ProgressEvent] = []
 
-    model = await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
+    model = await make_client(proxy, elsewhere, progress=events.append).models.pull("mod:m1")
 
     assert model is not None
     assert contents(model.path) == contents(home / "models/mod/m1")
-    assert len(door.all(f"{DOWNLOAD}|GET bytes|GET blob")) == 2
+    assert len(proxy.matching(f"{DOWNLOAD}|GET bytes|GET blob")) == 2
     assert events[-1].bytes_done == max(event.bytes_done for event in events)
     assert not left_in_scratch(elsewhere)
 
 
-def hang_up_while_sending_whole(size: int) -> Fault:
-    async def fault(passage: Passage) -> web.StreamResponse:
-        answer = await passage.go_on(without=["range"])
+def disconnect_while_sending_whole(size: int) -> Fault:
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward(without=["range"])
         assert isinstance(answer.body, bytes)
-        response = await passage.begin(answer)
+        response = await exchange.start_response(answer)
         await response.write(answer.body[:size])
-        return passage.hang_up()
+        return exchange.disconnect()
 
     return fault
 
 
 async def test_a_download_that_stalled_once_goes_on(
-    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path, forever: asyncio.Event
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, forever: asyncio.Event
 ) -> None:
-    door = await pushed()
-    door.fault(GET, stop_sending(10_000, forever), skip=1)
+    proxy = await pushed()
+    proxy.add_fault(GET, stop_sending(10_000, forever), skip=1)
 
-    model = await client(door, elsewhere, timeouts={"stall": 0.5}).models.pull("mod:m1")
+    model = await make_client(proxy, elsewhere, timeouts={"stall": 0.5}).models.pull("mod:m1")
     forever.set()
 
     assert model is not None
@@ -408,7 +411,7 @@ async def test_a_download_that_stalled_once_goes_on(
 
 
 def sends(body: bytes) -> Fault:
-    async def fault(passage: Passage) -> web.StreamResponse:
+    async def fault(exchange: Exchange) -> web.StreamResponse:
         return web.Response(body=body)
 
     return fault
@@ -422,17 +425,17 @@ LIES: dict[str, tuple[Fault, type[BentoError], str]] = {
     "redirect": (refuse(307, headers={"Location": "http://127.0.0.1:9/"}), PartError, "307"),
     "refusal": (refuse(400, code="InvalidRequest"), PartError, "400 InvalidRequest"),
     "page": (answer_page(), ArchiveError, "mod:m1"),
-    "nothing": (then(sends(b"")), ArchiveError, "mod:m1.*truncated"),
+    "nothing": (in_sequence(sends(b"")), ArchiveError, "mod:m1.*truncated"),
 }
 
 
 @pytest.mark.parametrize(("fault", "error", "said"), LIES.values(), ids=LIES.keys())
 async def test_an_answer_that_is_not_what_was_asked_for_leaves_nothing_behind(
-    pushed: Pushed, client: MakeClient, elsewhere: Path, fault: Fault, error: type[BentoError], said: str
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, fault: Fault, error: type[BentoError], said: str
 ) -> None:
-    door = await pushed()
-    door.fault(GET, fault, times=None)
-    api = client(door, elsewhere)
+    proxy = await pushed()
+    proxy.add_fault(GET, fault, times=None)
+    api = make_client(proxy, elsewhere)
 
     async with nothing_left(api):
         with pytest.raises(error, match=said) as caught:
@@ -444,15 +447,15 @@ async def test_an_answer_that_is_not_what_was_asked_for_leaves_nothing_behind(
 
 
 async def test_a_range_that_brings_more_than_was_asked_for_is_cut_off(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    door = await pushed()
+    proxy = await pushed()
     gone = 0
 
-    async def without_end(passage: Passage) -> web.StreamResponse:
+    async def without_end(exchange: Exchange) -> web.StreamResponse:
         nonlocal gone
-        answer = await passage.go_on()
-        response = await passage.begin(answer, content_length=None)
+        answer = await exchange.forward()
+        response = await exchange.start_response(answer, content_length=None)
         try:
             while gone < 64 * MiB:
                 await response.write(bytes(MiB))
@@ -461,23 +464,23 @@ async def test_a_range_that_brings_more_than_was_asked_for_is_cut_off(
             pass
         return response
 
-    door.fault(GET, without_end, skip=1, times=None)
+    proxy.add_fault(GET, without_end, skip=1, times=None)
 
     with pytest.raises(IntegrityError, match="more"):
-        await client(door, elsewhere, retry={"attempts": 1}).models.pull("mod:m1")
+        await make_client(proxy, elsewhere, retry={"attempts": 1}).models.pull("mod:m1")
 
     assert gone < 64 * MiB
     assert nothing_came(elsewhere)
 
 
 async def test_a_server_that_gives_ranges_first_and_none_later_is_asked_for_the_whole(
-    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    door = await pushed()
-    door.fault(GET, ignore_range, skip=2, times=None)
+    proxy = await pushed()
+    proxy.add_fault(GET, ignore_range, skip=2, times=None)
     events: list[ProgressEvent] = []
 
-    await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, progress=events.append).models.pull("mod:m1")
 
     assert came(home, elsewhere)
     assert events[-1].bytes_done == events[-1].bytes_total
@@ -487,13 +490,13 @@ async def test_a_server_that_gives_ranges_first_and_none_later_is_asked_for_the_
 
 
 async def test_a_server_that_changes_its_mind_again_and_again_is_not_followed_for_ever(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    door = await pushed()
-    door.fault("GET /blobs/", then(*[pass_on, ignore_range] * 2, pass_on), times=None)
+    proxy = await pushed()
+    proxy.add_fault("GET /blobs/", in_sequence(*[no_fault, ignore_range] * 2, no_fault), times=None)
 
     with pytest.raises(TransferError, match="cannot pull mod:m1: the server no longer supports range requests, twice"):
-        await client(door, elsewhere, transfer={"concurrency": 1}).models.pull("mod:m1")
+        await make_client(proxy, elsewhere, transfer={"concurrency": 1}).models.pull("mod:m1")
 
     assert nothing_came(elsewhere)
 
@@ -506,62 +509,64 @@ CHANGED: dict[str, Fault] = {
 
 @pytest.mark.parametrize("fault", CHANGED.values(), ids=CHANGED.keys())
 async def test_an_object_that_changes_between_two_ranges_is_never_mixed(
-    pushed: Pushed, client: MakeClient, elsewhere: Path, fault: Fault
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, fault: Fault
 ) -> None:
-    door = await pushed()
-    door.fault(GET, fault, skip=2, times=None)
+    proxy = await pushed()
+    proxy.add_fault(GET, fault, skip=2, times=None)
 
     with pytest.raises(TransferError, match=r"mod:m1: the item was pushed again during the download, twice\. Retry"):
-        await client(door, elsewhere).models.pull("mod:m1")
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert nothing_came(elsewhere)
 
 
-async def test_an_object_of_another_size_is_never_mixed(pushed: Pushed, client: MakeClient, elsewhere: Path) -> None:
-    door = await pushed()
+async def test_an_object_of_another_size_is_never_mixed(
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
+) -> None:
+    proxy = await pushed()
 
-    async def other_size(passage: Passage) -> web.StreamResponse:
-        answer = await passage.go_on()
+    async def other_size(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
         content_range, _, _ = answer.headers["Content-Range"].partition("/")
         answer.headers["Content-Range"] = f"{content_range}/99999999"
         return answer
 
-    door.fault(GET, other_size, skip=1, times=None)
+    proxy.add_fault(GET, other_size, skip=1, times=None)
 
     with pytest.raises(TransferError):
-        await client(door, elsewhere).models.pull("mod:m1")
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert nothing_came(elsewhere)
 
 
 async def test_an_object_really_pushed_anew_between_two_ranges_is_never_mixed(
-    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    door = await pushed()
+    proxy = await pushed()
     make_model(home, files=SMALL | {"weights": noise(300_000, 99)})  # as large as it was
-    pusher = client(door)
+    pusher = make_client(proxy)
 
-    async def push_anew(passage: Passage) -> web.StreamResponse:
+    async def push_anew(exchange: Exchange) -> web.StreamResponse:
         await pusher.models.push("mod:m1", force=True)
-        return await passage.go_on()
+        return await exchange.forward()
 
-    door.fault(GET, push_anew, skip=1)
+    proxy.add_fault(GET, push_anew, skip=1)
     events: list[ProgressEvent] = []
 
-    await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, progress=events.append).models.pull("mod:m1")
 
     assert came(home, elsewhere)
     assert "restarting: the item was pushed again during the download" in [event.message for event in events]
 
 
 async def test_a_stream_that_ends_early_as_if_that_were_all_is_an_error(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    door = await pushed("proxy")
-    door.fault(DOWNLOAD, end_early(100_000), times=None)
+    proxy = await pushed("proxy")
+    proxy.add_fault(DOWNLOAD, end_early(100_000), times=None)
 
     with pytest.raises(ArchiveError, match="the tar is truncated"):
-        await client(door, elsewhere).models.pull("mod:m1")
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert nothing_came(elsewhere)
 
@@ -595,11 +600,11 @@ OTHER = (
     ids=["no yaml", "another model", "broken yaml", "unsafe", "noise", "empty", "empty tar"],
 )
 async def test_a_tar_that_is_not_the_item_s_never_reaches_the_store(
-    pushed: Pushed, client: MakeClient, elsewhere: Path, body: bytes, error: type[BentoError], said: str
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, body: bytes, error: type[BentoError], said: str
 ) -> None:
-    door = await pushed("proxy")
-    door.fault(DOWNLOAD, sends(body), times=None)
-    api = client(door, elsewhere)
+    proxy = await pushed("proxy")
+    proxy.add_fault(DOWNLOAD, sends(body), times=None)
+    api = make_client(proxy, elsewhere)
 
     async with nothing_left(api):
         with pytest.raises(error, match=said):
@@ -611,11 +616,11 @@ async def test_a_tar_that_is_not_the_item_s_never_reaches_the_store(
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
 async def test_a_server_that_stops_sending_is_not_waited_for_for_ever(
-    pushed: Pushed, client: MakeClient, elsewhere: Path, forever: asyncio.Event, transmission: str
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, forever: asyncio.Event, transmission: str
 ) -> None:
-    door = await pushed(transmission)
-    door.fault(f"{GET}|{DOWNLOAD}", stop_sending(10_000, forever), times=None)
-    api = client(door, elsewhere, timeouts={"stall": 0.2}, retry={"attempts": 1})
+    proxy = await pushed(transmission)
+    proxy.add_fault(f"{GET}|{DOWNLOAD}", stop_sending(10_000, forever), times=None)
+    api = make_client(proxy, elsewhere, timeouts={"stall": 0.2}, retry={"attempts": 1})
 
     async with nothing_left(api):
         with pytest.raises(StalledError, match=r"no byte arrived for 0\.2 s"):
@@ -626,11 +631,11 @@ async def test_a_server_that_stops_sending_is_not_waited_for_for_ever(
 
 
 async def test_a_fault_that_stays_is_told_with_what_the_storage_said(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    door = await pushed()
-    door.fault(GET, refuse(503, code="SlowDown"), skip=1, times=None)
-    api = client(door, elsewhere)
+    proxy = await pushed()
+    proxy.add_fault(GET, refuse(503, code="SlowDown"), skip=1, times=None)
+    api = make_client(proxy, elsewhere)
 
     async with nothing_left(api):
         with pytest.raises(PartError, match="503 SlowDown: said the storage"):
@@ -640,23 +645,25 @@ async def test_a_fault_that_stays_is_told_with_what_the_storage_said(
 
 
 async def test_a_registry_that_keeps_breaking_off_is_told_of_as_a_lost_connection(
-    pushed: Pushed, client: MakeClient, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    door = await pushed("proxy")
-    door.fault(DOWNLOAD, hang_up_while_sending(50_000), times=None)
+    proxy = await pushed("proxy")
+    proxy.add_fault(DOWNLOAD, disconnect_while_sending(50_000), times=None)
 
     with pytest.raises(APIConnectionError, match="the connection to the registry"):
-        await client(door, elsewhere).models.pull("mod:m1")
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert nothing_came(elsewhere)
 
 
-async def test_a_registry_that_presigns_nothing_is_told_of(pushed: Pushed, client: MakeClient, elsewhere: Path) -> None:
-    door = await pushed()
-    door.fault("presign_download", answer_json(200, {"version": "m1"}), times=None)
+async def test_a_registry_that_presigns_nothing_is_told_of(
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
+) -> None:
+    proxy = await pushed()
+    proxy.add_fault("presign_download", answer_json(200, {"version": "m1"}), times=None)
 
     with pytest.raises(APIResponseError, match="mod:m1: the registry's response has no presigned download URL"):
-        await client(door, elsewhere).models.pull("mod:m1")
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
 
 
 # Cancellation
@@ -673,12 +680,12 @@ async def test_a_registry_that_presigns_nothing_is_told_of(pushed: Pushed, clien
     ],
 )
 async def test_a_pull_cancelled_at_any_step_leaves_nothing_behind(
-    pushed: Pushed, client: MakeClient, elsewhere: Path, transmission: str, step: str, nth: int
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, transmission: str, step: str, nth: int
 ) -> None:
-    door = await pushed(transmission)
-    held = Held()
-    door.fault(step, held, skip=nth, times=None)
-    api = client(door, elsewhere)
+    proxy = await pushed(transmission)
+    held = Hold()
+    proxy.add_fault(step, held, skip=nth, times=None)
+    api = make_client(proxy, elsewhere)
 
     async with nothing_left(api):
         pulling = asyncio.create_task(api.models.pull("mod:m1"))
@@ -692,17 +699,17 @@ async def test_a_pull_cancelled_at_any_step_leaves_nothing_behind(
 
 
 async def test_a_pull_cancelled_in_mid_stream_leaves_nothing_behind(
-    pushed: Pushed, client: MakeClient, elsewhere: Path, forever: asyncio.Event
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, forever: asyncio.Event
 ) -> None:
-    door = await pushed("proxy", files=LARGE)
-    door.fault(DOWNLOAD, stop_sending(2 * MiB, forever))
+    proxy = await pushed("proxy", files=LARGE)
+    proxy.add_fault(DOWNLOAD, stop_sending(2 * MiB, forever))
     unpacked = asyncio.Event()
 
     def listen(event: ProgressEvent) -> None:
         if event.bytes_done >= 2 * MiB:
             unpacked.set()
 
-    api = client(door, elsewhere, progress=listen)
+    api = make_client(proxy, elsewhere, progress=listen)
 
     async with nothing_left(api):
         pulling = asyncio.create_task(api.models.pull("mod:m1"))
@@ -716,9 +723,9 @@ async def test_a_pull_cancelled_in_mid_stream_leaves_nothing_behind(
 
 
 async def test_a_cancelled_pull_ends_when_no_thread_writes_for_it_any_more(
-    pushed: Pushed, client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    door = await pushed()
+    proxy = await pushed()
     writing, go_on = threading.Event(), threading.Event()
     write = TreeWriter.write
 
@@ -728,7 +735,7 @@ async def test_a_cancelled_pull_ends_when_no_thread_writes_for_it_any_more(
         write(self, data)
 
     monkeypatch.setattr(TreeWriter, "write", slowly)
-    api = client(door, elsewhere)
+    api = make_client(proxy, elsewhere)
 
     async with nothing_left(api):
         pulling = asyncio.create_task(api.models.pull("mod:m1"))
@@ -745,12 +752,12 @@ async def test_a_cancelled_pull_ends_when_no_thread_writes_for_it_any_more(
 
 
 async def test_a_pull_after_a_cancelled_one_is_as_if_that_had_never_been(
-    pushed: Pushed, client: MakeClient, home: Path, elsewhere: Path
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    door = await pushed()
-    held = Held()
-    door.fault(GET, held, skip=2)
-    api = client(door, elsewhere)
+    proxy = await pushed()
+    held = Hold()
+    proxy.add_fault(GET, held, skip=2)
+    api = make_client(proxy, elsewhere)
     pulling = asyncio.create_task(api.models.pull("mod:m1"))
     await held.arrived.wait()
     pulling.cancel()

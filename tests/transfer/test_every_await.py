@@ -23,7 +23,7 @@ from async_bento import NotFoundError
 from async_bento.transfer import resumable_extract, upload as upload_module
 from async_bento.transfer.journal import Journal
 from tests.builders import KiB, contents, left_in_scratch, make_bento, make_model, noise
-from tests.transfer.faulty import Held
+from tests.fault_proxy import Hold
 from tests.transfer.quiet import nothing_left
 from tests.transfer.steps import Steps, counting_loop
 
@@ -31,10 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from async_bento import AsyncBentoAPI
-    from tests.transfer.faulty import Door
+    from tests.fault_proxy import FaultProxy
+    from tests.fixtures import MakeClient, StartProxy
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
     Call = Callable[[], Awaitable[object]]
     Way = Callable[[Call, Steps], Awaitable[None]]
 
@@ -186,9 +185,9 @@ def open_files(below: Path) -> list[str]:
     return [target for _, target in descriptors() if target.startswith(f"{below}/")]
 
 
-def connections(door: Door) -> int:
-    """How many sockets of this process are connected to a door."""
-    port, count = int(door.endpoint.rpartition(":")[2]), 0
+def connections(proxy: FaultProxy) -> int:
+    """How many sockets of this process are connected to a proxy."""
+    port, count = int(proxy.endpoint.rpartition(":")[2]), 0
     for descriptor, target in descriptors():
         if target.startswith("socket:"):
             with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
@@ -221,7 +220,7 @@ def ends_soon() -> Iterator[None]:
     assert time.monotonic() - began < 3
 
 
-async def cancelled(api: AsyncBentoAPI, call: Call, steps: Steps, way: Way, door: Door, home: Path) -> None:
+async def cancelled(api: AsyncBentoAPI, call: Call, steps: Steps, way: Way, proxy: FaultProxy, home: Path) -> None:
     """Make a call that is cancelled at a place, and see that it ends and leaves nothing open."""
     assert not open_files(home)
     with counting_loop(), ends_soon():
@@ -233,7 +232,7 @@ async def cancelled(api: AsyncBentoAPI, call: Call, steps: Steps, way: Way, door
     await api.aclose()
     for _ in range(3):  # a transport that was closed lets go of its socket in a later turn of the loop
         await asyncio.sleep(0)
-    assert not connections(door)
+    assert not connections(proxy)
 
 
 async def statuses(api: AsyncBentoAPI, tags: dict[str, str]) -> dict[str, str]:
@@ -286,10 +285,10 @@ PUSHES = {
     + [("in parts", way) for way in ("group", "fail_after", "wait_for")],
 )
 async def test_a_push_cancelled_wherever_it_waits(
-    open_door: OpenDoor, client: MakeClient, home: Path, tmp_path: Path, books: Books, pushed: str, way: str
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path, books: Books, pushed: str, way: str
 ) -> None:
     transmission, make = PUSHES[pushed]
-    door = await open_door(transmission, min_part_size=PART)
+    proxy = await start_proxy(transmission, min_part_size=PART)
 
     async def push(api: AsyncBentoAPI, tags: dict[str, str]) -> Any:
         last = [*tags][-1]
@@ -298,11 +297,11 @@ async def test_a_push_cancelled_wherever_it_waits(
     async def once(steps: Steps, number: int = 0) -> None:
         tags = make(home, number)
         books.noted.clear()
-        api = client(door)
-        await cancelled(api, lambda: push(api, tags), steps, WAYS[way], door, home)
+        api = make_client(proxy)
+        await cancelled(api, lambda: push(api, tags), steps, WAYS[way], proxy, home)
         at = f"{steps.at} of {steps.count}"
 
-        async with client(door) as other:
+        async with make_client(proxy) as other:
             found = await settled(other, tags)
 
         assert not {*found.values()} & {"pending", "uploading"}, at
@@ -312,18 +311,18 @@ async def test_a_push_cancelled_wherever_it_waits(
             journals = {path for path in books.noted if tag.replace(":", "+") in path.name and books.noted[path]}
             assert status != "failed" or all(path.exists() for path in journals), at
         noted = {*next(iter(books.noted.values()), ())}
-        door.seen.clear()
-        async with client(door) as other:
+        proxy.requests.clear()
+        async with make_client(proxy) as other:
             done = await push(other, tags)
         is_there = found.get([*tags][-1]) == "success"
         # A registry that had all bytes when their sender went away notes the success itself.
         assert done.skipped == is_there or transmission == "proxy", at
         if pushed == "in parts":
-            sent = {int(step.rpartition(" ")[2]) for step in door.steps("PUT part")}
+            sent = {int(step.rpartition(" ")[2]) for step in proxy.steps("PUT part")}
             assert done.skipped or not sent & noted, at
         there = tmp_path / f"there{number}"
         for tag, kind in tags.items():
-            async with client(door, there) as other:
+            async with make_client(proxy, there) as other:
                 copy = await (other if kind == "bento" else other.models).pull(tag)
             assert contents(copy.path) == contents(home / f"{kind}s" / tag.replace(":", "/")), at
         assert not left_in_scratch(home), at
@@ -332,15 +331,17 @@ async def test_a_push_cancelled_wherever_it_waits(
         await once(steps, number)
 
 
-async def test_a_bare_push_cancelled_wherever_it_waits(open_door: OpenDoor, client: MakeClient, home: Path) -> None:
-    door = await open_door()
+async def test_a_bare_push_cancelled_wherever_it_waits(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    proxy = await start_proxy()
 
     async def once(steps: Steps, number: int = 0) -> None:
         tag = f"svc{number}:v1"
         make_bento(home, tag)
-        api = client(door)
-        await cancelled(api, lambda: api.push(tag, bare=True), steps, by_task, door, home)
-        async with client(door) as other:
+        api = make_client(proxy)
+        await cancelled(api, lambda: api.push(tag, bare=True), steps, by_task, proxy, home)
+        async with make_client(proxy) as other:
             assert not {*(await settled(other, {tag: "bento"})).values()} & {"pending", "uploading"}, steps.at
 
     for number, steps in enumerate(await places(once), start=1):
@@ -348,22 +349,22 @@ async def test_a_bare_push_cancelled_wherever_it_waits(open_door: OpenDoor, clie
 
 
 async def test_a_push_by_force_that_is_cancelled_before_it_begins_leaves_what_is_there(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     """Its record says `success` until the registry has heard of another upload, since its bytes are there."""
     make_model(home)
-    door = await open_door()
-    await client(door).models.push("mod:m1")
-    held = Held()
-    door.fault(r"PATCH .*/models/m1$", held)
-    pushing = asyncio.create_task(client(door).models.push("mod:m1", force=True))
+    proxy = await start_proxy()
+    await make_client(proxy).models.push("mod:m1")
+    held = Hold()
+    proxy.add_fault(r"PATCH .*/models/m1$", held)
+    pushing = asyncio.create_task(make_client(proxy).models.push("mod:m1", force=True))
     await held.arrived.wait()
     pushing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await pushing
     held.released.set()
 
-    assert (await client(door).models.get("mod:m1")).upload_status == "success"
+    assert (await make_client(proxy).models.get("mod:m1")).upload_status == "success"
 
 
 # Pulls
@@ -382,13 +383,13 @@ PULLS = {
     + [("in ranges", way) for way in ("group", "fail_after", "wait_for")],
 )
 async def test_a_pull_cancelled_wherever_it_waits(
-    open_door: OpenDoor, client: MakeClient, home: Path, tmp_path: Path, pulled: str, way: str
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path, pulled: str, way: str
 ) -> None:
     transmission, models = PULLS[pulled]
-    door = await open_door(transmission, min_part_size=PART)
+    proxy = await start_proxy(transmission, min_part_size=PART)
     tags = with_models(home, 0) if models else one_model(home, 0)
     last = [*tags][-1]
-    async with client(door) as pusher:
+    async with make_client(proxy) as pusher:
         await (pusher if models else pusher.models).push(last)
 
     async def pull(api: AsyncBentoAPI) -> Any:
@@ -405,12 +406,12 @@ async def test_a_pull_cancelled_wherever_it_waits(
 
     async def once(steps: Steps, number: int = 0) -> None:
         there, at = tmp_path / f"there{number}", f"{steps.at} of {steps.count}"
-        api = client(door, there)
-        await cancelled(api, lambda: pull(api), steps, WAYS[way], door, there)
+        api = make_client(proxy, there)
+        await cancelled(api, lambda: pull(api), steps, WAYS[way], proxy, there)
 
         assert all(came(there).values()), at  # whole, or not at all
         assert not left_in_scratch(there, kept=False), at
-        async with client(door, there) as other:
+        async with make_client(proxy, there) as other:
             await pull(other)
         assert came(there) == dict.fromkeys(tags, True), at
         assert not left_in_scratch(there), at

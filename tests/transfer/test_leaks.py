@@ -16,27 +16,23 @@ import pytest
 
 from async_bento import BentoError
 from tests.builders import KiB, make_model, noise
-from tests.transfer.faulty import (
+from tests.fault_proxy import (
     GET,
     PART,
     answer_page,
+    disconnect,
+    disconnect_while_reading,
+    disconnect_while_sending,
     end_early,
-    hang_up,
-    hang_up_while_reading,
-    hang_up_while_sending,
     lose_answer,
     refuse,
 )
 from tests.transfer.quiet import tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from tests.fault_proxy import Fault
+    from tests.fixtures import MakeClient, StartProxy
 
-    from async_bento import AsyncBentoAPI
-    from tests.transfer.faulty import Door, Fault
-
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
 
 pytestmark = pytest.mark.long
 
@@ -52,13 +48,13 @@ PER_TRANSFER = 8 * KiB
 has to hold is over ten times as much."""
 
 FAULTS: dict[str, list[Fault]] = {
-    "API": [hang_up, lose_answer, answer_page(502), refuse(429), refuse(500)],
-    PART: [hang_up_while_reading(10_000), lose_answer, refuse(403), refuse(503), hang_up],
-    GET: [hang_up_while_sending(30_000), end_early(20_000), refuse(403), refuse(503), hang_up],
+    "API": [disconnect, lose_answer, answer_page(502), refuse(429), refuse(500)],
+    PART: [disconnect_while_reading(10_000), lose_answer, refuse(403), refuse(503), disconnect],
+    GET: [disconnect_while_sending(30_000), end_early(20_000), refuse(403), refuse(503), disconnect],
 }
 
 
-class Held(NamedTuple):
+class Hold(NamedTuple):
     """What a process holds.
 
     Attributes:
@@ -82,41 +78,41 @@ def resident() -> int:
     return KiB * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
 
-async def held() -> Held:
+async def held() -> Hold:
     """What there is when all that was on its way has come to rest."""
     for _ in range(20):
         await asyncio.sleep(0.01)
     gc.collect()
     pools = [thing for thing in gc.get_objects() if isinstance(thing, ThreadPoolExecutor) and not thing._shutdown]
     threads = {*threading.enumerate()}.difference(*(pool._threads for pool in pools))
-    return Held(len(tasks()), len(pools), len(threads), len([*DESCRIPTORS.iterdir()]), resident())
+    return Hold(len(tasks()), len(pools), len(threads), len([*DESCRIPTORS.iterdir()]), resident())
 
 
 @pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="Linux alone says what a process holds")
 @pytest.mark.timeout(180)
 async def test_many_transfers_with_faults_leave_nothing_in_the_process(
-    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     logging.disable()  # pytest keeps what is logged
     make_model(home, files={"weights": noise(100_000)})
-    door = await open_door()
-    await client(door).models.push("mod:m1")
+    proxy = await start_proxy()
+    await make_client(proxy).models.push("mod:m1")
     options: dict[str, Any] = {"retry": {"attempts": 3}, "timeouts": {"stall": 5}}
-    pusher, puller = client(door, **options), client(door, elsewhere, **options)
+    pusher, puller = make_client(proxy, **options), make_client(proxy, elsewhere, **options)
     random = Random(7)
     words: Counter[str] = Counter()
 
     async def transfer(number: int) -> None:
-        door._rules.clear()
-        door.seen.clear()
+        proxy._rules.clear()
+        proxy.requests.clear()
         pushes = number % 2 == 0
         pattern = random.choice(["API", PART if pushes else GET])
         fault = random.choice(FAULTS[pattern])
         times = random.choice([0, 1, 1, 2, 9])
-        door.fault("/api/" if pattern == "API" else pattern, fault, times=times, skip=random.randint(0, 3))
+        proxy.add_fault("/api/" if pattern == "API" else pattern, fault, times=times, skip=random.randint(0, 3))
         api = pusher if pushes else puller
         if own_client := random.random() < 0.1:
-            api = client(door, home if pushes else elsewhere, **options)
+            api = make_client(proxy, home if pushes else elsewhere, **options)
         doing = asyncio.ensure_future((api.models.push if pushes else api.models.pull)("mod:m1", force=True))
         if random.random() < 0.1:
             await asyncio.sleep(random.uniform(0, 0.03))

@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, noise
-from tests.transfer.faulty import FINISH, GET, PART, Door, Held, answer_json, hang_up_while_sending
+from tests.fault_proxy import FINISH, GET, PART, FaultProxy, Hold, answer_json, disconnect_while_sending
 from tests.transfer.processes import Client, VirtualTar, swallow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from async_bento import AsyncBentoAPI
+    from tests.fixtures import MakeClient, StartProxy
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
     Run = Callable[..., Awaitable[Client]]
 
 ALLOWANCE = 8 * MiB
@@ -88,18 +86,18 @@ asyncio.run(main())
 
 
 async def test_a_push_holds_a_few_hops_and_writes_nothing_whatever_its_size(
-    run: Run, open_door: OpenDoor, home: Path, tmp_path: Path
+    run: Run, start_proxy: StartProxy, home: Path, tmp_path: Path
 ) -> None:
     for name, size in (("small", 1), ("medium", 64), ("large", 192)):
         weights = make_model(home, f"mod:{name}") / "weights"
         with weights.open("wb") as file:
             file.truncate(size * MiB)
-    door = await open_door()
-    door.fault(PART, swallow(), times=None)
-    door.fault("complete_multipart", answer_json(200, {"version": "whatever"}), times=None)
+    proxy = await start_proxy()
+    proxy.add_fault(PART, swallow(), times=None)
+    proxy.add_fault("complete_multipart", answer_json(200, {"version": "whatever"}), times=None)
     (tmp_path / "tmp").mkdir()
 
-    client = await run(PUSH, door, home, TMPDIR=str(tmp_path / "tmp"), HOME=str(tmp_path))
+    client = await run(PUSH, proxy, home, TMPDIR=str(tmp_path / "tmp"), HOME=str(tmp_path))
     code, said, error = await client.ended()
 
     assert code == 0, error
@@ -129,22 +127,22 @@ asyncio.run(main())
 
 
 async def test_a_pull_holds_a_window_and_writes_each_byte_once_whatever_its_size(
-    run: Run, open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+    run: Run, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home)
-    door = await open_door()
-    await client(door).models.push("mod:m1")
+    proxy = await start_proxy()
+    await make_client(proxy).models.push("mod:m1")
     tars = [VirtualTar(size * MiB) for size in (1, 48, 144)]
     asked = [0]
 
-    async def next_tar(passage: object) -> object:
-        if passage.request.headers["Range"].startswith("bytes=0-"):  # type: ignore[attr-defined]
+    async def next_tar(exchange: object) -> object:
+        if exchange.request.headers["Range"].startswith("bytes=0-"):  # type: ignore[attr-defined]
             asked[0] += 1
-        return await tars[asked[0] - 1](passage)  # type: ignore[arg-type]
+        return await tars[asked[0] - 1](exchange)  # type: ignore[arg-type]
 
-    door.fault(GET, next_tar, times=None)  # type: ignore[arg-type]
+    proxy.add_fault(GET, next_tar, times=None)  # type: ignore[arg-type]
 
-    puller = await run(PULL, door, elsewhere)
+    puller = await run(PULL, proxy, elsewhere)
     code, said, error = await puller.ended()
 
     assert code == 0, error
@@ -169,38 +167,38 @@ asyncio.run(main())
 
 
 @pytest.fixture
-async def door(open_door: OpenDoor, client: MakeClient, home: Path) -> Door:
-    """A door to a registry that has `mod:m1`, of several ranges."""
+async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> FaultProxy:
+    """A proxy of a registry that has `mod:m1`, of several ranges."""
     make_model(home, files={"weights": noise(4 * MiB + 3)})
-    door = await open_door()
-    await client(door).models.push("mod:m1")
-    door.seen.clear()
-    return door
+    proxy = await start_proxy()
+    await make_client(proxy).models.push("mod:m1")
+    proxy.requests.clear()
+    return proxy
 
 
 async def test_two_processes_that_pull_the_same_share_one_download(
-    run: Run, door: Door, home: Path, elsewhere: Path
+    run: Run, proxy: FaultProxy, home: Path, elsewhere: Path
 ) -> None:
-    held = Held()
-    door.fault(GET, held)
+    held = Hold()
+    proxy.add_fault(GET, held)
 
-    clients = [await run(PULL_ONE, door, elsewhere) for _ in range(2)]
+    clients = [await run(PULL_ONE, proxy, elsewhere) for _ in range(2)]
     await held.arrived.wait()
-    await door.come("GET mod/m1", 2)  # both want it now
+    await proxy.wait_for("GET mod/m1", 2)  # both want it now
     held.released.set()
     ends = [await client.ended() for client in clients]
 
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert ends[0][1] == ends[1][1]
-    asked = door.steps("GET bytes")
+    asked = proxy.steps("GET bytes")
     assert len(asked) == len(set(asked)) > 1
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
 
 
-async def test_a_process_whose_download_fails_raises_and_ends(run: Run, door: Door, elsewhere: Path) -> None:
-    door.fault(GET, hang_up_while_sending(100_000), skip=1, times=None)
+async def test_a_process_whose_download_fails_raises_and_ends(run: Run, proxy: FaultProxy, elsewhere: Path) -> None:
+    proxy.add_fault(GET, disconnect_while_sending(100_000), skip=1, times=None)
 
-    code, said, error = await (await run(PULL_ONE, door, elsewhere)).ended()
+    code, said, error = await (await run(PULL_ONE, proxy, elsewhere)).ended()
 
     assert (code, said) == (1, [])
     assert "PartError" in error
@@ -210,17 +208,17 @@ async def test_a_process_whose_download_fails_raises_and_ends(run: Run, door: Do
 
 @pytest.mark.parametrize("direction", ["pull", "push"])
 async def test_a_process_that_is_interrupted_ends_and_leaves_nothing_behind(
-    run: Run, door: Door, home: Path, elsewhere: Path, direction: str
+    run: Run, proxy: FaultProxy, home: Path, elsewhere: Path, direction: str
 ) -> None:
-    held = Held()
+    held = Hold()
     if direction == "pull":
-        door.fault(GET, held, skip=2, times=None)
+        proxy.add_fault(GET, held, skip=2, times=None)
         script, at = PULL_ONE, elsewhere
     else:
-        door.fault(PART, held, times=None)
+        proxy.add_fault(PART, held, times=None)
         script, at = PULL_ONE.replace("pull", "push").replace('"mod:m1"', '"mod:m1", force=True'), home
 
-    client = await run(script, door, at)
+    client = await run(script, proxy, at)
     await held.arrived.wait()
     client.process.send_signal(signal.SIGINT)
     code, said, error = await client.ended()
@@ -231,22 +229,22 @@ async def test_a_process_that_is_interrupted_ends_and_leaves_nothing_behind(
     assert said == []
     assert not left_in_scratch(at, kept=False)
     assert direction == "push" or not [*(elsewhere / "models").rglob("*")]
-    assert direction == "pull" or door.all("finish_upload")[-1].json["status"] == "failed"
+    assert direction == "pull" or proxy.matching("finish_upload")[-1].json["status"] == "failed"
 
 
 async def test_what_a_killed_process_left_is_swept_by_the_next(
-    run: Run, door: Door, home: Path, elsewhere: Path
+    run: Run, proxy: FaultProxy, home: Path, elsewhere: Path
 ) -> None:
-    held = Held()
-    door.fault(GET, held, skip=2)
+    held = Hold()
+    proxy.add_fault(GET, held, skip=2)
 
-    client = await run(PULL_ONE, door, elsewhere)
+    client = await run(PULL_ONE, proxy, elsewhere)
     await held.arrived.wait()
     client.process.kill()
     await client.ended()
     held.released.set()
     left = left_in_scratch(elsewhere)
-    code, _, error = await (await run(PULL_ONE, door, elsewhere)).ended()
+    code, _, error = await (await run(PULL_ONE, proxy, elsewhere)).ended()
 
     assert left
     assert code == 0, error
@@ -262,13 +260,13 @@ main(json.loads(os.environ["ARGUMENTS"]))
 
 @pytest.mark.parametrize("presses", [1, 2])  # a third may meet Python in the midst of its own end
 async def test_the_command_ends_soon_also_when_the_registry_does_not_listen_any_more(
-    run: Run, door: Door, home: Path, presses: int
+    run: Run, proxy: FaultProxy, home: Path, presses: int
 ) -> None:
-    sending, telling = Held(), Held()
-    door.fault(PART, sending, times=None)
-    door.fault(FINISH, telling, times=None)
+    sending, telling = Hold(), Hold()
+    proxy.add_fault(PART, sending, times=None)
+    proxy.add_fault(FINISH, telling, times=None)
 
-    command = await run(COMMAND, door, home, ARGUMENTS='["models", "push", "mod:m1", "--force"]')
+    command = await run(COMMAND, proxy, home, ARGUMENTS='["models", "push", "mod:m1", "--force"]')
     await sending.arrived.wait()
     began = time.monotonic()
     for _ in range(presses):
@@ -286,28 +284,28 @@ async def test_the_command_ends_soon_also_when_the_registry_does_not_listen_any_
 
 
 async def test_the_command_says_how_to_go_on_and_that_is_true(
-    run: Run, door: Door, elsewhere: Path, home: Path
+    run: Run, proxy: FaultProxy, elsewhere: Path, home: Path
 ) -> None:
-    held = Held()
-    door.fault(GET, held, skip=3, times=None)
+    held = Hold()
+    proxy.add_fault(GET, held, skip=3, times=None)
     arguments = '["models", "pull", "mod:m1"]'
     measures = {"ASYNC_BENTO_TRANSFER_RANGE_SIZE": str(MiB), "ASYNC_BENTO_TRANSFER_WINDOW": str(2 * MiB)}
 
-    command = await run(COMMAND, door, elsewhere, ARGUMENTS=arguments, **measures)
+    command = await run(COMMAND, proxy, elsewhere, ARGUMENTS=arguments, **measures)
     await held.arrived.wait()
     command.process.send_signal(signal.SIGINT)
     code, said, error = await command.ended()
-    door._rules.clear()
+    proxy._rules.clear()
     held.released.set()
-    door.seen.clear()
+    proxy.requests.clear()
     again, _, error_again = await (
-        await run("sys.stdout = sys.stderr" + COMMAND, door, elsewhere, ARGUMENTS=arguments, **measures)
+        await run("sys.stdout = sys.stderr" + COMMAND, proxy, elsewhere, ARGUMENTS=arguments, **measures)
     ).ended()
 
     assert (code, said) == (130, [])
     assert error == "Interrupted. Run the same command again to resume.\n"
     assert again == 0, error_again
-    assert "GET bytes=0-1048575" not in door.steps("GET bytes")
+    assert "GET bytes=0-1048575" not in proxy.steps("GET bytes")
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
 
 
@@ -321,13 +319,13 @@ with BentoAPI(progress=False) as api:
 
 @pytest.mark.parametrize("presses", [1, 3])
 async def test_a_script_ends_soon_also_when_the_registry_does_not_listen_any_more(
-    run: Run, door: Door, home: Path, presses: int
+    run: Run, proxy: FaultProxy, home: Path, presses: int
 ) -> None:
-    sending, telling = Held(), Held()
-    door.fault(PART, sending, times=None)
-    door.fault(FINISH, telling, times=None)
+    sending, telling = Hold(), Hold()
+    proxy.add_fault(PART, sending, times=None)
+    proxy.add_fault(FINISH, telling, times=None)
 
-    script = await run(BLOCKING, door, home)
+    script = await run(BLOCKING, proxy, home)
     await sending.arrived.wait()
     began = time.monotonic()
     for _ in range(presses):

@@ -20,18 +20,17 @@ from async_bento.store.staging import record_commit
 from async_bento.transfer import resumable_extract
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, noise
 from tests.eventually import eventually
-from tests.transfer.faulty import GET, Door, Held, ignore_range, refuse, with_headers
+from tests.fault_proxy import GET, FaultProxy, Hold, ignore_range, refuse, with_headers
 from tests.transfer.processes import Client
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
     from async_bento import AsyncBentoAPI, ProgressEvent
-    from tests.transfer.faulty import Passage
+    from tests.fault_proxy import Exchange
+    from tests.fixtures import MakeClient, StartProxy
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
 
 FILES = {f"small/{number}": noise(10_000, number) for number in range(20)} | {"weights": noise(3 * MiB, 77)}
 RANGE = 64 * KiB
@@ -43,37 +42,39 @@ def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def door(open_door: OpenDoor, client: MakeClient, home: Path) -> Door:
-    """A door before a registry that has a model."""
+async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> FaultProxy:
+    """A proxy of a registry that has a model."""
     model = make_model(home, files=FILES)
     (model / "link").symlink_to("weights")
     (model / "small/1").chmod(0o755)
-    door = await open_door()
-    await client(door).models.push("mod:m1")
-    door.seen.clear()
-    return door
+    proxy = await start_proxy()
+    await make_client(proxy).models.push("mod:m1")
+    proxy.requests.clear()
+    return proxy
 
 
-def starts(door: Door) -> list[int]:
+def starts(proxy: FaultProxy) -> list[int]:
     """Where the ranges began that were asked for."""
-    asked = [re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers["Range"]) for seen in door.all("GET (blob|bytes)")]
+    asked = [
+        re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["Range"]) for request in proxy.matching("GET (blob|bytes)")
+    ]
     return sorted(int(match[1]) for match in asked if match)
 
 
-async def refuse_late(passage: Passage) -> web.StreamResponse:
+async def refuse_late(exchange: Exchange) -> web.StreamResponse:
     """Refuse, when what came before has been extracted."""
     await asyncio.sleep(0.3)
-    return await refuse(400, code="InvalidRequest")(passage)
+    return await refuse(400, code="InvalidRequest")(exchange)
 
 
-async def interrupt(door: Door, api: AsyncBentoAPI, **options: Any) -> int:
+async def interrupt(proxy: FaultProxy, api: AsyncBentoAPI, **options: Any) -> int:
     """Pull until the 20th range is refused; what was asked for until then."""
-    door.fault(GET, refuse_late, skip=20, times=None)
+    proxy.add_fault(GET, refuse_late, skip=20, times=None)
     with pytest.raises(PartError, match="InvalidRequest"):
         await api.models.pull("mod:m1", **options)
-    door._rules.clear()
-    reached = max(starts(door))
-    door.seen.clear()
+    proxy._rules.clear()
+    reached = max(starts(proxy))
+    proxy.requests.clear()
     return reached
 
 
@@ -95,38 +96,40 @@ def same(home: Path, elsewhere: Path) -> bool:
 
 
 async def test_a_pull_goes_on_where_the_last_one_stopped(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    reached = await interrupt(door, client(door, elsewhere))
+    reached = await interrupt(proxy, make_client(proxy, elsewhere))
     events: list[ProgressEvent] = []
 
-    await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, progress=events.append).models.pull("mod:m1")
 
     assert same(home, elsewhere)
-    first, total = starts(door)[0], events[-1].bytes_total
+    first, total = starts(proxy)[0], events[-1].bytes_total
     assert total is not None
     assert reached - 2 * MiB <= first <= reached  # the window may have been full of what was not extracted
     assert first > 0
     assert [event.message for event in events if event.message] == [f"resuming at {100 * first // total} %"]
     assert events[-1].bytes_done == total
-    assert {seen.headers["If-Match"] for seen in door.all("GET (blob|bytes)")} != set()
+    assert {request.headers["If-Match"] for request in proxy.matching("GET (blob|bytes)")} != set()
 
 
-async def test_one_that_was_cancelled_goes_on_too(door: Door, client: MakeClient, home: Path, elsewhere: Path) -> None:
-    held = Held()
-    door.fault(GET, held, skip=20, times=None)
-    pulling = asyncio.create_task(client(door, elsewhere).models.pull("mod:m1"))
+async def test_one_that_was_cancelled_goes_on_too(
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    held = Hold()
+    proxy.add_fault(GET, held, skip=20, times=None)
+    pulling = asyncio.create_task(make_client(proxy, elsewhere).models.pull("mod:m1"))
     await held.arrived.wait()
     pulling.cancel()
     with pytest.raises(asyncio.CancelledError):
         await pulling
-    door._rules.clear()
+    proxy._rules.clear()
     held.released.set()
-    door.seen.clear()
+    proxy.requests.clear()
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
-    assert starts(door)[0] > 0
+    assert starts(proxy)[0] > 0
     assert same(home, elsewhere)
 
 
@@ -143,109 +146,111 @@ asyncio.run(main())
 
 
 async def test_one_that_was_killed_goes_on_in_another_process_with_what_is_missing(
-    door: Door, home: Path, elsewhere: Path
+    proxy: FaultProxy, home: Path, elsewhere: Path
 ) -> None:
-    held = Held()
-    door.fault(GET, held, skip=30, times=None)
-    first = await Client.start(KILLED, door, elsewhere)
+    held = Hold()
+    proxy.add_fault(GET, held, skip=30, times=None)
+    first = await Client.start(KILLED, proxy, elsewhere)
     await held.arrived.wait()
     await eventually(lambda: noted(elsewhere) >= 27 * RANGE)
     first.process.kill()
     await first.ended()
-    door._rules.clear()
+    proxy._rules.clear()
     held.released.set()
-    sent = {start for start in starts(door) if start < 30 * RANGE}
-    door.seen.clear()
+    sent = {start for start in starts(proxy) if start < 30 * RANGE}
+    proxy.requests.clear()
 
-    code, _, error = await (await Client.start(KILLED, door, elsewhere)).ended()
+    code, _, error = await (await Client.start(KILLED, proxy, elsewhere)).ended()
 
     assert code == 0, error
     assert same(home, elsewhere)
     assert len(sent) == 30
-    twice = [start for start in starts(door) if start + RANGE <= 30 * RANGE]
+    twice = [start for start in starts(proxy) if start + RANGE <= 30 * RANGE]
     assert len(twice) <= 1 + 128 * KiB // RANGE  # since the last checkpoint
 
 
 @pytest.mark.parametrize("tag", ["mod:m1", "mod"])
 async def test_of_one_that_was_killed_after_its_commit_the_next_removes_what_is_left(
-    door: Door, client: MakeClient, elsewhere: Path, tag: str
+    proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, tag: str
 ) -> None:
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
     (elsewhere / "tmp/async-bento-kept-models+mod+m1").mkdir()
 
-    await client(door, elsewhere).models.pull(tag)
+    await make_client(proxy, elsewhere).models.pull(tag)
 
     assert not left_in_scratch(elsewhere)
 
 
 @pytest.mark.parametrize("tag", ["mod:m1", "mod"])
 async def test_of_one_that_was_killed_before_it_was_the_latest_the_next_makes_it_so(
-    door: Door, client: MakeClient, elsewhere: Path, tag: str
+    proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, tag: str
 ) -> None:
     make_model(elsewhere, "mod:m0", built="2020-01-01 00:00:00")
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
     latest = elsewhere / "models/mod/latest"
     latest.write_text("m0")
     aside = elsewhere / "tmp/async-bento-killed"
     aside.mkdir()
     await asyncio.to_thread(record_commit, aside, elsewhere / "models/mod/m1")
 
-    await client(door, elsewhere).models.pull(tag)
+    await make_client(proxy, elsewhere).models.pull(tag)
 
     assert latest.read_text() == "m1"
     assert not left_in_scratch(elsewhere)
 
 
 async def test_of_one_that_was_killed_before_it_was_the_latest_one_that_fails_makes_it_so_too(
-    door: Door, client: MakeClient, elsewhere: Path
+    proxy: FaultProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
     aside = elsewhere / "tmp/async-bento-killed"
     aside.mkdir()
     await asyncio.to_thread(record_commit, aside, elsewhere / "models/mod/m1")
 
-    await interrupt(door, client(door, elsewhere), force=True)
+    await interrupt(proxy, make_client(proxy, elsewhere), force=True)
 
     assert (elsewhere / "models/mod/latest").read_text() == "m1"
 
 
 async def test_what_a_pull_by_force_goes_on_with_is_left_alone_by_one_that_finds_the_item_here(
-    door: Door, client: MakeClient, elsewhere: Path
+    proxy: FaultProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     make_model(elsewhere)
-    await interrupt(door, client(door, elsewhere), force=True)
+    await interrupt(proxy, make_client(proxy, elsewhere), force=True)
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert state(elsewhere)
 
 
-async def test_it_is_interrupted_again_and_again(door: Door, client: MakeClient, home: Path, elsewhere: Path) -> None:
+async def test_it_is_interrupted_again_and_again(
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
     reached = []
     for _ in range(4):
-        door.fault(GET, refuse_late, skip=8, times=None)
+        proxy.add_fault(GET, refuse_late, skip=8, times=None)
         with pytest.raises(PartError):
-            await client(door, elsewhere).models.pull("mod:m1")
-        door._rules.clear()
-        reached.append(starts(door)[0])
-        door.seen.clear()
+            await make_client(proxy, elsewhere).models.pull("mod:m1")
+        proxy._rules.clear()
+        reached.append(starts(proxy)[0])
+        proxy.requests.clear()
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert reached == sorted(set(reached))
     assert same(home, elsewhere)
 
 
 async def test_when_the_object_has_changed_it_starts_afresh(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    await interrupt(door, client(door, elsewhere))
+    await interrupt(proxy, make_client(proxy, elsewhere))
     model = make_model(home, files={"other": noise(300_000, 5)})
-    await client(door).models.push("mod:m1", force=True)
-    door.seen.clear()
+    await make_client(proxy).models.push("mod:m1", force=True)
+    proxy.requests.clear()
     events: list[ProgressEvent] = []
 
-    await client(door, elsewhere, progress=events.append).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, progress=events.append).models.pull("mod:m1")
 
     assert model.is_dir()
     assert same(home, elsewhere)
@@ -259,34 +264,34 @@ async def test_when_the_object_has_changed_it_starts_afresh(
     ids=["412", "416", "another ETag"],
 )
 async def test_however_the_storage_says_that_it_is_another_object_it_starts_afresh(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path, fault: Any
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, fault: Any
 ) -> None:
-    await interrupt(door, client(door, elsewhere))
-    door.fault(GET, fault)
+    await interrupt(proxy, make_client(proxy, elsewhere))
+    proxy.add_fault(GET, fault)
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
-    assert starts(door)[:2] == [0, RANGE]
+    assert starts(proxy)[:2] == [0, RANGE]
     assert same(home, elsewhere)
 
 
 async def test_a_server_that_knows_no_ranges_by_now_is_asked_for_the_whole(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    await interrupt(door, client(door, elsewhere))
-    door.fault(GET, ignore_range, times=None)
+    await interrupt(proxy, make_client(proxy, elsewhere))
+    proxy.add_fault(GET, ignore_range, times=None)
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert same(home, elsewhere)
 
 
 async def test_from_another_registry_it_starts_afresh(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    await interrupt(door, client(door, elsewhere))
-    async with Door(door.registry) as other:
-        await client(other, elsewhere).models.pull("mod:m1")
+    await interrupt(proxy, make_client(proxy, elsewhere))
+    async with FaultProxy(proxy.registry) as other:
+        await make_client(other, elsewhere).models.pull("mod:m1")
 
         assert starts(other)[0] == 0
     assert same(home, elsewhere)
@@ -306,107 +311,119 @@ async def test_from_another_registry_it_starts_afresh(
     ids=["nonsense", "list", "cut short", "no checkpoint", "directory gone", "file gone", "file short"],
 )
 async def test_what_is_not_as_it_was_left_is_begun_anew_or_told_of_and_then_begun_anew(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path, spoil: Callable[[Path], object]
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, spoil: Callable[[Path], object]
 ) -> None:
-    await interrupt(door, client(door, elsewhere))
+    await interrupt(proxy, make_client(proxy, elsewhere))
     spoil(state(elsewhere))
 
     try:
-        await client(door, elsewhere).models.pull("mod:m1")
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
     except (ArchiveError, StoreError):
-        await client(door, elsewhere).models.pull("mod:m1")
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert same(home, elsewhere)
 
 
 async def test_after_the_system_was_started_anew_nothing_is_gone_on_with(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    proxy: FaultProxy,
+    make_client: MakeClient,
+    home: Path,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Nothing was synced, so a file may be shorter than the checkpoint says."""
-    await interrupt(door, client(door, elsewhere))
+    await interrupt(proxy, make_client(proxy, elsewhere))
     boot = tmp_path / "boot_id"
     boot.write_text("another")
     monkeypatch.setattr(resumable_extract, "_BOOT_ID", boot)
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
-    assert starts(door)[0] == 0
+    assert starts(proxy)[0] == 0
     assert same(home, elsewhere)
 
 
 async def test_where_the_system_does_not_say_when_it_was_started_it_is_gone_on_with(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    proxy: FaultProxy,
+    make_client: MakeClient,
+    home: Path,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(resumable_extract, "_BOOT_ID", tmp_path / "missing")
-    await interrupt(door, client(door, elsewhere))
+    await interrupt(proxy, make_client(proxy, elsewhere))
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
-    assert starts(door)[0] > 0
+    assert starts(proxy)[0] > 0
     assert same(home, elsewhere)
 
 
-async def test_it_can_be_switched_off(door: Door, client: MakeClient, home: Path, elsewhere: Path) -> None:
-    api = client(door, elsewhere, transfer={"resume": False})
-    await interrupt(door, api)
+async def test_it_can_be_switched_off(proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path) -> None:
+    api = make_client(proxy, elsewhere, transfer={"resume": False})
+    await interrupt(proxy, api)
     assert not left_in_scratch(elsewhere)
 
     await api.models.pull("mod:m1")
 
-    assert starts(door)[0] == 0
+    assert starts(proxy)[0] == 0
     assert same(home, elsewhere)
 
 
 async def test_by_force_it_is_gone_on_with_as_well_and_replaces_what_is_there(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(elsewhere, files={"old": b"old"})
-    await interrupt(door, client(door, elsewhere), force=True)
+    await interrupt(proxy, make_client(proxy, elsewhere), force=True)
     assert "old" in contents(elsewhere / "models/mod/m1")
 
-    await client(door, elsewhere).models.pull("mod:m1", force=True)
+    await make_client(proxy, elsewhere).models.pull("mod:m1", force=True)
 
-    assert starts(door)[0] > 0
+    assert starts(proxy)[0] > 0
     assert same(home, elsewhere)
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
 async def test_without_an_etag_that_tells_one_object_from_another_nothing_is_kept(
-    door: Door, client: MakeClient, elsewhere: Path, etag: str | None
+    proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, etag: str | None
 ) -> None:
-    async def fault(passage: Passage) -> web.StreamResponse:
-        answer = await passage.go_on()
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
         del answer.headers["ETag"]
         if etag:
             answer.headers["ETag"] = etag
         return answer
 
-    door.fault(GET, refuse(400, code="InvalidRequest"), skip=20, times=None)
-    door.fault(GET, fault, times=None)
+    proxy.add_fault(GET, refuse(400, code="InvalidRequest"), skip=20, times=None)
+    proxy.add_fault(GET, fault, times=None)
 
     with pytest.raises(PartError):
-        await client(door, elsewhere).models.pull("mod:m1")
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert not left_in_scratch(elsewhere)
 
 
-async def test_nothing_is_kept_of_a_tar_that_was_refused(door: Door, client: MakeClient, elsewhere: Path) -> None:
-    async def spoil(passage: Passage) -> web.StreamResponse:
-        answer = await passage.go_on()
+async def test_nothing_is_kept_of_a_tar_that_was_refused(
+    proxy: FaultProxy, make_client: MakeClient, elsewhere: Path
+) -> None:
+    async def spoil(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
         assert isinstance(answer.body, bytes)
         answer.body = noise(len(answer.body), 9)
         return answer
 
-    door.fault(GET, spoil, skip=1, times=1)
+    proxy.add_fault(GET, spoil, skip=1, times=1)
 
     with pytest.raises(ArchiveError):
-        await client(door, elsewhere).models.pull("mod:m1")
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert not left_in_scratch(elsewhere)
 
 
 async def test_notes_that_cannot_be_written_do_not_end_a_pull_and_mislead_nobody(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = 0
     atomic_write = resumable_extract.atomic_write
@@ -419,80 +436,82 @@ async def test_notes_that_cannot_be_written_do_not_end_a_pull_and_mislead_nobody
         atomic_write(path, text, durable=durable, temp_path=temp_path)
 
     monkeypatch.setattr(resumable_extract, "atomic_write", full)
-    await interrupt(door, client(door, elsewhere))
+    await interrupt(proxy, make_client(proxy, elsewhere))
     assert written > 3
     assert not left_in_scratch(elsewhere)
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert same(home, elsewhere)
 
 
 async def test_a_disk_that_has_no_room_for_it_is_told_of_before_anything_is_written(
-    door: Door, client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(elsewhere.parent)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=MiB))
 
     with pytest.raises(StoreError, match=r"cannot pull mod:m1: not enough disk space in \S+: 1\.0 MiB free, 3\.\d MiB"):
-        await client(door, elsewhere).models.pull("mod:m1")
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
 
-    assert len(starts(door)) == 1
+    assert len(starts(proxy)) == 1
     assert not left_in_scratch(elsewhere)
 
 
 async def test_room_is_asked_for_what_is_still_to_come_alone(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await interrupt(door, client(door, elsewhere))
+    await interrupt(proxy, make_client(proxy, elsewhere))
     left = json.loads(state(elsewhere).read_text())
     usage = shutil.disk_usage(elsewhere.parent)
     free = left["total"] - left["checkpoint"]["position"]
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=free))
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert same(home, elsewhere)
 
 
-async def test_a_compressed_tar_is_fetched_anew(door: Door, client: MakeClient, home: Path, elsewhere: Path) -> None:
+async def test_a_compressed_tar_is_fetched_anew(
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         tar.add(home / "models/mod/m1", ".")
     packed = gzip.compress(buffer.getvalue(), 0)
 
-    async def compressed(passage: Passage) -> web.StreamResponse:
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", passage.request.headers["Range"])
+    async def compressed(exchange: Exchange) -> web.StreamResponse:
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", exchange.request.headers["Range"])
         assert match
         start, stop = int(match[1]), min(int(match[2]) + 1, len(packed))
         headers = {"Content-Range": f"bytes {start}-{stop - 1}/{len(packed)}", "ETag": '"packed"'}
         return web.Response(status=206, body=packed[start:stop], headers=headers)
 
-    door.fault(GET, refuse_late, skip=20, times=1)
-    door.fault(GET, compressed, times=None)
+    proxy.add_fault(GET, refuse_late, skip=20, times=1)
+    proxy.add_fault(GET, compressed, times=None)
     with pytest.raises(PartError):
-        await client(door, elsewhere).models.pull("mod:m1")
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
     assert not left_in_scratch(elsewhere)
-    door.seen.clear()
+    proxy.requests.clear()
 
-    await client(door, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
 
-    assert starts(door)[0] == 0
+    assert starts(proxy)[0] == 0
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
 
 
 async def test_the_models_of_a_bento_are_gone_on_with_as_well(
-    door: Door, client: MakeClient, home: Path, elsewhere: Path
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_bento(home, models=["mod:m1"])
-    await client(door).push("svc:v1")
-    door.fault("GET /blobs/models", refuse_late, skip=20, times=None)
+    await make_client(proxy).push("svc:v1")
+    proxy.add_fault("GET /blobs/models", refuse_late, skip=20, times=None)
     with pytest.raises(TransferError):
-        await client(door, elsewhere).pull("svc:v1", with_models=True)
-    door._rules.clear()
-    door.seen.clear()
+        await make_client(proxy, elsewhere).pull("svc:v1", with_models=True)
+    proxy._rules.clear()
+    proxy.requests.clear()
 
-    await client(door, elsewhere).pull("svc:v1", with_models=True)
+    await make_client(proxy, elsewhere).pull("svc:v1", with_models=True)
 
-    assert starts(door)[0] > 0
+    assert starts(proxy)[0] > 0
     assert same(home, elsewhere)

@@ -16,19 +16,18 @@ import pytest
 from async_bento import BentoError
 from async_bento.transfer import resumable_extract, upload as upload_module
 from tests.builders import KiB, make_model, noise
-from tests.transfer.faulty import DOWNLOAD, GET, PART, PUT, UPLOAD, Door, hang_up, refuse
+from tests.fault_proxy import DOWNLOAD, GET, PART, PUT, UPLOAD, FaultProxy, disconnect, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from aiohttp import web
 
-    from async_bento import AsyncBentoAPI, ProgressEvent
-    from tests.transfer.faulty import Fault, Passage
+    from async_bento import ProgressEvent
+    from tests.fault_proxy import Exchange, Fault
+    from tests.fixtures import MakeClient, StartProxy
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
 
 SIZE = 64 * KiB
 
@@ -49,7 +48,7 @@ class Told:
         things: What else a person may look at.
     """
 
-    door: Door
+    proxy: FaultProxy
     home: Path
     log: pytest.LogCaptureFixture
     events: list[ProgressEvent] = field(default_factory=list)
@@ -58,13 +57,13 @@ class Told:
 
     def secrets(self) -> set[str]:
         """The token, and what the queries of the presigned URLs hold that were used."""
-        queries = [seen.query for seen in self.door.seen if seen.path.startswith("/blobs/")]
+        queries = [request.query for request in self.proxy.requests if request.path.startswith("/blobs/")]
         signatures = {query["signature"] for query in queries}
-        return {self.door.registry.api_token} | signatures
+        return {self.proxy.registry.api_token} | signatures
 
     def texts(self) -> Iterator[str]:
         for record in self.log.records:
-            if record.name in {"aiohttp.access", "aiohttp.server"}:  # the door's own
+            if record.name in {"aiohttp.access", "aiohttp.server"}:  # the proxy's own
                 continue
             yield f"{record.name}: {record.getMessage()} {vars(record)}"
             if record.exc_info and record.exc_info[1]:
@@ -100,21 +99,21 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-async def answer_nonsense(passage: Passage) -> web.StreamResponse:
+async def answer_nonsense(exchange: Exchange) -> web.StreamResponse:
     """What is no HTTP: aiohttp's error of it names the whole URL."""
-    await passage.read()
-    transport = passage.request.transport
+    await exchange.read()
+    transport = exchange.request.transport
     assert isinstance(transport, asyncio.Transport)
     transport.write(b"HTTP/1.1 no answer\r\n\r\n")
     await asyncio.sleep(0.02)
-    return passage.hang_up()
+    return exchange.disconnect()
 
 
 FAULTS: dict[str, Fault] = {
     "refused": refuse(400, code="InvalidRequest"),
     "expired": refuse(403, code="AccessDenied"),
     "busy": refuse(503, headers={"Retry-After": "0"}),
-    "broken": hang_up,
+    "broken": disconnect,
     "nonsense": answer_nonsense,
 }
 
@@ -129,21 +128,23 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_push_that_fails_tells_no_secret(
-    open_door: OpenDoor,
-    client: MakeClient,
+    start_proxy: StartProxy,
+    make_client: MakeClient,
     home: Path,
     log: pytest.LogCaptureFixture,
     transmission: str,
     fault: str,
 ) -> None:
     make_model(home, files={"weights": noise(3 * SIZE)})
-    door = await open_door(transmission, min_part_size=SIZE)
-    told = Told(door, home, log)
-    door.fault({"presigned_url": PART, "auto": PUT, "proxy": UPLOAD}[transmission], FAULTS[fault], skip=1, times=None)
+    proxy = await start_proxy(transmission, min_part_size=SIZE)
+    told = Told(proxy, home, log)
+    proxy.add_fault(
+        {"presigned_url": PART, "auto": PUT, "proxy": UPLOAD}[transmission], FAULTS[fault], skip=1, times=None
+    )
     if transmission != "presigned_url":
-        door._rules[0].skip = 0
+        proxy._rules[0].skip = 0
 
-    api = client(door, progress=told.events.append)
+    api = make_client(proxy, progress=told.events.append)
     with pytest.raises(BentoError) as caught:
         await api.models.push("mod:m1", threads=1)
 
@@ -160,8 +161,8 @@ async def test_a_push_that_fails_tells_no_secret(
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_pull_that_fails_tells_no_secret(
-    open_door: OpenDoor,
-    client: MakeClient,
+    start_proxy: StartProxy,
+    make_client: MakeClient,
     home: Path,
     elsewhere: Path,
     log: pytest.LogCaptureFixture,
@@ -169,14 +170,14 @@ async def test_a_pull_that_fails_tells_no_secret(
     fault: str,
 ) -> None:
     make_model(home, files={"weights": noise(5 * SIZE)})
-    door = await open_door(transmission, min_part_size=SIZE)
-    await client(door).models.push("mod:m1")
-    told = Told(door, elsewhere, log)
+    proxy = await start_proxy(transmission, min_part_size=SIZE)
+    await make_client(proxy).models.push("mod:m1")
+    told = Told(proxy, elsewhere, log)
     skip = 3 if transmission == "presigned_url" else 0
-    door.fault({"presigned_url": GET, "proxy": DOWNLOAD}[transmission], FAULTS[fault], skip=skip, times=None)
+    proxy.add_fault({"presigned_url": GET, "proxy": DOWNLOAD}[transmission], FAULTS[fault], skip=skip, times=None)
 
     with pytest.raises(BentoError) as caught:
-        await client(door, elsewhere, progress=told.events.append).models.pull("mod:m1")
+        await make_client(proxy, elsewhere, progress=told.events.append).models.pull("mod:m1")
 
     told.errors.append(caught.value)
     told.check()
@@ -185,12 +186,12 @@ async def test_a_pull_that_fails_tells_no_secret(
 
 
 async def test_what_a_push_returns_and_what_a_record_says_shows_no_secret(
-    open_door: OpenDoor, client: MakeClient, home: Path, log: pytest.LogCaptureFixture
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, log: pytest.LogCaptureFixture
 ) -> None:
     make_model(home, files={"weights": noise(3 * SIZE)})
-    door = await open_door(min_part_size=SIZE)
-    told = Told(door, home, log)
-    api = client(door, progress=told.events.append)
+    proxy = await start_proxy(min_part_size=SIZE)
+    told = Told(proxy, home, log)
+    api = make_client(proxy, progress=told.events.append)
     told.things.append(await api.models.push("mod:m1"))
     presigned = await api.models._kind.routes.presign_download("mod", "m1")
     url = presigned.presigned_download_url.get_secret_value()

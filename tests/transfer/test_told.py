@@ -5,27 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.builders import MiB, make_model, noise
-from tests.transfer.faulty import GET, PART, Door, answer_json
+from tests.fault_proxy import GET, PART, answer_json
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from async_bento import AsyncBentoAPI, ProgressEvent
-
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
+    from async_bento import ProgressEvent
+    from tests.fixtures import MakeClient, StartProxy
 
 
 async def test_a_push_tells_its_parts_and_what_is_tried_again(
-    open_door: OpenDoor, client: MakeClient, home: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": noise(11 * MiB)})
-    door = await open_door()
-    door.fault(PART, answer_json(503, {}))
+    proxy = await start_proxy()
+    proxy.add_fault(PART, answer_json(503, {}))
     told: list[ProgressEvent] = []
 
-    await client(door, progress=told.append).models.push("mod:m1")
+    await make_client(proxy, progress=told.append).models.push("mod:m1")
 
     last = told[-1]
     assert (last.phase, last.parts_done, last.parts_total, last.retries) == ("done", 3, 3, 1)
@@ -34,15 +31,15 @@ async def test_a_push_tells_its_parts_and_what_is_tried_again(
 
 
 async def test_a_pull_tells_what_is_tried_again_and_when_all_has_come(
-    open_door: OpenDoor, client: MakeClient, home: Path, elsewhere: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home, files={"weights": noise(MiB)})
-    door = await open_door()
-    await client(door).models.push("mod:m1")
-    door.fault(GET, answer_json(503, {}), skip=1)
+    proxy = await start_proxy()
+    await make_client(proxy).models.push("mod:m1")
+    proxy.add_fault(GET, answer_json(503, {}), skip=1)
     told: list[ProgressEvent] = []
 
-    await client(door, elsewhere, progress=told.append).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, progress=told.append).models.pull("mod:m1")
 
     phases = list(dict.fromkeys(event.phase for event in told))
     assert phases == ["planning", "transferring", "extracting", "finishing", "done"]

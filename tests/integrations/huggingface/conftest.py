@@ -1,4 +1,4 @@
-"""The real huggingface_hub, a small Hub on this machine, and a registry behind a door."""
+"""The real huggingface_hub, a small Hub on this machine, and a registry behind a fault proxy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from anyio.from_thread import start_blocking_portal
 from huggingface_hub import close_session, constants
 
 from tests.integrations.huggingface.hub import Hub
-from tests.transfer.conftest import client, elsewhere, forever, open_door
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-__all__ = ["client", "elsewhere", "forever", "open_door"]
 
 
 @pytest.fixture(autouse=True)

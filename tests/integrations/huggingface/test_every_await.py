@@ -12,15 +12,12 @@ from tests.integrations.huggingface.test_push import on_the_hub
 from tests.transfer.test_every_await import ALL, by_task, cancelled, places, settled
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from async_bento import AsyncBentoAPI
-    from tests.transfer.faulty import Door
+    from tests.fixtures import MakeClient, StartProxy
     from tests.transfer.steps import Steps
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
 
 pytestmark = pytest.mark.long
 
@@ -28,9 +25,9 @@ pytestmark = pytest.mark.long
 @pytest.mark.timeout(3600 if ALL else 60)
 @pytest.mark.parametrize("direction", ["push", "pull"])
 async def test_hub_call_cancelled_at_any_await_stops(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, direction: str
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, direction: str
 ) -> None:
-    door = await open_door()
+    proxy = await start_proxy()
 
     async def call(api: AsyncBentoAPI, tag: str) -> object:
         return await (api.push(tag) if direction == "push" else api.pull(tag, with_models=True))
@@ -39,10 +36,10 @@ async def test_hub_call_cancelled_at_any_await_stops(
         tag, model = f"svc{number}:v1", f"org/bert{number}"
         hub.repos[model] = Repo({"weights": noise(200_000, number)})
         make_bento(home, tag, models=[on_the_hub(hub.endpoint, model)])
-        api = client(door)
-        await cancelled(api, lambda: call(api, tag), steps, by_task, door, home)
+        api = make_client(proxy)
+        await cancelled(api, lambda: call(api, tag), steps, by_task, proxy, home)
 
-        async with client(door) as other:
+        async with make_client(proxy) as other:
             if direction == "push":
                 found = await settled(other, {tag: "bento"})
                 assert not {*found.values()} & {"pending", "uploading"}, steps.at

@@ -23,29 +23,25 @@ from tests.integrations.huggingface.hub import COMMIT, Hub, Repo
 from tests.integrations.huggingface.test_push import on_the_hub
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from async_bento import ProgressEvent
+    from tests.fault_proxy import FaultProxy
+    from tests.fixtures import MakeClient, StartProxy
 
-    from async_bento import AsyncBentoAPI, ProgressEvent
-    from tests.transfer.faulty import Door
-
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
-    Pull = Callable[..., Awaitable[Door]]
 
 FILES = {"config.json": b"{}", "weights.bin": noise(300_000, 1), "weights.h5": noise(200_000, 2)}
 TOKEN = "hf_thisIsASecretThatNobodySees"
 
 
 @pytest.fixture
-def pull(open_door: OpenDoor, client: MakeClient, home: Path) -> Pull:
+def pull(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> StartProxy:
     """Pull a bento that is here already, with its models."""
-    doors: list[Door] = []
+    doors: list[FaultProxy] = []
 
-    async def run(*models: dict[str, Any], **options: Any) -> Door:
+    async def run(*models: dict[str, Any], **options: Any) -> FaultProxy:
         make_bento(home, models=models)
         if not doors:
-            doors.append(await open_door())
-        await client(doors[0], **options).pull("svc:v1", with_models=True)
+            doors.append(await start_proxy())
+        await make_client(doors[0], **options).pull("svc:v1", with_models=True)
         return doors[0]
 
     return run
@@ -57,17 +53,17 @@ def snapshot(cache: Path, model_id: str = "org/bert") -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-async def test_hub_pull_downloads_into_the_hf_cache(hub: Hub, pull: Pull, cache: Path) -> None:
+async def test_hub_pull_downloads_into_the_hf_cache(hub: Hub, pull: StartProxy, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
 
-    door = await pull(on_the_hub(hub.endpoint))
+    proxy = await pull(on_the_hub(hub.endpoint))
 
     assert snapshot(cache) == FILES
-    assert not door.all("model")  # the bento says all there is to know
+    assert not proxy.matching("model")  # the bento says all there is to know
 
 
 async def test_hub_pull_downloads_into_bentoml_hf_cache_dir(
-    hub: Hub, pull: Pull, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, pull: StartProxy, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     monkeypatch.setenv("BENTOML_HF_CACHE_DIR", str(tmp_path / "other"))
@@ -78,7 +74,7 @@ async def test_hub_pull_downloads_into_bentoml_hf_cache_dir(
     assert not cache.exists()
 
 
-async def test_hub_pull_downloads_only_matching_files(hub: Hub, pull: Pull, cache: Path) -> None:
+async def test_hub_pull_downloads_only_matching_files(hub: Hub, pull: StartProxy, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
 
     await pull(on_the_hub(hub.endpoint, include=["weights*"], exclude=["*.h5"]))
@@ -87,7 +83,7 @@ async def test_hub_pull_downloads_only_matching_files(hub: Hub, pull: Pull, cach
     assert len(hub.asked("GET /org/bert/resolve")) == 1
 
 
-async def test_hub_pull_skips_cached_files(hub: Hub, pull: Pull, cache: Path) -> None:
+async def test_hub_pull_skips_cached_files(hub: Hub, pull: StartProxy, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     await pull(on_the_hub(hub.endpoint))
     hub.seen.clear()
@@ -101,7 +97,7 @@ async def test_hub_pull_skips_cached_files(hub: Hub, pull: Pull, cache: Path) ->
     assert model.message.startswith(f"nothing to fetch: its files are in {cache}")
 
 
-async def test_hub_pull_downloads_models_concurrently(hub: Hub, pull: Pull, cache: Path) -> None:
+async def test_hub_pull_downloads_models_concurrently(hub: Hub, pull: StartProxy, cache: Path) -> None:
     names = ["org/one", "org/two", "org/three"]
     hub.repos.update({name: Repo({"weights": noise(1000, len(name))}) for name in names})
     hub.together = 3
@@ -111,7 +107,7 @@ async def test_hub_pull_downloads_models_concurrently(hub: Hub, pull: Pull, cach
     assert all(snapshot(cache, name) == hub.repos[name].files for name in names)
 
 
-async def test_hub_progress_counts_bytes_on_the_event_loop(hub: Hub, pull: Pull, cache: Path) -> None:
+async def test_hub_progress_counts_bytes_on_the_event_loop(hub: Hub, pull: StartProxy, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     events: list[ProgressEvent] = []
     threads = set()
@@ -133,7 +129,7 @@ async def test_hub_progress_counts_bytes_on_the_event_loop(hub: Hub, pull: Pull,
     assert threads == {threading.get_ident()}
 
 
-async def test_hub_pull_draws_no_bars_of_its_own(hub: Hub, pull: Pull, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_hub_pull_draws_no_bars_of_its_own(hub: Hub, pull: StartProxy, capfd: pytest.CaptureFixture[str]) -> None:
     hub.repos["org/bert"] = Repo(FILES)
 
     await pull(on_the_hub(hub.endpoint))
@@ -179,7 +175,7 @@ async def test_hub_pull_draws_no_bars_of_its_own(hub: Hub, pull: Pull, capfd: py
 )
 async def test_hub_errors_state_a_remedy(
     hub: Hub,
-    pull: Pull,
+    pull: StartProxy,
     monkeypatch: pytest.MonkeyPatch,
     repo: Repo | None,
     error: type[BentoError],
@@ -198,7 +194,7 @@ async def test_hub_errors_state_a_remedy(
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
 
-async def test_unreachable_hub_error_names_the_hub(pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_hub_error_names_the_hub(pull: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub's backoff
 
     with pytest.raises(
@@ -208,7 +204,7 @@ async def test_unreachable_hub_error_names_the_hub(pull: Pull, monkeypatch: pyte
 
 
 async def test_hub_offline_mode_uses_the_cache(
-    hub: Hub, pull: Pull, cache: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, pull: StartProxy, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -228,7 +224,7 @@ async def test_hub_offline_mode_uses_the_cache(
 
 
 async def test_unwritable_hf_cache_error_names_the_cache(
-    hub: Hub, pull: Pull, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, pull: StartProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device", "/cache/blobs/x")
@@ -241,7 +237,7 @@ async def test_unwritable_hf_cache_error_names_the_cache(
         await pull(on_the_hub(hub.endpoint))
 
 
-async def test_hf_token_is_sent_to_hf_endpoint(hub: Hub, pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hf_token_is_sent_to_hf_endpoint(hub: Hub, pull: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
 
@@ -250,7 +246,9 @@ async def test_hf_token_is_sent_to_hf_endpoint(hub: Hub, pull: Pull, monkeypatch
     assert {seen.token for seen in hub.seen} == {f"Bearer {TOKEN}"}
 
 
-async def test_hf_token_is_not_sent_to_a_bentos_endpoint(hub: Hub, pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hf_token_is_not_sent_to_a_bentos_endpoint(
+    hub: Hub, pull: StartProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.repos["org/bert"] = Repo(FILES, gated="files")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.delenv("HF_ENDPOINT")
@@ -261,7 +259,7 @@ async def test_hf_token_is_not_sent_to_a_bentos_endpoint(hub: Hub, pull: Pull, m
     assert {seen.token for seen in hub.seen} == {None}
 
 
-async def test_invalid_hf_token_is_not_shown(hub: Hub, pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_hf_token_is_not_shown(hub: Hub, pull: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x01mine")
 
     with pytest.raises(HubError) as raised:
@@ -271,12 +269,12 @@ async def test_invalid_hf_token_is_not_shown(hub: Hub, pull: Pull, monkeypatch: 
 
 
 async def test_hub_pull_cancelled_stops_downloading(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, cache: Path
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, cache: Path
 ) -> None:
     hub.repos["org/bert"] = Repo({f"weights{number}": noise(4_000_000, number) for number in range(12)})
     hub.pause = 0.05
     make_bento(home, models=[on_the_hub(hub.endpoint)])
-    door = await open_door()
+    proxy = await start_proxy()
     events: list[ProgressEvent] = []
     under_way = asyncio.Event()
 
@@ -285,7 +283,7 @@ async def test_hub_pull_cancelled_stops_downloading(
         if event.bytes_done:
             under_way.set()
 
-    task = asyncio.create_task(client(door, progress=listen).pull("svc:v1", with_models=True))
+    task = asyncio.create_task(make_client(proxy, progress=listen).pull("svc:v1", with_models=True))
     await under_way.wait()
     began = time.monotonic()
     task.cancel()
@@ -303,20 +301,20 @@ async def test_hub_pull_cancelled_stops_downloading(
 
 
 async def test_hub_pull_cancelled_leaves_a_stalled_hub(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("async_bento.integrations.huggingface.client.SECONDS_TO_STOP", 0.2)
     hub.repos["org/bert"] = Repo({"weights": noise(1_000_000)})
     hub.stall_after = 500_000
     make_bento(home, models=[on_the_hub(hub.endpoint)])
-    door = await open_door()
+    proxy = await start_proxy()
     under_way = asyncio.Event()
 
     def listen(event: ProgressEvent) -> None:
         if event.bytes_done:
             under_way.set()
 
-    task = asyncio.create_task(client(door, progress=listen).pull("svc:v1", with_models=True))
+    task = asyncio.create_task(make_client(proxy, progress=listen).pull("svc:v1", with_models=True))
     await under_way.wait()
     await asyncio.sleep(0.1)
     began = time.monotonic()
@@ -330,21 +328,21 @@ async def test_hub_pull_cancelled_leaves_a_stalled_hub(
 
 
 async def test_hub_pull_cancelled_before_start_sends_nothing(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     names = [f"org/m{number}" for number in range(6)]  # more than come at once
     hub.repos.update({name: Repo({"weights": noise(4_000_000)}) for name in names})
     hub.pause = 0.05
     hub.together = 4
     make_bento(home, models=[on_the_hub(hub.endpoint, name) for name in names])
-    door = await open_door()
+    proxy = await start_proxy()
     under_way = asyncio.Event()
 
     def listen(event: ProgressEvent) -> None:
         if event.bytes_done:
             under_way.set()
 
-    task = asyncio.create_task(client(door, progress=listen).pull("svc:v1", with_models=True))
+    task = asyncio.create_task(make_client(proxy, progress=listen).pull("svc:v1", with_models=True))
     await under_way.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -353,7 +351,7 @@ async def test_hub_pull_cancelled_before_start_sends_nothing(
     assert len({seen.line for seen in hub.asked("GET /org")}) == 4
 
 
-async def test_hub_model_failure_does_not_stop_the_others(hub: Hub, pull: Pull, cache: Path) -> None:
+async def test_hub_model_failure_does_not_stop_the_others(hub: Hub, pull: StartProxy, cache: Path) -> None:
     hub.repos["org/slow"] = Repo({"weights": noise(500_000)})
     hub.pause = 0.05
 
@@ -364,7 +362,7 @@ async def test_hub_model_failure_does_not_stop_the_others(hub: Hub, pull: Pull, 
 
 
 async def test_hub_pull_without_the_extra_names_the_extra(
-    hub: Hub, pull: Pull, client: MakeClient, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, pull: StartProxy, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [*sys.modules]:
         if name.partition(".")[0] == "huggingface_hub":
@@ -372,25 +370,25 @@ async def test_hub_pull_without_the_extra_names_the_extra(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     model = on_the_hub(hub.endpoint)
 
-    door = await pull()  # without such a model nothing is missed
+    proxy = await pull()  # without such a model nothing is missed
 
     with pytest.raises(ConfigError, match=r"model org--bert:.* Run `pip install \"async-bento\[huggingface\]\"`"):
         await pull(model)
     with pytest.raises(ConfigError, match=r"pip install"):
-        await client(door).push("svc:v1")
+        await make_client(proxy).push("svc:v1")
 
 
 async def test_pull_of_hub_model_tag_names_its_url(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     model = on_the_hub(hub.endpoint)
     make_bento(home, models=[model])
-    door = await open_door()
-    await client(door).push("svc:v1", bare=True)
+    proxy = await start_proxy()
+    await make_client(proxy).push("svc:v1", bare=True)
     events: list[ProgressEvent] = []
 
-    assert await client(door, progress=events.append).models.pull(model["tag"]) is None
+    assert await make_client(proxy, progress=events.append).models.pull(model["tag"]) is None
 
     assert events[-1].message == f"its files live at {hub.endpoint}/org/bert/tree/{COMMIT}"
     assert not hub.asked("resolve")
@@ -446,12 +444,12 @@ main(["pull", "svc:v1", "--with-models"])
 
 
 async def test_ctrl_c_ends_the_process_while_the_hub_stalls(
-    hub: Hub, open_door: OpenDoor, home: Path, tmp_path: Path
+    hub: Hub, start_proxy: StartProxy, home: Path, tmp_path: Path
 ) -> None:
     hub.repos["org/bert"] = Repo({f"weights{number}": noise(1_000_000, number) for number in range(3)})
     hub.stall_after = 500_000
     make_bento(home, models=[on_the_hub(hub.endpoint)])
-    door = await open_door()
+    proxy = await start_proxy()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-c", STALLED),
@@ -460,8 +458,8 @@ async def test_ctrl_c_ends_the_process_while_the_hub_stalls(
         env=os.environ
         | {
             "HF_HOME": str(tmp_path / "hf"),
-            "BENTO_CLOUD_API_KEY": door.registry.api_token,
-            "BENTO_CLOUD_API_ENDPOINT": door.endpoint,
+            "BENTO_CLOUD_API_KEY": proxy.registry.api_token,
+            "BENTO_CLOUD_API_ENDPOINT": proxy.endpoint,
             "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(Path(__file__).parents[2])]),
         },
     )

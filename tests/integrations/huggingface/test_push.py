@@ -15,14 +15,12 @@ from tests.corpus.items import CORPUS
 from tests.integrations.huggingface.hub import COMMIT, Hub, Repo
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from async_bento import AsyncBentoAPI, ProgressEvent
-    from tests.transfer.faulty import Door, Passage
+    from async_bento import ProgressEvent
+    from tests.fault_proxy import Exchange
+    from tests.fixtures import MakeClient, StartProxy
 
-    OpenDoor = Callable[..., Awaitable[Door]]
-    MakeClient = Callable[..., AsyncBentoAPI]
 
 FILES = {"config.json": b"{}", "weights.bin": bytes(1000), "weights.h5": bytes(20_000)}
 
@@ -43,16 +41,16 @@ def test_hub_model_version_equals_bentomls() -> None:
 
 
 async def test_push_registers_hub_model_as_bentoml_does(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     model = on_the_hub(hub.endpoint, exclude=["*.h5"])
     make_bento(home, models=[model])
-    door = await open_door()
+    proxy = await start_proxy()
 
-    result = await client(door).push("svc:v1")
+    result = await make_client(proxy).push("svc:v1")
 
-    (create,) = door.all("POST .*/org--bert/models$")
+    (create,) = proxy.matching("POST .*/org--bert/models$")
     build_at = create.json.pop("build_at")
     assert len(build_at) == len("2024-05-06 07:08:09.000010")
     assert create.json == {
@@ -86,14 +84,16 @@ async def test_push_registers_hub_model_as_bentoml_does(
     assert (str(pushed.tag), pushed.skipped, pushed.bytes_sent) == (model["tag"], False, 0)
 
 
-async def test_push_of_hub_model_sends_no_bytes(hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path) -> None:
+async def test_push_of_hub_model_sends_no_bytes(
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     make_bento(home, models=[on_the_hub(hub.endpoint)])
-    door = await open_door()
+    proxy = await start_proxy()
 
-    await client(door).push("svc:v1", bare=True)
+    await make_client(proxy).push("svc:v1", bare=True)
 
-    assert [step.partition(" ")[0] for step in door.steps("org--bert|model_repositories")] == [
+    assert [step.partition(" ")[0] for step in proxy.steps("org--bert|model_repositories")] == [
         "GET",  # the record
         "GET",  # the repository
         "POST",
@@ -107,34 +107,34 @@ async def test_push_of_hub_model_sends_no_bytes(hub: Hub, open_door: OpenDoor, c
     [({}, 21_002), ({"include": ["*.bin", "*.json"]}, 1002), ({"include": ["w*"], "exclude": ["*.h5"]}, 1000)],
 )
 async def test_hub_model_size_counts_matching_files(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, patterns: dict[str, list[str]], size: int
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, patterns: dict[str, list[str]], size: int
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     make_bento(home, models=[on_the_hub(hub.endpoint, **patterns)])
-    door = await open_door()
+    proxy = await start_proxy()
 
-    await client(door).push("svc:v1", bare=True)
+    await make_client(proxy).push("svc:v1", bare=True)
 
-    (create,) = door.all("POST .*/org--bert/models$")
+    (create,) = proxy.matching("POST .*/org--bert/models$")
     assert create.json["manifest"]["size_bytes"] == size
 
 
 @pytest.mark.parametrize("force", [False, True])
 async def test_push_of_registered_hub_model_skips_the_hub(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path, force: bool
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, force: bool
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     make_bento(home, models=[on_the_hub(hub.endpoint)])
-    door = await open_door()
+    proxy = await start_proxy()
     events: list[ProgressEvent] = []
-    await client(door).push("svc:v1", bare=True)
+    await make_client(proxy).push("svc:v1", bare=True)
     hub.seen.clear()
-    door.seen.clear()
+    proxy.requests.clear()
 
-    result = await client(door, progress=events.append).push("svc:v1", bare=True, force=force)
+    result = await make_client(proxy, progress=events.append).push("svc:v1", bare=True, force=force)
 
     assert not hub.seen
-    assert [step.split()[0] for step in door.steps("org--bert")] == ["GET"]
+    assert [step.split()[0] for step in proxy.steps("org--bert")] == ["GET"]
     assert result.models[0].skipped
     assert [(event.phase, event.message) for event in events if event.kind == "model"][-1] == (
         "skipped",
@@ -143,62 +143,62 @@ async def test_push_of_registered_hub_model_skips_the_hub(
 
 
 async def test_hub_model_without_metadata_is_head_of_main(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     make_bento(home, models=[{"tag": "org--bert:unknown", "registry": "huggingface"}])
-    door = await open_door()
+    proxy = await start_proxy()
 
-    result = await client(door).push("svc:v1", bare=True)
+    result = await make_client(proxy).push("svc:v1", bare=True)
 
-    (create,) = door.all("POST .*/org--bert/models$")
+    (create,) = proxy.matching("POST .*/org--bert/models$")
     assert create.json["manifest"]["metadata"]["revision"] == COMMIT
     assert str(result.models[0].tag) == on_the_hub(hub.endpoint)["tag"]
 
 
 async def test_hub_model_with_old_version_is_registered_once(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     make_bento(home, "svc:v1", models=[on_the_hub(hub.endpoint)])
     make_bento(home, "svc:v2", models=[on_the_hub(hub.endpoint) | {"tag": f"org--bert:{COMMIT}"}])
-    door = await open_door()
-    await client(door).push("svc:v1", bare=True)
+    proxy = await start_proxy()
+    await make_client(proxy).push("svc:v1", bare=True)
 
-    result = await client(door).push("svc:v2", bare=True)
+    result = await make_client(proxy).push("svc:v2", bare=True)
 
     assert result.models[0].skipped
-    assert len(door.all("POST .*/org--bert/models$")) == 1
+    assert len(proxy.matching("POST .*/org--bert/models$")) == 1
 
 
 async def test_hub_models_of_one_repository_create_it_once(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     make_bento(home, models=[on_the_hub(hub.endpoint, include=[f"*.{end}"]) for end in ("bin", "h5", "json")])
-    door = await open_door()
+    proxy = await start_proxy()
 
-    await client(door).push("svc:v1", bare=True)
+    await make_client(proxy).push("svc:v1", bare=True)
 
-    assert len(door.all("POST .*/model_repositories$")) == 1
-    assert len(door.all("POST .*/org--bert/models$")) == 3
+    assert len(proxy.matching("POST .*/model_repositories$")) == 1
+    assert len(proxy.matching("POST .*/org--bert/models$")) == 3
 
 
 async def test_push_accepts_concurrently_created_hub_record(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    async def loses_the_race(passage: Passage) -> web.StreamResponse:
-        await passage.go_on()
+    async def loses_the_race(exchange: Exchange) -> web.StreamResponse:
+        await exchange.forward()
         return web.json_response({"error": "already exists"}, status=400)
 
     hub.repos["org/bert"] = Repo(FILES)
     make_bento(home, models=[on_the_hub(hub.endpoint)])
-    door = await open_door()
-    door.fault("POST .*/org--bert/models$", loses_the_race)
+    proxy = await start_proxy()
+    proxy.add_fault("POST .*/org--bert/models$", loses_the_race)
 
-    await client(door).push("svc:v1", bare=True)
+    await make_client(proxy).push("svc:v1", bare=True)
 
-    assert (await client(door).get("svc:v1")).upload_status == "success"
+    assert (await make_client(proxy).get("svc:v1")).upload_status == "success"
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,8 @@ async def test_push_accepts_concurrently_created_hub_record(
 )
 async def test_push_with_missing_hub_model_creates_no_records(
     hub: Hub,
-    open_door: OpenDoor,
-    client: MakeClient,
+    start_proxy: StartProxy,
+    make_client: MakeClient,
     home: Path,
     repo: Repo | None,
     error: type[Exception],
@@ -222,21 +222,21 @@ async def test_push_with_missing_hub_model_creates_no_records(
     if repo:
         hub.repos["org/bert"] = repo
     make_bento(home, models=[on_the_hub(hub.endpoint)])
-    door = await open_door()
+    proxy = await start_proxy()
 
     with pytest.raises(error, match=message):
-        await client(door).push("svc:v1")
+        await make_client(proxy).push("svc:v1")
 
-    assert not door.all("^POST|^PUT|^PATCH")
+    assert not proxy.matching("^POST|^PUT|^PATCH")
 
 
 async def test_push_with_invalid_hub_metadata_names_the_field(
-    hub: Hub, open_door: OpenDoor, client: MakeClient, home: Path
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home, models=[on_the_hub(hub.endpoint) | {"tag": "org--bert:v1", "metadata": {"revision": 3}}])
-    door = await open_door()
+    proxy = await start_proxy()
 
     with pytest.raises(
         StoreError, match=r"cannot locate the model org--bert:v1: invalid metadata\.model_id .*: Field required"
     ):
-        await client(door).push("svc:v1")
+        await make_client(proxy).push("svc:v1")

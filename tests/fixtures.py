@@ -1,8 +1,9 @@
-"""A registry behind a door, and clients that do not wait between their tries."""
+"""Fixtures that several test packages share, and their types: a registry behind a fault proxy, and clients of it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -11,36 +12,39 @@ import pytest
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
 from async_bento.registry.server import LocalRegistry
 from tests.builders import KiB, MiB
-from tests.transfer.faulty import Door
+from tests.fault_proxy import FaultProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+StartProxy = Callable[..., Awaitable[FaultProxy]]
+MakeClient = Callable[..., AsyncBentoAPI]
 
 RETRY = {"attempts": 3, "wait_initial": 0, "wait_max": 0}
 TRANSFER = {"part_size": 5 * MiB, "range_size": 64 * KiB, "window": MiB}
 
 
 @pytest.fixture
-async def open_door(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Door]]]:
-    """Start a registry with a door before it; all of them end with the test."""
+async def start_proxy(tmp_path: Path) -> AsyncIterator[StartProxy]:
+    """Start a registry behind a fault proxy; both stop with the test."""
     async with AsyncExitStack() as stack:
 
-        async def start(transmission: str = "presigned_url", **options: Any) -> Door:
+        async def start(transmission: str = "presigned_url", **options: Any) -> FaultProxy:
             root = tmp_path / f"registry-{transmission}"
             registry = LocalRegistry(root, transmission=transmission, grace=0.1, **options)
-            return await stack.enter_async_context(Door(await stack.enter_async_context(registry)))
+            return await stack.enter_async_context(FaultProxy(await stack.enter_async_context(registry)))
 
         yield start
 
 
 @pytest.fixture
-async def client(home: Path) -> AsyncIterator[Callable[..., AsyncBentoAPI]]:
-    """Make clients; all of them are closed with the test."""
+async def make_client(home: Path) -> AsyncIterator[MakeClient]:
+    """Make clients that do not wait between their attempts; they are closed with the test."""
     async with AsyncExitStack() as stack:
 
         def make(
-            door: Door,
+            proxy: FaultProxy,
             at: Path = home,
             *,
             retry: dict[str, Any] | None = None,
@@ -56,8 +60,8 @@ async def client(home: Path) -> AsyncIterator[Callable[..., AsyncBentoAPI]]:
                 limits=limits or {},
             )
             api = AsyncBentoAPI(
-                endpoint=door.endpoint,
-                api_token=door.registry.api_token,
+                endpoint=proxy.endpoint,
+                api_token=proxy.registry.api_token,
                 config=config,
                 bento_store=BentoStore(at / "bentos"),
                 model_store=ModelStore(at / "models"),
@@ -77,7 +81,7 @@ def elsewhere(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def forever() -> Iterator[asyncio.Event]:
-    """What nobody sets before the test has ended."""
+    """An event that is set only after the test."""
     event = asyncio.Event()
     yield event
     event.set()

@@ -1,0 +1,394 @@
+"""A proxy between client and registry that records every request and answers some of them with faults.
+
+`FaultProxy` forwards every request to a `LocalRegistry`, unchanged, and records it. The registry presigns URLs for the
+host that a request was sent to, so the storage's traffic passes the proxy too. A fault is a coroutine that gets a
+request and answers it in place of the registry, or forwards it and changes the response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+import time
+from collections import Counter
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import aiohttp
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from async_bento.registry.server import LocalRegistry
+
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding"}
+
+PART = r"PUT /blobs/.*partNumber="
+PUT = r"PUT /blobs/"
+GET = r"GET /blobs/"
+UPLOAD = r"PUT .*/upload$"
+DOWNLOAD = r"GET .*/download$"
+FINISH = r"PATCH .*/finish_upload$"
+
+
+class Fault(Protocol):
+    """Answers a request that would otherwise be forwarded."""
+
+    def __call__(self, exchange: Exchange, /) -> Awaitable[web.StreamResponse]: ...
+
+
+@dataclass
+class LoggedRequest:
+    """A request that the proxy received."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    json: Any = None
+    body: bytes = b""
+    status: int | None = None
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def step(self) -> str:
+        """The request without its signature: `PATCH svc/v1/start_upload`, `PUT part 3`, `GET bytes=0-99`."""
+        if self.path.startswith("/blobs/"):
+            number = self.query.get("partNumber")
+            target = f"part {number}" if number else self.headers.get("Range", "blob")
+            return f"{self.method} {target}"
+        path = self.path.removeprefix("/api/v1/")
+        match = re.fullmatch(r"(bento|model)_repositories/([^/]+)/\1s(/.*)?", path)
+        return f"{self.method} {match[2]}{match[3] or ''}" if match else f"{self.method} {path}"
+
+
+@dataclass
+class Exchange:
+    """A request, and the means to answer it."""
+
+    proxy: FaultProxy
+    request: web.Request
+    logged: LoggedRequest
+
+    async def forward(self, *, without: Sequence[str] = ()) -> web.Response:
+        """Forward the request, without some of its headers, and return the response."""
+        await self.read()
+        return await self.proxy.relay(self.request, self.logged, without)
+
+    async def read(self) -> bytes:
+        """Read and record the request's body."""
+        self.logged.body = await self.request.read()
+        if self.request.content_type == "application/json" and self.logged.body:
+            self.logged.json = await self.request.json()
+        return self.logged.body
+
+    def disconnect(self) -> web.StreamResponse:
+        """Abort the connection."""
+        assert self.request.transport is not None
+        self.request.transport.abort()
+        return web.Response()
+
+    async def start_response(self, answer: web.Response, **headers: str | None) -> web.StreamResponse:
+        """Send the status and headers of a response, some of them replaced; the fault sends the body."""
+        kept = {key: value for key, value in answer.headers.items() if key.replace("-", "_").lower() not in headers}
+        given = {key.replace("_", "-"): value for key, value in headers.items() if value is not None}
+        response = web.StreamResponse(status=answer.status, headers=kept | given)
+        await response.prepare(self.request)
+        return response
+
+
+@dataclass
+class _Rule:
+    pattern: re.Pattern[str]
+    fault: Fault
+    times: int | None
+    skip: int
+    met: int = 0
+
+    def applies(self, line: str) -> bool:
+        if not self.pattern.search(line):
+            return False
+        self.met += 1
+        return self.met > self.skip and (self.times is None or self.met <= self.skip + self.times)
+
+
+@dataclass
+class FaultProxy:
+    """A server that forwards requests to a registry; `max_concurrent` counts the PUTs and GETs of tars, by method."""
+
+    registry: LocalRegistry
+    requests: list[LoggedRequest] = field(default_factory=list)
+    max_concurrent: Counter[str] = field(default_factory=Counter)
+    endpoint: str = ""
+    _rules: list[_Rule] = field(default_factory=list)
+    _concurrent: Counter[str] = field(default_factory=Counter)
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _arrival: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __aenter__(self) -> Self:
+        self._session = await self._stack.enter_async_context(
+            aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
+        )
+        app = web.Application(client_max_size=0)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        runner = web.AppRunner(app, auto_decompress=False, shutdown_timeout=0.1)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.endpoint = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def add_fault(self, pattern: str, fault: Fault, *, times: int | None = 1, skip: int = 0) -> None:
+        """Answer requests whose `METHOD path?query` matches by a fault: `times` of them (None: all), after `skip`."""
+        self._rules.append(_Rule(re.compile(pattern), fault, times, skip))
+
+    def steps(self, pattern: str = "") -> list[str]:
+        """Return the steps of the requests that match."""
+        return [request.step for request in self.matching(pattern)]
+
+    def matching(self, pattern: str) -> list[LoggedRequest]:
+        """Return the requests whose `METHOD path` or step matches a pattern."""
+        found = re.compile(pattern)
+        return [
+            request
+            for request in self.requests
+            if found.search(f"{request.method} {request.path}") or found.search(request.step)
+        ]
+
+    async def wait_for(self, pattern: str, count: int) -> None:
+        """Wait until `count` requests that match a pattern were received."""
+        while len(self.matching(pattern)) < count:
+            self._arrival.clear()
+            await self._arrival.wait()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        logged = LoggedRequest(request.method, request.path, dict(request.query), dict(request.headers))
+        self.requests.append(logged)
+        self._arrival.set()
+        kind = request.method if "/blobs/" in request.path or request.path.endswith(("/upload", "/download")) else ""
+        self._concurrent[kind] += 1
+        self.max_concurrent[kind] = max(self.max_concurrent[kind], self._concurrent[kind])
+        try:
+            exchange = Exchange(self, request, logged)
+            line = f"{request.method} {request.path_qs}"
+            for rule in self._rules:
+                if rule.applies(line):
+                    response = await rule.fault(exchange)
+                    break
+            else:
+                response = await exchange.forward()
+            logged.status = response.status
+            return response
+        finally:
+            self._concurrent[kind] -= 1
+
+    async def relay(self, request: web.Request, logged: LoggedRequest, without: Sequence[str]) -> web.Response:
+        headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP_BY_HOP | {*without}}
+        async with self._session.request(
+            request.method,
+            self.registry.endpoint + request.raw_path,
+            headers=headers,
+            data=io.BytesIO(logged.body) if logged.body else None,
+            allow_redirects=False,
+            skip_auto_headers=("Content-Type", "User-Agent", "Accept-Encoding"),
+        ) as answer:
+            kept = {key: value for key, value in answer.headers.items() if key.lower() not in _HOP_BY_HOP}
+            chunked = answer.headers.get("Transfer-Encoding") == "chunked"
+            response = web.Response(status=answer.status, headers=kept, body=await answer.read())
+            if chunked:
+                response.enable_chunked_encoding()
+            return response
+
+
+def refuse(status: int, *, code: str = "SlowDown", headers: dict[str, str] | None = None, read: bool = True) -> Fault:
+    """Answer with an error of S3, before or after the body is read."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        if read:
+            await exchange.read()
+        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>said the storage</Message></Error>"
+        return web.Response(status=status, text=text, content_type="application/xml", headers=headers)
+
+    return fault
+
+
+def answer_json(status: int, body: object) -> Fault:
+    """Answer with JSON, as the registry does."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        await exchange.read()
+        return web.json_response(body, status=status)
+
+    return fault
+
+
+def answer_page(status: int = 200) -> Fault:
+    """Answer with an HTML page."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        await exchange.read()
+        page = "<!DOCTYPE html><html><head><title>Sign in</title></head><body>secret words</body></html>"
+        return web.Response(status=status, text=page, content_type="text/html")
+
+    return fault
+
+
+def with_headers(**headers: str | None) -> Fault:
+    """Forward the request and change headers of the response; None removes a header."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        for key, value in headers.items():
+            answer.headers.pop(key.replace("_", "-"), None)
+            if value is not None:
+                answer.headers[key.replace("_", "-")] = value
+        return answer
+
+    return fault
+
+
+async def lose_answer(exchange: Exchange) -> web.StreamResponse:
+    """Forward the request and abort the connection in place of a response."""
+    await exchange.forward()
+    return exchange.disconnect()
+
+
+async def disconnect(exchange: Exchange) -> web.StreamResponse:
+    """Abort the connection before the body is read."""
+    return exchange.disconnect()
+
+
+def disconnect_while_reading(size: int) -> Fault:
+    """Abort the connection after `size` bytes of the body."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        received = 0
+        async for chunk in exchange.request.content.iter_any():
+            received += len(chunk)
+            if received >= size:
+                break
+        return exchange.disconnect()
+
+    return fault
+
+
+def disconnect_while_sending(size: int) -> Fault:
+    """Abort the connection after `size` bytes of the response."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        assert isinstance(answer.body, bytes)
+        response = await exchange.start_response(answer)
+        await response.write(answer.body[:size])
+        return exchange.disconnect()
+
+    return fault
+
+
+def end_early(size: int) -> Fault:
+    """End the response after `size` bytes, without a Content-Length that would reveal it."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        assert isinstance(answer.body, bytes)
+        response = web.StreamResponse(
+            status=answer.status,
+            headers={key: value for key, value in answer.headers.items() if key != "Content-Length"},
+        )
+        response.enable_chunked_encoding()
+        await response.prepare(exchange.request)
+        await response.write(answer.body[:size])
+        await response.write_eof()
+        return response
+
+    return fault
+
+
+@dataclass
+class Hold:
+    """Holds requests until a test sets `released`; `arrived` is set when `count` requests are held."""
+
+    count: int = 1
+    fault: Fault | None = None
+    held: int = 0
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, exchange: Exchange) -> web.StreamResponse:
+        if exchange.request.content_type == "application/json":
+            await exchange.read()
+        self.held += 1
+        if self.held >= self.count:
+            self.arrived.set()
+        await self.released.wait()
+        return await (self.fault(exchange) if self.fault else exchange.forward())
+
+
+def stop_reading(forever: asyncio.Event) -> Fault:
+    """Neither read the body nor answer."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        await forever.wait()
+        return exchange.disconnect()
+
+    return fault
+
+
+def read_slowly(rate: int, upto: int) -> Fault:
+    """Read the first `upto` bytes of the body at `rate` bytes per second, the rest at full speed."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        pieces: list[bytes] = []
+        for _ in range(50 * upto // rate):
+            await asyncio.sleep(0.02)
+            pieces.append(await exchange.request.content.readexactly(rate // 50))
+        exchange.logged.body = b"".join([*pieces, await exchange.request.content.read()])
+        return web.Response(headers={"ETag": '"not-an-md5"'})
+
+    return fault
+
+
+def stop_sending(size: int, forever: asyncio.Event) -> Fault:
+    """Stall after `size` bytes of the response."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        assert isinstance(answer.body, bytes)
+        response = await exchange.start_response(answer)
+        with suppress(ConnectionError):
+            await response.write(answer.body[:size])
+            await forever.wait()
+        return exchange.disconnect()
+
+    return fault
+
+
+async def ignore_range(exchange: Exchange) -> web.StreamResponse:
+    """Answer with the whole object, whatever range was requested."""
+    return await exchange.forward(without=["range"])
+
+
+def in_sequence(*faults: Fault) -> Fault:
+    """Apply one fault after the other, the last to all further requests."""
+    remaining = list(faults)
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        return await (remaining.pop(0) if len(remaining) > 1 else remaining[0])(exchange)
+
+    return fault
+
+
+async def no_fault(exchange: Exchange) -> web.StreamResponse:
+    """Forward the request unchanged."""
+    return await exchange.forward()
