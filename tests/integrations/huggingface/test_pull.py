@@ -35,14 +35,14 @@ TOKEN = "hf_thisIsASecretThatNobodySees"
 @pytest.fixture
 def pull(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> StartProxy:
     """Pull a bento that is here already, with its models."""
-    doors: list[FaultProxy] = []
+    proxies: list[FaultProxy] = []
 
     async def run(*models: dict[str, Any], **options: Any) -> FaultProxy:
         make_bento(home, models=models)
-        if not doors:
-            doors.append(await start_proxy())
-        await make_client(doors[0], **options).pull("svc:v1", with_models=True)
-        return doors[0]
+        if not proxies:
+            proxies.append(await start_proxy())
+        await make_client(proxies[0], **options).pull("svc:v1", with_models=True)
+        return proxies[0]
 
     return run
 
@@ -94,7 +94,7 @@ async def test_hub_pull_skips_cached_files(hub: Hub, pull: StartProxy, cache: Pa
     assert not hub.asked("resolve")
     model = [event for event in events if event.kind == "model"][-1]
     assert model.phase == "skipped"
-    assert model.message.startswith(f"nothing to fetch: its files are in {cache}")
+    assert model.message.startswith(f"nothing to download: its files are in {cache}")
 
 
 async def test_hub_pull_downloads_models_concurrently(hub: Hub, pull: StartProxy, cache: Path) -> None:
@@ -390,7 +390,7 @@ async def test_pull_of_hub_model_tag_names_its_url(
 
     assert await make_client(proxy, progress=events.append).models.pull(model["tag"]) is None
 
-    assert events[-1].message == f"its files live at {hub.endpoint}/org/bert/tree/{COMMIT}"
+    assert events[-1].message == f"its files are at {hub.endpoint}/org/bert/tree/{COMMIT}"
     assert not hub.asked("resolve")
 
 
