@@ -43,7 +43,7 @@ current_context_name: office
 # Credentials
 
 
-async def test_without_a_token_one_is_told_where_to_put_it(home: Path) -> None:
+async def test_missing_token_error_names_where_to_set_it(home: Path) -> None:
     where = rf"no API token: .*{home}/\.yatai\.yaml\. Pass api_token=, set BENTO_CLOUD_API_KEY.*`async-bento login`"
 
     async with AsyncBentoAPI() as api:
@@ -51,7 +51,7 @@ async def test_without_a_token_one_is_told_where_to_put_it(home: Path) -> None:
             await api.list()
 
 
-async def test_a_context_that_is_not_there_is_named_beside_those_that_are(home: Path) -> None:
+async def test_unknown_context_error_lists_the_known_ones(home: Path) -> None:
     home.mkdir()
     (home / ".yatai.yaml").write_text(CONTEXTS)
 
@@ -61,7 +61,7 @@ async def test_a_context_that_is_not_there_is_named_beside_those_that_are(home: 
 
 
 @pytest.mark.parametrize(("status", "said"), [(401, "who are you"), (403, "not for you")])
-async def test_a_token_that_is_not_accepted_is_told_of_with_its_source(
+async def test_rejected_token_error_names_its_source(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, status: int, said: str
 ) -> None:
     make_bento(home)
@@ -76,7 +76,7 @@ async def test_a_token_that_is_not_accepted_is_told_of_with_its_source(
     assert len(proxy.requests) == 5  # nobody knocks again with the same token
 
 
-async def test_a_wrong_token_is_never_shown(start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rejected_token_is_never_shown(start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = await start_proxy()
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "wr0ng-s3cret")
     monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", proxy.endpoint)
@@ -91,7 +91,7 @@ async def test_a_wrong_token_is_never_shown(start_proxy: StartProxy, monkeypatch
 # The registry
 
 
-async def test_a_registry_that_does_not_listen_is_named(
+async def test_unreachable_registry_error_names_it(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home)
@@ -107,7 +107,7 @@ async def test_a_registry_that_does_not_listen_is_named(
 
 
 @pytest.mark.parametrize("status", [200, 404], ids=["page", "not found"])
-async def test_an_endpoint_that_is_no_registry_is_named(
+async def test_endpoint_without_registry_error_names_it(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, status: int
 ) -> None:
     make_bento(home)
@@ -124,9 +124,7 @@ async def test_an_endpoint_that_is_no_registry_is_named(
         assert "secret words" not in str(caught.value)
 
 
-async def test_a_broken_registry_is_told_of_in_its_own_words(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_registry_error_has_its_message(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
     proxy.add_fault("", answer_json(500, {"error": "the database is gone"}), times=None)
@@ -137,9 +135,7 @@ async def test_a_broken_registry_is_told_of_in_its_own_words(
     assert len(proxy.requests) == 3
 
 
-async def test_a_registry_that_does_not_answer_is_not_waited_for_for_ever(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_unresponsive_registry_times_out(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
     held = Hold()
@@ -154,7 +150,7 @@ async def test_a_registry_that_does_not_answer_is_not_waited_for_for_ever(
 
 
 @pytest.mark.parametrize("tag", ["svc:", "Svc:!", "svc:v1:v2", "", "-svc", "a" * 64, "svc:" + "v" * 64])
-async def test_a_malformed_tag_is_quoted(start_proxy: StartProxy, make_client: MakeClient, tag: str) -> None:
+async def test_malformed_tag_error_quotes_it(start_proxy: StartProxy, make_client: MakeClient, tag: str) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
 
@@ -166,9 +162,7 @@ async def test_a_malformed_tag_is_quoted(start_proxy: StartProxy, make_client: M
 
 
 @pytest.mark.parametrize("thing", [None, 7, b"svc:v1", object()], ids=["None", "int", "bytes", "object"])
-async def test_what_is_no_tag_at_all_is_told_so(
-    start_proxy: StartProxy, make_client: MakeClient, thing: object
-) -> None:
+async def test_tag_of_wrong_type_is_refused(start_proxy: StartProxy, make_client: MakeClient, thing: object) -> None:
     api = make_client(await start_proxy())
 
     for call in (api.push(thing), api.pull(thing)):  # type: ignore[arg-type]
@@ -176,7 +170,7 @@ async def test_what_is_no_tag_at_all_is_told_so(
             await call
 
 
-async def test_a_bento_that_is_not_here_is_named_beside_what_is(
+async def test_missing_bento_error_lists_local_versions(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home, "svc:v1")
@@ -201,7 +195,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("text", "said"), BROKEN.values(), ids=BROKEN.keys())
-async def test_a_directory_that_is_no_bento_is_named_with_what_it_lacks(
+async def test_directory_without_bento_error_names_what_is_missing(
     start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path, text: bytes | None, said: str
 ) -> None:
     directory = tmp_path / "svc"
@@ -217,16 +211,14 @@ async def test_a_directory_that_is_no_bento_is_named_with_what_it_lacks(
     assert not proxy.requests
 
 
-async def test_a_directory_that_is_not_there_is_named(
+async def test_missing_directory_error_names_it(
     start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path
 ) -> None:
     with pytest.raises(NotFoundError, match=f"cannot read {tmp_path / 'nowhere'}: there is no such directory"):
         await make_client(await start_proxy()).push(tmp_path / "nowhere")
 
 
-async def test_a_latest_that_points_nowhere_is_mended(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_dangling_latest_is_repaired(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, "svc:v1")
     (home / "bentos/svc/latest").write_text("gone")
 
@@ -235,7 +227,7 @@ async def test_a_latest_that_points_nowhere_is_mended(
     assert str(result.tag) == "svc:v1"
 
 
-async def test_a_latest_without_any_version_is_told_as_not_found(
+async def test_latest_without_versions_is_not_found(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     (home / "bentos/svc").mkdir(parents=True)
@@ -248,7 +240,7 @@ async def test_a_latest_without_any_version_is_told_as_not_found(
 # The disk
 
 
-async def test_a_file_that_cannot_be_read_is_named_before_the_registry_hears_of_it(
+async def test_unreadable_file_fails_before_any_request(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = make_bento(home, files={"secret": b"x"}) / "secret"
@@ -264,7 +256,7 @@ async def test_a_file_that_cannot_be_read_is_named_before_the_registry_hears_of_
     assert "POST svc" not in proxy.steps()
 
 
-async def test_a_disk_that_fails_under_a_push_is_told_of_and_so_is_the_registry(
+async def test_push_disk_error_is_raised_and_reported(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(home, files={"data": b"x"})
@@ -284,7 +276,7 @@ async def test_a_disk_that_fails_under_a_push_is_told_of_and_so_is_the_registry(
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
-async def test_a_full_disk_ends_a_pull_and_leaves_nothing_on_it(
+async def test_pull_to_full_disk_fails_and_leaves_nothing(
     start_proxy: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -319,7 +311,7 @@ async def test_a_full_disk_ends_a_pull_and_leaves_nothing_on_it(
     assert len(asked) == len(set(asked))  # the disk would be no emptier the second time
 
 
-async def test_every_error_is_ours(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_every_error_is_a_bento_error(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     make_model(home)
     proxy.add_fault("start_multipart", answer_json(200, {"upload_id": "x"}))
@@ -328,7 +320,7 @@ async def test_every_error_is_ours(start_proxy: StartProxy, make_client: MakeCli
         await make_client(proxy).models.push("mod:m1")
 
 
-async def test_a_broken_local_copy_is_told_of_with_what_mends_it(
+async def test_broken_local_copy_error_names_the_remedy(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     bento = make_bento(home, "svc:v1")

@@ -27,7 +27,7 @@ async def proxy(start_proxy: StartProxy, home: Path) -> FaultProxy:
     return await start_proxy()
 
 
-async def test_a_push_ends_with_a_word_and_the_registry_knows(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_close_during_push_raises_and_is_reported(proxy: FaultProxy, make_client: MakeClient) -> None:
     held = Hold()
     proxy.add_fault(PART, held)
     events: list[ProgressEvent] = []
@@ -47,7 +47,7 @@ async def test_a_push_ends_with_a_word_and_the_registry_knows(proxy: FaultProxy,
     assert not api._resources.client._session._connections._sessions
 
 
-async def test_a_pull_ends_with_a_word_and_goes_on_when_it_is_called_again(
+async def test_close_during_pull_raises_and_pull_resumes_later(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     await make_client(proxy).models.push("mod:m1")
@@ -70,7 +70,7 @@ async def test_a_pull_ends_with_a_word_and_goes_on_when_it_is_called_again(
 
 
 @pytest.mark.parametrize("call", ["get", "list", "iter"])
-async def test_a_question_ends_too(proxy: FaultProxy, make_client: MakeClient, call: str) -> None:
+async def test_close_during_request_raises(proxy: FaultProxy, make_client: MakeClient, call: str) -> None:
     held = Hold()
     proxy.add_fault("GET .*models", held)
     api = make_client(proxy)
@@ -89,9 +89,7 @@ async def test_a_question_ends_too(proxy: FaultProxy, make_client: MakeClient, c
     held.released.set()
 
 
-async def test_a_context_that_is_left_by_an_error_ends_what_runs_in_it(
-    proxy: FaultProxy, make_client: MakeClient
-) -> None:
+async def test_context_left_by_error_ends_running_calls(proxy: FaultProxy, make_client: MakeClient) -> None:
     held = Hold()
     proxy.add_fault(PART, held)
 
@@ -106,9 +104,7 @@ async def test_a_context_that_is_left_by_an_error_ends_what_runs_in_it(
         await pushing
 
 
-async def test_a_call_that_is_cancelled_is_not_taken_for_one_that_was_closed(
-    proxy: FaultProxy, make_client: MakeClient
-) -> None:
+async def test_cancelled_call_is_not_reported_as_closed(proxy: FaultProxy, make_client: MakeClient) -> None:
     held = Hold()
     proxy.add_fault(PART, held)
     api = make_client(proxy)
@@ -122,7 +118,7 @@ async def test_a_call_that_is_cancelled_is_not_taken_for_one_that_was_closed(
     await api.aclose()
 
 
-async def test_a_close_that_is_cancelled_is_not_left_half_done(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_cancelled_close_is_completed(proxy: FaultProxy, make_client: MakeClient) -> None:
     sending, telling = Hold(), Hold()
     proxy.add_fault(PART, sending)
     proxy.add_fault(FINISH, telling)
@@ -144,7 +140,7 @@ async def test_a_close_that_is_cancelled_is_not_left_half_done(proxy: FaultProxy
         await pushing
 
 
-def test_a_blocking_call_is_ended_from_another_thread(served: LocalRegistry, home: Path) -> None:
+def test_close_from_another_thread_ends_blocking_call(served: LocalRegistry, home: Path) -> None:
     make_model(home, files={"weights": noise(300_000, 1)})
     under_way, failures = threading.Event(), []
     api = BentoAPI()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-async def test_the_contexts_are_read_by_the_first_call_and_off_the_loop(home: Path) -> None:
+async def test_client_reads_contexts_at_first_call_off_the_loop(home: Path) -> None:
     home.mkdir()
     (home / ".yatai.yaml").write_text("contexts: []\n")
     async with AsyncBentoAPI() as api:
@@ -20,7 +20,7 @@ async def test_the_contexts_are_read_by_the_first_call_and_off_the_loop(home: Pa
             await api.get("svc")
 
 
-async def test_a_named_context_is_found_by_the_first_call(home: Path) -> None:
+async def test_client_with_named_context_finds_it_at_first_call(home: Path) -> None:
     home.mkdir()
     (home / ".yatai.yaml").write_text("contexts: [{name: dev, endpoint: 'http://127.0.0.1:1', api_token: secret}]\n")
     async with AsyncBentoAPI(context="dev") as api:
@@ -29,12 +29,12 @@ async def test_a_named_context_is_found_by_the_first_call(home: Path) -> None:
             await AsyncBentoAPI(context="prod").get("svc")
 
 
-def test_what_needs_no_file_is_checked_at_once() -> None:
+def test_client_checks_arguments_at_construction() -> None:
     with pytest.raises(ConfigError, match="is not an endpoint"):
         AsyncBentoAPI(endpoint="nowhere", api_token="token")
 
 
-async def test_a_client_and_what_makes_one_are_not_given_together() -> None:
+async def test_rest_client_together_with_endpoint_is_refused() -> None:
     client = RestApiClient("http://127.0.0.1:1", "token")
     with pytest.raises(ConfigError, match="either the client or endpoint and token"):
         AsyncBentoAPI(client, endpoint="http://127.0.0.1:2")

@@ -93,7 +93,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
 @pytest.mark.parametrize(("tar", "member"), HOSTILE.values(), ids=HOSTILE.keys())
-async def test_a_hostile_tar_leaves_everything_as_it_was(
+async def test_pull_of_hostile_tar_changes_nothing(
     pushed: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -120,7 +120,9 @@ async def test_a_hostile_tar_leaves_everything_as_it_was(
     assert len(proxy.matching("GET bytes=0-|/download$")) == 1, "it was fetched again"
 
 
-async def test_more_content_than_announced_is_refused(pushed: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_pull_of_more_bytes_than_announced_is_refused(
+    pushed: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     proxy = await pushed(gzip.compress(WHOLE + block("bomb", content=bytes(1_000_000)) + END))
 
     with pytest.raises(UnsafeArchiveError, match=r"were announced \(Limits.*\), at 'bomb'\. Raise this limit"):
@@ -141,7 +143,7 @@ async def test_more_content_than_announced_is_refused(pushed: StartProxy, make_c
     ],
     ids=["far too little", "about", "half of it", "nothing", "no manifest"],
 )
-async def test_a_record_that_is_somewhat_wrong_hinders_no_pull(
+async def test_pull_with_slightly_wrong_record_succeeds(
     pushed: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -158,7 +160,7 @@ async def test_a_record_that_is_somewhat_wrong_hinders_no_pull(
     assert contents(bento.path) == contents(tmp_path / "origin/bentos/svc/v1")
 
 
-async def test_a_limit_of_the_settings_is_that_of_the_extractor(pushed: StartProxy, make_client: MakeClient) -> None:
+async def test_pull_applies_configured_limits(pushed: StartProxy, make_client: MakeClient) -> None:
     proxy = await pushed(WHOLE + END)
 
     with pytest.raises(UnsafeArchiveError, match="more than 1 members"):

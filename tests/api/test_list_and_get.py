@@ -41,7 +41,7 @@ async def proxy(
     return proxy
 
 
-async def test_a_list_has_all_of_them_newest_first(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_list_returns_all_newest_first(proxy: FaultProxy, make_client: MakeClient) -> None:
     listed = await make_client(proxy).list()
 
     assert [bento.version for bento in listed.items] == ["v5", "v4", "v3", "v2", "v1"]
@@ -49,14 +49,14 @@ async def test_a_list_has_all_of_them_newest_first(proxy: FaultProxy, make_clien
     assert [request.query["start"] for request in proxy.requests] == ["0", "2", "4"]
 
 
-async def test_each_of_a_list_knows_its_repository(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_list_items_have_their_repository(proxy: FaultProxy, make_client: MakeClient) -> None:
     listed = await make_client(proxy).list()
 
     assert {bento.repository.name for bento in listed.items if bento.repository} == {"svc"}
 
 
 @pytest.mark.parametrize(("limit", "pages"), [(0, 1), (1, 1), (2, 2), (3, 2), (99, 3)])
-async def test_a_limit_bounds_a_list_and_the_pages_that_are_read(
+async def test_list_limit_bounds_items_and_pages(
     proxy: FaultProxy, make_client: MakeClient, limit: int, pages: int
 ) -> None:
     listed = await make_client(proxy).list(limit=limit)
@@ -65,7 +65,7 @@ async def test_a_limit_bounds_a_list_and_the_pages_that_are_read(
     assert len(proxy.requests) <= pages
 
 
-async def test_a_list_may_be_searched(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
+async def test_list_search_filters_items(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, "other:v1")
     await make_client(proxy).push("other:v1", bare=True)
 
@@ -74,21 +74,19 @@ async def test_a_list_may_be_searched(proxy: FaultProxy, make_client: MakeClient
     assert [bento.repository.name for bento in listed.items if bento.repository] == ["other"]
 
 
-async def test_a_list_may_be_asked_for_in_the_registry_s_words(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_list_query_is_sent_to_the_registry(proxy: FaultProxy, make_client: MakeClient) -> None:
     listed = await make_client(proxy).list(query="label:parity=even")
 
     assert [bento.version for bento in listed.items] == ["v4", "v2"]
 
 
-async def test_an_empty_registry_has_an_empty_list(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_list_of_empty_registry_is_empty(start_proxy: StartProxy, make_client: MakeClient) -> None:
     listed = await make_client(await start_proxy()).list()
 
     assert (listed.total, [*listed.items]) == (0, [])
 
 
-async def test_a_server_that_has_no_lists_is_no_empty_registry(
-    start_proxy: StartProxy, make_client: MakeClient
-) -> None:
+async def test_list_without_endpoint_fails(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     proxy.add_fault("", answer_json(404, {"detail": "Not Found"}), times=None)  # what an endpoint of FastAPI says
     api = make_client(proxy)
@@ -103,9 +101,7 @@ def page_of(*versions: str, total: int = 1000) -> dict[str, object]:
     return {"start": 0, "count": 2, "total": total, "items": items}
 
 
-async def test_a_server_that_gives_the_same_page_for_ever_is_left(
-    start_proxy: StartProxy, make_client: MakeClient
-) -> None:
+async def test_list_with_repeated_page_ends(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     proxy.add_fault(LIST, answer_json(200, page_of("v2", "v1")), times=None)
 
@@ -115,7 +111,7 @@ async def test_a_server_that_gives_the_same_page_for_ever_is_left(
     assert len(proxy.requests) == 2
 
 
-async def test_a_server_that_gives_nothing_more_is_left(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_list_with_empty_page_ends(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     proxy.add_fault(LIST, answer_json(200, page_of("v2", "v1")))
     proxy.add_fault(LIST, answer_json(200, page_of()), times=None)
@@ -124,9 +120,7 @@ async def test_a_server_that_gives_nothing_more_is_left(start_proxy: StartProxy,
     assert len(proxy.requests) == 2
 
 
-async def test_a_server_that_does_not_say_how_many_there_are_is_asked_until_nothing_comes(
-    start_proxy: StartProxy, make_client: MakeClient
-) -> None:
+async def test_list_without_total_reads_until_empty_page(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     proxy.add_fault(LIST, answer_json(200, {"items": page_of("v3", "v2")["items"]}))
     proxy.add_fault(LIST, answer_json(200, {"items": page_of("v1")["items"]}))
@@ -135,9 +129,7 @@ async def test_a_server_that_does_not_say_how_many_there_are_is_asked_until_noth
     assert [bento.version for bento in (await make_client(proxy).list()).items] == ["v3", "v2", "v1"]
 
 
-async def test_what_a_push_moves_to_the_next_page_is_listed_once(
-    start_proxy: StartProxy, make_client: MakeClient
-) -> None:
+async def test_list_during_push_returns_each_item_once(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     proxy.add_fault(LIST, answer_json(200, page_of("v3", "v2", total=3)))
     proxy.add_fault(LIST, answer_json(200, page_of("v2", "v1", total=4)))
@@ -145,14 +137,14 @@ async def test_what_a_push_moves_to_the_next_page_is_listed_once(
     assert [bento.version for bento in (await make_client(proxy).list()).items] == ["v3", "v2", "v1"]
 
 
-async def test_an_iteration_reads_a_page_when_it_gets_there(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_iter_reads_pages_lazily(proxy: FaultProxy, make_client: MakeClient) -> None:
     async with aclosing(make_client(proxy).iter()) as walk:
         pages = [len(proxy.requests) async for _ in walk]
 
     assert pages == [1, 1, 2, 2, 3]
 
 
-async def test_an_iteration_can_be_broken_out_of(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_iter_stopped_early_reads_one_page(proxy: FaultProxy, make_client: MakeClient) -> None:
     async for bento in make_client(proxy).iter():
         if bento.version == "v4":
             break
@@ -160,7 +152,7 @@ async def test_an_iteration_can_be_broken_out_of(proxy: FaultProxy, make_client:
     assert len(proxy.requests) == 1
 
 
-async def test_models_are_listed_and_got_alike(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_list_and_get_of_models_work_alike(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "mod:m1", built=OF_DAY.format(1))
     make_model(home, "mod:m2", built=OF_DAY.format(2))
     proxy = await start_proxy()
@@ -187,7 +179,7 @@ async def test_models_are_listed_and_got_alike(start_proxy: StartProxy, make_cli
         (("svc:v2",), "v2"),
     ],
 )
-async def test_a_record_is_got_by_name_and_version(
+async def test_get_accepts_name_and_version(
     proxy: FaultProxy, make_client: MakeClient, asked: tuple[str], version: str
 ) -> None:
     bento = await make_client(proxy).get(*asked)
@@ -198,14 +190,12 @@ async def test_a_record_is_got_by_name_and_version(
 
 
 @pytest.mark.parametrize("asked", [("nothing",), ("nothing", "latest"), ("svc", "v9"), ("svc:v9",)])
-async def test_a_record_that_is_not_there_is_named(
-    proxy: FaultProxy, make_client: MakeClient, asked: tuple[str]
-) -> None:
+async def test_get_of_missing_record_names_it(proxy: FaultProxy, make_client: MakeClient, asked: tuple[str]) -> None:
     with pytest.raises(NotFoundError, match=f"no bento {':'.join(asked)} on the registry at {proxy.endpoint}"):
         await make_client(proxy).get(*asked)
 
 
-async def test_an_empty_repository_has_no_latest(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_get_latest_of_empty_repository_is_not_found(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
     await api._kind.routes.create_repository("svc")
@@ -214,14 +204,14 @@ async def test_an_empty_repository_has_no_latest(start_proxy: StartProxy, make_c
         await api.get("svc", "latest")
 
 
-async def test_older_registries_say_not_found_in_their_own_way(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_get_understands_not_found_of_older_registries(proxy: FaultProxy, make_client: MakeClient) -> None:
     proxy.add_fault("GET .*/v2$", answer_json(400, {"error": "get bento v2: record not found"}))
 
     with pytest.raises(NotFoundError, match="svc:v2"):
         await make_client(proxy).get("svc", "v2")
 
 
-async def test_a_fault_that_passes_is_not_noticed(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_get_retry_hides_a_transient_fault(proxy: FaultProxy, make_client: MakeClient) -> None:
     async def break_off(exchange: Exchange) -> web.StreamResponse:
         return exchange.disconnect()
 

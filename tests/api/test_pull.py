@@ -38,7 +38,9 @@ def registry_with(start_proxy: StartProxy, make_client: MakeClient, tmp_path: Pa
     return push
 
 
-async def test_what_is_here_is_not_asked_for(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_pull_of_local_version_sends_no_request(
+    registry_with: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     proxy = await registry_with("svc:v1")
     here = make_bento(home, files={"mine": b"x"})
     events: list[ProgressEvent] = []
@@ -50,7 +52,7 @@ async def test_what_is_here_is_not_asked_for(registry_with: StartProxy, make_cli
     assert (events[-1].phase, events[-1].message) == ("skipped", "already pulled")
 
 
-async def test_a_version_is_not_satisfied_by_one_that_begins_like_it(
+async def test_pull_of_version_ignores_longer_local_version(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:v1")
@@ -66,7 +68,7 @@ OLD, NEW = "2024-01-01 00:00:00", "2024-06-01 00:00:00"
 
 
 @pytest.mark.parametrize("tag", ["svc", "svc:latest"])
-async def test_the_latest_is_the_newest_on_the_registry(
+async def test_pull_latest_is_the_newest_on_the_registry(
     registry_with: StartProxy, make_client: MakeClient, home: Path, tag: str
 ) -> None:
     proxy = await registry_with("svc:a", "svc:z", built={"svc:a": NEW, "svc:z": OLD})
@@ -79,7 +81,7 @@ async def test_the_latest_is_the_newest_on_the_registry(
 
 
 @pytest.mark.parametrize("built", [NEW, "2024-07-01 00:00:00"], ids=["as new", "newer"])
-async def test_a_local_one_that_is_as_new_as_the_latest_is_kept(
+async def test_pull_latest_keeps_local_version_as_new(
     registry_with: StartProxy, make_client: MakeClient, home: Path, built: str
 ) -> None:
     proxy = await registry_with("svc:a", built={"svc:a": NEW})
@@ -91,7 +93,7 @@ async def test_a_local_one_that_is_as_new_as_the_latest_is_kept(
     assert not proxy.matching("GET bytes|presign")
 
 
-async def test_force_brings_the_latest_of_the_registry_whatever_is_here(
+async def test_pull_latest_by_force_ignores_newer_local_version(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:a", built={"svc:a": OLD})
@@ -102,7 +104,9 @@ async def test_force_brings_the_latest_of_the_registry_whatever_is_here(
     assert bento.tag == Tag("svc", "a")
 
 
-async def test_force_replaces_the_local_copy(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_pull_by_force_replaces_local_copy(
+    registry_with: StartProxy, make_client: MakeClient, home: Path
+) -> None:
     proxy = await registry_with("svc:v1")
     make_bento(home, files={"mine": b"x"})
 
@@ -113,7 +117,7 @@ async def test_force_replaces_the_local_copy(registry_with: StartProxy, make_cli
     assert not left_in_scratch(home)
 
 
-async def test_the_old_copy_stands_until_the_new_one_is_whole(
+async def test_pull_by_force_keeps_old_copy_until_commit(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:v1")
@@ -131,7 +135,7 @@ async def test_the_old_copy_stands_until_the_new_one_is_whole(
     assert meanwhile == before
 
 
-async def test_a_forced_pull_that_fails_leaves_the_old_copy_as_it_was(
+async def test_pull_by_force_failed_keeps_old_copy(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:v1")
@@ -148,7 +152,7 @@ async def test_a_forced_pull_that_fails_leaves_the_old_copy_as_it_was(
     assert not left_in_scratch(home, kept=False)
 
 
-async def test_a_cancelled_forced_pull_leaves_the_old_copy_as_it_was(
+async def test_pull_by_force_cancelled_keeps_old_copy(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:v1")
@@ -168,7 +172,7 @@ async def test_a_cancelled_forced_pull_leaves_the_old_copy_as_it_was(
     assert not left_in_scratch(home, kept=False)
 
 
-async def test_models_come_along_at_the_same_time_where_that_is_asked_for(
+async def test_pull_with_models_downloads_them_concurrently(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1", "two:m1"))
@@ -185,7 +189,7 @@ async def test_models_come_along_at_the_same_time_where_that_is_asked_for(
     assert contents(home / "models/two/m1")
 
 
-async def test_models_that_are_here_are_not_asked_for(
+async def test_pull_with_local_models_sends_no_request(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1", "two:m1"))
@@ -198,7 +202,7 @@ async def test_models_that_are_here_are_not_asked_for(
     assert len(proxy.requests) == asked
 
 
-async def test_a_model_that_fails_is_told_when_the_others_are_here(
+async def test_pull_with_failed_model_raises_after_the_others(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1", "two:m1"))
@@ -221,7 +225,7 @@ async def test_a_model_that_fails_is_told_when_the_others_are_here(
     assert not (home / "models/one").exists()
 
 
-async def test_every_model_that_is_not_there_is_named(
+async def test_pull_with_missing_models_names_each(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1", "two:m1", "three:m1"))
@@ -235,7 +239,7 @@ async def test_every_model_that_is_not_there_is_named(
     assert contents(home / "models/two/m1")
 
 
-async def test_models_stay_where_they_are_otherwise(
+async def test_pull_without_models_downloads_none(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1",))
@@ -245,7 +249,7 @@ async def test_models_stay_where_they_are_otherwise(
     assert not (home / "models").exists()
 
 
-async def test_models_of_a_bento_that_is_here_come_along_too(
+async def test_pull_of_local_bento_downloads_its_models(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1",))
@@ -257,7 +261,7 @@ async def test_models_of_a_bento_that_is_here_come_along_too(
     assert contents(home / "models/one/m1")
 
 
-async def test_two_pulls_of_the_same_share_one_download(
+async def test_pull_lock_lets_two_pulls_share_one_download(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:v1")
@@ -276,7 +280,7 @@ async def test_two_pulls_of_the_same_share_one_download(
     assert bentos[0] == bentos[1]
 
 
-async def test_a_pull_whose_predecessor_failed_goes_on_by_itself(
+async def test_pull_lock_released_by_failed_pull_continues(
     registry_with: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await registry_with("svc:v1")
@@ -294,9 +298,7 @@ async def test_a_pull_whose_predecessor_failed_goes_on_by_itself(
     assert (await waiting).tag == Tag("svc", "v1")
 
 
-async def test_a_pull_that_waits_for_another_can_be_cancelled(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_pull_lock_wait_can_be_cancelled(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1")
     held = Hold()
     proxy.add_fault(GET, held)
@@ -313,7 +315,7 @@ async def test_a_pull_that_waits_for_another_can_be_cancelled(
     assert (await first).tag == Tag("svc", "v1")
 
 
-async def test_another_store_may_be_pulled_into(
+async def test_pull_into_another_store_writes_there(
     registry_with: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await registry_with("svc:v1")
@@ -326,7 +328,7 @@ async def test_another_store_may_be_pulled_into(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_the_models_of_a_bento_in_another_store_go_where_models_lie(
+async def test_pull_into_another_bento_store_keeps_model_store(
     registry_with: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1",))
@@ -337,7 +339,7 @@ async def test_the_models_of_a_bento_in_another_store_go_where_models_lie(
     assert not (elsewhere / "models").exists()
 
 
-async def test_a_model_may_be_pulled_into_another_store(
+async def test_pull_of_model_into_another_store_writes_there(
     registry_with: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1",))
@@ -350,9 +352,7 @@ async def test_a_model_may_be_pulled_into_another_store(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_force_is_for_the_bento_and_not_for_models_that_are_here(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_pull_by_force_keeps_local_models(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1",))
     mine = make_model(home, "one:m1", {"mine": b"x"})
 
@@ -363,7 +363,7 @@ async def test_force_is_for_the_bento_and_not_for_models_that_are_here(
     assert not proxy.matching("model_repositories")
 
 
-async def test_a_model_that_lives_on_a_hub_has_nothing_to_pull(
+async def test_pull_of_hub_model_downloads_nothing(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await start_proxy()
@@ -386,7 +386,7 @@ async def test_a_model_that_lives_on_a_hub_has_nothing_to_pull(
     assert not proxy.matching("presign|GET bytes")
 
 
-async def test_a_query_chooses_among_the_models_of_a_name(
+async def test_pull_query_selects_among_models_of_a_name(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home, "mod:older", labels={"stage": "prod"}, built="2023-01-01 00:00:00")
@@ -402,7 +402,7 @@ async def test_a_query_chooses_among_the_models_of_a_name(
     assert model.tag == Tag("mod", "prod")
 
 
-async def test_a_query_is_not_answered_by_a_newer_model_that_is_here(
+async def test_pull_query_ignores_newer_local_model(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home, "mod:prod", labels={"stage": "prod"}, built=OLD)
@@ -419,7 +419,7 @@ async def test_a_query_is_not_answered_by_a_newer_model_that_is_here(
     assert newest.tag == Tag("mod", "mine")
 
 
-async def test_a_query_is_without_effect_where_the_version_is_named(
+async def test_pull_query_with_version_has_no_effect(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home)
@@ -433,14 +433,14 @@ async def test_a_query_is_without_effect_where_the_version_is_named(
 
 
 @pytest.mark.parametrize("tag", ["svc:v9", "nothing", "nothing:latest"])
-async def test_what_the_registry_has_not_is_named(registry_with: StartProxy, make_client: MakeClient, tag: str) -> None:
+async def test_pull_of_missing_item_names_it(registry_with: StartProxy, make_client: MakeClient, tag: str) -> None:
     proxy = await registry_with("svc:v1")
 
     with pytest.raises(NotFoundError, match=rf"no bento {tag} on the registry at {proxy.endpoint}.*async-bento list"):
         await make_client(proxy).pull(tag)
 
 
-async def test_a_record_without_bytes_is_named(
+async def test_pull_of_record_without_bytes_names_it(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_bento(home)

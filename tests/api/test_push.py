@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.fixtures import MakeClient, StartProxy
 
 
-async def test_a_push_takes_its_steps_in_order(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_push_takes_its_steps_in_order(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
 
@@ -48,7 +48,7 @@ async def test_a_push_takes_its_steps_in_order(start_proxy: StartProxy, make_cli
     assert (await make_client(proxy).get("svc:v1")).upload_status == "success"
 
 
-async def test_a_model_takes_the_same_steps(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_push_of_model_takes_the_same_steps(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy()
 
@@ -68,7 +68,7 @@ async def test_a_model_takes_the_same_steps(start_proxy: StartProxy, make_client
     ]
 
 
-async def test_the_models_go_first_and_their_repository_is_created_once(
+async def test_push_uploads_models_first_and_creates_repository_once(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     tags = [f"mod:m{number}" for number in range(4)]
@@ -88,7 +88,7 @@ async def test_the_models_go_first_and_their_repository_is_created_once(
     assert (await make_client(proxy).get("svc:v1")).manifest.models == tags  # type: ignore[union-attr]
 
 
-async def test_what_is_there_already_costs_one_question_each_and_all_are_asked_at_once(
+async def test_push_of_present_items_sends_one_request_each(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     tags = [f"mod{number}:m1" for number in range(3)]
@@ -111,7 +111,7 @@ async def test_what_is_there_already_costs_one_question_each_and_all_are_asked_a
     assert sorted(proxy.steps()) == ["GET mod0/m1", "GET mod1/m1", "GET mod2/m1", "GET svc/v1"]
 
 
-async def test_the_models_go_at_the_same_time(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_push_uploads_models_concurrently(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "one:m1")
     make_model(home, "two:m1")
     make_bento(home, models=["one:m1", "two:m1"])
@@ -125,7 +125,7 @@ async def test_the_models_go_at_the_same_time(start_proxy: StartProxy, make_clie
     await pushing
 
 
-async def test_a_model_that_fails_keeps_its_bento_off_the_registry_and_lets_the_others_finish(
+async def test_push_with_failed_model_uploads_others_but_no_bento(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, "one:m1")
@@ -149,7 +149,7 @@ async def test_a_model_that_fails_keeps_its_bento_off_the_registry_and_lets_the_
     assert [request.json["status"] for request in proxy.matching("finish_upload")] == ["failed", "success"]
 
 
-async def test_every_model_that_fails_is_named_and_why(
+async def test_push_with_failed_models_names_each_and_its_reason(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, "one:m1")
@@ -172,7 +172,7 @@ async def test_every_model_that_fails_is_named_and_why(
     }
 
 
-async def test_what_several_models_fail_with_is_said_once(
+async def test_push_with_same_error_of_models_states_it_once(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, "one:m1")
@@ -186,7 +186,7 @@ async def test_what_several_models_fail_with_is_said_once(
     assert [*failure.value.failures] == ["gone:m2", "gone:m1"]
 
 
-async def test_a_bug_of_ours_is_no_model_s_failure_and_stops_the_others(
+async def test_push_with_unexpected_exception_stops_all_models(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home, "one:m1")
@@ -209,7 +209,7 @@ async def test_a_bug_of_ours_is_no_model_s_failure_and_stops_the_others(
     slow.released.set()
 
 
-async def test_a_repository_that_is_there_is_not_created(
+async def test_push_to_existing_repository_creates_none(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home, "svc:v1")
@@ -231,7 +231,7 @@ async def loses_the_race(exchange: Exchange) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize("fault", [loses_the_race, lose_answer], ids=["exists", "lost answer"])
-async def test_a_repository_that_another_process_creates_meanwhile_will_do(
+async def test_push_with_repository_created_meanwhile_uses_it(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, fault: Callable[..., Awaitable[web.StreamResponse]]
 ) -> None:
     make_bento(home)
@@ -244,7 +244,7 @@ async def test_a_repository_that_another_process_creates_meanwhile_will_do(
 
 
 @pytest.mark.parametrize("fault", [loses_the_race, lose_answer], ids=["exists", "lost answer"])
-async def test_a_record_that_another_process_creates_meanwhile_is_updated(
+async def test_push_with_record_created_meanwhile_updates_it(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, fault: Callable[..., Awaitable[web.StreamResponse]]
 ) -> None:
     make_bento(home)
@@ -258,7 +258,7 @@ async def test_a_record_that_another_process_creates_meanwhile_is_updated(
 
 
 @pytest.mark.parametrize("step", ["POST /api/v1/bento_repositories$", "POST .*/bentos$"])
-async def test_a_refusal_to_create_is_raised_as_it_was_said(
+async def test_push_with_refused_creation_raises_its_message(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, step: str
 ) -> None:
     make_bento(home)
@@ -271,7 +271,7 @@ async def test_a_refusal_to_create_is_raised_as_it_was_said(
     assert not proxy.matching(PUT)
 
 
-async def test_a_record_whose_upload_failed_is_updated_and_pushed_again(
+async def test_push_after_failed_upload_updates_the_record(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home)
@@ -289,7 +289,7 @@ async def test_a_record_whose_upload_failed_is_updated_and_pushed_again(
     assert (await make_client(proxy).get("svc:v1")).upload_status == "success"
 
 
-async def test_what_the_registry_has_is_skipped(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_push_of_present_item_is_skipped(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     make_bento(home, models=["mod:m1"])
     proxy = await start_proxy()
@@ -309,7 +309,7 @@ async def test_what_the_registry_has_is_skipped(start_proxy: StartProxy, make_cl
     ]
 
 
-async def test_it_is_told_how_many_models_a_bento_has_and_how_many_were_there(
+async def test_push_reports_numbers_of_models_and_skipped_models(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     for name in ("one", "two", "three"):
@@ -324,7 +324,7 @@ async def test_it_is_told_how_many_models_a_bento_has_and_how_many_were_there(
     assert (events[-1].kind, events[-1].message) == ("bento", "3 models, 1 skipped")
 
 
-async def test_force_pushes_what_the_registry_has_and_its_models(
+async def test_push_by_force_uploads_present_bento_and_models(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home)
@@ -340,7 +340,7 @@ async def test_force_pushes_what_the_registry_has_and_its_models(
     assert {"PATCH svc/v1", "PATCH mod/m1"} <= {*proxy.steps()}
 
 
-async def test_a_bare_push_is_a_record_without_bytes(
+async def test_bare_push_creates_record_without_upload(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home)
@@ -356,9 +356,7 @@ async def test_a_bare_push_is_a_record_without_bytes(
     assert (result.bytes_sent, result.parts, result.skipped) == (0, 0, False)
 
 
-async def test_a_whole_push_is_not_for_development(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_push_is_not_marked_for_development(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
 
@@ -367,7 +365,7 @@ async def test_a_whole_push_is_not_for_development(
     assert proxy.matching("POST svc$")[0].json["manifest"]["dev"] is False
 
 
-async def test_the_record_says_what_the_bento_is(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_push_record_describes_the_bento(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, files={"README.md": b"# Hi\n"}, labels={"team": "blue"})
     proxy = await start_proxy()
 
@@ -412,7 +410,7 @@ FORMS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-async def test_a_bento_may_be_given_in_many_forms(
+async def test_push_accepts_a_bento_in_many_forms(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, form: Callable[[Path], object]
 ) -> None:
     given = await asyncio.to_thread(form, make_bento(home))
@@ -430,7 +428,7 @@ class NamedModel:
     tag = ForeignTag()
 
 
-async def test_a_model_of_the_store_may_be_given_by_what_has_its_tag(
+async def test_push_accepts_a_model_by_object_with_tag(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, "svc:v1")
@@ -449,7 +447,7 @@ class HubModel:
     revision = "main"
 
 
-async def test_a_model_of_the_hub_is_not_pushed_by_itself(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_push_of_hub_model_is_refused(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
 
     with pytest.raises(InvalidTagError, match="invalid tag of type HubModel"):
@@ -458,7 +456,7 @@ async def test_a_model_of_the_hub_is_not_pushed_by_itself(start_proxy: StartProx
     assert not proxy.requests
 
 
-async def test_a_path_may_be_relative_and_outside_the_store(
+async def test_push_accepts_relative_path_outside_the_store(
     start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(tmp_path / "exported")
@@ -470,7 +468,7 @@ async def test_a_path_may_be_relative_and_outside_the_store(
     assert result.tag == Tag("svc", "v1")
 
 
-async def test_the_working_directory_may_be_pushed(
+async def test_push_accepts_the_working_directory(
     start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(make_bento(tmp_path / "exported"))
@@ -480,7 +478,7 @@ async def test_the_working_directory_may_be_pushed(
     assert (await make_client(proxy).push(Path())).skipped
 
 
-async def test_a_bento_s_tar_leaves_its_models_out_and_they_go_as_models(
+async def test_push_uploads_models_outside_the_tar_of_the_bento(
     start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path
 ) -> None:
     bento = make_bento(tmp_path / "exported", models=["mod:m1"], files={"src/models/kept.py": b"pass\n"})
@@ -498,7 +496,7 @@ async def test_a_bento_s_tar_leaves_its_models_out_and_they_go_as_models(
     assert proxy.matching("PUT /blobs/models")
 
 
-async def test_a_model_s_tar_leaves_nothing_out(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_push_of_model_uploads_every_file(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"models/weights": noise(1000)})
     proxy = await start_proxy("auto")
 
@@ -509,7 +507,7 @@ async def test_a_model_s_tar_leaves_nothing_out(start_proxy: StartProxy, make_cl
         assert {"./model.yaml", "./models", "./models/weights"} <= {*tar.getnames()}
 
 
-async def test_a_model_that_is_not_here_but_on_the_registry_is_not_needed(
+async def test_push_with_model_on_registry_only_succeeds(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(elsewhere)
@@ -526,7 +524,7 @@ async def test_a_model_that_is_not_here_but_on_the_registry_is_not_needed(
     ]
 
 
-async def test_a_model_that_is_nowhere_is_named(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_push_with_missing_model_names_it(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, models=["mod:m1"])
     proxy = await start_proxy()
 
@@ -536,7 +534,7 @@ async def test_a_model_that_is_nowhere_is_named(start_proxy: StartProxy, make_cl
     assert proxy.steps("svc") == ["GET svc/v1"]  # whether it is there; nothing is said of it
 
 
-async def test_a_model_whose_upload_never_ended_is_nowhere(
+async def test_push_with_incomplete_model_on_registry_names_it(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(elsewhere)
@@ -560,7 +558,7 @@ def replaced_before_the_scan(monkeypatch: pytest.MonkeyPatch, replace: Callable[
     monkeypatch.setattr(TarPlan, "scan", late)
 
 
-async def test_what_is_said_of_a_bento_that_is_replaced_meanwhile_fits_its_files(
+async def test_push_of_bento_replaced_meanwhile_is_consistent(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(home)
@@ -573,7 +571,7 @@ async def test_what_is_said_of_a_bento_that_is_replaced_meanwhile_fits_its_files
     assert record["manifest"]["size_bytes"] > 5000
 
 
-async def test_a_directory_that_holds_another_bento_by_now_is_not_pushed_as_the_first(
+async def test_push_of_directory_with_another_bento_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_bento(home)
@@ -588,7 +586,7 @@ async def test_a_directory_that_holds_another_bento_by_now_is_not_pushed_as_the_
 
 
 @pytest.mark.parametrize("threads", [0, -1])
-async def test_without_threads_nothing_would_ever_go(
+async def test_push_with_zero_threads_is_refused(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, threads: int
 ) -> None:
     make_bento(home)
@@ -603,7 +601,7 @@ async def test_without_threads_nothing_would_ever_go(
     assert not proxy.requests
 
 
-async def test_a_push_tells_what_it_did(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_push_result_describes_the_upload(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     make_bento(home, models=["mod:m1"])
     proxy = await start_proxy("auto")
@@ -618,9 +616,7 @@ async def test_a_push_tells_what_it_did(start_proxy: StartProxy, make_client: Ma
     assert result.seconds >= model.seconds > 0
 
 
-async def test_a_client_can_be_closed_and_used_again(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_closed_client_reopens_on_use(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
     api = make_client(proxy)
@@ -631,7 +627,7 @@ async def test_a_client_can_be_closed_and_used_again(
     assert (await api.push("svc:v1")).skipped
 
 
-async def test_a_listener_that_raises_does_not_end_a_push(
+async def test_push_with_raising_listener_succeeds(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home)

@@ -47,7 +47,7 @@ async def push_both(proxy: FaultProxy, make_client: MakeClient, home: Path) -> A
     return one
 
 
-async def test_each_repository_is_there_once_and_no_client_creates_one_twice(
+async def test_two_pushes_create_each_repository_once(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await start_proxy()
@@ -62,7 +62,7 @@ async def test_each_repository_is_there_once_and_no_client_creates_one_twice(
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
-async def test_everything_is_uploaded_and_comes_back_as_it_was(
+async def test_two_pushes_upload_everything(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
     proxy = await start_proxy(transmission)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.long
 @pytest.mark.timeout(120)
-async def test_in_bad_weather_every_word_is_true() -> None:
+async def test_chaos_run_finds_every_result_true() -> None:
     command = ["-m", "tests.chaos", "--seed", "7", "--cases", "24", "--lanes", "8"]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -39,12 +39,12 @@ async def test_in_bad_weather_every_word_is_true() -> None:
         assert f"| {happened} |" in said
 
 
-def test_a_case_is_drawn_from_the_seed_and_its_number_alone() -> None:
+def test_chaos_case_depends_on_seed_and_number_only() -> None:
     assert draw(7, 3) == draw(7, 3)
     assert len({draw(seed, number) for seed in range(3) for number in range(10)}) == 30
 
 
-def test_what_befalls_a_request_does_not_hang_on_when_it_comes() -> None:
+def test_chaos_fault_of_request_is_independent_of_order() -> None:
     weather = draw(7, 0).pushes[0].weather
 
     def befalls(step: str, nth: int) -> str | None:
@@ -57,7 +57,7 @@ def test_what_befalls_a_request_does_not_hang_on_when_it_comes() -> None:
     assert forwards == backwards
 
 
-def test_a_long_run_in_which_something_never_happened_says_what() -> None:
+def test_chaos_run_reports_events_that_never_happened() -> None:
     missing = not_happened(Counts(), own_disks=True)
 
     assert {*KINDS, "client killed", "registry's disk full", "push: resumed", "pull killed"} <= {*missing}

@@ -38,7 +38,7 @@ def pull(pace: AdaptiveRanges, total: int, each: float, altogether: float, laten
     ],
     ids=["5 MB/s", "20 MB/s", "loopback"],
 )
-def test_a_link_is_filled_by_what_a_connection_of_it_gives(
+def test_ranges_of_slow_connections_grow_until_link_is_full(
     each: float, altogether: float, latency: float, size: int, at_once: int
 ) -> None:
     pace = AdaptiveRanges(Transfer())
@@ -49,12 +49,12 @@ def test_a_link_is_filled_by_what_a_connection_of_it_gives(
     assert pace.concurrency == pytest.approx(at_once, abs=6)
 
 
-def test_a_slow_link_is_filled_in_a_fraction_of_what_one_connection_would_take() -> None:
+def test_ranges_fill_slow_link_faster_than_one_connection() -> None:
     took, _ = pull(AdaptiveRanges(Transfer()), 256 * MiB, 5 * MiB, 1e12, 0.1)
     assert took < 256 / 5 / 10
 
 
-def test_more_ranges_than_bring_more_are_not_asked_for() -> None:
+def test_ranges_without_more_throughput_are_not_added() -> None:
     pace = AdaptiveRanges(Transfer(range_size=MiB))
 
     _, most = pull(pace, 512 * MiB, 100 * MiB, 100 * MiB, 0.01)
@@ -68,7 +68,7 @@ def test_more_ranges_than_bring_more_are_not_asked_for() -> None:
     st.integers(1, 64),
     st.lists(st.tuples(st.integers(1, 16 * MiB), st.floats(0, 100), st.booleans()), max_size=60),
 )
-def test_whatever_comes_the_bounds_hold(
+def test_ranges_stay_within_bounds_for_any_events(
     range_size: int, window: int, concurrency: int, events: list[tuple[int, float, bool]]
 ) -> None:
     transfer = Transfer(range_size=range_size, window=window, concurrency=concurrency)
@@ -84,7 +84,7 @@ def test_whatever_comes_the_bounds_hold(
         assert pace.concurrency * pace.size <= window or pace.concurrency == 1
 
 
-def test_when_the_storage_is_busy_there_are_half_as_many_and_then_slowly_more() -> None:
+def test_ranges_halve_when_throttled_then_grow_slowly() -> None:
     pace = AdaptiveRanges(Transfer(range_size=MiB))
     assert pace.concurrency == 8
 
@@ -102,7 +102,7 @@ def test_when_the_storage_is_busy_there_are_half_as_many_and_then_slowly_more() 
     assert pace.concurrency > 8
 
 
-def test_there_is_always_one() -> None:
+def test_ranges_throttled_repeatedly_stay_at_least_one() -> None:
     pace = AdaptiveRanges(Transfer())
     for number in range(10):
         pace.throttle(10.0 * number)

@@ -92,7 +92,7 @@ def ranges(proxy: FaultProxy) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
-async def test_what_was_pushed_comes_back(
+async def test_download_returns_what_was_pushed(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
     proxy = await pushed(transmission)
@@ -105,9 +105,7 @@ async def test_what_was_pushed_comes_back(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_the_tar_comes_in_ranges_that_make_it_up_each_asked_for_once(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_download_requests_each_range_once(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
 
     await make_client(proxy, elsewhere).models.pull("mod:m1")
@@ -118,7 +116,7 @@ async def test_the_tar_comes_in_ranges_that_make_it_up_each_asked_for_once(
     assert len(asked) == -(-asked[-1][1] // RANGE)
 
 
-async def test_all_ranges_are_of_the_object_whose_first_range_came(
+async def test_download_ranges_send_if_match_of_first_range(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -139,7 +137,7 @@ async def test_all_ranges_are_of_the_object_whose_first_range_came(
     assert {request.headers["If-Match"] for request in others} == set(etags)
 
 
-async def test_a_weak_etag_is_not_asked_for_since_it_would_never_match(
+async def test_download_with_weak_etag_sends_no_if_match(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -150,7 +148,7 @@ async def test_a_weak_etag_is_not_asked_for_since_it_would_never_match(
     assert not any("If-Match" in request.headers for request in proxy.requests)
 
 
-async def test_a_storage_sees_no_token_and_no_request_for_an_encoding(
+async def test_download_from_storage_sends_no_token_or_encoding(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -162,7 +160,7 @@ async def test_a_storage_sees_no_token_and_no_request_for_an_encoding(
         assert request.headers["Accept-Encoding"] == "identity"
 
 
-async def test_ranges_that_come_out_of_order_are_put_in_order(
+async def test_download_ranges_out_of_order_are_reordered(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -186,7 +184,7 @@ async def test_ranges_that_come_out_of_order_are_put_in_order(
     assert others >= 3
 
 
-async def test_no_more_ranges_are_held_than_the_window_has_room_for(
+async def test_download_holds_no_more_ranges_than_the_window(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed(files=LARGE)
@@ -205,7 +203,7 @@ async def test_no_more_ranges_are_held_than_the_window_has_room_for(
     assert len(ranges(proxy)) == 13
 
 
-async def test_pulls_at_the_same_time_share_the_window_and_none_waits_for_ever(
+async def test_download_window_shared_by_pulls_starves_none(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -221,7 +219,7 @@ async def test_pulls_at_the_same_time_share_the_window_and_none_waits_for_ever(
         assert contents(elsewhere / f"models/mod{number}/m1").keys() == contents(home / f"models/mod{number}/m1").keys()
 
 
-async def test_one_budget_bounds_the_ranges_in_flight_of_all_items(
+async def test_download_concurrency_is_shared_by_all_items(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed(files=LARGE)
@@ -238,7 +236,7 @@ async def test_one_budget_bounds_the_ranges_in_flight_of_all_items(
     assert proxy.max_concurrent["GET"] == 3
 
 
-async def test_a_storage_without_ranges_is_streamed_from(
+async def test_download_without_range_support_is_streamed(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -251,7 +249,7 @@ async def test_a_storage_without_ranges_is_streamed_from(
     assert len(proxy.matching("GET bytes")) == 1
 
 
-async def test_a_compressed_tar_is_unpacked_as_it_comes(
+async def test_download_of_compressed_tar_is_extracted_as_a_stream(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed("auto")
@@ -269,7 +267,7 @@ async def test_a_compressed_tar_is_unpacked_as_it_comes(
     assert contents(model.path) == contents(home / "models/mod/m1")
 
 
-async def test_nothing_is_in_the_store_before_all_of_it_is(
+async def test_download_incomplete_is_not_in_the_store(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -290,7 +288,7 @@ async def test_nothing_is_in_the_store_before_all_of_it_is(
     assert not any(name.endswith(".tar") for name in staged)
 
 
-async def test_the_progress_ends_at_the_size_of_the_tar(
+async def test_download_progress_ends_at_the_size_of_the_tar(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -318,7 +316,7 @@ TRANSIENT = {
 
 @pytest.mark.parametrize("nth", [0, 2], ids=["first", "later"])
 @pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT.keys())
-async def test_a_range_that_fails_is_asked_for_again_and_no_other(
+async def test_download_retry_repeats_only_the_failed_range(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, fault: Fault, nth: int
 ) -> None:
     proxy = await pushed()
@@ -334,7 +332,7 @@ async def test_a_range_that_fails_is_asked_for_again_and_no_other(
 
 
 @pytest.mark.parametrize("nth", [0, 2], ids=["first", "later"])
-async def test_an_expired_url_is_presigned_anew_once_for_all_ranges(
+async def test_download_with_expired_url_presigns_once_for_all_ranges(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, nth: int
 ) -> None:
     proxy = await pushed()
@@ -347,7 +345,7 @@ async def test_an_expired_url_is_presigned_anew_once_for_all_ranges(
     assert len(proxy.matching("presign_download")) == 2
 
 
-async def test_ranges_that_meet_the_same_expired_url_presign_it_anew_once(
+async def test_download_ranges_with_same_expired_url_presign_once(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -366,7 +364,7 @@ async def test_ranges_that_meet_the_same_expired_url_presign_it_anew_once(
 
 
 @pytest.mark.parametrize("transmission", ["proxy", "auto"])
-async def test_a_stream_that_breaks_starts_again_from_scratch(
+async def test_download_retry_of_a_broken_stream_restarts(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
     proxy = await pushed(transmission, files=LARGE)
@@ -394,7 +392,7 @@ def disconnect_while_sending_whole(size: int) -> Fault:
     return fault
 
 
-async def test_a_download_that_stalled_once_goes_on(
+async def test_download_retry_after_a_stall_succeeds(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, forever: asyncio.Event
 ) -> None:
     proxy = await pushed()
@@ -430,7 +428,7 @@ LIES: dict[str, tuple[Fault, type[BentoError], str]] = {
 
 
 @pytest.mark.parametrize(("fault", "error", "said"), LIES.values(), ids=LIES.keys())
-async def test_an_answer_that_is_not_what_was_asked_for_leaves_nothing_behind(
+async def test_download_of_wrong_response_leaves_nothing_behind(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, fault: Fault, error: type[BentoError], said: str
 ) -> None:
     proxy = await pushed()
@@ -446,7 +444,7 @@ async def test_an_answer_that_is_not_what_was_asked_for_leaves_nothing_behind(
     assert nothing_came(elsewhere)
 
 
-async def test_a_range_that_brings_more_than_was_asked_for_is_cut_off(
+async def test_download_range_longer_than_requested_is_cut_off(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -473,7 +471,7 @@ async def test_a_range_that_brings_more_than_was_asked_for_is_cut_off(
     assert nothing_came(elsewhere)
 
 
-async def test_a_server_that_gives_ranges_first_and_none_later_is_asked_for_the_whole(
+async def test_download_losing_range_support_requests_the_whole(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -489,7 +487,7 @@ async def test_a_server_that_gives_ranges_first_and_none_later_is_asked_for_the_
     ]
 
 
-async def test_a_server_that_changes_its_mind_again_and_again_is_not_followed_for_ever(
+async def test_download_toggling_range_support_fails(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -508,7 +506,7 @@ CHANGED: dict[str, Fault] = {
 
 
 @pytest.mark.parametrize("fault", CHANGED.values(), ids=CHANGED.keys())
-async def test_an_object_that_changes_between_two_ranges_is_never_mixed(
+async def test_download_of_object_with_new_etag_is_never_mixed(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, fault: Fault
 ) -> None:
     proxy = await pushed()
@@ -520,7 +518,7 @@ async def test_an_object_that_changes_between_two_ranges_is_never_mixed(
     assert nothing_came(elsewhere)
 
 
-async def test_an_object_of_another_size_is_never_mixed(
+async def test_download_of_object_with_new_size_is_never_mixed(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -539,7 +537,7 @@ async def test_an_object_of_another_size_is_never_mixed(
     assert nothing_came(elsewhere)
 
 
-async def test_an_object_really_pushed_anew_between_two_ranges_is_never_mixed(
+async def test_download_of_object_pushed_again_is_never_mixed(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -559,9 +557,7 @@ async def test_an_object_really_pushed_anew_between_two_ranges_is_never_mixed(
     assert "restarting: the item was pushed again during the download" in [event.message for event in events]
 
 
-async def test_a_stream_that_ends_early_as_if_that_were_all_is_an_error(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_download_of_truncated_stream_fails(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed("proxy")
     proxy.add_fault(DOWNLOAD, end_early(100_000), times=None)
 
@@ -599,7 +595,7 @@ OTHER = (
     ],
     ids=["no yaml", "another model", "broken yaml", "unsafe", "noise", "empty", "empty tar"],
 )
-async def test_a_tar_that_is_not_the_item_s_never_reaches_the_store(
+async def test_download_of_another_items_tar_stays_out_of_store(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, body: bytes, error: type[BentoError], said: str
 ) -> None:
     proxy = await pushed("proxy")
@@ -615,7 +611,7 @@ async def test_a_tar_that_is_not_the_item_s_never_reaches_the_store(
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
-async def test_a_server_that_stops_sending_is_not_waited_for_for_ever(
+async def test_download_stalled_by_server_times_out(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, forever: asyncio.Event, transmission: str
 ) -> None:
     proxy = await pushed(transmission)
@@ -630,7 +626,7 @@ async def test_a_server_that_stops_sending_is_not_waited_for_for_ever(
     assert nothing_came(elsewhere)
 
 
-async def test_a_fault_that_stays_is_told_with_what_the_storage_said(
+async def test_download_retry_exhausted_reports_storage_message(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -644,7 +640,7 @@ async def test_a_fault_that_stays_is_told_with_what_the_storage_said(
     assert nothing_came(elsewhere)
 
 
-async def test_a_registry_that_keeps_breaking_off_is_told_of_as_a_lost_connection(
+async def test_download_retry_exhausted_reports_lost_connection(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed("proxy")
@@ -656,7 +652,7 @@ async def test_a_registry_that_keeps_breaking_off_is_told_of_as_a_lost_connectio
     assert nothing_came(elsewhere)
 
 
-async def test_a_registry_that_presigns_nothing_is_told_of(
+async def test_download_without_presigned_url_fails(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -679,7 +675,7 @@ async def test_a_registry_that_presigns_nothing_is_told_of(
         ("proxy", DOWNLOAD, 0),
     ],
 )
-async def test_a_pull_cancelled_at_any_step_leaves_nothing_behind(
+async def test_download_cancelled_at_any_step_leaves_nothing(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, transmission: str, step: str, nth: int
 ) -> None:
     proxy = await pushed(transmission)
@@ -698,7 +694,7 @@ async def test_a_pull_cancelled_at_any_step_leaves_nothing_behind(
     assert nothing_came(elsewhere)
 
 
-async def test_a_pull_cancelled_in_mid_stream_leaves_nothing_behind(
+async def test_download_cancelled_in_mid_stream_leaves_nothing(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, forever: asyncio.Event
 ) -> None:
     proxy = await pushed("proxy", files=LARGE)
@@ -722,7 +718,7 @@ async def test_a_pull_cancelled_in_mid_stream_leaves_nothing_behind(
     assert nothing_came(elsewhere)
 
 
-async def test_a_cancelled_pull_ends_when_no_thread_writes_for_it_any_more(
+async def test_download_cancelled_waits_for_its_writing_threads(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = await pushed()
@@ -751,7 +747,7 @@ async def test_a_cancelled_pull_ends_when_no_thread_writes_for_it_any_more(
     assert nothing_came(elsewhere)
 
 
-async def test_a_pull_after_a_cancelled_one_is_as_if_that_had_never_been(
+async def test_download_after_a_cancelled_one_is_complete(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed()

@@ -284,7 +284,7 @@ PUSHES = {
     [(pushed, way) for pushed in PUSHES for way in ("task", "scope")]
     + [("in parts", way) for way in ("group", "fail_after", "wait_for")],
 )
-async def test_a_push_cancelled_wherever_it_waits(
+async def test_push_cancelled_at_any_await_leaves_clean_state(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path, books: Books, pushed: str, way: str
 ) -> None:
     transmission, make = PUSHES[pushed]
@@ -331,7 +331,7 @@ async def test_a_push_cancelled_wherever_it_waits(
         await once(steps, number)
 
 
-async def test_a_bare_push_cancelled_wherever_it_waits(
+async def test_bare_push_cancelled_at_any_await_leaves_clean_state(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await start_proxy()
@@ -348,7 +348,7 @@ async def test_a_bare_push_cancelled_wherever_it_waits(
         await once(steps, number)
 
 
-async def test_a_push_by_force_that_is_cancelled_before_it_begins_leaves_what_is_there(
+async def test_forced_push_cancelled_before_start_keeps_the_item(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     """Its record says `success` until the registry has heard of another upload, since its bytes are there."""
@@ -382,7 +382,7 @@ PULLS = {
     [(pulled, way) for pulled in PULLS for way in ("task", "scope")]
     + [("in ranges", way) for way in ("group", "fail_after", "wait_for")],
 )
-async def test_a_pull_cancelled_wherever_it_waits(
+async def test_pull_cancelled_at_any_await_leaves_clean_state(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path, pulled: str, way: str
 ) -> None:
     transmission, models = PULLS[pulled]

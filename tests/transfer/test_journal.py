@@ -22,7 +22,7 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "journal")
 
 
-def test_what_was_noted_is_read_again(journal: Journal) -> None:
+def test_journal_reads_added_parts(journal: Journal) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1"))
     journal.add(3, '"c"')
     journal.add(1, '"a"')
@@ -30,14 +30,14 @@ def test_what_was_noted_is_read_again(journal: Journal) -> None:
     assert journal.read() == JournalEntries(SOURCE, "upload-1", {1: '"a"', 3: '"c"'})
 
 
-def test_what_was_begun_with_is_read_again(journal: Journal) -> None:
+def test_journal_reads_parts_it_was_created_with(journal: Journal) -> None:
     recorded = JournalEntries(SOURCE, "upload-1", {2: '"b"'})
     journal.create(recorded)
 
     assert journal.read() == recorded
 
 
-def test_another_upload_takes_the_place_of_the_last(journal: Journal) -> None:
+def test_journal_of_new_upload_replaces_the_old(journal: Journal) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1", {2: '"b"'}))
     journal.create(JournalEntries(SOURCE, "upload-2"))
 
@@ -45,18 +45,18 @@ def test_another_upload_takes_the_place_of_the_last(journal: Journal) -> None:
     assert [*journal.path.parent.iterdir()] == [journal.path]
 
 
-def test_where_there_is_none_there_is_nothing_to_read(journal: Journal) -> None:
+def test_journal_missing_reads_none(journal: Journal) -> None:
     assert journal.read() is None
     journal.remove()
 
 
-def test_a_journal_that_was_removed_is_gone(journal: Journal) -> None:
+def test_journal_removed_reads_none(journal: Journal) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1"))
     journal.remove()
     assert journal.read() is None
 
 
-def test_cut_short_anywhere_it_tells_of_whole_lines_alone(journal: Journal) -> None:
+def test_journal_truncated_anywhere_reads_whole_lines_only(journal: Journal) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1"))
     first = journal.path.stat().st_size
     journal.add(1, '"a"')
@@ -87,12 +87,12 @@ def test_cut_short_anywhere_it_tells_of_whole_lines_alone(journal: Journal) -> N
         b'{"endpoint":"e","kind":"bento","tag":"t","part_size":5,"fingerprint":"f","upload_id":"u","new":1}\n',
     ],
 )
-def test_what_makes_no_sense_is_nothing(journal: Journal, text: bytes) -> None:
+def test_journal_invalid_reads_none(journal: Journal, text: bytes) -> None:
     journal.path.write_bytes(text)
     assert journal.read() is None
 
 
-def test_what_follows_a_line_that_makes_no_sense_is_not_believed(journal: Journal) -> None:
+def test_journal_lines_after_an_invalid_one_are_ignored(journal: Journal) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1", {1: '"a"'}))
     with journal.path.open("ab") as file:
         file.write(b'{"part_num')  # a full disk
@@ -105,13 +105,13 @@ def test_what_follows_a_line_that_makes_no_sense_is_not_believed(journal: Journa
     assert read.etags == {1: '"a"'}
 
 
-def test_it_is_its_owner_s_alone(journal: Journal) -> None:
+def test_journal_is_readable_by_its_owner_only(journal: Journal) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1"))
     journal.add(1, '"a"')
     assert stat.S_IMODE(journal.path.stat().st_mode) == 0o600
 
 
-def test_the_old_one_stands_until_the_new_one_is_whole(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_journal_failing_to_be_replaced_stays(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1"))
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
 
@@ -131,7 +131,7 @@ def test_the_old_one_stands_until_the_new_one_is_whole(journal: Journal, monkeyp
         ({"endpoint": "https://elsewhere.example"}, "another registry"),
     ],
 )
-def test_it_is_said_why_an_upload_is_of_no_use(change: dict[str, object], why: str) -> None:
+def test_journal_difference_gives_the_reason(change: dict[str, object], why: str) -> None:
     said = SOURCE.model_copy(update=change).difference(SOURCE)
     assert why in said
     assert bool(said) == bool(why)

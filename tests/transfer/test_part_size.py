@@ -16,7 +16,7 @@ threads = st.integers(1, 100)
 
 
 @given(sizes, wanted_sizes, threads)
-def test_s3_takes_every_cut(size: int, wanted: int, threads: int) -> None:
+def test_part_size_is_within_the_limits_of_s3(size: int, wanted: int, threads: int) -> None:
     part_size = choose_part_size(size, wanted, threads)
 
     assert 5 * MiB <= part_size <= 5 * GiB
@@ -25,32 +25,30 @@ def test_s3_takes_every_cut(size: int, wanted: int, threads: int) -> None:
 
 
 @given(sizes, wanted_sizes, threads)
-def test_a_part_is_no_larger_than_was_asked_for_or_10_000_parts_need(size: int, wanted: int, threads: int) -> None:
+def test_part_size_exceeds_request_only_for_10_000_parts(size: int, wanted: int, threads: int) -> None:
     part_size = choose_part_size(size, wanted, threads)
 
     assert part_size < wanted + MiB or -(-size // (part_size - MiB)) > MAX_PARTS
 
 
 @given(sizes, wanted_sizes, threads)
-def test_there_are_no_more_rounds_than_with_parts_as_large_as_was_asked_for(
-    size: int, wanted: int, threads: int
-) -> None:
+def test_part_size_needs_no_more_rounds_than_requested_size(size: int, wanted: int, threads: int) -> None:
     part_size = choose_part_size(size, wanted, threads)
 
     assert -(-size // (part_size * threads)) <= -(-size // (wanted * threads))
 
 
-def test_the_last_round_is_full() -> None:
+def test_part_size_fills_the_last_round() -> None:
     assert choose_part_size(60 * MiB, 16 * MiB, 10) == 6 * MiB  # ten parts where there would be four
     assert choose_part_size(256 * MiB, 16 * MiB, 10) == 13 * MiB  # two rounds of ten, where the second would be of six
     assert choose_part_size(1600 * MiB, 16 * MiB, 10) == 16 * MiB
 
 
 @given(sizes, st.integers(1, 5 * MiB), threads)
-def test_no_part_is_smaller_than_s3_allows_whatever_was_asked_for(size: int, wanted: int, threads: int) -> None:
+def test_part_size_is_at_least_the_minimum_of_s3(size: int, wanted: int, threads: int) -> None:
     assert choose_part_size(size, wanted, threads) >= MIN_PART_SIZE
 
 
-def test_a_tar_of_exactly_10_000_parts_keeps_its_part_size() -> None:
+def test_part_size_of_exactly_10_000_parts_is_kept() -> None:
     assert choose_part_size(10_000 * 32 * MiB, 32 * MiB, 10) == 32 * MiB
     assert choose_part_size(10_000 * 32 * MiB + 1, 32 * MiB, 10) == 33 * MiB

@@ -85,7 +85,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_push_holds_a_few_hops_and_writes_nothing_whatever_its_size(
+async def test_push_memory_is_constant_and_disk_untouched(
     run: Run, start_proxy: StartProxy, home: Path, tmp_path: Path
 ) -> None:
     for name, size in (("small", 1), ("medium", 64), ("large", 192)):
@@ -126,7 +126,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_pull_holds_a_window_and_writes_each_byte_once_whatever_its_size(
+async def test_pull_memory_is_constant_and_bytes_written_once(
     run: Run, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home)
@@ -176,7 +176,7 @@ async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) ->
     return proxy
 
 
-async def test_two_processes_that_pull_the_same_share_one_download(
+async def test_pull_by_two_processes_shares_one_download(
     run: Run, proxy: FaultProxy, home: Path, elsewhere: Path
 ) -> None:
     held = Hold()
@@ -195,7 +195,7 @@ async def test_two_processes_that_pull_the_same_share_one_download(
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
 
 
-async def test_a_process_whose_download_fails_raises_and_ends(run: Run, proxy: FaultProxy, elsewhere: Path) -> None:
+async def test_pull_process_with_failed_download_exits(run: Run, proxy: FaultProxy, elsewhere: Path) -> None:
     proxy.add_fault(GET, disconnect_while_sending(100_000), skip=1, times=None)
 
     code, said, error = await (await run(PULL_ONE, proxy, elsewhere)).ended()
@@ -207,7 +207,7 @@ async def test_a_process_whose_download_fails_raises_and_ends(run: Run, proxy: F
 
 
 @pytest.mark.parametrize("direction", ["pull", "push"])
-async def test_a_process_that_is_interrupted_ends_and_leaves_nothing_behind(
+async def test_process_interrupted_exits_and_leaves_nothing(
     run: Run, proxy: FaultProxy, home: Path, elsewhere: Path, direction: str
 ) -> None:
     held = Hold()
@@ -232,7 +232,7 @@ async def test_a_process_that_is_interrupted_ends_and_leaves_nothing_behind(
     assert direction == "pull" or proxy.matching("finish_upload")[-1].json["status"] == "failed"
 
 
-async def test_what_a_killed_process_left_is_swept_by_the_next(
+async def test_pull_after_a_killed_process_removes_its_files(
     run: Run, proxy: FaultProxy, home: Path, elsewhere: Path
 ) -> None:
     held = Hold()
@@ -259,7 +259,7 @@ main(json.loads(os.environ["ARGUMENTS"]))
 
 
 @pytest.mark.parametrize("presses", [1, 2])  # a third may meet Python in the midst of its own end
-async def test_the_command_ends_soon_also_when_the_registry_does_not_listen_any_more(
+async def test_command_interrupted_exits_soon_without_registry(
     run: Run, proxy: FaultProxy, home: Path, presses: int
 ) -> None:
     sending, telling = Hold(), Hold()
@@ -283,7 +283,7 @@ async def test_the_command_ends_soon_also_when_the_registry_does_not_listen_any_
     assert len(error.splitlines()) <= 2  # and that the registry could not be told
 
 
-async def test_the_command_says_how_to_go_on_and_that_is_true(
+async def test_command_interrupted_prints_how_to_resume(
     run: Run, proxy: FaultProxy, elsewhere: Path, home: Path
 ) -> None:
     held = Hold()
@@ -318,7 +318,7 @@ with BentoAPI(progress=False) as api:
 
 
 @pytest.mark.parametrize("presses", [1, 3])
-async def test_a_script_ends_soon_also_when_the_registry_does_not_listen_any_more(
+async def test_script_interrupted_exits_soon_without_registry(
     run: Run, proxy: FaultProxy, home: Path, presses: int
 ) -> None:
     sending, telling = Hold(), Hold()

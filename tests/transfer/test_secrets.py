@@ -127,7 +127,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_push_that_fails_tells_no_secret(
+async def test_push_failure_shows_no_secret(
     start_proxy: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -160,7 +160,7 @@ async def test_a_push_that_fails_tells_no_secret(
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_pull_that_fails_tells_no_secret(
+async def test_pull_failure_shows_no_secret(
     start_proxy: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -185,7 +185,7 @@ async def test_a_pull_that_fails_tells_no_secret(
         told.check_files("*/state.json")
 
 
-async def test_what_a_push_returns_and_what_a_record_says_shows_no_secret(
+async def test_push_result_and_record_show_no_secret(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, log: pytest.LogCaptureFixture
 ) -> None:
     make_model(home, files={"weights": noise(3 * SIZE)})

@@ -72,9 +72,7 @@ def outcomes(proxy: FaultProxy) -> list[tuple[str, str]]:
 # The three ways
 
 
-async def test_a_push_through_the_registry_is_one_put_of_the_whole_tar(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_upload_through_registry_is_one_put(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": SMALL})
     proxy = await start_proxy("proxy")
 
@@ -88,9 +86,7 @@ async def test_a_push_through_the_registry_is_one_put_of_the_whole_tar(
     assert proxy.steps("upload|PUT") == ["PATCH mod/m1/start_upload", "PUT mod/m1/upload"]  # which ends it by itself
 
 
-async def test_a_presigned_push_is_one_put_of_the_whole_tar(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_upload_presigned_is_one_put(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": SMALL})
     proxy = await start_proxy("auto")
 
@@ -109,7 +105,7 @@ async def test_a_presigned_push_is_one_put_of_the_whole_tar(
     assert outcomes(proxy) == [("success", "")]
 
 
-async def test_a_registry_that_presigns_nothing_gets_the_tar_itself(
+async def test_upload_without_presigned_url_goes_to_registry(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": SMALL})
@@ -120,7 +116,7 @@ async def test_a_registry_that_presigns_nothing_gets_the_tar_itself(
     assert proxy.steps("presign|PUT") == ["PATCH mod/m1/presign_upload_url", "PUT mod/m1/upload"]
 
 
-async def test_a_multipart_push_cuts_the_tar_into_parts_that_make_it_up(
+async def test_multipart_upload_parts_make_up_the_tar(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": THREE_PARTS})
@@ -137,7 +133,7 @@ async def test_a_multipart_push_cuts_the_tar_into_parts_that_make_it_up(
 
 
 @pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
-async def test_a_presigned_put_has_a_length_and_nothing_that_was_not_signed(
+async def test_upload_presigned_sends_only_signed_headers(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str
 ) -> None:
     make_model(home)
@@ -151,7 +147,7 @@ async def test_a_presigned_put_has_a_length_and_nothing_that_was_not_signed(
     assert not put.headers.keys() & {"X-YATAI-API-TOKEN", "X-Yatai-Api-Token", "Authorization"}
 
 
-async def test_a_tar_that_one_put_cannot_carry_goes_in_parts_whatever_the_registry_said(
+async def test_upload_above_put_limit_is_multipart(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home, files={"weights": THREE_PARTS})
@@ -166,7 +162,7 @@ async def test_a_tar_that_one_put_cannot_carry_goes_in_parts_whatever_the_regist
 
 @pytest.mark.parametrize("status", [201, 204])
 @pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
-async def test_a_storage_may_say_yes_in_other_words(
+async def test_upload_accepts_any_success_status(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str, status: int
 ) -> None:
     make_model(home)
@@ -185,14 +181,14 @@ async def test_a_storage_may_say_yes_in_other_words(
     assert outcomes(proxy) == [("success", "")]
 
 
-def test_one_put_carries_5_gib_as_s3_has_it() -> None:
+def test_upload_put_limit_is_5_gib() -> None:
     assert upload_module.MAX_PUT_SIZE == 5 * 1024**3
 
 
 # Parts in flight
 
 
-async def test_as_many_parts_as_threads_are_in_flight_and_no_more(
+async def test_upload_has_as_many_parts_in_flight_as_threads(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": FOUR_PARTS})
@@ -213,9 +209,7 @@ async def test_as_many_parts_as_threads_are_in_flight_and_no_more(
     assert presigned_meanwhile == 4  # each worker's, and the one that follows
 
 
-async def test_the_next_part_is_presigned_while_one_is_sent_and_no_more_than_that(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_upload_presigns_one_part_ahead(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": FOUR_PARTS})
     proxy = await start_proxy()
     held = Hold()
@@ -233,7 +227,7 @@ async def test_the_next_part_is_presigned_while_one_is_sent_and_no_more_than_tha
     assert len(proxy.matching("presign")) == 4
 
 
-async def test_a_push_that_fails_asks_for_no_more_urls(
+async def test_upload_failed_requests_no_more_urls(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": FOUR_PARTS})
@@ -250,7 +244,7 @@ async def test_a_push_that_fails_asks_for_no_more_urls(
     assert not [task for task in asyncio.all_tasks() if "_presign" in repr(task.get_coro())]
 
 
-async def test_one_budget_bounds_the_bytes_in_flight_of_all_items(
+async def test_upload_concurrency_is_shared_by_all_items(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     for number in range(4):
@@ -269,7 +263,7 @@ async def test_one_budget_bounds_the_bytes_in_flight_of_all_items(
     assert proxy.max_concurrent["PUT"] == 2
 
 
-async def test_the_parts_are_completed_in_ascending_order_with_their_etags_as_they_came(
+async def test_upload_completes_parts_in_order_with_their_etags(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": THREE_PARTS})
@@ -322,7 +316,7 @@ TRANSIENT = {
         if (way, name) != ("proxy", "damaged")  # the registry gives no ETag
     ],
 )
-async def test_what_failed_on_its_way_is_sent_again_from_its_first_byte(
+async def test_upload_retry_sends_the_whole_body(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str, fault: Fault
 ) -> None:
     make_model(home, files={"weights": SMALL})
@@ -343,7 +337,7 @@ async def test_what_failed_on_its_way_is_sent_again_from_its_first_byte(
     assert all(request.body in {b"", whole[0]} for request in proxy.matching("^PUT"))
 
 
-async def test_a_part_that_fails_is_sent_again_from_its_start(
+async def test_upload_retry_of_a_part_sends_it_whole(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": THREE_PARTS})
@@ -362,7 +356,7 @@ async def test_a_part_that_fails_is_sent_again_from_its_start(
     assert outcomes(proxy) == [("success", "")]
 
 
-async def test_each_try_of_a_part_has_a_url_of_its_own(
+async def test_upload_retry_of_a_part_has_its_own_url(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home)
@@ -380,7 +374,7 @@ async def test_each_try_of_a_part_has_a_url_of_its_own(
 
 
 @pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
-async def test_an_expired_url_is_presigned_anew(
+async def test_upload_with_expired_url_presigns_again(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str
 ) -> None:
     make_model(home, files={"weights": SMALL})
@@ -394,7 +388,7 @@ async def test_an_expired_url_is_presigned_anew(
     assert outcomes(proxy) == [("success", "")]
 
 
-async def test_what_was_sent_in_vain_is_taken_back_from_the_progress(
+async def test_upload_retry_subtracts_failed_bytes_from_progress(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": SMALL})
@@ -410,7 +404,7 @@ async def test_what_was_sent_in_vain_is_taken_back_from_the_progress(
     assert [event.phase for event in events if event.phase != "transferring"] == ["planning", "finishing", "done"]
 
 
-async def test_a_fault_that_stays_is_told_with_what_the_storage_said(
+async def test_upload_retry_exhausted_reports_storage_message(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home)
@@ -430,7 +424,7 @@ async def test_a_fault_that_stays_is_told_with_what_the_storage_said(
 
 
 @pytest.mark.parametrize("status", [400, 404, 411, 413])
-async def test_a_refusal_that_will_stay_is_not_tried_again(
+async def test_upload_permanent_error_has_no_retry(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, status: int
 ) -> None:
     make_model(home)
@@ -445,7 +439,7 @@ async def test_a_refusal_that_will_stay_is_not_tried_again(
     assert outcomes(proxy)[0][0] == "failed"
 
 
-async def test_a_longer_retry_after_than_is_bearable_ends_the_push(
+async def test_upload_retry_after_above_limit_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home)
@@ -459,7 +453,7 @@ async def test_a_longer_retry_after_than_is_bearable_ends_the_push(
     assert len(proxy.matching("PUT blob")) == 1
 
 
-async def test_a_redirect_is_not_followed(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_upload_redirect_is_not_followed(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, refuse(307, code="TemporaryRedirect", headers={"Location": f"{proxy.endpoint}/stolen?x=1"}))
@@ -470,7 +464,7 @@ async def test_a_redirect_is_not_followed(start_proxy: StartProxy, make_client: 
     assert not proxy.matching("stolen")
 
 
-async def test_a_registry_that_refuses_the_bytes_is_told_of_as_the_registry(
+async def test_upload_refused_by_registry_names_the_registry(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home)
@@ -483,7 +477,7 @@ async def test_a_registry_that_refuses_the_bytes_is_told_of_as_the_registry(
     assert len(proxy.matching(UPLOAD)) == 1
 
 
-async def test_a_registry_that_keeps_breaking_off_is_told_of_as_a_lost_connection(
+async def test_upload_retry_exhausted_reports_lost_connection(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home)
@@ -499,7 +493,7 @@ async def test_a_registry_that_keeps_breaking_off_is_told_of_as_a_lost_connectio
 @pytest.mark.parametrize(
     "step", ["start_upload", "start_multipart", "presign_multipart", "complete_multipart", "finish_upload"]
 )
-async def test_a_step_whose_answer_was_lost_is_taken_again(
+async def test_upload_retry_of_step_with_lost_response_succeeds(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, step: str
 ) -> None:
     make_model(home)
@@ -517,7 +511,7 @@ async def test_a_step_whose_answer_was_lost_is_taken_again(
 
 
 @pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
-async def test_bytes_that_never_arrive_as_they_were_sent_are_an_error(
+async def test_upload_with_wrong_digest_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str
 ) -> None:
     make_model(home)
@@ -533,7 +527,7 @@ async def test_bytes_that_never_arrive_as_they_were_sent_are_an_error(
 
 
 @pytest.mark.parametrize("etag", ['"d41d8cd98f00b204e9800998ecf8427e-1"', '"0x8DB1"', '"' + "0" * 40 + '"', "W/abc"])
-async def test_an_etag_that_is_no_md5_is_left_alone(
+async def test_upload_etag_without_md5_is_not_verified(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, etag: str
 ) -> None:
     make_model(home)
@@ -554,7 +548,7 @@ async def test_an_etag_that_is_no_md5_is_left_alone(
     ],
     ids=["kms", "dsse", "customer"],
 )
-async def test_an_etag_that_s3_made_of_encrypted_bytes_is_left_alone(
+async def test_upload_etag_of_kms_encryption_is_not_verified(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, encrypted: dict[str, str]
 ) -> None:
     make_model(home)
@@ -566,7 +560,7 @@ async def test_an_etag_that_s3_made_of_encrypted_bytes_is_left_alone(
     assert len(proxy.matching("PUT blob")) == 1
 
 
-async def test_s3_s_own_encryption_leaves_the_md5_as_it_was(
+async def test_upload_etag_of_s3_encryption_is_verified(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home)
@@ -577,7 +571,7 @@ async def test_s3_s_own_encryption_leaves_the_md5_as_it_was(
         await make_client(proxy).models.push("mod:m1")
 
 
-async def test_without_verify_no_digest_is_computed(
+async def test_upload_without_verify_computes_no_digest(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home)
@@ -596,7 +590,7 @@ async def test_without_verify_no_digest_is_computed(
     assert len(proxy.matching("PUT blob")) == 1
 
 
-async def test_no_answer_comes_before_the_digest_is_known(
+async def test_upload_digest_is_known_before_the_response(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A storage that is quicker than the hash would be believed without it: the last bytes go when it is known."""
@@ -636,7 +630,7 @@ async def test_no_answer_comes_before_the_digest_is_known(
     assert known[0] < arrived[0]
 
 
-async def test_a_storage_that_says_yes_before_it_has_everything_is_not_believed(
+async def test_upload_success_before_whole_body_has_retry(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": noise(8 * MiB)})
@@ -653,7 +647,7 @@ async def test_a_storage_that_says_yes_before_it_has_everything_is_not_believed(
 
 
 @pytest.mark.parametrize(("way", "pattern"), [("presigned_url", PART), ("auto", PUT), ("proxy", UPLOAD)])
-async def test_a_page_is_no_yes(
+async def test_upload_html_response_is_no_success(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, way: str, pattern: str
 ) -> None:
     make_model(home)
@@ -666,9 +660,7 @@ async def test_a_page_is_no_yes(
     assert outcomes(proxy)[-1][0] == "failed"
 
 
-async def test_a_part_without_an_etag_cannot_be_completed(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_upload_part_without_etag_fails(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy()
     proxy.add_fault(PART, with_headers(ETag=None), times=None)
@@ -679,7 +671,7 @@ async def test_a_part_without_an_etag_cannot_be_completed(
     assert not proxy.matching("complete")
 
 
-async def test_one_put_needs_no_etag(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_upload_put_without_etag_succeeds(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, with_headers(ETag=None))
@@ -706,7 +698,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("transmission", ["auto", "presigned_url", "proxy"])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-async def test_a_file_that_changes_under_a_push_ends_it(
+async def test_upload_of_changed_file_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str, change: Callable[[Path], object]
 ) -> None:
     weights = make_model(home, files={"weights": SMALL}) / "weights"
@@ -729,7 +721,7 @@ async def test_a_file_that_changes_under_a_push_ends_it(
     assert len(proxy.matching("^PUT")) <= 1  # it would change nothing to try again
 
 
-async def test_a_file_that_changes_between_two_parts_leaves_the_upload_open(
+async def test_upload_of_file_changed_between_parts_is_not_completed(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     weights = make_model(home, files={"weights": THREE_PARTS}) / "weights"
@@ -750,7 +742,7 @@ async def test_a_file_that_changes_between_two_parts_leaves_the_upload_open(
     assert outcomes(proxy)[0][0] == "failed"
 
 
-async def test_a_part_never_arrives_whole_when_its_file_changes_while_it_goes_out(
+async def test_upload_of_file_changed_within_a_part_is_cut_off(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     weights = make_model(home, files={"weights": noise(6 * MiB)}) / "weights"
@@ -773,7 +765,7 @@ async def test_a_part_never_arrives_whole_when_its_file_changes_while_it_goes_ou
     assert 0 < sum(arrived) < 5 * MiB
 
 
-async def test_a_registry_hears_of_a_failure_that_names_a_file_in_no_encoding(
+async def test_upload_failure_with_undecodable_filename_is_reported(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     model = make_model(home)
@@ -796,7 +788,7 @@ async def test_a_registry_hears_of_a_failure_that_names_a_file_in_no_encoding(
 # Failure and cancellation
 
 
-async def test_one_part_that_fails_ends_the_others_and_is_what_is_raised(
+async def test_upload_failed_part_cancels_the_others(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": THREE_PARTS})
@@ -819,7 +811,7 @@ async def test_one_part_that_fails_ends_the_others_and_is_what_is_raised(
     assert [status for status, _ in outcomes(proxy)] == ["failed"]
 
 
-async def test_of_several_parts_that_fail_one_is_raised(
+async def test_upload_with_several_failed_parts_raises_one(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": THREE_PARTS})
@@ -841,7 +833,7 @@ EACH_STEP = [(way, step) for way, steps in STEPS.items() for step in steps]
 
 
 @pytest.mark.parametrize(("transmission", "step"), EACH_STEP)
-async def test_a_failure_at_any_step_is_told_to_the_registry(
+async def test_upload_failed_at_any_step_is_reported(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str, step: str
 ) -> None:
     make_model(home)
@@ -860,7 +852,7 @@ async def test_a_failure_at_any_step_is_told_to_the_registry(
 
 
 @pytest.mark.parametrize(("transmission", "step"), EACH_STEP)
-async def test_a_push_cancelled_at_any_step_ends_and_tells_the_registry(
+async def test_upload_cancelled_at_any_step_is_reported(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str, step: str
 ) -> None:
     make_model(home)
@@ -880,9 +872,7 @@ async def test_a_push_cancelled_at_any_step_ends_and_tells_the_registry(
     assert outcomes(proxy)[-1] == ("failed", "cancelled")
 
 
-async def test_a_push_cancelled_twice_still_tells_the_registry(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_upload_cancelled_twice_is_reported(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
     sending, telling = Hold(), Hold()
@@ -906,7 +896,7 @@ async def test_a_push_cancelled_twice_still_tells_the_registry(
     assert (await api.models.get("mod:m1")).upload_status == "failed"
 
 
-async def test_a_cancelled_push_ends_when_no_thread_reads_for_it_any_more(
+async def test_upload_cancelled_waits_for_its_reading_threads(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home)
@@ -936,7 +926,7 @@ async def test_a_cancelled_push_ends_when_no_thread_reads_for_it_any_more(
     assert outcomes(proxy) == [("failed", "cancelled")]
 
 
-async def test_a_push_in_a_cancelled_scope_tells_the_registry(
+async def test_upload_in_cancelled_scope_is_reported(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home)
@@ -959,7 +949,7 @@ async def test_a_push_in_a_cancelled_scope_tells_the_registry(
     [answer_json(500, {"error": "also broken"}), disconnect, answer_json(200, ["no item"]), refuse(404)],
     ids=["500", "hang-up", "no item", "404"],
 )
-async def test_a_registry_that_cannot_be_told_does_not_hide_what_went_wrong(
+async def test_upload_failure_that_cannot_be_reported_is_raised(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, fault: Fault
 ) -> None:
     make_model(home)
@@ -973,7 +963,7 @@ async def test_a_registry_that_cannot_be_told_does_not_hide_what_went_wrong(
     assert proxy.matching(FINISH)
 
 
-async def test_a_client_closed_under_a_push_does_not_hide_what_went_wrong(
+async def test_upload_failure_with_closed_client_is_raised(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home)
@@ -990,7 +980,7 @@ async def test_a_client_closed_under_a_push_does_not_hide_what_went_wrong(
         await api.models.push("mod:m1")
 
 
-async def test_a_registry_that_does_not_answer_holds_a_failed_push_only_so_long(
+async def test_upload_failure_report_times_out(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home)
@@ -1007,7 +997,7 @@ async def test_a_registry_that_does_not_answer_holds_a_failed_push_only_so_long(
     held.released.set()
 
 
-async def test_a_storage_that_stops_reading_is_not_waited_for_for_ever(
+async def test_upload_stalled_by_storage_times_out(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, forever: asyncio.Event
 ) -> None:
     make_model(home, files={"weights": FOUR_PARTS})
@@ -1023,7 +1013,7 @@ async def test_a_storage_that_stops_reading_is_not_waited_for_for_ever(
     assert outcomes(proxy)[0][0] == "failed"
 
 
-async def test_a_connection_that_is_slow_is_not_taken_for_one_that_has_stalled(
+async def test_upload_slow_connection_is_no_stall(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(body_module, "WRITE_SIZE", 64 * MiB)  # one write takes all the time
@@ -1037,9 +1027,7 @@ async def test_a_connection_that_is_slow_is_not_taken_for_one_that_has_stalled(
     assert outcomes(proxy) == [("success", "")]
 
 
-async def test_a_storage_that_is_busy_is_left_alone_by_all_who_send(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_upload_throttled_pauses_all_parts(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": FOUR_PARTS})
     proxy = await start_proxy()
     proxy.add_fault("PUT .*partNumber=1", refuse(503, headers={"Retry-After": "0.5"}, read=False))
@@ -1052,7 +1040,7 @@ async def test_a_storage_that_is_busy_is_left_alone_by_all_who_send(
     assert [request.step for request in others if request.at < refused.at + 0.5] in ([], ["PUT part 2"])  # it had begun
 
 
-async def test_a_push_that_stalled_once_goes_on(
+async def test_upload_retry_after_a_stall_succeeds(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, forever: asyncio.Event
 ) -> None:
     make_model(home, files={"weights": SMALL})
@@ -1067,7 +1055,7 @@ async def test_a_push_that_stalled_once_goes_on(
 
 
 @pytest.mark.parametrize("said", [{"upload_id": ""}, {}], ids=["empty", "absent"])
-async def test_a_registry_that_begins_no_multipart_upload_is_told_of(
+async def test_multipart_upload_without_upload_id_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, said: dict[str, str]
 ) -> None:
     make_model(home)
@@ -1080,7 +1068,7 @@ async def test_a_registry_that_begins_no_multipart_upload_is_told_of(
     assert outcomes(proxy)[0][0] == "failed"
 
 
-async def test_a_registry_that_presigns_no_part_is_told_of(
+async def test_multipart_upload_without_part_url_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home)
@@ -1094,9 +1082,7 @@ async def test_a_registry_that_presigns_no_part_is_told_of(
     assert len(proxy.matching("presign")) == 1
 
 
-async def test_the_registry_s_own_fault_is_raised_as_such(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_upload_registry_error_is_raised(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy()
     proxy.add_fault("complete", answer_json(500, {"error": "no disk"}), times=None)
@@ -1105,7 +1091,7 @@ async def test_the_registry_s_own_fault_is_raised_as_such(
         await make_client(proxy).models.push("mod:m1")
 
 
-async def test_a_part_for_which_no_etag_was_given_is_sent_again(
+async def test_upload_retry_of_part_without_etag_succeeds(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": FOUR_PARTS})

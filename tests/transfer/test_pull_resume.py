@@ -95,7 +95,7 @@ def same(home: Path, elsewhere: Path) -> bool:
     return contents(there) == contents(here) and all(modes) and not left_in_scratch(elsewhere)
 
 
-async def test_a_pull_goes_on_where_the_last_one_stopped(
+async def test_pull_resume_after_a_failure_downloads_the_rest(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     reached = await interrupt(proxy, make_client(proxy, elsewhere))
@@ -113,7 +113,7 @@ async def test_a_pull_goes_on_where_the_last_one_stopped(
     assert {request.headers["If-Match"] for request in proxy.matching("GET (blob|bytes)")} != set()
 
 
-async def test_one_that_was_cancelled_goes_on_too(
+async def test_pull_resume_after_cancel_downloads_the_rest(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     held = Hold()
@@ -145,9 +145,7 @@ asyncio.run(main())
 """
 
 
-async def test_one_that_was_killed_goes_on_in_another_process_with_what_is_missing(
-    proxy: FaultProxy, home: Path, elsewhere: Path
-) -> None:
+async def test_pull_resume_after_kill_downloads_the_rest(proxy: FaultProxy, home: Path, elsewhere: Path) -> None:
     held = Hold()
     proxy.add_fault(GET, held, skip=30, times=None)
     first = await Client.start(KILLED, proxy, elsewhere)
@@ -170,7 +168,7 @@ async def test_one_that_was_killed_goes_on_in_another_process_with_what_is_missi
 
 
 @pytest.mark.parametrize("tag", ["mod:m1", "mod"])
-async def test_of_one_that_was_killed_after_its_commit_the_next_removes_what_is_left(
+async def test_pull_resume_after_kill_at_commit_cleans_up(
     proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, tag: str
 ) -> None:
     await make_client(proxy, elsewhere).models.pull("mod:m1")
@@ -182,7 +180,7 @@ async def test_of_one_that_was_killed_after_its_commit_the_next_removes_what_is_
 
 
 @pytest.mark.parametrize("tag", ["mod:m1", "mod"])
-async def test_of_one_that_was_killed_before_it_was_the_latest_the_next_makes_it_so(
+async def test_pull_resume_after_kill_before_latest_sets_latest(
     proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, tag: str
 ) -> None:
     make_model(elsewhere, "mod:m0", built="2020-01-01 00:00:00")
@@ -199,7 +197,7 @@ async def test_of_one_that_was_killed_before_it_was_the_latest_the_next_makes_it
     assert not left_in_scratch(elsewhere)
 
 
-async def test_of_one_that_was_killed_before_it_was_the_latest_one_that_fails_makes_it_so_too(
+async def test_failed_pull_after_kill_before_latest_sets_latest(
     proxy: FaultProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     await make_client(proxy, elsewhere).models.pull("mod:m1")
@@ -212,7 +210,7 @@ async def test_of_one_that_was_killed_before_it_was_the_latest_one_that_fails_ma
     assert (elsewhere / "models/mod/latest").read_text() == "m1"
 
 
-async def test_what_a_pull_by_force_goes_on_with_is_left_alone_by_one_that_finds_the_item_here(
+async def test_pull_of_local_item_keeps_state_of_forced_pull(
     proxy: FaultProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     make_model(elsewhere)
@@ -223,7 +221,7 @@ async def test_what_a_pull_by_force_goes_on_with_is_left_alone_by_one_that_finds
     assert state(elsewhere)
 
 
-async def test_it_is_interrupted_again_and_again(
+async def test_pull_resume_repeated_advances_each_time(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     reached = []
@@ -241,7 +239,7 @@ async def test_it_is_interrupted_again_and_again(
     assert same(home, elsewhere)
 
 
-async def test_when_the_object_has_changed_it_starts_afresh(
+async def test_pull_resume_of_changed_object_restarts(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
@@ -263,7 +261,7 @@ async def test_when_the_object_has_changed_it_starts_afresh(
     [refuse(412, code="PreconditionFailed"), refuse(416, code="InvalidRange"), with_headers(ETag='"another"')],
     ids=["412", "416", "another ETag"],
 )
-async def test_however_the_storage_says_that_it_is_another_object_it_starts_afresh(
+async def test_pull_resume_with_any_mismatch_response_restarts(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, fault: Any
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
@@ -275,7 +273,7 @@ async def test_however_the_storage_says_that_it_is_another_object_it_starts_afre
     assert same(home, elsewhere)
 
 
-async def test_a_server_that_knows_no_ranges_by_now_is_asked_for_the_whole(
+async def test_pull_resume_without_range_support_restarts(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
@@ -286,7 +284,7 @@ async def test_a_server_that_knows_no_ranges_by_now_is_asked_for_the_whole(
     assert same(home, elsewhere)
 
 
-async def test_from_another_registry_it_starts_afresh(
+async def test_pull_resume_from_another_registry_restarts(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
@@ -310,7 +308,7 @@ async def test_from_another_registry_it_starts_afresh(
     ],
     ids=["nonsense", "list", "cut short", "no checkpoint", "directory gone", "file gone", "file short"],
 )
-async def test_what_is_not_as_it_was_left_is_begun_anew_or_told_of_and_then_begun_anew(
+async def test_pull_resume_with_modified_files_restarts(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, spoil: Callable[[Path], object]
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
@@ -324,7 +322,7 @@ async def test_what_is_not_as_it_was_left_is_begun_anew_or_told_of_and_then_begu
     assert same(home, elsewhere)
 
 
-async def test_after_the_system_was_started_anew_nothing_is_gone_on_with(
+async def test_pull_resume_after_reboot_restarts(
     proxy: FaultProxy,
     make_client: MakeClient,
     home: Path,
@@ -344,7 +342,7 @@ async def test_after_the_system_was_started_anew_nothing_is_gone_on_with(
     assert same(home, elsewhere)
 
 
-async def test_where_the_system_does_not_say_when_it_was_started_it_is_gone_on_with(
+async def test_pull_resume_without_boot_id_continues(
     proxy: FaultProxy,
     make_client: MakeClient,
     home: Path,
@@ -361,7 +359,9 @@ async def test_where_the_system_does_not_say_when_it_was_started_it_is_gone_on_w
     assert same(home, elsewhere)
 
 
-async def test_it_can_be_switched_off(proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path) -> None:
+async def test_pull_resume_disabled_keeps_nothing(
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
     api = make_client(proxy, elsewhere, transfer={"resume": False})
     await interrupt(proxy, api)
     assert not left_in_scratch(elsewhere)
@@ -372,7 +372,7 @@ async def test_it_can_be_switched_off(proxy: FaultProxy, make_client: MakeClient
     assert same(home, elsewhere)
 
 
-async def test_by_force_it_is_gone_on_with_as_well_and_replaces_what_is_there(
+async def test_pull_resume_by_force_replaces_the_item(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(elsewhere, files={"old": b"old"})
@@ -386,7 +386,7 @@ async def test_by_force_it_is_gone_on_with_as_well_and_replaces_what_is_there(
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
-async def test_without_an_etag_that_tells_one_object_from_another_nothing_is_kept(
+async def test_pull_resume_without_strong_etag_keeps_nothing(
     proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, etag: str | None
 ) -> None:
     async def fault(exchange: Exchange) -> web.StreamResponse:
@@ -405,7 +405,7 @@ async def test_without_an_etag_that_tells_one_object_from_another_nothing_is_kep
     assert not left_in_scratch(elsewhere)
 
 
-async def test_nothing_is_kept_of_a_tar_that_was_refused(
+async def test_pull_resume_of_refused_tar_keeps_nothing(
     proxy: FaultProxy, make_client: MakeClient, elsewhere: Path
 ) -> None:
     async def spoil(exchange: Exchange) -> web.StreamResponse:
@@ -422,7 +422,7 @@ async def test_nothing_is_kept_of_a_tar_that_was_refused(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_notes_that_cannot_be_written_do_not_end_a_pull_and_mislead_nobody(
+async def test_pull_resume_with_unwritable_checkpoint_succeeds(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = 0
@@ -445,7 +445,7 @@ async def test_notes_that_cannot_be_written_do_not_end_a_pull_and_mislead_nobody
     assert same(home, elsewhere)
 
 
-async def test_a_disk_that_has_no_room_for_it_is_told_of_before_anything_is_written(
+async def test_pull_without_disk_space_fails_before_writing(
     proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(elsewhere.parent)
@@ -458,7 +458,7 @@ async def test_a_disk_that_has_no_room_for_it_is_told_of_before_anything_is_writ
     assert not left_in_scratch(elsewhere)
 
 
-async def test_room_is_asked_for_what_is_still_to_come_alone(
+async def test_pull_resume_checks_disk_space_of_the_rest_only(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
@@ -472,7 +472,7 @@ async def test_room_is_asked_for_what_is_still_to_come_alone(
     assert same(home, elsewhere)
 
 
-async def test_a_compressed_tar_is_fetched_anew(
+async def test_pull_resume_of_compressed_tar_restarts(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     buffer = io.BytesIO()
@@ -500,7 +500,7 @@ async def test_a_compressed_tar_is_fetched_anew(
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
 
 
-async def test_the_models_of_a_bento_are_gone_on_with_as_well(
+async def test_pull_resume_of_bento_resumes_its_models(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_bento(home, models=["mod:m1"])

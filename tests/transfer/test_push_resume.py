@@ -53,7 +53,7 @@ async def pulled(make_client: MakeClient, proxy: FaultProxy, elsewhere: Path) ->
     return contents(elsewhere / "models/mod/m1")
 
 
-async def test_a_push_goes_on_where_the_last_one_stopped(
+async def test_push_resume_after_a_failure_uploads_the_rest(
     interrupted: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     events: list[ProgressEvent] = []
@@ -72,7 +72,7 @@ async def test_a_push_goes_on_where_the_last_one_stopped(
     assert await pulled(make_client, interrupted, elsewhere) == contents(home / "models/mod/m1")
 
 
-async def test_nothing_is_kept_of_a_push_that_succeeded(
+async def test_push_succeeded_keeps_no_resume_state(
     interrupted: FaultProxy, make_client: MakeClient, home: Path
 ) -> None:
     assert left_in_scratch(home)
@@ -82,9 +82,7 @@ async def test_nothing_is_kept_of_a_push_that_succeeded(
     assert not left_in_scratch(home)
 
 
-async def test_nothing_is_kept_of_a_push_that_the_registry_has_already(
-    interrupted: FaultProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_push_skipped_removes_resume_state(interrupted: FaultProxy, make_client: MakeClient, home: Path) -> None:
     (journal,) = (home / "tmp").glob("async-bento-kept-push+*")
     notes = journal.read_text()
     await make_client(interrupted).models.push("mod:m1")
@@ -96,7 +94,7 @@ async def test_nothing_is_kept_of_a_push_that_the_registry_has_already(
     assert not left_in_scratch(home)
 
 
-async def test_a_push_by_force_after_that_sends_everything(interrupted: FaultProxy, make_client: MakeClient) -> None:
+async def test_push_resume_then_force_uploads_everything(interrupted: FaultProxy, make_client: MakeClient) -> None:
     api = make_client(interrupted)
     await api.models.push("mod:m1")
     interrupted.requests.clear()
@@ -107,7 +105,7 @@ async def test_a_push_by_force_after_that_sends_everything(interrupted: FaultPro
     assert not result.resumed
 
 
-async def test_one_that_was_cancelled_goes_on_too(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_push_resume_after_cancel_uploads_the_rest(proxy: FaultProxy, make_client: MakeClient) -> None:
     held = Hold()
     proxy.add_fault("PUT .*partNumber=5", held)
     pushing = asyncio.create_task(make_client(proxy).models.push("mod:m1", threads=1))
@@ -134,7 +132,7 @@ asyncio.run(main())
 """
 
 
-async def test_one_that_was_killed_goes_on_in_another_process_with_what_is_missing(
+async def test_push_resume_after_kill_uploads_the_rest(
     proxy: FaultProxy, home: Path, elsewhere: Path, make_client: MakeClient
 ) -> None:
     held = Hold(count=2)
@@ -159,9 +157,7 @@ async def test_one_that_was_killed_goes_on_in_another_process_with_what_is_missi
     assert await pulled(make_client, proxy, elsewhere) == contents(home / "models/mod/m1")
 
 
-async def test_all_parts_that_wait_to_be_put_together_are_not_sent_again(
-    proxy: FaultProxy, make_client: MakeClient
-) -> None:
+async def test_push_resume_with_all_parts_only_completes(proxy: FaultProxy, make_client: MakeClient) -> None:
     proxy.add_fault(COMPLETE, answer_json(403, {"message": "not you"}))
     with pytest.raises(Exception, match="not you"):
         await make_client(proxy).models.push("mod:m1")
@@ -196,7 +192,7 @@ def rename(home: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [grow, touch, make_executable, add, rename])
-async def test_when_a_file_has_changed_it_starts_afresh_and_says_so(
+async def test_push_resume_of_changed_file_restarts_with_reason(
     interrupted: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, change: Callable[[Path], None]
 ) -> None:
     change(home)
@@ -213,14 +209,14 @@ async def test_when_a_file_has_changed_it_starts_afresh_and_says_so(
     assert not left_in_scratch(home)
 
 
-async def test_with_parts_of_another_size_it_starts_afresh(interrupted: FaultProxy, make_client: MakeClient) -> None:
+async def test_push_resume_with_other_part_size_restarts(interrupted: FaultProxy, make_client: MakeClient) -> None:
     result = await make_client(interrupted, transfer={"part_size": 7 * MiB}).models.push("mod:m1", threads=1)
 
     assert not result.resumed
     assert len(parts(interrupted)) == 4
 
 
-async def test_to_another_registry_it_starts_afresh(
+async def test_push_resume_to_another_registry_restarts(
     interrupted: FaultProxy, start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path
 ) -> None:
     async with FaultProxy(interrupted.registry) as other:  # the same one, by another address
@@ -229,7 +225,7 @@ async def test_to_another_registry_it_starts_afresh(
     assert not result.resumed
 
 
-async def test_when_the_storage_knows_nothing_of_it_any_more_it_starts_afresh(
+async def test_push_resume_unknown_to_storage_restarts(
     interrupted: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     interrupted.add_fault(PART, refuse(404, code="NoSuchUpload"))
@@ -247,9 +243,7 @@ async def test_when_the_storage_knows_nothing_of_it_any_more_it_starts_afresh(
     assert await pulled(make_client, interrupted, elsewhere) == contents(home / "models/mod/m1")
 
 
-async def test_when_the_registry_knows_nothing_of_it_any_more_it_starts_afresh(
-    interrupted: FaultProxy, make_client: MakeClient
-) -> None:
+async def test_push_resume_unknown_to_registry_restarts(interrupted: FaultProxy, make_client: MakeClient) -> None:
     interrupted.add_fault("presign_multipart", answer_json(400, {"error": "no such upload"}))
 
     result = await make_client(interrupted).models.push("mod:m1")
@@ -258,9 +252,7 @@ async def test_when_the_registry_knows_nothing_of_it_any_more_it_starts_afresh(
     assert result.parts == 6
 
 
-async def test_a_fault_that_has_another_reason_does_not_throw_away_what_was_sent(
-    interrupted: FaultProxy, make_client: MakeClient
-) -> None:
+async def test_push_resume_after_unrelated_error_keeps_parts(interrupted: FaultProxy, make_client: MakeClient) -> None:
     interrupted.add_fault(PART, refuse(500), times=None)
     with pytest.raises(PartError):
         await make_client(interrupted).models.push("mod:m1")
@@ -271,14 +263,16 @@ async def test_a_fault_that_has_another_reason_does_not_throw_away_what_was_sent
     assert len(parts(interrupted)) == 4
 
 
-async def test_it_can_be_switched_off(interrupted: FaultProxy, make_client: MakeClient, home: Path) -> None:
+async def test_push_resume_disabled_uploads_everything(
+    interrupted: FaultProxy, make_client: MakeClient, home: Path
+) -> None:
     result = await make_client(interrupted, transfer={"resume": False}).models.push("mod:m1")
 
     assert not result.resumed
     assert len(parts(interrupted)) == 6
 
 
-async def test_without_a_place_for_its_notes_a_push_succeeds_all_the_same(
+async def test_push_without_journal_directory_succeeds(
     proxy: FaultProxy, make_client: MakeClient, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (home / "tmp").write_text("no directory")
@@ -290,7 +284,7 @@ async def test_without_a_place_for_its_notes_a_push_succeeds_all_the_same(
 
 
 @pytest.mark.parametrize("method", ["read", "create", "add", "remove"])
-async def test_notes_that_cannot_be_read_or_written_do_not_end_a_push(
+async def test_push_with_unusable_journal_succeeds(
     proxy: FaultProxy,
     make_client: MakeClient,
     monkeypatch: pytest.MonkeyPatch,
@@ -308,9 +302,7 @@ async def test_notes_that_cannot_be_read_or_written_do_not_end_a_push(
     assert proxy.matching(FINISH)[-1].json["status"] == "success"
 
 
-async def test_of_two_that_push_the_same_one_waits_and_finds_it_done(
-    proxy: FaultProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_push_lock_held_by_other_waits_then_skips(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
     held = Hold()
     proxy.add_fault("PUT .*partNumber=6", held)
     events: list[ProgressEvent] = []
@@ -336,7 +328,7 @@ async def test_of_two_that_push_the_same_one_waits_and_finds_it_done(
     ]
 
 
-async def test_one_that_waits_goes_on_when_the_other_fails(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_push_lock_released_by_failed_push_resumes(proxy: FaultProxy, make_client: MakeClient) -> None:
     held = Hold(fault=refuse(400, code="InvalidRequest"))
     proxy.add_fault("PUT .*partNumber=6", held)
     waits = asyncio.Event()
@@ -358,9 +350,7 @@ async def test_one_that_waits_goes_on_when_the_other_fails(proxy: FaultProxy, ma
     assert result.parts == 1
 
 
-async def test_pushes_of_one_item_to_two_registries_do_not_wait_for_each_other(
-    proxy: FaultProxy, start_proxy: StartProxy, make_client: MakeClient
-) -> None:
+async def test_push_lock_is_per_registry(proxy: FaultProxy, start_proxy: StartProxy, make_client: MakeClient) -> None:
     other = await start_proxy("auto")
     held = Hold()
     proxy.add_fault(PART, held, times=None)
@@ -373,7 +363,7 @@ async def test_pushes_of_one_item_to_two_registries_do_not_wait_for_each_other(
     await first
 
 
-async def test_an_answer_to_the_completion_that_was_lost_is_no_failure(
+async def test_push_with_lost_completion_response_succeeds(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy.add_fault(
@@ -387,7 +377,7 @@ async def test_an_answer_to_the_completion_that_was_lost_is_no_failure(
     assert await pulled(make_client, proxy, elsewhere) == contents(home / "models/mod/m1")
 
 
-async def test_a_completion_that_failed_is_not_taken_for_done_because_of_what_was_there_before(
+async def test_push_with_failed_completion_of_old_object_fails(
     proxy: FaultProxy, make_client: MakeClient, home: Path
 ) -> None:
     api = make_client(proxy)
@@ -400,7 +390,7 @@ async def test_a_completion_that_failed_is_not_taken_for_done_because_of_what_wa
         await api.models.push("mod:m1", force=True)
 
 
-async def test_the_models_of_a_bento_are_gone_on_with_as_well(
+async def test_push_resume_of_bento_resumes_its_models(
     interrupted: FaultProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home, models=["mod:m1"])

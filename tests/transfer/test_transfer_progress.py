@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.fixtures import MakeClient, StartProxy
 
 
-async def test_a_push_tells_its_parts_and_what_is_tried_again(
+async def test_push_progress_reports_parts_and_retry(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": noise(11 * MiB)})
@@ -30,7 +30,7 @@ async def test_a_push_tells_its_parts_and_what_is_tried_again(
     assert [event.parts_done for event in told] == sorted(event.parts_done for event in told)
 
 
-async def test_a_pull_tells_what_is_tried_again_and_when_all_has_come(
+async def test_pull_progress_reports_retry_and_phases(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home, files={"weights": noise(MiB)})
