@@ -3,7 +3,7 @@
     BentoError
     ├── ConfigError (ValueError)        a setting, a context or a credential is missing or invalid
     ├── InvalidTagError (ValueError)    a tag that breaks BentoML's rules
-    ├── NotFoundError                   no such bento or model in the store, on the registry or on the Hub
+    ├── NotFoundError                   no such bento or model in the store, in the registry or on the Hub
     ├── StoreError                      the local store: broken YAML, no space, no permission
     ├── ArchiveError                    a directory that cannot be packed, a tar that cannot be extracted
     │   ├── UnsafeArchiveError          a tar that is refused: unsafe, broken, truncated or above a limit

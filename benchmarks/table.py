@@ -29,7 +29,7 @@ LEAST_TOLD = 0.05
 THREE = (
     ("near-512MiB", "pull", "pulling 512 MiB over a 40 ms link"),
     ("far-256MiB", "push", "pushing 256 MiB over a 100 ms link"),
-    ("50-models-there", "push", "pushing a bento whose 50 models are already on the registry"),
+    ("50-models-there", "push", "pushing a bento whose 50 models are already in the registry"),
 )
 
 

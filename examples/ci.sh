@@ -11,7 +11,7 @@ result=$(async-bento push "$bento" --json) || code=$?
 case $code in
   0) ;;
   3) echo "There is no $bento. Run the build step first." >&2; exit 3 ;;
-  4) echo "The registry rejects the token of this job." >&2; exit 4 ;;
+  4) echo "The registry does not accept the token of this job." >&2; exit 4 ;;
   5) echo "The registry cannot be reached. Retrying in a minute." >&2
      sleep "${PATIENCE:-60}"
      result=$(async-bento push "$bento" --json) ;; # resumes
@@ -24,7 +24,7 @@ import sys
 
 result = json.loads(sys.argv[1])
 if result["skipped"]:
-    print(f"{result['tag']} is already on the registry")
+    print(f"{result['tag']} is already pushed")
 else:
     print(f"{result['tag']}: {result['bytes_sent']} bytes in {result['seconds']:.1f} s")
 PYTHON

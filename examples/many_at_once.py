@@ -20,7 +20,7 @@ async def main(bentos: list[Bento]) -> int:
     failed = 0
     for bento, result in zip(bentos, results, strict=True):
         if isinstance(result, PushResult):
-            print(f"{bento.tag}: {'already on the registry' if result.skipped else f'{result.bytes_sent:,} bytes'}")
+            print(f"{bento.tag}: {'already pushed' if result.skipped else f'{result.bytes_sent:,} bytes'}")
         else:
             failed += 1
             print(f"{bento.tag}: {result}", file=sys.stderr)

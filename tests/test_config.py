@@ -208,7 +208,7 @@ def test_credentials_unknown_context_lists_the_known_ones(log_in: Callable[..., 
     with pytest.raises(ConfigError) as caught:
         find_credentials(context="staging", environ=environ(home))
     assert str(caught.value) == (
-        f"no context 'staging' in {home / '.yatai.yaml'}: it has only lab, prod. "
+        f"no context 'staging' in {home / '.yatai.yaml'}: the file has only lab, prod. "
         "Use one of these, or run `async-bento login --name staging`."
     )
 
@@ -230,7 +230,7 @@ def test_context_variable_unknown_name_is_reported(log_in: Callable[..., None], 
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="staging"))
     assert str(caught.value) == (
-        f"BENTOML_CLOUD_CONTEXT=staging: no context 'staging' in {home / '.yatai.yaml'}: it has only lab, prod. "
+        f"BENTOML_CLOUD_CONTEXT=staging: no context 'staging' in {home / '.yatai.yaml'}: the file has only lab, prod. "
         "Use one of these, or run `async-bento login --name staging`."
     )
 
@@ -247,7 +247,9 @@ def test_context_variable_token_stays_with_its_endpoint(log_in: Callable[..., No
 
 
 def test_credentials_unknown_context_fails_despite_a_token(home: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no context 'staging' in .*: it has none\. Run `async-bento login"):
+    with pytest.raises(
+        ConfigError, match=r"no context 'staging' in .*: the file has no contexts\. Run `async-bento login"
+    ):
         find_credentials(api_token="t", context="staging", environ=environ(home))
 
 
@@ -296,7 +298,7 @@ def test_contexts_other_yaml_is_reported(text: str, log_in: Callable[..., None],
     with pytest.raises(ConfigError) as caught:
         read_contexts(home / ".yatai.yaml")
     assert str(caught.value) == (
-        f"cannot read {home / '.yatai.yaml'}: it has no contexts. Repair the file, or delete it and log in again."
+        f"cannot read {home / '.yatai.yaml'}: the file has no contexts. Repair the file, or delete it and log in again."
     )
 
 
@@ -392,7 +394,7 @@ def test_credentials_missing_token_lists_the_sources(home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home))
     assert str(caught.value) == (
-        f"no API token: none is passed, set or stored in {home / '.yatai.yaml'}. Pass api_token=, set "
+        f"no API token: no argument, variable or context of {home / '.yatai.yaml'} has one. Pass api_token=, set "
         "BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT for a registry other than https://cloud.bentoml.com), or "
         "log in with `async-bento login`."
     )
@@ -445,7 +447,7 @@ def test_credentials_token_of_variables_stays_with_its_endpoint(
         find_credentials(elsewhere, environ=environ(home, **variables))
     assert str(caught.value) == (
         f"cannot send the token from {next(iter(variables))} to {elsewhere}: it is for https://prod.example. "
-        f"Pass the api_token of {elsewhere}, or leave the endpoint out."
+        f"Use a token of {elsewhere}, or leave the endpoint out."
     )
 
 
@@ -486,7 +488,7 @@ def test_credentials_same_origin_in_another_form_is_accepted(
 
 def test_credentials_invalid_stored_endpoint_is_reported(log_in: Callable[..., None], home: Path) -> None:
     log_in(("prod", "https://prod.example:99999", "t"), current="prod")
-    with pytest.raises(ConfigError, match=r"'https://prod\.example:99999' is not an endpoint"):
+    with pytest.raises(ConfigError, match=r"invalid endpoint 'https://prod\.example:99999'"):
         find_credentials("https://prod.example", environ=environ(home))
 
 
@@ -545,7 +547,10 @@ def test_endpoint_trailing_slash_is_removed(said: str, read: str) -> None:
 def test_endpoint_invalid_is_rejected_with_an_example(wrong: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_endpoint(wrong)
-    assert str(caught.value) == f"{wrong!r} is not an endpoint. Use a URL like https://registry.example.com."
+    assert (
+        str(caught.value)
+        == f"invalid endpoint {wrong!r}: it is not the URL of a server. Use a URL like https://registry.example.com."
+    )
 
 
 @pytest.mark.parametrize(

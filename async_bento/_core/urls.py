@@ -22,7 +22,9 @@ _USER = re.compile(r"//[^/?#]*@")
 def check_endpoint(endpoint: str) -> str:
     """Return the endpoint without a trailing slash, or raise ConfigError if it is not the plain URL of a server."""
     shown = _USER.sub("//", without_queries(endpoint))
-    invalid = ConfigError(f"{shown!r} is not an endpoint. Use a URL like https://registry.example.com.")
+    invalid = ConfigError(
+        f"invalid endpoint {shown!r}: it is not the URL of a server. Use a URL like https://registry.example.com."
+    )
     if not _PLAIN.fullmatch(endpoint):  # urlsplit drops line breaks and accepts URLs that aiohttp rejects
         raise invalid
     try:
@@ -34,7 +36,9 @@ def check_endpoint(endpoint: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
         raise invalid
     if parts.username is not None or parts.query or parts.fragment:
-        raise ConfigError(f"the endpoint on {parts.hostname} has a user name, a query or a fragment. Remove it.")
+        raise ConfigError(
+            f"invalid endpoint on {parts.hostname}: it has a user name, a query or a fragment. Remove that part."
+        )
     return endpoint.rstrip("/")
 
 

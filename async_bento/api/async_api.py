@@ -73,7 +73,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
         self._kind: Kind[ItemT, RecordT] = kind
 
     async def iter(self, *, search: str | None = None, query: str | None = None) -> AsyncGenerator[RecordT]:
-        """Iterate over the records on the registry, newest first, one page per request.
+        """Iterate over the records in the registry, newest first, one page per request.
 
         The route is GET `/api/v1/bentos` or `/api/v1/models`. Records that are added meanwhile do not make others
         appear twice.
@@ -178,7 +178,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         """Pull a model from the registry into the local store.
 
         Args:
-            tag: The tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
+            tag: The tag. Without a version, or with `latest`, the newest in the registry is pulled, unless the local
                 newest is as new.
             force: Replace the local copy, which stays until the new one is complete.
             model_store: The store to pull into; the API's own store by default.
@@ -202,7 +202,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
     async def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
     ) -> ModelWithRepositoryListSchema:
-        """List the models on the registry, newest first.
+        """List the models in the registry, newest first.
 
         Args:
             search: A part of the name.
@@ -257,7 +257,9 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         progress: bool | ProgressListener | None = None,
     ) -> None:
         if client is not None and (endpoint or api_token or context):
-            raise ConfigError("a client has its own endpoint and token. Pass either the client or endpoint and token.")
+            raise ConfigError(
+                "cannot use an endpoint, token or context with a client: a client has its own. Pass either."
+            )
         self._keep_client = client is not None
         client = client or RestApiClient(endpoint, api_token, context=context, config=config)
         resources = Resources(client, config or client.config, choose_listener(progress))
@@ -332,7 +334,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         """Pull a bento from the registry into the local store.
 
         Args:
-            tag: The tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
+            tag: The tag. Without a version, or with `latest`, the newest in the registry is pulled, unless the local
                 newest is as new.
             force: Replace the local copy, which stays until the new one is complete.
             with_models: Pull its models too; models on the Hugging Face Hub are downloaded from there, into
@@ -352,7 +354,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         async with self._resources.call():
             bento = await Puller(self._resources, kind).pull(Tag.parse(tag), force=force)
             if bento is None:
-                raise NotFoundError(f"{tag} has no files on the registry")
+                raise NotFoundError(f"{tag} has no files in the registry")
             if with_models:
                 await pull_models(Puller(self._resources, self._model_kind), bento)
         return bento
@@ -360,7 +362,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
     async def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
     ) -> BentoWithRepositoryListSchema:
-        """List the bentos on the registry, newest first.
+        """List the bentos in the registry, newest first.
 
         Args:
             search: A part of the name.

@@ -108,7 +108,7 @@ async def _skip_missing(pusher: Pusher[Model, RecordT], wanted: BentoModelInfo) 
         remote = await kind.routes.get(wanted.tag.name, wanted.tag.version or "")
         if remote is None or remote.upload_status != UPLOADED:
             raise NotFoundError(
-                f"the model is neither in {kind.store.path} nor on the registry at {kind.endpoint}. "
+                f"the model is neither in {kind.store.path} nor in the registry at {kind.endpoint}. "
                 "`bentoml models list` shows the local models."
             )
         progress.enter("skipped", "not stored locally, already pushed")

@@ -37,8 +37,8 @@ async def find_record(kind: Kind[ItemT, RecordT], tag: Tag, query: str | None = 
     if found is None:
         matching = f" that matches {query!r}" if query else ""
         raise NotFoundError(
-            f"no {kind.word} {tag}{matching} on the registry at {kind.endpoint}. "
-            f"`{kind.command.removesuffix('pull')}list` shows what it has."
+            f"no {kind.word} {tag}{matching} in the registry at {kind.endpoint}. "
+            f"`{kind.command.removesuffix('pull')}list` shows its {kind.word}s."
         )
     return found
 
@@ -51,7 +51,7 @@ class Puller(Generic[ItemT, RecordT]):
         self.kind: Kind[ItemT, RecordT] = kind
 
     async def pull(self, tag: Tag, *, force: bool = False, query: str | None = None) -> ItemT | None:
-        """Pull one item; None for a model that has no bytes on the registry. `query` narrows the newest version."""
+        """Pull one item; None for a model that has no bytes in the registry. `query` narrows the newest version."""
         newest = wants_newest(tag)
         with self.resources.progress("pull", self.kind.word, tag) as progress:
             if not newest and not force and (local := await self._local(tag)):
@@ -82,7 +82,7 @@ class Puller(Generic[ItemT, RecordT]):
         except NotFoundError:
             return None
         except StoreError as error:
-            raise StoreError(f"{error}. Pull it by force to replace the local copy.") from error
+            raise StoreError(f"{error}. Pull with force to replace the local copy.") from error
 
     async def _local_is_current(self, exact: Tag, record: ItemSchema, query: str | None) -> ItemT | None:
         """The local item, if it is as new as the registry's newest."""
@@ -96,9 +96,11 @@ class Puller(Generic[ItemT, RecordT]):
         """Extract into a staging directory and commit by one rename; one process at a time."""
         threads, store = self.resources.threads, self.kind.store
         lock = await threads.run(store.lock, tag)
-        async with hold_lock(lock, threads, lambda: progress.enter("planning", "waiting for another process")):
+        async with hold_lock(
+            lock, threads, lambda: progress.enter("planning", "waiting: another process is pulling this version")
+        ):
             if not force and (local := await self._local(tag)):
-                progress.enter("skipped", "another process has just pulled it")
+                progress.enter("skipped", "already pulled by another process")
                 return local
             resume = tag if self.resources.config.transfer.resume else None
             async with threads.entered(store.stage(resume)) as staged:

@@ -93,7 +93,7 @@ class PushOptions:
 
     def __post_init__(self) -> None:
         if self.threads < 1:
-            raise ConfigError(f"threads={self.threads} is too low. Pass 1 or more.")
+            raise ConfigError(f"invalid threads {self.threads}: a push needs at least one. Pass 1 or more.")
 
 
 class Pusher(Generic[ItemT, RecordT]):
@@ -187,11 +187,11 @@ class Pusher(Generic[ItemT, RecordT]):
             journal: Journal | None = None
             try:
                 lock, path = await threads.run(prepare)
-                waiting = partial(progress.enter, "planning", "waiting for another process that pushes it")
+                waiting = partial(progress.enter, "planning", "waiting: another process is pushing this version")
                 await stack.enter_async_context(hold_lock(lock, threads, waiting))
                 journal = Journal(path) if self.resources.config.transfer.resume else None
             except StoreError as error:
-                logger.warning("An interrupted push of %s cannot be resumed: %s", tag, error)
+                logger.warning("an interrupted push of %s cannot be resumed: %s", tag, error)
             yield journal
 
     async def _register_and_send(self, item: ItemT, upload: Upload) -> UploadResult | None:

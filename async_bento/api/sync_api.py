@@ -175,7 +175,7 @@ class ModelAPI:
         """Pull a model from the registry into the local store.
 
         Args:
-            tag: The tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
+            tag: The tag. Without a version, or with `latest`, the newest in the registry is pulled, unless the local
                 newest is as new.
             force: Replace the local copy, which stays until the new one is complete.
             model_store: The store to pull into; the API's own store by default.
@@ -193,7 +193,7 @@ class ModelAPI:
     def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
     ) -> ModelWithRepositoryListSchema:
-        """List the models on the registry, newest first.
+        """List the models in the registry, newest first.
 
         Args:
             search: A part of the name.
@@ -209,7 +209,7 @@ class ModelAPI:
         return self._loop.run(self._async.list, search=search, query=query, limit=limit)
 
     def iter(self, *, search: str | None = None, query: str | None = None) -> Iterator[ModelWithRepositorySchema]:
-        """Iterate over the records on the registry, newest first, one page per request.
+        """Iterate over the records in the registry, newest first, one page per request.
 
         The route is GET `/api/v1/bentos` or `/api/v1/models`. Records that are added meanwhile do not make others
         appear twice.
@@ -344,7 +344,7 @@ class BentoAPI:
         """Pull a bento from the registry into the local store.
 
         Args:
-            tag: The tag. Without a version, or with `latest`, the newest on the registry is pulled, unless the local
+            tag: The tag. Without a version, or with `latest`, the newest in the registry is pulled, unless the local
                 newest is as new.
             force: Replace the local copy, which stays until the new one is complete.
             with_models: Pull its models too; models on the Hugging Face Hub are downloaded from there, into
@@ -365,7 +365,7 @@ class BentoAPI:
     def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
     ) -> BentoWithRepositoryListSchema:
-        """List the bentos on the registry, newest first.
+        """List the bentos in the registry, newest first.
 
         Args:
             search: A part of the name.
@@ -381,7 +381,7 @@ class BentoAPI:
         return self._loop.run(self._async.list, search=search, query=query, limit=limit)
 
     def iter(self, *, search: str | None = None, query: str | None = None) -> Iterator[BentoWithRepositorySchema]:
-        """Iterate over the records on the registry, newest first, one page per request.
+        """Iterate over the records in the registry, newest first, one page per request.
 
         The route is GET `/api/v1/bentos` or `/api/v1/models`. Records that are added meanwhile do not make others
         appear twice.

@@ -53,8 +53,8 @@ def _list_command(word: Word) -> click.Command:
         async with _open_api(registry, word) as (api, client):
             records = await api.list(search=search, query=query, limit=limit)
         if not records.items and not registry.as_json:
-            matching = " matches" if search or query else ""
-            click.echo(f"No {word}{matching or 's'} in the registry at {client.endpoint}.", err=True)
+            matching = " match" if search or query else ""
+            click.echo(f"No {word}s in the registry at {client.endpoint}{matching}.", err=True)
             return
         print_records(records.items, as_json=registry.as_json)
 
@@ -76,7 +76,7 @@ def _get_command(word: Word) -> click.Command:
                 return
             records = await api.list(search=search, query=_with_labels(None, labels), limit=1)
         if not records.items:
-            raise NotFoundError(f"no {word} matches in the registry at {client.endpoint}")
+            raise NotFoundError(f"no {word} in the registry at {client.endpoint} matches")
         print_record(records.items[0], as_json=registry.as_json)
 
     return get

@@ -30,7 +30,7 @@ def print_push(result: PushResult, word: str) -> None:
     if is_watched():
         return
     if result.skipped:
-        click.echo(f"Skipped {word} {result.tag}: it is already in the registry. Use --force to push it again.")
+        click.echo(f"Skipped {word} {result.tag}: already pushed. Use --force to push it again.")
     elif result.parts == 0:
         click.echo(f"Pushed the record of {word} {result.tag}.")
     else:

@@ -201,6 +201,6 @@ async def _push_each(
         click.echo(json.dumps(records[0] if selection.is_single else records))
     if failures:
         raise PushesError(
-            f"could not push {len(failures)} of {len(selection.items)} {word}s: {', '.join(failures)}",
+            f"cannot push {len(failures)} of {len(selection.items)} {word}s: {', '.join(failures)}",
             failures=failures,
         )

@@ -20,10 +20,14 @@ def registry() -> None:
 @click.option("--root", type=click.Path(file_okay=False), help="Directory for all data.")
 @click.option("--s3", "bucket", metavar="BUCKET", help="S3 bucket for all data, instead of a directory.")
 @click.option("--s3-endpoint", metavar="URL", help="URL of the S3 service, if it is not AWS.")
-@click.option("--s3-public-endpoint", metavar="URL", help="URL of the S3 service for clients, if it differs.")
-@click.option("--s3-prefix", metavar="PREFIX", help="Key prefix.")
+@click.option("--s3-public-endpoint", metavar="URL", help="URL at which clients reach the S3 service, if different.")
+@click.option("--s3-prefix", metavar="PREFIX", help="Prefix of all keys in the bucket.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=3000, show_default=True, help="Port; 0 picks a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=3000,
+    show_default=True,
+    help="Port to listen on; 0 picks a free port.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -31,7 +35,7 @@ def registry() -> None:
     type=click.Choice(["presigned_url", "proxy", "auto"]),
     default="presigned_url",
     show_default=True,
-    help="How clients upload: in presigned parts, through the registry's API, or with one presigned PUT.",
+    help="How clients upload: parts to presigned URLs, one request through the registry's API, or one presigned PUT.",
 )
 @asynchronous
 async def serve(

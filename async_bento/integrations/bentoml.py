@@ -166,7 +166,7 @@ def _container() -> Any:
 def _print_pushed(bentoml_api: Any, word: str, result: PushResult) -> None:
     if is_watched():
         return  # the progress bars have shown it
-    outcome = "already in the registry" if result.skipped else f"pushed {human_size(result.bytes_sent)}"
+    outcome = "already pushed" if result.skipped else f"pushed {human_size(result.bytes_sent)}"
     bentoml_api.spinner.console.print(f"{word} {result.tag}: {outcome}", markup=False, highlight=False)
 
 

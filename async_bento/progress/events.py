@@ -39,7 +39,7 @@ class ProgressEvent:
         phase: The phase of the transfer.
         bytes_done: Bytes of the tar transferred so far. The number shrinks when a part is retried.
         bytes_total: Bytes of the tar, or None while the size is unknown.
-        message: A note for the user, like `already there`; empty for most events.
+        message: A note for the user, like `already pushed`; empty for most events.
         bytes_resumed: Bytes of `bytes_done` that an interrupted transfer had transferred.
         parts_done: Parts uploaded so far, including those of an interrupted push.
         parts_total: Parts of a multipart push; None for other transfers.
@@ -172,7 +172,9 @@ class Progress:
             self.listener(event)
         except Exception:
             self.listener = None
-            logger.exception("The progress listener raised and receives no more events of %s %s", self.kind, self.tag)
+            logger.exception(
+                "the progress listener raised an error and receives no more events of %s %s", self.kind, self.tag
+            )
 
 
 class ProgressEvents:

@@ -97,7 +97,7 @@ class RestApiClient:
         self.config = config or Config.from_env()
         timeout = self.config.timeouts.api if timeout is None else timeout
         if not 0 < timeout < math.inf:  # aiohttp waits forever for 0, and fails for infinity
-            raise ConfigError(f"timeout={timeout!r}: it must be a number of seconds above 0")
+            raise ConfigError(f"invalid timeout {timeout!r}: it is not a number of seconds above 0")
         connections = Connections(session, proxy, ssl, HostThrottle(self.config.retry))
         self._session = RestSession(self._credentials, connections, self.config, timeout)
         self.bentos = ItemRoutes(

@@ -55,9 +55,10 @@ class Contexts(BaseModel):
         login = f"`async-bento login --name {shlex.quote(name)}`"
         if names := sorted(context.name for context in self.contexts):
             raise ConfigError(
-                f"no context {name!r} in {path}: it has only {', '.join(names)}. Use one of these, or run {login}."
+                f"no context {name!r} in {path}: the file has only {', '.join(names)}. "
+                f"Use one of these, or run {login}."
             )
-        raise ConfigError(f"no context {name!r} in {path}: it has none. Run {login}.")
+        raise ConfigError(f"no context {name!r} in {path}: the file has no contexts. Run {login}.")
 
 
 def contexts_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -84,12 +85,12 @@ def _read(path: Path) -> tuple[Contexts, dict[str, object]]:
         RecursionError,
     ):  # the last two for bad dates, numbers and nesting
         # No cause: PyYAML's text quotes the file, which holds tokens.
-        raise _invalid(path, "it is not valid YAML") from None
+        raise _invalid(path, "the file is not valid YAML") from None
     try:
         contexts = Contexts.model_validate(content or {})
     except ValidationError as error:
         first = first_error(error)
-        raise _invalid(path, f"{first.field}: {first.message}" if first.field else "it has no contexts") from None
+        raise _invalid(path, f"{first.field}: {first.message}" if first.field else "the file has no contexts") from None
     return contexts, cast("dict[str, object]", content or {})  # Contexts accepts nothing but a mapping
 
 

@@ -119,9 +119,9 @@ def find_credentials(
     )
     if found is None:
         raise ConfigError(
-            f"no API token: none is passed, set or stored in {path}. Pass api_token=, set BENTO_CLOUD_API_KEY (and "
-            f"BENTO_CLOUD_API_ENDPOINT for a registry other than {DEFAULT_ENDPOINT}), or log in with "
-            "`async-bento login`."
+            f"no API token: no argument, variable or context of {path} has one. Pass api_token=, set "
+            f"BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT for a registry other than {DEFAULT_ENDPOINT}), or log "
+            "in with `async-bento login`."
         )
     selected = (
         endpoint
@@ -135,7 +135,7 @@ def find_credentials(
     if found.endpoint and origin(check_endpoint(found.endpoint)) != origin(selected):
         raise ConfigError(
             f"cannot send the token from {found.source} to {origin(selected)}: it is for {origin(found.endpoint)}. "
-            f"Pass the api_token of {origin(selected)}, or leave the endpoint out."
+            f"Use a token of {origin(selected)}, or leave the endpoint out."
         )
     token = found.api_token.get_secret_value()
     if not (token.isascii() and token.isprintable()):

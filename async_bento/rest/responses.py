@@ -35,13 +35,13 @@ _NO_REGISTRY = "Check that the endpoint is a BentoCloud or Yatai registry."
 
 _HINTS = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (
-        "A proxy before the registry limits the size of requests: raise the limit (nginx: client_max_body_size), "
+        "A proxy in front of the registry limits the size of requests: raise the limit (nginx: client_max_body_size), "
         "or let the registry presign uploads."
     ),
     HTTPStatus.TOO_MANY_REQUESTS: "The registry throttles requests: try again later.",
-    HTTPStatus.BAD_GATEWAY: "A proxy before the registry got no response from it: try again later.",
+    HTTPStatus.BAD_GATEWAY: "A proxy in front of the registry got no response: try again later.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The registry is not ready: try again later.",
-    HTTPStatus.GATEWAY_TIMEOUT: "A proxy before the registry got no response from it in time: try again later.",
+    HTTPStatus.GATEWAY_TIMEOUT: "A proxy in front of the registry got no response in time: try again later.",
 }
 
 
@@ -87,7 +87,9 @@ def status_error(response: RawResponse, credentials: Credentials) -> APIError:
 
     markup = is_markup(headers, response.body)
     if markup and status in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
-        return APIResponseError(f"{response.request}: {status} with a page instead of JSON. {_NO_REGISTRY}")
+        return APIResponseError(
+            f"{response.request}: the response is not JSON, but a page with status {status}. {_NO_REGISTRY}"
+        )
     message = "" if markup else one_line(_server_message(response.body))
     message = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
     trace_id = one_line(headers.get("x-trace-id", ""))[:_LONGEST_MESSAGE] or None

@@ -188,7 +188,7 @@ class ItemSchema(ResourceSchema):
 
 
 class BentoSchema(ItemSchema):
-    """A bento on the registry.
+    """A bento in the registry.
 
     Attributes:
         uid: The id of the record.
@@ -211,7 +211,7 @@ class BentoSchema(ItemSchema):
 
 
 class ModelSchema(ItemSchema):
-    """A model on the registry.
+    """A model in the registry.
 
     Attributes:
         uid: The id of the record.
@@ -294,7 +294,7 @@ class BentoFullSchema(BentoWithRepositorySchema):
 
     Attributes:
         repository: The repository, with the bento's name.
-        models: The models of the bento that are on the registry.
+        models: The models of the bento that are in the registry.
     """
 
     models: list[ModelWithRepositorySchema] = []
@@ -323,7 +323,7 @@ class BentoWithRepositoryListSchema(ListSchema[BentoWithRepositorySchema]):
     Attributes:
         start: The position of the first item in the whole list, from 0.
         count: The number of items asked for.
-        total: The number of items on the registry that match.
+        total: The number of items in the registry that match.
         items: The bentos.
     """
 
@@ -336,7 +336,7 @@ class ModelWithRepositoryListSchema(ListSchema[ModelWithRepositorySchema]):
     Attributes:
         start: The position of the first item in the whole list, from 0.
         count: The number of items asked for.
-        total: The number of items on the registry that match.
+        total: The number of items in the registry that match.
         items: The models.
     """
 

@@ -169,7 +169,7 @@ def connection_error(target: Target, error: Exception) -> APIConnectionError:
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno or 0  # asyncio's text names the address, not the reason
         reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
-        hint = "Check that it is running and that the endpoint is right."
+        hint = "Check that the registry is running and that the endpoint is right."
         if target.proxy is not None and error.host == URL(target.proxy).host:
             place += f" through the proxy at {error.host}:{error.port}"
             hint = "Check the proxy."

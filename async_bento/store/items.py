@@ -140,7 +140,12 @@ class Bento(Item):
             size = readme.stat().st_size
             if size <= MAX_README_SIZE:
                 return readme.read_text(encoding="utf-8", errors="replace")
-            logger.warning("%s is not sent: it has %d bytes. The limit is %d.", readme, size, MAX_README_SIZE)
+            logger.warning(
+                "%s is not sent as the description: the file has %d bytes, and the limit is %d",
+                readme,
+                size,
+                MAX_README_SIZE,
+            )
         return ""
 
     def manifest(self, *, size_bytes: int, dev: bool = False) -> JsonObject:

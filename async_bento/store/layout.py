@@ -59,7 +59,7 @@ class Layout(Generic[ItemT]):
             except NotFoundError:
                 pass  # deleted since it was listed
             except StoreError as error:
-                logger.warning("Skipped a broken %s: %s", self.item_type.TYPE_NAME, error)
+                logger.warning("skipped a broken %s: %s", self.item_type.TYPE_NAME, error)
         return items
 
     def not_found(self, tag: Tag) -> NotFoundError:

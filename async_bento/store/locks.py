@@ -107,7 +107,7 @@ def _supports_locks(directory: Path) -> bool:
         if error.errno not in _LOCKS_UNSUPPORTED:
             raise
         logger.warning(
-            "The filesystem of %s does not support locks. Let only one process at a time pull to, or delete from, the "
+            "the filesystem of %s does not support locks. Let only one process at a time pull to, or delete from, the "
             "stores that share this directory, and remove the directories that killed processes leave in it.",
             directory.parent,
         )

@@ -93,7 +93,7 @@ class StagingArea:
                 if finished or resume is None or not (path / STATE).exists():
                     remove_tree(path)
             except OSError:
-                logger.warning("Could not remove %s. The next push or pull tries again.", path, exc_info=True)
+                logger.warning("cannot remove %s. The next push or pull tries again.", path, exc_info=True)
             finally:
                 os.close(descriptor)
 

@@ -258,7 +258,7 @@ class Store(Generic[ItemT]):
             try:
                 remove_tree(staged)
             except OSError:
-                logger.warning("Could not remove %s, which holds the replaced %s.", staged, tag, exc_info=True)
+                logger.warning("cannot remove %s, which holds the replaced %s.", staged, tag, exc_info=True)
         return item
 
     def delete(self, tag: TagLike | str) -> None:
@@ -399,6 +399,9 @@ class ModelStore(Store[Model]):
                 size += self.get(model.tag).size()
             except NotFoundError:
                 logger.warning(
-                    "The size of %s is without its model %s, which is not in %s.", bento.tag, model.tag, self.path
+                    "the size of %s does not include its model %s: %s does not have the model",
+                    bento.tag,
+                    model.tag,
+                    self.path,
                 )
         return size

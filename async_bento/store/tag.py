@@ -113,5 +113,5 @@ def _validate(part: str, value: object) -> str:
             "and must begin and end with a letter or a digit"
         )
     if lowered != value:
-        logger.warning("Converted %r to lower case: %r", value, lowered)
+        logger.warning("converted %r to lower case: %r", value, lowered)
     return lowered

@@ -93,7 +93,7 @@ async def download(source: DownloadSource, sink: Sink, pool: TransferPool, progr
         try:
             await job.run()
         except _ObjectChangedError as second:
-            raise TransferError(f"cannot pull {source.tag}: {second}, twice. Retry the pull.") from None
+            raise TransferError(f"cannot pull {source.tag}: {second}, twice. Pull again.") from None
 
 
 class _ObjectChangedError(Exception):
@@ -250,7 +250,9 @@ class _Download:
         async for chunk in received.response.content.iter_any():
             arrived += len(chunk)
             if arrived > size:
-                raise IntegrityError(f"cannot pull {self._source.tag}: the storage sent more than {size} bytes")
+                raise IntegrityError(
+                    f"cannot pull {self._source.tag}: the storage sent more than the {size} bytes of a range"
+                )
             data.append(chunk)
             count(len(chunk))
         if arrived < size:

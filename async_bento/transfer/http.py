@@ -206,7 +206,7 @@ async def put(target: Target, body: TarBody, config: Config, part_number: int | 
     try:
         etag = await _put(target, body, config, request, part_number)
         if part_number is not None and not etag:
-            raise IntegrityError(f"{request}: the storage sent no ETag, which completing the upload needs")
+            raise IntegrityError(f"{request}: the storage sent no ETag, but the upload cannot be completed without one")
     except BaseException:
         body.rewind()
         raise
@@ -237,7 +237,7 @@ async def _put(target: Target, body: TarBody, config: Config, request: str, part
         finally:
             watchdog.stop()
             await shielded(body.wait_idle())
-    raise StalledError(f"{request}: no byte moved for {watchdog.timeout:g} s")
+    raise StalledError(f"{request}: no byte was transferred for {watchdog.timeout:g} s")
 
 
 class _Watchdog:
@@ -298,7 +298,7 @@ async def get(
                 text = await response.content.read(_MAX_ERROR_BODY)
                 raise _refused(target, request, response, text, None)
     except asyncio.TimeoutError as error:
-        raise StalledError(f"{request}: no byte arrived for {config.timeouts.stall:g} s") from error
+        raise StalledError(f"{request}: no byte was transferred for {config.timeouts.stall:g} s") from error
     except (aiohttp.ClientError, ConnectionError) as error:
         raise _broken(target, request, error) from error
 
@@ -313,11 +313,13 @@ def _total(headers: Mapping[str, str], asked: ByteRange, request: str) -> int:
     """The object's size by Content-Range, which must state the range that was asked for."""
     match = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
     if match is None:
-        raise PartError(f"{request}: a 206 response without Content-Range", status=HTTPStatus.PARTIAL_CONTENT)
+        raise PartError(
+            f"{request}: the storage sent a 206 response without Content-Range", status=HTTPStatus.PARTIAL_CONTENT
+        )
     first, last, total = (int(group) for group in match.groups())
     if first != asked.start or last != min(asked.stop, total) - 1:
         raise PartError(
-            f"{request}: asked for bytes {asked.start}-{asked.stop - 1} and got {first}-{last} of {total}",
+            f"{request}: the storage sent bytes {first}-{last} of {total} instead of {asked.start}-{asked.stop - 1}",
             status=HTTPStatus.PARTIAL_CONTENT,
         )
     return total
@@ -327,9 +329,7 @@ def _verified_etag(headers: Mapping[str, str], body: TarBody, request: str) -> s
     etag = headers.get("ETag")
     match = None if _has_opaque_etag(headers) else _MD5_ETAG.match(etag or "")
     if body.md5 and match and match[1].lower() != body.md5:
-        raise IntegrityError(
-            f"{request}: the storage received other bytes than were sent (MD5 {match[1]}, not {body.md5})"
-        )
+        raise IntegrityError(f"{request}: the storage received different bytes (MD5 {match[1]} instead of {body.md5})")
     return etag
 
 

@@ -38,10 +38,10 @@ class Source(_Line):
     def difference(self, other: Source) -> str:
         """Why an upload of `other` cannot be resumed as one of this source; empty where it can."""
         if self.part_size != other.part_size:
-            return f"its parts have {other.part_size} bytes, and the parts would now have {self.part_size}"
+            return f"its parts have {other.part_size} bytes, but this push uses parts of {self.part_size} bytes"
         if self.fingerprint != other.fingerprint:
-            return "its files have changed"
-        return "" if self == other else "it went to another registry"
+            return "the files have changed"
+        return "" if self == other else "its parts are in another registry"
 
 
 class _Upload(Source):

@@ -161,7 +161,8 @@ class ResumableExtract:
         free = shutil.disk_usage(self._directory).free
         if needed > free:
             raise StoreError(
-                f"not enough disk space in {self._directory}: {human_size(free)} free, {human_size(needed)} required"
+                f"not enough disk space in {self._directory}: {human_size(free)} free, {human_size(needed)} required. "
+                "Free some space."
             )
 
 

@@ -130,7 +130,9 @@ class Upload:
         try:
             return await self.pool.threads.run(operation, self._journal_file, *args, **kwargs)
         except OSError as error:
-            logger.warning("Pushing %s cannot be resumed: %s: %s", self.tag, error.strerror, error.filename)
+            logger.warning(
+                "an interrupted push of %s cannot be resumed: %s: %s", self.tag, error.strerror, error.filename
+            )
             return None
 
     async def put(
@@ -255,7 +257,7 @@ class Upload:
             if isinstance(failure, APIStatusError) and is_not_found(failure):
                 return  # cancelled before the record existed
             why = str(failure) or type(failure).__name__
-            logger.warning("Could not report the failed push of %s to the registry: %s", self.tag, why)
+            logger.warning("cannot report the failed push of %s to the registry: %s", self.tag, why)
 
 
 @dataclass

@@ -44,7 +44,9 @@ current_context_name: office
 
 
 async def test_missing_token_error_names_where_to_set_it(home: Path) -> None:
-    where = rf"no API token: .*{home}/\.yatai\.yaml\. Pass api_token=, set BENTO_CLOUD_API_KEY.*`async-bento login`"
+    where = (
+        rf"no API token: .*{home}/\.yatai\.yaml has one\. Pass api_token=, set BENTO_CLOUD_API_KEY.*`async-bento login`"
+    )
 
     async with AsyncBentoAPI() as api:
         with pytest.raises(ConfigError, match=where):
@@ -56,7 +58,9 @@ async def test_unknown_context_error_lists_the_known_ones(home: Path) -> None:
     (home / ".yatai.yaml").write_text(CONTEXTS)
 
     async with AsyncBentoAPI(context="home") as api:
-        with pytest.raises(ConfigError, match=r"no context 'home' in .*\.yatai\.yaml: it has only cloud, office\."):
+        with pytest.raises(
+            ConfigError, match=r"no context 'home' in .*\.yatai\.yaml: the file has only cloud, office\."
+        ):
             await api.list()
 
 
@@ -101,7 +105,8 @@ async def test_unreachable_registry_error_names_it(
         proxy.endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
 
     with pytest.raises(
-        APIConnectionError, match=rf"cannot reach the registry at {proxy.endpoint}: .*refused.*Check that it is running"
+        APIConnectionError,
+        match=rf"cannot reach the registry at {proxy.endpoint}: .*refused.*Check that the registry is running",
     ):
         await make_client(proxy).push("svc:v1")
 
@@ -328,6 +333,6 @@ async def test_broken_local_copy_error_names_the_remedy(
     await api.push("svc:v1")
     (bento / "bento.yaml").write_text("name: svc")
 
-    with pytest.raises(StoreError, match=r"the field `version` is missing.*\. Pull it by force to replace"):
+    with pytest.raises(StoreError, match=r"the field `version` is missing.*\. Pull with force to replace"):
         await api.pull("svc:v1")
     assert (await api.pull("svc:v1", force=True)).info.service == "service:Svc"

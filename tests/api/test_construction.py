@@ -30,11 +30,11 @@ async def test_client_with_named_context_finds_it_at_first_call(home: Path) -> N
 
 
 def test_client_checks_arguments_at_construction() -> None:
-    with pytest.raises(ConfigError, match="is not an endpoint"):
+    with pytest.raises(ConfigError, match="invalid endpoint"):
         AsyncBentoAPI(endpoint="nowhere", api_token="token")
 
 
 async def test_rest_client_together_with_endpoint_is_refused() -> None:
     client = RestApiClient("http://127.0.0.1:1", "token")
-    with pytest.raises(ConfigError, match="either the client or endpoint and token"):
+    with pytest.raises(ConfigError, match="cannot use an endpoint, token or context with a client"):
         AsyncBentoAPI(client, endpoint="http://127.0.0.1:2")

@@ -1,4 +1,4 @@
-"""What is on the registry: all of it, page by page, or one record."""
+"""What is in the registry: all of it, page by page, or one record."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ async def test_list_and_get_of_models_work_alike(start_proxy: StartProxy, make_c
     assert [model.version async for model in api.iter()] == ["m2", "m1"]
     assert (await api.get("mod")).version == "m2"
     assert (await api.get("mod", "m1")).version == "m1"
-    with pytest.raises(NotFoundError, match=r"no model mod:m9 on the registry.*async-bento models list"):
+    with pytest.raises(NotFoundError, match=r"no model mod:m9 in the registry.*async-bento models list"):
         await api.get("mod", "m9")
 
 
@@ -191,7 +191,7 @@ async def test_get_accepts_name_and_version(
 
 @pytest.mark.parametrize("asked", [("nothing",), ("nothing", "latest"), ("svc", "v9"), ("svc:v9",)])
 async def test_get_of_missing_record_names_it(proxy: FaultProxy, make_client: MakeClient, asked: tuple[str]) -> None:
-    with pytest.raises(NotFoundError, match=f"no bento {':'.join(asked)} on the registry at {proxy.endpoint}"):
+    with pytest.raises(NotFoundError, match=f"no bento {':'.join(asked)} in the registry at {proxy.endpoint}"):
         await make_client(proxy).get(*asked)
 
 

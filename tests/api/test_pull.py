@@ -436,7 +436,7 @@ async def test_pull_query_with_version_has_no_effect(
 async def test_pull_of_missing_item_names_it(registry_with: StartProxy, make_client: MakeClient, tag: str) -> None:
     proxy = await registry_with("svc:v1")
 
-    with pytest.raises(NotFoundError, match=rf"no bento {tag} on the registry at {proxy.endpoint}.*async-bento list"):
+    with pytest.raises(NotFoundError, match=rf"no bento {tag} in the registry at {proxy.endpoint}.*async-bento list"):
         await make_client(proxy).pull(tag)
 
 

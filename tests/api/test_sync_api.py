@@ -77,7 +77,7 @@ def test_blocking_iter_can_be_closed_early(served: LocalRegistry, home: Path) ->
 
 
 def test_blocking_errors_are_raised_unchanged(served: LocalRegistry) -> None:
-    with BentoAPI() as api, pytest.raises(NotFoundError, match="no bento svc:v1 on the registry"):
+    with BentoAPI() as api, pytest.raises(NotFoundError, match="no bento svc:v1 in the registry"):
         api.get("svc", "v1")
 
 

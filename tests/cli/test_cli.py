@@ -58,9 +58,7 @@ def test_pushed_bento_can_be_listed_shown_and_pulled(
     make_model(home, "mod:m1")
     before = contents(bento)
     assert done("push", "svc").startswith("Pushed bento svc:v1: 10.0 KiB, ")
-    assert done("push", "svc:v1") == (
-        "Skipped bento svc:v1: it is already in the registry. Use --force to push it again.\n"
-    )
+    assert done("push", "svc:v1") == ("Skipped bento svc:v1: already pushed. Use --force to push it again.\n")
     head, row = done("list").splitlines()
     assert head.split() == ["TAG", "SIZE", "BUILT", "(UTC)", "UPLOAD"]
     assert row.split() == ["svc:v1", "1.3", "KiB", "2024-05-06", "07:08", "success"]
@@ -112,13 +110,13 @@ def test_push_directory_bare_then_forced(served: LocalRegistry, home: Path, tmp_
     [
         (("push", "svc:v1"), 3, "no bento svc:v1 in {home}/bentos"),
         (("push", "No Tag"), 2, "invalid name 'No Tag' in a tag"),
-        (("pull", "svc:v1"), 3, "no bento svc:v1 on the registry at {endpoint}"),
-        (("models", "pull", "mod"), 3, "no model mod on the registry at {endpoint}"),
-        (("get", "svc"), 3, "`async-bento list` shows what it has"),
-        (("models", "get", "mod"), 3, "`async-bento models list` shows what it has"),
+        (("pull", "svc:v1"), 3, "no bento svc:v1 in the registry at {endpoint}"),
+        (("models", "pull", "mod"), 3, "no model mod in the registry at {endpoint}"),
+        (("get", "svc"), 3, "`async-bento list` shows its bentos"),
+        (("models", "get", "mod"), 3, "`async-bento models list` shows its models"),
         (("list", "--context", "prod"), 2, "no context 'prod' in {home}/.yatai.yaml"),
         (("push", "svc:v1", "--threads", "0"), 2, "0 is not in the range x>=1"),
-        (("list", "--endpoint", "nowhere"), 2, "'nowhere' is not an endpoint"),
+        (("list", "--endpoint", "nowhere"), 2, "invalid endpoint 'nowhere'"),
     ],
 )
 def test_error_prints_one_line_and_sets_exit_code(
@@ -160,7 +158,7 @@ def test_error_shown_by_progress_is_not_repeated(
     monkeypatch.setattr("async_bento.progress.listeners.choose_listener", lambda _: shown.append)
     result = run("pull", "nope")
     assert (result.exit_code, result.stderr) == (3, "")
-    assert shown[-1].message.startswith("no bento nope on the registry at ")
+    assert shown[-1].message.startswith("no bento nope in the registry at ")
     result = run("push", "nope")  # which no bar has begun
     assert result.stderr.startswith("Error: no bento nope in ")
 
@@ -173,7 +171,7 @@ def test_list_of_empty_registry_prints_note(served: LocalRegistry) -> None:
         f"No bentos in the registry at {served.endpoint}.\n",
     )
     result = run("models", "list", "--search", "iris")
-    assert (result.exit_code, result.stderr) == (0, f"No model matches in the registry at {served.endpoint}.\n")
+    assert (result.exit_code, result.stderr) == (0, f"No models in the registry at {served.endpoint} match.\n")
     assert json.loads(done("list", "--json")) == []
 
 
@@ -290,7 +288,7 @@ def test_push_failure_does_not_stop_the_others(served: LocalRegistry, three: Non
     assert result.exit_code == 3
     assert [line.split()[2] for line in result.stdout.splitlines()] == ["iris:v1:", "fraud:v1:"]
     assert "Error: gone:v1: no bento gone:v1 in" in result.stderr
-    assert result.stderr.splitlines()[-1] == "Error: could not push 1 of 3 bentos: gone:v1"
+    assert result.stderr.splitlines()[-1] == "Error: cannot push 1 of 3 bentos: gone:v1"
 
 
 def test_push_stops_at_a_fatal_error(served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +307,7 @@ def test_push_stops_at_a_fatal_error(served: LocalRegistry, three: None, monkeyp
         (("models", "push", "--all"), 3, "no models in {home}/models"),
         (("get",), 2, "Pass either TAG, or --search or --label."),
         (("get", "iris", "--search", "iris"), 2, "Pass either TAG, or --search or --label."),
-        (("get", "--search", "rose"), 3, "no bento matches in the registry at {endpoint}"),
+        (("get", "--search", "rose"), 3, "no bento in the registry at {endpoint} matches"),
         (("list", "--label", "team"), 2, "'team' does not have the form KEY=VALUE without spaces."),
         (("list", "--label", "team=a b"), 2, "'team=a b' does not have the form KEY=VALUE without spaces."),
     ],

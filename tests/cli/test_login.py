@@ -247,7 +247,7 @@ def test_context_use_unknown_name_lists_the_known(two: LocalRegistry) -> None:
     result = run("context", "use", "staging")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no context 'staging'" in result.stderr
-    assert ": it has only lab, prod. Use one of these, or run `async-bento login" in result.stderr
+    assert ": the file has only lab, prod. Use one of these, or run `async-bento login" in result.stderr
 
 
 def test_context_current_without_contexts_fails() -> None:

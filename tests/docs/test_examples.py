@@ -87,7 +87,7 @@ async def test_aiohttp_service_reports_a_missing_bento(served: LocalRegistry) ->
             await asyncio.sleep(0.01)
 
         assert response.status == 500
-        assert "no bento svc:v1 on the registry" in (await response.json())["error"]
+        assert "no bento svc:v1 in the registry" in (await response.json())["error"]
 
 
 async def test_fastapi_push_runs_in_the_background(served: LocalRegistry, home: Path) -> None:
@@ -117,7 +117,7 @@ def test_ci_script_pushes_once(served: LocalRegistry, home: Path) -> None:
     first, second = run(script, "svc:v1"), run(script, "svc:v1")
 
     assert first.stdout.startswith("svc:v1: "), first.stderr
-    assert second.stdout == "svc:v1 is already on the registry\n"
+    assert second.stdout == "svc:v1 is already pushed\n"
     assert versions("svc") == ["v1"]
 
 
@@ -125,7 +125,7 @@ def test_ci_script_pushes_once(served: LocalRegistry, home: Path) -> None:
     ("variables", "code", "message"),
     [
         ({}, 3, "There is no svc:v1"),
-        ({"BENTO_CLOUD_API_KEY": "wrong"}, 4, "rejects the token"),
+        ({"BENTO_CLOUD_API_KEY": "wrong"}, 4, "does not accept the token"),
         ({"BENTO_CLOUD_API_ENDPOINT": "http://127.0.0.1:9"}, 5, "cannot be reached"),
     ],
 )

@@ -149,6 +149,6 @@ async def test_bentoml_s_commands_go_through_async_bento(with_bento, there, buil
     await there.python("-c", NO_HTTPX, "pull", "my_service:v1", "--with-models", registry=registry)
 
     assert "pushed" in pushed
-    assert "already in the registry" in again
+    assert "already pushed" in again
     for item in ("bentos/my_service/v1", "models/large/m2", "models/small/m1"):
         assert tree(there.path / item) == tree(built.path / item)

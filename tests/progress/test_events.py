@@ -57,8 +57,8 @@ def test_progress_note_is_sent_at_the_end(heard: Heard) -> None:
 
 def test_progress_skipped_item_is_not_done(heard: Heard) -> None:
     with Progress("push", "model", "m:1", heard) as progress:
-        progress.enter("skipped", "already there")
-    assert heard.steps == [("planning", 0, None, ""), ("skipped", 0, None, "already there")]
+        progress.enter("skipped", "already pushed")
+    assert heard.steps == [("planning", 0, None, ""), ("skipped", 0, None, "already pushed")]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_progress_listener_that_raises_is_dropped(caplog: pytest.LogCaptureFixtu
     assert (progress.phase, progress.bytes_done) == ("done", 100)
     assert len(told) == 1
     (record,) = caplog.records
-    assert record.getMessage() == "The progress listener raised and receives no more events of bento iris:v1"
+    assert record.getMessage() == "the progress listener raised an error and receives no more events of bento iris:v1"
     assert record.exc_info is not None
 
 

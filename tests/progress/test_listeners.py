@@ -150,14 +150,14 @@ def test_bar_is_not_redrawn_for_every_event(screen: Terminal, clock: Clock) -> N
 
 def test_bar_message_is_a_line_and_retry_a_counter(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
-    listener(event("planning", message="waiting for another process that pushes it"))
+    listener(event("planning", message="waiting: another process is pushing this version"))
     listener(event("transferring", 62, 100, "resuming at 62 %", bytes_resumed=62))
     listener(event("transferring", 62, 100, "retrying: reset", bytes_resumed=62, retries=1))
     listener(event("done", 100, 100, bytes_resumed=62, retries=1))
     assert "1 retry" in screen.getvalue()
     assert "retrying" not in screen.getvalue()
     assert lines_left(screen) == [
-        "pushing bento iris:v1: waiting for another process that pushes it",
+        "pushing bento iris:v1: waiting: another process is pushing this version",
         "pushing bento iris:v1: resuming at 62 %",
         "pushed bento iris:v1, 100 B, resumed at 62 %, 1 retry",
     ]
@@ -166,7 +166,7 @@ def test_bar_message_is_a_line_and_retry_a_counter(screen: Terminal, clock: Cloc
 @pytest.mark.parametrize(
     ("told", "line"),
     [
-        (event("skipped", message="already there"), "skipped bento iris:v1: already there"),
+        (event("skipped", message="already pushed"), "skipped bento iris:v1: already pushed"),
         (event("failed", message="no space"), "pushing bento iris:v1 failed: no space"),
         (event("failed", message="x", direction="pull", kind="model"), "pulling model iris:v1 failed: x"),
         (event("done", 2048, message="resumed"), "pushed bento iris:v1, 2.0 KiB (resumed)"),
@@ -224,8 +224,8 @@ def test_bar_per_item_and_one_for_all(screen: Terminal, clock: Clock) -> None:
 
 
 def test_bar_is_drawn_on_stderr_by_default(capsys: pytest.CaptureFixture[str]) -> None:
-    TqdmListener()(event("skipped", message="already there"))
-    assert capsys.readouterr() == ("", "skipped bento iris:v1: already there\n")
+    TqdmListener()(event("skipped", message="already pushed"))
+    assert capsys.readouterr() == ("", "skipped bento iris:v1: already pushed\n")
 
 
 # Which of them

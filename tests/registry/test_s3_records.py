@@ -31,7 +31,7 @@ def test_import_of_registry_loads_no_aiobotocore():
         ((), "Pass either --root or --s3."),
         (("--root", "here", "--s3", "bucket"), "Pass either --root or --s3."),
         (("--root", "here", "--s3-prefix", "x"), "--s3-endpoint, --s3-public-endpoint and --s3-prefix require --s3."),
-        (("--s3", "bucket", "--s3-endpoint", "nowhere"), "'nowhere' is not an endpoint"),
+        (("--s3", "bucket", "--s3-endpoint", "nowhere"), "invalid endpoint 'nowhere'"),
         (("--s3", ""), "name is empty"),
     ],
 )

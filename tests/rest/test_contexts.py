@@ -193,7 +193,7 @@ def test_use_context_unknown_is_error_and_keeps_file(path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         use_context(path, "staging")
     assert str(caught.value) == (
-        f"no context 'staging' in {path}: it has only prod. "
+        f"no context 'staging' in {path}: the file has only prod. "
         "Use one of these, or run `async-bento login --name staging`."
     )
     assert path.read_bytes() == before

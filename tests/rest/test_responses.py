@@ -79,9 +79,9 @@ def test_status_403_shows_server_message_and_token_source() -> None:
     [
         (413, APIStatusError, "client_max_body_size"),
         (429, RateLimitError, "The registry throttles requests"),
-        (502, ServerError, "A proxy before the registry got no response from it: "),
+        (502, ServerError, "A proxy in front of the registry got no response: "),
         (503, ServerError, "The registry is not ready"),
-        (504, ServerError, "got no response from it in time"),
+        (504, ServerError, "got no response in time"),
     ],
 )
 def test_status_with_proxy_page_gives_hint_without_markup(status: int, kind: type[APIStatusError], hint: str) -> None:
@@ -188,7 +188,8 @@ def test_page_with_404_or_405_asks_to_check_endpoint(headers: dict[str, str], st
     error = error_of(status, HTML.encode(), **headers)
     assert isinstance(error, APIResponseError)
     assert str(error) == (
-        f"{REQUEST}: {status} with a page instead of JSON. Check that the endpoint is a BentoCloud or Yatai registry."
+        f"{REQUEST}: the response is not JSON, but a page with status {status}. "
+        "Check that the endpoint is a BentoCloud or Yatai registry."
     )
 
 
@@ -321,7 +322,7 @@ async def test_connection_refused_asks_to_check_registry(once: Config) -> None:
                 await client.current_user()
     assert str(caught.value) == (
         f"cannot reach the registry at {endpoint}: Connection refused. "
-        "Check that it is running and that the endpoint is right."
+        "Check that the registry is running and that the endpoint is right."
     )
     assert isinstance(caught.value.__cause__, aiohttp.ClientConnectorError)
 

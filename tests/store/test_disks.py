@@ -138,7 +138,7 @@ def test_locks_unsupported_store_works_with_warning(there, home, monkeypatch, wa
     assert not (there / "bentos" / "svc").exists()
     assert left_in_scratch(there) == []
     assert len(warned()) == 1
-    assert f"The filesystem of {there / 'tmp'} does not support locks. Let only one process at a time" in warned()[0]
+    assert f"the filesystem of {there / 'tmp'} does not support locks. Let only one process at a time" in warned()[0]
 
 
 def test_locks_unsupported_threads_still_exclude(there, monkeypatch):

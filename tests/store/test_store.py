@@ -222,5 +222,5 @@ def test_total_size_counts_each_model_once(store, home, caplog):
     inside = 7 + yaml_of(bento.path / "models" / "own" / "v1")
     assert models.total_size(bento) == (bento.path / "bento.yaml").stat().st_size + inside + outside
     assert [record.getMessage() for record in caplog.records] == [
-        f"The size of flowers:v1 is without its model gone:v1, which is not in {models.path}."
+        f"the size of flowers:v1 does not include its model gone:v1: {models.path} does not have the model"
     ]

@@ -126,7 +126,7 @@ def test_journal_failing_to_be_replaced_stays(journal: Journal, monkeypatch: pyt
     ("change", "why"),
     [
         ({}, ""),
-        ({"part_size": 6 << 20}, "its parts have 5242880 bytes, and the parts would now have 6291456"),
+        ({"part_size": 6 << 20}, "its parts have 5242880 bytes, but this push uses parts of 6291456 bytes"),
         ({"fingerprint": "b"}, "files have changed"),
         ({"endpoint": "https://elsewhere.example"}, "another registry"),
     ],

@@ -203,7 +203,7 @@ async def test_push_resume_of_changed_file_restarts_with_reason(
     assert not result.resumed
     assert len(parts(interrupted)) == 6
     assert [event.message for event in events if event.message] == [
-        "restarting: an interrupted push cannot be resumed, since its files have changed"
+        "restarting: an interrupted push cannot be resumed, since the files have changed"
     ]
     assert await pulled(make_client, interrupted, elsewhere) == contents(home / "models/mod/m1")
     assert not left_in_scratch(home)
@@ -323,7 +323,7 @@ async def test_push_lock_held_by_other_waits_then_skips(proxy: FaultProxy, make_
     assert (await second).skipped
     assert len(parts(proxy)) == 6
     assert [event.message for event in events if event.message] == [
-        "waiting for another process that pushes it",
+        "waiting: another process is pushing this version",
         "already pushed",
     ]
 

@@ -1006,7 +1006,7 @@ async def test_upload_stalled_by_storage_times_out(
     api = make_client(proxy, timeouts={"stall": 0.2}, retry={"attempts": 1})
 
     async with nothing_left(api):
-        with pytest.raises(StalledError, match=r"no byte moved for 0\.2 s"):
+        with pytest.raises(StalledError, match=r"no byte was transferred for 0\.2 s"):
             await api.models.push("mod:m1")
     forever.set()
 

@@ -51,13 +51,13 @@ def _hub_error(model: HubModel, cause: BaseException) -> BentoError | None:
     failed = f"cannot access the model {model.model_id} on {hub}"
     if isinstance(cause, errors.GatedRepoError):
         return HubError(
-            f"{failed}: it is gated. Request access at {hub}/{model.model_id}, then {_authenticate(model)}.",
+            f"{failed}: the model is gated. Request access at {hub}/{model.model_id}, then {_authenticate(model)}.",
             model_id=model.model_id,
             status=cause.response.status_code,
         )
     if isinstance(cause, errors.RevisionNotFoundError):
         return NotFoundError(
-            f"{failed}: it has no revision {model.revision}. Rebuild the bento with an existing revision."
+            f"{failed}: the model has no revision {model.revision}. Rebuild the bento with an existing revision."
         )
     if isinstance(cause, errors.RepositoryNotFoundError):
         return NotFoundError(
@@ -65,8 +65,8 @@ def _hub_error(model: HubModel, cause: BaseException) -> BentoError | None:
         )
     if isinstance(cause, errors.OfflineModeIsEnabled):
         return HubError(
-            f"{failed}: the Hugging Face cache lacks files of it, and HF_HUB_OFFLINE is set. "
-            "Unset HF_HUB_OFFLINE, or set HF_HOME or BENTOML_HF_CACHE_DIR to a cache that has them.",
+            f"{failed}: the Hugging Face cache lacks some of its files, and HF_HUB_OFFLINE is set. "
+            "Unset HF_HUB_OFFLINE, or set HF_HOME or BENTOML_HF_CACHE_DIR to a cache that has the files.",
             model_id=model.model_id,
         )
     return None
@@ -99,7 +99,7 @@ def _authenticate(model: HubModel) -> str:
     remedy = "set HF_TOKEN to a token with read access, or run `hf auth login`"
     if model.is_trusted:
         return remedy
-    return f"{remedy}; for the token to be sent there, set HF_ENDPOINT={_redact(model.hub)}"
+    return f"{remedy}; to send the token to that host, set HF_ENDPOINT={_redact(model.hub)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -135,7 +135,7 @@ class S3Blobs:
         try:
             await self._abort(key, upload_id)
         except RegistryError as error:
-            log.warning("cannot abort a failed upload of %s; the next sweep will: %s", key, error.message)
+            log.warning("cannot abort a failed upload of %s: %s. The next sweep tries again.", key, error.message)
 
     async def _upload_part(self, key: str, upload_id: str, number: int, data: bytes) -> CompletedPart:
         with translate_s3_errors():

@@ -230,7 +230,7 @@ class Extractor:
             self._end_blocks += 1
             return
         if self._end_blocks:
-            raise UnsafeArchiveError("a block of zeros stands between members of the tar")
+            raise UnsafeArchiveError("a block of zeros is between members of the tar")
         header = parse_block(block)
         self._last_name = header.name
         if header.type in EXTENSIONS:

@@ -129,7 +129,7 @@ class TarPlan:
             while left:
                 chunk = await shielded(file.read(min(io_chunk, left)))
                 if not chunk:
-                    raise _changed(path, "it is shorter than planned")
+                    raise _changed(path, "the file became shorter")
                 left -= len(chunk)
                 yield chunk
             await threads.run(_check_unchanged, file.fileno(), path, entry)
@@ -180,7 +180,7 @@ class TarPlan:
                 while left:
                     piece = os.read(descriptor, left)
                     if not piece:
-                        raise _changed(path, "it is shorter than planned")
+                        raise _changed(path, "the file became shorter")
                     left -= len(piece)
                     pieces.append(piece)
                 _check_unchanged(descriptor, path, file_slice.entry)
@@ -210,11 +210,11 @@ def _open(path: str, flags: int = 0, *, entry: Entry, offset: int) -> int:
 def _check_unchanged(descriptor: int, path: str, entry: Entry) -> None:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise _changed(path, "it is not a file any more")
+        raise _changed(path, "it is no longer a file")
     if status.st_size != entry.size:
-        raise _changed(path, f"it had {entry.size} bytes and has {status.st_size}")
+        raise _changed(path, f"the file had {entry.size} bytes and now has {status.st_size}")
     if status.st_mtime_ns != entry.mtime_ns:
-        raise _changed(path, "it was written to")
+        raise _changed(path, "the file was written to")
 
 
 def _changed(path: str, reason: str) -> SourceChangedError:
@@ -223,7 +223,7 @@ def _changed(path: str, reason: str) -> SourceChangedError:
 
 def _read_error(path: str, error: OSError) -> ArchiveError:
     if error.errno in _REPLACED:
-        return _changed(path, "it was removed or replaced by a link")
+        return _changed(path, "the file was removed or replaced by a link")
     return ArchiveError(f"cannot read {path}: {error.strerror}")
 
 

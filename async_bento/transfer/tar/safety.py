@@ -141,7 +141,7 @@ class _Resolver:
             if part == "..":
                 if not is_directory:
                     # On a case-insensitive filesystem a missing component may be a symlink in another spelling.
-                    raise self._refused(name, "has '..' after a component that is no directory of the tar")
+                    raise self._refused(name, "has '..' after a component that is not a directory of the tar")
                 if not path:
                     raise self._refused(name, "leads outside")
                 path = path.rpartition("/")[0]

@@ -140,7 +140,7 @@ class TreeWriter:
             status = None
         # Only to files of the tar: a hard link to a symlink moves its relative target elsewhere (CVE-2025-4330).
         if status is None or not stat.S_ISREG(status.st_mode):
-            raise refused(path, f"its hard link target {quoted(source)} is no file before it in the tar")
+            raise refused(path, f"its hard link target {quoted(source)} is not an earlier file of the tar")
         self._remove_leftover(path)
         try:
             link.hardlink_to(original)

@@ -144,13 +144,13 @@ async def test_hub_pull_draws_no_bars_of_its_own(hub: Hub, pull: StartProxy, cap
             Repo(FILES, gated="all"),
             HubError,
             403,
-            "org/bert on .*: it is gated. Request access at .*/org/bert, then set HF_TOKEN",
+            "org/bert on .*: the model is gated. Request access at .*/org/bert, then set HF_TOKEN",
         ),
         (
             Repo(FILES, gated="files"),
             HubError,
             403,
-            "org/bert on .*: it is gated. Request access at .*/org/bert, then set HF_TOKEN",
+            "org/bert on .*: the model is gated. Request access at .*/org/bert, then set HF_TOKEN",
         ),
         (
             None,
@@ -162,7 +162,7 @@ async def test_hub_pull_draws_no_bars_of_its_own(hub: Hub, pull: StartProxy, cap
             Repo(FILES, commit="f" * 40),
             NotFoundError,
             None,
-            f"model org/bert on .*: it has no revision {COMMIT}. Rebuild the bento",
+            f"model org/bert on .*: the model has no revision {COMMIT}. Rebuild the bento",
         ),
         (
             Repo(FILES, broken=418),
@@ -210,7 +210,7 @@ async def test_hub_offline_mode_uses_the_cache(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
     with pytest.raises(
-        HubError, match=r"org/bert on .*: the Hugging Face cache lacks files of it, .* Unset HF_HUB_OFFLINE"
+        HubError, match=r"org/bert on .*: the Hugging Face cache lacks some of its files, .* Unset HF_HUB_OFFLINE"
     ):
         await pull(on_the_hub(hub.endpoint))
     assert not hub.seen
@@ -253,7 +253,7 @@ async def test_hf_token_is_not_sent_to_a_bentos_endpoint(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.delenv("HF_ENDPOINT")
 
-    with pytest.raises(HubError, match=f"for the token to be sent there, set HF_ENDPOINT={hub.endpoint}"):
+    with pytest.raises(HubError, match=f"to send the token to that host, set HF_ENDPOINT={hub.endpoint}"):
         await pull(on_the_hub(hub.endpoint))
 
     assert {seen.token for seen in hub.seen} == {None}

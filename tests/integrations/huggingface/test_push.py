@@ -204,9 +204,9 @@ async def test_push_accepts_concurrently_created_hub_record(
 @pytest.mark.parametrize(
     ("repo", "error", "message"),
     [
-        (Repo(FILES, gated="all"), HubError, "it is gated. Request access at .*/org/bert"),
+        (Repo(FILES, gated="all"), HubError, "the model is gated. Request access at .*/org/bert"),
         (None, NotFoundError, "no model org/bert on .*for a private or gated model"),
-        (Repo(FILES, commit="f" * 40), NotFoundError, f"it has no revision {COMMIT}"),
+        (Repo(FILES, commit="f" * 40), NotFoundError, f"the model has no revision {COMMIT}"),
     ],
     ids=["gated", "missing", "removed"],
 )
