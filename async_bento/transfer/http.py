@@ -141,7 +141,7 @@ class TarBody(Payload):
         # The last piece is held back until all bytes are read, checked and hashed: a storage that has received the
         # whole body responds at once.
         held = b""
-        chunks = self._plan.read(*self._range, threads=self._threads, io_chunk=self._io_chunk)
+        chunks = self._plan.read(*self._range, executor=self._threads.executor, io_chunk=self._io_chunk)
         async with aclosing(chunks):
             async for chunk in chunks:
                 hashing = asyncio.ensure_future(self._threads.run(md5.update, chunk)) if md5 else None

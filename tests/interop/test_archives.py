@@ -21,7 +21,7 @@ async def write_out(plan, path, threads):
     with path.open("wb") as tar:
         for start in reversed(range(0, plan.size, RANGE)):
             tar.seek(start)
-            async with aclosing(plan.read(start, min(start + RANGE, plan.size), threads=threads)) as chunks:
+            async with aclosing(plan.read(start, min(start + RANGE, plan.size), executor=threads.executor)) as chunks:
                 async for chunk in chunks:
                     tar.write(chunk)
 

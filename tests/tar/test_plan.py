@@ -66,7 +66,7 @@ async def read(
     plan: TarPlan, threads: Threads, start: int = 0, stop: int | None = None, io_chunk: int = 64 * KiB
 ) -> bytes:
     stop = plan.size if stop is None else stop
-    return b"".join([chunk async for chunk in plan.read(start, stop, threads=threads, io_chunk=io_chunk)])
+    return b"".join([chunk async for chunk in plan.read(start, stop, executor=threads.executor, io_chunk=io_chunk)])
 
 
 def written_by_tarfile(root: Path, exclude: str | None = None) -> bytes:
@@ -206,7 +206,7 @@ async def test_plan_file_over_8_gib_has_pax_header(root: Path, threads: Threads)
 async def test_plan_read_chunks_bounded_by_io_chunk(root: Path, threads: Threads, io_chunk: int) -> None:
     fill(root)
     plan = await threads.run(TarPlan.scan, root)
-    chunks = [chunk async for chunk in plan.read(0, plan.size, threads=threads, io_chunk=io_chunk)]
+    chunks = [chunk async for chunk in plan.read(0, plan.size, executor=threads.executor, io_chunk=io_chunk)]
     assert max(map(len, chunks)) <= io_chunk
     assert b"".join(chunks) == written_by_tarfile(root)
 
@@ -215,7 +215,7 @@ async def test_plan_read_small_files_share_chunk(root: Path, threads: Threads) -
     for number in range(200):
         (root / f"{number}").write_bytes(b"small")
     plan = await threads.run(TarPlan.scan, root)
-    assert len([chunk async for chunk in plan.read(0, plan.size, threads=threads)]) == 1
+    assert len([chunk async for chunk in plan.read(0, plan.size, executor=threads.executor)]) == 1
 
 
 async def test_plan_read_large_file_bounded_memory(root: Path, threads: Threads) -> None:
@@ -224,7 +224,7 @@ async def test_plan_read_large_file_bounded_memory(root: Path, threads: Threads)
     plan = await threads.run(TarPlan.scan, root)
     tracemalloc.start()
     try:
-        async for _ in plan.read(0, plan.size, threads=threads, io_chunk=256 * KiB):
+        async for _ in plan.read(0, plan.size, executor=threads.executor, io_chunk=256 * KiB):
             pass
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -467,7 +467,7 @@ async def test_plan_read_file_changing_raises(root: Path, threads: Threads, chan
 
     async def read_on() -> None:
         changed = False
-        async for _ in plan.read(1024, 1024 + 10_000, threads=threads, io_chunk=1000):
+        async for _ in plan.read(1024, 1024 + 10_000, executor=threads.executor, io_chunk=1000):
             if not changed:
                 change(path)
                 changed = True
@@ -497,7 +497,7 @@ async def test_plan_read_small_file_changing_raises(
 async def test_plan_read_range_within_changed_file_raises(root: Path, threads: Threads) -> None:
     path = root / "model.bin"
     path.write_bytes(random_bytes(10_000))
-    chunks = (await threads.run(TarPlan.scan, root)).read(1024, 4024, threads=threads, io_chunk=1000)
+    chunks = (await threads.run(TarPlan.scan, root)).read(1024, 4024, executor=threads.executor, io_chunk=1000)
     for _ in range(3):
         await anext(chunks)
     write_again(path)
@@ -527,7 +527,7 @@ def open_files(root: Path) -> int:
 async def test_plan_read_abandoned_closes_file(root: Path, threads: Threads) -> None:
     (root / "model.bin").write_bytes(bytes(10_000))
     plan = await threads.run(TarPlan.scan, root)
-    chunks = plan.read(1024, plan.size, threads=threads, io_chunk=1000)
+    chunks = plan.read(1024, plan.size, executor=threads.executor, io_chunk=1000)
     await anext(chunks)
     assert open_files(root) == 1
     await chunks.aclose()

@@ -131,7 +131,7 @@ def packed(root: Path, threads: Threads, ranges: list[tuple[int, int]] | None = 
     async def read() -> bytes:
         parts: dict[int, bytes] = {}
         for start, stop in ranges or [(0, plan.size)]:
-            chunks = plan.read(start, min(stop, plan.size), threads=threads, io_chunk=io_chunk)
+            chunks = plan.read(start, min(stop, plan.size), executor=threads.executor, io_chunk=io_chunk)
             parts[start] = b"".join([chunk async for chunk in chunks])
         return b"".join(parts[start] for start in sorted(parts))
 

@@ -28,9 +28,8 @@ from async_bento.transfer.tar.scan import Entry, list_entries
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection
+    from concurrent.futures import Executor
     from pathlib import Path
-
-    from async_bento._core.concurrency import Threads
 
 _USTAR_NAME = 100  # bytes of a name
 _USTAR_LIMIT = 8**11  # first number beyond eleven octal digits
@@ -84,25 +83,28 @@ class TarPlan:
         return digest.hexdigest()
 
     async def read(
-        self, start: int, stop: int, *, threads: Threads, io_chunk: int = MiB
+        self, start: int, stop: int, *, executor: Executor, io_chunk: int = MiB
     ) -> AsyncGenerator[bytes, None]:
-        """Read a range in chunks of at most `io_chunk` bytes; ranges may be read in any order, again and concurrently.
+        """Read a range in chunks of at most `io_chunk` bytes, in threads of `executor`.
 
+        Ranges may be read in any order, again and concurrently.
         Each file is checked before and after it is read, so a SourceChangedError may follow the bytes: they are valid
         only once the whole range was read.
         """
         if not 0 <= start <= stop <= self.size:
             raise ValueError(f"no range {start} to {stop} in a tar of {self.size} bytes")
+        loop = asyncio.get_running_loop()
         position = start
         while position < stop:
             large = self._large_slice(position, stop, io_chunk)
             if large is None:
-                chunk = await threads.run(self._read_small, position, min(stop, position + io_chunk), io_chunk)
+                end = min(stop, position + io_chunk)
+                chunk = await shielded(loop.run_in_executor(executor, self._read_small, position, end, io_chunk))
                 position += len(chunk)
                 yield chunk
             else:
                 position += large.length
-                async with aclosing(self._stream(large, threads, io_chunk)) as chunks:
+                async with aclosing(self._stream(large, executor, io_chunk)) as chunks:
                     async for chunk in chunks:
                         yield chunk
 
@@ -116,13 +118,11 @@ class TarPlan:
             return None
         return _FileSlice(entry, offset, min(stop - position, entry.size - offset))
 
-    async def _stream(self, file_slice: _FileSlice, threads: Threads, io_chunk: int) -> AsyncGenerator[bytes, None]:
+    async def _stream(self, file_slice: _FileSlice, executor: Executor, io_chunk: int) -> AsyncGenerator[bytes, None]:
         entry, offset, left = file_slice
         path = self._path(entry)
         opening = asyncio.ensure_future(
-            aiofiles.open(
-                path, "rb", buffering=0, opener=partial(_open, entry=entry, offset=offset), executor=threads.executor
-            )
+            aiofiles.open(path, "rb", buffering=0, opener=partial(_open, entry=entry, offset=offset), executor=executor)
         )
         try:
             file = await shielded(opening)
@@ -132,7 +132,8 @@ class TarPlan:
                     raise _changed(path, "the file became shorter")
                 left -= len(chunk)
                 yield chunk
-            await threads.run(_check_unchanged, file.fileno(), path, entry)
+            check = asyncio.get_running_loop().run_in_executor(executor, _check_unchanged, file.fileno(), path, entry)
+            await shielded(check)
         except OSError as error:
             raise _read_error(path, error) from error
         finally:
