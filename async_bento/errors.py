@@ -21,7 +21,7 @@
     ├── HubError                        the Hugging Face Hub: not reached, refused, or offline and not in its cache
     └── TransferError                   the bytes of a bento or a model
         ├── PartError                   the storage refused a part or a range
-        ├── StalledError                no byte moved for too long
+        ├── StalledError                no byte was transferred for too long
         ├── IntegrityError              the bytes received differ from the bytes sent
         └── SourceChangedError          see ArchiveError
 
@@ -146,7 +146,7 @@ class APIStatusError(APIError):
 
 
 class AuthenticationError(APIStatusError):
-    """The registry rejects the token (401), or the token's rights do not suffice (403)."""
+    """The registry does not accept the token (401), or the token's rights do not suffice (403)."""
 
 
 class RateLimitError(APIStatusError):

@@ -193,7 +193,9 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         """
         wanted = Tag.parse(tag)
         if query and not wants_newest(wanted):
-            warnings.warn(f"`query` is ignored: {wanted} names a version", stacklevel=2)
+            warnings.warn(
+                f"`query` is ignored: {wanted} names a version. Leave the version or `query` out.", stacklevel=2
+            )
             query = None
         kind = replace(self._kind, store=model_store) if model_store else self._kind
         async with self._resources.call():

@@ -122,7 +122,9 @@ class Api:
         if request.path.startswith(API_PREFIX):
             token = request.headers.get("X-YATAI-API-TOKEN", "").encode(errors="surrogateescape")
             if not hmac.compare_digest(token, self._api_token):
-                reason = "is unknown. Check it." if token else "is missing. Send it in the header X-YATAI-API-TOKEN."
+                reason = (
+                    "is unknown. Check the token." if token else "is missing. Send it in the header X-YATAI-API-TOKEN."
+                )
                 return web.json_response({"message": f"access denied: the API token {reason}"}, status=403)
         return await handler(request)
 

@@ -91,9 +91,11 @@ class LocalRegistry:
         access_log: logging.Logger | None = None,
     ) -> None:
         if api_token is not None and not (api_token.isascii() and api_token.isprintable() and api_token.strip()):
-            raise ConfigError("invalid api_token: it is empty or has characters other than printable ASCII")
+            raise ConfigError(
+                "invalid api_token: it is empty or has characters other than printable ASCII. Use letters and digits."
+            )
         if url_expiry <= 0:
-            raise ConfigError(f"invalid url_expiry {url_expiry:g}: URLs must live longer than 0 seconds")
+            raise ConfigError(f"invalid url_expiry {url_expiry:g}: it is not above 0 seconds. Use more.")
         self._backend: Backend = (
             root
             if isinstance(root, S3Bucket)
@@ -186,7 +188,9 @@ class LocalRegistry:
         try:
             await web.TCPSite(runner, self._host, self._port).start()
         except OSError as error:
-            raise ConfigError(f"cannot listen on {self._host}:{self._port}: {error.strerror or error}") from error
+            raise ConfigError(
+                f"cannot listen on {self._host}:{self._port}: {error.strerror or error}. Check the host and the port."
+            ) from error
         port: int = runner.addresses[0][1]
         return port
 
