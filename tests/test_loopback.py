@@ -129,7 +129,7 @@ def test_a_test_fails_also_where_the_refusal_was_caught(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=100,
     )
 
     told = [line.split(" - ")[0].replace(f"{tmp_path}/", "") for line in done.stdout.splitlines()]

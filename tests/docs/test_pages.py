@@ -252,5 +252,5 @@ def test_site_builds_without_warnings(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "site" / "reference" / "index.html").read_text()
-    assert "parts in flight at most" in reference.lower()  # from a docstring
+    assert "the most parts in flight at once" in reference.lower()  # from a docstring
     assert 'class="mermaid"' in (tmp_path / "site" / "architecture" / "index.html").read_text()

@@ -122,7 +122,7 @@ async def test_start_without_write_permission_raises(
 def test_start_without_credentials_prints_one_line(credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     command = [sys.executable, "-m", "async_bento", "registry", "serve", "--s3", "bucket"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("Error: cannot connect to S3: there are no AWS credentials. Set AWS_ACCESS_KEY_ID")
     assert len(result.stderr.splitlines()) == 1

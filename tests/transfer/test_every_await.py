@@ -278,7 +278,7 @@ PUSHES = {
 }
 
 
-@pytest.mark.timeout(3600 if ALL else 60)
+@pytest.mark.timeout(3600 if ALL else 120)
 @pytest.mark.parametrize(
     ("pushed", "way"),
     [(pushed, way) for pushed in PUSHES for way in ("task", "scope")]
@@ -376,7 +376,7 @@ PULLS = {
 }
 
 
-@pytest.mark.timeout(3600 if ALL else 60)
+@pytest.mark.timeout(3600 if ALL else 120)
 @pytest.mark.parametrize(
     ("pulled", "way"),
     [(pulled, way) for pulled in PULLS for way in ("task", "scope")]

@@ -401,7 +401,7 @@ def run_python(code: str, *arguments: str, **environment: str) -> subprocess.Com
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=100,
         check=False,
     )
 
