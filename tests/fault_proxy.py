@@ -2,7 +2,8 @@
 
 `FaultProxy` forwards every request to a `LocalRegistry`, unchanged, and records it. The registry presigns URLs for the
 host that a request was sent to, so the storage's traffic passes the proxy too. A fault is a coroutine that gets a
-request and answers it in place of the registry, or forwards it and changes the response.
+request and answers it in place of the registry, or forwards it and changes the response. The tests name their faults;
+the chaos run draws them from a seed (`tests.chaos.proxy`).
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import socket
+import struct
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,12 +24,13 @@ import aiohttp
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from async_bento.registry.server import LocalRegistry
+upstream_transport: ContextVar[asyncio.WriteTransport | None] = ContextVar("upstream_transport")
+"""The connection to the registry of the request that is being forwarded."""
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding"}
 
@@ -35,6 +40,15 @@ GET = r"GET /blobs/"
 UPLOAD = r"PUT .*/upload$"
 DOWNLOAD = r"GET .*/download$"
 FINISH = r"PATCH .*/finish_upload$"
+
+
+class Registry(Protocol):
+    """The server behind the proxy."""
+
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def api_token(self) -> str: ...
 
 
 class Fault(Protocol):
@@ -54,6 +68,9 @@ class LoggedRequest:
     json: Any = None
     body: bytes = b""
     status: int | None = None
+    fault: str | None = None
+    forwarded: bool = False
+    answered: bool = False
     at: float = field(default_factory=time.monotonic)
 
     @property
@@ -78,8 +95,12 @@ class Exchange:
 
     async def forward(self, *, without: Sequence[str] = ()) -> web.Response:
         """Forward the request, without some of its headers, and return the response."""
-        await self.read()
-        return await self.proxy.relay(self.request, self.logged, without)
+        body = await self.read()
+        async with self.proxy.send_upstream(self.request, io.BytesIO(body) if body else None, without) as answer:
+            response = web.Response(status=answer.status, headers=end_to_end(answer), body=await answer.read())
+            if answer.headers.get("Transfer-Encoding") == "chunked":
+                response.enable_chunked_encoding()
+            return response
 
     async def read(self) -> bytes:
         """Read and record the request's body."""
@@ -122,10 +143,11 @@ class _Rule:
 class FaultProxy:
     """A server that forwards requests to a registry; `max_concurrent` counts the PUTs and GETs of tars, by method."""
 
-    registry: LocalRegistry
+    registry: Registry
     requests: list[LoggedRequest] = field(default_factory=list)
     max_concurrent: Counter[str] = field(default_factory=Counter)
     endpoint: str = ""
+    lingering_time: float = 10.0
     _rules: list[_Rule] = field(default_factory=list)
     _concurrent: Counter[str] = field(default_factory=Counter)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -133,15 +155,21 @@ class FaultProxy:
 
     async def __aenter__(self) -> Self:
         self._session = await self._stack.enter_async_context(
-            aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
+            aiohttp.ClientSession(
+                auto_decompress=False,
+                connector=_Connector(limit=0, force_close=True),
+                timeout=aiohttp.ClientTimeout(total=None),
+            )
         )
         app = web.Application(client_max_size=0)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app, auto_decompress=False, shutdown_timeout=0.1)
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.endpoint = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        self._runner = web.AppRunner(
+            app, auto_decompress=False, shutdown_timeout=0.1, lingering_time=self.lingering_time
+        )
+        await self._runner.setup()
+        self._stack.push_async_callback(self._runner.cleanup)
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.endpoint = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
         return self
 
     async def __aexit__(
@@ -188,27 +216,58 @@ class FaultProxy:
                     break
             else:
                 response = await exchange.forward()
-            logged.status = response.status
+            if logged.status is None:
+                logged.status = response.status
             return response
         finally:
             self._concurrent[kind] -= 1
 
-    async def relay(self, request: web.Request, logged: LoggedRequest, without: Sequence[str]) -> web.Response:
+    @asynccontextmanager
+    async def send_upstream(
+        self, request: web.Request, body: object, without: Sequence[str] = ()
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request with this body to the registry; the response's body is not read yet."""
+        if not self.registry.endpoint:
+            raise ConnectionRefusedError
         headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP_BY_HOP | {*without}}
         async with self._session.request(
             request.method,
             self.registry.endpoint + request.raw_path,
             headers=headers,
-            data=io.BytesIO(logged.body) if logged.body else None,
+            data=body,
             allow_redirects=False,
             skip_auto_headers=("Content-Type", "User-Agent", "Accept-Encoding"),
         ) as answer:
-            kept = {key: value for key, value in answer.headers.items() if key.lower() not in _HOP_BY_HOP}
-            chunked = answer.headers.get("Transfer-Encoding") == "chunked"
-            response = web.Response(status=answer.status, headers=kept, body=await answer.read())
-            if chunked:
-                response.enable_chunked_encoding()
-            return response
+            yield answer
+
+    async def close_connections(self) -> None:
+        """Close all connections of clients, and with them the requests that are being answered."""
+        assert self._runner.server is not None
+        await self._runner.server.shutdown(0.01)
+
+
+def end_to_end(answer: aiohttp.ClientResponse) -> dict[str, str]:
+    """Return the headers of a response that are meant for the client."""
+    return {key: value for key, value in answer.headers.items() if key.lower() not in _HOP_BY_HOP}
+
+
+def reset(transport: asyncio.BaseTransport | None) -> None:
+    """Abort a connection with a RST, also when all that was received has been read."""
+    if transport is None:
+        return
+    connection: socket.socket | None = transport.get_extra_info("socket")
+    if connection is not None:
+        with suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert isinstance(transport, asyncio.WriteTransport)
+    transport.abort()
+
+
+class _Connector(aiohttp.TCPConnector):
+    async def connect(self, *arguments: Any, **options: Any) -> Any:
+        connection = await super().connect(*arguments, **options)
+        upstream_transport.set(connection.transport)
+        return connection
 
 
 def refuse(status: int, *, code: str = "SlowDown", headers: dict[str, str] | None = None, read: bool = True) -> Fault:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tests.builders import make_bento, make_model
 from tests.chaos.case import MiB, Turn
 from tests.chaos.disk import Disk
-from tests.chaos.proxy import Proxy
+from tests.chaos.proxy import ChaosProxy, Upstream, describe
 from tests.chaos.truth import Record, Tree, difference, record_of, tree_of
 from tests.chaos.zygote import HANGS_AFTER
 
@@ -99,7 +99,7 @@ class Round:
         self.items = [self.main, *(Item("model", f"part{n}", "m1") for n in range(self.case.models))]
         self.before: dict[Item, list[Tree | None]] = {item: [None] for item in self.items}
         try:
-            async with Proxy() as self.proxy:
+            async with ChaosProxy(Upstream()) as self.proxy:
                 try:
                     await self._start_registry()
                     await self._push()
@@ -161,14 +161,15 @@ class Round:
     def _see_answer_lost(self, item: Item) -> None:
         """See that a push which failed and is a success all the same had asked for it and heard no answer."""
         asked = [
-            passed
-            for passed in self.proxy.log
-            if passed.passed_on
+            request
+            for request in self.proxy.requests
+            if request.forwarded
             and (
-                passed.step.endswith("/upload") or (passed.step.endswith("finish_upload") and b"success" in passed.body)
+                request.path.endswith("/upload")
+                or (request.path.endswith("finish_upload") and b"success" in request.body)
             )
         ]
-        if not any(not passed.answered for passed in asked):
+        if not any(not request.answered for request in asked):
             self._complain(f"a push failed, {item} is a success, and no answer to that was lost")
         else:
             self.counts.others["pushes that failed with the last answer alone lost"] += 1
@@ -284,7 +285,7 @@ class Round:
         for disk in (self.client_disk, self.registry_disk):
             disk.relieve()
         await proxy.end()
-        if proxy.upstream is None:
+        if not proxy.registry.endpoint:
             await self._start_registry()
         word = client.said or {"word": "killed"}
         if not client.said and client.status != 9:
@@ -302,11 +303,11 @@ class Round:
         self.story += [
             f"{direction} {options}: {word} after {seconds:.2f} s",
             f"  {turn}",
-            *(f"  {passed}" for passed in self.proxy.log),
+            *(f"  {describe(number, request)}" for number, request in enumerate(self.proxy.requests, start=1)),
         ]
-        expired = sum(passed.status == 403 for passed in self.proxy.log)
+        expired = sum(request.status == 403 for request in self.proxy.requests)
         self.counts.others["URLs that had expired"] += expired
-        self.counts.others["requests"] += len(self.proxy.log)
+        self.counts.others["requests"] += len(self.proxy.requests)
         self.counts.others["tries after the first"] += word.get("retries", 0)
         if word.get("resumed"):
             self.counts.others[f"{direction}: resumed"] += 1
@@ -369,11 +370,11 @@ class Round:
         if registry.ended.is_set():
             raise RuntimeError(f"the registry did not start: {(self.work / 'registry.log').read_text()[-3000:]}")
         self.direct = registry.said["endpoint"]
-        self.proxy.upstream = int(self.direct.rpartition(":")[2])
+        self.proxy.registry.endpoint = self.direct
 
     async def _stop_registry(self) -> None:
         registry, self._registry = self._registry, None
-        self.proxy.upstream = None
+        self.proxy.registry.endpoint = ""
         if registry is not None:
             registry.kill()
             await registry.ended.wait()

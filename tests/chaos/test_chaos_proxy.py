@@ -1,0 +1,208 @@
+"""Each fault of the chaos run, as the client and the registry see it on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from tests.builders import noise
+from tests.chaos.case import KINDS, Weather
+from tests.chaos.proxy import PAGE, ChaosProxy, Upstream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+BODY = noise(300_000, 1)
+ANSWER = noise(200_000, 2)
+
+
+@dataclass
+class Storage:
+    """A server that records the bodies of requests, also of those that are cut."""
+
+    whole: list[bytes] = field(default_factory=list)
+    cut: list[bytes] = field(default_factory=list)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        pieces = bytearray()
+        try:
+            async for piece in request.content.iter_any():
+                pieces += piece
+        except (ConnectionError, web.RequestPayloadError):
+            self.cut.append(bytes(pieces))
+            raise
+        else:
+            self.whole.append(bytes(pieces))
+            return web.Response(body=ANSWER)
+        finally:
+            self.arrived.set()
+
+
+@dataclass
+class Outcome:
+    """What a client received, and whether the connection ended with a RST."""
+
+    received: bytes
+    was_reset: bool
+
+    @property
+    def status(self) -> int:
+        return int(self.received.split(b" ", 2)[1])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        head = self.received.partition(b"\r\n\r\n")[0].decode()
+        return dict(line.lower().split(": ", 1) for line in head.splitlines()[1:])
+
+    @property
+    def body(self) -> bytes:
+        return self.received.partition(b"\r\n\r\n")[2]
+
+
+Send = Callable[..., Awaitable[Outcome]]
+
+
+@pytest.fixture
+async def storage() -> Storage:
+    return Storage()
+
+
+@pytest.fixture
+async def proxy(storage: Storage) -> AsyncIterator[ChaosProxy]:
+    runner = web.ServerRunner(web.Server(storage.answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with ChaosProxy(Upstream(f"http://127.0.0.1:{runner.addresses[0][1]}")) as proxy:
+            yield proxy
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+def send(proxy: ChaosProxy) -> Send:
+    """Send a PUT of `BODY`, or a GET, under one fault."""
+
+    async def run(fault: str | None, method: str = "PUT", key: str = "key") -> Outcome:
+        proxy.begin(Weather(key, 1.0, kinds=(fault,)) if fault else None)
+        body = BODY if method == "PUT" else b""
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.endpoint.rpartition(":")[2]))
+        head = f"{method} /blobs/models/a.tar HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        received, was_reset = bytearray(), False
+        sending = asyncio.create_task(_write(writer, f"{head}Connection: close\r\n\r\n".encode() + body))
+        try:
+            while piece := await reader.read(65536):
+                received += piece
+        except ConnectionError:
+            was_reset = True
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            writer.close()
+        return Outcome(bytes(received), was_reset)
+
+    return run
+
+
+async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(data)
+    await writer.drain()
+
+
+@pytest.mark.parametrize("fault", [None, "slow"])
+async def test_chaos_proxy_forwards_whole_bodies(send: Send, storage: Storage, fault: str | None) -> None:
+    outcome = await send(fault)
+
+    assert storage.whole == [BODY]
+    assert (outcome.status, outcome.body) == (200, ANSWER)
+
+
+async def test_chaos_proxy_stall_forwards_whole_bodies_later(send: Send, storage: Storage) -> None:
+    for fault in ("stall", "stall answer"):
+        assert (await send(fault)).body == ANSWER
+    assert storage.whole == [BODY, BODY]
+
+
+async def test_chaos_proxy_reset_sends_nothing_to_the_registry(send: Send, storage: Storage) -> None:
+    outcome = await send("reset")
+
+    assert outcome == Outcome(b"", was_reset=True)
+    assert not storage.whole
+    assert not storage.cut
+
+
+async def test_chaos_proxy_reset_body_cuts_the_body(send: Send, storage: Storage) -> None:
+    outcome = await send("reset body")
+    await storage.arrived.wait()
+
+    assert outcome == Outcome(b"", was_reset=True)
+    assert not storage.whole
+    assert len(storage.cut[0]) < len(BODY)
+
+
+async def test_chaos_proxy_flip_changes_one_bit(send: Send, storage: Storage) -> None:
+    await send("flip")
+
+    (stored,) = storage.whole
+    assert len(stored) == len(BODY)
+    assert [(a ^ b).bit_count() for a, b in zip(stored, BODY, strict=True) if a != b] == [1]
+
+
+async def test_chaos_proxy_lose_answer_forwards_and_resets(send: Send, storage: Storage) -> None:
+    assert await send("lose answer") == Outcome(b"", was_reset=True)
+    assert storage.whole == [BODY]
+
+
+async def test_chaos_proxy_truncate_closes_within_the_response(send: Send) -> None:
+    outcome = await send("truncate", "GET")
+
+    assert not outcome.was_reset
+    assert len(outcome.body) < len(ANSWER) == int(outcome.headers["content-length"])
+    assert ANSWER.startswith(outcome.body)
+
+
+async def test_chaos_proxy_truncate_reset_resets_within_the_response(send: Send) -> None:
+    outcome = await send("truncate reset", "GET")
+
+    assert outcome.was_reset
+    assert len(outcome.body) < len(ANSWER)
+
+
+async def test_chaos_proxy_shorten_declares_the_shorter_length(send: Send) -> None:
+    outcome = await send("shorten", "GET")
+
+    assert not outcome.was_reset
+    assert len(outcome.body) == int(outcome.headers["content-length"]) < len(ANSWER)
+    assert ANSWER.startswith(outcome.body)
+
+
+@pytest.mark.parametrize("fault", [kind for kind in KINDS if kind[0].isdigit()])
+async def test_chaos_proxy_answers_in_place_of_the_registry(send: Send, storage: Storage, fault: str) -> None:
+    outcome = await send(fault, "GET")
+
+    assert outcome.status == int(fault[:3])
+    assert outcome.body == PAGE or (json.loads(outcome.body) and not fault.endswith("page"))
+    assert outcome.headers.get("retry-after") == {"429 retry-after": "1", "429 long": "3600"}.get(fault)
+    assert not storage.whole
+
+
+async def test_chaos_proxy_hang_lasts_until_the_call_ends(send: Send, proxy: ChaosProxy, storage: Storage) -> None:
+    sending = asyncio.create_task(send("hang", "GET"))
+    await proxy.wait_for("", 1)
+    await proxy.end()
+
+    assert (await sending).received == b""
+    assert not storage.whole
+
+
+async def test_chaos_proxy_without_registry_resets(send: Send, proxy: ChaosProxy) -> None:
+    proxy.registry.endpoint = ""
+
+    assert await send(None) == Outcome(b"", was_reset=True)
