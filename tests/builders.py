@@ -17,8 +17,8 @@ MiB = 1024 * KiB
 BUILT = "2024-05-06 07:08:09.000010"
 
 
-def noise(size: int, seed: int = 0) -> bytes:
-    """Bytes that no part shares with another."""
+def random_bytes(size: int, seed: int = 0) -> bytes:
+    """Random bytes, the same for the same seed; no two parts of them are equal."""
     return Random(seed).randbytes(size)
 
 
@@ -63,7 +63,9 @@ def make_model(
         "creation_time": built,
     }
     directory = home / "models" / name / version
-    _fill(directory, {"model.yaml": yaml.safe_dump(info | fields).encode(), **(files or {"weights": noise(1000)})})
+    _fill(
+        directory, {"model.yaml": yaml.safe_dump(info | fields).encode(), **(files or {"weights": random_bytes(1000)})}
+    )
     return directory
 
 
@@ -87,12 +89,7 @@ def contents(directory: Path) -> dict[str, bytes | str | None]:
 
 
 def left_in_scratch(home: Path, *, kept: bool = True) -> list[str]:
-    """What lies in the scratch of a home, but for lock files, which stay.
-
-    Args:
-        home: The home.
-        kept: Whether to count what is kept for the next push or pull to go on with.
-    """
+    """Return the files below a home's `tmp` but for locks; `kept` counts the state for a resume too."""
     tmp = home / "tmp"
     if not tmp.is_dir():
         return []

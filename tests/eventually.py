@@ -1,4 +1,4 @@
-"""Waiting for what comes sooner or later."""
+"""Wait for a condition."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECONDS = 20
 
 
 async def eventually(condition: Callable[[], Any]) -> Any:
-    """What a condition says once it is true."""
+    """Wait until a condition returns something true, and return that."""
     until = time.monotonic() + SECONDS
     while time.monotonic() < until:
         found = condition()
@@ -22,4 +22,4 @@ async def eventually(condition: Callable[[], Any]) -> Any:
         if found:
             return found
         await asyncio.sleep(0.01)
-    raise AssertionError("it never came to it")
+    raise AssertionError("the condition never became true")

@@ -1,4 +1,4 @@
-"""What people do wrong, and what they are told: which thing, and what would help."""
+"""Errors of users, and their messages: what is wrong, and the remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from async_bento.errors import (
 from async_bento.transfer.tar import scan as scan_module
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.writer import TreeWriter
-from tests.builders import contents, left_in_scratch, make_bento, make_model, noise
+from tests.builders import contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.fault_proxy import Hold, answer_json, answer_page
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ async def test_pull_to_full_disk_fails_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     transmission: str,
 ) -> None:
-    make_bento(home, files={"data": noise(500_000)})
+    make_bento(home, files={"data": random_bytes(500_000)})
     proxy = await start_proxy(transmission)
     await make_client(proxy).push("svc:v1")
     proxy.requests.clear()

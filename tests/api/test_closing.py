@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento import BentoAPI, ClosedError
-from tests.builders import contents, left_in_scratch, make_model, noise
+from tests.builders import contents, left_in_scratch, make_model, random_bytes
 from tests.fault_proxy import FINISH, GET, PART, FaultProxy, Hold
 from tests.transfer.quiet import nothing_left
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def proxy(start_proxy: StartProxy, home: Path) -> FaultProxy:
-    make_model(home, files={"weights": noise(300_000, 1)})
+    make_model(home, files={"weights": random_bytes(300_000, 1)})
     return await start_proxy()
 
 
@@ -141,7 +141,7 @@ async def test_cancelled_close_is_completed(proxy: FaultProxy, make_client: Make
 
 
 def test_close_from_another_thread_ends_blocking_call(served: LocalRegistry, home: Path) -> None:
-    make_model(home, files={"weights": noise(300_000, 1)})
+    make_model(home, files={"weights": random_bytes(300_000, 1)})
     under_way, failures = threading.Event(), []
     api = BentoAPI()
 

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from async_bento import UnsafeArchiveError
-from tests.builders import contents, left_in_scratch, make_bento, noise
+from tests.builders import contents, left_in_scratch, make_bento, random_bytes
 from tests.fault_proxy import DOWNLOAD, GET
 from tests.tar.property import snapshot
 from tests.tar.tars import END, block, directory, hard_link, pax, record, symlink
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 RECORD = r"GET .*/bento_repositories/svc/bentos/v1$"
-WHOLE = block("bento.yaml", content=b"name: svc\nversion: v1\n") + block("src/weights", content=noise(150_000))
+WHOLE = block("bento.yaml", content=b"name: svc\nversion: v1\n") + block("src/weights", content=random_bytes(150_000))
 
 
 def serve(tar: bytes) -> Fault:
@@ -61,7 +61,7 @@ async def pushed(start_proxy: StartProxy, make_client: MakeClient, tmp_path: Pat
 
     async def push(tar: bytes | None, transmission: str = "presigned_url") -> FaultProxy:
         origin = tmp_path / "origin"
-        make_bento(origin, files={"src/weights": noise(150_000)})
+        make_bento(origin, files={"src/weights": random_bytes(150_000)})
         proxy = await start_proxy(transmission)
         await make_client(proxy, origin).push("svc:v1")
         if tar is not None:

@@ -1,4 +1,4 @@
-"""What a registry is told of an item is what BentoML tells it."""
+"""The record of an item is the record that BentoML sends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ONLY_CREATED = {"version", "build_at"}
 
 def record_of(item, home, *, bare=False):
     bentos, models = BentoStore(home / "bentos"), ModelStore(home / "models")
-    client = SimpleNamespace(bentos=None, models=None)  # nobody is told
+    client = SimpleNamespace(bentos=None, models=None)  # no request is sent
     words = kinds.bentos(client, bentos, models) if isinstance(item, Bento) else kinds.models(client, models)
     record = words.record_bodies(item, bare)
     return [body.model_dump(mode="json", by_alias=True) for body in (record.create, record.update)]

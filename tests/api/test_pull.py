@@ -9,7 +9,7 @@ import pytest
 
 from async_bento import BentoStore, ModelsError, ModelStore, NotFoundError, PartError, Tag
 from async_bento.rest.request_schemas import CreateModelSchema
-from tests.builders import contents, left_in_scratch, make_bento, make_model, noise
+from tests.builders import contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.fault_proxy import GET, FaultProxy, Hold, refuse
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def registry_with(start_proxy: StartProxy, make_client: MakeClient, tmp_path: Pa
             make_model(origin, tag)
         for tag in tags:
             when = {"built": built[tag]} if built else {}
-            make_bento(origin, tag, files={"data": noise(200_000, len(tag))}, models=models, **when)
+            make_bento(origin, tag, files={"data": random_bytes(200_000, len(tag))}, models=models, **when)
             await make_client(proxy, origin).push(tag)
         proxy.requests.clear()
         return proxy

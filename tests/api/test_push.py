@@ -16,7 +16,7 @@ from aiohttp import web
 from async_bento import Bento, ConfigError, InvalidTagError, ModelsError, NotFoundError, PartError, Tag
 from async_bento.errors import APIStatusError, SourceChangedError
 from async_bento.transfer.tar.plan import TarPlan
-from tests.builders import make_bento, make_model, noise
+from tests.builders import make_bento, make_model, random_bytes
 from tests.fault_proxy import PUT, Hold, answer_json, lose_answer, refuse
 
 if TYPE_CHECKING:
@@ -482,7 +482,7 @@ async def test_push_uploads_models_outside_the_tar_of_the_bento(
     start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path
 ) -> None:
     bento = make_bento(tmp_path / "exported", models=["mod:m1"], files={"src/models/kept.py": b"pass\n"})
-    make_model(bento, files={"weights": noise(1000)})
+    make_model(bento, files={"weights": random_bytes(1000)})
     proxy = await start_proxy("auto")
 
     result = await make_client(proxy).push(bento)
@@ -497,7 +497,7 @@ async def test_push_uploads_models_outside_the_tar_of_the_bento(
 
 
 async def test_push_of_model_uploads_every_file(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
-    make_model(home, files={"models/weights": noise(1000)})
+    make_model(home, files={"models/weights": random_bytes(1000)})
     proxy = await start_proxy("auto")
 
     await make_client(proxy).models.push("mod:m1")
@@ -562,7 +562,7 @@ async def test_push_of_bento_replaced_meanwhile_is_consistent(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(home)
-    replaced_before_the_scan(monkeypatch, lambda: make_bento(home, files={"more": noise(5000)}))
+    replaced_before_the_scan(monkeypatch, lambda: make_bento(home, files={"more": random_bytes(5000)}))
     proxy = await start_proxy()
 
     await make_client(proxy).push("svc:v1")

@@ -14,7 +14,7 @@ import pytest
 
 from async_bento import AsyncBentoAPI, AsyncModelAPI, BentoAPI, BentoStore, ModelAPI, ModelStore, NotFoundError
 from tests.api.blocking_docstrings import CLIENT, SYNC_API, with_blocking_docstrings
-from tests.builders import contents, make_bento, make_model, noise
+from tests.builders import contents, make_bento, make_model, random_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def run_script(script: str, *arguments: str) -> str:
 
 
 def test_blocking_push_and_pull_keep_all_bytes(served: LocalRegistry, home: Path, elsewhere: dict) -> None:
-    bento = make_bento(home, "svc:v1", {"src/big": noise(300_000)}, models=["mod:m1"])
+    bento = make_bento(home, "svc:v1", {"src/big": random_bytes(300_000)}, models=["mod:m1"])
     model = make_model(home, "mod:m1")
     with BentoAPI() as api:
         result = api.push("svc:v1")

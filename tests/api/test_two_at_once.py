@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.builders import contents, make_bento, make_model, noise
+from tests.builders import contents, make_bento, make_model, random_bytes
 from tests.fault_proxy import FaultProxy, Hold
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ MODELS = [f"{name}:m{number}" for name in REPOSITORIES for number in range(4)]
 def pushed(home: Path) -> None:
     """A bento and its twelve models in three repositories."""
     for number, tag in enumerate(MODELS):
-        make_model(home, tag, {"weights": noise(10_000 + number, number)}, built=f"2024-05-06 07:08:{number:02}")
-    make_bento(home, files={"src/data": noise(20_000, 99)}, models=MODELS)
+        make_model(home, tag, {"weights": random_bytes(10_000 + number, number)}, built=f"2024-05-06 07:08:{number:02}")
+    make_bento(home, files={"src/data": random_bytes(20_000, 99)}, models=MODELS)
 
 
 def let_them_meet(proxy: FaultProxy, pattern: str, count: int) -> None:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from tests.builders import noise
+from tests.builders import random_bytes
 from tests.chaos.case import KINDS, Weather
 from tests.chaos.proxy import PAGE, ChaosProxy, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-BODY = noise(300_000, 1)
-ANSWER = noise(200_000, 2)
+BODY = random_bytes(300_000, 1)
+ANSWER = random_bytes(200_000, 2)
 
 
 @dataclass

@@ -16,7 +16,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from async_bento import AsyncBentoAPI, BentoAPI, BentoStore
-from tests.builders import MiB, make_bento, make_model, noise
+from tests.builders import MiB, make_bento, make_model, random_bytes
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -64,7 +64,7 @@ async def test_aiohttp_service_reports_progress_until_ready(
 ) -> None:
     make_model(home, "mod:m1")
     async with AsyncBentoAPI() as api:
-        await api.push(make_bento(home, "svc:v1", {"big": noise(20 * MiB)}, models=["mod:m1"]))
+        await api.push(make_bento(home, "svc:v1", {"big": random_bytes(20 * MiB)}, models=["mod:m1"]))
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
     answers = []
 
@@ -142,7 +142,7 @@ def test_ci_script_explains_failures(
 
 def test_many_at_once_continues_after_a_failure(served: LocalRegistry, home: Path) -> None:
     for number in range(5):
-        make_bento(home, f"svc{number}:v1", {"data": noise(10_000, number)})
+        make_bento(home, f"svc{number}:v1", {"data": random_bytes(10_000, number)})
     make_bento(home, "broken:v1", models=["missing:m1"])
 
     done = run(sys.executable, str(EXAMPLES / "many_at_once.py"))
@@ -154,7 +154,7 @@ def test_many_at_once_continues_after_a_failure(served: LocalRegistry, home: Pat
 
 
 def test_listener_writes_a_line_per_tenth(served: LocalRegistry, home: Path) -> None:
-    make_bento(home, "svc:v1", {"big": noise(12 * MiB)})
+    make_bento(home, "svc:v1", {"big": random_bytes(12 * MiB)})
 
     done = run(sys.executable, str(EXAMPLES / "listener.py"), "svc:v1")
 
@@ -166,7 +166,7 @@ def test_listener_writes_a_line_per_tenth(served: LocalRegistry, home: Path) -> 
 
 
 def test_opentelemetry_spans_have_no_signature(served: LocalRegistry, home: Path) -> None:
-    make_bento(home, "svc:v1", {"big": noise(18 * MiB)})  # more than one part
+    make_bento(home, "svc:v1", {"big": random_bytes(18 * MiB)})  # more than one part
 
     done = run(sys.executable, str(EXAMPLES / "opentelemetry_spans.py"), "svc:v1")
 

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from tests.builders import KiB, make_bento, noise
+from tests.builders import KiB, make_bento, random_bytes
 from tests.interop.homes import DRIVER, Home
 
 pytestmark = pytest.mark.interop
@@ -29,7 +29,7 @@ def digests(path):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("force", [False, True])
 def test_bentoml_finds_the_old_item_or_the_new_one_wherever_a_pull_was_killed(crasher, tmp_path, home, force):
-    new = make_bento(home, built="2024-01-03 00:00:00", files={"new": b"new", "src/noise": noise(150 * KiB)})
+    new = make_bento(home, built="2024-01-03 00:00:00", files={"new": b"new", "src/noise": random_bytes(150 * KiB)})
     crasher.run("push", home)
     begin = tmp_path / "begin"
     before = {"v0": digests(make_bento(begin, "svc:v0", built="2024-01-01 00:00:00"))}

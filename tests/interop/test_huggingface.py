@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.builders import noise
+from tests.builders import random_bytes
 from tests.integrations.huggingface import conftest as with_the_hub
 from tests.integrations.huggingface.hub import COMMIT, Repo
 from tests.interop.homes import Home, tree
@@ -36,9 +36,9 @@ class HubService:
 
 FILES = {
     "config.json": b"{}",
-    "large.bin": noise(200_000, 1),
-    "small.bin": noise(1000, 2),
-    "weights.h5": noise(20_000, 3),
+    "large.bin": random_bytes(200_000, 1),
+    "small.bin": random_bytes(1000, 2),
+    "weights.h5": random_bytes(20_000, 3),
 }
 EXCEPTIONS = {  # All that may differ, and why. The test also fails when one of them is no difference any more.
     "build_at": "The record is made when it is pushed: BentoML says its local time, and we say the time in UTC.",

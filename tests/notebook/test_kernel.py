@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.builders import MiB, contents, left_in_scratch, make_model, noise
+from tests.builders import MiB, contents, left_in_scratch, make_model, random_bytes
 from tests.fault_proxy import GET, PART, FaultProxy, Hold
 from tests.notebook.conftest import SECONDS
 
@@ -29,7 +29,7 @@ AWAITED = "await AsyncBentoAPI(**settings).models.{}('mod:m1')"
 @pytest.fixture
 async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> FaultProxy:
     """A proxy of a registry that has `mod:m1`, of several ranges."""
-    make_model(home, files={"weights": noise(4 * MiB + 3)})
+    make_model(home, files={"weights": random_bytes(4 * MiB + 3)})
     proxy = await start_proxy()
     await make_client(proxy).models.push("mod:m1")
     proxy.requests.clear()
@@ -102,7 +102,7 @@ async def test_a_cell_that_is_interrupted_in_mid_transfer_ends_and_the_next_brin
     at, held = elsewhere, Hold()
     if direction == "push":
         at = elsewhere.parent / "mine"
-        make_model(at, files={"weights": noise(11 * MiB)}, built="2025-01-01 00:00:00")
+        make_model(at, files={"weights": random_bytes(11 * MiB)}, built="2025-01-01 00:00:00")
         call = call.replace("'mod:m1'", "'mod:m1', force=True")
         proxy.add_fault(PART, held, skip=1)
     else:

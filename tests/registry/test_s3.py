@@ -18,7 +18,7 @@ from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
 from async_bento.registry.errors import StorageError
 from async_bento.registry.s3_backend import S3Bucket
 from async_bento.registry.server import LocalRegistry
-from tests.builders import MiB, contents, make_bento, noise
+from tests.builders import MiB, contents, make_bento, random_bytes
 from tests.eventually import eventually
 from tests.registry.conftest import BENTOS, BUCKET, Caller, s3_only, sync_client
 
@@ -303,7 +303,7 @@ async def test_proxied_upload_interrupted_is_aborted(caller: Caller, stored_file
 @pytest.mark.parametrize("size", [0, 8 * MiB - 1, 8 * MiB, 8 * MiB + 1, 16 * MiB, 33 * MiB])
 @pytest.mark.parametrize("known", [True, False])
 async def test_proxied_upload_of_any_size_is_stored(caller: Caller, size: int, known: bool):
-    data = noise(size, size)
+    data = random_bytes(size, size)
 
     async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, size, 3 * MiB):
@@ -354,7 +354,7 @@ async def test_put_of_wrong_size_is_rejected(
     assert stored_files() == []
 
 
-FILES = {"src/weights": noise(12 * MiB), "src/service.py": b"pass\n", "empty": b""}
+FILES = {"src/weights": random_bytes(12 * MiB), "src/service.py": b"pass\n", "empty": b""}
 
 
 def make_api(caller: Caller, at: Path, **options: Any) -> AsyncBentoAPI:
@@ -402,7 +402,7 @@ async def test_push_cancelled_resumes_at_another_copy(serve: Serve, home: Path, 
 
 
 async def test_pull_cancelled_resumes(caller: Caller, home: Path, tmp_path: Path):
-    bento = make_bento(home, files={f"part {number}": noise(2 * MiB, number) for number in range(8)})
+    bento = make_bento(home, files={f"part {number}": random_bytes(2 * MiB, number) for number in range(8)})
     there = tmp_path / "there"
     async with make_api(caller, home) as api:
         await api.push("svc:v1")

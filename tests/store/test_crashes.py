@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento import BentoStore
-from tests.builders import KiB, MiB, left_in_scratch, make_bento, noise
+from tests.builders import KiB, MiB, left_in_scratch, make_bento, random_bytes
 from tests.store.crashes import seen, whole
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ OLDEST, OLD, NEW = (f"2024-01-0{day} 00:00:00" for day in (1, 2, 3))
 def make_new(home: Path) -> Path:
     """Make a bento with subdirectories, modes, links, and a file of several ranges."""
     new = make_bento(
-        home, built=NEW, files={"src/service.py": b"new", "src/data/noise": noise(150 * KiB), "run": b"#!"}
+        home, built=NEW, files={"src/service.py": b"new", "src/data/noise": random_bytes(150 * KiB), "run": b"#!"}
     )
     (new / "run").chmod(0o755)
     (new / "src" / "link").symlink_to("service.py")
@@ -104,7 +104,7 @@ def test_crash_in_pull_commit_leaves_old_or_new_item(crasher: Crasher, tmp_path:
 def test_crash_in_push_is_recovered_by_next(crasher: Crasher, tmp_path: Path, home: Path) -> None:
     """A push changes the registry, so each message to the registry is a step, too."""
     begin = tmp_path / "begin"
-    sent = whole(make_bento(begin, files={"src/large": noise(6 * MiB), "src/service.py": b"pass"}))
+    sent = whole(make_bento(begin, files={"src/large": random_bytes(6 * MiB), "src/service.py": b"pass"}))
 
     total = crasher.run("push", begin)
     for step, at in steps(tmp_path, total, every=12, last=0):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento import BentoAPI, BentoStore, StoreError
-from tests.builders import KiB, contents, left_in_scratch, make_bento, noise
+from tests.builders import KiB, contents, left_in_scratch, make_bento, random_bytes
 from tests.store.crashes import seen, whole
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ EVERY = int(os.environ.get("CRASH_EVERY", "4"))
 @pytest.fixture
 def there(tmp_path, home, served) -> Path:
     """Make a home with an old `svc:v1`; the registry has a new one."""
-    new = make_bento(home, files={"src/service.py": b"new", "noise": noise(150 * KiB)}, built="2024-01-02 00:00:00")
+    new = make_bento(
+        home, files={"src/service.py": b"new", "noise": random_bytes(150 * KiB)}, built="2024-01-02 00:00:00"
+    )
     (new / "src" / "same.py").hardlink_to(new / "src" / "service.py")
     (new / "src" / "service_of_a_long_name").touch()
     with BentoAPI(progress=False) as api:

@@ -15,7 +15,7 @@ from async_bento import Limits
 from async_bento.errors import StoreError, UnsafeArchiveError
 from async_bento.transfer.tar.checkpoint import Checkpoint
 from async_bento.transfer.tar.extract import Extractor
-from tests.builders import noise
+from tests.builders import random_bytes
 from tests.tar.tars import BUILT, END, block, directory, hard_link, pax, record, symlink
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ LONG = "n" * 150
 TAR = (
     directory("./", mode=0o755)
     + directory("./src", mode=0o555)
-    + block("./src/run.sh", content=noise(1700, 1), mode=0o755)
+    + block("./src/run.sh", content=random_bytes(1700, 1), mode=0o755)
     + block("./src/empty")
     + hard_link("./src/same", "./src/run.sh")
     + symlink("./link", "src/run.sh")
-    + pax(record("path", f"./{LONG}")) + block("short", content=noise(600, 2), mode=0o444)
-    + block("./not/announced/file", content=noise(512, 3))
+    + pax(record("path", f"./{LONG}")) + block("short", content=random_bytes(600, 2), mode=0o444)
+    + block("./not/announced/file", content=random_bytes(512, 3))
     + block("./bytes-\udcff", content=b"x")
     + directory("./last", mode=0o700)
     + END
@@ -92,7 +92,7 @@ def test_checkpoint_at_any_byte_resumes(tmp_path: Path, expected: dict[str, obje
 
 
 def test_checkpoint_within_file_resumes_there(tmp_path: Path) -> None:
-    content = noise(10_000, 4)
+    content = random_bytes(10_000, 4)
     data = block("large", content=content, mode=0o640) + END
     extractor = Extractor(tmp_path)
     extractor.feed(data[:5000])
@@ -185,7 +185,7 @@ def test_checkpoint_file_replaced_by_symlink_refused(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.write_bytes(bytes(9000))
-    data = block("large", content=noise(9000)) + END
+    data = block("large", content=random_bytes(9000)) + END
     extractor = Extractor(root)
     extractor.feed(data[:5000])
     extractor.abort()
@@ -198,7 +198,7 @@ def test_checkpoint_file_replaced_by_symlink_refused(tmp_path: Path) -> None:
 
 
 def test_checkpoint_file_too_short_refused(tmp_path: Path) -> None:
-    data = block("large", content=noise(9000)) + END
+    data = block("large", content=random_bytes(9000)) + END
     extractor = Extractor(tmp_path)
     extractor.feed(data[:5000])
     extractor.abort()

@@ -17,7 +17,7 @@ from aiohttp import web
 from async_bento import IntegrityError, PartError, StalledError, TransferError
 from async_bento.errors import APIConnectionError, APIResponseError, ArchiveError, BentoError, StoreError
 from async_bento.transfer.tar.writer import TreeWriter
-from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, noise
+from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, random_bytes
 from tests.eventually import eventually
 from tests.fault_proxy import (
     DOWNLOAD,
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from tests.fixtures import MakeClient, StartProxy
 
 
-SMALL = {"weights": noise(300_000, 5), "sub/tool.sh": b"#!/bin/sh\n", "empty": b""}
-LARGE = {"weights": noise(3 * MiB + 7, 6)}
+SMALL = {"weights": random_bytes(300_000, 5), "sub/tool.sh": b"#!/bin/sh\n", "empty": b""}
+LARGE = {"weights": random_bytes(3 * MiB + 7, 6)}
 RANGE = 64 * KiB
 
 
@@ -547,7 +547,7 @@ async def test_download_of_object_pushed_again_is_never_mixed(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed()
-    make_model(home, files=SMALL | {"weights": noise(300_000, 99)})  # as large as it was
+    make_model(home, files=SMALL | {"weights": random_bytes(300_000, 99)})  # as large as it was
     pusher = make_client(proxy)
 
     async def push_anew(exchange: Exchange) -> web.StreamResponse:
@@ -595,7 +595,7 @@ OTHER = (
         (tar_of({"model.yaml": OTHER}), StoreError, "other:m1"),
         (tar_of({"model.yaml": b"{"}), StoreError, "model.yaml"),
         (tar_of({"../outside": b"x"}), ArchiveError, "outside"),
-        (noise(20_000), ArchiveError, "mod:m1"),
+        (random_bytes(20_000), ArchiveError, "mod:m1"),
         (b"", ArchiveError, "truncated"),
         (bytes(1024), StoreError, "model.yaml"),
     ],

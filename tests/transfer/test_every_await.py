@@ -22,7 +22,7 @@ import pytest
 from async_bento import NotFoundError
 from async_bento.transfer import resumable_extract, upload as upload_module
 from async_bento.transfer.journal import Journal
-from tests.builders import KiB, contents, left_in_scratch, make_bento, make_model, noise
+from tests.builders import KiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.fault_proxy import Hold
 from tests.transfer.quiet import nothing_left
 from tests.transfer.steps import Steps, counting_loop
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.long
 ALL = bool(os.environ.get("EVERY_AWAIT"))
 SAMPLES = 5
 PART = 64 * KiB
-FILES = {"weights": noise(3 * PART + 5, 3), "small/a": b"a" * 700, "small/b": b"b"}
+FILES = {"weights": random_bytes(3 * PART + 5, 3), "small/a": b"a" * 700, "small/b": b"b"}
 
 
 # What is cancelled, and how
@@ -144,7 +144,7 @@ async def places(call: Callable[[Steps], Awaitable[None]]) -> list[Steps]:
 
 @dataclass
 class Books:
-    """What journals were told: the parts that have arrived, by the journal's path."""
+    """The parts that journals recorded, by the journal's path."""
 
     noted: dict[Path, set[int]] = field(default_factory=dict)
 
@@ -158,12 +158,12 @@ def books(monkeypatch: pytest.MonkeyPatch) -> Books:
         begin(self, recorded)
         books.noted[self.path] = set(recorded.etags)
 
-    def told(self: Journal, part_number: int, etag: str) -> None:
+    def record_part(self: Journal, part_number: int, etag: str) -> None:
         note(self, part_number, etag)
         books.noted[self.path].add(part_number)
 
     monkeypatch.setattr(Journal, "create", begun)
-    monkeypatch.setattr(Journal, "add", told)
+    monkeypatch.setattr(Journal, "add", record_part)
     return books
 
 
@@ -265,8 +265,8 @@ def one_model(home: Path, number: int) -> dict[str, str]:
 def with_models(home: Path, number: int) -> dict[str, str]:
     models = [f"mod{number}{letter}:m1" for letter in "ab"]
     for model in models:
-        make_model(home, model, {"weights": noise(PART + 5, 4)})
-    make_bento(home, f"svc{number}:v1", {"src/data": noise(PART + 5, 5)}, models=models)
+        make_model(home, model, {"weights": random_bytes(PART + 5, 4)})
+    make_bento(home, f"svc{number}:v1", {"src/data": random_bytes(PART + 5, 5)}, models=models)
     return dict.fromkeys(models, "model") | {f"svc{number}:v1": "bento"}
 
 

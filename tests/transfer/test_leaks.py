@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from async_bento import BentoError
-from tests.builders import KiB, make_model, noise
+from tests.builders import KiB, make_model, random_bytes
 from tests.fault_proxy import (
     GET,
     PART,
@@ -94,7 +94,7 @@ async def test_transfers_with_faults_leak_nothing(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     logging.disable()  # pytest keeps what is logged
-    make_model(home, files={"weights": noise(100_000)})
+    make_model(home, files={"weights": random_bytes(100_000)})
     proxy = await start_proxy()
     await make_client(proxy).models.push("mod:m1")
     options: dict[str, Any] = {"retry": {"attempts": 3}, "timeouts": {"stall": 5}}

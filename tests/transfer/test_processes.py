@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, noise
+from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, random_bytes
 from tests.fault_proxy import FINISH, GET, PART, FaultProxy, Hold, answer_json, disconnect_while_sending
 from tests.transfer.processes import Client, VirtualTar, swallow
 
@@ -169,7 +169,7 @@ asyncio.run(main())
 @pytest.fixture
 async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> FaultProxy:
     """A proxy of a registry that has `mod:m1`, of several ranges."""
-    make_model(home, files={"weights": noise(4 * MiB + 3)})
+    make_model(home, files={"weights": random_bytes(4 * MiB + 3)})
     proxy = await start_proxy()
     await make_client(proxy).models.push("mod:m1")
     proxy.requests.clear()
@@ -280,7 +280,7 @@ async def test_command_interrupted_exits_soon_without_registry(
     assert time.monotonic() - began < 10
     assert (code, said) == (130, [])
     assert error.splitlines()[-1].startswith("Interrupted.")
-    assert len(error.splitlines()) <= 2  # and that the registry could not be told
+    assert len(error.splitlines()) <= 2  # and that the registry got no report
 
 
 async def test_command_interrupted_prints_how_to_resume(

@@ -18,7 +18,7 @@ from async_bento import PartError, StoreError
 from async_bento.errors import ArchiveError, TransferError
 from async_bento.store.staging import record_commit
 from async_bento.transfer import resumable_extract
-from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, noise
+from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.eventually import eventually
 from tests.fault_proxy import GET, FaultProxy, Hold, ignore_range, refuse, with_headers
 from tests.transfer.processes import Client
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from tests.fixtures import MakeClient, StartProxy
 
 
-FILES = {f"small/{number}": noise(10_000, number) for number in range(20)} | {"weights": noise(3 * MiB, 77)}
+FILES = {f"small/{number}": random_bytes(10_000, number) for number in range(20)} | {
+    "weights": random_bytes(3 * MiB, 77)
+}
 RANGE = 64 * KiB
 
 
@@ -243,7 +245,7 @@ async def test_pull_resume_of_changed_object_restarts(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
-    model = make_model(home, files={"other": noise(300_000, 5)})
+    model = make_model(home, files={"other": random_bytes(300_000, 5)})
     await make_client(proxy).models.push("mod:m1", force=True)
     proxy.requests.clear()
     events: list[ProgressEvent] = []
@@ -411,7 +413,7 @@ async def test_pull_resume_of_refused_tar_keeps_nothing(
     async def spoil(exchange: Exchange) -> web.StreamResponse:
         answer = await exchange.forward()
         assert isinstance(answer.body, bytes)
-        answer.body = noise(len(answer.body), 9)
+        answer.body = random_bytes(len(answer.body), 9)
         return answer
 
     proxy.add_fault(GET, spoil, skip=1, times=1)

@@ -10,7 +10,7 @@ import pytest
 
 from async_bento import PartError
 from async_bento.transfer.journal import Journal
-from tests.builders import MiB, contents, left_in_scratch, make_bento, make_model, noise
+from tests.builders import MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.fault_proxy import FINISH, PART, FaultProxy, Hold, answer_json, in_sequence, lose_answer, refuse
 from tests.transfer.processes import Client
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.fixtures import MakeClient, StartProxy
 
 
-SIX_PARTS = noise(26 * MiB, 5)
+SIX_PARTS = random_bytes(26 * MiB, 5)
 COMPLETE = "complete_multipart"
 START = "start_multipart"
 
@@ -383,7 +383,7 @@ async def test_push_with_failed_completion_of_old_object_fails(
     api = make_client(proxy)
     await api.models.push("mod:m1")
     weights = home / "models/mod/m1/weights"
-    weights.write_bytes(noise(26 * MiB, 6))  # as long, and other bytes
+    weights.write_bytes(random_bytes(26 * MiB, 6))  # as long, and other bytes
     proxy.add_fault(COMPLETE, answer_json(400, {"error": "no"}), times=None)
 
     with pytest.raises(Exception, match="no"):

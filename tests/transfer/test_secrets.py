@@ -15,7 +15,7 @@ import pytest
 
 from async_bento import BentoError
 from async_bento.transfer import resumable_extract, upload as upload_module
-from tests.builders import KiB, make_model, noise
+from tests.builders import KiB, make_model, random_bytes
 from tests.fault_proxy import DOWNLOAD, GET, PART, PUT, UPLOAD, FaultProxy, disconnect, refuse
 
 if TYPE_CHECKING:
@@ -39,14 +39,8 @@ def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @dataclass
-class Told:
-    """All that is told of some calls.
-
-    Attributes:
-        events: What the listener heard.
-        errors: What was raised.
-        things: What else a person may look at.
-    """
+class Output:
+    """The output of some calls: log records, events, errors, and objects whose repr a user may print."""
 
     proxy: FaultProxy
     home: Path
@@ -135,27 +129,27 @@ async def test_push_failure_shows_no_secret(
     transmission: str,
     fault: str,
 ) -> None:
-    make_model(home, files={"weights": noise(3 * SIZE)})
+    make_model(home, files={"weights": random_bytes(3 * SIZE)})
     proxy = await start_proxy(transmission, min_part_size=SIZE)
-    told = Told(proxy, home, log)
+    output = Output(proxy, home, log)
     proxy.add_fault(
         {"presigned_url": PART, "auto": PUT, "proxy": UPLOAD}[transmission], FAULTS[fault], skip=1, times=None
     )
     if transmission != "presigned_url":
         proxy._rules[0].skip = 0
 
-    api = make_client(proxy, progress=told.events.append)
+    api = make_client(proxy, progress=output.events.append)
     with pytest.raises(BentoError) as caught:
         await api.models.push("mod:m1", threads=1)
 
-    told.errors.append(caught.value)
-    told.things += [api, api._resources.client, api._resources.client.credentials, api._resources.config]
-    told.things += [api._resources.pool, await api.models.get("mod")]
-    assert len(told.secrets()) > (transmission != "proxy")
+    output.errors.append(caught.value)
+    output.things += [api, api._resources.client, api._resources.client.credentials, api._resources.config]
+    output.things += [api._resources.pool, await api.models.get("mod")]
+    assert len(output.secrets()) > (transmission != "proxy")
     assert log.records
-    told.check()
+    output.check()
     if transmission == "presigned_url":
-        told.check_files("async-bento-kept-push*")
+        output.check_files("async-bento-kept-push*")
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
@@ -169,34 +163,34 @@ async def test_pull_failure_shows_no_secret(
     transmission: str,
     fault: str,
 ) -> None:
-    make_model(home, files={"weights": noise(5 * SIZE)})
+    make_model(home, files={"weights": random_bytes(5 * SIZE)})
     proxy = await start_proxy(transmission, min_part_size=SIZE)
     await make_client(proxy).models.push("mod:m1")
-    told = Told(proxy, elsewhere, log)
+    output = Output(proxy, elsewhere, log)
     skip = 3 if transmission == "presigned_url" else 0
     proxy.add_fault({"presigned_url": GET, "proxy": DOWNLOAD}[transmission], FAULTS[fault], skip=skip, times=None)
 
     with pytest.raises(BentoError) as caught:
-        await make_client(proxy, elsewhere, progress=told.events.append).models.pull("mod:m1")
+        await make_client(proxy, elsewhere, progress=output.events.append).models.pull("mod:m1")
 
-    told.errors.append(caught.value)
-    told.check()
+    output.errors.append(caught.value)
+    output.check()
     if transmission == "presigned_url":
-        told.check_files("*/state.json")
+        output.check_files("*/state.json")
 
 
 async def test_push_result_and_record_show_no_secret(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, log: pytest.LogCaptureFixture
 ) -> None:
-    make_model(home, files={"weights": noise(3 * SIZE)})
+    make_model(home, files={"weights": random_bytes(3 * SIZE)})
     proxy = await start_proxy(min_part_size=SIZE)
-    told = Told(proxy, home, log)
-    api = make_client(proxy, progress=told.events.append)
-    told.things.append(await api.models.push("mod:m1"))
+    output = Output(proxy, home, log)
+    api = make_client(proxy, progress=output.events.append)
+    output.things.append(await api.models.push("mod:m1"))
     presigned = await api.models._kind.routes.presign_download("mod", "m1")
     url = presigned.presigned_download_url.get_secret_value()
-    told.things.append(presigned)
+    output.things.append(presigned)
 
-    told.check()
+    output.check()
     (signature,) = re.findall(r"ignature=([^&]+)", url)
     assert signature not in f"{presigned!r} {presigned}"

@@ -1,10 +1,10 @@
-"""What the listener of a real push and a real pull is told: parts, tries, phases."""
+"""The events of a real push and a real pull: parts, retries, phases."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.builders import MiB, make_model, noise
+from tests.builders import MiB, make_model, random_bytes
 from tests.fault_proxy import GET, PART, answer_json
 
 if TYPE_CHECKING:
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
 async def test_push_progress_reports_parts_and_retry(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    make_model(home, files={"weights": noise(11 * MiB)})
+    make_model(home, files={"weights": random_bytes(11 * MiB)})
     proxy = await start_proxy()
     proxy.add_fault(PART, answer_json(503, {}))
-    told: list[ProgressEvent] = []
+    events: list[ProgressEvent] = []
 
-    await make_client(proxy, progress=told.append).models.push("mod:m1")
+    await make_client(proxy, progress=events.append).models.push("mod:m1")
 
-    last = told[-1]
+    last = events[-1]
     assert (last.phase, last.parts_done, last.parts_total, last.retries) == ("done", 3, 3, 1)
-    assert [event.message for event in told if event.message.startswith("retrying: ")]
-    assert [event.parts_done for event in told] == sorted(event.parts_done for event in told)
+    assert [event.message for event in events if event.message.startswith("retrying: ")]
+    assert [event.parts_done for event in events] == sorted(event.parts_done for event in events)
 
 
 async def test_pull_progress_reports_retry_and_phases(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    make_model(home, files={"weights": noise(MiB)})
+    make_model(home, files={"weights": random_bytes(MiB)})
     proxy = await start_proxy()
     await make_client(proxy).models.push("mod:m1")
     proxy.add_fault(GET, answer_json(503, {}), skip=1)
-    told: list[ProgressEvent] = []
+    events: list[ProgressEvent] = []
 
-    await make_client(proxy, elsewhere, progress=told.append).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, progress=events.append).models.pull("mod:m1")
 
-    phases = list(dict.fromkeys(event.phase for event in told))
+    phases = list(dict.fromkeys(event.phase for event in events))
     assert phases == ["planning", "transferring", "extracting", "finishing", "done"]
-    assert (told[-1].retries, told[-1].parts_total) == (1, None)
-    extracting = next(event for event in told if event.phase == "extracting")
+    assert (events[-1].retries, events[-1].parts_total) == (1, None)
+    extracting = next(event for event in events if event.phase == "extracting")
     assert extracting.bytes_done == extracting.bytes_total

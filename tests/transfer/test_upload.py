@@ -19,7 +19,7 @@ from async_bento import BentoError, IntegrityError, PartError, SourceChangedErro
 from async_bento.errors import APIConnectionError, APIResponseError, AuthenticationError, ServerError
 from async_bento.transfer import http as body_module, upload as upload_module
 from async_bento.transfer.tar.plan import TarPlan
-from tests.builders import MiB, make_model, noise
+from tests.builders import MiB, make_model, random_bytes
 from tests.fault_proxy import (
     FINISH,
     PART,
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from tests.fixtures import MakeClient, StartProxy
 
 
-SMALL = noise(300_000, 1)
-THREE_PARTS = noise(11 * MiB, 2)
-FOUR_PARTS = noise(16 * MiB, 3)
+SMALL = random_bytes(300_000, 1)
+THREE_PARTS = random_bytes(11 * MiB, 2)
+FOUR_PARTS = random_bytes(16 * MiB, 3)
 
 
 def files_of(tar: bytes) -> dict[str, bytes]:
@@ -65,7 +65,7 @@ def files_of(tar: bytes) -> dict[str, bytes]:
 
 
 def outcomes(proxy: FaultProxy) -> list[tuple[str, str]]:
-    """How the registry was told that it ended."""
+    """Return the status and reason of each report to the registry that an upload ended."""
     return [(request.json["status"], request.json["reason"]) for request in proxy.matching(FINISH)]
 
 
@@ -633,7 +633,7 @@ async def test_upload_digest_is_known_before_the_response(
 async def test_upload_success_before_whole_body_has_retry(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    make_model(home, files={"weights": noise(8 * MiB)})
+    make_model(home, files={"weights": random_bytes(8 * MiB)})
     proxy = await start_proxy("auto")
 
     async def yes_at_once(exchange: Exchange) -> web.StreamResponse:
@@ -745,7 +745,7 @@ async def test_upload_of_file_changed_between_parts_is_not_completed(
 async def test_upload_of_file_changed_within_a_part_is_cut_off(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    weights = make_model(home, files={"weights": noise(6 * MiB)}) / "weights"
+    weights = make_model(home, files={"weights": random_bytes(6 * MiB)}) / "weights"
     proxy = await start_proxy()
     arrived: list[int] = []
 
@@ -1017,7 +1017,7 @@ async def test_upload_slow_connection_is_no_stall(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(body_module, "WRITE_SIZE", 64 * MiB)  # one write takes all the time
-    make_model(home, files={"weights": noise(32 * MiB)})
+    make_model(home, files={"weights": random_bytes(32 * MiB)})
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, read_slowly(5 * MiB, 12 * MiB))
     api = make_client(proxy, timeouts={"stall": 0.8}, retry={"attempts": 1}, transfer={"io_chunk": 64 * MiB})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.builders import left_in_scratch, make_bento, noise
+from tests.builders import left_in_scratch, make_bento, random_bytes
 from tests.integrations.huggingface.hub import Hub, Repo
 from tests.integrations.huggingface.test_push import on_the_hub
 from tests.transfer.test_every_await import ALL, by_task, cancelled, places, settled
@@ -34,7 +34,7 @@ async def test_hub_call_cancelled_at_any_await_stops(
 
     async def once(steps: Steps, number: int = 0) -> None:
         tag, model = f"svc{number}:v1", f"org/bert{number}"
-        hub.repos[model] = Repo({"weights": noise(200_000, number)})
+        hub.repos[model] = Repo({"weights": random_bytes(200_000, number)})
         make_bento(home, tag, models=[on_the_hub(hub.endpoint, model)])
         api = make_client(proxy)
         await cancelled(api, lambda: call(api, tag), steps, by_task, proxy, home)

@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub import constants
 
 from async_bento import BentoError, ConfigError, HubError, NotFoundError, StoreError
-from tests.builders import make_bento, noise
+from tests.builders import make_bento, random_bytes
 from tests.integrations.huggingface.hub import COMMIT, Hub, Repo
 from tests.integrations.huggingface.test_push import on_the_hub
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.fixtures import MakeClient, StartProxy
 
 
-FILES = {"config.json": b"{}", "weights.bin": noise(300_000, 1), "weights.h5": noise(200_000, 2)}
+FILES = {"config.json": b"{}", "weights.bin": random_bytes(300_000, 1), "weights.h5": random_bytes(200_000, 2)}
 TOKEN = "hf_thisIsASecretThatNobodySees"
 
 
@@ -99,7 +99,7 @@ async def test_hub_pull_skips_cached_files(hub: Hub, pull: StartProxy, cache: Pa
 
 async def test_hub_pull_downloads_models_concurrently(hub: Hub, pull: StartProxy, cache: Path) -> None:
     names = ["org/one", "org/two", "org/three"]
-    hub.repos.update({name: Repo({"weights": noise(1000, len(name))}) for name in names})
+    hub.repos.update({name: Repo({"weights": random_bytes(1000, len(name))}) for name in names})
     hub.together = 3
 
     await pull(*(on_the_hub(hub.endpoint, name) for name in names))
@@ -271,7 +271,7 @@ async def test_invalid_hf_token_is_not_shown(hub: Hub, pull: StartProxy, monkeyp
 async def test_hub_pull_cancelled_stops_downloading(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, cache: Path
 ) -> None:
-    hub.repos["org/bert"] = Repo({f"weights{number}": noise(4_000_000, number) for number in range(12)})
+    hub.repos["org/bert"] = Repo({f"weights{number}": random_bytes(4_000_000, number) for number in range(12)})
     hub.pause = 0.05
     make_bento(home, models=[on_the_hub(hub.endpoint)])
     proxy = await start_proxy()
@@ -304,7 +304,7 @@ async def test_hub_pull_cancelled_leaves_a_stalled_hub(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("async_bento.integrations.huggingface.client.SECONDS_TO_STOP", 0.2)
-    hub.repos["org/bert"] = Repo({"weights": noise(1_000_000)})
+    hub.repos["org/bert"] = Repo({"weights": random_bytes(1_000_000)})
     hub.stall_after = 500_000
     make_bento(home, models=[on_the_hub(hub.endpoint)])
     proxy = await start_proxy()
@@ -331,7 +331,7 @@ async def test_hub_pull_cancelled_before_start_sends_nothing(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     names = [f"org/m{number}" for number in range(6)]  # more than come at once
-    hub.repos.update({name: Repo({"weights": noise(4_000_000)}) for name in names})
+    hub.repos.update({name: Repo({"weights": random_bytes(4_000_000)}) for name in names})
     hub.pause = 0.05
     hub.together = 4
     make_bento(home, models=[on_the_hub(hub.endpoint, name) for name in names])
@@ -352,7 +352,7 @@ async def test_hub_pull_cancelled_before_start_sends_nothing(
 
 
 async def test_hub_model_failure_does_not_stop_the_others(hub: Hub, pull: StartProxy, cache: Path) -> None:
-    hub.repos["org/slow"] = Repo({"weights": noise(500_000)})
+    hub.repos["org/slow"] = Repo({"weights": random_bytes(500_000)})
     hub.pause = 0.05
 
     with pytest.raises(NotFoundError, match=r"pulled svc:v1, but its model \S*gone\S* failed: .*org/gone"):
@@ -446,7 +446,7 @@ main(["pull", "svc:v1", "--with-models"])
 async def test_ctrl_c_ends_the_process_while_the_hub_stalls(
     hub: Hub, start_proxy: StartProxy, home: Path, tmp_path: Path
 ) -> None:
-    hub.repos["org/bert"] = Repo({f"weights{number}": noise(1_000_000, number) for number in range(3)})
+    hub.repos["org/bert"] = Repo({f"weights{number}": random_bytes(1_000_000, number) for number in range(3)})
     hub.stall_after = 500_000
     make_bento(home, models=[on_the_hub(hub.endpoint)])
     proxy = await start_proxy()
