@@ -190,8 +190,12 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return lambda name: S3Bucket(BUCKET, endpoint=weed.endpoint, prefix=f"{test}/{name}")
 
 
+if TYPE_CHECKING:
+    Serve = Callable[..., Awaitable[Caller]]
+
+
 @pytest.fixture
-async def serve(storage: Storage) -> AsyncIterator[Callable[..., Awaitable[Caller]]]:
+async def serve(storage: Storage) -> AsyncIterator[Serve]:
     """Start registries, which stop with the test; the callers are about bentos by default."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
@@ -204,7 +208,7 @@ async def serve(storage: Storage) -> AsyncIterator[Callable[..., Awaitable[Calle
 
 
 @pytest.fixture
-async def caller(serve: Callable[..., Awaitable[Caller]]) -> Caller:
+async def caller(serve: Serve) -> Caller:
     """A registry with default options, about bentos."""
     return await serve()
 
@@ -215,7 +219,7 @@ def words(request: pytest.FixtureRequest) -> Words:
 
 
 @pytest.fixture
-async def either(serve: Callable[..., Awaitable[Caller]], words: Words) -> Caller:
+async def either(serve: Serve, words: Words) -> Caller:
     """A registry with default options, about bentos and about models."""
     return await serve(words=words)
 

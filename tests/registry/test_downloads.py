@@ -15,11 +15,8 @@ from async_bento.registry.errors import StorageError
 from tests.registry.conftest import disk_only
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from tests.registry.conftest import Caller, Serve, Stored
 
-    from tests.registry.conftest import Caller, Stored
-
-    Serve = Callable[..., Awaitable[Caller]]
 
 PIECES = [os.urandom(size) for size in (1000, 1, 0, 2**20 + 7, 500)]
 DATA = b"".join(PIECES)

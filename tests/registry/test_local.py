@@ -23,11 +23,8 @@ from async_bento.registry.server import LocalRegistry, _endpoint
 from tests.registry.conftest import BENTOS, MODELS, Caller, disk_only
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from tests.registry.conftest import Serve, Stored
 
-    from tests.registry.conftest import Stored
-
-    Serve = Callable[..., Awaitable[Caller]]
 
 NOISY_LOGGERS = {"asyncio", "botocore", "aiobotocore"}  # they log at DEBUG
 

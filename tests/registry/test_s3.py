@@ -23,13 +23,12 @@ from tests.eventually import eventually
 from tests.registry.conftest import BENTOS, BUCKET, Caller, s3_only, sync_client
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.registry.conftest import Storage, Stored
+    from tests.registry.conftest import Serve, Storage, Stored
     from tests.registry.seaweed import Seaweed
 
-    Serve = Callable[..., Awaitable[Caller]]
 
 pytestmark = s3_only
 

@@ -22,12 +22,11 @@ from tests.eventually import eventually
 from tests.registry.conftest import disk_only
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.registry.conftest import Caller, Stored
+    from tests.registry.conftest import Caller, Serve, Stored
 
-    Serve = Callable[..., Awaitable[Caller]]
 
 DATA = os.urandom(100_000)
 ONE, TWO = os.urandom(5 * 2**20), os.urandom(5 * 2**20)  # the minimum part size

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    AssertRefused = Callable[..., None]
+
 STEPS = (None, 509, 1)
 
 
@@ -26,7 +28,7 @@ def surroundings(tmp_path: Path) -> Surroundings:
 
 
 @pytest.fixture
-def assert_refused(surroundings: Surroundings) -> Callable[..., None]:
+def assert_refused(surroundings: Surroundings) -> AssertRefused:
     """Feed a tar in pieces of several sizes; each time it is refused, its member named, and nothing else touched."""
 
     def check(data: bytes, why: str, member: str | None, *, end: bytes = END, **limits) -> None:

@@ -25,9 +25,8 @@ from tests.tar.tars import END, block, directory, extract, forge, hard_link, pax
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from tests.tar.conftest import AssertRefused
     from tests.tar.property import Surroundings
-
-    AssertRefused = Callable[..., None]
 
 EXTENDED = [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
 
