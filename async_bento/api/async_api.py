@@ -321,7 +321,8 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
                 return await pusher.push(found)
             # The registry is asked for the bento while its models are pushed.
             async with background_task(pusher.needs_no_push(found.tag)) as already_pushed:
-                models = await push_models(Pusher(self._resources, self._model_kind, options), found)
+                model_options = replace(options, bare=False)  # a model is never pushed without its files
+                models = await push_models(Pusher(self._resources, self._model_kind, model_options), found)
                 result = await pusher.push(found, already_pushed=await already_pushed, models=models)
         return replace(result, seconds=time.monotonic() - started)
 

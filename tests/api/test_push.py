@@ -356,6 +356,21 @@ async def test_bare_push_creates_record_without_upload(
     assert (result.bytes_sent, result.parts, result.skipped) == (0, 0, False)
 
 
+async def test_bare_push_sends_the_files_of_models(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    make_bento(home, models=["mod:m1"])
+    make_model(home, "mod:m1")
+    proxy = await start_proxy()
+
+    result = await make_client(proxy).push("svc:v1", bare=True)
+
+    (model,) = result.models
+    assert model.parts == 1
+    assert len(proxy.matching(PUT)) == 1
+    assert not proxy.matching("svc/v1/start_upload")
+
+
 async def test_push_is_not_marked_for_development(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()

@@ -6,11 +6,12 @@ import pytest
 
 from async_bento import BentoAPI, BentoStore
 from tests.builders import make_bento
-from tests.store.crowd import OLDEST, crowd, make_side
+from tests.store.crowd import ENOUGH, OLDEST, crowd, make_side
 
 pytestmark = pytest.mark.interop
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("deleting", [False, True])
 def test_bentoml_sees_one_side_of_an_item_whatever_a_crowd_does(served, home, tmp_path, deleting):
     sides = [make_side(tmp_path / side, side) and tmp_path / side for side in "ab"]
@@ -27,7 +28,6 @@ def test_bentoml_sees_one_side_of_an_item_whatever_a_crowd_does(served, home, tm
     if deleting:  # what goes between its finding and its reading is no "not found" to bentoml
         broken = [what for what in broken if "contain a" not in what]
     assert not broken
-    assert looked["a"] > 5
-    assert looked["b"] > 5
+    assert min(looked["a"], looked["b"]) > ENOUGH
     assert deleting or not looked["not found"]
     assert all(each["done"] for each in acted)

@@ -1,4 +1,4 @@
-"""One of several processes that use `svc:v1` at the same time: `python crowd.py ROLE SECONDS`.
+"""One of several processes that use `svc:v1` at the same time: `python crowd.py ROLE SECONDS STOP`.
 
 The item has two sides, `a` and `b`. Every file names its side, so that a mixture of both shows. The process prints as
 JSON how often each outcome occurred; an outcome that must not occur begins with `broken`.
@@ -24,7 +24,24 @@ from tests.builders import make_bento
 TAG = "svc:v1"
 FILES = [f"src/{number}" for number in range(6)]
 SIZES = {"a": 70_000, "b": 30_000}
+ENOUGH = 10  # reads of each side
+LONGEST = 60.0  # seconds
 OLDEST, NEWEST = "2024-01-01 00:00:00", "2024-01-02 00:00:00"
+
+
+class Until:
+    """The end of a crowd: some seconds have passed and its reader has seen each side often enough, on any machine."""
+
+    def __init__(self, seconds: float, stop: Path) -> None:
+        self._stop = stop
+        self._earliest = time.time() + seconds
+        self._latest = time.time() + seconds + LONGEST
+
+    def is_over(self, seen: Counter[str] | None = None) -> bool:
+        """Whether to end; the reader passes what it has seen, and ends the crowd."""
+        if seen is not None and time.time() > self._earliest and min(seen["a"], seen["b"]) > ENOUGH:
+            self._stop.touch()
+        return self._stop.exists() or time.time() > self._latest
 
 
 def make_side(home: Path, side: str) -> Path:
@@ -61,7 +78,7 @@ def side_of(path: Path) -> str | None:
     raise AssertionError({name: (data[:40], len(data)) for name, data in found.items()})
 
 
-async def act(role: str, until: float) -> Counter[str]:
+async def act(role: str, until: Until) -> Counter[str]:
     """Push, pull or delete in a loop."""
     from async_bento import (
         ArchiveError,
@@ -82,7 +99,7 @@ async def act(role: str, until: float) -> Counter[str]:
             "push": lambda: api.push(TAG, force=True),
             "delete": lambda: asyncio.to_thread(BentoStore().delete, TAG),
         }[role]
-        while time.time() < until:
+        while not until.is_over():
             try:
                 await does()
                 happened["done"] += 1
@@ -100,7 +117,7 @@ async def act(role: str, until: float) -> Counter[str]:
     return happened
 
 
-def look(until: float) -> Counter[str]:
+def look(until: Until) -> Counter[str]:
     """Read with our store in a loop."""
     from async_bento import BentoStore, NotFoundError
 
@@ -112,7 +129,7 @@ def look(until: float) -> Counter[str]:
             happened[f"broken: {record.getMessage()}"] += 1
 
     logging.getLogger("async_bento").addHandler(Broken())
-    while time.time() < until:
+    while not until.is_over(happened):
         try:
             item = store.get(TAG)
             happened[side_of(item.path) or "gone"] += 1
@@ -125,12 +142,12 @@ def look(until: float) -> Counter[str]:
     return happened
 
 
-def look_with_bentoml(until: float) -> Counter[str]:
+def look_with_bentoml(until: Until) -> Counter[str]:
     """Read with BentoML in a loop."""
     import bentoml
 
     happened: Counter[str] = Counter()
-    while time.time() < until:
+    while not until.is_over(happened):
         try:
             bento = bentoml.bentos.get(TAG)
             assert bento.info.labels["side"] in SIZES
@@ -144,10 +161,10 @@ def look_with_bentoml(until: float) -> Counter[str]:
     return happened
 
 
-def start(role: str, home: Path, seconds: float) -> subprocess.Popen[str]:
+def start(role: str, home: Path, seconds: float, stop: Path) -> subprocess.Popen[str]:
     """Start a process of the crowd, with the registry of the environment variables."""
     return subprocess.Popen(
-        [sys.executable, __file__, role, str(seconds)],
+        [sys.executable, __file__, role, str(seconds), str(stop)],
         env=os.environ
         | {"BENTOML_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2]), "BENTOML_DO_NOT_TRACK": "True"},
         stdin=subprocess.PIPE,
@@ -158,7 +175,8 @@ def start(role: str, home: Path, seconds: float) -> subprocess.Popen[str]:
 
 def crowd(roles: list[tuple[str, Path]], seconds: float) -> list[Counter[str]]:
     """Start a process per role and home at the same time; return for each how often each outcome occurred."""
-    processes = [start(role, home, seconds) for role, home in roles]
+    stop = roles[0][1].parent / "crowd-stop"
+    processes = [start(role, home, seconds, stop) for role, home in roles]
     try:
         for process in processes:
             assert process.stdout
@@ -167,7 +185,7 @@ def crowd(roles: list[tuple[str, Path]], seconds: float) -> list[Counter[str]]:
             assert process.stdin
             process.stdin.write("go\n")
             process.stdin.flush()
-        ends = [process.communicate(timeout=seconds + 20)[0] for process in processes]
+        ends = [process.communicate(timeout=seconds + LONGEST + 20)[0] for process in processes]
         return [Counter(json.loads(end.splitlines()[-1])) for end in ends]
     finally:
         for process in processes:
@@ -176,14 +194,14 @@ def crowd(roles: list[tuple[str, Path]], seconds: float) -> list[Counter[str]]:
 
 def main() -> None:
     """Run as one process of the crowd."""
-    role, seconds = sys.argv[1], float(sys.argv[2])
+    role, seconds, stop = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3])
     if role == "bentoml":
         import bentoml  # noqa: F401 - it takes seconds
     else:
         import async_bento.api.async_api  # noqa: F401
     print("ready", flush=True)  # noqa: T201
     sys.stdin.readline()
-    until = time.time() + seconds
+    until = Until(seconds, stop)
     if role == "look":
         happened = look(until)
     elif role == "bentoml":

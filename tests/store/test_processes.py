@@ -8,7 +8,7 @@ import pytest
 
 from async_bento import BentoAPI, BentoStore
 from tests.builders import left_in_scratch, make_bento
-from tests.store.crowd import OLDEST, crowd, make_side, side_of
+from tests.store.crowd import ENOUGH, OLDEST, crowd, make_side, side_of
 
 SECONDS = 4.0
 
@@ -22,6 +22,7 @@ def sides(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("deleting", [False, True])
 def test_crowd_of_processes_shows_readers_whole_items(
     served: object, home: Path, sides: list[Path], deleting: bool
@@ -36,8 +37,7 @@ def test_crowd_of_processes_shows_readers_whole_items(
 
     assert not [what for each in happened for what in each if what.startswith("broken")]
     looked, *acted = happened
-    assert looked["a"] > 10
-    assert looked["b"] > 10
+    assert min(looked["a"], looked["b"]) > ENOUGH
     assert deleting or not looked["not found"]
     assert all(each["done"] for role, each in zip(here[1:], acted, strict=False) if role != "push" or not deleting)
     versions = [item.tag.version for item in BentoStore().list("svc")]
