@@ -181,6 +181,7 @@ class TarBody(Payload):
         if self._sent:
             self._progress.advance(-self._sent)
         self._sent = 0
+        self._writer = None  # of the connection that failed: nothing is being sent until the next one is made
         self.md5 = None
         self.failure = None
 

@@ -15,9 +15,12 @@ import anyio
 import pytest
 from aiohttp import web
 
-from async_bento import BentoError, IntegrityError, PartError, SourceChangedError, StalledError
+from async_bento import BentoError, Config, IntegrityError, PartError, SourceChangedError, StalledError
+from async_bento._core.concurrency import ByteBudget, Threads
 from async_bento.errors import APIConnectionError, APIResponseError, AuthenticationError, ServerError
+from async_bento.progress.events import Progress
 from async_bento.transfer import http as body_module, upload as upload_module
+from async_bento.transfer.http import ByteRange, TarBody, TransferPool
 from async_bento.transfer.tar.plan import TarPlan
 from tests.builders import MiB, make_model, random_bytes
 from tests.fault_proxy import (
@@ -1038,6 +1041,28 @@ async def test_upload_throttled_pauses_all_parts(start_proxy: StartProxy, make_c
     assert refused.step == "PUT part 1"
     assert len(others) == 4
     assert [request.step for request in others if request.at < refused.at + 0.5] in ([], ["PUT part 2"])  # it had begun
+
+
+async def test_body_rewound_has_nothing_acknowledged(tmp_path: Path) -> None:
+    """Or the watchdog would take the wait for a throttled host, before a retry, for a stall."""
+    await asyncio.to_thread((tmp_path / "weights").write_bytes, b"weights")
+    threads = Threads(1)
+    plan = await threads.run(TarPlan.scan, tmp_path)
+    pool = TransferPool(Config(), threads, asyncio.Semaphore(1), ByteBudget(1))
+    body = TarBody(plan, ByteRange(0, plan.size), pool, Progress("push", "model", "mod:m1", None), digest=False)
+
+    class Writer:
+        transport = None
+
+        async def write(self, chunk: bytes) -> None:
+            pass
+
+    assert body.acknowledged is None
+    await body.write(Writer())
+    assert body.acknowledged == plan.size
+    body.rewind()
+    assert body.acknowledged is None
+    threads.close()
 
 
 async def test_upload_retry_after_a_stall_succeeds(
