@@ -355,7 +355,7 @@ async def test_timeout_of_complete_multipart_upload_is_longer(registry_mock: Reg
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
 def test_timeout_not_positive_and_finite_is_refused(timeout: float) -> None:
-    with pytest.raises(ConfigError, match="timeout="):
+    with pytest.raises(ConfigError, match="invalid timeout"):
         RestApiClient(ENDPOINT, TOKEN, timeout)
 
 

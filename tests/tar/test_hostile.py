@@ -138,8 +138,8 @@ def test_name_of_file_with_slash_refused(assert_refused: AssertRefused) -> None:
         ("../canary/file", "leads outside"),
         ("a/../../x", "leads outside"),
         ("d/../../x", "leads outside"),
-        ("missing/../d", "has '..' after a component that is no directory"),
-        ("file/../d", "has '..' after a component that is no directory"),
+        ("missing/../d", "has '..' after a component that is not a directory of the tar"),
+        ("file/../d", "has '..' after a component that is not a directory of the tar"),
         ("C:/x", "begins with a Windows drive"),
         ("a\nb", "control characters"),
         ("t" * 256, "component longer than 255"),
@@ -195,7 +195,7 @@ def test_symlink_through_dot_link_cve_2025_4330_refused(assert_refused: AssertRe
 def test_hard_link_to_symlink_cve_2025_4330_refused(assert_refused: AssertRefused) -> None:
     # Where the link lies deeper than the hard link to it, the same target leads further up.
     data = directory("a") + block("a/dummy") + symlink("a/s", "../canary") + hard_link("s", "a/s")
-    assert_refused(data, "no file before it", "s")
+    assert_refused(data, "is not an earlier file of the tar", "s")
 
 
 def overlong_steps(there: Path) -> tuple[bytes, str]:
@@ -218,7 +218,7 @@ def test_symlink_beyond_path_max_cve_2025_4517_refused(
     escape = symlink("escape", f"{steps}/{'/'.join(['..'] * 17)}/canary")
     assert_refused(data + escape, "its target .* leads outside", "escape")
     attack = escape + hard_link("flag", "escape/file") + block("flag", content=b"pwned")
-    assert_refused(data + attack, "no file before it", "flag")
+    assert_refused(data + attack, "is not an earlier file of the tar", "flag")
     assert_refused(
         data + escape + block("escape/new", content=b"pwned"), "its parent 'escape' is a symlink", "escape/new"
     )
@@ -286,14 +286,14 @@ def test_symlink_planted_by_others_not_written_through(surroundings: Surrounding
     [
         ("../canary/file", r"its target .* contains '\.\.'"),
         ("/etc/passwd", "absolute"),
-        ("missing", "no file before it"),
-        ("d", "no file before it"),
-        ("link", "no file before it"),
-        ("link/x", "no file before it"),
-        ("it", "no file before it"),
-        ("file/x", "no file before it"),
-        ("dangling", "no file before it"),
-        (".", "no file before it"),
+        ("missing", "is not an earlier file of the tar"),
+        ("d", "is not an earlier file of the tar"),
+        ("link", "is not an earlier file of the tar"),
+        ("link/x", "is not an earlier file of the tar"),
+        ("it", "is not an earlier file of the tar"),
+        ("file/x", "is not an earlier file of the tar"),
+        ("dangling", "is not an earlier file of the tar"),
+        (".", "is not an earlier file of the tar"),
     ],
 )
 def test_hard_link_to_no_earlier_file_refused(assert_refused: AssertRefused, target: str, why: str) -> None:
