@@ -191,12 +191,12 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Combine the data of tests, s3 and interop, or of the named files and directories; fail below the floor."""
+    """Combine the data of tests and s3, or of the named files and directories; fail below the floor."""
     install_group(session, "coverage", package=False)
     data = {"COVERAGE_FILE": str(ROOT / ".coverage")}
     paths = session.posargs or sorted(str(path) for path in ROOT.glob(".coverage.*") if path.is_file())
     if not paths:
-        session.error(f"no coverage data: run `nox -s tests-{PYTHONS[-1]} s3 interop` first")
+        session.error(f"no coverage data: run `nox -s tests-{PYTHONS[-1]} s3` first")
     session.run("coverage", "combine", "--keep", "--quiet", *paths, env=data)
     with (ROOT / "coverage.md").open("w", encoding="utf-8") as file:
         session.run("coverage", "report", "--format=markdown", "--fail-under=0", env=data, stdout=file)
