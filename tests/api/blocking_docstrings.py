@@ -38,7 +38,8 @@ def blocking_words(text: str) -> str:
 
 def method_docstring(name: str, method: str) -> str | None:
     """The docstring for a method of a blocking class; None if the async class has no such method."""
-    text = inspect.getdoc(getattr(getattr(async_api, f"Async{name}"), method, None))
+    original = getattr(getattr(async_api, f"Async{name}"), method, None)
+    text = original and inspect.getdoc(original)  # not of None: Python 3.13 has a docstring for it
     return text and blocking_words(text)
 
 
