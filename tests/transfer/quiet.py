@@ -12,12 +12,11 @@ if TYPE_CHECKING:
     from async_bento import AsyncBentoAPI
 
 _SERVERS = (
-    "_accept_resources2",
+    "_accept_connection2",
     "ClientRequest.write_bytes",
     "RequestHandler.",
     "FaultProxy.",
     "Api.",
-    "LocalBlobs.",
     "SqliteRecords.",
     "Blobs.",
 )
