@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import weakref
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -136,6 +137,7 @@ class Connections:
                 connector=aiohttp.TCPConnector(limit=0),  # Transfer.concurrency is the limit
                 read_bufsize=READ_BUFFER,
             )
+            weakref.finalize(self, _close_unclosed, self._sessions[name], loop).atexit = False
         return self._sessions[name]
 
     async def aclose(self) -> None:
@@ -144,6 +146,12 @@ class Connections:
         if self._loop is asyncio.get_running_loop():
             for session in sessions.values():
                 await session.close()
+
+
+def _close_unclosed(session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> None:
+    """Close the session of a client that was collected without being closed, as in a notebook's one-line calls."""
+    if not session.closed and not loop.is_closed():
+        loop.call_soon_threadsafe(lambda: loop.create_task(session.close()))
 
 
 @contextmanager
