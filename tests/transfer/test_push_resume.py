@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from async_bento import ProgressEvent
     from tests.fixtures import MakeClient, StartProxy
 
+pytestmark = pytest.mark.slow
+
 
 SIX_PARTS = random_bytes(26 * MiB, 5)
 COMPLETE = "complete_multipart"
