@@ -122,7 +122,7 @@ class Puller(Generic[ItemT, RecordT]):
             await shielded(pool.threads.run(extract.abort, keep_state=keep_state))
             if isinstance(error, (APIStatusError, PartError)) and error.status == HTTPStatus.NOT_FOUND:
                 raise NotFoundError(
-                    f"the {self.kind.word} {tag} exists in the registry but was never fully uploaded "
+                    f"cannot pull {tag}: the {self.kind.word} exists in the registry but was never fully uploaded "
                     f"(upload_status={record.upload_status}). Push it again."
                 ) from error
             raise

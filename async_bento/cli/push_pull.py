@@ -54,7 +54,8 @@ async def push(
 ) -> None:
     """Push BENTOS and their models to the registry.
 
-    Each of BENTOS is a tag, a pattern of tags or a directory. If one fails, the others are still pushed.
+    Each of BENTOS is a tag, a pattern of tags or a directory. If one cannot be
+    pushed, the others still are, unless the fault concerns them all: the connection, the token or a setting.
 
     \b
     Examples:
@@ -81,7 +82,8 @@ async def push_models(
 ) -> None:
     """Push MODELS to the registry.
 
-    Each of MODELS is a tag, a pattern of tags or a directory. If one fails, the others are still pushed.
+    Each of MODELS is a tag, a pattern of tags or a directory. If one cannot be
+    pushed, the others still are, unless the fault concerns them all: the connection, the token or a setting.
 
     \b
     Examples:
