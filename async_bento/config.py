@@ -53,11 +53,12 @@ class RetryPolicy(_Frozen):
     Attributes:
         attempts: Attempts of a request, including the first one. For a part or a range the count restarts whenever
             another part or range of the same transfer succeeds. Eight attempts with the waits below outlast an outage
-            of twenty seconds on average.
+            of twenty seconds: they wait for 22 to 46 seconds in total.
         wait_initial: Upper limit of the wait before the second attempt; it doubles with each attempt. The wait itself
-            is random, from 0 to the limit, so that many clients do not return at once.
+            is random, from half the limit to the limit, so that many clients do not return at once.
         wait_max: Upper limit of every wait.
-        retry_after_cap: The longest `Retry-After` to obey; a longer one fails the call.
+        retry_after_cap: The longest `Retry-After` to obey; a longer one fails the call. A shorter one than the wait
+            above does not shorten that wait.
     """
 
     attempts: int = Field(default=8, ge=1)

@@ -14,7 +14,7 @@
     │   ├── APIStatusError              a response with an error status
     │   │   ├── AuthenticationError     401, 403: the token
     │   │   ├── RateLimitError          429: too many requests
-    │   │   └── ServerError             5xx: a fault of the server
+    │   │   └── ServerError             a fault of the server: 5xx, or a 4xx whose message reports one
     │   └── APIResponseError            a 200 that does not fit the protocol
     ├── ClosedError (RuntimeError)      the client was closed
     ├── ModelsError                     more than one model of a bento failed
@@ -154,7 +154,10 @@ class RateLimitError(APIStatusError):
 
 
 class ServerError(APIStatusError):
-    """The registry, or a proxy in front of it, failed (5xx)."""
+    """The registry, its database, its storage, or a proxy in front of it failed.
+
+    The status is 5xx. Yatai sends 400 or 403 while its database or its storage is away; then the message decides.
+    """
 
 
 class APIResponseError(APIError):

@@ -19,6 +19,7 @@ from async_bento.errors import (
     APIStatusError,
     IntegrityError,
     PartError,
+    ServerError,
     StalledError,
 )
 
@@ -42,15 +43,16 @@ _TRANSIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPSt
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later.
 
-    True for lost connections, timeouts, 408, 425, 429, 5xx, corrupt bytes and expired presigned URLs. False for all
-    other errors: an untrusted certificate, a proxy that wants a password, our own bugs.
+    True for lost connections, timeouts, 408, 425, 429, 5xx, faults of the server with another status, corrupt bytes and
+    expired presigned URLs. False for all other errors: an untrusted certificate, a proxy that wants a password, our own
+    bugs.
     """
     if isinstance(error, PartError):
         if error.status is None:
             return not _is_refused_on_the_way(error)
         return is_expired(error) or _is_transient_status(error.status)
     if isinstance(error, APIStatusError):
-        return _is_transient_status(error.status)
+        return isinstance(error, ServerError) or _is_transient_status(error.status)
     if isinstance(error, APIConnectionError):
         return not _is_refused_on_the_way(error)
     return isinstance(error, (StalledError, IntegrityError))
@@ -132,25 +134,26 @@ class Retries:
 def wait_before_retry(policy: RetryPolicy, error: Exception, *, failures: int, expired: int) -> float | None:
     """Return the seconds to wait after a transient error, or None to raise it.
 
-    `failures` in a row happened so far, `expired` of them because of an expired URL. The error's `Retry-After` takes
-    precedence over the policy's waits.
+    `failures` in a row happened so far, `expired` of them because of an expired URL. The error's `Retry-After` is the
+    minimum (RFC 9110, 10.2.3): eight attempts one second apart would not outlast a restart of the server.
     """
     if failures >= policy.attempts:
         return None
     if is_expired(error):
         return 0.0 if expired < EXPIRED_TRIES else None
     asked = error.retry_after if isinstance(error, (APIStatusError, PartError)) else None
-    if asked is None:
-        return backoff(policy, failures)
-    return asked if asked <= policy.retry_after_cap else None
+    if asked is not None and asked > policy.retry_after_cap:
+        return None
+    return max(asked or 0.0, backoff(policy, failures))
 
 
 def backoff(policy: RetryPolicy, failures: int) -> float:
-    """Return the seconds to wait after the n-th failure in a row, from 1: exponential, with full jitter."""
-    # Full jitter halves the average wait and keeps clients that failed together from returning together
-    # (Amazon, "Exponential Backoff and Jitter").
+    """Return the seconds to wait after the n-th failure in a row, from 1: exponential, with equal jitter."""
+    # Jitter keeps clients that failed together from returning together (Amazon, "Exponential Backoff and Jitter").
+    # Equal jitter waits for half of the limit at least: with full jitter, one call in three of the default policy would
+    # fail within twenty seconds.
     longest = min(policy.wait_max, policy.wait_initial * 2.0 ** min(failures - 1, 64))
-    return random.uniform(0, longest)  # noqa: S311 - no secret depends on it
+    return random.uniform(longest / 2, longest)  # noqa: S311 - no secret depends on it
 
 
 def seconds_to_wait(retry_after: str | None) -> float | None:

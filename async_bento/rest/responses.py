@@ -31,6 +31,17 @@ ResponseT = TypeVar("ResponseT", bound=BaseModel)
 
 _LONGEST_MESSAGE = 300
 
+_TROUBLE = re.compile(
+    r"\(SQLSTATE (57P0|08|53)\w+\)"  # PostgreSQL shuts down or starts, lost the connection, or lacks resources
+    r"|\b(dial|read|write) (tcp|udp|unix)\b|\bEOF$|TLS handshake timeout|context deadline exceeded"  # Go's network
+    r"|i/o timeout|no such host|driver: bad connection|\bconn closed"
+    r"|failed to connect to `|database system is (starting|shutting|in recovery)"
+    r"|please (try again|reduce your request rate)",  # S3 and MinIO
+    re.IGNORECASE,
+)
+"""Messages by which Yatai reports that its database or storage fails. It sends them with 403 where it looks up the
+token, and with 400 elsewhere, so the status does not tell them from a wrong token or a wrong request."""
+
 _NO_REGISTRY = "Check that the endpoint is a BentoCloud or Yatai registry."
 
 _HINTS = {
@@ -95,9 +106,12 @@ def status_error(response: RawResponse, credentials: Credentials) -> APIError:
     trace_id = one_line(headers.get("x-trace-id", ""))[:_LONGEST_MESSAGE] or None
     error_type: type[APIStatusError] = APIStatusError
     hint = _HINTS.get(HTTPStatus(status), "") if status in HTTPStatus.__members__.values() else ""
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+    if _is_trouble(status, message):
+        error_type = ServerError
+        hint = "The registry cannot reach its database or its storage: try again later."
+    elif status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         error_type = AuthenticationError
-        hint = f"The registry does not accept the API token from {credentials.source}."
+        hint = f"Check the API token from {credentials.source}: it may be mistyped, expired or without this right."
     elif status == HTTPStatus.TOO_MANY_REQUESTS:
         error_type = RateLimitError
     elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -108,7 +122,8 @@ def status_error(response: RawResponse, credentials: Credentials) -> APIError:
             f"The registry redirects to {location}, where the token is not sent: "
             "if that is the registry, use it as the endpoint."
         )
-    text = ": ".join(filter(None, (response.request, _status_line(status), message)))
+    reason = _refusal(message) if error_type is AuthenticationError else message
+    text = ": ".join(filter(None, (response.request, _status_line(status), reason)))
     sentences = [sentence for sentence in (hint, f"The trace id is {trace_id}." if trace_id else "") if sentence]
     return error_type(
         " ".join([f"{text.rstrip('.')}.", *sentences]) if sentences else text,
@@ -117,6 +132,22 @@ def status_error(response: RawResponse, credentials: Credentials) -> APIError:
         trace_id=trace_id,
         retry_after=seconds_to_wait(headers.get("Retry-After")),
     )
+
+
+def _is_trouble(status: int, message: str) -> bool:
+    """Whether a 4xx reports a fault of the server: its database or its storage is away."""
+    return (
+        HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+        and status != HTTPStatus.TOO_MANY_REQUESTS
+        and _TROUBLE.search(message) is not None
+    )
+
+
+def _refusal(message: str) -> str:
+    """Why the registry refuses a token: the first sentence of its message, or ours where that explains nothing."""
+    if not message or "record not found" in message:  # Yatai: of no token is there a record
+        return "the registry does not know this token"
+    return message.partition(". ")[0]
 
 
 def is_markup(headers: Mapping[str, str], body: bytes) -> bool:

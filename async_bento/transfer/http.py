@@ -21,7 +21,7 @@ from async_bento._core.concurrency import shielded
 from async_bento._core.retry import seconds_to_wait
 from async_bento._core.urls import without_queries
 from async_bento.config import KiB
-from async_bento.errors import BentoError, IntegrityError, PartError, StalledError
+from async_bento.errors import BentoError, IntegrityError, PartError, StalledError, TransferError
 from async_bento.rest.responses import RawResponse, is_markup, status_error
 from async_bento.rest.transport import connection_error, describe
 
@@ -43,6 +43,8 @@ WRITE_SIZE = 128 * KiB
 _MAX_ERROR_BODY = 64 * 1024  # bytes read of a response that is not a tar
 _CHECKS_PER_STALL = 10  # how often the watchdog looks within the stall timeout
 _ERROR_CODE = re.compile(r"<Code>([^<]{1,100})</Code>(?:.*?<Message>([^<]{1,200})</Message>)?", re.DOTALL)
+_LOST_BODY: dict[str, type[TransferError]] = {"RequestTimeout": StalledError, "IncompleteBody": IntegrityError}
+"""S3's codes for a body that did not arrive, which is worth a retry; S3 sends them with 400."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
 _MD5_ETAG = re.compile(r'^(?:W/)?"?([0-9a-fA-F]{32})"?$')
 
@@ -349,8 +351,11 @@ def _refused(
         return status_error(RawResponse(response.status, response.headers, body, request), target.credentials)
     code = _ERROR_CODE.search(body.decode(errors="replace"))
     reason = ": ".join(filter(None, code.groups())) if code else response.reason or ""
+    message = f"{request}: the storage refused the request: {response.status} {without_queries(reason)}".rstrip()
+    if code and (error_type := _LOST_BODY.get(code[1])):
+        return error_type(message)
     return PartError(
-        f"{request}: the storage refused the request: {response.status} {without_queries(reason)}".rstrip(),
+        message,
         status=response.status,
         part_number=part_number,
         retry_after=seconds_to_wait(response.headers.get("Retry-After")),

@@ -20,7 +20,7 @@ from async_bento._core.concurrency import for_each, shielded
 from async_bento._core.retry import Retries
 from async_bento._core.s3 import MAX_PARTS, MAX_PUT_SIZE, MIN_PART_SIZE, bare_etag, etag_of_parts
 from async_bento.config import MiB
-from async_bento.errors import APIError, APIResponseError, APIStatusError, BentoError, PartError
+from async_bento.errors import APIError, APIResponseError, APIStatusError, BentoError, PartError, ServerError
 from async_bento.rest.request_schemas import CompletePartSchema, FinishUploadSchema
 from async_bento.rest.responses import is_not_found
 from async_bento.transfer.http import ByteRange, TarBody, get, put
@@ -347,4 +347,6 @@ def _is_upload_gone(error: BentoError) -> bool:
     """Whether the multipart upload no longer exists: S3's 404 NoSuchUpload, or what a registry makes of it."""
     if isinstance(error, APIStatusError) and "NoSuchUpload" in error.server_message:
         return True
+    if isinstance(error, ServerError):  # Yatai sends 400 while its storage is away, too
+        return False
     return isinstance(error, (APIStatusError, PartError)) and error.status in _GONE

@@ -447,7 +447,9 @@ async def test_pull_of_record_without_bytes_names_it(
     proxy = await start_proxy()
     await make_client(proxy).push("svc:v1", bare=True)
 
-    with pytest.raises(NotFoundError, match=r"^cannot pull svc:v1: the bento exists in the registry but was never fully uploaded"):
+    with pytest.raises(
+        NotFoundError, match=r"^cannot pull svc:v1: the bento exists in the registry but was never fully uploaded"
+    ):
         await make_client(proxy, elsewhere).pull("svc:v1")
 
     assert not left_in_scratch(elsewhere)

@@ -138,7 +138,7 @@ def test_rejected_token_error_names_its_source(served: LocalRegistry, monkeypatc
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "not-this-one")
     result = run("list")
     assert result.exit_code == 4
-    assert "does not accept the API token from BENTO_CLOUD_API_KEY" in result.stderr
+    assert "Check the API token from BENTO_CLOUD_API_KEY" in result.stderr
     assert "not-this-one" not in result.stderr
 
 

@@ -76,7 +76,7 @@ def test_doctor_reports_rejected_token_without_showing_it(
     message = lines(result.stdout)
     assert result.exit_code == 4
     assert (message["endpoint"][0], message["token"][0], message["clock"][0]) == ("ok", "FAIL", "ok")
-    assert "does not accept the API token from BENTO_CLOUD_API_KEY" in message["token"][1]
+    assert "Check the API token from BENTO_CLOUD_API_KEY" in message["token"][1]
     assert "not-this-one" not in result.output
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from async_bento import RetryPolicy, errors
-from async_bento._core.retry import HostThrottle, Retries, backoff, is_transient, seconds_to_wait
+from async_bento._core.retry import HostThrottle, Retries, backoff, is_transient, seconds_to_wait, wait_before_retry
 from async_bento.errors import APIStatusError, PartError
 
 
@@ -39,6 +39,7 @@ AGAIN = [
     *(errors.APIStatusError("registry", status=status) for status in (408, 425, 429, 500, 502, 503, 504, 520)),
     errors.RateLimitError("too fast", status=429),
     errors.ServerError("down", status=500),
+    errors.ServerError("the database is away", status=403),
 ]
 NEVER = [
     *(errors.APIStatusError("registry", status=status) for status in (301, 302, 400, 401, 403, 404, 409, 413, 422)),
@@ -221,10 +222,17 @@ async def test_retry_wait_limit_doubles_with_jitter(waits: list[float]) -> None:
 
     by_number = [waits[number::5] for number in range(5)]
     for longest, those in zip([0.001, 0.002, 0.004, 0.004, 0.004], by_number, strict=True):
-        assert all(0 <= wait <= longest for wait in those)
+        assert all(longest / 2 <= wait <= longest for wait in those)
         assert len(set(those)) > 1
-        assert max(those) > longest / 2  # false once in a million
-        assert min(those) < longest / 2
+        assert max(those) > longest * 3 / 4  # false once in a million
+        assert min(those) < longest * 3 / 4
+
+
+def test_retry_default_policy_outlasts_twenty_seconds() -> None:
+    policy = RetryPolicy()
+    totals = [sum(backoff(policy, failures) for failures in range(1, policy.attempts)) for _ in range(200)]
+    assert min(totals) > 20
+    assert max(totals) < 60
 
 
 def test_retry_wait_after_many_failures_is_finite() -> None:
@@ -260,14 +268,20 @@ def test_retry_proxy_authentication_is_not_retried() -> None:
     assert not is_transient(refused)
 
 
-@pytest.mark.parametrize("asked", [0.0, 0.002])
 @pytest.mark.parametrize("kind", [APIStatusError, PartError])
-async def test_retry_after_takes_precedence_over_the_policy(
-    kind: type[APIStatusError | PartError], asked: float, waits: list[float]
+async def test_retry_after_longer_than_the_policy_is_obeyed(
+    kind: type[APIStatusError | PartError], waits: list[float]
 ) -> None:
     policy = RetryPolicy(attempts=2, wait_initial=0.001, wait_max=0.001)
-    await with_retries(policy, Operation(kind("busy", status=503, retry_after=asked)))
-    assert waits == [asked]
+    await with_retries(policy, Operation(kind("busy", status=503, retry_after=0.002)))
+    assert waits == [0.002]
+
+
+@pytest.mark.parametrize("asked", [0.0, 1.0])
+def test_retry_after_short_still_outlasts_a_restart(asked: float) -> None:
+    policy, busy = RetryPolicy(), errors.ServerError("busy", status=503, retry_after=asked)
+    waits = [wait_before_retry(policy, busy, failures=failures, expired=0) for failures in range(1, policy.attempts)]
+    assert sum(wait or 0 for wait in waits) > 20
 
 
 CAPPED = RetryPolicy(attempts=3, wait_initial=0, wait_max=0, retry_after_cap=0.002)

@@ -26,7 +26,7 @@ from tests.builders import make_bento, make_model
 from tests.cli_runner import make_runner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -165,7 +165,9 @@ def test_invalid_commands_are_reported() -> None:
             parse(main, shlex.split(line))
 
 
-async def serve(app: web.Application) -> tuple[web.AppRunner, str]:
+async def serve(handler: Callable[[web.Request], Awaitable[web.Response]]) -> tuple[web.AppRunner, str]:
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -197,14 +199,16 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     async def page(request: web.Request) -> web.Response:
         return web.Response(text="<html>Welcome</html>", content_type="text/html")
 
-    web_page, hanging = web.Application(), web.Application()
-    web_page.router.add_route("*", "/{any:.*}", page)
-    hanging.router.add_route("*", "/{any:.*}", hang)
-    (page_runner, page_url), (hanging_runner, hanging_url) = await serve(web_page), await serve(hanging)
+    async def without_database(request: web.Request) -> web.Response:
+        return web.json_response({"message": "get api token: dial tcp: connection refused"}, status=403)
+
+    (page_runner, page_url), (hanging_runner, hanging_url) = await serve(page), await serve(hang)
+    troubled_runner, troubled_url = await serve(without_database)
 
     await note(lambda api: api.list(), api_token="wrong")
     await note(lambda api: api.list(), endpoint="http://127.0.0.1:9", api_token="any")
     await note(lambda api: api.list(), endpoint=page_url, api_token="any")
+    await note(lambda api: api.list(), endpoint=troubled_url, api_token="any")
     await note(lambda api: api.push("nothing:v1"))
     await note(lambda api: api.pull("nothing"))
     await note(lambda api: api.push("no tag"))
@@ -230,6 +234,7 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     await note(lambda api: api.list(), endpoint=page_url)
     await page_runner.cleanup()
     await hanging_runner.cleanup()
+    await troubled_runner.cleanup()
 
     explained = [block.text.strip() for block in blocks("text", [TROUBLESHOOTING])]
     patterns = [re.compile(".*".join(map(re.escape, text.split("…"))), re.DOTALL) for text in explained]

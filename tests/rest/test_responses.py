@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 import ssl
@@ -27,6 +28,7 @@ from async_bento import (
     RestApiClient,
     ServerError,
 )
+from async_bento._core.retry import is_transient
 from async_bento.rest.request_schemas import CreateModelSchema, UpdateModelSchema
 from async_bento.rest.responses import RawResponse, parse_response, status_error
 from async_bento.rest.schemas import BentoFullSchema, BentoWithRepositoryListSchema, ModelManifestSchema
@@ -42,6 +44,7 @@ GET = "bento_repositories/iris/bentos/v1"
 REQUEST = f"GET {ENDPOINT}/api/v1/{GET}"
 HTML = "<!DOCTYPE html><html><head><title>Bad Gateway</title></head><body>nginx</body></html>"
 ITEM = {"version": "v1"}
+CHECK_TOKEN = "Check the API token from BENTO_CLOUD_API_KEY: it may be mistyped, expired or without this right."
 CREDENTIALS = Credentials(ENDPOINT, SecretStr(TOKEN), "BENTO_CLOUD_API_KEY")
 
 
@@ -60,18 +63,74 @@ def parse(body: bytes, schema: type[BaseModel]) -> BaseModel:
 def test_status_401_names_token_source() -> None:
     error = error_of(401)
     assert isinstance(error, AuthenticationError)
-    assert str(error) == (
-        f"{REQUEST}: 401 Unauthorized. The registry does not accept the API token from BENTO_CLOUD_API_KEY."
-    )
+    assert str(error) == (f"{REQUEST}: 401 Unauthorized: the registry does not know this token. {CHECK_TOKEN}")
 
 
 def test_status_403_shows_server_message_and_token_source() -> None:
     error = error_of(403, b'{"message": "yatai login failed"}')
     assert isinstance(error, AuthenticationError)
-    assert str(error) == (
-        f"{REQUEST}: 403 Forbidden: yatai login failed. "
-        "The registry does not accept the API token from BENTO_CLOUD_API_KEY."
-    )
+    assert str(error) == (f"{REQUEST}: 403 Forbidden: yatai login failed. {CHECK_TOKEN}")
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("access denied: the API token is unknown. Check the token.", "access denied: the API token is unknown"),
+        ("get api token: record not found", "the registry does not know this token"),
+        ("", "the registry does not know this token"),
+    ],
+)
+def test_status_403_gives_one_reason_and_one_remedy(message: str, reason: str) -> None:
+    error = error_of(403, json.dumps({"message": message}).encode())
+    assert isinstance(error, AuthenticationError)
+    assert str(error) == f"{REQUEST}: 403 Forbidden: {reason}. {CHECK_TOKEN}"
+    assert error.server_message == message
+
+
+TROUBLE = [
+    (403, "get api token: FATAL: terminating connection due to administrator command (SQLSTATE 57P01)"),
+    (403, "get api token: FATAL: the database system is starting up (SQLSTATE 57P03)"),
+    (403, "get api token: dial tcp 10.0.0.7:5432: connect: connection refused"),
+    (
+        403,
+        "get api token: failed to connect to `host=pg user=yatai`: hostname resolving error (lookup pg: i/o timeout)",
+    ),
+    (403, "get api token: read tcp 10.0.0.5:41234->10.0.0.7:5432: read: connection reset by peer"),
+    (403, "get api token: FATAL: sorry, too many clients already (SQLSTATE 53300)"),
+    (403, "get api token: unexpected EOF"),
+    (403, "get api token: driver: bad connection"),
+    (400, 'failed to start multipart upload: Post "http://minio:9000/b/k?…": dial tcp 10.0.0.8:9000: connect: refused'),
+    (400, "failed to presign: dial tcp: lookup minio.yatai.svc on 10.96.0.10:53: no such host"),
+    (400, "failed to complete multipart upload: We encountered an internal error. Please try again."),
+    (400, "bucket exists: Resource requested is unreadable, please reduce your request rate"),
+    (400, "list bentos: write tcp 10.0.0.5:41234->10.0.0.7:5432: write: broken pipe"),
+    (404, "get bento: FATAL: the database system is shutting down (SQLSTATE 57P03)"),
+]
+
+
+@pytest.mark.parametrize(("status", "message"), TROUBLE)
+def test_status_4xx_of_database_or_storage_is_server_error(status: int, message: str) -> None:
+    error = error_of(status, json.dumps({"message": message}).encode())
+    assert type(error) is ServerError
+    assert error.status == status
+    assert is_transient(error)
+    assert "token from" not in str(error)
+    assert str(error).endswith(" The registry cannot reach its database or its storage: try again later.")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "invalid name: dial a number"),
+        (400, "start must be a number"),
+        (403, "the token may not write to this repository"),
+        (409, "duplicate key value violates unique constraint (SQLSTATE 23505)"),
+    ],
+)
+def test_status_4xx_of_the_request_is_not_retried(status: int, message: str) -> None:
+    error = error_of(status, json.dumps({"error": message}).encode())
+    assert not isinstance(error, ServerError)
+    assert not is_transient(error)
 
 
 @pytest.mark.parametrize(
