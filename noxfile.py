@@ -163,12 +163,8 @@ def corpus(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[0], default=False)
 def minimum(session: nox.Session) -> None:
     """The suite on the oldest Python, with the oldest of each dependency that pyproject.toml allows."""
-    # huggingface_hub asks for a newer click than we do: its own oldest is named in pyproject.toml.
-    group = nox.project.dependency_groups(PYPROJECT, "test")
-    group = tuple(name for name in group if not name.startswith("huggingface_hub"))
-    hub = ("--ignore=tests/integrations/huggingface", "--ignore=tests/api/test_corpus.py")
-    session.install("--resolution", "lowest-direct", "-e", ".", *group)
-    session.run("pytest", *hub, *(session.posargs or ["-m", "not long"]))
+    session.install("--resolution", "lowest-direct", "-e", ".", *nox.project.dependency_groups(PYPROJECT, "test"))
+    session.run("pytest", *(session.posargs or ["-m", "not long"]))
 
 
 @nox.session(reuse_venv=False)

@@ -9,19 +9,23 @@ from __future__ import annotations
 import asyncio
 import os
 from concurrent.futures import Future, thread as thread_pools
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from threading import Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_bento._core.concurrency import shielded
 from async_bento.errors import ConfigError
 from async_bento.integrations.huggingface.errors import translate_error
+from async_bento.store.items import directory_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
+    from huggingface_hub.hf_api import ModelInfo
     from tqdm import tqdm
 
     from async_bento.integrations.huggingface.model import HubModel
@@ -36,44 +40,40 @@ MODELS_AT_ONCE = 4
 FILES_AT_ONCE = 8
 """Files of one model that are downloaded at once: huggingface_hub's own default."""
 
+SECONDS_BETWEEN_REPORTS = 0.5
+"""Between two looks at the growth of the cache; a person reads two figures a second."""
+
 SECONDS_TO_STOP = 2.0
 """How long a cancelled call waits for its thread. After that, the thread runs on until the next chunk or until
 huggingface_hub's timeout. It writes to HF's cache only, which is safe for concurrent writers."""
 
 
 async def freeze(model: HubModel, slots: asyncio.Semaphore) -> HubModel:
-    """Replace the revision by its current commit, unless the bento pins it."""
+    """Replace the revision by its current commit, unless the bento pins it; without the Hub, by the cached commit."""
     if model.is_frozen:
         return model
 
     def ask() -> str:
-        from huggingface_hub import HfApi
+        return _model_info(model).sha or model.revision
 
-        info = HfApi(endpoint=model.endpoint and model.endpoint.rstrip("/"), token=_token(model)).model_info(
-            model.model_id, revision=model.revision
-        )
-        return info.sha or model.revision
+    def read(snapshot: Path) -> str:
+        return snapshot.name
 
-    return replace(model, revision=await _call(model, ask, slots), is_frozen=True)
+    return replace(model, revision=await _call(model, partial(_ask_or_read, model, ask, read), slots), is_frozen=True)
 
 
 async def measure(model: HubModel, slots: asyncio.Semaphore) -> int:
-    """Fetch the size in bytes of the files that the model's patterns select."""
+    """Get the size in bytes of the files that the model's patterns select, from the Hub or else from the cache."""
 
     def ask() -> int:
-        from huggingface_hub import HfApi
-        from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+        files = _model_info(model, files_metadata=True).siblings or []
+        return _selected_size(model, {file.rfilename: file.size or 0 for file in files})
 
-        info = HfApi(endpoint=model.endpoint and model.endpoint.rstrip("/"), token=_token(model)).model_info(
-            model.model_id, revision=model.revision, files_metadata=True
-        )
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        return sum(
-            sizes[name]
-            for name in filter_repo_objects(sizes, allow_patterns=model.include, ignore_patterns=model.exclude)
-        )
+    def read(snapshot: Path) -> int:
+        files = [file for file in snapshot.rglob("*") if file.is_file()]
+        return _selected_size(model, {file.relative_to(snapshot).as_posix(): file.stat().st_size for file in files})
 
-    return await _call(model, ask, slots)
+    return await _call(model, partial(_ask_or_read, model, ask, read), slots)
 
 
 async def download(model: HubModel, slots: asyncio.Semaphore, progress: Progress) -> str:
@@ -81,21 +81,66 @@ async def download(model: HubModel, slots: asyncio.Semaphore, progress: Progress
     monitor = DownloadMonitor(progress, asyncio.get_running_loop())
 
     def fetch() -> str:
-        from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-
-        return snapshot_download(
-            model.model_id,
-            revision=model.revision,
-            endpoint=model.endpoint and model.endpoint.rstrip("/"),
-            cache_dir=os.getenv("BENTOML_HF_CACHE_DIR") or None,
-            allow_patterns=model.include,
-            ignore_patterns=model.exclude,
-            max_workers=FILES_AT_ONCE,
-            token=_token(model),
-            tqdm_class=_bar_class(monitor),
-        )
+        with monitor.watch(_cache_directory(model) / "blobs"):
+            return _snapshot(model, _bar_class(monitor))
 
     return await _call(model, fetch, slots, monitor)
+
+
+def _model_info(model: HubModel, *, files_metadata: bool = False) -> ModelInfo:
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=model.source, token=_token(model))
+    return api.model_info(model.model_id, revision=model.revision, files_metadata=files_metadata)
+
+
+def _snapshot(model: HubModel, bar_class: Any = None, *, local_files_only: bool = False) -> str:
+    """Download the files that the model's patterns select, unless the cache has them; return their directory."""
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
+
+    return snapshot_download(
+        model.model_id,
+        revision=model.revision,
+        endpoint=model.source,
+        cache_dir=os.getenv("BENTOML_HF_CACHE_DIR") or None,
+        allow_patterns=model.include,
+        ignore_patterns=model.exclude,
+        token=_token(model),
+        max_workers=FILES_AT_ONCE,
+        tqdm_class=bar_class,
+        local_files_only=local_files_only,
+    )
+
+
+def _ask_or_read(model: HubModel, ask: Callable[[], T], read: Callable[[Path], T]) -> T:
+    """Ask the Hub, or read the snapshot in the cache if the Hub is out of reach or HF_HUB_OFFLINE is set."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return ask()
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except Exception as error:  # noqa: BLE001 - of requests or of httpx, depending on the release; raised below
+        try:
+            snapshot = _snapshot(model, local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise error from error.__cause__
+        return read(Path(snapshot))
+
+
+def _selected_size(model: HubModel, sizes: Mapping[str, int]) -> int:
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+    names = filter_repo_objects(sizes, allow_patterns=model.include, ignore_patterns=model.exclude)
+    return sum(sizes[name] for name in names)
+
+
+def _cache_directory(model: HubModel) -> Path:
+    """The directory of a model in HF's cache."""
+    from huggingface_hub import constants
+
+    cache = os.getenv("BENTOML_HF_CACHE_DIR") or constants.HF_HUB_CACHE
+    return Path(cache, f"models--{model.model_id.replace('/', '--')}")
 
 
 async def _call(
@@ -171,8 +216,10 @@ class StoppedError(Exception):
 class DownloadMonitor:
     """Reports the bars of huggingface_hub, from its threads, to a `Progress` on the event loop.
 
-    Setting `stopped` stops the download: the next update of a bar raises `StoppedError`. Bars are updated at the start
-    of each file and after each chunk (10 MiB, or the unit of Xet). `workers` are the threads of huggingface_hub.
+    Setting `stopped` stops the download: the next update of a bar that counts bytes raises `StoppedError`. Such bars
+    are updated at the start of each file and after each chunk (10 MiB, or the unit of Xet). Before 1.0, huggingface_hub
+    has no such bars: the bytes are then the growth of its cache, and a cancelled download continues in its threads.
+    `workers` are the threads of huggingface_hub.
     """
 
     def __init__(self, progress: Progress, loop: asyncio.AbstractEventLoop) -> None:
@@ -197,7 +244,32 @@ class DownloadMonitor:
             if bar is self._byte_bar and bar.total:
                 self._loop.call_soon_threadsafe(self._report, int(bar.n), int(bar.total))
 
-    def _report(self, done: int, total: int) -> None:
+    @contextmanager
+    def watch(self, directory: Path) -> Generator[None]:
+        """Report how much a directory grows during the block, unless there is a bar that counts bytes."""
+        before = directory_size(directory)
+        ended = Event()
+
+        def report() -> None:
+            grown = directory_size(directory) - before
+            if self._byte_bar is None and grown > 0:
+                with suppress(RuntimeError):  # after a cancelled download, the event loop may be closed
+                    self._loop.call_soon_threadsafe(self._report, grown, None)
+
+        def poll() -> None:
+            while not ended.wait(SECONDS_BETWEEN_REPORTS) and not self.stopped.is_set():
+                report()
+
+        poller = Thread(target=poll, name="async-bento-hub-progress", daemon=True)
+        poller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            poller.join()
+        report()
+
+    def _report(self, done: int, total: int | None) -> None:
         if self.stopped.is_set():
             return
         if self._progress.phase != "transferring" or total != self._progress.bytes_total:
@@ -222,14 +294,17 @@ def _bar_class(monitor: DownloadMonitor) -> Any:
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})  # pyright: ignore[reportUnknownMemberType]
-            if options.get("unit") == "B":
+            self.counts_bytes = options.get("unit") == "B"
+            if self.counts_bytes:
                 monitor.add(self)
 
         def update(self, n: float | None = 1) -> bool | None:
-            monitor.update(self, n or 0)
+            if self.counts_bytes:  # tqdm updates a bar of files in callbacks that must not raise
+                monitor.update(self, n or 0)
             return None
 
         def refresh(self, *_: Any, **__: Any) -> None:
-            monitor.update(self)
+            if self.counts_bytes:
+                monitor.update(self)
 
     return Bar

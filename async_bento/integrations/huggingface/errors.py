@@ -37,7 +37,7 @@ def translate_error(model: HubModel, error: Exception) -> BentoError:
             "Check the disk and its permissions, or set HF_HOME to another directory."
         )
     return HubError(
-        f"cannot access the model {model.model_id} on {_redact(model.hub)}: "
+        f"cannot access the model {model.model_id} on {_redact(model.source)}: "
         f"{type(root).__name__}: {_first_line(root)}. Check the URL and the network.",
         model_id=model.model_id,
     )
@@ -47,7 +47,7 @@ def _hub_error(model: HubModel, cause: BaseException) -> BentoError | None:
     """Translate the errors that huggingface_hub has a class for."""
     from huggingface_hub import errors
 
-    hub = _redact(model.hub)
+    hub = _redact(model.source)
     failed = f"cannot access the model {model.model_id} on {hub}"
     if isinstance(cause, errors.GatedRepoError):
         return HubError(
@@ -76,12 +76,12 @@ def _status_error(model: HubModel, cause: BaseException) -> HubError | None:
     """Translate an HTTP status."""
     from huggingface_hub import errors
 
-    if not isinstance(cause, errors.HfHubHTTPError):
-        return None
+    if not isinstance(cause, errors.HfHubHTTPError) or not hasattr(cause.response, "status_code"):
+        return None  # before 1.0, a missing file in the cache is such an error without a response
     status = cause.response.status_code
     remedy = _authenticate(model) if status in _UNAUTHORIZED else "try again later"
     return HubError(
-        f"cannot access the model {model.model_id} on {_redact(model.hub)}: "
+        f"cannot access the model {model.model_id} on {_redact(model.source)}: "
         f"status {status}: {_first_line(cause).rstrip('.')}. {remedy[0].upper()}{remedy[1:]}.",
         model_id=model.model_id,
         status=status,
@@ -99,7 +99,7 @@ def _authenticate(model: HubModel) -> str:
     remedy = "set HF_TOKEN to a token with read access, or run `hf auth login`"
     if model.is_trusted:
         return remedy
-    return f"{remedy}; to send the token to that host, set HF_ENDPOINT={_redact(model.hub)}"
+    return f"{remedy}; to send the token to that host, set HF_ENDPOINT={_redact(model.source)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -69,8 +69,15 @@ class HubModel:
 
     @property
     def hub(self) -> str:
-        """The Hub's URL."""
+        """The Hub's URL in the record, which is part of the version."""
         return self.endpoint or DEFAULT_ENDPOINT
+
+    @property
+    def source(self) -> str:
+        """The Hub that receives the requests, without a trailing slash: `$HF_ENDPOINT` in place of huggingface.co."""
+        # BentoML writes the default endpoint into a bento's record whether or not its builder chose it.
+        hub = self.hub.rstrip("/")
+        return (os.getenv("HF_ENDPOINT") or hub).rstrip("/") if hub == DEFAULT_ENDPOINT else hub
 
     @property
     def url(self) -> str:
@@ -88,8 +95,7 @@ class HubModel:
     @property
     def is_trusted(self) -> bool:
         """Whether the HF token may be sent to its Hub; a bento may name any endpoint."""
-        own = {DEFAULT_ENDPOINT, os.getenv("HF_ENDPOINT") or DEFAULT_ENDPOINT}
-        return self.hub.rstrip("/") in {endpoint.rstrip("/") for endpoint in own}
+        return self.source in {DEFAULT_ENDPOINT, (os.getenv("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")}
 
     def manifest(self, size_bytes: int) -> JsonObject:
         """Make the manifest for a create request (BentoML's `HuggingFaceModel.to_create_schema`)."""

@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 from anyio.from_thread import start_blocking_portal
-from huggingface_hub import close_session, constants
+from huggingface_hub import constants, utils
 
 from tests.integrations.huggingface.hub import Hub
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+HAS_BYTE_BARS = hasattr(utils, "close_session")
+"""Whether huggingface_hub is 1.0 or later: it reports bytes while a file arrives, and can be stopped then."""
+
+close_sessions = utils.close_session if HAS_BYTE_BARS else utils.reset_sessions
 
 
 @pytest.fixture(autouse=True)
@@ -38,4 +43,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(Hub()) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         yield hub
-    close_session()
+    close_sessions()
+
+
+@pytest.fixture
+def set_offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Turn huggingface_hub's offline mode on or off."""
+
+    def change(offline: bool) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        close_sessions()
+
+    return change

@@ -15,6 +15,7 @@ from tests.corpus.items import CORPUS
 from tests.integrations.huggingface.hub import COMMIT, Hub, Repo
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from async_bento import ProgressEvent
@@ -228,6 +229,77 @@ async def test_push_with_missing_hub_model_creates_no_records(
         await make_client(proxy).push("svc:v1")
 
     assert not proxy.matching("^POST|^PUT|^PATCH")
+
+
+async def test_push_asks_hf_endpoint_for_the_default(
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    model = on_the_hub("https://huggingface.co")  # as BentoML writes it by default
+    make_bento(home, models=[model])
+    proxy = await start_proxy()
+
+    await make_client(proxy).push("svc:v1", bare=True)
+
+    assert hub.asked("/api/models/org/bert")
+    (create,) = proxy.matching("POST .*/org--bert/models$")
+    assert create.json["version"] == model["tag"].partition(":")[2]
+    assert create.json["manifest"]["metadata"]["endpoint"] == "https://huggingface.co"  # part of the version
+    assert create.json["manifest"]["size_bytes"] == 21_002
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+async def test_push_offline_measures_the_cached_hub_model(
+    hub: Hub,
+    start_proxy: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    set_offline: Callable[[bool], None],
+    pinned: bool,
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    unpinned = {"tag": "org--bert:unknown", "registry": "huggingface"}
+    make_bento(home, models=[on_the_hub(hub.endpoint, exclude=["*.h5"]) if pinned else unpinned])
+    proxy = await start_proxy()
+    await make_client(proxy).pull("svc:v1", with_models=True)
+    hub.seen.clear()
+    set_offline(True)
+
+    await make_client(proxy).push("svc:v1", bare=True)
+
+    assert not hub.seen
+    (create,) = proxy.matching("POST .*/org--bert/models$")
+    assert create.json["manifest"]["size_bytes"] == (1002 if pinned else 21_002)
+    assert create.json["manifest"]["metadata"]["revision"] == COMMIT
+
+
+async def test_push_offline_without_the_cached_hub_model_fails(
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, set_offline: Callable[[bool], None]
+) -> None:
+    make_bento(home, models=[on_the_hub(hub.endpoint)])
+    proxy = await start_proxy()
+    set_offline(True)
+
+    with pytest.raises(HubError, match=r"the Hugging Face cache lacks some of its files, and HF_HUB_OFFLINE is set"):
+        await make_client(proxy).push("svc:v1", bare=True)
+
+    assert not proxy.matching("^POST")
+
+
+async def test_push_without_network_measures_cached_hub_model(
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    make_bento(home, models=[on_the_hub("https://huggingface.co")])
+    proxy = await start_proxy()
+    await make_client(proxy).pull("svc:v1", with_models=True)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub's backoff
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+
+    await make_client(proxy).push("svc:v1", bare=True)
+
+    (create,) = proxy.matching("POST .*/org--bert/models$")
+    assert create.json["manifest"]["size_bytes"] == 21_002
 
 
 async def test_push_with_invalid_hub_metadata_names_the_field(
