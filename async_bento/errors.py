@@ -240,10 +240,10 @@ class IntegrityError(TransferError):
 
 
 class SourceChangedError(ArchiveError, TransferError):
-    """A file changed after the tar was planned; no upload of mixed content was completed.
+    """A file, directory or link changed after the tar was planned; no upload of mixed content was completed.
 
     Attributes:
-        path: The changed file.
+        path: The path that changed.
     """
 
     def __init__(self, message: str, *, path: str) -> None:

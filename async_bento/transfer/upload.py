@@ -292,6 +292,7 @@ class _Multipart:
                 task.cancel()
             await shielded(asyncio.gather(*self._presigned.values(), return_exceptions=True))
         progress.enter("finishing")
+        await self.upload.pool.threads.run(self.plan.check_tree)  # the last part may have been read long before
         await self._complete([self.etags[number] for number in numbers])
         return UploadResult(to_send, len(missing), resumed)
 

@@ -23,6 +23,7 @@ from async_bento._core.concurrency import Threads
 from async_bento.config import GiB, KiB, MiB
 from async_bento.errors import ArchiveError, SourceChangedError, TransferError, UnsafeArchiveError
 from async_bento.transfer.tar.plan import TarPlan
+from async_bento.transfer.tar.safety import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -376,6 +377,20 @@ def test_plan_unpullable_name_named(root: Path, name: str) -> None:
         TarPlan.scan(root)
 
 
+@pytest.mark.parametrize(("setting", "limit"), [("members", 3), ("names", 1500)])
+def test_plan_tree_above_a_limit_of_pulls_is_refused(
+    root: Path, setting: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DEFAULT_LIMITS.__dict__, setting, limit)
+    (root / "a").mkdir()
+    (root / "b").symlink_to("a")
+    TarPlan.scan(root)
+    (root / "c").symlink_to("b")
+
+    with pytest.raises(ArchiveError, match=rf"^cannot pack {root}: it has more than .*\(Limits.{setting}\)"):
+        TarPlan.scan(root)
+
+
 def test_plan_tree_too_deep_named(root: Path) -> None:
     deepest = root / "/".join("d" * 128)
     deepest.mkdir(parents=True)
@@ -406,6 +421,21 @@ def write_again(path: Path) -> None:
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
 
 
+def replace_with_same_size_and_time(path: Path) -> None:
+    """As `cp -p`, `rsync -t` and builds with SOURCE_DATE_EPOCH do."""
+    status = path.stat()
+    new = path.with_name("new")
+    new.write_bytes(random_bytes(status.st_size))
+    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+    new.replace(path)
+
+
+def write_with_same_size_and_time(path: Path) -> None:
+    status = path.stat()
+    path.write_bytes(random_bytes(status.st_size))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def replace_by_link(path: Path) -> None:
     path.rename(path.with_name("moved"))
     path.symlink_to("moved")
@@ -426,6 +456,8 @@ CHANGES = [
     write_more_unnoticed,
     write_less,
     write_again,
+    replace_with_same_size_and_time,
+    write_with_same_size_and_time,
     Path.unlink,
     replace_by_link,
     replace_by_fifo,
@@ -446,6 +478,115 @@ async def test_plan_read_file_changed_since_named(
         await read(plan, threads)
     assert raised.value.path == str(path)
     assert isinstance(raised.value, TransferError)
+
+
+def add_file(root: Path) -> None:
+    (root / "src" / "more").touch()
+
+
+def add_file_and_reset_time(root: Path) -> None:
+    status = root.stat()
+    (root / "more").touch()
+    os.utime(root, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def remove_file(root: Path) -> None:
+    (root / "src" / "file").unlink()
+
+
+def change_mode(root: Path) -> None:
+    (root / "src").chmod(0o700)
+
+
+def change_target(root: Path) -> None:
+    (root / "link").unlink()
+    (root / "link").symlink_to("src/copy")
+
+
+def replace_link_by_file(root: Path) -> None:
+    (root / "link").unlink()
+    (root / "link").write_bytes(b"x")
+
+
+def break_hard_link(root: Path) -> None:
+    (root / "src" / "copy").unlink()
+    (root / "src" / "copy").write_bytes(b"y")
+
+
+@pytest.fixture
+def tree(root: Path) -> Path:
+    """A directory, a symlink and a hard link."""
+    (root / "src").mkdir()
+    (root / "src" / "copy").write_bytes(b"x")
+    (root / "src" / "file").hardlink_to(root / "src" / "copy")
+    (root / "link").symlink_to("src/file")
+    (root / "models").mkdir()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (add_file, "src"),
+        (add_file_and_reset_time, ""),
+        (remove_file, "src/file"),
+        (change_mode, "src"),
+        (change_target, "link"),
+        (replace_link_by_file, "link"),
+        (break_hard_link, "src/file"),
+    ],
+)
+async def test_plan_read_tree_changing_raises(
+    tree: Path, threads: Threads, change: Callable[[Path], None], named: str
+) -> None:
+    plan = await threads.run(TarPlan.scan, tree, exclude=["models"])
+    await read(plan, threads, 0, plan.size - 1024)  # all members
+    await threads.run(change, tree)
+    with pytest.raises(SourceChangedError, match="changed during the push") as raised:
+        await read(plan, threads, plan.size - 1024)
+    assert raised.value.path == str(tree / named)
+
+
+async def test_plan_read_after_harmless_changes_succeeds(tree: Path, threads: Threads) -> None:
+    plan = await threads.run(TarPlan.scan, tree, exclude=["models"])
+
+    def change() -> None:
+        (tree / "src" / ".service.py.swp").touch()
+        (tree / "src" / ".service.py.swp").unlink()
+        (tree / "models" / "not in the tar").touch()
+        os.utime(tree / "models")
+        os.utime(tree)
+
+    await threads.run(change)
+
+    assert len(await read(plan, threads)) == plan.size
+
+
+@pytest.mark.parametrize("size", [0, 5000, 500_000])
+async def test_plan_read_where_fstat_and_lstat_differ_succeeds(
+    root: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """GlusterFS answers from another brick; sshfs asks the server by handle instead of by path."""
+    (root / "model.bin").write_bytes(random_bytes(size))
+    fstat = os.fstat
+
+    def other_times(descriptor: int) -> os.stat_result:
+        status = fstat(descriptor)
+        names = (name for name in dir(status) if name.startswith("st_"))
+        fields = {name: getattr(status, name) for name in names}
+        later = {name: fields[name] + 1 for name in ("st_mtime_ns", "st_ctime_ns")}
+        return os.stat_result((*status[:1], status.st_ino + 1, *status[2:]), fields | later)
+
+    monkeypatch.setattr(os, "fstat", other_times)
+    plan = await threads.run(TarPlan.scan, root)
+    changed: SourceChangedError | None = None
+
+    try:
+        await read(plan, threads)
+    except SourceChangedError as error:
+        changed = error
+
+    assert changed is None
 
 
 @pytest.mark.parametrize("change", [write_more, replace_by_fifo])
@@ -608,8 +749,21 @@ def touch_target(root: Path) -> None:
     os.utime(root / "link", (0, 1000), follow_symlinks=False)
 
 
+def touch_content_only(root: Path) -> None:
+    (root / "file").write_bytes(b"y")
+    os.utime(root / "file", (0, 1000))
+
+
+def touch_inode(root: Path) -> None:
+    (root / "new").write_bytes(b"x")
+    (root / "new").chmod(0o644)
+    os.utime(root / "new", (0, 1000))
+    (root / "new").replace(root / "file")
+
+
 def touch_nothing(root: Path) -> None:
-    os.utime(root / "file", (2000, 1000))
+    (root / "file").read_bytes()
+    (root / "link").readlink()
 
 
 @pytest.mark.parametrize(
@@ -620,6 +774,8 @@ def touch_nothing(root: Path) -> None:
         (touch_time, True),
         (touch_mode, True),
         (touch_target, True),
+        (touch_content_only, True),
+        (touch_inode, True),
         (touch_nothing, False),
     ],
 )

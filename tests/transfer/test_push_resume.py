@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import PartError
+from async_bento import PartError, SourceChangedError
 from async_bento.transfer.journal import Journal
 from tests.builders import MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.fault_proxy import FINISH, PART, FaultProxy, Hold, answer_json, in_sequence, lose_answer, refuse
@@ -181,6 +181,23 @@ def touch(home: Path) -> None:
     os.utime(home / "models/mod/m1/weights", ns=(0, 1))
 
 
+def replace_with_same_size_and_time(home: Path) -> None:
+    weights = home / "models/mod/m1/weights"
+    status = weights.stat()
+    new = weights.with_name("new")
+    new.write_bytes(random_bytes(26 * MiB, 6))
+    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+    new.replace(weights)
+
+
+def write_with_same_size_and_time(home: Path) -> None:
+    weights = home / "models/mod/m1/weights"
+    status = weights.stat()
+    with weights.open("r+b") as file:
+        file.write(random_bytes(26 * MiB, 6))
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def make_executable(home: Path) -> None:
     (home / "models/mod/m1/weights").chmod(0o755)
 
@@ -193,7 +210,18 @@ def rename(home: Path) -> None:
     (home / "models/mod/m1/weights").rename(home / "models/mod/m1/height")
 
 
-@pytest.mark.parametrize("change", [grow, touch, make_executable, add, rename])
+@pytest.mark.parametrize(
+    "change",
+    [
+        grow,
+        touch,
+        make_executable,
+        add,
+        rename,
+        replace_with_same_size_and_time,
+        write_with_same_size_and_time,
+    ],
+)
 async def test_push_resume_of_changed_file_restarts_with_reason(
     interrupted: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, change: Callable[[Path], None]
 ) -> None:
@@ -209,6 +237,27 @@ async def test_push_resume_of_changed_file_restarts_with_reason(
     ]
     assert await pulled(make_client, interrupted, elsewhere) == contents(home / "models/mod/m1")
     assert not left_in_scratch(home)
+
+
+@pytest.mark.parametrize("change", [replace_with_same_size_and_time, add])
+async def test_push_of_model_changed_after_its_last_part_fails(
+    proxy: FaultProxy, make_client: MakeClient, home: Path, change: Callable[[Path], None]
+) -> None:
+    """The last part may arrive first, so the end of the tar has been read long before the push ends."""
+    held = Hold()
+    proxy.add_fault("PUT .*partNumber=2", held)
+    pushing = asyncio.create_task(make_client(proxy).models.push("mod:m1", threads=6))
+    await held.arrived.wait()
+    await proxy.wait_for("PUT part 6", 1)
+    await asyncio.to_thread(change, home)
+    held.fault = refuse(500)  # once
+    held.released.set()
+
+    with pytest.raises(SourceChangedError, match="changed during the push"):
+        await pushing
+
+    assert not proxy.matching(COMPLETE)
+    assert proxy.matching(FINISH)[-1].json["status"] == "failed"
 
 
 async def test_push_resume_with_other_part_size_restarts(interrupted: FaultProxy, make_client: MakeClient) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import errno
 import hashlib
 import os
-import stat
 import struct
 import tarfile
 from array import array
@@ -23,8 +22,9 @@ import aiofiles
 
 from async_bento._core.concurrency import shielded
 from async_bento.config import MiB
-from async_bento.errors import ArchiveError, SourceChangedError
+from async_bento.errors import ArchiveError
 from async_bento.transfer.tar.scan import Entry, list_entries
+from async_bento.transfer.tar.unchanged import changed, check_file, check_tree
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection
@@ -55,12 +55,13 @@ class TarPlan:
     It holds about 300 bytes per member, and no content.
     """
 
-    def __init__(self, root: Path, entries: list[Entry]) -> None:
+    def __init__(self, root: Path, entries: list[Entry], exclude: Collection[str] = ()) -> None:
         self.root = root
         self.members = len(entries)
         self.content_size = sum(entry.size for entry in entries)
         self._root = os.fspath(root)
         self._entries = entries
+        self._exclude = exclude
         self._offsets = array("q", [0])  # of each member's header; the last is the end of the members
         offset = 0
         for entry in entries:
@@ -71,16 +72,25 @@ class TarPlan:
     @classmethod
     def scan(cls, root: Path, *, exclude: Collection[str] = ()) -> TarPlan:
         """Plan the tar of a directory without the names in `exclude` at its top; blocks."""
-        return cls(root, list_entries(root, exclude))
+        return cls(root, list_entries(root, exclude), exclude)
 
     def fingerprint(self) -> str:
-        """Hash names, types, sizes, times in nanoseconds, modes and links by SHA-256, without reading contents."""
+        """Hash headers, and what identifies each file's content, by SHA-256, without reading contents."""
         digest = hashlib.sha256()
         for entry in self._entries:
             # NUL separates: no name and no target contains it.
             text = f"{entry.name}\0{entry.link}\0{entry.mode}\0{entry.size}\0{entry.mtime_ns}\0"
+            if entry.type == tarfile.REGTYPE:  # the tar has nothing of a directory or a link but its header
+                text += f"{entry.ctime_ns}\0{entry.inode}\0"
             digest.update(entry.type + text.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+    def check_tree(self) -> None:
+        """Raise a SourceChangedError if a directory or a link has changed since the scan; blocks."""
+        try:
+            check_tree(self._root, self._entries, self._exclude)
+        except OSError as error:
+            raise _read_error(error.filename, error) from error
 
     async def read(
         self, start: int, stop: int, *, executor: Executor, io_chunk: int = MiB
@@ -88,8 +98,8 @@ class TarPlan:
         """Read a range in chunks of at most `io_chunk` bytes, in threads of `executor`.
 
         Ranges may be read in any order, again and concurrently.
-        Each file is checked before and after it is read, so a SourceChangedError may follow the bytes: they are valid
-        only once the whole range was read.
+        Each file is checked before and after it is read, and directories and links at the end of the tar, so a
+        SourceChangedError may follow the bytes: they are valid only once the whole range was read.
         """
         if not 0 <= start <= stop <= self.size:
             raise ValueError(f"no range {start} to {stop} in a tar of {self.size} bytes")
@@ -107,6 +117,8 @@ class TarPlan:
                 async with aclosing(self._stream(large, executor, io_chunk)) as chunks:
                     async for chunk in chunks:
                         yield chunk
+        if stop == self.size:
+            await shielded(loop.run_in_executor(executor, self.check_tree))
 
     def _large_slice(self, position: int, stop: int, io_chunk: int) -> _FileSlice | None:
         index = bisect_right(self._offsets, position) - 1
@@ -129,10 +141,10 @@ class TarPlan:
             while left:
                 chunk = await shielded(file.read(min(io_chunk, left)))
                 if not chunk:
-                    raise _changed(path, "the file became shorter")
+                    raise changed(path, "the file became shorter")
                 left -= len(chunk)
                 yield chunk
-            check = asyncio.get_running_loop().run_in_executor(executor, _check_unchanged, file.fileno(), path, entry)
+            check = asyncio.get_running_loop().run_in_executor(executor, check_file, file.fileno(), path, entry)
             await shielded(check)
         except OSError as error:
             raise _read_error(path, error) from error
@@ -181,10 +193,10 @@ class TarPlan:
                 while left:
                     piece = os.read(descriptor, left)
                     if not piece:
-                        raise _changed(path, "the file became shorter")
+                        raise changed(path, "the file became shorter")
                     left -= len(piece)
                     pieces.append(piece)
-                _check_unchanged(descriptor, path, file_slice.entry)
+                check_file(descriptor, path, file_slice.entry)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -199,7 +211,7 @@ def _open(path: str, flags: int = 0, *, entry: Entry, offset: int) -> int:
     # O_NONBLOCK: the file may have been replaced by a FIFO, and opening one waits for a writer.
     descriptor = os.open(path, _OPEN_FLAGS | flags)
     try:
-        _check_unchanged(descriptor, path, entry)
+        check_file(descriptor, path, entry)
         if offset:
             os.lseek(descriptor, offset, os.SEEK_SET)
     except BaseException:
@@ -208,23 +220,9 @@ def _open(path: str, flags: int = 0, *, entry: Entry, offset: int) -> int:
     return descriptor
 
 
-def _check_unchanged(descriptor: int, path: str, entry: Entry) -> None:
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise _changed(path, "it is no longer a file")
-    if status.st_size != entry.size:
-        raise _changed(path, f"the file had {entry.size} bytes and now has {status.st_size}")
-    if status.st_mtime_ns != entry.mtime_ns:
-        raise _changed(path, "the file was written to")
-
-
-def _changed(path: str, reason: str) -> SourceChangedError:
-    return SourceChangedError(f"{path} changed during the push: {reason}. Push again.", path=path)
-
-
 def _read_error(path: str, error: OSError) -> ArchiveError:
     if error.errno in _REPLACED:
-        return _changed(path, "the file was removed or replaced by a link")
+        return changed(path, "the file was removed or replaced by a link")
     return ArchiveError(f"cannot read {path}: {error.strerror}")
 
 

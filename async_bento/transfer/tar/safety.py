@@ -6,6 +6,7 @@ The plan and the extractor apply the same rules, so that every item that can be 
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_bento.config import Limits
@@ -23,6 +24,7 @@ MAX_COMPONENT = 255
 MAX_FOLLOWED = 40
 """Most symlinks followed to resolve one path; Linux fails with ELOOP beyond as many (path_resolution(7))."""
 
+_NAME_OVERHEAD = 512  # most memory of a directory or symlink besides its names: dict entries, attributes, resolved path
 _MAX_QUOTED = 200  # characters of a name in a message
 
 # C0, DEL and C1: an escape sequence in a name would be executed by the terminal that shows the error.
@@ -42,6 +44,11 @@ def refused(member: str, reason: str) -> UnsafeArchiveError:
 def over_limit(member: str, reason: str, setting: str) -> LimitExceededError:
     """Make the error for a member beyond a limit; `setting` is the field of `Limits`."""
     return LimitExceededError(f"{_refusal(member, reason)} (Limits.{setting})", member=member)
+
+
+def names_memory(*names: str) -> int:
+    """The bytes of memory that an extractor needs for a directory or symlink of these names; see `Limits.names`."""
+    return _NAME_OVERHEAD + sum(map(sys.getsizeof, names))
 
 
 def quoted(name: str) -> str:

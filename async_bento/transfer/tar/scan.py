@@ -8,7 +8,7 @@ import tarfile
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_bento.errors import ArchiveError, UnsafeArchiveError
-from async_bento.transfer.tar.safety import check_links, check_target, member_path
+from async_bento.transfer.tar.safety import DEFAULT_LIMITS, check_links, check_target, member_path, names_memory
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -25,6 +25,8 @@ class Entry(NamedTuple):
         type: REGTYPE, DIRTYPE, SYMTYPE or LNKTYPE of `tarfile`.
         size: Content in bytes; 0 for all but files.
         link: A symlink's target, or the name of the member that a hard link repeats; else empty.
+        ctime_ns: Not in the tar: with the inode, it tells a file from another one of the same size and mtime.
+        inode: Not in the tar.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Entry(NamedTuple):
     size: int
     mtime_ns: int
     link: str
+    ctime_ns: int
+    inode: int
 
 
 def list_entries(root: Path, exclude: Collection[str] = ()) -> list[Entry]:
@@ -50,6 +54,7 @@ class _Scanner:
         self._root = root
         self._prefix_length = len(os.fspath(root))
         self._entries: list[Entry] = []
+        self._names_memory = 0
         self._first_names: dict[tuple[int, int], str] = {}  # by device and inode
 
     def run(self, exclude: Collection[str]) -> list[Entry]:
@@ -103,7 +108,20 @@ class _Scanner:
         self._append(name, tarfile.REGTYPE, status, size=status.st_size)
 
     def _append(self, name: str, type_: bytes, status: os.stat_result, *, size: int = 0, link: str = "") -> None:
-        self._entries.append(Entry(name, type_, stat.S_IMODE(status.st_mode), size, status.st_mtime_ns, link))
+        mode, mtime, ctime = stat.S_IMODE(status.st_mode), status.st_mtime_ns, status.st_ctime_ns
+        self._entries.append(Entry(name, type_, mode, size, mtime, link, ctime, status.st_ino))
+        if len(self._entries) > DEFAULT_LIMITS.members:
+            raise self._too_many(f"{DEFAULT_LIMITS.members:,} files, directories and links", "members")
+        if name and type_ in {tarfile.DIRTYPE, tarfile.SYMTYPE}:
+            self._names_memory += names_memory(name, link) if link else names_memory(name)
+            if self._names_memory > DEFAULT_LIMITS.names:
+                raise self._too_many(f"{DEFAULT_LIMITS.names:,} bytes of names of directories and links", "names")
+
+    def _too_many(self, limit: str, setting: str) -> ArchiveError:
+        return ArchiveError(
+            f"cannot pack {self._root}: it has more than {limit}, and a pull would refuse the tar (Limits.{setting}). "
+            "Put them into an archive file."
+        )
 
     def _check_links(self) -> None:
         links = {entry.name: entry.link for entry in self._entries if entry.type == tarfile.SYMTYPE}

@@ -11,14 +11,13 @@ import errno
 import os
 import shutil
 import stat
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from async_bento.config import MiB
 from async_bento.errors import StoreError, UnsafeArchiveError
 from async_bento.transfer.tar.checkpoint import DirectoryAttributes, Symlink
-from async_bento.transfer.tar.safety import DEFAULT_LIMITS, check_links, over_limit, quoted, refused
+from async_bento.transfer.tar.safety import DEFAULT_LIMITS, check_links, names_memory, over_limit, quoted, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +36,6 @@ _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, er
 _SETS_SYMLINK_TIMES = os.utime in os.supports_follow_symlinks
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h, for sync_file_range(2)
 _WRITE_BACK_SIZE = 32 * MiB  # content of a file between two requests to write it back
-_ENTRY_SIZE = 512  # most memory of a directory or symlink besides its names: dict entries, attributes, resolved path
 
 
 class TreeWriter:
@@ -234,7 +232,7 @@ class TreeWriter:
                     absolute.unlink()
 
     def _count_names(self, *names: str) -> None:
-        self._names_size += _ENTRY_SIZE + sum(map(sys.getsizeof, names))
+        self._names_size += names_memory(*names)
         if self._names_size > self._limits.names:
             limit = f"{self._limits.names} bytes of memory"
             raise over_limit(names[0], f"the names of directories and links take more than {limit}", "names")
