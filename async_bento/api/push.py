@@ -1,7 +1,8 @@
 """A push, step by step: the repository, the record, the bytes.
 
-The order is that of BentoML 1.4.39 (`bentoml/_internal/cloud/bento.py`), except that the directory is scanned before
-anything is registered: what cannot be read is reported before the registry knows of it.
+The order is that of BentoML 1.4.39 (`bentoml/_internal/cloud/bento.py`), with two exceptions. The directory is scanned
+before anything is registered: what cannot be read is reported before the registry knows of it. An existing record is
+updated after its bytes: an interrupted push of an item that was whole leaves it whole.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Generic
@@ -19,17 +20,17 @@ from async_bento._core.concurrency import hold_lock
 from async_bento._core.retry import Retries
 from async_bento._core.text import human_size, table
 from async_bento.api.kinds import ItemT, RecordT
-from async_bento.errors import APIError, ConfigError, SourceChangedError, StoreError
+from async_bento.errors import APIError, ConfigError, NotFoundError, SourceChangedError, StoreError
 from async_bento.rest.schemas import UPLOADED
 from async_bento.transfer.journal import Journal
 from async_bento.transfer.tar.plan import TarPlan
-from async_bento.transfer.upload import Upload
+from async_bento.transfer.upload import Registration, Upload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
     from pathlib import Path
 
-    from async_bento.api.kinds import Kind
+    from async_bento.api.kinds import Kind, RecordBodies
     from async_bento.api.resources import Resources
     from async_bento.progress.events import Progress
     from async_bento.rest.request_schemas import CreateBentoSchema, CreateModelSchema
@@ -146,7 +147,7 @@ class Pusher(Generic[ItemT, RecordT]):
                 await self._create_repository(name)
             self._repositories.add(name)
 
-    async def create_record(self, tag: Tag, body: CreateBentoSchema | CreateModelSchema) -> ItemSchema | None:
+    async def create_record(self, tag: Tag, body: CreateBentoSchema | CreateModelSchema) -> RecordT | None:
         """Create a record; None where it exists all the same: created by another process, or the response was lost."""
         routes, retries = self.kind.routes, Retries(self.resources.client.config.retry)
         while True:
@@ -195,23 +196,36 @@ class Pusher(Generic[ItemT, RecordT]):
             yield journal
 
     async def _register_and_send(self, item: ItemT, upload: Upload) -> UploadResult | None:
-        """Create or update the record and send the bytes; None where the registry has the item already."""
-        registered = await self._register(item, upload)
-        if registered is None:
-            return None
-        record, plan = registered
-        return await (upload.skip(BARE_REASON) if plan is None else upload.send(plan, record, self._options.threads))
-
-    async def _register(self, item: ItemT, upload: Upload) -> tuple[ItemSchema, TarPlan | None] | None:
-        """Create or update the record once the files are known to be readable; None where there is nothing to push."""
-        routes, tag, threads = self.kind.routes, item.tag, self.resources.threads
-        name, version = tag.name, tag.version or ""
+        """Create the record, or update it once its bytes are there; None where the registry has the item already."""
+        routes, name, version = self.kind.routes, item.tag.name, item.tag.version or ""
         remote = await routes.get(name, version)  # first: an item that is pushed costs one request
         if _is_pushed(remote) and not self._options.force:
             return None
+        plan, bodies = await self._prepare(item)
+        created: RecordT | None = None
         if remote is None:
             await self.ensure_repository(name)
-        bare = self._options.bare
+            # A cancelled request may have created the record; after a failed one, `create_record` has looked.
+            async with upload.failure_reported(asyncio.CancelledError):
+                created = await self.create_record(item.tag, bodies.create)
+            if created is None:
+                remote = await routes.get(name, version)
+                if _is_pushed(remote) and not self._options.force:
+                    return None
+        if created is not None:
+            registration = Registration(created)
+        elif remote is not None:
+            update = partial(routes.update, name, version, bodies.update)
+            registration = Registration(remote, update, is_whole=_is_pushed(remote))
+        else:
+            raise NotFoundError(f"cannot push {item.tag}: its record was deleted during the push. Push again.")
+        if plan is None:
+            return await upload.skip(registration, BARE_REASON)
+        return await upload.send(plan, registration, self._options.threads)
+
+    async def _prepare(self, item: ItemT) -> tuple[TarPlan | None, RecordBodies]:
+        """Scan the directory and make the record before anything is registered; the plan of a bare push is None."""
+        tag, bare, threads = item.tag, self._options.bare, self.resources.threads
         plan = None if bare else await threads.run(TarPlan.scan, item.path, exclude=self.kind.excluded)
         # Read after the scan: the record of an item that was replaced meanwhile must not go with the other's files.
         current = await threads.run(type(item).from_path, item.path)
@@ -220,16 +234,7 @@ class Pusher(Generic[ItemT, RecordT]):
             raise SourceChangedError(
                 f"cannot push {tag}: {path} belongs to {current.tag} now. Push {current.tag} instead.", path=path
             )
-        bodies = await threads.run(self.kind.record_bodies, current, bare)
-        created: ItemSchema | None = None
-        if remote is None:
-            # A cancelled request may have created the record; after a failed one, `create_record` has looked.
-            async with upload.failure_reported(asyncio.CancelledError):
-                created = await self.create_record(tag, bodies.create)
-        if created is None:
-            async with nullcontext() if _is_pushed(remote) else upload.failure_reported():
-                created = await routes.update(name, version, bodies.update)
-        return created, plan
+        return plan, await threads.run(self.kind.record_bodies, current, bare)
 
 
 def _is_pushed(remote: ItemSchema | None) -> bool:

@@ -114,6 +114,7 @@ class TarBody(Payload):
         self._writer: AbstractStreamWriter | None = None
         self.md5: str | None = None
         self.failure: Exception | None = None
+        self.may_have_arrived = False  # whether all bytes were sent by any attempt
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """A description: aiohttp asks for the text only to show a body."""
@@ -158,6 +159,7 @@ class TarBody(Payload):
         if self._sent + len(held) != self._size:
             raise IntegrityError(f"cannot send a part of {self._size} bytes: {self._sent + len(held)} bytes were read")
         self.md5 = md5.hexdigest() if md5 else None
+        self.may_have_arrived = True
         await self._send(writer, held)
 
     async def _send(self, writer: AbstractStreamWriter, piece: bytes) -> None:

@@ -27,7 +27,7 @@ class _Line(BaseModel):
 
 
 class Source(_Line):
-    """The tar that is uploaded, and where to; a later push resumes only an upload of the same source."""
+    """The tar that is uploaded, in which parts, and where to; a later push resumes only an upload of the same tar."""
 
     endpoint: str
     kind: str
@@ -37,11 +37,11 @@ class Source(_Line):
 
     def difference(self, other: Source) -> str:
         """Why an upload of `other` cannot be resumed as one of this source; empty where it can."""
-        if self.part_size != other.part_size:
-            return f"its parts have {other.part_size} bytes, but this push uses parts of {self.part_size} bytes"
         if self.fingerprint != other.fingerprint:
             return "the files have changed"
-        return "" if self == other else "its parts are in another registry"
+        # The part size may differ: it depends on settings, and a resumed push uses the one of the journal.
+        is_same = self == other.model_copy(update={"part_size": self.part_size})
+        return "" if is_same else "its parts are in another registry"
 
 
 class _Upload(Source):

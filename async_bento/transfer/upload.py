@@ -28,7 +28,7 @@ from async_bento.transfer.journal import Journal, JournalEntries, Source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-    from typing import Concatenate
+    from typing import Concatenate, Literal
 
     from pydantic import SecretStr
     from typing_extensions import ParamSpec
@@ -50,7 +50,25 @@ logger = logging.getLogger(__name__)
 REPORT_TIMEOUT = 5.0
 """Seconds that reporting a failed push to the registry may take before the error is raised."""
 
+_STATUS_CHECKS = 10
+_STATUS_INTERVAL = 0.1  # seconds
+
 _GONE = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE})
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The record that the uploaded bytes belong to.
+
+    Fields:
+        record: The record as the registry has it.
+        update: Makes an existing record describe the new bytes; called once they have arrived.
+        is_whole: Whether the registry has all bytes that the existing record describes.
+    """
+
+    record: ItemSchema
+    update: Callable[[], Awaitable[object]] | None = None
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,28 +102,44 @@ class Upload:
         self.tag = tag
         self.name, self.version = tag.name, tag.version or ""
         self._journal_file = journal
+        self._replaced: ItemSchema | None = None  # the record of a whole item, whose bytes stay until they are replaced
+        self._is_started = False
+        self._is_proxied = False
+        self.is_replaced = False  # also where that is unknown
 
-    async def send(self, plan: TarPlan, record: ItemSchema, threads: int) -> UploadResult:
-        """Send the tar as the registry asks for, and report the outcome to the registry."""
+    async def send(self, plan: TarPlan, registration: Registration, threads: int) -> UploadResult:
+        """Send the tar as the registry asks for, update the record, and report the outcome to the registry.
+
+        A whole item that is replaced stays whole if the upload fails before its bytes may have been replaced.
+        """
+        self._replaced = registration.record if registration.is_whole else None
         async with self.failure_reported():
-            strategy, url = await self._strategy(record)
+            strategy, url = await self._strategy(registration.record)
+            self._is_started, self._is_proxied = True, strategy == "proxy"
             await self.routes.start_upload(self.name, self.version)
             self.progress.enter("transferring", bytes_total=plan.size)
             if strategy == "proxy":
-                return await self._send_through_registry(plan)  # the registry records the success itself
-            if url is not None and plan.size <= MAX_PUT_SIZE:
+                result = await self._send_through_registry(plan)  # the registry records the success itself
+            elif url is not None and plan.size <= MAX_PUT_SIZE:
                 result = await self._send_single(plan, url)
             else:
                 result = await self._send_multipart(plan, threads)
-            self.progress.enter("finishing")
-            await self._finish("")
+            self.is_replaced = True
+            if registration.update is not None:
+                await registration.update()
+            if strategy != "proxy":
+                self.progress.enter("finishing")
+                await self._finish("success", "")
         await self.discard_journal()
         return result
 
-    async def skip(self, reason: str) -> UploadResult:
-        """Finish without bytes: the record alone is pushed."""
+    async def skip(self, registration: Registration, reason: str) -> UploadResult:
+        """Update the record and finish without bytes."""
+        self._replaced = registration.record if registration.is_whole else None
         async with self.failure_reported():
-            await self._finish(reason)
+            if registration.update is not None:
+                await registration.update()
+            await self._finish("success", reason)
         return UploadResult(bytes_sent=0, parts=0)
 
     async def discard_journal(self) -> None:
@@ -114,7 +148,7 @@ class Upload:
 
     @asynccontextmanager
     async def failure_reported(self, errors: type[BaseException] = BaseException) -> AsyncGenerator[None]:
-        """Report these errors to the registry as a failed upload, so that no record waits for bytes for ever."""
+        """Report the outcome of a failed upload to the registry, so that no record waits for bytes for ever."""
         try:
             yield
         except errors as error:
@@ -146,10 +180,13 @@ class Upload:
         """PUT a body until it has arrived, and return its ETag. Every attempt asks for a target of its own."""
         retries = Retries(self.pool.config.retry, progress=completed, on_retry=self.progress.retry)
         while True:
+            earlier_may_have_arrived = body.may_have_arrived
             try:
                 async with self.pool.slots:
                     return await put(await target(), body, self.pool.config, part_number)
             except Exception as error:
+                if _is_refusal(error):
+                    body.may_have_arrived = earlier_may_have_arrived
                 if not await retries.wait_after(error):
                     raise
 
@@ -173,7 +210,8 @@ class Upload:
             return self.routes.upload_target(self.name, self.version)
 
         # No digest: the registry's own ETag need not be an MD5 of the body.
-        await self.put(TarBody(plan, ByteRange(0, plan.size), self.pool, self.progress, digest=False), target)
+        body = TarBody(plan, ByteRange(0, plan.size), self.pool, self.progress, digest=False)
+        await self._put_object(body, target)
         return UploadResult(plan.size, 1)
 
     async def _send_single(self, plan: TarPlan, url: SecretStr) -> UploadResult:
@@ -185,21 +223,31 @@ class Upload:
             return self.storage_target(await self.routes.presign_upload(self.name, self.version))
 
         verify = self.pool.config.transfer.verify
-        await self.put(TarBody(plan, ByteRange(0, plan.size), self.pool, self.progress, digest=verify), target)
+        body = TarBody(plan, ByteRange(0, plan.size), self.pool, self.progress, digest=verify)
+        await self._put_object(body, target)
         return UploadResult(plan.size, 1)
+
+    async def _put_object(self, body: TarBody, target: Callable[[], Awaitable[Target]]) -> None:
+        try:
+            await self.put(body, target)
+        finally:
+            self.is_replaced = body.may_have_arrived
 
     async def _send_multipart(self, plan: TarPlan, threads: int) -> UploadResult:
         part_size = choose_part_size(plan.size, self.pool.config.transfer.part_size, threads)
         source = await self._source(plan, part_size)
-        if interrupted := await self._resumable(source):
+        if interrupted := await self._resumable(source, plan.size):
             await self.journal(Journal.create, interrupted)  # drops a last line that a crash cut short
-            multipart = _Multipart(self, plan, part_size, interrupted.upload_id, dict(interrupted.etags))
+            multipart = _Multipart(
+                self, plan, interrupted.source.part_size, interrupted.upload_id, dict(interrupted.etags)
+            )
             try:
                 return await multipart.send(threads)
             except BentoError as error:
-                if not _is_upload_gone(error):
+                if not _is_upload_gone(error) and not multipart.is_stuck(error):
                     raise
-                self._restart("the storage has dropped the upload")
+                gone = "the storage has dropped the upload"
+                self._restart(gone if _is_upload_gone(error) else "the registry cannot complete the upload")
         upload_id = await self._create_multipart()
         if source is not None:
             await self.journal(Journal.create, JournalEntries(source, upload_id))
@@ -217,12 +265,15 @@ class Upload:
             fingerprint=await self.pool.threads.run(plan.fingerprint),
         )
 
-    async def _resumable(self, source: Source | None) -> JournalEntries | None:
+    async def _resumable(self, source: Source | None, size: int) -> JournalEntries | None:
         """The interrupted upload of the same tar to the same registry, if there is one."""
         interrupted = await self.journal(Journal.read)
         if interrupted is None or source is None:
             return None
-        if reason := source.difference(interrupted.source):
+        reason = source.difference(interrupted.source)
+        if not reason and not _is_allowed(interrupted.source.part_size, size):
+            reason = f"S3 does not allow its parts of {interrupted.source.part_size} bytes"
+        if reason:
             self._restart(reason)
             return None
         return interrupted
@@ -238,26 +289,38 @@ class Upload:
             )
         return upload_id
 
-    async def _finish(self, reason: str) -> None:
-        outcome = FinishUploadSchema(status="success", reason=reason)
-        await self.routes.finish_upload(self.name, self.version, outcome)
+    async def _finish(self, status: Literal["success", "failed"], reason: str) -> None:
+        await self.routes.finish_upload(self.name, self.version, FinishUploadSchema(status=status, reason=reason))
 
     async def _report_failure(self, error: BaseException) -> None:
-        """Tell the registry that the push failed. Errors of the report are logged: the push's own error is raised."""
+        """Tell the registry how the push failed. Errors of the report are logged: the push's own error is raised."""
         if isinstance(error, asyncio.CancelledError):
             reason = "cancelled"
         else:
             reason = str(error).partition("\n")[0] if isinstance(error, BentoError) else type(error).__name__
-        # A file name need not be valid UTF-8; JSON has to be.
-        outcome = FinishUploadSchema(status="failed", reason=reason.encode(errors="replace").decode())
         try:
             with anyio.fail_after(REPORT_TIMEOUT):
-                await self.routes.finish_upload(self.name, self.version, outcome)
+                if self._replaced is None or self.is_replaced:
+                    # A file name need not be valid UTF-8; JSON has to be.
+                    await self._finish("failed", reason.encode(errors="replace").decode())
+                elif self._is_started:
+                    await self._restore(self._replaced)
         except Exception as failure:  # noqa: BLE001 - any error here is less important than the push's own
             if isinstance(failure, APIStatusError) and is_not_found(failure):
                 return  # cancelled before the record existed
             why = str(failure) or type(failure).__name__
             logger.warning("cannot report the failed push of %s to the registry: %s", self.tag, why)
+
+    async def _restore(self, record: ItemSchema) -> None:
+        """Report that the old record and its bytes are as they were."""
+        if self._is_proxied:
+            # The registry records a broken request as failed, once it has noticed.
+            for _ in range(_STATUS_CHECKS):
+                current = await self.routes.get(self.name, self.version)
+                if current is None or current.upload_status != "uploading":
+                    break
+                await asyncio.sleep(_STATUS_INTERVAL)
+        await self._finish("success", record.upload_finished_reason)
 
 
 @dataclass
@@ -269,6 +332,7 @@ class _Multipart:
     part_size: int
     upload_id: str
     etags: dict[int, str] = field(default_factory=dict[int, str])
+    _sends_nothing: bool = field(default=False, init=False)
     _to_presign: Iterator[int] = field(default_factory=lambda: iter(()), init=False)
     _presigned: dict[int, asyncio.Task[Target]] = field(default_factory=dict[int, "asyncio.Task[Target]"], init=False)
 
@@ -279,6 +343,7 @@ class _Multipart:
         missing = [number for number in numbers if number not in self.etags]
         to_send = sum(self._range(number).size for number in missing)
         resumed = len(missing) < len(numbers)
+        self._sends_nothing = not missing
         progress.parts_done, progress.parts_total = len(numbers) - len(missing), len(numbers)
         if resumed:
             progress.resume(size - to_send, size)
@@ -295,6 +360,10 @@ class _Multipart:
         await self.upload.pool.threads.run(self.plan.check_tree)  # the last part may have been read long before
         await self._complete([self.etags[number] for number in numbers])
         return UploadResult(to_send, len(missing), resumed)
+
+    def is_stuck(self, error: BentoError) -> bool:
+        """Whether an upload with all its parts cannot be completed: every later push would fail in the same way."""
+        return self._sends_nothing and isinstance(error, APIStatusError)
 
     def _range(self, number: int) -> ByteRange:
         start = (number - 1) * self.part_size
@@ -325,6 +394,7 @@ class _Multipart:
         """Complete the upload; where that fails, the object decides: only the response may have been lost."""
         upload = self.upload
         parts = [CompletePartSchema(part_number=number, etag=etag) for number, etag in enumerate(etags, start=1)]
+        upload.is_replaced = True
         try:
             await upload.routes.complete_multipart_upload(upload.name, upload.version, self.upload_id, parts)
         except APIError:
@@ -351,3 +421,14 @@ def _is_upload_gone(error: BentoError) -> bool:
     if isinstance(error, ServerError):  # Yatai sends 400 while its storage is away, too
         return False
     return isinstance(error, (APIStatusError, PartError)) and error.status in _GONE
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a server has refused a body, so that it changed nothing."""
+    status = error.status if isinstance(error, (APIStatusError, PartError)) else None
+    return status is not None and HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _is_allowed(part_size: int, size: int) -> bool:
+    """Whether S3 takes a tar of `size` bytes in parts of this size."""
+    return MIN_PART_SIZE <= part_size <= MAX_PUT_SIZE and -(-size // part_size) <= MAX_PARTS

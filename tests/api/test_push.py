@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from async_bento import Bento, ConfigError, InvalidTagError, ModelsError, NotFoundError, PartError, Tag
+from async_bento import ArchiveError, Bento, ConfigError, InvalidTagError, ModelsError, NotFoundError, PartError, Tag
 from async_bento.errors import APIStatusError, SourceChangedError
 from async_bento.transfer.tar.plan import TarPlan
 from tests.builders import make_bento, make_model, random_bytes
@@ -46,6 +46,18 @@ async def test_push_takes_its_steps_in_order(start_proxy: StartProxy, make_clien
         "PATCH svc/v1/finish_upload",
     ]
     assert (await make_client(proxy).get("svc:v1")).upload_status == "success"
+
+
+async def test_push_of_unreadable_directory_registers_nothing(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    os.mkfifo(make_bento(home) / "pipe")
+    proxy = await start_proxy()
+
+    with pytest.raises(ArchiveError, match="pipe"):
+        await make_client(proxy).push("svc:v1")
+
+    assert proxy.steps() == ["GET svc/v1"]
 
 
 async def test_push_of_model_takes_the_same_steps(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:

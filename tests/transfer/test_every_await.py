@@ -23,7 +23,7 @@ from async_bento import NotFoundError
 from async_bento.transfer import resumable_extract, upload as upload_module
 from async_bento.transfer.journal import Journal
 from tests.builders import KiB, contents, left_in_scratch, make_bento, make_model, random_bytes
-from tests.fault_proxy import Hold
+from tests.fault_proxy import Hold, disconnect
 from tests.transfer.quiet import nothing_left
 from tests.transfer.steps import Steps, counting_loop
 
@@ -170,6 +170,7 @@ def books(monkeypatch: pytest.MonkeyPatch) -> Books:
 @pytest.fixture(autouse=True)
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_module, "choose_part_size", lambda size, wanted, threads: PART)
+    monkeypatch.setattr(upload_module, "MIN_PART_SIZE", PART)
     monkeypatch.setattr(resumable_extract, "CHECKPOINT_INTERVAL", PART)
 
 
@@ -351,12 +352,12 @@ async def test_bare_push_cancelled_at_any_await_leaves_clean_state(
 async def test_forced_push_cancelled_before_start_keeps_the_item(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    """Its record says `success` until the registry has heard of another upload, since its bytes are there."""
+    """Its record says `success`, since its bytes are there."""
     make_model(home)
     proxy = await start_proxy()
     await make_client(proxy).models.push("mod:m1")
-    held = Hold()
-    proxy.add_fault(r"PATCH .*/models/m1$", held)
+    held = Hold(fault=disconnect)
+    proxy.add_fault("start_upload", held)
     pushing = asyncio.create_task(make_client(proxy).models.push("mod:m1", force=True))
     await held.arrived.wait()
     pushing.cancel()

@@ -126,7 +126,7 @@ def test_journal_failing_to_be_replaced_stays(journal: Journal, monkeypatch: pyt
     ("change", "why"),
     [
         ({}, ""),
-        ({"part_size": 6 << 20}, "its parts have 5242880 bytes, but this push uses parts of 6291456 bytes"),
+        ({"part_size": 6 << 20}, ""),
         ({"fingerprint": "b"}, "files have changed"),
         ({"endpoint": "https://elsewhere.example"}, "another registry"),
     ],

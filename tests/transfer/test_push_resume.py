@@ -7,8 +7,9 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from aiohttp import web
 
-from async_bento import PartError, SourceChangedError
+from async_bento import APIError, PartError, SourceChangedError
 from async_bento.transfer.journal import Journal
 from tests.builders import MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.fault_proxy import FINISH, PART, FaultProxy, Hold, answer_json, in_sequence, lose_answer, refuse
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_bento import ProgressEvent
+    from tests.fault_proxy import Exchange
     from tests.fixtures import MakeClient, StartProxy
 
 pytestmark = pytest.mark.slow
@@ -172,6 +174,47 @@ async def test_push_resume_with_all_parts_only_completes(proxy: FaultProxy, make
     assert not parts(proxy)
 
 
+MINIO = "complete multipart upload: The specified multipart upload does not exist. The upload ID may be invalid"
+
+
+@pytest.mark.parametrize("status", [500, 403, 422])
+async def test_push_resume_that_cannot_be_completed_restarts(
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, status: int
+) -> None:
+    """The storage has dropped an upload whose parts had all arrived, and the registry says so in its own words."""
+    proxy.add_fault(COMPLETE, answer_json(403, {"message": "not you"}))
+    with pytest.raises(Exception, match="not you"):
+        await make_client(proxy).models.push("mod:m1")
+    dropped = proxy.matching("presign_multipart")[0].json["upload_id"]
+    proxy.requests.clear()
+
+    async def complete(exchange: Exchange) -> web.StreamResponse:
+        await exchange.read()
+        if exchange.logged.json["upload_id"] == dropped:
+            return web.json_response({"error": MINIO}, status=status)
+        return await exchange.forward()
+
+    proxy.add_fault(COMPLETE, complete, times=None)
+    errors: list[str] = []
+
+    try:
+        await make_client(proxy).models.push("mod:m1")
+    except APIError as error:
+        errors.append(str(error))
+
+    assert errors == []
+    assert len(parts(proxy)) == 6
+    assert await pulled(make_client, proxy, elsewhere) == contents(home / "models/mod/m1")
+
+
+async def test_push_that_never_completes_restarts_once(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
+    proxy.add_fault(COMPLETE, answer_json(500, {"error": "broken"}), times=None)
+    for sent in (6, 12, 18):
+        with pytest.raises(APIError, match="broken"):
+            await make_client(proxy).models.push("mod:m1")
+        assert len(parts(proxy)) == sent
+
+
 def grow(home: Path) -> None:
     with (home / "models/mod/m1/weights").open("ab") as file:
         file.write(b"more")
@@ -260,11 +303,29 @@ async def test_push_of_model_changed_after_its_last_part_fails(
     assert proxy.matching(FINISH)[-1].json["status"] == "failed"
 
 
-async def test_push_resume_with_other_part_size_restarts(interrupted: FaultProxy, make_client: MakeClient) -> None:
-    result = await make_client(interrupted, transfer={"part_size": 7 * MiB}).models.push("mod:m1", threads=1)
+@pytest.mark.parametrize(("part_size", "threads"), [(7, 1), (5, 3), (26, 10), (60, 1)])
+async def test_push_resume_uses_the_part_size_of_the_journal(
+    interrupted: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, part_size: int, threads: int
+) -> None:
+    client = make_client(interrupted, transfer={"part_size": part_size * MiB})
+
+    result = await client.models.push("mod:m1", threads=threads)
+
+    assert parts(interrupted) == ["PUT part 3", "PUT part 4", "PUT part 5", "PUT part 6"]
+    assert result.resumed
+    assert await pulled(make_client, interrupted, elsewhere) == contents(home / "models/mod/m1")
+
+
+async def test_push_resume_in_parts_that_s3_refuses_restarts(
+    interrupted: FaultProxy, make_client: MakeClient, home: Path
+) -> None:
+    (journal,) = (home / "tmp").glob("async-bento-kept-push+*")
+    journal.write_text(journal.read_text().replace(f'"part_size":{5 * MiB}', f'"part_size":{4 * MiB}'))
+
+    result = await make_client(interrupted).models.push("mod:m1", threads=1)
 
     assert not result.resumed
-    assert len(parts(interrupted)) == 4
+    assert len(parts(interrupted)) == 6
 
 
 async def test_push_resume_to_another_registry_restarts(
