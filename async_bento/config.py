@@ -34,11 +34,13 @@ class Timeouts(_Frozen):
     """Timeouts in seconds. A transfer has no total timeout, since a large bento over a slow link takes hours.
 
     Attributes:
-        connect: To connect, including the TLS handshake. Ten seconds allow for three SYN retransmissions.
+        connect: To connect: name lookup, TCP, the tunnel of a proxy and TLS together. Ten seconds allow for three SYN
+            retransmissions.
         stall: Between two bytes of a transfer in either direction. A minute outlasts a failover of an object storage.
         api: For one response of the registry. BentoML's own client waits 60 seconds.
-        complete: For the response that completes a multipart upload. S3 assembles the parts meanwhile, which may take
-            minutes, and a timeout would waste an upload whose parts have all arrived.
+        complete: For the completion of a multipart upload, all attempts together, and for the response to an upload
+            through the registry after its last byte. S3 assembles the parts meanwhile, which may take minutes, and a
+            timeout would waste an upload whose bytes have all arrived.
     """
 
     connect: float = Field(default=10.0, gt=0)

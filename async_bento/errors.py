@@ -232,7 +232,15 @@ class PartError(TransferError):
 
 
 class StalledError(TransferError):
-    """No byte moved for `Timeouts.stall` seconds."""
+    """No byte moved for `Timeouts.stall` seconds, or no response came for `Timeouts.complete` seconds.
+
+    Attributes:
+        is_final: Whether the registry had all bytes and did not respond: sending them again is no remedy.
+    """
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
 
 
 class IntegrityError(TransferError):

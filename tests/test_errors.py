@@ -43,6 +43,7 @@ ATTRIBUTES: dict[type[BentoError], dict[str, Any]] = {
     APIResponseError: {"field": "items.0.version"},
     HubError: {"model_id": "org/bert", "status": 403},
     ModelsError: {"failures": {"mod:m1": "why"}},
+    errors.StalledError: {"is_final": True},
     PartError: {"status": 503, "part_number": 7, "retry_after": 2.5},
     SourceChangedError: {"path": "model.bin"},
     UnsafeArchiveError: {"member": "../etc/passwd"},

@@ -55,7 +55,9 @@ def is_transient(error: BaseException) -> bool:
         return isinstance(error, ServerError) or _is_transient_status(error.status)
     if isinstance(error, APIConnectionError):
         return not _is_refused_on_the_way(error)
-    return isinstance(error, (StalledError, IntegrityError))
+    if isinstance(error, StalledError):
+        return not error.is_final
+    return isinstance(error, IntegrityError)
 
 
 def is_expired(error: BaseException) -> bool:
@@ -178,6 +180,10 @@ class HostThrottle:
     policy: RetryPolicy
     _until: dict[str, float] = field(default_factory=dict[str, float], init=False)
     _refusals: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int), init=False)
+
+    def is_paused(self, host: str) -> bool:
+        """Whether the host's backoff is not over."""
+        return self._until.get(host, 0.0) > time.monotonic()
 
     async def wait(self, host: str) -> None:
         """Wait until the host's backoff is over."""

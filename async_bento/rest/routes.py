@@ -133,11 +133,11 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
 
     def upload_target(self, name: str, version: str) -> Target:
         """PUT `…/upload`: the tar, through the registry."""
-        return self.session.registry_target(f"{self.path(name, version)}/upload")
+        return self.session.registry_target(f"{self.path(name, version)}/upload", is_transfer=True)
 
     def download_target(self, name: str, version: str) -> Target:
         """GET `…/download`: the tar, through the registry."""
-        return self.session.registry_target(f"{self.path(name, version)}/download")
+        return self.session.registry_target(f"{self.path(name, version)}/download", is_transfer=True)
 
     async def _patch(self, name: str, version: str, action: str, body: RequestModel | None = None) -> ItemT:
         request = ApiRequest("PATCH", f"{self.path(name, version)}/{action}", body)

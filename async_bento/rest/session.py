@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from functools import cache
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -13,11 +15,12 @@ from pydantic import BaseModel
 from yarl import URL
 
 from async_bento._core.retry import Retries
+from async_bento._core.text import human_size
 from async_bento._core.urls import origin
-from async_bento.config import BENTOML_VERSION
+from async_bento.config import BENTOML_VERSION, MiB
 from async_bento.errors import APIError, APIResponseError, APIStatusError
 from async_bento.rest.responses import RawResponse, is_not_found, parse_response, status_error
-from async_bento.rest.transport import AUTH_HEADER, translate_errors
+from async_bento.rest.transport import AUTH_HEADER, MAX_ERROR_BODY, read_body, translate_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 ResponseT = TypeVar("ResponseT", bound=BaseModel)
 
+_MAX_RESPONSE = 256 * MiB
+"""The largest response in bytes. A Yatai sends 14 MB for a page of 1,000 records; the records of a page of 100, the
+client's own, may hold 2.5 MiB each."""
+
 
 class ApiRequest(NamedTuple):
     """One request to the registry's API."""
@@ -41,7 +48,7 @@ class ApiRequest(NamedTuple):
     path: str  # below /api/v1/, quoted
     body: RequestModel | None = None
     params: Mapping[str, str] | None = None
-    timeout: float | None = None  # seconds to wait for the response; the session's by default
+    timeout: float | None = None  # seconds for all attempts together; by default the session's, for each attempt
 
 
 class RestSession:
@@ -66,6 +73,7 @@ class RestSession:
         """Send a request and parse the response; `retry=False` for a request that must not be repeated."""
         credentials = await self._credentials.load()
         retries = Retries(self.config.retry)
+        until = math.inf if request.timeout is None else time.monotonic() + request.timeout
         while True:
             try:
                 response = await self.send(request)
@@ -73,8 +81,10 @@ class RestSession:
                     raise status_error(response, credentials)
                 return parse_response(response, schema)
             except APIError as error:
-                if not (retry and await retries.wait_after(error)):
+                if not (retry and time.monotonic() < until and await retries.wait_after(error)):
                     raise
+            if request.timeout is not None:
+                request = request._replace(timeout=max(1.0, until - time.monotonic()))
 
     async def find(self, request: ApiRequest, schema: type[ResponseT]) -> ResponseT | None:
         """Send a request and parse the response; None if the registry has no such record."""
@@ -89,25 +99,30 @@ class RestSession:
         """Send a request once and read the response, whatever its status."""
         target = self.registry_target(request.path)
         url = f"{request.method} {target}"
-        timeout = aiohttp.ClientTimeout(
-            total=request.timeout or self._timeout, sock_connect=self.config.timeouts.connect
-        )
+        timeout = aiohttp.ClientTimeout(total=request.timeout or self._timeout, connect=self.config.timeouts.connect)
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if request.body else {})
         data = request.body.model_dump_json(by_alias=True).encode() if request.body else None
         with translate_errors(url, target, timeout):
-            async with target.request(
-                request.method, timeout, headers=headers, params=request.params, data=data
-            ) as response:
-                return RawResponse(response.status, response.headers, await response.read(), url)
+            async with (
+                target.turn(),
+                target.request(request.method, timeout, headers=headers, params=request.params, data=data) as response,
+            ):
+                limit = _MAX_RESPONSE if response.status == HTTPStatus.OK else MAX_ERROR_BODY
+                body = await read_body(response, limit)
+                if len(body) > _MAX_RESPONSE:
+                    raise APIResponseError(
+                        f"{url}: the response is larger than {human_size(limit)}. Check the endpoint."
+                    )
+                return RawResponse(response.status, response.headers, body, url)
 
-    def registry_target(self, path: str) -> Target:
-        """The target of a path below `/api/v1/`, with the token."""
+    def registry_target(self, path: str, *, is_transfer: bool = False) -> Target:
+        """The target of a path below `/api/v1/`, with the token; `is_transfer` for the bytes of an item."""
         credentials = self._credentials.get()
         url = URL(f"{credentials.endpoint}/api/v1/{path}", encoded=True)
         if url.scheme == "http" and not _is_loopback(url.host or ""):
             _warn_of_plain_http(origin(credentials.endpoint))
         headers = {AUTH_HEADER: credentials.api_token.get_secret_value(), "X-Bentoml-Version": BENTOML_VERSION}
-        return self._connections.target(url, headers, credentials)
+        return self._connections.target(url, headers, credentials, is_transfer=is_transfer)
 
     def storage_target(self, presigned_url: SecretStr) -> Target:
         """The target of a presigned URL, without the token, cookies or netrc."""

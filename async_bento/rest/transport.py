@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import weakref
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.request import getproxies, proxy_bypass
@@ -36,6 +36,14 @@ USER_AGENT = f"async-bento/{__version__} python/{sys.version_info.major}.{sys.ve
 READ_BUFFER = 256 * KiB
 """Bytes a connection may hold before they are read; more than aiohttp's 64 KiB causes fewer wake-ups."""
 
+REGISTRY_CONNECTIONS = 128
+"""Connections of one client to the registry, half for API calls and half for transfers through the registry, so that
+neither waits for the other. A process may open 1,024 files by default, and the application needs most of them."""
+
+
+MAX_ERROR_BODY = 64 * KiB
+"""Bytes read of a response that tells why a request failed."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -48,10 +56,28 @@ class Target:
     ssl: ssl_module.SSLContext | bool = field(repr=False)
     credentials: Credentials | None  # None for a storage: only the registry gets the token
     throttle: HostThrottle = field(repr=False)
+    connections: asyncio.Semaphore | None = field(repr=False)  # bounds those to the registry; None for a storage
 
     def __str__(self) -> str:
         """The URL, without secrets."""
         return str(self.url.with_query(None).with_user(None))
+
+    @property
+    def host(self) -> str:
+        """The host with its port."""
+        return f"{self.url.host}:{self.url.port}"
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the host has asked for a pause that is not over."""
+        return self.throttle.is_paused(self.host)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None]:
+        """Wait for a free connection to the registry and for the end of the host's pause; no timeout counts this."""
+        async with self.connections or nullcontext():
+            await self.throttle.wait(self.host)
+            yield
 
     @asynccontextmanager
     async def request(
@@ -63,14 +89,12 @@ class Target:
         params: Mapping[str, str] | None = None,
         data: bytes | aiohttp.Payload | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """Send one request, once the host's throttle allows it; the errors are aiohttp's, without secrets.
+        """Send one request; the caller has waited for its turn. The errors are aiohttp's, without secrets.
 
         Redirects are not followed: neither the token nor a presigned query may reach another host.
         """
         proxy, proxy_auth = split_proxy_auth(self.proxy)
-        host = f"{self.url.host}:{self.url.port}"
         is_tunnel = self.url.scheme == "https"  # the proxy reads the CONNECT; for http it reads the request itself
-        await self.throttle.wait(host)
         try:
             async with self.session.request(
                 method,
@@ -86,7 +110,7 @@ class Target:
                 skip_auto_headers=("Content-Type",),  # a presigned URL is signed without one
                 raise_for_status=False,  # the caller's session may have it on
             ) as response:
-                self.throttle.record(host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
+                self.throttle.record(self.host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
                 yield response
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             _remove_secrets(error)
@@ -109,13 +133,17 @@ class Connections:
         self._throttle = throttle
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._limits: dict[bool, asyncio.Semaphore] = {}  # of API calls, and of transfers through the registry
 
-    def target(self, url: URL, headers: Mapping[str, str], credentials: Credentials | None) -> Target:
+    def target(
+        self, url: URL, headers: Mapping[str, str], credentials: Credentials | None, *, is_transfer: bool = True
+    ) -> Target:
         """The target of a URL: of the registry with credentials, of a storage without."""
+        loop = self._enter_loop()
         if credentials is not None and self._caller_session is not None:
             session = self._caller_session
         else:
-            session = self._session("storage" if credentials is None else "registry")
+            session = self._session("storage" if credentials is None else "registry", loop)
         return Target(
             url=url,
             session=session,
@@ -124,17 +152,23 @@ class Connections:
             ssl=self._ssl,
             credentials=credentials,
             throttle=self._throttle,
+            connections=None if credentials is None else self._limits[is_transfer],
         )
 
-    def _session(self, name: str) -> aiohttp.ClientSession:
+    def _enter_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._sessions, self._loop = {}, loop  # sessions of a closed loop can be neither used nor closed
+            limit = max(1, _connection_limit(self._caller_session) // 2)
+            self._limits = {is_transfer: asyncio.Semaphore(limit) for is_transfer in (False, True)}
+        return loop
+
+    def _session(self, name: str, loop: asyncio.AbstractEventLoop) -> aiohttp.ClientSession:
         if name not in self._sessions:
             self._sessions[name] = aiohttp.ClientSession(
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),  # cookies ignore ports: a storage would get the registry's
-                connector=aiohttp.TCPConnector(limit=0),  # Transfer.concurrency is the limit
+                connector=aiohttp.TCPConnector(limit=0),  # bounded by `Target.connections` and `Transfer.concurrency`
                 read_bufsize=READ_BUFFER,
             )
             weakref.finalize(self, _close_unclosed, self._sessions[name], loop).atexit = False
@@ -148,10 +182,26 @@ class Connections:
                 await session.close()
 
 
+def _connection_limit(caller_session: aiohttp.ClientSession | None) -> int:
+    """The most connections to the registry. Waiting within a caller's smaller pool would count as connecting."""
+    limits = [REGISTRY_CONNECTIONS]
+    if caller_session is not None and caller_session.connector is not None:
+        limits += [caller_session.connector.limit, caller_session.connector.limit_per_host]
+    return min(limit for limit in limits if limit)  # 0: no limit
+
+
 def _close_unclosed(session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> None:
     """Close the session of a client that was collected without being closed, as in a notebook's one-line calls."""
     if not session.closed and not loop.is_closed():
         loop.call_soon_threadsafe(lambda: loop.create_task(session.close()))
+
+
+async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Read a body until more than `limit` bytes have arrived; the rest is left unread, and its connection closed."""
+    body = bytearray()
+    while len(body) <= limit and (piece := await response.content.readany()):
+        body += piece
+    return bytes(body)
 
 
 @contextmanager
@@ -160,15 +210,22 @@ def translate_errors(request: str, target: Target, timeout: aiohttp.ClientTimeou
     try:
         yield
     except aiohttp.ConnectionTimeoutError as error:
-        raise APITimeoutError(
-            f"{request}: no connection within {timeout.sock_connect:g} s. Check the endpoint and the network."
-        ) from error
+        raise APITimeoutError(no_connection(request, target, timeout)) from error
     except asyncio.TimeoutError as error:
         raise APITimeoutError(
             f"{request}: no response within {timeout.total:g} s. Check the registry, or raise the timeout."
         ) from error
     except (aiohttp.ClientError, OSError) as error:
         raise connection_error(target, error) from error
+
+
+def no_connection(request: str, target: Target, timeout: aiohttp.ClientTimeout) -> str:
+    """The message for a connection that was not ready in time: TCP, the proxy's tunnel and TLS."""
+    what = f"{request}: no connection within {timeout.connect:g} s"
+    if target.proxy is None:
+        return f"{what}. Check the endpoint and the network."
+    proxy = URL(target.proxy)
+    return f"{what} through the proxy at {proxy.host}:{proxy.port}. Check the proxy and the network."
 
 
 def connection_error(target: Target, error: Exception) -> APIConnectionError:

@@ -198,8 +198,9 @@ class _Download:
         retries = Retries(self._pool.config.retry, progress=lambda: self._ranges_done, on_retry=self._progress.retry)
         while True:
             try:
-                async with self._pool.slots:
-                    data = await self._fetch_once(byte_range)
+                target = await self._source.target()
+                async with self._pool.slot(target):
+                    data = await self._fetch_once(target, byte_range)
             except Exception as error:
                 if not await retries.wait_after(error):
                     raise
@@ -207,8 +208,7 @@ class _Download:
                 self._ranges_done += 1
                 return data
 
-    async def _fetch_once(self, byte_range: ByteRange) -> list[bytes] | None:
-        target = await self._source.target()
+    async def _fetch_once(self, target: Target, byte_range: ByteRange) -> list[bytes] | None:
         started = time.monotonic()
         with self._progress.attempt() as count:
             try:
@@ -247,7 +247,7 @@ class _Download:
         size = min(byte_range.stop, self._total or byte_range.stop) - byte_range.start
         data: list[bytes] = []  # in the pieces that arrive: joining them would copy every byte once more
         arrived = 0
-        async for chunk in received.response.content.iter_any():
+        while chunk := await received.read():
             arrived += len(chunk)
             if arrived > size:
                 raise IntegrityError(
@@ -266,7 +266,7 @@ class _Download:
         data: list[bytes] = []
         size = 0
         try:
-            async for chunk in received.response.content.iter_any():
+            while chunk := await received.read():
                 data.append(chunk)
                 size += len(chunk)
                 count(len(chunk))

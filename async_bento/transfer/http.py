@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import re
-import sys
-import termios
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,9 +19,17 @@ from async_bento._core.concurrency import shielded
 from async_bento._core.retry import seconds_to_wait
 from async_bento._core.urls import without_queries
 from async_bento.config import KiB
-from async_bento.errors import BentoError, IntegrityError, PartError, StalledError, TransferError
+from async_bento.errors import (
+    APITimeoutError,
+    BentoError,
+    IntegrityError,
+    PartError,
+    StalledError,
+    TransferError,
+)
 from async_bento.rest.responses import RawResponse, is_markup, status_error
-from async_bento.rest.transport import connection_error, describe
+from async_bento.rest.transport import MAX_ERROR_BODY, connection_error, describe, no_connection, read_body
+from async_bento.transfer.watchdog import Watchdog, unacknowledged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
     from async_bento._core.concurrency import ByteBudget, Threads
-    from async_bento.config import Config
+    from async_bento.config import Config, Timeouts
     from async_bento.errors import APIConnectionError
     from async_bento.progress.events import Progress
     from async_bento.rest.transport import Target
@@ -40,8 +46,6 @@ if TYPE_CHECKING:
 WRITE_SIZE = 128 * KiB
 """Bytes per write to the socket; larger writes would hold up the event loop, over TLS above all."""
 
-_MAX_ERROR_BODY = 64 * 1024  # bytes read of a response that is not a tar
-_CHECKS_PER_STALL = 10  # how often the watchdog looks within the stall timeout
 _ERROR_CODE = re.compile(r"<Code>([^<]{1,100})</Code>(?:.*?<Message>([^<]{1,200})</Message>)?", re.DOTALL)
 _LOST_BODY: dict[str, type[TransferError]] = {"RequestTimeout": StalledError, "IncompleteBody": IntegrityError}
 """S3's codes for a body that did not arrive, which is worth a retry; S3 sends them with 400."""
@@ -74,6 +78,17 @@ class TransferPool:
     slots: asyncio.Semaphore
     window: ByteBudget
 
+    @asynccontextmanager
+    async def slot(self, target: Target) -> AsyncGenerator[None]:
+        """Hold a slot for one request to a target; while its host is paused, the slot serves other hosts."""
+        async with target.turn():
+            while True:
+                async with self.slots:
+                    if not target.is_paused:
+                        yield
+                        return
+                await target.throttle.wait(target.host)
+
 
 @dataclass(frozen=True)
 class RangeResponse:
@@ -87,6 +102,12 @@ class RangeResponse:
     total: int | None
     etag: str | None
     response: aiohttp.ClientResponse
+    watchdog: Watchdog
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, empty at its end."""
+        with self.watchdog.waiting():
+            return await self.response.content.readany()
 
 
 class TarBody(Payload):
@@ -109,9 +130,11 @@ class TarBody(Payload):
         self._progress = progress
         self._digest = digest
         self._sent = 0
+        self._is_writing = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._writer: AbstractStreamWriter | None = None
+        self._transport: asyncio.WriteTransport | None = None  # which the writer forgets once it is being closed
         self.md5: str | None = None
         self.failure: Exception | None = None
         self.may_have_arrived = False  # whether all bytes were sent by any attempt
@@ -128,6 +151,7 @@ class TarBody(Payload):
         """Write all bytes, from the first; `content_length` is always the size of this body."""
         self.rewind()
         self._writer = writer
+        self._transport = getattr(writer, "transport", None)
         self._idle.clear()
         try:
             await self._write(writer)
@@ -165,7 +189,9 @@ class TarBody(Payload):
     async def _send(self, writer: AbstractStreamWriter, piece: bytes) -> None:
         self._sent += len(piece)
         self._progress.advance(len(piece))
+        self._is_writing = True
         await writer.write(piece)
+        self._is_writing = False
 
     @property
     def is_sent(self) -> bool:
@@ -173,33 +199,44 @@ class TarBody(Payload):
         return self._sent == self._size
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether the peer is waited for, and not the disk or the digest."""
+        return self._writer is None or self._is_writing or self.is_sent
+
+    @property
     def acknowledged(self) -> int | None:
-        """Bytes that the peer has acknowledged (a lower bound), or None before the first byte is sent."""
+        """Bytes that the peer has acknowledged, as far as the system tells; None while there is no connection."""
+        if self._writer is None:
+            return None
         transport: asyncio.WriteTransport | None = getattr(self._writer, "transport", None)
-        if transport is None:
-            return None if self._writer is None else self._sent
-        return self._sent - _unacknowledged(transport)
+        return self._sent - (
+            0 if transport is None else transport.get_write_buffer_size() + (unacknowledged(transport) or 0)
+        )
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the system tells how many bytes the peer has acknowledged."""
+        transport: asyncio.WriteTransport | None = getattr(self._writer, "transport", None)
+        return transport is None or unacknowledged(transport) is not None
 
     def rewind(self) -> None:
         """Take the sent bytes back from the progress: they will be sent again."""
         if self._sent:
             self._progress.advance(-self._sent)
         self._sent = 0
+        self._is_writing = False
         self._writer = None  # of the connection that failed: nothing is being sent until the next one is made
         self.md5 = None
         self.failure = None
 
+    def abort(self) -> None:
+        """Drop the connection; one that is closed stays open until the peer has read what is buffered."""
+        if self._transport is not None:
+            self._transport.abort()
+
     async def wait_idle(self) -> None:
         """Wait until no byte of this body is being written."""
         await self._idle.wait()
-
-
-def _unacknowledged(transport: asyncio.WriteTransport) -> int:
-    """Bytes handed to a connection that the peer has not acknowledged: in its buffer and in the kernel's (tcp(7))."""
-    queued = bytearray(4)
-    with suppress(OSError, AttributeError):  # not every system has TIOCOUTQ, and a closed transport has no socket
-        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
-    return transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
 
 async def put(target: Target, body: TarBody, config: Config, part_number: int | None = None) -> str:
@@ -222,12 +259,15 @@ async def _put(target: Target, body: TarBody, config: Config, request: str, part
     headers = {"Content-Length": str(body.size)}
     if target.credentials is not None:
         headers["Content-Type"] = "application/octet-stream"  # presigned URLs are signed without a Content-Type
+    timeout, is_answered = _timeout(config), False
     scope = anyio.CancelScope()
-    watchdog = _Watchdog(scope, body, config, target)
+    patience = partial(_patience, body, config.timeouts, target)
+    watchdog = Watchdog(scope, config.timeouts.stall, patience, lambda: body.acknowledged)
     with scope:
         try:
-            async with target.request("PUT", _timeout(config), headers=headers, data=body) as response:
-                text = await response.content.read(_MAX_ERROR_BODY)
+            async with target.request("PUT", timeout, headers=headers, data=body) as response:
+                text = await read_body(response, MAX_ERROR_BODY)
+                is_answered = True
                 if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
                     raise _refused(target, request, response, text, part_number)
                 if not body.is_sent:
@@ -238,49 +278,36 @@ async def _put(target: Target, body: TarBody, config: Config, request: str, part
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             if body.failure is not None:
                 raise body.failure from None
-            raise _broken(target, request, error) from error
+            raise _broken(target, request, error, timeout) from error
         finally:
             watchdog.stop()
+            if not (is_answered and body.is_sent):  # otherwise, another request may be using the connection
+                body.abort()
             await shielded(body.wait_idle())
-    raise StalledError(f"{request}: no byte was transferred for {watchdog.timeout:g} s")
+    seconds = watchdog.exceeded
+    if _is_processing(body, target):
+        raise StalledError(
+            f"{request}: the registry received all bytes and sent no response within {seconds:g} s. Push again.",
+            is_final=True,
+        )
+    raise StalledError(f"{request}: no byte was transferred for {seconds:g} s")
 
 
-class _Watchdog:
-    """Cancels a PUT of which no byte arrives; aiohttp has no timeout for a server that stops reading.
+def _patience(body: TarBody, timeouts: Timeouts, target: Target) -> float | None:
+    """Seconds that an upload may stand still; None while it reads the tar."""
+    if not body.is_waiting:
+        return None
+    if body.acknowledged is None:
+        return timeouts.connect + timeouts.stall
+    # Where the system does not follow the bytes, a slow connection that empties the kernel's buffer looks stalled.
+    if _is_processing(body, target) or not body.is_followed:
+        return max(timeouts.stall, timeouts.complete)
+    return timeouts.stall
 
-    It compares what the peer has acknowledged, so that a connection of one byte per second counts as alive, however
-    much the buffers on the way hold.
-    """
 
-    def __init__(self, scope: anyio.CancelScope, body: TarBody, config: Config, target: Target) -> None:
-        self._scope = scope
-        self._body = body
-        self._timeouts = config.timeouts
-        self._target = target
-        self._loop = asyncio.get_running_loop()
-        self._acknowledged: int | None = None
-        self._since = self._loop.time()
-        self._check()
-
-    @property
-    def timeout(self) -> float:
-        """Seconds without a byte. A registry that has all bytes may still be passing them on to its storage."""
-        if self._body.is_sent and self._acknowledged == self._body.size and self._target.credentials is not None:
-            return max(self._timeouts.stall, self._timeouts.complete)
-        return self._timeouts.stall
-
-    def stop(self) -> None:
-        """Stop watching."""
-        self._next.cancel()
-
-    def _check(self) -> None:
-        now, acknowledged = self._loop.time(), self._body.acknowledged
-        if acknowledged is None or acknowledged != self._acknowledged:  # connecting has a timeout of its own
-            self._acknowledged, self._since = acknowledged, now
-        elif now - self._since >= self.timeout:
-            self._scope.cancel()
-            return
-        self._next = self._loop.call_later(self._timeouts.stall / _CHECKS_PER_STALL, self._check)
+def _is_processing(body: TarBody, target: Target) -> bool:
+    """Whether a registry has all bytes: it may still be passing them on to its storage."""
+    return target.credentials is not None and body.is_sent and body.acknowledged == body.size
 
 
 @asynccontextmanager
@@ -292,26 +319,35 @@ async def get(
     headers = {"Range": f"bytes={byte_range.start}-{byte_range.stop - 1}"}
     if etag and not etag.startswith("W/"):  # a weak ETag never matches (RFC 9110, 13.1.1)
         headers["If-Match"] = etag
-    try:
-        async with target.request("GET", _timeout(config, reading=True), headers=headers) as response:
-            if response.status == HTTPStatus.OK:
-                yield RangeResponse(False, response.content_length, response.headers.get("ETag"), response)
-            elif response.status == HTTPStatus.PARTIAL_CONTENT:
-                total = _total(response.headers, byte_range, request)
-                yield RangeResponse(True, total, response.headers.get("ETag"), response)
-            else:
-                text = await response.content.read(_MAX_ERROR_BODY)
-                raise _refused(target, request, response, text, None)
-    except asyncio.TimeoutError as error:
-        raise StalledError(f"{request}: no byte was transferred for {config.timeouts.stall:g} s") from error
-    except (aiohttp.ClientError, ConnectionError) as error:
-        raise _broken(target, request, error) from error
+    timeout, timeouts = _timeout(config, reading=True), config.timeouts
+    stalled = StalledError(f"{request}: no byte was transferred for {timeouts.stall:g} s")
+    scope = anyio.CancelScope()
+    watchdog = Watchdog(scope, timeouts.stall, lambda: timeouts.connect + timeouts.stall)
+    with scope:
+        try:
+            async with target.request("GET", timeout, headers=headers) as response:
+                if response.status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
+                    raise _refused(target, request, response, await read_body(response, MAX_ERROR_BODY), None)
+                watchdog.rest()
+                is_partial = response.status == HTTPStatus.PARTIAL_CONTENT
+                total = _total(response.headers, byte_range, request) if is_partial else response.content_length
+                yield RangeResponse(is_partial, total, response.headers.get("ETag"), response, watchdog)
+        except aiohttp.ConnectionTimeoutError as error:
+            raise _broken(target, request, error, timeout) from error
+        except asyncio.TimeoutError as error:
+            raise stalled from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise _broken(target, request, error, timeout) from error
+        finally:
+            watchdog.stop()
+    if scope.cancelled_caught:
+        raise stalled
 
 
 def _timeout(config: Config, *, reading: bool = False) -> aiohttp.ClientTimeout:
     """No total, which would count the body. While a body goes out, a silent server is normal: no read timeout."""
     stall = config.timeouts.stall if reading else None
-    return aiohttp.ClientTimeout(total=None, sock_connect=config.timeouts.connect, sock_read=stall)
+    return aiohttp.ClientTimeout(total=None, connect=config.timeouts.connect, sock_read=stall)
 
 
 def _total(headers: Mapping[str, str], asked: ByteRange, request: str) -> int:
@@ -364,7 +400,12 @@ def _refused(
     )
 
 
-def _broken(target: Target, request: str, error: Exception) -> APIConnectionError | PartError:
+def _broken(
+    target: Target, request: str, error: Exception, timeout: aiohttp.ClientTimeout
+) -> APIConnectionError | PartError:
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        message = no_connection(request, target, timeout)
+        return PartError(message) if target.credentials is None else APITimeoutError(message)
     if target.credentials is not None:
         return connection_error(target, error)
     return PartError(f"{request}: the connection to the storage broke: {describe(error)}")

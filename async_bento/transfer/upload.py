@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +21,18 @@ from async_bento._core.concurrency import for_each, shielded
 from async_bento._core.retry import Retries
 from async_bento._core.s3 import MAX_PARTS, MAX_PUT_SIZE, MIN_PART_SIZE, bare_etag, etag_of_parts
 from async_bento.config import MiB
-from async_bento.errors import APIError, APIResponseError, APIStatusError, BentoError, PartError, ServerError
+from async_bento.errors import (
+    APIError,
+    APIResponseError,
+    APIStatusError,
+    BentoError,
+    PartError,
+    ServerError,
+    StalledError,
+)
 from async_bento.rest.request_schemas import CompletePartSchema, FinishUploadSchema
 from async_bento.rest.responses import is_not_found
+from async_bento.rest.schemas import UPLOADED
 from async_bento.transfer.http import ByteRange, TarBody, get, put
 from async_bento.transfer.journal import Journal, JournalEntries, Source
 
@@ -52,6 +62,9 @@ REPORT_TIMEOUT = 5.0
 
 _STATUS_CHECKS = 10
 _STATUS_INTERVAL = 0.1  # seconds
+
+FRESH = 300.0
+"""Seconds that a presigned URL may wait for its turn. A Yatai's live an hour; the upload itself takes time, too."""
 
 _GONE = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE})
 
@@ -182,8 +195,11 @@ class Upload:
         while True:
             earlier_may_have_arrived = body.may_have_arrived
             try:
-                async with self.pool.slots:
-                    return await put(await target(), body, self.pool.config, part_number)
+                place, presigned = await target(), time.monotonic()
+                async with self.pool.slot(place):
+                    if time.monotonic() - presigned > FRESH:
+                        place = await target()
+                    return await put(place, body, self.pool.config, part_number)
             except Exception as error:
                 if _is_refusal(error):
                     body.may_have_arrived = earlier_may_have_arrived
@@ -211,7 +227,12 @@ class Upload:
 
         # No digest: the registry's own ETag need not be an MD5 of the body.
         body = TarBody(plan, ByteRange(0, plan.size), self.pool, self.progress, digest=False)
-        await self._put_object(body, target)
+        try:
+            await self._put_object(body, target)
+        except StalledError as error:  # the record decides: it was `uploading` before
+            record = await self.routes.get(self.name, self.version) if error.is_final else None
+            if record is None or record.upload_status != UPLOADED:
+                raise
         return UploadResult(plan.size, 1)
 
     async def _send_single(self, plan: TarPlan, url: SecretStr) -> UploadResult:

@@ -340,7 +340,7 @@ async def test_timeout_comes_from_argument_and_settings(registry_mock: RegistryM
     async with RestApiClient(ENDPOINT, TOKEN, 7) as client:
         await client.current_user()
     _, _, sent = registry_mock.only_request()
-    assert sent["timeout"] == aiohttp.ClientTimeout(total=7, sock_connect=10)
+    assert sent["timeout"] == aiohttp.ClientTimeout(total=7, connect=10)
 
 
 async def test_timeout_of_complete_multipart_upload_is_longer(registry_mock: RegistryMock) -> None:
@@ -350,7 +350,7 @@ async def test_timeout_of_complete_multipart_upload_is_longer(registry_mock: Reg
     async with RestApiClient(ENDPOINT, TOKEN, config=Config(timeouts={"api": 7, "complete": 70})) as client:
         await client.bentos.complete_multipart_upload("svc", "v1", "id", [])
     _, _, sent = registry_mock.only_request()
-    assert sent["timeout"] == aiohttp.ClientTimeout(total=70, sock_connect=10)
+    assert sent["timeout"] == aiohttp.ClientTimeout(total=70, connect=10)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])

@@ -1044,7 +1044,7 @@ async def test_upload_throttled_pauses_all_parts(start_proxy: StartProxy, make_c
 
 
 async def test_body_rewound_has_nothing_acknowledged(tmp_path: Path) -> None:
-    """Or the watchdog would take the wait for a throttled host, before a retry, for a stall."""
+    """Or the watchdog of the next attempt would begin with the bytes of the last one."""
     await asyncio.to_thread((tmp_path / "weights").write_bytes, b"weights")
     threads = Threads(1)
     plan = await threads.run(TarPlan.scan, tmp_path)

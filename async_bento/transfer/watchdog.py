@@ -1,0 +1,96 @@
+"""The watchdog of a transfer: which of its requests stand still."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import socket
+import sys
+import termios
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    import anyio
+
+_CHECKS_PER_STALL = 10  # how often the watchdog looks within the stall timeout
+_SO_NWRITE = 0x1024  # of macOS's sys/socket.h; Python has no name for it
+
+
+class Watchdog:
+    """Cancels a request in which no byte moves, from before it has a connection to the end of the response.
+
+    aiohttp has no timeout for a server that stops reading, and none that a byte of a header now and then does not
+    restart. `moved` tells how far the request is: for an upload what the peer has acknowledged, so that a connection
+    of one byte per second counts as alive, however much the buffers on the way hold. `patience` tells how many seconds
+    it may stand still, None while the peer is not waited for.
+
+    It counts its checks, not seconds: after a pause of the whole process, the peer has not been silent.
+    """
+
+    def __init__(
+        self,
+        scope: anyio.CancelScope,
+        stall: float,
+        patience: Callable[[], float | None],
+        moved: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self.exceeded = 0.0
+        """Seconds without a byte after which the request was cancelled."""
+        self._scope = scope
+        self._interval = stall / _CHECKS_PER_STALL
+        self._patience = patience
+        self._moved = moved
+        self._last = moved()
+        self._still = 0.0
+        self._is_waiting = True
+        self._next = self._schedule()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._next.cancel()
+
+    def rest(self) -> None:
+        """Do not count until `waiting`: the peer is not waited for."""
+        self._is_waiting = False
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """Count from 0 in this block, and rest after it."""
+        self._is_waiting, self._still = True, 0.0
+        try:
+            yield
+        finally:
+            self._is_waiting = False
+
+    def _schedule(self) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(self._interval, self._check)
+
+    def _check(self) -> None:
+        moved, patience = self._moved(), self._patience()
+        if moved != self._last or patience is None or not self._is_waiting:
+            self._last, self._still = moved, 0.0
+        else:
+            self._still += self._interval
+            if self._still >= patience:
+                self.exceeded = patience
+                self._scope.cancel()
+                return
+        self._next = self._schedule()
+
+
+def unacknowledged(transport: asyncio.WriteTransport) -> int | None:
+    """Bytes in the kernel that the peer has not acknowledged (tcp(7)); None where the system does not tell."""
+    if transport.is_closing():
+        return 0
+    queued = bytearray(4)
+    try:
+        connection = transport.get_extra_info("socket")
+        if sys.platform == "darwin":
+            return int(connection.getsockopt(socket.SOL_SOCKET, _SO_NWRITE))
+        fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, queued)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return int.from_bytes(queued, sys.byteorder)
