@@ -220,5 +220,11 @@ def _setting_variables() -> Iterator[tuple[str, str, str]]:
 def bentoml_home(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the directory of the local stores: `$BENTOML_HOME` with variables and `~` expanded, or `~/bentoml`."""
     # As in BentoML's `bentoml/_internal/configuration/containers.py`.
-    home = environ.get("BENTOML_HOME")
-    return Path(os.path.expandvars(home)).expanduser() if home else Path.home() / "bentoml"
+    home = os.path.expandvars(environ.get("BENTOML_HOME") or "~/bentoml")
+    try:
+        return Path(home).expanduser()
+    except RuntimeError as error:  # HOME is unset and the user has no passwd entry, as in a container with any user ID
+        raise ConfigError(
+            f"cannot find the local store in {home}: there is no such home directory. "
+            "Set BENTOML_HOME to an absolute path."
+        ) from error

@@ -492,13 +492,29 @@ def test_credentials_invalid_stored_endpoint_is_reported(log_in: Callable[..., N
         find_credentials("https://prod.example", environ=environ(home))
 
 
-@pytest.mark.parametrize("token", ["tk-5ecret\n", "tk\x7f5ecret", "tk-5ecret-é"])
+@pytest.mark.parametrize("token", ["tk-\n5ecret", "tk\x7f5ecret", "tk-5ecret-é"])
 def test_credentials_invalid_token_is_reported_but_not_shown(token: str, home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home, BENTO_CLOUD_API_KEY=token))
     assert str(caught.value) == (
         "invalid API token from BENTO_CLOUD_API_KEY: it has a line break or a character outside ASCII. Copy it again."
     )
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", " \n", "\t"])
+def test_credentials_of_secret_files_are_stripped(ends: str, home: Path, log_in: Callable[..., None]) -> None:
+    def found(endpoint: str | None = None, token: str | None = None, **variables: str) -> tuple[str, str]:
+        credentials = find_credentials(endpoint, token, environ=environ(home, **variables))
+        return credentials.endpoint, credentials.api_token.get_secret_value()
+
+    url, token = f"https://r.example{ends}", f" tk-5ecret{ends}"
+    expected = ("https://r.example", "tk-5ecret")
+    assert found(BENTO_CLOUD_API_ENDPOINT=url, BENTO_CLOUD_API_KEY=token) == expected
+    assert found(ASYNC_BENTO_ENDPOINT=url, ASYNC_BENTO_API_TOKEN=token) == expected
+    assert found(url, token) == expected
+    log_in(("default", url, token))
+    assert found() == expected
+    assert found(BENTO_CLOUD_API_KEY=ends) == expected  # an empty secret is no token
 
 
 # Endpoints

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import BashComplete, CompletionItem, get_completion_class
@@ -10,7 +10,9 @@ from click.shell_completion import BashComplete, CompletionItem, get_completion_
 from async_bento.errors import BentoError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
+
+    from async_bento.store.store import Store
 
 _PROGRAM = "async-bento"
 _VARIABLE = "_ASYNC_BENTO_COMPLETE"  # the name that click derives from the program's
@@ -47,14 +49,14 @@ def complete_bento(_context: click.Context, _parameter: click.Parameter, incompl
     """Complete the tag of a local bento."""
     from async_bento.store.store import BentoStore
 
-    return _complete_tag(BentoStore().path, incomplete)
+    return _complete_tag(BentoStore, incomplete)
 
 
 def complete_model(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the tag of a local model."""
     from async_bento.store.store import ModelStore
 
-    return _complete_tag(ModelStore().path, incomplete)
+    return _complete_tag(ModelStore, incomplete)
 
 
 def complete_context(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -68,11 +70,12 @@ def complete_context(_context: click.Context, _parameter: click.Parameter, incom
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-def _complete_tag(store: Path, incomplete: str) -> list[CompletionItem]:
+def _complete_tag(make_store: Callable[[], Store[Any]], incomplete: str) -> list[CompletionItem]:
     from async_bento.store.layout import list_tag_parts
 
     prefix = incomplete.partition(":")[0]
     try:
+        store = make_store().path
         names = [name for name in list_tag_parts(store) if name.startswith(prefix)]
         tags = [f"{name}:{version}" for name in names for version in list_tag_parts(store / name)]
     except BentoError:

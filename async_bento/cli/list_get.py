@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -92,10 +93,13 @@ async def _open_api(
 ) -> AsyncGenerator[tuple[AsyncBentoAPI | AsyncModelAPI, RestApiClient]]:
     from async_bento.api.async_api import AsyncBentoAPI
     from async_bento.rest.client import RestApiClient
+    from async_bento.store.store import BentoStore, ModelStore
 
+    # No store is used; the default ones require a home directory, which a user in a container may not have.
+    bento_store, model_store = BentoStore(os.devnull), ModelStore(os.devnull)
     async with (
         RestApiClient(registry.endpoint, context=registry.context) as client,
-        AsyncBentoAPI(client, progress=False) as api,
+        AsyncBentoAPI(client, bento_store=bento_store, model_store=model_store, progress=False) as api,
     ):
         yield api.models if word == "model" else api, client
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from async_bento.rest.credentials import (
     DEFAULT_ENDPOINT,
     Credentials,
     context_of_environment,
+    endpoint_of_environment,
     find_credentials,
     needs_contexts,
     overriding_variables,
@@ -142,22 +142,24 @@ def _find_credentials(endpoint: str | None, from_stdin: bool, earlier: Context |
             "no API token: standard input is not a terminal. "
             "Pipe the token in with --api-token-stdin, or set BENTO_CLOUD_API_KEY."
         )
-    endpoint = endpoint or os.environ.get("ASYNC_BENTO_ENDPOINT") or os.environ.get("BENTO_CLOUD_API_ENDPOINT")
+    endpoint = endpoint or endpoint_of_environment()
     if not endpoint:
         endpoint = earlier.endpoint if earlier else DEFAULT_ENDPOINT
         if not from_stdin:
             endpoint = click.prompt("Endpoint", default=endpoint, type=str)
-    endpoint = check_endpoint(endpoint)
-    token = (
-        sys.stdin.readline() if from_stdin else click.prompt("API token (hidden)", hide_input=True, err=True, type=str)
-    )
+    endpoint = check_endpoint(endpoint.strip())
+    token = _read_line() if from_stdin else click.prompt("API token (hidden)", hide_input=True, err=True, type=str)
     if not token.strip():
         raise ConfigError("no API token: the input is empty. Enter or pipe in a token.")
     return find_credentials(endpoint, token.strip())
 
 
 def _can_prompt() -> bool:
-    return sys.stdin.isatty()
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _read_line() -> str:
+    return "" if sys.stdin is None else sys.stdin.readline()  # None if standard input is closed
 
 
 async def _fetch_user(credentials: Credentials) -> UserSchema:

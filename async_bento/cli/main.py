@@ -10,6 +10,7 @@ import click
 
 from async_bento._core.version import __version__
 from async_bento.cli.errors import INTERRUPTED, exit_code, interruption_message, is_reported
+from async_bento.cli.process import process_errors
 from async_bento.errors import BentoError
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class LazyGroup(click.Group):
 
 class RootGroup(LazyGroup):
     """The root group; it turns errors into one line on standard error and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the arguments and run a command."""
+        with process_errors():
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command."""

@@ -113,7 +113,7 @@ def fit_widths(widths: Sequence[int], columns: int) -> list[int]:
 
 def terminal_width() -> int | None:
     """Get the columns of standard output; None if it is not a terminal."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
 
 
 def _record_as_json(record: ItemSchema) -> dict[str, object]:

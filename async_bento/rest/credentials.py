@@ -66,17 +66,27 @@ def needs_contexts(
     api_token: str | None = None, context: str | None = None, environ: Mapping[str, str] = os.environ
 ) -> bool:
     """Whether `find_credentials` has to read `.yatai.yaml`, which blocks."""
-    return bool(context) or not (api_token or any(environ.get(name) for name in _TOKEN_VARIABLES))
+    return bool(context) or not (_strip(api_token) or any(_strip(environ.get(name)) for name in _TOKEN_VARIABLES))
 
 
 def context_of_environment(environ: Mapping[str, str] = os.environ) -> str | None:
     """The context that `BENTOML_CLOUD_CONTEXT` names (BentoML's `--context` sets it), or None."""
-    return environ.get(_CONTEXT_VARIABLE) or None
+    return _strip(environ.get(_CONTEXT_VARIABLE)) or None
+
+
+def endpoint_of_environment(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The endpoint that a variable names, or None."""
+    return next(filter(None, (_strip(environ.get(name)) for name in _ENDPOINT_VARIABLES)), None)
+
+
+def _strip(value: str | None) -> str:
+    """Strip a token or an endpoint: a secret of Kubernetes and a file often end in a newline."""
+    return (value or "").strip()
 
 
 def overriding_variables(current: str, environ: Mapping[str, str] = os.environ) -> list[str]:
     """The variables that take precedence over the current context."""
-    overriding = [name for name in (*_TOKEN_VARIABLES, *_ENDPOINT_VARIABLES) if environ.get(name)]
+    overriding = [name for name in (*_TOKEN_VARIABLES, *_ENDPOINT_VARIABLES) if _strip(environ.get(name))]
     if context_of_environment(environ) not in {None, current}:
         overriding.append(_CONTEXT_VARIABLE)
     return overriding
@@ -93,12 +103,15 @@ def find_credentials(
     A token that was stored or set together with an endpoint is sent to that endpoint only: if a stronger source names
     another endpoint, ConfigError is raised. `context` names a context of `.yatai.yaml`.
     """
-    path = contexts_path(environ)
 
     def from_context(name: str | None) -> Credentials | None:
+        path = contexts_path(environ)
         known = read_contexts(path)
         found = known.get(name, path) if name else known.find(known.current_context_name)
-        return Credentials(found.endpoint, found.api_token, f"context {found.name!r} in {path}") if found else None
+        if found is None:
+            return None
+        token = SecretStr(_strip(found.api_token.get_secret_value()))
+        return Credentials(_strip(found.endpoint), token, f"context {found.name!r} in {path}")
 
     def from_selected_context() -> Credentials | None:
         name = context_of_environment(environ)
@@ -106,9 +119,11 @@ def find_credentials(
             return from_context(name)
 
     def from_variables(token_variable: str, endpoint_variable: str) -> Credentials | None:
-        token = environ.get(token_variable)
-        return Credentials(environ.get(endpoint_variable, ""), SecretStr(token), token_variable) if token else None
+        token = _strip(environ.get(token_variable))
+        endpoint = _strip(environ.get(endpoint_variable))
+        return Credentials(endpoint, SecretStr(token), token_variable) if token else None
 
+    api_token = _strip(api_token)
     named = from_context(context) if context else None
     found = (
         (Credentials("", SecretStr(api_token), "the api_token argument") if api_token else None)
@@ -119,15 +134,14 @@ def find_credentials(
     )
     if found is None:
         raise ConfigError(
-            f"no API token: no argument, variable or context of {path} has one. Pass api_token=, set "
+            f"no API token: no argument, variable or context of {contexts_path(environ)} has one. Pass api_token=, set "
             f"BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT for a registry other than {DEFAULT_ENDPOINT}), or log "
             "in with `async-bento login`."
         )
     selected = (
-        endpoint
+        _strip(endpoint)
         or (named.endpoint if named else None)
-        or environ.get("ASYNC_BENTO_ENDPOINT")
-        or environ.get("BENTO_CLOUD_API_ENDPOINT")
+        or endpoint_of_environment(environ)
         or found.endpoint
         or DEFAULT_ENDPOINT
     )

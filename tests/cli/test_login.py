@@ -129,6 +129,25 @@ def test_login_keeps_env_token_from_other_endpoints(served: LocalRegistry, path:
     assert "to https://evil.example: it is for " in result.stderr
 
 
+def test_login_strips_the_token_of_a_variable(
+    served: LocalRegistry, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENTO_CLOUD_API_KEY", f"{served.api_token}\n")
+    assert run("login").exit_code == 0
+    assert read_contexts(path).contexts[0].api_token.get_secret_value() == served.api_token
+
+
+def test_login_without_standard_input_states_a_remedy(path: Path) -> None:
+    result = subprocess.run(
+        ["sh", "-c", 'exec "$0" -m async_bento login --endpoint https://r.example "$@" <&-', sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, path.exists()) == (2, False)
+    assert result.stderr.startswith("Error: no API token: standard input is not a terminal. Pipe the token in")
+
+
 def test_login_with_rejected_token_stores_nothing(registry: LocalRegistry, path: Path) -> None:
     result = run("login", "--endpoint", registry.endpoint, "--api-token-stdin", typed="tk-5ecret\n")
     assert (result.exit_code, result.stdout, path.exists()) == (4, "", False)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tarfile
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -36,6 +37,8 @@ EXTENSIONS = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNA
 """Types of the headers that describe the next member."""
 
 _GNU_LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
+# Names are UTF-8. Where file names are ASCII, as in the C locale, the same bytes are written by way of surrogates.
+_ENCODING = "ascii" if sys.getfilesystemencoding() == "ascii" else "utf-8"
 _SIZE_FIELD = slice(124, 136)
 _OCTAL = re.compile(rb" *[0-7]* *(\0.*)?", re.DOTALL)
 _BASE_256 = (b"\x80", b"\xff")  # first byte of a binary number in GNU tar: positive, negative
@@ -67,7 +70,7 @@ class Member(NamedTuple):
 def parse_block(block: bytes) -> tarfile.TarInfo:
     """Parse a header block of 512 bytes that are not all zero."""
     try:
-        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        header = tarfile.TarInfo.frombuf(block, _ENCODING, "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
         raise UnsafeArchiveError(f"not a tar, or a corrupt tar ({error})") from error
     size = block[_SIZE_FIELD]
@@ -115,7 +118,7 @@ def _pax_records(payload: bytes) -> dict[str, str]:
 
 
 def _decode(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
+    return raw.decode(_ENCODING, "surrogateescape")
 
 
 def parse_member(header: tarfile.TarInfo, records: Mapping[str, str], limits: Limits) -> Member:

@@ -1,0 +1,160 @@
+"""The `async-bento` command in unusual processes: closed or full output, no home directory, ASCII locales."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.builders import make_bento
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from async_bento.registry.server import LocalRegistry
+
+# A user without a passwd entry: what `os.path.expanduser` asks.
+NO_HOME = """
+import os, pwd
+def missing(_): raise KeyError
+pwd.getpwuid = missing
+os.environ.pop("HOME", None)
+"""
+
+COMMAND = f"{NO_HOME}from async_bento.cli import main; main()"
+
+LIST_WITH_STORES = f"""{NO_HOME}
+import sys
+from async_bento import BentoAPI, BentoStore, ModelStore
+_, endpoint, token, home = sys.argv
+stores = dict(bento_store=BentoStore(f"{{home}}/bentos"), model_store=ModelStore(f"{{home}}/models"))
+with BentoAPI(endpoint=endpoint, api_token=token, progress=False, **stores) as api:
+    print(len(api.list().items), api.push("svc:v1").tag)
+"""
+
+
+def run(*arguments: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command, with a redirection of the shell."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$0" -m async_bento "$@" {redirect}', sys.executable, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def run_code(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.fixture
+def pushed(served: LocalRegistry, home: Path) -> LocalRegistry:
+    """A registry with a bento that has non-ASCII labels and files."""
+    make_bento(home, "svc:v1", {"src/é日本.txt": b"text"}, labels={"team": "→日本"})
+    assert run("push", "svc:v1").returncode == 0
+    return served
+
+
+@pytest.mark.parametrize("command", ["list", "get svc:v1", "doctor", "--help"])
+def test_closed_output_is_no_error(pushed: LocalRegistry, command: str) -> None:
+    result = run(*command.split(), redirect=">&-")
+    assert "Traceback" not in result.stderr
+    assert result.returncode == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")  # noqa: PTH110 - at import
+@pytest.mark.parametrize("command", ["list", "get svc:v1 --json", "doctor", "--help"])
+def test_full_output_exits_1_with_one_line(pushed: LocalRegistry, command: str) -> None:
+    result = run(*command.split(), redirect=">/dev/full")
+    *_, line = result.stderr.splitlines()
+    assert (line, result.returncode) == (
+        "Error: cannot write the output: No space left on device. Check the disk or the program that reads it.",
+        1,
+    )
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")  # noqa: PTH110 - at import
+def test_full_standard_error_exits_1(pushed: LocalRegistry) -> None:
+    assert run("get", "missing", redirect="2>/dev/full").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("list", 0),
+        ("get svc:v1", 0),
+        ("models list", 0),
+        ("push svc:v1", 2),
+        ("pull svc:v1", 2),
+        ("login", 2),
+        ("context list", 2),
+        ("doctor", 2),
+        ("completion bash", 0),
+    ],
+)
+def test_no_home_is_named_where_a_command_needs_one(pushed: LocalRegistry, command: str, status: int) -> None:
+    result = run_code(COMMAND, *command.split(), BENTOML_HOME="")
+    assert (result.returncode, "Traceback" in result.stderr) == (status, False), result.stderr
+    if status:
+        assert (
+            "cannot find the local store in ~/bentoml: there is no such home directory. "
+            "Set BENTOML_HOME to an absolute path."
+        ) in result.stdout + result.stderr
+
+
+def test_no_home_with_bentoml_home_pulls(pushed: LocalRegistry, tmp_path: Path) -> None:
+    result = run_code(COMMAND, "pull", "svc:v1", BENTOML_HOME=str(tmp_path / "other"))
+    assert (result.returncode, result.stdout) == (0, f"svc:v1 is in {tmp_path}/other/bentos/svc/v1\n")
+
+
+def test_no_home_with_stores_lists_and_pushes(served: LocalRegistry, home: Path) -> None:
+    make_bento(home)
+    result = run_code(
+        LIST_WITH_STORES, served.endpoint, served.api_token, str(home), BENTOML_HOME="", BENTO_CLOUD_API_KEY=""
+    )
+    assert result.stdout == "0 svc:v1\n", result.stderr
+
+
+def test_ascii_locale_pulls_the_same_names(pushed: LocalRegistry, home: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    result = run("pull", "svc:v1", BENTOML_HOME=str(other), LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    directories = [os.fsencode(root / "bentos/svc/v1/src") for root in (home, other)]
+    assert os.listdir(directories[1]) == os.listdir(directories[0]) == ["é日本.txt".encode()]  # noqa: PTH208 - bytes
+
+
+def test_ascii_locale_pushes_the_same_names(pushed: LocalRegistry, home: Path) -> None:
+    result = run("push", "svc:v1", "--force", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_output_escapes_what_its_encoding_lacks(pushed: LocalRegistry, encoding: str) -> None:
+    result = run("get", "svc:v1", PYTHONIOENCODING=encoding)
+    assert (result.returncode, result.stderr) == (0, "")
+    # click takes ASCII for a wrong configuration, and writes UTF-8.
+    assert ("team=→日本" if encoding == "ascii" else "team=\\u2192\\u65e5\\u672c") in result.stdout
+
+
+def test_output_keeps_the_bytes_of_paths(pushed: LocalRegistry, tmp_path: Path) -> None:
+    other = os.fsencode(tmp_path) + b"/b\xe9"
+    result = subprocess.run(
+        [sys.executable, "-m", "async_bento", "pull", "svc:v1"],
+        env={**os.environb, b"BENTOML_HOME": other},
+        capture_output=True,
+        check=False,
+    )
+    assert result.stdout == b"svc:v1 is in " + other + b"/bentos/svc/v1\n", result.stderr
