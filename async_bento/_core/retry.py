@@ -37,6 +37,9 @@ never seen before will refuse the next one too."""
 BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 """Statuses by which a server asks all of its clients to slow down."""
 
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"})
+"""OpenSSL's reasons, by version, for an answer that is not TLS."""
+
 _TRANSIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
@@ -73,9 +76,15 @@ def _is_refused_on_the_way(error: BaseException) -> bool:
     """Whether TLS or a proxy refused the connection: an untrusted certificate, or a proxy that wants a password."""
     return any(
         isinstance(cause, ssl.SSLCertVerificationError)
+        or lacks_tls(cause)
         or getattr(cause, "status", None) == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
         for cause in _causes(error)
     )
+
+
+def lacks_tls(error: BaseException) -> bool:
+    """Whether the handshake failed since the server does not use TLS: a plain HTTP port."""
+    return getattr(getattr(error, "os_error", None), "reason", None) in _NO_TLS
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -18,7 +18,7 @@ from async_bento.cli.errors import exit_code
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
 from async_bento.cli.output import wrap
 from async_bento.config import BENTOML_VERSION, Config, GiB, bentoml_home
-from async_bento.errors import APIError, AuthenticationError, BentoError, StoreError
+from async_bento.errors import APIError, AuthenticationError, BentoError, ConfigError, StoreError
 from async_bento.rest.client import RestApiClient
 from async_bento.store.store import BentoStore, ModelStore
 
@@ -93,7 +93,7 @@ async def _check_registry(endpoint: str | None, context: str | None) -> AsyncGen
     async with client:
         try:
             probe = await client.probe()
-        except APIError as error:
+        except (APIError, ConfigError) as error:
             yield Check(
                 "endpoint", _with_remedy(error, "Check the URL, and whether a proxy or a VPN is needed."), error
             )

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl as ssl_module
 import sys
 import weakref
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from async_bento._core.retry import seconds_to_wait
+from async_bento._core.retry import lacks_tls, seconds_to_wait
 from async_bento._core.urls import origin, without_queries
 from async_bento._core.version import __version__
 from async_bento.config import KiB
 from async_bento.errors import APIConnectionError, APITimeoutError
+from async_bento.rest.proxies import check_proxy, proxy_of_environment
 
 if TYPE_CHECKING:
-    import ssl as ssl_module
     from collections.abc import AsyncGenerator, Generator, Mapping
 
     from async_bento._core.retry import HostThrottle
@@ -128,7 +128,7 @@ class Connections:
         throttle: HostThrottle,
     ) -> None:
         self._caller_session = caller_session
-        self._proxy = proxy
+        self._proxy = None if proxy is None else check_proxy(proxy, "the argument proxy")
         self._ssl = ssl
         self._throttle = throttle
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -230,39 +230,49 @@ def no_connection(request: str, target: Target, timeout: aiohttp.ClientTimeout) 
 
 def connection_error(target: Target, error: Exception) -> APIConnectionError:
     """The error for a connection to the registry that was not made, or broke."""
-    place = origin(str(target))
-    if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno or 0  # asyncio's text names the address, not the reason
-        reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
-        hint = "Check that the registry is running and that the endpoint is right."
-        if target.proxy is not None and error.host == URL(target.proxy).host:
-            place += f" through the proxy at {error.host}:{error.port}"
-            hint = "Check the proxy."
-        elif isinstance(error, aiohttp.ClientSSLError):
-            reason = error.os_error.strerror or str(error.os_error)  # OpenSSL's error numbers are not errno's
-            hint = "If its certificate is from a private authority, pass ssl= or set SSL_CERT_FILE."
-        return APIConnectionError(f"cannot reach the registry at {place}: {reason}. {hint}")
+    return APIConnectionError(explain_failure(target, error))
+
+
+def explain_failure(target: Target, error: Exception) -> str:
+    """Why a connection to the registry or its storage was not made, or broke, and what to check."""
+    server = "storage" if target.credentials is None else "registry"
+    place = f"the {server} at {origin(str(target))}"
+    proxy = URL(target.proxy or "")
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        proxy = URL(target.proxy or "")
-        return APIConnectionError(
-            f"cannot reach the registry at {place}: the proxy at {proxy.host}:{proxy.port} answered "
-            f"{error.status} {error.message}. Check the proxy and its password."
+        return (
+            f"cannot reach {place}: the proxy at {proxy.host}:{proxy.port} answered {error.status} {error.message}. "
+            "Check the proxy and its password."
         )
-    return APIConnectionError(f"the connection to the registry at {place} broke: {describe(error)}")
+    if not isinstance(error, aiohttp.ClientConnectorError):
+        return f"the connection to {place} broke: {describe(error)}"
+    number = 0 if isinstance(error, aiohttp.ClientSSLError) else error.os_error.errno or 0
+    # asyncio's text names the address, not the reason
+    reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
+    if target.proxy is not None and (error.host, error.port) == (proxy.host, proxy.port):
+        return f"cannot reach {place} through the proxy at {proxy.host}:{proxy.port}: {reason}. Check the proxy."
+    if lacks_tls(error):
+        where = "endpoint" if server == "registry" else "storage settings of the registry"
+        return (
+            f"cannot reach {place}: the server does not use TLS on this port. "
+            f"Use an http URL, or the port for https, in the {where}."
+        )
+    return f"cannot reach {place}: {reason}. {_check(server, error)}"
+
+
+def _check(server: str, error: aiohttp.ClientConnectorError) -> str:
+    """What to check where the server was not reached."""
+    if isinstance(error.os_error, ssl_module.SSLCertVerificationError):
+        return "If its certificate is from a private authority, pass ssl= or set SSL_CERT_FILE."
+    if isinstance(error, aiohttp.ClientSSLError):
+        return f"Check the TLS settings of the {server}."
+    if server == "registry":
+        return "Check that the registry is running and that the endpoint is right."
+    return "Check that the storage is running and that this machine can reach it."
 
 
 def describe(error: BaseException) -> str:
     """The text of a foreign exception without presigned queries, or the name of its class if it has none."""
     return without_queries(str(error)) or type(error).__name__
-
-
-def proxy_of_environment(url: URL) -> str | None:
-    """The proxy that `HTTPS_PROXY` and similar variables name for a URL.
-
-    aiohttp's `trust_env` would also read netrc and send its password to the storage.
-    """
-    proxy = None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy  # curl accepts it without a scheme, too
 
 
 def split_proxy_auth(proxy: str | None) -> tuple[URL | None, dict[str, str]]:

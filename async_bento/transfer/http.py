@@ -28,7 +28,7 @@ from async_bento.errors import (
     TransferError,
 )
 from async_bento.rest.responses import RawResponse, is_markup, status_error
-from async_bento.rest.transport import MAX_ERROR_BODY, connection_error, describe, no_connection, read_body
+from async_bento.rest.transport import MAX_ERROR_BODY, connection_error, explain_failure, no_connection, read_body
 from async_bento.transfer.watchdog import Watchdog, unacknowledged
 
 if TYPE_CHECKING:
@@ -408,4 +408,4 @@ def _broken(
         return PartError(message) if target.credentials is None else APITimeoutError(message)
     if target.credentials is not None:
         return connection_error(target, error)
-    return PartError(f"{request}: the connection to the storage broke: {describe(error)}")
+    return PartError(f"{request}: {explain_failure(target, error)}")

@@ -1,0 +1,194 @@
+"""The proxy of a request, by argument and environment, and connections that TLS or a proxy refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from pydantic import SecretStr
+
+from async_bento import APIConnectionError, BentoError, Config, ConfigError, RestApiClient
+from async_bento.cli.main import main
+from tests.cli_runner import make_runner
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from async_bento.registry.server import LocalRegistry
+
+TOKEN = "tk-5ecret-of-the-registry"
+PROXY = "http://proxy.example:3128"
+THREE_TRIES = Config(retry={"attempts": 3, "wait_initial": 0, "wait_max": 0})
+
+
+async def proxy_for(url: str) -> str | None:
+    """The proxy of a request to a registry."""
+    async with RestApiClient(url, TOKEN) as client:
+        return client.bentos.session.registry_target("auth/current").proxy
+
+
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_all_proxy_is_used_for_every_scheme(variable: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, PROXY)
+    assert await proxy_for(f"{scheme}://registry.example") == PROXY
+
+
+async def test_all_proxy_yields_to_the_proxy_of_the_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://all.example:3128")
+    monkeypatch.setenv("HTTPS_PROXY", PROXY)
+    assert await proxy_for("https://registry.example") == PROXY
+
+
+EXCLUDED = [
+    ("registry.example:443", "https://registry.example"),
+    ("registry.example:3000", "http://registry.example:3000"),
+    (".example:3000", "http://registry.example:3000"),
+    ("other.example, *", "https://registry.example"),
+    ("*.example", "https://registry.example"),
+    ("https://registry.example", "https://registry.example"),
+    ("10.0.0.0/8", "http://10.1.2.3:3000"),
+    ("10.1.2.3:3000", "http://10.1.2.3:3000"),
+    ("fd00::/8", "http://[fd00::1]:3000"),
+    ("[::1]:3000", "http://[::1]:3000"),
+    ("::1", "http://[::1]:3000"),
+    ("EXAMPLE", "https://registry.example"),
+    ("registry.example.", "https://registry.example"),
+]
+INCLUDED = [
+    ("registry.example:80", "https://registry.example"),
+    ("registry.example:3000", "http://registry.example:3001"),
+    ("istry.example", "https://registry.example"),
+    ("http://registry.example", "https://registry.example"),
+    ("10.0.0.0/8", "http://11.1.2.3:3000"),
+    ("10.0.0.0/99", "http://10.0.0.1:3000"),
+    ("[::1]:3000", "http://[::1]:3001"),
+    (",,  ,", "https://registry.example"),
+    ("registry.example:", "https://registry.example"),
+]
+
+
+@pytest.mark.parametrize(("no_proxy", "url"), EXCLUDED)
+async def test_no_proxy_excludes_by_name_port_and_network(
+    no_proxy: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", PROXY)
+    monkeypatch.setenv("HTTPS_PROXY", PROXY)
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    assert await proxy_for(url) is None
+
+
+@pytest.mark.parametrize(("no_proxy", "url"), INCLUDED)
+async def test_no_proxy_of_another_host_or_port_is_ignored(
+    no_proxy: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", PROXY)
+    monkeypatch.setenv("HTTPS_PROXY", PROXY)
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    assert await proxy_for(url) == PROXY
+
+
+# Proxies that cannot be used
+
+
+async def failure(url: str) -> BaseException | None:
+    """The error of a request to a registry, whatever its type."""
+    async with RestApiClient(url, TOKEN, config=THREE_TRIES) as client:
+        try:
+            await client.current_user()
+        except Exception as error:  # noqa: BLE001 - its type is what the tests look at
+            return error
+    return None
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h", "socks4", "socks"])
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "http_proxy"])
+async def test_proxy_of_socks_is_refused_by_name(scheme: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, f"{scheme}://ada:5ecret@127.0.0.1:1080")
+    error = await failure("http://127.0.0.1:9")
+    assert isinstance(error, ConfigError)
+    assert str(error) == (
+        f"cannot use the proxy in {variable}: SOCKS proxies are not supported. "
+        "Use the URL of an HTTP proxy instead, or exclude the host by NO_PROXY."
+    )
+
+
+MALFORMED = ["http://[::1", "http://", "http://proxy.example:port", "ftp://proxy.example:21", "http://a b:1", "//"]
+
+
+@pytest.mark.parametrize("proxy", MALFORMED)
+async def test_proxy_malformed_is_a_config_error(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy.replace("://", "://ada:5ecret@"))
+    error = await failure("http://127.0.0.1:9")
+    assert isinstance(error, ConfigError)
+    assert str(error).startswith("invalid proxy in HTTP_PROXY: it is not the URL of a proxy. Use a URL like http://")
+    assert "5ecret" not in f"{error}{error.__cause__}"
+
+
+@pytest.mark.parametrize(("proxy", "message"), [("socks5://127.0.0.1:1080", "SOCKS"), ("http://[::1", "invalid proxy")])
+def test_proxy_argument_unusable_is_refused_at_once(proxy: str, message: str) -> None:
+    error: BaseException | None = None
+    try:
+        RestApiClient("http://127.0.0.1:9", TOKEN, proxy=proxy)
+    except ConfigError as refused:
+        error = refused
+    assert message in str(error)
+    assert "the argument proxy" in str(error)
+
+
+@pytest.mark.parametrize("command", [["list"], ["doctor"]])
+@pytest.mark.parametrize("proxy", ["socks5h://127.0.0.1:1080", "http://[::1"])
+def test_command_with_unusable_proxy_says_so(
+    command: list[str], proxy: str, served: LocalRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    done = make_runner().invoke(main, command)
+    assert done.exit_code == 2
+    assert "proxy in http_proxy" in " ".join(done.output.split())
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "http://[::1"])
+async def test_proxy_unusable_for_storage_is_config_error(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with RestApiClient("https://registry.example", TOKEN) as client:
+        monkeypatch.setenv("http_proxy", proxy)
+        error: BaseException | None = None
+        try:
+            client.bentos.session.storage_target(SecretStr("http://storage.example/key?signature=5ecret"))
+        except Exception as refused:  # noqa: BLE001 - its type is what is looked at
+            error = refused
+    assert isinstance(error, ConfigError)
+
+
+# TLS
+
+
+async def test_https_to_plain_port_is_no_certificate_problem(serve: Callable[..., Awaitable[str]]) -> None:
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.json_response({"name": "ada"})
+
+    endpoint = (await serve(answer)).replace("http://", "https://")
+    error = await failure(endpoint)
+    assert isinstance(error, APIConnectionError)
+    assert str(error) == (
+        f"cannot reach the registry at {endpoint}: the server does not use TLS on this port. "
+        "Use an http URL, or the port for https, in the endpoint."
+    )
+
+
+async def test_https_to_plain_port_is_tried_once() -> None:
+    connections = 0
+
+    async def count(reader: Any, writer: Any) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.read(100)
+        writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(count, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert isinstance(await failure(f"https://127.0.0.1:{port}"), BentoError)
+    assert connections == 1
