@@ -136,6 +136,9 @@ class RestSession:
                 "cannot use the registry's presigned URL: it is not an http or https URL. "
                 "Check the storage settings of the registry."
             )
+        endpoint = self.endpoint
+        if url.scheme == "http" and endpoint.startswith("https:"):
+            _warn_of_plain_storage(origin(endpoint), origin(str(url)))
         return self._connections.target(url, {}, None)
 
 
@@ -147,6 +150,17 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+@cache
+def _warn_of_plain_storage(registry: str, storage: str) -> None:
+    """Warn once per storage and process; the bytes are transferred all the same."""
+    logger.warning(
+        "the registry at %s presigns URLs without TLS for its storage at %s: anyone on the way can read the bytes. "
+        "Set https in the storage settings of the registry.",
+        registry,
+        storage,
+    )
 
 
 @cache

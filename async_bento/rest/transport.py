@@ -8,7 +8,8 @@ import ssl as ssl_module
 import sys
 import weakref
 from contextlib import asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -19,7 +20,7 @@ from async_bento._core.retry import lacks_tls, seconds_to_wait
 from async_bento._core.urls import origin, without_queries
 from async_bento._core.version import __version__
 from async_bento.config import KiB
-from async_bento.errors import APIConnectionError, APITimeoutError
+from async_bento.errors import APIConnectionError, APITimeoutError, PartError
 from async_bento.rest.proxies import check_proxy, proxy_of_environment
 
 if TYPE_CHECKING:
@@ -32,6 +33,16 @@ AUTH_HEADER = "X-YATAI-API-TOKEN"
 """The header of the token, for Yatai and BentoCloud (`bentoml/_internal/cloud/client.py`)."""
 
 USER_AGENT = f"async-bento/{__version__} python/{sys.version_info.major}.{sys.version_info.minor}"
+
+_MAX_REDIRECTS = 5
+_REDIRECTS = frozenset(
+    {
+        HTTPStatus.MOVED_PERMANENTLY,
+        HTTPStatus.FOUND,
+        HTTPStatus.TEMPORARY_REDIRECT,
+        HTTPStatus.PERMANENT_REDIRECT,
+    }
+)
 
 READ_BUFFER = 256 * KiB
 """Bytes a connection may hold before they are read; more than aiohttp's 64 KiB causes fewer wake-ups."""
@@ -57,6 +68,8 @@ class Target:
     credentials: Credentials | None  # None for a storage: only the registry gets the token
     throttle: HostThrottle = field(repr=False)
     connections: asyncio.Semaphore | None = field(repr=False)  # bounds those to the registry; None for a storage
+    owner: Connections = field(repr=False)
+    redirects: int = 0  # that led here
 
     def __str__(self) -> str:
         """The URL, without secrets."""
@@ -91,7 +104,8 @@ class Target:
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """Send one request; the caller has waited for its turn. The errors are aiohttp's, without secrets.
 
-        Redirects are not followed: neither the token nor a presigned query may reach another host.
+        Redirects are not followed: neither the token nor a presigned query may reach another host. `redirected` has the
+        target of a storage's redirect.
         """
         proxy, proxy_auth = split_proxy_auth(self.proxy)
         is_tunnel = self.url.scheme == "https"  # the proxy reads the CONNECT; for http it reads the request itself
@@ -115,6 +129,33 @@ class Target:
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             _remove_secrets(error)
             raise
+
+    def redirected(self, status: int, location: str | None) -> Target | None:
+        """The target that a storage redirects to, as S3 does for new buckets and other regions; None for no redirect.
+
+        The method, the body and the Range are to be sent again; the query is the redirect's own.
+        """
+        if self.credentials is not None or status not in _REDIRECTS or not location:
+            return None
+        try:
+            url = self.url.join(URL(location, encoded=True))
+            usable = url.scheme in {"http", "https"} and bool(url.host and url.port)
+        except ValueError:
+            url, usable = self.url, False
+        if not usable:
+            problem = "to something that is not an http or https URL"
+        elif self.url.scheme == "https" and url.scheme == "http":
+            problem = "from https to http"
+        elif self.redirects == _MAX_REDIRECTS:
+            problem = f"more than {_MAX_REDIRECTS} times"
+        else:
+            target = self.owner.target(url.with_user(None), {}, None)
+            return replace(target, redirects=self.redirects + 1)
+        raise PartError(
+            f"{self}: the storage redirects {problem}, which is not followed. "
+            "Check the storage settings of the registry.",
+            status=status,
+        )
 
 
 class Connections:
@@ -153,6 +194,7 @@ class Connections:
             credentials=credentials,
             throttle=self._throttle,
             connections=None if credentials is None else self._limits[is_transfer],
+            owner=self,
         )
 
     def _enter_loop(self) -> asyncio.AbstractEventLoop:

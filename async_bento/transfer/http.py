@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -244,9 +244,14 @@ async def put(target: Target, body: TarBody, config: Config, part_number: int | 
 
     Where the request fails, the body is rewound, and so is the progress that it reported.
     """
-    request = f"{target}" if part_number is None else f"{target} (part {part_number})"
     try:
-        etag = await _put(target, body, config, request, part_number)
+        while True:
+            request = f"{target}" if part_number is None else f"{target} (part {part_number})"
+            try:
+                etag = await _put(target, body, config, request, part_number)
+                break
+            except _RedirectError as redirect:
+                target = redirect.target
         if part_number is not None and not etag:
             raise IntegrityError(f"{request}: the storage sent no ETag, but the upload cannot be completed without one")
     except BaseException:
@@ -315,6 +320,20 @@ async def get(
     target: Target, byte_range: ByteRange, config: Config, *, etag: str | None = None
 ) -> AsyncGenerator[RangeResponse]:
     """GET a range once (RFC 9110, 14); the object may end before `stop`, and must still have `etag`, if given."""
+    async with AsyncExitStack() as stack:
+        while True:
+            try:
+                received = await stack.enter_async_context(_get(target, byte_range, config, etag))
+                break
+            except _RedirectError as redirect:
+                target = redirect.target
+        yield received
+
+
+@asynccontextmanager
+async def _get(
+    target: Target, byte_range: ByteRange, config: Config, etag: str | None
+) -> AsyncGenerator[RangeResponse]:
     request = str(target)
     headers = {"Range": f"bytes={byte_range.start}-{byte_range.stop - 1}"}
     if etag and not etag.startswith("W/"):  # a weak ETag never matches (RFC 9110, 13.1.1)
@@ -382,11 +401,21 @@ def _has_opaque_etag(headers: Mapping[str, str]) -> bool:
     )
 
 
+class _RedirectError(PartError):
+    """The storage has redirected a request, which has moved no byte yet."""
+
+    def __init__(self, target: Target, status: int) -> None:
+        super().__init__(f"redirected to {target}", status=status)
+        self.target = target
+
+
 def _refused(
     target: Target, request: str, response: aiohttp.ClientResponse, body: bytes, part_number: int | None
 ) -> BentoError:
     if target.credentials is not None:
         return status_error(RawResponse(response.status, response.headers, body, request), target.credentials)
+    if redirected := target.redirected(response.status, response.headers.get("Location")):
+        return _RedirectError(redirected, response.status)
     code = _ERROR_CODE.search(body.decode(errors="replace"))
     reason = ": ".join(filter(None, code.groups())) if code else response.reason or ""
     message = f"{request}: the storage refused the request: {response.status} {without_queries(reason)}".rstrip()

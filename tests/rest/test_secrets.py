@@ -135,7 +135,7 @@ async def test_presigned_query_is_removed_from_aiohttp_errors(
     assert SIGNATURE not in all_texts(caught.value)
 
 
-async def test_upload_to_storage_follows_no_redirect(serve: Serve) -> None:
+async def test_request_to_storage_follows_no_redirect_itself(serve: Serve) -> None:
     elsewhere = Recorder()
     target = await serve(elsewhere)
     storage = Recorder(lambda request: web.Response(status=307, headers={"Location": target}))

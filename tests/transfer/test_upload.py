@@ -456,17 +456,6 @@ async def test_upload_retry_after_above_limit_fails(
     assert len(proxy.matching("PUT blob")) == 1
 
 
-async def test_upload_redirect_is_not_followed(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
-    make_model(home)
-    proxy = await start_proxy("auto")
-    proxy.add_fault(PUT, refuse(307, code="TemporaryRedirect", headers={"Location": f"{proxy.endpoint}/stolen?x=1"}))
-
-    with pytest.raises(PartError, match="307"):
-        await make_client(proxy).models.push("mod:m1")
-
-    assert not proxy.matching("stolen")
-
-
 async def test_upload_refused_by_registry_names_the_registry(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
