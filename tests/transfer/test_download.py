@@ -424,7 +424,7 @@ LIES: dict[str, tuple[Fault, type[BentoError], str]] = {
     "no Content-Range": (with_headers(Content_Range=None), PartError, "without Content-Range"),
     "a Content-Range that is none": (with_headers(Content_Range="all of it"), PartError, "without Content-Range"),
     "a size it does not say": (with_headers(Content_Range="bytes 0-65535/*"), PartError, "without Content-Range"),
-    "redirect": (refuse(307, headers={"Location": "http://127.0.0.1:9/"}), PartError, "307"),
+    "redirect": (refuse(307, headers={"Location": "http://127.0.0.1:9/"}), PartError, "Connection refused"),
     "refusal": (refuse(400, code="InvalidRequest"), PartError, "400 InvalidRequest"),
     "page": (answer_page(), ArchiveError, "mod:m1"),
     "nothing": (in_sequence(sends(b"")), ArchiveError, "mod:m1.*truncated"),
