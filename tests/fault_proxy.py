@@ -147,6 +147,7 @@ class FaultProxy:
     requests: list[LoggedRequest] = field(default_factory=list)
     max_concurrent: Counter[str] = field(default_factory=Counter)
     endpoint: str = ""
+    address: tuple[str, int] = ("", 0)
     lingering_time: float = 10.0
     _rules: list[_Rule] = field(default_factory=list)
     _concurrent: Counter[str] = field(default_factory=Counter)
@@ -169,7 +170,8 @@ class FaultProxy:
         await self._runner.setup()
         self._stack.push_async_callback(self._runner.cleanup)
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.endpoint = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        host, port = self.address = self._runner.addresses[0][:2]
+        self.endpoint = f"http://{host}:{port}"
         return self
 
     async def __aexit__(
@@ -232,7 +234,7 @@ class FaultProxy:
         headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP_BY_HOP | {*without}}
         async with self._session.request(
             request.method,
-            self.registry.endpoint + request.raw_path,
+            self.registry.endpoint + request.raw_path.removeprefix(self.endpoint),  # a proxy's request has it
             headers=headers,
             data=body,
             allow_redirects=False,

@@ -79,7 +79,7 @@ async def run(arguments: argparse.Namespace) -> int:
 
 def not_happened(counts: Counts, own_disks: bool) -> list[str]:
     """What a long run must have seen, and has not."""
-    wanted = [*KINDS, *PROCESSES, *(DISKS if own_disks else ())]
+    wanted = [*KINDS, "silent proxy", *PROCESSES, *(DISKS if own_disks else ())]
     words = [f"{way} {word}" for way in ("push", "pull") for word in ("done", "error", "killed")]
     others = ["push: resumed", "pull: resumed", "URLs that had expired", "tries after the first"]
     return [

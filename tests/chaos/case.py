@@ -75,11 +75,31 @@ class Weather:
 
 
 @dataclass(frozen=True)
+class Silence:
+    """Which connections to the client's proxy are accepted and never answered.
+
+    Attributes:
+        key: What every draw derives from.
+        rate: How many of them, from 0 to 1.
+        last: The last that may be.
+    """
+
+    key: str
+    rate: float
+    last: int
+
+    def draw(self, ordinal: int) -> bool:
+        """Draw whether a connection meets silence, by its number in the call."""
+        return ordinal <= self.last and Random(f"{self.key}/{ordinal}").random() < self.rate
+
+
+@dataclass(frozen=True)
 class Turn:
     """What happens during one call.
 
     Attributes:
         weather: On the network.
+        silence: Of the proxy on the client's way, if there is one.
         kill_client: When the client is killed, if it is.
         kill_registry: When the registry is killed, if it is.
         down_for: How long it then stays so, in seconds.
@@ -90,6 +110,7 @@ class Turn:
     """
 
     weather: Weather
+    silence: Silence | None = None
     kill_client: Moment | None = None
     kill_registry: Moment | None = None
     down_for: float = 0.0
@@ -188,6 +209,7 @@ def _turn(random: Random, key: str, requests: int, size: int) -> Turn:
         fill = "registry"
     return Turn(
         weather=_weather(random, key, requests, calm=happens != "network" and random.random() < 0.5),
+        silence=_silence(key),
         kill_client=moment() if happens == "client killed" else None,
         kill_registry=moment() if happens == "registry killed" else None,
         down_for=random.choice([0.0, 0.0, 0.3, 1.0]),
@@ -196,6 +218,13 @@ def _turn(random: Random, key: str, requests: int, size: int) -> Turn:
         room=random.choice([0, random.randint(0, 64 * KiB), random.randint(0, max(size, 1))]),
         full_for=random.choice([0.2, 1.0, 60.0]),
     )
+
+
+def _silence(key: str) -> Silence | None:
+    random = Random(f"{key}/silence")  # its own, so that it changes nothing else of a case
+    if random.random() >= 0.15:
+        return None
+    return Silence(f"{key}/silence", random.choice([0.3, 1.0]), random.choice([1, 3, 1_000_000]))
 
 
 def _weather(random: Random, key: str, requests: int, *, calm: bool) -> Weather:

@@ -14,6 +14,7 @@ from tests.builders import make_bento, make_model
 from tests.chaos.case import MiB, Turn
 from tests.chaos.disk import Disk
 from tests.chaos.proxy import ChaosProxy, Upstream, describe
+from tests.chaos.silence import SilentProxy
 from tests.chaos.truth import Record, Tree, difference, record_of, tree_of
 from tests.chaos.zygote import HANGS_AFTER
 
@@ -99,7 +100,10 @@ class Round:
         self.items = [self.main, *(Item("model", f"part{n}", "m1") for n in range(self.case.models))]
         self.before: dict[Item, list[Tree | None]] = {item: [None] for item in self.items}
         try:
-            async with ChaosProxy(Upstream()) as self.proxy:
+            async with (
+                ChaosProxy(Upstream()) as self.proxy,
+                SilentProxy(*self.proxy.address, self.proxy.counts) as self.silent,
+            ):
                 try:
                     await self._start_registry()
                     await self._push()
@@ -255,6 +259,10 @@ class Round:
             options["threads"] = case.threads
         elif main.kind == "bento":
             options["with_models"] = True
+        environment = {"BENTOML_HOME": str(home)}
+        if turn and turn.silence:
+            self.silent.begin(turn.silence)
+            environment |= {"http_proxy": self.silent.url, "no_proxy": ""}
         began = time.monotonic()
         client = self.zygote.start(
             do=direction,
@@ -262,7 +270,7 @@ class Round:
             tag=tag or f"{NAME}:{main.version}",
             endpoint=proxy.endpoint,
             token="token",
-            environment={"BENTOML_HOME": str(home)},
+            environment=environment,
             config={
                 "timeouts": TIMEOUTS,
                 "retry": RETRY,

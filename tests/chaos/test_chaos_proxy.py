@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import aiohttp
 import pytest
 from aiohttp import web
 
 from tests.builders import random_bytes
-from tests.chaos.case import KINDS, Weather
+from tests.chaos.case import KINDS, Silence, Weather
 from tests.chaos.proxy import PAGE, ChaosProxy, Upstream
+from tests.chaos.silence import SilentProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -206,3 +209,22 @@ async def test_chaos_proxy_without_registry_resets(send: Send, proxy: ChaosProxy
     proxy.registry.endpoint = ""
 
     assert await send(None) == Outcome(b"", was_reset=True)
+
+
+async def test_chaos_silent_proxy_answers_later_connections() -> None:
+    runner = web.ServerRunner(web.Server(Storage().answer), shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    counts: Counter[str] = Counter()
+    async with (
+        SilentProxy(*runner.addresses[0], counts) as proxy,
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20, sock_read=0.3)) as session,
+    ):
+        proxy.begin(Silence("key", rate=1.0, last=1))
+        with pytest.raises(aiohttp.SocketTimeoutError):
+            await session.get("http://registry.example/", proxy=proxy.url)
+        async with session.get("http://registry.example/", proxy=proxy.url) as response:
+            assert await response.read() == ANSWER
+    await runner.cleanup()
+
+    assert counts == {"silent proxy": 1}
