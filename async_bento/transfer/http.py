@@ -225,7 +225,7 @@ class TarBody(Payload):
             self._progress.advance(-self._sent)
         self._sent = 0
         self._is_writing = False
-        self._writer = None  # of the connection that failed: nothing is being sent until the next one is made
+        self._writer = self._transport = None  # of the last attempt: nothing is sent before the next connection
         self.md5 = None
         self.failure = None
 
@@ -265,6 +265,7 @@ async def _put(target: Target, body: TarBody, config: Config, request: str, part
     if target.credentials is not None:
         headers["Content-Type"] = "application/octet-stream"  # presigned URLs are signed without a Content-Type
     timeout, is_answered = _timeout(config), False
+    body.rewind()  # after a redirect
     scope = anyio.CancelScope()
     patience = partial(_patience, body, config.timeouts, target)
     watchdog = Watchdog(scope, config.timeouts.stall, patience, lambda: body.acknowledged)
@@ -290,7 +291,7 @@ async def _put(target: Target, body: TarBody, config: Config, request: str, part
                 body.abort()
             await shielded(body.wait_idle())
     seconds = watchdog.exceeded
-    if _is_processing(body, target):
+    if target.credentials is not None and watchdog.reached == body.size:
         raise StalledError(
             f"{request}: the registry received all bytes and sent no response within {seconds:g} s. Push again.",
             is_final=True,

@@ -39,11 +39,12 @@ class Watchdog:
     ) -> None:
         self.exceeded = 0.0
         """Seconds without a byte after which the request was cancelled."""
+        self.reached = moved()
+        """How far the request was; once it has ended, `moved` no longer tells."""
         self._scope = scope
         self._interval = stall / _CHECKS_PER_STALL
         self._patience = patience
         self._moved = moved
-        self._last = moved()
         self._still = 0.0
         self._is_waiting = True
         self._next = self._schedule()
@@ -70,8 +71,8 @@ class Watchdog:
 
     def _check(self) -> None:
         moved, patience = self._moved(), self._patience()
-        if moved != self._last or patience is None or not self._is_waiting:
-            self._last, self._still = moved, 0.0
+        if moved != self.reached or patience is None or not self._is_waiting:
+            self.reached, self._still = moved, 0.0
         else:
             self._still += self._interval
             if self._still >= patience:

@@ -31,6 +31,7 @@ from tests.fault_proxy import (
     answer_json,
     read_slowly,
     refuse,
+    stop_reading,
 )
 from tests.silent import error_of, flood, say_nothing, serving, trickle
 
@@ -279,6 +280,25 @@ async def test_upload_through_silent_registry_is_sent_once(
     assert isinstance(error, StalledError)
     assert "sent no response within 1 s" in str(error)
     assert len(proxy.matching(UPLOAD)) == 1
+
+
+async def test_upload_through_stopped_registry_is_sent_again(
+    start_proxy: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    forever: asyncio.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "WRITE_SIZE", 64 * MiB)  # all bytes are sent, and the buffers hold them
+    make_model(home, files={"weights": random_bytes(32 * MiB)})
+    proxy = await start_proxy("proxy")
+    proxy.add_fault(UPLOAD, stop_reading(forever))
+    api = make_client(proxy, timeouts={"stall": 1}, transfer={"io_chunk": 64 * MiB})
+
+    error = await error_of(api.models.push("mod:m1"))
+
+    assert error is None
+    assert len(proxy.matching(UPLOAD)) == 2
 
 
 async def test_upload_recorded_by_silent_registry_succeeds(
