@@ -93,5 +93,5 @@ def left_in_scratch(home: Path, *, kept: bool = True) -> list[str]:
     tmp = home / "tmp"
     if not tmp.is_dir():
         return []
-    others = ("async-bento-locks",) if kept else ("async-bento-locks", "async-bento-kept-")
+    others = ("async-bento-lock-",) if kept else ("async-bento-lock-", "async-bento-kept-")
     return [name for path in tmp.rglob("*") if not (name := str(path.relative_to(tmp))).startswith(others)]

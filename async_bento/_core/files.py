@@ -1,10 +1,12 @@
-"""Files and directories that survive a crash or a loss of power."""
+"""Files and directories that survive a crash or a loss of power, and their copies."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+import shutil
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP})
+
+FILE_MODE, EXECUTABLE_MODE = 0o666, 0o777
+"""Modes of new files; the umask of the process takes its bits from them."""
+
+UNSUPPORTED = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+"""What filesystems such as exFAT, SMB and those of object storage answer to calls that they do not support."""
+
+_CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 def atomic_write(
@@ -33,7 +42,7 @@ def atomic_write(
             file.write(data.encode() if isinstance(data, str) else data)
             if durable:
                 file.flush()
-                os.fsync(file.fileno())
+                _fsync(file.fileno())
         temp_path.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -42,12 +51,54 @@ def atomic_write(
 
 
 def fsync_path(path: Path) -> None:
-    """Sync a file or a directory; a filesystem that cannot sync directories is no error. Blocks; raises OSError."""
+    """Sync a file or a directory; a filesystem that cannot sync is no error. Blocks; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in _CANNOT_SYNC:
             raise
-    finally:
-        os.close(descriptor)
+
+
+def new_file_mode(mode: int) -> int:
+    """Return the mode for a copy of a file: what the umask allows, with the executable bit of the original."""
+    return EXECUTABLE_MODE if mode & stat.S_IXUSR else FILE_MODE
+
+
+def set_times(file: int | str | Path, mtime_ns: int, *, follow_symlinks: bool = True) -> None:
+    """Set the time of a file or directory, unless its filesystem refuses times. Blocks; raises OSError."""
+    try:
+        os.utime(file, ns=(mtime_ns, mtime_ns), follow_symlinks=follow_symlinks)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file to a path that does not exist, with its time and executable bit. Blocks; raises OSError."""
+    status = source.stat()
+    descriptor = os.open(target, _NEW_FILE, new_file_mode(status.st_mode))
+    with os.fdopen(descriptor, "wb") as written, source.open("rb") as read:
+        shutil.copyfileobj(read, written)
+    set_times(target, status.st_mtime_ns)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a directory, with its links, to a path that does not exist. Blocks; raises OSError."""
+    target.mkdir()
+    for entry in source.iterdir():
+        copied = target / entry.name
+        if entry.is_symlink():
+            copied.symlink_to(entry.readlink())
+        elif entry.is_dir():
+            copy_tree(entry, copied)
+        else:
+            copy_file(entry, copied)
+    set_times(target, source.stat().st_mtime_ns)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Generic
 
-from async_bento._core.concurrency import hold_lock, shielded
+from async_bento._core.concurrency import hold_lock
 from async_bento.api.kinds import ItemT, RecordT
 from async_bento.errors import APIStatusError, ArchiveError, NotFoundError, PartError, StoreError, prefix_errors
 from async_bento.rest.schemas import BentoManifestSchema, ModelManifestSchema
 from async_bento.store.tag import LATEST, Tag
 from async_bento.transfer.download import DownloadSource, download
-from async_bento.transfer.resumable_extract import ResumableExtract
+from async_bento.transfer.resumable_extract import resumable_extract
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,22 +105,29 @@ class Puller(Generic[ItemT, RecordT]):
             resume = tag if self.resources.config.transfer.resume else None
             async with threads.entered(store.stage(resume)) as staged:
                 await self._extract(tag, record, staged, progress)
-                return await threads.run(store.commit, staged, tag, replace=force)
+                return await self._commit(tag, staged, force, progress)
+
+    async def _commit(self, tag: Tag, staged: Path, force: bool, progress: Progress) -> ItemT:
+        threads = self.resources.threads
+        commit = await threads.run(self.kind.store.start_commit, staged, tag, replace=force)
+        async with hold_lock(
+            commit.lock, threads, lambda: progress.enter("finishing", f"waiting: another process changes {tag.name}")
+        ):
+            item = await threads.run(commit.run)
+        await threads.run(commit.finish)
+        return item
 
     async def _extract(self, tag: Tag, record: ItemSchema, staged: Path, progress: Progress) -> None:
         pool = self.resources.pool
         state = self.kind.store.state_of(staged) if pool.config.transfer.resume else None
-        extract = await pool.threads.run(
-            ResumableExtract, staged, state, self.kind.endpoint, pool.config.limits, _announced_size(record)
-        )
+        opened = resumable_extract(staged, state, self.kind.endpoint, pool.config.limits, _announced_size(record))
         try:
-            await download(DownloadSource(self.kind.routes, tag.name, record), extract, pool, progress)
-            progress.enter("finishing")
-            await pool.threads.run(extract.close)
-        except BaseException as error:
-            keep_state = not isinstance(error, (ArchiveError, StoreError))
-            await shielded(pool.threads.run(extract.abort, keep_state=keep_state))
-            if isinstance(error, (APIStatusError, PartError)) and error.status == HTTPStatus.NOT_FOUND:
+            async with pool.threads.entered(opened) as extract:
+                await download(DownloadSource(self.kind.routes, tag.name, record), extract, pool, progress)
+                progress.enter("finishing")
+                await pool.threads.run(extract.close)
+        except (APIStatusError, PartError) as error:
+            if error.status == HTTPStatus.NOT_FOUND:
                 raise NotFoundError(
                     f"cannot pull {tag}: the {self.kind.word} exists in the registry but was never fully uploaded "
                     f"(upload_status={record.upload_status}). Push it again."

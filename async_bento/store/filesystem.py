@@ -1,4 +1,4 @@
-"""Directories as wholes: exchange, move, remove and sync them."""
+"""Directories as wholes: exchange, move, share, remove and sync them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from async_bento._core.files import fsync_path
+from async_bento._core.files import UNSUPPORTED, fsync_path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h, for renameat2(2)
@@ -19,6 +19,11 @@ _RENAME_SWAP = 2  # sys/stdio.h of macOS, for renamex_np(2)
 
 # A seccomp filter answers EPERM. Where EPERM is the filesystem's own, the rename that follows fails with it again.
 _EXCHANGE_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV, errno.EPERM})
+_SYNCFS_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOTSUP})
+
+_FEW_FILES = 64
+"""Most files that are synced one by one. The sync of a whole filesystem waits for what other programs write, but one
+fsync per file of thousands takes longer."""
 
 
 def exchange(first: Path, second: Path) -> bool:
@@ -44,7 +49,38 @@ def make_movable(path: Path) -> None:
     """Give the owner write permission, without which nobody but root can move a directory elsewhere."""
     mode = path.lstat().st_mode  # of a link itself: the mode of its target must not change
     if mode & stat.S_IRWXU != stat.S_IRWXU:
-        path.chmod(stat.S_IMODE(mode) | stat.S_IRWXU)
+        try:
+            path.chmod(stat.S_IMODE(mode) | stat.S_IRWXU)
+        except OSError as error:  # another user's directory, or no modes; the move shows whether it matters
+            if error.errno not in UNSUPPORTED:
+                raise
+
+
+def is_writable(directory: Path) -> bool:
+    """Whether this user may list, use and change a directory."""
+    mode = os.R_OK | os.W_OK | os.X_OK
+    return os.access(directory, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def share_like(path: Path, model: Path) -> None:
+    """Give a new directory the owner, group and permissions of another directory, as far as this user may."""
+    wanted = model.stat()
+    with suppress(OSError):  # only root may give directories away
+        os.chown(path, wanted.st_uid, wanted.st_gid)
+    inherit_group(path, model)
+    with suppress(OSError):
+        path.chmod(stat.S_IMODE(wanted.st_mode) & ~stat.S_ISVTX)
+
+
+def inherit_group(path: Path, model: Path) -> None:
+    """Let what is made in a new directory belong to the group that it would belong to in a set-gid directory."""
+    wanted = model.stat()
+    if wanted.st_mode & stat.S_ISGID:
+        with suppress(OSError):  # not a member of the group, or no groups
+            if (status := path.stat()).st_gid != wanted.st_gid:
+                os.chown(path, -1, wanted.st_gid)
+            if not status.st_mode & stat.S_ISGID:
+                path.chmod(stat.S_IMODE(status.st_mode) | stat.S_ISGID)
 
 
 def move_aside(path: Path, aside: Path) -> None:
@@ -79,17 +115,18 @@ def remove_tree(path: Path) -> None:
 
 def sync_tree(path: Path) -> None:
     """Flush a directory and everything below it, so that they survive a power failure."""
-    # One syncfs(2) costs a fraction of an fsync per file, since it writes the metadata of all files together. It also
-    # flushes what other processes wrote to the filesystem, which had to be written sooner or later anyway.
-    if _sync_filesystem(path):
+    directories = [Path(root) for root, _, _ in os.walk(path)]
+    files = [Path(root, name) for root, _, names in os.walk(path) for name in names]
+    # One syncfs(2) costs a fraction of an fsync per file, since it writes the metadata of all files together.
+    if len(files) > _FEW_FILES and _sync_filesystem(path):
         return
-    for root, _, files in os.walk(path):
-        for name in files:
-            # Links have nothing to flush, and a file's mode may keep even its owner from opening it.
-            with suppress(PermissionError):
-                if not (file := Path(root, name)).is_symlink():
-                    fsync_path(file)
-        fsync_path(Path(root))
+    for file in files:
+        # Links have nothing to flush, and a file's mode may keep even its owner from opening it.
+        with suppress(PermissionError):
+            if not file.is_symlink():
+                fsync_path(file)
+    for directory in directories:
+        fsync_path(directory)
 
 
 def _sync_filesystem(path: Path) -> bool:
@@ -104,6 +141,6 @@ def _sync_filesystem(path: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
-    if number in {errno.ENOSYS, errno.EPERM}:  # an old kernel, or a seccomp filter
+    if number in _SYNCFS_UNSUPPORTED:  # an old kernel, a seccomp filter, or the filesystem
         return False
     raise OSError(number, os.strerror(number), str(path))

@@ -5,12 +5,14 @@ BentoML reads the file without a lock and does not repair it, so it is replaced 
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic
 
-from async_bento._core.files import atomic_write
+from async_bento._core.files import FILE_MODE, atomic_write
 from async_bento.errors import NotFoundError, StoreError
 from async_bento.store.layout import ItemT, is_tag_part
+from async_bento.store.locks import hold
 from async_bento.store.tag import LATEST, Tag
 
 if TYPE_CHECKING:
@@ -18,64 +20,106 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_bento.store.layout import Layout
+    from async_bento.store.staging import StagingArea
+
+_REPAIR_TIMEOUT = 1.0  # in seconds; a caller that cannot write `latest` knows the newest version all the same
+_REPAIRS = 3  # attempts, since another process may delete the version that was found
+
+
+def read_latest(directory: Path) -> str | None:
+    """Read the `latest` file of a name; None where it is missing, or is not a text."""
+    try:
+        return (directory / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def write_latest(directory: Path, version: str | None, temp_path: Path) -> None:
+    """Write the `latest` file of a name, or remove it; the caller holds the lock of the name.
+
+    `temp_path` names a new file, if possible on the filesystem of the name.
+    """
+    latest = directory / LATEST
+    if version is None:
+        latest.unlink(missing_ok=True)
+        return
+    # BentoML of another user may read the file: its mode follows the umask.
+    try:
+        atomic_write(latest, version, mode=FILE_MODE, durable=True, temp_path=temp_path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # the directory is a mount of its own
+            raise
+        atomic_write(latest, version, mode=FILE_MODE, durable=True)
 
 
 class LatestFiles(Generic[ItemT]):
-    """The `latest` files of a store. The caller of a method that writes holds the lock of the name.
+    """The `latest` files of a store.
 
-    Each `temp_path` names a new file on the store's filesystem.
+    Reading every version of a name takes time, so it is done without the lock of the name, by `newest`. What is done
+    under the lock takes the same time for any number of versions.
     """
 
-    def __init__(self, layout: Layout[ItemT]) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout[ItemT], staging: StagingArea) -> None:
+        self.layout = layout
+        self.staging = staging
 
     def read(self, name: str) -> str | None:
         """Read the latest version; None where the file is missing or broken, or names a version that is not there."""
-        directory = self._layout.directory(name)
-        try:
-            version = (directory / LATEST).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            return None
-        return version if is_tag_part(version) and (directory / version).is_dir() else None
+        directory = self.layout.directory(name)
+        version = read_latest(directory)
+        return version if version and is_tag_part(version) and (directory / version).is_dir() else None
 
-    def newest(self, name: str, last_committed: str | None = None) -> str | None:
+    def newest(self, name: str, last_committed: str | None = None) -> ItemT | None:
         """Find the version with the newest creation time; of several, the last committed or else the highest."""
 
         def age(item: ItemT) -> tuple[datetime, bool, str]:
             version = item.tag.version or ""
             return item.creation_time, version == last_committed, version
 
-        newest = max(self._layout.load_versions(name), key=age, default=None)
-        return None if newest is None else newest.tag.version
+        return max(self.layout.load_versions(name), key=age, default=None)
 
-    def repair(self, name: str, temp_path: Path) -> str | None:
-        """Write the newest version where the file does not name a version; return the latest version."""
-        version = self.read(name) or self.newest(name)
-        self._write(name, version, temp_path)
-        return version
+    def after_commit(self, item: ItemT) -> str | None:
+        """Decide which version is the latest when an item is in its place; None where all versions must be read."""
+        name, version = item.tag.name, item.tag.version
+        current = self.read(name)
+        if current is None:
+            others = any(other != version for other in self.layout.versions(name))
+            return None if others else version
+        with suppress(NotFoundError, StoreError):
+            if self.layout.load(Tag(name, current)).creation_time <= item.creation_time:
+                return version
+            if current != version:
+                return current
+        return None  # the latest is broken, or replaced by an older one
 
-    def update_after_commit(self, item: ItemT, temp_path: Path) -> None:
-        """Write the committed version where it is at least as new as the latest one."""
+    def repair(self, name: str) -> str | None:
+        """Find the latest version, and write it into its file if possible; None where the name has no version."""
+        for _ in range(_REPAIRS):
+            newest = self.newest(name)
+            if newest is None:
+                return None
+            try:
+                lock = self.staging.name_lock(name)
+                with (
+                    self.staging.directory() as aside,
+                    hold(lock, _REPAIR_TIMEOUT, f"update the latest version of {name}"),
+                ):
+                    version = self._promote(newest, aside / LATEST)
+            except (OSError, StoreError):  # such as in a store that cannot be written
+                return newest.tag.version
+            if version is not None:
+                return version
+        return None
+
+    def _promote(self, item: ItemT, temp_path: Path) -> str | None:
+        """Write an item's version unless the latest is newer; return the latest, None if the item is gone."""
         name, version = item.tag.name, item.tag.version
         current = self.read(name)
         if current is not None and current != version:
             with suppress(NotFoundError, StoreError):
-                if self._layout.load(Tag(name, current)).creation_time <= item.creation_time:
-                    self._write(name, version, temp_path)
-                return
-        newest = self.newest(name, version)
-        if newest != current:
-            self._write(name, newest, temp_path)
-
-    def update_after_delete(self, name: str, temp_path: Path) -> None:
-        """Write the newest remaining version where the deleted one was the latest."""
-        if self.read(name) is None:
-            self._write(name, self.newest(name), temp_path)
-
-    def _write(self, name: str, version: str | None, temp_path: Path) -> None:
-        latest = self._layout.directory(name) / LATEST
-        if version is None:
-            latest.unlink(missing_ok=True)
-            return
-        # BentoML of another user may read the file: its mode follows the umask.
-        atomic_write(latest, version, mode=0o666, durable=True, temp_path=temp_path)
+                if self.layout.load(Tag(name, current)).creation_time >= item.creation_time:
+                    return current
+        if not self.layout.path(item.tag).is_dir():  # deleted since it was read
+            return None
+        write_latest(self.layout.directory(name), version, temp_path)
+        return version

@@ -1,4 +1,4 @@
-"""Locks on files and directories that other processes respect."""
+"""Lock files that other processes and threads respect, removed with the last use."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import fcntl
 import logging
 import os
 import threading
-from collections import defaultdict
-from functools import cache
-from typing import TYPE_CHECKING, ClassVar, Protocol
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-import filelock
-
+from async_bento.errors import StoreError
 from async_bento.store.errors import as_store_error
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
     from types import TracebackType
 
@@ -23,63 +23,65 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LOCKS_UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
+POLL_INTERVAL = 0.05  # in seconds
 
+# EBADF: NFS locks only what is open for writing, which another user's file may not be.
+_LOCKS_UNSUPPORTED = frozenset(
+    {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EPERM}
+)
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+_NEW_FILE = _FLAGS | os.O_RDWR | os.O_CREAT
 
-class _FileLock(Protocol):
-    """The methods of filelock's locks that are used; filelock's own types are incomplete."""
-
-    def acquire(self, timeout: float) -> object: ...
-
-    def release(self) -> None: ...
-
-
-class _ThreadLock:
-    """The fallback where the filesystem has no locks: only threads of this process respect it."""
-
-    _by_path: ClassVar[defaultdict[Path, threading.Lock]] = defaultdict(threading.Lock)
-
-    def __init__(self, path: Path) -> None:
-        self._lock = self._by_path[path]
-        self._held = False
-
-    def acquire(self, timeout: float) -> None:
-        if not self._lock.acquire(timeout=timeout):
-            raise filelock.Timeout("")
-        self._held = True
-
-    def release(self) -> None:
-        if self._held:
-            self._held = False
-            self._lock.release()
+_mutex = threading.Lock()
+_in_this_process: set[Path] = set()  # held where other processes cannot be excluded
+_held: set[Lock] = set()  # with an open descriptor
+_warned: set[Path] = set()
 
 
 class Lock:
-    """A lock file that other processes and threads respect, held until it is released or its process ends.
+    """A lock file, held until it is released or its process ends. Not bound to a thread.
 
-    An event loop polls `acquire(timeout=0)` in a worker thread, since a thread that waits cannot be cancelled.
+    Locks are polled, since a thread that waits for a lock in the kernel cannot be interrupted. An event loop calls
+    `acquire(timeout=0)` in a worker thread. Where the filesystem has no locks, or another user keeps this one from the
+    file, only the threads of this process exclude each other (`excludes_processes`), and a warning is logged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path  # the file is never removed: a second process could then lock a new file of the same name
-        self._lock: _FileLock | None = None
+    def __init__(self, path: Path, mode: int = 0o600) -> None:
+        self.path = path
+        self.excludes_processes = False
+        self._mode = mode  # so that the other users of a store may open the file
+        self._descriptor: int | None = None
+        self._in_this_process = False
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Wait for the lock for so many seconds, or without limit; return whether the lock is held. Blocks."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         with as_store_error(f"lock {self.path}"):
-            if self._lock is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._lock = _lock_at(self.path)
-            try:
-                self._lock.acquire(timeout=-1 if timeout is None else timeout)
-            except filelock.Timeout:
-                return False
+            while not self._try_acquire():
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+                time.sleep(POLL_INTERVAL)
         return True
 
     def release(self) -> None:
-        """Release the lock if it is held."""
-        if self._lock is not None:
-            self._lock.release()
+        """Release the lock if it is held, and remove its file."""
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            _held.discard(self)
+            # Removed under the lock: who waits for the lock sees that its file is gone, and opens the next one.
+            with suppress(OSError):
+                self.path.unlink()
+            _close(descriptor)
+        if self._in_this_process:
+            self._in_this_process = False
+            with _mutex:
+                _in_this_process.discard(self.path)
+
+    def forget(self) -> None:
+        """Close the file, but leave the lock to the parent process."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -90,52 +92,107 @@ class Lock:
     ) -> None:
         self.release()
 
+    def _try_acquire(self) -> bool:
+        if self._descriptor is not None or self._in_this_process:
+            return True
+        while True:
+            try:
+                descriptor = self._open()
+            except PermissionError as error:
+                return self._acquire_in_process(error)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_same_file(descriptor, self.path):
+                    self._descriptor = descriptor
+                    self.excludes_processes = True
+                    _held.add(self)
+                    return True
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                if error.errno not in _LOCKS_UNSUPPORTED:
+                    raise
+                if error.errno != errno.EBADF:
+                    with suppress(OSError):
+                        self.path.unlink()
+                return self._acquire_in_process(error)
+            finally:
+                if self._descriptor != descriptor:
+                    _close(descriptor)
 
-def _lock_at(path: Path) -> _FileLock:
-    # Not bound to a thread: an event loop acquires the lock in one worker thread and releases it in another.
-    return filelock.FileLock(path, thread_local=False) if _supports_locks(path.parent) else _ThreadLock(path)
-
-
-@cache
-def _supports_locks(directory: Path) -> bool:
-    """Try a lock on a directory; warn once where the filesystem has none."""
-    # Not left to filelock: what its FileLock does on such a filesystem differs between its versions.
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _LOCKS_UNSUPPORTED:
-            raise
-        logger.warning(
-            "the filesystem of %s does not support locks. Let only one process at a time pull to, or delete from, the "
-            "stores that share this directory, and remove the directories that killed processes leave in it.",
-            directory.parent,
-        )
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def lock_directory(path: Path, *, required: bool = False) -> int:
-    """Lock a directory without waiting; return the descriptor whose closing releases the lock.
-
-    Raises BlockingIOError where another process holds the lock, and FileNotFoundError where one removed the directory.
-    On a filesystem without locks, the directory is opened without a lock, unless the lock is `required`.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    def _open(self) -> int:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            descriptor = os.open(self.path, _NEW_FILE, 0o666)
+        except FileNotFoundError:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, _NEW_FILE, 0o666)
+        except PermissionError:  # another user's file, or directory
+            try:
+                return os.open(self.path, _FLAGS | os.O_RDONLY)
+            except FileNotFoundError:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path)) from None
+        with suppress(OSError):  # of another user
+            if self._mode & ~os.fstat(descriptor).st_mode:
+                os.fchmod(descriptor, self._mode)
+        return descriptor
+
+    def _acquire_in_process(self, reason: OSError) -> bool:
+        with _mutex:
+            if self.path in _in_this_process:
+                return False
+            _in_this_process.add(self.path)
+            self._in_this_process = True
+            warned = self.path.parent in _warned
+            _warned.add(self.path.parent)
+        if not warned:
+            logger.warning(
+                "cannot lock files in %s: %s. Let only one process at a time pull to, or delete from, the stores that "
+                "use this directory, and remove what killed processes leave in it.",
+                self.path.parent,
+                reason.strerror,
+            )
+        return True
+
+
+@contextmanager
+def hold(lock: Lock, timeout: float, action: str) -> Generator[None]:
+    """Hold a lock in a worker thread; raise a StoreError that says `cannot {action}` after so many seconds."""
+    if not lock.acquire(timeout):
+        raise StoreError(
+            f"cannot {action}: another process has held {lock.path} for {timeout:g} s. "
+            "Try again when that process has ended."
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    """Whether a locked file still has its name: its last holder may have removed it after it was opened."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError as error:
+        if error.errno not in {errno.ENOENT, errno.ESTALE}:
             raise
-        except OSError:
-            if required:
-                raise
-        # Between the open and the lock, another process may have removed the directory and made a new one.
-        if not os.path.samestat(os.fstat(descriptor), path.stat()):
-            raise FileNotFoundError(path)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+        return False
+
+
+def _close(descriptor: int) -> None:
+    # A forked child has the descriptor too, and would hold the lock on.
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def _forget_after_fork() -> None:
+    """Close the parent's lock files in a forked child: the child must not hold them on when the parent is killed."""
+    global _mutex  # noqa: PLW0603 - another thread of the parent may have held it during the fork
+    _mutex = threading.Lock()
+    for lock in _held:
+        lock.forget()
+    _held.clear()
+    _in_this_process.clear()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

@@ -2,7 +2,7 @@
 
     <base>/<name>/<version>/bento.yaml …    an item, see `layout.py`
     <base>/<name>/latest                    the version with the newest creation time, see `latest.py`
-    <base>/../tmp/async-bento-…             staging directories and locks, see `staging.py`
+    <base>/../tmp/async-bento-…             staging directories and locks, see `staging.py` and `places.py`
 
 BentoML and this package read each other's items. Every method blocks and may be called from any thread. A lock per name
 keeps processes apart, and is held only while an item is moved. BentoML ignores the locks, but an item appears and
@@ -11,32 +11,36 @@ disappears in one step, so BentoML never reads a part of one.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
-import os
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.files import fsync_path
 from async_bento.config import bentoml_home
-from async_bento.errors import InvalidTagError, NotFoundError, StoreError
+from async_bento.errors import InvalidTagError, NotFoundError
+from async_bento.store.commit import Commit
 from async_bento.store.errors import as_store_error
-from async_bento.store.filesystem import move_aside, remove_tree, sync_tree
+from async_bento.store.filesystem import move_aside
 from async_bento.store.items import Bento, Model
-from async_bento.store.latest import LatestFiles
+from async_bento.store.latest import LatestFiles, write_latest
 from async_bento.store.layout import ItemT, Layout, abbreviate, list_tag_parts
-from async_bento.store.staging import ITEM, STATE, StagingArea, check_same_filesystem, move_into_store
+from async_bento.store.locks import hold
+from async_bento.store.moves import ITEM
+from async_bento.store.staging import STATE, StagingArea
 from async_bento.store.tag import LATEST, Tag, TagLike
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Generator, Sequence
 
     from async_bento.store.locks import Lock
 
 logger = logging.getLogger(__name__)
+
+_NAME_TIMEOUT = 60.0
+"""Seconds to wait for the lock of a name. It is held for moments, unless its process is stopped or its disk hangs."""
 
 
 class Store(Generic[ItemT]):
@@ -46,19 +50,11 @@ class Store(Generic[ItemT]):
         self.item_type = item_type
         self.path = base_path.absolute()
         self._layout = Layout(item_type, self.path)
-        self._latest = LatestFiles(self._layout)
+        self._staging = StagingArea(self.path)
+        self._latest = LatestFiles(self._layout, self._staging)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
-
-    @cached_property
-    def _real_path(self) -> Path:
-        # Where the base is a link, staging must lie on the filesystem of the link's target.
-        return self.path.resolve()
-
-    @cached_property
-    def _staging(self) -> StagingArea:
-        return StagingArea(self._real_path.parent / "tmp")
 
     def get(self, tag: TagLike | str, *, prefix: bool = True) -> ItemT:
         """Find one item.
@@ -175,10 +171,12 @@ class Store(Generic[ItemT]):
 
         Raises:
             InvalidTagError: `resume` breaks the rules for tags, or has no version.
-            StoreError: The directory cannot be made, or is on another filesystem than the store.
+            StoreError: The directory cannot be made, or the store cannot be written.
         """
         file_name = None
-        if resume is not None:
+        if resume is None:
+            self._staging.recover()
+        else:
             file_name = self._file_name(resume)
             self.recover(resume)  # now, since a block that fails makes no commit that would update `latest`
         with self._staging.directory(file_name) as temporary:
@@ -186,14 +184,12 @@ class Store(Generic[ItemT]):
             staged = temporary / ITEM
             with as_store_error(f"write to {self.path}"):
                 staged.mkdir(exist_ok=True)
-                check_same_filesystem(self.path, temporary)
             yield staged
 
     def recover(self, tag: TagLike | str) -> None:
         """Finish or remove what crashed processes left, except resumable state.
 
-        Where a process was killed between the commit of an item and the update of `latest`, `latest` is updated:
-        BentoML does not find the newest version by itself.
+        Where a process was killed between the commit of an item and the update of `latest`, `latest` is updated.
 
         Args:
             tag: A tag whose name is in the store.
@@ -205,7 +201,7 @@ class Store(Generic[ItemT]):
         self._staging.recover()
         name = Tag.parse(tag).name
         if self._latest.read(name) is None:
-            self._repair_latest(name)
+            self._latest.repair(name)
 
     @staticmethod
     def state_of(staged: Path) -> Path:
@@ -239,27 +235,32 @@ class Store(Generic[ItemT]):
             StoreError: The staged directory is not an item with this tag; the item that stays is broken; or the disk is
                 full, read-only or not writable for this user.
         """
-        tag = self._with_version(tag)
-        staged = Path(staged)
-        item = self._layout.load(tag, staged)
-        target = self._layout.path(tag)
-        with as_store_error(f"write {tag} to {self.path}"):
-            sync_tree(staged)  # before the lock, so that no other process waits for this disk
-            with self._staging.directory() as aside, self._name_lock(tag.name):
-                exists = os.path.lexists(target)
-                if exists and not replace:
-                    item = self._layout.load(tag)
-                else:
-                    move_into_store(staged, target, aside)
-                    item = dataclasses.replace(item, path=target)
-                self._latest.update_after_commit(item, aside / LATEST)
-                fsync_path(target.parent)
-        if exists and replace:
-            try:
-                remove_tree(staged)
-            except OSError:
-                logger.warning("cannot remove %s, which holds the replaced %s.", staged, tag, exc_info=True)
+        commit = self.start_commit(staged, tag, replace=replace)
+        with hold(commit.lock, _NAME_TIMEOUT, commit.action):
+            item = commit.run()
+        commit.finish()
         return item
+
+    def start_commit(
+        self, staged: str | os.PathLike[str], tag: TagLike | str, *, replace: bool = False
+    ) -> Commit[ItemT]:
+        """Check a staged item and flush its files; `commit` in steps, for callers that wait for its lock elsewhere.
+
+        Args:
+            staged: As in `commit`.
+            tag: As in `commit`.
+            replace: As in `commit`.
+
+        Returns:
+            The commit, to `run` while its `lock` is held, and then to `finish`.
+
+        Raises:
+            InvalidTagError: As in `commit`.
+            StoreError: As in `commit`.
+        """
+        commit = Commit(self._latest, Path(staged), self._with_version(tag), replace=replace)
+        commit.prepare()
+        return commit
 
     def delete(self, tag: TagLike | str) -> None:
         """Remove an item.
@@ -278,10 +279,12 @@ class Store(Generic[ItemT]):
         if tag.version == LATEST:
             tag = self.get(tag).tag
         directory = self._layout.directory(tag.name)
+        self._staging.recover()
+        action = f"delete {tag} from {self.path}"
         with (
-            as_store_error(f"delete {tag} from {self.path}"),
+            as_store_error(action),
             self._staging.directory() as aside,
-            self._name_lock(tag.name),
+            hold(self._staging.name_lock(tag.name), _NAME_TIMEOUT, action),
         ):
             try:
                 move_aside(self._layout.path(tag), aside / ITEM)
@@ -289,13 +292,16 @@ class Store(Generic[ItemT]):
                 raise self._layout.not_found(tag) from error
             # Before the files are removed: or after a power failure the item may be back, with a part of its files.
             fsync_path(directory)
-            self._latest.update_after_delete(tag.name, aside / LATEST)
+            if not self._layout.versions(tag.name):
+                write_latest(directory, None, aside / LATEST)
             with suppress(OSError):  # the name has other versions
                 directory.rmdir()
+        if self._latest.read(tag.name) is None:
+            self._latest.repair(tag.name)
 
     def _get_latest(self, tag: Tag) -> ItemT:
         for _ in range(3):  # another process may delete the version between the two reads
-            version = self._latest.read(tag.name) or self._repair_latest(tag.name)
+            version = self._latest.read(tag.name) or self._latest.repair(tag.name)
             if version is None:
                 break
             with suppress(NotFoundError):
@@ -313,21 +319,10 @@ class Store(Generic[ItemT]):
             )
         return self._layout.load(Tag(tag.name, versions[0]))
 
-    def _repair_latest(self, name: str) -> str | None:
-        if not self._layout.versions(name):
-            return None
-        # In a store that cannot be written, the newest version is found without `latest`.
-        with suppress(OSError, StoreError), self._staging.directory() as aside, self._name_lock(name):
-            return self._latest.repair(name, aside / LATEST)
-        return self._latest.newest(name)
-
-    def _name_lock(self, name: str) -> Lock:
-        return self._staging.lock(f"{self._real_path.name}+{name}")
-
     def _file_name(self, tag: TagLike | str) -> str:
         tag = self._with_version(tag)
         # Stores with the same parent directory share a staging area. No part of a tag contains a plus.
-        return f"{self._real_path.name}+{tag.name}+{tag.version}"
+        return f"{self._staging.base.name}+{tag.name}+{tag.version}"
 
     def _push_file_name(self, tag: TagLike | str, endpoint: str) -> str:
         registry = hashlib.sha256(endpoint.encode()).hexdigest()[:16]  # a URL is not a valid file name

@@ -10,24 +10,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from async_bento._core.files import atomic_write
 from async_bento._core.text import human_size
 from async_bento.config import MiB
-from async_bento.errors import StoreError
+from async_bento.errors import ArchiveError, StoreError
 from async_bento.store.errors import as_store_error
 from async_bento.transfer.tar.checkpoint import Checkpoint
 from async_bento.transfer.tar.extract import Extractor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from async_bento.config import Limits
 
-VERSION = 1
+VERSION = 2
 """Format of the state file; another version is ignored."""
 
 CHECKPOINT_INTERVAL = 8 * MiB
@@ -45,6 +45,23 @@ class ResumePoint(NamedTuple):
     etag: str
 
 
+@contextmanager
+def resumable_extract(
+    directory: Path, state: Path | None, origin: str, limits: Limits, announced: int
+) -> Generator[ResumableExtract]:
+    """Extract a tar in a block that ends with `close`; after an error, the state for a resume is kept if it is true."""
+    extract = ResumableExtract(directory, state, origin, limits, announced)
+    keep_state = True
+    try:
+        yield extract
+    except (ArchiveError, StoreError):
+        keep_state = False
+        raise
+    finally:
+        if not extract.finished:
+            extract.abort(keep_state=keep_state)
+
+
 class ResumableExtract:
     """Extracts a tar into a staging directory, resuming or removing what an earlier pull left there.
 
@@ -54,6 +71,7 @@ class ResumableExtract:
 
     def __init__(self, directory: Path, state: Path | None, origin: str, limits: Limits, announced: int) -> None:
         self.resume_point: ResumePoint | None = None
+        self.finished = False
         self._directory = directory
         self._state = state
         self._origin = origin
@@ -90,9 +108,10 @@ class ResumableExtract:
         self._extractor = self._fresh()
 
     def close(self) -> None:
-        """Check that the tar is complete, and apply links and directory modes."""
+        """Check that the tar is complete, and apply links and directory times."""
         self._remove_state()
         self._extractor.close()
+        self.finished = True
 
     def abort(self, *, keep_state: bool) -> None:
         """Stop; keep the state for a later pull to resume, or remove it."""

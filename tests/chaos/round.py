@@ -417,7 +417,7 @@ class Round:
 
     def _see_scratch_empty(self, home: Path) -> None:
         tmp = home / "tmp"
-        left = [str(path.relative_to(tmp)) for path in tmp.rglob("*") if "async-bento-locks" not in path.parts]
+        left = [str(path.relative_to(tmp)) for path in tmp.rglob("*") if not path.name.startswith("async-bento-lock-")]
         if left:
             self._complain(f"after a call that was done, there is left: {left}")
 

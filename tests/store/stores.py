@@ -43,7 +43,9 @@ def latest(store, name="iris"):
 
 def staging_of(store):
     """List the entries of the staging area, without the locks."""
-    return sorted(path.name for path in (store.path.parent / "tmp").iterdir() if path.name != "async-bento-locks")
+    return sorted(
+        path.name for path in (store.path.parent / "tmp").iterdir() if not path.name.startswith("async-bento-lock-")
+    )
 
 
 def spawn(script, *arguments):

@@ -30,7 +30,7 @@ def synced(monkeypatch):
         fsync(descriptor)
 
     def note_rename(self, target):
-        if target.name != ".async-bento-probe":
+        if target.name not in {".async-bento-probe", "commit.json"}:
             done.append(f"rename to {target.name}")
         return rename(self, target)
 
@@ -82,10 +82,26 @@ def test_commit_with_replace_removes_old_item(store):
 @pytest.mark.skipif(sys.platform != "linux", reason="syncfs is Linux's")
 def test_commit_syncs_files_before_rename_and_name_after(store, synced):
     put(store, "iris:v1", OLD)
-    assert synced == ["everything", "bentos", "rename to v1", "latest", "iris"]
+    assert sorted(synced[:3]) == ["bento.yaml", "item", "text"]
+    assert synced[3:] == ["bentos", "rename to v1", "latest", "iris"]
     synced.clear()
     put(store, "iris:v2", OLD)
-    assert synced == ["everything", "rename to v2", "latest", "iris"]
+    assert synced[3:] == ["rename to v2", "latest", "iris"]
+
+
+def put_many(store, tag):
+    """Commit an item with more files than are synced one by one."""
+    with store.stage() as staged:
+        fill(staged, tag)
+        for number in range(100):
+            (staged / str(number)).touch()
+        store.commit(staged, tag, replace=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="syncfs is Linux's")
+def test_commit_many_files_synced_at_once(store, synced):
+    put_many(store, "iris:v1")
+    assert synced == ["everything", "bentos", "rename to v1", "latest", "iris"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
@@ -99,12 +115,14 @@ def test_commit_without_syncfs_syncs_each_file(store, synced, monkeypatch, numbe
     with store.stage() as staged:
         fill(staged, "iris:v1")
         (staged / "sub").mkdir()
-        (staged / "sub" / "deep").touch()
+        deep = [f"deep{number}" for number in range(100)]
+        for name in deep:
+            (staged / "sub" / name).touch()
         (staged / "link").symlink_to("nowhere")
         monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: libc)
         store.commit(staged, "iris:v1")
     before = synced[: synced.index("rename to v1")]
-    assert sorted(before) == sorted(["bento.yaml", "text", "item", "deep", "sub", "bentos"])
+    assert sorted(before) == sorted(["bento.yaml", "text", "item", *deep, "sub", "bentos"])
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
@@ -114,12 +132,10 @@ def test_commit_failed_sync_keeps_old_item(store, monkeypatch, number):
         return -1
 
     put(store, "iris:v1", text="first")
-    with store.stage() as staged:
-        fill(staged, "iris:v1", text="second")
-        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: SimpleNamespace(syncfs=refuse))
-        with pytest.raises(StoreError, match=f"cannot write iris:v1 to .*: {os.strerror(number)}"):
-            store.commit(staged, "iris:v1", replace=True)
-        monkeypatch.undo()
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: SimpleNamespace(syncfs=refuse))
+    with pytest.raises(StoreError, match=f"cannot write iris:v1 to .*: {os.strerror(number)}"):
+        put_many(store, "iris:v1")
+    monkeypatch.undo()
     assert (BentoStore(store.path).get("iris:v1").path / "text").read_text() == "first"
     assert staging_of(store) == []
 
@@ -133,7 +149,7 @@ def test_delete_syncs_before_removing_files(store, synced):
 
 
 def test_commit_without_exchange_replaces_item(store, monkeypatch):
-    monkeypatch.setattr("async_bento.store.staging.exchange", lambda *_: False)
+    monkeypatch.setattr("async_bento.store.moves.exchange", lambda *_: False)
     put(store, "iris:v1", text="first")
     item = put(store, "iris:v1", text="second", replace=True)
     assert (item.path / "text").read_text() == "second"
@@ -141,7 +157,7 @@ def test_commit_without_exchange_replaces_item(store, monkeypatch):
 
 
 def test_commit_failed_replace_restores_old_item(store, monkeypatch):
-    monkeypatch.setattr("async_bento.store.staging.exchange", lambda *_: False)
+    monkeypatch.setattr("async_bento.store.moves.exchange", lambda *_: False)
     put(store, "iris:v1", text="first")
     rename = Path.rename
 

@@ -97,7 +97,7 @@ def test_commit_race_of_threads_keeps_latest(store):
 
 
 def test_commit_waits_for_name_lock(store, home):
-    with staging.StagingArea(home / "tmp").lock("bentos+iris"):
+    with staging.StagingArea(store.path).name_lock("iris"):
         thread = threading.Thread(target=put, args=(store, "iris:v1"))
         thread.start()
         time.sleep(0.2)

@@ -116,13 +116,13 @@ def described(root: Path) -> dict[str, tuple]:
     for path in sorted([root, *root.rglob("*")]):
         name = path.relative_to(root).as_posix()
         status = path.lstat()
-        mode = stat.S_IMODE(status.st_mode) & 0o775
+        executable = bool(status.st_mode & stat.S_IXUSR)
         if path.is_symlink():
             what: tuple = ("link", os.readlink(path))  # noqa: PTH115 - Path would tidy it
         elif path.is_dir():
-            what = ("directory", mode)
+            what = ("directory",)
         else:
-            what = ("file", mode, path.read_bytes(), seen.setdefault(status.st_ino, name))
+            what = ("file", executable, path.read_bytes(), seen.setdefault(status.st_ino, name))
         result[name] = (*what, status.st_mtime_ns // 10**9)
     return result
 

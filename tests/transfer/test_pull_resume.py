@@ -16,7 +16,7 @@ from aiohttp import web
 
 from async_bento import PartError, StoreError
 from async_bento.errors import ArchiveError, TransferError
-from async_bento.store.staging import record_commit
+from async_bento.store.moves import Move
 from async_bento.transfer import resumable_extract
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.eventually import eventually
@@ -193,7 +193,8 @@ async def test_pull_resume_after_kill_before_latest_sets_latest(
     latest.write_text("m0")
     aside = elsewhere / "tmp/async-bento-killed"
     aside.mkdir()
-    await asyncio.to_thread(record_commit, aside, elsewhere / "models/mod/m1")
+    item = elsewhere / "models/mod/m1"
+    await asyncio.to_thread(Move(str(item), "models+mod", "m0", "m1").record, aside, item)
 
     await make_client(proxy, elsewhere).models.pull(tag)
 
@@ -207,7 +208,8 @@ async def test_failed_pull_after_kill_before_latest_sets_latest(
     await make_client(proxy, elsewhere).models.pull("mod:m1")
     aside = elsewhere / "tmp/async-bento-killed"
     aside.mkdir()
-    await asyncio.to_thread(record_commit, aside, elsewhere / "models/mod/m1")
+    item = elsewhere / "models/mod/m1"
+    await asyncio.to_thread(Move(str(item), "models+mod", "m1", None).record, aside, item)
 
     await interrupt(proxy, make_client(proxy, elsewhere), force=True)
 

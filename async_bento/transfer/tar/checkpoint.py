@@ -1,7 +1,7 @@
 """The state of an extraction in a form that outlives its process.
 
 File contents are on the disk and need no state. A checkpoint holds the rest: the position in the tar, and the symlinks
-and directory modes, which are applied last.
+and directory times, which are applied last.
 """
 
 from __future__ import annotations
@@ -11,13 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-
-class DirectoryAttributes(NamedTuple):
-    """Mode and time that a directory gets at the end."""
-
-    mode: int
-    mtime_ns: int
 
 
 class Symlink(NamedTuple):
@@ -31,7 +24,6 @@ class PartialFile(NamedTuple):
     """A file of which some bytes are written; `path` is normalised by `member_path`."""
 
     path: str
-    mode: int
     mtime_ns: int
     written: int
     left: int
@@ -44,7 +36,7 @@ class Checkpoint:
     Fields:
         position: Byte of the tar to resume at: within a file, or after a member.
         covered: Byte of the tar before which members may start that are on the disk already, in part or whole.
-        directories: Directories made so far; None for those that are only parents of a member.
+        directories: Times of the directories made so far, in nanoseconds; None for mere parents of a member.
         symlinks: Symlinks to make at the end, by their paths.
         file: The file to resume, if any.
     """
@@ -54,9 +46,7 @@ class Checkpoint:
     members: int = 0
     files: int = 0
     bytes_written: int = 0
-    directories: Mapping[str, DirectoryAttributes | None] = field(
-        default_factory=dict[str, "DirectoryAttributes | None"]
-    )
+    directories: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])
     symlinks: Mapping[str, Symlink] = field(default_factory=dict[str, Symlink])
     file: PartialFile | None = None
 
@@ -68,10 +58,7 @@ class Checkpoint:
     def from_json(cls, data: Any) -> Checkpoint:
         """Parse the result of `to_json` after a trip through `json`; ValueError for anything else."""
         try:
-            directories = {
-                str(path): attributes and DirectoryAttributes(*map(int, attributes))
-                for path, attributes in data["directories"].items()
-            }
+            directories = {str(path): None if time is None else int(time) for path, time in data["directories"].items()}
             symlinks = {str(path): Symlink(str(target), int(time)) for path, (target, time) in data["symlinks"].items()}
             counts = {name: int(data[name]) for name in ("position", "covered", "members", "files", "bytes_written")}
             file = data["file"]

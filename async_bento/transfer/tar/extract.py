@@ -51,9 +51,9 @@ class _Boundary(NamedTuple):
 class Extractor:
     """Extracts a tar fed in chunks of any size, plain or gzip, into an empty directory.
 
-    Calls block; they may come from any thread, one at a time. Files keep contents, times and modes, minus set-uid,
-    set-gid, sticky and world-write; owners and extended attributes are not restored. An unsafe or corrupt tar is
-    refused as a whole; the caller removes what was extracted. Memory is bounded as `Limits` describes.
+    Calls block; they may come from any thread, one at a time. Files keep contents, times and the
+    executable bit; other mode bits follow the umask, and owners and extended attributes are not restored. An unsafe or
+    corrupt tar is refused as a whole; the caller removes what was extracted. Memory is bounded as `Limits` describes.
 
     `announced` is the content size in bytes by the registry, 0 where unknown. With a checkpoint of an earlier extractor
     in the same directory, the first byte fed is the byte at its `position`.
@@ -98,7 +98,7 @@ class Extractor:
 
     def _resume_file(self, file: PartialFile) -> None:
         size = file.written + file.left
-        self._file = Member(file.path, file.path, "file", size, file.mode, file.mtime_ns, "")
+        self._file = Member(file.path, file.path, "file", size, 0, file.mtime_ns, "")
         self._last_name = file.path
         self._payload_left = file.left
         self._padding = -size % _BLOCK
@@ -118,13 +118,13 @@ class Extractor:
                 self._parse(memoryview(chunk))
 
     def close(self) -> None:
-        """Check that the tar is complete, make its symlinks, and set the modes and times of its directories."""
+        """Check that the tar is complete, make its symlinks, and set the times of its directories."""
         with self._translate_errors():
             if self._decompressor is not None:
                 self._decompressor.close()
             if self._end_blocks < _END_BLOCKS:
                 raise UnsafeArchiveError("the tar is truncated")
-            self._writer.finish()
+            self._writer.finish(self._add_copy)
             self._usable = False
             self.finished = True
 
@@ -140,7 +140,7 @@ class Extractor:
         if self._file is not None:  # resume within the file: it may be most of the tar
             member = self._file
             written = member.size - self._payload_left
-            file = PartialFile(member.path, member.mode, member.mtime_ns, written, self._payload_left)
+            file = PartialFile(member.path, member.mtime_ns, written, self._payload_left)
             boundary = _Boundary(self._position, self.members, self.files, self.bytes_written)
         return Checkpoint(
             **boundary._asdict(),
@@ -258,7 +258,7 @@ class Extractor:
         if self.members > self._limits.members:
             raise LimitExceededError(f"the tar has more than {self._limits.members} members (Limits.members)")
         if member.type == "directory":
-            self._writer.add_directory(member.path, member.mode, member.mtime_ns)
+            self._writer.add_directory(member.path, member.mtime_ns)
         elif member.type == "symlink":
             self._writer.add_symlink(member.path, member.target, member.mtime_ns)
         elif member.type == "hard link":
@@ -267,7 +267,7 @@ class Extractor:
         else:
             self.files += 1
             self._check_content(member.size)
-            self._writer.open_file(member.path)
+            self._writer.open_file(member.path, member.mode)
             self._file = member
             self._expect_payload(member.size)
 
@@ -279,6 +279,11 @@ class Extractor:
                 f"the tar has more than {self._max_bytes} bytes of content{announced} "
                 "(Limits.size, max_ratio, allowance)"
             )
+
+    def _add_copy(self, size: int) -> None:
+        """Count the copy of a symlink's target, before it is written."""
+        self._check_content(size)
+        self.bytes_written += size
 
     def _expect_payload(self, size: int) -> None:
         self._payload_left = size
@@ -306,6 +311,6 @@ class Extractor:
                 raise UnsafeArchiveError("two extended headers describe one tar member differently")
             self._records.update(records)
         elif self._file is not None:
-            self._writer.close_file(self._file.mode, self._file.mtime_ns)
+            self._writer.close_file(self._file.mtime_ns)
             self._file = None
             self._mark_boundary()

@@ -1,22 +1,24 @@
 """Writing of members to disk so that none leaves its directory.
 
-Symlinks are made after the last byte has arrived, so no member is written through one. Directories get their modes
-last, so that a read-only directory can be filled.
+Symlinks are made after the last byte has arrived, so no member is written through one. Directories get their times
+last. As with `git clone`, modes follow the umask, and only the executable bit of a file is taken from the tar: an item
+must be readable for the users of its store, whatever the modes were where it was built.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
-import shutil
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from async_bento._core.files import UNSUPPORTED, copy_file, new_file_mode, set_times
 from async_bento.config import MiB
 from async_bento.errors import StoreError, UnsafeArchiveError
-from async_bento.transfer.tar.checkpoint import DirectoryAttributes, Symlink
+from async_bento.transfer.tar.checkpoint import Symlink
 from async_bento.transfer.tar.safety import DEFAULT_LIMITS, check_links, names_memory, over_limit, quoted, refused
 
 if TYPE_CHECKING:
@@ -26,13 +28,13 @@ if TYPE_CHECKING:
     from async_bento.config import Limits
     from async_bento.transfer.tar.checkpoint import Checkpoint, PartialFile
 
-KEPT_MODE = 0o775
-"""Mode bits that are restored: not set-uid, set-gid, sticky and world-write."""
+logger = logging.getLogger(__name__)
 
 _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 # What link(2) fails with where the filesystem, or its settings, allow no hard link.
 _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+_NO_SYMLINKS = UNSUPPORTED - {errno.EACCES}
 _SETS_SYMLINK_TIMES = os.utime in os.supports_follow_symlinks
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h, for sync_file_range(2)
 _WRITE_BACK_SIZE = 32 * MiB  # content of a file between two requests to write it back
@@ -49,7 +51,7 @@ class TreeWriter:
     def __init__(self, root: Path, limits: Limits = DEFAULT_LIMITS, checkpoint: Checkpoint | None = None) -> None:
         self.current = ""
         self.overwrite = False
-        self.directories: dict[str, DirectoryAttributes | None] = {"": None}
+        self.directories: dict[str, int | None] = {"": None}  # times in nanoseconds; None for a mere parent
         self.symlinks: dict[str, Symlink] = {}
         self._root = root
         self._prefix = os.fspath(root)
@@ -89,21 +91,21 @@ class TreeWriter:
         os.ftruncate(self._descriptor, file.written)
         os.lseek(self._descriptor, file.written, os.SEEK_SET)
 
-    def add_directory(self, path: str, mode: int, mtime_ns: int) -> None:
-        """Make a directory; a directory that exists only gets the new attributes at the end."""
+    def add_directory(self, path: str, mtime_ns: int) -> None:
+        """Make a directory; a directory that exists only gets the new time at the end."""
         self.current = path
         if path not in self.directories:
             self._make_parents(path)
-            self._make_directory(path, 0o700)
-        self.directories[path] = DirectoryAttributes(mode & KEPT_MODE, mtime_ns)
+            self._make_directory(path)
+        self.directories[path] = mtime_ns
 
-    def open_file(self, path: str) -> None:
-        """Create a file for `write` and `close_file`."""
+    def open_file(self, path: str, mode: int) -> None:
+        """Create a file for `write` and `close_file`; of its mode, the executable bit counts."""
         self._make_parents(path)
         self._remove_leftover(path)
         self._not_written_back = 0
         try:
-            self._descriptor = os.open(self._absolute(path), _CREATE_FLAGS, 0o600)
+            self._descriptor = os.open(self._absolute(path), _CREATE_FLAGS, new_file_mode(mode))
         except FileExistsError as error:
             raise _duplicate(path) from error
 
@@ -117,11 +119,10 @@ class TreeWriter:
             self._not_written_back = 0
             _start_write_back(self._descriptor)
 
-    def close_file(self, mode: int, mtime_ns: int) -> None:
-        """Set the mode and time of the open file, and close it."""
+    def close_file(self, mtime_ns: int) -> None:
+        """Set the time of the open file, and close it."""
         assert self._descriptor is not None
-        os.fchmod(self._descriptor, mode & KEPT_MODE)
-        os.utime(self._descriptor, ns=(mtime_ns, mtime_ns))
+        set_times(self._descriptor, mtime_ns)
         descriptor, self._descriptor = self._descriptor, None
         os.close(descriptor)
 
@@ -151,11 +152,9 @@ class TreeWriter:
             return 0
         before_copy(status.st_size)
         try:
-            with original.open("rb") as read, link.open("xb") as written:
-                shutil.copyfileobj(read, written)
+            copy_file(original, link)
         except FileExistsError as error:
             raise _duplicate(path) from error
-        shutil.copystat(original, link)
         return status.st_size
 
     def add_symlink(self, path: str, target: str, mtime_ns: int) -> None:
@@ -167,26 +166,54 @@ class TreeWriter:
         self._count_names(path, target)
         self.symlinks[path] = Symlink(target, mtime_ns)
 
-    def finish(self) -> None:
-        """Make the symlinks, all or none, and set the directories' modes and times, deepest first."""
+    def finish(self, before_copy: Callable[[int], None]) -> None:
+        """Make the symlinks, all or none, and set the directories' times, deepest first.
+
+        Where the filesystem has no symlinks, each is replaced by a copy of the file that it leads to; `before_copy` is
+        that of `add_hard_link`.
+        """
         check_links({path: link.target for path, link in self.symlinks.items()}, self.directories, self._limits)
+        pending = {**self.symlinks}
         for path, link in self.symlinks.items():
             self.current = path
-            absolute = self._root / path
             try:
-                absolute.symlink_to(link.target)
+                (self._root / path).symlink_to(link.target)
             except FileExistsError as error:
                 raise _duplicate(path) from error
+            except OSError as error:
+                if error.errno not in _NO_SYMLINKS:
+                    raise
+                self._copy_targets(pending, before_copy)
+                break
+            del pending[path]
             if _SETS_SYMLINK_TIMES:
-                os.utime(absolute, ns=(link.mtime_ns, link.mtime_ns), follow_symlinks=False)
-        # Deepest first: making the content of a directory would change its time, and its mode may forbid access.
+                set_times(self._absolute(path), link.mtime_ns, follow_symlinks=False)
+        # Deepest first: making the content of a directory changes its time.
         for path in sorted(self.directories, reverse=True):
             self.current = path
-            attributes = self.directories[path]
-            if attributes is not None:
-                absolute = self._root / path
-                os.utime(absolute, ns=(attributes.mtime_ns, attributes.mtime_ns))
-                absolute.chmod(attributes.mode)
+            if (mtime_ns := self.directories[path]) is not None:
+                set_times(self._absolute(path), mtime_ns)
+
+    def _copy_targets(self, links: dict[str, Symlink], before_copy: Callable[[int], None]) -> None:
+        """Copy the files that symlinks lead to, those that lead to another link after that link."""
+        logger.warning(
+            "the filesystem of %s has no symbolic links: %d links are replaced by copies of their targets",
+            self._root,
+            len(links),
+        )
+        while links:
+            ready = [path for path, link in links.items() if _target_path(path, link.target) not in links]
+            for path in ready or links:
+                self.current = path
+                source = self._root / _target_path(path, links[path].target)
+                if not ready or not source.is_file():
+                    raise StoreError(
+                        f"cannot extract {path}: the filesystem of {self._root} has no symbolic links, and the target "
+                        f"{links[path].target} is not a file that can be copied. Move the store to another filesystem."
+                    )
+                before_copy(source.stat().st_size)
+                copy_file(source, self._root / path)
+                del links[path]
 
     def abort(self) -> None:
         """Close the open file, if any."""
@@ -209,14 +236,14 @@ class TreeWriter:
             if ancestor in self.symlinks:
                 raise refused(path, f"its parent {quoted(ancestor)} is a symlink")
             if ancestor not in self.directories:
-                self._make_directory(ancestor, 0o755)
+                self._make_directory(ancestor)
 
-    def _make_directory(self, path: str, mode: int) -> None:
+    def _make_directory(self, path: str) -> None:
         self._count_names(path)
         self._remove_leftover(path)
         absolute = self._root / path
         try:
-            absolute.mkdir(mode)
+            absolute.mkdir()
         except FileExistsError as error:
             # A directory that an interrupted run made after its last checkpoint is not in `directories`.
             if not (self.overwrite and absolute.is_dir()):
@@ -246,6 +273,11 @@ def _start_write_back(descriptor: int) -> None:
     # It waits for nothing. Other systems lack the call, and some filesystems refuse it; the sync then does all.
     with suppress(AttributeError):
         ctypes.CDLL(None).sync_file_range(descriptor, ctypes.c_int64(), ctypes.c_int64(), _SYNC_FILE_RANGE_WRITE)
+
+
+def _target_path(path: str, target: str) -> str:
+    """Where a symlink leads, by its text."""
+    return os.path.normpath(f"{os.path.dirname(path)}/{target}").lstrip("/")  # noqa: PTH120 - a path in a tar
 
 
 def _duplicate(path: str) -> UnsafeArchiveError:

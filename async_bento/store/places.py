@@ -1,0 +1,134 @@
+"""Where the staging area of a store lies.
+
+1. In `tmp` next to the store, as BentoML's temporary files: if everyone who may write to the store may write there, and
+   one rename moves a directory from there into the store.
+2. Otherwise within the store: where the store is a mount of its own, or its parent directory is another user's.
+3. Otherwise in a directory on another filesystem, from where a commit copies: exFAT, for example, has no colons.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from async_bento.errors import StoreError
+from async_bento.store.filesystem import is_writable, share_like
+from async_bento.store.locks import Lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PREFIX = "async-bento-"
+"""Marks our entries in a directory that BentoML uses too."""
+
+LOCK = f"{PREFIX}lock-"
+
+_BESIDE = "tmp"
+
+# Every directory in a store is an item for BentoML, but not this one: BentoML (1.2 to 1.4) takes the name for a tag,
+# finds no such version, and goes to the next directory. Other names would be listed as items, or break its listing.
+_WITHIN = "async-bento:tmp"
+
+# Always the same name, so that the next probe replaces one that a killed process left. A file: neither BentoML nor this
+# package takes a file for an item.
+PROBE = f".{PREFIX}probe"
+
+# What a directory that cannot be used for staging answers. A full or a failing disk is an error instead.
+_UNSUITABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EINVAL, errno.EXDEV, errno.ENOENT}
+)
+
+
+def staging_root(base: Path) -> Path:
+    """Choose and make the staging directory of a store, and make the store; raise OSError where it is not writable."""
+    base.mkdir(parents=True, exist_ok=True)
+    for root in _on_filesystem_of(base):
+        try:
+            if not root.is_dir():
+                root.mkdir()
+                share_like(root, base)
+            if _is_shared(root, base) and is_writable(root) and _is_on_filesystem_of(root, base):
+                return root
+        except OSError as error:
+            if error.errno not in _UNSUITABLE:
+                raise
+    _touch_probe(base)  # fails where the store is not writable, before a download rather than after it
+    return _elsewhere(base)
+
+
+def existing_roots(base: Path) -> Iterator[Path]:
+    """The staging directories that other processes may use for a store."""
+    for root in _on_filesystem_of(base):
+        with suppress(OSError):
+            if root.is_dir() and _is_shared(root, base):
+                yield root
+
+
+def rename_reaches(probe: Path, directory: Path) -> bool:
+    """Whether one rename moves a new file into a directory of the store; raise OSError where it may not."""
+    # Tried: a bind mount of the same filesystem has the same device number, but no rename crosses its border.
+    probe.touch()
+    try:
+        probe.rename(directory / PROBE)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
+    (directory / PROBE).unlink(missing_ok=True)  # another process with the same probe may have been faster
+    return True
+
+
+def _is_on_filesystem_of(root: Path, base: Path) -> bool:
+    probe = root / f"{PREFIX}{secrets.token_hex(8)}"
+    with Lock(root / f"{LOCK}{probe.name}"):  # so that a recovery removes only the probe of a killed process
+        return rename_reaches(probe, base)
+
+
+def _on_filesystem_of(base: Path) -> tuple[Path, Path]:
+    beside, within = base.parent / _BESIDE, base / _WITHIN
+    # Where one user of a store had to stage within it, the others do too, or they would not share locks.
+    return (within, beside) if within.is_dir() else (beside, within)
+
+
+def _is_shared(root: Path, base: Path) -> bool:
+    """Whether everyone who may write to a store may write to a staging directory; not in a sticky one like `/tmp`."""
+    ours = root.stat()
+    if ours.st_mode & stat.S_ISVTX:
+        return False
+    if ours.st_mode & stat.S_IWOTH or not base.exists():
+        return True
+    theirs = base.stat()
+    if theirs.st_mode & stat.S_IWOTH:
+        return False
+    if theirs.st_mode & stat.S_IWGRP:
+        return bool(ours.st_mode & stat.S_IWGRP) and ours.st_gid == theirs.st_gid
+    return ours.st_uid == theirs.st_uid
+
+
+def _touch_probe(base: Path) -> None:
+    (base / PROBE).touch()
+    (base / PROBE).unlink(missing_ok=True)
+
+
+def _elsewhere(base: Path) -> Path:
+    beside = base.parent / _BESIDE
+    with suppress(OSError):
+        beside.mkdir(exist_ok=True)
+        if not beside.stat().st_mode & stat.S_ISVTX and is_writable(beside):
+            return beside
+    own = Path(tempfile.gettempdir(), f"bento-staging-{os.geteuid()}")
+    with suppress(FileExistsError):
+        own.mkdir(mode=0o700)
+    status = own.lstat()
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StoreError(f"cannot stage items in {own}: the directory is another user's. Set TMPDIR to your own.")
+    return own

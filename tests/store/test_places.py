@@ -1,0 +1,302 @@
+"""Stores that are mounts, that several users share, and below directories that cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento import BentoAPI
+from async_bento.store.store import BentoStore
+from tests.builders import contents, make_bento
+from tests.store.real_places import ALICE, BOB, TEAM, acting_as, mount, needs_root, outcome
+from tests.store.stores import NEW, OLD, latest, put
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from async_bento.registry import LocalRegistry
+
+WITHIN = "async-bento:tmp"
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Path]:
+    """A directory that every user can reach, unlike `tmp_path`."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+def version_of(store: BentoStore, tag: str, text: str = "", *, replace: bool = False) -> object:
+    return outcome(lambda: put(store, tag, text=text, replace=replace).tag.version)
+
+
+def owned(path: Path, user: int, group: int, mode: int) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    os.chown(path, user, group)
+    path.chmod(mode)
+    return path
+
+
+# Mounts
+
+
+def test_mounted_store_takes_item_by_rename(store, monkeypatch):
+    store.path.mkdir(parents=True)
+    mount(monkeypatch, store.path, errno.EXDEV)
+    assert version_of(store, "iris:v1") == "v1"
+    assert version_of(store, "iris:v1", "new", replace=True) == "v1"
+    assert (store.get("iris").path / "text").read_text() == "new"
+    assert [item.tag.version for item in store.list()] == ["v1"]
+    assert list((store.path / WITHIN).iterdir()) == []
+    store.delete("iris:v1")
+    assert [path.name for path in store.path.iterdir()] == [WITHIN]
+
+
+def test_mounted_store_pull_resumes_in_it(store, monkeypatch):
+    def half() -> str:
+        with store.stage(resume="iris:v1") as staged:
+            (staged / "half").write_text("half")
+            store.state_of(staged).write_text("half of it")
+            raise ValueError("interrupted")
+
+    store.path.mkdir(parents=True)
+    mount(monkeypatch, store.path, errno.EXDEV)
+    assert outcome(half) == "ValueError: interrupted"
+    with BentoStore(store.path).stage(resume="iris:v1") as staged:
+        assert staged.is_relative_to(store.path / WITHIN)
+        assert (staged / "half").read_text() == "half"
+
+
+def test_mounted_name_directory_gets_copies(store, monkeypatch):
+    put(store, "iris:v0", OLD)
+    mount(monkeypatch, store.path / "iris", errno.EXDEV)
+    assert version_of(store, "iris:v1") == "v1"
+    assert version_of(store, "iris:v1", "new", replace=True) == "v1"
+    assert (store.get("iris:v1").path / "text").read_text() == "new"
+    assert latest(store) == "v1"
+    assert sorted(path.name for path in (store.path / "iris").iterdir()) == ["latest", "v0", "v1"]
+    assert outcome(lambda: store.delete("iris:v1")) is None
+    assert latest(store) == "v0"
+
+
+def test_mounted_name_directory_failed_copy_keeps_old(store, monkeypatch):
+    put(store, "iris:v1", text="old")
+    mount(monkeypatch, store.path / "iris", errno.EXDEV)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shutil.copyfileobj", fail)
+    found = version_of(store, "iris:v1", "new", replace=True)
+    assert str(found).startswith(f"StoreError: cannot write iris:v1 to {store.path}: No space left on device")
+    assert (store.get("iris:v1").path / "text").read_text() == "old"
+    assert sorted(path.name for path in (store.path / "iris").iterdir()) == ["latest", "v1"]
+
+
+def test_mounted_store_without_colons_gets_copies(store, monkeypatch):
+    make = Path.mkdir
+
+    def refuse_colons(path: Path, *arguments: object, **options: object) -> None:
+        if ":" in path.name:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
+        make(path, *arguments, **options)
+
+    store.path.mkdir(parents=True)
+    mount(monkeypatch, store.path, errno.EXDEV)
+    monkeypatch.setattr(Path, "mkdir", refuse_colons)
+    assert version_of(store, "iris:v1") == "v1"
+    assert version_of(store, "iris:v1", "new", replace=True) == "v1"
+    assert (store.get("iris").path / "text").read_text() == "new"
+    assert sorted(path.name for path in store.path.rglob("*") if path.name.startswith(".")) == []
+
+
+# Parents that cannot be written
+
+
+def test_parent_not_writable_stages_in_store(store, home, monkeypatch):
+    store.path.mkdir(parents=True)
+    make = Path.mkdir
+
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
+        if path.parent == home and not path.exists():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        make(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert version_of(store, "iris:v1") == "v1"
+    assert version_of(store, "iris:v1", "new", replace=True) == "v1"
+    assert outcome(lambda: store.delete("iris:v1")) is None
+
+
+def test_parent_with_sticky_tmp_stages_in_store(store, home):
+    """A store right below `/` must not stage in `/tmp`, where the first user would shut out the others."""
+    (home / "tmp").mkdir(parents=True)
+    (home / "tmp").chmod(0o1777)
+    (home / "tmp" / "async-bento-of-somebody-else").mkdir()
+    assert version_of(store, "iris:v1") == "v1"
+    assert [path.name for path in (home / "tmp").iterdir()] == ["async-bento-of-somebody-else"]
+
+
+def test_store_not_writable_fails_before_staging(store, monkeypatch):
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def stage() -> None:
+        with store.stage():
+            pytest.fail("nothing may be staged")
+
+    store.path.mkdir(parents=True)
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr("os.access", lambda *_, **__: False)
+    assert str(outcome(stage)).startswith(f"StoreError: cannot write to {store.path}: Read-only file system")
+
+
+@needs_root
+def test_parent_of_other_user_stages_in_store(shared):
+    home = owned(shared / "home", 0, 0, 0o755)
+    base = owned(home / "bentos", ALICE, ALICE, 0o755)
+    with acting_as(ALICE, ALICE, 0o022):
+        assert version_of(BentoStore(base), "iris:v1") == "v1"
+    assert version_of(BentoStore(base), "iris:v2") == "v2"  # root uses the same locks
+    assert [path.name for path in home.iterdir()] == ["bentos"]
+
+
+# Several users
+
+
+@needs_root
+def test_shared_store_follows_umask_and_set_gid(served: LocalRegistry, home, shared):
+    bento = make_bento(home, files={"src/a.py": b"pass", "run.sh": b"#!"})
+    (bento / "run.sh").chmod(0o700)
+    (bento / "src").chmod(0o500)
+    bento.chmod(0o700)
+    base = owned(shared / "bentos", ALICE, TEAM, 0o2775)
+    owned(shared, ALICE, ALICE, 0o755)
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+    before = os.umask(0o002)
+    try:
+        with BentoAPI(progress=False, bento_store=BentoStore(base)) as api:
+            pulled = api.pull("svc:v1").path
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat() for path in (pulled.parent, pulled, *pulled.rglob("*"), base / "svc" / "latest")}
+    assert {name: oct(status.st_mode & 0o7777) for name, status in found.items()} == {
+        "svc": "0o2775",
+        "v1": "0o2775",
+        "src": "0o2775",
+        "a.py": "0o664",
+        "bento.yaml": "0o664",
+        "run.sh": "0o775",
+        "latest": "0o664",
+    }
+    assert {status.st_gid for status in found.values()} == {TEAM}
+    assert contents(pulled) == contents(bento)
+
+
+@needs_root
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_shared_store_first_user_shuts_nobody_out(shared, umask):
+    owned(shared, 0, TEAM, 0o2775)
+    base = owned(shared / "bentos", 0, TEAM, 0o2775)
+    with acting_as(ALICE, TEAM, umask):
+        assert version_of(BentoStore(base), "iris:v1") == "v1"
+    with acting_as(BOB, TEAM, umask):
+        assert version_of(BentoStore(base), "rose:v1") == "v1"
+        if umask == 0o002:
+            assert version_of(BentoStore(base), "iris:v1", "new", replace=True) == "v1"
+            assert outcome(lambda: BentoStore(base).delete("iris:v1")) is None
+
+
+@needs_root
+def test_shared_store_locks_exclude_other_users(shared):
+    owned(shared, 0, TEAM, 0o2775)
+    base = owned(shared / "bentos", 0, TEAM, 0o2775)
+    with acting_as(ALICE, TEAM, 0o077):
+        lock = BentoStore(base).lock("iris:v1")
+        assert lock.acquire(timeout=0)
+    with acting_as(BOB, TEAM, 0o077):
+        assert outcome(lambda: BentoStore(base).lock("iris:v1").acquire(timeout=0)) is False
+    with acting_as(ALICE, TEAM, 0o077):
+        lock.release()
+
+
+@needs_root
+def test_store_used_by_root_stays_usable(shared):
+    owned(shared, ALICE, ALICE, 0o755)
+    base = owned(shared / "bentos", ALICE, ALICE, 0o755)
+    assert version_of(BentoStore(base), "iris:v1") == "v1"
+    with acting_as(ALICE, ALICE, 0o022):
+        assert version_of(BentoStore(base), "rose:v1") == "v1"
+
+
+@needs_root
+def test_interrupted_pull_of_other_user_is_no_obstacle(shared):
+    def interrupted() -> None:
+        with BentoStore(base).stage(resume="iris:v1") as staged:
+            BentoStore.state_of(staged).touch()
+            raise ValueError("interrupted")
+
+    owned(shared, 0, TEAM, 0o2775)
+    base = owned(shared / "bentos", 0, TEAM, 0o2775)
+    with acting_as(ALICE, TEAM, 0o022):
+        assert outcome(interrupted) == "ValueError: interrupted"
+    with acting_as(BOB, TEAM, 0o022):
+        assert outcome(interrupted) == "ValueError: interrupted"
+
+
+def test_lock_file_refused_store_works_with_warning(served: LocalRegistry, home, tmp_path, monkeypatch, caplog):
+    make_bento(home)
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+    opened = os.open
+
+    def refuse(path: object, flags: int, *arguments: object, **options: object) -> int:
+        if "lock" in str(path).removeprefix(str(tmp_path)) and "registry" not in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, flags, *arguments, **options)
+
+    monkeypatch.setattr("os.open", refuse)
+    with BentoAPI(progress=False, bento_store=BentoStore(tmp_path / "there" / "bentos")) as api:
+        assert outcome(lambda: str(api.pull("svc:v1").tag)) == "svc:v1"
+    warnings = [record.getMessage() for record in caplog.records if "cannot lock" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "Permission denied. Let only one process at a time" in warnings[0]
+
+
+def test_pulled_directory_follows_umask_not_the_build(served: LocalRegistry, home, tmp_path):
+    """BentoML makes the directory of a build by mkdtemp, with mode 0700, and packs the mode."""
+    bento = make_bento(home)
+    bento.chmod(0o700)
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+    with BentoAPI(progress=False, bento_store=BentoStore(tmp_path / "there" / "bentos")) as api:
+        pulled = api.pull("svc:v1").path
+    (tmp_path / "sample").mkdir()
+    assert oct(pulled.stat().st_mode) == oct((tmp_path / "sample").stat().st_mode)
+    assert stat.S_IMODE((pulled / "bento.yaml").stat().st_mode) & 0o444 == 0o444
+
+
+# What stays
+
+
+def test_lock_files_do_not_accumulate(served: LocalRegistry, home, tmp_path):
+    tags = [f"svc:v{number}" for number in range(40)]
+    for tag in tags:
+        make_bento(home, tag)
+    there = BentoStore(tmp_path / "there" / "bentos")
+    with BentoAPI(progress=False) as api, BentoAPI(progress=False, bento_store=there) as other:
+        for tag in tags:
+            api.push(tag)
+            other.pull(tag)
+    for tmp in (home / "tmp", tmp_path / "there" / "tmp"):
+        left = [path for path in tmp.rglob("*") if path.is_file()] if tmp.exists() else []
+        assert len(left) <= 8
+    assert version_of(there, "iris:v1", NEW) == "v1"

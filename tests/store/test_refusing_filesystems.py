@@ -1,0 +1,128 @@
+"""Filesystems such as exFAT, SMB and mounts of object storage refuse modes, times, links and syncs."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento import BentoAPI, Config
+from async_bento.store.store import BentoStore
+from tests.builders import KiB, contents, left_in_scratch, make_bento, random_bytes
+from tests.store.real_places import outcome, refuse
+from tests.store.stores import fill, put, staging_of
+
+if TYPE_CHECKING:
+    from async_bento.registry import LocalRegistry
+
+FILES = {"src/service.py": b"pass", "weights": random_bytes(20 * KiB)}
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    return tmp_path / "there"
+
+
+@pytest.fixture
+def bento(served: LocalRegistry, home: Path) -> Path:
+    """A pushed bento with a link to a file, and a link to that link."""
+    bento = make_bento(home, files=FILES)
+    (bento / "z-link").symlink_to("src/service.py")
+    (bento / "a-link").symlink_to("z-link")
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+    return bento
+
+
+def pull(there: Path) -> object:
+    with BentoAPI(progress=False, bento_store=BentoStore(there / "bentos")) as api:
+        return outcome(lambda: str(api.pull("svc:v1", force=True).tag))
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("function", ["chmod", "fchmod", "utime", "chown"])
+def test_pull_without_modes_or_times_works(bento, there, monkeypatch, function, number):
+    refuse(monkeypatch, number, function)
+    assert pull(there) == "svc:v1"
+    assert pull(there) == "svc:v1"
+    assert contents(there / "bentos" / "svc" / "v1") == contents(bento)
+    assert left_in_scratch(there) == []
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_pull_without_fsync_works(bento, there, monkeypatch, number):
+    refuse(monkeypatch, number, "fsync")
+    assert pull(there) == "svc:v1"
+    assert (there / "bentos" / "svc" / "latest").read_text() == "v1"
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_pull_without_symlinks_copies_targets(bento, there, monkeypatch, number, caplog):
+    caplog.set_level(logging.WARNING, logger="async_bento.transfer")
+    refuse(monkeypatch, number, "symlink")
+    assert pull(there) == "svc:v1"
+    copied = {"a-link": b"pass", "z-link": b"pass"}
+    assert contents(there / "bentos" / "svc" / "v1") == contents(bento) | copied
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "has no symbolic links: 2 links are replaced by copies of their targets" in warning
+
+
+@pytest.mark.parametrize("target", ["src", "nowhere"])
+def test_pull_without_symlinks_names_other_links(served: LocalRegistry, home, there, monkeypatch, target):
+    (make_bento(home, files=FILES) / "loop").symlink_to(target)
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+    refuse(monkeypatch, errno.EPERM, "symlink")
+    found = str(pull(there))
+    assert found.startswith("StoreError: cannot pull svc:v1: cannot extract loop: the filesystem of ")
+    assert f"has no symbolic links, and the target {target} is not a file that can be copied." in found
+    assert left_in_scratch(there) == []
+
+
+def test_pull_copies_of_links_count_as_content(served: LocalRegistry, home, there, monkeypatch):
+    bento = make_bento(home, files={"weights": random_bytes(300 * KiB)})
+    for number in range(5):
+        (bento / f"link{number}").symlink_to("weights")
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+    refuse(monkeypatch, errno.EPERM, "symlink")
+    config = Config(limits={"size": 1024 * KiB})
+    with BentoAPI(progress=False, bento_store=BentoStore(there / "bentos"), config=config) as api:
+        found = str(outcome(lambda: str(api.pull("svc:v1").tag)))
+    assert "the tar has more than 1048576 bytes of content" in found
+
+
+def test_commit_of_few_files_leaves_others_unsynced(store, monkeypatch):
+    """syncfs(2) waits for whatever other programs write to the same disk."""
+    called = []
+
+    class Library:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def syncfs(self, _: int) -> int:
+            called.append("syncfs")
+            return 0
+
+    monkeypatch.setattr("ctypes.CDLL", Library)
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr("os.fsync", lambda fd: (synced.append(Path(f"/proc/self/fd/{fd}").readlink().name), fsync(fd)))
+    put(store, "iris:v1")
+    assert called == []
+    assert {"text", "bento.yaml", "item", "latest", "iris"} <= {*synced}
+
+
+def test_delete_without_chmod_works(store, monkeypatch):
+    with store.stage() as staged:
+        fill(staged, "iris:v1")
+        (staged / "sub").mkdir()
+        store.commit(staged, "iris:v1")
+    refuse(monkeypatch, errno.EPERM, "chmod")
+    (store.path / "iris" / "v1").touch()
+    assert outcome(lambda: store.delete("iris:v1")) is None
+    assert staging_of(store) == []
