@@ -47,5 +47,5 @@ def test_lock_holder_can_commit_and_delete(store):
 def test_lock_without_directory_raises_store_error(store, home):
     home.mkdir()
     (home / "bentos").touch()
-    with pytest.raises(StoreError, match="cannot write to .*bentos: File exists"):
+    with pytest.raises(StoreError, match=r"cannot write to .*bentos: File exists"):
         store.lock("iris:v1").acquire()
