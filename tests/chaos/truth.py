@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Tree = dict[str, tuple[str, int, str]]
-"""Each path below a directory: what it is, its mode, and the SHA-256 of a file's content or a link's target."""
+"""Each path below a directory: its kind, its executable bit, and the SHA-256 of a file or the target of a link."""
 
 
 def tree_of(directory: Path, leaving_out: str | None = None) -> Tree | None:
@@ -39,11 +39,11 @@ def tree_of(directory: Path, leaving_out: str | None = None) -> Tree | None:
             if inner.partition("/")[0] == leaving_out:
                 continue
             status = path.lstat()
-            mode = stat.S_IMODE(status.st_mode)
+            mode = status.st_mode & stat.S_IXUSR
             if stat.S_ISLNK(status.st_mode):
                 tree[inner] = ("link", 0, str(path.readlink()))
             elif stat.S_ISDIR(status.st_mode):
-                tree[inner] = ("directory", mode, "")
+                tree[inner] = ("directory", 0, "")
             else:
                 tree[inner] = ("file", mode, hashlib.sha256(path.read_bytes()).hexdigest())
     return tree
@@ -86,11 +86,11 @@ def record_of(endpoint: str, token: str, kind: str, name: str, version: str) -> 
                     if member.issym():
                         tree[name] = ("link", 0, member.linkname)
                     elif member.isdir():
-                        tree[name] = ("directory", member.mode, "")
+                        tree[name] = ("directory", 0, "")
                     else:
                         file = tar.extractfile(member)
                         assert file is not None
-                        tree[name] = ("file", member.mode, hashlib.sha256(file.read()).hexdigest())
+                        tree[name] = ("file", member.mode & stat.S_IXUSR, hashlib.sha256(file.read()).hexdigest())
         except (tarfile.TarError, OSError, AssertionError, EOFError) as error:
             return Record(status, None, repr(error))
     return Record(status, tree)

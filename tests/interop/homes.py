@@ -25,7 +25,7 @@ DRIVER = Path(__file__).with_name("driver.py")
 
 
 def tree(path: Path, *, modes: bool = True) -> dict[str, object]:
-    """What lies at and below a path, to be compared: kinds, contents, where links lead, and modes."""
+    """What lies at and below a path, to be compared: kinds, contents, where links lead, and executable bits."""
     found: dict[str, object] = {}
     for entry in [path, *path.rglob("*")]:
         name = entry.relative_to(path).as_posix()
@@ -34,7 +34,7 @@ def tree(path: Path, *, modes: bool = True) -> dict[str, object]:
             found[name] = ("link", str(entry.readlink()))
             continue
         content = "directory" if stat.S_ISDIR(status.st_mode) else hashlib.sha256(entry.read_bytes()).hexdigest()
-        found[name] = (content, oct(stat.S_IMODE(status.st_mode))) if modes else content
+        found[name] = (content, bool(status.st_mode & stat.S_IXUSR)) if modes else content
     return found
 
 

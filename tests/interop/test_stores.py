@@ -189,3 +189,17 @@ async def test_bentoml_goes_on_with_a_store_that_we_began(with_bento, there, reg
     assert results[: len(writing)] == ["my_service:v2", None, None]
     assert ours == seen_by_bentoml(results[len(writing) :])
     assert (ours["bentos"], ours["models"]) == (["my_service:v2"], ["large:m2"])
+
+
+async def test_bentoml_lists_store_with_staging_directory_inside(with_bento):
+    """An interrupted pull leaves its staging directory for a week, within a store that is a mount of its own."""
+    for store in (with_bento.bentos, with_bento.models):
+        staged = store.path / "async-bento:tmp" / "async-bento-kept-x" / "item"
+        staged.mkdir(parents=True)
+        (staged / "half").touch()
+        (store.path / "async-bento:tmp" / "async-bento-lock-x").touch()
+
+    ours = await asyncio.to_thread(what_we_see, with_bento)
+
+    assert ours == seen_by_bentoml(await with_bento.try_calls(*LOOK))
+    assert ours["bentos"] == ["my_service:v1"]

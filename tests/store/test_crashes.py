@@ -40,7 +40,7 @@ def make_new(home: Path) -> Path:
     )
     (new / "run").chmod(0o755)
     (new / "src" / "link").symlink_to("service.py")
-    (new / "empty").mkdir(mode=0o700)
+    (new / "empty").mkdir()
     return new
 
 
