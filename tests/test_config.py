@@ -517,6 +517,17 @@ def test_credentials_of_secret_files_are_stripped(ends: str, home: Path, log_in:
     assert found(BENTO_CLOUD_API_KEY=ends) == expected  # an empty secret is no token
 
 
+def test_settings_ignore_the_variables_of_kubernetes() -> None:
+    service = {  # of a Service named async-bento
+        "ASYNC_BENTO_SERVICE_HOST": "10.0.0.1",
+        "ASYNC_BENTO_SERVICE_PORT": "3000",
+        "ASYNC_BENTO_SERVICE_PORT_HTTP": "3000",
+        "ASYNC_BENTO_PORT": "tcp://10.0.0.1:3000",
+        "ASYNC_BENTO_PORT_3000_TCP_ADDR": "10.0.0.1",
+    }
+    assert Config.from_env(service) == Config()
+
+
 # Endpoints
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import anyio
 
 from async_bento._core.concurrency import ByteBudget, Threads, shielded
+from async_bento._core.loops import running_loop
 from async_bento.errors import ClosedError
 from async_bento.integrations.huggingface.client import MODELS_AT_ONCE
 from async_bento.progress.events import Progress
@@ -78,6 +79,7 @@ class Resources:
     @asynccontextmanager
     async def call(self) -> AsyncGenerator[None]:
         """Run one API call, which `aclose` cancels; a cancelled call raises ClosedError."""
+        running_loop()
         scope, ended = anyio.CancelScope(), anyio.Event()
         self._calls[scope] = ended
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -155,10 +156,11 @@ async def _select(store: Store[Any], arguments: Sequence[str], *, select_all: bo
     word = store.item_type.TYPE_NAME
     if select_all == bool(arguments):
         raise click.UsageError(f"Name at least one {word} to push, or use --all (not both).")
-    if not select_all and not any(map(_is_pattern, arguments)):
-        return _Selection(list(dict.fromkeys(arguments)), is_single=len(arguments) == 1)
     import anyio.to_thread
 
+    arguments = [await anyio.to_thread.run_sync(_as_path_of_archive, argument) for argument in arguments]
+    if not select_all and not any(map(_is_pattern, arguments)):
+        return _Selection(list(dict.fromkeys(arguments)), is_single=len(arguments) == 1)
     stored: Sequence[Item] = await anyio.to_thread.run_sync(store.list)
     tags = [str(item.tag) for item in stored]
     if select_all and not tags:
@@ -170,6 +172,12 @@ async def _select(store: Store[Any], arguments: Sequence[str], *, select_all: bo
             raise NotFoundError(f"no {word} in {store.path} matches {argument!r}")
         selected += matching
     return _Selection(list(dict.fromkeys(selected)), is_single=False)
+
+
+def _as_path_of_archive(argument: str) -> str:
+    """Make the name of an archive in the working directory a path, which a push refuses with a remedy."""
+    is_archive = argument.endswith((".bento", ".bentomodel")) and os.path.isfile(argument)  # noqa: PTH113 - a str
+    return os.path.abspath(argument) if is_archive else argument  # noqa: PTH100
 
 
 def _is_pattern(argument: str) -> bool:

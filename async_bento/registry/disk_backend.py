@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
@@ -27,6 +26,8 @@ from async_bento.registry.records.sqlite import SqliteRecords
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
+
+_DATABASE = "registry.sqlite3"
 
 
 class DiskBackend:
@@ -49,7 +50,7 @@ class DiskBackend:
                 key = await threads.run(_read_or_create_secret, self._root / "signing_key")
                 if api_token is None:
                     api_token = await threads.run(_read_or_create_secret, self._root / "api_token")
-                records = SqliteRecords(self._root / "registry.sqlite3")
+                records = SqliteRecords(self._root / _DATABASE)
                 stack.push_async_callback(records.close)
                 await records.open()
                 presigner = Presigner(key.encode(), url_expiry)
@@ -60,11 +61,22 @@ class DiskBackend:
                 raise ConfigError(f"cannot use {self._root}: {error.strerror or error}") from error
             yield OpenBackend(records, blobs, api_token, DiskEndpoints(blobs, max_put_size=self._max_put_size).routes())
 
+    def _make_directory(self) -> None:
+        """Create the directory, unless it is the home of the local stores, whose files would be mixed with these."""
+        if not (self._root / _DATABASE).exists():
+            for name in (".yatai.yaml", "bentos", "models"):
+                if (self._root / name).exists():
+                    raise ConfigError(
+                        f"cannot use {self._root}: its {name} belongs to a local store of BentoML. "
+                        "Choose another directory."
+                    )
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     async def _lock_directory(self, stack: AsyncExitStack) -> Threads:
         """Create and lock the directory; return a worker thread for its files."""
         threads = Threads(1)
         stack.callback(threads.close)
-        await threads.run(partial(self._root.mkdir, mode=0o700, parents=True, exist_ok=True))
+        await threads.run(self._make_directory)
         # By default, only the thread that acquired a FileLock may release it.
         lock = FileLock(self._root / "lock", timeout=0, thread_local=False)
         held = ExitStack()

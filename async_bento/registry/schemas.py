@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import from_json
 
 from async_bento._core.s3 import MAX_PARTS
-from async_bento._core.validation import TIME_FORMAT, JsonObject, first_error
+from async_bento._core.validation import TIME_FORMAT, JsonObject, first_error, format_time
 from async_bento.registry.errors import BadRequestError
 from async_bento.registry.item_types import BENTO
 from async_bento.rest.schemas import LabelItemSchema
@@ -206,7 +206,7 @@ def _resource(uid: str, name: str, resource_type: str) -> JsonObject:
 
 
 def _format_time(time: datetime) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{format_time(time).replace(' ', 'T')}Z"
 
 
 def _format_optional_time(time: datetime | None) -> str | None:

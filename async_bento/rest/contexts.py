@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from async_bento._core.files import atomic_write
+from async_bento._core.reading import open_regular
 from async_bento._core.validation import first_error
 from async_bento.config import bentoml_home
 from async_bento.errors import ConfigError
@@ -74,7 +75,8 @@ def read_contexts(path: Path) -> Contexts:
 def _read(path: Path) -> tuple[Contexts, dict[str, object]]:
     """Read `.yatai.yaml` as contexts, and as the document with the fields that other programs keep in it."""
     try:
-        content: object = yaml.safe_load(path.read_bytes())
+        with open_regular(path) as file:
+            content: object = yaml.safe_load(file.read())
     except FileNotFoundError:
         content = None
     except OSError as error:

@@ -106,6 +106,8 @@ def status_error(response: RawResponse, credentials: Credentials) -> APIError:
     trace_id = one_line(headers.get("x-trace-id", ""))[:_LONGEST_MESSAGE] or None
     error_type: type[APIStatusError] = APIStatusError
     hint = _HINTS.get(HTTPStatus(status), "") if status in HTTPStatus.__members__.values() else ""
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and message:
+        hint = ""  # a proxy sends a page; the registry gives its own limit
     if _is_trouble(status, message):
         error_type = ServerError
         hint = "The registry cannot reach its database or its storage: try again later."

@@ -16,6 +16,7 @@ import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from async_bento._core.loops import running_loop
 from async_bento._core.retry import lacks_tls, seconds_to_wait
 from async_bento._core.urls import origin, without_queries
 from async_bento._core.version import __version__
@@ -198,7 +199,7 @@ class Connections:
         )
 
     def _enter_loop(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         if self._loop is not loop:
             self._sessions, self._loop = {}, loop  # sessions of a closed loop can be neither used nor closed
             limit = max(1, _connection_limit(self._caller_session) // 2)

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from async_bento._core.reading import open_regular
 from async_bento._core.text import facts
 from async_bento.config import MiB
+from async_bento.errors import StoreError
 from async_bento.store.errors import as_store_error
 from async_bento.store.metadata import BentoInfo, BentoModelInfo, BentoRunnerInfo, ItemInfo, ModelInfo, read_info
 
@@ -46,6 +49,7 @@ class Item(ABC):
     TYPE_NAME: ClassVar[str]
     METADATA_FILE: ClassVar[str]
     PULL_COMMAND: ClassVar[str]
+    _IMPORT_COMMAND: ClassVar[str]
     _INFO_TYPE: ClassVar[type[ItemInfo]]
 
     tag: Tag
@@ -67,6 +71,11 @@ class Item(ABC):
             StoreError: The YAML file is missing or broken, or lacks a field; the message says which.
         """
         root = Path(path).absolute()
+        if root.is_file():
+            raise StoreError(
+                f"cannot read the {cls.TYPE_NAME} {root}: it is a file, not a directory. "
+                f"If it is an exported archive, run `{cls._IMPORT_COMMAND} {shlex.quote(str(root))}` first."
+            )
         info = read_info(cls._INFO_TYPE, root / cls.METADATA_FILE)
         return cls(info.tag, root, info)
 
@@ -117,6 +126,7 @@ class Bento(Item):
     TYPE_NAME = "bento"
     METADATA_FILE = "bento.yaml"
     PULL_COMMAND = "async-bento pull"
+    _IMPORT_COMMAND = "bentoml import"
     _INFO_TYPE = BentoInfo
 
     info: BentoInfo = field(compare=False, repr=False)
@@ -139,7 +149,8 @@ class Bento(Item):
         with as_store_error(f"read {readme}"), suppress(FileNotFoundError):
             size = readme.stat().st_size
             if size <= MAX_README_SIZE:
-                return readme.read_text(encoding="utf-8", errors="replace")
+                with open_regular(readme) as file:
+                    return file.read().decode(errors="replace")
             logger.warning(
                 "%s is not sent as the description: the file has %d bytes, and the limit is %d",
                 readme,
@@ -214,6 +225,7 @@ class Model(Item):
     TYPE_NAME = "model"
     METADATA_FILE = "model.yaml"
     PULL_COMMAND = "async-bento models pull"
+    _IMPORT_COMMAND = "bentoml models import"
     _INFO_TYPE = ModelInfo
 
     info: ModelInfo = field(compare=False, repr=False)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.files import FILE_MODE, atomic_write
+from async_bento._core.reading import open_regular
 from async_bento.errors import NotFoundError, StoreError
 from async_bento.store.layout import ItemT, is_tag_part
 from async_bento.store.locks import hold
@@ -29,7 +30,8 @@ _REPAIRS = 3  # attempts, since another process may delete the version that was 
 def read_latest(directory: Path) -> str | None:
     """Read the `latest` file of a name; None where it is missing, or is not a text."""
     try:
-        return (directory / LATEST).read_text(encoding="utf-8").strip()
+        with open_regular(directory / LATEST) as file:
+            return file.read().decode().strip()
     except (OSError, UnicodeDecodeError):
         return None
 

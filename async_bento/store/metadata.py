@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from async_bento._core.reading import open_regular
 from async_bento._core.validation import RequestTime, first_error
 from async_bento.config import BENTOML_VERSION, MiB
 from async_bento.errors import NotFoundError, StoreError
@@ -229,7 +230,7 @@ def _identity(directory: Path) -> tuple[int, int] | None:
 
 def _read_yaml(path: Path) -> tuple[dict[str, object], datetime]:
     """Parse a file into a mapping; return the modification time as well."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         text = file.read(MAX_YAML_SIZE + 1)
         if len(text) > MAX_YAML_SIZE:
             raise StoreError(f"cannot read {path}: the file is larger than {MAX_YAML_SIZE} bytes")

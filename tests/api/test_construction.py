@@ -38,3 +38,11 @@ async def test_rest_client_together_with_endpoint_is_refused() -> None:
     client = RestApiClient("http://127.0.0.1:1", "token")
     with pytest.raises(ConfigError, match="cannot use an endpoint, token or context with a client"):
         AsyncBentoAPI(client, endpoint="http://127.0.0.1:2")
+
+
+@pytest.mark.parametrize("make", [AsyncBentoAPI, RestApiClient])
+def test_call_without_asyncio_states_a_remedy(make: type[AsyncBentoAPI | RestApiClient]) -> None:
+    client = make(endpoint="http://127.0.0.1:9", api_token="t")
+    call = client.get("svc") if isinstance(client, AsyncBentoAPI) else client.current_user()
+    with pytest.raises(ConfigError, match=r"no running event loop of asyncio \(trio is not supported\)\. Await "):
+        call.send(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import pytest
@@ -219,3 +220,13 @@ async def test_get_retry_hides_a_transient_fault(proxy: FaultProxy, make_client:
     proxy.add_fault(LIST, answer_json(503, {"error": "later"}))
 
     assert len((await make_client(proxy).list()).items) == 5
+
+
+async def test_record_of_year_1_keeps_its_time(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+    make_bento(home, built="0001-01-02 03:04:05")
+    make_bento(home, "svc:v2")
+    api = make_client(await start_proxy())
+    for tag in ("svc:v1", "svc:v2"):
+        await api.push(tag)
+    assert (await api.get("svc:v1")).build_at == datetime(1, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    assert [record.version for record in (await api.list()).items] == ["v2", "v1"]

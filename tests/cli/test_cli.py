@@ -272,6 +272,16 @@ def test_push_several_pushes_each_once(
     assert sorted(line.split()[0] for line in done("list").splitlines()[1:]) == sorted(pushed)
 
 
+def test_push_of_an_archive_names_the_import(
+    served: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "iris.bento").write_bytes(b"PK")
+    monkeypatch.chdir(tmp_path)
+    result = run("push", "iris.bento")
+    assert result.exit_code == 1
+    assert f"it is an exported archive, run `bentoml import {tmp_path}/iris.bento` first." in result.stderr
+
+
 def test_push_several_models_by_pattern(served: LocalRegistry, home: Path) -> None:
     for tag in ("mod:m1", "mod:m2"):
         make_model(home, tag)

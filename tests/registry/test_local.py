@@ -357,3 +357,12 @@ async def test_host_is_the_only_address_listened_on(tmp_path):
         writer.close()
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", parts.port)
+
+
+@pytest.mark.parametrize("name", ["bentos", "models", ".yatai.yaml"])
+async def test_registry_in_a_local_store_is_refused(tmp_path: Path, name: str):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=f"cannot use .*: its {name} belongs to a local store of BentoML"):
+        async with LocalRegistry(tmp_path):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]

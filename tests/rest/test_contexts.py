@@ -197,3 +197,20 @@ def test_use_context_unknown_is_error_and_keeps_file(path: Path) -> None:
         "Use one of these, or run `async-bento login --name staging`."
     )
     assert path.read_bytes() == before
+
+
+def test_contexts_fifo_does_not_block(path: Path) -> None:
+    path.parent.mkdir()
+    os.mkfifo(path)
+    messages: list[str] = []
+
+    def read() -> None:
+        try:
+            read_contexts(path)
+        except ConfigError as error:
+            messages.append(str(error))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert messages == [f"cannot read {path}: not a regular file"]

@@ -8,6 +8,7 @@ import re
 import socket
 import ssl
 from datetime import datetime, timezone
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -151,6 +152,11 @@ def test_status_with_proxy_page_gives_hint_without_markup(status: int, kind: typ
     assert hint in str(error)
     assert "<" not in str(error)
     assert "nginx" not in str(error).replace("(nginx: client_max_body_size)", "")
+
+
+def test_status_413_of_the_registry_blames_no_proxy() -> None:
+    error = error_of(413, b'{"error": "the body is larger than 4194304 bytes"}', Content_Type="application/json")
+    assert str(error) == f"{REQUEST}: 413 {HTTPStatus(413).phrase}: the body is larger than 4194304 bytes"
 
 
 @pytest.mark.parametrize("body", [HTML, f"\n  {HTML}", "<?xml version='1.0'?><Error/>", f'{{"message": "{HTML}"}}'])

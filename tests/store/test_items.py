@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 from datetime import datetime, timezone
 
 import pytest
@@ -14,6 +15,7 @@ from async_bento.errors import NotFoundError, StoreError
 from async_bento.store.fields import MAX_VALUES
 from async_bento.store.items import MAX_README_SIZE, Bento, Model
 from async_bento.store.metadata import MAX_YAML_SIZE
+from async_bento.store.store import BentoStore
 from async_bento.store.tag import Tag
 from tests.corpus.items import BENTOS, CORPUS, name_of, sent_by_bentoml
 
@@ -38,6 +40,52 @@ def model(path, **fields):
     path.mkdir(exist_ok=True)
     (path / "model.yaml").write_text(yaml.safe_dump({**MODEL, **fields}))
     return Model.from_path(path)
+
+
+@pytest.mark.parametrize("name", ["bento.yaml", "README.md"])
+def test_bento_with_fifo_does_not_block(tmp_path, name):
+    bento(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    assert error_of_thread(lambda: Bento.from_path(tmp_path).doc) == (
+        f"cannot read {tmp_path / name}: not a regular file"
+    )
+
+
+def test_store_with_fifo_as_latest_does_not_block(tmp_path):
+    (tmp_path / "iris").mkdir()
+    bento(tmp_path / "iris" / "v1")
+    os.mkfifo(tmp_path / "iris" / "latest")
+    assert error_of_thread(lambda: BentoStore(tmp_path).get("iris")) == ""
+
+
+def error_of_thread(function):
+    """Call a function in a thread that may block for ever, and return the message of its error."""
+    messages = []
+
+    def call():
+        try:
+            function()
+            messages.append("")
+        except StoreError as error:
+            messages.append(str(error))
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert messages, "the call blocks"
+    return messages[0]
+
+
+def test_bento_that_is_an_archive_names_the_import(tmp_path):
+    archive = tmp_path / "my iris.bento"
+    archive.write_bytes(b"PK")
+    with pytest.raises(StoreError) as raised:
+        Bento.from_path(archive)
+    assert str(raised.value) == (
+        f"cannot read the bento {archive}: it is a file, not a directory. "
+        f"If it is an exported archive, run `bentoml import '{archive}'` first."
+    )
 
 
 @pytest.mark.parametrize("path", BENTOS, ids=name_of)

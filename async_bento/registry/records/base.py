@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from async_bento._core.validation import JsonObject  # noqa: TC001 - as above
+from async_bento._core.validation import JsonObject, format_time
 from async_bento.rest.schemas import LabelItemSchema  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def size_of(manifest: JsonObject | None) -> int:
 
 def time_text(time: datetime) -> str:
     """Format a time in UTC, to the microsecond, at a fixed width, so that texts sort as times do."""
-    return time.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")
+    return format_time(time).replace(" ", "T")
 
 
 def utc_now() -> datetime:
