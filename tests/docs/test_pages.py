@@ -213,6 +213,8 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     await note(lambda api: api.pull("nothing"))
     await note(lambda api: api.push("no tag"))
     await note(closed)
+    (make_bento(home, "linked:v1") / "weights").symlink_to("../../../hf/blobs/1")
+    await note(lambda api: api.push("linked:v1"))
     make_bento(home, "bare:v1")
     async with AsyncBentoAPI() as api:
         await api.push("bare:v1", bare=True)

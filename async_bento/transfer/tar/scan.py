@@ -75,9 +75,9 @@ class _Scanner:
         except OSError as error:
             raise ArchiveError(f"cannot pack {path}: {error.strerror}") from error
         except UnsafeArchiveError as error:
-            raise ArchiveError(
-                f"cannot pack {self._root}: {error}. Rename or remove it: a pull would refuse the tar."
-            ) from error
+            is_link = (self._root / (error.member or "")).is_symlink()
+            remedy = "Replace the link by a copy of its target (`cp -L`)" if is_link else "Rename or remove it"
+            raise ArchiveError(f"cannot pack {self._root}: {error}. {remedy}: a pull would refuse the tar.") from error
         return self._entries
 
     def _add(self, found: os.DirEntry[str]) -> None:
