@@ -54,10 +54,14 @@ def test_latest_in_read_only_store_is_found(store, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
+    def read_only(path, flags, *arguments, **options):
+        return refuse() if flags & (os.O_WRONLY | os.O_RDWR) else opened(path, flags, *arguments, **options)
+
     put(store, "iris:v1")
     (store.path / "iris" / "latest").unlink()
     store = BentoStore(store.path)
-    monkeypatch.setattr("os.open", refuse)  # root may write where permissions forbid it
+    opened = os.open
+    monkeypatch.setattr("os.open", read_only)  # root may write where permissions forbid it
     monkeypatch.setattr(Path, "touch", refuse)
     assert store.get("iris").tag.version == "v1"
     assert not (store.path / "iris" / "latest").exists()
