@@ -1,8 +1,9 @@
 """Worker threads for blocking calls, shielding from cancellation, byte budgets and bounded task groups.
 
-Blocking calls never run in asyncio's default executor: its `min(32, cpu + 4)` threads belong to the application and to
-name resolution. A thread cannot be cancelled, so a cancelled call waits for its thread to finish; otherwise the thread
-could write into a directory that the clean-up has removed.
+Blocking calls never run in asyncio's default executor: its `min(32, cpu + 4)` threads belong to the application, and it
+refuses work once the main thread has ended. A thread cannot be cancelled, so a cancelled call waits for its thread to
+finish; otherwise the thread could write into a directory that the clean-up has removed. Functions that may take long
+call `check_cancelled` on the way.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
-from functools import partial
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 from anyio.from_thread import start_blocking_portal
+
+from async_bento._core.thread_pool import DaemonThreadPool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
@@ -33,26 +35,36 @@ LOCK_POLL_INTERVAL = 0.2
 """Seconds between two attempts to acquire a lock that another process holds."""
 
 
+_cancelled: ContextVar[threading.Event] = ContextVar("cancelled")
+"""Set once the call that a worker thread runs for was cancelled."""
+
+
+def check_cancelled() -> None:
+    """Raise CancelledError in a worker thread whose call was cancelled; do nothing elsewhere."""
+    cancelled = _cancelled.get(None)
+    if cancelled is not None and cancelled.is_set():
+        raise asyncio.CancelledError
+
+
 class Threads:
     """At most `limit` worker threads for disk access and hashing."""
 
     def __init__(self, limit: int) -> None:
-        self.executor = ThreadPoolExecutor(max_workers=limit, thread_name_prefix="async-bento")
+        self.executor = DaemonThreadPool(limit)
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking function in a worker thread; cancellation propagates after the function has returned."""
-        return await shielded(
-            asyncio.get_running_loop().run_in_executor(self.executor, partial(function, *args, **kwargs))
-        )
+        future, cancelled = self._submit(function, *args, **kwargs)
+        return await _completed(future, cancelled)
 
     @asynccontextmanager
     async def entered(self, manager: AbstractContextManager[T]) -> AsyncGenerator[T]:
         """Enter and exit a blocking context manager in worker threads."""
-        entering = asyncio.ensure_future(self.run(manager.__enter__))
+        entering, cancelled = self._submit(manager.__enter__)
         try:
-            value = await shielded(entering)
+            value = await _completed(entering, cancelled)
         except asyncio.CancelledError:
-            if not entering.cancelled() and entering.exception() is None:
+            if entering.exception() is None:
                 await shielded(self.run(manager.__exit__, None, None, None))
             raise
         try:
@@ -63,9 +75,33 @@ class Threads:
         else:
             await shielded(self.run(manager.__exit__, None, None, None))
 
+    def _submit(
+        self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> tuple[asyncio.Future[T], threading.Event]:
+        """Start a function in a worker thread; the event tells `check_cancelled` that no caller wants the result."""
+        cancelled = threading.Event()
+
+        def run() -> T:
+            _cancelled.set(cancelled)  # in the context of this call alone
+            return function(*args, **kwargs)
+
+        return asyncio.wrap_future(self.executor.submit(run)), cancelled
+
     def close(self) -> None:
         """Stop the threads without waiting: `run` returns only after its thread is idle."""
         self.executor.shutdown(wait=False)
+
+
+async def _completed(future: asyncio.Future[T], cancelled: threading.Event) -> T:
+    """Await a worker thread; if cancelled, set the event, wait for the thread, and raise the cancellation."""
+    try:
+        await asyncio.wait([future])  # unshielded, unlike `shielded`: it hears of a cancelled anyio scope, too
+    except asyncio.CancelledError:
+        cancelled.set()
+        with suppress(asyncio.CancelledError, Exception):
+            await shielded(future)
+        raise
+    return future.result()
 
 
 async def shielded(awaitable: Awaitable[T]) -> T:

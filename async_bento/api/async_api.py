@@ -274,6 +274,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         return repr(self._resources.client).replace("RestApiClient", "AsyncBentoAPI", 1)
 
     async def __aenter__(self) -> Self:
+        self._resources.check_open()
         return self
 
     async def __aexit__(
@@ -284,7 +285,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
     async def aclose(self) -> None:
         """Close the connections, except those of a client that was passed in, and stop the worker threads.
 
-        Calls that are still running are cancelled, and raise `ClosedError`.
+        Calls that are still running are cancelled, and raise `ClosedError`, as does every later call.
         """
         await self._resources.aclose(keep_client=self._keep_client)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import anyio
 
 from async_bento._core.concurrency import ByteBudget, Threads, shielded
+from async_bento._core.fork import watch_forks
 from async_bento._core.loops import running_loop
-from async_bento.errors import ClosedError
+from async_bento.errors import ClosedError, ConfigError
 from async_bento.integrations.huggingface.client import MODELS_AT_ONCE
 from async_bento.progress.events import Progress
 from async_bento.transfer.http import TransferPool
@@ -27,6 +28,18 @@ DISK_THREADS = 16
 """Threads of a client that read and write files and compute hashes: enough to keep the queue of a disk filled."""
 
 
+CLOSED = "the API was closed. Create a new one."
+CLOSED_DURING_CALL = "the API was closed during this call. Wait for the call before you close the API."
+
+
+class _Call(NamedTuple):
+    """A running call: its event loop, the scope that cancels it, and an event for its end."""
+
+    loop: asyncio.AbstractEventLoop
+    scope: anyio.CancelScope
+    ended: anyio.Event
+
+
 class Resources:
     """Worker threads, request slots and byte budget shared by the calls of one client."""
 
@@ -39,7 +52,14 @@ class Resources:
         self._hub_loop: asyncio.AbstractEventLoop | None = None
         self._pool: TransferPool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._calls: dict[anyio.CancelScope, anyio.Event] = {}
+        self._calls: set[_Call] = set()
+        self._closed = False
+        watch_forks(self)
+
+    def forget_parent(self) -> None:
+        """See `ForkAware`: the parent's calls never end here."""
+        self._calls = set()
+        self._pool = self._hub_slots = None
 
     @property
     def threads(self) -> Threads:
@@ -79,28 +99,45 @@ class Resources:
     @asynccontextmanager
     async def call(self) -> AsyncGenerator[None]:
         """Run one API call, which `aclose` cancels; a cancelled call raises ClosedError."""
-        running_loop()
-        scope, ended = anyio.CancelScope(), anyio.Event()
-        self._calls[scope] = ended
+        self.check_open()
+        call = _Call(running_loop(), anyio.CancelScope(), anyio.Event())
+        self._calls.add(call)
         try:
-            with scope:
+            self._check_loop()
+            with call.scope:
                 yield
         finally:
-            del self._calls[scope]
-            ended.set()
-        if scope.cancelled_caught:
-            raise ClosedError("the API was closed during this call. Wait for the call before you close the API.")
+            self._calls.discard(call)  # not there in a child that was forked during the call
+            call.ended.set()
+        if call.scope.cancelled_caught:
+            raise ClosedError(CLOSED_DURING_CALL)
+
+    def check_open(self) -> None:
+        """Raise ClosedError if the API was closed."""
+        if self._closed:
+            raise ClosedError(CLOSED)
+
+    def _check_loop(self) -> None:
+        """Raise ConfigError if another event loop, in another thread, runs calls at the moment."""
+        loop = asyncio.get_running_loop()
+        if any(call.loop is not loop and not call.loop.is_closed() for call in [*self._calls]):
+            raise ConfigError(
+                "cannot use an AsyncBentoAPI on two event loops at once: calls are running on another loop. Use one "
+                "AsyncBentoAPI per event loop, or a BentoAPI, which several threads may share."
+            )
 
     async def aclose(self, *, keep_client: bool) -> None:
         """Cancel running calls, stop the threads, and close the client unless it belongs to the caller."""
+        self._check_loop()
+        self._closed = True
         await shielded(self._close(keep_client))
 
     async def _close(self, keep_client: bool) -> None:
-        calls = {**self._calls}
-        for scope in calls:
-            scope.cancel()
-        for ended in calls.values():  # a cancelled push reports to the registry first, which needs a connection
-            await ended.wait()
+        calls = [*self._calls]
+        for call in calls:
+            call.scope.cancel()
+        for call in calls:  # a cancelled push reports to the registry first, which needs a connection
+            await call.ended.wait()
         if self._threads is not None:
             self._threads.close()
         self._threads = self._pool = None

@@ -1,36 +1,25 @@
 """BentoAPI and ModelAPI: the blocking counterparts of AsyncBentoAPI and AsyncModelAPI.
 
-The calls run on an event loop in a dedicated thread (an anyio blocking portal), so they work in plain scripts, in
-several threads, and where an event loop is already running, as in a notebook. The methods' docstrings are copied from
-the async classes by tests/api/blocking_docstrings.py.
+The calls run on an event loop in a dedicated thread, so they work in plain scripts, in several threads, and where an
+event loop is already running, as in a notebook. The methods' docstrings are copied from the async classes by
+tests/api/blocking_docstrings.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-import atexit
-import threading
-import warnings
-from concurrent.futures import wait
-from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-import anyio
-
-from async_bento._core.concurrency import open_portal
 from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
-from async_bento.progress.events import is_notebook
+from async_bento.api.loop_thread import LoopThread
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Iterator
-    from concurrent.futures import Future
+    from collections.abc import Iterator
     from types import TracebackType
 
-    from anyio.from_thread import BlockingPortal
     from pydantic import SecretStr
-    from typing_extensions import ParamSpec, Self
+    from typing_extensions import Self
 
     from async_bento.api.async_api import ItemAPI, TaggedItem
     from async_bento.api.kinds import ItemT, RecordT
@@ -47,95 +36,6 @@ if TYPE_CHECKING:
     from async_bento.store.items import Bento, Model
     from async_bento.store.store import BentoStore, ModelStore
     from async_bento.store.tag import TagLike
-
-    P = ParamSpec("P")
-
-T = TypeVar("T")
-
-_POLL_INTERVAL = 0.2  # seconds until a waiting call notices Ctrl-C
-
-
-class LoopThread:
-    """An event loop in a thread, started by the first call and stopped by `close` or at interpreter exit."""
-
-    def __init__(self, on_stop: Callable[[], Awaitable[None]]) -> None:
-        self._on_stop = on_stop
-        self._lock = threading.Lock()
-        self._stack: ExitStack | None = None
-        self._portal: BlockingPortal | None = None
-        self._has_warned = False
-
-    def run(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a coroutine function on the loop; Ctrl-C cancels it and waits for its clean-up."""
-        self._warn_if_loop_blocked()
-        call = _CancellableCall()
-        portal = self._open()
-        future: Future[T] | None = None
-        try:
-            future = portal.start_task_soon(partial(call.run, partial(function, *args, **kwargs)))
-            # A thread blocked on a lock without a timeout handles a signal only if the OS delivers it to that thread.
-            while not wait([future], _POLL_INTERVAL).done:
-                pass
-            return future.result()
-        except BaseException:
-            # Ctrl-C may strike before `future` is assigned, so whether the call has started is checked on the loop.
-            # A finished call is not cancelled: another thread may have closed the API and stopped the loop.
-            if future is None or not future.done():
-                portal.call(call.cancel)
-            raise
-
-    def close(self) -> None:
-        """Stop the loop; the next call starts a new one."""
-        atexit.unregister(self.close)
-        with self._lock:
-            stack, self._stack, self._portal = self._stack, None, None
-        if stack is not None:
-            stack.close()
-
-    def _warn_if_loop_blocked(self) -> None:
-        """Warn once if the call blocks a running event loop; a notebook's loop has nothing else to run."""
-        if self._has_warned or is_notebook():
-            return
-        with suppress(RuntimeError):
-            asyncio.get_running_loop()
-            self._has_warned = True
-            warnings.warn(
-                "BentoAPI blocks the event loop that is running in this thread until the call returns. "
-                "Await the same method of AsyncBentoAPI instead.",
-                RuntimeWarning,
-                stacklevel=4,  # the caller of the API
-            )
-
-    def _open(self) -> BlockingPortal:
-        with self._lock:
-            if self._portal is None:
-                stack = ExitStack()
-                self._portal = stack.enter_context(open_portal("async-bento"))
-                stack.callback(partial(self._portal.call, self._on_stop))
-                self._stack = stack
-                atexit.register(self.close)
-            return self._portal
-
-
-class _CancellableCall:
-    """One call on the loop; `cancel` does nothing if it has not started, and otherwise waits until it has ended."""
-
-    def __init__(self) -> None:
-        self._scope: anyio.CancelScope | None = None
-        self._ended = anyio.Event()
-
-    async def run(self, function: Callable[[], Awaitable[T]]) -> T:
-        with anyio.CancelScope() as self._scope:
-            try:
-                return await function()
-            finally:
-                self._ended.set()
-        raise asyncio.CancelledError  # no caller waits for the result any more
-
-    async def cancel(self) -> None:
-        if self._scope is not None:
-            self._scope.cancel()
-            await self._ended.wait()
 
 
 class ModelAPI:
@@ -296,6 +196,7 @@ class BentoAPI:
         return repr(self._async).replace("AsyncBentoAPI", "BentoAPI", 1)
 
     def __enter__(self) -> Self:
+        self._loop.check_open()
         return self
 
     def __exit__(
@@ -304,7 +205,10 @@ class BentoAPI:
         self.close()
 
     def close(self) -> None:
-        """Close the connections and stop the threads; a later call opens them again."""
+        """Close the connections and stop the threads. A later call raises `ClosedError`.
+
+        Calls that are still running in other threads are cancelled, and raise `ClosedError`.
+        """
         self._loop.close()
 
     def push(
@@ -418,15 +322,12 @@ class BentoAPI:
 def _iterate(
     api: ItemAPI[ItemT, RecordT], loop: LoopThread, search: str | None, query: str | None
 ) -> Iterator[RecordT]:
-    records = api.iter(search=search, query=query)
-    try:
-        while True:
-            try:
-                yield loop.run(records.__anext__)
-            except StopAsyncIteration:
-                return
-    finally:
-        loop.run(records.aclose)
+    records = api.iter(search=search, query=query)  # holds nothing between two records
+    while True:
+        try:
+            yield loop.run(records.__anext__)
+        except StopAsyncIteration:
+            return
 
 
 async def _close(api: AsyncBentoAPI, client: RestApiClient | None) -> None:

@@ -130,6 +130,7 @@ class RestApiClient:
         return self.credentials.endpoint
 
     async def __aenter__(self) -> Self:
+        self._session.check_open()
         return self
 
     async def __aexit__(
@@ -138,7 +139,10 @@ class RestApiClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the client's connections. A session passed as `session=` stays open."""
+        """Close the client's connections. A session passed as `session=` stays open.
+
+        A later call raises `ClosedError`.
+        """
         await self._session.aclose()
 
     async def current_user(self) -> UserSchema:

@@ -65,6 +65,10 @@ class RestSession:
         """The registry's URL, without a trailing slash."""
         return self._credentials.get().endpoint
 
+    def check_open(self) -> None:
+        """Raise ClosedError if the client was closed."""
+        self._connections.check_open()
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._connections.aclose()

@@ -6,26 +6,31 @@ import asyncio
 import os
 import ssl as ssl_module
 import sys
+import warnings
 import weakref
+from collections import defaultdict
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from async_bento._core.fork import watch_forks
 from async_bento._core.loops import running_loop
 from async_bento._core.retry import lacks_tls, seconds_to_wait
+from async_bento._core.thread_pool import DaemonThreadPool
 from async_bento._core.urls import origin, without_queries
 from async_bento._core.version import __version__
 from async_bento.config import KiB
-from async_bento.errors import APIConnectionError, APITimeoutError, PartError
+from async_bento.errors import APIConnectionError, APITimeoutError, ClosedError, PartError
+from async_bento.rest.connector import Connector, Resolver, keep_session, run_step
 from async_bento.rest.proxies import check_proxy, proxy_of_environment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 
     from async_bento._core.retry import HostThrottle
     from async_bento.rest.credentials import Credentials
@@ -51,6 +56,9 @@ READ_BUFFER = 256 * KiB
 REGISTRY_CONNECTIONS = 128
 """Connections of one client to the registry, half for API calls and half for transfers through the registry, so that
 neither waits for the other. A process may open 1,024 files by default, and the application needs most of them."""
+
+LOOKUP_THREADS = 4
+"""Threads of a client that look up names: those of the registry, the storage and a proxy, and one that is stuck."""
 
 
 MAX_ERROR_BODY = 64 * KiB
@@ -160,7 +168,7 @@ class Target:
 
 
 class Connections:
-    """The aiohttp sessions of one client, opened on first use, for one event loop at a time."""
+    """The aiohttp sessions of one client, opened on first use, for each event loop that uses the client."""
 
     def __init__(
         self,
@@ -173,14 +181,20 @@ class Connections:
         self._proxy = None if proxy is None else check_proxy(proxy, "the argument proxy")
         self._ssl = ssl
         self._throttle = throttle
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
-        self._limits: dict[bool, asyncio.Semaphore] = {}  # of API calls, and of transfers through the registry
+        self._is_closed = False
+        self._sessions: dict[tuple[str, asyncio.AbstractEventLoop], aiohttp.ClientSession] = {}
+        self._keepers: defaultdict[asyncio.AbstractEventLoop, list[AsyncGenerator[object]]] = defaultdict(list)
+        # Of API calls, and of transfers through the registry, on each event loop.
+        self._limits: dict[tuple[bool, asyncio.AbstractEventLoop], asyncio.Semaphore] = {}
+        self._lookup_threads = DaemonThreadPool(LOOKUP_THREADS, "async-bento-dns")
+        weakref.finalize(self, _detach_unclosed, self._sessions).atexit = False
+        watch_forks(self)
 
     def target(
         self, url: URL, headers: Mapping[str, str], credentials: Credentials | None, *, is_transfer: bool = True
     ) -> Target:
         """The target of a URL: of the registry with credentials, of a storage without."""
+        self.check_open()
         loop = self._enter_loop()
         if credentials is not None and self._caller_session is not None:
             session = self._caller_session
@@ -194,35 +208,58 @@ class Connections:
             ssl=self._ssl,
             credentials=credentials,
             throttle=self._throttle,
-            connections=None if credentials is None else self._limits[is_transfer],
+            connections=None if credentials is None else self._limits[is_transfer, loop],
             owner=self,
         )
 
+    def check_open(self) -> None:
+        """Raise ClosedError if the client was closed."""
+        if self._is_closed:
+            raise ClosedError("the client was closed. Create a new one.")
+
     def _enter_loop(self) -> asyncio.AbstractEventLoop:
         loop = running_loop()
-        if self._loop is not loop:
-            self._sessions, self._loop = {}, loop  # sessions of a closed loop can be neither used nor closed
+        if (True, loop) not in self._limits:
+            self._forget(lambda other: other.is_closed())
             limit = max(1, _connection_limit(self._caller_session) // 2)
-            self._limits = {is_transfer: asyncio.Semaphore(limit) for is_transfer in (False, True)}
+            self._limits |= {(is_transfer, loop): asyncio.Semaphore(limit) for is_transfer in (False, True)}
         return loop
 
     def _session(self, name: str, loop: asyncio.AbstractEventLoop) -> aiohttp.ClientSession:
-        if name not in self._sessions:
-            self._sessions[name] = aiohttp.ClientSession(
+        if (name, loop) not in self._sessions:
+            session = self._sessions[name, loop] = aiohttp.ClientSession(
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),  # cookies ignore ports: a storage would get the registry's
-                connector=aiohttp.TCPConnector(limit=0),  # bounded by `Target.connections` and `Transfer.concurrency`
+                # Bounded by `Target.connections` and `Transfer.concurrency`.
+                connector=Connector(limit=0, resolver=Resolver(self._lookup_threads)),
                 read_bufsize=READ_BUFFER,
             )
-            weakref.finalize(self, _close_unclosed, self._sessions[name], loop).atexit = False
-        return self._sessions[name]
+            keeper = keep_session(session)
+            run_step(keeper.__anext__())
+            self._keepers[loop].append(keeper)
+        return self._sessions[name, loop]
 
     async def aclose(self) -> None:
-        """Close the sessions, except the caller's."""
-        sessions, self._sessions = self._sessions, {}
-        if self._loop is asyncio.get_running_loop():
-            for session in sessions.values():
-                await session.close()
+        """Close the sessions, except the caller's; sessions of other event loops are closed by their loops."""
+        self._is_closed = True
+        for keeper in self._keepers.pop(asyncio.get_running_loop(), []):
+            await keeper.aclose()
+        self._forget(lambda _: True)
+        self._lookup_threads.shutdown()
+
+    def forget_parent(self) -> None:
+        """See `ForkAware`."""
+        for keeper in [keeper for keepers in self._keepers.values() for keeper in keepers]:
+            run_step(keeper.aclose())  # which closes nothing in another process
+        self._forget(lambda _: True)
+
+    def _forget(self, is_over: Callable[[asyncio.AbstractEventLoop], bool]) -> None:
+        """Drop what belongs to some event loops; those that still run close their sessions."""
+        for name, loop in [key for key in self._sessions if is_over(key[1])]:
+            self._sessions.pop((name, loop)).detach()
+            self._keepers.pop(loop, None)
+        for key in [key for key in self._limits if is_over(key[1])]:
+            del self._limits[key]
 
 
 def _connection_limit(caller_session: aiohttp.ClientSession | None) -> int:
@@ -233,10 +270,13 @@ def _connection_limit(caller_session: aiohttp.ClientSession | None) -> int:
     return min(limit for limit in limits if limit)  # 0: no limit
 
 
-def _close_unclosed(session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> None:
-    """Close the session of a client that was collected without being closed, as in a notebook's one-line calls."""
-    if not session.closed and not loop.is_closed():
-        loop.call_soon_threadsafe(lambda: loop.create_task(session.close()))
+def _detach_unclosed(sessions: Mapping[Any, aiohttp.ClientSession]) -> None:
+    """Warn of a client that was collected without being closed; the event loops close its sessions."""
+    is_open = [session for session in sessions.values() if not session.closed]
+    for session in is_open:
+        session.detach()
+    if is_open:
+        warnings.warn("unclosed client. Use it in an `async with` statement, or await aclose().", ResourceWarning, 2)
 
 
 async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import BentoAPI, ClosedError
+from async_bento import AsyncBentoAPI, BentoAPI, ClosedError, RestApiClient
 from tests.builders import contents, left_in_scratch, make_model, random_bytes
 from tests.fault_proxy import FINISH, GET, PART, FaultProxy, Hold
 from tests.transfer.quiet import nothing_left
@@ -65,7 +66,7 @@ async def test_close_during_pull_raises_and_pull_resumes_later(
     held.released.set()
 
     assert not left_in_scratch(elsewhere, kept=False)
-    await api.models.pull("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
 
 
@@ -166,3 +167,83 @@ def test_close_from_another_thread_ends_blocking_call(served: LocalRegistry, hom
 
     assert not thread.is_alive()
     assert len(failures) == 1
+
+
+CALLS = {
+    "push": lambda api: api.push("svc:v1"),
+    "pull": lambda api: api.pull("svc:v1"),
+    "list": lambda api: api.list(),
+    "get": lambda api: api.get("svc"),
+    "models.push": lambda api: api.models.push("mod:m1"),
+    "models.pull": lambda api: api.models.pull("mod:m1"),
+    "models.list": lambda api: api.models.list(),
+    "models.get": lambda api: api.models.get("mod"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_async_call_after_close_raises_closed(served: LocalRegistry, call: str) -> None:
+    api = AsyncBentoAPI()
+    await api.aclose()
+    with pytest.raises(ClosedError, match="the API was closed"):
+        await CALLS[call](api)
+
+
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("call", CALLS)
+def test_blocking_call_after_close_raises_closed(served: LocalRegistry, call: str, used: bool) -> None:
+    api = BentoAPI()
+    if used:
+        api.list()
+    api.close()
+    with pytest.raises(ClosedError, match="the API was closed"):
+        CALLS[call](api)
+
+
+async def test_iteration_and_context_after_close_raise_closed(served: LocalRegistry) -> None:
+    api = AsyncBentoAPI()
+    await api.aclose()
+    await api.aclose()
+    for items in (api, api.models):
+        with pytest.raises(ClosedError):
+            await anext(items.iter())
+    with pytest.raises(ClosedError):
+        await api.__aenter__()
+
+
+def test_blocking_iteration_and_context_after_close_raise_closed(served: LocalRegistry) -> None:
+    api = BentoAPI()
+    api.list()
+    api.close()
+    for items in (api, api.models):
+        with pytest.raises(ClosedError):
+            next(items.iter())
+    with pytest.raises(ClosedError):
+        api.__enter__()
+
+
+async def test_api_leaves_client_of_caller_open(served: LocalRegistry) -> None:
+    async with RestApiClient() as client:
+        async with AsyncBentoAPI(client) as api:
+            await api.list()
+        assert (await client.current_user()).name
+
+
+async def test_call_after_close_of_its_client_raises_closed(served: LocalRegistry) -> None:
+    client = RestApiClient()
+    await client.aclose()
+    with pytest.raises(ClosedError, match="the client was closed"):
+        await AsyncBentoAPI(client).list()
+
+
+def test_iterator_that_outlives_close_starts_no_thread(served: LocalRegistry, home: Path) -> None:
+    for version in ("v1", "v2"):
+        make_model(home, f"mod:{version}")
+    with BentoAPI() as api:
+        api.models.push("mod:v1")
+        api.models.push("mod:v2")
+        records = api.models.iter()
+        next(records)
+    del records
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if thread.name == "async-bento"]

@@ -643,17 +643,6 @@ async def test_push_result_describes_the_upload(start_proxy: StartProxy, make_cl
     assert result.seconds >= model.seconds > 0
 
 
-async def test_closed_client_reopens_on_use(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
-    make_bento(home)
-    proxy = await start_proxy()
-    api = make_client(proxy)
-    await api.push("svc:v1")
-
-    await api.aclose()
-
-    assert (await api.push("svc:v1")).skipped
-
-
 async def test_push_with_raising_listener_succeeds(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:

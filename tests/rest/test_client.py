@@ -17,6 +17,7 @@ from async_bento import (
     BentoManifestSchema,
     BentoRepositorySchema,
     BentoWithRepositoryListSchema,
+    ClosedError,
     Config,
     ConfigError,
     LabelItemSchema,
@@ -391,10 +392,22 @@ async def test_aclose_keeps_caller_session_open() -> None:
     assert own.closed
 
 
-async def test_client_after_aclose_is_usable(client: RestApiClient, registry_mock: RegistryMock) -> None:
+@pytest.mark.parametrize("call", ["current_user", "probe", "bentos.get", "models.list"])
+async def test_client_call_after_aclose_raises_closed(
+    client: RestApiClient, registry_mock: RegistryMock, call: str
+) -> None:
     await client.aclose()
-    registry_mock.answer("GET", "auth/current", payload={"name": "ada"})
-    assert (await client.current_user()).name == "ada"
+    calls = {
+        "current_user": client.current_user,
+        "probe": client.probe,
+        "bentos.get": lambda: client.bentos.get("svc", "v1"),
+        "models.list": lambda: client.models.list(count=1),
+    }
+    with pytest.raises(ClosedError, match="the client was closed"):
+        await calls[call]()
+    with pytest.raises(ClosedError):
+        await client.__aenter__()
+    await client.aclose()
 
 
 def test_client_serves_consecutive_event_loops(registry_mock: RegistryMock) -> None:
@@ -402,12 +415,10 @@ def test_client_serves_consecutive_event_loops(registry_mock: RegistryMock) -> N
 
     async def ask() -> str:
         registry_mock.answer("GET", "auth/current", payload={"name": "ada"})
-        try:
-            return (await client.current_user()).name
-        finally:
-            await client.aclose()
+        return (await client.current_user()).name
 
     assert [asyncio.run(ask()), asyncio.run(ask())] == ["ada", "ada"]
+    asyncio.run(client.aclose())
 
 
 async def test_aclose_without_connections_succeeds() -> None:

@@ -7,6 +7,7 @@ import stat
 import tarfile
 from typing import TYPE_CHECKING, NamedTuple
 
+from async_bento._core.concurrency import check_cancelled
 from async_bento.errors import ArchiveError, UnsafeArchiveError
 from async_bento.transfer.tar.safety import DEFAULT_LIMITS, check_links, check_target, member_path, names_memory
 
@@ -66,6 +67,7 @@ class _Scanner:
             self._append("", tarfile.DIRTYPE, status)
             stack = [entry for entry in _listed(path) if entry.name not in exclude]
             while stack:
+                check_cancelled()
                 found = stack.pop()
                 path = found.path
                 self._add(found)

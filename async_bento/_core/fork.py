@@ -1,0 +1,37 @@
+"""What a forked child must not share with its parent: threads, event loops and connections.
+
+In the child of a fork, only the thread that forked exists. Locks that other threads held stay locked, calls that ran in
+other threads never end, and sockets and epoll descriptors are the parent's too. The objects that hold such things drop
+them in the child, without closing them, and open their own on the next use.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+from weakref import WeakSet
+
+
+class ForkAware(Protocol):
+    """An object that holds threads, an event loop or connections."""
+
+    def forget_parent(self) -> None:
+        """Drop what belongs to the parent. Called in the child, before any other code runs there."""
+        ...
+
+
+_objects: WeakSet[ForkAware] = WeakSet()
+
+
+def watch_forks(thing: ForkAware) -> None:
+    """Call `forget_parent` in each forked child, as long as the object lives."""
+    _objects.add(thing)
+
+
+def _forget_parent() -> None:
+    for thing in [*_objects]:
+        thing.forget_parent()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forget_parent)

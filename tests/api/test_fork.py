@@ -1,0 +1,221 @@
+"""Forks, as by multiprocessing, gunicorn --preload and celery: before and after use, and during a transfer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.api.scripts import Ended, run_program
+from tests.builders import contents, make_bento, random_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from async_bento.registry.server import LocalRegistry
+
+APIS = {
+    "blocking": """
+api = BentoAPI(progress=False)
+def use():
+    return [record.version for record in api.list().items]
+close = api.close
+""",
+    "async": """
+api = AsyncBentoAPI(progress=False)
+async def records():
+    return [record.version for record in (await api.list()).items]
+def use():
+    return asyncio.run(records())
+def close():
+    asyncio.run(api.aclose())
+""",
+    "async on an open loop": """
+api = AsyncBentoAPI(progress=False)
+async def records():
+    return [record.version for record in (await api.list()).items]
+loop, parent = asyncio.new_event_loop(), os.getpid()
+def use():
+    return loop.run_until_complete(records()) if os.getpid() == parent else asyncio.run(records())
+def close():
+    loop.run_until_complete(api.aclose())
+    loop.close()
+""",
+}
+
+CHILDREN = {
+    "calls": "print(in_child(lambda: print(use())))",
+    "closes": "print(in_child(close))",
+    "calls and closes": "print(in_child(lambda: (use(), close())))",
+    "exits": """
+pid = os.fork()
+if not pid:
+    sys.exit(0)
+print(outcome(pid))
+""",
+    "calls and exits": """
+pid = os.fork()
+if not pid:
+    use()
+    sys.exit(0)
+print(outcome(pid))
+""",
+}
+
+
+@pytest.fixture
+def pushed(served: LocalRegistry, home: Path) -> Path:
+    """A bento that the registry has."""
+    bento = make_bento(home, "svc:v1", {"weights": random_bytes(3_000_000)})
+    pushing = run_program("with BentoAPI(progress=False) as api: api.push('svc:v1')")
+    assert pushing == Ended(0, "", "")
+    return bento
+
+
+@pytest.mark.parametrize(
+    ("kind", "child"),
+    [
+        *(("blocking", child) for child in CHILDREN),
+        *(("async", child) for child in CHILDREN),
+        ("async on an open loop", "calls"),
+    ],
+)
+def test_fork_after_use_leaves_child_and_parent_usable(pushed: Path, kind: str, child: str) -> None:
+    ended = run_program(f"{APIS[kind]}\nuse()\n{CHILDREN[child]}\nprint(use())\nclose()")
+
+    shown = "['v1']\n" if child == "calls" else ""
+    assert ended == Ended(0, f"{shown}0\n['v1']\n", "")
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+def test_fork_before_use_leaves_child_and_parent_usable(pushed: Path, kind: str) -> None:
+    ended = run_program(APIS[kind] + "print(in_child(lambda: print(use())))\nprint(use())\nclose()")
+
+    assert ended == Ended(0, "['v1']\n0\n['v1']\n", "")
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+def test_fork_pool_of_multiprocessing_uses_inherited_api(pushed: Path, kind: str) -> None:
+    ended = run_program(
+        APIS[kind]
+        + """
+use()
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(pool.starmap_async(use, [()] * 4).get(30))
+    pool.close()
+    pool.join()
+close()
+"""
+    )
+
+    assert ended == Ended(0, "[['v1'], ['v1'], ['v1'], ['v1']]\n", "")
+
+
+def test_fork_server_with_preloaded_api_serves_and_restarts(pushed: Path, tmp_path: Path) -> None:
+    """As gunicorn --preload and celery: a process has used its API, and starts and replaces workers."""
+    ended = run_program(f"""
+blocking, api = BentoAPI(progress=False), AsyncBentoAPI(progress=False)
+async def get():
+    return (await api.get("svc")).version
+blocking.list(), asyncio.run(get())
+
+def work(number):
+    store = BentoStore({str(tmp_path)!r} + f"/worker-{{number}}/bentos")
+    async def serve():
+        bento = await api.pull("svc", bento_store=store)
+        return [bento.tag.version, *await asyncio.gather(get(), get())]
+    found = asyncio.run(serve())
+    assert found == ["v1", "v1", "v1"] == [blocking.get("svc").version] * 3 and blocking.push("svc:v1").skipped
+    sys.exit(0)
+
+def start(number):
+    return os.fork() or work(number)
+
+workers = [start(number) for number in range(2)]
+print(*map(outcome, workers))
+blocking.list()
+print(outcome(start(2)), asyncio.run(get()))
+blocking.close()
+""")
+
+    assert ended == Ended(0, "0 0\n0 v1\n", "")
+
+
+TRANSFERS = {
+    "push": 'api.push("big:v1")',
+    "pull": 'api.pull("big:v1", bento_store=BentoStore({store!r}))',
+}
+
+
+@pytest.mark.parametrize("transfer", TRANSFERS)
+@pytest.mark.parametrize("child_ends_by", ["exit", "_exit"])
+def test_fork_during_blocking_transfer_harms_neither(
+    pushed: Path, home: Path, tmp_path: Path, transfer: str, child_ends_by: str
+) -> None:
+    big = make_bento(home, "big:v1", {"weights": random_bytes(12_000_000, 1)})
+    store = tmp_path / "elsewhere"
+    call = TRANSFERS[transfer].format(store=str(store))
+    ended = run_program(f"""
+under_way, go_on, forked = threading.Event(), threading.Event(), []
+def listen(event):
+    if event.phase == "transferring" and event.tag == "big:v1" and event.bytes_done and not under_way.is_set():
+        under_way.set()
+        go_on.wait(30)  # the fork is in the middle of the transfer
+api = BentoAPI(progress=listen)
+if {transfer!r} == "pull":
+    with BentoAPI(progress=False) as first: first.push("big:v1")
+def work():
+    {call}
+thread = threading.Thread(target=work)
+thread.start()
+under_way.wait(30)
+pid = os.fork()
+if not pid:
+    assert api.get("svc").version == "v1"
+    assert api.pull("svc", bento_store=BentoStore({str(tmp_path / "child")!r})).tag.version == "v1"
+    {"sys.exit(0)" if child_ends_by == "exit" else "os._exit(0)"}
+print(outcome(pid))
+go_on.set()
+thread.join(30)
+print(thread.is_alive(), api.get("big").upload_status)
+api.close()
+""")
+
+    assert ended == Ended(0, "0\nFalse success\n", "")
+    if transfer == "pull":
+        assert contents(store / "big/v1") == contents(big)
+    assert contents(tmp_path / "child/svc/v1") == contents(pushed)
+
+
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_fork_during_async_transfer_harms_neither(pushed: Path, home: Path, tmp_path: Path, transfer: str) -> None:
+    """The fork is made on the event loop, as by a coroutine that starts a process."""
+    big = make_bento(home, "big:v1", {"weights": random_bytes(12_000_000, 1)})
+    store = tmp_path / "elsewhere"
+    call = TRANSFERS[transfer].format(store=str(store))
+    ended = run_program(f"""
+forked = []
+def listen(event):
+    if event.phase == "transferring" and event.tag == "big:v1" and event.bytes_done and not forked:
+        forked.append(in_child(lambda: asyncio.run(use())))
+
+async def use():
+    assert (await api.get("svc")).version == "v1"
+    await api.pull("svc", bento_store=BentoStore({str(tmp_path / "child")!r}))
+
+async def main():
+    global api
+    if {transfer!r} == "pull":
+        async with AsyncBentoAPI(progress=False) as first:
+            await first.push("big:v1")
+    async with AsyncBentoAPI(progress=listen) as api:
+        await {call}
+        print(*forked, (await api.get("big")).upload_status)
+
+asyncio.run(main())
+""")
+
+    assert ended == Ended(0, "0 success\n", "")
+    if transfer == "pull":
+        assert contents(store / "big/v1") == contents(big)
+    assert contents(tmp_path / "child/svc/v1") == contents(pushed)

@@ -1,0 +1,351 @@
+"""Programs that end with work in a thread, drop their clients, call at exit, or use a client on several loops."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from async_bento._core.concurrency import Threads
+from async_bento.transfer.tar import scan
+from async_bento.transfer.tar.plan import TarPlan
+from tests.api.scripts import Ended, run_program
+from tests.builders import contents, make_bento, random_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from async_bento.registry.server import LocalRegistry
+
+STARTS_THREADS_AT_EXIT = sys.version_info[:3] not in {(3, 12, 0), (3, 12, 1)}  # cpython#113964
+
+CALLS = {
+    "blocking": """
+def call(work, progress=False):
+    with BentoAPI(progress=progress) as api:
+        return work(api)
+""",
+    "async": """
+def call(work, progress=False):
+    async def main():
+        async with AsyncBentoAPI(progress=progress) as api:
+            return await work(api)
+    return asyncio.run(main())
+""",
+}
+
+
+@pytest.fixture
+def by_name(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that has to be looked up."""
+    monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", served.endpoint.replace("127.0.0.1", "localhost"))
+
+
+@pytest.mark.parametrize("kind", CALLS)
+@pytest.mark.usefixtures("by_name")
+def test_thread_transfers_while_main_thread_has_ended(home: Path, tmp_path: Path, kind: str) -> None:
+    bento = make_bento(home, "svc:v1", {"weights": random_bytes(12_000_000)})
+    ended = run_program(f"""
+{CALLS[kind]}
+under_way = threading.Event()
+def wait_for_main(event):
+    if event.phase == "transferring" and event.bytes_done:
+        under_way.set()
+        while threading.main_thread().is_alive():
+            time.sleep(0.01)
+
+def work():
+    pushed = call(lambda api: api.push("svc:v1"), wait_for_main)
+    print(threading.main_thread().is_alive(), pushed.parts)
+
+thread = threading.Thread(target=work)
+thread.start()
+under_way.wait(30)
+""")
+    assert ended == Ended(0, "False 3\n", "")
+
+    ended = run_program(f"""
+{CALLS[kind]}
+under_way = threading.Event()
+def wait_for_main(event):
+    if event.phase == "transferring" and event.bytes_done:
+        under_way.set()
+        while threading.main_thread().is_alive():
+            time.sleep(0.01)
+
+def work():
+    store = BentoStore({str(tmp_path)!r})
+    pulled = call(lambda api: api.pull("svc:v1", bento_store=store), wait_for_main)
+    print(threading.main_thread().is_alive(), pulled.tag)
+
+thread = threading.Thread(target=work)
+thread.start()
+under_way.wait(30)
+""")
+    assert ended == Ended(0, "False svc:v1\n", "")
+    assert contents(tmp_path / "svc/v1") == contents(bento)
+
+
+@pytest.mark.parametrize("kind", CALLS)
+@pytest.mark.usefixtures("by_name")
+def test_thread_that_starts_after_main_thread_transfers(home: Path, kind: str) -> None:
+    make_bento(home, "svc:v1")
+    ended = run_program(f"""
+{CALLS[kind]}
+def work():
+    while threading.main_thread().is_alive():
+        time.sleep(0.01)
+    try:
+        print(call(lambda api: api.push("svc:v1")).parts)
+    except ClosedError as error:
+        print(error)
+
+thread = threading.Thread(target=work)
+thread.start()
+""")
+    refused = "cannot start a thread: the interpreter is shutting down. Call earlier."
+    assert ended == Ended(0, f"{1 if STARTS_THREADS_AT_EXIT else refused}\n", "")
+
+
+def test_dropped_blocking_apis_leave_no_thread_and_no_descriptor(served: LocalRegistry) -> None:
+    ended = run_program("""
+import warnings
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+def use():
+    BentoAPI(progress=False).list()
+with warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter("always")
+    use()
+    before = descriptors()
+    for _ in range(100):
+        use()
+    gc.collect()
+    until = time.monotonic() + 30
+    while threading.active_count() > 1 and time.monotonic() < until:
+        time.sleep(0.01)
+print(threading.active_count(), descriptors() <= before)
+print(len(warned), {str(one.message) for one in warned if one.category is ResourceWarning})
+""")
+    warning = "unclosed BentoAPI. Use it in a `with` statement, or call close()."
+    assert ended == Ended(0, f"1 True\n101 {{{warning!r}}}\n", "")
+
+
+def test_dropped_async_api_leaves_no_thread_and_no_descriptor(served: LocalRegistry, home: Path) -> None:
+    make_bento(home, "svc:v1")
+    ended = run_program("""
+import warnings
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+async def push():
+    await AsyncBentoAPI(progress=False).push("svc:v1", force=True)
+async def main():
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        before = descriptors()
+        for _ in range(10):
+            await push()
+            gc.collect()
+        until = time.monotonic() + 30
+        while (threading.active_count() > 1 or descriptors() > before) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        print(threading.active_count(), descriptors() <= before)
+        print(len(warned), {str(one.message) for one in warned if one.category is ResourceWarning})
+asyncio.run(main())
+""")
+    warning = "unclosed client. Use it in an `async with` statement, or await aclose()."
+    assert ended == Ended(0, f"1 True\n10 {{{warning!r}}}\n", "")
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_call_at_exit_ends(served: LocalRegistry, home: Path, is_last: bool) -> None:
+    """Before the exit has closed the API, a call works; afterwards it raises, and an open iterator says nothing."""
+    for version in ("v1", "v2"):
+        make_bento(home, f"svc:{version}")
+    register = "last.append" if is_last else "atexit.register"
+    ended = run_program(f"""
+api = BentoAPI(progress=False)
+for version in ("v1", "v2"):
+    api.push(f"svc:{{version}}")
+records = api.iter()
+next(records)
+
+def call():
+    try:
+        print(api.get("svc", "v1").version)
+    except ClosedError as error:
+        print(error)
+
+{register}(call)
+""")
+    assert ended == Ended(0, "the API was closed. Create a new one.\n" if is_last else "v1\n", "")
+
+
+def test_client_serves_loops_in_turn_and_logs_nothing(served: LocalRegistry, home: Path) -> None:
+    make_bento(home, "svc:v1")
+    ended = run_program("""
+api = AsyncBentoAPI(progress=False)
+async def push():
+    return (await api.push("svc:v1", force=True)).parts
+print(asyncio.run(push()), asyncio.run(push()))
+gc.collect()
+asyncio.run(api.aclose())
+gc.collect()
+""")
+    assert ended == Ended(0, "1 1\n", "")
+
+
+def test_client_left_open_by_its_loop_logs_nothing(served: LocalRegistry) -> None:
+    """Also where a loop is closed in a way that leaves its connections open, which only a warning of Python tells."""
+    ended = run_program(
+        """
+async def use(api):
+    await api.list()
+asyncio.run(use(AsyncBentoAPI(progress=False)))
+gc.collect()
+api = AsyncBentoAPI(progress=False)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(use(api))
+loop.close()
+asyncio.run(use(api))
+asyncio.run(api.aclose())
+del loop
+gc.collect()
+""",
+        "-W",
+        "ignore::ResourceWarning",
+    )
+    assert ended == Ended(0, "", "")
+
+
+def test_client_on_two_loops_at_once_raises_and_first_goes_on(served: LocalRegistry, home: Path) -> None:
+    make_bento(home, "svc:v1", {"weights": random_bytes(3_000_000)})
+    ended = run_program("""
+from async_bento import BentoError
+under_way, go_on = threading.Event(), threading.Event()
+def listen(event):
+    if event.phase == "transferring":
+        under_way.set()
+        go_on.wait(30)
+api = AsyncBentoAPI(progress=listen)
+async def push():
+    print((await api.push("svc:v1")).parts, (await api.get("svc")).version)
+async def get():
+    return await api.get("svc")
+thread = threading.Thread(target=lambda: asyncio.run(push()))
+thread.start()
+under_way.wait(30)
+for call in (get, api.aclose):
+    try:
+        asyncio.run(call())
+    except BentoError as error:
+        print(type(error).__name__, error)
+go_on.set()
+thread.join(30)
+print(asyncio.run(get()).version)
+asyncio.run(api.aclose())
+""")
+    refused = (
+        "ConfigError cannot use an AsyncBentoAPI on two event loops at once: calls are running on another loop. "
+        "Use one AsyncBentoAPI per event loop, or a BentoAPI, which several threads may share.\n"
+    )
+    assert ended == Ended(0, f"{refused}{refused}1 v1\nv1\n", "")
+
+
+def test_rest_client_serves_two_loops_at_once(served: LocalRegistry) -> None:
+    ended = run_program("""
+from async_bento import RestApiClient
+client = RestApiClient()
+both = threading.Barrier(2, timeout=30)
+async def ask(number):
+    for _ in range(5):
+        await client.current_user()
+        await asyncio.to_thread(both.wait)
+    ended.append(number)
+    await asyncio.to_thread(both.wait)
+    if number == 0:
+        await client.aclose()
+ended = []
+threads = [threading.Thread(target=lambda number=number: asyncio.run(ask(number))) for number in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join(30)
+print(sorted(ended))
+""")
+    assert ended == Ended(0, "[0, 1]\n", "")
+
+
+def test_blocking_call_from_its_own_listener_raises(served: LocalRegistry, home: Path) -> None:
+    make_bento(home, "svc:v1")
+    ended = run_program("""
+from async_bento import ConfigError
+seen = set()
+def listen(event):
+    try:
+        api.get("svc")
+    except ConfigError as error:
+        seen.add(str(error))
+with BentoAPI(progress=listen) as api:
+    print(api.push("svc:v1").parts, *seen)
+""")
+    refused = "cannot call a BentoAPI from its own progress listener: the call would wait for itself. "
+    assert ended == Ended(0, f"1 {refused}Call it from another thread.\n", "")
+
+
+async def test_context_variables_reach_worker_threads() -> None:
+    variable = ContextVar("variable", default="unset")
+    threads = Threads(1)
+    found = []
+    for value in ("one", "two"):
+        variable.set(value)
+        found.append(await threads.run(variable.get))
+    await threads.run(variable.set, "of a thread")
+    threads.close()
+
+    assert [*found, variable.get()] == ["one", "two", "two"]
+
+
+@pytest.mark.parametrize("by_scope", [True, False])
+async def test_cancelled_scan_of_many_files_ends_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_scope: bool
+) -> None:
+    root = tmp_path / "many"
+    for directory in range(10):
+        (root / f"{directory}").mkdir(parents=True)
+        for number in range(100):
+            (root / f"{directory}/{number}").touch()
+    names: list[str] = []
+    began = threading.Event()
+    check = scan.member_path
+
+    def slowly(name: str) -> object:
+        names.append(name)
+        began.set()
+        time.sleep(0.01)
+        return check(name)
+
+    monkeypatch.setattr(scan, "member_path", slowly)
+    threads = Threads(2)
+
+    async def run() -> None:
+        await threads.run(TarPlan.scan, root)
+
+    async with anyio.create_task_group() as group:
+        if by_scope:
+            group.start_soon(run)
+        else:
+            running = asyncio.create_task(run())
+        await threads.run(began.wait, 30)
+        if by_scope:
+            group.cancel_scope.cancel()
+        else:
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+    threads.close()
+    assert len(names) < 900
