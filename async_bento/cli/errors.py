@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from async_bento.progress.events import ProgressEvent, ProgressListener
 
-INTERRUPTED = 130
-
 _EXIT_CODES: Sequence[tuple[type[BentoError], int]] = (
     (ConfigError, 2),
     (InvalidTagError, 2),

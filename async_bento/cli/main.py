@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from async_bento._core.version import __version__
-from async_bento.cli.errors import INTERRUPTED, exit_code, interruption_message, is_reported
+from async_bento.cli.errors import exit_code, interruption_message, is_reported
 from async_bento.cli.process import process_errors
+from async_bento.cli.signals import exit_code_of_signal
 from async_bento.errors import BentoError
 
 if TYPE_CHECKING:
@@ -24,7 +26,9 @@ Exit codes:
   3    bento or model not found
   4    the registry does not accept the API token
   5    the registry cannot be reached
-  130  interrupted
+  129  interrupted by SIGHUP
+  130  interrupted by Ctrl-C
+  143  interrupted by SIGTERM
 """
 
 
@@ -65,8 +69,9 @@ class RootGroup(LazyGroup):
                 click.secho(f"Error: {error}", err=True, fg="red")
             ctx.exit(exit_code(error))
         except (KeyboardInterrupt, click.Abort):  # click raises Abort for Ctrl-C and Ctrl-D at a prompt
-            click.echo(interruption_message(ctx), err=True)
-            ctx.exit(INTERRUPTED)
+            with suppress(OSError):  # after SIGHUP, the terminal is gone
+                click.echo(interruption_message(ctx), err=True)
+            ctx.exit(exit_code_of_signal(ctx))
 
 
 @click.group(

@@ -10,6 +10,7 @@ import click
 
 from async_bento.cli.completion import complete_context
 from async_bento.cli.errors import mark_resumable, recording_failures
+from async_bento.cli.signals import cancel_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -34,6 +35,7 @@ class RegistryOptions:
         from async_bento.progress.listeners import choose_listener
 
         mark_resumable()
+        cancel_on_signals()
         listener = choose_listener(None)
         progress = recording_failures(listener) if listener else False
         return AsyncBentoAPI(endpoint=self.endpoint, context=self.context, progress=progress)

@@ -9,6 +9,7 @@ from typing import Literal
 import click
 
 from async_bento.cli.options import asynchronous
+from async_bento.cli.signals import is_ignored
 
 
 @click.group()
@@ -71,7 +72,8 @@ async def serve(
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        if not is_ignored(number):
+            loop.add_signal_handler(number, stop.set)
     async with LocalRegistry(storage, transmission=transmission, host=host, port=port) as server:
         click.echo(f"Serving {storage} at {server.endpoint}. Press Ctrl-C to stop. Clients need:", err=True)
         click.echo(f"export BENTO_CLOUD_API_ENDPOINT={server.endpoint}")

@@ -1,0 +1,178 @@
+"""Signals that end the command while it pushes or pulls, and signals that it was started with ignored."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_bento import BentoAPI, BentoStore
+from tests.builders import contents, make_bento, random_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from async_bento.registry.server import LocalRegistry
+
+SECONDS = 60
+
+COMMAND = """
+import asyncio, fcntl, os, pathlib, signal, sys, termios
+if ignored := os.environ.get("IGNORED"):
+    signal.signal(int(ignored), signal.SIG_IGN)
+if os.isatty(0):
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from async_bento.transfer import download
+from async_bento.transfer.http import TarBody
+
+under_way, go_on = map(pathlib.Path, sys.argv[1:3])
+write, feed = TarBody.write_with_length, download._Download._request_rest
+
+async def wait():
+    under_way.touch()
+    while not go_on.exists():
+        await asyncio.sleep(0.02)
+
+async def write_with_length(self, writer, content_length):
+    await wait()
+    await write(self, writer, content_length)
+
+async def request_rest(self, start, pending):
+    await wait()
+    await feed(self, start, pending)
+
+TarBody.write_with_length = write_with_length
+download._Download._request_rest = request_rest
+from async_bento.cli import main
+main(sys.argv[3:])
+"""
+"""The command, which waits in the middle of its transfer until a file exists."""
+
+
+@contextmanager
+def transferring(
+    tmp_path: Path, *arguments: str, ignored: int | None = None, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A command in the middle of its transfer, started with a signal ignored."""
+    under_way = tmp_path / "under-way"
+    command = [sys.executable, "-c", COMMAND, str(under_way), str(tmp_path / "go-on"), *arguments]
+    if ignored is not None:
+        options["env"] = os.environ | {"IGNORED": str(int(ignored))}
+    outputs = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process: subprocess.Popen[str] = subprocess.Popen(command, **outputs | options)
+    try:
+        until = time.monotonic() + SECONDS
+        while not under_way.exists() and time.monotonic() < until:
+            assert process.poll() is None
+            time.sleep(0.02)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def status() -> str:
+    with BentoAPI(progress=False) as api:
+        return api.get("svc", "v1").upload_status
+
+
+@pytest.fixture
+def bento(served: LocalRegistry, home: Path) -> Path:
+    return make_bento(home, "svc:v1", {"weights": random_bytes(300_000)})
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "times"), [(signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 2), (signal.SIGHUP, 129, 1)]
+)
+def test_signal_during_push_is_reported(
+    bento: Path, tmp_path: Path, number: signal.Signals, code: int, times: int
+) -> None:
+    with transferring(tmp_path, "push", "svc:v1") as process:
+        for _ in range(times):
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=SECONDS)
+
+    assert process.returncode == code
+    assert errors.splitlines()[-1] == "Interrupted. Run the same command again to resume."
+    assert status() == "failed"
+
+
+def test_signal_during_pull_cleans_up(bento: Path, tmp_path: Path) -> None:
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+    elsewhere = tmp_path / "elsewhere"
+    environment = os.environ | {"BENTOML_HOME": str(elsewhere), "ASYNC_BENTO_TRANSFER_RANGE_SIZE": "65536"}
+    with transferring(tmp_path, "pull", "svc:v1", env=environment) as process:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=SECONDS)
+
+    assert (process.returncode, errors.splitlines()[-1:]) == (
+        143,
+        ["Interrupted. Run the same command again to resume."],
+    )
+    with BentoAPI(progress=False, bento_store=BentoStore(elsewhere / "bentos")) as api:
+        assert contents(api.pull("svc:v1").path) == contents(bento)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_signal_ignored_at_start_stays_ignored(bento: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with transferring(tmp_path, "push", "svc:v1", ignored=number) as process:
+        process.send_signal(number)
+        time.sleep(0.5)
+        (tmp_path / "go-on").touch()
+        process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 0
+    assert status() == "success"
+
+
+def test_signal_sigterm_with_sigint_ignored_interrupts(bento: Path, tmp_path: Path) -> None:
+    """As a script ends what it started with `&`."""
+    with transferring(tmp_path, "push", "svc:v1", ignored=signal.SIGINT) as process:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=SECONDS)
+
+    assert (process.returncode, status()) == (143, "failed")
+
+
+def test_signal_of_closed_terminal_is_reported(bento: Path, tmp_path: Path) -> None:
+    ours, terminal = os.openpty()
+    with transferring(
+        tmp_path,
+        "push",
+        "svc:v1",
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    ) as process:
+        os.close(terminal)
+        os.close(ours)
+        process.wait(SECONDS)
+
+    assert (process.returncode, status()) == (129, "failed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ignored_by_registry_serve_stays_ignored(tmp_path: Path, number: signal.Signals) -> None:
+    program = f"""
+import signal
+signal.signal({int(number)}, signal.SIG_IGN)
+from async_bento.cli import main
+main(["registry", "serve", "--root", {str(tmp_path / "root")!r}, "--port", "0"])
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"export ")
+        process.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.kill()
