@@ -113,7 +113,9 @@ def start_thread(thread: threading.Thread) -> None:
     except RuntimeError as error:
         if "shutdown" in str(error):
             raise ClosedError("cannot start a thread: the interpreter is shutting down. Call earlier.") from error
-        raise BentoError(f"cannot start a thread: {error}. Raise the limit of processes (`ulimit -u`).") from error
+        raise BentoError(
+            "cannot start a thread: too many processes. Raise the limit of this user (ulimit -u)."
+        ) from error
 
 
 def _work(workers: _Workers) -> None:
