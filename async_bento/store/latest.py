@@ -85,8 +85,7 @@ class LatestFiles(Generic[ItemT]):
         name, version = item.tag.name, item.tag.version
         current = self.read(name)
         if current is None:
-            others = any(other != version for other in self.layout.versions(name))
-            return None if others else version
+            return None if self.layout.has_other_versions(item.tag) else version
         with suppress(NotFoundError, StoreError):
             if self.layout.load(Tag(name, current)).creation_time <= item.creation_time:
                 return version

@@ -43,6 +43,12 @@ class Layout(Generic[ItemT]):
         """List the versions of a name, sorted; none where there is no such name."""
         return list_tag_parts(self.base / name)
 
+    def has_other_versions(self, tag: Tag) -> bool:
+        """Whether a name has versions besides that of a tag; as quick for a thousand versions as for two."""
+        with suppress(FileNotFoundError), os.scandir(self.base / tag.name) as entries:
+            return any(entry.is_dir() and entry.name != tag.version and is_tag_part(entry.name) for entry in entries)
+        return False
+
     def load(self, tag: Tag, path: Path | None = None) -> ItemT:
         """Read an item from its place or from another path, and check that it has the tag."""
         item = self.item_type.from_path(path or self.path(tag))

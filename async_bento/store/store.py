@@ -292,7 +292,7 @@ class Store(Generic[ItemT]):
                 raise self._layout.not_found(tag) from error
             # Before the files are removed: or after a power failure the item may be back, with a part of its files.
             fsync_path(directory)
-            if not self._layout.versions(tag.name):
+            if not self._layout.has_other_versions(tag):
                 write_latest(directory, None, aside / LATEST)
             with suppress(OSError):  # the name has other versions
                 directory.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,9 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int, *functions: str) -> Non
 
     for name in functions:
         monkeypatch.setattr(os, name, fail)
+        accessor = getattr(pathlib, "_NormalAccessor", None)  # by which paths of Python 3.10 call the system
+        if hasattr(accessor, name):
+            monkeypatch.setattr(accessor, name, staticmethod(fail))
 
 
 @contextmanager
