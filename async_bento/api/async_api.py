@@ -161,7 +161,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
 
         Raises:
             NotFoundError: The store has no such model.
-            BentoError: The push failed; the registry was informed.
+            BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
         """
         async with self._resources.call():
             pusher = Pusher(self._resources, self._kind, PushOptions(force=force, threads=threads))
@@ -311,7 +311,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         Raises:
             NotFoundError: The store has no such bento, or neither the store nor the registry has one of its models.
             ModelsError: More than one of its models could not be pushed.
-            BentoError: The push failed; the registry was informed.
+            BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
         """
         started = time.monotonic()
         options = PushOptions(force=force, threads=threads, bare=bare)

@@ -42,7 +42,7 @@ class Kind(Generic[ItemT, RecordT]):
     """Bentos or models: their word, routes and store, and how their records are made.
 
     `excluded` are names at the top of an item's directory that are not part of its tar. `record_bodies` blocks; its
-    second argument is true for a push of the record alone. `command` pulls an item, for messages.
+    second argument is true for a push of the record alone.
     """
 
     word: Literal["bento", "model"]
@@ -50,7 +50,6 @@ class Kind(Generic[ItemT, RecordT]):
     store: Store[ItemT]
     excluded: Collection[str]
     record_bodies: Callable[[ItemT, bool], RecordBodies]
-    command: str
 
     @property
     def endpoint(self) -> str:
@@ -74,7 +73,7 @@ def bentos(client: RestApiClient, store: BentoStore, models: ModelStore) -> Kind
         )
         return RecordBodies(create, update)
 
-    return Kind("bento", client.bentos, store, ("models",), record_bodies, "async-bento pull")
+    return Kind("bento", client.bentos, store, ("models",), record_bodies)
 
 
 def models(client: RestApiClient, store: ModelStore) -> Kind[Model, ModelWithRepositorySchema]:
@@ -89,7 +88,7 @@ def models(client: RestApiClient, store: ModelStore) -> Kind[Model, ModelWithRep
         )
         return RecordBodies(create, UpdateModelSchema(manifest=manifest, labels=labels))
 
-    return Kind("model", client.models, store, (), record_bodies, "async-bento models pull")
+    return Kind("model", client.models, store, (), record_bodies)
 
 
 def _labels(item: Item) -> list[LabelItemSchema]:

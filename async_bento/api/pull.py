@@ -38,7 +38,7 @@ async def find_record(kind: Kind[ItemT, RecordT], tag: Tag, query: str | None = 
         matching = f" that matches {query!r}" if query else ""
         raise NotFoundError(
             f"no {kind.word} {tag}{matching} in the registry at {kind.endpoint}. "
-            f"`{kind.command.removesuffix('pull')}list` shows its {kind.word}s."
+            f"`{kind.store.item_type.PULL_COMMAND.removesuffix('pull')}list` shows its {kind.word}s."
         )
     return found
 

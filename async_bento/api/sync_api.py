@@ -60,7 +60,7 @@ class ModelAPI:
 
         Raises:
             NotFoundError: The store has no such model.
-            BentoError: The push failed; the registry was informed.
+            BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
         """
         return self._loop.run(self._async.push, model, force=force, threads=threads)
 
@@ -233,7 +233,7 @@ class BentoAPI:
         Raises:
             NotFoundError: The store has no such bento, or neither the store nor the registry has one of its models.
             ModelsError: More than one of its models could not be pushed.
-            BentoError: The push failed; the registry was informed.
+            BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
         """
         return self._loop.run(self._async.push, bento, force=force, bare=bare, threads=threads)
 

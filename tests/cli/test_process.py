@@ -158,3 +158,30 @@ def test_output_keeps_the_bytes_of_paths(pushed: LocalRegistry, tmp_path: Path) 
         check=False,
     )
     assert result.stdout == b"svc:v1 is in " + other + b"/bentos/svc/v1\n", result.stderr
+
+
+REFUSED = """
+from async_bento.cli import main
+from async_bento.rest.client import RestApiClient
+def refuse(*_, **__): raise {error}
+RestApiClient.__init__ = refuse
+main(["list"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            "MemoryError",
+            "Error: not enough memory. Raise the limit of this process (ulimit -v), or free some memory.\n",
+        ),
+        (
+            'RuntimeError("can\'t start new thread")',
+            "Error: cannot start a thread: too many processes. Raise the limit of this user (ulimit -u).\n",
+        ),
+    ],
+)
+def test_refused_resource_exits_1_with_one_line(error: str, message: str) -> None:
+    result = run_code(REFUSED.format(error=error))
+    assert (result.stderr, result.returncode) == (message, 1)
