@@ -78,7 +78,7 @@ def _is_refused_on_the_way(error: BaseException) -> bool:
         isinstance(cause, ssl.SSLCertVerificationError)
         or lacks_tls(cause)
         or getattr(cause, "status", None) == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
-        for cause in _causes(error)
+        for cause in causes(error)
     )
 
 
@@ -87,7 +87,8 @@ def lacks_tls(error: BaseException) -> bool:
     return getattr(getattr(error, "os_error", None), "reason", None) in _NO_TLS
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__
@@ -123,6 +124,11 @@ class Retries:
         self._reached = progress()
         self._failures = 0
         self._expired = 0
+
+    @property
+    def failures(self) -> int:
+        """The failures in a row that were followed by a wait."""
+        return self._failures
 
     async def wait_after(self, error: Exception) -> bool:
         """Wait before the next attempt; False where this error is to be raised."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from async_bento.rest.schemas import ItemSchema
     from async_bento.store.locks import Lock
     from async_bento.store.tag import Tag
-    from async_bento.transfer.upload import UploadResult
+    from async_bento.transfer.multipart import UploadResult
 
 logger = logging.getLogger(__name__)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from async_bento.config import Config
     from async_bento.rest.credentials import LazyCredentials
     from async_bento.rest.request_schemas import RequestModel
+    from async_bento.rest.storages import Storages
     from async_bento.rest.transport import Connections, Target
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,11 @@ class RestSession:
     def endpoint(self) -> str:
         """The registry's URL, without a trailing slash."""
         return self._credentials.get().endpoint
+
+    @property
+    def storages(self) -> Storages:
+        """Which storages this client can reach."""
+        return self._connections.storages
 
     def check_open(self) -> None:
         """Raise ClosedError if the client was closed."""

@@ -28,6 +28,7 @@ from async_bento.config import KiB
 from async_bento.errors import APIConnectionError, APITimeoutError, ClosedError, PartError
 from async_bento.rest.connector import Connector, Resolver, keep_session, run_step
 from async_bento.rest.proxies import check_proxy, proxy_of_environment
+from async_bento.rest.storages import GATEWAY_ERRORS, Storages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Mapping
@@ -85,6 +86,16 @@ class Target:
         return str(self.url.with_query(None).with_user(None))
 
     @property
+    def storage(self) -> str:
+        """The scheme, the host and the port."""
+        return origin(str(self))
+
+    @property
+    def is_forwarded(self) -> bool:
+        """Whether a proxy reads the request and sends it on; for https it forwards bytes."""
+        return self.proxy is not None and self.url.scheme == "http"
+
+    @property
     def host(self) -> str:
         """The host with its port."""
         return f"{self.url.host}:{self.url.port}"
@@ -134,6 +145,8 @@ class Target:
                 raise_for_status=False,  # the caller's session may have it on
             ) as response:
                 self.throttle.record(self.host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
+                if self.credentials is None and not (self.is_forwarded and response.status in GATEWAY_ERRORS):
+                    self.owner.storages.reached.add(self.storage)
                 yield response
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             _remove_secrets(error)
@@ -181,6 +194,7 @@ class Connections:
         self._proxy = None if proxy is None else check_proxy(proxy, "the argument proxy")
         self._ssl = ssl
         self._throttle = throttle
+        self.storages = Storages()
         self._is_closed = False
         self._sessions: dict[tuple[str, asyncio.AbstractEventLoop], aiohttp.ClientSession] = {}
         self._keepers: defaultdict[asyncio.AbstractEventLoop, list[AsyncGenerator[object]]] = defaultdict(list)

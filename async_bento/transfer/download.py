@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from async_bento._core.concurrency import shielded
 from async_bento._core.retry import BUSY, Retries
-from async_bento.errors import APIResponseError, IntegrityError, PartError, TransferError
+from async_bento.errors import APIError, APIResponseError, IntegrityError, PartError, TransferError
 from async_bento.transfer.adaptive import AdaptiveRanges
+from async_bento.transfer.fallback import (
+    UnreachableError,
+    remember_unreachable,
+    wait_after_failure,
+    with_both_causes,
+)
 from async_bento.transfer.http import ByteRange, get
 
 if TYPE_CHECKING:
@@ -55,6 +61,8 @@ class DownloadSource:
         self._name = name
         self._record = record
         self._current: Target | None = None
+        self.is_resumed = False  # so the storage has worked
+        self.unreachable: str | None = None  # why the bytes go through the registry instead
         self._lock = asyncio.Lock()
 
     async def target(self) -> Target:
@@ -69,13 +77,25 @@ class DownloadSource:
         if self._current is target:
             self._current = None
 
+    async def wait_after_failure(self, retries: Retries, target: Target | None, error: Exception) -> bool:
+        """Wait before the next attempt, which may go through the registry; False where the error is to be raised."""
+        try:
+            return await wait_after_failure(retries, None if self.is_resumed else target, error)
+        except UnreachableError as unreachable:
+            remember_unreachable(self._routes.session.storages, unreachable)
+            self._current = None
+            return True
+
     async def _presign(self) -> Target:
         strategy, version = self._record.transmission_strategy, self._record.version
         if strategy != "proxy":
             record = await self._routes.presign_download(self._name, version)
             if record.presigned_download_url.get_secret_value():
-                return self._routes.session.storage_target(record.presigned_download_url)
-            if strategy is not None:
+                target = self._routes.session.storage_target(record.presigned_download_url)
+                self.unreachable = self._routes.session.storages.unreachable.get(target.storage)
+                if self.is_resumed or self.unreachable is None:
+                    return target
+            elif strategy is not None:
                 raise APIResponseError(
                     f"cannot pull {self.tag}: the registry's response has no presigned download URL",
                     field="presigned_download_url",
@@ -85,6 +105,15 @@ class DownloadSource:
 
 async def download(source: DownloadSource, sink: Sink, pool: TransferPool, progress: Progress) -> None:
     """Download a tar into a sink; where the object changes on the way, start again, once."""
+    try:
+        await _download(source, sink, pool, progress)
+    except APIError as error:
+        if source.unreachable is None:
+            raise
+        raise with_both_causes(source.unreachable, error) from error.__cause__
+
+
+async def _download(source: DownloadSource, sink: Sink, pool: TransferPool, progress: Progress) -> None:
     job = _Download(source, sink, pool, progress)
     try:
         await job.run()
@@ -122,6 +151,7 @@ class _Download:
     async def run(self) -> None:
         """Download what the sink does not have yet."""
         start = 0
+        self._source.is_resumed = self._sink.resume_point is not None
         if point := self._sink.resume_point:
             start, self._total, self._etag = point.position, point.total, point.etag
             self._progress.resume(start, point.total)
@@ -197,12 +227,13 @@ class _Download:
         """Fetch a range, with retries; None where the server sent the whole tar instead and the sink has it."""
         retries = Retries(self._pool.config.retry, progress=lambda: self._ranges_done, on_retry=self._progress.retry)
         while True:
+            target: Target | None = None
             try:
                 target = await self._source.target()
                 async with self._pool.slot(target):
                     data = await self._fetch_once(target, byte_range)
             except Exception as error:
-                if not await retries.wait_after(error):
+                if not await self._source.wait_after_failure(retries, target, error):
                     raise
             else:
                 self._ranges_done += 1

@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
-from async_bento._core.concurrency import for_each, shielded
+from async_bento._core.concurrency import shielded
 from async_bento._core.retry import Retries
-from async_bento._core.s3 import MAX_PARTS, MAX_PUT_SIZE, MIN_PART_SIZE, bare_etag, etag_of_parts
+from async_bento._core.s3 import MAX_PARTS, MAX_PUT_SIZE, MIN_PART_SIZE
 from async_bento.config import MiB
 from async_bento.errors import (
     APIError,
@@ -30,14 +29,22 @@ from async_bento.errors import (
     ServerError,
     StalledError,
 )
-from async_bento.rest.request_schemas import CompletePartSchema, FinishUploadSchema
+from async_bento.rest.request_schemas import FinishUploadSchema
 from async_bento.rest.responses import is_not_found
 from async_bento.rest.schemas import UPLOADED
-from async_bento.transfer.http import ByteRange, TarBody, get, put
+from async_bento.transfer.fallback import (
+    UnreachableError,
+    check_reachable,
+    remember_unreachable,
+    wait_after_failure,
+    with_both_causes,
+)
+from async_bento.transfer.http import ByteRange, TarBody, put
 from async_bento.transfer.journal import Journal, JournalEntries, Source
+from async_bento.transfer.multipart import Multipart, UploadResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from typing import Concatenate, Literal
 
     from pydantic import SecretStr
@@ -84,15 +91,6 @@ class Registration:
     is_whole: bool = False
 
 
-@dataclass(frozen=True)
-class UploadResult:
-    """What an upload sent: each byte counted once, and only this push's parts of a resumed upload."""
-
-    bytes_sent: int
-    parts: int
-    resumed: bool = False
-
-
 def choose_part_size(size: int, wanted: int, threads: int) -> int:
     """Choose the part size in bytes: whole MiB, at most `wanted` unless 10,000 parts need more, never under 5 MiB.
 
@@ -118,6 +116,7 @@ class Upload:
         self._replaced: ItemSchema | None = None  # the record of a whole item, whose bytes stay until they are replaced
         self._is_started = False
         self._is_proxied = False
+        self._storage_worked = False  # for an interrupted push of these files
         self.is_replaced = False  # also where that is unknown
 
     async def send(self, plan: TarPlan, registration: Registration, threads: int) -> UploadResult:
@@ -133,10 +132,11 @@ class Upload:
             self.progress.enter("transferring", bytes_total=plan.size)
             if strategy == "proxy":
                 result = await self._send_through_registry(plan)  # the registry records the success itself
-            elif url is not None and plan.size <= MAX_PUT_SIZE:
-                result = await self._send_single(plan, url)
             else:
-                result = await self._send_multipart(plan, threads)
+                try:
+                    result = await self._send_to_storage(plan, url, threads)
+                except UnreachableError as error:
+                    strategy, result = "proxy", await self._fall_back(plan, error)
             self.is_replaced = True
             if registration.update is not None:
                 await registration.update()
@@ -194,8 +194,11 @@ class Upload:
         retries = Retries(self.pool.config.retry, progress=completed, on_retry=self.progress.retry)
         while True:
             earlier_may_have_arrived = body.may_have_arrived
+            place: Target | None = None
             try:
                 place, presigned = await target(), time.monotonic()
+                if not self._storage_worked:
+                    check_reachable(place)
                 async with self.pool.slot(place):
                     if time.monotonic() - presigned > FRESH:
                         place = await target()
@@ -203,7 +206,7 @@ class Upload:
             except Exception as error:
                 if _is_refusal(error):
                     body.may_have_arrived = earlier_may_have_arrived
-                if not await retries.wait_after(error):
+                if not await wait_after_failure(retries, None if self._storage_worked else place, error):
                     raise
 
     def storage_target(self, presigned: ItemSchema) -> Target:
@@ -220,6 +223,21 @@ class Upload:
             return record.transmission_strategy, None
         url = (await self.routes.presign_upload(self.name, self.version)).presigned_upload_url
         return "presigned_url" if url.get_secret_value() else "proxy", url
+
+    async def _send_to_storage(self, plan: TarPlan, url: SecretStr | None, threads: int) -> UploadResult:
+        if url is not None and plan.size <= MAX_PUT_SIZE:
+            return await self._send_single(plan, url)
+        return await self._send_multipart(plan, threads)
+
+    async def _fall_back(self, plan: TarPlan, unreachable: UnreachableError) -> UploadResult:
+        """Send the tar through the registry, since this machine cannot reach the storage."""
+        remember_unreachable(self.routes.session.storages, unreachable)
+        self._is_proxied = True
+        self.progress.restart(" through the registry: the storage cannot be reached")
+        try:
+            return await self._send_through_registry(plan)
+        except APIError as error:
+            raise with_both_causes(str(unreachable), error) from error.__cause__
 
     async def _send_through_registry(self, plan: TarPlan) -> UploadResult:
         async def target() -> Target:
@@ -258,8 +276,9 @@ class Upload:
         part_size = choose_part_size(plan.size, self.pool.config.transfer.part_size, threads)
         source = await self._source(plan, part_size)
         if interrupted := await self._resumable(source, plan.size):
+            self._storage_worked = bool(interrupted.etags)
             await self.journal(Journal.create, interrupted)  # drops a last line that a crash cut short
-            multipart = _Multipart(
+            multipart = Multipart(
                 self, plan, interrupted.source.part_size, interrupted.upload_id, dict(interrupted.etags)
             )
             try:
@@ -272,7 +291,7 @@ class Upload:
         upload_id = await self._create_multipart()
         if source is not None:
             await self.journal(Journal.create, JournalEntries(source, upload_id))
-        return await _Multipart(self, plan, part_size, upload_id).send(threads)
+        return await Multipart(self, plan, part_size, upload_id).send(threads)
 
     async def _source(self, plan: TarPlan, part_size: int) -> Source | None:
         """What a later push must match to resume this one; None where nothing is recorded."""
@@ -342,97 +361,6 @@ class Upload:
                     break
                 await asyncio.sleep(_STATUS_INTERVAL)
         await self._finish("success", record.upload_finished_reason)
-
-
-@dataclass
-class _Multipart:
-    """One multipart upload: its parts, and the presigned URLs requested ahead for them."""
-
-    upload: Upload
-    plan: TarPlan
-    part_size: int
-    upload_id: str
-    etags: dict[int, str] = field(default_factory=dict[int, str])
-    _sends_nothing: bool = field(default=False, init=False)
-    _to_presign: Iterator[int] = field(default_factory=lambda: iter(()), init=False)
-    _presigned: dict[int, asyncio.Task[Target]] = field(default_factory=dict[int, "asyncio.Task[Target]"], init=False)
-
-    async def send(self, threads: int) -> UploadResult:
-        """Send the missing parts, `threads` at a time, and complete the upload."""
-        size, progress = self.plan.size, self.upload.progress
-        numbers = range(1, -(-size // self.part_size) + 1)
-        missing = [number for number in numbers if number not in self.etags]
-        to_send = sum(self._range(number).size for number in missing)
-        resumed = len(missing) < len(numbers)
-        self._sends_nothing = not missing
-        progress.parts_done, progress.parts_total = len(numbers) - len(missing), len(numbers)
-        if resumed:
-            progress.resume(size - to_send, size)
-
-        # A part's URL is requested while an earlier part is sent: one URL ahead per worker, so that none expires early.
-        self._to_presign = iter(missing[threads:])
-        try:
-            await for_each(partial(self._send_part, ahead=threads), missing, min(threads, len(missing)))
-        finally:
-            for task in self._presigned.values():
-                task.cancel()
-            await shielded(asyncio.gather(*self._presigned.values(), return_exceptions=True))
-        progress.enter("finishing")
-        await self.upload.pool.threads.run(self.plan.check_tree)  # the last part may have been read long before
-        await self._complete([self.etags[number] for number in numbers])
-        return UploadResult(to_send, len(missing), resumed)
-
-    def is_stuck(self, error: BentoError) -> bool:
-        """Whether an upload with all its parts cannot be completed: every later push would fail in the same way."""
-        return self._sends_nothing and isinstance(error, APIStatusError)
-
-    def _range(self, number: int) -> ByteRange:
-        start = (number - 1) * self.part_size
-        return ByteRange(start, min(start + self.part_size, self.plan.size))
-
-    async def _send_part(self, number: int, ahead: int) -> None:
-        upload = self.upload
-        digest = upload.pool.config.transfer.verify
-        body = TarBody(self.plan, self._range(number), upload.pool, upload.progress, digest=digest)
-        self.etags[number] = await upload.put(
-            body, partial(self._target, number, ahead), part_number=number, completed=lambda: len(self.etags)
-        )
-        upload.progress.part_arrived()
-        await upload.journal(Journal.add, number, self.etags[number])
-
-    async def _target(self, number: int, ahead: int) -> Target:
-        target = await (self._presigned.pop(number, None) or self._presign(number))
-        if len(self._presigned) < ahead and (later := next(self._to_presign, None)) is not None:
-            self._presigned[later] = asyncio.create_task(self._presign(later))
-        return target
-
-    async def _presign(self, number: int) -> Target:
-        upload = self.upload
-        presigned = await upload.routes.presign_part(upload.name, upload.version, self.upload_id, number)
-        return upload.storage_target(presigned)
-
-    async def _complete(self, etags: list[str]) -> None:
-        """Complete the upload; where that fails, the object decides: only the response may have been lost."""
-        upload = self.upload
-        parts = [CompletePartSchema(part_number=number, etag=etag) for number, etag in enumerate(etags, start=1)]
-        upload.is_replaced = True
-        try:
-            await upload.routes.complete_multipart_upload(upload.name, upload.version, self.upload_id, parts)
-        except APIError:
-            if not await self._is_stored(etags):
-                raise
-
-    async def _is_stored(self, etags: list[str]) -> bool:
-        """Whether the storage has the whole object, by S3's ETag of a multipart upload and the size."""
-        upload, expected = self.upload, etag_of_parts(etags)
-        if expected is None:
-            return False
-        with suppress(BentoError):
-            presigned = await upload.routes.presign_download(upload.name, upload.version)
-            target = upload.routes.session.storage_target(presigned.presigned_download_url)
-            async with get(target, ByteRange(0, 1), upload.pool.config) as received:
-                return bare_etag(received.etag or "") == bare_etag(expected) and received.total == self.plan.size
-        return False
 
 
 def _is_upload_gone(error: BentoError) -> bool:

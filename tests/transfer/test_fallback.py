@@ -1,0 +1,309 @@
+"""A storage that this machine cannot reach: the bytes go through the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_bento import BentoError, PartError
+from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
+from tests.fault_proxy import DOWNLOAD, GET, PART, PUT, UPLOAD, FaultProxy, answer_json, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterator
+    from pathlib import Path
+
+    from aiohttp import web
+
+    from tests.fault_proxy import Exchange, Fault
+    from tests.fixtures import MakeClient, StartProxy
+
+WEIGHTS = random_bytes(11 * MiB, 8)
+WAITS = {"attempts": 8, "wait_initial": 0.5, "wait_max": 15}
+"""The default policy: a whole schedule lasts for 22 seconds at least."""
+WARNING = "All bytes go through the registry instead"
+
+
+async def error_of(call: Awaitable[object]) -> BentoError | None:
+    """The error of a call, or None."""
+    try:
+        await call
+    except BentoError as error:
+        return error
+    return None
+
+
+def presign_at(origin: str) -> Fault:
+    """Forward the request; its presigned URL names another host."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        assert isinstance(answer.body, bytes)
+        answer.body = answer.body.replace(exchange.proxy.endpoint.encode(), origin.encode())
+        answer.headers.pop("Content-Length", None)
+        return answer
+
+    return fault
+
+
+@pytest.fixture
+def closed_port() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent_port() -> Iterator[str]:
+    """A port whose queue is full, so that no connection to it is ever made."""
+    with closing(socket.socket()) as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for client in waiting:
+            client.setblocking(False)
+            with suppress(BlockingIOError):
+                client.connect(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        for client in waiting:
+            client.close()
+
+
+@pytest.fixture
+def unknown_host(monkeypatch: pytest.MonkeyPatch) -> str:
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *arguments: Any, **options: Any) -> Any:
+        if host == "minio.yatai.svc":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return "http://minio.yatai.svc:9000"
+
+
+@pytest.mark.parametrize("storage", ["closed_port", "unknown_host", "silent_port"])
+@pytest.mark.parametrize("transmission", ["presigned_url", "auto"])
+async def test_storage_out_of_reach_is_bypassed(
+    storage: str,
+    transmission: str,
+    request: pytest.FixtureRequest,
+    start_proxy: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    elsewhere: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    origin: str = request.getfixturevalue(storage)
+    make_model(home, files={"weights": WEIGHTS})
+    proxy = await start_proxy(transmission)
+    proxy.add_fault("presign", presign_at(origin), times=None)
+    timeouts = {"connect": 1}
+    began = time.monotonic()
+
+    pushed = await error_of(make_client(proxy, retry=WAITS, timeouts=timeouts).models.push("mod:m1"))
+    pulled = await error_of(make_client(proxy, elsewhere, retry=WAITS, timeouts=timeouts).models.pull("mod:m1"))
+
+    assert (pushed, pulled) == (None, None)
+    assert time.monotonic() - began < 30  # two whole schedules last for 44 seconds at least
+    assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
+    assert len(proxy.matching(UPLOAD)) == len(proxy.matching(DOWNLOAD)) == 1
+    assert not left_in_scratch(home)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 2  # of two clients
+    assert all(origin in warning and WARNING in warning for warning in warnings)
+    assert not any("signature" in record.getMessage() for record in caplog.records)
+
+
+async def test_storage_out_of_reach_is_remembered(
+    closed_port: str,
+    start_proxy: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    models = [f"mod:m{number}" for number in range(4)]
+    for tag in models:
+        make_model(home, tag, files={"weights": random_bytes(100 * KiB)})
+    make_bento(home, models=models)
+    proxy = await start_proxy()
+    proxy.add_fault("presign", presign_at(closed_port), times=None)
+    caplog.set_level(logging.INFO, logger="async_bento")
+    api = make_client(proxy)
+
+    assert await error_of(api.models.push("mod:m0")) is None
+    retries = sum("retrying" in record.getMessage() for record in caplog.records)
+    assert await error_of(api.push("svc:v1")) is None
+    assert await error_of(api.pull("svc:v1", force=True, with_models=True)) is None
+
+    assert sum(WARNING in record.getMessage() for record in caplog.records) == 1
+    assert sum("retrying" in record.getMessage() for record in caplog.records) == retries
+    assert len(proxy.matching(UPLOAD)) == 5
+
+
+@pytest.mark.parametrize("transmission", ["presigned_url", "auto"])
+async def test_storage_and_registry_out_of_reach_name_both_causes(
+    transmission: str,
+    closed_port: str,
+    start_proxy: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    elsewhere: Path,
+) -> None:
+    make_model(home)
+    proxy = await start_proxy(transmission)
+    await make_client(proxy).models.push("mod:m1")
+    proxy.add_fault("presign", presign_at(closed_port), times=None)
+    proxy.add_fault(UPLOAD, answer_json(413, {"error": "too large for the registry"}), times=None)
+    proxy.add_fault(DOWNLOAD, answer_json(405, {"error": "no such way"}), times=None)
+
+    pushed = str(await error_of(make_client(proxy).models.push("mod:m1", force=True)))
+    pulled = str(await error_of(make_client(proxy, elsewhere).models.pull("mod:m1")))
+
+    unreachable = f"cannot reach the storage at {closed_port}: Connection refused"
+    assert unreachable in pushed
+    assert "413" in pushed
+    assert "too large for the registry" in pushed
+    assert unreachable in pulled
+    assert "no such way" in pulled
+
+
+async def test_storage_that_worked_is_retried_for_long(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, waits: list[float], closed_port: str
+) -> None:
+    make_model(home, files={"weights": WEIGHTS})
+    make_model(home, "mod:m2", files={"weights": WEIGHTS})
+    proxy = await start_proxy()
+    storage = await _Port.open(proxy)
+    proxy.add_fault("presign", presign_at(storage.origin), times=None)
+    api = make_client(proxy, retry={"attempts": 8})
+    assert await error_of(api.models.push("mod:m1")) is None
+    await storage.close()
+
+    error = await error_of(api.models.push("mod:m2", threads=1))
+
+    assert isinstance(error, PartError)
+    assert "Connection refused" in str(error)
+    assert len(waits) == 7
+    assert not proxy.matching(UPLOAD)
+
+
+class _Port:
+    """A port that leads to a proxy until it is closed."""
+
+    def __init__(self, proxy: FaultProxy) -> None:
+        self._host, self._port = proxy.endpoint.removeprefix("http://").split(":")
+
+    @classmethod
+    async def open(cls, proxy: FaultProxy) -> _Port:
+        port = cls(proxy)
+        port._writers = []
+        port._server = await asyncio.start_server(port._connect, "127.0.0.1", 0)
+        port.origin = f"http://127.0.0.1:{port._server.sockets[0].getsockname()[1]}"
+        return port
+
+    async def close(self) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.1)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection(self._host, int(self._port))
+        self._writers += [writer, there_writer]
+        with suppress(ConnectionError):
+            await asyncio.gather(self._pass(reader, there_writer), self._pass(there_reader, writer))
+
+    @staticmethod
+    async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(64 * KiB):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+
+async def test_storage_of_an_interrupted_push_is_not_bypassed(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, closed_port: str
+) -> None:
+    make_model(home, files={"weights": WEIGHTS})
+    proxy = await start_proxy()
+    proxy.add_fault("PUT .*partNumber=3", refuse(400, code="InvalidRequest"))
+    await error_of(make_client(proxy).models.push("mod:m1", threads=1))
+    proxy.add_fault("presign", presign_at(closed_port), times=None)
+
+    error = await error_of(make_client(proxy).models.push("mod:m1", threads=1))
+
+    assert isinstance(error, PartError)
+    assert not proxy.matching(UPLOAD)
+    proxy._rules.clear()
+    proxy.requests.clear()
+    assert await error_of(make_client(proxy).models.push("mod:m1")) is None
+    assert proxy.steps("PUT part") == ["PUT part 3"]
+
+
+async def test_storage_of_an_interrupted_pull_is_not_bypassed(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, closed_port: str
+) -> None:
+    make_model(home, files={"weights": WEIGHTS})
+    proxy = await start_proxy()
+    await make_client(proxy).models.push("mod:m1")
+    proxy.add_fault(GET, refuse(400, code="InvalidRequest"), skip=150, times=None)
+    await error_of(make_client(proxy, elsewhere).models.pull("mod:m1"))
+    assert left_in_scratch(elsewhere, kept=True)
+    proxy._rules.clear()
+    proxy.add_fault("presign", presign_at(closed_port), times=None)
+
+    error = await error_of(make_client(proxy, elsewhere).models.pull("mod:m1"))
+
+    assert isinstance(error, PartError)
+    assert not proxy.matching(DOWNLOAD)
+    proxy._rules.clear()
+    proxy.requests.clear()
+    assert await error_of(make_client(proxy, elsewhere).models.pull("mod:m1")) is None
+    assert len(proxy.matching(GET)) < 150
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_storage_unknown_to_the_proxy_is_bypassed(
+    status: int,
+    start_proxy: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_model(home)
+    proxy = await start_proxy()
+    proxy.add_fault("presign", presign_at("http://minio.yatai.svc:9000"), times=None)
+
+    async def gateway(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        writer.close()
+
+    async with await asyncio.start_server(gateway, "127.0.0.1", 0) as server:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        pushed = await error_of(make_client(proxy).models.push("mod:m1"))
+        pulled = await error_of(make_client(proxy, elsewhere).models.pull("mod:m1"))
+
+    assert (pushed, pulled) == (None, None)
+    assert len(proxy.matching(UPLOAD)) == len(proxy.matching(DOWNLOAD)) == 1
+
+
+async def test_storage_that_refuses_the_request_is_not_bypassed(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    make_model(home)
+    proxy = await start_proxy("auto")
+    proxy.add_fault(PUT, refuse(400, code="InvalidRequest"), times=None)
+
+    assert "InvalidRequest" in str(await error_of(make_client(proxy).models.push("mod:m1")))
+    assert not proxy.matching(UPLOAD)
+    assert not proxy.matching(PART)
