@@ -226,6 +226,29 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
         await note(lambda api: api.pull("iris_classifier:v1", bento_store=elsewhere))
     async with LocalRegistry(tmp_path / "hanging", public_url=hanging_url) as other:
         await note(lambda api: api.push("bare:v1"), endpoint=other.endpoint, api_token=other.api_token)
+    https_url = page_url.replace("http:", "https:")
+    await note(lambda api: api.list(), endpoint=https_url, api_token="any")
+    for proxy in ("socks5://127.0.0.1:1080", "http://[::1"):
+        with monkeypatch.context() as patch:
+            patch.setenv("ALL_PROXY", proxy)
+            patch.delenv("NO_PROXY", raising=False)
+            await note(lambda api: api.list(), endpoint="http://registry.example", api_token="any")
+
+    async def no_way(request: web.Request) -> web.Response:
+        item = {"version": "v1", "upload_status": "success", "presigned_download_url": "http://127.0.0.1:9/key"}
+        if request.path.endswith("/download"):
+            return web.json_response({"error": "no such way"}, status=405)
+        return web.json_response(item)
+
+    async def redirected(request: web.Request) -> web.Response:
+        if request.method == "GET" and "/api/" not in request.path:
+            return web.Response(status=307, headers={"Location": "ftp://127.0.0.1/key"})
+        return web.json_response({"version": "v1", "presigned_download_url": f"http://{request.host}/key"})
+
+    for handler in (no_way, redirected):
+        runner, url = await serve(handler)
+        await note(lambda api: api.pull("other:v1", bento_store=elsewhere), endpoint=url, api_token="any")
+        await runner.cleanup()
     monkeypatch.delenv("BENTO_CLOUD_API_KEY")
     monkeypatch.delenv("BENTO_CLOUD_API_ENDPOINT")
     await note(lambda api: api.list())
