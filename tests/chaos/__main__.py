@@ -16,10 +16,12 @@ from pathlib import Path
 
 from tests.chaos.case import KINDS, draw
 from tests.chaos.disk import NAMESPACE, can_mount
+from tests.chaos.items import Counts
 from tests.chaos.processes import Zygote
-from tests.chaos.round import Counts, Round
+from tests.chaos.round import Round
 
-PROCESSES = ("client killed", "registry killed")
+PROCESSES = ("client killed", "client terminated", "client forked", "registry killed")
+WORDS = ("done", "error", "killed", "interrupted")
 DISKS = ("client's disk full", "registry's disk full")
 
 
@@ -80,7 +82,7 @@ async def run(arguments: argparse.Namespace) -> int:
 def not_happened(counts: Counts, own_disks: bool) -> list[str]:
     """What a long run must have seen, and has not."""
     wanted = [*KINDS, "silent proxy", *PROCESSES, *(DISKS if own_disks else ())]
-    words = [f"{way} {word}" for way in ("push", "pull") for word in ("done", "error", "killed")]
+    words = [f"{way} {word}" for way in ("push", "pull") for word in WORDS]
     others = ["push: resumed", "pull: resumed", "URLs that had expired", "tries after the first"]
     return [
         *(kind for kind in wanted if not counts.faults[kind]),
@@ -91,11 +93,10 @@ def not_happened(counts: Counts, own_disks: bool) -> list[str]:
 
 def report(counts: Counts, cases: int, seed: int, seconds: float) -> str:
     """The figures, as tables of Markdown."""
-    words = ("done", "error", "killed")
-    lines = [f"Seed {seed}, {cases} cases, {seconds:.0f} s.", "", "| | calls | done | error | killed |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    lines = [f"Seed {seed}, {cases} cases, {seconds:.0f} s.", "", f"| | calls | {' | '.join(WORDS)} |"]
+    lines.append(f"| --- | ---: |{' ---: |' * len(WORDS)}")
     for way in ("push", "pull"):
-        figures = [counts.calls[f"{way} {word}"] for word in words]
+        figures = [counts.calls[f"{way} {word}"] for word in WORDS]
         calls = sum(count for key, count in counts.calls.items() if key.startswith(way))
         lines.append(f"| {way} | {calls} | {' | '.join(map(str, figures))} |")
     for title, counter in (("error", counts.errors), ("fault", counts.faults), ("else", counts.others)):

@@ -101,6 +101,8 @@ class Turn:
         weather: On the network.
         silence: Of the proxy on the client's way, if there is one.
         kill_client: When the client is killed, if it is.
+        terminate: When the client, the command then, gets SIGTERM, if it does.
+        fork: When the client forks a process that uses its API, too, if it does.
         kill_registry: When the registry is killed, if it is.
         down_for: How long it then stays so, in seconds.
         fill: Whose disk fills up, if one does.
@@ -112,12 +114,19 @@ class Turn:
     weather: Weather
     silence: Silence | None = None
     kill_client: Moment | None = None
+    terminate: Moment | None = None
+    fork: Moment | None = None
     kill_registry: Moment | None = None
     down_for: float = 0.0
     fill: Literal["client", "registry"] | None = None
     fill_at: Moment = Moment(0, 0.0)
     room: int = 0
     full_for: float = 0.0
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether nothing happens to the network, the registry and the disks."""
+        return not (self.weather.rate or self.silence or self.kill_registry or self.fill)
 
 
 @dataclass(frozen=True)
@@ -207,10 +216,13 @@ def _turn(random: Random, key: str, requests: int, size: int) -> Turn:
         fill = "client"
     elif happens == "registry full":
         fill = "registry"
+    terminate, fork = (None, None) if happens == "client killed" else _signals(key, requests)
     return Turn(
         weather=_weather(random, key, requests, calm=happens != "network" and random.random() < 0.5),
         silence=_silence(key),
         kill_client=moment() if happens == "client killed" else None,
+        terminate=terminate,
+        fork=fork,
         kill_registry=moment() if happens == "registry killed" else None,
         down_for=random.choice([0.0, 0.0, 0.3, 1.0]),
         fill=fill,
@@ -218,6 +230,13 @@ def _turn(random: Random, key: str, requests: int, size: int) -> Turn:
         room=random.choice([0, random.randint(0, 64 * KiB), random.randint(0, max(size, 1))]),
         full_for=random.choice([0.2, 1.0, 60.0]),
     )
+
+
+def _signals(key: str, requests: int) -> tuple[Moment | None, Moment | None]:
+    random = Random(f"{key}/signals")  # its own, so that it changes nothing else of a case
+    moment = Moment(random.randint(1, requests), random.uniform(0, random.choice([0.02, 0.1, 0.3])))
+    signal = random.choices(["terminate", "fork", None], [12, 12, 76])[0]
+    return (moment if signal == "terminate" else None, moment if signal == "fork" else None)
 
 
 def _silence(key: str) -> Silence | None:

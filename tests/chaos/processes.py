@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -37,7 +38,11 @@ class Process:
 
     def kill(self) -> None:
         """Send it SIGKILL; nothing happens to one that has ended."""
-        self.zygote.send({"kill": self.id})
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing happens to one that has ended."""
+        self.zygote.send({"kill": self.id, "signal": number})
 
 
 class Zygote:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from tests.builders import make_bento, make_model
-from tests.chaos.case import MiB, Turn
+from tests.chaos.case import MiB, Moment, Turn
 from tests.chaos.disk import Disk
+from tests.chaos.items import Counts, Item
 from tests.chaos.proxy import ChaosProxy, Upstream, describe
 from tests.chaos.silence import SilentProxy
 from tests.chaos.truth import Record, Tree, difference, record_of, tree_of
@@ -33,42 +34,15 @@ TIMEOUTS = {"connect": 2.0, "stall": 1.0, "api": 2.0, "complete": 3.0}
 RETRY = {"attempts": 4, "wait_initial": 0.02, "wait_max": 0.1, "retry_after_cap": 5.0}
 
 
-@dataclass(frozen=True)
-class Item:
-    """Something that is pushed and pulled."""
-
-    kind: str
-    name: str
-    version: str
-
-    def path(self, home: Path) -> Path:
-        """Where it lies in a home."""
-        return home / f"{self.kind}s" / self.name / self.version
-
-    @property
-    def left_out(self) -> str | None:
-        """What of it stays at home."""
-        return "models" if self.kind == "bento" else None
-
-    def __str__(self) -> str:
-        return f"the {self.kind} {self.name}:{self.version}"
+_SIGNALS = {int(number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)}
+"""What may end a client: the last two before the client has a handler, or after the call."""
 
 
-@dataclass
-class Counts:
-    """What has happened in all cases.
-
-    Attributes:
-        calls: Pushes and pulls, by direction and their word.
-        errors: By direction and type.
-        faults: By kind.
-        others: What else is worth counting.
-    """
-
-    calls: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
-    others: Counter[str] = field(default_factory=Counter)
+def _way(turn: Turn | None) -> str:
+    """By what a client pushes or pulls."""
+    if turn and turn.terminate:
+        return "command"
+    return "forked" if turn and turn.fork else "call"
 
 
 @dataclass
@@ -129,6 +103,8 @@ class Round:
         for turn in case.pushes:
             word = await self._call("push", turn, force=forced)
             await self._check_push(word["word"])
+            if word["word"] == "interrupted" and turn.is_calm:
+                await self._see_failure_reported()
             if word["word"] == "done":
                 self._see_scratch_empty(self.author)
                 break
@@ -161,6 +137,12 @@ class Round:
                 self._see_answer_lost(item)
             if record.tree == tree and tree not in self.before[item]:
                 self.before[item].append(tree)
+
+    async def _see_failure_reported(self) -> None:
+        """See that the registry knows of an interrupted push."""
+        record = await self._record(self.main)
+        if record.status in {"uploading", "pending"}:
+            self._complain(f"a push was interrupted, and {self.main} is {record.status}")
 
     def _see_answer_lost(self, item: Item) -> None:
         """See that a push which failed and is a success all the same had asked for it and heard no answer."""
@@ -266,6 +248,7 @@ class Round:
         began = time.monotonic()
         client = self.zygote.start(
             do=direction,
+            way=_way(turn),
             kind=main.kind,
             tag=tag or f"{NAME}:{main.version}",
             endpoint=proxy.endpoint,
@@ -296,11 +279,11 @@ class Round:
         if not proxy.registry.endpoint:
             await self._start_registry()
         word = client.said or {"word": "killed"}
-        if not client.said and client.status != 9:
+        if not client.said and client.status not in _SIGNALS:
             word = {"word": "crashed", "message": (self.work / "client.log").read_text()[-3000:]}
         if word["word"] == "crashed":
             self._complain(f"a {direction} crashed: {word}")
-        if word["word"] != "killed" and client.status not in {0, 9}:
+        if word["word"] != "killed" and client.status not in {0, *_SIGNALS}:
             self._complain(f"a {direction} was {word['word']}, and its process ended with {client.status}")
         self._note(direction, turn, word, options, time.monotonic() - began)
         return word
@@ -350,7 +333,16 @@ class Round:
             await asyncio.sleep(turn.full_for)
             disk.relieve()
 
+        async def send_signal(moment: Moment, number: signal.Signals, fault: str) -> None:
+            await self.proxy.reached(moment)
+            client.send_signal(number)
+            self.counts.faults[fault] += 1
+
         doing: list[Awaitable[None]] = []
+        if turn.terminate:
+            doing.append(send_signal(turn.terminate, signal.SIGTERM, "client terminated"))
+        if turn.fork:
+            doing.append(send_signal(turn.fork, signal.SIGUSR1, "client forked"))
         if turn.kill_client:
             doing.append(kill_client())
         if turn.kill_registry:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.chaos.__main__ import not_happened
 from tests.chaos.case import KINDS, draw
-from tests.chaos.round import Counts
+from tests.chaos.items import Counts
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,8 +1,8 @@
 """A process that has everything imported and forks clients and registries: a fork takes a hundredth of a start.
 
-It reads a JSON object a line: `{"id", "do", …}` forks a child for a job, `{"kill": id}` kills it with SIGKILL. It says
-`{"id", "ended"}` when a child has ended, and each child says `{"id", …}` of its own, all down the same pipe: a line is
-shorter than PIPE_BUF, so that none is torn, whoever is killed.
+It reads a JSON object a line: `{"id", "do", …}` forks a child for a job, `{"kill": id, "signal"}` signals it. It says
+`{"id", "ended"}` when a child has ended, and each child says `{"id", …}` of its own, all down the same pipe: a line
+is shorter than PIPE_BUF, so that none is torn, whoever is killed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import os
 import select
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+import threading
+import time
+from typing import Any
 
-from async_bento import AsyncBentoAPI, BentoError, Config, ProgressEvent
+from async_bento import AsyncBentoAPI, BentoAPI, BentoError, Config, ProgressEvent
+from async_bento.cli.main import main as main_command
 from async_bento.registry.server import LocalRegistry
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
 
 HANGS_AFTER = 60.0
 """Seconds after which a call that has not ended says in its log where it stands."""
@@ -65,6 +65,77 @@ async def call(job: dict[str, Any]) -> None:
     say(job, **word, **seen)
 
 
+def forked_call(job: dict[str, Any]) -> None:
+    """One push or pull by a blocking API in a thread; on SIGUSR1, a forked process uses the API, too, and exits."""
+    asked = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: asked.set())
+    config = Config.model_validate(job["config"])
+    word: dict[str, object] = {}
+    children: list[int] = []
+    with BentoAPI(endpoint=job["endpoint"], api_token=job["token"], config=config, progress=False) as bentos:
+        api = bentos if job["kind"] == "bento" else bentos.models
+
+        def transfer() -> None:
+            try:
+                getattr(api, job["do"])(job["tag"], **job["options"])
+                word.update(word="done")
+            except BentoError as error:
+                word.update(word="error", type=type(error).__name__, message=str(error)[:600])
+            except Exception as error:  # noqa: BLE001 - the driver is who judges it
+                word.update(word="crashed", type=type(error).__name__, message=repr(error)[:600])
+
+        thread = threading.Thread(target=transfer)
+        thread.start()
+        while thread.is_alive():
+            if not asked.wait(0.01):
+                continue
+            asked.clear()
+            children.append(os.fork())
+            if not children[-1]:
+                with contextlib.suppress(BentoError):
+                    api.list(limit=1)
+                sys.exit()
+        thread.join()
+    for child in children:
+        if (status := outcome(child)) != 0:
+            word.update(word="crashed", message=f"a forked process ended with {status}")
+    say(job, **word)
+
+
+def outcome(process: int) -> int | None:
+    """The status of a child, None where it does not end."""
+    until = time.monotonic() + HANGS_AFTER / 2
+    while time.monotonic() < until:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.01)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return None
+
+
+def command(job: dict[str, Any]) -> None:
+    """One push or pull by the command, and what its exit code says."""
+    os.environ.update(BENTO_CLOUD_API_ENDPOINT=job["endpoint"], BENTO_CLOUD_API_KEY=job["token"])
+    for group, settings in job["config"].items():
+        os.environ.update({f"ASYNC_BENTO_{group}_{name}".upper(): str(value) for name, value in settings.items()})
+    options = [f"--{name.replace('_', '-')}" for name, value in job["options"].items() if value is True]
+    if threads := job["options"].get("threads"):
+        options.append(f"--threads={threads}")
+    pipe = os.dup(1)
+    os.dup2(2, 1)  # what it prints goes to the log
+    code: object = 0
+    try:
+        main_command([*(["models"] if job["kind"] == "model" else []), job["do"], job["tag"], *options])
+    except SystemExit as ended:
+        code = ended.code
+    sys.stdout.flush()
+    os.dup2(pipe, 1)
+    word = {0: "done", 128 + signal.SIGTERM: "interrupted"}.get(code if isinstance(code, int) else 1, "error")
+    say(job, word=word, type=f"exit code {code}")
+
+
 async def serve(job: dict[str, Any]) -> None:
     """A registry, until it is killed."""
     async with LocalRegistry(job["root"], **job["options"]) as registry:
@@ -78,10 +149,17 @@ def work(job: dict[str, Any]) -> None:
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 2)
     os.close(log)
-    doing: Coroutine[Any, Any, None] = serve(job) if job["do"] == "serve" else call(job)
-    if job["do"] != "serve":
-        faulthandler.dump_traceback_later(HANGS_AFTER - 5)
-    asyncio.run(doing)
+    if job["do"] == "serve":
+        asyncio.run(serve(job))
+        return
+    if job["way"] == "forked":
+        forked_call(job)  # without faulthandler, whose thread a forked process would wait for at its end
+        return
+    faulthandler.dump_traceback_later(HANGS_AFTER - 5)
+    if job["way"] == "command":
+        command(job)
+    else:
+        asyncio.run(call(job))
 
 
 def main() -> None:
@@ -114,7 +192,7 @@ def main() -> None:
             if "kill" in job:
                 for process, number in children.items():  # one that has been reaped is no longer among them
                     if number == job["kill"]:
-                        os.kill(process, signal.SIGKILL)
+                        os.kill(process, job["signal"])
                 continue
             process = os.fork()
             if not process:
