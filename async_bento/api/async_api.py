@@ -13,6 +13,7 @@ from async_bento._core.concurrency import background_task
 from async_bento.api import kinds
 from async_bento.api.bento_models import pull_models, push_models
 from async_bento.api.kinds import ItemT, RecordT
+from async_bento.api.paging import walk
 from async_bento.api.pull import Puller, find_record, wants_newest
 from async_bento.api.push import Pusher, PushOptions, PushResult
 from async_bento.api.resources import Resources
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from async_bento.api.kinds import Kind
     from async_bento.config import Config
     from async_bento.progress.events import ProgressListener
+    from async_bento.rest.schemas import ListSchema
     from async_bento.store.tag import TagLike
 
 PAGE_SIZE = 100
@@ -75,8 +77,8 @@ class ItemAPI(Generic[ItemT, RecordT]):
     async def iter(self, *, search: str | None = None, query: str | None = None) -> AsyncGenerator[RecordT]:
         """Iterate over the records in the registry, newest first, one page per request.
 
-        The route is GET `/api/v1/bentos` or `/api/v1/models`. Records that are added meanwhile do not make others
-        appear twice.
+        The route is GET `/api/v1/bentos` or `/api/v1/models`. Every record that exists from the first request to the
+        last appears once, also if others are added or deleted meanwhile. Records that are added meanwhile may appear.
 
         Args:
             search: A part of the name.
@@ -88,19 +90,10 @@ class ItemAPI(Generic[ItemT, RecordT]):
         Raises:
             APIError: The registry could not be reached, or refused the request.
         """
-        seen: set[str] = set()  # a push during the iteration moves records from one page to the next
-        start = 0
-        while True:
-            async with self._resources.call():
-                page = await self._kind.routes.list(start=start, count=PAGE_SIZE, search=search, query=query)
-            records = page.items if page else []
-            new = [record for record in records if record.uid not in seen]
-            seen.update(record.uid for record in new if record.uid)
-            for record in new:
-                yield record
-            start += len(records)
-            if page is None or not new or 0 < page.total <= start:  # total is 0 where the server does not state it
-                return
+        async with aclosing(self._pages(search=search, query=query)) as pages:
+            async for page in pages:
+                for record in page:
+                    yield record
 
     async def get(self, name: str, version: str | None = None) -> RecordT:
         """Get a record from the registry.
@@ -120,14 +113,21 @@ class ItemAPI(Generic[ItemT, RecordT]):
             return await find_record(self._kind, Tag.parse(name) if version is None else Tag(name, version))
 
     async def _first(self, limit: int | None, search: str | None, query: str | None) -> Sequence[RecordT]:
-        records: list[RecordT] = []
-        iterator = self.iter(search=search, query=query)
-        async with aclosing(iterator):
-            async for record in iterator:
-                if limit is not None and len(records) >= limit:
-                    break
-                records.append(record)
-        return records
+        async with aclosing(self._pages(search=search, query=query, limit=limit)) as pages:
+            return [record async for page in pages for record in page]
+
+    async def _pages(
+        self, *, search: str | None, query: str | None, limit: int | None = None
+    ) -> AsyncGenerator[Sequence[RecordT]]:
+        """Iterate over the records in the registry by the page; at most `limit` records in all."""
+
+        async def fetch(*, start: int, count: int) -> ListSchema[RecordT] | None:
+            async with self._resources.call():
+                return await self._kind.routes.list(start=start, count=count, search=search, query=query)
+
+        async with aclosing(walk(fetch, PAGE_SIZE, limit)) as pages:
+            async for page in pages:
+                yield page
 
     async def _find(self, item: ItemT | TagLike | str | os.PathLike[str] | TaggedItem) -> ItemT:
         """The local item: itself, at a path, or in the store."""

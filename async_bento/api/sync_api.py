@@ -111,8 +111,8 @@ class ModelAPI:
     def iter(self, *, search: str | None = None, query: str | None = None) -> Iterator[ModelWithRepositorySchema]:
         """Iterate over the records in the registry, newest first, one page per request.
 
-        The route is GET `/api/v1/bentos` or `/api/v1/models`. Records that are added meanwhile do not make others
-        appear twice.
+        The route is GET `/api/v1/bentos` or `/api/v1/models`. Every record that exists from the first request to the
+        last appears once, also if others are added or deleted meanwhile. Records that are added meanwhile may appear.
 
         Args:
             search: A part of the name.
@@ -287,8 +287,8 @@ class BentoAPI:
     def iter(self, *, search: str | None = None, query: str | None = None) -> Iterator[BentoWithRepositorySchema]:
         """Iterate over the records in the registry, newest first, one page per request.
 
-        The route is GET `/api/v1/bentos` or `/api/v1/models`. Records that are added meanwhile do not make others
-        appear twice.
+        The route is GET `/api/v1/bentos` or `/api/v1/models`. Every record that exists from the first request to the
+        last appears once, also if others are added or deleted meanwhile. Records that are added meanwhile may appear.
 
         Args:
             search: A part of the name.
@@ -322,12 +322,14 @@ class BentoAPI:
 def _iterate(
     api: ItemAPI[ItemT, RecordT], loop: LoopThread, search: str | None, query: str | None
 ) -> Iterator[RecordT]:
-    records = api.iter(search=search, query=query)  # holds nothing between two records
-    while True:
+    # Pages, not records: each way to the loop's thread and back costs more than a record.
+    pages = api._pages(search=search, query=query)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its twin
+    while True:  # the generator holds nothing between two pages
         try:
-            yield loop.run(records.__anext__)
+            page = loop.run(pages.__anext__)
         except StopAsyncIteration:
             return
+        yield from page
 
 
 async def _close(api: AsyncBentoAPI, client: RestApiClient | None) -> None:

@@ -64,6 +64,22 @@ def test_blocking_models_push_list_get_and_pull(served: LocalRegistry, home: Pat
         assert contents(api.models.pull("mod").path) == contents(model)
 
 
+def test_blocking_iter_crosses_threads_once_per_page(
+    served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with BentoAPI(progress=False) as api:
+        for number in range(5):
+            make_bento(home, f"svc:v{number}")
+            api.push(f"svc:v{number}", bare=True)
+        calls: list[object] = []
+        run = api._loop.run
+        monkeypatch.setattr(api._loop, "run", lambda *arguments: calls.append(arguments) or run(*arguments))
+
+        assert len([*api.iter()]) == 5
+
+    assert len(calls) <= 3  # the page, the end, the close
+
+
 def test_blocking_iter_can_be_closed_early(served: LocalRegistry, home: Path) -> None:
     for version in ("v1", "v2", "v3"):
         make_bento(home, f"svc:{version}", built=f"2024-01-0{version[1]} 00:00:00")
