@@ -40,6 +40,8 @@ BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"})
 """OpenSSL's reasons, by version, for an answer that is not TLS."""
 
+_NO_SUCH_KEY = "specified key does not exist"
+
 _TRANSIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 
 
@@ -55,12 +57,21 @@ def is_transient(error: BaseException) -> bool:
             return not _is_refused_on_the_way(error)
         return is_expired(error) or _is_transient_status(error.status)
     if isinstance(error, APIStatusError):
+        if is_missing(error):
+            return False
         return isinstance(error, ServerError) or _is_transient_status(error.status)
     if isinstance(error, APIConnectionError):
         return not _is_refused_on_the_way(error)
     if isinstance(error, StalledError):
         return not error.is_final
     return isinstance(error, IntegrityError)
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether the storage has no such object; through the registry, Yatai passes S3's message on with a 500."""
+    if isinstance(error, APIStatusError) and _NO_SUCH_KEY in error.server_message:
+        return True
+    return isinstance(error, (APIStatusError, PartError)) and error.status == HTTPStatus.NOT_FOUND
 
 
 def is_expired(error: BaseException) -> bool:

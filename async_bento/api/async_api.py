@@ -100,7 +100,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
 
         Args:
             name: The name, or the tag `name:version`.
-            version: The version; None or `latest` for the newest.
+            version: The version; None or `latest` for the newest that was uploaded.
 
         Returns:
             The record.
@@ -178,8 +178,8 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         """Pull a model from the registry into the local store.
 
         Args:
-            tag: The tag. Without a version, or with `latest`, the newest in the registry is pulled, unless the local
-                newest is as new.
+            tag: The tag. Without a version, or with `latest`, the newest that was uploaded to the registry is pulled,
+                unless the local newest is as new.
             force: Replace the local copy, which stays until the new one is complete.
             model_store: The store to pull into; the API's own store by default.
             query: A query that the newest must match, like `label:stage=prod`; ignored for a tag with a version.
@@ -338,8 +338,8 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         """Pull a bento from the registry into the local store.
 
         Args:
-            tag: The tag. Without a version, or with `latest`, the newest in the registry is pulled, unless the local
-                newest is as new.
+            tag: The tag. Without a version, or with `latest`, the newest that was uploaded to the registry is pulled,
+                unless the local newest is as new.
             force: Replace the local copy, which stays until the new one is complete.
             with_models: Pull its models too; models on the Hugging Face Hub are downloaded from there, into
                 `$BENTOML_HF_CACHE_DIR` or the cache of Hugging Face.

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 ItemT = TypeVar("ItemT", Bento, Model)
 RecordT = TypeVar("RecordT", bound=ItemSchema)
 
+BARE_REASON = "bento for development"
+"""The reason that BentoML gives when it pushes a record without bytes."""
+
 
 @dataclass(frozen=True)
 class RecordBodies:

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
+import logging
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.concurrency import hold_lock
-from async_bento.api.kinds import ItemT, RecordT
-from async_bento.errors import APIStatusError, ArchiveError, NotFoundError, PartError, StoreError, prefix_errors
-from async_bento.rest.schemas import BentoManifestSchema, ModelManifestSchema
+from async_bento._core.retry import is_missing
+from async_bento.api.kinds import BARE_REASON, ItemT, RecordT
+from async_bento.api.paging import walk
+from async_bento.errors import (
+    APIStatusError,
+    ArchiveError,
+    NotFoundError,
+    PartError,
+    StoreError,
+    prefix_errors,
+    with_message,
+)
+from async_bento.rest.schemas import (
+    UNFINISHED,
+    UPLOADED,
+    BentoManifestSchema,
+    ModelManifestSchema,
+    failure_reason,
+)
 from async_bento.store.tag import LATEST, Tag
 from async_bento.transfer.download import DownloadSource, download
 from async_bento.transfer.resumable_extract import resumable_extract
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from async_bento.api.kinds import Kind
     from async_bento.api.resources import Resources
     from async_bento.progress.events import Progress
-    from async_bento.rest.schemas import ItemSchema
+    from async_bento.rest.schemas import ItemSchema, ListSchema
+
+logger = logging.getLogger(__name__)
+
+_PAGE_SIZE = 20  # records per request for the newest
 
 
 def wants_newest(tag: Tag) -> bool:
@@ -28,19 +50,52 @@ def wants_newest(tag: Tag) -> bool:
 
 
 async def find_record(kind: Kind[ItemT, RecordT], tag: Tag, query: str | None = None) -> RecordT:
-    """Get a record from the registry; of a tag without a version, the newest one that matches `query`."""
-    if not wants_newest(tag):
-        found = await kind.routes.get(tag.name, tag.version or "")
-    else:
-        page = await kind.routes.list(tag.name, count=1, query=query)
-        found = page.items[0] if page and page.items else None
-    if found is None:
-        matching = f" that matches {query!r}" if query else ""
-        raise NotFoundError(
-            f"no {kind.word} {tag}{matching} in the registry at {kind.endpoint}. "
-            f"`{kind.store.item_type.PULL_COMMAND.removesuffix('pull')}list` shows its {kind.word}s."
-        )
-    return found
+    """Get a record from the registry; of a tag without a version, the newest uploaded one that matches `query`."""
+    if wants_newest(tag):
+        async with aclosing(newest_records(kind, tag, query)) as records:
+            async for record in records:
+                return record
+    elif found := await kind.routes.get(tag.name, tag.version or ""):
+        return found
+    raise _not_found(kind, tag, query)
+
+
+def _not_found(kind: Kind[ItemT, RecordT], tag: Tag, query: str | None) -> NotFoundError:
+    matching = f" that matches {query!r}" if query else ""
+    return NotFoundError(
+        f"no {kind.word} {tag}{matching} in the registry at {kind.endpoint}. "
+        f"`{kind.store.item_type.PULL_COMMAND.removesuffix('pull')}list` shows its {kind.word}s."
+    )
+
+
+async def newest_records(
+    kind: Kind[ItemT, RecordT], tag: Tag, query: str | None, passed_over: list[str] | None = None
+) -> AsyncGenerator[RecordT]:
+    """Iterate over the uploaded records of a name, newest first; if none was uploaded, the newest record alone.
+
+    The versions of newer records that were not uploaded are logged, and appended to `passed_over`.
+    """
+
+    async def fetch(*, start: int, count: int) -> ListSchema[RecordT] | None:
+        return await kind.routes.list(tag.name, start=start, count=count, query=query)
+
+    not_uploaded: list[RecordT] = []
+    has_uploaded = False
+    async with aclosing(walk(fetch, _PAGE_SIZE)) as pages:
+        async for record in (record async for page in pages for record in page):
+            if record.upload_status in UNFINISHED and _hub_of(record) is None:
+                not_uploaded.append(record)
+                continue
+            if not has_uploaded:
+                for newer in not_uploaded:
+                    version = f"{newer.version} ({newer.upload_status})"
+                    logger.info("%s %s: passed over %s, which was not uploaded", kind.word, tag.name, version)
+                    if passed_over is not None:
+                        passed_over.append(version)
+            has_uploaded = True
+            yield record
+    if not_uploaded and not has_uploaded:
+        yield not_uploaded[0]
 
 
 class Puller(Generic[ItemT, RecordT]):
@@ -52,22 +107,44 @@ class Puller(Generic[ItemT, RecordT]):
 
     async def pull(self, tag: Tag, *, force: bool = False, query: str | None = None) -> ItemT | None:
         """Pull one item; None for a model that has no bytes in the registry. `query` narrows the newest version."""
-        newest = wants_newest(tag)
         with self.resources.progress("pull", self.kind.word, tag) as progress:
-            if not newest and not force and (local := await self._local(tag)):
+            if wants_newest(tag):
+                return await self._pull_newest(tag, force, query, progress)
+            if not force and (local := await self._local(tag)):
                 progress.enter("skipped", "already pulled")
                 return local
-            record = await find_record(self.kind, tag, query)
-            exact = Tag(tag.name, record.version)
-            progress.tag = str(exact)
-            if newest and not force and (local := await self._local_is_current(exact, record, query)):
-                progress.enter("skipped", f"{local.tag} is already pulled")
-                return local
-            if hub := _hub_of(record):
-                progress.enter("skipped", f"its files are at {hub}")
-                return None
-            with prefix_errors(f"cannot pull {exact}", ArchiveError, StoreError):
-                return await self._fetch(exact, record, force, progress)
+            return await self._pull_record(await find_record(self.kind, tag), tag, force, progress)
+
+    async def _pull_newest(self, tag: Tag, force: bool, query: str | None, progress: Progress) -> ItemT | None:
+        """Pull the newest version that was uploaded, unless the local newest is as new."""
+        passed_over: list[str] = []
+        missing: NotFoundError | None = None
+        async with aclosing(newest_records(self.kind, tag, query, passed_over)) as records:
+            async for record in records:
+                exact = Tag(tag.name, record.version)
+                progress.tag = str(exact)
+                progress.note = f"passed over {', '.join(passed_over)}" if passed_over else ""
+                if not force and (local := await self._local_is_current(exact, record, query)):
+                    message = f"{local.tag} is already pulled"
+                    progress.enter("skipped", f"{message}, {progress.note}" if progress.note else message)
+                    return local
+                try:
+                    return await self._pull_record(record, exact, force, progress)
+                except NotFoundError as error:
+                    if not _is_bare(record):
+                        raise
+                    missing = missing or error
+                    passed_over.append(f"{record.version} (without files)")
+                    logger.info("%s %s: passed over %s, which has no files", self.kind.word, tag.name, record.version)
+        raise missing or _not_found(self.kind, tag, query)
+
+    async def _pull_record(self, record: RecordT, exact: Tag, force: bool, progress: Progress) -> ItemT | None:
+        progress.tag = str(exact)
+        if hub := _hub_of(record):
+            progress.enter("skipped", f"its files are at {hub}")
+            return None
+        with prefix_errors(f"cannot pull {exact}", ArchiveError, StoreError):
+            return await self._fetch(exact, record, force, progress)
 
     async def _local(self, tag: Tag) -> ItemT | None:
         store = self.kind.store
@@ -87,7 +164,9 @@ class Puller(Generic[ItemT, RecordT]):
     async def _local_is_current(self, exact: Tag, record: ItemSchema, query: str | None) -> ItemT | None:
         """The local item, if it is as new as the registry's newest."""
         if query is None:
-            newest = await self._local(Tag(exact.name))
+            newest: ItemT | None = None
+            with suppress(StoreError):  # a broken version must not hide another one
+                newest = await self._local(Tag(exact.name))
             if newest and record.build_at and newest.creation_time >= record.build_at:
                 return newest
         return await self._local(exact)
@@ -127,12 +206,33 @@ class Puller(Generic[ItemT, RecordT]):
                 progress.enter("finishing")
                 await pool.threads.run(extract.close)
         except (APIStatusError, PartError) as error:
-            if error.status == HTTPStatus.NOT_FOUND:
+            if is_missing(error):
                 raise NotFoundError(
                     f"cannot pull {tag}: the {self.kind.word} exists in the registry but was never fully uploaded "
-                    f"(upload_status={record.upload_status}). Push it again."
+                    f"({_upload_facts(record)}). Push it again."
                 ) from error
+            if record.upload_status in UNFINISHED and error.status:
+                unfinished = f"cannot pull {tag}: its upload never finished ({_upload_facts(record)})"
+                raise with_message(error, f"{unfinished}: {error}") from error.__cause__
             raise
+
+
+def _upload_facts(record: ItemSchema) -> str:
+    """What the registry recorded of an upload: status, start, user, and the reason of a failure."""
+    facts = "pushed without its files" if _is_bare(record) else f"upload_status={record.upload_status}"
+    if started := record.upload_started_at or record.created_at:
+        facts += f", started at {started:%Y-%m-%d %H:%M} UTC"
+    if record.creator:
+        facts += f" by {record.creator.name}"
+    reason = failure_reason(record)
+    return f"{facts}: {reason}" if reason else facts
+
+
+def _is_bare(record: ItemSchema) -> bool:
+    """Whether a record says that it was pushed without files. It may have files of another push all the same."""
+    manifest = getattr(record, "manifest", None)
+    is_dev = isinstance(manifest, BentoManifestSchema) and manifest.dev
+    return record.upload_status == UPLOADED and (is_dev or record.upload_finished_reason == BARE_REASON)
 
 
 def _hub_of(record: ItemSchema) -> str | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic
 from async_bento._core.concurrency import hold_lock
 from async_bento._core.retry import Retries
 from async_bento._core.text import human_size, table
-from async_bento.api.kinds import ItemT, RecordT
+from async_bento.api.kinds import BARE_REASON, ItemT, RecordT
 from async_bento.errors import APIError, ConfigError, NotFoundError, SourceChangedError, StoreError
 from async_bento.rest.schemas import UPLOADED
 from async_bento.transfer.journal import Journal
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from async_bento.transfer.multipart import UploadResult
 
 logger = logging.getLogger(__name__)
-
-BARE_REASON = "bento for development"
-"""The reason that BentoML gives when it pushes a record without bytes."""
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ class ModelAPI:
         """Pull a model from the registry into the local store.
 
         Args:
-            tag: The tag. Without a version, or with `latest`, the newest in the registry is pulled, unless the local
-                newest is as new.
+            tag: The tag. Without a version, or with `latest`, the newest that was uploaded to the registry is pulled,
+                unless the local newest is as new.
             force: Replace the local copy, which stays until the new one is complete.
             model_store: The store to pull into; the API's own store by default.
             query: A query that the newest must match, like `label:stage=prod`; ignored for a tag with a version.
@@ -131,7 +131,7 @@ class ModelAPI:
 
         Args:
             name: The name, or the tag `name:version`.
-            version: The version; None or `latest` for the newest.
+            version: The version; None or `latest` for the newest that was uploaded.
 
         Returns:
             The record.
@@ -248,8 +248,8 @@ class BentoAPI:
         """Pull a bento from the registry into the local store.
 
         Args:
-            tag: The tag. Without a version, or with `latest`, the newest in the registry is pulled, unless the local
-                newest is as new.
+            tag: The tag. Without a version, or with `latest`, the newest that was uploaded to the registry is pulled,
+                unless the local newest is as new.
             force: Replace the local copy, which stays until the new one is complete.
             with_models: Pull its models too; models on the Hugging Face Hub are downloaded from there, into
                 `$BENTOML_HF_CACHE_DIR` or the cache of Hugging Face.
@@ -307,7 +307,7 @@ class BentoAPI:
 
         Args:
             name: The name, or the tag `name:version`.
-            version: The version; None or `latest` for the newest.
+            version: The version; None or `latest` for the newest that was uploaded.
 
         Returns:
             The record.

@@ -24,6 +24,9 @@ from async_bento._core.validation import JsonObject, UtcTime
 UPLOADED = "success"
 """The `upload_status` of an item whose upload is complete."""
 
+UNFINISHED = frozenset({"pending", "uploading", "failed"})
+"""The `upload_status` of an item whose upload is not complete."""
+
 TransmissionStrategy = Literal["proxy", "presigned_url"]
 
 
@@ -201,7 +204,7 @@ class BentoSchema(ItemSchema):
         upload_status: `pending`, `uploading`, `success` or `failed`.
         upload_started_at: The time the upload started, in UTC.
         upload_finished_at: The time the upload finished, in UTC.
-        upload_finished_reason: The reason of a failed upload.
+        upload_finished_reason: The reason, if `upload_status` is `failed`; otherwise it may be of an earlier upload.
         created_at: The time the record was created, in UTC; likewise `updated_at` and `deleted_at`.
         bento_repository_uid: The id of the repository.
     """
@@ -223,7 +226,7 @@ class ModelSchema(ItemSchema):
         upload_status: `pending`, `uploading`, `success` or `failed`.
         upload_started_at: The time the upload started, in UTC.
         upload_finished_at: The time the upload finished, in UTC.
-        upload_finished_reason: The reason of a failed upload.
+        upload_finished_reason: The reason, if `upload_status` is `failed`; otherwise it may be of an earlier upload.
         created_at: The time the record was created, in UTC; likewise `updated_at` and `deleted_at`.
         model_uid: The id of the repository, under Yatai's name for it.
     """
@@ -353,6 +356,11 @@ def record_tag(item: ItemSchema) -> str:
     return f"{name}:{item.version}" if name else item.version
 
 
+def failure_reason(item: ItemSchema) -> str:
+    """The reason of a failed upload. Yatai keeps the reason of an earlier failure in the record of a later success."""
+    return item.upload_finished_reason if item.upload_status == "failed" else ""
+
+
 def summary_row(item: ItemSchema) -> tuple[str, ...]:
     """The row of a record in a list, with a cell for each of `SUMMARY_COLUMNS`."""
     built = f"{item.build_at:%Y-%m-%d %H:%M}" if item.build_at else ""
@@ -364,7 +372,7 @@ def details(item: ItemSchema, tag: str | None = None) -> list[tuple[str, str]]:
     manifest = _manifest(item)
     return [
         ("Tag", tag or record_tag(item)),
-        ("Upload", " ".join(filter(None, (item.upload_status, item.upload_finished_reason)))),
+        ("Upload", " ".join(filter(None, (item.upload_status, failure_reason(item))))),
         ("Built (UTC)", f"{item.build_at:%Y-%m-%d %H:%M:%S}" if item.build_at else ""),
         ("Size", _size(item)),
         ("BentoML", manifest.bentoml_version if manifest else ""),

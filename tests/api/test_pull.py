@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from contextlib import suppress
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import BentoStore, ModelsError, ModelStore, NotFoundError, PartError, Tag
-from async_bento.rest.request_schemas import CreateModelSchema
+from async_bento import (
+    APIStatusError,
+    BentoError,
+    BentoStore,
+    ModelsError,
+    ModelStore,
+    NotFoundError,
+    PartError,
+    StoreError,
+    Tag,
+)
+from async_bento.progress.events import ENDED
+from async_bento.rest.request_schemas import CreateBentoSchema, CreateModelSchema
+from async_bento.rest.schemas import BentoManifestSchema
 from tests.builders import contents, left_in_scratch, make_bento, make_model, random_bytes
-from tests.fault_proxy import GET, FaultProxy, Hold, refuse
+from tests.fault_proxy import GET, FaultProxy, Hold, answer_json, refuse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from async_bento import ProgressEvent
+    from async_bento import AsyncBentoAPI, ProgressEvent
     from tests.fixtures import MakeClient, StartProxy
 
 
@@ -453,3 +468,172 @@ async def test_pull_of_record_without_bytes_names_it(
         await make_client(proxy, elsewhere).pull("svc:v1")
 
     assert not left_in_scratch(elsewhere)
+
+
+async def left_unfinished(proxy: FaultProxy, api: AsyncBentoAPI, status: str) -> None:
+    """Leave `svc:v2` as a push does that failed, that is running, or that sends no files."""
+    if status == "bare":
+        await api.push("svc:v2", bare=True)
+        return
+    proxy.add_fault("PUT /blobs", refuse(400))
+    with pytest.raises(PartError):
+        await api.push("svc:v2")
+    if status == "uploading":
+        await api._kind.routes.start_upload("svc", "v2")
+    proxy.requests.clear()
+
+
+@pytest.mark.parametrize(
+    ("status", "noted"), [("failed", "v2 (failed)"), ("uploading", "v2 (uploading)"), ("bare", "v2 (without files)")]
+)
+async def test_pull_latest_is_the_newest_that_was_uploaded(
+    registry_with: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    status: str,
+    noted: str,
+) -> None:
+    proxy = await registry_with("svc:v1", built={"svc:v1": OLD})
+    make_bento(tmp_path / "origin", "svc:v2", built=NEW)
+    await left_unfinished(proxy, make_client(proxy, tmp_path / "origin"), status)
+    caplog.set_level("INFO", logger="async_bento")
+    events: list[ProgressEvent] = []
+    pulled: list[str] = []
+
+    for _ in range(2):
+        try:
+            pulled.append(str((await make_client(proxy, progress=events.append).pull("svc")).tag))
+        except NotFoundError as error:
+            pulled.append(str(error))
+
+    assert pulled == ["svc:v1", "svc:v1"]
+    assert [event.message for event in events if event.phase in ENDED] == [
+        f"passed over {noted}",
+        f"svc:v1 is already pulled, passed over {noted}",
+    ]
+    assert f"passed over {noted.partition(' ')[0]}" in caplog.text
+
+
+async def test_pull_latest_of_bare_record_with_files_pulls_it(
+    registry_with: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path
+) -> None:
+    proxy = await registry_with("svc:v1", "svc:v2", built={"svc:v1": OLD, "svc:v2": NEW})
+    await make_client(proxy, tmp_path / "origin").push("svc:v2", bare=True, force=True)
+
+    assert str((await make_client(proxy).pull("svc")).tag) == "svc:v2"
+
+
+@pytest.mark.parametrize("status", ["failed", "uploading"])
+async def test_get_latest_is_the_newest_that_was_uploaded(
+    registry_with: StartProxy, make_client: MakeClient, tmp_path: Path, status: str
+) -> None:
+    proxy = await registry_with("svc:v1", built={"svc:v1": OLD})
+    make_bento(tmp_path / "origin", "svc:v2", built=NEW)
+    await left_unfinished(proxy, make_client(proxy, tmp_path / "origin"), status)
+
+    assert (await make_client(proxy).get("svc")).version == "v1"
+
+
+async def test_get_latest_without_an_uploaded_version_is_the_newest(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    proxy = await start_proxy()
+    make_bento(home, "svc:v2")
+    await left_unfinished(proxy, make_client(proxy), "failed")
+
+    assert (await make_client(proxy).get("svc")).upload_status == "failed"
+
+
+async def test_pull_latest_skips_a_page_of_failed_versions(
+    registry_with: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path
+) -> None:
+    proxy = await registry_with("svc:v1", built={"svc:v1": OLD})
+    routes = make_client(proxy)._kind.routes
+    for number in range(45):
+        record = CreateBentoSchema(
+            version=f"w{number}",
+            build_at=datetime(2024, 6, 1, tzinfo=timezone.utc),
+            description="",
+            manifest=BentoManifestSchema(),
+        )
+        await routes.create("svc", record)
+        await routes.start_upload("svc", f"w{number}")
+    pulled = ""
+
+    with suppress(NotFoundError):
+        pulled = str((await make_client(proxy).pull("svc")).tag)
+
+    assert pulled == "svc:v1"
+
+
+async def test_pull_latest_with_broken_older_copy_pulls_the_newest(
+    registry_with: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    proxy = await registry_with("svc:v2", built={"svc:v2": NEW})
+    (make_bento(home, "svc:v1", built=OLD) / "bento.yaml").unlink()
+    (home / "bentos/svc/latest").write_text("v1")
+    error = ""
+
+    try:
+        await make_client(proxy).pull("svc")
+    except StoreError as failure:
+        error = str(failure)
+
+    assert error == ""
+    assert (home / "bentos/svc/v2/bento.yaml").exists()
+
+
+async def test_pull_latest_with_broken_copy_of_it_names_the_remedy(
+    registry_with: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    proxy = await registry_with("svc:v2", built={"svc:v2": NEW})
+    (make_bento(home, "svc:v2", built=NEW) / "bento.yaml").unlink()
+
+    with pytest.raises(StoreError, match="Pull with force to replace the local copy"):
+        await make_client(proxy).pull("svc")
+
+
+@pytest.mark.parametrize("status", ["failed", "uploading"])
+async def test_pull_of_unfinished_upload_states_its_facts(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, status: str
+) -> None:
+    """A real Yatai answers in this way to a download without an object."""
+    proxy = await start_proxy("proxy")
+    make_bento(home, "svc:v2")
+    proxy.add_fault("PUT .*/upload", answer_json(400, {"error": "the disk is on fire"}))
+    api = make_client(proxy)
+    with pytest.raises(APIStatusError):
+        await api.push("svc:v2")
+    if status == "uploading":
+        await api._kind.routes.start_upload("svc", "v2")
+    proxy.add_fault(
+        "GET .*/download", answer_json(500, {"error": "copy object: The specified key does not exist."}), times=None
+    )
+
+    with pytest.raises(BentoError) as failure:
+        await make_client(proxy, elsewhere).pull("svc:v2")
+
+    creator = (await api.get("svc:v2")).creator
+    assert creator is not None
+    facts = rf"upload_status={status}, started at 20\d\d-\d\d-\d\d \d\d:\d\d UTC by {creator.name}"
+    assert re.search(facts, str(failure.value))
+    assert ("the disk is on fire" in str(failure.value)) is (status == "failed")
+    assert isinstance(failure.value, NotFoundError)
+    assert len(proxy.matching("GET .*/download")) == 1
+    assert not left_in_scratch(elsewhere)
+
+
+async def test_pull_of_unfinished_upload_with_other_error_names_both(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    proxy = await start_proxy()
+    make_bento(home, "svc:v2")
+    await left_unfinished(proxy, make_client(proxy), "failed")
+    proxy.add_fault("GET /blobs", refuse(403, code="AccessDenied"), times=None)  # S3, where listing is not allowed
+
+    with pytest.raises(PartError, match="AccessDenied") as failure:
+        await make_client(proxy, elsewhere).pull("svc:v2")
+
+    assert str(failure.value).startswith("cannot pull svc:v2: its upload never finished (upload_status=failed, started")

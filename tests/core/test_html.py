@@ -184,6 +184,15 @@ def shown(tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize(("status", "shows"), [("failed", True), ("success", False), ("uploading", False)])
+def test_html_record_shows_the_reason_of_a_failure_only(status: str, shows: bool) -> None:
+    """Yatai keeps the reason of an earlier failure in the record of a later success."""
+    one = BentoSchema.model_validate(record("v1", upload_status=status, upload_finished_reason="cancelled"))
+
+    assert status in one._repr_html_()
+    assert ("cancelled" in one._repr_html_()) is shows
+
+
 def test_html_values_are_escaped(tmp_path: Path) -> None:
     for text in shown(tmp_path):
         cells = "".join(cell for row in Page(text).rows for cell in row)
