@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import anyio
 from anyio.from_thread import start_blocking_portal
 
-from async_bento._core.thread_pool import DaemonThreadPool
+from async_bento._core.thread_pool import DaemonThreadPool, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
@@ -34,6 +35,8 @@ T = TypeVar("T")
 LOCK_POLL_INTERVAL = 0.2
 """Seconds between two attempts to acquire a lock that another process holds."""
 
+_CANCEL_POLL_INTERVAL = 0.2  # seconds until a call that cannot be stopped is left alone
+
 
 _cancelled: ContextVar[threading.Event] = ContextVar("cancelled")
 """Set once the call that a worker thread runs for was cancelled."""
@@ -44,6 +47,24 @@ def check_cancelled() -> None:
     cancelled = _cancelled.get(None)
     if cancelled is not None and cancelled.is_set():
         raise asyncio.CancelledError
+
+
+def run_abandonable(function: Callable[[], T]) -> T:
+    """Call a function that changes nothing and cannot be stopped; a cancelled call leaves it to a thread of its own."""
+    if _cancelled.get(None) is None:
+        return function()
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised by the future
+            future.set_exception(error)
+
+    start_thread(threading.Thread(target=run, name="async-bento-wait", daemon=True))
+    while not wait([future], _CANCEL_POLL_INTERVAL).done:
+        check_cancelled()
+    return future.result()
 
 
 class Threads:

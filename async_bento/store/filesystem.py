@@ -9,8 +9,10 @@ import shutil
 import stat
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from async_bento._core.concurrency import check_cancelled, run_abandonable
 from async_bento._core.files import UNSUPPORTED, fsync_path
 
 _AT_FDCWD = -100
@@ -113,14 +115,24 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def remove_files(path: Path) -> None:
+    """Remove the files below a directory; a cancelled call stops at the next file."""
+    for root, _, names in os.walk(path):
+        for name in names:
+            check_cancelled()
+            with suppress(OSError):  # in a read-only directory, say, which `remove_tree` can remove
+                Path(root, name).unlink()
+
+
 def sync_tree(path: Path) -> None:
     """Flush a directory and everything below it, so that they survive a power failure."""
     directories = [Path(root) for root, _, _ in os.walk(path)]
     files = [Path(root, name) for root, _, names in os.walk(path) for name in names]
     # One syncfs(2) costs a fraction of an fsync per file, since it writes the metadata of all files together.
-    if len(files) > _FEW_FILES and _sync_filesystem(path):
+    if len(files) > _FEW_FILES and run_abandonable(partial(_sync_filesystem, path)):
         return
     for file in files:
+        check_cancelled()
         # Links have nothing to flush, and a file's mode may keep even its owner from opening it.
         with suppress(PermissionError):
             if not file.is_symlink():

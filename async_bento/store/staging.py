@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from async_bento._core.files import set_times
 from async_bento.errors import StoreError
 from async_bento.store.errors import as_store_error
-from async_bento.store.filesystem import inherit_group, is_writable, move_aside, remove_tree
+from async_bento.store.filesystem import inherit_group, is_writable, move_aside, remove_files, remove_tree
 from async_bento.store.locks import Lock
 from async_bento.store.moves import recorded_move
 from async_bento.store.places import LOCK, PREFIX, existing_roots, staging_root
@@ -150,6 +150,7 @@ class StagingArea:
         try:
             move_aside(path, aside)
             lock.release()
+            remove_files(aside)  # what is left after a cancellation is removed by the next pull or push
             remove_tree(aside)
         finally:
             aside_lock.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 import time
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from async_bento import AsyncBentoAPI, BentoStore
 from async_bento._core.concurrency import Threads
+from async_bento.store import filesystem
 from async_bento.transfer.tar import scan
 from async_bento.transfer.tar.plan import TarPlan
 from tests.api.scripts import Ended, run_program
@@ -349,3 +352,62 @@ async def test_cancelled_scan_of_many_files_ends_early(
                 await running
     threads.close()
     assert len(names) < 900
+
+
+async def test_cancelled_pull_leaves_a_blocked_sync_behind(
+    served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync waits for what other programs write to the disk, for minutes in the worst case."""
+    make_bento(home, "svc:v1", {f"files/{number}": b"content" for number in range(100)})
+    store = BentoStore(tmp_path / "elsewhere" / "bentos")
+    blocked, go_on = threading.Event(), threading.Event()
+
+    def sync(path: Path) -> bool:
+        blocked.set()
+        return go_on.wait(60)
+
+    monkeypatch.setattr(filesystem, "_sync_filesystem", sync)
+    async with AsyncBentoAPI(progress=False) as api:
+        await api.push("svc:v1")
+        pulling = asyncio.create_task(api.pull("svc:v1", bento_store=store))
+        await asyncio.to_thread(blocked.wait, 30)
+        pulling.cancel()
+        await asyncio.wait([pulling], timeout=20)
+        ended = pulling.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await pulling
+        assert ended
+        assert contents((await api.pull("svc:v1", bento_store=store)).path) == contents(home / "bentos/svc/v1")
+
+
+async def test_cancelled_pull_stops_removing_what_a_killed_one_left(
+    served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bento(home, "svc:v1")
+    elsewhere = tmp_path / "elsewhere"
+    store = BentoStore(elsewhere / "bentos")
+    async with AsyncBentoAPI(progress=False) as api:
+        await api.push("svc:v1")
+        await api.pull("svc:v1", bento_store=store)
+        left = elsewhere / "tmp" / "async-bento-left"
+        left.mkdir(parents=True)
+        for number in range(1_000):
+            (left / f"{number}").touch()
+        removing = threading.Event()
+        unlink = os.unlink
+        removed = []
+
+        def slowly(path: object, *arguments: object, **options: object) -> None:
+            removing.set()
+            removed.append(path)
+            time.sleep(0.01)
+            unlink(path, *arguments, **options)
+
+        monkeypatch.setattr(os, "unlink", slowly)
+        pulling = asyncio.create_task(api.pull("svc:v1", bento_store=store, force=True))
+        await asyncio.to_thread(removing.wait, 30)
+        pulling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pulling
+    assert 0 < len(removed) < 900
