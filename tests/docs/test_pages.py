@@ -192,6 +192,10 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
         await api.aclose()
         await task
 
+    async def use_after_close(api: AsyncBentoAPI) -> None:
+        await api.aclose()
+        await api.list()
+
     async def hang(request: web.Request) -> web.Response:
         await asyncio.sleep(30)
         raise NotImplementedError
@@ -213,6 +217,7 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     await note(lambda api: api.pull("nothing"))
     await note(lambda api: api.push("no tag"))
     await note(closed)
+    await note(use_after_close)
     (make_bento(home, "linked:v1") / "weights").symlink_to("../../../hf/blobs/1")
     await note(lambda api: api.push("linked:v1"))
     make_bento(home, "bare:v1")

@@ -7,7 +7,6 @@ import gc
 import logging
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from async_bento import BentoError
+from async_bento._core.thread_pool import DaemonThreadPool
 from tests.builders import KiB, make_model, random_bytes
 from tests.fault_proxy import (
     GET,
@@ -83,8 +83,8 @@ async def held() -> Hold:
     for _ in range(20):
         await asyncio.sleep(0.01)
     gc.collect()
-    pools = [thing for thing in gc.get_objects() if isinstance(thing, ThreadPoolExecutor) and not thing._shutdown]
-    threads = {*threading.enumerate()}.difference(*(pool._threads for pool in pools))
+    pools = [thing for thing in gc.get_objects() if isinstance(thing, DaemonThreadPool) and thing._finalizer.alive]
+    threads = [thread for thread in threading.enumerate() if not thread.name.startswith(("async-bento", "asyncio"))]
     return Hold(len(tasks()), len(pools), len(threads), len([*DESCRIPTORS.iterdir()]), resident())
 
 
