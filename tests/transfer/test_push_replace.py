@@ -113,14 +113,18 @@ async def test_push_by_force_through_registry_broken_off_leaves_old(
     """The registry records the broken request as failed once it has noticed."""
     proxy = await whole(start_proxy, make_client, home, "proxy")
 
+    received: list[Exchange] = []
+
     async def break_off(exchange: Exchange) -> web.StreamResponse:
+        received.append(exchange)
         response = await disconnect_while_reading(2 * MiB)(exchange)
-        await asyncio.sleep(0.3)
-        item = f"{proxy.registry.endpoint}{exchange.request.path.removesuffix('/upload')}"
-        headers = {"X-YATAI-API-TOKEN": proxy.registry.api_token}
-        async with aiohttp.ClientSession(headers=headers) as session:
-            await session.patch(f"{item}/finish_upload", json={"status": "failed", "reason": "broken"})
-        recorded.set()
+        await asyncio.sleep(0.1)
+        if received[-1] is exchange:  # aiohttp repeats a request by itself where a kept connection breaks
+            item = f"{proxy.registry.endpoint}{exchange.request.path.removesuffix('/upload')}"
+            headers = {"X-YATAI-API-TOKEN": proxy.registry.api_token}
+            async with aiohttp.ClientSession(headers=headers) as session:
+                await session.patch(f"{item}/finish_upload", json={"status": "failed", "reason": "broken"})
+            recorded.set()
         return response
 
     recorded = asyncio.Event()
