@@ -76,10 +76,10 @@ def share_like(path: Path, model: Path) -> None:
 
 def inherit_group(path: Path, model: Path) -> None:
     """Let what is made in a new directory belong to the group that it would belong to in a set-gid directory."""
-    wanted = model.stat()
-    if wanted.st_mode & stat.S_ISGID:
-        with suppress(OSError):  # not a member of the group, or no groups
-            if (status := path.stat()).st_gid != wanted.st_gid:
+    with suppress(OSError):  # not a member of the group, or no groups
+        wanted, status = model.stat(), path.stat()
+        if wanted.st_mode & stat.S_ISGID:
+            if status.st_gid != wanted.st_gid:
                 os.chown(path, -1, wanted.st_gid)
             if not status.st_mode & stat.S_ISGID:
                 path.chmod(stat.S_IMODE(status.st_mode) | stat.S_ISGID)

@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from async_bento._core.concurrency import check_cancelled
 from async_bento.errors import StoreError
 from async_bento.store.errors import as_store_error
 
@@ -60,6 +61,7 @@ class Lock:
             while not self._try_acquire():
                 if deadline is not None and time.monotonic() >= deadline:
                     return False
+                check_cancelled()
                 time.sleep(POLL_INTERVAL)
         return True
 

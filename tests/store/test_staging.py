@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 import time
 from contextlib import suppress
@@ -33,6 +34,12 @@ def test_stage_without_commit_removes_directory(store):
         (staged / "sub" / "deeper").chmod(0o000)
     assert staging_of(store) == []
     assert list(store.path.iterdir()) == []
+
+
+def test_stage_after_removal_of_store_makes_it_again(store, home):
+    put(store, "iris:v1")
+    shutil.rmtree(home)
+    assert put(store, "iris:v1").path.is_dir()
 
 
 def test_stage_with_exception_removes_directory(store):

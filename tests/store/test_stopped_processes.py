@@ -238,8 +238,7 @@ def test_forked_child_that_ends_keeps_directory_of_parent(store):
 
 def test_recover_of_large_directory_disturbs_no_pull(store, home, monkeypatch):
     left = home / "tmp" / "async-bento-kept-bentos+iris+v1"
-    (left / "item").mkdir(parents=True)
-    (left / "item" / "half").touch()
+    (left / "item" / "half").mkdir(parents=True)
     removing, may_remove, rmtree = threading.Event(), threading.Event(), shutil.rmtree
 
     def remove_slowly(path, **options):
@@ -305,6 +304,58 @@ def test_lock_file_removed_while_waiting_is_not_taken_for_lock(store):
             each.result(timeout=LONG)
     assert len(turns) == 200
     assert locks.Lock(store.path.parent / "tmp" / "unused").acquire(timeout=0)
+
+
+async def test_pull_cancelled_while_leftover_is_removed_ends(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bento(home)
+    proxy = await start_proxy()
+    await make_client(proxy).push("svc:v1")
+    left = elsewhere / "tmp" / "async-bento-dead"
+    left.mkdir(parents=True)
+    for number in range(1000):
+        (left / str(number)).touch()
+    unlink = os.unlink
+
+    def unlink_slowly(path: str, **options: int) -> None:
+        if str(path).rpartition("/")[2].isdigit():
+            time.sleep(0.06)
+        unlink(path, **options)
+
+    monkeypatch.setattr("os.unlink", unlink_slowly)
+    pull = asyncio.create_task(make_client(proxy, elsewhere).pull("svc:v1"))
+    await asyncio.sleep(3)
+    pull.cancel()
+    ended, _ = await asyncio.wait([pull], timeout=LONG)
+    monkeypatch.undo()
+    await asyncio.wait([pull])
+    assert ended == {pull}
+
+
+async def test_pull_cancelled_while_files_are_synced_ends(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bento(home, files={str(number): b"" for number in range(200)})
+    proxy = await start_proxy()
+    await make_client(proxy).push("svc:v1")
+    fsync, syncing = os.fsync, threading.Event()
+
+    def fsync_slowly(descriptor: int) -> None:
+        syncing.set()
+        time.sleep(0.3)
+        fsync(descriptor)
+
+    monkeypatch.setattr("async_bento.store.filesystem._sync_filesystem", lambda _: False)
+    monkeypatch.setattr("os.fsync", fsync_slowly)
+    pull = asyncio.create_task(make_client(proxy, elsewhere).pull("svc:v1"))
+    await eventually(syncing.is_set)
+    pull.cancel()
+    ended, _ = await asyncio.wait([pull], timeout=LONG)
+    monkeypatch.undo()
+    await asyncio.wait([pull])
+    assert ended == {pull}
+    assert not (elsewhere / "bentos" / "svc").exists()
 
 
 async def test_pull_cancelled_while_file_is_reopened_closes_it(
