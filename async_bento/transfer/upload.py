@@ -69,9 +69,7 @@ REPORT_TIMEOUT = 5.0
 
 _STATUS_CHECKS = 10
 _STATUS_INTERVAL = 0.1  # seconds
-FRESH = (
-    300.0  # seconds that a presigned URL may wait for its turn; a Yatai's live an hour, and the upload takes time, too
-)
+FRESH = 300.0  # seconds that a presigned URL may wait for its turn; a Yatai's live an hour
 
 _GONE = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE})
 

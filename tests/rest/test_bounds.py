@@ -134,7 +134,8 @@ async def test_api_response_as_large_as_allowed_is_parsed(serve: Callable[..., A
 class Crowd:
     """A registry that counts its connections, and takes its time."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
         self.connections: set[asyncio.BaseTransport] = set()
         self.most = 0
 
@@ -143,13 +144,13 @@ class Crowd:
         self.connections.add(request.transport)
         self.connections = {one for one in self.connections if not one.is_closing()}
         self.most = max(self.most, len(self.connections))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(self.seconds)
         return web.json_response({"name": "svc", "version": "v1"})
 
 
 async def test_api_calls_share_a_bounded_number_of_connections(serve: Callable[..., Awaitable[str]]) -> None:
-    crowd = Crowd()
-    config = Config(retry={"attempts": 1}, timeouts={"api": 3})  # less than all calls take together
+    crowd = Crowd(0.1)
+    config = Config(retry={"attempts": 1})
     async with AsyncBentoAPI(endpoint=await serve(crowd.answer), api_token="token", config=config) as api:
         calls = (api.get("svc", "v1") for _ in range(1500))
         outcomes = Counter(type(outcome) for outcome in await asyncio.gather(*calls, return_exceptions=True))
@@ -159,12 +160,12 @@ async def test_api_calls_share_a_bounded_number_of_connections(serve: Callable[.
 
 
 async def test_api_calls_do_not_time_out_in_a_callers_small_pool(serve: Callable[..., Awaitable[str]]) -> None:
-    crowd = Crowd()
-    config = Config(retry={"attempts": 1}, timeouts={"api": 3})
+    crowd = Crowd(0.2)
+    config = Config(retry={"attempts": 1}, timeouts={"api": 4})  # less than all calls take together
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=4)) as session,
         RestApiClient(await serve(crowd.answer), "token", config=config, session=session) as client,
     ):
-        await asyncio.gather(*(client.current_user() for _ in range(60)))
+        await asyncio.gather(*(client.current_user() for _ in range(80)))
 
     assert crowd.most <= 4
