@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from typing import TYPE_CHECKING
 
 import pytest
 
 from async_bento import BentoAPI, BentoStore
 from tests.builders import left_in_scratch, make_bento
 from tests.store.crowd import ENOUGH, OLDEST, crowd, make_side, side_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SECONDS = 4.0
 
@@ -53,14 +57,14 @@ def test_crowd_of_processes_shows_readers_whole_items(
 def test_get_during_replace_finds_new_item(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = make_side(home, "a")
     item.rename(home / "other")
-    opened = Path.open
+    opened = os.open
 
-    def come_after_the_first_try(path: Path, mode: str) -> object:
-        monkeypatch.setattr(Path, "open", opened)
+    def come_after_the_first_try(path: Path, flags: int, **options: int) -> int:
+        monkeypatch.setattr(os, "open", opened)
         try:
-            return opened(path, mode)
+            return opened(path, flags, **options)
         finally:
             (home / "other").rename(item)
 
-    monkeypatch.setattr(Path, "open", come_after_the_first_try)
+    monkeypatch.setattr(os, "open", come_after_the_first_try)
     assert BentoStore().item_type.from_path(item).labels == {"side": "a"}
