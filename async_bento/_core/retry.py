@@ -71,6 +71,8 @@ def is_missing(error: BaseException) -> bool:
     """Whether the storage has no such object; through the registry, Yatai passes S3's message on with a 500."""
     if isinstance(error, APIStatusError) and _NO_SUCH_KEY in error.server_message:
         return True
+    if isinstance(error, ServerError):  # Yatai sends 404, too, while its database is away
+        return False
     return isinstance(error, (APIStatusError, PartError)) and error.status == HTTPStatus.NOT_FOUND
 
 

@@ -159,6 +159,8 @@ def is_markup(headers: Mapping[str, str], body: bytes) -> bool:
 
 def is_not_found(error: APIStatusError) -> bool:
     """Whether the registry has no such record: 404, or 400 from older releases of Yatai."""
+    if isinstance(error, ServerError):
+        return False
     return error.status == HTTPStatus.NOT_FOUND or (
         error.status == HTTPStatus.BAD_REQUEST and "record not found" in error.server_message
     )

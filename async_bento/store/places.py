@@ -13,6 +13,7 @@ import os
 import secrets
 import stat
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,9 @@ _WITHIN = "async-bento:tmp"
 # package takes a file for an item.
 PROBE = f".{PREFIX}probe"
 
+_SHARE_SECONDS = 0.1
+"""How long another process may take between making a staging directory and sharing it."""
+
 # What a directory that cannot be used for staging answers. A full or a failing disk is an error instead.
 _UNSUITABLE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EINVAL, errno.EXDEV, errno.ENOENT}
@@ -50,9 +54,7 @@ def staging_root(base: Path) -> Path:
     base.mkdir(parents=True, exist_ok=True)
     for root in _on_filesystem_of(base):
         try:
-            if not root.is_dir():
-                root.mkdir()
-                share_like(root, base)
+            _make(root, base)
             if _is_shared(root, base) and is_writable(root) and _is_on_filesystem_of(root, base):
                 return root
         except OSError as error:
@@ -60,6 +62,21 @@ def staging_root(base: Path) -> Path:
                 raise
     _touch_probe(base)  # fails where the store is not writable, before a download rather than after it
     return _elsewhere(base)
+
+
+def _make(root: Path, base: Path) -> None:
+    """Make a staging directory with the mode and the group of its store."""
+    if root.is_dir():
+        return
+    try:
+        root.mkdir()
+    except FileExistsError:
+        if not root.is_dir():
+            raise
+        if not _is_shared(root, base):
+            time.sleep(_SHARE_SECONDS)
+    else:
+        share_like(root, base)
 
 
 def existing_roots(base: Path) -> Iterator[Path]:

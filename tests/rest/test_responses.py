@@ -31,7 +31,7 @@ from async_bento import (
 )
 from async_bento._core.retry import is_transient
 from async_bento.rest.request_schemas import CreateModelSchema, UpdateModelSchema
-from async_bento.rest.responses import RawResponse, parse_response, status_error
+from async_bento.rest.responses import RawResponse, is_not_found, parse_response, status_error
 from async_bento.rest.schemas import BentoFullSchema, BentoWithRepositoryListSchema, ModelManifestSchema
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def test_status_4xx_of_database_or_storage_is_server_error(status: int, message:
     assert type(error) is ServerError
     assert error.status == status
     assert is_transient(error)
+    assert not is_not_found(error)
     assert "token from" not in str(error)
     assert str(error).endswith(" The registry cannot reach its database or its storage: try again later.")
 

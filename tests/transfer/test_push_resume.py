@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -385,9 +386,15 @@ async def test_push_resume_disabled_uploads_everything(
 
 
 async def test_push_without_journal_directory_succeeds(
-    proxy: FaultProxy, make_client: MakeClient, home: Path, caplog: pytest.LogCaptureFixture
+    proxy: FaultProxy,
+    make_client: MakeClient,
+    home: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (home / "tmp").write_text("no directory")
+    for place in (home / "tmp", home / "models/async-bento:tmp"):
+        place.write_text("no directory")
+    monkeypatch.setattr(tempfile, "tempdir", str(home / "tmp"))
 
     await make_client(proxy).models.push("mod:m1")
 
