@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import errno
 import inspect
 import os
 import re
@@ -21,6 +22,7 @@ import async_bento.errors
 import async_bento.registry
 from async_bento import AsyncBentoAPI, BentoAPI, BentoError, BentoStore, Config, RetryPolicy, Timeouts
 from async_bento.cli import main
+from async_bento.errors import StoreError
 from async_bento.registry.server import LocalRegistry
 from tests.builders import make_bento, make_model
 from tests.cli_runner import make_runner
@@ -174,8 +176,53 @@ async def serve(handler: Callable[[web.Request], Awaitable[web.Response]]) -> tu
     return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
 
 
+def refuse(number: int) -> Callable[..., None]:
+    """Return a function of the file system that fails."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "/store")
+
+    return fail
+
+
+async def store_messages(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Pull into stores that refuse something, and return what is reported."""
+    (make_bento(home, "linked:v2") / "link").symlink_to("nowhere")
+    messages = []
+    async with AsyncBentoAPI() as api:
+        await api.push("linked:v2")
+        for number, (path, name, error_number) in enumerate(
+            [
+                ("pathlib.Path.mkdir", "linked:v2", errno.EACCES),
+                ("os.symlink", "linked:v2", errno.EPERM),
+                ("fcntl.flock", "iris_classifier:v1", errno.ENOLCK),
+            ]
+        ):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(path, refuse(error_number))
+                try:
+                    await api.pull(name, bento_store=BentoStore(tmp_path / f"refusing-{number}" / "bentos"))
+                except StoreError as error:
+                    messages.append(str(error))
+        messages += [record.getMessage() for record in caplog.records if "cannot lock files" in record.getMessage()]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("async_bento.store.store._NAME_TIMEOUT", 0.0)
+            store = BentoStore(tmp_path / "locked" / "bentos")
+            lock = await asyncio.to_thread(store._staging.name_lock, "linked")
+            await asyncio.to_thread(lock.acquire)
+            with pytest.raises(StoreError) as caught:
+                await asyncio.to_thread(store.delete, "linked:v2")
+            await asyncio.to_thread(lock.release)
+        messages.append(str(caught.value))
+    return messages
+
+
 async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - one statement per message
-    ready: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: LocalRegistry,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     once = Config(retry=RetryPolicy(attempts=1), timeouts=Timeouts(stall=0.3))
     messages = []
@@ -229,6 +276,7 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
         full = type("Usage", (), {"free": 10})
         patch.setattr("async_bento.transfer.resumable_extract.shutil.disk_usage", lambda path: full)
         await note(lambda api: api.pull("iris_classifier:v1", bento_store=elsewhere))
+    messages += await store_messages(home, tmp_path, caplog)
     async with LocalRegistry(tmp_path / "hanging", public_url=hanging_url) as other:
         await note(lambda api: api.push("bare:v1"), endpoint=other.endpoint, api_token=other.api_token)
     https_url = page_url.replace("http:", "https:")
