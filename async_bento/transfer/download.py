@@ -227,9 +227,8 @@ class _Download:
         """Fetch a range, with retries; None where the server sent the whole tar instead and the sink has it."""
         retries = Retries(self._pool.config.retry, progress=lambda: self._ranges_done, on_retry=self._progress.retry)
         while True:
-            target: Target | None = None
+            target = await self._source.target()  # not retried here: API requests have their own retries
             try:
-                target = await self._source.target()
                 async with self._pool.slot(target):
                     data = await self._fetch_once(target, byte_range)
             except Exception as error:

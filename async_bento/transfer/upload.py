@@ -192,11 +192,10 @@ class Upload:
         retries = Retries(self.pool.config.retry, progress=completed, on_retry=self.progress.retry)
         while True:
             earlier_may_have_arrived = body.may_have_arrived
-            place: Target | None = None
+            place, presigned = await target(), time.monotonic()  # not retried here: API requests have their own retries
+            if not self._storage_worked:
+                check_reachable(place)
             try:
-                place, presigned = await target(), time.monotonic()
-                if not self._storage_worked:
-                    check_reachable(place)
                 async with self.pool.slot(place):
                     if time.monotonic() - presigned > FRESH:
                         place = await target()

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import AsyncBentoAPI, AuthenticationError, BentoError, BentoStore, Config, ModelStore
+from async_bento import AsyncBentoAPI, AuthenticationError, BentoError, BentoStore, Config, ModelStore, ServerError
 from async_bento.registry.server import LocalRegistry
 from tests.builders import MiB, contents, make_bento, make_model, random_bytes
 from tests.fault_proxy import answer_json, in_sequence, no_fault, refuse
+from tests.fixtures import RETRY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -198,3 +199,25 @@ async def test_outage_of_registry_costs_push_list_and_pull_nothing(
 
     assert errors == [None, None, None]
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
+
+
+async def test_presigning_that_fails_is_retried_once_per_request(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    make_model(home, files={"weights": b"w"})
+    proxy = await start_proxy()
+    api = make_client(proxy)
+    attempts = RETRY["attempts"]
+    proxy.add_fault("presign_multipart", answer_json(500, {"error": "out of order"}), times=attempts)
+
+    with pytest.raises(ServerError, match="out of order"):
+        await api.models.push("mod:m1")
+
+    assert len(proxy.matching("presign_multipart")) == attempts
+    await api.models.push("mod:m1", force=True)
+    proxy.add_fault("presign_download", answer_json(500, {"error": "out of order"}), times=attempts)
+
+    with pytest.raises(ServerError, match="out of order"):
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert len(proxy.matching("presign_download")) == attempts
