@@ -14,10 +14,11 @@ nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # those that are there are tested
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "tests", "endurance", "s3", "interop", "notebook", "docs", "wheel", "coverage"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
+TESTS = [f"tests-{PYTHONS[0]}", f"tests-{PYTHONS[-1]}"]  # `nox -s tests` and the hosted CI run the others, too
+nox.options.sessions = ["lint", "types", *TESTS, "endurance", "s3", "interop", "notebook", "docs", "wheel", "coverage"]
 ROOT = Path(__file__).parent
 
 # The tests start hundreds of Pythons, and each would compile the package and its dependencies again.
@@ -76,13 +77,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The suite: whole on the oldest and the newest Python, without the slow tests on those between."""
+    """The suite, but for what `endurance` runs on one Python."""
     install_group(session, "test")
-    between = session.python in PYTHONS[1:-1]
     # Branch coverage nearly doubles the CPU time before Python 3.14, and no line of the package depends on the version.
     measured = session.python == PYTHONS[-1]
-    selection = "not long and not slow" if between else "not long"
-    run_pytest(session, *([] if session.posargs else ["-m", selection]), measured=measured)
+    run_pytest(session, *([] if session.posargs else ["-m", "not long"]), measured=measured)
 
 
 @nox.session

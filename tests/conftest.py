@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.fixtures"]
 
-# A run in the background ignores Ctrl-C, and its children inherit that; here it means what it means to a person.
+# A run in the background ignores Ctrl-C, and one under nohup SIGHUP; the processes that tests start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @dataclass

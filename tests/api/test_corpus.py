@@ -12,8 +12,6 @@ from tests.builders import contents
 from tests.corpus.hub import model_info
 from tests.corpus.items import BENTOS, LINES, MODELS, copy_to, make_missing_models, tags_of
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 async def registry(tmp_path):

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from async_bento import AsyncBentoAPI
     from tests.fixtures import MakeClient, StartProxy
 
-pytestmark = pytest.mark.slow
-
 
 REPOSITORIES = ["one", "three", "two"]
 MODELS = [f"{name}:m{number}" for name in REPOSITORIES for number in range(4)]

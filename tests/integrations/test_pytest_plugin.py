@@ -13,8 +13,6 @@ from tests.builders import make_bento
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
-
 pytest_plugins = ["pytester"]
 
 BLOCKING = """

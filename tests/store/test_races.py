@@ -11,8 +11,6 @@ import pytest
 from async_bento.store import filesystem, staging
 from tests.store.stores import OLD, fill, latest, put, spawn, staging_of
 
-pytestmark = pytest.mark.slow
-
 CHURN = """
 import shutil, sys
 from async_bento.errors import NotFoundError

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from tests.fixtures import MakeClient, StartProxy
 
-pytestmark = pytest.mark.slow
-
 LONG = 30  # seconds in which what does not wait has ended on any machine
 
 HOLDER = """

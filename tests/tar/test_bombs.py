@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from tests.tar.conftest import AssertRefused
     from tests.tar.property import Surroundings
 
-pytestmark = pytest.mark.slow
-
 EXTENDED = [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
 
 

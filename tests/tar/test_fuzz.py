@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
     from tests.tar.property import Surroundings
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:Generating overly large repr"),  # of a tar that fails
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of a tar that fails
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 steps = st.sampled_from([None, 1, 13, 511, 512, 1000])

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from tests.tar.conftest import AssertRefused
     from tests.tar.property import Surroundings
 
-pytestmark = pytest.mark.slow
-
 KINDS = [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE]
 EXTENDED = [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
 random_bytes = random.Random(20240229).randbytes

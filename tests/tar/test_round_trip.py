@@ -23,8 +23,6 @@ from async_bento.transfer.tar.plan import TarPlan
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow
-
 PATTERN = bytes(range(251)) * (2 * MiB // 251)
 settings.register_profile("archive", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 unhurried = settings(settings.get_profile("archive"), max_examples=60)

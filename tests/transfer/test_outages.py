@@ -172,7 +172,6 @@ class Restarting:
         )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shortest", [True, False])
 async def test_outage_of_registry_costs_push_list_and_pull_nothing(
     shortest: bool, tmp_path: Path, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Awaitable[Client]]
 
-pytestmark = pytest.mark.slow
-
 ALLOWANCE = 8 * MiB
 """Of the allocator, the sockets and the interpreter, in bytes; a small push or pull before it has warmed them up."""
 

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from tests.fault_proxy import Exchange
     from tests.fixtures import MakeClient, StartProxy
 
-pytestmark = pytest.mark.slow
-
 
 FILES = {f"small/{number}": random_bytes(10_000, number) for number in range(20)} | {
     "weights": random_bytes(3 * MiB, 77)

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from tests.fault_proxy import Exchange
     from tests.fixtures import MakeClient, StartProxy
 
-pytestmark = pytest.mark.slow
-
 
 SIX_PARTS = random_bytes(26 * MiB, 5)
 COMPLETE = "complete_multipart"
