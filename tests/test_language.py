@@ -46,7 +46,7 @@ def findings(text: str, name: str) -> list[str]:
 
 
 def texts() -> list[Path]:
-    return sorted(path for pattern in TEXTS for path in ROOT.glob(pattern))
+    return sorted(path for pattern in TEXTS for path in ROOT.glob(pattern) if path.is_file())
 
 
 def test_texts_use_no_excluded_word() -> None:

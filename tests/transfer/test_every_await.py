@@ -207,7 +207,8 @@ def busy_threads() -> list[str]:
         files = []
         frame = frames.get(thread.ident or 0) if thread.name.startswith("async-bento") else None
         while frame is not None:
-            files.append(frame.f_code.co_filename)
+            if not frame.f_code.co_filename.endswith("/thread_pool.py"):  # an idle thread waits there
+                files.append(frame.f_code.co_filename)
             frame = frame.f_back
         if any("/async_bento/" in file for file in files) and not any("/registry/" in file for file in files):
             busy.append(thread.name)
