@@ -1,4 +1,4 @@
-"""Files and directories that survive a crash or a loss of power, and their copies."""
+"""Open regular files only, write and sync files durably, and copy them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from io import BufferedReader
     from pathlib import Path
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -102,3 +103,15 @@ def copy_tree(source: Path, target: Path) -> None:
         else:
             copy_file(entry, copied)
     set_times(target, source.stat().st_mtime_ns)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading; a FIFO or a device is an OSError, since reading it may never end. Blocks."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))

@@ -1,4 +1,4 @@
-"""The event loop."""
+"""The running event loop, or an error with a remedy."""
 
 from __future__ import annotations
 

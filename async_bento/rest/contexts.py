@@ -16,8 +16,7 @@ import filelock
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from async_bento._core.files import atomic_write
-from async_bento._core.reading import open_regular
+from async_bento._core.files import atomic_write, open_regular
 from async_bento._core.validation import first_error
 from async_bento.config import bentoml_home
 from async_bento.errors import ConfigError

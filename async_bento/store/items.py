@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from async_bento._core.reading import open_regular
+from async_bento._core.files import open_regular
 from async_bento._core.text import facts
 from async_bento.config import MiB
 from async_bento.errors import StoreError

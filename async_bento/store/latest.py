@@ -9,8 +9,7 @@ import errno
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic
 
-from async_bento._core.files import FILE_MODE, atomic_write
-from async_bento._core.reading import open_regular
+from async_bento._core.files import FILE_MODE, atomic_write, open_regular
 from async_bento.errors import NotFoundError, StoreError
 from async_bento.store.layout import ItemT, is_tag_part
 from async_bento.store.locks import hold

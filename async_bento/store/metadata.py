@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from async_bento._core.reading import open_regular
+from async_bento._core.files import open_regular
 from async_bento._core.validation import RequestTime, first_error
 from async_bento.config import BENTOML_VERSION, MiB
 from async_bento.errors import NotFoundError, StoreError

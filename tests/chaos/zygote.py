@@ -2,7 +2,7 @@
 
 It reads a JSON object a line: `{"id", "do", …}` forks a child for a job, `{"kill": id, "signal"}` signals it. It says
 `{"id", "ended"}` when a child has ended, and each child says `{"id", …}` of its own, all down the same pipe: a line
-is shorter than PIPE_BUF, so that none is torn, whoever is killed.
+is shorter than PIPE_BUF, so that a kill leaves no partial line.
 """
 
 from __future__ import annotations
