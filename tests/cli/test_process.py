@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from async_bento import BentoAPI
 from tests.builders import make_bento
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def run_code(code: str, *arguments: str, **environment: str) -> subprocess.Compl
 def pushed(served: LocalRegistry, home: Path) -> LocalRegistry:
     """A registry with a bento that has non-ASCII labels and files."""
     make_bento(home, "svc:v1", {"src/é日本.txt": b"text"}, labels={"team": "→日本"})
-    assert run("push", "svc:v1").returncode == 0
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
     return served
 
 

@@ -143,7 +143,8 @@ def test_journal_differs_by_tag_and_registry(store, home):
     assert len(journals) == 4
 
 
-def test_stage_resumed_twice_at_once_raises(store):
+def test_stage_resumed_twice_at_once_raises(store, monkeypatch):
+    monkeypatch.setattr(staging, "_RECOVERY_TIMEOUT", 0.1)
     with (
         store.stage(resume="iris:v1"),
         pytest.raises(StoreError, match="in use by another process"),

@@ -391,7 +391,7 @@ async def test_upload_to_paused_host_holds_no_slot(
     api = make_client(proxy, transfer={"concurrency": 2})
 
     busy = asyncio.create_task(api.models.push("busy:m1", threads=6))
-    await storage.wait_for("PUT part", 2)
+    await storage.wait_for("PUT part", 1)
     error = await error_of(api.models.push("mod:m1"))
     busy.cancel()
     with suppress(asyncio.CancelledError):
@@ -412,7 +412,7 @@ async def test_download_from_paused_host_holds_no_slot(
     api = make_client(proxy, elsewhere, transfer={"concurrency": 2})
 
     busy = [asyncio.create_task(api.models.pull(name)) for name in names]
-    await storage.wait_for(GET, 2)
+    await storage.wait_for(GET, 1)
     error = await error_of(api.models.pull("mod:m1"))
     for task in busy:
         task.cancel()
