@@ -16,6 +16,21 @@ UNVERIFIED = "async-bento, verify off"
 THEIRS = "bentoml"
 CLIENTS = (OURS, THEIRS)
 TAR_TOOLS = ("curl", "rclone", "obstore", "boto3")
+"""Tools that copy an existing tar."""
+
+LOOP = "loop"
+LOOP_MD5 = "loop, MD5"
+LOOP_SENDFILE = "loop, sendfile"
+LOOP_SENDFILE_MD5 = "loop, sendfile, MD5"
+LOOPS = (LOOP_MD5, LOOP, LOOP_SENDFILE_MD5, LOOP_SENDFILE)
+"""The peers of `loop.py`, which pushes only."""
+
+TAR_CURL = "tar and curl"
+"""`tar c | curl -T -` or `curl | tar x`."""
+
+PEERS = (OURS, UNVERIFIED, THEIRS, *LOOPS, TAR_CURL, *TAR_TOOLS)
+HASHING = (OURS, LOOP_MD5, LOOP_SENDFILE_MD5)
+"""The peers that hash all bytes of a push with MD5."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,7 @@ class Case:
     transmission: Transmission = "presigned_url"
     directions: tuple[Direction, ...] = ("push", "pull")
     is_there: bool = False
+    tls: bool = False
     peers: tuple[str, ...] = CLIENTS
     targets: tuple[Target, ...] = ()
 
@@ -138,6 +154,62 @@ CASES = (
         targets=(Target("push", "wall", 1.0), Target("pull", "wall", 1.0)),
     ),
 )
+
+FREE_PEERS = (OURS, UNVERIFIED, THEIRS, LOOP_MD5, LOOP, TAR_CURL, "curl", "rclone", "obstore")
+
+
+def _free(scheme: str, what: str, size: int, files: int, *targets: Target) -> Case:
+    sendfile = (LOOP_SENDFILE_MD5, LOOP_SENDFILE) if scheme == "http" and files == 1 else ()
+    return Case(
+        f"{scheme}-{'one-file' if files == 1 else 'many-files'}",
+        f"{what}, {scheme}",
+        size,
+        files=files,
+        tls=scheme == "https",
+        peers=(*FREE_PEERS, *sendfile),
+        targets=targets,
+    )
+
+
+FREE_CASES = (
+    _free(
+        "http",
+        "One file of 1 GiB",
+        GiB,
+        1,
+        Target("push", "wall", 0.85, against=LOOP_MD5),
+        Target("push", "wall", 1.05, peer=UNVERIFIED, against=TAR_CURL),
+        Target("pull", "wall", 0.95, against=TAR_CURL),
+    ),
+    _free(
+        "https",
+        "One file of 1 GiB",
+        GiB,
+        1,
+        Target("push", "wall", 1.10, against=LOOP_MD5),
+        Target("push", "wall", 1.15, peer=UNVERIFIED, against=TAR_CURL),
+        Target("pull", "wall", 0.95, against=TAR_CURL),
+    ),
+    _free(
+        "http",
+        "20,000 files of 20 kB",
+        20_000,
+        20_000,
+        Target("push", "wall", 1.10, against=LOOP_MD5),
+        Target("push", "wall", 0.50),
+        Target("pull", "wall", 1.50, against=TAR_CURL),
+    ),
+    _free(
+        "https",
+        "20,000 files of 20 kB",
+        20_000,
+        20_000,
+        Target("push", "wall", 1.10, against=LOOP_MD5),
+        Target("push", "wall", 0.45),
+        Target("pull", "wall", 1.50, against=TAR_CURL),
+    ),
+)
+"""The cases of `benchmarks.free`, on a storage that costs next to nothing."""
 
 START = "start"
 START_TITLE = "Interpreter start and import"

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from benchmarks.cases import CASES, OURS, START, START_TITLE, TAR_TOOLS, THEIRS, UNVERIFIED
+from benchmarks.cases import CASES, FREE_CASES, PEERS, START, START_TITLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 RESULTS = Path(__file__).with_name("results")
 """The committed results."""
 
 TITLES = {case.name: case.title for case in CASES} | {START: START_TITLE}
+
+FREE_TITLES = {case.name: case.title for case in FREE_CASES}
 
 SCALE, WHERE = "scale", "where"
 """The files of `benchmarks.scale` and `benchmarks.where`."""
@@ -56,7 +58,7 @@ class Result:
     def peers(self, direction: str) -> list[str]:
         """Return the peers of a direction."""
         found = {each["peer"] for each in self._rounds if each["direction"] == direction}
-        return [peer for peer in (OURS, UNVERIFIED, THEIRS, *TAR_TOOLS) if peer in found]
+        return [peer for peer in PEERS if peer in found]
 
     def values(self, direction: str, peer: str, measure: str) -> list[float]:
         """Return a measure of all rounds."""
@@ -74,6 +76,8 @@ class Result:
         """Yield each target with the measured ratio."""
         for target in self.content["targets"]:
             direction, measure, peer, against = (target[key] for key in ("direction", "measure", "peer", "against"))
+            if not {peer, against} <= {*self.peers(direction)}:  # a quick check of some peers
+                continue
             ratio = self.median(direction, peer, measure) / self.median(direction, against, measure)
             yield Goal(self.title, direction, measure, peer, against, ratio, target["at_most"])
 
@@ -84,9 +88,9 @@ class Result:
         return max(peaks) - floor if floor else None
 
 
-def load(directory: Path = RESULTS) -> list[Result]:
+def load(directory: Path = RESULTS, titles: Mapping[str, str] = TITLES) -> list[Result]:
     """Read the results of all measured cases, in the order of `cases.py`."""
-    paths = [directory / f"{name}.json" for name in TITLES]
+    paths = [directory / f"{name}.json" for name in titles]
     return [Result(json.loads(path.read_text())) for path in paths if path.exists()]
 
 

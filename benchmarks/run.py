@@ -139,7 +139,7 @@ def _slug(peer: str) -> str:
     return peer.replace(", ", "-").replace(" ", "-")
 
 
-def _turned(peers: Sequence[str], number: int) -> list[str]:
+def turned(peers: Sequence[str], number: int) -> list[str]:
     """Rotate the peers, so that another peer is first in each round."""
     first = number % len(peers)
     return [*peers[first:], *peers[:first]]
@@ -185,7 +185,7 @@ def run_case(case: Case, options: argparse.Namespace, description: dict[str, Any
         items = Items(case, directory)
         for number in range(1, options.rounds + 1):
             load, began = os.getloadavg()[0], time.monotonic()
-            taken = run_round(items, scratch, _turned(case.peers, number))
+            taken = run_round(items, scratch, turned(case.peers, number))
             print(f"  round {number}: {time.monotonic() - began:.0f} s", flush=True)
             rounds += [{"round": number, "load_before": round(load, 2), **each} for each in taken]
             result = {**asdict(case), **description, "bytes": items.total, "floors": floors, "rounds": rounds}
@@ -197,7 +197,7 @@ def run_start(options: argparse.Namespace, description: dict[str, Any], scratch:
     print(f"{START}: {START_TITLE}", flush=True)
     rounds: list[dict[str, Any]] = []
     for number in range(options.rounds * STARTS + 1):
-        for peer in _turned((OURS, THEIRS), number):
+        for peer in turned((OURS, THEIRS), number):
             for direction, arguments in (
                 ("import", ["-c", IMPORTS[peer]]),
                 ("import of the API", ["-c", FLOORS[peer]]),

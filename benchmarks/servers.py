@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
-
 from tests.registry.seaweed import seaweed
 
 if TYPE_CHECKING:
@@ -31,12 +29,16 @@ LINK = Path(__file__).with_name("link.py")
 
 @dataclass(frozen=True)
 class Site:
-    """The running servers: the endpoints for clients, the token, and a bucket client that bypasses the link."""
+    """The running servers: the endpoints for clients, the token, and a bucket client that bypasses the link.
+
+    `certificate` is that of the bucket's server if the system does not trust it.
+    """
 
     endpoint: str
     token: str
     s3: str
     client: Any
+    certificate: Path | None = None
 
     def presigned(self, method: str, key: str) -> str:
         """Return a presigned URL of an object for clients."""
@@ -45,6 +47,8 @@ class Site:
 
 def s3_client(endpoint: str) -> Any:
     """Return a client of the bucket's server."""
+    import boto3
+
     secrets = {"aws_access_key_id": USER, "aws_secret_access_key": USER}
     return boto3.client("s3", endpoint_url=endpoint, region_name=REGION, **secrets)
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from async_bento._core.text import human_size
 from benchmarks.cases import OURS, THEIRS, UNVERIFIED
-from benchmarks.measured import RESULTS, SCALE, TITLES, WHERE, load, load_one
+from benchmarks.measured import FREE_TITLES, RESULTS, SCALE, TITLES, WHERE, load, load_one
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from benchmarks.measured import Result
 
@@ -57,7 +57,7 @@ def markdown(head: str, rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (*lines, *rows))
 
 
-def goals_table(results: Sequence[Result]) -> str:
+def goals_table(results: Sequence[Result], titles: Mapping[str, str] = TITLES) -> str:
     """Compare the targets with the measured ratios."""
     rows: list[Sequence[str]] = []
     for result in results:
@@ -68,7 +68,7 @@ def goals_table(results: Sequence[Result]) -> str:
             met = "" if goal.is_met else "**missed**"
             rows.append((goal.title, what, f"{goal.ratio:.2f}", f"{goal.at_most:.2f}", met))
     measured = {result.content["name"] for result in results}
-    rows += [(title, "", "", "", "not measured") for name, title in TITLES.items() if name not in measured]
+    rows += [(title, "", "", "", "not measured") for name, title in titles.items() if name not in measured]
     return markdown(" case| measure|ratio|target| ", rows)
 
 
@@ -96,6 +96,42 @@ def _all_of(result: Result, direction: str, peer: str) -> Sequence[str]:
         f"{result.peak(direction, peer, 'peak_disk') / MiB:.0f}",
         f"{result.median(direction, peer, 'written') / MiB:.0f}",
     )
+
+
+def free_table(results: Sequence[Result]) -> str:
+    """List the measurements on the storage that costs next to nothing, one table per case and direction."""
+    head = f" peer|wall s|min, max|CPU s|servers' CPU s|memory MiB|{OURS} to peer|verify off to peer"
+    tables: list[str] = []
+    for result in results:
+        rounds = max(each["round"] for each in result.content["rounds"])
+        for way in result.directions:
+            rows = [_free_row(result, way, peer) for peer in result.peers(way)]
+            tables.append(f"**{result.title}: {way}** ({rounds} rounds)\n\n{markdown(head, rows)}")
+    return "\n\n".join(tables)
+
+
+def _free_row(result: Result, way: str, peer: str) -> Sequence[str]:
+    walls = result.values(way, peer, "wall")
+    wall = statistics.median(walls)
+    ratios = [
+        f"{result.median(way, ours, 'wall') / wall:.2f}" if ours in result.peers(way) and ours != peer else ""
+        for ours in (OURS, UNVERIFIED)
+    ]
+    return (
+        peer,
+        f"{wall:.2f}",
+        f"{min(walls):.2f}, {max(walls):.2f}",
+        f"{result.median(way, peer, 'cpu'):.2f}",
+        f"{result.median(way, peer, 'servers_cpu'):.2f}",
+        f"{result.peak(way, peer, 'peak_memory') / MiB:.0f}",
+        *ratios,
+    )
+
+
+def free_tables(results: Sequence[Result]) -> str:
+    """Return the measurements and the targets of the given results of `benchmarks.free`."""
+    titles = {result.content["name"]: result.title for result in results}
+    return f"{free_table(results)}\n\n{goals_table(results, titles)}"
 
 
 def memory_table(results: Sequence[Result]) -> str:
@@ -197,6 +233,8 @@ TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
     "three": three_numbers,
     "memory": memory_table,
     "full": full_table,
+    "free": lambda _: free_table(load(titles=FREE_TITLES)),
+    "free goals": lambda _: goals_table(load(titles=FREE_TITLES), FREE_TITLES),
     "scale": lambda _: scale_table(load_one(SCALE)),
     "where": lambda _: where_table(load_one(WHERE)),
 }

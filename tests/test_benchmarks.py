@@ -12,9 +12,11 @@ from threading import Thread
 import pytest
 
 from benchmarks.cases import steps
+from benchmarks.free import HASHED, NotHashedError, check_hashed
+from benchmarks.free_servers import Received, WrongUploadError, count_uploads
 from benchmarks.measure import FailedError, take
 from benchmarks.measured import Result, load
-from benchmarks.table import AXES, DOCUMENTS, filled, scale_table
+from benchmarks.table import AXES, DOCUMENTS, filled, free_table, goals_table, scale_table
 
 ROOT = Path(__file__).parent.parent
 MiB = 1024 * 1024
@@ -143,3 +145,69 @@ def test_steps_cover_every_axis():
         ("files", 100),
         ("models", 1),
     ]
+
+
+def test_uploads_are_counted_in_the_log_of_the_storage():
+    log = "PUT 200 1000 1400\nGET 206 - 300\nPUT 200 - 700\nPOST 200 50 400\n"
+    assert count_uploads(log) == Received(total=2100, announced=1000)
+    with pytest.raises(WrongUploadError, match="413"):
+        count_uploads("PUT 413 1000 1400\n")
+
+
+HASHES = """
+import hashlib, os
+digest = hashlib.md5(b"a" * 1000, usedforsecurity=False)
+copy = digest.copy()
+copy.update(memoryview(bytes(500)))
+assert hashlib.new("md5", b"a" * 1000).hexdigest() == digest.hexdigest()
+hashlib.sha256(b"a" * 1000)
+os._exit(0)
+"""
+
+
+def test_hashed_bytes_are_counted_without_a_regular_exit(tmp_path):
+    variables = {"BENCHMARKS_HASHED": str(tmp_path), "PYTHONPATH": str(HASHED)}
+    subprocess.run([sys.executable, "-c", HASHES], env=variables, check=True)
+    check_hashed(tmp_path, Received(total=2500, announced=2500))
+    with pytest.raises(NotHashedError, match="2500 bytes were hashed, and 2501 were sent"):
+        check_hashed(tmp_path, Received(total=2501, announced=2501))
+
+
+def free_result(**walls: list[float]) -> Result:
+    rounds = [
+        {
+            "round": number,
+            "direction": "push",
+            "peer": peer,
+            "wall": wall,
+            "cpu": 1,
+            "servers_cpu": 0.5,
+            "peak_memory": MiB,
+        }
+        for peer, values in walls.items()
+        for number, wall in enumerate(values, start=1)
+    ]
+    targets = [
+        {"direction": way, "measure": "wall", "peer": "async-bento", "against": "loop, MD5", "at_most": 0.85}
+        for way in ("push", "pull")
+    ]
+    return Result({"name": "http-one-file", "title": "One file, http", "rounds": rounds, "targets": targets})
+
+
+def test_free_table_compares_clients_with_each_peer():
+    result = free_result(**{"loop, MD5": [2.0, 4.0], "async-bento": [1.0, 2.0], "curl": [3.0, 3.0]})
+    title, _, _, _, *rows = free_table([result]).splitlines()
+    assert title == "**One file, http: push** (2 rounds)"
+    assert rows == [
+        "| async-bento | 1.50 | 1.00, 2.00 | 1.00 | 0.50 | 1 |  |  |",
+        "| loop, MD5 | 3.00 | 2.00, 4.00 | 1.00 | 0.50 | 1 | 0.50 |  |",
+        "| curl | 3.00 | 3.00, 3.00 | 1.00 | 0.50 | 1 | 0.50 |  |",
+    ]
+
+
+def test_free_goals_omit_peers_that_were_not_run():
+    slow = free_result(**{"loop, MD5": [1.0], "async-bento": [1.0]})
+    assert goals_table([slow], {"http-one-file": ""}).splitlines()[2:] == [
+        "| One file, http | push, wall to loop, MD5 | 1.00 | 0.85 | **missed** |"
+    ]
+    assert [*free_result(**{"async-bento": [1.0]}).goals()] == []
