@@ -128,10 +128,11 @@ def notebook(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """How fast it is, beside BentoML and tools that copy a bare tar: 90 minutes; `-- --help` tells the options."""
+    """How fast it is, beside BentoML and tools that copy a bare tar: two hours; `-- --help` tells the options."""
     install_group(session, "bench")
     session.run("python", "-m", "benchmarks.run", *session.posargs)
     if not session.posargs:
+        session.run("python", "-m", "benchmarks.free")
         session.run("python", "-m", "benchmarks.scale")
         session.run("python", "-m", "benchmarks.where")
         session.run("python", "-m", "benchmarks.table", "--write")

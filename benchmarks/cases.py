@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Direction = Literal["push", "pull"]
+Direction = Literal["push", "pull", "list"]
 Transmission = Literal["presigned_url", "proxy", "auto"]
 
 MiB = 1024 * 1024
@@ -28,7 +28,9 @@ LOOPS = (LOOP_MD5, LOOP, LOOP_SENDFILE_MD5, LOOP_SENDFILE)
 TAR_CURL = "tar and curl"
 """`tar c | curl -T -` or `curl | tar x`."""
 
-PEERS = (OURS, UNVERIFIED, THEIRS, *LOOPS, TAR_CURL, *TAR_TOOLS)
+LIBRARIES = "import of aiohttp, pydantic and click"
+
+PEERS = (OURS, UNVERIFIED, THEIRS, *LOOPS, TAR_CURL, *TAR_TOOLS, LIBRARIES)
 HASHING = (OURS, LOOP_MD5, LOOP_SENDFILE_MD5)
 """The peers that hash all bytes of a push with MD5."""
 
@@ -207,6 +209,14 @@ FREE_CASES = (
         Target("push", "wall", 1.10, against=LOOP_MD5),
         Target("push", "wall", 0.45),
         Target("pull", "wall", 1.50, against=TAR_CURL),
+    ),
+    Case(
+        "list",
+        "A command that lists the bentos of a registry",
+        1000,
+        directions=("list",),
+        peers=(OURS, THEIRS, LIBRARIES),
+        targets=(Target("list", "cpu", 1.50, against=LIBRARIES),),
     ),
 )
 """The cases of `benchmarks.free`, on a storage that costs next to nothing."""

