@@ -1,6 +1,15 @@
-"""Run `async-bento` as `python -m async_bento`."""
+"""The process of the command: `async-bento`, or `python -m async_bento`."""
 
-from async_bento.cli import main
+from async_bento._core.garbage import deferred_collection
+
+
+def main() -> None:
+    """Run the command in a process of its own; `async_bento.cli.main` is the command for other programs."""
+    with deferred_collection():
+        from async_bento.cli import main as command
+
+        command()
+
 
 if __name__ == "__main__":
     main()

@@ -13,9 +13,10 @@ from async_bento._core.concurrency import background_task
 from async_bento.api import kinds
 from async_bento.api.bento_models import pull_models, push_models
 from async_bento.api.kinds import ItemT, RecordT
-from async_bento.api.paging import walk
-from async_bento.api.pull import Puller, find_record, wants_newest
+from async_bento.api.paging import PAGE_SIZE, walk
+from async_bento.api.pull import Puller
 from async_bento.api.push import Pusher, PushOptions, PushResult
+from async_bento.api.records import find_record, wants_newest
 from async_bento.api.resources import Resources
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.progress.listeners import choose_listener
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
     from async_bento.progress.events import ProgressListener
     from async_bento.rest.schemas import ListSchema
     from async_bento.store.tag import TagLike
-
-PAGE_SIZE = 100
-"""Records per request when a list is iterated."""
 
 
 @runtime_checkable
@@ -110,7 +108,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
             APIError: The registry could not be reached, or refused the request.
         """
         async with self._resources.call():
-            return await find_record(self._kind, Tag.parse(name) if version is None else Tag(name, version))
+            return await find_record(self._kind.routes, Tag.parse(name) if version is None else Tag(name, version))
 
     async def _first(self, limit: int | None, search: str | None, query: str | None) -> Sequence[RecordT]:
         async with aclosing(self._pages(search=search, query=query, limit=limit)) as pages:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 RecordT = TypeVar("RecordT", bound=ItemSchema)
 
+PAGE_SIZE = 100
+"""Records per request when a list is iterated."""
+
 _MAX_REPEATS = 2
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic
 from async_bento._core.concurrency import hold_lock
 from async_bento._core.retry import is_missing
 from async_bento.api.kinds import BARE_REASON, ItemT, RecordT
-from async_bento.api.paging import walk
+from async_bento.api.records import find_record, hub_of, newest_records, not_found, wants_newest
 from async_bento.errors import (
     APIStatusError,
     ArchiveError,
@@ -26,76 +26,19 @@ from async_bento.rest.schemas import (
     ModelManifestSchema,
     failure_reason,
 )
-from async_bento.store.tag import LATEST, Tag
+from async_bento.store.tag import Tag
 from async_bento.transfer.download import DownloadSource, download
 from async_bento.transfer.resumable_extract import resumable_extract
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from async_bento.api.kinds import Kind
     from async_bento.api.resources import Resources
     from async_bento.progress.events import Progress
-    from async_bento.rest.schemas import ItemSchema, ListSchema
+    from async_bento.rest.schemas import ItemSchema
 
 logger = logging.getLogger(__name__)
-
-_PAGE_SIZE = 20  # records per request for the newest
-
-
-def wants_newest(tag: Tag) -> bool:
-    """Whether a tag leaves the version to the registry: it has none, or `latest`."""
-    return tag.version in {None, LATEST}
-
-
-async def find_record(kind: Kind[ItemT, RecordT], tag: Tag, query: str | None = None) -> RecordT:
-    """Get a record from the registry; of a tag without a version, the newest uploaded one that matches `query`."""
-    if wants_newest(tag):
-        async with aclosing(newest_records(kind, tag, query)) as records:
-            async for record in records:
-                return record
-    elif found := await kind.routes.get(tag.name, tag.version or ""):
-        return found
-    raise _not_found(kind, tag, query)
-
-
-def _not_found(kind: Kind[ItemT, RecordT], tag: Tag, query: str | None) -> NotFoundError:
-    matching = f" that matches {query!r}" if query else ""
-    return NotFoundError(
-        f"no {kind.word} {tag}{matching} in the registry at {kind.endpoint}. "
-        f"`{kind.store.item_type.PULL_COMMAND.removesuffix('pull')}list` shows its {kind.word}s."
-    )
-
-
-async def newest_records(
-    kind: Kind[ItemT, RecordT], tag: Tag, query: str | None, passed_over: list[str] | None = None
-) -> AsyncGenerator[RecordT]:
-    """Iterate over the uploaded records of a name, newest first; if none was uploaded, the newest record alone.
-
-    The versions of newer records that were not uploaded are logged, and appended to `passed_over`.
-    """
-
-    async def fetch(*, start: int, count: int) -> ListSchema[RecordT] | None:
-        return await kind.routes.list(tag.name, start=start, count=count, query=query)
-
-    not_uploaded: list[RecordT] = []
-    has_uploaded = False
-    async with aclosing(walk(fetch, _PAGE_SIZE)) as pages:
-        async for record in (record async for page in pages for record in page):
-            if record.upload_status in UNFINISHED and _hub_of(record) is None:
-                not_uploaded.append(record)
-                continue
-            if not has_uploaded:
-                for newer in not_uploaded:
-                    version = f"{newer.version} ({newer.upload_status})"
-                    logger.info("%s %s: passed over %s, which was not uploaded", kind.word, tag.name, version)
-                    if passed_over is not None:
-                        passed_over.append(version)
-            has_uploaded = True
-            yield record
-    if not_uploaded and not has_uploaded:
-        yield not_uploaded[0]
 
 
 class Puller(Generic[ItemT, RecordT]):
@@ -113,13 +56,13 @@ class Puller(Generic[ItemT, RecordT]):
             if not force and (local := await self._local(tag)):
                 progress.enter("skipped", "already pulled")
                 return local
-            return await self._pull_record(await find_record(self.kind, tag), tag, force, progress)
+            return await self._pull_record(await find_record(self.kind.routes, tag), tag, force, progress)
 
     async def _pull_newest(self, tag: Tag, force: bool, query: str | None, progress: Progress) -> ItemT | None:
         """Pull the newest version that was uploaded, unless the local newest is as new."""
         passed_over: list[str] = []
         missing: NotFoundError | None = None
-        async with aclosing(newest_records(self.kind, tag, query, passed_over)) as records:
+        async with aclosing(newest_records(self.kind.routes, tag, query, passed_over)) as records:
             async for record in records:
                 exact = Tag(tag.name, record.version)
                 progress.tag = str(exact)
@@ -136,11 +79,11 @@ class Puller(Generic[ItemT, RecordT]):
                     missing = missing or error
                     passed_over.append(f"{record.version} (without files)")
                     logger.info("%s %s: passed over %s, which has no files", self.kind.word, tag.name, record.version)
-        raise missing or _not_found(self.kind, tag, query)
+        raise missing or not_found(self.kind.routes, tag, query)
 
     async def _pull_record(self, record: RecordT, exact: Tag, force: bool, progress: Progress) -> ItemT | None:
         progress.tag = str(exact)
-        if hub := _hub_of(record):
+        if hub := hub_of(record):
             progress.enter("skipped", f"its files are at {hub}")
             return None
         with prefix_errors(f"cannot pull {exact}", ArchiveError, StoreError):
@@ -233,13 +176,6 @@ def _is_bare(record: ItemSchema) -> bool:
     manifest = getattr(record, "manifest", None)
     is_dev = isinstance(manifest, BentoManifestSchema) and manifest.dev
     return record.upload_status == UPLOADED and (is_dev or record.upload_finished_reason == BARE_REASON)
-
-
-def _hub_of(record: ItemSchema) -> str | None:
-    manifest = getattr(record, "manifest", None)
-    if not isinstance(manifest, ModelManifestSchema) or manifest.metadata.get("registry") != "huggingface":
-        return None
-    return str(manifest.metadata.get("url") or manifest.metadata.get("model_id") or "the Hugging Face Hub")
 
 
 def _announced_size(record: ItemSchema) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
+from async_bento._core.garbage import resume_collection
 from async_bento.cli.completion import complete_bento, complete_model
 from async_bento.cli.options import RegistryOptions, asynchronous, filter_options, registry_options
 from async_bento.cli.output import print_record, print_records
@@ -16,8 +17,8 @@ from async_bento.errors import NotFoundError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
-    from async_bento.rest.client import RestApiClient
+    from async_bento.api.records import Records
+    from async_bento.rest.schemas import ItemSchema
 
 Word = Literal["bento", "model"]
 
@@ -51,13 +52,13 @@ def _list_command(word: Word) -> click.Command:
         registry: RegistryOptions, search: str | None, labels: tuple[str, ...], query: str | None, limit: int | None
     ) -> None:
         query = _with_labels(query, labels)
-        async with _open_api(registry, word) as (api, client):
-            records = await api.list(search=search, query=query, limit=limit)
-        if not records.items and not registry.as_json:
+        async with _open_records(registry, word) as routes:
+            records = await _first(routes, limit, search, query)
+        if not records and not registry.as_json:
             matching = " match" if search or query else ""
-            click.echo(f"No {word}s in the registry at {client.endpoint}{matching}.", err=True)
+            click.echo(f"No {word}s in the registry at {routes.session.endpoint}{matching}.", err=True)
             return
-        print_records(records.items, as_json=registry.as_json)
+        print_records(records, as_json=registry.as_json)
 
     return list_records
 
@@ -71,14 +72,14 @@ def _get_command(word: Word) -> click.Command:
     async def get(registry: RegistryOptions, tag: str | None, search: str | None, labels: tuple[str, ...]) -> None:
         if (tag is None) == (search is None and not labels):
             raise click.UsageError("Pass either TAG, or --search or --label.")
-        async with _open_api(registry, word) as (api, client):
+        async with _open_records(registry, word) as routes:
             if tag is not None:
-                print_record(await api.get(tag), tag, as_json=registry.as_json)
+                print_record(await _get(routes, tag), tag, as_json=registry.as_json)
                 return
-            records = await api.list(search=search, query=_with_labels(None, labels), limit=1)
-        if not records.items:
-            raise NotFoundError(f"no {word} in the registry at {client.endpoint} matches")
-        print_record(records.items[0], as_json=registry.as_json)
+            records = await _first(routes, 1, search, _with_labels(None, labels))
+        if not records:
+            raise NotFoundError(f"no {word} in the registry at {routes.session.endpoint} matches")
+        print_record(records[0], as_json=registry.as_json)
 
     return get
 
@@ -88,20 +89,30 @@ def _help(text: str, word: Word) -> str:
 
 
 @asynccontextmanager
-async def _open_api(
-    registry: RegistryOptions, word: Word
-) -> AsyncGenerator[tuple[AsyncBentoAPI | AsyncModelAPI, RestApiClient]]:
-    from async_bento.api.async_api import AsyncBentoAPI
+async def _open_records(registry: RegistryOptions, word: Word) -> AsyncGenerator[Records[ItemSchema]]:
+    """Connect without an AsyncBentoAPI: its stores and transfers take long to import, and its stores require a home."""
     from async_bento.rest.client import RestApiClient
-    from async_bento.store.store import BentoStore, ModelStore
 
-    # No store is used; the default ones require a home directory, which a user in a container may not have.
-    bento_store, model_store = BentoStore(os.devnull), ModelStore(os.devnull)
-    async with (
-        RestApiClient(registry.endpoint, context=registry.context) as client,
-        AsyncBentoAPI(client, bento_store=bento_store, model_store=model_store, progress=False) as api,
-    ):
-        yield api.models if word == "model" else api, client
+    resume_collection()
+    async with RestApiClient(registry.endpoint, context=registry.context) as client:
+        yield cast("Records[ItemSchema]", client.models if word == "model" else client.bentos)
+
+
+async def _first(
+    routes: Records[ItemSchema], limit: int | None, search: str | None, query: str | None
+) -> list[ItemSchema]:
+    from async_bento.api.paging import PAGE_SIZE, walk
+
+    fetch = partial(routes.list, search=search, query=query)
+    async with aclosing(walk(fetch, PAGE_SIZE, limit)) as pages:
+        return [record async for page in pages for record in page]
+
+
+async def _get(routes: Records[ItemSchema], tag: str) -> ItemSchema:
+    from async_bento.api.records import find_record
+    from async_bento.store.tag import Tag
+
+    return await find_record(routes, Tag.parse(tag))
 
 
 def _with_labels(query: str | None, labels: tuple[str, ...]) -> str | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import click
 
+from async_bento._core.garbage import resume_collection
 from async_bento.cli.completion import complete_context
 from async_bento.cli.errors import mark_resumable, recording_failures
 from async_bento.cli.signals import cancel_on_signals
@@ -34,6 +36,7 @@ class RegistryOptions:
         from async_bento.api.async_api import AsyncBentoAPI
         from async_bento.progress.listeners import choose_listener
 
+        resume_collection()
         mark_resumable()
         cancel_on_signals()
         listener = choose_listener(None)
@@ -48,12 +51,13 @@ def asynchronous(command: Callable[P, Coroutine[object, object, T]]) -> Callable
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         import asyncio
 
-        import anyio
-
-        # Not asyncio.run: on Python 3.10, only anyio.run turns Ctrl-C into the cancellation of the command.
         try:
-            return anyio.run(partial(command, *args, **kwargs))
-        except asyncio.CancelledError as error:  # raised on Python 3.10 in place of KeyboardInterrupt
+            if sys.version_info < (3, 11):  # asyncio.run does not turn Ctrl-C into the cancellation of the command
+                import anyio
+
+                return anyio.run(partial(command, *args, **kwargs))
+            return asyncio.run(command(*args, **kwargs))
+        except asyncio.CancelledError as error:  # cancelled by a signal; on Python 3.10 also by Ctrl-C
             raise KeyboardInterrupt from error
 
     return run

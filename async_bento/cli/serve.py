@@ -8,6 +8,7 @@ from typing import Literal
 
 import click
 
+from async_bento._core.garbage import resume_collection
 from async_bento.cli.options import asynchronous
 from async_bento.cli.signals import is_ignored
 
@@ -61,6 +62,7 @@ async def serve(
     from async_bento.registry.s3_backend import S3Bucket
     from async_bento.registry.server import LocalRegistry
 
+    resume_collection()
     if (root is None) == (bucket is None):
         raise click.UsageError("Pass either --root or --s3.")
     if bucket is None and (s3_endpoint or s3_public_endpoint or s3_prefix):

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import filelock
-import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from async_bento._core.files import atomic_write, open_regular
@@ -73,6 +71,8 @@ def read_contexts(path: Path) -> Contexts:
 
 def _read(path: Path) -> tuple[Contexts, dict[str, object]]:
     """Read `.yatai.yaml` as contexts, and as the document with the fields that other programs keep in it."""
+    import yaml  # only here, as filelock: a token of a variable needs no file
+
     try:
         with open_regular(path) as file:
             content: object = yaml.safe_load(file.read())
@@ -135,6 +135,8 @@ def use_context(path: Path, name: str) -> Context:
 @contextmanager
 def _locked(path: Path) -> Generator[Path]:
     """Lock the file against other writers of async-bento (BentoML takes no lock), and raise OSError as ConfigError."""
+    import filelock  # takes a tenth of the start of a command, and most commands only read
+
     target = Path(os.path.realpath(path))  # renaming onto a symlink would replace the link
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -150,4 +152,6 @@ def _locked(path: Path) -> Generator[Path]:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
+    import yaml
+
     atomic_write(path, yaml.safe_dump(document), durable=True)

@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-import anyio.to_thread
 from pydantic import SecretStr
 
 from async_bento._core.urls import check_endpoint, origin
@@ -59,7 +58,11 @@ class LazyCredentials:
 
     async def load(self) -> Credentials:
         """The credentials, found in a worker thread if that blocks."""
-        return await anyio.to_thread.run_sync(self.get) if self.found is None else self.found
+        if self.found is not None:
+            return self.found
+        import anyio.to_thread
+
+        return await anyio.to_thread.run_sync(self.get)
 
 
 def needs_contexts(

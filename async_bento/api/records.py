@@ -1,0 +1,90 @@
+"""Find records in the registry: of a tag, or the newest of a name. No local store is used."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from async_bento.api.paging import RecordT, walk
+from async_bento.errors import NotFoundError
+from async_bento.rest.schemas import UNFINISHED, ModelManifestSchema
+from async_bento.store.tag import LATEST, Tag
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from typing import TypeAlias
+
+    from async_bento.rest.routes import ItemRoutes
+    from async_bento.rest.schemas import ItemSchema, ListSchema, RepositorySchema
+
+    Records: TypeAlias = ItemRoutes[RepositorySchema, RecordT, ListSchema[RecordT]]
+
+logger = logging.getLogger(__name__)
+
+_LIST_COMMANDS = {"bento": "async-bento list", "model": "async-bento models list"}
+
+_PAGE_SIZE = 20  # records per request for the newest
+
+
+def wants_newest(tag: Tag) -> bool:
+    """Whether a tag leaves the version to the registry: it has none, or `latest`."""
+    return tag.version in {None, LATEST}
+
+
+async def find_record(routes: Records[RecordT], tag: Tag, query: str | None = None) -> RecordT:
+    """Get a record from the registry; of a tag without a version, the newest uploaded one that matches `query`."""
+    if wants_newest(tag):
+        async with aclosing(newest_records(routes, tag, query)) as records:
+            async for record in records:
+                return record
+    elif found := await routes.get(tag.name, tag.version or ""):
+        return found
+    raise not_found(routes, tag, query)
+
+
+def not_found(routes: Records[RecordT], tag: Tag, query: str | None) -> NotFoundError:
+    """The error for a tag that no record matches."""
+    matching = f" that matches {query!r}" if query else ""
+    return NotFoundError(
+        f"no {routes.kind} {tag}{matching} in the registry at {routes.session.endpoint}. "
+        f"`{_LIST_COMMANDS[routes.kind]}` shows its {routes.kind}s."
+    )
+
+
+async def newest_records(
+    routes: Records[RecordT], tag: Tag, query: str | None, passed_over: list[str] | None = None
+) -> AsyncGenerator[RecordT]:
+    """Iterate over the uploaded records of a name, newest first; if none was uploaded, the newest record alone.
+
+    The versions of newer records that were not uploaded are logged, and appended to `passed_over`.
+    """
+
+    async def fetch(*, start: int, count: int) -> ListSchema[RecordT] | None:
+        return await routes.list(tag.name, start=start, count=count, query=query)
+
+    not_uploaded: list[RecordT] = []
+    has_uploaded = False
+    async with aclosing(walk(fetch, _PAGE_SIZE)) as pages:
+        async for record in (record async for page in pages for record in page):
+            if record.upload_status in UNFINISHED and hub_of(record) is None:
+                not_uploaded.append(record)
+                continue
+            if not has_uploaded:
+                for newer in not_uploaded:
+                    version = f"{newer.version} ({newer.upload_status})"
+                    logger.info("%s %s: passed over %s, which was not uploaded", routes.kind, tag.name, version)
+                    if passed_over is not None:
+                        passed_over.append(version)
+            has_uploaded = True
+            yield record
+    if not_uploaded and not has_uploaded:
+        yield not_uploaded[0]
+
+
+def hub_of(record: ItemSchema) -> str | None:
+    """Where the Hugging Face Hub has the files of a model; None for an item whose files are in the registry."""
+    manifest = getattr(record, "manifest", None)
+    if not isinstance(manifest, ModelManifestSchema) or manifest.metadata.get("registry") != "huggingface":
+        return None
+    return str(manifest.metadata.get("url") or manifest.metadata.get("model_id") or "the Hugging Face Hub")
