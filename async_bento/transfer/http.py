@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+import os
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -16,41 +15,31 @@ import anyio
 from aiohttp import ClientError, Payload
 
 from async_bento._core.concurrency import shielded
-from async_bento._core.retry import seconds_to_wait
-from async_bento._core.urls import without_queries
 from async_bento.config import KiB
 from async_bento.errors import (
-    APITimeoutError,
-    BentoError,
     IntegrityError,
-    PartError,
     StalledError,
-    TransferError,
 )
-from async_bento.rest.responses import RawResponse, is_markup, status_error
-from async_bento.rest.transport import MAX_ERROR_BODY, connection_error, explain_failure, no_connection, read_body
+from async_bento.rest.responses import is_markup
+from async_bento.rest.transport import MAX_ERROR_BODY, read_body
+from async_bento.transfer import sendfile
+from async_bento.transfer.responses import RedirectError, broken, refused, total_size, verified_etag
+from async_bento.transfer.tar.reader import AsyncTarReader, TarReader
 from async_bento.transfer.watchdog import Watchdog, unacknowledged
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator
 
     from aiohttp.abc import AbstractStreamWriter
 
     from async_bento._core.concurrency import ByteBudget, Threads
     from async_bento.config import Config, Timeouts
-    from async_bento.errors import APIConnectionError
     from async_bento.progress.events import Progress
     from async_bento.rest.transport import Target
     from async_bento.transfer.tar.plan import TarPlan
 
 WRITE_SIZE = 128 * KiB
 """Bytes per write to the socket; larger writes would hold up the event loop, over TLS above all."""
-
-_ERROR_CODE = re.compile(r"<Code>([^<]{1,100})</Code>(?:.*?<Message>([^<]{1,200})</Message>)?", re.DOTALL)
-_LOST_BODY: dict[str, type[TransferError]] = {"RequestTimeout": StalledError, "IncompleteBody": IntegrityError}
-"""S3's codes for a body that did not arrive, which is worth a retry; S3 sends them with 400."""
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
-_MD5_ETAG = re.compile(r'^(?:W/)?"?([0-9a-fA-F]{32})"?$')
 
 
 class ByteRange(NamedTuple):
@@ -164,34 +153,58 @@ class TarBody(Payload):
             self._idle.set()
 
     async def _write(self, writer: AbstractStreamWriter) -> None:
-        md5 = hashlib.md5(usedforsecurity=False) if self._digest else None
+        reader = TarReader(self._plan, *self._range, io_chunk=self._io_chunk, digest=self._digest)
+        tar = AsyncTarReader(reader, asyncio.get_running_loop(), self._threads.executor)
+        by_kernel, connection = sendfile.is_possible(writer), None
         # The last piece is held back until all bytes are read, checked and hashed: a storage that has received the
         # whole body responds at once.
-        held = b""
-        chunks = self._plan.read(*self._range, executor=self._threads.executor, io_chunk=self._io_chunk)
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                hashing = asyncio.ensure_future(self._threads.run(md5.update, chunk)) if md5 else None
-                try:
-                    await self._send(writer, held)
-                    held = chunk[-WRITE_SIZE:]
-                    for offset in range(0, len(chunk) - len(held), WRITE_SIZE):
-                        await self._send(writer, chunk[offset : min(offset + WRITE_SIZE, len(chunk) - len(held))])
-                finally:
-                    if hashing is not None:
-                        await hashing
+        held = memoryview(b"")
+        ahead = asyncio.ensure_future(tar.read(WRITE_SIZE if by_kernel else None))
+        try:
+            while chunk := memoryview(await ahead):
+                sends_file = by_kernel and reader.sendable >= self._io_chunk
+                if not sends_file:
+                    ahead = asyncio.ensure_future(tar.read())
+                await self._send(writer, held)
+                held = chunk[len(chunk) :] if sends_file else chunk[-WRITE_SIZE:]
+                for offset in range(0, len(chunk) - len(held), WRITE_SIZE):
+                    await self._send(writer, chunk[offset : min(offset + WRITE_SIZE, len(chunk) - len(held))])
+                if sends_file:
+                    await sendfile.flush(writer)
+                    connection = sendfile.duplicate(writer) if connection is None else connection
+                    await self._send_file(reader, tar, connection)
+                    ahead = asyncio.ensure_future(tar.read())
+        finally:
+            ahead.cancel()
+            await shielded(asyncio.gather(tar.close(), ahead, return_exceptions=True))
+            if connection is not None:
+                os.close(connection)
         if self._sent + len(held) != self._size:
             raise IntegrityError(f"cannot send a part of {self._size} bytes: {self._sent + len(held)} bytes were read")
-        self.md5 = md5.hexdigest() if md5 else None
+        self.md5 = reader.md5.hexdigest() if reader.md5 else None
         self.may_have_arrived = True
         await self._send(writer, held)
 
-    async def _send(self, writer: AbstractStreamWriter, piece: bytes) -> None:
-        self._sent += len(piece)
-        self._progress.advance(len(piece))
+    async def _send(self, writer: AbstractStreamWriter, piece: memoryview) -> None:
+        self._count(len(piece))
         self._is_writing = True
         await writer.write(piece)
         self._is_writing = False
+
+    async def _send_file(self, reader: TarReader, tar: AsyncTarReader, connection: int) -> None:
+        """Let the kernel send the open file, but for its last bytes."""
+        while reader.sendable:
+            position = reader.position
+            is_full = await tar.send(connection, sendfile.STEP)
+            self._count(reader.position - position)
+            if is_full:
+                self._is_writing = True
+                await sendfile.writable(connection)
+                self._is_writing = False
+
+    def _count(self, sent: int) -> None:
+        self._sent += sent
+        self._progress.advance(sent)
 
     @property
     def is_sent(self) -> bool:
@@ -250,7 +263,7 @@ async def put(target: Target, body: TarBody, config: Config, part_number: int | 
             try:
                 etag = await _put(target, body, config, request, part_number)
                 break
-            except _RedirectError as redirect:
+            except RedirectError as redirect:
                 target = redirect.target
         if part_number is not None and not etag:
             raise IntegrityError(f"{request}: the storage sent no ETag, but the upload cannot be completed without one")
@@ -275,16 +288,16 @@ async def _put(target: Target, body: TarBody, config: Config, request: str, part
                 text = await read_body(response, MAX_ERROR_BODY)
                 is_answered = True
                 if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-                    raise _refused(target, request, response, text, part_number)
+                    raise refused(target, request, response, text, part_number)
                 if not body.is_sent:
                     raise ConnectionError("the server replied 2xx before the whole body was sent")
                 if text.strip() and is_markup(response.headers, text):  # a proxy's, or a captive portal's
                     raise ConnectionError("received an HTML page instead of a response")
-                return _verified_etag(response.headers, body, request)
+                return verified_etag(response.headers, body.md5, request)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             if body.failure is not None:
                 raise body.failure from None
-            raise _broken(target, request, error, timeout) from error
+            raise broken(target, request, error, timeout) from error
         finally:
             watchdog.stop()
             if not (is_answered and body.is_sent):  # otherwise, another request may be using the connection
@@ -326,7 +339,7 @@ async def get(
             try:
                 received = await stack.enter_async_context(_get(target, byte_range, config, etag))
                 break
-            except _RedirectError as redirect:
+            except RedirectError as redirect:
                 target = redirect.target
         yield received
 
@@ -347,17 +360,17 @@ async def _get(
         try:
             async with target.request("GET", timeout, headers=headers) as response:
                 if response.status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
-                    raise _refused(target, request, response, await read_body(response, MAX_ERROR_BODY), None)
+                    raise refused(target, request, response, await read_body(response, MAX_ERROR_BODY), None)
                 watchdog.rest()
                 is_partial = response.status == HTTPStatus.PARTIAL_CONTENT
-                total = _total(response.headers, byte_range, request) if is_partial else response.content_length
+                total = total_size(response.headers, *byte_range, request) if is_partial else response.content_length
                 yield RangeResponse(is_partial, total, response.headers.get("ETag"), response, watchdog)
         except aiohttp.ConnectionTimeoutError as error:
-            raise _broken(target, request, error, timeout) from error
+            raise broken(target, request, error, timeout) from error
         except asyncio.TimeoutError as error:
             raise stalled from error
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise _broken(target, request, error, timeout) from error
+            raise broken(target, request, error, timeout) from error
         finally:
             watchdog.stop()
     if scope.cancelled_caught:
@@ -368,74 +381,3 @@ def _timeout(config: Config, *, reading: bool = False) -> aiohttp.ClientTimeout:
     """No total, which would count the body. While a body goes out, a silent server is normal: no read timeout."""
     stall = config.timeouts.stall if reading else None
     return aiohttp.ClientTimeout(total=None, connect=config.timeouts.connect, sock_read=stall)
-
-
-def _total(headers: Mapping[str, str], asked: ByteRange, request: str) -> int:
-    """The object's size by Content-Range, which must state the range that was asked for."""
-    match = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
-    if match is None:
-        raise PartError(
-            f"{request}: the storage sent a 206 response without Content-Range", status=HTTPStatus.PARTIAL_CONTENT
-        )
-    first, last, total = (int(group) for group in match.groups())
-    if first != asked.start or last != min(asked.stop, total) - 1:
-        raise PartError(
-            f"{request}: the storage sent bytes {first}-{last} of {total} instead of {asked.start}-{asked.stop - 1}",
-            status=HTTPStatus.PARTIAL_CONTENT,
-        )
-    return total
-
-
-def _verified_etag(headers: Mapping[str, str], body: TarBody, request: str) -> str | None:
-    etag = headers.get("ETag")
-    match = None if _has_opaque_etag(headers) else _MD5_ETAG.match(etag or "")
-    if body.md5 and match and match[1].lower() != body.md5:
-        raise IntegrityError(f"{request}: the storage received different bytes (MD5 {match[1]} instead of {body.md5})")
-    return etag
-
-
-def _has_opaque_etag(headers: Mapping[str, str]) -> bool:
-    """Whether S3 encrypted the object with a KMS or customer key: its ETag looks like an MD5 and is not one."""
-    return (
-        headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
-        or "x-amz-server-side-encryption-customer-algorithm" in headers
-    )
-
-
-class _RedirectError(PartError):
-    """The storage has redirected a request, which has moved no byte yet."""
-
-    def __init__(self, target: Target, status: int) -> None:
-        super().__init__(f"redirected to {target}", status=status)
-        self.target = target
-
-
-def _refused(
-    target: Target, request: str, response: aiohttp.ClientResponse, body: bytes, part_number: int | None
-) -> BentoError:
-    if target.credentials is not None:
-        return status_error(RawResponse(response.status, response.headers, body, request), target.credentials)
-    if redirected := target.redirected(response.status, response.headers.get("Location")):
-        return _RedirectError(redirected, response.status)
-    code = _ERROR_CODE.search(body.decode(errors="replace"))
-    reason = ": ".join(filter(None, code.groups())) if code else response.reason or ""
-    message = f"{request}: the storage refused the request: {response.status} {without_queries(reason)}".rstrip()
-    if code and (error_type := _LOST_BODY.get(code[1])):
-        return error_type(message)
-    return PartError(
-        message,
-        status=response.status,
-        part_number=part_number,
-        retry_after=seconds_to_wait(response.headers.get("Retry-After")),
-    )
-
-
-def _broken(
-    target: Target, request: str, error: Exception, timeout: aiohttp.ClientTimeout
-) -> APIConnectionError | PartError:
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        message = no_connection(request, target, timeout)
-        return PartError(message) if target.credentials is None else APITimeoutError(message)
-    if target.credentials is not None:
-        return connection_error(target, error)
-    return PartError(f"{request}: {explain_failure(target, error)}")

@@ -21,7 +21,7 @@ from async_bento.errors import (
     StoreError,
 )
 from async_bento.transfer.tar import scan as scan_module
-from async_bento.transfer.tar.plan import TarPlan
+from async_bento.transfer.tar.reader import TarReader
 from async_bento.transfer.tar.writer import TreeWriter
 from tests.builders import contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.fault_proxy import Hold, answer_json, answer_page
@@ -249,6 +249,7 @@ async def test_unreadable_file_fails_before_any_request(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = make_bento(home, files={"secret": b"x"}) / "secret"
+    secret.chmod(0)
     allowed = os.access
     monkeypatch.setattr(  # root may read everything
         scan_module.os, "access", lambda path, *args, **kwargs: path != str(secret) and allowed(path, *args, **kwargs)
@@ -267,10 +268,10 @@ async def test_push_disk_error_is_raised_and_reported(
     make_bento(home, files={"data": b"x"})
     proxy = await start_proxy()
 
-    def fails(self: TarPlan, *_: object) -> bytes:
+    def fails(self: TarReader, *_: object) -> bytes:
         raise ArchiveError("cannot read data: Input/output error")
 
-    monkeypatch.setattr(TarPlan, "_read_small", fails)
+    monkeypatch.setattr(TarReader, "_read_small", fails)
 
     with pytest.raises(ArchiveError, match="Input/output error"):
         await make_client(proxy).push("svc:v1")

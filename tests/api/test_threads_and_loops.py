@@ -324,7 +324,7 @@ async def test_cancelled_scan_of_many_files_ends_early(
             (root / f"{directory}/{number}").touch()
     names: list[str] = []
     began = threading.Event()
-    check = scan.member_path
+    check = scan.check_name
 
     def slowly(name: str) -> object:
         names.append(name)
@@ -332,7 +332,7 @@ async def test_cancelled_scan_of_many_files_ends_early(
         time.sleep(0.01)
         return check(name)
 
-    monkeypatch.setattr(scan, "member_path", slowly)
+    monkeypatch.setattr(scan, "check_name", slowly)
     threads = Threads(2)
 
     async def run() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
 
 import pytest
 
 from async_bento._core.concurrency import Threads
 from async_bento.transfer.tar.plan import TarPlan
+from async_bento.transfer.tar.reader import TarReader
 from tests.interop.homes import MiB, tree
 
 pytestmark = pytest.mark.interop
@@ -16,14 +16,14 @@ pytestmark = pytest.mark.interop
 RANGE = MiB + 7  # of no block's size
 
 
-async def write_out(plan, path, threads):
+def write_out(plan, path):
     """The tar, range by range, last range first: as parts come from it."""
     with path.open("wb") as tar:
         for start in reversed(range(0, plan.size, RANGE)):
             tar.seek(start)
-            async with aclosing(plan.read(start, min(start + RANGE, plan.size), executor=threads.executor)) as chunks:
-                async for chunk in chunks:
-                    tar.write(chunk)
+            reader = TarReader(plan, start, min(start + RANGE, plan.size), io_chunk=MiB)
+            tar.writelines(iter(reader.read, b""))
+            reader.close()
 
 
 @pytest.mark.parametrize("item", ["bentos/my_service/v1", "models/small/m1", "models/large/m2"])
@@ -34,7 +34,7 @@ async def test_bentoml_extracts_our_tar(with_bento, there, item):
     threads = Threads(2)
     try:
         plan = await threads.run(TarPlan.scan, root, exclude=("models",))
-        await write_out(plan, there.path / "planned.tar", threads)
+        await threads.run(write_out, plan, there.path / "planned.tar")
     finally:
         threads.close()
 

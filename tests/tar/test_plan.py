@@ -15,18 +15,19 @@ import tempfile
 import time
 import tracemalloc
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_bento._core.concurrency import Threads
+from async_bento._core.concurrency import Threads, shielded
 from async_bento.config import GiB, KiB, MiB
 from async_bento.errors import ArchiveError, SourceChangedError, TransferError, UnsafeArchiveError
 from async_bento.transfer.tar.plan import TarPlan
+from async_bento.transfer.tar.reader import AsyncTarReader, TarReader
 from async_bento.transfer.tar.safety import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
 NOBODY = 65534
 random_bytes = random.Random(20240229).randbytes
@@ -67,7 +68,20 @@ async def read(
     plan: TarPlan, threads: Threads, start: int = 0, stop: int | None = None, io_chunk: int = 64 * KiB
 ) -> bytes:
     stop = plan.size if stop is None else stop
-    return b"".join([chunk async for chunk in plan.read(start, stop, executor=threads.executor, io_chunk=io_chunk)])
+    return b"".join([chunk async for chunk in chunks_of(plan, threads, start, stop, io_chunk)])
+
+
+async def chunks_of(
+    plan: TarPlan, threads: Threads, start: int, stop: int, io_chunk: int = MiB
+) -> AsyncGenerator[bytes, None]:
+    """The chunks of a range, in the way in which a request reads them."""
+    reader = TarReader(plan, start, stop, io_chunk=io_chunk)
+    tar = AsyncTarReader(reader, asyncio.get_running_loop(), threads.executor)
+    try:
+        while chunk := await tar.read():
+            yield chunk
+    finally:
+        await shielded(tar.close())
 
 
 def written_by_tarfile(root: Path, exclude: str | None = None) -> bytes:
@@ -207,7 +221,7 @@ async def test_plan_file_over_8_gib_has_pax_header(root: Path, threads: Threads)
 async def test_plan_read_chunks_bounded_by_io_chunk(root: Path, threads: Threads, io_chunk: int) -> None:
     fill(root)
     plan = await threads.run(TarPlan.scan, root)
-    chunks = [chunk async for chunk in plan.read(0, plan.size, executor=threads.executor, io_chunk=io_chunk)]
+    chunks = [chunk async for chunk in chunks_of(plan, threads, 0, plan.size, io_chunk=io_chunk)]
     assert max(map(len, chunks)) <= io_chunk
     assert b"".join(chunks) == written_by_tarfile(root)
 
@@ -216,7 +230,7 @@ async def test_plan_read_small_files_share_chunk(root: Path, threads: Threads) -
     for number in range(200):
         (root / f"{number}").write_bytes(b"small")
     plan = await threads.run(TarPlan.scan, root)
-    assert len([chunk async for chunk in plan.read(0, plan.size, executor=threads.executor)]) == 1
+    assert len([chunk async for chunk in chunks_of(plan, threads, 0, plan.size)]) == 1
 
 
 async def test_plan_read_large_file_bounded_memory(root: Path, threads: Threads) -> None:
@@ -225,7 +239,7 @@ async def test_plan_read_large_file_bounded_memory(root: Path, threads: Threads)
     plan = await threads.run(TarPlan.scan, root)
     tracemalloc.start()
     try:
-        async for _ in plan.read(0, plan.size, executor=threads.executor, io_chunk=256 * KiB):
+        async for _ in chunks_of(plan, threads, 0, plan.size, io_chunk=256 * KiB):
             pass
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -607,7 +621,7 @@ async def test_plan_read_file_changing_raises(root: Path, threads: Threads, chan
 
     async def read_on() -> None:
         changed = False
-        async for _ in plan.read(1024, 1024 + 10_000, executor=threads.executor, io_chunk=1000):
+        async for _ in chunks_of(plan, threads, 1024, 1024 + 10_000, io_chunk=1000):
             if not changed:
                 change(path)
                 changed = True
@@ -622,14 +636,14 @@ async def test_plan_read_small_file_changing_raises(
     path = root / "config.yaml"
     path.write_bytes(b"a: 1")
     plan = await threads.run(TarPlan.scan, root)
-    read_bytes = os.read
+    read_bytes = os.pread
 
-    def read_and_change(descriptor: int, count: int) -> bytes:
-        data = read_bytes(descriptor, count)
+    def read_and_change(descriptor: int, count: int, offset: int) -> bytes:
+        data = read_bytes(descriptor, count, offset)
         write_again(path)
         return data
 
-    monkeypatch.setattr(os, "read", read_and_change)
+    monkeypatch.setattr(os, "pread", read_and_change)
     with pytest.raises(SourceChangedError):
         await read(plan, threads)
 
@@ -637,8 +651,8 @@ async def test_plan_read_small_file_changing_raises(
 async def test_plan_read_range_within_changed_file_raises(root: Path, threads: Threads) -> None:
     path = root / "model.bin"
     path.write_bytes(random_bytes(10_000))
-    chunks = (await threads.run(TarPlan.scan, root)).read(1024, 4024, executor=threads.executor, io_chunk=1000)
-    for _ in range(3):
+    chunks = chunks_of(await threads.run(TarPlan.scan, root), threads, 1024, 4024, io_chunk=1000)
+    for _ in range(2):
         await anext(chunks)
     write_again(path)
     with pytest.raises(SourceChangedError):
@@ -667,7 +681,7 @@ def open_files(root: Path) -> int:
 async def test_plan_read_abandoned_closes_file(root: Path, threads: Threads) -> None:
     (root / "model.bin").write_bytes(bytes(10_000))
     plan = await threads.run(TarPlan.scan, root)
-    chunks = plan.read(1024, plan.size, executor=threads.executor, io_chunk=1000)
+    chunks = chunks_of(plan, threads, 1024, plan.size, io_chunk=1000)
     await anext(chunks)
     assert open_files(root) == 1
     await chunks.aclose()
@@ -691,38 +705,37 @@ async def test_plan_read_cancelled_closes_file(root: Path, threads: Threads) -> 
     assert cancelled > 10
 
 
-class SlowThreads(Threads):
-    """Threads whose calls take their time, and that know how many were under way at once."""
+class SlowDisk:
+    """`os.pread`, which takes its time, and knows how many reads were under way at once."""
 
     def __init__(self) -> None:
-        super().__init__(4)
         self.running = self.peak = 0
-        submit = self.executor.submit
+        self._pread = os.pread
 
-        def slowly(function: Callable[..., object], *args: object) -> object:
-            self.running += 1
-            self.peak = max(self.peak, self.running)
-            time.sleep(0.003)
-            try:
-                return function(*args)
-            finally:
-                self.running -= 1
-
-        self.executor.submit = lambda *call: submit(slowly, *call)
+    def __call__(self, *args: Any) -> bytes:
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        time.sleep(0.003)
+        try:
+            return self._pread(*args)
+        finally:
+            self.running -= 1
 
 
-async def test_plan_read_cancelled_waits_for_thread(root: Path) -> None:
+async def test_plan_read_cancelled_waits_for_thread(
+    root: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (root / "model.bin").write_bytes(bytes(30_000))
     plan = await asyncio.to_thread(TarPlan.scan, root)
-    threads = SlowThreads()
+    disk = SlowDisk()
+    monkeypatch.setattr(os, "pread", disk)
     for wait in range(25):
         task = asyncio.create_task(read(plan, threads, io_chunk=4096))
         await asyncio.sleep(wait / 1000)
         task.cancel()
         await asyncio.wait([task])
-        assert threads.running == 0
-    assert threads.peak == 1
-    threads.executor.shutdown()
+        assert disk.running == 0
+    assert disk.peak == 1
 
 
 def touch_name(root: Path) -> None:

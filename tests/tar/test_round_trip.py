@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import re
@@ -20,6 +19,7 @@ from async_bento._core.concurrency import Threads
 from async_bento.config import KiB, MiB
 from async_bento.transfer.tar.extract import Extractor
 from async_bento.transfer.tar.plan import TarPlan
+from async_bento.transfer.tar.reader import TarReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,14 +130,12 @@ def described(root: Path) -> dict[str, tuple]:
 def packed(root: Path, threads: Threads, ranges: list[tuple[int, int]] | None = None, io_chunk: int = MiB) -> bytes:
     plan = TarPlan.scan(root)
 
-    async def read() -> bytes:
-        parts: dict[int, bytes] = {}
-        for start, stop in ranges or [(0, plan.size)]:
-            chunks = plan.read(start, min(stop, plan.size), executor=threads.executor, io_chunk=io_chunk)
-            parts[start] = b"".join([chunk async for chunk in chunks])
-        return b"".join(parts[start] for start in sorted(parts))
-
-    return asyncio.run(read())
+    parts: dict[int, bytes] = {}
+    for start, stop in ranges or [(0, plan.size)]:
+        reader = TarReader(plan, start, min(stop, plan.size), io_chunk=io_chunk)
+        parts[start] = b"".join(iter(reader.read, b""))
+        reader.close()
+    return b"".join(parts[start] for start in sorted(parts))
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from async_bento.progress.events import Progress
 from async_bento.transfer import http, upload as upload_module
 from async_bento.transfer.http import ByteRange, TarBody, TransferPool
 from async_bento.transfer.tar.plan import TarPlan
+from async_bento.transfer.tar.reader import TarReader
 from tests.builders import MiB, contents, make_model, random_bytes
 from tests.fault_proxy import (
     GET,
@@ -334,13 +335,13 @@ async def test_upload_slow_where_system_tells_nothing_is_no_stall(
 async def test_upload_from_slow_disk_is_no_stall(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = TarPlan._read_small
+    read = TarReader.read
 
-    def read_after_a_while(self: TarPlan, start: int, stop: int, io_chunk: int) -> bytes:
+    def read_after_a_while(self: TarReader, limit: int | None = None) -> bytes:
         time.sleep(2)
-        return read(self, start, stop, io_chunk)
+        return read(self, limit)
 
-    monkeypatch.setattr(TarPlan, "_read_small", read_after_a_while)
+    monkeypatch.setattr(TarReader, "read", read_after_a_while)
     make_model(home, files=SMALL)
     proxy = await start_proxy("auto")
     api = make_client(proxy, timeouts={"stall": 0.5}, retry={"attempts": 1})

@@ -69,7 +69,7 @@ added = {}
 looks = itertools.count()
 
 def look(event):
-    if next(looks) % 64 == 0:
+    if next(looks) % 2 == 0:
         added.update({name: size for name, size in files().items() if before.get(name) != size})
         added.update(dict.fromkeys(deleted(), 0))
 
@@ -79,7 +79,7 @@ async def main():
         say(peak=most_memory(), added=added)
         for name in ("mod:medium", "mod:large"):
             result = await client.models.push(name, threads=4)
-            say(peak=most_memory(), added=added, sent=result.bytes_sent, looks=next(looks) // 64)
+            say(peak=most_memory(), added=added, sent=result.bytes_sent, looks=next(looks) // 2)
 
 asyncio.run(main())
 """

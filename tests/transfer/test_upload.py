@@ -21,7 +21,9 @@ from async_bento.errors import APIConnectionError, APIResponseError, Authenticat
 from async_bento.progress.events import Progress
 from async_bento.transfer import http as body_module, upload as upload_module
 from async_bento.transfer.http import ByteRange, TarBody, TransferPool
+from async_bento.transfer.tar import reader as reader_module
 from async_bento.transfer.tar.plan import TarPlan
+from async_bento.transfer.tar.reader import TarReader
 from tests.builders import MiB, make_model, random_bytes
 from tests.fault_proxy import (
     FINISH,
@@ -575,7 +577,7 @@ async def test_upload_without_verify_computes_no_digest(
         def md5(*_: object, **__: object) -> None:
             raise AssertionError("nobody asked for a digest")
 
-    monkeypatch.setattr(body_module, "hashlib", NoHashlib)
+    monkeypatch.setattr(reader_module, "hashlib", NoHashlib)
 
     await make_client(proxy, transfer={"verify": False}).models.push("mod:m1")
 
@@ -613,7 +615,7 @@ async def test_upload_digest_is_known_before_the_response(
     class Hashlib:
         md5 = staticmethod(lambda **_: Md5())
 
-    monkeypatch.setattr(body_module, "hashlib", Hashlib)
+    monkeypatch.setattr(reader_module, "hashlib", Hashlib)
     api = make_client(proxy, retry={"attempts": 1})
 
     with pytest.raises(IntegrityError):
@@ -894,14 +896,14 @@ async def test_upload_cancelled_waits_for_its_reading_threads(
     make_model(home)
     proxy = await start_proxy("auto")
     reading, go_on = threading.Event(), threading.Event()
-    read_small = TarPlan._read_small
+    read_small = TarReader._read_small
 
-    def slowly(self: TarPlan, start: int, stop: int, large: int) -> bytes:
+    def slowly(self: TarReader, stop: int) -> bytes:
         reading.set()
         go_on.wait(10)
-        return read_small(self, start, stop, large)
+        return read_small(self, stop)
 
-    monkeypatch.setattr(TarPlan, "_read_small", slowly)
+    monkeypatch.setattr(TarReader, "_read_small", slowly)
     api = make_client(proxy)
 
     async with nothing_left(api):

@@ -63,6 +63,11 @@ def member_path(name: str, limits: Limits = DEFAULT_LIMITS) -> str:
     return _normalised(name, name, "its name", limits)
 
 
+def check_name(name: str, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Check the name of a member that is not empty and has no `.` or `..`."""
+    _check_path(name, name, "its name", limits)
+
+
 def hard_link_path(member: str, target: str, limits: Limits = DEFAULT_LIMITS) -> str:
     """Check a hard link's target, which is the name of an earlier member, and normalise it."""
     if not target:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from async_bento._core.concurrency import check_cancelled
 from async_bento.errors import ArchiveError, UnsafeArchiveError
-from async_bento.transfer.tar.safety import DEFAULT_LIMITS, check_links, check_target, member_path, names_memory
+from async_bento.transfer.tar.safety import DEFAULT_LIMITS, check_links, check_name, check_target, names_memory
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -53,6 +53,7 @@ class _Scanner:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._user = os.geteuid() if hasattr(os, "geteuid") else None
         self._prefix_length = len(os.fspath(root))
         self._entries: list[Entry] = []
         self._names_memory = 0
@@ -87,7 +88,7 @@ class _Scanner:
         name = path[self._prefix_length :].lstrip("/")
         status = found.stat(follow_symlinks=False)
         file_type = stat.S_IFMT(status.st_mode)
-        member_path(name)
+        check_name(name)
         if file_type == stat.S_IFREG:
             self._add_file(name, path, status)
         elif file_type == stat.S_IFDIR:
@@ -105,7 +106,8 @@ class _Scanner:
             if first != name:
                 self._append(name, tarfile.LNKTYPE, status, link=first)
                 return
-        if not os.access(path, os.R_OK, effective_ids=_BY_EFFECTIVE_USER):
+        is_readable = status.st_uid == self._user and status.st_mode & stat.S_IRUSR  # which spares a system call
+        if not is_readable and not os.access(path, os.R_OK, effective_ids=_BY_EFFECTIVE_USER):
             raise ArchiveError(f"cannot pack {path}: permission denied. Make it readable.")
         self._append(name, tarfile.REGTYPE, status, size=status.st_size)
 

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tarfile
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from async_bento.errors import SourceChangedError
+from async_bento.errors import ArchiveError, SourceChangedError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from async_bento.transfer.tar.scan import Entry
 
+# What open(2) fails with where a file is missing or was replaced; for O_NOFOLLOW, BSD has EMLINK where Linux has ELOOP.
+_REPLACED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EMLINK, errno.ENXIO}
+
 
 def changed(path: str, reason: str) -> SourceChangedError:
     """Make the error for a path that changed since the scan."""
     return SourceChangedError(f"{path} changed during the push: {reason}. Push again.", path=path)
+
+
+def read_error(path: str, error: OSError) -> ArchiveError:
+    """Make the error for a path that cannot be read."""
+    if error.errno in _REPLACED:
+        return changed(path, "the file was removed or replaced by a link")
+    return ArchiveError(f"cannot read {path}: {error.strerror}")
 
 
 def check_file(descriptor: int, path: str, entry: Entry) -> None:

@@ -1,0 +1,229 @@
+"""Uploads whose large files the kernel sends: the same promises as those that Python sends."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento import PartError, RateLimitError, SourceChangedError, StalledError
+from tests.builders import MiB, contents, make_model, random_bytes
+from tests.eventually import eventually
+from tests.fault_proxy import FINISH, PART, PUT, disconnect_while_reading, read_slowly, refuse, stop_reading
+from tests.silent import error_of
+from tests.transfer.quiet import nothing_left
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fixtures import MakeClient, StartProxy
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, Python sends the files")
+
+LARGE = random_bytes(12 * MiB, 11)
+BOTH = {"a/large": LARGE, "b/small": b"small", "c/other": random_bytes(3 * MiB, 12)}
+
+
+class Kernel:
+    """`os.sendfile`, counted; `before` is called with the file before each call."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.before: Callable[[int], object] = lambda _: None
+        self._sendfile = os.sendfile
+
+    def __call__(self, connection: int, file: int, offset: int, count: int) -> int:
+        self.before(file)
+        sent = self._sendfile(connection, file, offset, count)
+        self.sent += sent
+        return sent
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    kernel = Kernel()
+    monkeypatch.setattr(os, "sendfile", kernel)
+    return kernel
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
+async def test_large_files_sent_by_kernel_arrive(
+    kernel: Kernel,
+    start_proxy: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    elsewhere: Path,
+    transmission: str,
+    verify: bool,
+) -> None:
+    model = make_model(home, files=BOTH)
+    proxy = await start_proxy(transmission)
+
+    await make_client(proxy, transfer={"verify": verify}).models.push("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert contents(elsewhere / "models/mod/m1") == contents(model)
+    assert kernel.sent > 8 * MiB
+
+
+async def test_filesystem_without_sendfile_is_read(
+    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    model = make_model(home, files=BOTH)
+    proxy = await start_proxy()
+
+    def refuse_later(_: int) -> None:
+        if kernel.sent > MiB:  # in the middle of a file, which was hashed ahead
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    kernel.before = refuse_later
+    await make_client(proxy).models.push("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert contents(elsewhere / "models/mod/m1") == contents(model)
+
+
+def write_same_size(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(2 * MiB)
+        file.write(random_bytes(8 * MiB, 13))
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, MiB)
+
+
+def append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+@pytest.mark.parametrize("change", [write_same_size, truncate, append])
+async def test_file_changed_while_kernel_sends_raises(
+    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, change: Callable[[Path], None]
+) -> None:
+    model = make_model(home, files={"large": LARGE})
+    proxy = await start_proxy()
+
+    def change_once(_: int) -> None:
+        kernel.before = lambda _: None
+        change(model / "large")
+
+    kernel.before = change_once
+    error = await error_of(make_client(proxy).models.push("mod:m1"))
+
+    assert isinstance(error, SourceChangedError)
+    assert error.path == str(model / "large")
+    (finish,) = proxy.matching(FINISH)
+    assert finish.json["status"] == "failed"
+
+
+async def test_refusal_before_the_body_is_read_is_obeyed(
+    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    """The response is read although the kernel still sends: its Retry-After is longer than the client accepts."""
+    make_model(home, files={"large": random_bytes(40 * MiB, 14)})
+    proxy = await start_proxy("auto")
+    proxy.add_fault(PUT, refuse(503, headers={"Retry-After": "500"}, read=False), times=None)
+
+    error = await error_of(make_client(proxy, timeouts={"stall": 30}).models.push("mod:m1"))
+
+    assert isinstance(error, (PartError, RateLimitError))
+    assert error.status == 503
+    assert error.retry_after == 500
+
+
+async def test_connection_lost_while_kernel_sends_is_retried(
+    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    model = make_model(home, files={"large": LARGE})
+    proxy = await start_proxy()
+    proxy.add_fault(PART, disconnect_while_reading(3 * MiB), times=2)
+
+    await make_client(proxy, retry={"attempts": 5}).models.push("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert contents(elsewhere / "models/mod/m1") == contents(model)
+
+
+async def test_storage_that_stops_reading_is_a_stall(
+    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, forever: asyncio.Event
+) -> None:
+    make_model(home, files={"large": random_bytes(40 * MiB, 14)})
+    proxy = await start_proxy("auto")
+    proxy.add_fault(PUT, stop_reading(forever), times=None)
+    api = make_client(proxy, timeouts={"stall": 0.5}, retry={"attempts": 1})
+
+    async with nothing_left(api):
+        error = await error_of(api.models.push("mod:m1"))
+
+    assert isinstance(error, StalledError)
+    assert kernel.sent
+
+
+async def test_slow_storage_is_no_stall(
+    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"large": LARGE})
+    proxy = await start_proxy("auto")
+    proxy.add_fault(PUT, read_slowly(4 * MiB, 8 * MiB), times=None)
+
+    assert await error_of(make_client(proxy, timeouts={"stall": 1}).models.push("mod:m1")) is None
+
+
+def open_files(root: Path) -> list[str]:
+    """The files below a directory that this process has open."""
+    paths = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
+    return [str(path) for path in paths if path.is_relative_to(root)]
+
+
+async def test_push_cancelled_while_kernel_sends_leaves_nothing(
+    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, forever: asyncio.Event
+) -> None:
+    make_model(home, files={"large": random_bytes(40 * MiB, 14)})
+    proxy = await start_proxy("auto")
+    proxy.add_fault(PUT, stop_reading(forever), times=None)
+    api = make_client(proxy)
+
+    async with nothing_left(api):
+        pushing = asyncio.create_task(api.models.push("mod:m1"))
+        await eventually(lambda: kernel.sent > 0)
+        pushing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pushing
+
+    (finish,) = proxy.matching(FINISH)
+    assert finish.json == {"status": "failed", "reason": "cancelled"}
+    assert open_files(home) == []
+
+
+async def test_kernel_sends_in_a_worker_thread(
+    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"large": LARGE})
+    proxy = await start_proxy("auto")
+    kernel.before = lambda _: time.sleep(0.01)  # which fails the test on the event loop
+
+    await make_client(proxy).models.push("mod:m1")
+
+    assert kernel.sent
+
+
+async def test_progress_grows_while_kernel_sends(
+    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"large": random_bytes(40 * MiB, 14)})
+    proxy = await start_proxy("auto")
+    proxy.add_fault(PUT, read_slowly(20 * MiB, 20 * MiB), times=None)
+    seen: list[int] = []
+
+    await make_client(proxy, progress=lambda event: seen.append(event.bytes_done)).models.push("mod:m1")
+
+    assert len({done for done in seen if 0 < done < 40 * MiB}) >= 3
