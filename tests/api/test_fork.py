@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from async_bento.registry.server import LocalRegistry
 
+pytestmark = pytest.mark.processes
+
 APIS = {
     "blocking": """
 api = BentoAPI(progress=False)

@@ -52,6 +52,7 @@ def by_name(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", CALLS)
 @pytest.mark.usefixtures("by_name")
+@pytest.mark.processes
 def test_thread_transfers_while_main_thread_has_ended(home: Path, tmp_path: Path, kind: str) -> None:
     bento = make_bento(home, "svc:v1", {"weights": random_bytes(12_000_000)})
     ended = run_program(f"""
@@ -97,6 +98,7 @@ under_way.wait(30)
 
 @pytest.mark.parametrize("kind", CALLS)
 @pytest.mark.usefixtures("by_name")
+@pytest.mark.processes
 def test_thread_that_starts_after_main_thread_transfers(home: Path, kind: str) -> None:
     make_bento(home, "svc:v1")
     ended = run_program(f"""
@@ -116,6 +118,7 @@ thread.start()
     assert ended == Ended(0, f"{1 if STARTS_THREADS_AT_EXIT else refused}\n", "")
 
 
+@pytest.mark.processes
 def test_dropped_blocking_apis_leave_no_thread_and_no_descriptor(served: LocalRegistry) -> None:
     ended = run_program("""
 import warnings
@@ -140,6 +143,7 @@ print(len(warned), {str(one.message) for one in warned if one.category is Resour
     assert ended == Ended(0, f"1 True\n101 {{{warning!r}}}\n", "")
 
 
+@pytest.mark.processes
 def test_dropped_async_api_leaves_no_thread_and_no_descriptor(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     ended = run_program("""
@@ -167,6 +171,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("is_last", [True, False])
+@pytest.mark.processes
 def test_call_at_exit_ends(served: LocalRegistry, home: Path, is_last: bool) -> None:
     """Before the exit has closed the API, a call works; afterwards it raises, and an open iterator says nothing."""
     for version in ("v1", "v2"):
@@ -190,6 +195,7 @@ def call():
     assert ended == Ended(0, "the API was closed. Create a new one.\n" if is_last else "v1\n", "")
 
 
+@pytest.mark.processes
 def test_client_serves_loops_in_turn_and_logs_nothing(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     ended = run_program("""
@@ -204,6 +210,7 @@ gc.collect()
     assert ended == Ended(0, "1 1\n", "")
 
 
+@pytest.mark.processes
 def test_client_left_open_by_its_loop_logs_nothing(served: LocalRegistry) -> None:
     """Also where a loop is closed in a way that leaves its connections open, which only a warning of Python tells."""
     ended = run_program(
@@ -227,6 +234,7 @@ gc.collect()
     assert ended == Ended(0, "", "")
 
 
+@pytest.mark.processes
 def test_client_on_two_loops_at_once_raises_and_first_goes_on(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1", {"weights": random_bytes(3_000_000)})
     ended = run_program("""
@@ -261,6 +269,7 @@ asyncio.run(api.aclose())
     assert ended == Ended(0, f"{refused}{refused}1 v1\nv1\n", "")
 
 
+@pytest.mark.processes
 def test_rest_client_serves_two_loops_at_once(served: LocalRegistry) -> None:
     ended = run_program("""
 from async_bento import RestApiClient
@@ -283,6 +292,7 @@ print(sorted(ended))
     assert ended == Ended(0, "[0, 1]\n", "")
 
 
+@pytest.mark.processes
 def test_blocking_call_from_its_own_listener_raises(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     ended = run_program("""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from async_bento.registry.server import LocalRegistry
 
+pytestmark = pytest.mark.processes
+
 # A user without a passwd entry: what `os.path.expanduser` asks.
 NO_HOME = """
 import os, pwd

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from async_bento.registry.server import LocalRegistry
 
+pytestmark = pytest.mark.processes
+
 SECONDS = 60
 
 COMMAND = """

@@ -13,6 +13,8 @@ from tests.builders import make_bento
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.processes
+
 pytest_plugins = ["pytester"]
 
 BLOCKING = """

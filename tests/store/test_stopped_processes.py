@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from tests.fixtures import MakeClient, StartProxy
 
+pytestmark = pytest.mark.processes
+
 LONG = 30  # seconds in which what does not wait has ended on any machine
 
 HOLDER = """

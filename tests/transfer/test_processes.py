@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Awaitable[Client]]
 
+pytestmark = pytest.mark.processes
+
 ALLOWANCE = 8 * MiB
 """Of the allocator, the sockets and the interpreter, in bytes; a small push or pull before it has warmed them up."""
 
