@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
+import anyio._backends._asyncio  # anyio imports it on first use: a child forked meanwhile would have a half of it
 from anyio.from_thread import start_blocking_portal
 
 from async_bento._core.thread_pool import DaemonThreadPool, start_thread

@@ -8,8 +8,13 @@ them in the child, without closing them, and open their own on the next use.
 from __future__ import annotations
 
 import os
-from typing import Protocol
+import selectors
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 
 class ForkAware(Protocol):
@@ -26,6 +31,22 @@ _objects: WeakSet[ForkAware] = WeakSet()
 def watch_forks(thing: ForkAware) -> None:
     """Call `forget_parent` in each forked child, as long as the object lives."""
     _objects.add(thing)
+
+
+def separate_epoll(loop: AbstractEventLoop) -> None:
+    """Give a loop, in a forked child, an epoll of the child's own.
+
+    Parent and child share the epoll of a loop. A connection that the child closes, as when it is collected, would
+    disappear from the parent's too, which would then wait for it for ever.
+    """
+    selector = getattr(loop, "_selector", None)  # uvloop has none
+    if not (hasattr(selectors, "EpollSelector") and isinstance(selector, selectors.EpollSelector)):
+        return  # a kqueue is not inherited
+    with suppress(OSError, ValueError), selectors.EpollSelector() as own:
+        for key in [*(selector.get_map() or {}).values()]:
+            with suppress(OSError):
+                own.register(key.fd, key.events)
+        os.dup2(own.fileno(), selector.fileno(), inheritable=False)
 
 
 def _forget_parent() -> None:

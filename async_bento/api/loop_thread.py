@@ -14,7 +14,7 @@ from weakref import WeakSet, finalize
 
 import anyio
 
-from async_bento._core.fork import watch_forks
+from async_bento._core.fork import separate_epoll, watch_forks
 from async_bento._core.thread_pool import start_thread
 from async_bento.api.resources import CLOSED, CLOSED_DURING_CALL
 from async_bento.errors import ClosedError, ConfigError
@@ -80,6 +80,8 @@ class LoopThread:
     def forget_parent(self) -> None:
         """See `ForkAware`. The loop is not closed: that would remove the parent's sockets from the epoll they share."""
         self._lock = threading.Lock()
+        if self._running is not None:
+            self._running.separate()
         self._running = None
         if self._finalizer is not None:
             self._finalizer.detach()
@@ -144,6 +146,10 @@ class _RunningLoop:
             return future.result()
         except CancelledError:  # by the end of the loop
             raise ClosedError(CLOSED_DURING_CALL) from None
+
+    def separate(self) -> None:
+        """See `separate_epoll`."""
+        separate_epoll(self._loop)
 
     def stop(self) -> None:
         """Let the loop stop; does not wait."""

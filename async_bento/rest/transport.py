@@ -18,7 +18,7 @@ import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from async_bento._core.fork import watch_forks
+from async_bento._core.fork import separate_epoll, watch_forks
 from async_bento._core.loops import running_loop
 from async_bento._core.retry import lacks_tls, seconds_to_wait
 from async_bento._core.thread_pool import DaemonThreadPool
@@ -263,6 +263,8 @@ class Connections:
 
     def forget_parent(self) -> None:
         """See `ForkAware`."""
+        for loop in {loop for _, loop in self._limits}:
+            separate_epoll(loop)
         for keeper in [keeper for keepers in self._keepers.values() for keeper in keepers]:
             run_step(keeper.aclose())  # which closes nothing in another process
         self._forget(lambda _: True)

@@ -124,6 +124,7 @@ class TarBody(Payload):
         self._idle.set()
         self._writer: AbstractStreamWriter | None = None
         self._transport: asyncio.WriteTransport | None = None  # which the writer forgets once it is being closed
+        self._reader: TarReader | None = None
         self.md5: str | None = None
         self.failure: Exception | None = None
         self.may_have_arrived = False  # whether all bytes were sent by any attempt
@@ -153,7 +154,7 @@ class TarBody(Payload):
             self._idle.set()
 
     async def _write(self, writer: AbstractStreamWriter) -> None:
-        reader = TarReader(self._plan, *self._range, io_chunk=self._io_chunk, digest=self._digest)
+        self._reader = reader = TarReader(self._plan, *self._range, io_chunk=self._io_chunk, digest=self._digest)
         tar = AsyncTarReader(reader, asyncio.get_running_loop(), self._threads.executor)
         by_kernel, connection = sendfile.is_possible(writer), None
         # The last piece is held back until all bytes are read, checked and hashed: a storage that has received the
@@ -166,19 +167,25 @@ class TarBody(Payload):
                 if not sends_file:
                     ahead = asyncio.ensure_future(tar.read())
                 await self._send(writer, held)
-                held = chunk[len(chunk) :] if sends_file else chunk[-WRITE_SIZE:]
+                held = memoryview(b"" if sends_file else bytes(chunk[-WRITE_SIZE:]))  # a copy, which frees the chunk
                 for offset in range(0, len(chunk) - len(held), WRITE_SIZE):
                     await self._send(writer, chunk[offset : min(offset + WRITE_SIZE, len(chunk) - len(held))])
                 if sends_file:
+                    self._is_writing = True
                     await sendfile.flush(writer)
+                    self._is_writing = False
                     connection = sendfile.duplicate(writer) if connection is None else connection
-                    await self._send_file(reader, tar, connection)
+                    by_kernel = connection is not None
+                    if connection is not None:
+                        await self._send_file(reader, tar, connection)
                     ahead = asyncio.ensure_future(tar.read())
         finally:
             ahead.cancel()
-            await shielded(asyncio.gather(tar.close(), ahead, return_exceptions=True))
-            if connection is not None:
-                os.close(connection)
+            try:
+                await shielded(asyncio.gather(tar.close(), ahead, return_exceptions=True))
+            finally:
+                if connection is not None:
+                    os.close(connection)
         if self._sent + len(held) != self._size:
             raise IntegrityError(f"cannot send a part of {self._size} bytes: {self._sent + len(held)} bytes were read")
         self.md5 = reader.md5.hexdigest() if reader.md5 else None
@@ -231,6 +238,11 @@ class TarBody(Payload):
         """Whether the system tells how many bytes the peer has acknowledged."""
         transport: asyncio.WriteTransport | None = getattr(self._writer, "transport", None)
         return transport is None or unacknowledged(transport) is not None
+
+    async def check_sent(self) -> None:
+        """Raise a SourceChangedError if a file has changed until the peer had received it from the kernel."""
+        if self._reader is not None and self._reader.sent:
+            await self._threads.run(self._reader.check_sent)
 
     def rewind(self) -> None:
         """Take the sent bytes back from the progress: they will be sent again."""
@@ -293,6 +305,7 @@ async def _put(target: Target, body: TarBody, config: Config, request: str, part
                     raise ConnectionError("the server replied 2xx before the whole body was sent")
                 if text.strip() and is_markup(response.headers, text):  # a proxy's, or a captive portal's
                     raise ConnectionError("received an HTML page instead of a response")
+                await body.check_sent()
                 return verified_etag(response.headers, body.md5, request)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             if body.failure is not None:

@@ -40,9 +40,14 @@ async def flush(writer: AbstractStreamWriter) -> None:
         transport.set_write_buffer_limits()
 
 
-def duplicate(writer: AbstractStreamWriter) -> int:
-    """Return a new descriptor of the connection."""
-    return os.dup(_open_transport(writer).get_extra_info("socket").fileno())
+def duplicate(writer: AbstractStreamWriter) -> int | None:
+    """Return a new descriptor of the connection; None where the process may open no more."""
+    try:
+        return os.dup(_open_transport(writer).get_extra_info("socket").fileno())
+    except ConnectionError:
+        raise
+    except OSError:
+        return None
 
 
 def _open_transport(writer: AbstractStreamWriter) -> asyncio.WriteTransport:

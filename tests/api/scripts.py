@@ -20,7 +20,7 @@ import atexit
 last = []
 atexit.register(lambda: [function() for function in last])  # after what the package registers
 import asyncio, gc, logging, multiprocessing, os, signal, sys, threading, time, traceback
-from async_bento import AsyncBentoAPI, BentoAPI, BentoStore, ClosedError, ModelStore
+from async_bento import AsyncBentoAPI, BentoAPI, BentoStore, ClosedError, Config, ModelStore
 
 def outcome(pid, seconds=30):
     "How a child ended: its exit code, or that it hangs."

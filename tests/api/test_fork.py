@@ -222,3 +222,23 @@ asyncio.run(main())
     if transfer == "pull":
         assert contents(store / "big/v1") == contents(big)
     assert contents(tmp_path / "child/svc/v1") == contents(pushed)
+
+
+def test_connections_aborted_in_child_stay_open_in_parent(pushed: Path) -> None:
+    """As where the child collects them: it shares the parent's epoll, unless it is given its own."""
+    ended = run_program("""
+loop = asyncio.new_event_loop()
+api = AsyncBentoAPI(progress=False, config=Config(timeouts={"api": 5}, retry={"attempts": 1}))
+async def records():
+    return [record.version for record in (await api.list()).items]
+def abort_all():
+    for transport in [*loop._transports.values()]:
+        transport.abort()
+print(loop.run_until_complete(records()))
+print(in_child(abort_all))
+print(loop.run_until_complete(records()))
+loop.run_until_complete(api.aclose())
+loop.close()
+""")
+
+    assert ended == Ended(0, "['v1']\n0\n['v1']\n", "")

@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento import PartError, RateLimitError, SourceChangedError, StalledError
+from async_bento.transfer import sendfile
 from tests.builders import MiB, contents, make_model, random_bytes
 from tests.eventually import eventually
-from tests.fault_proxy import FINISH, PART, PUT, disconnect_while_reading, read_slowly, refuse, stop_reading
+from tests.fault_proxy import FINISH, PART, PUT, UPLOAD, disconnect_while_reading, read_slowly, refuse, stop_reading
 from tests.silent import error_of
 from tests.transfer.quiet import nothing_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aiohttp import web
+
+    from tests.fault_proxy import Exchange
     from tests.fixtures import MakeClient, StartProxy
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, Python sends the files")
@@ -73,15 +77,16 @@ async def test_large_files_sent_by_kernel_arrive(
     assert kernel.sent > 8 * MiB
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM])
 async def test_filesystem_without_sendfile_is_read(
-    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
+    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, number: int
 ) -> None:
     model = make_model(home, files=BOTH)
     proxy = await start_proxy()
 
     def refuse_later(_: int) -> None:
         if kernel.sent > MiB:  # in the middle of a file, which was hashed ahead
-            raise OSError(errno.EINVAL, "Invalid argument")
+            raise OSError(number, os.strerror(number))
 
     kernel.before = refuse_later
     await make_client(proxy).models.push("mod:m1")
@@ -123,6 +128,67 @@ async def test_file_changed_while_kernel_sends_raises(
     assert error.path == str(model / "large")
     (finish,) = proxy.matching(FINISH)
     assert finish.json["status"] == "failed"
+
+
+@pytest.mark.parametrize("transmission", ["auto", "proxy"])
+async def test_file_changed_before_the_storage_has_it_raises(
+    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str
+) -> None:
+    """The kernel sends the pages of a file, not copies: a change may reach the storage although all bytes were read."""
+    model = make_model(home, files={"large": LARGE})
+    proxy = await start_proxy(transmission)
+
+    async def change_first(exchange: Exchange) -> web.StreamResponse:
+        await exchange.read()
+        await asyncio.to_thread(write_same_size, model / "large")
+        return await exchange.forward()
+
+    proxy.add_fault(f"{PUT}|{UPLOAD}", change_first)
+    error = await error_of(make_client(proxy, transfer={"verify": False}).models.push("mod:m1"))
+
+    assert isinstance(error, SourceChangedError)
+    assert kernel.sent
+
+
+async def test_process_without_descriptors_reads(
+    kernel: Kernel,
+    start_proxy: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model(home, files=BOTH)
+    proxy = await start_proxy()
+
+    def fail(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", fail)
+    await make_client(proxy).models.push("mod:m1")
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert contents(elsewhere / "models/mod/m1") == contents(model)
+    assert not kernel.sent
+
+
+async def test_storage_that_takes_nothing_before_the_file_is_a_stall(
+    start_proxy: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    forever: asyncio.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_model(home, files={"large": LARGE})
+    proxy = await start_proxy("auto")
+
+    async def wait(_: object) -> None:
+        await forever.wait()
+
+    monkeypatch.setattr(sendfile, "flush", wait)
+    api = make_client(proxy, timeouts={"stall": 0.5}, retry={"attempts": 1})
+
+    assert isinstance(await asyncio.wait_for(error_of(api.models.push("mod:m1")), 30), StalledError)
 
 
 async def test_refusal_before_the_body_is_read_is_obeyed(

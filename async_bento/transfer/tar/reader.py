@@ -16,7 +16,7 @@ from aiofiles.threadpool.utils import delegate_to_executor
 from async_bento.config import KiB
 from async_bento.errors import ClosedError
 from async_bento.transfer.tar.plan import header, padded
-from async_bento.transfer.tar.unchanged import changed, check_file, read_error
+from async_bento.transfer.tar.unchanged import changed, check_file, check_path, read_error
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -29,8 +29,7 @@ UNSENT = 128 * KiB
 """The last bytes of a file, which `TarReader.send` leaves to `read`: they are sent once the whole file was checked."""
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_NO_SENDFILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ESPIPE, errno.EOVERFLOW}
-_DISK_ERRORS = {errno.EIO, errno.ESTALE}  # of sendfile(2); all others are the connection's
+_NETWORK_ERRORS = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENOTCONN}
 _HASH_SIZE = 256 * KiB  # fits in the cache of a core
 
 
@@ -54,6 +53,7 @@ class TarReader:
         self._hashed = start
         self._file: _LargeFile | None = None
         self._can_send = True
+        self.sent: dict[str, Entry] = {}  # the files of which the kernel has sent bytes, by path
         self._is_closed = False
         self._lock = Lock()
 
@@ -82,7 +82,8 @@ class TarReader:
     def send(self, connection: int, limit: int) -> bool:
         """Let the kernel send up to `limit` of the sendable bytes; whether the connection takes no more for now.
 
-        The bytes are hashed first. If the file changes between the two, the storage's MD5 differs.
+        The bytes are hashed first. If the file changes between the two, the storage's MD5 differs. The connection has
+        references to the pages of the file, not copies, until the peer has received them: see `check_sent`.
         """
         with self._lock:
             self._check_open()
@@ -91,6 +92,7 @@ class TarReader:
                 if self.md5 is not None and self._hashed == self.position:
                     self._hash_ahead(self._file, stop)
                 until = stop if self.md5 is None else self._hashed
+                self.sent[self._file.path] = self._file.entry
                 try:
                     self._advance(self._file.send(connection, self.position, until - self.position))
                 except BlockingIOError:
@@ -101,6 +103,14 @@ class TarReader:
                     self._can_send = False
                     break
             return False
+
+    def check_sent(self) -> None:
+        """Raise a SourceChangedError if a file that the kernel has sent has changed; call it after the response."""
+        for path, entry in self.sent.items():
+            try:
+                check_path(path, entry)
+            except OSError as error:
+                raise read_error(path, error) from error
 
     def close(self) -> None:
         """Close the open file."""
@@ -203,7 +213,7 @@ class AsyncTarReader(AsyncBase):  # type: ignore[type-arg]  # not generic at run
 
 
 class _NoSendfileError(Exception):
-    """The kernel does not send this file: the filesystem has no splice."""
+    """The kernel does not send this file; where the file is at fault, `read` says so."""
 
 
 class _LargeFile(NamedTuple):
@@ -232,11 +242,9 @@ class _LargeFile(NamedTuple):
         except (BlockingIOError, ConnectionError):
             raise
         except OSError as error:
-            if error.errno in _NO_SENDFILE:
-                raise _NoSendfileError from error
-            if error.errno in _DISK_ERRORS:
-                raise read_error(self.path, error) from error
-            raise ConnectionError(error.errno, error.strerror) from error  # a lost connection, which is retried
+            if error.errno in _NETWORK_ERRORS:
+                raise ConnectionError(error.errno, error.strerror) from error
+            raise _NoSendfileError from error
         if not sent:
             raise changed(self.path, "the file became shorter")
         return sent

@@ -35,14 +35,26 @@ def read_error(path: str, error: OSError) -> ArchiveError:
 def check_file(descriptor: int, path: str, entry: Entry) -> None:
     """Raise a SourceChangedError if an open file is not the one that the scan found."""
     status = os.fstat(descriptor)
+    _check_status(status, path, entry)
+    # Some mounts (GlusterFS, sshfs) state other times by fstat than by lstat, by which the scan found the file.
+    if not _has_times(status, entry):
+        check_path(path, entry)
+
+
+def check_path(path: str, entry: Entry) -> None:
+    """Raise a SourceChangedError if a path is not the file that the scan found."""
+    status = os.lstat(path)
+    _check_status(status, path, entry)
+    if not _has_times(status, entry):
+        why = "written to" if status.st_mtime_ns != entry.mtime_ns else "replaced, or its attributes were changed"
+        raise changed(path, f"the file was {why}")
+
+
+def _check_status(status: os.stat_result, path: str, entry: Entry) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise changed(path, "it is no longer a file")
     if status.st_size != entry.size:
         raise changed(path, f"the file had {entry.size} bytes and now has {status.st_size}")
-    # Some mounts (GlusterFS, sshfs) state other times by fstat than by lstat, by which the scan found the file.
-    if not _has_times(status, entry) and not _has_times(os.lstat(path), entry):
-        why = "written to" if status.st_mtime_ns != entry.mtime_ns else "replaced, or its attributes were changed"
-        raise changed(path, f"the file was {why}")
 
 
 def _has_times(status: os.stat_result, entry: Entry) -> bool:
