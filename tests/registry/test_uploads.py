@@ -440,6 +440,22 @@ async def test_disk_failure_during_upload_leaves_nothing(
     assert (item["upload_status"], item["upload_finished_reason"]) == ("failed", response.json["error"])
 
 
+@disk_only
+async def test_full_disk_at_the_end_of_an_upload_leaves_nothing(
+    caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch
+):
+    await caller.create()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk_files, "atomic_write", fail)
+    assert (await caller.bare("PUT", await caller.put_url(), data=DATA)).status == 507
+    assert (await caller.upload(DATA)).status == 507
+
+    assert [path for path in stored_files() if path.startswith("data")] == []
+
+
 async def test_presigned_transfer_of_large_body_bounds_memory(caller: Caller):
     size = 64 * 2**20
     block = os.urandom(2**16)

@@ -194,7 +194,13 @@ class DiskFiles:
         with self._lock:
             part = file.path.replace(file.path.with_name(_part_name(1, file.md5)))
             stored = StoredObject(id=part.parent.name, etag=f'"{file.md5}"', parts=(part.name,), sizes=(file.size,))
-            unused = self._publish(key, stored)
+            try:
+                unused = self._publish(key, stored)
+            except OSError:
+                published = self._find(key)
+                if published is None or published.id != stored.id:
+                    part.unlink()
+                raise
         self._remove(unused)
 
     def remove_if_empty(self, directory: Path) -> None:
