@@ -14,10 +14,10 @@ from collections import deque
 from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
-import anyio._backends._asyncio  # anyio imports it on first use: a child forked meanwhile would have a half of it
 from anyio.from_thread import start_blocking_portal
 
 from async_bento._core.thread_pool import DaemonThreadPool, start_thread
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 
 T = TypeVar("T")
+
+# anyio imports it on first use, perhaps in a thread: a child that is forked meanwhile would have a half of it.
+import_module("anyio._backends._asyncio")
 
 LOCK_POLL_INTERVAL = 0.2
 """Seconds between two attempts to acquire a lock that another process holds."""
