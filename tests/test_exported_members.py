@@ -129,7 +129,7 @@ def public_methods(value: object) -> dict[str, object]:
         name: member
         for base in reversed(own_bases(value))
         for name, member in vars(base).items()
-        if not name.startswith("_") and inspect.isroutine(unwrap(member))
+        if not name.startswith(("_", "model_")) and inspect.isroutine(unwrap(member))  # `model_` is pydantic's
     }
 
 

@@ -38,7 +38,7 @@ def test_import_of_registry_loads_no_aiobotocore():
 def test_serve_options_that_conflict_are_rejected(arguments: tuple[str, ...], message: str):
     result = make_runner().invoke(main, ["registry", "serve", *arguments])
     assert result.exit_code == 2
-    assert message in result.output
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize(

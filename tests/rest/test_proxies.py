@@ -146,8 +146,9 @@ def test_command_with_unusable_proxy_says_so(
     monkeypatch.setenv("http_proxy", proxy)
     done = make_runner().invoke(main, command)
     assert done.exit_code == 2
-    assert "proxy in http_proxy" in " ".join(done.output.split())
-    assert "Traceback" not in done.output
+    text = done.stdout + done.stderr
+    assert "proxy in http_proxy" in " ".join(text.split())
+    assert "Traceback" not in text
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "http://[::1"])
