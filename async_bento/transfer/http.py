@@ -171,13 +171,10 @@ class TarBody(Payload):
                 for offset in range(0, len(chunk) - len(held), WRITE_SIZE):
                     await self._send(writer, chunk[offset : min(offset + WRITE_SIZE, len(chunk) - len(held))])
                 if sends_file:
-                    self._is_writing = True
-                    await sendfile.flush(writer)
-                    self._is_writing = False
                     connection = sendfile.duplicate(writer) if connection is None else connection
                     by_kernel = connection is not None
                     if connection is not None:
-                        await self._send_file(reader, tar, connection)
+                        await self._send_file(writer, tar, reader, connection)
                     ahead = asyncio.ensure_future(tar.read())
         finally:
             ahead.cancel()
@@ -198,8 +195,13 @@ class TarBody(Payload):
         await writer.write(piece)
         self._is_writing = False
 
-    async def _send_file(self, reader: TarReader, tar: AsyncTarReader, connection: int) -> None:
-        """Let the kernel send the open file, but for its last bytes."""
+    async def _send_file(
+        self, writer: AbstractStreamWriter, tar: AsyncTarReader, reader: TarReader, connection: int
+    ) -> None:
+        """Let the kernel send the open file, but for its last bytes, after what was written before."""
+        self._is_writing = True
+        await sendfile.flush(writer)
+        self._is_writing = False
         while reader.sendable:
             position = reader.position
             is_full = await tar.send(connection, sendfile.STEP)

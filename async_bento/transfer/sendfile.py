@@ -11,10 +11,12 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from async_bento.config import MiB
+
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
-STEP = 4 << 20
+STEP = 4 * MiB
 """Bytes that a worker thread sends before the event loop counts them."""
 
 
