@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import encodings.idna  # noqa: F401 - a look-up imports it in its thread: a child forked meanwhile would wait for it for ever
 import os
 import socket
 from contextlib import suppress

@@ -242,3 +242,18 @@ loop.close()
 """)
 
     assert ended == Ended(0, "['v1']\n0\n['v1']\n", "")
+
+
+def test_client_imports_no_module_while_it_works(pushed: Path, tmp_path: Path) -> None:
+    """A child that is forked during an import of another thread waits for ever where it imports the same module."""
+    ended = run_program(f"""
+os.environ["BENTO_CLOUD_API_ENDPOINT"] = os.environ["BENTO_CLOUD_API_ENDPOINT"].replace("127.0.0.1", "localhost")
+store = BentoStore({str(tmp_path / "other/bentos")!r})
+imported = {{*sys.modules}}
+api = BentoAPI(progress=False)
+api.push("svc:v1", force=True), api.list(), api.pull("svc:v1", bento_store=store)
+print(sorted({{*sys.modules}} - imported))
+api.close()
+""")
+
+    assert ended == Ended(0, "[]\n", "")
