@@ -149,13 +149,15 @@ class Round:
         asked = [
             request
             for request in self.proxy.requests
-            if request.forwarded
-            and (
-                request.path.endswith("/upload")
-                or (request.path.endswith("finish_upload") and b"success" in request.body)
-                # Of a forced push through the registry, which records the success before the record is updated.
-                or (request.method == "PATCH" and request.path.endswith(f"/{item.kind}s/{item.version}"))
+            if (
+                request.forwarded
+                and (
+                    request.path.endswith("/upload")
+                    or (request.path.endswith("finish_upload") and b"success" in request.body)
+                )
             )
+            # Of a forced push through the registry, which records the success before the record is updated.
+            or (request.method == "PATCH" and request.path.endswith(f"/{item.kind}s/{item.version}"))
         ]
         if not any(not request.answered for request in asked):
             self._complain(f"a push failed, {item} is a success, and no answer to that was lost")
