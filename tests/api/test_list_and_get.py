@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from datetime import datetime, timezone
 from random import Random
@@ -11,13 +12,13 @@ import pytest
 from aiohttp import web
 
 from async_bento import NotFoundError
-from async_bento.api import async_api as api_module
+from async_bento.api import async_api as api_module, paging
 from async_bento.errors import APIStatusError
 from tests.builders import make_bento, make_model
 from tests.fault_proxy import FaultProxy, answer_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
     from tests.fault_proxy import Exchange
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 OF_DAY = "2024-01-{:02} 00:00:00"
 LIST = r"GET /api/v1/bentos"
+CHANGES = 20
 
 
 @pytest.fixture
@@ -34,6 +36,7 @@ async def proxy(
 ) -> FaultProxy:
     """Five bentos, the newest of which is `svc:v5`, read two at a time."""
     monkeypatch.setattr(api_module, "PAGE_SIZE", 2)
+    monkeypatch.setattr(paging, "LARGE_PAGE_SIZE", 2)
     proxy = await start_proxy()
     api = make_client(proxy)
     for day in (3, 1, 5, 2, 4):
@@ -144,33 +147,52 @@ async def test_list_during_push_returns_each_item_once(start_proxy: StartProxy, 
 
 
 class Versions:
-    """A registry's list of bentos, as faults answer for it; a test adds and deletes versions between two pages."""
+    """A registry's list of bentos, as faults answer for it; `change` adds and deletes versions between two requests."""
 
-    def __init__(self, proxy: FaultProxy, versions: Iterable[int], *, total: bool = True) -> None:
+    def __init__(
+        self,
+        proxy: FaultProxy,
+        versions: Iterable[int],
+        *,
+        total: bool = True,
+        largest_page: int = 100_000,
+        description: str = "",
+    ) -> None:
         self.versions = [*versions]
+        self.change: Callable[[int], None] = lambda request: None
+        self.wait: Callable[[], Awaitable[None]] | None = None
+        self.starts: list[int] = []
         self._states_total = total
+        self._largest_page = largest_page
+        self._description = description
         proxy.add_fault(LIST, self._answer, times=None)
 
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
+        if self.wait is not None:
+            await self.wait()
+        if 0 < len(self.starts) < CHANGES:  # a list that grows by a page for each request has no end
+            self.change(len(self.starts))
         start, count = (int(exchange.logged.query[name]) for name in ("start", "count"))
-        items = [{"uid": f"uid-{one}", "version": f"v{one}"} for one in self.versions[start : start + count]]
+        self.starts.append(start)
+        shown = self.versions[start : start + min(count, self._largest_page)]
+        items = [{"uid": f"uid-{one}", "version": f"v{one}", "description": self._description} for one in shown]
         total = {"total": len(self.versions)} if self._states_total else {}
         return web.json_response({"start": start, "count": count, **total, "items": items})
 
 
-async def walked(make_client: MakeClient, proxy: FaultProxy, change: Callable[[int], None]) -> list[int]:
-    """Iterate, and let the registry change before each request but the first."""
-    found: list[int] = []
-    requests = 1
+@pytest.fixture(params=["large pages", "small pages"])
+def page_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages as they are, and small ones, of which many are requested concurrently."""
+    if request.param == "small pages":
+        monkeypatch.setattr(paging, "LARGE_PAGE_SIZE", 100)
+
+
+async def walked(make_client: MakeClient, proxy: FaultProxy) -> list[int]:
     async with aclosing(make_client(proxy).iter()) as records:
-        async for record in records:
-            found.append(int(record.version[1:]))
-            if len(found) % 100 == 0:
-                change(requests)
-                requests += 1
-    return found
+        return [int(record.version[1:]) async for record in records]
 
 
+@pytest.mark.usefixtures("page_sizes")
 @pytest.mark.parametrize(
     ("added", "total"), [(1, True), (99, True), (100, True), (101, True), (250, True), (1, False), (100, False)]
 )
@@ -183,12 +205,14 @@ async def test_iter_finds_all_when_records_are_added(
     def add(request: int) -> None:
         registry.versions[:0] = range(1000 * request, 1000 * request + added)
 
-    found = await walked(make_client, proxy, add)
+    registry.change = add
+    found = await walked(make_client, proxy)
 
     assert [version for version in found if version < 1000] == [*range(250)]
     assert len(found) == len({*found})
 
 
+@pytest.mark.usefixtures("page_sizes")
 @pytest.mark.parametrize("first", [0, 30, 70, 99])
 @pytest.mark.parametrize("deleted", [1, 30, 100])
 async def test_iter_finds_all_that_stay_when_others_are_deleted(
@@ -200,12 +224,14 @@ async def test_iter_finds_all_that_stay_when_others_are_deleted(
     def delete(request: int) -> None:
         del registry.versions[first : first + deleted]
 
-    found = await walked(make_client, proxy, delete)
+    registry.change = delete
+    found = await walked(make_client, proxy)
 
     assert {*registry.versions} <= {*found}
     assert len(found) == len({*found})
 
 
+@pytest.mark.usefixtures("page_sizes")
 async def test_iter_finds_all_when_most_records_are_deleted(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     registry = Versions(proxy, range(1000))
@@ -214,20 +240,24 @@ async def test_iter_finds_all_when_most_records_are_deleted(start_proxy: StartPr
         if request == 6:
             del registry.versions[:560]
 
-    found = await walked(make_client, proxy, delete)
+    registry.change = delete
+    found = await walked(make_client, proxy)
 
     assert found == [*range(1000)]
 
 
+@pytest.mark.usefixtures("page_sizes")
 async def test_iter_ends_when_all_records_are_deleted(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     registry = Versions(proxy, range(300))
 
-    found = await walked(make_client, proxy, lambda _: registry.versions.clear())
+    registry.change = lambda request: registry.versions.clear()
+    found = await walked(make_client, proxy)
 
     assert found == [*range(100)]
 
 
+@pytest.mark.usefixtures("page_sizes")
 @pytest.mark.parametrize("seed", [73, 125, 239, 260])
 async def test_iter_with_changes_everywhere_finds_all_that_stay(
     start_proxy: StartProxy, make_client: MakeClient, seed: int
@@ -242,10 +272,49 @@ async def test_iter_with_changes_everywhere_finds_all_that_stay(
         new = {one for one in random.sample(range(50_000), random.choice([0, 1, 20, 150])) if one % 100}
         registry.versions[:] = sorted({*registry.versions} - gone | new)
 
-    found = await walked(make_client, proxy, change)
+    registry.change = change
+    found = await walked(make_client, proxy)
 
     assert stayed <= {*found}
     assert len(found) == len({*found})
+
+
+async def test_list_requests_four_large_pages_at_once(start_proxy: StartProxy, make_client: MakeClient) -> None:
+    proxy = await start_proxy()
+    registry = Versions(proxy, range(5100))
+    four_requested = asyncio.Event()
+
+    async def wait() -> None:
+        if len(proxy.requests) == 6:
+            four_requested.set()
+        if len(proxy.requests) > 2:
+            await asyncio.wait_for(four_requested.wait(), 10)
+
+    registry.wait = wait
+    listed = await make_client(proxy).list()
+
+    assert [int(bento.version[1:]) for bento in listed.items] == [*range(5100)]
+    assert [request.query["count"] for request in proxy.requests] == ["100", *["1001"] * 5]
+
+
+@pytest.mark.parametrize("total", [True, False])
+async def test_list_from_registry_with_a_largest_page_finds_all(
+    start_proxy: StartProxy, make_client: MakeClient, total: bool
+) -> None:
+    proxy = await start_proxy()
+    Versions(proxy, range(730), total=total, largest_page=70)
+
+    listed = await make_client(proxy).list()
+
+    assert [int(bento.version[1:]) for bento in listed.items] == [*range(730)]
+
+
+async def test_list_of_long_records_requests_small_pages(start_proxy: StartProxy, make_client: MakeClient) -> None:
+    proxy = await start_proxy()
+    Versions(proxy, range(300), description="x" * 120_000)
+
+    assert len((await make_client(proxy).list()).items) == 300
+    assert [request.query["count"] for request in proxy.requests] == ["100", "140", "140"]
 
 
 async def test_iter_reads_pages_lazily(proxy: FaultProxy, make_client: MakeClient) -> None:
