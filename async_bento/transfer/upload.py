@@ -12,7 +12,7 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
 
@@ -126,9 +126,9 @@ class Upload:
         async with self.failure_reported():
             strategy, url = await self._strategy(registration.record)
             self._is_started, self._is_proxied = True, strategy == "proxy"
-            await self.routes.start_upload(self.name, self.version)
             self.progress.enter("transferring", bytes_total=plan.size)
             if strategy == "proxy":
+                await self._start()
                 result = await self._send_through_registry(plan)  # the registry records the success itself
             else:
                 try:
@@ -223,6 +223,7 @@ class Upload:
 
     async def _send_to_storage(self, plan: TarPlan, url: SecretStr | None, threads: int) -> UploadResult:
         if url is not None and plan.size <= MAX_PUT_SIZE:
+            await self._start()
             return await self._send_single(plan, url)
         return await self._send_multipart(plan, threads)
 
@@ -272,7 +273,9 @@ class Upload:
     async def _send_multipart(self, plan: TarPlan, threads: int) -> UploadResult:
         part_size = choose_part_size(plan.size, self.pool.config.transfer.part_size, threads)
         source = await self._source(plan, part_size)
-        if interrupted := await self._resumable(source, plan.size):
+        interrupted = await self._resumable(source, plan.size)
+        if interrupted:
+            await self._start()
             self._storage_worked = bool(interrupted.etags)
             await self.journal(Journal.create, interrupted)  # drops a last line that a crash cut short
             multipart = Multipart(
@@ -285,7 +288,10 @@ class Upload:
                     raise
                 gone = "the storage has dropped the upload"
                 self._restart(gone if _is_upload_gone(error) else "the registry cannot complete the upload")
-        upload_id = await self._create_multipart()
+        if interrupted:
+            upload_id = await self._create_multipart()
+        else:
+            upload_id = await self._start_multipart()
         if source is not None:
             await self.journal(Journal.create, JournalEntries(source, upload_id))
         return await Multipart(self, plan, part_size, upload_id).send(threads)
@@ -317,6 +323,19 @@ class Upload:
 
     def _restart(self, reason: str) -> None:
         self.progress.restart(f": an interrupted push cannot be resumed, since {reason}")
+
+    async def _start(self) -> None:
+        await self.routes.start_upload(self.name, self.version)
+
+    async def _start_multipart(self) -> str:
+        """Start the upload and create its multipart upload, in one round trip."""
+        # None of the two is cancelled by a failure of the other: the registry may handle a cancelled request after the
+        # report of the failure, and the record would wait for bytes for ever.
+        started, upload_id = await asyncio.gather(self._start(), self._create_multipart(), return_exceptions=True)
+        for result in (started, upload_id):
+            if isinstance(result, BaseException):
+                raise result
+        return cast("str", upload_id)
 
     async def _create_multipart(self) -> str:
         upload_id = (await self.routes.start_multipart_upload(self.name, self.version)).upload_id

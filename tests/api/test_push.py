@@ -33,13 +33,15 @@ async def test_push_takes_its_steps_in_order(start_proxy: StartProxy, make_clien
 
     await make_client(proxy).push("svc:v1")
 
-    assert proxy.steps() == [
+    steps = proxy.steps()
+    steps[4:6] = sorted(steps[4:6])  # requested concurrently
+    assert steps == [
         "GET svc/v1",
         "GET bento_repositories/svc",
         "POST bento_repositories",
         "POST svc",
-        "PATCH svc/v1/start_upload",
         "PATCH svc/v1/start_multipart_upload",
+        "PATCH svc/v1/start_upload",
         "PATCH svc/v1/presign_multipart_upload_url",
         "PUT part 1",
         "PATCH svc/v1/complete_multipart_upload",
@@ -66,18 +68,62 @@ async def test_push_of_model_takes_the_same_steps(start_proxy: StartProxy, make_
 
     await make_client(proxy).models.push("mod:m1")
 
-    assert proxy.steps() == [
+    steps = proxy.steps()
+    steps[4:6] = sorted(steps[4:6])  # requested concurrently
+    assert steps == [
         "GET mod/m1",
         "GET model_repositories/mod",
         "POST model_repositories",
         "POST mod",
-        "PATCH mod/m1/start_upload",
         "PATCH mod/m1/start_multipart_upload",
+        "PATCH mod/m1/start_upload",
         "PATCH mod/m1/presign_multipart_upload_url",
         "PUT part 1",
         "PATCH mod/m1/complete_multipart_upload",
         "PATCH mod/m1/finish_upload",
     ]
+
+
+async def test_push_starts_upload_and_multipart_upload_concurrently(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    make_bento(home)
+    proxy = await start_proxy()
+    both_requested = asyncio.Event()
+
+    async def wait_for_both(exchange: Exchange) -> web.StreamResponse:
+        if len(proxy.matching("start_(multipart_)?upload")) == 2:
+            both_requested.set()
+        await asyncio.wait_for(both_requested.wait(), 10)
+        return await exchange.forward()
+
+    proxy.add_fault("start_(multipart_)?upload", wait_for_both, times=2)
+    await make_client(proxy).push("svc:v1")
+
+    assert len(proxy.matching("finish_upload")) == 1
+
+
+@pytest.mark.parametrize("refused", ["start_upload", "start_multipart_upload"])
+async def test_push_reports_failure_once_both_starts_have_ended(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, refused: str
+) -> None:
+    """Or the record would say `uploading` for ever, where the registry handled the report first."""
+    make_bento(home)
+    proxy = await start_proxy()
+    other = "start_multipart_upload" if refused == "start_upload" else "start_upload"
+    hold = Hold()
+    proxy.add_fault(f"/{refused}", answer_json(400, {"error": "no"}))
+    proxy.add_fault(f"/{other}", hold)
+    push = asyncio.create_task(make_client(proxy).push("svc:v1"))
+    await asyncio.wait_for(hold.arrived.wait(), 10)
+    await asyncio.sleep(0.1)
+    assert not proxy.matching("finish_upload")
+    hold.released.set()
+
+    with pytest.raises(APIStatusError, match="400 Bad Request: no"):
+        await push
+    (report,) = proxy.matching("finish_upload")
+    assert report.json["status"] == "failed"
 
 
 async def test_push_uploads_models_first_and_creates_repository_once(
