@@ -193,28 +193,28 @@ class Extractor:
         return (data,) if self._decompressor is None else self._decompressor.feed(data)
 
     def _parse(self, data: memoryview) -> None:
-        while data:
+        start, end = 0, len(data)
+        while start < end:
             if self._payload_left:
-                chunk, data = self._split(data, self._payload_left)
-                self._take_payload(chunk)
+                stop = min(start + self._payload_left, end)
+                self._position += stop - start
+                self._take_payload(data[start:stop])
             elif self._padding:
-                chunk, data = self._split(data, self._padding)
-                self._padding -= len(chunk)
+                stop = min(start + self._padding, end)
+                self._position += stop - start
+                self._padding -= stop - start
             elif self._end_blocks == _END_BLOCKS:
-                self._check_fill(data)
+                self._check_fill(data[start:])
                 return
             else:
-                chunk, data = self._split(data, _BLOCK - len(self._block))
-                self._block += chunk
+                stop = min(start + _BLOCK - len(self._block), end)
+                self._position += stop - start
+                self._block += data[start:stop]
                 if len(self._block) == _BLOCK:
                     block = bytes(self._block)
                     self._block.clear()
                     self._take_header(block)
-
-    def _split(self, data: memoryview, size: int) -> tuple[memoryview, memoryview]:
-        chunk = data[:size]
-        self._position += len(chunk)
-        return chunk, data[len(chunk) :]
+            start = stop
 
     def _check_fill(self, data: memoryview) -> None:
         self._fill += len(data)

@@ -1,7 +1,7 @@
 """Parsing of tar headers: ustar, GNU and PAX.
 
-`tarfile.TarInfo` parses a single block. Extended headers, which span several blocks, are parsed here, because
-`tarfile.TarFile` keeps every member in memory and trusts any size.
+`tarfile.TarInfo` parses a single block, except of the most frequent kind. Extended headers, which span several blocks,
+are parsed here, because `tarfile.TarFile` keeps every member in memory and trusts any size.
 """
 
 from __future__ import annotations
@@ -39,10 +39,19 @@ EXTENSIONS = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNA
 _GNU_LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 # Names are UTF-8. Where file names are ASCII, as in the C locale, the same bytes are written by way of surrogates.
 _ENCODING = "ascii" if sys.getfilesystemencoding() == "ascii" else "utf-8"
-_SIZE_FIELD = slice(124, 136)
+_MODE, _SIZE_FIELD, _CHECKSUM = 100, slice(124, 136), slice(148, 156)  # fields of a block (POSIX.1-1988, ustar)
+_MAGIC, _DEVICES, _PREFIX = slice(257, 265), slice(329, 345), 345
+_MAGICS = {tarfile.POSIX_MAGIC, tarfile.GNU_MAGIC}
+_NO_DEVICES = {bytes(16), 2 * b"0000000\0"}
+# From the mode to the link name, which is empty: mode, owner, group, size, time, checksum, type.
+_PLAIN_NUMBERS = re.compile(
+    rb"(?P<mode>[0-7]{7})\0[0-7]{7}\0[0-7]{7}\0"
+    rb"(?P<size>[0-7]{11})\0(?P<mtime>[0-7]{11})\0(?P<checksum>[0-7]{6})\0 (?P<type>[05])\0"
+)
 _OCTAL = re.compile(rb" *[0-7]* *(\0.*)?", re.DOTALL)
 _BASE_256 = (b"\x80", b"\xff")  # first byte of a binary number in GNU tar: positive, negative
 _NS_DIGITS = 9
+_USTAR_LIMIT = 8**11  # first number beyond eleven octal digits
 # Digits are bounded: int() of a long string takes the square of its length (CVE-2020-10735).
 _RECORD_LENGTH = re.compile(rb"([0-9]{1,7}) ")
 _SIZE = re.compile(r"[0-9]{1,19}", re.ASCII)
@@ -67,8 +76,42 @@ class Member(NamedTuple):
     target: str
 
 
-def parse_block(block: bytes) -> tarfile.TarInfo:
+class Header(NamedTuple):
+    """The fields of a header block; sizes in bytes, the time in seconds."""
+
+    name: str
+    type: bytes
+    size: int
+    mode: int
+    mtime: int
+    linkname: str = ""
+
+
+def parse_block(block: bytes) -> Header:
     """Parse a header block of 512 bytes that are not all zero."""
+    return _parse_plain(block) or _parse_any(block)
+
+
+def _parse_plain(block: bytes) -> Header | None:
+    """Parse the block of a file or directory as tar programs write it for most of them; None for any other."""
+    # In a fifth of the time of tarfile, for each of what may be a hundred thousand small files.
+    numbers = _PLAIN_NUMBERS.match(block, _MODE)
+    end = block.find(0, 0, _MODE)
+    if numbers is None or end <= 0 or block[_MAGIC] not in _MAGICS or block[_DEVICES] not in _NO_DEVICES:
+        return None
+    if block[_PREFIX] or sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" ") != int(numbers["checksum"], 8):
+        return None
+    name, type_ = _decode(block[:end]), numbers["type"]
+    return Header(
+        name.rstrip("/") if type_ == tarfile.DIRTYPE else name,
+        type_,
+        int(numbers["size"], 8),
+        int(numbers["mode"], 8),
+        int(numbers["mtime"], 8),
+    )
+
+
+def _parse_any(block: bytes) -> Header:
     try:
         header = tarfile.TarInfo.frombuf(block, _ENCODING, "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
@@ -79,7 +122,7 @@ def parse_block(block: bytes) -> tarfile.TarInfo:
         raise refused(header.name, "its size is not an octal number")
     if not 0 <= header.size < MAX_SIZE:
         raise refused(header.name, f"its size is {header.size} bytes")
-    return header
+    return Header(header.name, header.type, header.size, header.mode, int(header.mtime), header.linkname)
 
 
 def parse_extension(type_: bytes, payload: bytes) -> dict[str, str]:
@@ -121,7 +164,7 @@ def _decode(raw: bytes) -> str:
     return raw.decode(_ENCODING, "surrogateescape")
 
 
-def parse_member(header: tarfile.TarInfo, records: Mapping[str, str], limits: Limits) -> Member:
+def parse_member(header: Header, records: Mapping[str, str], limits: Limits) -> Member:
     """Merge a member's header with the records before it, and check the result by the rules of `safety`."""
     # An empty value deletes a record (POSIX.1-2017, pax), hence `or`.
     name = records.get("path") or header.name
@@ -144,7 +187,7 @@ def parse_member(header: tarfile.TarInfo, records: Mapping[str, str], limits: Li
     return Member(name, path, type_, size, header.mode, _mtime_ns(records, header, name), target)
 
 
-def _size(records: Mapping[str, str], header: tarfile.TarInfo, name: str) -> int:
+def _size(records: Mapping[str, str], header: Header, name: str) -> int:
     text = records.get("size")
     if not text:
         return header.size
@@ -156,9 +199,12 @@ def _size(records: Mapping[str, str], header: tarfile.TarInfo, name: str) -> int
     return size
 
 
-def _mtime_ns(records: Mapping[str, str], header: tarfile.TarInfo, name: str) -> int:
+def _mtime_ns(records: Mapping[str, str], header: Header, name: str) -> int:
     # Not by float(): nanoseconds since 1970 need 61 bits, and a float has 53.
-    text = records.get("mtime") or str(int(header.mtime))
+    text = records.get("mtime")
+    if not text and 0 <= header.mtime < _USTAR_LIMIT:
+        return header.mtime * 10**_NS_DIGITS
+    text = text or str(header.mtime)
     found = _TIME.fullmatch(text)
     if found is None:
         raise refused(name, f"its time is {quoted(text[:40])}")
