@@ -62,6 +62,7 @@ class Round:
     complaints: list[str] = field(default_factory=list)
     story: list[str] = field(default_factory=list)
     _registry: Process | None = None
+    _killed: Process | None = None
 
     async def play(self) -> None:
         """Play the case."""
@@ -358,6 +359,8 @@ class Round:
     # The registry
 
     async def _start_registry(self) -> None:
+        if self._killed is not None:  # `_stop_registry` may have been cancelled, and the directory is still locked
+            await self._killed.ended.wait()
         if self._registry is None:
             self._registry = self.zygote.start(
                 do="serve",
@@ -377,11 +380,12 @@ class Round:
         self.proxy.registry.endpoint = self.direct
 
     async def _stop_registry(self) -> None:
-        registry, self._registry = self._registry, None
         self.proxy.registry.endpoint = ""
-        if registry is not None:
-            registry.kill()
-            await registry.ended.wait()
+        if self._registry is not None:
+            self._killed, self._registry = self._registry, None
+            self._killed.kill()
+        if self._killed is not None:
+            await self._killed.ended.wait()
 
     async def _record(self, item: Item) -> Record:
         return await asyncio.to_thread(record_of, self.direct, "token", item.kind, item.name, item.version)
