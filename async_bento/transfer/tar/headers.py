@@ -46,7 +46,7 @@ _NO_DEVICES = {bytes(16), 2 * b"0000000\0"}
 # From the mode to the link name, which is empty: mode, owner, group, size, time, checksum, type.
 _PLAIN_NUMBERS = re.compile(
     rb"(?P<mode>[0-7]{7})\0[0-7]{7}\0[0-7]{7}\0"
-    rb"(?P<size>[0-7]{11})\0(?P<mtime>[0-7]{11})\0(?P<checksum>[0-7]{6})\0 (?P<type>[05])\0"
+    rb"(?P<size>[0-7]{11})\0(?P<mtime>[0-7]{11})\0(?P<checksum>[0-7]{6})\0 (?P<type>[05x])\0"
 )
 _OCTAL = re.compile(rb" *[0-7]* *(\0.*)?", re.DOTALL)
 _BASE_256 = (b"\x80", b"\xff")  # first byte of a binary number in GNU tar: positive, negative
@@ -93,8 +93,8 @@ def parse_block(block: bytes) -> Header:
 
 
 def _parse_plain(block: bytes) -> Header | None:
-    """Parse the block of a file or directory as tar programs write it for most of them; None for any other."""
-    # In a fifth of the time of tarfile, for each of what may be a hundred thousand small files.
+    """Parse the block of a file, directory or PAX header as tar programs write it for most of them; None for any other."""
+    # In a fifth of the time of tarfile, for each of what may be a hundred thousand small files, twice with PAX times.
     numbers = _PLAIN_NUMBERS.match(block, _MODE)
     end = block.find(0, 0, _MODE)
     if numbers is None or end <= 0 or block[_MAGIC] not in _MAGICS or block[_DEVICES] not in _NO_DEVICES:
