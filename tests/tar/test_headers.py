@@ -12,7 +12,15 @@ from async_bento.transfer.tar import headers
 from async_bento.transfer.tar.headers import Header, parse_block
 
 NAMES = ("./a", "a", "./src/", "dir//", "./" + "x" * 98, "y" * 99, "z" * 100, "./é", "./\udcff", "a\nb", " ", "/abs")
-TYPES = (tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)
+TYPES = (
+    tarfile.REGTYPE,
+    tarfile.XHDTYPE,
+    tarfile.AREGTYPE,
+    tarfile.DIRTYPE,
+    tarfile.SYMTYPE,
+    tarfile.LNKTYPE,
+    tarfile.FIFOTYPE,
+)
 
 
 def blocks(random: Random) -> list[bytes]:

@@ -93,8 +93,8 @@ def parse_block(block: bytes) -> Header:
 
 
 def _parse_plain(block: bytes) -> Header | None:
-    """Parse the block of a file, directory or PAX header as tar programs write it for most of them; None for any other."""
-    # In a fifth of the time of tarfile, for each of what may be a hundred thousand small files, twice with PAX times.
+    """Parse a file's, directory's or PAX header's block as tar programs write most of them; None for any other."""
+    # In a fifth of the time of tarfile, for each of what may be a hundred thousand small files; each may have two.
     numbers = _PLAIN_NUMBERS.match(block, _MODE)
     end = block.find(0, 0, _MODE)
     if numbers is None or end <= 0 or block[_MAGIC] not in _MAGICS or block[_DEVICES] not in _NO_DEVICES:
