@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from async_bento._core.version import __version__
 
 if TYPE_CHECKING:
+    from async_bento._core.tag import Tag
     from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
     from async_bento.api.push import PushResult
     from async_bento.api.sync_api import BentoAPI, ModelAPI
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     )
     from async_bento.store.items import Bento, Model
     from async_bento.store.store import BentoStore, ModelStore
-    from async_bento.store.tag import Tag
 
 _NAMES = {
     "api.async_api": ("AsyncBentoAPI", "AsyncModelAPI"),
@@ -95,7 +95,7 @@ _NAMES = {
     "api.push": ("PushResult",),
     "store.items": ("Bento", "Model"),
     "store.store": ("BentoStore", "ModelStore"),
-    "store.tag": ("Tag",),
+    "_core.tag": ("Tag",),
     "api.sync_api": ("BentoAPI", "ModelAPI"),
     "rest.client": ("RestApiClient",),
     "rest.schemas": (

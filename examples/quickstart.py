@@ -92,8 +92,8 @@ async def main() -> None:
                 print(f"Second push: skipped={again.skipped}, {again.bytes_sent} bytes\n")
 
             async with api(target) as client:
-                for record in (await client.list()).items:
-                    print(f"On the registry: greeter:{record.version}, {record.upload_status}")
+                for record in await client.list():
+                    print(f"On the registry: {record.tag}, {record.upload_status}")
                 record = await client.get("greeter", "v1")
                 print(f"Labels: {', '.join(f'{label.key}={label.value}' for label in record.labels)}\n")
                 bento = await client.pull("greeter", with_models=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, Protocol, runtime_checkable
 
 from async_bento._core.concurrency import background_task
+from async_bento._core.tag import Tag
 from async_bento.api import kinds
 from async_bento.api.bento_models import pull_models, push_models
 from async_bento.api.kinds import ItemT, RecordT
@@ -29,7 +30,6 @@ from async_bento.rest.schemas import (
 )
 from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
-from async_bento.store.tag import Tag
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from typing_extensions import Self
 
+    from async_bento._core.tag import TagLike
     from async_bento.api.kinds import Kind
     from async_bento.config import Config
     from async_bento.progress.events import ProgressListener
     from async_bento.rest.schemas import ListSchema
-    from async_bento.store.tag import TagLike
 
 
 @runtime_checkable

@@ -23,6 +23,7 @@ from async_bento.store.store import ModelStore
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from async_bento._core.tag import Tag
     from async_bento.api.kinds import RecordT
     from async_bento.api.pull import Puller
     from async_bento.api.push import Pusher
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from async_bento.store.items import Bento, Model
     from async_bento.store.metadata import BentoModelInfo
     from async_bento.store.store import Store
-    from async_bento.store.tag import Tag
 
 
 async def push_models(pusher: Pusher[Model, RecordT], bento: Bento) -> tuple[PushResult, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.concurrency import hold_lock
 from async_bento._core.retry import is_missing
+from async_bento._core.tag import Tag
 from async_bento.api.kinds import BARE_REASON, ItemT, RecordT
 from async_bento.api.records import find_record, hub_of, newest_records, not_found, wants_newest
 from async_bento.errors import (
@@ -26,7 +27,6 @@ from async_bento.rest.schemas import (
     ModelManifestSchema,
     failure_reason,
 )
-from async_bento.store.tag import Tag
 from async_bento.transfer.download import DownloadSource, download
 from async_bento.transfer.resumable_extract import resumable_extract
 

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
     from pathlib import Path
 
+    from async_bento._core.tag import Tag
     from async_bento.api.kinds import Kind, RecordBodies
     from async_bento.api.resources import Resources
     from async_bento.progress.events import Progress
     from async_bento.rest.request_schemas import CreateBentoSchema, CreateModelSchema
     from async_bento.rest.schemas import ItemSchema
     from async_bento.store.locks import Lock
-    from async_bento.store.tag import Tag
     from async_bento.transfer.multipart import UploadResult
 
 logger = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from async_bento._core.tag import LATEST, Tag
 from async_bento.api.paging import RecordT, walk
 from async_bento.errors import NotFoundError
 from async_bento.rest.schemas import UNFINISHED, ModelManifestSchema
-from async_bento.store.tag import LATEST, Tag
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -19,10 +19,10 @@ from async_bento.transfer.http import TransferPool
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from async_bento._core.tag import Tag
     from async_bento.config import Config
     from async_bento.progress.events import ProgressListener
     from async_bento.rest.client import RestApiClient
-    from async_bento.store.tag import Tag
 
 DISK_THREADS = 16
 """Threads of a client that read and write files and compute hashes: enough to keep the queue of a disk filled."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from typing_extensions import Self
 
+    from async_bento._core.tag import TagLike
     from async_bento.api.async_api import ItemAPI, TaggedItem
     from async_bento.api.kinds import ItemT, RecordT
     from async_bento.api.push import PushResult
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     )
     from async_bento.store.items import Bento, Model
     from async_bento.store.store import BentoStore, ModelStore
-    from async_bento.store.tag import TagLike
 
 
 class ModelAPI:

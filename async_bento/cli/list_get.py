@@ -109,8 +109,8 @@ async def _first(
 
 
 async def _get(routes: Records[ItemSchema], tag: str) -> ItemSchema:
+    from async_bento._core.tag import Tag
     from async_bento.api.records import find_record
-    from async_bento.store.tag import Tag
 
     return await find_record(routes, Tag.parse(tag))
 

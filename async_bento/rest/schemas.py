@@ -7,7 +7,7 @@ another, so that only fields without which no step works are required.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Generic, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Literal, TypeVar, cast, get_args, overload
 
 from pydantic import (
     BaseModel,
@@ -18,8 +18,13 @@ from pydantic import (
     model_validator,
 )
 
-from async_bento._core.text import facts, human_size, table
+from async_bento._core.tag import Tag
+from async_bento._core.text import MAX_ROWS, facts, human_size, table
 from async_bento._core.validation import JsonObject, UtcTime
+from async_bento.errors import APIResponseError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 UPLOADED = "success"
 """The `upload_status` of an item whose upload is complete."""
@@ -186,6 +191,29 @@ class ItemSchema(ResourceSchema):
     build_at: OptionalTime = None
     creator: UserSchema | None = None
 
+    @property
+    def tag(self) -> Tag:
+        """The tag, as of a local bento or model.
+
+        Raises:
+            APIResponseError: The registry did not send the name.
+        """
+        if not (name := _name(self)):
+            raise APIResponseError(f"the tag of version {self.version} is unknown: the registry did not send its name")
+        return Tag(name, self.version)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size by the manifest, in bytes, for a bento including its models; 0 if the registry sends none."""
+        manifest = _manifest(self)
+        return manifest.size_bytes if manifest else 0
+
+    def __repr__(self) -> str:
+        size = f", size={_size(self)!r}" if _manifest(self) else ""
+        return f"{type(self).__name__}(tag={record_tag(self)!r}, upload_status={self.upload_status!r}{size})"
+
+    __str__ = __repr__
+
     def _repr_html_(self) -> str:
         return facts(details(self))
 
@@ -307,7 +335,7 @@ ItemT = TypeVar("ItemT", bound=ItemSchema)
 
 
 class ListSchema(ResponseModel, Generic[ItemT]):
-    """A page of a list, or all its pages."""
+    """A page of a list, or all its pages: a sequence of records."""
 
     _NOUN: ClassVar[str] = "items"
 
@@ -316,12 +344,35 @@ class ListSchema(ResponseModel, Generic[ItemT]):
     total: int = 0
     items: list[ItemT] = []
 
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[ItemT]:  # type: ignore[override]  # pydantic's iterates over pairs of name and value
+        return iter(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> ItemT: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ItemT]: ...
+
+    def __getitem__(self, index: int | slice) -> ItemT | list[ItemT]:
+        return self.items[index]
+
+    def __repr__(self) -> str:
+        shown = [repr(record_tag(item)) for item in self.items[:MAX_ROWS]]
+        if len(self) > MAX_ROWS:
+            shown.append(f"... {len(self) - MAX_ROWS:,} more")
+        return f"{type(self).__name__}([{', '.join(shown)}])"
+
+    __str__ = __repr__
+
     def _repr_html_(self) -> str:
         return table(SUMMARY_COLUMNS, map(summary_row, self.items), total=len(self.items), noun=self._NOUN)
 
 
 class BentoWithRepositoryListSchema(ListSchema[BentoWithRepositorySchema]):
-    """A list of bentos, newest first.
+    """A list of bentos, newest first. It has a length, can be indexed, and iterates over its items.
 
     Attributes:
         start: The position of the first item in the whole list, from 0.
@@ -334,7 +385,7 @@ class BentoWithRepositoryListSchema(ListSchema[BentoWithRepositorySchema]):
 
 
 class ModelWithRepositoryListSchema(ListSchema[ModelWithRepositorySchema]):
-    """A list of models, newest first.
+    """A list of models, newest first. It has a length, can be indexed, and iterates over its items.
 
     Attributes:
         start: The position of the first item in the whole list, from 0.
@@ -351,8 +402,7 @@ SUMMARY_COLUMNS = ("TAG", "SIZE", "BUILT (UTC)", "UPLOAD")
 
 def record_tag(item: ItemSchema) -> str:
     """The tag of a record; its version alone if the registry does not send the name."""
-    repository = getattr(item, "repository", None)
-    name = repository.name if repository is not None else getattr(_manifest(item), "name", None)
+    name = _name(item)
     return f"{name}:{item.version}" if name else item.version
 
 
@@ -379,6 +429,11 @@ def details(item: ItemSchema, tag: str | None = None) -> list[tuple[str, str]]:
         ("Models", ", ".join(getattr(manifest, "models", []))),
         ("Labels", ", ".join(f"{label.key}={label.value}" for label in item.labels)),
     ]
+
+
+def _name(item: ItemSchema) -> str | None:
+    repository = getattr(item, "repository", None)
+    return repository.name if repository is not None else getattr(_manifest(item), "name", None)
 
 
 def _manifest(item: ItemSchema) -> BentoManifestSchema | ModelManifestSchema | None:

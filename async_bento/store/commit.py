@@ -8,19 +8,19 @@ import os
 from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.files import fsync_path
+from async_bento._core.tag import LATEST
 from async_bento.store.errors import as_store_error
 from async_bento.store.filesystem import remove_tree, sync_tree
 from async_bento.store.latest import read_latest, write_latest
 from async_bento.store.layout import ItemT
 from async_bento.store.moves import Move, move_into_store
-from async_bento.store.tag import LATEST
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from async_bento._core.tag import Tag
     from async_bento.store.latest import LatestFiles
     from async_bento.store.locks import Lock
-    from async_bento.store.tag import Tag
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from pydantic import AfterValidator, BeforeValidator, InstanceOf, JsonValue, PlainSerializer, StrictStr
 
+from async_bento._core.tag import Tag
 from async_bento._core.validation import JsonObject, format_time
-from async_bento.store.tag import Tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

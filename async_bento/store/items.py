@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
     from typing_extensions import Self
 
+    from async_bento._core.tag import Tag
     from async_bento._core.validation import JsonObject
-    from async_bento.store.tag import Tag
 
 logger = logging.getLogger(__name__)
 

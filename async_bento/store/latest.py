@@ -10,10 +10,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.files import FILE_MODE, atomic_write, open_regular
+from async_bento._core.tag import LATEST, Tag
 from async_bento.errors import NotFoundError, StoreError
 from async_bento.store.layout import ItemT, is_tag_part
 from async_bento.store.locks import hold
-from async_bento.store.tag import LATEST, Tag
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -8,10 +8,10 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from async_bento._core.tag import Tag
 from async_bento.errors import InvalidTagError, NotFoundError, StoreError
 from async_bento.store.errors import as_store_error
 from async_bento.store.items import Item
-from async_bento.store.tag import Tag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

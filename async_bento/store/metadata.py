@@ -15,12 +15,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from async_bento._core.files import open_regular
+from async_bento._core.tag import Tag
 from async_bento._core.validation import RequestTime, first_error
 from async_bento.config import BENTOML_VERSION, MiB
 from async_bento.errors import NotFoundError, StoreError
 from async_bento.store.errors import as_store_error
 from async_bento.store.fields import FreeForm, Labels, Name, TagField, Text, Version, as_mapping
-from async_bento.store.tag import Tag
 
 if TYPE_CHECKING:
     from pathlib import Path

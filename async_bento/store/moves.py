@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from async_bento._core.files import atomic_write, copy_tree, fsync_path
+from async_bento._core.tag import LATEST
 from async_bento.store.filesystem import exchange, make_movable, move_aside, remove_tree, sync_tree
 from async_bento.store.latest import read_latest, write_latest
 from async_bento.store.places import rename_reaches
-from async_bento.store.tag import LATEST
 
 ITEM = "item"
 """The staged item in a temporary directory, or the old one that a commit or a delete moved aside."""

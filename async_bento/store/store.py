@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.files import fsync_path
+from async_bento._core.tag import LATEST, Tag, TagLike
 from async_bento.config import bentoml_home
 from async_bento.errors import InvalidTagError, NotFoundError
 from async_bento.store.commit import Commit
@@ -29,7 +30,6 @@ from async_bento.store.layout import ItemT, Layout, abbreviate, list_tag_parts
 from async_bento.store.locks import hold
 from async_bento.store.moves import ITEM
 from async_bento.store.staging import STATE, StagingArea
-from async_bento.store.tag import LATEST, Tag, TagLike
 
 if TYPE_CHECKING:
     import os

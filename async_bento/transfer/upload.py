@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from typing_extensions import ParamSpec
 
+    from async_bento._core.tag import Tag
     from async_bento.progress.events import Progress
     from async_bento.rest.routes import AnyRoutes
     from async_bento.rest.schemas import ItemSchema
     from async_bento.rest.transport import Target
-    from async_bento.store.tag import Tag
     from async_bento.transfer.http import TransferPool
     from async_bento.transfer.tar.plan import TarPlan
 

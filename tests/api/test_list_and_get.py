@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import aclosing
 from datetime import datetime, timezone
 from random import Random
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from async_bento import NotFoundError
+from async_bento import BentoStore, ModelStore, NotFoundError
 from async_bento.api import async_api as api_module, paging
 from async_bento.errors import APIStatusError
 from tests.builders import make_bento, make_model
@@ -52,6 +53,47 @@ async def test_list_returns_all_newest_first(proxy: FaultProxy, make_client: Mak
     assert [bento.version for bento in listed.items] == ["v5", "v4", "v3", "v2", "v1"]
     assert (listed.total, listed.count) == (5, 5)
     assert [request.query["start"] for request in proxy.requests] == ["0", "1", "3"]  # each begins with a known record
+
+
+async def test_list_is_a_sequence_of_records(proxy: FaultProxy, make_client: MakeClient) -> None:
+    bentos = await make_client(proxy).list()
+
+    assert [bento.version for bento in bentos] == ["v5", "v4", "v3", "v2", "v1"]
+    assert len(bentos) == 5
+    assert bentos[0] in bentos
+    assert [bento.version for bento in bentos[-2:]] == ["v2", "v1"]
+
+
+async def test_list_record_has_the_tag_and_size_of_the_bento(proxy: FaultProxy, make_client: MakeClient) -> None:
+    local = await asyncio.to_thread(BentoStore().get, "svc:v5")
+    (record,) = await make_client(proxy).list(limit=1)
+
+    assert record.tag == local.tag
+    assert record.size_bytes == await asyncio.to_thread(local.size) > 0
+
+
+async def test_list_record_can_be_pulled_and_pushed(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
+    api = make_client(proxy)
+    make_model(home, "mod:m1")
+    await api.models.push("mod:m1")
+    (record,) = await api.models.list()
+    await asyncio.to_thread(ModelStore().delete, "mod:m1")
+
+    model = await api.models.pull(record)
+    result = await api.models.push(record)
+
+    assert model is not None
+    assert (model.tag, result.tag) == (record.tag, record.tag)
+
+
+async def test_list_and_record_have_short_reprs(proxy: FaultProxy, make_client: MakeClient) -> None:
+    bentos = await make_client(proxy).list()
+
+    assert repr(bentos) == str(bentos)
+    assert repr(bentos) == "BentoWithRepositoryListSchema(['svc:v5', 'svc:v4', 'svc:v3', 'svc:v2', 'svc:v1'])"
+    assert re.fullmatch(
+        r"BentoWithRepositorySchema\(tag='svc:v5', upload_status='success', size='[0-9.]+ (B|KiB)'\)", str(bentos[0])
+    )
 
 
 async def test_list_items_have_their_repository(proxy: FaultProxy, make_client: MakeClient) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from async_bento._core.validation import TIME_FORMAT
+from async_bento.errors import APIResponseError
 from async_bento.rest.request_schemas import (
     CompletePartSchema,
     CreateBentoSchema,
@@ -119,6 +120,20 @@ def test_item_requires_only_version(schema: type[BentoFullSchema | ModelWithRepo
         None,
         None,
     )
+
+
+def test_item_without_name_has_no_tag() -> None:
+    item = ModelWithRepositorySchema.model_validate({"version": "v1"})
+    assert item.size_bytes == 0
+    assert repr(item) == "ModelWithRepositorySchema(tag='v1', upload_status='')"
+    with pytest.raises(APIResponseError, match="did not send its name"):
+        _ = item.tag
+
+
+def test_long_list_has_a_short_repr() -> None:
+    page = BentoWithRepositoryListSchema.model_validate({"items": [{"version": f"v{i}"} for i in range(1021)]})
+    assert repr(page).endswith("'v19', ... 1,001 more])")
+    assert repr(page[:1]) == "[BentoWithRepositorySchema(tag='v0', upload_status='')]"
 
 
 @pytest.mark.parametrize("schema", ANSWERS)

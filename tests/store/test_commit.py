@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from async_bento._core.tag import Tag
 from async_bento.errors import InvalidTagError, StoreError
 from async_bento.store import filesystem
 from async_bento.store.items import Bento
 from async_bento.store.store import BentoStore
-from async_bento.store.tag import Tag
 from tests.store.stores import OLD, fill, put, staging_of
 
 

@@ -10,13 +10,13 @@ from datetime import datetime, timezone
 import pytest
 import yaml
 
+from async_bento._core.tag import Tag
 from async_bento._core.validation import format_time
 from async_bento.errors import NotFoundError, StoreError
 from async_bento.store.fields import MAX_VALUES
 from async_bento.store.items import MAX_README_SIZE, Bento, Model
 from async_bento.store.metadata import MAX_YAML_SIZE
 from async_bento.store.store import BentoStore
-from async_bento.store.tag import Tag
 from tests.corpus.items import BENTOS, CORPUS, name_of, sent_by_bentoml
 
 BENTO = {"service": "s:S", "name": "iris", "version": "v1", "creation_time": "2024-01-01T00:00:00+00:00"}

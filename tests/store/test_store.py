@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from async_bento._core.tag import Tag
 from async_bento.errors import InvalidTagError, NotFoundError, StoreError
 from async_bento.store.items import Model
 from async_bento.store.store import BentoStore, ModelStore
-from async_bento.store.tag import Tag
 from tests.store.stores import MIDDLE, NEW, OLD, fill, fill_model, latest, put, staging_of
 
 

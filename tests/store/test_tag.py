@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, strategies as st
 
+from async_bento._core.tag import Tag
 from async_bento.errors import InvalidTagError
-from async_bento.store.tag import Tag
 
 PARTS = st.from_regex(r"[a-z0-9]([-._a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 
@@ -59,6 +59,7 @@ def test_tag_upper_case_is_lowered_with_warning(caplog):
 def test_tag_like_object_is_parsed():
     assert Tag.parse(SimpleNamespace(name="iris", version="v1")) == Tag("iris", "v1")
     assert Tag.parse(SimpleNamespace(name="iris", version=None)) == Tag("iris")
+    assert Tag.parse(SimpleNamespace(tag=Tag("iris", "v1"), name="v1", version="v1")) == Tag("iris", "v1")
 
 
 @pytest.mark.parametrize("other", [None, 3, Path("iris"), b"iris:v1"])

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from async_bento._core.tag import Tag
 from async_bento._core.validation import first_error
 from async_bento.config import BENTOML_VERSION
 from async_bento.errors import StoreError
-from async_bento.store.tag import Tag
 
 if TYPE_CHECKING:
     from typing_extensions import Self

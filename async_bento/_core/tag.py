@@ -66,7 +66,8 @@ class Tag:
         """Parse a tag.
 
         Args:
-            tag: `name`, `name:version`, or an object with `name` and `version`, like BentoML's own `Tag`.
+            tag: `name`, `name:version`, an object with `name` and `version`, like BentoML's own `Tag`, or an object
+                with a `tag`, like a record or a bento.
 
         Returns:
             The tag.
@@ -81,6 +82,8 @@ class Tag:
             if colon and not version:
                 raise InvalidTagError(f"invalid tag {tag!r}: it ends in a colon. Did you mean `{name}:{LATEST}`?")
             return cls(name, version if colon else None)
+        if (own := getattr(tag, "tag", None)) is not None:  # the `name` of a record is its version
+            return cls.parse(own)
         try:
             return cls(tag.name, tag.version)
         except AttributeError as error:
