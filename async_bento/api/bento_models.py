@@ -109,7 +109,7 @@ async def _skip_missing(pusher: Pusher[Model, RecordT], wanted: BentoModelInfo) 
         if remote is None or remote.upload_status != UPLOADED:
             raise NotFoundError(
                 f"the model is neither in {kind.store.path} nor in the registry at {kind.endpoint}. "
-                "`bentoml models list` shows the local models."
+                "`async-bento store list --models` shows the local models."
             )
         progress.enter("skipped", "not stored locally, already pushed")
     return PushResult(wanted.tag, skipped=True)

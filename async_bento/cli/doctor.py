@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from async_bento._core.text import human_size, human_time
 from async_bento._core.version import __version__
 from async_bento.cli.errors import exit_code
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
-from async_bento.cli.output import wrap
+from async_bento.cli.output import print_json, wrap
 from async_bento.config import BENTOML_VERSION, Config, GiB, bentoml_home
 from async_bento.errors import APIError, AuthenticationError, BentoError, ConfigError, StoreError
 from async_bento.rest.client import RestApiClient
@@ -67,7 +66,7 @@ async def doctor(registry: RegistryOptions) -> None:
             click.echo(click.style(word, fg=colour) + line[len(word) :])
     if registry.as_json:
         records = [{"name": check.name, "ok": check.error is None, "message": check.message} for check in checks]
-        click.echo(json.dumps(records))
+        print_json(records)
     error = next((check.error for check in checks if check.error is not None), None)
     if error is not None:
         click.get_current_context().exit(exit_code(error))

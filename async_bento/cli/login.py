@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import click
 from async_bento._core.urls import check_endpoint
 from async_bento.cli.completion import complete_context
 from async_bento.cli.options import json_option
-from async_bento.cli.output import print_table
+from async_bento.cli.output import print_json, print_table
 from async_bento.errors import AuthenticationError, ConfigError
 from async_bento.rest.contexts import Context, contexts_path, read_contexts, store_context, use_context
 from async_bento.rest.credentials import (
@@ -88,7 +87,7 @@ def list_contexts(as_json: bool) -> None:
     known = read_contexts(path)
     current = known.current_context_name
     if as_json:
-        click.echo(json.dumps([_context_as_json(each, current) for each in known.contexts]))
+        print_json([_context_as_json(each, current) for each in known.contexts])
     elif not known.contexts:
         click.echo(f"No contexts in {path}. Run `async-bento login` to add one.", err=True)
     else:
@@ -128,7 +127,10 @@ def show_current_context(as_json: bool) -> None:
     current = known.find(known.current_context_name)
     if current is None:
         raise ConfigError(f"no current context in {path}. Run `async-bento login` to add one.")
-    click.echo(json.dumps(_context_as_json(current, current.name)) if as_json else current.name)
+    if as_json:
+        print_json(_context_as_json(current, current.name))
+    else:
+        click.echo(current.name)
     _warn_of_overrides(current.name)
 
 

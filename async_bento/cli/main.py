@@ -88,6 +88,7 @@ class RootGroup(LazyGroup):
         "pull": "push_pull:pull",
         "push": "push_pull:push",
         "registry": "serve:registry",
+        "store": "store:store",
     },
 )
 @click.version_option(__version__, prog_name="async-bento")

@@ -25,6 +25,11 @@ _GAP = "  "
 _MIN_WIDTH = 12  # of a column that is cut, so that shortened tags stay distinguishable
 
 
+def print_json(value: object) -> None:
+    """Print a value as JSON: indented on a terminal, otherwise on one line."""
+    click.echo(json.dumps(value, indent=2 if terminal_width() is not None else None))
+
+
 def print_push(result: PushResult, word: str) -> None:
     """Print the result of a push, unless a progress listener has shown it."""
     if is_watched():
@@ -47,7 +52,7 @@ def push_as_json(result: PushResult) -> dict[str, object]:
 def print_pull(tag: str, path: Path | None, *, as_json: bool) -> None:
     """Print where a pull has put an item; the path is None for a model without files in the registry."""
     if as_json:
-        click.echo(json.dumps({"tag": tag, "path": None if path is None else str(path)}))
+        print_json({"tag": tag, "path": None if path is None else str(path)})
     elif path is None:
         click.echo(f"{tag} has no files in the registry: its files are on the Hugging Face Hub.")
     else:
@@ -57,7 +62,7 @@ def print_pull(tag: str, path: Path | None, *, as_json: bool) -> None:
 def print_records(records: Sequence[ItemSchema], *, as_json: bool) -> None:
     """Print records as a table."""
     if as_json:
-        click.echo(json.dumps([_record_as_json(record) for record in records]))
+        print_json([_record_as_json(record) for record in records])
         return
     from async_bento.rest.schemas import SUMMARY_COLUMNS, summary_row
 
@@ -67,7 +72,7 @@ def print_records(records: Sequence[ItemSchema], *, as_json: bool) -> None:
 def print_record(record: ItemSchema, tag: str | None = None, *, as_json: bool) -> None:
     """Print one record; `tag`, if known, names the item in case the record does not."""
     if as_json:
-        click.echo(json.dumps(_record_as_json(record)))
+        print_json(_record_as_json(record))
         return
     from async_bento.rest.schemas import details
 

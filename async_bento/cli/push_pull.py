@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-import json
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -13,7 +11,8 @@ import click
 from async_bento.cli.completion import complete_bento, complete_model
 from async_bento.cli.errors import PushesError
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
-from async_bento.cli.output import print_pull, print_push, push_as_json
+from async_bento.cli.output import print_json, print_pull, print_push, push_as_json
+from async_bento.cli.selection import is_pattern, matching_tags
 from async_bento.errors import APIConnectionError, AuthenticationError, BentoError, ConfigError, NotFoundError
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ async def _select(store: Store[Any], arguments: Sequence[str], *, select_all: bo
     import anyio.to_thread
 
     arguments = [await anyio.to_thread.run_sync(_as_path_of_archive, argument) for argument in arguments]
-    if not select_all and not any(map(_is_pattern, arguments)):
+    if not select_all and not any(map(is_pattern, arguments)):
         return _Selection(list(dict.fromkeys(arguments)), is_single=len(arguments) == 1)
     stored: Sequence[Item] = await anyio.to_thread.run_sync(store.list)
     tags = [str(item.tag) for item in stored]
@@ -167,7 +166,7 @@ async def _select(store: Store[Any], arguments: Sequence[str], *, select_all: bo
         raise NotFoundError(f"no {word}s in {store.path}")
     selected: list[str] = []
     for argument in ["*"] if select_all else arguments:
-        matching = fnmatch.filter(tags, argument) if _is_pattern(argument) else [argument]
+        matching = matching_tags(tags, argument) if is_pattern(argument) else [argument]
         if not matching:
             raise NotFoundError(f"no {word} in {store.path} matches {argument!r}")
         selected += matching
@@ -178,10 +177,6 @@ def _as_path_of_archive(argument: str) -> str:
     """Make the name of an archive in the working directory a path, which a push refuses with a remedy."""
     is_archive = argument.endswith((".bento", ".bentomodel")) and os.path.isfile(argument)  # noqa: PTH113 - a str
     return os.path.abspath(argument) if is_archive else argument  # noqa: PTH100
-
-
-def _is_pattern(argument: str) -> bool:
-    return any(character in argument for character in "*?[") and "/" not in argument
 
 
 async def _push_each(
@@ -208,7 +203,7 @@ async def _push_each(
             print_push(result, word)
     if as_json:
         records = [push_as_json(result) for result in results]
-        click.echo(json.dumps(records[0] if selection.is_single else records))
+        print_json(records[0] if selection.is_single else records)
     if failures:
         raise PushesError(
             f"cannot push {len(failures)} of {len(selection.items)} {word}s: {', '.join(failures)}",

@@ -26,6 +26,7 @@ from async_bento._core.files import set_times
 from async_bento.errors import StoreError
 from async_bento.store.errors import as_store_error
 from async_bento.store.filesystem import inherit_group, is_writable, move_aside, remove_files, remove_tree
+from async_bento.store.items import directory_size
 from async_bento.store.locks import Lock
 from async_bento.store.moves import recorded_move
 from async_bento.store.places import LOCK, PREFIX, existing_roots, staging_root
@@ -112,6 +113,43 @@ class StagingArea:
             for path in root.glob(f"{PREFIX}*"):
                 with suppress(OSError, StoreError):
                     self._recover(path)
+
+    def prune(self, *, dry_run: bool = False) -> dict[Path, int]:
+        """Remove what no process uses, resumable or not; return the size in bytes of each path."""
+        removed: dict[Path, int] = {}
+        if not self.base.is_dir():
+            return removed
+        for root in {*existing_roots(self.base), self.root}:
+            for path in root.glob(f"{PREFIX}*"):
+                if not path.name.startswith(LOCK):
+                    with suppress(OSError, StoreError):
+                        removed |= self._prune(path, dry_run)
+        if not dry_run:
+            self.recover()  # the lock files
+        return removed
+
+    def _prune(self, path: Path, dry_run: bool) -> dict[Path, int]:
+        lock = self._lock(path.parent, path.name)
+        locks = [lock]
+        if path.name.startswith(KEPT):  # a push and a pull hold another lock from their start to their end
+            locks.insert(0, self._lock(path.parent, path.name.removeprefix(KEPT)))
+        try:
+            if not all(each.acquire(timeout=0) and each.excludes_processes for each in locks):
+                return {}
+            is_directory = path.is_dir()
+            size = directory_size(path) if is_directory else path.stat().st_size
+            if dry_run:
+                return {path: size}
+            if not is_directory:
+                path.unlink()
+            elif self._recover_move(path):
+                self._remove(path, lock)
+            else:
+                return {}
+            return {path: size}
+        finally:
+            for each in locks:
+                each.release()
 
     def _recover(self, path: Path) -> None:
         if path.name.startswith(LOCK):

@@ -203,6 +203,22 @@ class Store(Generic[ItemT]):
         if self._latest.read(name) is None:
             self._latest.repair(name)
 
+    def prune(self, *, dry_run: bool = False) -> dict[Path, int]:
+        """Remove what interrupted transfers left and no running process uses, also what a later call could resume.
+
+        Stores with the same parent directory, like those of bentos and models, share the directory of these files.
+
+        Args:
+            dry_run: Whether to remove nothing, and only return what would be removed.
+
+        Returns:
+            The size in bytes of each removed file or directory.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        return self._staging.prune(dry_run=dry_run)
+
     @staticmethod
     def state_of(staged: Path) -> Path:
         """Name the file that makes a staging directory resumable.
