@@ -17,9 +17,7 @@ from async_bento.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from async_bento.progress.events import ProgressEvent, ProgressListener
+    from collections.abc import Mapping, Sequence
 
 _EXIT_CODES: Sequence[tuple[type[BentoError], int]] = (
     (ConfigError, 2),
@@ -30,9 +28,7 @@ _EXIT_CODES: Sequence[tuple[type[BentoError], int]] = (
     (BentoError, 1),
 )
 
-# Keys of click's `Context.meta`.
-_RESUMABLE = "async_bento.resumable"
-_REPORTED = "async_bento.reported"
+_RESUMABLE = "async_bento.resumable"  # a key of click's `Context.meta`
 
 
 class PushesError(BentoError):
@@ -58,20 +54,3 @@ def mark_resumable() -> None:
 def interruption_message(ctx: click.Context) -> str:
     """Write the message for Ctrl-C."""
     return "Interrupted." + (" Run the same command again to resume." if ctx.meta.get(_RESUMABLE) else "")
-
-
-def recording_failures(listener: ProgressListener) -> Callable[[ProgressEvent], None]:
-    """Wrap a progress listener to record the failures it has shown, for `is_reported`."""
-    reported: set[str] = click.get_current_context().meta.setdefault(_REPORTED, set())
-
-    def record(event: ProgressEvent) -> None:
-        listener(event)
-        if event.phase == "failed":
-            reported.add(event.message)
-
-    return record
-
-
-def is_reported(ctx: click.Context, error: BentoError) -> bool:
-    """Check whether a progress listener has shown this error."""
-    return str(error) in ctx.meta.get(_REPORTED, ())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from async_bento._core.version import __version__
-from async_bento.cli.errors import exit_code, interruption_message, is_reported
+from async_bento.cli.errors import exit_code, interruption_message
 from async_bento.cli.process import process_errors
 from async_bento.cli.signals import exit_code_of_signal
 from async_bento.errors import BentoError
@@ -65,8 +65,7 @@ class RootGroup(LazyGroup):
         try:
             return super().invoke(ctx)
         except BentoError as error:
-            if not is_reported(ctx, error):
-                click.secho(f"Error: {error}", err=True, fg="red")
+            click.secho(f"Error: {error}", err=True, fg="red")
             ctx.exit(exit_code(error))
         except (KeyboardInterrupt, click.Abort):  # click raises Abort for Ctrl-C and Ctrl-D at a prompt
             with suppress(OSError):  # after SIGHUP, the terminal is gone

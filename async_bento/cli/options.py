@@ -11,7 +11,7 @@ import click
 
 from async_bento._core.garbage import resume_collection
 from async_bento.cli.completion import complete_context
-from async_bento.cli.errors import mark_resumable, recording_failures
+from async_bento.cli.errors import mark_resumable
 from async_bento.cli.signals import cancel_on_signals
 
 if TYPE_CHECKING:
@@ -34,14 +34,11 @@ class RegistryOptions:
     def make_transfer_api(self) -> AsyncBentoAPI:
         """Create an API for commands that push or pull; it shows progress if the output is a terminal."""
         from async_bento.api.async_api import AsyncBentoAPI
-        from async_bento.progress.listeners import choose_listener
 
         resume_collection()
         mark_resumable()
         cancel_on_signals()
-        listener = choose_listener(None)
-        progress = recording_failures(listener) if listener else False
-        return AsyncBentoAPI(endpoint=self.endpoint, context=self.context, progress=progress)
+        return AsyncBentoAPI(endpoint=self.endpoint, context=self.context)
 
 
 def asynchronous(command: Callable[P, Coroutine[object, object, T]]) -> Callable[P, T]:

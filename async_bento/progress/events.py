@@ -7,6 +7,7 @@ return at once. A listener that raises is dropped; the transfer continues.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import sys
 from contextlib import contextmanager
@@ -14,18 +15,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections.abc import AsyncGenerator, Callable, Generator, Hashable
     from types import TracebackType
 
     from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
-Phase = Literal["planning", "transferring", "extracting", "finishing", "done", "skipped", "failed"]
+Phase = Literal["planning", "transferring", "extracting", "finishing", "done", "skipped", "failed", "interrupted"]
 """The phase of an item. `extracting`: all bytes of a pull have arrived, but are not yet extracted. `finishing`: all
-bytes of a push have arrived, and the registry completes the upload. The last three are final."""
+bytes of a push have arrived, and the registry completes the upload. The last four are final; `interrupted`: the
+transfer was cancelled."""
 
-ENDED: frozenset[Phase] = frozenset({"done", "skipped", "failed"})
+ENDED: frozenset[Phase] = frozenset({"done", "skipped", "failed", "interrupted"})
+
+MAX_WAITING = 10_000
+"""Events that `ProgressEvents` keeps: a service that stops iterating must not fill its memory."""
+
+_ids = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class ProgressEvent:
     Attributes:
         direction: `push` or `pull`.
         kind: `bento` or `model`.
-        tag: The tag of the bento or model.
+        tag: The tag of the bento or model. A pull of `NAME` has the tag `NAME:VERSION` once the version is known.
         phase: The phase of the transfer.
         bytes_done: Bytes of the tar transferred so far. The number shrinks when a part is retried.
         bytes_total: Bytes of the tar, or None while the size is unknown.
@@ -44,6 +51,8 @@ class ProgressEvent:
         parts_done: Parts uploaded so far, including those of an interrupted push.
         parts_total: Parts of a multipart push; None for other transfers.
         retries: Retried requests so far.
+        id: Identifies the transfer in this process, from its first event to its last; 0 in an event that no transfer
+            sent.
     """
 
     direction: Literal["push", "pull"]
@@ -57,6 +66,7 @@ class ProgressEvent:
     parts_done: int = 0
     parts_total: int | None = None
     retries: int = 0
+    id: int = 0
 
 
 class ProgressListener(Protocol):
@@ -90,6 +100,7 @@ class Progress:
     parts_done: int = field(default=0, init=False)
     parts_total: int | None = field(default=None, init=False)
     retries: int = field(default=0, init=False)
+    id: int = field(default_factory=lambda: next(_ids), init=False)
 
     def __enter__(self) -> Self:
         self._notify()
@@ -98,8 +109,14 @@ class Progress:
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.phase not in ENDED:
-            self.enter("done" if error is None else "failed", self.note if error is None else _reason(error))
+        if self.phase in ENDED:
+            return
+        if error is None:
+            self.enter("done", self.note)
+        elif isinstance(error, Exception):
+            self.enter("failed", _reason(error))
+        else:  # cancelled; the message of a CancelledError is for the author of the task
+            self.enter("interrupted")
 
     def enter(self, phase: Phase, message: str = "", *, bytes_total: int | None = None) -> None:
         """Enter a phase, with a message for the user."""
@@ -167,6 +184,7 @@ class Progress:
             parts_done=self.parts_done,
             parts_total=self.parts_total,
             retries=self.retries,
+            id=self.id,
         )
         try:
             self.listener(event)
@@ -180,8 +198,8 @@ class Progress:
 class ProgressEvents:
     """A listener whose events are iterated, for an application that forwards them to a page or a socket.
 
-    Slow consumers are safe: events that differ only in counters are coalesced, so memory does not grow with the
-    transfer.
+    Slow consumers are safe: events that differ only in counters are coalesced, and of more than 10,000 waiting events
+    the oldest are dropped.
 
         events = ProgressEvents()
         async with AsyncBentoAPI(progress=events) as api:
@@ -192,7 +210,7 @@ class ProgressEvents:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[tuple[str, ...], ProgressEvent] = {}
+        self._waiting: dict[tuple[Hashable, ...], ProgressEvent] = {}
         self._arrived = asyncio.Event()
 
     def __call__(self, event: ProgressEvent, /) -> None:
@@ -201,9 +219,11 @@ class ProgressEvents:
         Args:
             event: The progress of one bento or model.
         """
-        key = (event.direction, event.kind, event.tag, event.phase, event.message)
+        key = (key_of(event), event.phase, event.message)
         self._waiting.pop(key, None)  # the newest goes to the end
         self._waiting[key] = event
+        if len(self._waiting) > MAX_WAITING:
+            del self._waiting[next(iter(self._waiting))]
         self._arrived.set()
 
     async def until(self, task: asyncio.Future[Any]) -> AsyncGenerator[ProgressEvent]:
@@ -232,9 +252,12 @@ class ProgressEvents:
             task.remove_done_callback(ended)
 
 
+def key_of(event: ProgressEvent) -> Hashable:
+    """Identify the transfer of an event."""
+    return event.id or (event.direction, event.kind, event.tag)
+
+
 def _reason(error: BaseException) -> str:
-    if isinstance(error, asyncio.CancelledError):
-        return "cancelled"  # the message of a CancelledError is for the author of the task
     return str(error).partition("\n")[0] or type(error).__name__
 
 

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import heapq
+import json
 import os
 import sys
 import time
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from async_bento._core.text import shorten
-from async_bento.progress.events import ENDED, ProgressListener, is_notebook, is_watched
-from async_bento.progress.summary import TransferSummary, fit, key_of, last_line, name_of
+from async_bento.progress.events import ENDED, ProgressListener, is_notebook, is_watched, key_of
+from async_bento.progress.summary import Endings, TransferSummary, facts_of, fit, fit_name, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Hashable
 
     from tqdm import tqdm
 
     from async_bento.progress.events import ProgressEvent
+    from async_bento.progress.summary import Item
 
 REDRAW_INTERVAL = 0.1
-"""Seconds between two redraws of a bar."""
+"""Seconds between two redraws of the bars."""
+
+MAX_BARS, BUSIEST = 8, 5
+"""Of more than `MAX_BARS` active items only some are drawn, so that they fit a terminal of 24 lines and can be read."""
+
+KEEP_BONUS = 1.5
+"""How much faster an item must be to replace one that is drawn: items of about the same rate keep their lines."""
+
+NAME_COLUMNS = 40
+"""Columns that a name may take; on a narrow terminal it takes less."""
 
 DEFAULT_COLUMNS, BAR_COLUMNS = 80, 10
 
@@ -47,8 +61,46 @@ def _can_draw() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
+class _Timer:
+    """Calls a function regularly on the running event loop, if there is one, until it is stopped."""
+
+    def __init__(self, interval: float, function: Callable[[], None]) -> None:
+        self._interval = interval
+        self._function = function
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        if self._loop is None or self._loop.is_closed():
+            with suppress(RuntimeError):  # no loop: the listener draws at events alone
+                self._loop = asyncio.get_running_loop()
+                self._handle = self._loop.call_later(self._interval, self._call)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._loop = self._handle = None
+
+    def _call(self) -> None:
+        self._loop = self._handle = None
+        self._function()
+        self.start()
+
+
+class _Row(NamedTuple):
+    """One line of the display; without a total it has no bar."""
+
+    name: str
+    done: int = 0
+    total: int | None = None
+    facts: Collection[str] = ()
+
+
 class TqdmListener:
     """Draw a tqdm bar per active bento or model and one for all of them; leave a line for each finished one.
+
+    Of more than eight active items, five are drawn. Skipped items are counted in one line. A failure leaves no line:
+    the call raises it.
 
     Args:
         stream: The stream to draw on; by default stderr, and the page in a notebook.
@@ -59,9 +111,11 @@ class TqdmListener:
         self._stream = stream
         self._clock = clock
         self._summary = TransferSummary()
-        self._bars: dict[tuple[str, str, str], tqdm[Any]] = {}
-        self._total: tqdm[Any] | None = None
-        self._drawn: dict[tuple[str, str, str], tuple[float, str, int]] = {}
+        self._endings = Endings()
+        self._timer = _Timer(REDRAW_INTERVAL, self._draw)
+        self._bars: list[tqdm[Any]] = []
+        self._shown: set[Hashable] = set()
+        self._drawn_at = 0.0
 
     def __call__(self, event: ProgressEvent, /) -> None:
         """Draw an event.
@@ -69,87 +123,104 @@ class TqdmListener:
         Args:
             event: The progress of one bento or model.
         """
-        key, now = key_of(event), self._clock()
-        self._summary.record(event, now)
+        now = self._clock()
+        retries = self._summary.record(event, now)
+        lines: list[str] = []
         if event.phase in ENDED:
-            line = last_line(event)
-            bar = self._bars.pop(key, None)
-            if bar is not None:
-                bar.close()
-                self._drawn.pop(key, None)
-                line = f"\r{line}"  # closing a bar below others leaves the cursor at the end of its line
-            self._draw_total()
-            self._write(line)
-            return
-        before = self._drawn.get(key, (0.0, "", 0))
-        changed = bool(event.message) or key not in self._bars or (event.phase, event.retries) != before[1:]
-        if not changed and now - before[0] < REDRAW_INTERVAL:
-            return
-        self._drawn[key] = (now, event.phase, event.retries)
-        if key not in self._bars:
-            self._open(key)
-        self._draw(self._bars[key], name_of(event), event.bytes_done, event.bytes_total, self._summary.facts_of(event))
-        self._draw_total()
-        if event.message and event.retries == before[2]:  # the bar shows the number of retries
-            self._write(f"\r{name_of(event)}: {event.message}")
+            lines = self._endings.add(event)
+        elif event.message and event.retries == retries:  # the bar counts retries
+            lines = [f"{name_of(event)}: {event.message}"]
+        margin = "\r" if self._bars else ""  # a bar below another one leaves the cursor at the end of its line
+        if not self._summary.active:
+            self._timer.stop()
+            self._resize(0)
+            lines += self._endings.flush()
+        elif not self._bars or now - self._drawn_at >= REDRAW_INTERVAL:
+            self._draw()
+        for line in lines:
+            _write(f"{margin}{line}", self._stream)
+        if self._summary.active:
+            self._timer.start()
 
-    def _open(self, key: tuple[str, str, str]) -> None:
-        if self._total is not None:  # reopened below, since the total stays the last bar
-            self._total.close()
-            self._total = None
-        self._bars[key] = self._bar()
-
-    def _bar(self) -> tqdm[Any]:
-        return _bar_class(self._stream)(
-            total=None, file=self._stream, leave=False, dynamic_ncols=True, bar_format="{desc}"
-        )
-
-    def _draw_total(self) -> None:
-        # One item needs no total, and skipped items have no bytes.
-        if len(self._summary.items) < 2 or not self._bars or not self._summary.total:  # noqa: PLR2004
-            if self._total is not None:
-                self._total.close()
-                self._total = None
-            return
-        if self._total is None:
-            self._total = self._bar()
-        count = len(self._summary.items)
-        name = f"all {count}, {count - len(self._summary.active)} done"
-        self._draw(self._total, name, self._summary.done, self._summary.total, self._summary.facts())
-
-    def _draw(self, bar: tqdm[Any], name: str, done: int, total: int | None, facts: Sequence[str]) -> None:
+    def _draw(self) -> None:
+        """Draw all rows; a timer does so too, since without events nothing else would show that time passes."""
+        self._drawn_at = self._clock()
         columns = _columns(self._stream)
-        name = shorten(name, columns // 3)
-        width = columns - len(name) - len("  100 %|| ") - BAR_COLUMNS
-        text = fit(facts, width).replace("{", "{{").replace("}", "}}")
-        head = name.replace("{", "{{").replace("}", "}}")
-        bar.bar_format = f"{head}  {{percentage:3.0f}} %|{{bar}}| {text}" if total else f"{head}  {text}"
-        if bar.total != total and hasattr(bar, "container"):  # a widget reads its total only here
-            bar.reset(total)
-        bar.total = total
-        bar.n = done
-        bar.refresh()
+        rows = self._rows(min(columns * 2 // 5, NAME_COLUMNS))
+        width = max(len(row.name) for row in rows)
+        space = columns - width - len("  100 %|| ") - BAR_COLUMNS
+        facts = [fit([*row.facts], space) for row in rows]
+        pad = max([len(text) for row, text in zip(rows, facts, strict=True) if row.total], default=0)
+        self._resize(len(rows))
+        for bar, row, text in zip(self._bars, rows, facts, strict=True):
+            _draw_row(bar, row, width, text.ljust(pad))
 
-    def _write(self, line: str) -> None:
-        _write(line, self._stream)
+    def _rows(self, width: int) -> list[_Row]:
+        """The rows from top to bottom, with names of at most `width` characters."""
+        now, items = self._drawn_at, self._summary.active
+        if self._summary.count == 1:
+            (item,) = items
+            verb = name_of(item.event).partition(" ")[0]
+            return [_row_of(item, f"{verb} {fit_name(item.event, width - len(verb) - 1)}", now)]
+        shown = self._choose(items, now)
+        rows = [_row_of(item, fit_name(item.event, width), now) for item in shown]
+        if len(items) > len(shown):
+            rows.append(_Row(f"+ {len(items) - len(shown)} more"))
+        name = shorten(self._summary.headline(), width)
+        return [*rows, _Row(name, self._summary.done, self._summary.total, self._summary.facts(now))]
+
+    def _choose(self, items: Collection[Item], now: float) -> list[Item]:
+        """The items to draw: all, or the busiest."""
+        if len(items) <= MAX_BARS:
+            return [*items]
+
+        def rank(item: Item) -> tuple[bool, float]:
+            bonus = KEEP_BONUS if key_of(item.event) in self._shown else 1.0
+            return item.event.phase == "transferring", bonus * (item.rate.per_second(now) or 0.0)
+
+        self._shown = {key_of(item.event) for item in heapq.nlargest(BUSIEST, items, key=rank)}
+        return [item for item in items if key_of(item.event) in self._shown]
+
+    def _resize(self, count: int) -> None:
+        """Open bars at the bottom, or close them from the bottom, so that no line between them stays empty."""
+        while len(self._bars) < count:
+            bar_class = _bar_class(self._stream)
+            self._bars.append(
+                bar_class(total=None, file=self._stream, leave=False, dynamic_ncols=True, bar_format="{desc}")
+            )
+        while len(self._bars) > count:
+            bar = self._bars.pop()
+            bar.total = None  # a widget below its total would stay on the page
+            bar.close()
 
 
 class LineListener:
     """Write a line of progress every few seconds, and one for each finished item; for logs.
 
+    Skipped items are counted in one line. A failure has no line: the call raises it.
+
     Args:
         stream: The stream to write to; by default stderr, and the page in a notebook.
         interval: Seconds between two lines of progress.
         clock: Returns the time in seconds.
+        results: Whether finished items have a line.
     """
 
     def __init__(
-        self, stream: TextIO | None = None, *, interval: float = 5.0, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO | None = None,
+        *,
+        interval: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+        results: bool = True,
     ) -> None:
         self._stream = stream
         self._interval = interval
         self._clock = clock
+        self._results = results
         self._summary = TransferSummary()
+        self._endings = Endings()
+        self._timer = _Timer(min(1.0, interval), self._report)
         self._reported_at: float | None = None
 
     def __call__(self, event: ProgressEvent, /) -> None:
@@ -159,20 +230,69 @@ class LineListener:
             event: The progress of one bento or model.
         """
         now = self._clock()
-        known = self._summary.items.get(key_of(event))
-        self._summary.record(event, now)
+        retries = self._summary.record(event, now)
         if self._reported_at is None:
             self._reported_at = now
+        lines: list[str] = []
         if event.phase in ENDED:
-            self._write(last_line(event))
-        elif event.message and (known is None or event.retries == known.retries):
-            self._write(f"{name_of(event)}: {event.message}")
-        elif now - self._reported_at >= self._interval:
-            self._reported_at = now
-            self._write(self._summary.status(event))
+            lines = self._endings.add(event)
+        elif event.message and event.retries == retries:
+            _write(f"{name_of(event)}: {event.message}", self._stream)
+        if self._summary.active:
+            self._report()
+            self._timer.start()
+        else:
+            lines += self._endings.flush()
+            self._reported_at = None
+            self._timer.stop()
+        if self._results:
+            for line in lines:
+                _write(line, self._stream)
 
-    def _write(self, line: str) -> None:
-        _write(line, self._stream)
+    def _report(self) -> None:
+        """Write a line of progress if one is due."""
+        now = self._clock()
+        if self._reported_at is not None and now - self._reported_at >= self._interval:
+            self._reported_at = now
+            _write(self._summary.status(now), self._stream)
+
+
+class JsonListener:
+    """Write events as JSON lines; of those that differ in counters alone, one per `interval` seconds."""
+
+    def __init__(
+        self, stream: TextIO | None = None, *, interval: float = 1.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream = stream
+        self._interval = interval
+        self._clock = clock
+        self._written: dict[Hashable, tuple[str, float]] = {}
+
+    def __call__(self, event: ProgressEvent, /) -> None:
+        """Write an event, or drop it if only counters have changed."""
+        key, now = key_of(event), self._clock()
+        phase, written_at = self._written.get(key, ("", 0.0))
+        if event.phase == phase and not event.message and now - written_at < self._interval:
+            return
+        self._written[key] = (event.phase, now)
+        if event.phase in ENDED:
+            del self._written[key]
+        print(json.dumps(dataclasses.asdict(event)), file=self._stream or sys.stderr, flush=True)
+
+
+def _row_of(item: Item, name: str, now: float) -> _Row:
+    return _Row(name, item.event.bytes_done, item.event.bytes_total, facts_of(item, now))
+
+
+def _draw_row(bar: tqdm[Any], row: _Row, width: int, facts: str) -> None:
+    head = row.name.ljust(width).replace("{", "{{").replace("}", "}}")
+    text = facts.replace("{", "{{").replace("}", "}}")
+    bar.bar_format = f"{head}  {{percentage:3.0f}} %|{{bar}}| {text}" if row.total else f"{head}  {text}"
+    if bar.total != row.total and hasattr(bar, "container"):  # a widget reads its total only here
+        bar.reset(row.total)
+    bar.total = row.total
+    bar.n = row.done
+    bar.refresh()
 
 
 def _columns(stream: TextIO | None) -> int:

@@ -44,7 +44,7 @@ async def test_close_during_push_raises_and_is_reported(proxy: FaultProxy, make_
     held.released.set()
 
     assert [request.json["status"] for request in proxy.matching(FINISH)] == ["failed"]
-    assert events[-1].phase == "failed"
+    assert events[-1].phase == "interrupted"
     assert not api._resources.client._session._connections._sessions
 
 

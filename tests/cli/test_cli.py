@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click import Context, Group
 
-from async_bento import BentoAPI, __version__
+from async_bento import BentoAPI, LineListener, __version__
 from async_bento.cli import main
 from async_bento.cli.output import fit_widths
 from tests.builders import contents, make_bento, make_model
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from async_bento import ProgressEvent
     from async_bento.registry.server import LocalRegistry
 
 NOWHERE = "http://127.0.0.1:1"
@@ -151,15 +150,13 @@ def test_unreachable_registry_exits_with_5(monkeypatch: pytest.MonkeyPatch) -> N
     assert f"cannot reach the registry at {NOWHERE}: Connection refused" in result.stderr
 
 
-def test_error_shown_by_progress_is_not_repeated(
-    served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[ProgressEvent] = []
-    monkeypatch.setattr("async_bento.progress.listeners.choose_listener", lambda _: shown.append)
+def test_error_is_printed_once(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("async_bento.api.async_api.choose_listener", lambda _: LineListener())
     result = run("pull", "nope")
-    assert (result.exit_code, result.stderr) == (3, "")
-    assert shown[-1].message.startswith("no bento nope in the registry at ")
-    result = run("push", "nope")  # which no bar has begun
+    assert result.exit_code == 3
+    assert result.stderr.startswith("Error: no bento nope in the registry at ")
+    assert result.stderr.count("nope") == 1
+    result = run("push", "nope")
     assert result.stderr.startswith("Error: no bento nope in ")
 
 

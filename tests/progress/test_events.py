@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from async_bento import ProgressEvent, ProgressEvents
-from async_bento.progress.events import Progress, is_watched
+from async_bento.progress.events import MAX_WAITING, Progress, is_watched
 
 
 class Heard(list[ProgressEvent]):
@@ -66,7 +66,6 @@ def test_progress_skipped_item_is_not_done(heard: Heard) -> None:
     [
         (OSError("no space\nleft on device"), "no space"),
         (ValueError(), "ValueError"),
-        (asyncio.CancelledError("via a scope of <Task …>"), "cancelled"),
     ],
 )
 def test_progress_failure_is_one_line_and_raised(error: BaseException, message: str, heard: Heard) -> None:
@@ -74,6 +73,21 @@ def test_progress_failure_is_one_line_and_raised(error: BaseException, message: 
     with pytest.raises(type(error)), progress:
         raise error
     assert heard.steps[-1] == ("failed", 0, None, message)
+
+
+def test_progress_cancelled_item_is_interrupted(heard: Heard) -> None:
+    with pytest.raises(asyncio.CancelledError), Progress("push", "model", "m:1", heard):
+        raise asyncio.CancelledError("via a scope of <Task …>")
+    assert heard.steps[-1] == ("interrupted", 0, None, "")
+
+
+def test_progress_has_one_id_whatever_the_tag(heard: Heard) -> None:
+    with Progress("pull", "model", "m", heard) as progress:
+        progress.tag = "m:v1"
+    with Progress("pull", "model", "m", heard):
+        pass
+    first, second, third, fourth = (event.id for event in heard)
+    assert 0 < first == second < third == fourth
 
 
 def fail_after(progress: Progress, error: BaseException, *moved: int) -> None:
@@ -209,6 +223,17 @@ async def test_progress_events_slow_consumer_gets_coalesced() -> None:
         ("transferring", 1000, "retrying: reset"),
         ("done", 1000, ""),
     ]
+
+
+async def test_progress_events_nobody_iterates_are_bounded() -> None:
+    events = ProgressEvents()
+    for number in range(MAX_WAITING + 10):
+        with Progress("push", "bento", f"iris:{number}", events):
+            pass
+    task = asyncio.create_task(asyncio.sleep(0))
+    heard = [event async for event in events.until(task)]
+    assert len(heard) == MAX_WAITING
+    assert (heard[-1].tag, heard[-1].phase) == (f"iris:{MAX_WAITING + 9}", "done")
 
 
 async def test_progress_events_do_not_raise_the_tasks_error() -> None:

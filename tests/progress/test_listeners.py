@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
 import sys
+import threading
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -12,12 +16,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_bento import AsyncBentoAPI, LineListener, ProgressEvent, TqdmListener
-from async_bento.progress.listeners import choose_listener
-from async_bento.progress.summary import Rate, TransferSummary, fit
-from tests.builders import MiB
+from async_bento.progress.listeners import REDRAW_INTERVAL, JsonListener, choose_listener
+from async_bento.progress.summary import Rate, TransferSummary, facts_of, fit, fit_name
+from tests.builders import KiB, MiB
+from tests.eventually import eventually
+from tests.screen import Screen
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from async_bento.progress.events import Phase
+    from async_bento.progress.summary import Item
 
 
 @dataclass
@@ -56,19 +65,10 @@ def event(phase: Phase, done: int = 0, total: int | None = None, message: str = 
 
 
 def lines_left(screen: Terminal) -> list[str]:
-    """What stands on a terminal at the end: a carriage return begins its line anew."""
-    lines = [""]
-    column = 0
-    for character in screen.getvalue():
-        if character == "\n":
-            lines.append("")
-            column = 0
-        elif character == "\r":
-            column = 0
-        else:
-            lines[-1] = lines[-1][:column] + character + lines[-1][column + 1 :]
-            column += 1
-    return [line.strip() for line in lines if line.strip()]
+    """What stands on a terminal at the end; a terminal returns the carriage at a line feed."""
+    display = Screen()
+    display.write(screen.getvalue().replace("\n", "\r\n"))
+    return [line.strip() for line in display.lines if line.strip()]
 
 
 def test_bar_is_drawn_and_leaves_one_line(screen: Terminal, clock: Clock) -> None:
@@ -118,19 +118,19 @@ def test_bar_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch, cl
 def test_bar_follows_bytes_taken_back(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     listener(event("transferring", 80, 100))
-    (bar,) = listener._bars.values()
+    (bar,) = listener._bars
     assert (bar.n, bar.total) == (80, 100)
     clock.now += 1
     listener(event("transferring", 50, 100))
     assert bar.n == 50
     listener(event("done", 100, 100))
-    assert listener._bars == {}
+    assert not listener._bars
 
 
 def test_bar_adopts_a_size_known_later(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     listener(event("transferring", 10, None, direction="pull"))
-    (bar,) = listener._bars.values()
+    (bar,) = listener._bars
     assert bar.total is None
     clock.now += 1
     listener(event("transferring", 20, 100, direction="pull"))
@@ -152,6 +152,7 @@ def test_bar_message_is_a_line_and_retry_a_counter(screen: Terminal, clock: Cloc
     listener = TqdmListener(screen, clock=clock)
     listener(event("planning", message="waiting: another process is pushing this version"))
     listener(event("transferring", 62, 100, "resuming at 62 %", bytes_resumed=62))
+    clock.now += 1
     listener(event("transferring", 62, 100, "retrying: reset", bytes_resumed=62, retries=1))
     listener(event("done", 100, 100, bytes_resumed=62, retries=1))
     assert "1 retry" in screen.getvalue()
@@ -166,9 +167,12 @@ def test_bar_message_is_a_line_and_retry_a_counter(screen: Terminal, clock: Cloc
 @pytest.mark.parametrize(
     ("told", "line"),
     [
+        (event("interrupted", 5, 10), "pushing bento iris:v1 was interrupted at 50 %"),
+        (
+            event("interrupted", 5, 10, parts_done=3, parts_total=6),
+            "pushing bento iris:v1 was interrupted at 50 %, 3 of 6 parts",
+        ),
         (event("skipped", message="already pushed"), "skipped bento iris:v1: already pushed"),
-        (event("failed", message="no space"), "pushing bento iris:v1 failed: no space"),
-        (event("failed", message="x", direction="pull", kind="model"), "pulling model iris:v1 failed: x"),
         (event("done", 2048, message="resumed"), "pushed bento iris:v1, 2.0 KiB (resumed)"),
         (event("done", direction="pull"), "pulled bento iris:v1, 0 B"),
         (event("done", 100, 100, bytes_resumed=62), "pushed bento iris:v1, 100 B, resumed at 62 %"),
@@ -180,11 +184,24 @@ def test_bar_item_without_bar_ends_with_one_line(told: ProgressEvent, line: str,
     assert lines_left(screen) == [line]
 
 
-def test_bar_of_a_failure_is_removed(screen: Terminal) -> None:
+def test_bar_of_a_failure_leaves_nothing(screen: Terminal) -> None:
+    """The call raises the error, and whoever catches it reports it: once."""
     listener = TqdmListener(screen)
     listener(event("transferring", 5, 10))
     listener(event("failed", 5, 10, "reset"))
-    assert lines_left(screen) == ["pushing bento iris:v1 failed: reset"]
+    assert lines_left(screen) == []
+
+
+def test_bar_skipped_and_interrupted_items_are_counted(screen: Terminal) -> None:
+    listener = TqdmListener(screen)
+    models = many(30)
+    for model in models:
+        listener(event("planning", **model))
+    for model in models[:28]:
+        listener(event("skipped", message="already pushed", **model))
+    for model in models[28:]:
+        listener(event("interrupted", **model))
+    assert lines_left(screen) == ["skipped 28 models: already pushed", "2 models were interrupted"]
 
 
 def test_bar_last_lines_start_at_the_left_margin(screen: Terminal) -> None:
@@ -206,21 +223,136 @@ def test_bar_per_item_and_one_for_all(screen: Terminal, clock: Clock) -> None:
         {"tag": "iris:v1", "direction": "pull"},
     ]
     for number, item in enumerate(several, start=1):
+        clock.now += 1
         listener(event("transferring", number, 10, **item))
-    assert [bar.n for bar in listener._bars.values()] == [1, 2, 3, 4]
-    assert listener._total is not None
-    assert (listener._total.n, listener._total.total) == (10, 40)
-    assert "all 4, 0 done   25 %" in screen.getvalue()
+    assert [(bar.n, bar.total) for bar in listener._bars] == [(1, 10), (2, 10), (3, 10), (4, 10), (10, 40)]
+    assert "transferring 4 items, 0 done   25 %" in screen.getvalue()
+    assert lines_left(screen)[0].startswith("bento iris:v1")
     for item in several:
         listener(event("done", 10, 10, **item))
-    assert (listener._bars, listener._total) == ({}, None)
-    for line in (
+    assert not listener._bars
+    assert lines_left(screen) == [
         "pushed bento iris:v1, 10 B",
         "pushed model iris:v1, 10 B",
         "pushed bento iris:v2, 10 B",
         "pulled bento iris:v1, 10 B",
-    ):
-        assert screen.getvalue().count(line) == 1
+    ]
+
+
+def many(count: int) -> list[dict[str, Any]]:
+    return [{"kind": "model", "tag": f"model_{n:02}:2026.11.25-a{n}", "id": n} for n in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("count", [2, 8, 9, 30])
+def test_bar_block_has_no_holes_and_ends_with_total(count: int, screen: Terminal, clock: Clock) -> None:
+    listener = TqdmListener(screen, clock=clock)
+    for item in many(count):
+        listener(event("transferring", 2 * MiB, 4 * MiB, **item))
+    clock.now += 1
+    listener(event("transferring", 3 * MiB, 4 * MiB, **many(count)[0]))
+    lines = lines_left(screen)
+    assert len(lines) == (count + 1 if count <= 8 else 7)
+    assert lines[0].startswith("model model_01:2026.11.25-a1 ")
+    assert lines[-1].startswith(f"pushing {count} items, 0 done")
+    assert (f"+ {count - 5} more" in lines) is (count > 8)
+    assert all("model_" in line and "%|" in line for line in lines[:5] if "items" not in line)
+    for item in many(count)[1:]:
+        listener(event("done", 4 * MiB, 4 * MiB, **item))
+    clock.now += 1
+    listener(event("transferring", 3 * MiB, 4 * MiB, **many(count)[0]))
+    first, last = lines_left(screen)[-2:]
+    assert first.startswith("model model_01")
+    assert last.startswith(f"pushing {count} items, {count - 1} done")
+    listener(event("done", 4 * MiB, 4 * MiB, **many(count)[0]))
+    assert len(lines_left(screen)) == count
+    assert all(line.startswith("pushed model model_") for line in lines_left(screen))
+
+
+def test_bar_of_the_busiest_items_stay_while_they_move(screen: Terminal, clock: Clock) -> None:
+    listener = TqdmListener(screen, clock=clock)
+    for second in range(4):
+        for number, item in enumerate(many(30)):
+            listener(event("transferring", second * (number + 1) * KiB, MiB, **item))
+        clock.now += 1
+    assert [line.split()[1] for line in lines_left(screen)[:5]] == [item["tag"] for item in many(30)[25:]]
+    listener(event("done", MiB, MiB, **many(30)[25]))
+    clock.now += 1
+    listener(event("transferring", 3 * KiB, MiB, **many(30)[0]))
+    assert [line.split()[1] for line in lines_left(screen)[1:6]] == [
+        item["tag"] for item in [many(30)[24], *many(30)[26:]]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("width", "name"),
+    [
+        (40, "model weights:2026.11.25-a5"),
+        (24, "weights:2026.11.25-a5"),
+        (15, "weights:….25-a5"),
+        (8, "weig…-a5"),
+    ],
+)
+def test_bar_name_loses_the_version_before_the_name(width: int, name: str) -> None:
+    told = event("transferring", kind="model", tag="weights:2026.11.25-a5")
+    assert fit_name(told, width) == name
+
+
+def test_bar_without_bytes_says_since_when(screen: Terminal, clock: Clock) -> None:
+    listener = TqdmListener(screen, clock=clock)
+    for second in range(3):
+        listener(event("transferring", second * MiB, 40 * MiB))
+        clock.now += 1
+    clock.now += 11
+    listener(event("transferring", 2 * MiB, 40 * MiB, retries=1))
+    assert lines_left(screen)[0].endswith("2.0/40.0 MiB, stalled 12 s, 1 retry")
+    listener(event("finishing", 40 * MiB, 40 * MiB))
+    clock.now += 7
+    listener(event("finishing", 40 * MiB, 40 * MiB))
+    assert "finishing for 7 s" in lines_left(screen)[0]
+
+
+async def test_bar_is_redrawn_after_the_last_event(screen: Terminal) -> None:
+    """Events closer than two redraws must not freeze a bar below its last value."""
+    listener = TqdmListener(screen)
+    for item in many(3):
+        listener(event("transferring", 0, 100, **item))
+    for item in many(3):
+        listener(event("transferring", 75, 100, **item))
+    await eventually(lambda: [line.count(" 75 %") for line in lines_left(screen)] == [1, 1, 1, 1])
+    for item in many(3):
+        listener(event("done", 100, 100, **item))
+    drawn = len(screen.getvalue())
+    await asyncio.sleep(3 * REDRAW_INTERVAL)
+    assert len(screen.getvalue()) == drawn
+    assert listener._timer._handle is None
+
+
+async def test_bar_ages_without_events(screen: Terminal, clock: Clock) -> None:
+    listener = TqdmListener(screen, clock=clock)
+    listener(event("transferring", 10, 100))
+    clock.now += 12
+    await eventually(lambda: "stalled 12 s" in screen.getvalue())
+    listener(event("interrupted", 10, 100))
+
+
+def test_bar_timer_outlives_no_loop(screen: Terminal) -> None:
+    listener = TqdmListener(screen)
+
+    async def start(item: dict[str, Any]) -> None:
+        listener(event("transferring", 10, 100, **item))
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(start(many(1)[0]))  # closed during the transfer
+    threads = threading.active_count()
+
+    async def end() -> None:
+        listener(event("transferring", 20, 100, **many(1)[0]))
+        await eventually(lambda: " 20 %" in screen.getvalue())
+        listener(event("done", 100, 100, **many(1)[0]))
+
+    asyncio.run(end())
+    assert lines_left(screen) == ["pushed model model_01:2026.11.25-a1, 100 B"]
+    assert threading.active_count() == threads
 
 
 def test_bar_is_drawn_on_stderr_by_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,19 +410,20 @@ def test_rate_covers_the_last_seconds() -> None:
     rate = Rate()
     for second in range(60):
         rate.record(second * (100 if second < 30 else 0) + 30 * (100 if second >= 30 else 0), float(second))
-    assert rate.per_second == 0
+    assert rate.per_second(59.0) == 0
     rate = Rate()
     for second in range(20):
         rate.record(second * 100, float(second))
-    assert rate.per_second == 100
+    assert rate.per_second(19.0) == 100
+    assert rate.per_second(30.0) == 50  # ten samples of the last 20 seconds
 
 
 def test_rate_is_unknown_in_the_first_second() -> None:
     rate = Rate()
-    assert rate.per_second is None
+    assert rate.per_second(0.0) is None
     rate.record(0, 0.0)
     rate.record(10**9, 0.5)
-    assert rate.per_second is None
+    assert rate.per_second(0.6) is None
 
 
 def test_rate_excludes_the_time_of_planning() -> None:
@@ -299,15 +432,15 @@ def test_rate_excludes_the_time_of_planning() -> None:
     summary.record(event("transferring", 0, 1000), 60.0)
     last = event("transferring", 200, 1000)
     summary.record(last, 62.0)
-    assert summary.facts_of(last)[1] == "100 B/s"
+    assert facts_of(active(summary), 62.0)[1] == "100 B/s"
 
 
 def test_rate_is_steady_across_bursts() -> None:
     rate, told = Rate(), []
     for tenth in range(300):  # 100 bytes a second, all of them in the last tenth of each second
         rate.record(100 * (tenth // 10), tenth / 10)
-        if tenth > 100 and rate.per_second is not None:
-            told.append(rate.per_second)
+        if tenth > 100 and (speed := rate.per_second(tenth / 10)) is not None:
+            told.append(speed)
     assert max(told) <= 115
     assert min(told) >= 85
 
@@ -318,18 +451,68 @@ def test_rate_excludes_resumed_bytes() -> None:
     summary.record(event("transferring", 622 * MiB, 1000 * MiB, bytes_resumed=620 * MiB), 2.0)
     last = event("transferring", 624 * MiB, 1000 * MiB, bytes_resumed=620 * MiB)
     summary.record(last, 4.0)
-    assert summary.facts_of(last) == ["624.0/1000.0 MiB", "1.0 MiB/s", "6 min 16 s left"]
-    assert summary.facts() == summary.facts_of(last)
+    assert facts_of(active(summary), 4.0) == ["624.0/1000.0 MiB", "1.0 MiB/s", "6 min 16 s left"]
+    assert summary.facts(4.0) == facts_of(active(summary), 4.0)
 
 
 def test_summary_restarts_after_an_idle_time() -> None:
     summary = TransferSummary()
     summary.record(event("done", 10, 10, kind="model"), 0.0)
     summary.record(event("transferring", 0, 10), 0.5)
-    assert (len(summary.items), summary.done, summary.total) == (2, 10, 20)
+    assert (summary.count, summary.done, summary.total) == (2, 10, 20)
     summary.record(event("done", 10, 10), 1.0)
     summary.record(event("planning", tag="iris:v2"), 60.0)
-    assert [one.tag for one in summary.items.values()] == ["iris:v2"]
+    assert (summary.count, summary.done, summary.total) == (1, 0, 0)
+    assert active(summary).event.tag == "iris:v2"
+
+
+def test_summary_keeps_sums_and_forgets_ended_items() -> None:
+    """Transfers that overlap never leave the summary idle; its memory and its work must not grow with them."""
+    summary, now = TransferSummary(), 0.0
+    for number in range(1, 2001):
+        now += 1
+        summary.record(event("transferring", 0, 10, id=number), now)
+        summary.record(event("transferring", 7, 10, id=number), now)
+        if number > 1:
+            summary.record(event("done", 10, 10, id=number - 1), now)
+    assert [item.event.id for item in summary.active] == [2000]
+    assert (summary.count, summary.done, summary.total) == (2000, 19_997, 20_000)
+    summary.record(event("failed", 7, 10, id=2000), now)
+    assert (summary.done, summary.total) == (19_997, 19_997)
+
+
+def test_summary_event_costs_the_same_with_many_items() -> None:
+    """Counts what runs for an event, rather than its time."""
+    steps: dict[int, int] = {}
+    for count in (10, 1000):
+        listener = TqdmListener(Terminal(), clock=Clock())
+        for item in many(count):
+            listener(event("transferring", 0, MiB, **item))
+        steps[count] = steps_of(partial(listener, event("transferring", KiB, MiB, **many(count)[-1])))
+    assert steps[1000] == steps[10]
+
+
+def steps_of(function: Callable[[], None]) -> int:
+    """The lines that a function runs."""
+    steps = 0
+
+    def trace(_frame: object, _what: str, _argument: object) -> Any:
+        nonlocal steps
+        steps += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+def active(summary: TransferSummary) -> Item:
+    (item,) = summary.active
+    return item
 
 
 def test_fit_drops_facts_from_the_end() -> None:
@@ -370,3 +553,51 @@ def test_lines_summarise_all_items(clock: Clock) -> None:
         "pushing 3 items, 1 done: 50 %, 15.0/30.0 MiB, 7.5 MiB/s, 2 s left, 2 retries",
     ]
     assert "\r" not in log.getvalue()
+
+
+def test_lines_without_results_are_those_of_progress(clock: Clock) -> None:
+    log = io.StringIO()
+    listener = LineListener(log, clock=clock, results=False)
+    listener(event("transferring", 0, 10))
+    clock.now += 5
+    listener(event("transferring", 5, 10))
+    listener(event("done", 10, 10))
+    assert log.getvalue().splitlines() == ["pushing bento iris:v1: 50 %, 5/10 B, 1 B/s, 5 s left"]
+
+
+async def test_lines_are_written_while_nothing_moves(clock: Clock) -> None:
+    """A CI system ends a job that is silent for long."""
+    log = io.StringIO()
+    listener = LineListener(log, interval=0.05, clock=clock)
+    listener(event("transferring", 5, 10))
+    clock.now += 60
+    await eventually(lambda: log.getvalue() == "pushing bento iris:v1: 50 %, 5/10 B, stalled 1 min 00 s\n")
+    listener(event("failed", 5, 10, "reset"))
+    assert log.getvalue().count("\n") == 1
+
+
+# JSON
+
+
+def test_json_has_first_phases_messages_samples_and_last(clock: Clock) -> None:
+    log = io.StringIO()
+    listener = JsonListener(log, clock=clock)
+    listener(event("planning", id=7))
+    listener(event("transferring", 0, 100, id=7))
+    for done in range(1, 101):
+        clock.now += 0.03
+        listener(event("transferring", done, 100, id=7))
+    listener(event("transferring", 100, 100, "retrying: reset", id=7, retries=1))
+    listener(event("done", 100, 100, id=7, retries=1))
+    written = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [(one["phase"], one["bytes_done"]) for one in written] == [
+        ("planning", 0),
+        ("transferring", 0),
+        ("transferring", 34),
+        ("transferring", 68),
+        ("transferring", 100),
+        ("done", 100),
+    ]
+    assert {one["id"] for one in written} == {7}
+    assert written[-2]["message"] == "retrying: reset"
+    assert listener._written == {}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_bento import BentoError, ConfigError, HubError, NotFoundError, StoreError
+from async_bento.progress.events import ENDED
 from tests.builders import make_bento, random_bytes
 from tests.integrations.huggingface.conftest import HAS_BYTE_BARS
 from tests.integrations.huggingface.hub import COMMIT, Hub, Repo
@@ -53,6 +54,18 @@ def snapshot(cache: Path, model_id: str = "org/bert") -> dict[str, bytes]:
     """What HF's cache has of a model."""
     root = cache / f"models--{model_id.replace('/', '--')}" / "snapshots" / COMMIT
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+async def test_hub_items_that_begin_also_end(hub: Hub, pull: StartProxy) -> None:
+    heard: list[ProgressEvent] = []
+    hub.repos["org/bert"] = Repo(FILES)
+
+    await pull(on_the_hub(hub.endpoint), progress=heard.append)
+    await pull(on_the_hub(hub.endpoint), progress=heard.append)
+
+    ended = [event.id for event in heard if event.phase in ENDED]
+    assert sorted(ended) == sorted({event.id for event in heard})
+    assert [event.phase for event in heard if event.kind == "model" and event.phase in ENDED] == ["done", "skipped"]
 
 
 async def test_hub_pull_downloads_into_the_hf_cache(hub: Hub, pull: StartProxy, cache: Path) -> None:
@@ -307,7 +320,7 @@ async def test_hub_pull_cancelled_stops_downloading(
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert events[-1].phase == "failed"
+    assert events[-1].phase == "interrupted"
     if not HAS_BYTE_BARS:  # nothing stops its thread
         return
     assert time.monotonic() - began < 1.9  # its thread has ended: it was not left behind

@@ -1,0 +1,51 @@
+"""The screen of a terminal: what stands on it after a program has written to it."""
+
+from __future__ import annotations
+
+import re
+
+_PIECE = re.compile(r"\x1b\[(?P<count>\d*)(?P<command>[A-Za-z])|(?P<character>.)", re.DOTALL)
+
+
+class Screen:
+    """A terminal of some size. It knows what tqdm and click write: text, carriage returns, line feeds, cursor up."""
+
+    def __init__(self, columns: int = 80, rows: int = 24) -> None:
+        self.columns = columns
+        self.rows = rows
+        self._lines: list[str] = [""]
+        self._line = self._column = 0
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines down to the last one with text, and those that have scrolled off the top."""
+        return "\n".join(line.rstrip() for line in self._lines).rstrip("\n").split("\n")
+
+    def write(self, text: str) -> None:
+        """Show what a program wrote."""
+        for piece in _PIECE.finditer(text):
+            command, character = piece["command"], piece["character"]
+            if command == "A":
+                self._line = max(self._line - int(piece["count"] or 1), len(self._lines) - self.rows, 0)
+            elif command == "K":
+                self._lines[self._line] = self._lines[self._line][: self._column]
+            elif character == "\r":
+                self._column = 0
+            elif character == "\n":
+                self._down()
+            elif character:
+                self._put(character)
+
+    def _put(self, character: str) -> None:
+        if self._column >= self.columns:
+            self._column = 0
+            self._down()
+        line = self._lines[self._line].ljust(self._column)
+        self._lines[self._line] = line[: self._column] + character + line[self._column + 1 :]
+        self._column += 1
+
+    def _down(self) -> None:
+        """Move the cursor down; the carriage returns only where the program says so, as a terminal sees it."""
+        self._line += 1
+        if self._line == len(self._lines):
+            self._lines.append("")
