@@ -17,12 +17,13 @@ from async_bento.api.kinds import ItemT, RecordT
 from async_bento.api.paging import PAGE_SIZE, walk
 from async_bento.api.pull import Puller
 from async_bento.api.push import Pusher, PushOptions, PushResult
-from async_bento.api.records import find_record, wants_newest
+from async_bento.api.records import get_record, record_exists, wants_newest
 from async_bento.api.resources import Resources
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.progress.listeners import choose_listener
 from async_bento.rest.client import RestApiClient
 from async_bento.rest.schemas import (
+    BentoFullSchema,
     BentoWithRepositoryListSchema,
     BentoWithRepositorySchema,
     ModelWithRepositoryListSchema,
@@ -93,22 +94,20 @@ class ItemAPI(Generic[ItemT, RecordT]):
                 for record in page:
                     yield record
 
-    async def get(self, name: str, version: str | None = None) -> RecordT:
-        """Get a record from the registry.
+    async def exists(self, tag: TagLike | str) -> bool:
+        """Check whether the registry has an item, with its upload complete.
 
         Args:
-            name: The name, or the tag `name:version`.
-            version: The version; None or `latest` for the newest that was uploaded.
+            tag: The tag. Without a version, or with `latest`, any version counts.
 
         Returns:
-            The record.
+            True if a pull would find the item; False if there is no record of it, or its upload did not finish.
 
         Raises:
-            NotFoundError: The registry has no such record.
             APIError: The registry could not be reached, or refused the request.
         """
         async with self._resources.call():
-            return await find_record(self._kind.routes, Tag.parse(name) if version is None else Tag(name, version))
+            return await record_exists(self._kind.routes, Tag.parse(tag))
 
     async def _first(self, limit: int | None, search: str | None, query: str | None) -> Sequence[RecordT]:
         async with aclosing(self._pages(search=search, query=query, limit=limit)) as pages:
@@ -217,6 +216,23 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         """
         models = await self._first(limit, search, query)
         return ModelWithRepositoryListSchema(count=len(models), total=len(models), items=[*models])
+
+    async def get(self, name: TagLike | str, version: str | None = None) -> ModelWithRepositorySchema:
+        """Get the record of a model from the registry.
+
+        Args:
+            name: The name, or a whole tag like `name:version`.
+            version: The version; None or `latest` for the newest that was uploaded.
+
+        Returns:
+            The record.
+
+        Raises:
+            NotFoundError: The registry has no such record.
+            APIError: The registry could not be reached, or refused the request.
+        """
+        async with self._resources.call():
+            return await get_record(self._resources.client.models, _wanted_tag(name, version))
 
 
 class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
@@ -379,3 +395,26 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         """
         bentos = await self._first(limit, search, query)
         return BentoWithRepositoryListSchema(count=len(bentos), total=len(bentos), items=[*bentos])
+
+    async def get(self, name: TagLike | str, version: str | None = None) -> BentoFullSchema:
+        """Get the record of a bento from the registry.
+
+        Args:
+            name: The name, or a whole tag like `name:version`.
+            version: The version; None or `latest` for the newest that was uploaded.
+
+        Returns:
+            The record, with its models, whatever the version.
+
+        Raises:
+            NotFoundError: The registry has no such record.
+            APIError: The registry could not be reached, or refused the request.
+        """
+        async with self._resources.call():
+            return await get_record(self._resources.client.bentos, _wanted_tag(name, version))
+
+
+def _wanted_tag(name: TagLike | str, version: str | None) -> Tag:
+    if version is None:
+        return Tag.parse(name)
+    return Tag(name if isinstance(name, str) else Tag.parse(name).name, version)

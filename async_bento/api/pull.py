@@ -10,7 +10,7 @@ from async_bento._core.concurrency import hold_lock
 from async_bento._core.retry import is_missing
 from async_bento._core.tag import Tag
 from async_bento.api.kinds import BARE_REASON, ItemT, RecordT
-from async_bento.api.records import find_record, hub_of, newest_records, not_found, wants_newest
+from async_bento.api.records import get_record, hub_of, newest_records, not_found, wants_newest
 from async_bento.errors import (
     APIStatusError,
     ArchiveError,
@@ -56,7 +56,7 @@ class Puller(Generic[ItemT, RecordT]):
             if not force and (local := await self._local(tag)):
                 progress.enter("skipped", "already pulled")
                 return local
-            return await self._pull_record(await find_record(self.kind.routes, tag), tag, force, progress)
+            return await self._pull_record(await get_record(self.kind.routes, tag), tag, force, progress)
 
     async def _pull_newest(self, tag: Tag, force: bool, query: str | None, progress: Progress) -> ItemT | None:
         """Pull the newest version that was uploaded, unless the local newest is as new."""

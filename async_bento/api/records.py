@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from async_bento._core.tag import LATEST, Tag
 from async_bento.api.paging import RecordT, walk
 from async_bento.errors import NotFoundError
-from async_bento.rest.schemas import UNFINISHED, ModelManifestSchema
+from async_bento.rest.schemas import UNFINISHED, ItemSchema, ModelManifestSchema
+
+FullT = TypeVar("FullT", bound=ItemSchema)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from typing import TypeAlias
 
     from async_bento.rest.routes import ItemRoutes
-    from async_bento.rest.schemas import ItemSchema, ListSchema, RepositorySchema
+    from async_bento.rest.schemas import ListSchema, RepositorySchema
 
+    Routes: TypeAlias = ItemRoutes[RepositorySchema, FullT, ListSchema[RecordT]]
     Records: TypeAlias = ItemRoutes[RepositorySchema, RecordT, ListSchema[RecordT]]
 
 logger = logging.getLogger(__name__)
@@ -32,18 +35,31 @@ def wants_newest(tag: Tag) -> bool:
     return tag.version in {None, LATEST}
 
 
-async def find_record(routes: Records[RecordT], tag: Tag, query: str | None = None) -> RecordT:
-    """Get a record from the registry; of a tag without a version, the newest uploaded one that matches `query`."""
+async def get_record(routes: Routes[FullT, RecordT], tag: Tag) -> FullT:
+    """Get a record by its own route; of a tag without a version, the newest that was uploaded.
+
+    The records of a list lack the models of a bento.
+    """
+    version = tag.version
     if wants_newest(tag):
-        async with aclosing(newest_records(routes, tag, query)) as records:
+        async with aclosing(newest_records(routes, tag, None)) as records:
             async for record in records:
-                return record
-    elif found := await routes.get(tag.name, tag.version or ""):
+                version = record.version
+                break
+    if version and (found := await routes.get(tag.name, version)):
         return found
-    raise not_found(routes, tag, query)
+    raise not_found(routes, tag, None)
 
 
-def not_found(routes: Records[RecordT], tag: Tag, query: str | None) -> NotFoundError:
+async def record_exists(routes: Routes[FullT, RecordT], tag: Tag) -> bool:
+    """Whether the registry has an item whose upload is complete."""
+    try:
+        return _is_uploaded(await get_record(routes, tag))
+    except NotFoundError:
+        return False
+
+
+def not_found(routes: Routes[FullT, RecordT], tag: Tag, query: str | None) -> NotFoundError:
     """The error for a tag that no record matches."""
     matching = f" that matches {query!r}" if query else ""
     return NotFoundError(
@@ -53,7 +69,7 @@ def not_found(routes: Records[RecordT], tag: Tag, query: str | None) -> NotFound
 
 
 async def newest_records(
-    routes: Records[RecordT], tag: Tag, query: str | None, passed_over: list[str] | None = None
+    routes: Routes[FullT, RecordT], tag: Tag, query: str | None, passed_over: list[str] | None = None
 ) -> AsyncGenerator[RecordT]:
     """Iterate over the uploaded records of a name, newest first; if none was uploaded, the newest record alone.
 
@@ -67,7 +83,7 @@ async def newest_records(
     has_uploaded = False
     async with aclosing(walk(fetch, _PAGE_SIZE)) as pages:
         async for record in (record async for page in pages for record in page):
-            if record.upload_status in UNFINISHED and hub_of(record) is None:
+            if not _is_uploaded(record):
                 not_uploaded.append(record)
                 continue
             if not has_uploaded:
@@ -80,6 +96,10 @@ async def newest_records(
             yield record
     if not_uploaded and not has_uploaded:
         yield not_uploaded[0]
+
+
+def _is_uploaded(record: ItemSchema) -> bool:
+    return record.upload_status not in UNFINISHED or hub_of(record) is not None
 
 
 def hub_of(record: ItemSchema) -> str | None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from async_bento.progress.events import ProgressListener
     from async_bento.rest.client import RestApiClient
     from async_bento.rest.schemas import (
+        BentoFullSchema,
         BentoWithRepositoryListSchema,
         BentoWithRepositorySchema,
         ModelWithRepositoryListSchema,
@@ -126,11 +127,25 @@ class ModelAPI:
         """
         return _iterate(self._async, self._loop, search, query)
 
-    def get(self, name: str, version: str | None = None) -> ModelWithRepositorySchema:
-        """Get a record from the registry.
+    def exists(self, tag: TagLike | str) -> bool:
+        """Check whether the registry has an item, with its upload complete.
 
         Args:
-            name: The name, or the tag `name:version`.
+            tag: The tag. Without a version, or with `latest`, any version counts.
+
+        Returns:
+            True if a pull would find the item; False if there is no record of it, or its upload did not finish.
+
+        Raises:
+            APIError: The registry could not be reached, or refused the request.
+        """
+        return self._loop.run(self._async.exists, tag)
+
+    def get(self, name: TagLike | str, version: str | None = None) -> ModelWithRepositorySchema:
+        """Get the record of a model from the registry.
+
+        Args:
+            name: The name, or a whole tag like `name:version`.
             version: The version; None or `latest` for the newest that was uploaded.
 
         Returns:
@@ -302,15 +317,29 @@ class BentoAPI:
         """
         return _iterate(self._async, self._loop, search, query)
 
-    def get(self, name: str, version: str | None = None) -> BentoWithRepositorySchema:
-        """Get a record from the registry.
+    def exists(self, tag: TagLike | str) -> bool:
+        """Check whether the registry has an item, with its upload complete.
 
         Args:
-            name: The name, or the tag `name:version`.
+            tag: The tag. Without a version, or with `latest`, any version counts.
+
+        Returns:
+            True if a pull would find the item; False if there is no record of it, or its upload did not finish.
+
+        Raises:
+            APIError: The registry could not be reached, or refused the request.
+        """
+        return self._loop.run(self._async.exists, tag)
+
+    def get(self, name: TagLike | str, version: str | None = None) -> BentoFullSchema:
+        """Get the record of a bento from the registry.
+
+        Args:
+            name: The name, or a whole tag like `name:version`.
             version: The version; None or `latest` for the newest that was uploaded.
 
         Returns:
-            The record.
+            The record, with its models, whatever the version.
 
         Raises:
             NotFoundError: The registry has no such record.

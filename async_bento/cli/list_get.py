@@ -110,9 +110,9 @@ async def _first(
 
 async def _get(routes: Records[ItemSchema], tag: str) -> ItemSchema:
     from async_bento._core.tag import Tag
-    from async_bento.api.records import find_record
+    from async_bento.api.records import get_record
 
-    return await find_record(routes, Tag.parse(tag))
+    return await get_record(routes, Tag.parse(tag))
 
 
 def _with_labels(query: str | None, labels: tuple[str, ...]) -> str | None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from async_bento import BentoStore, ModelStore, NotFoundError
+from async_bento import BentoFullSchema, BentoStore, ModelStore, NotFoundError, PartError, Tag
 from async_bento.api import async_api as api_module, paging
 from async_bento.errors import APIStatusError
 from tests.builders import make_bento, make_model
-from tests.fault_proxy import FaultProxy, answer_json
+from tests.fault_proxy import PUT, FaultProxy, answer_json
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -409,6 +409,43 @@ async def test_get_accepts_name_and_version(
     assert bento.version == version
     assert bento.manifest is not None
     assert bento.manifest.name == "svc"
+
+
+async def test_get_returns_the_models_whatever_the_version(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    make_model(home, "mod:m1")
+    make_bento(home, "svc:v1", models=["mod:m1"])
+    api = make_client(await start_proxy())
+    await api.push("svc:v1")
+
+    records = [
+        await api.get("svc"),
+        await api.get("svc:latest"),
+        await api.get(Tag("svc", "v1")),
+        await api.get("svc", "v1"),
+    ]
+
+    assert {type(record) for record in records} == {BentoFullSchema}
+    assert [str(model.tag) for record in records for model in record.models] == ["mod:m1"] * 4
+    assert records[0] == records[-1]
+
+
+async def test_exists_is_true_for_uploaded_items_only(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
+    api = make_client(proxy)
+    make_bento(home, "broken:v1")
+    make_model(home, "mod:m1")
+    await api.models.push("mod:m1")
+    proxy.add_fault(PUT, answer_json(400, {}), times=None)
+    with pytest.raises(PartError):
+        await api.push("broken:v1")
+
+    tags = ["svc", "svc:latest", "svc:v2", Tag("svc", "v5"), "svc:v9", "nothing", "nothing:v1", "broken", "broken:v1"]
+    found = [tag for tag in tags if await api.exists(tag)]
+
+    assert found == ["svc", "svc:latest", "svc:v2", Tag("svc", "v5")]
+    assert await api.models.exists("mod:m1")
+    assert not await api.models.exists("svc:v2")
 
 
 @pytest.mark.parametrize("asked", [("nothing",), ("nothing", "latest"), ("svc", "v9"), ("svc:v9",)])

@@ -61,6 +61,7 @@ def test_blocking_models_push_list_get_and_pull(served: LocalRegistry, home: Pat
         assert [item.version for item in api.models.list().items] == ["m1"]
         assert [item.version for item in api.models.iter()] == ["m1"]
         assert api.models.get("mod").upload_status == "success"
+        assert (api.models.exists("mod:m1"), api.exists("mod:m1")) == (True, False)
         assert contents(api.models.pull("mod").path) == contents(model)
 
 
