@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
 import click
@@ -11,18 +10,23 @@ import click
 from async_bento._core.garbage import resume_collection
 from async_bento.cli.completion import complete_bento, complete_model
 from async_bento.cli.options import RegistryOptions, asynchronous, filter_options, registry_options
-from async_bento.cli.output import print_record, print_records
+from async_bento.cli.output import print_json, print_record, print_records, terminal_width
 from async_bento.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from async_bento.api.records import Records
-    from async_bento.rest.schemas import ItemSchema
+    from async_bento.rest.schemas import ItemSchema, ListSchema
 
 Word = Literal["bento", "model"]
 
-_LIST_HELP = """List the {word}s in the registry, newest first.
+_NEWEST = 100
+"""Records that a list shows by default: a few screens, which one request returns."""
+
+_LIST_HELP = """List the {word}s in the remote registry, newest first.
+
+{size}`async-bento store list` lists those on this machine.
 
 \b
 Examples:
@@ -30,7 +34,7 @@ Examples:
   async-bento {group}list --search iris --label team=nlp
 """
 
-_GET_HELP = """Show the record of the {word} TAG in the registry.
+_GET_HELP = """Show the record of the {word} TAG in the remote registry.
 
 Without a version, show the newest version. Without TAG, show the newest {word} that matches --search and --label.
 
@@ -41,24 +45,45 @@ Examples:
 """
 
 
+_EXISTS_HELP = """Check whether the remote registry has the {word} TAG, uploaded.
+
+The exit code is 0 if it has, and 3 if not. Nothing is printed in the first case.
+
+\b
+Examples:
+  async-bento {group}exists iris:v3 || async-bento {group}push iris:v3
+"""
+
+
 def _list_command(word: Word) -> click.Command:
     @click.command("list", help=_help(_LIST_HELP, word))
-    @click.option("--limit", "-n", type=click.IntRange(min=1), help="Maximum number of records.")
+    @click.option("--limit", "-n", type=click.IntRange(min=1), help=f"Maximum number of records.  [default: {_NEWEST}]")
+    @click.option("--all", "show_all", is_flag=True, help="List all records.")
     @click.option("--query", "-q", metavar="QUERY", help="Registry query, such as 'label:team=nlp sort:size-desc'.")
     @filter_options
     @registry_options
     @asynchronous
     async def list_records(
-        registry: RegistryOptions, search: str | None, labels: tuple[str, ...], query: str | None, limit: int | None
+        registry: RegistryOptions,
+        search: str | None,
+        labels: tuple[str, ...],
+        query: str | None,
+        limit: int | None,
+        show_all: bool,
     ) -> None:
+        if show_all and limit:
+            raise click.UsageError("Pass either --limit or --all.")
         query = _with_labels(query, labels)
         async with _open_records(registry, word) as routes:
-            records = await _first(routes, limit, search, query)
+            records, total = await _first(routes, None if show_all else limit or _NEWEST, search, query)
         if not records and not registry.as_json:
             matching = " match" if search or query else ""
             click.echo(f"No {word}s in the registry at {routes.session.endpoint}{matching}.", err=True)
             return
-        print_records(records, as_json=registry.as_json)
+        print_records(records, word, routes.session.endpoint, as_json=registry.as_json)
+        if total > len(records):
+            is_below = terminal_width() is not None and not registry.as_json
+            click.echo(f"{len(records):,} of {total:,}; --all for the rest", err=not is_below)
 
     return list_records
 
@@ -74,18 +99,37 @@ def _get_command(word: Word) -> click.Command:
             raise click.UsageError("Pass either TAG, or --search or --label.")
         async with _open_records(registry, word) as routes:
             if tag is not None:
-                print_record(await _get(routes, tag), tag, as_json=registry.as_json)
+                print_record(await _get(routes, tag), routes.session.endpoint, tag, as_json=registry.as_json)
                 return
-            records = await _first(routes, 1, search, _with_labels(None, labels))
+            records, _ = await _first(routes, 1, search, _with_labels(None, labels))
         if not records:
             raise NotFoundError(f"no {word} in the registry at {routes.session.endpoint} matches")
-        print_record(records[0], as_json=registry.as_json)
+        print_record(records[0], routes.session.endpoint, as_json=registry.as_json)
 
     return get
 
 
+def _exists_command(word: Word) -> click.Command:
+    @click.command("exists", help=_help(_EXISTS_HELP, word))
+    @click.argument("tag", shell_complete=complete_model if word == "model" else complete_bento)
+    @registry_options
+    @asynchronous
+    async def exists(registry: RegistryOptions, tag: str) -> None:
+        from async_bento._core.tag import Tag
+        from async_bento.api.records import record_exists
+
+        async with _open_records(registry, word) as routes:
+            if not await record_exists(routes, Tag.parse(tag)):
+                raise NotFoundError(f"no {word} {tag}, uploaded, in the registry at {routes.session.endpoint}.")
+        if registry.as_json:
+            print_json({"tag": tag, "exists": True})
+
+    return exists
+
+
 def _help(text: str, word: Word) -> str:
-    return text.format(word=word, group="models " if word == "model" else "")
+    size = "The size of a bento includes its models. " if word == "bento" else ""
+    return text.format(word=word, size=size, group="models " if word == "model" else "")
 
 
 @asynccontextmanager
@@ -100,12 +144,20 @@ async def _open_records(registry: RegistryOptions, word: Word) -> AsyncGenerator
 
 async def _first(
     routes: Records[ItemSchema], limit: int | None, search: str | None, query: str | None
-) -> list[ItemSchema]:
+) -> tuple[list[ItemSchema], int]:
+    """The newest records, and how many there are."""
     from async_bento.api.paging import PAGE_SIZE, walk
 
-    fetch = partial(routes.list, search=search, query=query)
+    total = 0
+
+    async def fetch(*, start: int, count: int) -> ListSchema[ItemSchema] | None:
+        nonlocal total
+        page = await routes.list(start=start, count=count, search=search, query=query)
+        total = page.total if page else 0
+        return page
+
     async with aclosing(walk(fetch, PAGE_SIZE, limit)) as pages:
-        return [record async for page in pages for record in page]
+        return [record async for page in pages for record in page], total
 
 
 async def _get(routes: Records[ItemSchema], tag: str) -> ItemSchema:
@@ -123,3 +175,5 @@ list_bentos = _list_command("bento")
 list_models = _list_command("model")
 get_bento = _get_command("bento")
 get_model = _get_command("model")
+bento_exists = _exists_command("bento")
+model_exists = _exists_command("model")

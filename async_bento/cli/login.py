@@ -9,10 +9,19 @@ import click
 
 from async_bento._core.urls import check_endpoint
 from async_bento.cli.completion import complete_context
-from async_bento.cli.options import json_option
+from async_bento.cli.groups import Group
+from async_bento.cli.options import RegistryOptions, asynchronous, json_option, registry_options
 from async_bento.cli.output import print_json, print_table
 from async_bento.errors import AuthenticationError, ConfigError
-from async_bento.rest.contexts import Context, contexts_path, read_contexts, store_context, use_context
+from async_bento.rest.contexts import (
+    Context,
+    contexts_path,
+    read_contexts,
+    remove_context,
+    rename_context,
+    store_context,
+    use_context,
+)
 from async_bento.rest.credentials import (
     DEFAULT_ENDPOINT,
     Credentials,
@@ -24,6 +33,7 @@ from async_bento.rest.credentials import (
 )
 
 if TYPE_CHECKING:
+    from async_bento.rest.contexts import Contexts
     from async_bento.rest.schemas import UserSchema
 
 
@@ -69,7 +79,56 @@ def login(endpoint: str | None, api_token_stdin: bool, name: str | None) -> None
     _warn_of_overrides(stored_as)
 
 
-@click.group()
+@click.command()
+@click.option(
+    "--name", metavar="NAME", shell_complete=complete_context, help="Context to remove.  [default: the current one]"
+)
+def logout(name: str | None) -> None:
+    """Remove a stored API token.
+
+    The token stays valid: revoke it in the registry if others may know it.
+
+    \b
+    Examples:
+      async-bento logout
+      async-bento logout --name staging
+    """
+    path = contexts_path()
+    known = read_contexts(path)
+    if name is None:
+        name = context_of_environment() or known.current_context_name
+        if not known.find(name):
+            raise ConfigError(f"not logged in: no current context in {path}. `async-bento context list` shows all.")
+    removed = remove_context(path, name)
+    click.echo(f"Logged out of {removed.endpoint}: removed the context {name!r} from {path}")
+    _report_remaining(removed, known)
+
+
+@click.command()
+@registry_options
+@asynchronous
+async def whoami(registry: RegistryOptions) -> None:
+    """Show the user, the registry and the source of the API token.
+
+    \b
+    Examples:
+      async-bento whoami
+      async-bento whoami --context staging --json
+    """
+    from async_bento.rest.client import RestApiClient
+
+    async with RestApiClient(registry.endpoint, context=registry.context) as client:
+        user = await client.current_user()
+        credentials = client.credentials
+    if registry.as_json:
+        facts = {"name": user.name, "email": user.email, "endpoint": credentials.endpoint, "token": credentials.source}
+        print_json(facts)
+    else:
+        email = f" ({user.email})" if user.email else ""
+        click.echo(f"{user.name}{email} at {credentials.endpoint}, with the token from {credentials.source}")
+
+
+@click.group(cls=Group)
 def context() -> None:
     """Switch between registries you have logged in to."""
 
@@ -110,6 +169,36 @@ def use(name: str) -> None:
     selected = use_context(contexts_path(), name)
     click.echo(f"Switched to the context {selected.name!r} for {selected.endpoint}")
     _warn_of_overrides(selected.name)
+
+
+@context.command()
+@click.argument("name", shell_complete=complete_context)
+def remove(name: str) -> None:
+    """Remove the context NAME and its API token.
+
+    \b
+    Examples:
+      async-bento context remove staging
+    """
+    path = contexts_path()
+    known = read_contexts(path)
+    removed = remove_context(path, name)
+    click.echo(f"Removed the context {name!r} for {removed.endpoint}")
+    _report_remaining(removed, known)
+
+
+@context.command()
+@click.argument("old", shell_complete=complete_context)
+@click.argument("new")
+def rename(old: str, new: str) -> None:
+    """Rename the context OLD to NEW.
+
+    \b
+    Examples:
+      async-bento context rename default staging
+    """
+    rename_context(contexts_path(), old, new)
+    click.echo(f"Renamed the context {old!r} to {new!r}")
 
 
 @context.command("current")
@@ -187,6 +276,18 @@ def _context_as_json(context: Context, current: str) -> dict[str, object]:
         "email": context.email,
         "current": context.name == current,
     }
+
+
+def _report_remaining(removed: Context, known: Contexts) -> None:
+    """Name what selects a registry after a context was removed: another context, or variables."""
+    if removed.name == known.current_context_name:
+        others = [each.name for each in known.contexts if each.name != removed.name]
+        remedy = f"Select {' or '.join(others)} with `async-bento context use NAME`" if others else ""
+        click.echo(f"No context is current now. {remedy or 'Run `async-bento login` to add one'}.", err=True)
+    variables = overriding_variables(known.current_context_name)
+    if variables:
+        verb, pronoun = ("selects", "it") if len(variables) == 1 else ("select", "them")
+        click.echo(f"Note: {' and '.join(variables)} still {verb} a registry. Unset {pronoun} to log out.", err=True)
 
 
 def _warn_of_overrides(current: str) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from async_bento._core.version import __version__
 from async_bento.cli.errors import exit_code, interruption_message
+from async_bento.cli.groups import LazyGroup
 from async_bento.cli.process import process_errors
 from async_bento.cli.signals import exit_code_of_signal
 from async_bento.errors import BentoError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _EPILOG = """\b
 Exit codes:
@@ -30,26 +27,6 @@ Exit codes:
   130  interrupted by Ctrl-C
   143  interrupted by SIGTERM
 """
-
-
-class LazyGroup(click.Group):
-    """A group that imports a command, given as `module:attribute`, when that command is used."""
-
-    def __init__(self, *args: Any, lazy_commands: Mapping[str, str], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._lazy_commands = lazy_commands
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """List the names of all commands."""
-        return sorted([*super().list_commands(ctx), *self._lazy_commands])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command."""
-        if cmd_name not in self._lazy_commands:
-            return super().get_command(ctx, cmd_name)
-        module, _, attribute = self._lazy_commands[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(f"async_bento.cli.{module}"), attribute)
-        return command
 
 
 class RootGroup(LazyGroup):
@@ -81,16 +58,19 @@ class RootGroup(LazyGroup):
         "completion": "completion:completion",
         "context": "login:context",
         "doctor": "doctor:doctor",
+        "exists": "list_get:bento_exists",
         "get": "list_get:get_bento",
         "list": "list_get:list_bentos",
         "login": "login:login",
+        "logout": "login:logout",
         "pull": "push_pull:pull",
         "push": "push_pull:push",
         "registry": "serve:registry",
         "store": "store:store",
+        "whoami": "login:whoami",
     },
 )
-@click.version_option(__version__, prog_name="async-bento")
+@click.version_option(__version__, "-V", "--version", prog_name="async-bento")
 @click.option("-v", "--verbose", count=True, help="Increase verbosity (-v: retries, -vv: everything).")
 def main(verbose: int) -> None:
     """Push and pull bentos and models to and from BentoCloud, Yatai or your own registry.
@@ -106,6 +86,7 @@ def main(verbose: int) -> None:
 @main.group(
     cls=LazyGroup,
     lazy_commands={
+        "exists": "list_get:model_exists",
         "get": "list_get:get_model",
         "list": "list_get:list_models",
         "pull": "push_pull:pull_model",

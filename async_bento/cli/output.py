@@ -59,24 +59,29 @@ def print_pull(tag: str, path: Path | None, *, as_json: bool) -> None:
         click.echo(f"{tag} is in {path}")
 
 
-def print_records(records: Sequence[ItemSchema], *, as_json: bool) -> None:
-    """Print records as a table."""
+def print_records(records: Sequence[ItemSchema], word: str, endpoint: str, *, as_json: bool) -> None:
+    """Print records as a table, on a terminal with a heading."""
     if as_json:
         print_json([_record_as_json(record) for record in records])
         return
     from async_bento.rest.schemas import SUMMARY_COLUMNS, summary_row
 
-    print_table(SUMMARY_COLUMNS, [summary_row(record) for record in records])
+    if terminal_width() is not None:
+        click.echo(f"{word.capitalize()}s in the registry at {endpoint}:")
+    tag, size, *more = SUMMARY_COLUMNS
+    head = (tag, f"{size} WITH MODELS" if word == "bento" else size, *more)
+    print_table(head, [summary_row(record) for record in records])
 
 
-def print_record(record: ItemSchema, tag: str | None = None, *, as_json: bool) -> None:
+def print_record(record: ItemSchema, endpoint: str, tag: str | None = None, *, as_json: bool) -> None:
     """Print one record; `tag`, if known, names the item in case the record does not."""
     if as_json:
         print_json(_record_as_json(record))
         return
     from async_bento.rest.schemas import details
 
-    print_facts(details(record, tag and f"{tag.partition(':')[0]}:{record.version}"))
+    first, *more = details(record, tag and f"{tag.partition(':')[0]}:{record.version}")
+    print_facts([first, ("Registry", endpoint), *more])
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

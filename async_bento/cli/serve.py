@@ -9,11 +9,12 @@ from typing import Literal
 import click
 
 from async_bento._core.garbage import resume_collection
+from async_bento.cli.groups import Group
 from async_bento.cli.options import asynchronous
 from async_bento.cli.signals import is_ignored
 
 
-@click.group()
+@click.group(cls=Group)
 def registry() -> None:
     """Run your own registry."""
 

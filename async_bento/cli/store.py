@@ -9,6 +9,7 @@ import click
 
 from async_bento._core.text import human_size
 from async_bento.cli.completion import complete_bento, complete_model
+from async_bento.cli.groups import Group
 from async_bento.cli.options import json_option
 from async_bento.cli.output import print_json, print_table
 from async_bento.cli.selection import is_pattern, matching_tags
@@ -31,7 +32,7 @@ def _complete(context: click.Context, parameter: click.Parameter, incomplete: st
 _models_option: Callable[[Any], Any] = click.option("--models", is_flag=True, help="Models instead of bentos.")
 
 
-@click.group()
+@click.group(cls=Group)
 def store() -> None:
     """List, find and delete bentos and models on this machine."""
 

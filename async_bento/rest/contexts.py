@@ -132,6 +132,31 @@ def use_context(path: Path, name: str) -> Context:
     return found
 
 
+def remove_context(path: Path, name: str) -> Context:
+    """Remove a context; if it was the current one, none is. Blocks; raises ConfigError; keeps an invalid file."""
+    with _locked(path) as target:
+        contexts, document = _read(target)
+        found = contexts.get(name, path)
+        entries = cast("list[dict[str, object]]", document["contexts"])
+        _write(target, document | {"contexts": [entry for entry in entries if entry["name"] != name]})
+    return found
+
+
+def rename_context(path: Path, old: str, new: str) -> None:
+    """Rename a context, which stays the current one if it was. Blocks; raises ConfigError; keeps an invalid file."""
+    if not new.strip():
+        raise ConfigError(f"cannot rename the context {old!r}: the new name is empty.")
+    with _locked(path) as target:
+        contexts, document = _read(target)
+        contexts.get(old, path)
+        if contexts.find(new):
+            raise ConfigError(f"cannot rename the context {old!r}: {path} has a context {new!r}. Use another name.")
+        entries = cast("list[dict[str, object]]", document["contexts"])
+        renamed = [entry | {"name": new} if entry["name"] == old else entry for entry in entries]
+        current = new if contexts.current_context_name == old else contexts.current_context_name
+        _write(target, document | {"contexts": renamed, "current_context_name": current})
+
+
 @contextmanager
 def _locked(path: Path) -> Generator[Path]:
     """Lock the file against other writers of async-bento (BentoML takes no lock), and raise OSError as ConfigError."""

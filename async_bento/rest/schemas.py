@@ -420,13 +420,14 @@ def summary_row(item: ItemSchema) -> tuple[str, ...]:
 def details(item: ItemSchema, tag: str | None = None) -> list[tuple[str, str]]:
     """Names and values for the view of one record; a value may be empty. `tag` overrides the record's."""
     manifest = _manifest(item)
+    models: list[str] = getattr(manifest, "models", [])
     return [
         ("Tag", tag or record_tag(item)),
         ("Upload", " ".join(filter(None, (item.upload_status, failure_reason(item))))),
         ("Built (UTC)", f"{item.build_at:%Y-%m-%d %H:%M:%S}" if item.build_at else ""),
-        ("Size", _size(item)),
+        ("Size", f"{_size(item)} with its models" if models else _size(item)),
         ("BentoML", manifest.bentoml_version if manifest else ""),
-        ("Models", ", ".join(getattr(manifest, "models", []))),
+        ("Models", ", ".join(models)),
         ("Labels", ", ".join(f"{label.key}={label.value}" for label in item.labels)),
     ]
 

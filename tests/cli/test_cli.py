@@ -59,9 +59,11 @@ def test_pushed_bento_can_be_listed_shown_and_pulled(
     assert done("push", "svc").startswith("Pushed bento svc:v1: 10.0 KiB, ")
     assert done("push", "svc:v1") == ("Skipped bento svc:v1: already pushed. Use --force to push it again.\n")
     head, row = done("list").splitlines()
-    assert head.split() == ["TAG", "SIZE", "BUILT", "(UTC)", "UPLOAD"]
+    assert head.split() == ["TAG", "SIZE", "WITH", "MODELS", "BUILT", "(UTC)", "UPLOAD"]
     assert row.split() == ["svc:v1", "1.3", "KiB", "2024-05-06", "07:08", "success"]
     shown = done("get", "svc")
+    assert f"Registry:    {served.endpoint}\n" in shown
+    assert "Size:        1.3 KiB with its models\n" in shown
     assert "Models:      mod:m1\n" in shown
     assert "Labels:      team=nlp\n" in shown
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
@@ -173,7 +175,7 @@ def test_list_of_empty_registry_prints_note(served: LocalRegistry) -> None:
 
 
 def test_version_option_prints_version() -> None:
-    assert done("--version") == f"async-bento, version {__version__}\n"
+    assert done("-V") == done("--version") == f"async-bento, version {__version__}\n"
 
 
 def test_help_lists_exit_codes() -> None:
@@ -351,6 +353,57 @@ def test_list_and_get_filter_by_name_and_labels(served: LocalRegistry, home: Pat
     assert done("get", "--search", "iris", "--label", "stage=prod").startswith("Tag:         iris:v1\n")
 
 
+def test_list_counts_what_it_leaves_out(served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    done("push", "--all")
+    monkeypatch.setattr("async_bento.cli.list_get._NEWEST", 2)
+    piped = run("list")
+    assert len(piped.stdout.splitlines()) == 3
+    assert piped.stderr == "2 of 3; --all for the rest\n"
+    as_json = run("list", "--json")
+    assert (len(json.loads(as_json.stdout)), as_json.stderr) == (2, "2 of 3; --all for the rest\n")
+    every = run("list", "--all")
+    assert (len(every.stdout.splitlines()), every.stderr) == (4, "")
+    assert run("list", "--limit", "1").stderr == "1 of 3; --all for the rest\n"
+    assert run("list", "--limit", "1", "--all").exit_code == 2
+    monkeypatch.setattr("async_bento.cli.output.terminal_width", lambda: 80)
+    monkeypatch.setattr("async_bento.cli.list_get.terminal_width", lambda: 80)
+    shown = run("list")
+    assert (shown.stdout.splitlines()[-1], shown.stderr) == ("2 of 3; --all for the rest", "")
+
+
+def test_exists_sets_the_exit_code(served: LocalRegistry, home: Path, three: None) -> None:
+    done("push", "iris:v1")
+    assert done("exists", "iris:v1") == done("exists", "iris") == ""
+    assert json.loads(done("exists", "iris:v1", "--json")) == {"tag": "iris:v1", "exists": True}
+    missing = run("exists", "iris:v2")
+    assert (missing.exit_code, missing.stdout) == (3, "")
+    assert run("models", "exists", "iris:v1").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggested"),
+    [
+        (("lst",), "async-bento list"),
+        (("pusj",), "async-bento push"),
+        (("ls",), "async-bento list"),
+        (("rm",), "async-bento store delete"),
+        (("version",), "async-bento --version"),
+        (("models", "show"), "async-bento models get"),
+        (("store", "rm"), "async-bento store delete"),
+        (("context", "ls"), "async-bento context list"),
+    ],
+)
+def test_unknown_command_suggests_a_known_one(arguments: tuple[str, ...], suggested: str) -> None:
+    result = make_runner().invoke(main, arguments, prog_name="async-bento")
+    assert result.exit_code == 2
+    assert f"No such command {arguments[-1]!r}. Did you mean `{suggested}`?" in result.stderr
+
+
+def test_unknown_names_suggest_nothing_unlike_them() -> None:
+    assert "No such command 'xyzzy'.\n" in run("xyzzy").stderr
+    assert "--force" in run("push", "--forse").stderr
+
+
 def test_output_is_cut_for_a_terminal_only(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "a" * 63
     models = [f"model-with-a-long-name-{number}:v1" for number in range(6)]
@@ -360,7 +413,9 @@ def test_output_is_cut_for_a_terminal_only(served: LocalRegistry, home: Path, mo
     done("push", name)
     whole = done("list")
     monkeypatch.setattr("async_bento.cli.output.terminal_width", lambda: 80)
-    table, record = done("list").splitlines(), done("get", name).splitlines()
+    heading, *table = done("list").splitlines()
+    record = done("get", name).splitlines()
+    assert heading == f"Bentos in the registry at {served.endpoint}:"
     assert f"{name}:v1" in whole
     assert max(map(len, table)) == 80
     assert "…" in table[1]

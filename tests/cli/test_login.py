@@ -269,6 +269,48 @@ def test_context_use_unknown_name_lists_the_known(two: LocalRegistry) -> None:
     assert ": the file has only lab, prod. Use one of these, or run `async-bento login" in result.stderr
 
 
+def test_context_remove_and_rename(two: LocalRegistry, path: Path) -> None:
+    assert run("context", "rename", "lab", "staging").stdout == "Renamed the context 'lab' to 'staging'\n"
+    assert run("context", "current").stdout == "staging\n"
+    taken = run("context", "rename", "staging", "prod")
+    assert taken.exit_code == 2
+    assert f"{path} has a context 'prod'. Use another name." in taken.stderr
+    removed = run("context", "remove", "prod")
+    assert removed.stdout == f"Removed the context 'prod' for {two.endpoint}\n"
+    assert removed.stderr == ""
+    assert [context.name for context in read_contexts(path).contexts] == ["staging"]
+    assert run("context", "remove", "prod").exit_code == 2
+    assert run("context", "rename", "prod", "lab").exit_code == 2
+
+
+def test_logout_removes_the_current_context(two: LocalRegistry, path: Path) -> None:
+    result = run("logout")
+    assert result.stdout == f"Logged out of {two.endpoint}: removed the context 'lab' from {path}\n"
+    assert result.stderr == "No context is current now. Select prod with `async-bento context use NAME`.\n"
+    assert "no API token" in run("list").stderr
+    assert run("logout").exit_code == 2
+    assert run("logout", "--name", "prod").exit_code == 0
+    assert two.api_token not in path.read_text()
+
+
+def test_logout_names_variables_that_remain(two: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENTO_CLOUD_API_KEY", "tk-5ecret")
+    result = run("logout")
+    assert result.stderr.endswith("Note: BENTO_CLOUD_API_KEY still selects a registry. Unset it to log out.\n")
+
+
+def test_whoami_names_user_registry_and_source(two: LocalRegistry, path: Path) -> None:
+    assert run("whoami").stdout == (
+        f"admin (admin@localhost) at {two.endpoint}, with the token from context 'lab' in {path}\n"
+    )
+    assert json.loads(run("whoami", "--context", "prod", "--json").stdout) == {
+        "name": "admin",
+        "email": "admin@localhost",
+        "endpoint": two.endpoint,
+        "token": f"context 'prod' in {path}",
+    }
+
+
 def test_context_current_without_contexts_fails() -> None:
     result = run("context", "current")
     assert (result.exit_code, result.stdout) == (2, "")
