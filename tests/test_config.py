@@ -538,11 +538,13 @@ def test_settings_ignore_the_variables_of_kubernetes() -> None:
         ("http://127.0.0.1:3000/", "http://127.0.0.1:3000"),
         ("http://[::1]:3000", "http://[::1]:3000"),
         ("https://r.example/yatai//", "https://r.example/yatai"),
+        ("https://r.example/api/v1/", "https://r.example"),
+        ("https://r.example/yatai/api/v1", "https://r.example/yatai"),
         ("HTTPS://R.example", "HTTPS://R.example"),
         ("http://yatai_1", "http://yatai_1"),
     ],
 )
-def test_endpoint_trailing_slash_is_removed(said: str, read: str) -> None:
+def test_endpoint_trailing_slash_and_api_path_are_removed(said: str, read: str) -> None:
     assert check_endpoint(said) == read
 
 

@@ -20,7 +20,7 @@ _USER = re.compile(r"//[^/?#]*@")
 
 
 def check_endpoint(endpoint: str) -> str:
-    """Return the endpoint without a trailing slash, or raise ConfigError if it is not the plain URL of a server."""
+    """Return an endpoint without a trailing slash or `/api/v1`; raise ConfigError if it is no plain URL of a server."""
     shown = _USER.sub("//", without_queries(endpoint))
     invalid = ConfigError(
         f"invalid endpoint {shown!r}: it is not the URL of a server. Use a URL like https://registry.example.com."
@@ -39,7 +39,7 @@ def check_endpoint(endpoint: str) -> str:
         raise ConfigError(
             f"invalid endpoint on {parts.hostname}: it has a user name, a query or a fragment. Remove that part."
         )
-    return endpoint.rstrip("/")
+    return endpoint.rstrip("/").removesuffix("/api/v1").rstrip("/")
 
 
 def origin(url: str) -> str:

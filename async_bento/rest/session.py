@@ -18,9 +18,9 @@ from async_bento._core.retry import Retries
 from async_bento._core.text import human_size
 from async_bento._core.urls import origin
 from async_bento.config import BENTOML_VERSION, MiB
-from async_bento.errors import APIError, APIResponseError, APIStatusError
+from async_bento.errors import APIError, APIResponseError, APIStatusError, APITimeoutError
 from async_bento.rest.responses import RawResponse, is_not_found, parse_response, status_error
-from async_bento.rest.transport import AUTH_HEADER, MAX_ERROR_BODY, read_body, translate_errors
+from async_bento.rest.transport import AUTH_HEADER, MAX_ERROR_BODY, failed_to_connect, read_body, translate_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +42,10 @@ _MAX_RESPONSE = 256 * MiB
 client's own, may hold 2.5 MiB each."""
 
 
+_FIRST_TRIES = 2
+"""Connections to a registry that this client has never reached: a wrong endpoint is reported soon."""
+
+
 class ApiRequest(NamedTuple):
     """One request to the registry's API."""
 
@@ -60,6 +64,7 @@ class RestSession:
         self._credentials = credentials
         self._connections = connections
         self._timeout = timeout
+        self._is_reached = False  # whether the registry has ever answered
 
     @property
     def endpoint(self) -> str:
@@ -91,10 +96,19 @@ class RestSession:
                     raise status_error(response, credentials)
                 return parse_response(response, schema)
             except APIError as error:
-                if not (retry and time.monotonic() < until and await retries.wait_after(error)):
+                if not (retry and time.monotonic() < until) or self._is_out_of_reach(error, retries.failures):
+                    raise
+                if not await retries.wait_after(error):
                     raise
             if request.timeout is not None:
                 request = request._replace(timeout=max(1.0, until - time.monotonic()))
+
+    def _is_out_of_reach(self, error: APIError, failures: int) -> bool:
+        """Whether an error, after so many failures before it, ends the attempts to reach the registry at all."""
+        if self._is_reached or not failed_to_connect(error):
+            return False
+        # A timeout is conclusive: the system has repeated its attempts for `Timeouts.connect` seconds.
+        return isinstance(error, APITimeoutError) or failures >= _FIRST_TRIES - 1
 
     async def find(self, request: ApiRequest, schema: type[ResponseT]) -> ResponseT | None:
         """Send a request and parse the response; None if the registry has no such record."""
@@ -117,6 +131,7 @@ class RestSession:
                 target.turn(),
                 target.request(request.method, timeout, headers=headers, params=request.params, data=data) as response,
             ):
+                self._is_reached = True
                 limit = _MAX_RESPONSE if response.status == HTTPStatus.OK else MAX_ERROR_BODY
                 body = await read_body(response, limit)
                 if len(body) > _MAX_RESPONSE:

@@ -20,12 +20,12 @@ from yarl import URL
 
 from async_bento._core.fork import separate_epoll, watch_forks
 from async_bento._core.loops import running_loop
-from async_bento._core.retry import lacks_tls, seconds_to_wait
+from async_bento._core.retry import causes, lacks_tls, seconds_to_wait
 from async_bento._core.thread_pool import DaemonThreadPool
 from async_bento._core.urls import origin, without_queries
 from async_bento._core.version import __version__
 from async_bento.config import KiB
-from async_bento.errors import APIConnectionError, APITimeoutError, ClosedError, PartError
+from async_bento.errors import APIConnectionError, APIError, APITimeoutError, ClosedError, PartError
 from async_bento.rest.connector import Connector, Resolver, keep_session, run_step
 from async_bento.rest.proxies import check_proxy, proxy_of_environment
 from async_bento.rest.storages import GATEWAY_ERRORS, Storages
@@ -316,6 +316,12 @@ def translate_errors(request: str, target: Target, timeout: aiohttp.ClientTimeou
         ) from error
     except (aiohttp.ClientError, OSError) as error:
         raise connection_error(target, error) from error
+
+
+def failed_to_connect(error: APIError) -> bool:
+    """Whether no connection was made: refused, of an unknown host, out of time, or by a proxy."""
+    kinds = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+    return any(isinstance(cause, kinds) for cause in causes(error))
 
 
 def no_connection(request: str, target: Target, timeout: aiohttp.ClientTimeout) -> str:

@@ -143,12 +143,17 @@ def test_rejected_token_error_names_its_source(served: LocalRegistry, monkeypatc
     assert "not-this-one" not in result.stderr
 
 
-def test_unreachable_registry_exits_with_5(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", [("list",), ("push", "svc:v1"), ("models", "pull", "mod:m1")])
+def test_unreachable_registry_exits_with_5_after_one_retry(
+    command: tuple[str, ...], home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_bento(home)
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "token")
     monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", NOWHERE)
-    monkeypatch.setenv("ASYNC_BENTO_RETRY_ATTEMPTS", "1")
-    result = run("list")
+    caplog.set_level("INFO", logger="async_bento")
+    result = run(*command)
     assert result.exit_code == 5
+    assert sum(record.getMessage().startswith("retrying") for record in caplog.records) == 1
     assert f"cannot reach the registry at {NOWHERE}: Connection refused" in result.stderr
 
 
