@@ -334,8 +334,11 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             pusher = Pusher(self._resources, self._kind, options)
             if not found.models:
                 return await pusher.push(found)
-            # The registry is asked for the bento while its models are pushed.
+            # The registry is asked for the bento while its models are pushed; before that, if it has never answered: a
+            # wrong endpoint or token fails once, and not once per model.
             async with background_task(pusher.needs_no_push(found.tag)) as already_pushed:
+                if not self._kind.routes.session.is_reached:
+                    await already_pushed
                 model_options = replace(options, bare=False)  # a model is never pushed without its files
                 models = await push_models(Pusher(self._resources, self._model_kind, model_options), found)
                 result = await pusher.push(found, already_pushed=await already_pushed, models=models)

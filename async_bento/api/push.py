@@ -20,7 +20,7 @@ from async_bento._core.concurrency import hold_lock
 from async_bento._core.retry import Retries
 from async_bento._core.text import human_size, table
 from async_bento.api.kinds import BARE_REASON, ItemT, RecordT
-from async_bento.errors import APIError, ConfigError, NotFoundError, SourceChangedError, StoreError
+from async_bento.errors import APIError, AuthenticationError, ConfigError, NotFoundError, SourceChangedError, StoreError
 from async_bento.rest.schemas import UPLOADED
 from async_bento.transfer.journal import Journal
 from async_bento.transfer.tar.plan import TarPlan
@@ -128,12 +128,22 @@ class Pusher(Generic[ItemT, RecordT]):
         )
 
     async def needs_no_push(self, tag: Tag) -> bool:
-        """Whether this push would skip an item; False also where the registry could not be asked."""
-        if self._options.force:
+        """Whether this push would skip an item; False where the registry fails to answer.
+
+        Raises the errors that every other request would meet, too: a refused token, a registry that is out of reach.
+        """
+        force, session = self._options.force, self.kind.routes.session
+        if force and session.is_reached:
             return False
-        with suppress(APIError):
-            return _is_pushed(await self.kind.routes.get(tag.name, tag.version or ""))
-        return False
+        try:
+            remote = await self.kind.routes.get(tag.name, tag.version or "")
+        except AuthenticationError:
+            raise
+        except APIError:
+            if not session.is_reached:
+                raise
+            return False
+        return _is_pushed(remote) and not force
 
     async def ensure_repository(self, name: str) -> None:
         """Create a repository where there is none, once, however many of its items are pushed concurrently."""

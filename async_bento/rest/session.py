@@ -64,7 +64,7 @@ class RestSession:
         self._credentials = credentials
         self._connections = connections
         self._timeout = timeout
-        self._is_reached = False  # whether the registry has ever answered
+        self.is_reached = False  # whether the registry has ever answered
 
     @property
     def endpoint(self) -> str:
@@ -105,7 +105,7 @@ class RestSession:
 
     def _is_out_of_reach(self, error: APIError, failures: int) -> bool:
         """Whether an error, after so many failures before it, ends the attempts to reach the registry at all."""
-        if self._is_reached or not failed_to_connect(error):
+        if self.is_reached or not failed_to_connect(error):
             return False
         # A timeout is conclusive: the system has repeated its attempts for `Timeouts.connect` seconds.
         return isinstance(error, APITimeoutError) or failures >= _FIRST_TRIES - 1
@@ -131,7 +131,7 @@ class RestSession:
                 target.turn(),
                 target.request(request.method, timeout, headers=headers, params=request.params, data=data) as response,
             ):
-                self._is_reached = True
+                self.is_reached = True
                 limit = _MAX_RESPONSE if response.status == HTTPStatus.OK else MAX_ERROR_BODY
                 body = await read_body(response, limit)
                 if len(body) > _MAX_RESPONSE:

@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from async_bento import ArchiveError, Bento, ConfigError, InvalidTagError, ModelsError, NotFoundError, PartError, Tag
-from async_bento.errors import APIStatusError, SourceChangedError
+from async_bento import (
+    ArchiveError,
+    AsyncBentoAPI,
+    Bento,
+    ConfigError,
+    InvalidTagError,
+    ModelsError,
+    NotFoundError,
+    PartError,
+    Tag,
+)
+from async_bento.errors import APIConnectionError, APIStatusError, AuthenticationError, SourceChangedError
 from async_bento.transfer.tar.plan import TarPlan
 from tests.builders import make_bento, make_model, random_bytes
 from tests.fault_proxy import PUT, Hold, answer_json, lose_answer, refuse
@@ -154,12 +164,13 @@ async def test_push_of_present_items_sends_one_request_each(
         make_model(home, tag)
     make_bento(home, models=tags)
     proxy = await start_proxy()
-    await make_client(proxy).push("svc:v1")
+    api = make_client(proxy)
+    await api.push("svc:v1")
     proxy.requests.clear()
     all_of_them = Hold(count=4)
     proxy.add_fault("GET", all_of_them, times=None)
 
-    pushing = asyncio.create_task(make_client(proxy).push("svc:v1"))
+    pushing = asyncio.create_task(api.push("svc:v1"))
     await all_of_them.arrived.wait()
     all_of_them.released.set()
     result = await pushing
@@ -699,3 +710,26 @@ async def test_push_with_raising_listener_succeeds(
         raise ValueError("no")
 
     assert (await make_client(proxy, progress=listen).push("svc:v1")).parts == 1
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("fault", ["token", "endpoint"])
+async def test_push_with_wrong_token_or_endpoint_fails_before_models(
+    start_proxy: StartProxy, home: Path, fault: str, force: bool
+) -> None:
+    """One error, and not one for each of thirty models."""
+    tags = [f"mod:m{number}" for number in range(30)]
+    for tag in tags:
+        make_model(home, tag)
+    make_bento(home, models=tags)
+    proxy = await start_proxy()
+    endpoint = proxy.endpoint if fault == "token" else "http://127.0.0.1:1"
+    events: list[ProgressEvent] = []
+
+    async with AsyncBentoAPI(endpoint=endpoint, api_token="wrong", progress=events.append) as api:
+        with pytest.raises(AuthenticationError if fault == "token" else APIConnectionError) as raised:
+            await api.push("svc:v1", force=force)
+
+    assert "\n" not in str(raised.value)
+    assert len(proxy.requests) == (1 if fault == "token" else 0)
+    assert not events
