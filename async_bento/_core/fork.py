@@ -26,6 +26,7 @@ class ForkAware(Protocol):
 
 
 _objects: WeakSet[ForkAware] = WeakSet()
+_loops: WeakSet[AbstractEventLoop] = WeakSet()
 
 
 def watch_forks(thing: ForkAware) -> None:
@@ -33,12 +34,16 @@ def watch_forks(thing: ForkAware) -> None:
     _objects.add(thing)
 
 
-def separate_epoll(loop: AbstractEventLoop) -> None:
-    """Give a loop, in a forked child, an epoll of the child's own.
+def watch_loop(loop: AbstractEventLoop) -> None:
+    """Give a loop, in each forked child, an epoll of the child's own.
 
     Parent and child share the epoll of a loop. A connection that the child closes, as when it is collected, would
     disappear from the parent's too, which would then wait for it for ever.
     """
+    _loops.add(loop)
+
+
+def _separate_epoll(loop: AbstractEventLoop) -> None:
     selector = getattr(loop, "_selector", None)  # uvloop has none
     if not (hasattr(selectors, "EpollSelector") and isinstance(selector, selectors.EpollSelector)):
         return  # a kqueue is not inherited
@@ -50,6 +55,8 @@ def separate_epoll(loop: AbstractEventLoop) -> None:
 
 
 def _forget_parent() -> None:
+    for loop in [*_loops]:  # first: what is dropped below may close connections
+        _separate_epoll(loop)
     for thing in [*_objects]:
         thing.forget_parent()
 

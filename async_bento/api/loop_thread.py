@@ -14,7 +14,7 @@ from weakref import WeakSet, finalize
 
 import anyio
 
-from async_bento._core.fork import separate_epoll, watch_forks
+from async_bento._core.fork import watch_forks, watch_loop
 from async_bento._core.thread_pool import start_thread
 from async_bento.api.resources import CLOSED, CLOSED_DURING_CALL
 from async_bento.errors import ClosedError, ConfigError
@@ -80,8 +80,6 @@ class LoopThread:
     def forget_parent(self) -> None:
         """See `ForkAware`. The loop is not closed: that would remove the parent's sockets from the epoll they share."""
         self._lock = threading.Lock()
-        if self._running is not None:
-            self._running.separate()
         self._running = None
         if self._finalizer is not None:
             self._finalizer.detach()
@@ -122,6 +120,7 @@ class _RunningLoop:
         self._thread = threading.Thread(target=self._run, name="async-bento", daemon=True)
         start_thread(self._thread)
         self._loop, self._stopping = self._started.result()
+        watch_loop(self._loop)
 
     def check_thread(self) -> None:
         """Raise ConfigError in the loop's own thread, where a call would wait for itself."""
@@ -146,10 +145,6 @@ class _RunningLoop:
             return future.result()
         except CancelledError:  # by the end of the loop
             raise ClosedError(CLOSED_DURING_CALL) from None
-
-    def separate(self) -> None:
-        """See `separate_epoll`."""
-        separate_epoll(self._loop)
 
     def stop(self) -> None:
         """Let the loop stop; does not wait."""

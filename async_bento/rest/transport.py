@@ -18,7 +18,7 @@ import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from async_bento._core.fork import separate_epoll, watch_forks
+from async_bento._core.fork import watch_forks, watch_loop
 from async_bento._core.loops import running_loop
 from async_bento._core.retry import causes, lacks_tls, seconds_to_wait
 from async_bento._core.thread_pool import DaemonThreadPool
@@ -237,6 +237,7 @@ class Connections:
             self._forget(lambda other: other.is_closed())
             limit = max(1, _connection_limit(self._caller_session) // 2)
             self._limits |= {(is_transfer, loop): asyncio.Semaphore(limit) for is_transfer in (False, True)}
+            watch_loop(loop)
         return loop
 
     def _session(self, name: str, loop: asyncio.AbstractEventLoop) -> aiohttp.ClientSession:
@@ -263,8 +264,6 @@ class Connections:
 
     def forget_parent(self) -> None:
         """See `ForkAware`."""
-        for loop in {loop for _, loop in self._limits}:
-            separate_epoll(loop)
         for keeper in [keeper for keepers in self._keepers.values() for keeper in keepers]:
             run_step(keeper.aclose())  # which closes nothing in another process
         self._forget(lambda _: True)

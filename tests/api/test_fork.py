@@ -244,6 +244,31 @@ loop.close()
     assert ended == Ended(0, "['v1']\n0\n['v1']\n", "")
 
 
+def test_connections_aborted_by_fork_hooks_stay_open_in_parent(pushed: Path) -> None:
+    """As where dropping one object in the child collects others: the child's epoll comes first."""
+    ended = run_program("""
+from async_bento._core.fork import watch_forks
+loop = asyncio.new_event_loop()
+class Aborting:
+    def forget_parent(self):
+        for transport in [*loop._transports.values()]:
+            transport.abort()
+hooks = [Aborting() for _ in range(20)]  # called in any order
+for hook in hooks:
+    watch_forks(hook)
+api = AsyncBentoAPI(progress=False, config=Config(timeouts={"api": 5}, retry={"attempts": 1}))
+async def records():
+    return [record.version for record in (await api.list()).items]
+print(loop.run_until_complete(records()))
+print(in_child(lambda: None))
+print(loop.run_until_complete(records()))
+loop.run_until_complete(api.aclose())
+loop.close()
+""")
+
+    assert ended == Ended(0, "['v1']\n0\n['v1']\n", "")
+
+
 def test_client_imports_no_module_while_it_works(pushed: Path, tmp_path: Path) -> None:
     """A child that is forked during an import of another thread waits for ever where it imports the same module."""
     ended = run_program(f"""

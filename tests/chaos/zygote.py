@@ -67,8 +67,8 @@ async def call(job: dict[str, Any]) -> None:
 
 def forked_call(job: dict[str, Any]) -> None:
     """One push or pull by a blocking API in a thread; on SIGUSR1, a forked process uses the API, too, and exits."""
-    asked = threading.Event()
-    signal.signal(signal.SIGUSR1, lambda *_: asked.set())
+    asked: list[bool] = []  # not an Event, whose lock this thread may hold when the signal arrives
+    signal.signal(signal.SIGUSR1, lambda *_: asked.append(True))
     config = Config.model_validate(job["config"])
     word: dict[str, object] = {}
     children: list[int] = []
@@ -87,7 +87,8 @@ def forked_call(job: dict[str, Any]) -> None:
         thread = threading.Thread(target=transfer)
         thread.start()
         while thread.is_alive():
-            if not asked.wait(0.01):
+            time.sleep(0.01)
+            if not asked:
                 continue
             asked.clear()
             children.append(os.fork())
