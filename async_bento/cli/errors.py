@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -28,22 +31,66 @@ _EXIT_CODES: Sequence[tuple[type[BentoError], int]] = (
     (BentoError, 1),
 )
 
-_RESUMABLE = "async_bento.resumable"  # a key of click's `Context.meta`
+# Keys of click's `Context.meta`.
+_RESUMABLE = "async_bento.resumable"
+_JSON = "async_bento.json"
 
 
-class PushesError(BentoError):
-    """Some of several pushes failed; `failures` has the error of each tag."""
+class ItemsError(BentoError):
+    """Some of several items failed; `failures` has the error of each, and `results` what the others returned."""
 
-    def __init__(self, message: str, *, failures: Mapping[str, BentoError]) -> None:
+    def __init__(self, message: str, *, failures: Mapping[str, BentoError], results: Sequence[object]) -> None:
         super().__init__(message)
         self.failures = failures
+        self.results = results
 
 
 def exit_code(error: BentoError) -> int:
-    """Map an error to an exit code; of several errors, the first one decides."""
-    while isinstance(error, (ModelsError, PushesError)):
+    """Map an error to an exit code: of several items, 1 unless all of them failed alike; of models, the first one's."""
+    if isinstance(error, ItemsError):
+        codes = {exit_code(failure) for failure in error.failures.values()}
+        return codes.pop() if len(codes) == 1 and not error.results else 1
+    while isinstance(error, ModelsError):
         error = next(iter(error.failures.values()))
     return next(code for error_type, code in _EXIT_CODES if isinstance(error, error_type))
+
+
+def expect_json(ctx: click.Context) -> None:
+    """Record that the command line has --json, also if the rest of it is wrong."""
+    ctx.meta[_JSON] = True
+
+
+def expects_json(ctx: click.Context) -> bool:
+    """Whether the command line has --json."""
+    return bool(ctx.meta.get(_JSON))
+
+
+def print_error(error: Exception, item: str = "") -> None:
+    """Print an error of the command, or of one of several items, to standard error.
+
+    With --json, the error of the command is a JSON object, and has those of the items.
+    """
+    ctx = click.get_current_context()
+    if not expects_json(ctx):
+        click.secho(f"Error: {f'{item}: ' if item else ''}{error}", err=True, fg="red")
+    elif not item:
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        click.echo(json.dumps({"error": _as_json(error)}, indent=2 if terminal else None), err=True)
+
+
+def _as_json(error: Exception) -> dict[str, object]:
+    text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    message, hint = _split_hint(text)
+    described: dict[str, object] = {"message": message, "type": type(error).__name__, "hint": hint or None}
+    if isinstance(error, (ItemsError, ModelsError)):
+        described["failures"] = {item: _as_json(failure) for item, failure in error.failures.items()}
+    return described
+
+
+def _split_hint(message: str) -> tuple[str, str]:
+    """Split a message at the end of what failed and why; the rest is what to do."""
+    parts = re.split(r"\. (?=[A-Z`])", message, maxsplit=1)
+    return parts[0].rstrip("."), parts[1] if len(parts) > 1 else ""
 
 
 def mark_resumable() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from async_bento._core.version import __version__
-from async_bento.cli.errors import exit_code, interruption_message
+from async_bento.cli.errors import exit_code, expect_json, expects_json, interruption_message, print_error
 from async_bento.cli.groups import LazyGroup
 from async_bento.cli.process import process_errors
 from async_bento.cli.signals import exit_code_of_signal
@@ -37,13 +37,24 @@ class RootGroup(LazyGroup):
         with process_errors():
             return super().main(*args, **kwargs)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options of the root."""
+        if "--json" in args:
+            expect_json(ctx)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run a command."""
         try:
             return super().invoke(ctx)
         except BentoError as error:
-            click.secho(f"Error: {error}", err=True, fg="red")
+            print_error(error)
             ctx.exit(exit_code(error))
+        except click.ClickException as error:
+            if not expects_json(ctx):
+                raise
+            print_error(error)
+            ctx.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):  # click raises Abort for Ctrl-C and Ctrl-D at a prompt
             with suppress(OSError):  # after SIGHUP, the terminal is gone
                 click.echo(interruption_message(ctx), err=True)
@@ -89,7 +100,7 @@ def main(verbose: int) -> None:
         "exists": "list_get:model_exists",
         "get": "list_get:get_model",
         "list": "list_get:list_models",
-        "pull": "push_pull:pull_model",
+        "pull": "push_pull:pull_models",
         "push": "push_pull:push_models",
     },
 )

@@ -49,14 +49,18 @@ def push_as_json(result: PushResult) -> dict[str, object]:
     return {**fields, "tag": str(result.tag), "models": [push_as_json(model) for model in result.models]}
 
 
-def print_pull(tag: str, path: Path | None, *, as_json: bool) -> None:
+def print_pull(tag: str, path: Path | None) -> None:
     """Print where a pull has put an item; the path is None for a model without files in the registry."""
-    if as_json:
-        print_json({"tag": tag, "path": None if path is None else str(path)})
-    elif path is None:
+    if path is None:
         click.echo(f"{tag} has no files in the registry: its files are on the Hugging Face Hub.")
     else:
         click.echo(f"{tag} is in {path}")
+
+
+def pull_as_json(pulled: tuple[str, Path | None]) -> dict[str, object]:
+    """Convert the tag and the path of a pulled item to JSON types."""
+    tag, path = pulled
+    return {"tag": tag, "path": None if path is None else str(path)}
 
 
 def print_records(records: Sequence[ItemSchema], word: str, endpoint: str, *, as_json: bool) -> None:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import os
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import click
 
 from async_bento.cli.completion import complete_bento, complete_model
-from async_bento.cli.errors import PushesError
+from async_bento.cli.errors import ItemsError
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
-from async_bento.cli.output import print_json, print_pull, print_push, push_as_json
-from async_bento.cli.selection import is_pattern, matching_tags
-from async_bento.errors import APIConnectionError, AuthenticationError, BentoError, ConfigError, NotFoundError
+from async_bento.cli.output import print_json, print_pull, print_push, pull_as_json, push_as_json
+from async_bento.cli.selection import check_arguments, run_each, select, select_stored
+from async_bento.errors import BentoError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
+    from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
     from async_bento.api.push import PushResult
-    from async_bento.store.items import Item
-    from async_bento.store.store import Store
+    from async_bento.cli.selection import Selection
+    from async_bento.store.store import BentoStore, ModelStore
 
 T = TypeVar("T")
 
-_FATAL_ERRORS = (APIConnectionError, AuthenticationError, ConfigError)  # every further push would fail with them, too
+_OTHER_WORD = {"bento": "model", "model": "bento"}
+_GROUP = {"bento": "", "model": "models "}
+
+
+class Pulled(NamedTuple):
+    """A pulled item; the path is None for a model without files in the registry."""
+
+    tag: str
+    path: Path | None
 
 
 def _push_options(command: Callable[..., T]) -> Callable[..., T]:
@@ -40,7 +49,9 @@ def _push_options(command: Callable[..., T]) -> Callable[..., T]:
     return click.option("--all", "select_all", is_flag=True, help="Push everything in the local store.")(command)
 
 
-_pull_force = click.option("--force", "-f", is_flag=True, help="Download again and replace the local copy.")
+def _pull_options(command: Callable[..., T]) -> Callable[..., T]:
+    command = click.option("--force", "-f", is_flag=True, help="Download again and replace the local copy.")(command)
+    return click.option("--all", "select_all", is_flag=True, help="Pull every version in the registry.")(command)
 
 
 @click.command()
@@ -64,12 +75,19 @@ async def push(
       async-bento push iris_classifier:v1 "fraud_*:v2"
       async-bento push --all
     """
-    from async_bento.store.store import BentoStore
+    from async_bento.store.store import BentoStore, ModelStore
 
-    selection = await _select(BentoStore(), bentos, select_all=select_all)
+    check_arguments(bentos, "bento", "push", select_all=select_all)
+    selection = await select_stored(BentoStore(), bentos, select_all=select_all)
     async with registry.make_transfer_api() as api:
-        push_one = partial(api.push, force=force, bare=bare, threads=threads)
-        await _push_each(push_one, selection, "bento", as_json=registry.as_json)
+
+        async def push_one(item: str) -> PushResult:
+            try:
+                return await api.push(item, force=force, bare=bare, threads=threads)
+            except NotFoundError as error:
+                raise await _explain_missing(error, item, "bento", "push", _is_stored(ModelStore(), item)) from error
+
+        await _push_each(push_one, selection, "bento", registry.as_json)
 
 
 @click.command("push")
@@ -90,122 +108,171 @@ async def push_models(
       async-bento models push iris_weights:latest
       async-bento models push "iris_*"
     """
-    from async_bento.store.store import ModelStore
+    from async_bento.store.store import BentoStore, ModelStore
 
-    selection = await _select(ModelStore(), models, select_all=select_all)
+    check_arguments(models, "model", "push", select_all=select_all)
+    selection = await select_stored(ModelStore(), models, select_all=select_all)
     async with registry.make_transfer_api() as api:
-        push_one = partial(api.models.push, force=force, threads=threads)
-        await _push_each(push_one, selection, "model", as_json=registry.as_json)
+
+        async def push_one(item: str) -> PushResult:
+            try:
+                return await api.models.push(item, force=force, threads=threads)
+            except NotFoundError as error:
+                raise await _explain_missing(error, item, "model", "push", _is_stored(BentoStore(), item)) from error
+
+        await _push_each(push_one, selection, "model", registry.as_json)
 
 
 @click.command()
-@click.argument("tag", shell_complete=complete_bento)
-@_pull_force
-@click.option("--with-models", "-m", is_flag=True, help="Also pull the models of the bento.")
+@click.argument("bentos", nargs=-1, shell_complete=complete_bento)
+@_pull_options
+@click.option("--with-models", "-m", is_flag=True, help="Also pull the models of the bentos.")
 @registry_options
 @asynchronous
-async def pull(registry: RegistryOptions, tag: str, force: bool, with_models: bool) -> None:
-    """Pull the bento TAG into the local store.
+async def pull(
+    registry: RegistryOptions, bentos: tuple[str, ...], select_all: bool, force: bool, with_models: bool
+) -> None:
+    """Pull BENTOS into the local store.
 
-    Without a version, pull the newest version.
+    Each of BENTOS is a tag, a name for its newest version, or a pattern of tags. If one cannot be
+    pulled, the others still are, unless the fault concerns them all: the connection, the token or a setting.
 
     \b
     Examples:
       async-bento pull iris_classifier --with-models
-      async-bento pull iris_classifier:v3 --force
+      async-bento pull iris_classifier:v3 fraud_detector --force
+      async-bento pull "iris*:*"
     """
+    check_arguments(bentos, "bento", "pull", select_all=select_all)
     async with registry.make_transfer_api() as api:
-        bento = await api.pull(tag, force=force, with_models=with_models)
-    print_pull(str(bento.tag), bento.path, as_json=registry.as_json)
+
+        async def pull_one(tag: str) -> Pulled:
+            try:
+                bento = await api.pull(tag, force=force, with_models=with_models)
+            except NotFoundError as error:
+                raise await _explain_missing(error, tag, "bento", "pull", _is_remote(api.models, api, tag)) from error
+            return Pulled(str(bento.tag), bento.path)
+
+        selection = await _select_remote(api, bentos, "bento", select_all)
+        await _pull_each(pull_one, selection, "bento", registry.as_json)
 
 
 @click.command("pull")
-@click.argument("tag", shell_complete=complete_model)
-@_pull_force
+@click.argument("models", nargs=-1, shell_complete=complete_model)
+@_pull_options
 @click.option("--query", "-q", metavar="QUERY", help="Pull the newest version that matches, such as label:stage=prod.")
 @registry_options
 @asynchronous
-async def pull_model(registry: RegistryOptions, tag: str, force: bool, query: str | None) -> None:
-    """Pull the model TAG into the local store.
+async def pull_models(
+    registry: RegistryOptions, models: tuple[str, ...], select_all: bool, force: bool, query: str | None
+) -> None:
+    """Pull MODELS into the local store.
 
-    Without a version, pull the newest version.
+    Each of MODELS is a tag, a name for its newest version, or a pattern of tags. If one cannot be
+    pulled, the others still are, unless the fault concerns them all: the connection, the token or a setting.
 
     \b
     Examples:
       async-bento models pull iris_weights:v3
       async-bento models pull iris_weights --query label:stage=prod
+      async-bento models pull "iris*:*"
     """
+    check_arguments(models, "model", "pull", select_all=select_all)
     async with registry.make_transfer_api() as api:
-        model = await api.models.pull(tag, force=force, query=query)
-    if model is None:
-        print_pull(tag, None, as_json=registry.as_json)
-    else:
-        print_pull(str(model.tag), model.path, as_json=registry.as_json)
 
+        async def pull_one(tag: str) -> Pulled:
+            try:
+                model = await api.models.pull(tag, force=force, query=query)
+            except NotFoundError as error:
+                raise await _explain_missing(error, tag, "model", "pull", _is_remote(api, api.models, tag)) from error
+            return Pulled(tag, None) if model is None else Pulled(str(model.tag), model.path)
 
-class _Selection(NamedTuple):
-    """Tags and directories to push; `is_single` if the arguments cannot select more than one."""
-
-    items: list[str]
-    is_single: bool
-
-
-async def _select(store: Store[Any], arguments: Sequence[str], *, select_all: bool) -> _Selection:
-    """Expand patterns and --all to the tags in the store; keep other arguments, without duplicates."""
-    word = store.item_type.TYPE_NAME
-    if select_all == bool(arguments):
-        raise click.UsageError(f"Name at least one {word} to push, or use --all (not both).")
-    import anyio.to_thread
-
-    arguments = [await anyio.to_thread.run_sync(_as_path_of_archive, argument) for argument in arguments]
-    if not select_all and not any(map(is_pattern, arguments)):
-        return _Selection(list(dict.fromkeys(arguments)), is_single=len(arguments) == 1)
-    stored: Sequence[Item] = await anyio.to_thread.run_sync(store.list)
-    tags = [str(item.tag) for item in stored]
-    if select_all and not tags:
-        raise NotFoundError(f"no {word}s in {store.path}")
-    selected: list[str] = []
-    for argument in ["*"] if select_all else arguments:
-        matching = matching_tags(tags, argument) if is_pattern(argument) else [argument]
-        if not matching:
-            raise NotFoundError(f"no {word} in {store.path} matches {argument!r}")
-        selected += matching
-    return _Selection(list(dict.fromkeys(selected)), is_single=False)
-
-
-def _as_path_of_archive(argument: str) -> str:
-    """Make the name of an archive in the working directory a path, which a push refuses with a remedy."""
-    is_archive = argument.endswith((".bento", ".bentomodel")) and os.path.isfile(argument)  # noqa: PTH113 - a str
-    return os.path.abspath(argument) if is_archive else argument  # noqa: PTH100
+        selection = await _select_remote(api.models, models, "model", select_all)
+        await _pull_each(pull_one, selection, "model", registry.as_json)
 
 
 async def _push_each(
     push_one: Callable[[str], Awaitable[PushResult]],
-    selection: _Selection,
+    selection: Selection,
     word: Literal["bento", "model"],
-    *,
     as_json: bool,
 ) -> None:
-    """Push the selected items in order, and raise `PushesError` at the end if some of them failed."""
-    results: list[PushResult] = []
-    failures: dict[str, BentoError] = {}
-    for item in selection.items:
-        try:
-            result = await push_one(item)
-        except BentoError as error:
-            if selection.is_single or isinstance(error, _FATAL_ERRORS):
-                raise
-            failures[item] = error
-            click.secho(f"Error: {item}: {error}", err=True, fg="red")
-            continue
-        results.append(result)
+    """Push the selected items in order."""
+
+    def report(result: PushResult) -> None:
         if not as_json:
             print_push(result, word)
+
+    await _run_each(push_one, selection, f"push {{}} {word}s", report, push_as_json if as_json else None)
+
+
+async def _pull_each(
+    pull_one: Callable[[str], Awaitable[Pulled]], selection: Selection, word: Literal["bento", "model"], as_json: bool
+) -> None:
+    """Pull the selected items in order."""
+
+    def report(result: Pulled) -> None:
+        if not as_json:
+            print_pull(*result)
+
+    await _run_each(pull_one, selection, f"pull {{}} {word}s", report, pull_as_json if as_json else None)
+
+
+async def _run_each(
+    run_one: Callable[[str], Awaitable[T]],
+    selection: Selection,
+    action: str,
+    report: Callable[[T], None],
+    as_json: Callable[[T], dict[str, object]] | None,
+) -> None:
+    """Run for each item; with `as_json`, print the results as JSON, also if some items failed."""
+    results: list[T] = []
+
+    def keep(result: T) -> None:
+        results.append(result)
+        report(result)
+
+    try:
+        await run_each(run_one, selection, action, keep)
+    except ItemsError:
+        if as_json:
+            print_json([as_json(result) for result in results])
+        raise
     if as_json:
-        records = [push_as_json(result) for result in results]
+        records = [as_json(result) for result in results]
         print_json(records[0] if selection.is_single else records)
-    if failures:
-        raise PushesError(
-            f"cannot push {len(failures)} of {len(selection.items)} {word}s: {', '.join(failures)}",
-            failures=failures,
-        )
+
+
+async def _select_remote(
+    api: AsyncBentoAPI | AsyncModelAPI, arguments: tuple[str, ...], word: Literal["bento", "model"], select_all: bool
+) -> Selection:
+    """Expand patterns and --all to the tags in the registry whose upload is complete."""
+
+    async def list_tags() -> list[str]:
+        from async_bento.rest.schemas import UNFINISHED
+
+        return [str(record.tag) async for record in api.iter() if record.upload_status not in UNFINISHED]
+
+    missing = f"no {word} in the registry"
+    return await select(arguments, select_all=select_all, list_tags=list_tags, missing=missing)
+
+
+async def _explain_missing(
+    error: NotFoundError, tag: str, word: Literal["bento", "model"], verb: str, is_other: Awaitable[bool]
+) -> NotFoundError:
+    """Name the right command if a tag is that of a model and not of a bento, or the reverse."""
+    with suppress(BentoError):
+        if await is_other:
+            other = _OTHER_WORD[word]
+            return NotFoundError(f"no {word} {tag}: it is a {other}. Run `async-bento {_GROUP[other]}{verb} {tag}`.")
+    return error
+
+
+async def _is_stored(store: BentoStore | ModelStore, tag: str) -> bool:
+    import anyio.to_thread
+
+    return bool(await anyio.to_thread.run_sync(store.get, tag))
+
+
+async def _is_remote(other: AsyncBentoAPI | AsyncModelAPI, own: AsyncBentoAPI | AsyncModelAPI, tag: str) -> bool:
+    return await other.exists(tag) and not await own.exists(tag)

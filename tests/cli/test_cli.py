@@ -299,10 +299,115 @@ def test_push_json_of_pattern_is_a_list(served: LocalRegistry, three: None) -> N
 
 def test_push_failure_does_not_stop_the_others(served: LocalRegistry, three: None) -> None:
     result = run("push", "iris:v1", "gone:v1", "fraud:v1")
-    assert result.exit_code == 3
+    assert result.exit_code == 1
     assert [line.split()[2] for line in result.stdout.splitlines()] == ["iris:v1:", "fraud:v1:"]
     assert "Error: gone:v1: no bento gone:v1 in" in result.stderr
     assert result.stderr.splitlines()[-1] == "Error: cannot push 1 of 3 bentos: gone:v1"
+
+
+def test_push_missing_pattern_does_not_stop_the_others(served: LocalRegistry, three: None) -> None:
+    result = run("push", "rose*", "iris:*")
+    assert result.exit_code == 1
+    assert [line.split()[2] for line in result.stdout.splitlines()] == ["iris:v1:", "iris:v2:"]
+    assert result.stderr.splitlines()[0].startswith("Error: rose*: no bento in ")
+    assert result.stderr.splitlines()[-1] == "Error: cannot push 1 of 3 bentos: rose*"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pulled"),
+    [
+        (("iris:v1", "fraud"), ["iris:v1", "fraud:v1"]),
+        (("iris*:*",), ["iris:v1", "iris:v2"]),
+        (("--all",), ["fraud:v1", "iris:v1", "iris:v2"]),
+    ],
+)
+def test_pull_several_pulls_each_once(
+    served: LocalRegistry,
+    three: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    pulled: list[str],
+) -> None:
+    done("push", "--all")
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
+    lines = done("pull", *arguments).splitlines()
+    assert sorted(line.split()[0] for line in lines) == sorted(pulled)
+    assert sorted(item["tag"] for item in json.loads(done("store", "list", "--json"))) == sorted(pulled)
+
+
+def test_pull_failure_does_not_stop_the_others(
+    served: LocalRegistry, three: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done("push", "--all")
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
+    result = run("pull", "gone", "rose*", "iris:v1")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("iris:v1 is in ")
+    assert result.stderr.splitlines()[-1] == "Error: cannot pull 2 of 3 bentos: rose*, gone"
+    assert run("pull", "gone", "rose*").exit_code == 3  # all of them failed alike
+    as_json = run("pull", "gone", "iris:v1", "--json")
+    assert [item["tag"] for item in json.loads(as_json.stdout)] == ["iris:v1"]
+    assert [*json.loads(as_json.stderr)["error"]["failures"]] == ["gone"]
+
+
+def test_models_pull_pattern(
+    served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tag in ("mod:m1", "mod:m2", "other:m1"):
+        make_model(home, tag)
+    done("models", "push", "--all")
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
+    done("models", "pull", "mod:*")
+    assert [item["tag"] for item in json.loads(done("store", "list", "--models", "--json"))] == ["mod:m1", "mod:m2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (("pull", "mod:m1"), "async-bento models pull mod:m1"),
+        (("models", "pull", "svc"), "async-bento pull svc"),
+        (("push", "mod"), "async-bento models push mod"),
+        (("models", "push", "svc:v1"), "async-bento push svc:v1"),
+    ],
+)
+def test_other_kind_is_named_with_its_command(
+    served: LocalRegistry, home: Path, arguments: tuple[str, ...], command: str
+) -> None:
+    make_bento(home, "svc:v1")
+    make_model(home, "mod:m1")
+    done("push", "--all")
+    done("models", "push", "--all")
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.endswith(f"Run `{command}`.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind", "hint"),
+    [
+        (("get", "svc"), 3, "NotFoundError", "`async-bento list` shows its bentos."),
+        (("list", "--nope"), 2, "NoSuchOption", None),
+        (("push",), 2, "UsageError", None),
+        (("pull", "No Tag"), 2, "InvalidTagError", None),
+        (("lst",), 2, "UsageError", "Did you mean"),
+    ],
+)
+def test_json_error_is_one_object(
+    served: LocalRegistry, arguments: tuple[str, ...], code: int, kind: str, hint: str | None
+) -> None:
+    result = run(*arguments, "--json")
+    assert (result.exit_code, result.stdout) == (code, "")
+    error = json.loads(result.stderr)["error"]
+    assert error["type"] == kind
+    assert error["message"]
+    assert error["hint"] is None if hint is None else error["hint"].startswith(hint)
+
+
+def test_json_is_indented_on_a_terminal(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(done("doctor", "--json").splitlines()) == 1
+    monkeypatch.setattr("async_bento.cli.output.terminal_width", lambda: 80)
+    assert len(done("doctor", "--json").splitlines()) > 10
 
 
 def test_push_stops_at_a_fatal_error(served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +423,9 @@ def test_push_stops_at_a_fatal_error(served: LocalRegistry, three: None, monkeyp
         (("push", "iris:v1", "--all"), 2, "Name at least one bento to push, or use --all (not both)."),
         (("models", "push", "iris:v1", "--all"), 2, "Name at least one model to push, or use --all (not both)."),
         (("push", "rose*"), 3, "no bento in {home}/bentos matches 'rose*'"),
-        (("models", "push", "--all"), 3, "no models in {home}/models"),
+        (("pull", "rose*"), 3, "no bento in the registry matches 'rose*'"),
+        (("pull",), 2, "Name at least one bento to pull, or use --all (not both)."),
+        (("models", "push", "--all"), 3, "no model in {home}/models"),
         (("get",), 2, "Pass either TAG, or --search or --label."),
         (("get", "iris", "--search", "iris"), 2, "Pass either TAG, or --search or --label."),
         (("get", "--search", "rose"), 3, "no bento in the registry at {endpoint} matches"),
