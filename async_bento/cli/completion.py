@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, get_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    add_completion_class,
+    get_completion_class,
+    split_arg_string,
+)
 
-from async_bento.errors import BentoError
+from async_bento.errors import BentoError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,32 +26,110 @@ if TYPE_CHECKING:
 _PROGRAM = "async-bento"
 _VARIABLE = "_ASYNC_BENTO_COMPLETE"  # the name that click derives from the program's
 
-_BASH_WHOLE_TAGS = """
-# Complete NAME:VERSION as one word; by default, bash splits words at colons.
-COMP_WORDBREAKS="${COMP_WORDBREAKS//:/}"
-"""
+# bash splits NAME:VERSION at the colon, so the command gets the line, and completes the text after the last break.
+_BASH_WORDS = 'COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD'
+_BASH_LINE = 'COMP_LINE="${COMP_LINE:0:COMP_POINT}" COMP_WORDBREAKS="$COMP_WORDBREAKS"'
+
+_ZSH_COMPINIT = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i; }\n"
+
+_FILES = {
+    "bash": ("async-bento/completion.bash", ".bashrc"),
+    "zsh": ("async-bento/completion.zsh", ".zshrc"),
+}
+"""The script below `$XDG_DATA_HOME`, and the file below the home directory that loads it."""
+
+
+class BashCompletion(BashComplete):
+    """Completion for bash that completes whole tags, whatever COMP_WORDBREAKS is."""
+
+    source_template = BashComplete.source_template.replace(_BASH_WORDS, _BASH_LINE)
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Split the line up to the cursor into the words before the last one, and that one."""
+        line = os.environ["COMP_LINE"]
+        words = split_arg_string(line)
+        incomplete = words.pop() if words and not line[-1:].isspace() else ""
+        return words[1:], incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """Leave out what stands before the last break within the word."""
+        _, incomplete = self.get_completion_args()
+        breaks_at_colons = ":" in os.environ.get("COMP_WORDBREAKS", "")
+        kept = incomplete[: incomplete.rfind(":") + 1] if breaks_at_colons else ""
+        return f"{item.type},{item.value.removeprefix(kept)}"
+
+
+def register() -> None:
+    """Let click complete for bash with `BashCompletion`."""
+    add_completion_class(BashCompletion)
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print a shell completion script.
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), required=False)
+@click.option("--install", is_flag=True, help="Install the script for new shells of this user.")
+def completion(shell: str | None, install: bool) -> None:
+    """Print or install a shell completion script.
 
-    The script completes commands, options, contexts and the tags of the local store.
+    The script completes commands, options, contexts and the tags of the local store. SHELL is the one of $SHELL by
+    default.
 
     \b
     Examples:
-      async-bento completion bash >> ~/.bashrc
-      async-bento completion zsh >> ~/.zshrc
+      async-bento completion --install
       async-bento completion fish > ~/.config/fish/completions/async-bento.fish
     """
+    shell = shell or Path(os.environ.get("SHELL", "")).name
+    if shell not in {"bash", "zsh", "fish"}:
+        raise click.UsageError("cannot tell the shell from $SHELL. Name one: bash, zsh or fish.")
+    text = _script(shell)
+    if not install:
+        click.echo(text)
+        return
+    try:
+        changed = _install(shell, text)
+    except OSError as error:
+        raise ConfigError(f"cannot install the completion: {error.filename}: {error.strerror}.") from error
+    click.echo(
+        f"Installed the completion for {shell} in {' and '.join(map(str, changed))}. Start a new shell to use it."
+    )
+
+
+def _script(shell: str) -> str:
+    register()
     completion_class = get_completion_class(shell)
     assert completion_class is not None
     root = click.get_current_context().find_root().command
     script = completion_class(root, {}, _PROGRAM, _VARIABLE)
     # Not `script.source()`: for bash it starts bash to check the version, although the script may be for another one.
     text = script.source_template % script.source_vars()
-    click.echo(text + (_BASH_WHOLE_TAGS if completion_class is BashComplete else ""))
+    if shell == "zsh":  # after the first line, from which compinit takes the name of the command
+        first, _, rest = text.lstrip().partition("\n")
+        return f"{first}\n{_ZSH_COMPINIT}{rest}"
+    return text
+
+
+def _install(shell: str, text: str) -> list[Path]:
+    """Write the script, and for bash and zsh once the line that loads it; return the files."""
+    home = Path.home()
+    if shell == "fish":
+        config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+        return [_write(config / "fish/completions/async-bento.fish", text)]
+    script, startup = _FILES[shell]
+    path = _write(Path(os.environ.get("XDG_DATA_HOME") or home / ".local/share") / script, text)
+    directory = os.environ.get("ZDOTDIR") if shell == "zsh" else None
+    startup_file = Path(directory or home) / startup
+    line = f"[ -r {shlex.quote(str(path))} ] && . {shlex.quote(str(path))}  # async-bento completion\n"
+    known = startup_file.read_text() if startup_file.exists() else ""
+    if line not in known:
+        with startup_file.open("a") as file:
+            file.write(f"{'' if not known or known.endswith(chr(10)) else chr(10)}{line}")
+    return [path, startup_file]
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
 
 
 def complete_bento(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

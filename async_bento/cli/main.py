@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import suppress
 from typing import Any
 
@@ -34,6 +35,10 @@ class RootGroup(LazyGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the arguments and run a command."""
+        if "_ASYNC_BENTO_COMPLETE" in os.environ:
+            from async_bento.cli.completion import register
+
+            register()
         with process_errors():
             return super().main(*args, **kwargs)
 

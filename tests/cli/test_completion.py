@@ -74,16 +74,55 @@ def test_completion_script_is_valid_for_each_shell(shell: str) -> None:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 @pytest.mark.usefixtures("stores")
-def test_completion_in_bash_offers_whole_tags() -> None:
-    script = """
+@pytest.mark.parametrize(
+    ("breaks", "line", "replies"),
+    [
+        (":", "async-bento push iris:v", "v1 v2"),
+        (":", "async-bento push iris", "iris:v1 iris:v2"),
+        ("", "async-bento push iris:v", "iris:v1 iris:v2"),
+        (":", "async-bento contex", "context"),
+    ],
+)
+def test_completion_in_bash_offers_whole_tags(breaks: str, line: str, replies: str) -> None:
+    script = f"""
+COMP_WORDBREAKS=' {breaks}'
 source <(async-bento completion bash)
-case "$COMP_WORDBREAKS" in *:*) echo "bash splits tags at colons"; exit 1;; esac
-COMP_WORDS=(async-bento push iris:v) COMP_CWORD=2
+[ "$COMP_WORDBREAKS" = ' {breaks}' ] || echo "the script changed COMP_WORDBREAKS"
+COMP_LINE='{line} more' COMP_POINT={len(line)}
 _async_bento_completion async-bento
-echo "${COMPREPLY[@]}"
+echo "${{COMPREPLY[@]}}"
 """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
-    assert (done.stdout, done.stderr) == ("iris:v1 iris:v2\n", "")
+    assert (done.stdout, done.stderr) == (f"{replies}\n", "")
+
+
+def test_completion_install_adds_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".bashrc").write_text("alias ll='ls -l'")
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    for _ in range(2):
+        assert make_runner().invoke(main, ["completion", "--install"]).exit_code == 0
+    script = tmp_path / ".local/share/async-bento/completion.bash"
+    assert "_ASYNC_BENTO_COMPLETE" in script.read_text()
+    before, line = (tmp_path / ".bashrc").read_text().splitlines()
+    assert before == "alias ll='ls -l'"
+    assert line == f"[ -r {script} ] && . {script}  # async-bento completion"
+    make_runner().invoke(main, ["completion", "zsh", "--install"], catch_exceptions=False)
+    assert "completion.zsh" in (tmp_path / ".zshrc").read_text()
+    make_runner().invoke(main, ["completion", "fish", "--install"], catch_exceptions=False)
+    assert (tmp_path / ".config/fish/completions/async-bento.fish").is_file()
+    monkeypatch.setenv("SHELL", "/bin/dash")
+    unknown = make_runner().invoke(main, ["completion"])
+    assert (unknown.exit_code, "Name one: bash, zsh or fish." in unknown.stderr) == (2, True)
+
+
+def test_completion_in_zsh_loads_compinit_first() -> None:
+    first, second, *_ = make_runner().invoke(main, ["completion", "zsh"]).stdout.splitlines()
+    assert first == "#compdef async-bento"
+    assert "$+functions[compdef]" in second
+    assert "compinit -i" in second
