@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from async_bento.config import RetryPolicy
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 EXPIRED_TRIES = 3
 """Attempts of one request that a storage may answer with 403, each with a new URL. A storage that refuses a URL it has
@@ -121,7 +121,8 @@ class Retries:
                     raise
 
     `progress` tells how far the whole transfer is: the policy's attempts count from the last failure before which it
-    grew. `on_retry` is called with each error that is followed by a retry, except that of an expired URL.
+    grew. `on_retry` is called with each error that is followed by a retry, except that of an expired URL. `log` gets a
+    line for each retry.
     """
 
     def __init__(
@@ -130,10 +131,12 @@ class Retries:
         *,
         progress: Callable[[], int] = lambda: 0,
         on_retry: Callable[[Exception], None] = lambda _: None,
+        log: logging.Logger = logger,
     ) -> None:
         self._policy = policy
         self._progress = progress
         self._on_retry = on_retry
+        self._log = log
         self._reached = progress()
         self._failures = 0
         self._expired = 0
@@ -143,18 +146,21 @@ class Retries:
         """The failures in a row that were followed by a wait."""
         return self._failures
 
-    async def wait_after(self, error: Exception) -> bool:
-        """Wait before the next attempt; False where this error is to be raised."""
+    async def wait_after(self, error: Exception, attempts: int | None = None) -> bool:
+        """Wait before the next attempt; False where this error is to be raised, as after so many `attempts`."""
         if not is_transient(error):
             return False
         if (reached := self._progress()) > self._reached:
             self._reached, self._failures, self._expired = reached, 0, 0
         self._failures += 1
         self._expired += is_expired(error)
-        wait = wait_before_retry(self._policy, error, failures=self._failures, expired=self._expired)
+        policy = self._policy
+        if attempts is not None and attempts < policy.attempts:
+            policy = policy.model_copy(update={"attempts": attempts})
+        wait = wait_before_retry(policy, error, failures=self._failures, expired=self._expired)
         if wait is None:
             return False
-        logger.info("retrying in %.1f s, after failure %d: %s", wait, self._failures, error)
+        self._log.info("retrying (%d of %d) in %.1f s: %s", self._failures + 1, policy.attempts, wait, error)
         if not is_expired(error):
             self._on_retry(error)
         await asyncio.sleep(wait)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from async_bento.errors import InvalidTagError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 MAX_LENGTH = 63
 """Characters of a name and of a version. Kubernetes takes no more for a label."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from async_bento.progress.events import Progress
     from async_bento.rest.schemas import ItemSchema
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 
 class Puller(Generic[ItemT, RecordT]):

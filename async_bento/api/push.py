@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from async_bento.store.locks import Lock
     from async_bento.transfer.multipart import UploadResult
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Routes: TypeAlias = ItemRoutes[RepositorySchema, FullT, ListSchema[RecordT]]
     Records: TypeAlias = ItemRoutes[RepositorySchema, RecordT, ListSchema[RecordT]]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 _LIST_COMMANDS = {"bento": "async-bento list", "model": "async-bento models list"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from contextlib import suppress
 from typing import Any
@@ -12,6 +11,7 @@ import click
 from async_bento._core.version import __version__
 from async_bento.cli.errors import exit_code, expect_json, expects_json, interruption_message, print_error
 from async_bento.cli.groups import LazyGroup
+from async_bento.cli.logs import set_up_logging
 from async_bento.cli.process import process_errors
 from async_bento.cli.signals import exit_code_of_signal
 from async_bento.errors import BentoError
@@ -87,16 +87,14 @@ class RootGroup(LazyGroup):
     },
 )
 @click.version_option(__version__, "-V", "--version", prog_name="async-bento")
-@click.option("-v", "--verbose", count=True, help="Increase verbosity (-v: retries, -vv: everything).")
+@click.option("-v", "--verbose", count=True, help="Log more (-v: every retry, -vv: every request).")
 def main(verbose: int) -> None:
     """Push and pull bentos and models to and from BentoCloud, Yatai or your own registry.
 
     The endpoint and the API token come from BENTO_CLOUD_API_ENDPOINT and BENTO_CLOUD_API_KEY, or from a context that
     `async-bento login` or `bentoml cloud login` stored: the one named by BENTOML_CLOUD_CONTEXT, or the current one.
     """
-    logging.basicConfig(
-        level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)], format="%(levelname)s: %(message)s"
-    )
+    set_up_logging(verbose)
 
 
 @main.group(

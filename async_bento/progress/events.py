@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 Phase = Literal["planning", "transferring", "extracting", "finishing", "done", "skipped", "failed", "interrupted"]
 """The phase of an item. `extracting`: all bytes of a pull have arrived, but are not yet extracted. `finishing`: all

@@ -38,7 +38,7 @@ API_PREFIX = "/api/v1"
 MAX_REQUEST_SIZE = 4 * MiB
 """BentoCloud's limit for JSON, in bytes."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(__package__)
 
 
 class ItemRef(NamedTuple):

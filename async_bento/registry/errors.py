@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(__package__)
 
 
 class RegistryError(Exception):

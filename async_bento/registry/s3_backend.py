@@ -42,7 +42,7 @@ _SWEEP_INTERVAL = 3600.0
 _PROBE_WRITERS = 4
 """Concurrent writers of the probe for conditional writes. In SeaweedFS 4.16, three of three won (its issue 8800)."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(__package__)
 
 
 class S3Bucket:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from async_bento.rest.storages import Storages
     from async_bento.rest.transport import Connections, Target
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 ResponseT = TypeVar("ResponseT", bound=BaseModel)
 
@@ -87,7 +87,7 @@ class RestSession:
     async def request(self, request: ApiRequest, schema: type[ResponseT], *, retry: bool = True) -> ResponseT:
         """Send a request and parse the response; `retry=False` for a request that must not be repeated."""
         credentials = await self._credentials.load()
-        retries = Retries(self.config.retry)
+        retries = Retries(self.config.retry, log=logger)
         until = math.inf if request.timeout is None else time.monotonic() + request.timeout
         while True:
             try:
@@ -96,19 +96,17 @@ class RestSession:
                     raise status_error(response, credentials)
                 return parse_response(response, schema)
             except APIError as error:
-                if not (retry and time.monotonic() < until) or self._is_out_of_reach(error, retries.failures):
-                    raise
-                if not await retries.wait_after(error):
+                if not (retry and time.monotonic() < until and await retries.wait_after(error, self._attempts(error))):
                     raise
             if request.timeout is not None:
                 request = request._replace(timeout=max(1.0, until - time.monotonic()))
 
-    def _is_out_of_reach(self, error: APIError, failures: int) -> bool:
-        """Whether an error, after so many failures before it, ends the attempts to reach the registry at all."""
+    def _attempts(self, error: APIError) -> int | None:
+        """How many attempts an error allows; None where the policy decides."""
         if self.is_reached or not failed_to_connect(error):
-            return False
+            return None
         # A timeout is conclusive: the system has repeated its attempts for `Timeouts.connect` seconds.
-        return isinstance(error, APITimeoutError) or failures >= _FIRST_TRIES - 1
+        return 1 if isinstance(error, APITimeoutError) else _FIRST_TRIES
 
     async def find(self, request: ApiRequest, schema: type[ResponseT]) -> ResponseT | None:
         """Send a request and parse the response; None if the registry has no such record."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl as ssl_module
 import sys
+import time
 import warnings
 import weakref
 from collections import defaultdict
@@ -57,6 +59,10 @@ READ_BUFFER = 256 * KiB
 REGISTRY_CONNECTIONS = 128
 """Connections of one client to the registry, half for API calls and half for transfers through the registry, so that
 neither waits for the other. A process may open 1,024 files by default, and the application needs most of them."""
+
+logger = logging.getLogger(__package__)
+
+_REQUEST_IDS = ("X-Request-Id", "x-amz-request-id")  # of proxies and applications, and of S3
 
 LOOKUP_THREADS = 4
 """Threads of a client that look up names: those of the registry, the storage and a proxy, and one that is stuck."""
@@ -129,6 +135,7 @@ class Target:
         """
         proxy, proxy_auth = split_proxy_auth(self.proxy)
         is_tunnel = self.url.scheme == "https"  # the proxy reads the CONNECT; for http it reads the request itself
+        started = time.monotonic()
         try:
             async with self.session.request(
                 method,
@@ -144,12 +151,14 @@ class Target:
                 skip_auto_headers=("Content-Type",),  # a presigned URL is signed without one
                 raise_for_status=False,  # the caller's session may have it on
             ) as response:
+                logger.debug("%s %s: %s", method, self, _outcome(response, started))
                 self.throttle.record(self.host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
                 if self.credentials is None and not (self.is_forwarded and response.status in GATEWAY_ERRORS):
                     self.owner.storages.reached.add(self.storage)
                 yield response
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             _remove_secrets(error)
+            logger.debug("%s %s: failed after %d ms: %s", method, self, _since(started), describe(error))
             raise
 
     def redirected(self, status: int, location: str | None) -> Target | None:
@@ -275,6 +284,21 @@ class Connections:
             self._keepers.pop(loop, None)
         for key in [key for key in self._limits if is_over(key[1])]:
             del self._limits[key]
+
+
+def _outcome(response: aiohttp.ClientResponse, started: float) -> str:
+    """Describe a response whose body is not yet read, for the log."""
+    size = response.content_length
+    request_id = next(filter(None, map(response.headers.get, _REQUEST_IDS)), None)
+    return (
+        f"{response.status} after {_since(started)} ms"
+        + (f", {size} bytes" if size is not None else "")
+        + (f", request id {request_id}" if request_id else "")
+    )
+
+
+def _since(started: float) -> int:
+    return round(1000 * (time.monotonic() - started))
 
 
 def _connection_limit(caller_session: aiohttp.ClientSession | None) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from async_bento.store.latest import LatestFiles
     from async_bento.store.locks import Lock
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 
 class Commit(Generic[ItemT]):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from async_bento._core.tag import Tag
     from async_bento._core.validation import JsonObject
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 MAX_README_SIZE = 3 * MiB
 """In bytes. BentoCloud accepts requests of up to 4 MiB, of which the manifest needs its share (BentoML's own limit)."""

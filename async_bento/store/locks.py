@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 POLL_INTERVAL = 0.05  # in seconds
 

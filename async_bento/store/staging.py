@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 KEPT = f"{PREFIX}kept-"
 STATE = "state.json"

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from async_bento.store.locks import Lock
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 _NAME_TIMEOUT = 60.0
 """Seconds to wait for the lock of a name. It is held for moments, unless its process is stopped or its disk hangs."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from async_bento.rest.storages import Storages
     from async_bento.rest.transport import Target
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 FIRST_TRIES = 3
 """Connections to a storage that was never reached, before the transfer goes through the registry. Together with the

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 REPORT_TIMEOUT = 5.0
 """Seconds that reporting a failed push to the registry may take before the error is raised."""

@@ -44,9 +44,9 @@ async def call(job: dict[str, Any]) -> None:
 
     class Count(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            seen["retries"] += 1
+            seen["retries"] += record.getMessage().startswith("retrying")
 
-    log = logging.getLogger("async_bento._core.retry")  # one record per retry
+    log = logging.getLogger("async_bento")
     log.setLevel(logging.INFO)
     log.addHandler(Count())
     config = Config.model_validate(job["config"])

@@ -178,7 +178,7 @@ async def test_retry_errors_do_not_chain() -> None:
 async def test_retry_is_logged_with_wait_and_error(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="async_bento")
     await with_retries(AT_ONCE, Operation(errors.StalledError("no byte for 60 s")))
-    assert caplog.messages == ["retrying in 0.0 s, after failure 1: no byte for 60 s"]
+    assert caplog.messages == ["retrying (2 of 3) in 0.0 s: no byte for 60 s"]
 
 
 def test_retry_without_logging_setup_prints_nothing() -> None:

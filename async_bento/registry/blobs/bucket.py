@@ -54,7 +54,7 @@ _CLIENT_ERRORS = {
 }
 """Codes that are passed on to the client unchanged, since its request caused them."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(__package__)
 
 
 class BucketObject(NamedTuple):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(__package__)
 
 
 class DiskEndpoints:

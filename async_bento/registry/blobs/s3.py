@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _PART_SIZE = 8 * MiB
 _PART_SIZE_OF_UNKNOWN = 16 * MiB
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(__package__)
 
 
 def part_size(size: int | None) -> int:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from async_bento.config import Limits
     from async_bento.transfer.tar.checkpoint import Checkpoint, PartialFile
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)
 
 _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
