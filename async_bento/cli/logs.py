@@ -5,6 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    StreamHandler = logging.StreamHandler[TextIO]
+else:
+    StreamHandler = logging.StreamHandler  # not generic at runtime before Python 3.11
 
 _REPEAT_AFTER = 5.0  # seconds until the same line is written again
 
@@ -19,7 +25,7 @@ def set_up_logging(verbose: int) -> None:
         logging.getLogger("async_bento.rest").setLevel(logging.INFO)
 
 
-class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # not generic at runtime
+class _Handler(StreamHandler):
     """Writes above progress bars, if there are any."""
 
     def emit(self, record: logging.LogRecord) -> None:

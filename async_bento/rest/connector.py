@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import encodings.idna  # noqa: F401 - a look-up imports it in its thread: a child forked meanwhile would wait for it for ever
 import os
 import socket
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
 
     from async_bento._core.thread_pool import DaemonThreadPool
+
+# A look-up imports it in its thread: a child that is forked meanwhile would wait for it for ever.
+import_module("encodings.idna")
 
 
 class Connector(aiohttp.TCPConnector):

@@ -127,7 +127,7 @@ def test_html_record_shows_its_facts() -> None:
         ["Tag", "svc:v1"],
         ["Upload", "success"],
         ["Built (UTC)", "2024-05-06 07:08:09"],
-        ["Size", "10 B"],
+        ["Size", "10 B with its models"],
         ["BentoML", "1.4.39"],
         ["Models", "a:1, b:2"],
         ["Labels", "team=nlp"],

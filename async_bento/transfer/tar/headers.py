@@ -51,6 +51,7 @@ _PLAIN_NUMBERS = re.compile(
 _OCTAL = re.compile(rb" *[0-7]* *(\0.*)?", re.DOTALL)
 _BASE_256 = (b"\x80", b"\xff")  # first byte of a binary number in GNU tar: positive, negative
 _NS_DIGITS = 9
+_NS = 1_000_000_000
 _USTAR_LIMIT = 8**11  # first number beyond eleven octal digits
 # Digits are bounded: int() of a long string takes the square of its length (CVE-2020-10735).
 _RECORD_LENGTH = re.compile(rb"([0-9]{1,7}) ")
@@ -203,7 +204,7 @@ def _mtime_ns(records: Mapping[str, str], header: Header, name: str) -> int:
     # Not by float(): nanoseconds since 1970 need 61 bits, and a float has 53.
     text = records.get("mtime")
     if not text and 0 <= header.mtime < _USTAR_LIMIT:
-        return header.mtime * 10**_NS_DIGITS
+        return header.mtime * _NS
     text = text or str(header.mtime)
     found = _TIME.fullmatch(text)
     if found is None:
