@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_PIECE = re.compile(r"\x1b\[(?P<count>\d*)(?P<command>[A-Za-z])|(?P<character>.)", re.DOTALL)
+_PIECE = re.compile(r"\x1b\[(?P<count>\d*)(?P<command>[A-Za-z])|(?P<character>[^\x1b])")
+_INCOMPLETE = re.compile(r"\x1b(\[\d*)?$")
 
 
 class Screen:
@@ -15,6 +16,7 @@ class Screen:
         self.rows = rows
         self._lines: list[str] = [""]
         self._line = self._column = 0
+        self._rest = ""
 
     @property
     def lines(self) -> list[str]:
@@ -23,7 +25,9 @@ class Screen:
 
     def write(self, text: str) -> None:
         """Show what a program wrote."""
-        for piece in _PIECE.finditer(text):
+        text = self._rest + text
+        self._rest = found[0] if (found := _INCOMPLETE.search(text)) else ""  # a read may end anywhere
+        for piece in _PIECE.finditer(text.removesuffix(self._rest)):
             command, character = piece["command"], piece["character"]
             if command == "A":
                 self._line = max(self._line - int(piece["count"] or 1), len(self._lines) - self.rows, 0)

@@ -59,7 +59,7 @@ def _list_command(word: Word) -> click.Command:
     @click.command("list", help=_help(_LIST_HELP, word))
     @click.option("--limit", "-n", type=click.IntRange(min=1), help=f"Maximum number of records.  [default: {_NEWEST}]")
     @click.option("--all", "show_all", is_flag=True, help="List all records.")
-    @click.option("--query", "-q", metavar="QUERY", help="Registry query, such as 'label:team=nlp sort:size-desc'.")
+    @click.option("--query", metavar="QUERY", help="Registry query, such as 'label:team=nlp sort:size-desc'.")
     @filter_options
     @registry_options
     @asynchronous

@@ -13,6 +13,7 @@ from async_bento.cli.errors import exit_code, expect_json, expects_json, interru
 from async_bento.cli.groups import LazyGroup
 from async_bento.cli.logs import set_up_logging
 from async_bento.cli.process import process_errors
+from async_bento.cli.progress import progress_options
 from async_bento.cli.signals import exit_code_of_signal
 from async_bento.errors import BentoError
 
@@ -87,6 +88,7 @@ class RootGroup(LazyGroup):
     },
 )
 @click.version_option(__version__, "-V", "--version", prog_name="async-bento")
+@progress_options
 @click.option("-v", "--verbose", count=True, help="Log more (-v: every retry, -vv: every request).")
 def main(verbose: int) -> None:
     """Push and pull bentos and models to and from BentoCloud, Yatai or your own registry.

@@ -12,6 +12,7 @@ import click
 from async_bento._core.garbage import resume_collection
 from async_bento.cli.completion import complete_context
 from async_bento.cli.errors import mark_resumable
+from async_bento.cli.progress import make_listener, progress_options
 from async_bento.cli.signals import cancel_on_signals
 
 if TYPE_CHECKING:
@@ -32,13 +33,13 @@ class RegistryOptions:
     as_json: bool
 
     def make_transfer_api(self) -> AsyncBentoAPI:
-        """Create an API for commands that push or pull; it shows progress if the output is a terminal."""
+        """Create an API for commands that push or pull; it shows progress."""
         from async_bento.api.async_api import AsyncBentoAPI
 
         resume_collection()
         mark_resumable()
         cancel_on_signals()
-        return AsyncBentoAPI(endpoint=self.endpoint, context=self.context)
+        return AsyncBentoAPI(endpoint=self.endpoint, context=self.context, progress=make_listener())
 
 
 def asynchronous(command: Callable[P, Coroutine[object, object, T]]) -> Callable[P, T]:
@@ -64,9 +65,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def registry_options(command: Callable[Concatenate[RegistryOptions, P], T]) -> Callable[..., T]:
-    """Add --endpoint, --context and --json, and pass them as the first argument."""
+    """Add --endpoint, --context and --json, and pass them as the first argument; add --progress and --quiet."""
 
     @json_option
+    @progress_options
     @click.option(
         "--context",
         metavar="NAME",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from async_bento._core.text import human_size, shorten
-from async_bento.progress.events import is_watched
+from async_bento.cli.progress import is_quiet, progress_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,8 +31,8 @@ def print_json(value: object) -> None:
 
 
 def print_push(result: PushResult, word: str) -> None:
-    """Print the result of a push, unless a progress listener has shown it."""
-    if is_watched():
+    """Print the result of a push, unless the bars have left a line for it."""
+    if is_quiet() or progress_mode() == "bars":
         return
     if result.skipped:
         click.echo(f"Skipped {word} {result.tag}: already pushed. Use --force to push it again.")
@@ -51,6 +51,8 @@ def push_as_json(result: PushResult) -> dict[str, object]:
 
 def print_pull(tag: str, path: Path | None) -> None:
     """Print where a pull has put an item; the path is None for a model without files in the registry."""
+    if is_quiet():
+        return
     if path is None:
         click.echo(f"{tag} has no files in the registry: its files are on the Hugging Face Hub.")
     else:

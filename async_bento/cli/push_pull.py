@@ -160,7 +160,7 @@ async def pull(
 @click.command("pull")
 @click.argument("models", nargs=-1, shell_complete=complete_model)
 @_pull_options
-@click.option("--query", "-q", metavar="QUERY", help="Pull the newest version that matches, such as label:stage=prod.")
+@click.option("--query", metavar="QUERY", help="Pull the newest version that matches, such as label:stage=prod.")
 @registry_options
 @asynchronous
 async def pull_models(

@@ -34,8 +34,8 @@ MAX_BARS, BUSIEST = 8, 5
 KEEP_BONUS = 1.5
 """How much faster an item must be to replace one that is drawn: items of about the same rate keep their lines."""
 
-NAME_COLUMNS = 40
-"""Columns that a name may take; on a narrow terminal it takes less."""
+NAME_COLUMNS, FACTS_COLUMNS = 40, 24
+"""Columns that a name may take at most, and those it leaves, where it can, for the bytes and the rate."""
 
 DEFAULT_COLUMNS, BAR_COLUMNS = 80, 10
 
@@ -146,9 +146,10 @@ class TqdmListener:
         """Draw all rows; a timer does so too, since without events nothing else would show that time passes."""
         self._drawn_at = self._clock()
         columns = _columns(self._stream)
-        rows = self._rows(min(columns * 2 // 5, NAME_COLUMNS))
+        free = columns - len("  100 %|| ") - BAR_COLUMNS
+        rows = self._rows(max(min(free - FACTS_COLUMNS, NAME_COLUMNS), columns // 3))
         width = max(len(row.name) for row in rows)
-        space = columns - width - len("  100 %|| ") - BAR_COLUMNS
+        space = free - width
         facts = [fit([*row.facts], space) for row in rows]
         pad = max([len(text) for row, text in zip(rows, facts, strict=True) if row.total], default=0)
         self._resize(len(rows))
@@ -313,6 +314,10 @@ def _bar_class(stream: TextIO | None) -> type[tqdm[Any]]:
 
 
 def _write(line: str, stream: TextIO | None) -> None:
-    from tqdm import tqdm
+    file = stream or (sys.stdout if is_notebook() else sys.stderr)
+    if "tqdm" in sys.modules:  # the program may draw bars of its own
+        from tqdm import tqdm
 
-    tqdm.write(line, file=stream or (sys.stdout if is_notebook() else sys.stderr))
+        tqdm.write(line, file=file)
+    else:
+        print(line, file=file, flush=True)
