@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import click
@@ -49,6 +50,10 @@ def _push_options(command: Callable[..., T]) -> Callable[..., T]:
     return click.option("--all", "select_all", is_flag=True, help="Push everything in the local store.")(command)
 
 
+def _dry_run_option(command: Callable[..., T]) -> Callable[..., T]:
+    return click.option("--dry-run", is_flag=True, help="Show what would be transferred, and change nothing.")(command)
+
+
 def _pull_options(command: Callable[..., T]) -> Callable[..., T]:
     command = click.option("--force", "-f", is_flag=True, help="Download again and replace the local copy.")(command)
     return click.option("--all", "select_all", is_flag=True, help="Pull every version in the registry.")(command)
@@ -57,11 +62,18 @@ def _pull_options(command: Callable[..., T]) -> Callable[..., T]:
 @click.command()
 @click.argument("bentos", nargs=-1, shell_complete=complete_bento)
 @_push_options
+@_dry_run_option
 @click.option("--bare", is_flag=True, help="Push only the record, without files (for development).")
 @registry_options
 @asynchronous
 async def push(
-    registry: RegistryOptions, bentos: tuple[str, ...], select_all: bool, force: bool, threads: int, bare: bool
+    registry: RegistryOptions,
+    bentos: tuple[str, ...],
+    select_all: bool,
+    force: bool,
+    threads: int,
+    bare: bool,
+    dry_run: bool,
 ) -> None:
     """Push BENTOS and their models to the registry.
 
@@ -87,16 +99,23 @@ async def push(
             except NotFoundError as error:
                 raise await _explain_missing(error, item, "bento", "push", _is_stored(ModelStore(), item)) from error
 
+        if dry_run:
+            from async_bento.cli.dry_run import plan_each, plan_push
+
+            plan = partial(plan_push, api, force=force, bare=bare)
+            await plan_each(plan, selection, "push {} bentos", as_json=registry.as_json)
+            return
         await _push_each(push_one, selection, "bento", registry.as_json)
 
 
 @click.command("push")
 @click.argument("models", nargs=-1, shell_complete=complete_model)
 @_push_options
+@_dry_run_option
 @registry_options
 @asynchronous
 async def push_models(
-    registry: RegistryOptions, models: tuple[str, ...], select_all: bool, force: bool, threads: int
+    registry: RegistryOptions, models: tuple[str, ...], select_all: bool, force: bool, threads: int, dry_run: bool
 ) -> None:
     """Push MODELS to the registry.
 
@@ -120,17 +139,29 @@ async def push_models(
             except NotFoundError as error:
                 raise await _explain_missing(error, item, "model", "push", _is_stored(BentoStore(), item)) from error
 
+        if dry_run:
+            from async_bento.cli.dry_run import plan_each, plan_push_model
+
+            plan = partial(plan_push_model, api.models, force=force)
+            await plan_each(plan, selection, "push {} models", as_json=registry.as_json)
+            return
         await _push_each(push_one, selection, "model", registry.as_json)
 
 
 @click.command()
 @click.argument("bentos", nargs=-1, shell_complete=complete_bento)
 @_pull_options
+@_dry_run_option
 @click.option("--with-models", "-m", is_flag=True, help="Also pull the models of the bentos.")
 @registry_options
 @asynchronous
 async def pull(
-    registry: RegistryOptions, bentos: tuple[str, ...], select_all: bool, force: bool, with_models: bool
+    registry: RegistryOptions,
+    bentos: tuple[str, ...],
+    select_all: bool,
+    force: bool,
+    with_models: bool,
+    dry_run: bool,
 ) -> None:
     """Pull BENTOS into the local store.
 
@@ -154,17 +185,29 @@ async def pull(
             return Pulled(str(bento.tag), bento.path)
 
         selection = await _select_remote(api, bentos, "bento", select_all)
+        if dry_run:
+            from async_bento.cli.dry_run import plan_each, plan_pull
+
+            plan = partial(plan_pull, api, force=force, with_models=with_models)
+            await plan_each(plan, selection, "pull {} bentos", as_json=registry.as_json)
+            return
         await _pull_each(pull_one, selection, "bento", registry.as_json)
 
 
 @click.command("pull")
 @click.argument("models", nargs=-1, shell_complete=complete_model)
 @_pull_options
+@_dry_run_option
 @click.option("--query", metavar="QUERY", help="Pull the newest version that matches, such as label:stage=prod.")
 @registry_options
 @asynchronous
 async def pull_models(
-    registry: RegistryOptions, models: tuple[str, ...], select_all: bool, force: bool, query: str | None
+    registry: RegistryOptions,
+    models: tuple[str, ...],
+    select_all: bool,
+    force: bool,
+    query: str | None,
+    dry_run: bool,
 ) -> None:
     """Pull MODELS into the local store.
 
@@ -178,6 +221,8 @@ async def pull_models(
       async-bento models pull "iris*:*"
     """
     check_arguments(models, "model", "pull", select_all=select_all)
+    if dry_run and query:
+        raise click.UsageError("--dry-run does not support --query.")
     async with registry.make_transfer_api() as api:
 
         async def pull_one(tag: str) -> Pulled:
@@ -188,6 +233,12 @@ async def pull_models(
             return Pulled(tag, None) if model is None else Pulled(str(model.tag), model.path)
 
         selection = await _select_remote(api.models, models, "model", select_all)
+        if dry_run:
+            from async_bento.cli.dry_run import plan_each, plan_pull_model
+
+            plan = partial(plan_pull_model, api.models, force=force)
+            await plan_each(plan, selection, "pull {} models", as_json=registry.as_json)
+            return
         await _pull_each(pull_one, selection, "model", registry.as_json)
 
 

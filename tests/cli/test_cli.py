@@ -409,6 +409,32 @@ def test_json_is_indented_on_a_terminal(served: LocalRegistry, monkeypatch: pyte
     assert len(done("doctor", "--json").splitlines()) > 10
 
 
+def test_dry_run_changes_nothing(
+    served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bento(home, "svc:v1", models=["mod:m1"])
+    make_model(home, "mod:m1")
+    planned = done("push", "svc:v1", "--dry-run").splitlines()
+    assert [line.partition(":m1")[0] for line in planned[:1]] == ["Would push model mod"]
+    assert planned[1].startswith("Would push bento svc:v1: ")
+    assert json.loads(done("list", "--json")) == json.loads(done("models", "list", "--json")) == []
+    done("push", "svc:v1")
+    assert done("push", "svc*", "--dry-run") == (
+        "Would skip model mod:m1: already pushed.\nWould skip bento svc:v1: already pushed.\n"
+    )
+    assert done("models", "push", "mod", "--dry-run", "--force").startswith("Would push model mod:m1: ")
+    assert done("pull", "svc", "-m", "--dry-run") == (
+        "Would skip bento svc:v1: already pulled.\nWould skip model mod:m1: already pulled.\n"
+    )
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
+    bento, model = json.loads(done("pull", "svc", "-m", "--dry-run", "--json"))
+    assert (bento["tag"], bento["kind"], bento["action"]) == ("svc:v1", "bento", "pull")
+    assert (model["tag"], model["kind"], model["action"]) == ("mod:m1", "model", "pull")
+    assert done("models", "pull", "mod", "--dry-run").startswith("Would pull model mod:m1: ")
+    assert run("pull", "gone", "--dry-run").exit_code == 3
+    assert not (tmp_path / "other").exists()
+
+
 def test_push_stops_at_a_fatal_error(served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "not-this-one")
     result = run("push", "--all")
