@@ -33,7 +33,10 @@ class _Handler(StreamHandler):
         if tqdm is None:
             super().emit(record)
         else:
-            tqdm.write(self.format(record), file=self.stream)
+            try:
+                tqdm.write(self.format(record), file=self.stream)
+            except OSError:  # after SIGHUP, the terminal is gone
+                self.handleError(record)
 
 
 class _RepetitionFilter(logging.Filter):
