@@ -5,7 +5,9 @@ Precedence, weakest first: the defaults below, the `ASYNC_BENTO_*` variables, ar
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,9 @@ from async_bento._core.validation import first_error
 from async_bento.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Mapping
+
+logger = logging.getLogger(__name__)
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -26,8 +30,22 @@ BENTOML_VERSION = "1.4.39"
 """The version of BentoML whose protocol the client speaks; sent as `X-Bentoml-Version`, which Yatai parses."""
 
 
+_PREFIX = "ASYNC_BENTO_"
+
+_OTHER_VARIABLES = ("API_TOKEN", "ENDPOINT", "ACCELERATE", "PROGRESS")
+"""Variables of this package that are no settings, without the prefix."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # timers reject an infinite timeout
+
+    if not TYPE_CHECKING:  # type checkers derive the parameters from the fields
+
+        def __init__(self, **settings: object) -> None:
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                raise ConfigError(_describe(type(self), settings, error)) from None
 
 
 class Timeouts(_Frozen):
@@ -197,24 +215,63 @@ class Config(_Frozen):
             ConfigError: The value of a variable is invalid; the message names the variable.
         """
         groups: dict[str, dict[str, str]] = {}
-        for variable, group, field in _setting_variables():
-            if value := environ.get(variable):
-                groups.setdefault(group, {})[field] = value
-        try:
-            return cls.model_validate(groups)
-        except ValidationError as error:
-            first = first_error(error)
-            variable = f"ASYNC_BENTO_{first.field.replace('.', '_')}".upper()
-            raise ConfigError(f"{variable}={environ[variable]!r}: {first.message}") from error
+        for group, settings in _groups().items():
+            for field in settings.model_fields:
+                variable = f"{_PREFIX}{group}_{field}".upper()
+                if value := environ.get(variable):
+                    try:
+                        settings(**{field: value})
+                    except ConfigError as error:
+                        argument = f"{settings.__name__}.{field}"
+                        raise ConfigError(str(error).replace(argument, variable, 1)) from None
+                    groups.setdefault(group, {})[field] = value
+        for variable in environ:
+            if variable.startswith(_PREFIX):
+                _warn_of_misspelling(variable)
+        return cls.model_validate(groups)
 
 
-def _setting_variables() -> Iterator[tuple[str, str, str]]:
-    for group, info in Config.model_fields.items():
-        annotation = info.annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        for field in annotation.model_fields:
-            yield f"ASYNC_BENTO_{group}_{field}".upper(), group, field
+def _groups() -> dict[str, type[_Frozen]]:
+    return {"timeouts": Timeouts, "retry": RetryPolicy, "transfer": Transfer, "limits": Limits}
+
+
+def _describe(settings: type[_Frozen], values: Mapping[str, object], error: ValidationError) -> str:
+    """What is wrong with the arguments of a group of settings, without pydantic's words."""
+    first = first_error(error)
+    if first.type == "value_error":  # the message of a group that was passed as a mapping
+        return first.message
+    if first.type == "extra_forbidden":
+        return f"{settings.__name__} has no setting {first.field!r}. {_suggest(settings, first.field)}"
+    return f"{settings.__name__}.{first.field}={values.get(first.field)!r}: {first.message}"
+
+
+def _suggest(settings: type[_Frozen], name: str) -> str:
+    if close := _closest(name, settings.model_fields):
+        return f"Did you mean {close!r}?"
+    for group, other in _groups().items():
+        if field := _closest(name, other.model_fields):
+            return f"Did you mean {field!r} of `{group}`, as in Config({group}={{{field!r}: ...}})?"
+    return f"Its settings are {', '.join(settings.model_fields)}."
+
+
+def _closest(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(name, [*names], n=1, cutoff=cutoff)), None)
+
+
+@cache  # one warning, however many clients read the environment
+def _warn_of_misspelling(variable: str) -> None:
+    """Warn if a variable that names no setting looks like one that does; a cluster has unrelated ones of a service."""
+    name = variable.removeprefix(_PREFIX)
+    known = {f"{group}_{field}".upper(): field for group, other in _groups().items() for field in other.model_fields}
+    if name in known or name in _OTHER_VARIABLES:
+        return
+    meant = next((full for full, field in known.items() if name == field.upper()), None)
+    if meant := meant or _closest(name, [*known, *_OTHER_VARIABLES], 0.85):
+        logger.warning(
+            "ignored the variable %s: there is no such setting. Did you mean %s%s?", variable, _PREFIX, meant
+        )
 
 
 def bentoml_home(environ: Mapping[str, str] = os.environ) -> Path:

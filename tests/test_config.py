@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from async_bento import Config, ConfigError, Limits, RestApiClient, RetryPolicy, Timeouts, Transfer
 from async_bento._core.urls import check_endpoint, origin
-from async_bento.config import MiB, bentoml_home
+from async_bento.config import MiB, _warn_of_misspelling, bentoml_home
 from async_bento.rest.contexts import read_contexts
 from async_bento.rest.credentials import DEFAULT_ENDPOINT, find_credentials, needs_contexts
 
@@ -113,8 +113,49 @@ def test_config_group_may_be_a_dict() -> None:
     "wrong", [{"transfr": {}}, {"transfer": {"verfy": False}}, {"timeouts": {"api": float("inf")}}]
 )
 def test_config_unknown_or_invalid_setting_is_rejected(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigError) as caught:
         Config(**wrong)
+    assert "pydantic" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Config(transfer={"part_siz": 3}), "Transfer has no setting 'part_siz'. Did you mean 'part_size'?"),
+        (lambda: Transfer(part_siz=3), "Transfer has no setting 'part_siz'. Did you mean 'part_size'?"),
+        (lambda: Config(transfr={}), "Config has no setting 'transfr'. Did you mean 'transfer'?"),
+        (
+            lambda: Config(part_size=3),
+            (
+                "Config has no setting 'part_size'. "
+                "Did you mean 'part_size' of `transfer`, as in Config(transfer={'part_size': ...})?"
+            ),
+        ),
+        (lambda: Config(speed=3), "Config has no setting 'speed'. Its settings are timeouts, retry, transfer, limits."),
+        (lambda: Config(retry={"attempts": 0}), "RetryPolicy.attempts=0: Input should be greater than or equal to 1"),
+    ],
+)
+def test_config_misspelled_setting_is_named(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("ASYNC_BENTO_TRANSFER_CONCURENCY", "ASYNC_BENTO_TRANSFER_CONCURRENCY"),
+        ("ASYNC_BENTO_PART_SIZE", "ASYNC_BENTO_TRANSFER_PART_SIZE"),
+        ("ASYNC_BENTO_API_TOKN", "ASYNC_BENTO_API_TOKEN"),
+    ],
+)
+def test_config_misspelled_variable_is_logged_once(variable: str, meant: str, caplog: pytest.LogCaptureFixture) -> None:
+    _warn_of_misspelling.cache_clear()
+    for _ in range(2):
+        assert Config.from_env({variable: "5ecret"}) == Config()
+    message = f"ignored the variable {variable}: there is no such setting. Did you mean {meant}?"
+    assert caplog.messages == [message]
 
 
 @pytest.mark.parametrize(
@@ -517,7 +558,7 @@ def test_credentials_of_secret_files_are_stripped(ends: str, home: Path, log_in:
     assert found(BENTO_CLOUD_API_KEY=ends) == expected  # an empty secret is no token
 
 
-def test_settings_ignore_the_variables_of_kubernetes() -> None:
+def test_settings_ignore_the_variables_of_kubernetes(caplog: pytest.LogCaptureFixture) -> None:
     service = {  # of a Service named async-bento
         "ASYNC_BENTO_SERVICE_HOST": "10.0.0.1",
         "ASYNC_BENTO_SERVICE_PORT": "3000",
@@ -525,7 +566,10 @@ def test_settings_ignore_the_variables_of_kubernetes() -> None:
         "ASYNC_BENTO_PORT": "tcp://10.0.0.1:3000",
         "ASYNC_BENTO_PORT_3000_TCP_ADDR": "10.0.0.1",
     }
-    assert Config.from_env(service) == Config()
+    of_groups = {name.replace("BENTO_", f"BENTO_{group}_") for name in service for group in ("TRANSFER", "LIMITS")}
+    others = {"ASYNC_BENTO_ENDPOINT", "ASYNC_BENTO_API_TOKEN", "ASYNC_BENTO_PROGRESS", "ASYNC_BENTO_ACCELERATE"}
+    assert Config.from_env(service | dict.fromkeys(of_groups | others, "x")) == Config()
+    assert not caplog.messages
 
 
 # Endpoints

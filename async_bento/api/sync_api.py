@@ -179,7 +179,8 @@ class BentoAPI:
         models: The API of models.
 
     Raises:
-        ConfigError: There is no token, a setting is invalid, or both a client and arguments for one are passed.
+        ConfigError: An argument or a setting is invalid, or both a client and arguments for one are passed. A missing
+            token or context is an error of the first call, which reads `.yatai.yaml`; reading blocks.
     """
 
     def __init__(
