@@ -18,6 +18,7 @@
     │   └── APIResponseError            a 200 that does not fit the protocol
     ├── ClosedError (RuntimeError)      the client was closed
     ├── ModelsError                     more than one model of a bento failed
+    ├── PushesError                     some items of a list could not be pushed
     ├── HubError                        the Hugging Face Hub: not reached, refused, or offline and not in its cache
     └── TransferError                   the bytes of a bento or a model
         ├── PartError                   the storage refused a part or a range
@@ -35,7 +36,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping, Sequence
 
 
 class BentoError(Exception):
@@ -46,6 +47,14 @@ class BentoError(Exception):
 
 
 ErrorT = TypeVar("ErrorT", bound=BentoError)
+
+
+def summarize(failures: Sequence[tuple[str, BentoError]]) -> str:
+    """List failures, one line per message: items mostly fail for one common reason."""
+    by_message: dict[str, list[str]] = {}
+    for name, error in failures:
+        by_message.setdefault(str(error), []).append(name)
+    return "".join(f"\n  {', '.join(names)}: {message}" for message, names in by_message.items())
 
 
 def _restore(cls: type[ErrorT], args: tuple[object, ...], state: dict[str, object]) -> ErrorT:
@@ -200,6 +209,18 @@ class ModelsError(BentoError):
     """
 
     def __init__(self, message: str, *, failures: dict[str, BentoError]) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+
+class PushesError(BentoError):
+    """Some items of a list could not be pushed; the others were.
+
+    Attributes:
+        failures: Each failed item's error, by its tag, or by the item as it was passed if that names none.
+    """
+
+    def __init__(self, message: str, *, failures: Mapping[str, BentoError]) -> None:
         super().__init__(message)
         self.failures = failures
 

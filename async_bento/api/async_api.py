@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, Protocol, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, Generic, overload
 
-from async_bento._core.concurrency import background_task
 from async_bento._core.tag import Tag
 from async_bento.api import kinds
-from async_bento.api.bento_models import pull_models, push_models
+from async_bento.api.bento_models import pull_models, push_with_models
 from async_bento.api.kinds import ItemT, RecordT
 from async_bento.api.paging import PAGE_SIZE, walk
 from async_bento.api.pull import Puller
 from async_bento.api.push import Pusher, PushOptions, PushResult
+from async_bento.api.push_list import StoredItem, TaggedItem, as_list, push_each
 from async_bento.api.records import get_record, record_exists, wants_newest
 from async_bento.api.resources import Resources
 from async_bento.errors import ConfigError, NotFoundError
@@ -33,7 +33,8 @@ from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from builtins import list as list_of  # the APIs have a method `list`
+    from collections.abc import AsyncGenerator, Iterable, Sequence
     from types import TracebackType
 
     from pydantic import SecretStr
@@ -41,29 +42,10 @@ if TYPE_CHECKING:
 
     from async_bento._core.tag import TagLike
     from async_bento.api.kinds import Kind
+    from async_bento.api.push_list import AnyBento, AnyModel
     from async_bento.config import Config
     from async_bento.progress.events import ProgressListener
     from async_bento.rest.schemas import ListSchema
-
-
-@runtime_checkable
-class TaggedItem(Protocol):
-    """Anything with a tag, like BentoML's own `BentoModel`, which means a model of the store."""
-
-    @property
-    def tag(self) -> TagLike:
-        """The tag."""
-        ...
-
-
-@runtime_checkable
-class StoredItem(TaggedItem, Protocol):
-    """Anything with a tag and a directory, like BentoML's own `Bento` and `Model`; its `Tag` has a `path` too."""
-
-    @property
-    def path(self) -> str | os.PathLike[str]:
-        """The directory."""
-        ...
 
 
 class ItemAPI(Generic[ItemT, RecordT]):
@@ -143,26 +125,44 @@ class ItemAPI(Generic[ItemT, RecordT]):
 class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
     """Push, pull, list and get models: `api.models` of an `AsyncBentoAPI`."""
 
+    @overload
+    async def push(  # type: ignore[overload-overlap]  # a str is one tag
+        self, model: AnyModel, *, force: bool = False, threads: int = 10
+    ) -> PushResult: ...
+
+    @overload
     async def push(
-        self, model: Model | TagLike | str | os.PathLike[str] | TaggedItem, *, force: bool = False, threads: int = 10
-    ) -> PushResult:
-        """Push a model to the registry.
+        self, model: Iterable[AnyModel], *, force: bool = False, threads: int = 10
+    ) -> list_of[PushResult]: ...
+
+    async def push(
+        self, model: AnyModel | Iterable[AnyModel], *, force: bool = False, threads: int = 10
+    ) -> PushResult | list_of[PushResult]:
+        """Push a model to the registry, or several models concurrently.
 
         Args:
-            model: A model, its tag, its directory, or a `bentoml.Model` or `bentoml.models.BentoModel`.
+            model: A model, its tag, its directory, or a `bentoml.Model` or `bentoml.models.BentoModel`; or a list of
+                these.
             force: Push the model also when the registry has it already.
-            threads: The most parts in flight at once.
+            threads: The most parts in flight at once, per model.
 
         Returns:
-            The outcome.
+            The outcome; for a list, a list of the outcomes in the same order.
 
         Raises:
             NotFoundError: The store has no such model.
             BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
+            PushesError: Models of a list failed. The others were pushed.
         """
         async with self._resources.call():
             pusher = Pusher(self._resources, self._kind, PushOptions(force=force, threads=threads))
-            return await pusher.push(await self._find(model))
+
+            async def push_one(model: AnyModel) -> PushResult:
+                found = await self._find(model)
+                return await pusher.once(found.tag, partial(pusher.push, found))
+
+            models, is_list = as_list(model)
+            return await (push_each(push_one, models, "model") if is_list else push_one(models[0]))
 
     async def pull(
         self,
@@ -304,46 +304,48 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         """
         await self._resources.aclose(keep_client=self._keep_client)
 
+    @overload
+    async def push(  # type: ignore[overload-overlap]  # a str is one tag
+        self, bento: AnyBento, *, force: bool = False, bare: bool = False, threads: int = 10
+    ) -> PushResult: ...
+
+    @overload
     async def push(
-        self,
-        bento: Bento | TagLike | str | os.PathLike[str] | TaggedItem,
-        *,
-        force: bool = False,
-        bare: bool = False,
-        threads: int = 10,
-    ) -> PushResult:
-        """Push a bento to the registry, its models first.
+        self, bento: Iterable[AnyBento], *, force: bool = False, bare: bool = False, threads: int = 10
+    ) -> list_of[PushResult]: ...
+
+    async def push(
+        self, bento: AnyBento | Iterable[AnyBento], *, force: bool = False, bare: bool = False, threads: int = 10
+    ) -> PushResult | list_of[PushResult]:
+        """Push a bento to the registry, its models first; or several bentos concurrently, shared models once.
 
         Args:
-            bento: A bento, its tag, its directory, or a `bentoml.Bento`.
+            bento: A bento, its tag, its directory, or a `bentoml.Bento`; or a list of these.
             force: Push the bento and its models also when the registry has them already.
             bare: Push the record alone, without the files, for development.
             threads: The most parts in flight at once, per item.
 
         Returns:
-            The outcome, with that of each model.
+            The outcome, with that of each model; for a list, a list of the outcomes in the same order.
 
         Raises:
             NotFoundError: The store has no such bento, or neither the store nor the registry has one of its models.
             ModelsError: More than one of its models could not be pushed.
             BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
+            PushesError: Bentos of a list failed. The others were pushed.
         """
-        started = time.monotonic()
         options = PushOptions(force=force, threads=threads, bare=bare)
         async with self._resources.call():
-            found = await self._find(bento)
-            pusher = Pusher(self._resources, self._kind, options)
-            if not found.models:
-                return await pusher.push(found)
-            # The registry is asked for the bento while its models are pushed; before that, if it has never answered: a
-            # wrong endpoint or token fails once, and not once per model.
-            async with background_task(pusher.needs_no_push(found.tag)) as already_pushed:
-                if not self._kind.routes.session.is_reached:
-                    await already_pushed
-                model_options = replace(options, bare=False)  # a model is never pushed without its files
-                models = await push_models(Pusher(self._resources, self._model_kind, model_options), found)
-                result = await pusher.push(found, already_pushed=await already_pushed, models=models)
-        return replace(result, seconds=time.monotonic() - started)
+            bentos = Pusher(self._resources, self._kind, options)
+            # A model is never pushed without its files.
+            models = Pusher(self._resources, self._model_kind, replace(options, bare=False))
+
+            async def push_one(bento: AnyBento) -> PushResult:
+                found = await self._find(bento)
+                return await bentos.once(found.tag, partial(push_with_models, bentos, models, found))
+
+            items, is_list = as_list(bento)
+            return await (push_each(push_one, items, "bento") if is_list else push_one(items[0]))
 
     async def pull(
         self,

@@ -6,18 +6,19 @@ A model that fails does not stop the others, whose bytes would be lost; all fail
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
-from async_bento._core.concurrency import for_each
+from async_bento._core.concurrency import background_task, for_each
 from async_bento.api.push import PushResult
-from async_bento.errors import BentoError, ModelsError, NotFoundError, with_message
+from async_bento.errors import BentoError, ModelsError, NotFoundError, summarize, with_message
 from async_bento.integrations.huggingface.client import download, freeze, measure
 from async_bento.integrations.huggingface.model import HubModel
 from async_bento.rest.request_schemas import CreateModelSchema
-from async_bento.rest.schemas import UPLOADED, ModelManifestSchema
+from async_bento.rest.schemas import UPLOADED, ItemSchema, ModelManifestSchema
 from async_bento.store.store import ModelStore
 
 if TYPE_CHECKING:
@@ -32,20 +33,42 @@ if TYPE_CHECKING:
     from async_bento.store.metadata import BentoModelInfo
     from async_bento.store.store import Store
 
+BentoRecordT = TypeVar("BentoRecordT", bound=ItemSchema)
+
+
+async def push_with_models(
+    bentos: Pusher[Bento, BentoRecordT], models: Pusher[Model, RecordT], bento: Bento
+) -> PushResult:
+    """Push a bento after its models."""
+    started = time.monotonic()
+    if not bento.models:
+        return await bentos.push(bento)
+    # The registry is asked for the bento while its models are pushed; before that, if it has never answered: a wrong
+    # endpoint or token fails once, and not once per model.
+    async with background_task(bentos.needs_no_push(bento.tag)) as already_pushed:
+        if not bentos.kind.routes.session.is_reached:
+            await already_pushed
+        pushed = await push_models(models, bento)
+        result = await bentos.push(bento, already_pushed=await already_pushed, models=pushed)
+    return replace(result, seconds=time.monotonic() - started)
+
 
 async def push_models(pusher: Pusher[Model, RecordT], bento: Bento) -> tuple[PushResult, ...]:
     """Push a bento's models, in the bento's order; of models on the Hub the record alone."""
     results: dict[Tag, PushResult] = {}
 
     async def push_one(wanted: BentoModelInfo) -> None:
-        if wanted.is_huggingface:
-            results[wanted.tag] = await _register_hub_model(pusher, wanted)
-            return
-        model = await pusher.resources.threads.run(_find, wanted.tag, bento, pusher.kind.store)
-        results[wanted.tag] = await (_skip_missing(pusher, wanted) if model is None else pusher.push(model))
+        results[wanted.tag] = await pusher.once(wanted.tag, partial(_push_model, pusher, wanted, bento))
 
     await _for_each_model(pusher.resources, bento, push_one, f"cannot push {bento.tag}: {{}} failed")
     return tuple(results[wanted.tag] for wanted in bento.models)
+
+
+async def _push_model(pusher: Pusher[Model, RecordT], wanted: BentoModelInfo, bento: Bento) -> PushResult:
+    if wanted.is_huggingface:
+        return await _register_hub_model(pusher, wanted)
+    model = await pusher.resources.threads.run(_find, wanted.tag, bento, pusher.kind.store)
+    return await (_skip_missing(pusher, wanted) if model is None else pusher.push(model))
 
 
 async def pull_models(puller: Puller[Model, RecordT], bento: Bento) -> None:
@@ -83,14 +106,9 @@ async def _for_each_model(
         message = summary.format(f"its model {tag}")
         raise with_message(error, f"{message}: {error}") from error.__cause__
     if failed:
-        by_message: defaultdict[str, list[str]] = defaultdict(list)  # models mostly fail for one common reason
-        for tag, error in failed:
-            by_message[str(error)].append(str(tag))
-        details = "".join(f"\n  {', '.join(tags)}: {message}" for message, tags in by_message.items())
-        raise ModelsError(
-            f"{summary.format(f'{len(failed)} of its {len(models)} models')}:{details}",
-            failures={str(tag): error for tag, error in failed},
-        ) from failed[0][1]
+        named = [(str(tag), error) for tag, error in failed]
+        message = summary.format(f"{len(failed)} of its {len(models)} models")
+        raise ModelsError(f"{message}:{summarize(named)}", failures=dict(named)) from failed[0][1]
 
 
 def _find(tag: Tag, bento: Bento, store: Store[Model]) -> Model | None:

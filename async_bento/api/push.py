@@ -20,14 +20,23 @@ from async_bento._core.concurrency import hold_lock
 from async_bento._core.retry import Retries
 from async_bento._core.text import human_size, table
 from async_bento.api.kinds import BARE_REASON, ItemT, RecordT
-from async_bento.errors import APIError, AuthenticationError, ConfigError, NotFoundError, SourceChangedError, StoreError
+from async_bento.errors import (
+    APIError,
+    AuthenticationError,
+    BentoError,
+    ConfigError,
+    NotFoundError,
+    SourceChangedError,
+    StoreError,
+    with_message,
+)
 from async_bento.rest.schemas import UPLOADED
 from async_bento.transfer.journal import Journal
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.upload import Registration, Upload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from pathlib import Path
 
     from async_bento._core.tag import Tag
@@ -103,6 +112,8 @@ class Pusher(Generic[ItemT, RecordT]):
         self._options = options
         self._repositories: set[str] = set()  # known to exist
         self._repository_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._outcomes: dict[Tag, PushResult | BentoError] = {}
+        self._item_locks: defaultdict[Tag, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def push(
         self, item: ItemT, *, already_pushed: bool = False, models: tuple[PushResult, ...] = ()
@@ -126,6 +137,23 @@ class Pusher(Generic[ItemT, RecordT]):
             seconds=time.monotonic() - started,
             models=models,
         )
+
+    async def once(self, tag: Tag, push: Callable[[], Awaitable[PushResult]]) -> PushResult:
+        """Push an item that several pushed items may need; after the first time, it is skipped or fails again."""
+        async with self._item_locks[tag]:
+            match self._outcomes.get(tag):
+                case None:
+                    pass
+                case PushResult() as result:
+                    return PushResult(result.tag, skipped=True, models=result.models)
+                case error:
+                    raise with_message(error, str(error)) from error.__cause__
+            try:
+                result = self._outcomes[tag] = await push()
+            except BentoError as error:
+                self._outcomes[tag] = error
+                raise
+            return result
 
     async def needs_no_push(self, tag: Tag) -> bool:
         """Whether this push would skip an item; False where the registry fails to answer.

@@ -8,23 +8,24 @@ tests/api/blocking_docstrings.py.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, cast, overload
 
 from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
 from async_bento.api.loop_thread import LoopThread
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator
+    from builtins import list as list_of  # the APIs have a method `list`
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
     from types import TracebackType
 
     from pydantic import SecretStr
     from typing_extensions import Self
 
     from async_bento._core.tag import TagLike
-    from async_bento.api.async_api import ItemAPI, TaggedItem
+    from async_bento.api.async_api import ItemAPI
     from async_bento.api.kinds import ItemT, RecordT
     from async_bento.api.push import PushResult
+    from async_bento.api.push_list import AnyBento, AnyModel
     from async_bento.config import Config
     from async_bento.progress.events import ProgressListener
     from async_bento.rest.client import RestApiClient
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from async_bento.store.items import Bento, Model
     from async_bento.store.store import BentoStore, ModelStore
 
+    _Push: TypeAlias = Callable[..., Awaitable[PushResult | list_of[PushResult]]]
+
 
 class ModelAPI:
     """Push, pull, list and get models, blocking. Access it as `models` of a `BentoAPI`."""
@@ -46,24 +49,35 @@ class ModelAPI:
         self._async = models
         self._loop = loop
 
+    @overload
+    def push(  # type: ignore[overload-overlap]  # a str is one tag
+        self, model: AnyModel, *, force: bool = False, threads: int = 10
+    ) -> PushResult: ...
+
+    @overload
+    def push(self, model: Iterable[AnyModel], *, force: bool = False, threads: int = 10) -> list_of[PushResult]: ...
+
     def push(
-        self, model: Model | TagLike | str | os.PathLike[str] | TaggedItem, *, force: bool = False, threads: int = 10
-    ) -> PushResult:
-        """Push a model to the registry.
+        self, model: AnyModel | Iterable[AnyModel], *, force: bool = False, threads: int = 10
+    ) -> PushResult | list_of[PushResult]:
+        """Push a model to the registry, or several models concurrently.
 
         Args:
-            model: A model, its tag, its directory, or a `bentoml.Model` or `bentoml.models.BentoModel`.
+            model: A model, its tag, its directory, or a `bentoml.Model` or `bentoml.models.BentoModel`; or a list of
+                these.
             force: Push the model also when the registry has it already.
-            threads: The most parts in flight at once.
+            threads: The most parts in flight at once, per model.
 
         Returns:
-            The outcome.
+            The outcome; for a list, a list of the outcomes in the same order.
 
         Raises:
             NotFoundError: The store has no such model.
             BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
+            PushesError: Models of a list failed. The others were pushed.
         """
-        return self._loop.run(self._async.push, model, force=force, threads=threads)
+        push = cast("_Push", self._async.push)
+        return self._loop.run(push, model, force=force, threads=threads)
 
     def pull(
         self,
@@ -227,31 +241,38 @@ class BentoAPI:
         """
         self._loop.close()
 
+    @overload
+    def push(  # type: ignore[overload-overlap]  # a str is one tag
+        self, bento: AnyBento, *, force: bool = False, bare: bool = False, threads: int = 10
+    ) -> PushResult: ...
+
+    @overload
     def push(
-        self,
-        bento: Bento | TagLike | str | os.PathLike[str] | TaggedItem,
-        *,
-        force: bool = False,
-        bare: bool = False,
-        threads: int = 10,
-    ) -> PushResult:
-        """Push a bento to the registry, its models first.
+        self, bento: Iterable[AnyBento], *, force: bool = False, bare: bool = False, threads: int = 10
+    ) -> list_of[PushResult]: ...
+
+    def push(
+        self, bento: AnyBento | Iterable[AnyBento], *, force: bool = False, bare: bool = False, threads: int = 10
+    ) -> PushResult | list_of[PushResult]:
+        """Push a bento to the registry, its models first; or several bentos concurrently, shared models once.
 
         Args:
-            bento: A bento, its tag, its directory, or a `bentoml.Bento`.
+            bento: A bento, its tag, its directory, or a `bentoml.Bento`; or a list of these.
             force: Push the bento and its models also when the registry has them already.
             bare: Push the record alone, without the files, for development.
             threads: The most parts in flight at once, per item.
 
         Returns:
-            The outcome, with that of each model.
+            The outcome, with that of each model; for a list, a list of the outcomes in the same order.
 
         Raises:
             NotFoundError: The store has no such bento, or neither the store nor the registry has one of its models.
             ModelsError: More than one of its models could not be pushed.
             BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
+            PushesError: Bentos of a list failed. The others were pushed.
         """
-        return self._loop.run(self._async.push, bento, force=force, bare=bare, threads=threads)
+        push = cast("_Push", self._async.push)
+        return self._loop.run(push, bento, force=force, bare=bare, threads=threads)
 
     def pull(
         self,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from async_bento.api.push import PushResult
+    from async_bento.api.push_list import TaggedItem
     from async_bento.api.sync_api import BentoAPI
 
 __all__ = ["VERSIONS", "accelerate", "restore"]
@@ -95,7 +96,9 @@ def _replace(owner: Any, name: str, replacement: Callable[..., Any]) -> None:
     setattr(owner, name, method)
 
 
-def _push_bento(bentoml_api: Any, bento: Any, *, force: bool = False, bare: bool = False, threads: int = 10) -> None:
+def _push_bento(
+    bentoml_api: Any, bento: TaggedItem, *, force: bool = False, bare: bool = False, threads: int = 10
+) -> None:
     with _open_api(bentoml_api) as api:
         _print_pushed(bentoml_api, "bento", api.push(bento, force=force, bare=bare, threads=threads))
 

@@ -60,7 +60,8 @@ def with_blocking_docstrings(source: str) -> str:
         if not hasattr(async_api, f"Async{cls.name}"):
             continue
         for node in reversed(cls.body):
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            is_overload = isinstance(node, ast.FunctionDef) and bool(node.decorator_list)
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not is_overload:
                 set_docstring(lines, node, method_docstring(cls.name, node.name))
         if cls.name == "BentoAPI":
             set_docstring(lines, cls, class_docstring(ast.get_docstring(cls) or ""))

@@ -22,6 +22,7 @@ from async_bento import (
     ModelsError,
     NotFoundError,
     PartError,
+    PushesError,
     Tag,
 )
 from async_bento.errors import APIConnectionError, APIStatusError, AuthenticationError, SourceChangedError
@@ -733,3 +734,47 @@ async def test_push_with_wrong_token_or_endpoint_fails_before_models(
     assert "\n" not in str(raised.value)
     assert len(proxy.requests) == (1 if fault == "token" else 0)
     assert not events
+
+
+async def test_push_of_a_list_returns_results_in_order(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    make_model(home, "mod:m1")
+    for name in ("a:v1", "b:v1"):
+        make_bento(home, name, models=["mod:m1"])
+    proxy = await start_proxy()
+    api = make_client(proxy)
+
+    results = await api.push(["b:v1", Tag("a", "v1"), home / "bentos" / "b" / "v1"], force=True)
+    models = await api.models.push(("mod:m1",))
+
+    assert [str(result.tag) for result in results] == ["b:v1", "a:v1", "b:v1"]
+    assert sorted(result.skipped for result in results) == [False, False, True]  # b:v1 is there twice
+    assert len(proxy.matching("PATCH .*/models/m1/start_upload")) == 1  # shared by both bentos
+    assert [(str(result.tag), result.skipped) for result in models] == [("mod:m1", True)]
+    assert await api.push([]) == []
+
+
+async def test_push_of_a_list_names_failures_after_the_others(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    make_model(home, "bad:m1")
+    make_bento(home, "a:v1", models=["bad:m1"])
+    make_bento(home, "b:v1")
+    make_bento(home, "c:v1", models=["bad:m1"])
+    proxy = await start_proxy()
+    proxy.add_fault("PUT /blobs/models/bad", refuse(400, code="InvalidRequest"), times=None)
+
+    with pytest.raises(PushesError) as failure:
+        await make_client(proxy).push(["a:v1", "gone:v1", "b:v1", "c:v1"])
+
+    first, *others = str(failure.value).splitlines()
+    assert first == "cannot push 3 of 4 bentos:"
+    assert [line.split(": ")[0].strip() for line in others] == ["a:v1", "gone:v1", "c:v1"]
+    assert {tag: type(error) for tag, error in failure.value.failures.items()} == {
+        "a:v1": PartError,
+        "gone:v1": NotFoundError,
+        "c:v1": PartError,
+    }
+    assert len(proxy.matching("PUT /blobs/models/bad")) == 1
+    assert await make_client(proxy).exists("b:v1")

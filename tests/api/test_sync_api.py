@@ -257,7 +257,7 @@ def test_blocking_docstrings_are_in_the_source() -> None:
         written = {
             node.name: ast.get_docstring(node)
             for node in classes[api.__name__].body
-            if isinstance(node, ast.FunctionDef)
+            if isinstance(node, ast.FunctionDef) and not node.decorator_list  # the overloads have none
         }
         for name in public_methods(api):
             assert written[name], name

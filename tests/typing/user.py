@@ -13,6 +13,7 @@ from async_bento import (
     AsyncBentoAPI,
     Bento,
     BentoAPI,
+    BentoFullSchema,
     BentoStore,
     BentoWithRepositorySchema,
     Config,
@@ -60,6 +61,7 @@ async def awaited(root: Path) -> PushResult:
             assert_type(result.tag, Tag)
             assert_type(result.bytes_sent, int)
             assert_type(await api.push(Path("bentos/svc/v1"), bare=True), PushResult)
+            assert_type(await api.push(["svc:v1", Tag("svc", "v2")]), list[PushResult])
             bento = await api.pull(Tag("svc", "v1"), with_models=True)
             assert_type(bento, Bento)
             assert_type(bento.path, Path)
@@ -77,9 +79,11 @@ def blocking() -> Iterator[str]:
     """The calls that block."""
     with BentoAPI(endpoint="https://registry.example.com", api_token="secret", progress=False) as api:
         assert_type(api.push("svc"), PushResult)
+        assert_type(api.push(["svc:v1", "svc:v2"]), list[PushResult])
+        assert_type(api.get("svc"), BentoFullSchema)
         assert_type(api.pull("svc"), Bento)
         assert_type(api.models.list(limit=3), ModelWithRepositoryListSchema)
         for record in api.iter():
             yield record.version
-    api.push(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    api.push(3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     api.pull("svc", with_model=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
