@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from pydantic import SecretStr
 
+from async_bento._core.concurrency import open_portal
 from async_bento._core.s3 import MAX_PUT_SIZE, MIN_PART_SIZE
 from async_bento._core.urls import check_endpoint
 from async_bento.errors import ConfigError
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 
 
 class LocalRegistry:
-    """A registry that runs in this process, as an async context manager or by `start` and `close`.
+    """A registry that runs in this process, as a context manager or by `start` and `close`.
+
+    `async with` runs it on the event loop of the caller, and `with` on an event loop in a thread of its own.
 
     Records, blobs, the token and, in a directory, the key of the presigned URLs are kept in one place and survive a
     restart. One process at a time may use a directory; any number of processes may share a bucket.
@@ -110,6 +113,7 @@ class LocalRegistry:
         self._grace = grace
         self._access_log = access_log
         self._running: _Running | None = None
+        self._thread = ExitStack()
 
     def __repr__(self) -> str:
         return f"LocalRegistry({str(self._backend)!r}, endpoint={self._running and self._running.endpoint!r})"
@@ -135,8 +139,21 @@ class LocalRegistry:
     @property
     def _started(self) -> _Running:
         if self._running is None:
-            raise ConfigError("the registry is not running. Use `async with`, or await its start() first.")
+            raise ConfigError("the registry is not running. Use `with` or `async with`, or await its start() first.")
         return self._running
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            portal = stack.enter_context(open_portal("bento-registry"))
+            portal.call(self.start)
+            stack.callback(portal.call, self.close)
+            self._thread = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.close()
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from async_bento import BentoAPI
 from async_bento.errors import ConfigError
 from async_bento.registry.blobs.disk_files import StagedFile
 from async_bento.registry.server import LocalRegistry, _endpoint
@@ -180,6 +181,23 @@ async def test_close_waits_for_clean_up_of_cut_transfers(
 async def test_close_twice_is_harmless(caller: Caller):
     await caller.registry.close()
     await caller.registry.close()
+
+
+def test_blocking_registry_runs_in_its_own_thread(tmp_path: Path):
+    threads = {*threading.enumerate()}
+    with (
+        LocalRegistry(tmp_path) as registry,
+        BentoAPI(endpoint=registry.endpoint, api_token=registry.api_token, progress=False) as api,
+    ):
+        assert len(api.list()) == 0
+        with pytest.raises(ConfigError, match="already running"), registry:
+            pass
+        assert len(api.list()) == 0
+    assert {*threading.enumerate()} <= threads
+    with pytest.raises(ConfigError, match="not running"):
+        _ = registry.endpoint
+    with registry:
+        assert registry.endpoint
 
 
 async def test_start_twice_raises(caller: Caller):
