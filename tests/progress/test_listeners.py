@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tqdm import tqdm
 
 from async_bento import AsyncBentoAPI, LineListener, ProgressEvent, TqdmListener
 from async_bento.progress.listeners import REDRAW_INTERVAL, JsonListener, choose_listener
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from async_bento.progress.events import Phase
     from async_bento.progress.summary import Item
+
+
+tqdm.get_lock()  # its first use reads files, which no test may do on its event loop
 
 
 @dataclass
