@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from async_bento.cli.errors import ItemsError, print_error
-from async_bento.errors import APIConnectionError, AuthenticationError, BentoError, ConfigError, NotFoundError
+from async_bento.errors import (
+    APIConnectionError,
+    AuthenticationError,
+    BentoError,
+    ConfigError,
+    NotFoundError,
+    with_message,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -96,8 +103,10 @@ async def run_each(
         try:
             result = await run(item)
         except BentoError as error:
-            if selection.is_single or isinstance(error, _FATAL_ERRORS):
+            if isinstance(error, _FATAL_ERRORS) or (selection.is_single and item in str(error)):
                 raise
+            if selection.is_single:
+                raise with_message(error, f"{item}: {error}") from error.__cause__
             failures[item] = error
             print_error(error, item)
             continue

@@ -110,6 +110,8 @@ class TqdmListener:
     def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
+        self._bar_class = _bar_class(stream)
+        self._bar_class.get_lock()  # reads files: not on the event loop, where the first event arrives
         self._summary = TransferSummary()
         self._endings = Endings()
         self._timer = _Timer(REDRAW_INTERVAL, self._draw)
@@ -185,9 +187,8 @@ class TqdmListener:
     def _resize(self, count: int) -> None:
         """Open bars at the bottom, or close them from the bottom, so that no line between them stays empty."""
         while len(self._bars) < count:
-            bar_class = _bar_class(self._stream)
             self._bars.append(
-                bar_class(total=None, file=self._stream, leave=False, dynamic_ncols=True, bar_format="{desc}")
+                self._bar_class(total=None, file=self._stream, leave=False, dynamic_ncols=True, bar_format="{desc}")
             )
         while len(self._bars) > count:
             bar = self._bars.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from async_bento.cli import main
 from async_bento.cli.output import fit_widths
 from tests.builders import contents, make_bento, make_model
 from tests.cli_runner import make_runner
+from tests.fault_proxy import PUT, refuse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from click.testing import Result
 
     from async_bento.registry.server import LocalRegistry
+    from tests.fixtures import StartProxy
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -583,3 +586,18 @@ def test_every_command_help_has_an_example() -> None:
     for path in every:
         text = done(*path, "--help")
         assert f"async-bento {' '.join(path)}" in text.partition("Examples:")[2], path
+
+
+async def test_push_failure_of_the_storage_names_the_item(
+    start_proxy: StartProxy, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bento(home)
+    proxy = await start_proxy()
+    proxy.add_fault(PUT, refuse(403, code="AccessDenied"), times=None)
+    monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", proxy.endpoint)
+    monkeypatch.setenv("BENTO_CLOUD_API_KEY", proxy.registry.api_token)
+
+    result = await asyncio.to_thread(run, "push", "svc:v1")
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: svc:v1: http://")
