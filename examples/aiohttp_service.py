@@ -26,14 +26,21 @@ class Startup:
 
     def __init__(self, tag: str) -> None:
         self.tag = tag
-        self.progress = 0.0
         self.path: str | None = None
         self.error: str | None = None
+        self._events: dict[int, ProgressEvent] = {}  # the last of the bento and of each of its models
 
     def listen(self, event: ProgressEvent) -> None:
         """Record the progress; called on the event loop."""
-        if event.kind == "bento" and event.bytes_total:
-            self.progress = event.bytes_done / event.bytes_total
+        self._events[event.id] = event
+
+    def progress(self) -> dict[str, int]:
+        """The bytes of the bento and its models so far, and those of all items whose size is known by now."""
+        events = self._events.values()
+        return {
+            "bytes_done": sum(event.bytes_done for event in events),
+            "bytes_total": sum(event.bytes_total or 0 for event in events),
+        }
 
     async def pull(self) -> None:
         try:
@@ -51,7 +58,7 @@ async def ready(request: web.Request) -> web.Response:
     if startup.error:
         return web.json_response({"error": startup.error}, status=500)
     if startup.path is None:
-        return web.json_response({"progress": round(startup.progress, 3)}, status=503, headers={"Retry-After": "1"})
+        return web.json_response(startup.progress(), status=503, headers={"Retry-After": "1"})
     return web.json_response({"bento": startup.path})
 
 

@@ -2,8 +2,8 @@
 
     uvicorn --app-dir examples fastapi_push:app
 
-`POST /pushes/iris_classifier:v3` answers 202 immediately. `GET /pushes/iris_classifier:v3` returns the progress.
-The client is closed with the application.
+`POST /pushes/iris_classifier:v3` answers 202 immediately. `GET /pushes/iris_classifier:v3` returns the progress. Both
+take a name alone, too, for its latest version. The client is closed with the application.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 from fastapi import FastAPI, HTTPException
 
-from async_bento import AsyncBentoAPI, BentoError, ProgressEvent
+from async_bento import AsyncBentoAPI, BentoError, BentoStore, NotFoundError, ProgressEvent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 class Push:
     """The state of one push."""
 
+    tag: str
     state: str = "waiting"
     bytes_done: int = 0
     bytes_total: int | None = None
@@ -60,10 +62,19 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
+async def exact(tag: str) -> str:
+    """Return the tag with its version, which progress events have."""
+    try:
+        return str((await anyio.to_thread.run_sync(BentoStore().get, tag)).tag)
+    except NotFoundError as error:
+        raise HTTPException(404, str(error)) from error
+
+
 @app.post("/pushes/{tag}", status_code=202)
 async def start(tag: str) -> Push:
+    tag = await exact(tag)
     if tag not in pushes or pushes[tag].state in {"failed", "done", "skipped"}:
-        pushes[tag] = Push()
+        pushes[tag] = Push(tag)
         tasks: TaskGroup = app.state.tasks
         tasks.start_soon(push_and_record, app.state.api, tag)
     return pushes[tag]
@@ -71,6 +82,7 @@ async def start(tag: str) -> Push:
 
 @app.get("/pushes/{tag}")
 async def status(tag: str) -> Push:
+    tag = await exact(tag)
     if tag not in pushes:
         raise HTTPException(404, f"there is no push of {tag}")
     return pushes[tag]

@@ -18,13 +18,12 @@ class JsonLines:
     """Print an event if the phase changed or another tenth of the bytes was transferred."""
 
     def __init__(self) -> None:
-        self._last: dict[tuple[str, str], tuple[str, int]] = {}
+        self._last: dict[int, tuple[str, int]] = {}
 
     def __call__(self, event: ProgressEvent, /) -> None:
         tenth = event.bytes_done * 10 // event.bytes_total if event.bytes_total else 0
-        item = (event.kind, event.tag)
-        if self._last.get(item) != (event.phase, tenth):
-            self._last[item] = (event.phase, tenth)
+        if self._last.get(event.id) != (event.phase, tenth):
+            self._last[event.id] = (event.phase, tenth)
             print(json.dumps(asdict(event)), flush=True)
 
 

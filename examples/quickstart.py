@@ -86,8 +86,9 @@ async def main() -> None:
 
             async with api(source) as client:
                 result = await client.push("greeter:latest")
-                model = result.models[0]
-                print(f"Pushed {result.tag} and {model.tag}: {model.bytes_sent:,} bytes in {model.parts} parts\n")
+                for pushed in (*result.models, result):
+                    print(f"Pushed {pushed.tag}: {pushed.bytes_sent:,} bytes in {pushed.parts} parts")
+                print()
                 again = await client.push("greeter:v1")
                 print(f"Second push: skipped={again.skipped}, {again.bytes_sent} bytes\n")
 

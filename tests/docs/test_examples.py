@@ -15,7 +15,7 @@ import httpx
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from async_bento import AsyncBentoAPI, BentoAPI, BentoStore
+from async_bento import AsyncBentoAPI, BentoAPI, BentoStore, ProgressEvent
 from tests.builders import MiB, make_bento, make_model, random_bytes
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ async def test_aiohttp_service_reports_progress_until_ready(
             await asyncio.sleep(0.01)
 
     assert answers[0][0] == 503
-    progress = [body["progress"] for _, body in answers[:-1]]
-    assert progress == sorted(progress)
+    done = [body["bytes_done"] for _, body in answers[:-1]]
+    assert done == sorted(done)
     assert answers[-1] == (200, {"bento": str(tmp_path / "other" / "bentos" / "svc" / "v1")})
     assert (tmp_path / "other" / "models" / "mod" / "m1" / "model.yaml").exists()
 
@@ -90,22 +90,26 @@ async def test_aiohttp_service_reports_a_missing_bento(served: LocalRegistry) ->
         assert "no bento svc:v1 in the registry" in (await response.json())["error"]
 
 
+async def test_aiohttp_service_counts_the_models(served: LocalRegistry) -> None:
+    startup = example("aiohttp_service").Startup("svc:v1")
+    for number, kind, tag, done in ((1, "bento", "svc:v1", 10), (2, "model", "mod:m1", 30), (2, "model", "mod:m1", 40)):
+        startup.listen(ProgressEvent("pull", kind, tag, "transferring", done, 50, id=number))
+
+    assert startup.progress() == {"bytes_done": 50, "bytes_total": 100}
+
+
 async def test_fastapi_push_runs_in_the_background(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     app = example("fastapi_push").app
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://app") as http:
         assert (await http.get("/pushes/svc:v1")).status_code == 404
-        states = {}
-        for tag in ("svc:v1", "svc:v2"):
-            assert (await http.post(f"/pushes/{tag}")).status_code == 202
-            while (push := (await http.get(f"/pushes/{tag}")).json())["state"] not in {"done", "failed"}:
+        assert (await http.post("/pushes/svc:v2")).status_code == 404
+        for tag in ("svc:v1", "svc"):
+            assert (await http.post(f"/pushes/{tag}")).json()["tag"] == "svc:v1"
+            while (push := (await http.get(f"/pushes/{tag}")).json())["state"] not in {"done", "skipped", "failed"}:
                 await asyncio.sleep(0.01)
-            states[tag] = push
-    assert states["svc:v1"]["state"] == "done"
-    assert states["svc:v1"]["bytes_done"] == states["svc:v1"]["bytes_total"] > 0
-    assert states["svc:v2"]["state"] == "failed"
-    assert "no bento svc:v2" in states["svc:v2"]["error"]
+            assert push["state"] == ("done" if tag == "svc:v1" else "skipped")
     async with AsyncBentoAPI() as api:
         assert (await api.get("svc", "v1")).upload_status == "success"
 
