@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from async_bento._core.text import shorten
 from async_bento.progress.events import ENDED, ProgressListener, is_notebook, is_watched, key_of
@@ -111,7 +111,7 @@ class TqdmListener:
         self._stream = stream
         self._clock = clock
         self._bar_class = _bar_class(stream)
-        self._bar_class.get_lock()  # reads files: not on the event loop, where the first event arrives
+        cast("Any", self._bar_class).get_lock()  # reads files: not on the event loop, where the first event arrives
         self._summary = TransferSummary()
         self._endings = Endings()
         self._timer = _Timer(REDRAW_INTERVAL, self._draw)

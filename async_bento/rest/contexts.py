@@ -179,4 +179,5 @@ def _locked(path: Path) -> Generator[Path]:
 def _write(path: Path, document: dict[str, Any]) -> None:
     import yaml
 
-    atomic_write(path, yaml.safe_dump(document), durable=True)
+    text: str = cast("Any", yaml).safe_dump(document)  # of a type that its stubs do not state in full
+    atomic_write(path, text, durable=True)

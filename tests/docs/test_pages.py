@@ -81,8 +81,9 @@ def ready(served: LocalRegistry, home: Path) -> LocalRegistry:
     make_bento(home, "iris_classifier:v1", models=["iris_weights:w1"])
     for kind, name, version in (("bentos", "iris_classifier", "v1"), ("models", "iris_weights", "w1")):
         (home / kind / name / "latest").write_text(version)
+    make_bento(home, "fraud_detector:v1")
     with BentoAPI() as api:
-        api.push("iris_classifier:v1")
+        api.push(["iris_classifier:v1", "fraud_detector:v1"])
     return served
 
 
