@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 def as_list(items: object) -> tuple[list[Any], bool]:
     """The items, and whether several were passed. A record is one item, though pydantic's classes are iterable."""
-    if isinstance(items, (str, os.PathLike, TaggedItem)) or not isinstance(items, Iterable):
+    if isinstance(items, (str, bytes, os.PathLike, TaggedItem)) or not isinstance(items, Iterable):
         return [items], False
     return [*cast("Iterable[object]", items)], True
 
