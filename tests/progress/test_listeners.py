@@ -189,7 +189,7 @@ def test_bar_item_without_bar_ends_with_one_line(told: ProgressEvent, line: str,
 
 
 def test_bar_of_a_failure_leaves_nothing(screen: Terminal) -> None:
-    """The call raises the error, and whoever catches it reports it: once."""
+    """The call raises the error, and its caller reports it."""
     listener = TqdmListener(screen)
     listener(event("transferring", 5, 10))
     listener(event("failed", 5, 10, "reset"))
