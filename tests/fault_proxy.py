@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import aiohttp
 from aiohttp import web
 
+from async_bento.registry.server import close_server
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Sequence
     from types import TracebackType
@@ -168,7 +170,7 @@ class FaultProxy:
             app, auto_decompress=False, shutdown_timeout=0.1, lingering_time=self.lingering_time
         )
         await self._runner.setup()
-        self._stack.push_async_callback(self._runner.cleanup)
+        self._stack.push_async_callback(close_server, self._runner)
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         host, port = self.address = self._runner.addresses[0][:2]
         self.endpoint = f"http://{host}:{port}"

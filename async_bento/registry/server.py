@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
     from async_bento.registry.backend import Backend
     from async_bento.registry.transmission import Transmission
+
+_ACCEPT_STEPS = 3
+"""Iterations of the event loop until the server knows a connection that was accepted."""
 
 
 class LocalRegistry:
@@ -200,7 +204,7 @@ class LocalRegistry:
             # aiohttp takes 0 for no timeout.
             shutdown_timeout=max(self._grace, 0.01),
         )
-        stack.push_async_callback(runner.cleanup)
+        stack.push_async_callback(close_server, runner)
         await runner.setup()
         try:
             await web.TCPSite(runner, self._host, self._port).start()
@@ -229,6 +233,29 @@ class AccessLogger(AbstractAccessLogger):
         self.logger.info(
             "%s %s %d %d %.3f", request.method, request.rel_url.raw_path, response.status, response.body_length, time
         )
+
+
+async def close_server(runner: web.BaseRunner) -> None:
+    """Stop a server and close all its connections.
+
+    `cleanup` leaves open what was just accepted, and what waits for a client that does not read.
+    """
+    loop = asyncio.get_running_loop()
+    for site in runner.sites:
+        # asyncio loses a connection that it accepts in the iteration in which it closes the server.
+        server = site._server  # noqa: SLF001 - aiohttp does not publish it
+        for listening in getattr(server, "sockets", ()):
+            with suppress(NotImplementedError):  # by Windows' loop
+                loop.remove_reader(listening)
+    for _ in range(_ACCEPT_STEPS):
+        await asyncio.sleep(0)
+    connections = [] if runner.server is None else runner.server.connections
+    transports = [connection.transport for connection in connections]
+    await runner.cleanup()
+    for transport in transports:
+        if transport is not None:
+            transport.abort()
+    await asyncio.sleep(0)  # asyncio closes the sockets in the next iteration
 
 
 def _endpoint(host: str, port: int) -> str:

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from async_bento.registry.server import close_server
 from tests.builders import random_bytes
 from tests.chaos.case import KINDS, Silence, Weather
 from tests.chaos.proxy import PAGE, ChaosProxy, Upstream
@@ -86,7 +87,7 @@ async def proxy(storage: Storage) -> AsyncIterator[ChaosProxy]:
         async with ChaosProxy(Upstream(f"http://127.0.0.1:{runner.addresses[0][1]}")) as proxy:
             yield proxy
     finally:
-        await runner.cleanup()
+        await close_server(runner)
 
 
 @pytest.fixture
@@ -225,6 +226,6 @@ async def test_chaos_silent_proxy_answers_later_connections() -> None:
             await session.get("http://registry.example/", proxy=proxy.url)
         async with session.get("http://registry.example/", proxy=proxy.url) as response:
             assert await response.read() == ANSWER
-    await runner.cleanup()
+    await close_server(runner)
 
     assert counts == {"silent proxy": 1}

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from async_bento import __version__
 from async_bento.cli.doctor import Check, check_clock, run_checks
+from async_bento.registry.server import close_server
 from tests.builders import left_in_scratch
 from tests.cli.test_cli import NOWHERE, done, run
 
@@ -109,7 +110,7 @@ async def checks_at(date: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Che
         host, port = runner.addresses[0][:2]
         return {check.name: check async for check in run_checks(f"http://{host}:{port}")}
     finally:
-        await runner.cleanup()
+        await close_server(runner)
 
 
 async def test_doctor_compares_clock_with_date_header(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ import async_bento.registry
 from async_bento import AsyncBentoAPI, BentoAPI, BentoError, BentoStore, Config, RetryPolicy, Timeouts
 from async_bento.cli import main
 from async_bento.errors import StoreError
-from async_bento.registry.server import LocalRegistry
+from async_bento.registry.server import LocalRegistry, close_server
 from tests.builders import make_bento, make_model
 from tests.cli_runner import make_runner
 
@@ -302,7 +302,7 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     for handler in (no_way, redirected):
         runner, url = await serve(handler)
         await note(lambda api: api.pull("other:v1", bento_store=elsewhere), endpoint=url, api_token="any")
-        await runner.cleanup()
+        await close_server(runner)
     monkeypatch.delenv("BENTO_CLOUD_API_KEY")
     monkeypatch.delenv("BENTO_CLOUD_API_ENDPOINT")
     await note(lambda api: api.list())
@@ -311,9 +311,9 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     )
     await note(lambda api: api.list(), context="yours")
     await note(lambda api: api.list(), endpoint=page_url)
-    await page_runner.cleanup()
-    await hanging_runner.cleanup()
-    await troubled_runner.cleanup()
+    await close_server(page_runner)
+    await close_server(hanging_runner)
+    await close_server(troubled_runner)
 
     explained = [block.text.strip() for block in blocks("text", [TROUBLESHOOTING])]
     patterns = [re.compile(".*".join(map(re.escape, text.split("…"))), re.DOTALL) for text in explained]

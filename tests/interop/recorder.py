@@ -10,6 +10,7 @@ from typing import NamedTuple
 import aiohttp
 from aiohttp import web
 
+from async_bento.registry.server import close_server
 from tests.interop.homes import Registry
 
 
@@ -49,5 +50,5 @@ async def recorded(root):
             host, port = runner.addresses[0][:2]
             yield Recorded(f"http://{host}:{port}", registry.api_token, said, versions)
     finally:
-        await runner.cleanup()
+        await close_server(runner)
         await registry.close()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from async_bento.registry.server import close_server
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -112,4 +114,4 @@ async def faulty_s3() -> AsyncIterator[FaultyS3]:
     try:
         yield s3
     finally:
-        await runner.cleanup()
+        await close_server(runner)

@@ -16,6 +16,7 @@ from async_bento.registry.errors import RecordNotFoundError, StorageError
 from async_bento.registry.item_types import BENTO
 from async_bento.registry.records.base import NewItem
 from async_bento.registry.records.sqlite import SqliteRecords
+from async_bento.registry.server import close_server
 from async_bento.registry.transmission import TransmissionPolicy
 from tests.registry.conftest import BENTOS, Caller
 
@@ -87,7 +88,7 @@ async def caller(tmp_path: Path, blobs: OtherBlobs) -> AsyncIterator[Caller]:
         async with aiohttp.ClientSession() as session:
             yield Caller(Served(f"http://127.0.0.1:{runner.addresses[0][1]}"), session, BENTOS)
     finally:
-        await runner.cleanup()
+        await close_server(runner)
         await records.close()
 
 

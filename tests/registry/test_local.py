@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import sqlite3
 import sys
 import threading
@@ -129,6 +130,36 @@ async def test_close_leaves_no_task_thread_or_socket(tmp_path: Path):
     assert sockets() <= handles
 
 
+def sockets_in_use() -> int:
+    return sum(handle.is_socket() for handle in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_close_while_connections_arrive_closes_all(tmp_path: Path, steps: int):
+    before = sockets_in_use()
+    async with LocalRegistry(tmp_path, grace=0.1) as registry:
+        port = urlsplit(registry.endpoint).port
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+    for client in clients:
+        client.close()
+    assert sockets_in_use() == before
+
+
+async def test_close_closes_connection_of_client_that_never_reads(caller: Caller):
+    await caller.create()
+    await caller.upload(bytes(24 * 2**20))  # more than the sockets hold
+    url = urlsplit(f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/download")
+    token = f"X-YATAI-API-TOKEN: {caller.registry.api_token}"
+    before = sockets_in_use()
+    with socket.create_connection((url.hostname, url.port)) as client:
+        client.sendall(f"GET {url.path} HTTP/1.1\r\nHost: x\r\n{token}\r\n\r\n".encode())
+        await asyncio.sleep(0.1)
+        await caller.registry.close()
+        assert sockets_in_use() <= before  # the registry no longer listens, and the client's own is open
+
+
 @pytest.mark.parametrize("way", ["upload", "put_url", "download"])
 async def test_close_cuts_hanging_transfers(caller: Caller, stored_files: Stored, way: str):
     await caller.create()
@@ -193,6 +224,8 @@ def test_blocking_registry_runs_in_its_own_thread(tmp_path: Path):
         with pytest.raises(ConfigError, match="already running"), registry:
             pass
         assert len(api.list()) == 0
+    for thread in {*threading.enumerate()} - threads:
+        thread.join(10)  # an idle worker is about to end
     assert {*threading.enumerate()} <= threads
     with pytest.raises(ConfigError, match="not running"):
         _ = registry.endpoint

@@ -10,6 +10,7 @@ from aiohttp import ClientResponse, web
 from aioresponses import aioresponses
 
 from async_bento import Config, RestApiClient
+from async_bento.registry.server import close_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -87,7 +88,7 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[str]]]:
         async def start(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> str:
             runner = web.ServerRunner(web.Server(handler), shutdown_timeout=0)
             await runner.setup()
-            stack.push_async_callback(runner.cleanup)
+            stack.push_async_callback(close_server, runner)
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             host, port = runner.addresses[0]

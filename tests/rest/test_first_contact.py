@@ -10,6 +10,7 @@ from aiohttp import web
 
 from async_bento import Config, RestApiClient
 from async_bento.errors import APIConnectionError, APITimeoutError
+from async_bento.registry.server import close_server
 from tests.silent import error_of, say_nothing, serving
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ async def test_registry_that_has_answered_is_retried_by_policy(retries: list[str
     await site.start()
     async with RestApiClient(runner_url(runner), "token", config=Config(**QUICK)) as client:
         await client.current_user()
-        await runner.cleanup()
+        await close_server(runner)
         error = await error_of(client.current_user())
 
     assert isinstance(error, APIConnectionError)

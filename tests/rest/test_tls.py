@@ -18,6 +18,7 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from async_bento import APIConnectionError, AsyncBentoAPI, Config, ModelStore, PartError, RestApiClient
+from async_bento.registry.server import close_server
 from tests.builders import make_model
 from tests.fault_proxy import PUT, answer_json
 
@@ -70,7 +71,7 @@ async def server() -> AsyncIterator[TlsServer]:
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
     server.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
     yield server
-    await runner.cleanup()
+    await close_server(runner)
 
 
 @pytest.fixture

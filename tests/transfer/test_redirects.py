@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from async_bento import AsyncBentoAPI, BentoError, Config, ModelStore, PartError, RestApiClient
+from async_bento.registry.server import close_server
 from tests.builders import KiB, MiB, contents, make_model, random_bytes
 from tests.fault_proxy import PUT, FaultProxy, answer_json, refuse
 
@@ -169,7 +170,7 @@ async def serve_tls(handler: Callable[[web.Request], Awaitable[web.StreamRespons
     try:
         yield f"https://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        await runner.cleanup()
+        await close_server(runner)
 
 
 async def test_redirect_from_https_to_http_is_not_followed(start_proxy: StartProxy, home: Path) -> None:

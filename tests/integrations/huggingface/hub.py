@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from async_bento.registry.server import close_server
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
@@ -74,7 +76,7 @@ class Hub:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._runner.cleanup()
+        await close_server(self._runner)
 
     def asked(self, word: str) -> list[Seen]:
         """The requests with a word in their method and path."""
