@@ -33,10 +33,12 @@ No message contains a token, the query of a presigned URL, or a page of HTML. Ca
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
+    from types import FrameType
 
 
 class BentoError(Exception):
@@ -44,6 +46,18 @@ class BentoError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore, (type(self), self.args, self.__dict__)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of an uncaught error: the caller's lines and the message, without the frames in here."""
+        import traceback
+
+        def package(frame: FrameType) -> str:
+            return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+        frames = [(frame, line) for frame, line in traceback.walk_tb(self.__traceback__) if package(frame) != "IPython"]
+        callers = takewhile(lambda entry: package(entry[0]) != __name__.partition(".")[0], frames)
+        lines = traceback.StackSummary.extract(callers).format()
+        return [*"".join(lines).splitlines(), f"{type(self).__name__}: {self}"]
 
 
 ErrorT = TypeVar("ErrorT", bound=BentoError)

@@ -32,11 +32,13 @@ class Cell:
 
     Attributes:
         error: The exception it ended with; empty for none.
+        traceback: What is displayed of that exception.
         text: What it wrote, to standard output and standard error.
         shown: What it displayed, by MIME type, and its result.
     """
 
     error: str = ""
+    traceback: str = ""
     text: str = ""
     shown: list[dict[str, Any]] = field(default_factory=list)
 
@@ -63,6 +65,7 @@ class Kernel:
                 cell.shown.append(content["data"])
             elif kind == "error":
                 cell.error = content["ename"]
+                cell.traceback = "\n".join(content["traceback"])
             elif kind == "status" and content["execution_state"] == "idle":
                 return cell
 

@@ -35,6 +35,8 @@ async def test_the_notebook_runs_from_its_first_cell_to_its_last() -> None:
     assert "/theirs/bentos/greeter/v1" in result["pull"]["text/html"]
     assert result["await"]["text/plain"] == "['greeter:v1', 'greeter:v2']"
     assert "already pushed" in result["await-again"]["text/html"]
+    assert result["error"]["text"].startswith("no bento greter in the registry at ")
+    assert len(result["error"]["text"].splitlines()) == 1
     assert "error" not in {output.output_type for cell in notebook.cells for output in cell.get("outputs", [])}
 
 

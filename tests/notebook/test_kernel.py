@@ -97,6 +97,21 @@ async def test_without_ipywidgets_there_are_lines_of_text_and_nothing_warns(
 
 
 @pytest.mark.parametrize("call", [BLOCKING, AWAITED])
+async def test_uncaught_error_shows_the_cell_s_line_and_the_message(
+    kernel: Kernel, proxy: FaultProxy, elsewhere: Path, call: str
+) -> None:
+    await ready(kernel, proxy, elsewhere, progress=False)
+
+    cell = await kernel.run(call.format("pull").replace("mod:m1", "nothing"))
+
+    shown = cell.traceback.splitlines()
+    assert cell.error == "NotFoundError"
+    assert len(shown) <= 4, cell.traceback
+    assert "'nothing'" in "".join(shown[:-1])
+    assert shown[-1].startswith(f"NotFoundError: no model nothing in the registry at {proxy.endpoint}.")
+
+
+@pytest.mark.parametrize("call", [BLOCKING, AWAITED])
 @pytest.mark.parametrize("direction", ["push", "pull"])
 async def test_a_cell_that_is_interrupted_in_mid_transfer_ends_and_the_next_brings_it(
     kernel: Kernel, proxy: FaultProxy, home: Path, elsewhere: Path, direction: str, call: str
