@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from async_bento._core.s3 import MAX_PUT_SIZE, MIN_PART_SIZE
 from async_bento._core.validation import first_error
+from async_bento._core.variables import OTHERS, PREFIX
 from async_bento.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,12 +29,6 @@ GiB = 1024 * MiB
 
 BENTOML_VERSION = "1.4.39"
 """The version of BentoML whose protocol the client speaks; sent as `X-Bentoml-Version`, which Yatai parses."""
-
-
-_PREFIX = "ASYNC_BENTO_"
-
-_OTHER_VARIABLES = ("API_TOKEN", "ENDPOINT", "ACCELERATE", "PROGRESS")
-"""Variables of this package that are no settings, without the prefix."""
 
 
 class _Frozen(BaseModel):
@@ -217,7 +212,7 @@ class Config(_Frozen):
         groups: dict[str, dict[str, str]] = {}
         for group, settings in _groups().items():
             for field in settings.model_fields:
-                variable = f"{_PREFIX}{group}_{field}".upper()
+                variable = f"{PREFIX}{group}_{field}".upper()
                 if value := environ.get(variable):
                     try:
                         settings(**{field: value})
@@ -226,7 +221,7 @@ class Config(_Frozen):
                         raise ConfigError(str(error).replace(argument, variable, 1)) from None
                     groups.setdefault(group, {})[field] = value
         for variable in environ:
-            if variable.startswith(_PREFIX):
+            if variable.startswith(PREFIX):
                 _warn_of_misspelling(variable)
         return cls.model_validate(groups)
 
@@ -263,15 +258,13 @@ def _closest(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None
 @cache  # one warning, however many clients read the environment
 def _warn_of_misspelling(variable: str) -> None:
     """Warn if a variable that names no setting looks like one that does; a cluster has unrelated ones of a service."""
-    name = variable.removeprefix(_PREFIX)
+    name = variable.removeprefix(PREFIX)
     known = {f"{group}_{field}".upper(): field for group, other in _groups().items() for field in other.model_fields}
-    if name in known or name in _OTHER_VARIABLES:
+    if name in known or name in OTHERS:
         return
     meant = next((full for full, field in known.items() if name == field.upper()), None)
-    if meant := meant or _closest(name, [*known, *_OTHER_VARIABLES], 0.85):
-        logger.warning(
-            "ignored the variable %s: there is no such setting. Did you mean %s%s?", variable, _PREFIX, meant
-        )
+    if meant := meant or _closest(name, [*known, *OTHERS], 0.85):
+        logger.warning("ignored the variable %s: there is no such setting. Did you mean %s%s?", variable, PREFIX, meant)
 
 
 def bentoml_home(environ: Mapping[str, str] = os.environ) -> Path:

@@ -80,6 +80,7 @@ class RootGroup(LazyGroup):
         "list": "list_get:list_bentos",
         "login": "login:login",
         "logout": "login:logout",
+        "models": "main:models",
         "pull": "push_pull:pull",
         "push": "push_pull:push",
         "registry": "serve:registry",
@@ -99,7 +100,7 @@ def main(verbose: int) -> None:
     set_up_logging(verbose)
 
 
-@main.group(
+@click.group(
     cls=LazyGroup,
     lazy_commands={
         "exists": "list_get:model_exists",

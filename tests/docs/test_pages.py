@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import asyncio
 import errno
+import html
 import inspect
 import os
 import re
 import shlex
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TROUBLESHOOTING = ROOT / "docs" / "guides" / "troubleshooting.md"
+CERTIFICATE = ROOT / "tests" / "tls" / "certificate.pem"
 ENDPOINT = "https://registry.example.com"
 
 
@@ -79,11 +82,12 @@ def ready(served: LocalRegistry, home: Path) -> LocalRegistry:
     """Provide a registry and a home that have the items of the pages."""
     make_model(home, "iris_weights:w1", labels={"stage": "prod"})
     make_bento(home, "iris_classifier:v1", models=["iris_weights:w1"])
-    for kind, name, version in (("bentos", "iris_classifier", "v1"), ("models", "iris_weights", "w1")):
-        (home / kind / name / "latest").write_text(version)
-    make_bento(home, "fraud_detector:v1")
+    for name in ("fraud_detector", "greeter"):
+        make_bento(home, f"{name}:v1")
+    for name, version in (("bentos/iris_classifier", "v1"), ("bentos/greeter", "v1"), ("models/iris_weights", "w1")):
+        (home / name / "latest").write_text(version)
     with BentoAPI() as api:
-        api.push(["iris_classifier:v1", "fraud_detector:v1"])
+        api.push(["iris_classifier:v1", "fraud_detector:v1", "greeter:v1"])
     return served
 
 
@@ -218,6 +222,37 @@ async def store_messages(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFi
     return messages
 
 
+def write_to_full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def other_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Meet a certificate that is not trusted, a full disk, a model's name and a port in use."""
+    messages = []
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(CERTIFICATE, CERTIFICATE.with_name("key.pem"))
+    runner = web.AppRunner(web.Application(), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    port = runner.addresses[0][1]
+    async with AsyncBentoAPI(endpoint=f"https://127.0.0.1:{port}", api_token="any") as api:
+        with pytest.raises(BentoError) as untrusted:
+            await api.list()
+    registry = LocalRegistry(tmp_path / "second", port=port)
+    with pytest.raises(BentoError) as in_use:
+        await registry.start()
+    await runner.cleanup()
+    async with AsyncBentoAPI() as api:
+        monkeypatch.setattr("async_bento.transfer.tar.writer.TreeWriter.write", write_to_full_disk)
+        with pytest.raises(BentoError) as full:
+            await api.pull("iris_classifier:v1", bento_store=BentoStore(tmp_path / "full" / "bentos"))
+    messages += [str(caught.value) for caught in (untrusted, in_use, full)]
+    command = [sys.executable, "-m", "async_bento", "pull", "iris_weights"]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    return [*messages, done.stderr.strip()]
+
+
 async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - one statement per message
     ready: LocalRegistry,
     home: Path,
@@ -277,7 +312,10 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
         full = type("Usage", (), {"free": 10})
         patch.setattr("async_bento.transfer.resumable_extract.shutil.disk_usage", lambda path: full)
         await note(lambda api: api.pull("iris_classifier:v1", bento_store=elsewhere))
+    await note(lambda api: api.list(), api_token="two\nlines")
     messages += await store_messages(home, tmp_path, caplog)
+    with pytest.MonkeyPatch.context() as patch:
+        messages += await other_messages(tmp_path, patch)
     async with LocalRegistry(tmp_path / "hanging", public_url=hanging_url) as other:
         await note(lambda api: api.push("bare:v1"), endpoint=other.endpoint, api_token=other.api_token)
     https_url = page_url.replace("http:", "https:")
@@ -315,13 +353,14 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     await close_server(hanging_runner)
     await close_server(troubled_runner)
 
-    explained = [block.text.strip() for block in blocks("text", [TROUBLESHOOTING])]
+    explained = re.findall(r"^## `(.*)`$", TROUBLESHOOTING.read_text(), re.MULTILINE)
     patterns = [re.compile(".*".join(map(re.escape, text.split("…"))), re.DOTALL) for text in explained]
     unexplained = [message for message in messages if not any(pattern.search(message) for pattern in patterns)]
     unraised = [
         text for text, pattern in zip(explained, patterns, strict=True) if not any(map(pattern.search, messages))
     ]
     assert (unexplained, unraised) == ([], [])
+    assert len(explained) == TROUBLESHOOTING.read_text().count("\n## ")
 
 
 def test_site_builds_without_warnings(tmp_path: Path) -> None:
@@ -335,6 +374,23 @@ def test_site_builds_without_warnings(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    reference = (tmp_path / "site" / "reference" / "index.html").read_text()
+    reference, cli, variables, architecture = (
+        (tmp_path / "site" / page / "index.html").read_text()
+        for page in ("reference", "cli", "environment-variables", "architecture")
+    )
     assert "the most parts in flight at once" in reference.lower()  # from a docstring
-    assert 'class="mermaid"' in (tmp_path / "site" / "architecture" / "index.html").read_text()
+    assert 'class="mermaid"' in architecture
+    signatures = [line for line in text_of_code(reference) if line[0] not in "│├└"]  # the tree of the errors is wider
+    assert max(map(len, signatures)) <= 100
+    for command in ("push", "models pull", "store prune", "registry serve", "completion"):
+        assert f'id="async-bento-{command.replace(" ", "-")}"' in cli, command
+    assert "async-bento push ./bentos/iris_classifier/v3 --force" in text_of_code(cli)
+    assert "<code>ASYNC_BENTO_PROGRESS</code>" in variables
+    assert "ASYNC_BENTO_TRANSFER_PART_SIZE</code></td>\n<td><code>16777216</code> (16.0 MiB)</td>" in variables
+
+
+def text_of_code(page: str) -> list[str]:
+    """Return the lines of all blocks of code on a page."""
+    found = re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)
+    text = "\n".join(html.unescape(re.sub(r"<[^>]+>", "", block)) for block in found)
+    return [line for line in text.splitlines() if line]

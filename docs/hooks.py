@@ -1,0 +1,83 @@
+"""MkDocs hooks: the version, the tables of the environment variables, and the examples of the commands as code."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from griffe import Docstring, DocstringSectionKind
+from markdown import Extension
+from markdown.preprocessors import Preprocessor
+
+from async_bento._core import variables
+from async_bento._core.text import human_size
+from async_bento._core.version import __version__
+from async_bento.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from markdown import Markdown
+    from pydantic import BaseModel
+
+KiB = 1024
+
+
+def on_config(config: Any) -> None:
+    """Set the version in the footer, and register the extension that formats examples."""
+    config["copyright"] = f"async-bento {__version__}"
+    config["markdown_extensions"].append(CommandExamples())
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace each line `<!-- variables: NAME -->` by the table of that group."""
+    return re.sub(r"^<!-- variables: (\w+) -->$", lambda found: make_table(found[1]), markdown, flags=re.MULTILINE)
+
+
+def make_table(group: str) -> str:
+    """Return the table of a group of settings, or of another group of variables."""
+    if group in Config.model_fields:
+        rows = describe_settings(group)
+        return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
+    rows = (f"| `{name}` | {meaning} |" for name, meaning in getattr(variables, group.upper()).items())
+    return "\n".join(["| variable | meaning |", "| --- | --- |", *rows])
+
+
+def describe_settings(group: str) -> Iterable[str]:
+    """Return a row for each setting of a group: the variable, the default, and the first sentence of its docstring."""
+    settings: type[BaseModel] = Config.model_fields[group].annotation  # type: ignore[assignment]  # pydantic: type or None
+    sections = Docstring(settings.__doc__ or "", parser="google").parse(warnings=False)
+    (attributes,) = (section for section in sections if section.kind is DocstringSectionKind.attributes)
+    meanings = {attribute.name: " ".join(attribute.description.split()) for attribute in attributes.value}
+    for field, info in settings.model_fields.items():
+        meaning = re.split(r"(?<=\.) (?=[A-Z])", meanings[field], maxsplit=1)[0]
+        yield f"| `{variables.PREFIX}{group.upper()}_{field.upper()}` | {show_default(info.default)} | {meaning} |"
+
+
+def show_default(default: object) -> str:
+    """Return a default as the variable takes it; sizes also in KiB, MiB or GiB."""
+    if default is None:
+        return "none"
+    if isinstance(default, bool):
+        return f"`{default:d}`"
+    if isinstance(default, int) and default >= KiB and default % KiB == 0:
+        return f"`{default}` ({human_size(default)})"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
+
+class CommandExamples(Extension):
+    """Make the examples in the help of a command a block of code; mkdocs-click takes them for a paragraph."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - Markdown's name
+        md.preprocessors.register(_Examples(md), "command_examples", 140)  # mkdocs-click's has 141
+
+
+class _Examples(Preprocessor):
+    def run(self, lines: list[str]) -> list[str]:
+        text = "\n".join(lines)
+        return re.sub(r"^Examples:\n((?:  .+\n)+)", _as_code, text, flags=re.MULTILINE).split("\n")
+
+
+def _as_code(found: re.Match[str]) -> str:
+    commands = "".join(f"{line.strip()}\n" for line in found[1].splitlines())
+    return f"**Examples:**\n\n```sh\n{commands}```\n"
