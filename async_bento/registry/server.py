@@ -243,7 +243,7 @@ async def close_server(runner: web.BaseRunner) -> None:
     loop = asyncio.get_running_loop()
     for site in runner.sites:
         # asyncio loses a connection that it accepts in the iteration in which it closes the server.
-        server = site._server  # noqa: SLF001 - aiohttp does not publish it
+        server = getattr(site, "_server", None)  # aiohttp does not publish it
         for listening in getattr(server, "sockets", ()):
             with suppress(NotImplementedError):  # by Windows' loop
                 loop.remove_reader(listening)
