@@ -17,6 +17,7 @@ from async_bento.errors import (
     InvalidTagError,
     ModelsError,
     NotFoundError,
+    with_message,
 )
 
 if TYPE_CHECKING:
@@ -91,6 +92,15 @@ def _split_hint(message: str) -> tuple[str, str]:
     """Split a message at the end of what failed and why; the rest is what to do."""
     parts = re.split(r"\. (?=[A-Z`])", message, maxsplit=1)
     return parts[0].rstrip("."), parts[1] if len(parts) > 1 else ""
+
+
+def hint_at_list(error: NotFoundError, word: str) -> NotFoundError:
+    """Name the command that lists the local items, where an error names the one that downloads a missing item."""
+    failed, hint = _split_hint(str(error))
+    if not hint.startswith("To download"):
+        return error
+    option = " --models" if word == "model" else ""
+    return with_message(error, f"{failed}. `async-bento store list{option}` shows the local {word}s.")
 
 
 def mark_resumable() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 import click
 
 from async_bento.cli.completion import complete_bento, complete_model
-from async_bento.cli.errors import ItemsError
+from async_bento.cli.errors import ItemsError, hint_at_list
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
 from async_bento.cli.output import print_json, print_pull, print_push, pull_as_json, push_as_json
 from async_bento.cli.selection import check_arguments, run_each, select, select_stored
@@ -87,25 +87,23 @@ async def push(
       async-bento push iris_classifier:v1 "fraud_*:v2"
       async-bento push --all
     """
-    from async_bento.store.store import BentoStore, ModelStore
+    from async_bento.store.store import BentoStore
 
     check_arguments(bentos, "bento", "push", select_all=select_all)
     selection = await select_stored(BentoStore(), bentos, select_all=select_all)
     async with registry.make_transfer_api() as api:
 
         async def push_one(item: str) -> PushResult:
-            try:
-                return await api.push(item, force=force, bare=bare, threads=threads)
-            except NotFoundError as error:
-                raise await _explain_missing(error, item, "bento", "push", _is_stored(ModelStore(), item)) from error
+            return await api.push(item, force=force, bare=bare, threads=threads)
 
         if dry_run:
             from async_bento.cli.dry_run import plan_each, plan_push
 
             plan = partial(plan_push, api, force=force, bare=bare)
-            await plan_each(plan, selection, "push {} bentos", as_json=registry.as_json)
+            plan_one = _explain_unstored(plan, "bento")
+            await plan_each(plan_one, selection, "push {} bentos", as_json=registry.as_json)
             return
-        await _push_each(push_one, selection, "bento", registry.as_json)
+        await _push_each(_explain_unstored(push_one, "bento"), selection, "bento", registry.as_json)
 
 
 @click.command("push")
@@ -127,25 +125,23 @@ async def push_models(
       async-bento models push iris_weights:latest
       async-bento models push "iris_*"
     """
-    from async_bento.store.store import BentoStore, ModelStore
+    from async_bento.store.store import ModelStore
 
     check_arguments(models, "model", "push", select_all=select_all)
     selection = await select_stored(ModelStore(), models, select_all=select_all)
     async with registry.make_transfer_api() as api:
 
         async def push_one(item: str) -> PushResult:
-            try:
-                return await api.models.push(item, force=force, threads=threads)
-            except NotFoundError as error:
-                raise await _explain_missing(error, item, "model", "push", _is_stored(BentoStore(), item)) from error
+            return await api.models.push(item, force=force, threads=threads)
 
         if dry_run:
             from async_bento.cli.dry_run import plan_each, plan_push_model
 
             plan = partial(plan_push_model, api.models, force=force)
-            await plan_each(plan, selection, "push {} models", as_json=registry.as_json)
+            plan_one = _explain_unstored(plan, "model")
+            await plan_each(plan_one, selection, "push {} models", as_json=registry.as_json)
             return
-        await _push_each(push_one, selection, "model", registry.as_json)
+        await _push_each(_explain_unstored(push_one, "model"), selection, "model", registry.as_json)
 
 
 @click.command()
@@ -317,6 +313,23 @@ async def _explain_missing(
             other = _OTHER_WORD[word]
             return NotFoundError(f"no {word} {tag}: it is a {other}. Run `async-bento {_GROUP[other]}{verb} {tag}`.")
     return error
+
+
+def _explain_unstored(
+    push_one: Callable[[str], Awaitable[T]], word: Literal["bento", "model"]
+) -> Callable[[str], Awaitable[T]]:
+    """Let a push name the right command for an item that is not in its local store."""
+    from async_bento.store.store import BentoStore, ModelStore
+
+    async def run(tag: str) -> T:
+        try:
+            return await push_one(tag)
+        except NotFoundError as error:
+            other = ModelStore() if word == "bento" else BentoStore()
+            explained = _explain_missing(hint_at_list(error, word), tag, word, "push", _is_stored(other, tag))
+            raise await explained from error
+
+    return run
 
 
 async def _is_stored(store: BentoStore | ModelStore, tag: str) -> bool:

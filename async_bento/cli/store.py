@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from async_bento._core.text import human_size
 from async_bento.cli.completion import complete_bento, complete_model
+from async_bento.cli.errors import hint_at_list
 from async_bento.cli.groups import Group
 from async_bento.cli.options import json_option
 from async_bento.cli.output import print_json, print_table
 from async_bento.cli.selection import is_pattern, matching_tags
-from async_bento.errors import ConfigError, InvalidTagError, NotFoundError, StoreError
+from async_bento.errors import BentoError, ConfigError, InvalidTagError, NotFoundError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,7 +55,10 @@ def list_items(name: str | None, models: bool, as_json: bool) -> None:
       async-bento store list --models
     """
     found = _open(models)
-    items = _matching(found, name) if name and is_pattern(name) else found.list(name)
+    try:
+        items = _matching(found, name) if name and is_pattern(name) else found.list(name)
+    except NotFoundError as error:
+        raise _explain_missing(error, found, str(name), "list") from error
     if as_json:
         print_json([_as_json(item) for item in items])
     elif not items:
@@ -131,7 +136,10 @@ def path(tag: str | None, models: bool) -> None:
       cd "$(async-bento store path iris_weights --models)"
     """
     found = _open(models)
-    click.echo(str(found.path if tag is None else found.get(tag).path))
+    try:
+        click.echo(str(found.path if tag is None else found.get(tag).path))
+    except NotFoundError as error:
+        raise _explain_missing(error, found, str(tag), "path") from error
 
 
 def _open(models: bool) -> Store[Any]:
@@ -162,6 +170,20 @@ def _tags_to_delete(found: Store[Any], argument: str) -> list[str]:
         return [str(found.get(argument, prefix=False).tag)]
     except StoreError:  # a broken item can be deleted, too
         return [argument]
+    except NotFoundError as error:
+        raise _explain_missing(hint_at_list(error, word), found, argument, "delete") from error
+
+
+def _explain_missing(error: NotFoundError, found: Store[Any], tag: str, command: str) -> NotFoundError:
+    """Name the right command if a tag is that of a model and not of a bento, or the reverse."""
+    word = found.item_type.TYPE_NAME
+    other = _open(word == "bento")
+    with suppress(BentoError):
+        other.get(tag, prefix=False)
+        option = " --models" if word == "bento" else ""
+        named = other.item_type.TYPE_NAME
+        return NotFoundError(f"no {word} {tag}: it is a {named}. Run `async-bento store {command} {tag}{option}`.")
+    return error
 
 
 def _confirm(question: str) -> None:

@@ -68,8 +68,8 @@ class Layout(Generic[ItemT]):
                 logger.warning("skipped a broken %s: %s", self.item_type.TYPE_NAME, error)
         return items
 
-    def not_found(self, tag: Tag) -> NotFoundError:
-        """Build the error for a missing item: the message lists what the store has instead."""
+    def not_found(self, tag: Tag, *, download: bool = True) -> NotFoundError:
+        """Build the error for a missing item: what the store has instead, and how to `download` the item."""
         if versions := self.versions(tag.name):
             present = f"{tag.name} has {abbreviate(_closest_first(tag.version or '', versions))}"
         elif names := list_tag_parts(self.base):
@@ -77,10 +77,8 @@ class Layout(Generic[ItemT]):
         else:
             present = "the store is empty"
         item_type = self.item_type
-        return NotFoundError(
-            f"no {item_type.TYPE_NAME} {tag} in {self.base}: {present}. "
-            f"To download the {item_type.TYPE_NAME}, run `{item_type.PULL_COMMAND} {tag}`."
-        )
+        hint = f" To download the {item_type.TYPE_NAME}, run `{item_type.PULL_COMMAND} {tag}`." if download else ""
+        return NotFoundError(f"no {item_type.TYPE_NAME} {tag} in {self.base}: {present}.{hint}")
 
 
 def list_tag_parts(path: Path) -> list[str]:

@@ -305,7 +305,7 @@ class Store(Generic[ItemT]):
             try:
                 move_aside(self._layout.path(tag), aside / ITEM)
             except FileNotFoundError as error:
-                raise self._layout.not_found(tag) from error
+                raise self._layout.not_found(tag, download=False) from error
             # Before the files are removed: or after a power failure the item may be back, with a part of its files.
             fsync_path(directory)
             if not self._layout.has_other_versions(tag):

@@ -385,6 +385,16 @@ def test_other_kind_is_named_with_its_command(
     assert result.stderr.endswith(f"Run `{command}`.\n")
 
 
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+def test_push_of_missing_item_names_the_local_list(served: LocalRegistry, home: Path, dry_run: tuple[str, ...]) -> None:
+    make_bento(home, "svc:v1")
+    result = run("push", "svc:v2", *dry_run)
+    assert result.exit_code == 3
+    assert result.stderr.endswith("svc has v1. `async-bento store list` shows the local bentos.\n")
+    result = run("models", "push", "mod", *dry_run)
+    assert result.stderr.endswith("is empty. `async-bento store list --models` shows the local models.\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "kind", "hint"),
     [

@@ -61,7 +61,11 @@ def test_store_path_prints_directories(stored: Path) -> None:
     assert run("path").stdout == f"{stored}/bentos\n"
     assert run("path", "iris:v1").stdout == f"{stored}/bentos/iris/v1\n"
     assert run("path", "weights", "--models").stdout == f"{stored}/models/weights/w1\n"
-    assert run("path", "rose").exit_code == 3
+    result = run("path", "rose")
+    assert result.exit_code == 3
+    assert result.stderr.endswith("To download the bento, run `async-bento pull rose`.\n")
+    assert run("path", "iris", "--models").stderr.endswith("Run `async-bento store path iris`.\n")
+    assert run("list", "weights").stderr.endswith("Run `async-bento store list weights --models`.\n")
 
 
 def test_store_delete_removes_the_named_items(stored: Path) -> None:
@@ -94,7 +98,8 @@ def test_store_delete_asks_first(stored: Path, monkeypatch: pytest.MonkeyPatch) 
     ("tag", "code", "message"),
     [
         ("iris", 2, "cannot delete iris: the tag has no version. Write `iris:VERSION`"),
-        ("rose:v1", 3, "no bento rose:v1 in "),
+        ("rose:v1", 3, "the store has fraud, iris. `async-bento store list` shows the local bentos.\n"),
+        ("weights:w1", 3, "no bento weights:w1: it is a model. Run `async-bento store delete weights:w1 --models`.\n"),
         ("rose:*", 3, "matches 'rose:*'"),
     ],
 )
@@ -103,6 +108,7 @@ def test_store_delete_of_wrong_tag_deletes_nothing(stored: Path, tag: str, code:
     assert (result.exit_code, result.stdout) == (code, "")
     assert message in result.stderr
     assert len(tags()) == 3
+    assert "async-bento pull" not in result.stderr
 
 
 def interrupt_pull(tag: str) -> None:
