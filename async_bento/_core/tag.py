@@ -6,7 +6,7 @@ import logging
 import re
 from dataclasses import dataclass
 from functools import total_ordering
-from typing import Protocol
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from async_bento.errors import InvalidTagError
 
@@ -29,6 +29,17 @@ class TagLike(Protocol):
 
     @property
     def version(self) -> str | None: ...
+
+
+@runtime_checkable
+class TaggedItem(Protocol):
+    """Any object with a tag: a bento, a model, a record, the result of a push, BentoML's own `BentoModel`."""
+
+    @property
+    def tag(self) -> TagLike: ...
+
+
+AnyTag: TypeAlias = str | TagLike | TaggedItem
 
 
 @total_ordering
@@ -62,7 +73,7 @@ class Tag:
         object.__setattr__(self, "version", None if version is None else _validate("version", version))
 
     @classmethod
-    def parse(cls, tag: TagLike | str) -> Tag:
+    def parse(cls, tag: AnyTag) -> Tag:
         """Parse a tag.
 
         Args:
@@ -82,8 +93,8 @@ class Tag:
             if colon and not version:
                 raise InvalidTagError(f"invalid tag {tag!r}: it ends in a colon. Did you mean `{name}:{LATEST}`?")
             return cls(name, version if colon else None)
-        if (own := getattr(tag, "tag", None)) is not None:  # the `name` of a record is its version
-            return cls.parse(own)
+        if isinstance(tag, TaggedItem):  # the `name` of a record is its version
+            return cls.parse(tag.tag)
         try:
             return cls(tag.name, tag.version)
         except AttributeError as error:

@@ -16,7 +16,7 @@ from async_bento.api.kinds import ItemT, RecordT
 from async_bento.api.paging import PAGE_SIZE, walk
 from async_bento.api.pull import Puller
 from async_bento.api.push import Pusher, PushOptions, PushResult
-from async_bento.api.push_list import StoredItem, TaggedItem, as_list, push_each
+from async_bento.api.push_list import StoredItem, as_list, push_each
 from async_bento.api.records import get_record, record_exists, wants_newest
 from async_bento.api.resources import Resources
 from async_bento.errors import ConfigError, NotFoundError
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from typing_extensions import Self
 
-    from async_bento._core.tag import TagLike
+    from async_bento._core.tag import AnyTag
     from async_bento.api.kinds import Kind
-    from async_bento.api.push_list import AnyBento, AnyModel
+    from async_bento.api.push_list import AnyItem
     from async_bento.config import Config
     from async_bento.progress.events import ProgressListener
     from async_bento.rest.schemas import ListSchema
@@ -76,7 +76,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
                 for record in page:
                     yield record
 
-    async def exists(self, tag: TagLike | str) -> bool:
+    async def exists(self, tag: AnyTag) -> bool:
         """Check whether the registry has an item, with its upload complete.
 
         Args:
@@ -108,7 +108,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
             async for page in pages:
                 yield page
 
-    async def _find(self, item: ItemT | TagLike | str | os.PathLike[str] | TaggedItem) -> ItemT:
+    async def _find(self, item: AnyItem) -> ItemT:
         """The local item: itself, at a path, or in the store."""
         item_type, threads = self._kind.store.item_type, self._resources.threads
         if isinstance(item, item_type):
@@ -119,7 +119,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
             return await threads.run(self._kind.store.get, item)
         if isinstance(item, (str, os.PathLike)):
             return await threads.run(item_type.from_path, item)
-        return await threads.run(self._kind.store.get, item.tag if isinstance(item, TaggedItem) else item)
+        return await threads.run(self._kind.store.get, item)
 
 
 class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
@@ -127,16 +127,16 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
 
     @overload
     async def push(  # type: ignore[overload-overlap]  # a str is one tag
-        self, model: AnyModel, *, force: bool = False, threads: int = 10
+        self, model: AnyItem, *, force: bool = False, threads: int = 10
     ) -> PushResult: ...
 
     @overload
     async def push(
-        self, model: Iterable[AnyModel], *, force: bool = False, threads: int = 10
+        self, model: Iterable[AnyItem], *, force: bool = False, threads: int = 10
     ) -> list_of[PushResult]: ...
 
     async def push(
-        self, model: AnyModel | Iterable[AnyModel], *, force: bool = False, threads: int = 10
+        self, model: AnyItem | Iterable[AnyItem], *, force: bool = False, threads: int = 10
     ) -> PushResult | list_of[PushResult]:
         """Push a model to the registry, or several models concurrently.
 
@@ -157,7 +157,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         async with self._resources.call():
             pusher = Pusher(self._resources, self._kind, PushOptions(force=force, threads=threads))
 
-            async def push_one(model: AnyModel) -> PushResult:
+            async def push_one(model: AnyItem) -> PushResult:
                 found = await self._find(model)
                 return await pusher.once(found.tag, partial(pusher.push, found))
 
@@ -166,7 +166,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
 
     async def pull(
         self,
-        tag: TagLike | str,
+        tag: AnyTag,
         *,
         force: bool = False,
         model_store: ModelStore | None = None,
@@ -217,7 +217,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         models = await self._first(limit, search, query)
         return ModelWithRepositoryListSchema(count=len(models), total=len(models), items=[*models])
 
-    async def get(self, name: TagLike | str, version: str | None = None) -> ModelWithRepositorySchema:
+    async def get(self, name: AnyTag, version: str | None = None) -> ModelWithRepositorySchema:
         """Get the record of a model from the registry.
 
         Args:
@@ -306,16 +306,16 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
 
     @overload
     async def push(  # type: ignore[overload-overlap]  # a str is one tag
-        self, bento: AnyBento, *, force: bool = False, bare: bool = False, threads: int = 10
+        self, bento: AnyItem, *, force: bool = False, bare: bool = False, threads: int = 10
     ) -> PushResult: ...
 
     @overload
     async def push(
-        self, bento: Iterable[AnyBento], *, force: bool = False, bare: bool = False, threads: int = 10
+        self, bento: Iterable[AnyItem], *, force: bool = False, bare: bool = False, threads: int = 10
     ) -> list_of[PushResult]: ...
 
     async def push(
-        self, bento: AnyBento | Iterable[AnyBento], *, force: bool = False, bare: bool = False, threads: int = 10
+        self, bento: AnyItem | Iterable[AnyItem], *, force: bool = False, bare: bool = False, threads: int = 10
     ) -> PushResult | list_of[PushResult]:
         """Push a bento to the registry, its models first; or several bentos concurrently, shared models once.
 
@@ -340,7 +340,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             # A model is never pushed without its files.
             models = Pusher(self._resources, self._model_kind, replace(options, bare=False))
 
-            async def push_one(bento: AnyBento) -> PushResult:
+            async def push_one(bento: AnyItem) -> PushResult:
                 found = await self._find(bento)
                 return await bentos.once(found.tag, partial(push_with_models, bentos, models, found))
 
@@ -349,7 +349,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
 
     async def pull(
         self,
-        tag: TagLike | str,
+        tag: AnyTag,
         *,
         force: bool = False,
         with_models: bool = False,
@@ -402,7 +402,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         bentos = await self._first(limit, search, query)
         return BentoWithRepositoryListSchema(count=len(bentos), total=len(bentos), items=[*bentos])
 
-    async def get(self, name: TagLike | str, version: str | None = None) -> BentoFullSchema:
+    async def get(self, name: AnyTag, version: str | None = None) -> BentoFullSchema:
         """Get the record of a bento from the registry.
 
         Args:
@@ -420,7 +420,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             return await get_record(self._resources.client.bentos, _wanted_tag(name, version))
 
 
-def _wanted_tag(name: TagLike | str, version: str | None) -> Tag:
+def _wanted_tag(name: AnyTag, version: str | None) -> Tag:
     if version is None:
         return Tag.parse(name)
     return Tag(name if isinstance(name, str) else Tag.parse(name).name, version)

@@ -7,29 +7,19 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from async_bento._core.concurrency import for_each
+from async_bento._core.tag import TaggedItem
 from async_bento.errors import BentoError, PushesError, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from async_bento._core.tag import TagLike
+    from async_bento._core.tag import AnyTag
     from async_bento.api.push import PushResult
-    from async_bento.store.items import Bento, Model
 
 T = TypeVar("T")
 
 ITEMS_AT_ONCE = 8
 """Items of a list that are pushed at once, each with its models; `Transfer.concurrency` bounds their parts."""
-
-
-@runtime_checkable
-class TaggedItem(Protocol):
-    """Anything with a tag, like BentoML's own `BentoModel`, which means a model of the store."""
-
-    @property
-    def tag(self) -> TagLike:
-        """The tag."""
-        ...
 
 
 @runtime_checkable
@@ -43,8 +33,7 @@ class StoredItem(TaggedItem, Protocol):
 
 
 if TYPE_CHECKING:
-    AnyBento: TypeAlias = Bento | TagLike | str | os.PathLike[str] | TaggedItem
-    AnyModel: TypeAlias = Model | TagLike | str | os.PathLike[str] | TaggedItem
+    AnyItem: TypeAlias = AnyTag | os.PathLike[str]
 
 
 def as_list(items: object) -> tuple[list[Any], bool]:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from typing_extensions import Self
 
-    from async_bento._core.tag import TagLike
+    from async_bento._core.tag import AnyTag
     from async_bento.api.async_api import ItemAPI
     from async_bento.api.kinds import ItemT, RecordT
     from async_bento.api.push import PushResult
-    from async_bento.api.push_list import AnyBento, AnyModel
+    from async_bento.api.push_list import AnyItem
     from async_bento.config import Config
     from async_bento.progress.events import ProgressListener
     from async_bento.rest.client import RestApiClient
@@ -51,14 +51,14 @@ class ModelAPI:
 
     @overload
     def push(  # type: ignore[overload-overlap]  # a str is one tag
-        self, model: AnyModel, *, force: bool = False, threads: int = 10
+        self, model: AnyItem, *, force: bool = False, threads: int = 10
     ) -> PushResult: ...
 
     @overload
-    def push(self, model: Iterable[AnyModel], *, force: bool = False, threads: int = 10) -> list_of[PushResult]: ...
+    def push(self, model: Iterable[AnyItem], *, force: bool = False, threads: int = 10) -> list_of[PushResult]: ...
 
     def push(
-        self, model: AnyModel | Iterable[AnyModel], *, force: bool = False, threads: int = 10
+        self, model: AnyItem | Iterable[AnyItem], *, force: bool = False, threads: int = 10
     ) -> PushResult | list_of[PushResult]:
         """Push a model to the registry, or several models concurrently.
 
@@ -81,7 +81,7 @@ class ModelAPI:
 
     def pull(
         self,
-        tag: TagLike | str,
+        tag: AnyTag,
         *,
         force: bool = False,
         model_store: ModelStore | None = None,
@@ -141,7 +141,7 @@ class ModelAPI:
         """
         return _iterate(self._async, self._loop, search, query)
 
-    def exists(self, tag: TagLike | str) -> bool:
+    def exists(self, tag: AnyTag) -> bool:
         """Check whether the registry has an item, with its upload complete.
 
         Args:
@@ -155,7 +155,7 @@ class ModelAPI:
         """
         return self._loop.run(self._async.exists, tag)
 
-    def get(self, name: TagLike | str, version: str | None = None) -> ModelWithRepositorySchema:
+    def get(self, name: AnyTag, version: str | None = None) -> ModelWithRepositorySchema:
         """Get the record of a model from the registry.
 
         Args:
@@ -243,16 +243,16 @@ class BentoAPI:
 
     @overload
     def push(  # type: ignore[overload-overlap]  # a str is one tag
-        self, bento: AnyBento, *, force: bool = False, bare: bool = False, threads: int = 10
+        self, bento: AnyItem, *, force: bool = False, bare: bool = False, threads: int = 10
     ) -> PushResult: ...
 
     @overload
     def push(
-        self, bento: Iterable[AnyBento], *, force: bool = False, bare: bool = False, threads: int = 10
+        self, bento: Iterable[AnyItem], *, force: bool = False, bare: bool = False, threads: int = 10
     ) -> list_of[PushResult]: ...
 
     def push(
-        self, bento: AnyBento | Iterable[AnyBento], *, force: bool = False, bare: bool = False, threads: int = 10
+        self, bento: AnyItem | Iterable[AnyItem], *, force: bool = False, bare: bool = False, threads: int = 10
     ) -> PushResult | list_of[PushResult]:
         """Push a bento to the registry, its models first; or several bentos concurrently, shared models once.
 
@@ -276,7 +276,7 @@ class BentoAPI:
 
     def pull(
         self,
-        tag: TagLike | str,
+        tag: AnyTag,
         *,
         force: bool = False,
         with_models: bool = False,
@@ -339,7 +339,7 @@ class BentoAPI:
         """
         return _iterate(self._async, self._loop, search, query)
 
-    def exists(self, tag: TagLike | str) -> bool:
+    def exists(self, tag: AnyTag) -> bool:
         """Check whether the registry has an item, with its upload complete.
 
         Args:
@@ -353,7 +353,7 @@ class BentoAPI:
         """
         return self._loop.run(self._async.exists, tag)
 
-    def get(self, name: TagLike | str, version: str | None = None) -> BentoFullSchema:
+    def get(self, name: AnyTag, version: str | None = None) -> BentoFullSchema:
         """Get the record of a bento from the registry.
 
         Args:

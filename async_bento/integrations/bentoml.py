@@ -33,8 +33,8 @@ from async_bento.progress.events import is_watched
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from async_bento._core.tag import TaggedItem
     from async_bento.api.push import PushResult
-    from async_bento.api.push_list import TaggedItem
     from async_bento.api.sync_api import BentoAPI
 
 __all__ = ["VERSIONS", "accelerate", "restore"]

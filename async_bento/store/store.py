@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.files import fsync_path
-from async_bento._core.tag import LATEST, Tag, TagLike
+from async_bento._core.tag import LATEST, Tag
 from async_bento.config import bentoml_home
 from async_bento.errors import InvalidTagError, NotFoundError
 from async_bento.store.commit import Commit
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Generator, Sequence
 
+    from async_bento._core.tag import AnyTag
     from async_bento.store.locks import Lock
 
 logger = logging.getLogger(__package__)
@@ -56,7 +57,7 @@ class Store(Generic[ItemT]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
 
-    def get(self, tag: TagLike | str, *, prefix: bool = True) -> ItemT:
+    def get(self, tag: AnyTag, *, prefix: bool = True) -> ItemT:
         """Find one item.
 
         Args:
@@ -81,7 +82,7 @@ class Store(Generic[ItemT]):
                 return self._get_by_prefix(tag, tag.version)
             raise self._layout.not_found(tag)
 
-    def list(self, tag: TagLike | str | None = None) -> Sequence[ItemT]:
+    def list(self, tag: AnyTag | None = None) -> Sequence[ItemT]:
         """List items, sorted by tag. A broken item is skipped, and a warning logged.
 
         Args:
@@ -108,7 +109,7 @@ class Store(Generic[ItemT]):
         except NotFoundError:
             return []
 
-    def lock(self, tag: TagLike | str) -> Lock:
+    def lock(self, tag: AnyTag) -> Lock:
         """Make a lock for pulling one item, so that processes do not download the same item at the same time.
 
         `commit` and `delete` do not need this lock: they keep the store whole with locks of their own.
@@ -124,7 +125,7 @@ class Store(Generic[ItemT]):
         """
         return self._staging.lock(self._file_name(tag))
 
-    def push_lock(self, tag: TagLike | str, endpoint: str) -> Lock:
+    def push_lock(self, tag: AnyTag, endpoint: str) -> Lock:
         """Make a lock for pushing one item to one registry, so that processes do not upload the same item twice.
 
         Args:
@@ -139,7 +140,7 @@ class Store(Generic[ItemT]):
         """
         return self._staging.lock(self._push_file_name(tag, endpoint))
 
-    def journal(self, tag: TagLike | str, endpoint: str) -> Path:
+    def journal(self, tag: AnyTag, endpoint: str) -> Path:
         """Name the file in which a push records the parts it has uploaded. Hold `push_lock` while you use it.
 
         Args:
@@ -156,7 +157,7 @@ class Store(Generic[ItemT]):
         return self._staging.kept_file(self._push_file_name(tag, endpoint))
 
     @contextmanager
-    def stage(self, resume: TagLike | str | None = None) -> Generator[Path]:
+    def stage(self, resume: AnyTag | None = None) -> Generator[Path]:
         """Make an empty directory, on the filesystem of the store, in which to assemble an item for `commit`.
 
         What is not committed when the block ends is removed. The directory of a killed process is removed by the next
@@ -186,7 +187,7 @@ class Store(Generic[ItemT]):
                 staged.mkdir(exist_ok=True)
             yield staged
 
-    def recover(self, tag: TagLike | str) -> None:
+    def recover(self, tag: AnyTag) -> None:
         """Finish or remove what crashed processes left, except resumable state.
 
         Where a process was killed between the commit of an item and the update of `latest`, `latest` is updated.
@@ -231,7 +232,7 @@ class Store(Generic[ItemT]):
         """
         return staged.parent / STATE
 
-    def commit(self, staged: str | os.PathLike[str], tag: TagLike | str, *, replace: bool = False) -> ItemT:
+    def commit(self, staged: str | os.PathLike[str], tag: AnyTag, *, replace: bool = False) -> ItemT:
         """Move a staged item into the store in one step, so that no reader sees a part of it.
 
         The files are flushed to the disk before that step, and the step before the method returns: a power failure
@@ -257,9 +258,7 @@ class Store(Generic[ItemT]):
         commit.finish()
         return item
 
-    def start_commit(
-        self, staged: str | os.PathLike[str], tag: TagLike | str, *, replace: bool = False
-    ) -> Commit[ItemT]:
+    def start_commit(self, staged: str | os.PathLike[str], tag: AnyTag, *, replace: bool = False) -> Commit[ItemT]:
         """Check a staged item and flush its files; `commit` in steps, for callers that wait for its lock elsewhere.
 
         Args:
@@ -278,7 +277,7 @@ class Store(Generic[ItemT]):
         commit.prepare()
         return commit
 
-    def delete(self, tag: TagLike | str) -> None:
+    def delete(self, tag: AnyTag) -> None:
         """Remove an item.
 
         Args:
@@ -335,17 +334,17 @@ class Store(Generic[ItemT]):
             )
         return self._layout.load(Tag(tag.name, versions[0]))
 
-    def _file_name(self, tag: TagLike | str) -> str:
+    def _file_name(self, tag: AnyTag) -> str:
         tag = self._with_version(tag)
         # Stores with the same parent directory share a staging area. No part of a tag contains a plus.
         return f"{self._staging.base.name}+{tag.name}+{tag.version}"
 
-    def _push_file_name(self, tag: TagLike | str, endpoint: str) -> str:
+    def _push_file_name(self, tag: AnyTag, endpoint: str) -> str:
         registry = hashlib.sha256(endpoint.encode()).hexdigest()[:16]  # a URL is not a valid file name
         return f"push+{self._file_name(tag)}+{registry}"
 
     @staticmethod
-    def _with_version(tag: TagLike | str) -> Tag:
+    def _with_version(tag: AnyTag) -> Tag:
         tag = Tag.parse(tag)
         if tag.version is None or tag.version == LATEST:
             raise InvalidTagError(f"invalid tag {str(tag)!r}: an exact version is needed. Write `{tag.name}:VERSION`.")

@@ -6,7 +6,7 @@ import asyncio
 import re
 from contextlib import suppress
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,6 +28,7 @@ from tests.builders import contents, left_in_scratch, make_bento, make_model, ra
 from tests.fault_proxy import GET, FaultProxy, Hold, answer_json, refuse
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from pathlib import Path
 
     from async_bento import AsyncBentoAPI, ProgressEvent
@@ -637,3 +638,19 @@ async def test_pull_of_unfinished_upload_with_other_error_names_both(
         await make_client(proxy, elsewhere).pull("svc:v2")
 
     assert str(failure.value).startswith("cannot pull svc:v2: its upload never finished (upload_status=failed, started")
+
+
+async def call_each(api: AsyncBentoAPI, item: Any) -> None:
+    calls: list[Awaitable[object]] = [api.pull(item), api.get(item), api.exists(item)]
+    for call in calls:
+        assert await call
+
+
+async def test_pull_accepts_local_items_and_records(registry_with: StartProxy, make_client: MakeClient) -> None:
+    proxy = await registry_with("svc:v1")
+    api = make_client(proxy)
+    bento = await api.pull("svc:v1")
+
+    for item in (bento, bento.tag, await api.get("svc"), (await api.list())[0], await api.push(bento)):
+        await call_each(api, item)
+    assert await asyncio.to_thread(BentoStore().get, bento) == bento

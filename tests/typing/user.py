@@ -68,6 +68,9 @@ async def awaited(root: Path) -> PushResult:
             assert_type(await api.models.pull("mod", query="label:stage=prod"), Model | None)
             async for record in api.iter(search="svc"):
                 assert_type(record, BentoWithRepositorySchema)
+                await api.pull(record)
+            assert_type(await api.get(bento), BentoFullSchema)
+            assert_type(await api.exists(result), bool)
             try:
                 return await api.push(bento)
             except PartError as error:
@@ -81,9 +84,15 @@ def blocking() -> Iterator[str]:
         assert_type(api.push("svc"), PushResult)
         assert_type(api.push(["svc:v1", "svc:v2"]), list[PushResult])
         assert_type(api.get("svc"), BentoFullSchema)
-        assert_type(api.pull("svc"), Bento)
+        bento = api.pull("svc")
+        assert_type(bento, Bento)
+        assert_type(api.pull(bento), Bento)
+        assert_type(api.pull(api.get(bento)), Bento)
+        assert_type(api.exists(api.list()[0]), bool)
+        assert_type(BentoStore().get(bento), Bento)
         assert_type(api.models.list(limit=3), ModelWithRepositoryListSchema)
         for record in api.iter():
             yield record.version
+    api.pull(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     api.push(3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     api.pull("svc", with_model=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
