@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ModelsError,
         NotFoundError,
         PartError,
+        PathExistsError,
         PushesError,
         RateLimitError,
         ServerError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         TransferError,
         UnsafeArchiveError,
     )
+    from async_bento.integrations.huggingface.model import HuggingFaceModel
     from async_bento.progress.events import ProgressEvent, ProgressEvents, ProgressListener
     from async_bento.progress.listeners import LineListener, TqdmListener
     from async_bento.rest.client import RestApiClient
@@ -84,6 +86,7 @@ _NAMES = {
         "ModelsError",
         "NotFoundError",
         "PartError",
+        "PathExistsError",
         "PushesError",
         "RateLimitError",
         "ServerError",
@@ -93,6 +96,7 @@ _NAMES = {
         "TransferError",
         "UnsafeArchiveError",
     ),
+    "integrations.huggingface.model": ("HuggingFaceModel",),
     "progress.events": ("ProgressEvent", "ProgressEvents", "ProgressListener"),
     "api.push": ("PushResult",),
     "store.items": ("Bento", "Model"),
@@ -143,6 +147,7 @@ __all__ = [
     "ConfigError",
     "Credentials",
     "HubError",
+    "HuggingFaceModel",
     "IntegrityError",
     "InvalidTagError",
     "LabelItemSchema",
@@ -159,6 +164,7 @@ __all__ = [
     "ModelsError",
     "NotFoundError",
     "PartError",
+    "PathExistsError",
     "ProgressEvent",
     "ProgressEvents",
     "ProgressListener",

@@ -5,6 +5,7 @@
     ├── InvalidTagError (ValueError)    a tag that breaks BentoML's rules
     ├── NotFoundError                   no such bento or model in the store, in the registry or on the Hub
     ├── StoreError                      the local store: broken YAML, no space, no permission
+    │   └── PathExistsError (FileExistsError)   the directory for a pull is not empty
     ├── ArchiveError                    a directory that cannot be packed, a tar that cannot be extracted
     │   ├── UnsafeArchiveError          a tar that is refused: unsafe, broken, truncated or above a limit
     │   └── SourceChangedError          a file changed during its upload (also a TransferError)
@@ -95,6 +96,8 @@ def prefix_errors(prefix: str, *types: type[BentoError]) -> Generator[None]:
     try:
         yield
     except translated as error:
+        if str(error).startswith(prefix):
+            raise
         raise with_message(error, f"{prefix}: {error}") from error.__cause__
 
 
@@ -112,6 +115,10 @@ class NotFoundError(BentoError):
 
 class StoreError(BentoError):
     """The local store cannot be read or written."""
+
+
+class PathExistsError(StoreError, FileExistsError):
+    """The directory for a pull is not empty, or is a file; nothing was transferred and nothing was changed."""
 
 
 class ArchiveError(BentoError):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Generic, overload
 
 from async_bento._core.tag import Tag
 from async_bento.api import kinds
-from async_bento.api.bento_models import pull_models, push_with_models
+from async_bento.api.bento_models import push_with_models
+from async_bento.api.destination import make_puller, pull_bento
 from async_bento.api.kinds import ItemT, RecordT
 from async_bento.api.paging import PAGE_SIZE, walk
 from async_bento.api.pull import Puller
@@ -19,7 +20,7 @@ from async_bento.api.push import Pusher, PushOptions, PushResult
 from async_bento.api.push_list import StoredItem, as_list, push_each
 from async_bento.api.records import get_record, record_exists, wants_newest
 from async_bento.api.resources import Resources
-from async_bento.errors import ConfigError, NotFoundError
+from async_bento.errors import ConfigError
 from async_bento.progress.listeners import choose_listener
 from async_bento.rest.client import RestApiClient
 from async_bento.rest.schemas import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from async_bento.api.kinds import Kind
     from async_bento.api.push_list import AnyItem
     from async_bento.config import Config
+    from async_bento.integrations.huggingface.model import HuggingFaceModel
     from async_bento.progress.events import ProgressListener
     from async_bento.rest.schemas import ListSchema
 
@@ -171,8 +173,9 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         force: bool = False,
         model_store: ModelStore | None = None,
         query: str | None = None,
-    ) -> Model | None:
-        """Pull a model from the registry into the local store.
+        path: str | os.PathLike[str] | None = None,
+    ) -> Model | HuggingFaceModel:
+        """Pull a model from the registry into the local store, or into a directory.
 
         Args:
             tag: The tag. Without a version, or with `latest`, the newest that was uploaded to the registry is pulled,
@@ -180,12 +183,17 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             force: Replace the local copy, which stays until the new one is complete.
             model_store: The store to pull into; the API's own store by default.
             query: A query that the newest must match, like `label:stage=prod`; ignored for a tag with a version.
+            path: The directory for the files, absent or empty, as in `AsyncBentoAPI.pull`. No store is used.
 
         Returns:
-            The local model; None for a model whose files are on the Hugging Face Hub.
+            The local model. A model on the Hugging Face Hub is downloaded from there, into `$BENTOML_HF_CACHE_DIR` or
+            the cache of Hugging Face.
 
         Raises:
-            NotFoundError: The registry has no such model.
+            NotFoundError: The registry has no such model, or the Hub does not have it.
+            PathExistsError: The directory `path` is not empty.
+            ConfigError: The model is on the Hub, and `path` is given or `async-bento[huggingface]` is not installed.
+            HubError: The Hub was not reached, or refused.
             BentoError: The pull failed; the local copy is unchanged.
         """
         wanted = Tag.parse(tag)
@@ -194,9 +202,9 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
                 f"`query` is ignored: {wanted} names a version. Leave the version or `query` out.", stacklevel=2
             )
             query = None
-        kind = replace(self._kind, store=model_store) if model_store else self._kind
+        puller = make_puller(self._resources, self._kind, model_store, path)
         async with self._resources.call():
-            return await Puller(self._resources, kind).pull(wanted, force=force, query=query)
+            return await puller.pull(wanted, force=force, query=query)
 
     async def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
@@ -354,34 +362,38 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         force: bool = False,
         with_models: bool = False,
         bento_store: BentoStore | None = None,
+        path: str | os.PathLike[str] | None = None,
     ) -> Bento:
-        """Pull a bento from the registry into the local store.
+        """Pull a bento from the registry into the local store, or into a directory.
+
+        A pull into the directory `path` neither reads nor changes a store. Its files are in a hidden directory next to
+        `path` until one rename puts them there. If it fails or is cancelled, nothing is left of it, and the next pull
+        starts from the beginning, while a pull into a store is resumed.
 
         Args:
             tag: The tag. Without a version, or with `latest`, the newest that was uploaded to the registry is pulled,
                 unless the local newest is as new.
             force: Replace the local copy, which stays until the new one is complete.
-            with_models: Pull its models too; models on the Hugging Face Hub are downloaded from there, into
-                `$BENTOML_HF_CACHE_DIR` or the cache of Hugging Face.
+            with_models: Pull its models too, into their store, or into `models` in the directory `path`. Models on the
+                Hugging Face Hub are downloaded to `$BENTOML_HF_CACHE_DIR` or the cache of Hugging Face.
             bento_store: The store to pull into; the API's own store by default.
+            path: The directory for the files, with `bento.yaml` at its top. It is absent or empty, or has a bento that
+                `force` replaces, with all its other files. A mount or the working directory is filled in place.
 
         Returns:
             The local bento.
 
         Raises:
             NotFoundError: The registry has no such bento, or neither the registry nor the Hub has one of its models.
+            PathExistsError: The directory `path` is not empty.
             ConfigError: A model is on the Hub, and `async-bento[huggingface]` is not installed.
-            ModelsError: The bento was pulled, and more than one of its models could not be pulled.
+            ModelsError: More than one of its models could not be pulled. The bento was, but not into `path`.
             BentoError: The pull failed; the local copy is unchanged.
         """
-        kind = replace(self._kind, store=bento_store) if bento_store else self._kind
+        bentos = make_puller(self._resources, self._kind, bento_store, path)
+        models = Puller(self._resources, self._model_kind) if with_models else None
         async with self._resources.call():
-            bento = await Puller(self._resources, kind).pull(Tag.parse(tag), force=force)
-            if bento is None:
-                raise NotFoundError(f"{tag} has no files in the registry")
-            if with_models:
-                await pull_models(Puller(self._resources, self._model_kind), bento)
-        return bento
+            return await pull_bento(bentos, models, Tag.parse(tag), force=force)
 
     async def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None

@@ -13,9 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from async_bento._core.concurrency import background_task, for_each
+from async_bento.api.pull import pull_from_hub
 from async_bento.api.push import PushResult
 from async_bento.errors import BentoError, ModelsError, NotFoundError, summarize, with_message
-from async_bento.integrations.huggingface.client import download, freeze, measure
+from async_bento.integrations.huggingface.client import freeze, measure
 from async_bento.integrations.huggingface.model import HubModel
 from async_bento.rest.request_schemas import CreateModelSchema
 from async_bento.rest.schemas import UPLOADED, ItemSchema, ModelManifestSchema
@@ -71,19 +72,22 @@ async def _push_model(pusher: Pusher[Model, RecordT], wanted: BentoModelInfo, be
     return await (_skip_missing(pusher, wanted) if model is None else pusher.push(model))
 
 
-async def pull_models(puller: Puller[Model, RecordT], bento: Bento) -> None:
+async def pull_models(
+    puller: Puller[Model, RecordT], bento: Bento, summary: str = "pulled {}, but {{}} failed"
+) -> None:
     """Pull a bento's models into the store, and models on the Hub into the cache of Hugging Face.
 
-    Local models cost no request. The Hub is asked without the registry, as BentoML does.
+    Local models cost no request. The Hub is asked without the registry, as BentoML does. `summary` begins the error.
     """
 
     async def pull_one(wanted: BentoModelInfo) -> None:
         if wanted.is_huggingface:
-            await _download_from_hub(puller.resources, wanted)
+            with puller.resources.progress("pull", "model", wanted.tag) as progress:
+                await pull_from_hub(puller.resources, HubModel.of(wanted), progress)
         else:
             await puller.pull(wanted.tag)
 
-    await _for_each_model(puller.resources, bento, pull_one, f"pulled {bento.tag}, but {{}} failed")
+    await _for_each_model(puller.resources, bento, pull_one, summary.format(bento.tag))
 
 
 async def _for_each_model(
@@ -158,12 +162,3 @@ async def _register_hub_model(pusher: Pusher[Model, RecordT], wanted: BentoModel
         await pusher.create_record(tag, body)
         progress.note = f"its files stay at {model.url}"
     return PushResult(tag, seconds=time.monotonic() - started)
-
-
-async def _download_from_hub(resources: Resources, wanted: BentoModelInfo) -> None:
-    """Download a model from the Hub into the cache of Hugging Face, where the bento's code looks for it."""
-    with resources.progress("pull", "model", wanted.tag) as progress:
-        path = await download(HubModel.of(wanted), resources.hub_slots, progress)
-        if progress.bytes_done == 0:
-            progress.enter("skipped", f"nothing to download: its files are in {path}")
-        progress.note = f"its files are in {path}"

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.concurrency import hold_lock
 from async_bento._core.retry import is_missing
 from async_bento._core.tag import Tag
 from async_bento.api.kinds import BARE_REASON, ItemT, RecordT
-from async_bento.api.records import get_record, hub_of, newest_records, not_found, wants_newest
+from async_bento.api.records import get_record, hub_metadata, newest_records, not_found, wants_newest
 from async_bento.errors import (
     APIStatusError,
     ArchiveError,
+    ConfigError,
     NotFoundError,
     PartError,
     StoreError,
     prefix_errors,
     with_message,
 )
+from async_bento.integrations.huggingface.client import download as download_from_hub
+from async_bento.integrations.huggingface.model import HubModel, HuggingFaceModel
 from async_bento.rest.schemas import (
     UNFINISHED,
     UPLOADED,
@@ -31,25 +35,36 @@ from async_bento.transfer.download import DownloadSource, download
 from async_bento.transfer.resumable_extract import resumable_extract
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable
 
     from async_bento.api.kinds import Kind
     from async_bento.api.resources import Resources
     from async_bento.progress.events import Progress
     from async_bento.rest.schemas import ItemSchema
+    from async_bento.store.directory import TargetDirectory
 
 logger = logging.getLogger(__package__)
 
 
 class Puller(Generic[ItemT, RecordT]):
-    """Pulls items of one kind into its store."""
+    """Pulls items of one kind into its store, or one item into a directory.
 
-    def __init__(self, resources: Resources, kind: Kind[ItemT, RecordT]) -> None:
+    `complete`, if set, gets the staged item in a directory before it is moved to its place.
+    """
+
+    complete: Callable[[Path], Awaitable[None]] | None = None
+
+    def __init__(
+        self, resources: Resources, kind: Kind[ItemT, RecordT], directory: TargetDirectory[ItemT] | None = None
+    ) -> None:
         self.resources = resources
         self.kind: Kind[ItemT, RecordT] = kind
+        self.directory: TargetDirectory[ItemT] | None = directory
 
-    async def pull(self, tag: Tag, *, force: bool = False, query: str | None = None) -> ItemT | None:
-        """Pull one item; None for a model that has no bytes in the registry. `query` narrows the newest version."""
+    async def pull(self, tag: Tag, *, force: bool = False, query: str | None = None) -> ItemT | HuggingFaceModel:
+        """Pull one item. `query` narrows the newest version."""
+        if self.directory is not None:
+            await self.resources.threads.run(self.directory.check, force=force)
         with self.resources.progress("pull", self.kind.word, tag) as progress:
             if wants_newest(tag):
                 return await self._pull_newest(tag, force, query, progress)
@@ -58,7 +73,9 @@ class Puller(Generic[ItemT, RecordT]):
                 return local
             return await self._pull_record(await get_record(self.kind.routes, tag), tag, force, progress)
 
-    async def _pull_newest(self, tag: Tag, force: bool, query: str | None, progress: Progress) -> ItemT | None:
+    async def _pull_newest(
+        self, tag: Tag, force: bool, query: str | None, progress: Progress
+    ) -> ItemT | HuggingFaceModel:
         """Pull the newest version that was uploaded, unless the local newest is as new."""
         passed_over: list[str] = []
         missing: NotFoundError | None = None
@@ -81,15 +98,22 @@ class Puller(Generic[ItemT, RecordT]):
                     logger.info("%s %s: passed over %s, which has no files", self.kind.word, tag.name, record.version)
         raise missing or not_found(self.kind.routes, tag, query)
 
-    async def _pull_record(self, record: RecordT, exact: Tag, force: bool, progress: Progress) -> ItemT | None:
+    async def _pull_record(
+        self, record: RecordT, exact: Tag, force: bool, progress: Progress
+    ) -> ItemT | HuggingFaceModel:
         progress.tag = str(exact)
-        if hub := hub_of(record):
-            progress.enter("skipped", f"its files are at {hub}")
-            return None
+        if (metadata := hub_metadata(record)) is not None:
+            if self.directory is not None:
+                raise refuse_hub_model(exact, self.directory.path)
+            return await pull_from_hub(self.resources, HubModel.of_record(exact, metadata), progress)
         with prefix_errors(f"cannot pull {exact}", ArchiveError, StoreError):
+            if self.directory is not None:
+                return await self._fetch_into(self.directory, exact, record, force, progress)
             return await self._fetch(exact, record, force, progress)
 
     async def _local(self, tag: Tag) -> ItemT | None:
+        if self.directory is not None:  # its files were checked, and those of the store do not count
+            return None
         store = self.kind.store
 
         def find() -> ItemT:
@@ -129,6 +153,18 @@ class Puller(Generic[ItemT, RecordT]):
                 await self._extract(tag, record, staged, progress)
                 return await self._commit(tag, staged, force, progress)
 
+    async def _fetch_into(
+        self, directory: TargetDirectory[ItemT], tag: Tag, record: ItemSchema, force: bool, progress: Progress
+    ) -> ItemT:
+        """Extract into a staging directory and move that into a directory; an interrupted pull starts again."""
+        threads = self.resources.threads
+        async with threads.entered(directory.stage()) as staged:
+            await self._extract(tag, record, staged, progress)
+            if self.complete is not None:
+                progress.enter("finishing", "waiting for the models")
+                await self.complete(staged)
+            return await threads.run(directory.commit, staged, tag, force=force)
+
     async def _commit(self, tag: Tag, staged: Path, force: bool, progress: Progress) -> ItemT:
         threads = self.resources.threads
         commit = await threads.run(self.kind.store.start_commit, staged, tag, replace=force)
@@ -141,7 +177,8 @@ class Puller(Generic[ItemT, RecordT]):
 
     async def _extract(self, tag: Tag, record: ItemSchema, staged: Path, progress: Progress) -> None:
         pool = self.resources.pool
-        state = self.kind.store.state_of(staged) if pool.config.transfer.resume else None
+        resumes = self.directory is None and pool.config.transfer.resume
+        state = self.kind.store.state_of(staged) if resumes else None
         opened = resumable_extract(staged, state, self.kind.endpoint, pool.config.limits, _announced_size(record))
         try:
             async with pool.threads.entered(opened) as extract:
@@ -158,6 +195,23 @@ class Puller(Generic[ItemT, RecordT]):
                 unfinished = f"cannot pull {tag}: its upload never finished ({_upload_facts(record)})"
                 raise with_message(error, f"{unfinished}: {error}") from error.__cause__
             raise
+
+
+def refuse_hub_model(tag: Tag, path: Path) -> ConfigError:
+    """Build the error for a model that huggingface_hub downloads, which has directories of its own."""
+    return ConfigError(
+        f"cannot pull {tag} to {path}: its files are on the Hugging Face Hub. "
+        "Pull without a directory: the files are downloaded to the Hugging Face cache."
+    )
+
+
+async def pull_from_hub(resources: Resources, model: HubModel, progress: Progress) -> HuggingFaceModel:
+    """Download a model from the Hub into the cache of Hugging Face, where the bento's code looks for it."""
+    path = Path(await download_from_hub(model, resources.hub_slots, progress))
+    if progress.bytes_done == 0:
+        progress.enter("skipped", f"nothing to download: its files are in {path}")
+    progress.note = f"its files are in {path}"
+    return HuggingFaceModel(model.named, path, model.model_id, path.name)
 
 
 def _upload_facts(record: ItemSchema) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from typing import TypeAlias
 
+    from async_bento._core.validation import JsonObject
     from async_bento.rest.routes import ItemRoutes
     from async_bento.rest.schemas import ListSchema, RepositorySchema
 
@@ -99,12 +100,12 @@ async def newest_records(
 
 
 def _is_uploaded(record: ItemSchema) -> bool:
-    return record.upload_status not in UNFINISHED or hub_of(record) is not None
+    return record.upload_status not in UNFINISHED or hub_metadata(record) is not None
 
 
-def hub_of(record: ItemSchema) -> str | None:
+def hub_metadata(record: ItemSchema) -> JsonObject | None:
     """Where the Hugging Face Hub has the files of a model; None for an item whose files are in the registry."""
     manifest = getattr(record, "manifest", None)
-    if not isinstance(manifest, ModelManifestSchema) or manifest.metadata.get("registry") != "huggingface":
-        return None
-    return str(manifest.metadata.get("url") or manifest.metadata.get("model_id") or "the Hugging Face Hub")
+    if isinstance(manifest, ModelManifestSchema) and manifest.metadata.get("registry") == "huggingface":
+        return manifest.metadata
+    return None

@@ -14,6 +14,7 @@ from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
 from async_bento.api.loop_thread import LoopThread
 
 if TYPE_CHECKING:
+    import os
     from builtins import list as list_of  # the APIs have a method `list`
     from collections.abc import Awaitable, Callable, Iterable, Iterator
     from types import TracebackType
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from async_bento.api.push import PushResult
     from async_bento.api.push_list import AnyItem
     from async_bento.config import Config
+    from async_bento.integrations.huggingface.model import HuggingFaceModel
     from async_bento.progress.events import ProgressListener
     from async_bento.rest.client import RestApiClient
     from async_bento.rest.schemas import (
@@ -86,8 +88,9 @@ class ModelAPI:
         force: bool = False,
         model_store: ModelStore | None = None,
         query: str | None = None,
-    ) -> Model | None:
-        """Pull a model from the registry into the local store.
+        path: str | os.PathLike[str] | None = None,
+    ) -> Model | HuggingFaceModel:
+        """Pull a model from the registry into the local store, or into a directory.
 
         Args:
             tag: The tag. Without a version, or with `latest`, the newest that was uploaded to the registry is pulled,
@@ -95,15 +98,21 @@ class ModelAPI:
             force: Replace the local copy, which stays until the new one is complete.
             model_store: The store to pull into; the API's own store by default.
             query: A query that the newest must match, like `label:stage=prod`; ignored for a tag with a version.
+            path: The directory for the files, absent or empty, as in `BentoAPI.pull`. No store is used.
 
         Returns:
-            The local model; None for a model whose files are on the Hugging Face Hub.
+            The local model. A model on the Hugging Face Hub is downloaded from there, into `$BENTOML_HF_CACHE_DIR` or
+            the cache of Hugging Face.
 
         Raises:
-            NotFoundError: The registry has no such model.
+            NotFoundError: The registry has no such model, or the Hub does not have it.
+            PathExistsError: The directory `path` is not empty.
+            ConfigError: The model is on the Hub, and `path` is given or `async-bento[huggingface]` is not installed.
+            HubError: The Hub was not reached, or refused.
             BentoError: The pull failed; the local copy is unchanged.
         """
-        return self._loop.run(self._async.pull, tag, force=force, model_store=model_store, query=query)
+        pull = self._async.pull
+        return self._loop.run(pull, tag, force=force, model_store=model_store, query=query, path=path)
 
     def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None
@@ -281,27 +290,36 @@ class BentoAPI:
         force: bool = False,
         with_models: bool = False,
         bento_store: BentoStore | None = None,
+        path: str | os.PathLike[str] | None = None,
     ) -> Bento:
-        """Pull a bento from the registry into the local store.
+        """Pull a bento from the registry into the local store, or into a directory.
+
+        A pull into the directory `path` neither reads nor changes a store. Its files are in a hidden directory next to
+        `path` until one rename puts them there. If it fails or is cancelled, nothing is left of it, and the next pull
+        starts from the beginning, while a pull into a store is resumed.
 
         Args:
             tag: The tag. Without a version, or with `latest`, the newest that was uploaded to the registry is pulled,
                 unless the local newest is as new.
             force: Replace the local copy, which stays until the new one is complete.
-            with_models: Pull its models too; models on the Hugging Face Hub are downloaded from there, into
-                `$BENTOML_HF_CACHE_DIR` or the cache of Hugging Face.
+            with_models: Pull its models too, into their store, or into `models` in the directory `path`. Models on the
+                Hugging Face Hub are downloaded to `$BENTOML_HF_CACHE_DIR` or the cache of Hugging Face.
             bento_store: The store to pull into; the API's own store by default.
+            path: The directory for the files, with `bento.yaml` at its top. It is absent or empty, or has a bento that
+                `force` replaces, with all its other files. A mount or the working directory is filled in place.
 
         Returns:
             The local bento.
 
         Raises:
             NotFoundError: The registry has no such bento, or neither the registry nor the Hub has one of its models.
+            PathExistsError: The directory `path` is not empty.
             ConfigError: A model is on the Hub, and `async-bento[huggingface]` is not installed.
-            ModelsError: The bento was pulled, and more than one of its models could not be pulled.
+            ModelsError: More than one of its models could not be pulled. The bento was, but not into `path`.
             BentoError: The pull failed; the local copy is unchanged.
         """
-        return self._loop.run(self._async.pull, tag, force=force, with_models=with_models, bento_store=bento_store)
+        pull = self._async.pull
+        return self._loop.run(pull, tag, force=force, with_models=with_models, bento_store=bento_store, path=path)
 
     def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None

@@ -9,18 +9,22 @@ import click
 
 from async_bento._core.tag import Tag
 from async_bento._core.text import human_size
-from async_bento.api.records import wants_newest
+from async_bento.api.pull import refuse_hub_model
+from async_bento.api.records import hub_metadata, wants_newest
 from async_bento.cli.output import print_json
 from async_bento.cli.selection import run_each
 from async_bento.errors import NotFoundError
+from async_bento.store.directory import TargetDirectory
+from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
     from async_bento.cli.selection import Selection
-    from async_bento.store.items import Bento, Model
+    from async_bento.rest.schemas import ItemSchema
     from async_bento.store.store import Store
 
 P = ParamSpec("P")
@@ -66,19 +70,24 @@ async def plan_push_model(api: AsyncModelAPI, item: str, *, force: bool) -> list
     return [await _plan_push(api, "model", model, force=force)]
 
 
-async def plan_pull(api: AsyncBentoAPI, tag: str, *, force: bool, with_models: bool) -> list[Planned]:
+async def plan_pull(
+    api: AsyncBentoAPI, tag: str, *, force: bool, with_models: bool, output: Path | None
+) -> list[Planned]:
     """Plan the pull of a bento, and of its models."""
-    planned, models = await _plan_pull(api, BentoStore(), "bento", tag, force)
+    to = BentoStore() if output is None else TargetDirectory(Bento, output)
+    planned, models = await _plan_pull(api, to, "bento", tag, force)
     if with_models:
+        store = ModelStore(None if output is None else to.path / "models")
         for model in models:
-            more, _ = await _plan_pull(api.models, ModelStore(), "model", model, force=False)
+            more, _ = await _plan_pull(api.models, store, "model", model, force=output is not None)
             planned += more
     return planned
 
 
-async def plan_pull_model(api: AsyncModelAPI, tag: str, *, force: bool) -> list[Planned]:
+async def plan_pull_model(api: AsyncModelAPI, tag: str, *, force: bool, output: Path | None) -> list[Planned]:
     """Plan the pull of a model."""
-    planned, _ = await _plan_pull(api, ModelStore(), "model", tag, force)
+    to = ModelStore() if output is None else TargetDirectory(Model, output)
+    planned, _ = await _plan_pull(api, to, "model", tag, force)
     return planned
 
 
@@ -103,24 +112,35 @@ async def _plan_push_model(api: AsyncModelAPI, bento: Bento, tag: Tag, is_hub: b
 
 
 async def _plan_pull(
-    api: AsyncBentoAPI | AsyncModelAPI, store: BentoStore | ModelStore, word: Word, tag: str, force: bool
+    api: AsyncBentoAPI | AsyncModelAPI, to: Store[Any] | TargetDirectory[Any], word: Word, tag: str, force: bool
 ) -> tuple[list[Planned], list[str]]:
     """The plan of one item, and the tags of its models."""
     wanted = Tag.parse(tag)
+    if isinstance(to, TargetDirectory):
+        await _run(to.check, force=force)
     record = await api.get(tag)
     if not await api.exists(tag):
         raise NotFoundError(f"cannot pull {tag}: its upload never finished. Push it again.")
     exact = f"{wanted.name}:{record.version}"
     models: list[str] = getattr(record.manifest, "models", [])
-    local = None if force else await _stored(store, exact)
-    if not force and wants_newest(wanted) and local is None and record.build_at:
-        newest = await _stored(store, wanted.name)
-        local = newest if newest and newest.creation_time >= record.build_at else None
-    if local is not None:
+    place = str(to.path)
+    if hub_metadata(record) is not None:
+        place = "the Hugging Face cache"
+        if isinstance(to, TargetDirectory):
+            raise refuse_hub_model(Tag.parse(exact), to.path)
+    elif not force and not isinstance(to, TargetDirectory) and (local := await _find_local(to, wanted, record)):
         return [Planned(str(local.tag), word, "skip", "already pulled")], models
     size = record.manifest.size_bytes if record.manifest else 0
-    note = f"{human_size(size)}{' with its models' if models else ''}, to {store.path}"
+    note = f"{human_size(size)}{' with its models' if models else ''}, to {place}"
     return [Planned(exact, word, "pull", note)], models
+
+
+async def _find_local(store: Store[Any], wanted: Tag, record: ItemSchema) -> Bento | Model | None:
+    """The local item that makes a pull needless."""
+    if local := await _stored(store, f"{wanted.name}:{record.version}"):
+        return local
+    newest = await _stored(store, wanted.name) if wants_newest(wanted) and record.build_at else None
+    return newest if newest and record.build_at and newest.creation_time >= record.build_at else None
 
 
 async def _find(store: Store[Any], item: str) -> Any:

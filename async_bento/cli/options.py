@@ -32,12 +32,13 @@ class RegistryOptions:
     context: str | None
     as_json: bool
 
-    def make_transfer_api(self) -> AsyncBentoAPI:
+    def make_transfer_api(self, *, resumable: bool = True) -> AsyncBentoAPI:
         """Create an API for commands that push or pull; it shows progress."""
         from async_bento.api.async_api import AsyncBentoAPI
 
         resume_collection()
-        mark_resumable()
+        if resumable:
+            mark_resumable()
         cancel_on_signals()
         return AsyncBentoAPI(endpoint=self.endpoint, context=self.context, progress=make_listener())
 

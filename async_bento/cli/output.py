@@ -49,20 +49,16 @@ def push_as_json(result: PushResult) -> dict[str, object]:
     return {**fields, "tag": str(result.tag), "models": [push_as_json(model) for model in result.models]}
 
 
-def print_pull(tag: str, path: Path | None) -> None:
-    """Print where a pull has put an item; the path is None for a model without files in the registry."""
-    if is_quiet():
-        return
-    if path is None:
-        click.echo(f"{tag} has no files in the registry: its files are on the Hugging Face Hub.")
-    else:
+def print_pull(tag: str, path: Path) -> None:
+    """Print where a pull has put an item."""
+    if not is_quiet():
         click.echo(f"{tag} is in {path}")
 
 
-def pull_as_json(pulled: tuple[str, Path | None]) -> dict[str, object]:
+def pull_as_json(pulled: tuple[str, Path]) -> dict[str, object]:
     """Convert the tag and the path of a pulled item to JSON types."""
     tag, path = pulled
-    return {"tag": tag, "path": None if path is None else str(path)}
+    return {"tag": tag, "path": str(path)}
 
 
 def print_records(records: Sequence[ItemSchema], word: str, endpoint: str, *, as_json: bool) -> None:

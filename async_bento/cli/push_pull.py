@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import click
@@ -12,12 +13,11 @@ from async_bento.cli.completion import complete_bento, complete_model
 from async_bento.cli.errors import ItemsError, hint_at_list
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
 from async_bento.cli.output import print_json, print_pull, print_push, pull_as_json, push_as_json
-from async_bento.cli.selection import check_arguments, run_each, select, select_stored
+from async_bento.cli.selection import check_arguments, is_pattern, run_each, select, select_stored
 from async_bento.errors import BentoError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
     from async_bento.api.push import PushResult
@@ -31,10 +31,10 @@ _GROUP = {"bento": "", "model": "models "}
 
 
 class Pulled(NamedTuple):
-    """A pulled item; the path is None for a model without files in the registry."""
+    """A pulled item."""
 
     tag: str
-    path: Path | None
+    path: Path
 
 
 def _push_options(command: Callable[..., T]) -> Callable[..., T]:
@@ -55,7 +55,15 @@ def _dry_run_option(command: Callable[..., T]) -> Callable[..., T]:
 
 
 def _pull_options(command: Callable[..., T]) -> Callable[..., T]:
-    command = click.option("--force", "-f", is_flag=True, help="Download again and replace the local copy.")(command)
+    command = click.option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Put the files into DIR, which is absent or empty, instead of the local store.",
+    )(command)
+    help_force = "Download again and replace the local copy, or the one in DIR."
+    command = click.option("--force", "-f", is_flag=True, help=help_force)(command)
     return click.option("--all", "select_all", is_flag=True, help="Pull every version in the registry.")(command)
 
 
@@ -157,25 +165,31 @@ async def pull(
     select_all: bool,
     force: bool,
     with_models: bool,
+    output: Path | None,
     dry_run: bool,
 ) -> None:
-    """Pull BENTOS into the local store.
+    """Pull BENTOS into the local store, or one bento into a directory.
 
     Each of BENTOS is a tag, a name for its newest version, or a pattern of tags. If one cannot be
     pulled, the others still are, unless the fault concerns them all: the connection, the token or a setting.
+
+    With --output DIR, the file bento.yaml is at the top of DIR, and --with-models puts the models into DIR/models.
+    Until the download is complete, DIR does not change. An interrupted pull into DIR starts again.
 
     \b
     Examples:
       async-bento pull iris_classifier --with-models
       async-bento pull iris_classifier:v3 fraud_detector --force
       async-bento pull "iris*:*"
+      async-bento pull iris_classifier:v3 --output ./iris_classifier
     """
     check_arguments(bentos, "bento", "pull", select_all=select_all)
-    async with registry.make_transfer_api() as api:
+    _check_output(output, bentos, "bento", select_all)
+    async with registry.make_transfer_api(resumable=output is None) as api:
 
         async def pull_one(tag: str) -> Pulled:
             try:
-                bento = await api.pull(tag, force=force, with_models=with_models)
+                bento = await api.pull(tag, force=force, with_models=with_models, path=output)
             except NotFoundError as error:
                 raise await _explain_missing(error, tag, "bento", "pull", _is_remote(api.models, api, tag)) from error
             return Pulled(str(bento.tag), bento.path)
@@ -184,7 +198,7 @@ async def pull(
         if dry_run:
             from async_bento.cli.dry_run import plan_each, plan_pull
 
-            plan = partial(plan_pull, api, force=force, with_models=with_models)
+            plan = partial(plan_pull, api, force=force, with_models=with_models, output=output)
             await plan_each(plan, selection, "pull {} bentos", as_json=registry.as_json)
             return
         await _pull_each(pull_one, selection, "bento", registry.as_json)
@@ -203,39 +217,51 @@ async def pull_models(
     select_all: bool,
     force: bool,
     query: str | None,
+    output: Path | None,
     dry_run: bool,
 ) -> None:
-    """Pull MODELS into the local store.
+    """Pull MODELS into the local store, or one model into a directory.
 
     Each of MODELS is a tag, a name for its newest version, or a pattern of tags. If one cannot be
     pulled, the others still are, unless the fault concerns them all: the connection, the token or a setting.
+
+    With --output DIR, the file model.yaml is at the top of DIR. Until the download is complete, DIR does not
+    change. An interrupted pull into DIR starts again.
 
     \b
     Examples:
       async-bento models pull iris_weights:v3
       async-bento models pull iris_weights --query label:stage=prod
       async-bento models pull "iris*:*"
+      async-bento models pull iris_weights --output /models/iris
     """
     check_arguments(models, "model", "pull", select_all=select_all)
+    _check_output(output, models, "model", select_all)
     if dry_run and query:
         raise click.UsageError("--dry-run does not support --query.")
-    async with registry.make_transfer_api() as api:
+    async with registry.make_transfer_api(resumable=output is None) as api:
 
         async def pull_one(tag: str) -> Pulled:
             try:
-                model = await api.models.pull(tag, force=force, query=query)
+                model = await api.models.pull(tag, force=force, query=query, path=output)
             except NotFoundError as error:
                 raise await _explain_missing(error, tag, "model", "pull", _is_remote(api, api.models, tag)) from error
-            return Pulled(tag, None) if model is None else Pulled(str(model.tag), model.path)
+            return Pulled(str(model.tag), model.path)
 
         selection = await _select_remote(api.models, models, "model", select_all)
         if dry_run:
             from async_bento.cli.dry_run import plan_each, plan_pull_model
 
-            plan = partial(plan_pull_model, api.models, force=force)
+            plan = partial(plan_pull_model, api.models, force=force, output=output)
             await plan_each(plan, selection, "pull {} models", as_json=registry.as_json)
             return
         await _pull_each(pull_one, selection, "model", registry.as_json)
+
+
+def _check_output(output: Path | None, arguments: tuple[str, ...], word: str, select_all: bool) -> None:
+    """Raise UsageError if several items would go into one directory."""
+    if output and (select_all or len(arguments) > 1 or any(map(is_pattern, arguments))):
+        raise click.UsageError(f"--output takes one {word}. Name one tag, or run the command once per {word}.")
 
 
 async def _push_each(

@@ -134,10 +134,13 @@ def _pull_model(
     model_store: Any = None,
     query: str | None = None,
 ) -> Any:
+    from async_bento.store.items import Model
+
     store = model_store or _container().model_store.get()
     with _open_api(bentoml_api, model_store=store) as api:
         model = api.models.pull(str(tag), force=force, query=query)
-    return None if model is None else store.get(str(model.tag))
+    # BentoML returns None for a model on the Hugging Face Hub.
+    return store.get(str(model.tag)) if isinstance(model, Model) else None
 
 
 @contextmanager

@@ -16,6 +16,8 @@ def as_store_error(action: str) -> Generator[None]:
     """Raise an OSError of the block as a StoreError that says `cannot {action}`, the reason, and the path."""
     try:
         yield
+    except StoreError:  # also one that is an OSError
+        raise
     except OSError as error:
         path = str(error.filename or "")
         where = f": {path}" if path not in action else ""

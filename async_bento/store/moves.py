@@ -80,7 +80,7 @@ def move_into_store(staged: Path, aside: Path, move: Move) -> None:
     _recover_copies(target.parent)
     if rename_reaches(aside / "probe", target.parent):
         move.record(aside, staged)
-        _replace(staged, target, aside / ITEM)
+        replace_directory(staged, target, aside / ITEM)
     else:
         _copy_into_store(staged, aside, move)
 
@@ -94,7 +94,7 @@ def _copy_into_store(staged: Path, aside: Path, move: Move) -> None:
         copy_tree(staged, copy)
         sync_tree(copy)
         move.record(aside, copy)
-        _replace(copy, target, old)
+        replace_directory(copy, target, old)
         remove_tree(staged)
     finally:
         _recover_copies(target.parent)
@@ -111,7 +111,8 @@ def _recover_copies(directory: Path) -> None:
         remove_tree(copy)
 
 
-def _replace(staged: Path, target: Path, old: Path) -> None:
+def replace_directory(staged: Path, target: Path, old: Path) -> None:
+    """Move a directory to its place; what it replaces ends up in `staged` or in `old`."""
     if not os.path.lexists(target):
         staged.rename(target)
         return

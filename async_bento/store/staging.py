@@ -47,10 +47,11 @@ _RECOVERY_TIMEOUT = 10.0  # seconds for which another process's recovery may hol
 
 
 class StagingArea:
-    """The temporary directories, kept files and locks of the store at a path."""
+    """The temporary directories, kept files and locks of the store at a path, or those in a directory of their own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, own_root: Path | None = None) -> None:
         self._path = path
+        self._own_root = own_root
 
     @cached_property
     def base(self) -> Path:
@@ -61,7 +62,7 @@ class StagingArea:
     def root(self) -> Path:
         """The directory of the area, made with the first use."""
         with as_store_error(f"write to {self.base}"):
-            return staging_root(self.base)
+            return self._own_root or staging_root(self.base)
 
     def lock(self, name: str) -> Lock:
         """Make a lock, not yet acquired, on a name that is valid as a file name."""
@@ -109,7 +110,8 @@ class StagingArea:
 
     def recover(self) -> None:
         """Finish interrupted commits, then remove what crashed processes left and what was kept for too long."""
-        for root in {*existing_roots(self.base), *([self.root] if "root" in self.__dict__ else [])}:
+        roots = {*existing_roots(self.base)} if self._own_root is None else {self._own_root}
+        for root in {*roots, *([self.root] if "root" in self.__dict__ else [])}:
             for path in root.glob(f"{PREFIX}*"):
                 with suppress(OSError, StoreError):
                     self._recover(path)

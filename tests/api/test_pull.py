@@ -379,12 +379,11 @@ async def test_pull_by_force_keeps_local_models(registry_with: StartProxy, make_
     assert not proxy.matching("model_repositories")
 
 
-async def test_pull_of_hub_model_downloads_nothing(
+async def test_pull_of_broken_hub_record_names_the_field(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await start_proxy()
-    events: list[ProgressEvent] = []
-    api = make_client(proxy, progress=events.append)
+    api = make_client(proxy)
     await api.models._kind.routes.create_repository("bert")
     record = CreateModelSchema.model_validate(
         {
@@ -395,10 +394,9 @@ async def test_pull_of_hub_model_downloads_nothing(
     )
     await api.models._kind.routes.create("bert", record)
 
-    model = await api.models.pull("bert:r1")
+    with pytest.raises(StoreError, match=r"cannot locate the model bert:r1: invalid metadata\.model_id in its record"):
+        await api.models.pull("bert:r1")
 
-    assert model is None
-    assert (events[-1].phase, events[-1].message) == ("skipped", "its files are at https://huggingface.co/bert")
     assert not proxy.matching("presign|GET bytes")
 
 

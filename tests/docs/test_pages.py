@@ -92,7 +92,10 @@ def ready(served: LocalRegistry, home: Path) -> LocalRegistry:
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
-async def test_python_on_pages_runs(block: Block, ready: LocalRegistry, tmp_path: Path) -> None:
+async def test_python_on_pages_runs(
+    block: Block, ready: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     text = block.text.replace(ENDPOINT, ready.endpoint)
     code = compile(text, str(block), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names = {"tmp_path": tmp_path / "page", "token": ready.api_token}
@@ -133,8 +136,11 @@ def test_all_python_on_pages_is_covered() -> None:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_on_pages_are_valid(line: str, ready: LocalRegistry) -> None:
+def test_commands_on_pages_are_valid(
+    line: str, ready: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Run the commands that push, pull, list and get; parse the options and arguments of the others."""
+    monkeypatch.chdir(tmp_path)
     if re.match(r"(models )?(push|pull|list|get)\b(?! \./)", line) and not line.endswith(
         ("push", "pull", "list", "get")
     ):
@@ -308,6 +314,7 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
         await api.push("bare:v1", bare=True)
     elsewhere = BentoStore(tmp_path / "elsewhere" / "bentos")
     await note(lambda api: api.pull("bare:v1", bento_store=elsewhere))
+    await note(lambda api: api.pull("bare:v1", path=home / "models"))
     with monkeypatch.context() as patch:
         full = type("Usage", (), {"free": 10})
         patch.setattr("async_bento.transfer.resumable_extract.shutil.disk_usage", lambda path: full)

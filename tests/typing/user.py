@@ -17,6 +17,7 @@ from async_bento import (
     BentoStore,
     BentoWithRepositorySchema,
     Config,
+    HuggingFaceModel,
     Model,
     ModelWithRepositoryListSchema,
     PartError,
@@ -65,7 +66,11 @@ async def awaited(root: Path) -> PushResult:
             bento = await api.pull(Tag("svc", "v1"), with_models=True)
             assert_type(bento, Bento)
             assert_type(bento.path, Path)
-            assert_type(await api.models.pull("mod", query="label:stage=prod"), Model | None)
+            assert_type(await api.pull(bento, path="svc", force=True), Bento)
+            model = await api.models.pull("mod", query="label:stage=prod")
+            assert_type(model, Model | HuggingFaceModel)
+            assert_type(model.path, Path)
+            await api.models.pull(model, path=root / "mod")
             async for record in api.iter(search="svc"):
                 assert_type(record, BentoWithRepositorySchema)
                 await api.pull(record)
@@ -84,11 +89,12 @@ def blocking() -> Iterator[str]:
         assert_type(api.push("svc"), PushResult)
         assert_type(api.push(["svc:v1", "svc:v2"]), list[PushResult])
         assert_type(api.get("svc"), BentoFullSchema)
-        bento = api.pull("svc")
+        bento = api.pull("svc", path=Path("svc"))
         assert_type(bento, Bento)
         assert_type(api.pull(bento), Bento)
         assert_type(api.pull(api.get(bento)), Bento)
         assert_type(api.exists(api.list()[0]), bool)
+        assert_type(api.models.pull(api.models.list()[0]).path, Path)
         assert_type(BentoStore().get(bento), Bento)
         assert_type(api.models.list(limit=3), ModelWithRepositoryListSchema)
         for record in api.iter():

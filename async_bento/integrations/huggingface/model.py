@@ -17,6 +17,9 @@ from async_bento.config import BENTOML_VERSION
 from async_bento.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from typing_extensions import Self
 
     from async_bento._core.validation import JsonObject
@@ -27,7 +30,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
 class _Metadata(BaseModel):
-    """The metadata of such a model in `bento.yaml`."""
+    """The metadata of such a model in `bento.yaml` and in its record."""
 
     model_config = ConfigDict(protected_namespaces=())  # pydantic before 2.10 reserves the prefix model_
 
@@ -36,6 +39,24 @@ class _Metadata(BaseModel):
     endpoint: str | None = None
     include: list[str] | None = None
     exclude: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class HuggingFaceModel:
+    """A model whose files a pull has downloaded from the Hugging Face Hub.
+
+    Attributes:
+        tag: The tag in the registry, with a version.
+        path: The directory of the files, in `$BENTOML_HF_CACHE_DIR` or the cache of Hugging Face; it has no
+            `model.yaml`, and may have files of the model that the bento does not need.
+        model_id: The name on the Hub, like `org/bert`.
+        revision: The commit on the Hub.
+    """
+
+    tag: Tag
+    path: Path
+    model_id: str
+    revision: str
 
 
 @dataclass(frozen=True)
@@ -58,14 +79,23 @@ class HubModel:
         """Read a model from a bento (BentoML's `HuggingFaceModel.from_info`); without metadata, use `main`."""
         if not wanted.metadata:
             return cls(wanted.tag, wanted.tag.name.replace("--", "/"), endpoint=os.getenv("HF_ENDPOINT") or None)
+        return cls._from_metadata(wanted.tag, wanted.metadata, "bento.yaml")
+
+    @classmethod
+    def of_record(cls, tag: Tag, metadata: Mapping[str, object]) -> Self:
+        """Read a model from the metadata of its record in a registry."""
+        return cls._from_metadata(tag, metadata, "its record in the registry")
+
+    @classmethod
+    def _from_metadata(cls, tag: Tag, metadata: Mapping[str, object], source: str) -> Self:
         try:
-            metadata = _Metadata.model_validate(wanted.metadata)
+            valid = _Metadata.model_validate(metadata)
         except ValidationError as error:
             first = first_error(error)
             raise StoreError(
-                f"cannot locate the model {wanted.tag}: invalid metadata.{first.field} in bento.yaml: {first.message}"
+                f"cannot locate the model {tag}: invalid metadata.{first.field} in {source}: {first.message}"
             ) from error
-        return cls(wanted.tag, **metadata.model_dump(), is_frozen=True)
+        return cls(tag, **valid.model_dump(), is_frozen=True)
 
     @property
     def hub(self) -> str:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_bento import BentoError, ConfigError, HubError, NotFoundError, StoreError
+from async_bento import BentoError, ConfigError, HubError, HuggingFaceModel, NotFoundError, StoreError, Tag
+from async_bento.cli import main
 from async_bento.progress.events import ENDED
 from tests.builders import make_bento, random_bytes
+from tests.cli_runner import make_runner
 from tests.integrations.huggingface.conftest import HAS_BYTE_BARS
 from tests.integrations.huggingface.hub import COMMIT, Hub, Repo
 from tests.integrations.huggingface.test_push import on_the_hub
@@ -410,20 +412,77 @@ async def test_hub_pull_without_the_extra_names_the_extra(
         await make_client(proxy).push("svc:v1")
 
 
-async def test_pull_of_hub_model_tag_names_its_url(
-    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+@pytest.fixture
+async def registered(hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path) -> tuple[FaultProxy, str]:
+    """A registry with the record of a model on the Hub, and the tag of the model."""
     hub.repos["org/bert"] = Repo(FILES)
-    model = on_the_hub(hub.endpoint)
+    model = on_the_hub(hub.endpoint, include=["weights*"])
     make_bento(home, models=[model])
     proxy = await start_proxy()
-    await make_client(proxy).push("svc:v1", bare=True)
+    result = await make_client(proxy).push("svc:v1")
+    return proxy, str(result.models[0].tag)
+
+
+async def test_pull_of_hub_model_tag_returns_its_files(
+    registered: tuple[FaultProxy, str], make_client: MakeClient, home: Path, cache: Path
+) -> None:
+    proxy, tag = registered
     events: list[ProgressEvent] = []
+    api = make_client(proxy, progress=events.append)
 
-    assert await make_client(proxy, progress=events.append).models.pull(model["tag"]) is None
+    model = await api.models.pull(tag.partition(":")[0])
 
-    assert events[-1].message == f"its files are at {hub.endpoint}/org/bert/tree/{COMMIT}"
+    path = cache / "models--org--bert" / "snapshots" / COMMIT
+    assert model == HuggingFaceModel(Tag.parse(tag), path, "org/bert", COMMIT)
+    assert snapshot(cache).keys() == {"weights.bin", "weights.h5"}
+    assert (events[-1].phase, events[-1].message) == ("done", f"its files are in {path}")
+    assert {event.id for event in events} == {events[0].id}
+    assert await api.models.pull(tag) == model
+    assert events[-1].phase == "skipped"
+    assert not (home / "models").exists()
+
+
+async def test_pull_of_hub_model_into_directory_is_refused(
+    registered: tuple[FaultProxy, str], make_client: MakeClient, hub: Hub, tmp_path: Path
+) -> None:
+    proxy, tag = registered
+
+    with pytest.raises(ConfigError, match=r"its files are on the Hugging Face Hub\. Pull without a directory"):
+        await make_client(proxy).models.pull(tag, path=tmp_path / "bert")
+
+    assert not (tmp_path / "bert").exists()
     assert not hub.asked("resolve")
+
+
+async def test_pull_into_directory_leaves_hub_models_in_the_cache(
+    registered: tuple[FaultProxy, str], make_client: MakeClient, tmp_path: Path, cache: Path
+) -> None:
+    proxy, _ = registered
+
+    bento = await make_client(proxy).pull("svc:v1", path=tmp_path / "svc", with_models=True)
+
+    assert bento.path == tmp_path / "svc"
+    assert sorted(entry.name for entry in bento.path.iterdir()) == ["bento.yaml", "src"]
+    assert snapshot(cache).keys() == {"weights.bin", "weights.h5"}
+
+
+async def test_command_pulls_hub_model_and_prints_its_path(
+    registered: tuple[FaultProxy, str], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, tag = registered
+    monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", proxy.endpoint)
+    monkeypatch.setenv("BENTO_CLOUD_API_KEY", proxy.registry.api_token)
+
+    def run(*arguments: str) -> str:
+        result = make_runner().invoke(main, ["models", "pull", tag, *arguments])
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    planned = await asyncio.to_thread(run, "--dry-run")
+    printed = await asyncio.to_thread(run)
+
+    assert planned.endswith(", to the Hugging Face cache.\n")
+    assert printed == f"{tag} is in {cache}/models--org--bert/snapshots/{COMMIT}\n"
 
 
 def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,142 @@
+"""The directory of a pull on disk: what a commit replaces, and what a killed pull leaves."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento import Bento, PathExistsError, StoreError, Tag
+from async_bento.store import directory as module, moves
+from async_bento.store.directory import TargetDirectory
+from tests.builders import contents, make_bento
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TAG = Tag("svc", "v1")
+NEW = {"data": b"new", "src/service.py": b"new"}
+
+
+def fill(directory: Path, files: dict[str, bytes]) -> None:
+    """Put a bento into a directory."""
+    source = make_bento(directory.with_name(f"source-of-{directory.name}"), files=files)
+    for entry in source.iterdir():
+        entry.rename(directory / entry.name)
+
+
+def names(directory: Path) -> list[str]:
+    return [entry.name for entry in directory.iterdir() if not entry.name.startswith("source-of-")]
+
+
+def pull(path: Path, *, force: bool = False) -> Bento:
+    target = TargetDirectory(Bento, path)
+    target.check(force=force)
+    with target.stage() as staged:
+        fill(staged, NEW)
+        return target.commit(staged, TAG, force=force)
+
+
+@pytest.fixture(params=[False, True], ids=["renamed", "filled in place"])
+def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory; a rename replaces it, or does not reach it, as with a mount."""
+    if request.param:
+
+        def refuse(probe: Path, directory: Path) -> bool:
+            return False
+
+        monkeypatch.setattr(module, "rename_reaches", refuse)
+    path = tmp_path / "at" / "svc"
+    path.mkdir(parents=True)
+    return path
+
+
+def test_directory_commit_moves_the_item(path: Path) -> None:
+    assert pull(path).path == path
+    assert contents(path).keys() == {"bento.yaml", "data", "src", "src/service.py"}
+    assert names(path.parent) == ["svc"]
+
+
+def test_directory_force_replaces_all_entries(path: Path) -> None:
+    fill(path, {"old/data": b"old"})
+    (path / "old").chmod(0o500)
+    pull(path, force=True)
+    assert contents(path).keys() == {"bento.yaml", "data", "src", "src/service.py"}
+
+
+def test_directory_force_without_exchange_replaces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moves, "exchange", lambda _first, _second: False)
+    fill(path, {"old": b"old"})
+    pull(path, force=True)
+    assert contents(path).keys() == {"bento.yaml", "data", "src", "src/service.py"}
+    assert names(path.parent) == ["svc"]
+
+
+def test_directory_failed_commit_restores_entries(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path, {"old/data": b"old"})
+    before = contents(path)
+    rename, failed = Path.rename, False
+
+    def refuse(self: Path, target: Path) -> Path:
+        nonlocal failed
+        if not failed and Path(target) in {path, path / "src"}:
+            failed = True
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(moves, "exchange", lambda _first, _second: False)
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(StoreError, match=f"cannot write svc:v1 to {path}: Input/output error"):
+        pull(path, force=True)
+    assert contents(path) == before
+
+
+def killed(path: Path, monkeypatch: pytest.MonkeyPatch, at: Callable[[Path], bool], *, force: bool) -> None:
+    """Run a pull in a child process that ends before a rename."""
+    child = os.fork()
+    if child == 0:
+        rename = Path.rename
+
+        def end(self: Path, target: Path) -> Path:
+            if at(Path(target)):
+                os._exit(0)
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", end)
+        monkeypatch.setattr(moves, "exchange", lambda _first, _second: False)
+        try:
+            pull(path, force=force)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_directory_of_killed_pull_counts_as_empty(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed(path, monkeypatch, lambda target: target in {path, path / "data", path / "src"}, force=False)
+    pull(path)
+    assert contents(path).keys() == {"bento.yaml", "data", "src", "src/service.py"}
+    assert names(path.parent) == ["svc"]
+
+
+def test_directory_of_pull_killed_halfway_needs_force(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path, {"old": b"old"})
+    killed(path, monkeypatch, lambda target: target in {path, path / "bento.yaml"}, force=True)
+    assert not (path / "bento.yaml").exists()
+    if path.exists():
+        with pytest.raises(PathExistsError):
+            pull(path)
+    pull(path, force=True)
+    assert contents(path).keys() == {"bento.yaml", "data", "src", "src/service.py"}
+    assert names(path.parent) == ["svc"]
+
+
+def test_directory_commit_of_other_tag_raises(path: Path) -> None:
+    target = TargetDirectory(Bento, path)
+    with target.stage() as staged:
+        fill(staged, NEW)
+        with pytest.raises(StoreError, match="the file describes svc:v1, not svc:v2"):
+            target.commit(staged, Tag("svc", "v2"), force=False)
+    assert contents(path) == {}
