@@ -169,7 +169,9 @@ class Puller(Generic[ItemT, RecordT]):
         threads = self.resources.threads
         commit = await threads.run(self.kind.store.start_commit, staged, tag, replace=force)
         async with hold_lock(
-            commit.lock, threads, lambda: progress.enter("finishing", f"waiting: another process changes {tag.name}")
+            commit.lock,
+            threads,
+            lambda: progress.enter("finishing", f"waiting: another pull or delete uses {tag.name}"),
         ):
             item = await threads.run(commit.run)
         await threads.run(commit.finish)

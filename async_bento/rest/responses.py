@@ -44,6 +44,9 @@ token, and with 400 elsewhere, so the status does not tell them from a wrong tok
 
 _NO_REGISTRY = "Check that the endpoint is a BentoCloud or Yatai registry."
 
+_NO_ROUTE = frozenset({"", "not found", "404 page not found", "404: not found"})
+"""Messages of servers, in lower case, that have no such path; a registry names what it did not find."""
+
 _HINTS = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (
         "A proxy in front of the registry limits the size of requests: raise the limit (nginx: client_max_body_size), "
@@ -114,6 +117,8 @@ def status_error(response: RawResponse, credentials: Credentials) -> APIError:
     elif status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         error_type = AuthenticationError
         hint = f"Check the API token from {credentials.source}: it may be mistyped, expired or without this right."
+    elif status == HTTPStatus.NOT_FOUND and message.lower() in _NO_ROUTE:
+        hint = _NO_REGISTRY
     elif status == HTTPStatus.TOO_MANY_REQUESTS:
         error_type = RateLimitError
     elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:

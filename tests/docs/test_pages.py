@@ -302,6 +302,7 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     await note(lambda api: api.list(), endpoint="http://127.0.0.1:9", api_token="any")
     await note(lambda api: api.list(), endpoint=page_url, api_token="any")
     await note(lambda api: api.list(), endpoint=troubled_url, api_token="any")
+    await note(lambda api: api.list(), endpoint=f"{ready.endpoint}/path", api_token="any")
     await note(lambda api: api.push("nothing:v1"))
     await note(lambda api: api.pull("nothing"))
     await note(lambda api: api.push("no tag"))

@@ -259,6 +259,13 @@ def test_page_with_404_or_405_asks_to_check_endpoint(headers: dict[str, str], st
     )
 
 
+@pytest.mark.parametrize("body", [b"", b"404 page not found", b'{"error": "Not Found"}'])
+def test_404_of_an_unknown_path_asks_to_check_endpoint(body: bytes) -> None:
+    error = error_of(404, body)
+    assert str(error).endswith("Check that the endpoint is a BentoCloud or Yatai registry.")
+    assert "Check" not in str(error_of(404, b'{"error": "no such upload"}'))
+
+
 # Missing records
 
 MAY_BE_MISSING = {
