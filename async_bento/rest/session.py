@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from functools import cache
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -54,6 +55,7 @@ class ApiRequest(NamedTuple):
     body: RequestModel | None = None
     params: Mapping[str, str] | None = None
     timeout: float | None = None  # seconds for all attempts together; by default the session's, for each attempt
+    attempt: int = 1
 
 
 class RestSession:
@@ -98,6 +100,7 @@ class RestSession:
             except APIError as error:
                 if not (retry and time.monotonic() < until and await retries.wait_after(error, self._attempts(error))):
                     raise
+            request = request._replace(attempt=retries.failures + 1)
             if request.timeout is not None:
                 request = request._replace(timeout=max(1.0, until - time.monotonic()))
 
@@ -119,7 +122,7 @@ class RestSession:
 
     async def send(self, request: ApiRequest) -> RawResponse:
         """Send a request once and read the response, whatever its status."""
-        target = self.registry_target(request.path)
+        target = replace(self.registry_target(request.path), attempt=request.attempt)
         url = f"{request.method} {target}"
         timeout = aiohttp.ClientTimeout(total=request.timeout or self._timeout, connect=self.config.timeouts.connect)
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if request.body else {})

@@ -86,6 +86,7 @@ class Target:
     connections: asyncio.Semaphore | None = field(repr=False)  # bounds those to the registry; None for a storage
     owner: Connections = field(repr=False)
     redirects: int = 0  # that led here
+    attempt: int = 1  # of the request, for the log
 
     def __str__(self) -> str:
         """The URL, without secrets."""
@@ -105,6 +106,10 @@ class Target:
     def host(self) -> str:
         """The host with its port."""
         return f"{self.url.host}:{self.url.port}"
+
+    @property
+    def _attempt_note(self) -> str:
+        return f", attempt {self.attempt}" if self.attempt > 1 else ""
 
     @property
     def is_paused(self) -> bool:
@@ -151,14 +156,15 @@ class Target:
                 skip_auto_headers=("Content-Type",),  # a presigned URL is signed without one
                 raise_for_status=False,  # the caller's session may have it on
             ) as response:
-                logger.debug("%s %s: %s", method, self, _outcome(response, started))
+                logger.debug("%s %s: %s%s", method, self, _outcome(response, started), self._attempt_note)
                 self.throttle.record(self.host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
                 if self.credentials is None and not (self.is_forwarded and response.status in GATEWAY_ERRORS):
                     self.owner.storages.reached.add(self.storage)
                 yield response
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             _remove_secrets(error)
-            logger.debug("%s %s: failed after %d ms: %s", method, self, _since(started), describe(error))
+            note = self._attempt_note
+            logger.debug("%s %s: failed after %d ms%s: %s", method, self, _since(started), note, describe(error))
             raise
 
     def redirected(self, status: int, location: str | None) -> Target | None:
@@ -181,7 +187,7 @@ class Target:
             problem = f"more than {_MAX_REDIRECTS} times"
         else:
             target = self.owner.target(url.with_user(None), {}, None)
-            return replace(target, redirects=self.redirects + 1)
+            return replace(target, redirects=self.redirects + 1, attempt=self.attempt)
         raise PartError(
             f"{self}: the storage redirects {problem}, which is not followed. "
             "Check the storage settings of the registry.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -230,7 +231,7 @@ class _Download:
             target = await self._source.target()  # not retried here: API requests have their own retries
             try:
                 async with self._pool.slot(target):
-                    data = await self._fetch_once(target, byte_range)
+                    data = await self._fetch_once(target, byte_range, retries.failures + 1)
             except Exception as error:
                 if not await self._source.wait_after_failure(retries, target, error):
                     raise
@@ -238,11 +239,12 @@ class _Download:
                 self._ranges_done += 1
                 return data
 
-    async def _fetch_once(self, target: Target, byte_range: ByteRange) -> list[bytes] | None:
+    async def _fetch_once(self, target: Target, byte_range: ByteRange, attempt: int) -> list[bytes] | None:
         started = time.monotonic()
         with self._progress.attempt() as count:
             try:
-                async with get(target, byte_range, self._pool.config, etag=self._etag) as received:
+                numbered = replace(target, attempt=attempt)
+                async with get(numbered, byte_range, self._pool.config, etag=self._etag) as received:
                     if received.is_partial:
                         data = await self._read(received, byte_range, count)
                         now = time.monotonic()

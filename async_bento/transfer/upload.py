@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -199,6 +199,7 @@ class Upload:
                 async with self.pool.slot(place):
                     if time.monotonic() - presigned > FRESH:
                         place = await target()
+                    place = replace(place, attempt=retries.failures + 1)
                     return await put(place, body, self.pool.config, part_number)
             except Exception as error:
                 if _is_refusal(error):
