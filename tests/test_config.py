@@ -435,9 +435,8 @@ def test_credentials_missing_token_lists_the_sources(home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home))
     assert str(caught.value) == (
-        f"no API token: no argument, variable or context of {home / '.yatai.yaml'} has one. Pass api_token=, set "
-        "BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT for a registry other than https://cloud.bentoml.com), or "
-        "log in with `async-bento login`."
+        f"no API token: no variable and no context of {home / '.yatai.yaml'} has one. Log in with `async-bento login`, "
+        "or set BENTO_CLOUD_API_KEY, and BENTO_CLOUD_API_ENDPOINT for a registry other than https://cloud.bentoml.com."
     )
 
 

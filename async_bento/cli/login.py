@@ -12,7 +12,7 @@ from async_bento.cli.completion import complete_context
 from async_bento.cli.groups import Group
 from async_bento.cli.options import RegistryOptions, asynchronous, json_option, registry_options
 from async_bento.cli.output import print_json, print_table
-from async_bento.errors import AuthenticationError, ConfigError
+from async_bento.errors import AuthenticationError, ConfigError, with_message
 from async_bento.rest.contexts import (
     Context,
     contexts_path,
@@ -23,6 +23,7 @@ from async_bento.rest.contexts import (
     use_context,
 )
 from async_bento.rest.credentials import (
+    ARGUMENT,
     DEFAULT_ENDPOINT,
     Credentials,
     context_of_environment,
@@ -242,7 +243,10 @@ def _find_credentials(endpoint: str | None, from_stdin: bool, earlier: Context |
     token = _read_line() if from_stdin else click.prompt("API token (hidden)", hide_input=True, err=True, type=str)
     if not token.strip():
         raise ConfigError("no API token: the input is empty. Enter or pipe in a token.")
-    return find_credentials(endpoint, token.strip())
+    try:
+        return find_credentials(endpoint, token.strip())
+    except ConfigError as error:
+        raise with_message(error, str(error).replace(ARGUMENT, "the input")) from None
 
 
 def _can_prompt() -> bool:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 DEFAULT_ENDPOINT = "https://cloud.bentoml.com"
 """The default endpoint of BentoML 1.4.39 (`bentoml/_internal/cloud/config.py`)."""
 
+ARGUMENT = "the api_token argument"
+"""The source of a token that a Python program passes."""
+
 _TOKEN_VARIABLES = ("ASYNC_BENTO_API_TOKEN", "BENTO_CLOUD_API_KEY")
 _ENDPOINT_VARIABLES = ("ASYNC_BENTO_ENDPOINT", "BENTO_CLOUD_API_ENDPOINT")
 _CONTEXT_VARIABLE = "BENTOML_CLOUD_CONTEXT"
@@ -129,7 +132,7 @@ def find_credentials(
     api_token = _strip(api_token)
     named = from_context(context) if context else None
     found = (
-        (Credentials("", SecretStr(api_token), "the api_token argument") if api_token else None)
+        (Credentials("", SecretStr(api_token), ARGUMENT) if api_token else None)
         or named
         or from_variables(_TOKEN_VARIABLES[0], _ENDPOINT_VARIABLES[0])
         or from_variables(_TOKEN_VARIABLES[1], _ENDPOINT_VARIABLES[1])
@@ -137,9 +140,9 @@ def find_credentials(
     )
     if found is None:
         raise ConfigError(
-            f"no API token: no argument, variable or context of {contexts_path(environ)} has one. Pass api_token=, set "
-            f"BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT for a registry other than {DEFAULT_ENDPOINT}), or log "
-            "in with `async-bento login`."
+            f"no API token: no variable and no context of {contexts_path(environ)} has one. Log in with "
+            "`async-bento login`, or set BENTO_CLOUD_API_KEY, and BENTO_CLOUD_API_ENDPOINT for a registry other than "
+            f"{DEFAULT_ENDPOINT}."
         )
     selected = (
         _strip(endpoint)

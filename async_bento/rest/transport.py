@@ -396,7 +396,7 @@ def explain_failure(target: Target, error: Exception) -> str:
 def _check(server: str, error: aiohttp.ClientConnectorError) -> str:
     """What to check where the server was not reached."""
     if isinstance(error.os_error, ssl_module.SSLCertVerificationError):
-        return "If its certificate is from a private authority, pass ssl= or set SSL_CERT_FILE."
+        return "If its certificate is from a private authority, set SSL_CERT_FILE to the authority's certificate."
     if isinstance(error, aiohttp.ClientSSLError):
         return f"Check the TLS settings of the {server}."
     if server == "registry":
