@@ -11,6 +11,7 @@ from async_bento._core.tag import Tag
 from async_bento._core.text import human_size
 from async_bento.api.pull import refuse_hub_model
 from async_bento.api.records import hub_metadata, wants_newest
+from async_bento.cli.errors import ItemsError
 from async_bento.cli.output import print_json
 from async_bento.cli.selection import run_each
 from async_bento.errors import NotFoundError
@@ -34,27 +35,44 @@ Word = Literal["bento", "model"]
 
 
 class Planned(NamedTuple):
-    """What would happen to one item; `note` is the reason or the size, for people."""
+    """What would happen to one item; `note` is for people. The bytes to transfer are None where they are unknown."""
 
     tag: str
     kind: Word
     action: Literal["push", "pull", "skip"]
     note: str
+    size_bytes: int | None = 0
 
 
 async def plan_each(
     plan: Callable[[str], Awaitable[list[Planned]]], selection: Selection, action: str, *, as_json: bool
 ) -> None:
-    """Print the plan of each selected item; `action` is like `push {} bentos`."""
+    """Print the plan of each selected item, and of a model once; `action` is like `push {} bentos`."""
+    planned: dict[tuple[Word, str], Planned] = {}
 
-    def report(planned: list[Planned]) -> None:
-        if not as_json:
-            for each in planned:
+    def report(plans: list[Planned]) -> None:
+        for each in plans:
+            if planned.setdefault((each.kind, each.tag), each) is each and not as_json:
                 click.echo(f"Would {each.action} {each.kind} {each.tag}: {each.note}.")
 
-    plans = await run_each(plan, selection, action, report)
+    try:
+        await run_each(plan, selection, action, report)
+    except ItemsError:
+        _print_sum([*planned.values()], action.partition(" ")[0], as_json)
+        raise
+    _print_sum([*planned.values()], action.partition(" ")[0], as_json)
+
+
+def _print_sum(planned: list[Planned], verb: str, as_json: bool) -> None:
+    """Print how many of several items would be transferred, and their bytes; or all of it as JSON."""
     if as_json:
-        print_json([each._asdict() for planned in plans for each in planned])
+        print_json([each._asdict() for each in planned])
+        return
+    sizes = [each.size_bytes for each in planned if each.action != "skip"]
+    known = [size for size in sizes if size is not None]
+    if len(planned) > 1:
+        size = f": {human_size(sum(known))}" if sizes and len(known) == len(sizes) else ""
+        click.echo(f"Would {verb} {len(sizes)} of {len(planned)} items{size}.")
 
 
 async def plan_push(api: AsyncBentoAPI, item: str, *, force: bool, bare: bool) -> list[Planned]:
@@ -75,20 +93,24 @@ async def plan_pull(
 ) -> list[Planned]:
     """Plan the pull of a bento, and of its models."""
     to = BentoStore() if output is None else TargetDirectory(Bento, output)
-    planned, models = await _plan_pull(api, to, "bento", tag, force)
-    if with_models:
-        store = ModelStore(None if output is None else to.path / "models")
-        for model in models:
-            more, _ = await _plan_pull(api.models, store, "model", model, force=output is not None)
-            planned += more
-    return planned
+    bento, record = await _plan_pull(api, to, "bento", tag, force)
+    models: list[str] = getattr(getattr(record, "manifest", None), "models", [])
+    if not with_models:
+        is_part = bento.action == "pull" and bool(models)  # the record's size counts the models, which stay there
+        return [bento._replace(note=f"{bento.note}, with its models", size_bytes=None) if is_part else bento]
+    store = ModelStore(None if output is None else to.path / "models")
+    plans = [await _plan_pull(api.models, store, "model", model, force=output is not None) for model in models]
+    if bento.action == "pull":
+        own = max(0, record.size_bytes - sum(model.size_bytes for _, model in plans))
+        bento = bento._replace(note=_size_and_place(own, to.path), size_bytes=own)
+    return [bento, *(planned for planned, _ in plans)]
 
 
 async def plan_pull_model(api: AsyncModelAPI, tag: str, *, force: bool, output: Path | None) -> list[Planned]:
     """Plan the pull of a model."""
     to = ModelStore() if output is None else TargetDirectory(Model, output)
     planned, _ = await _plan_pull(api, to, "model", tag, force)
-    return planned
+    return [planned]
 
 
 async def _plan_push(
@@ -97,7 +119,10 @@ async def _plan_push(
     tag = str(item.tag)
     if not force and await api.exists(tag):
         return Planned(tag, word, "skip", "already pushed")
-    return Planned(tag, word, "push", "the record only" if bare else human_size(await _run(item.size)))
+    if bare:
+        return Planned(tag, word, "push", "the record only")
+    size: int = await _run(item.size)
+    return Planned(tag, word, "push", human_size(size), size)
 
 
 async def _plan_push_model(api: AsyncModelAPI, bento: Bento, tag: Tag, is_hub: bool, force: bool) -> Planned:
@@ -113,8 +138,8 @@ async def _plan_push_model(api: AsyncModelAPI, bento: Bento, tag: Tag, is_hub: b
 
 async def _plan_pull(
     api: AsyncBentoAPI | AsyncModelAPI, to: Store[Any] | TargetDirectory[Any], word: Word, tag: str, force: bool
-) -> tuple[list[Planned], list[str]]:
-    """The plan of one item, and the tags of its models."""
+) -> tuple[Planned, ItemSchema]:
+    """The plan of one item, and its record."""
     wanted = Tag.parse(tag)
     if isinstance(to, TargetDirectory):
         await _run(to.check, force=force)
@@ -122,17 +147,18 @@ async def _plan_pull(
     if not await api.exists(tag):
         raise NotFoundError(f"cannot pull {tag}: its upload never finished. Push it again.")
     exact = f"{wanted.name}:{record.version}"
-    models: list[str] = getattr(record.manifest, "models", [])
-    place = str(to.path)
+    place: Path | str = to.path
     if hub_metadata(record) is not None:
         place = "the Hugging Face cache"
         if isinstance(to, TargetDirectory):
             raise refuse_hub_model(Tag.parse(exact), to.path)
     elif not force and not isinstance(to, TargetDirectory) and (local := await _find_local(to, wanted, record)):
-        return [Planned(str(local.tag), word, "skip", "already pulled")], models
-    size = record.manifest.size_bytes if record.manifest else 0
-    note = f"{human_size(size)}{' with its models' if models else ''}, to {place}"
-    return [Planned(exact, word, "pull", note)], models
+        return Planned(str(local.tag), word, "skip", "already pulled"), record
+    return Planned(exact, word, "pull", _size_and_place(record.size_bytes, place), record.size_bytes), record
+
+
+def _size_and_place(size: int, place: Path | str) -> str:
+    return f"{human_size(size)}, to {place}"
 
 
 async def _find_local(store: Store[Any], wanted: Tag, record: ItemSchema) -> Bento | Model | None:

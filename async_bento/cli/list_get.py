@@ -120,7 +120,8 @@ def _exists_command(word: Word) -> click.Command:
 
         async with _open_records(registry, word) as routes:
             if not await record_exists(routes, Tag.parse(tag)):
-                raise NotFoundError(f"no {word} {tag}, uploaded, in the registry at {routes.session.endpoint}.")
+                endpoint = routes.session.endpoint
+                raise NotFoundError(f"no {word} {tag} with a complete upload in the registry at {endpoint}.")
         if registry.as_json:
             print_json({"tag": tag, "exists": True})
 
