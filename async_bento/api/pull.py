@@ -85,7 +85,7 @@ class Puller(Generic[ItemT, RecordT]):
                 progress.tag = str(exact)
                 progress.note = f"passed over {', '.join(passed_over)}" if passed_over else ""
                 if not force and (local := await self._local_is_current(exact, record, query)):
-                    message = f"{local.tag} is already pulled"
+                    message = "already pulled" if local.tag == exact else f"{local.tag} is already pulled"
                     progress.enter("skipped", f"{message}, {progress.note}" if progress.note else message)
                     return local
                 try:

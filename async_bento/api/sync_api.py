@@ -196,7 +196,8 @@ class BentoAPI:
         model_store: The store of models; `$BENTOML_HOME/models` by default.
         config: The settings; the defaults and the `ASYNC_BENTO_*` variables by default.
         progress: True for bars, or lines of text where no bars can be drawn, as in the log of a CI job; False for
-            neither; or a function that takes a `ProgressEvent`. By default True in a terminal or a notebook.
+            neither; or a function that takes a `ProgressEvent`. By default True in a terminal or a notebook. The
+            variable `ASYNC_BENTO_PROGRESS` is for the command only.
 
     Attributes:
         models: The API of models.

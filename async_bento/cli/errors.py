@@ -75,17 +75,34 @@ def print_error(error: Exception, item: str = "") -> None:
     if not expects_json(ctx):
         click.secho(f"Error: {f'{item}: ' if item else ''}{error}", err=True, fg="red")
     elif not item:
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        click.echo(json.dumps({"error": _as_json(error)}, indent=2 if terminal else None), err=True)
+        _print_json(_as_json(error))
+
+
+def print_interruption(ctx: click.Context) -> None:
+    """Print that the command was interrupted, with --json as an error."""
+    text = "Interrupted." + (" Run the same command again to resume." if ctx.meta.get(_RESUMABLE) else "")
+    if expects_json(ctx):
+        _print_json(_describe(text, KeyboardInterrupt))
+    else:
+        click.echo(text, err=True)
+
+
+def _print_json(described: dict[str, object]) -> None:
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    click.echo(json.dumps({"error": described}, indent=2 if terminal else None), err=True)
 
 
 def _as_json(error: Exception) -> dict[str, object]:
     text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-    message, hint = _split_hint(text)
-    described: dict[str, object] = {"message": message, "type": type(error).__name__, "hint": hint or None}
+    described = _describe(text, type(error))
     if isinstance(error, (ItemsError, ModelsError)):
         described["failures"] = {item: _as_json(failure) for item, failure in error.failures.items()}
     return described
+
+
+def _describe(text: str, error_type: type[BaseException]) -> dict[str, object]:
+    message, hint = _split_hint(text)
+    return {"message": message, "type": error_type.__name__, "hint": hint or None}
 
 
 def _split_hint(message: str) -> tuple[str, str]:
@@ -106,8 +123,3 @@ def hint_at_list(error: NotFoundError, word: str) -> NotFoundError:
 def mark_resumable() -> None:
     """Record that the running command resumes after an interruption."""
     click.get_current_context().meta[_RESUMABLE] = True
-
-
-def interruption_message(ctx: click.Context) -> str:
-    """Write the message for Ctrl-C."""
-    return "Interrupted." + (" Run the same command again to resume." if ctx.meta.get(_RESUMABLE) else "")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from async_bento.cli.logs import accept_verbose
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -39,7 +41,10 @@ class Group(click.Group):
             suggestion = self._suggest(ctx, name)
             hint = f" Did you mean `{ctx.command_path} {suggestion}`?" if suggestion else ""
             ctx.fail(f"No such command {name!r}.{hint}")
-        return super().resolve_command(ctx, args)
+        known, command, more = super().resolve_command(ctx, args)
+        if command is not None:
+            accept_verbose(command)
+        return known, command, more
 
     def _suggest(self, ctx: click.Context, name: str) -> str | None:
         import difflib

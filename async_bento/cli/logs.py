@@ -1,28 +1,86 @@
-"""The log of a command, on standard error."""
+"""The log of a command, on standard error, and the options --verbose and --quiet."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+import click
+
+from async_bento.cli.errors import expects_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     StreamHandler = logging.StreamHandler[TextIO]
 else:
     StreamHandler = logging.StreamHandler  # not generic at runtime before Python 3.11
 
+CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
+
 _REPEAT_AFTER = 5.0  # seconds until the same line is written again
 
+# Keys of click's `Context.meta`, which a group shares with its commands.
+_VERBOSE = "async_bento.verbose"
+_QUIET = "async_bento.quiet"
 
-def set_up_logging(verbose: int) -> None:
-    """Log warnings and waits for the registry; with 1 all retries, too, with 2 all requests."""
+
+def set_up_logging(ctx: click.Context) -> None:
+    """Log warnings and waits for the registry, and what --verbose asks for, until the command ends."""
     handler = _Handler()
     handler.addFilter(_RepetitionFilter())
     logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[handler])
+    ctx.call_on_close(lambda: logging.disable(logging.NOTSET))
+    _set_levels(ctx)
+
+
+def accept_verbose(command: click.Command, *, hidden: bool = True) -> None:
+    """Add --verbose to a command, once; the help of the root alone shows it. All of those on a line count."""
+    if any("-v" in parameter.opts for parameter in command.params):
+        return
+    text = "Log more, before or after the command (-v: every retry, -vv: every request)."
+    option = ["-v", "--verbose"]
+    command.params.append(
+        click.Option(option, count=True, expose_value=False, callback=_add_verbose, hidden=hidden, help=text)
+    )
+
+
+def quiet_option(command: CommandT) -> CommandT:
+    """Add --quiet."""
+    return click.option(
+        "--quiet", "-q", is_flag=True, expose_value=False, callback=_set_quiet, help="Print errors only."
+    )(command)
+
+
+def is_quiet() -> bool:
+    """Whether the running command prints errors only."""
+    return _QUIET in click.get_current_context().meta
+
+
+def _add_verbose(ctx: click.Context, _parameter: click.Parameter, count: int) -> None:
+    ctx.meta[_VERBOSE] = ctx.meta.get(_VERBOSE, 0) + count
+    if ctx.parent is not None and not ctx.resilient_parsing:  # for the root, `set_up_logging` does it
+        _set_levels(ctx)
+
+
+def _set_quiet(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_QUIET] = True
+        if ctx.parent is not None and not ctx.resilient_parsing:
+            _set_levels(ctx)
+
+
+def _set_levels(ctx: click.Context) -> None:
+    """Set what is logged: only errors with --quiet; nothing with --json, whose error is the only output."""
+    verbose: int = ctx.meta.get(_VERBOSE, 0)
     logging.getLogger("async_bento").setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
-    if not verbose:
-        logging.getLogger("async_bento.rest").setLevel(logging.INFO)
+    logging.getLogger("async_bento.rest").setLevel(logging.NOTSET if verbose else logging.INFO)
+    if expects_json(ctx) and not verbose:
+        logging.disable(logging.CRITICAL)
+    else:
+        logging.disable(logging.WARNING if _QUIET in ctx.meta else logging.NOTSET)
 
 
 class _Handler(StreamHandler):

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from async_bento._core.version import __version__
-from async_bento.cli.errors import exit_code, expect_json, expects_json, interruption_message, print_error
+from async_bento.cli.errors import exit_code, expect_json, expects_json, print_error, print_interruption
 from async_bento.cli.groups import LazyGroup
-from async_bento.cli.logs import set_up_logging
+from async_bento.cli.logs import accept_verbose, set_up_logging
 from async_bento.cli.process import process_errors
 from async_bento.cli.progress import progress_options
 from async_bento.cli.signals import exit_code_of_signal
@@ -63,7 +63,7 @@ class RootGroup(LazyGroup):
             ctx.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):  # click raises Abort for Ctrl-C and Ctrl-D at a prompt
             with suppress(OSError):  # after SIGHUP, the terminal is gone
-                click.echo(interruption_message(ctx), err=True)
+                print_interruption(ctx)
             ctx.exit(exit_code_of_signal(ctx))
 
 
@@ -90,14 +90,17 @@ class RootGroup(LazyGroup):
 )
 @click.version_option(__version__, "-V", "--version", prog_name="async-bento")
 @progress_options
-@click.option("-v", "--verbose", count=True, help="Log more (-v: every retry, -vv: every request).")
-def main(verbose: int) -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Push and pull bentos and models to and from BentoCloud, Yatai or your own registry.
 
     The endpoint and the API token come from BENTO_CLOUD_API_ENDPOINT and BENTO_CLOUD_API_KEY, or from a context that
     `async-bento login` or `bentoml cloud login` stored: the one named by BENTOML_CLOUD_CONTEXT, or the current one.
     """
-    set_up_logging(verbose)
+    set_up_logging(ctx)
+
+
+accept_verbose(main, hidden=False)
 
 
 @click.group(

@@ -32,15 +32,15 @@ class RegistryOptions:
     context: str | None
     as_json: bool
 
-    def make_transfer_api(self, *, resumable: bool = True) -> AsyncBentoAPI:
-        """Create an API for commands that push or pull; it shows progress."""
+    def make_transfer_api(self, *, is_single: bool, resumable: bool = True) -> AsyncBentoAPI:
+        """Create an API for commands that push or pull one item or several; it shows progress."""
         from async_bento.api.async_api import AsyncBentoAPI
 
         resume_collection()
         if resumable:
             mark_resumable()
         cancel_on_signals()
-        return AsyncBentoAPI(endpoint=self.endpoint, context=self.context, progress=make_listener())
+        return AsyncBentoAPI(endpoint=self.endpoint, context=self.context, progress=make_listener(is_single=is_single))
 
 
 def asynchronous(command: Callable[P, Coroutine[object, object, T]]) -> Callable[P, T]:

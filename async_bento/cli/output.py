@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from async_bento._core.text import human_size, shorten
-from async_bento.cli.progress import is_quiet, progress_mode
+from async_bento.cli.errors import expects_json
+from async_bento.cli.logs import is_quiet
+from async_bento.cli.progress import progress_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from async_bento.rest.schemas import ItemSchema
 
 _GAP = "  "
-_MIN_WIDTH = 12  # of a column that is cut, so that shortened tags stay distinguishable
+_MIN_WIDTH = 16  # of a column that is cut: that of a time, and shortened tags stay distinguishable
 
 
 def print_json(value: object) -> None:
@@ -35,12 +37,20 @@ def print_push(result: PushResult, word: str) -> None:
     if is_quiet() or progress_mode() == "bars":
         return
     if result.skipped:
-        click.echo(f"Skipped {word} {result.tag}: already pushed. Use --force to push it again.")
+        print_skipped([str(result.tag)], word, "push")
     elif result.parts == 0:
         click.echo(f"Pushed the record of {word} {result.tag}.")
     else:
         parts = "" if result.parts == 1 else f" in {result.parts} parts"
         click.echo(f"Pushed {word} {result.tag}: {human_size(result.bytes_sent)}{parts}, {result.seconds:.1f} s.")
+
+
+def print_skipped(tags: Sequence[str], word: str, verb: str) -> None:
+    """Print one line for all of several items that were skipped, unless the bars leave it."""
+    if not tags or is_quiet() or expects_json(click.get_current_context()) or progress_mode() == "bars":
+        return
+    items, pronoun = (f"{word} {tags[0]}", "it") if len(tags) == 1 else (f"{len(tags)} {word}s", "them")
+    click.echo(f"Skipped {items}: already {verb}ed. Use --force to {verb} {pronoun} again.")
 
 
 def push_as_json(result: PushResult) -> dict[str, object]:
@@ -87,12 +97,12 @@ def print_record(record: ItemSchema, endpoint: str, tag: str | None = None, *, a
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; on a terminal that is too narrow, the widest cells lose their middle."""
+    """Print a table; on a terminal that is too narrow, the widest cells lose their middle, then the last columns go."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     if (columns := terminal_width()) is not None:
         widths = fit_widths(widths, columns)
     for row in (head, *rows):
-        cells = (shorten(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True))
+        cells = (shorten(cell, width).ljust(width) for cell, width in zip(row, widths, strict=False))
         click.echo(_GAP.join(cells).rstrip())
 
 
@@ -116,11 +126,17 @@ def wrap(head: str, text: str) -> str:
 
 
 def fit_widths(widths: Sequence[int], columns: int) -> list[int]:
-    """Narrow the widest columns of a table until a row fits or all of them have the minimum width."""
+    """Narrow the widest columns of a table until a row fits; the last columns are left out where it cannot."""
     fitted = [*widths]
-    while sum(fitted) + len(_GAP) * (len(fitted) - 1) > columns and max(fitted) > _MIN_WIDTH:
+    while len(fitted) > 1 and _row_width([min(width, _MIN_WIDTH) for width in fitted]) > columns:
+        fitted.pop()
+    while _row_width(fitted) > columns and max(fitted) > _MIN_WIDTH:
         fitted[fitted.index(max(fitted))] -= 1
     return fitted
+
+
+def _row_width(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
 
 
 def terminal_width() -> int | None:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import click
 from click.core import ParameterSource
 
+from async_bento.cli.errors import expects_json
+from async_bento.cli.logs import CommandT, is_quiet, quiet_option
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from async_bento.progress.events import ProgressListener
-
-CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
+    from async_bento.progress.events import ProgressEvent, ProgressListener
 
 Mode = Literal["bars", "lines", "json", "none"]
 _MODES = ("auto", "bars", "lines", "json", "none")
 
-# Keys of click's `Context.meta`, which a group shares with its commands.
-_MODE = "async_bento.progress"
-_QUIET = "async_bento.quiet"
+_MODE = "async_bento.progress"  # a key of click's `Context.meta`, which a group shares with its commands
+_SKIPPED = "async_bento.skipped"
 
 
 def progress_options(command: CommandT) -> CommandT:
@@ -34,9 +31,7 @@ def progress_options(command: CommandT) -> CommandT:
         callback=_set_mode,
         help="Progress on standard error: bars on a terminal and lines elsewhere (auto), JSON lines, or none.",
     )(command)
-    return click.option(
-        "--quiet", "-q", is_flag=True, expose_value=False, callback=_set_quiet, help="Print errors only."
-    )(command)
+    return quiet_option(command)
 
 
 def _set_mode(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
@@ -45,22 +40,11 @@ def _set_mode(ctx: click.Context, _parameter: click.Parameter, value: str | None
         ctx.meta[_MODE] = value
 
 
-def _set_quiet(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        ctx.meta[_QUIET] = True
-        logging.disable(logging.WARNING)
-        ctx.call_on_close(lambda: logging.disable(logging.NOTSET))
-
-
-def is_quiet() -> bool:
-    """Whether the running command prints errors only."""
-    return _QUIET in click.get_current_context().meta
-
-
 def progress_mode() -> Mode:
-    """How the running command shows progress."""
-    mode: Literal["auto"] | Mode = click.get_current_context().meta.get(_MODE, "auto")
-    if is_quiet():
+    """How the running command shows progress; with --json, only as it is asked to."""
+    ctx = click.get_current_context()
+    mode: Literal["auto"] | Mode = ctx.meta.get(_MODE, "auto")
+    if is_quiet() or (mode == "auto" and expects_json(ctx)):
         return "none"
     if mode == "auto":
         from async_bento.progress.events import is_watched
@@ -69,13 +53,32 @@ def progress_mode() -> Mode:
     return mode
 
 
-def make_listener() -> ProgressListener | Literal[False]:
-    """Make the progress listener of the running command; False for none."""
-    from async_bento.progress.listeners import JsonListener, LineListener, TqdmListener
+def make_listener(*, is_single: bool) -> ProgressListener:
+    """Make the progress listener of the running command, which transfers one item or several."""
+    from async_bento.progress.listeners import CommandBars, JsonListener, LineListener, TqdmListener
 
-    mode = progress_mode()
-    if mode == "bars":
-        return TqdmListener()
-    if mode == "lines":
-        return LineListener(results=False)  # the command prints them on standard output
-    return JsonListener() if mode == "json" else False
+    mode, ctx = progress_mode(), click.get_current_context()
+    listener: ProgressListener | None = None
+    if mode == "bars" and is_single:
+        listener = TqdmListener()
+    elif mode == "bars":
+        listener = bars = CommandBars()
+        ctx.call_on_close(bars.close)
+    elif mode == "lines":
+        listener = LineListener(results=False)  # the command prints them on standard output
+    elif mode == "json":
+        listener = JsonListener()
+    skipped = ctx.meta[_SKIPPED] = set[tuple[str, str]]()
+
+    def record(event: ProgressEvent) -> None:
+        if event.phase == "skipped":
+            skipped.add((event.kind, event.tag))
+        if listener is not None:
+            listener(event)
+
+    return record
+
+
+def is_skipped(word: str, tag: str) -> bool:
+    """Whether the running command has skipped a bento or model, since it is already pushed or pulled."""
+    return (word, tag) in click.get_current_context().meta[_SKIPPED]

@@ -12,8 +12,9 @@ import click
 from async_bento.cli.completion import complete_bento, complete_model
 from async_bento.cli.errors import ItemsError, hint_at_list
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
-from async_bento.cli.output import print_json, print_pull, print_push, pull_as_json, push_as_json
-from async_bento.cli.selection import check_arguments, is_pattern, run_each, select, select_stored
+from async_bento.cli.output import print_json, print_pull, print_push, print_skipped, pull_as_json, push_as_json
+from async_bento.cli.progress import is_skipped
+from async_bento.cli.selection import check_arguments, is_pattern, is_single, run_each, select, select_stored
 from async_bento.errors import BentoError, NotFoundError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ async def push(
 
     check_arguments(bentos, "bento", "push", select_all=select_all)
     selection = await select_stored(BentoStore(), bentos, select_all=select_all)
-    async with registry.make_transfer_api() as api:
+    async with registry.make_transfer_api(is_single=is_single(bentos)) as api:
 
         async def push_one(item: str) -> PushResult:
             return await api.push(item, force=force, bare=bare, threads=threads)
@@ -137,7 +138,7 @@ async def push_models(
 
     check_arguments(models, "model", "push", select_all=select_all)
     selection = await select_stored(ModelStore(), models, select_all=select_all)
-    async with registry.make_transfer_api() as api:
+    async with registry.make_transfer_api(is_single=is_single(models)) as api:
 
         async def push_one(item: str) -> PushResult:
             return await api.models.push(item, force=force, threads=threads)
@@ -185,7 +186,7 @@ async def pull(
     """
     check_arguments(bentos, "bento", "pull", select_all=select_all)
     _check_output(output, bentos, "bento", select_all)
-    async with registry.make_transfer_api(resumable=output is None) as api:
+    async with registry.make_transfer_api(is_single=is_single(bentos), resumable=output is None) as api:
 
         async def pull_one(tag: str) -> Pulled:
             try:
@@ -239,7 +240,7 @@ async def pull_models(
     _check_output(output, models, "model", select_all)
     if dry_run and query:
         raise click.UsageError("--dry-run does not support --query.")
-    async with registry.make_transfer_api(resumable=output is None) as api:
+    async with registry.make_transfer_api(is_single=is_single(models), resumable=output is None) as api:
 
         async def pull_one(tag: str) -> Pulled:
             try:
@@ -271,24 +272,36 @@ async def _push_each(
     as_json: bool,
 ) -> None:
     """Push the selected items in order."""
+    skipped: list[str] = []
 
     def report(result: PushResult) -> None:
-        if not as_json:
+        if result.skipped and not selection.is_single:
+            skipped.append(str(result.tag))
+        elif not as_json:
             print_push(result, word)
 
-    await _run_each(push_one, selection, f"push {{}} {word}s", report, push_as_json if as_json else None)
+    try:
+        await _run_each(push_one, selection, f"push {{}} {word}s", report, push_as_json if as_json else None)
+    finally:
+        print_skipped(skipped, word, "push")
 
 
 async def _pull_each(
     pull_one: Callable[[str], Awaitable[Pulled]], selection: Selection, word: Literal["bento", "model"], as_json: bool
 ) -> None:
     """Pull the selected items in order."""
+    skipped: list[str] = []
 
     def report(result: Pulled) -> None:
-        if not as_json:
+        if not selection.is_single and result.path and is_skipped(word, result.tag):
+            skipped.append(result.tag)
+        elif not as_json:
             print_pull(*result)
 
-    await _run_each(pull_one, selection, f"pull {{}} {word}s", report, pull_as_json if as_json else None)
+    try:
+        await _run_each(pull_one, selection, f"pull {{}} {word}s", report, pull_as_json if as_json else None)
+    finally:
+        print_skipped(skipped, word, "pull")
 
 
 async def _run_each(

@@ -44,6 +44,11 @@ def is_pattern(argument: str) -> bool:
     return any(character in argument for character in "*?[") and "/" not in argument
 
 
+def is_single(arguments: Sequence[str]) -> bool:
+    """Whether arguments select one item at most; none stand for --all."""
+    return len(arguments) == 1 and not is_pattern(arguments[0])
+
+
 def matching_tags(tags: Iterable[str], pattern: str) -> list[str]:
     """The tags that match a pattern."""
     return [tag for tag in tags if fnmatch.fnmatchcase(tag, pattern)]
@@ -54,7 +59,7 @@ async def select(
 ) -> Selection:
     """Expand patterns and --all; keep other arguments. `missing` begins the error of a pattern without a match."""
     if not select_all and not any(map(is_pattern, arguments)):
-        return Selection(list(dict.fromkeys(arguments)), is_single=len(arguments) == 1)
+        return Selection(list(dict.fromkeys(arguments)), is_single=is_single(arguments))
     tags = await list_tags()
     if select_all and not tags:
         raise NotFoundError(f"{missing}.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from async_bento._core.text import shorten
 from async_bento.progress.events import ENDED, ProgressListener, is_notebook, is_watched, key_of
-from async_bento.progress.summary import Endings, TransferSummary, facts_of, fit, fit_name, name_of
+from async_bento.progress.summary import DistinctEndings, Endings, TransferSummary, facts_of, fit, fit_name, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable
@@ -136,13 +136,17 @@ class TqdmListener:
         if not self._summary.active:
             self._timer.stop()
             self._resize(0)
-            lines += self._endings.flush()
+            lines += self._flush()
         elif not self._bars or now - self._drawn_at >= REDRAW_INTERVAL:
             self._draw()
         for line in lines:
             _write(f"{margin}{line}", self._stream)
         if self._summary.active:
             self._timer.start()
+
+    def _flush(self) -> list[str]:
+        """The lines of skipped and interrupted items, once no item is active."""
+        return self._endings.flush()
 
     def _draw(self) -> None:
         """Draw all rows; a timer does so too, since without events nothing else would show that time passes."""
@@ -194,6 +198,23 @@ class TqdmListener:
             bar = self._bars.pop()
             bar.total = None  # a widget below its total would stay on the page
             bar.close()
+
+
+class CommandBars(TqdmListener):
+    """The bars of a command that transfers many items in turn: it counts the skipped ones at its end."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self._endings = DistinctEndings()
+
+    def _flush(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        """Write the lines of all skipped and interrupted items."""
+        with suppress(OSError):  # after SIGHUP, the terminal is gone
+            for line in self._endings.flush():
+                _write(line, self._stream)
 
 
 class LineListener:

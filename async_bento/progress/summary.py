@@ -144,6 +144,8 @@ def facts_of(item: Item, now: float) -> list[str]:
         facts.append(event.phase if idle < STALL_AFTER else f"{event.phase} for {human_time(idle)}")
     if event.phase in {"transferring", "extracting"}:
         facts += _how_far(event.bytes_done, event.bytes_total, item.rate, now, item.changed_at)
+    if event.phase == "transferring" and event.bytes_done == event.bytes_total and idle >= STALL_AFTER:
+        facts.append(f"no answer for {human_time(idle)}")
     if event.parts_total is not None:
         facts.append(f"{event.parts_done}/{event.parts_total} parts")
     if event.retries:
@@ -230,6 +232,23 @@ class Endings:
         """Return the lines of skipped and interrupted items."""
         waiting, self._waiting = self._waiting, {}
         return [_summary_line(event, count) for count, event in waiting.values()]
+
+
+class DistinctEndings(Endings):
+    """The endings of one command: a model that several of its bentos need has one line or counts once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended: set[tuple[str, str]] = set()
+
+    def add(self, event: ProgressEvent) -> list[str]:
+        """Add the last event of an item, unless an earlier one has transferred or skipped the item."""
+        key = (event.kind, event.tag)
+        if event.phase == "skipped" and key in self._ended:
+            return []
+        if event.phase in {"done", "skipped"}:
+            self._ended.add(key)
+        return super().add(event)
 
 
 def _summary_line(event: ProgressEvent, count: int) -> str:

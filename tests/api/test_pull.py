@@ -510,7 +510,7 @@ async def test_pull_latest_is_the_newest_that_was_uploaded(
     assert pulled == ["svc:v1", "svc:v1"]
     assert [event.message for event in events if event.phase in ENDED] == [
         f"passed over {noted}",
-        f"svc:v1 is already pulled, passed over {noted}",
+        f"already pulled, passed over {noted}",
     ]
     assert f"passed over {noted.partition(' ')[0]}" in caplog.text
 

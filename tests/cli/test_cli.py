@@ -14,6 +14,7 @@ import pytest
 from click import Context, Group
 
 from async_bento import BentoAPI, __version__
+from async_bento._core.text import human_size
 from async_bento.cli import main
 from async_bento.cli.output import fit_widths
 from tests.builders import contents, make_bento, make_model
@@ -433,11 +434,11 @@ def test_dry_run_changes_nothing(
     assert json.loads(done("list", "--json")) == json.loads(done("models", "list", "--json")) == []
     done("push", "svc:v1")
     assert done("push", "svc*", "--dry-run") == (
-        "Would skip model mod:m1: already pushed.\nWould skip bento svc:v1: already pushed.\n"
+        "Would skip model mod:m1: already pushed.\nWould skip bento svc:v1: already pushed.\nWould push 0 of 2 items.\n"
     )
     assert done("models", "push", "mod", "--dry-run", "--force").startswith("Would push model mod:m1: ")
     assert done("pull", "svc", "-m", "--dry-run") == (
-        "Would skip bento svc:v1: already pulled.\nWould skip model mod:m1: already pulled.\n"
+        "Would skip bento svc:v1: already pulled.\nWould skip model mod:m1: already pulled.\nWould pull 0 of 2 items.\n"
     )
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
     bento, model = json.loads(done("pull", "svc", "-m", "--dry-run", "--json"))
@@ -446,6 +447,39 @@ def test_dry_run_changes_nothing(
     assert done("models", "pull", "mod", "--dry-run").startswith("Would pull model mod:m1: ")
     assert run("pull", "gone", "--dry-run").exit_code == 3
     assert not (tmp_path / "other").exists()
+
+
+def test_dry_run_counts_a_shared_model_once(
+    served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        make_bento(home, f"svc:v{number}", models=["mod:m1"])
+    make_model(home, "mod:m1", {"weights": b"0" * 300 * 1024})
+    planned = done("push", "svc*", "--dry-run").splitlines()
+    assert sum("model mod:m1" in line for line in planned) == 1
+    *items, last = planned
+    own = json.loads(done("push", "svc*", "--dry-run", "--json"))
+    assert [each["tag"] for each in own] == ["mod:m1", "svc:v0", "svc:v1", "svc:v2"]
+    total = human_size(sum(each["size_bytes"] for each in own))
+    assert (len(items), last) == (4, f"Would push 4 of 4 items: {total}.")
+    done("push", "svc*")
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
+    *items, last = done("pull", "svc*", "--dry-run", "-m").splitlines()
+    assert (len(items), last) == (4, f"Would pull 4 of 4 items: {total}.")
+    *items, last = done("pull", "svc*", "--dry-run").splitlines()
+    assert (len(items), last) == (3, "Would pull 3 of 3 items.")  # the records' sizes count the model
+    assert ", with its models." in items[0]
+    failed = run("pull", "svc*", "gone", "--dry-run", "--json")
+    assert (len(json.loads(failed.stdout)), failed.exit_code) == (3, 1)
+
+
+def test_hints_name_no_python_argument(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    garbled = make_runner().invoke(main, ["login", "--endpoint", served.endpoint, "--api-token-stdin"], input="a\tb\n")
+    assert garbled.stderr.startswith("Error: invalid API token from the input: ")
+    monkeypatch.delenv("BENTO_CLOUD_API_KEY")
+    missing = run("list").stderr
+    assert "`async-bento login`" in missing
+    assert "api_token" not in garbled.stderr + missing
 
 
 def test_push_stops_at_a_fatal_error(served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,13 +606,23 @@ def test_output_is_cut_for_a_terminal_only(served: LocalRegistry, home: Path, mo
     assert "success" in table[1]
     assert max(map(len, record)) <= 80
     assert " ".join(" ".join(record).split()).endswith(", ".join(models))
+    monkeypatch.setattr("async_bento.cli.output.terminal_width", lambda: 40)
+    _, *table = done("list").splitlines()
+    assert max(map(len, table)) <= 40
+    assert [line.split()[-1] for line in table] == ["MODELS", "KiB"]  # no date and no status
 
 
 @pytest.mark.parametrize(
     ("widths", "columns", "fitting"),
-    [([10, 5], 17, [10, 5]), ([30, 20, 5], 49, [20, 20, 5]), ([50, 40], 20, [12, 12])],
+    [
+        ([10, 5], 17, [10, 5]),
+        ([30, 20, 5], 49, [20, 20, 5]),
+        ([50, 40], 20, [20]),
+        ([45, 16, 16, 7], 80, [35, 16, 16, 7]),
+        ([45, 16, 16, 7], 40, [22, 16]),
+    ],
 )
-def test_fit_widths_narrows_the_widest_columns(widths: list[int], columns: int, fitting: list[int]) -> None:
+def test_fit_widths_narrows_columns_then_drops_the_last(widths: list[int], columns: int, fitting: list[int]) -> None:
     assert fit_widths(widths, columns) == fitting
 
 

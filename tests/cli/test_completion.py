@@ -15,7 +15,11 @@ from pydantic import SecretStr
 from async_bento.cli import main
 from async_bento.rest.contexts import Context, contexts_path, store_context
 from tests.builders import make_bento, make_model
+from tests.cli.test_progress import on_terminal
 from tests.cli_runner import make_runner
+from tests.eventually import eventually
+
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def completed(*words: str) -> list[str]:
@@ -72,7 +76,6 @@ def test_completion_script_is_valid_for_each_shell(shell: str) -> None:
         subprocess.run([program, "-n"], input=script, text=True, check=True)
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 @pytest.mark.usefixtures("stores")
 @pytest.mark.parametrize(
     ("breaks", "line", "replies"),
@@ -92,11 +95,28 @@ COMP_LINE='{line} more' COMP_POINT={len(line)}
 _async_bento_completion async-bento
 echo "${{COMPREPLY[@]}}"
 """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+        ["bash", "-c", script], env={**os.environ, "PATH": PATH}, capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr) == (f"{replies}\n", "")
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("stores")
+async def test_completion_in_interactive_bash_leaves_word_breaks() -> None:
+    bash = ("bash", "--norc", "--noprofile", "-i")
+    async with on_terminal(program=bash, columns=200, TERM="dumb", PS1="> ", PATH=PATH, HISTFILE="") as terminal:
+        terminal.type('before="$COMP_WORDBREAKS"; source <(async-bento completion bash)\n')
+        for keys, line in (
+            ("async-bento pus\t", "async-bento push "),
+            ("iris:\t", "async-bento push iris:v"),
+            ("2\t", "async-bento push iris:v2 "),
+            ("--forc\t", "async-bento push iris:v2 --force "),
+        ):
+            terminal.type(keys)
+            await eventually(lambda: terminal.lines[-1].replace("\a", "") == f"> {line}".rstrip())  # noqa: B023 - called in this turn
+        terminal.type('\x15[ "$COMP_WORDBREAKS" = "$before" ] && exit 7\n')
+        assert await terminal.end() == 7
 
 
 def test_completion_install_adds_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

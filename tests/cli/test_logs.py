@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
+import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento.cli import logs
+from async_bento.cli import logs, main
+from tests.builders import make_bento, make_model
 from tests.cli.test_process import run
-from tests.fault_proxy import answer_json
+from tests.cli_runner import make_runner
+from tests.fault_proxy import GET, PUT, Hold, answer_json, refuse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +46,38 @@ async def test_log_with_vv_shows_requests_without_secrets(proxy: FaultProxy) -> 
     assert ended.returncode == 0
 
 
+@pytest.mark.parametrize(
+    "line", ["-vv list", "list -vv", "-v list -v", "models -v list --verbose", "store list -vv", "doctor -vv"]
+)
+async def test_log_options_are_accepted_anywhere_and_add_up(line: str, proxy: FaultProxy) -> None:
+    ended = await asyncio.to_thread(run, *line.split())
+    assert ended.returncode == 0
+    assert ("DEBUG: GET " in ended.stderr) is ("store" not in line)
+
+
+def test_log_option_is_shown_by_the_help_of_the_root() -> None:
+    assert "--verbose" in make_runner().invoke(main, ["--help"]).stdout
+    for command in (["list", "--help"], ["models", "--help"], ["models", "push", "-h"], ["store", "list", "--help"]):
+        shown = make_runner().invoke(main, command)
+        assert (shown.exit_code, "--verbose" in shown.stdout) == (0, False)
+
+
+async def test_log_numbers_the_attempts_of_a_request(proxy: FaultProxy, home: Path) -> None:
+    make_model(home)
+    proxy.add_fault("GET /api/v1/models", answer_json(503, {"error": "later"}), times=2)
+    proxy.add_fault(PUT, refuse(503))
+    proxy.add_fault(GET, refuse(500))
+    lines = (await asyncio.to_thread(run, "models", "list", "-vv")).stderr.splitlines()
+    requests = [line.rpartition(", ")[2] for line in lines if line.startswith("DEBUG: GET ")]
+    assert requests[1:] == ["attempt 2", "attempt 3"]
+    assert "attempt" not in requests[0]
+    for command, method in (("push", "PUT"), ("pull", "GET")):
+        ended = await asyncio.to_thread(run, "models", command, "mod:m1", "-vv", *["--force"][: command == "pull"])
+        assert ended.returncode == 0
+        lines = [line for line in ended.stderr.splitlines() if f"DEBUG: {method} " in line and "/blobs/" in line]
+        assert [re.findall("attempt .", line) for line in lines] == [[], ["attempt 2"]]
+
+
 async def test_log_tells_that_the_registry_is_waited_for(proxy: FaultProxy) -> None:
     proxy.add_fault("GET", answer_json(503, {"error": "later"}), times=2)
     ended = await asyncio.to_thread(run, "list")
@@ -50,6 +87,51 @@ async def test_log_tells_that_the_registry_is_waited_for(proxy: FaultProxy) -> N
         "INFO: retrying (2 of 8)",
         "INFO: retrying (3 of 8)",
     ]
+
+
+@pytest.mark.parametrize("command", ["list", "push svc:v1", "pull svc"])
+async def test_json_error_of_a_registry_that_is_down_is_alone(command: str, proxy: FaultProxy, home: Path) -> None:
+    make_bento(home)
+    proxy.add_fault("", answer_json(503, {"error": "down"}), times=None)
+    ended = await asyncio.to_thread(run, *command.split(), "--json", ASYNC_BENTO_RETRY_ATTEMPTS="3")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert json.loads(ended.stderr)["error"]["message"]
+    ended = await asyncio.to_thread(run, *command.split(), "--json", BENTO_CLOUD_API_ENDPOINT="http://127.0.0.1:1")
+    assert (ended.returncode, ended.stdout) == (5, "")
+    assert json.loads(ended.stderr)["error"]["type"] == "APIConnectionError"
+
+
+async def test_json_result_after_a_retry_is_alone_unless_asked(proxy: FaultProxy, home: Path) -> None:
+    make_model(home)
+    proxy.add_fault("GET", answer_json(503, {"error": "later"}), times=2)
+    ended = await asyncio.to_thread(run, "models", "push", "mod:m1", "--json")
+    assert json.loads(ended.stdout)["tag"] == "mod:m1"
+    assert ended.stderr == ""
+    proxy.add_fault("GET", answer_json(503, {"error": "later"}))
+    ended = await asyncio.to_thread(run, "models", "push", "mod:m1", "--json", "-v")
+    assert "INFO: retrying (2 of 8)" in ended.stderr
+    ended = await asyncio.to_thread(run, "models", "push", "mod:m1", "--json", "--progress", "json")
+    assert json.loads(ended.stderr.splitlines()[-1])["phase"] == "skipped"
+
+
+async def test_json_error_of_an_interruption_is_one_object(proxy: FaultProxy, home: Path) -> None:
+    make_model(home)
+    held = Hold()
+    proxy.add_fault(PUT, held)
+    command = ["-m", "async_bento", "models", "push", "mod:m1", "--json"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    await held.arrived.wait()
+    process.send_signal(signal.SIGINT)
+    output, error = await process.communicate()
+    held.released.set()
+    assert (process.returncode, output) == (130, b"")
+    assert json.loads(error)["error"] == {
+        "message": "Interrupted",
+        "type": "KeyboardInterrupt",
+        "hint": "Run the same command again to resume.",
+    }
 
 
 def test_log_has_one_line_for_the_same_fault_of_many(monkeypatch: pytest.MonkeyPatch) -> None:

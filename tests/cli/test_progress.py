@@ -23,11 +23,11 @@ from async_bento.cli import main
 from tests.builders import MiB, make_bento, make_model, random_bytes
 from tests.cli_runner import make_runner
 from tests.eventually import eventually
-from tests.fault_proxy import GET, PART, PUT, FaultProxy, Hold, refuse
+from tests.fault_proxy import GET, PART, PUT, FaultProxy, Hold, refuse, stop_sending
 from tests.screen import Screen
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from async_bento.registry.server import LocalRegistry
@@ -62,6 +62,9 @@ class Terminal:
     def lines(self) -> list[str]:
         return self._screen.lines
 
+    def type(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
     async def end(self) -> int:
         """Wait for the end of the command, and return its exit code."""
         code = await asyncio.wait_for(self.process.wait(), SECONDS)
@@ -69,15 +72,25 @@ class Terminal:
         return code
 
 
+COMMAND = (sys.executable, "-m", "async_bento")
+
+
 @asynccontextmanager
-async def on_terminal(*arguments: str, columns: int = 80) -> AsyncIterator[Terminal]:
-    """Run the command on a terminal of 24 lines."""
+async def on_terminal(
+    *arguments: str, columns: int = 80, program: Sequence[str] = COMMAND, **environment: str
+) -> AsyncIterator[Terminal]:
+    """Run the command, or another program, on a terminal of 24 lines."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    command = [sys.executable, "-m", "async_bento", *arguments]
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+            *program,
+            *arguments,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env={**os.environ, **environment},
         )
     finally:
         os.close(slave)
@@ -138,7 +151,7 @@ async def test_terminal_after_pull_of_name_has_two_lines(proxy: FaultProxy, home
     make_bento(home)
     async with on_terminal("push", "svc:v1") as terminal:
         assert await terminal.end() == 0
-    for line in ("pulled bento svc:v1, ", "skipped bento svc:v1: svc:v1 is already pulled"):
+    for line in ("pulled bento svc:v1, ", "skipped bento svc:v1: already pulled"):
         async with on_terminal("pull", "svc", *(["--force"] if line.startswith("pulled") else [])) as terminal:
             assert await terminal.end() == 0
         shown = "".join(terminal.lines)  # a long path wraps
@@ -192,14 +205,48 @@ async def test_terminal_shows_how_long_a_transfer_stalls(proxy: FaultProxy, home
     make_model(home, files={"weights": random_bytes(MiB)})
     async with on_terminal("models", "push", "mod:m1", "-q") as terminal:
         assert await terminal.end() == 0
-    held = Hold()
-    proxy.add_fault(GET, held)
-    async with on_terminal("models", "pull", "mod", "--force") as terminal:
-        await held.arrived.wait()
-        await eventually(lambda: "planning for 5 s" in terminal.lines[0])
-        await eventually(lambda: "planning for 6 s" in terminal.lines[0])
+    stalled, released = Hold(), asyncio.Event()
+    proxy.add_fault("GET /api/v1/model_repositories/.*/models/m1$", stalled)
+    proxy.add_fault(GET, stop_sending(MiB // 4, released))
+    async with on_terminal("models", "pull", "mod:m1", "--force") as terminal:
+        await eventually(lambda: "pulling model mod:m1  planning for 5 s" in terminal.lines[0])
+        stalled.released.set()
+        await eventually(lambda: "KiB/1.0 MiB, stalled 5 s" in terminal.lines[0])
+        await eventually(lambda: "stalled 6 s" in terminal.lines[0])
+        assert len(terminal.lines) == 1
+        released.set()
+        await terminal.end()
+
+
+@pytest.mark.processes
+async def test_terminal_resumes_where_the_interrupted_push_ended(proxy: FaultProxy, home: Path) -> None:
+    make_model(home, files={"weights": random_bytes(40 * MiB)})
+    for number in range(2):
+        held = Hold()
+        proxy.add_fault(PART, held, times=9, skip=3 * (1 - number))
+        async with on_terminal("models", "push", "mod:m1", columns=120) as terminal:
+            await held.arrived.wait()
+            await eventually(lambda: "3/9 parts" in terminal.lines[-1])
+            if number:
+                break
+            terminal.process.send_signal(signal.SIGINT)
+            assert await terminal.end() == 130
         held.released.set()
+    assert terminal.lines[0] == "pushing model mod:m1: resuming at 37 %"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("command", ["push", "pull"])
+async def test_terminal_counts_skipped_items_of_a_command(command: str, proxy: FaultProxy, home: Path) -> None:
+    for number in range(12):
+        make_bento(home, f"svc_{number}:v1", models=["mod:m1"])
+    make_model(home)
+    async with on_terminal("push", "--all", "-q") as terminal:
         assert await terminal.end() == 0
+    async with on_terminal(command, "--all") as terminal:
+        assert await terminal.end() == 0
+    shared = ["skipped model mod:m1: already pushed"] if command == "push" else []
+    assert terminal.lines == [*shared, f"skipped 12 bentos: already {command}ed"]
 
 
 # Options
@@ -261,6 +308,23 @@ def test_quiet_prints_errors_only(option: str, served: LocalRegistry, home: Path
     result = make_runner().invoke(main, ["pull", "nope", option])
     assert result.exit_code == 3
     assert result.stderr.startswith("Error: no bento nope in ")
+
+
+@pytest.mark.parametrize("command", ["push", "pull"])
+def test_pipe_counts_skipped_items_of_a_command(command: str, served: LocalRegistry, home: Path) -> None:
+    for number in range(12):
+        make_bento(home, f"svc_{number}:v1")
+    make_runner().invoke(main, ["push", "svc_*", "-q"])
+    for number in (3, 4):
+        make_bento(home, f"rose:v{number}")
+    again = make_runner().invoke(main, [command, "--all"])
+    *lines, last = again.stdout.splitlines()
+    assert last == f"Skipped 12 bentos: already {command}ed. Use --force to {command} them again."
+    assert [line.split()[2] for line in lines] == (["rose:v3:", "rose:v4:"] if command == "push" else [])
+    failed = make_runner().invoke(main, [command, "svc_1:v1", "svc_2:v1", "gone:v1"])
+    assert failed.stdout == f"Skipped 2 bentos: already {command}ed. Use --force to {command} them again.\n"
+    as_json = make_runner().invoke(main, [command, "svc_1:v1", "svc_2:v1", "--json"])
+    assert [item["tag"] for item in json.loads(as_json.stdout)] == ["svc_1:v1", "svc_2:v1"]
 
 
 def test_quiet_leaves_asked_output(served: LocalRegistry, home: Path) -> None:

@@ -16,18 +16,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tqdm import tqdm
 
-from async_bento import AsyncBentoAPI, LineListener, ProgressEvent, TqdmListener
-from async_bento.progress.listeners import REDRAW_INTERVAL, JsonListener, choose_listener
+from async_bento import AsyncBentoAPI, BentoAPI, LineListener, ProgressEvent, TqdmListener
+from async_bento.progress.listeners import REDRAW_INTERVAL, CommandBars, JsonListener, choose_listener
 from async_bento.progress.summary import Rate, TransferSummary, facts_of, fit, fit_name
-from tests.builders import KiB, MiB
+from tests.builders import KiB, MiB, make_model, random_bytes
 from tests.eventually import eventually
+from tests.fault_proxy import PUT, Hold
 from tests.screen import Screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from async_bento.progress.events import Phase
     from async_bento.progress.summary import Item
+    from tests.fixtures import StartProxy
 
 
 tqdm.get_lock()  # its first use reads files, which no test may do on its event loop
@@ -208,6 +211,17 @@ def test_bar_skipped_and_interrupted_items_are_counted(screen: Terminal) -> None
     assert lines_left(screen) == ["skipped 28 models: already pushed", "2 models were interrupted"]
 
 
+def test_bar_of_a_command_counts_skipped_items_at_its_end(screen: Terminal) -> None:
+    bars = CommandBars(screen)
+    for item in many(12):
+        bars(event("planning", **item))
+        bars(event("skipped", message="already pushed", **item))
+        bars(event("planning", tag="shared:v1", id=100))
+        bars(event("skipped" if item["id"] > 1 else "done", tag="shared:v1", id=100, message="already pushed"))
+    bars.close()
+    assert lines_left(screen) == ["pushed bento shared:v1, 0 B (already pushed)", "skipped 12 models: already pushed"]
+
+
 def test_bar_last_lines_start_at_the_left_margin(screen: Terminal) -> None:
     listener = TqdmListener(screen)
     for tag in ("m:1", "m:2", "m:3"):
@@ -337,6 +351,29 @@ async def test_bar_ages_without_events(screen: Terminal, clock: Clock) -> None:
     clock.now += 12
     await eventually(lambda: "stalled 12 s" in screen.getvalue())
     listener(event("interrupted", 10, 100))
+
+
+async def test_bar_of_a_blocking_call_ages(start_proxy: StartProxy, home: Path, screen: Terminal, clock: Clock) -> None:
+    """The thread of the event loop redraws while that of the caller waits."""
+    make_model(home, files={"weights": random_bytes(MiB)})
+    proxy, held = await start_proxy(), Hold()
+    proxy.add_fault(PUT, held)
+
+    def push() -> None:
+        with BentoAPI(
+            endpoint=proxy.endpoint, api_token=proxy.registry.api_token, progress=TqdmListener(screen, clock=clock)
+        ) as api:
+            api.models.push("mod:m1")
+
+    call = asyncio.create_task(asyncio.to_thread(push))
+    await held.arrived.wait()
+    await eventually(lambda: "1.0/1.0 MiB" in screen.getvalue())
+    for seconds in (7, 8):
+        clock.now = 100.0 + seconds
+        await eventually(lambda: f"no answer for {seconds} s" in screen.getvalue())  # noqa: B023 - called before the next one
+    held.released.set()
+    await call
+    assert lines_left(screen)[-1].startswith("pushed model mod:m1, ")
 
 
 def test_bar_timer_outlives_no_loop(screen: Terminal) -> None:
