@@ -39,6 +39,9 @@ NAME_COLUMNS, FACTS_COLUMNS = 40, 24
 
 DEFAULT_COLUMNS, BAR_COLUMNS = 80, 10
 
+ECHO_COLUMNS = 2
+"""Columns at the right that stay free for the `^C` that the terminal echoes: a wrapped line would shift the bars."""
+
 
 def choose_listener(progress: bool | ProgressListener | None) -> ProgressListener | None:
     """Return the listener for a `progress` argument: a listener itself, or True, False or None for the default.
@@ -160,6 +163,8 @@ class TqdmListener:
         pad = max([len(text) for row, text in zip(rows, facts, strict=True) if row.total], default=0)
         self._resize(len(rows))
         for bar, row, text in zip(self._bars, rows, facts, strict=True):
+            if not hasattr(bar, "container"):  # a widget has no columns
+                bar.ncols = columns - ECHO_COLUMNS
             _draw_row(bar, row, width, text.ljust(pad))
 
     def _rows(self, width: int) -> list[_Row]:
@@ -191,13 +196,13 @@ class TqdmListener:
     def _resize(self, count: int) -> None:
         """Open bars at the bottom, or close them from the bottom, so that no line between them stays empty."""
         while len(self._bars) < count:
-            self._bars.append(
-                self._bar_class(total=None, file=self._stream, leave=False, dynamic_ncols=True, bar_format="{desc}")
-            )
+            self._bars.append(self._bar_class(total=None, file=self._stream, leave=False, bar_format="{desc}"))
         while len(self._bars) > count:
             bar = self._bars.pop()
             bar.total = None  # a widget below its total would stay on the page
             bar.close()
+            if not self._bars and not hasattr(bar, "container") and bar.fp.isatty():
+                bar.fp.write("\r\x1b[K")  # what the terminal echoed to the right of the bar
 
 
 class CommandBars(TqdmListener):

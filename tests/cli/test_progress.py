@@ -167,6 +167,7 @@ async def test_terminal_after_ctrl_c_names_the_interruption(proxy: FaultProxy, h
     async with on_terminal("models", "push", "mod:m1", columns=120) as terminal:
         await held.arrived.wait()
         await eventually(lambda: "1/9 parts" in terminal.lines[0])
+        terminal.type("\x03")  # echoed; only a foreground process gets the signal, too
         terminal.process.send_signal(signal.SIGINT)
         assert await terminal.end() == 130
     held.released.set()
@@ -183,6 +184,8 @@ async def test_terminal_after_ctrl_c_counts_many_items(proxy: FaultProxy, home: 
     proxy.add_fault(PUT, held, times=None)
     async with on_terminal("push", "svc:v1") as terminal:
         await held.arrived.wait()
+        await eventually(lambda: "pushing 12 items" in terminal.lines[-1])
+        terminal.type("\x03")  # echoed; only a foreground process gets the signal, too
         terminal.process.send_signal(signal.SIGINT)
         assert await terminal.end() == 130
     held.released.set()
