@@ -118,7 +118,7 @@ class StoreError(BentoError):
 
 
 class PathExistsError(StoreError, FileExistsError):
-    """The directory for a pull is not empty, or is a file; nothing was transferred and nothing was changed."""
+    """The directory for a pull is not empty, or is a file; nothing in it was changed."""
 
 
 class ArchiveError(BentoError):

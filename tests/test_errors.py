@@ -77,6 +77,14 @@ def test_error_of_bad_input_is_a_value_error() -> None:
     assert issubclass(errors.InvalidTagError, ValueError)
 
 
+def test_error_prefix_is_not_repeated() -> None:
+    with (
+        pytest.raises(errors.StoreError, match=r"^cannot pull svc: no space$"),
+        errors.prefix_errors("cannot pull svc"),
+    ):
+        raise errors.StoreError("cannot pull svc: no space")
+
+
 @pytest.mark.parametrize("again", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
 @pytest.mark.parametrize("kind", ERRORS.values(), ids=ERRORS)
 def test_error_pickled_or_copied_keeps_its_attributes(kind: type[BentoError], again: Any) -> None:

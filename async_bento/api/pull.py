@@ -161,7 +161,6 @@ class Puller(Generic[ItemT, RecordT]):
         async with threads.entered(directory.stage()) as staged:
             await self._extract(tag, record, staged, progress)
             if self.complete is not None:
-                progress.enter("finishing", "waiting for the models")
                 await self.complete(staged)
             return await threads.run(directory.commit, staged, tag, force=force)
 

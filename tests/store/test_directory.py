@@ -128,6 +128,9 @@ def test_directory_of_pull_killed_halfway_needs_force(path: Path, monkeypatch: p
     if path.exists():
         with pytest.raises(PathExistsError):
             pull(path)
+    else:
+        with TargetDirectory(Bento, path).stage():  # the staged item was complete
+            assert contents(path).keys() == {"bento.yaml", "data", "src", "src/service.py"}
     pull(path, force=True)
     assert contents(path).keys() == {"bento.yaml", "data", "src", "src/service.py"}
     assert names(path.parent) == ["svc"]
