@@ -97,7 +97,7 @@ async def plan_pull(
     models: list[str] = getattr(getattr(record, "manifest", None), "models", [])
     if not with_models:
         is_part = bento.action == "pull" and bool(models)  # the record's size counts the models, which stay there
-        return [bento._replace(note=f"{bento.note}, with its models", size_bytes=None) if is_part else bento]
+        return [bento._replace(note=f"at most {bento.note}", size_bytes=None) if is_part else bento]
     store = ModelStore(None if output is None else to.path / "models")
     plans = [await _plan_pull(api.models, store, "model", model, force=output is not None) for model in models]
     if bento.action == "pull":

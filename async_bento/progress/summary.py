@@ -117,7 +117,7 @@ class TransferSummary:
 
     def facts(self, now: float) -> list[str]:
         """Return the facts about all items at a time in seconds, the most important first."""
-        facts = _how_far(self.done, self.total, self._rate, now, self.changed_at)
+        facts = _how_far(self.done, self.total, self._rate, now, self.changed_at) if self.total else []
         return [*facts, _retries(self.retries)] if self.retries else facts
 
     def status(self, now: float) -> str:
@@ -127,7 +127,8 @@ class TransferSummary:
             event = item.event
             far = _percentage(event.bytes_done, event.bytes_total)
             return f"{name_of(event)}: {far}{', '.join(facts_of(item, now))}"
-        return f"{self.headline()}: {_percentage(self.done, self.total)}{', '.join(self.facts(now))}"
+        far = f"{_percentage(self.done, self.total)}{', '.join(self.facts(now))}"
+        return f"{self.headline()}: {far}" if far else self.headline()
 
     def headline(self) -> str:
         """Return the verb and the numbers of all and of ended items."""

@@ -596,6 +596,16 @@ def test_lines_summarise_all_items(clock: Clock) -> None:
     assert "\r" not in log.getvalue()
 
 
+def test_lines_of_items_without_a_size_count_them(clock: Clock) -> None:
+    log = io.StringIO()
+    listener = LineListener(log, interval=2, clock=clock)
+    for item in many(3):
+        listener(event("planning", **item))
+    clock.now += 2
+    listener(event("planning", **many(3)[0]))
+    assert log.getvalue() == "pushing 3 items, 0 done\n"
+
+
 def test_lines_without_results_are_those_of_progress(clock: Clock) -> None:
     log = io.StringIO()
     listener = LineListener(log, clock=clock, results=False)
