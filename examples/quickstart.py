@@ -104,7 +104,7 @@ async def main() -> None:
             pushed_tree, pulled_tree = read_tree(source / item), read_tree(target / item)
             if pushed_tree != pulled_tree:
                 raise SystemExit(f"{item} differs after the pull")
-            print(f"{item}: {len(pulled_tree)} files, directories and links are identical, bytes and modes")
+            print(f"{item}: {len(pulled_tree)} files and links are identical, bytes and modes")
 
 
 if __name__ == "__main__":

@@ -487,7 +487,7 @@ def test_credentials_token_of_variables_stays_with_its_endpoint(
         find_credentials(elsewhere, environ=environ(home, **variables))
     assert str(caught.value) == (
         f"cannot send the token from {next(iter(variables))} to {elsewhere}: it is for https://prod.example. "
-        f"Use a token of {elsewhere}, or leave the endpoint out."
+        f"Log in with `async-bento login --endpoint {elsewhere} --name NAME`, or leave the endpoint out."
     )
 
 

@@ -169,7 +169,7 @@ async def pull(
     output: Path | None,
     dry_run: bool,
 ) -> None:
-    """Pull BENTOS into the local store, or one bento into a directory.
+    """Pull BENTOS into the local store or a directory.
 
     Each of BENTOS is a tag, a name for its newest version, or a pattern of tags. If one cannot be
     pulled, the others still are, unless the fault concerns them all: the connection, the token or a setting.
@@ -221,7 +221,7 @@ async def pull_models(
     output: Path | None,
     dry_run: bool,
 ) -> None:
-    """Pull MODELS into the local store, or one model into a directory.
+    """Pull MODELS into the local store or a directory.
 
     Each of MODELS is a tag, a name for its newest version, or a pattern of tags. If one cannot be
     pulled, the others still are, unless the fault concerns them all: the connection, the token or a setting.

@@ -155,7 +155,7 @@ def find_credentials(
     if found.endpoint and origin(check_endpoint(found.endpoint)) != origin(selected):
         raise ConfigError(
             f"cannot send the token from {found.source} to {origin(selected)}: it is for {origin(found.endpoint)}. "
-            f"Use a token of {origin(selected)}, or leave the endpoint out."
+            f"Log in with `async-bento login --endpoint {selected} --name NAME`, or leave the endpoint out."
         )
     token = found.api_token.get_secret_value()
     if not (token.isascii() and token.isprintable()):

@@ -64,7 +64,7 @@ class TargetDirectory(Generic[ItemT]):
         if not force:
             raise PathExistsError(
                 f"cannot {action}: the directory already has a {self.item_type.TYPE_NAME}. "
-                "Pull with force to replace it, or choose another directory."
+                "Pull with force (`--force`) to replace it, or choose another directory."
             )
 
     @contextmanager

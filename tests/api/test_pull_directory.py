@@ -171,7 +171,7 @@ def has_bento(path: Path) -> None:
     [
         (has_file, False, "the directory is not empty and has no bento.yaml. Choose another directory."),
         (has_file, True, "the directory is not empty and has no bento.yaml. Choose another directory."),
-        (has_bento, False, "the directory already has a bento. Pull with force to replace it, or choose"),
+        (has_bento, False, r"the directory already has a bento. Pull with force \(`--force`\) to replace it, or"),
         (lambda path: path.write_bytes(b"x"), True, ".*/at/svc is a file. Choose another directory."),
     ],
 )

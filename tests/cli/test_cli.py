@@ -638,6 +638,7 @@ def test_every_command_help_has_an_example() -> None:
     every = commands(main)
     assert {("push",), ("models", "pull"), ("context", "use"), ("registry", "serve"), ("completion",)} <= {*every}
     for path in every:
+        assert "..." not in done(*path[:-1], "--help").partition("Commands:")[2], path  # a summary that does not fit
         text = done(*path, "--help")
         assert f"async-bento {' '.join(path)}" in text.partition("Examples:")[2], path
 

@@ -69,7 +69,7 @@ def test_pull_output_that_exists_needs_force(bento: Path, tmp_path: Path) -> Non
     assert error == {
         "message": f"cannot pull to {tmp_path}/at/svc: the directory already has a bento",
         "type": "PathExistsError",
-        "hint": "Pull with force to replace it, or choose another directory.",
+        "hint": "Pull with force (`--force`) to replace it, or choose another directory.",
     }
     (tmp_path / "at/svc/weights").write_bytes(b"")
     done("pull", "svc", "-o", "svc", "--force")
