@@ -14,7 +14,8 @@ replacement, set `ASYNC_BENTO_ACCELERATE=0`.
 Parameters and results are BentoML's. Errors are BentoML's, too: `bentoml.exceptions.NotFound` or another
 `BentoMLException`, with the error of async-bento as its cause. A failed upload raises such an error, where BentoML
 prints a line and returns. Deployments, lists, and models on the Hugging Face Hub that are pushed without a bento are
-left to BentoML.
+left to BentoML. A pull of a model on the Hub returns None, as BentoML's does, and downloads the model to the cache of
+Hugging Face.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -417,6 +418,34 @@ async def test_pull_cancelled_at_any_await_leaves_clean_state(
             await pull(other)
         assert came(there) == dict.fromkeys(tags, True), at
         assert not left_in_scratch(there), at
+
+    for number, steps in enumerate(await places(once), start=1):
+        await once(steps, number)
+
+
+@pytest.mark.timeout(3600 if ALL else 120)
+@pytest.mark.parametrize("way", ["task", "scope"])
+async def test_pull_directory_cancelled_at_any_await_leaves_none(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path, way: str
+) -> None:
+    proxy = await start_proxy(min_part_size=PART)
+    tags = with_models(home, 0)
+    last = [*tags][-1]
+    async with make_client(proxy) as pusher:
+        await pusher.push(last)
+
+    async def once(steps: Steps, number: int = 0) -> None:
+        there, at = tmp_path / f"there{number}", f"{steps.at} of {steps.count}"
+        directory = there / "new" / "svc"
+        api = make_client(proxy, there)
+        pull = partial(api.pull, last, path=directory, with_models=True)
+        await cancelled(api, pull, steps, WAYS[way], proxy, there)
+
+        found = contents(there) if there.exists() else {}
+        if found:
+            assert {name for name in found if name.count("/") < 2} == {"new", "new/svc"}, at
+            models = {f"new/svc/models/{tag.replace(':', '/')}" for tag, kind in tags.items() if kind == "model"}
+            assert models | {"new/svc/bento.yaml"} <= found.keys(), at
 
     for number, steps in enumerate(await places(once), start=1):
         await once(steps, number)
