@@ -274,13 +274,20 @@ class _Connector(aiohttp.TCPConnector):
         return connection
 
 
-def refuse(status: int, *, code: str = "SlowDown", headers: dict[str, str] | None = None, read: bool = True) -> Fault:
+def refuse(
+    status: int,
+    *,
+    code: str = "SlowDown",
+    message: str = "said the storage",
+    headers: dict[str, str] | None = None,
+    read: bool = True,
+) -> Fault:
     """Answer with an error of S3, before or after the body is read."""
 
     async def fault(exchange: Exchange) -> web.StreamResponse:
         if read:
             await exchange.read()
-        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>said the storage</Message></Error>"
+        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
         return web.Response(status=status, text=text, content_type="application/xml", headers=headers)
 
     return fault

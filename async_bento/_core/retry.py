@@ -48,16 +48,16 @@ _TRANSIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPSt
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later.
 
-    True for lost connections, timeouts, 408, 425, 429, 5xx, faults of the server with another status, corrupt bytes and
-    expired presigned URLs. False for all other errors: an untrusted certificate, a proxy that wants a password, our own
-    bugs.
+    True for lost connections, timeouts, 408, 425, 429, 5xx but 507, faults of the server with another status, corrupt
+    bytes and expired presigned URLs. False for all other errors: a full disk of the server, an untrusted certificate, a
+    proxy that wants a password, our own bugs.
     """
     if isinstance(error, PartError):
         if error.status is None:
             return not _is_refused_on_the_way(error)
         return is_expired(error) or _is_transient_status(error.status)
     if isinstance(error, APIStatusError):
-        if is_missing(error):
+        if is_missing(error) or error.status == HTTPStatus.INSUFFICIENT_STORAGE:
             return False
         return isinstance(error, ServerError) or _is_transient_status(error.status)
     if isinstance(error, APIConnectionError):
@@ -82,7 +82,9 @@ def is_expired(error: BaseException) -> bool:
 
 
 def _is_transient_status(status: int) -> bool:
-    return status in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    # 507: a disk that is full stays full for longer than a push waits.
+    is_fault = status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.INSUFFICIENT_STORAGE
+    return status in _TRANSIENT or is_fault
 
 
 def _is_refused_on_the_way(error: BaseException) -> bool:

@@ -47,6 +47,8 @@ _NO_REGISTRY = "Check that the endpoint is a BentoCloud or Yatai registry."
 _NO_ROUTE = frozenset({"", "not found", "404 page not found", "404: not found"})
 """Messages of servers, in lower case, that have no such path; a registry names what it did not find."""
 
+DISK_FULL_HINT = "Free space for the registry, then try again."
+
 _HINTS = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (
         "A proxy in front of the registry limits the size of requests: raise the limit (nginx: client_max_body_size), "
@@ -56,6 +58,7 @@ _HINTS = {
     HTTPStatus.BAD_GATEWAY: "A proxy in front of the registry got no response: try again later.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The registry is not ready: try again later.",
     HTTPStatus.GATEWAY_TIMEOUT: "A proxy in front of the registry got no response in time: try again later.",
+    HTTPStatus.INSUFFICIENT_STORAGE: DISK_FULL_HINT,
 }
 
 

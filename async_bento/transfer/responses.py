@@ -11,7 +11,7 @@ import aiohttp
 from async_bento._core.retry import seconds_to_wait
 from async_bento._core.urls import without_queries
 from async_bento.errors import APITimeoutError, BentoError, IntegrityError, PartError, StalledError, TransferError
-from async_bento.rest.responses import RawResponse, status_error
+from async_bento.rest.responses import DISK_FULL_HINT, RawResponse, status_error
 from async_bento.rest.transport import connection_error, explain_failure, no_connection
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def refused(
     message = f"{request}: the storage refused the request: {response.status} {without_queries(reason)}".rstrip()
     if code and (error_type := _LOST_BODY.get(code[1])):
         return error_type(message)
+    if response.status == HTTPStatus.INSUFFICIENT_STORAGE:
+        message = f"{message.rstrip('.')}. {DISK_FULL_HINT}"
     return PartError(
         message,
         status=response.status,

@@ -149,7 +149,11 @@ def test_rejected_token_error_names_its_source(served: LocalRegistry, monkeypatc
 
 @pytest.mark.parametrize("command", [("list",), ("push", "svc:v1"), ("models", "pull", "mod:m1")])
 def test_unreachable_registry_exits_with_5_after_one_retry(
-    command: tuple[str, ...], home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    command: tuple[str, ...],
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    waits: list[float],
 ) -> None:
     make_bento(home)
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "token")
@@ -158,6 +162,8 @@ def test_unreachable_registry_exits_with_5_after_one_retry(
     result = run(*command)
     assert result.exit_code == 5
     assert sum(record.getMessage().startswith("retrying") for record in caplog.records) == 1
+    assert len(waits) == 1
+    assert waits[0] <= 0.5
     assert f"cannot reach the registry at {NOWHERE}: Connection refused" in result.stderr
 
 

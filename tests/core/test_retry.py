@@ -44,6 +44,8 @@ AGAIN = [
 NEVER = [
     *(errors.APIStatusError("registry", status=status) for status in (301, 302, 400, 401, 403, 404, 409, 413, 422)),
     *(errors.PartError("storage", status=status) for status in (206, 301, 400, 401, 404, 405, 411, 412, 413, 416)),
+    errors.PartError("full disk", status=507),
+    errors.ServerError("full disk", status=507),
     errors.AuthenticationError("no", status=401),
     errors.AuthenticationError("no", status=403),
     errors.APIResponseError("no JSON"),

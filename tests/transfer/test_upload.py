@@ -444,6 +444,35 @@ async def test_upload_permanent_error_has_no_retry(
     assert outcomes(proxy)[0][0] == "failed"
 
 
+@pytest.mark.parametrize("through", ["presigned_url", "auto", "proxy"])
+async def test_upload_to_a_full_disk_has_no_retry(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, through: str
+) -> None:
+    make_model(home)
+    proxy = await start_proxy(through)
+    full = "the registry's disk is full: No space left on device"
+    proxy.add_fault(PUT, refuse(507, code="InsufficientStorage", message=full), times=None)
+    proxy.add_fault(UPLOAD, answer_json(507, {"error": full}), times=None)
+
+    with pytest.raises(BentoError, match=f"507 .*: {full}. Free space for the registry, then try again.$") as caught:
+        await make_client(proxy).models.push("mod:m1")
+
+    assert getattr(caught.value, "status", None) == 507
+    assert len(proxy.matching(rf"{PUT}|{UPLOAD}")) == 1
+    assert outcomes(proxy)[0][0] == "failed"
+
+
+async def test_record_on_a_full_disk_has_no_retry(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+    make_model(home)
+    proxy = await start_proxy()
+    proxy.add_fault("POST", answer_json(507, {"error": "the registry's disk is full"}), times=None)
+
+    with pytest.raises(ServerError, match=r"the registry's disk is full. Free space for the registry, then try again"):
+        await make_client(proxy).models.push("mod:m1")
+
+    assert len(proxy.matching("POST")) == 1
+
+
 async def test_upload_retry_after_above_limit_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
