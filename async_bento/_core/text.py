@@ -47,10 +47,12 @@ MAX_ROWS = 20
 _CELL = ' style="text-align: left; vertical-align: top"'  # notebooks align cells to the right, which suits numbers only
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, total: int, noun: str) -> str:
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, total: int, noun: str, caption: str | None = None
+) -> str:
     """Render rows as an HTML table and a line with their total; rows beyond `MAX_ROWS` are not read.
 
-    `noun` names the rows in the plural, like `bentos`.
+    `noun` names the rows in the plural, like `bentos`; `caption` replaces the total of a table with all its rows.
     """
     if total == 0:
         return f"<p>no {escape(noun)}</p>"
@@ -59,7 +61,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, total: int, nou
     body = "".join(f"<tr>{_cells(row)}</tr>" for row in shown)
     if total == 1:
         noun = noun.removesuffix("s")
-    count = f"{total:,} {noun}" if len(shown) >= total else f"the first {len(shown)} of {total:,} {noun}"
+    count = caption or f"{total:,} {noun}"
+    if len(shown) < total:
+        count = f"{caption}; " if caption else ""
+        count += f"the first {len(shown)} of {total:,} {noun}"
     return f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table><p>{escape(count)}</p>"
 
 

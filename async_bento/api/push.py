@@ -76,7 +76,17 @@ class PushResult:
     def _repr_html_(self) -> str:
         results = (self, *self.models)
         head = ("TAG", "OUTCOME", "SENT", "PARTS", "SECONDS")
-        return table(head, map(_row, results), total=len(results), noun="items")
+        return table(head, map(_row, results), total=len(results), noun="items", caption=_summary(self))
+
+
+def _summary(result: PushResult) -> str:
+    models = f" and {_count_words(len(result.models))}" if result.models else ""
+    sent = sum(pushed.bytes_sent for pushed in (result, *result.models))
+    if sent:
+        return f"pushed {result.tag}{models}: {human_size(sent)} in {result.seconds:.1f} s"
+    if all(pushed.skipped for pushed in (result, *result.models)):
+        return f"skipped {result.tag}{models}: already pushed"
+    return f"pushed the record of {result.tag}"
 
 
 def _row(result: PushResult) -> tuple[str, ...]:
@@ -187,7 +197,7 @@ class Pusher(Generic[ItemT, RecordT]):
         routes, retries = self.kind.routes, Retries(self.resources.client.config.retry)
         while True:
             try:
-                return await routes.create(tag.name, body)
+                return await routes.create(tag.name, body, attempt=retries.failures + 1)
             except APIError as error:
                 if await _exists(routes.get(tag.name, tag.version or "")):
                     return None
@@ -198,7 +208,7 @@ class Pusher(Generic[ItemT, RecordT]):
         routes, retries = self.kind.routes, Retries(self.resources.client.config.retry)
         while True:
             try:
-                await routes.create_repository(name)
+                await routes.create_repository(name, attempt=retries.failures + 1)
             except APIError as error:
                 # Another process may have created it, or only the response was lost.
                 if await _exists(routes.get_repository(name)):
@@ -287,4 +297,8 @@ def _count(models: tuple[PushResult, ...]) -> str:
     if not models:
         return ""
     skipped = sum(model.skipped for model in models)
-    return f"{len(models)} model{'s' if len(models) > 1 else ''}" + (f", {skipped} skipped" if skipped else "")
+    return _count_words(len(models)) + (f", {skipped} skipped" if skipped else "")
+
+
+def _count_words(models: int) -> str:
+    return f"{models} model{'s' if models > 1 else ''}"

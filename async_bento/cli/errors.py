@@ -78,6 +78,14 @@ def print_error(error: Exception, item: str = "") -> None:
         _print_json(_as_json(error))
 
 
+def print_message(message: str, error_type: type[Exception], *, as_json: bool) -> None:
+    """Print an error that has ended the command, and its context."""
+    if as_json:
+        _print_json(_describe(message, error_type))
+    else:
+        click.secho(f"Error: {message}", err=True, fg="red")
+
+
 def print_interruption(ctx: click.Context) -> None:
     """Print that the command was interrupted, with --json as an error."""
     text = "Interrupted." + (" Run the same command again to resume." if ctx.meta.get(_RESUMABLE) else "")

@@ -9,7 +9,13 @@ import click
 
 from async_bento._core.garbage import resume_collection
 from async_bento.cli.completion import complete_bento, complete_model
-from async_bento.cli.options import RegistryOptions, asynchronous, filter_options, registry_options
+from async_bento.cli.options import (
+    RegistryOptions,
+    asynchronous,
+    filter_options,
+    registry_options,
+    warn_of_unknown_terms,
+)
 from async_bento.cli.output import print_json, print_record, print_records, terminal_width
 from async_bento.errors import NotFoundError
 
@@ -73,6 +79,7 @@ def _list_command(word: Word) -> click.Command:
     ) -> None:
         if show_all and limit:
             raise click.UsageError("Pass either --limit or --all.")
+        warn_of_unknown_terms(query)
         query = _with_labels(query, labels)
         async with _open_records(registry, word) as routes:
             records, total = await _first(routes, None if show_all else limit or _NEWEST, search, query)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -40,7 +41,8 @@ class RootGroup(LazyGroup):
             from async_bento.cli.completion import register
 
             register()
-        with process_errors():
+        arguments = args[0] if args else kwargs.get("args")
+        with process_errors(as_json="--json" in (sys.argv if arguments is None else arguments)):
             return super().main(*args, **kwargs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

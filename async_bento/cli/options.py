@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from async_bento.api.async_api import AsyncBentoAPI
+
+logger = logging.getLogger(__package__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -104,3 +107,31 @@ def _check_labels(_context: click.Context, _parameter: click.Parameter, labels: 
         if not key or not value or len(label.split()) > 1:
             raise click.BadParameter(f"{label!r} does not have the form KEY=VALUE without spaces.")
     return labels
+
+
+_QUERY_TERMS = {
+    "label": None,
+    "-label": None,
+    "in": ("name", "description"),
+    "sort": tuple(f"{field}-{order}" for field in ("build_at", "created_at", "size") for order in ("desc", "asc")),
+}
+"""Terms of Yatai's queries, and their values; None for any value (yatai-schemas `schemasv1/q.go`)."""
+
+
+def warn_of_unknown_terms(query: str | None) -> None:
+    """Log a warning of the terms of a query that a registry ignores."""
+    unknown = [term for term in (query or "").split() if not _is_known(term)]
+    if unknown:
+        logger.warning(
+            "the registry may ignore %s in the query: unknown. Known are words, label:KEY=VALUE, -label:KEY=VALUE, "
+            "in:name, in:description, and sort:build_at, sort:created_at or sort:size with -desc or -asc.",
+            ", ".join(unknown),
+        )
+
+
+def _is_known(term: str) -> bool:
+    key, colon, value = term.partition(":")
+    if not colon:
+        return True
+    values = _QUERY_TERMS.get(key, ())
+    return bool(value) if values is None else value in values

@@ -9,7 +9,7 @@ import traceback
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
-import click
+from async_bento.cli.errors import print_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -19,8 +19,11 @@ _FIRST_ESCAPED, _LAST_ESCAPED = 0xDC80, 0xDCFF  # the surrogates that stand for 
 
 
 @contextmanager
-def process_errors() -> Generator[None]:
-    """Escape characters that standard output lacks; end with one line where the system refuses resources."""
+def process_errors(*, as_json: bool) -> Generator[None]:
+    """Escape characters that standard output lacks; end with one line where the system refuses resources.
+
+    With `as_json`, the line is a JSON object.
+    """
     codecs.register_error(_ESCAPE, _escape)
     reconfigure: Callable[..., None] | None = getattr(sys.stdout, "reconfigure", None)  # a program may replace stdout
     if reconfigure is not None:
@@ -32,13 +35,16 @@ def process_errors() -> Generator[None]:
             raise
         _discard_unwritable(sys.stdout)
         _discard_unwritable(sys.stderr)
-        _fail(f"cannot write the output: {error.strerror}. Check the disk or the program that reads it.")
-    except MemoryError:
-        _fail("not enough memory. Raise the limit of this process (ulimit -v), or free some memory.")
+        _fail(
+            error, f"cannot write the output: {error.strerror}. Check the disk or the program that reads it.", as_json
+        )
+    except MemoryError as error:
+        _fail(error, "not enough memory. Raise the limit of this process (ulimit -v), or free some memory.", as_json)
     except RuntimeError as error:
         if str(error) != "can't start new thread":
             raise
-        _fail("cannot start a thread: too many processes. Raise the limit of this user (ulimit -u).")
+        text = "cannot start a thread: too many processes. Raise the limit of this user (ulimit -u)."
+        _fail(error, text, as_json)
 
 
 def _is_of_click(error: OSError) -> bool:
@@ -72,7 +78,7 @@ def _discard_unwritable(stream: TextIO | None) -> None:
         os.close(null)
 
 
-def _fail(message: str) -> None:
+def _fail(error: Exception, message: str, as_json: bool) -> None:
     with suppress(OSError):  # standard error may be unwritable, too
-        click.secho(f"Error: {message}", err=True, fg="red")
+        print_message(message, type(error), as_json=as_json)
     sys.exit(1)

@@ -11,7 +11,7 @@ import click
 
 from async_bento.cli.completion import complete_bento, complete_model
 from async_bento.cli.errors import ItemsError, hint_at_list
-from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
+from async_bento.cli.options import RegistryOptions, asynchronous, registry_options, warn_of_unknown_terms
 from async_bento.cli.output import print_json, print_pull, print_push, print_skipped, pull_as_json, push_as_json
 from async_bento.cli.progress import is_skipped
 from async_bento.cli.selection import check_arguments, is_pattern, is_single, run_each, select, select_stored
@@ -236,6 +236,7 @@ async def pull_models(
       async-bento models pull "iris*:*"
       async-bento models pull iris_weights --output /models/iris
     """
+    warn_of_unknown_terms(query)
     check_arguments(models, "model", "pull", select_all=select_all)
     _check_output(output, models, "model", select_all)
     if dry_run and query:

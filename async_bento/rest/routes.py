@@ -57,9 +57,10 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
         """GET `/bento_repositories/{name}`: the repository, or None."""
         return await self.session.find(ApiRequest("GET", f"{self.kind}_repositories/{quote(name)}"), self._repository)
 
-    async def create_repository(self, name: str) -> RepositoryT:
-        """POST `/bento_repositories`."""
-        request = ApiRequest("POST", f"{self.kind}_repositories", CreateRepositorySchema(name=name))
+    async def create_repository(self, name: str, *, attempt: int = 1) -> RepositoryT:
+        """POST `/bento_repositories`; the log shows the number of the attempt."""
+        body = CreateRepositorySchema(name=name)
+        request = ApiRequest("POST", f"{self.kind}_repositories", body, attempt=attempt)
         return await self.session.request(request, self._repository, retry=False)
 
     async def list(
@@ -88,9 +89,10 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
         """GET `/bento_repositories/{name}/bentos/{version}`: the item, or None."""
         return await self.session.find(ApiRequest("GET", self.path(name, version)), self._item)
 
-    async def create(self, name: str, record: CreateBentoSchema | CreateModelSchema) -> ItemT:
-        """POST `/bento_repositories/{name}/bentos`."""
-        return await self.session.request(ApiRequest("POST", self._items(name), record), self._item, retry=False)
+    async def create(self, name: str, record: CreateBentoSchema | CreateModelSchema, *, attempt: int = 1) -> ItemT:
+        """POST `/bento_repositories/{name}/bentos`; the log shows the number of the attempt."""
+        request = ApiRequest("POST", self._items(name), record, attempt=attempt)
+        return await self.session.request(request, self._item, retry=False)
 
     async def update(self, name: str, version: str, record: UpdateBentoSchema | UpdateModelSchema) -> ItemT:
         """PATCH `/bento_repositories/{name}/bentos/{version}`."""

@@ -543,6 +543,22 @@ def test_list_and_get_filter_by_name_and_labels(served: LocalRegistry, home: Pat
     assert done("get", "--search", "iris", "--label", "stage=prod").startswith("Tag:         iris:v1\n")
 
 
+@pytest.mark.parametrize("command", ["list", "models list", "models pull mod"])
+def test_query_with_unknown_terms_is_a_warning(
+    served: LocalRegistry, home: Path, command: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_model(home)
+    done("models", "push", "mod:m1")
+    known = "mod label:a=b,c=d -label:e=f in:name in:description sort:size-desc sort:created_at-asc"
+    for query in (known, "mod"):
+        run(*command.split(), "--query", query)
+    run(*command.split(), "--query", "foo:bar", "--json")
+    assert caplog.messages == []
+    assert run(*command.split(), "--query", "foo:bar sort:what label:").exit_code == 0
+    (warning,) = caplog.messages
+    assert warning.startswith("the registry may ignore foo:bar, sort:what, label: in the query: unknown. Known are ")
+
+
 def test_list_counts_what_it_leaves_out(served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch) -> None:
     done("push", "--all")
     monkeypatch.setattr("async_bento.cli.list_get._NEWEST", 2)

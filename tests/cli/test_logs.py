@@ -78,6 +78,16 @@ async def test_log_numbers_the_attempts_of_a_request(proxy: FaultProxy, home: Pa
         assert [re.findall("attempt .", line) for line in lines] == [[], ["attempt 2"]]
 
 
+async def test_log_numbers_the_attempts_of_a_creation(proxy: FaultProxy, home: Path) -> None:
+    make_model(home)
+    proxy.add_fault("POST /api/v1/model_repositories$", answer_json(503, {"error": "later"}))
+    proxy.add_fault("POST /api/v1/model_repositories/mod/models$", answer_json(503, {"error": "later"}), times=2)
+    ended = await asyncio.to_thread(run, "models", "push", "mod:m1", "-vv")
+    assert ended.returncode == 0
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("DEBUG: POST ")]
+    assert [re.findall("attempt .", line) for line in lines] == [[], ["attempt 2"], [], ["attempt 2"], ["attempt 3"]]
+
+
 async def test_log_tells_that_the_registry_is_waited_for(proxy: FaultProxy) -> None:
     proxy.add_fault("GET", answer_json(503, {"error": "later"}), times=2)
     ended = await asyncio.to_thread(run, "list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -169,7 +170,7 @@ from async_bento.cli import main
 from async_bento.rest.client import RestApiClient
 def refuse(*_, **__): raise {error}
 RestApiClient.__init__ = refuse
-main(["list"])
+main(["list", *{options}])
 """
 
 
@@ -187,5 +188,9 @@ main(["list"])
     ],
 )
 def test_refused_resource_exits_1_with_one_line(error: str, message: str) -> None:
-    result = run_code(REFUSED.format(error=error))
+    result = run_code(REFUSED.format(error=error, options=[]))
     assert (result.stderr, result.returncode) == (message, 1)
+    result = run_code(REFUSED.format(error=error, options=["--json"]))
+    described = json.loads(result.stderr)["error"]
+    assert f"Error: {described['message']}. {described['hint']}\n" == message
+    assert (described["type"], result.stdout, result.returncode) == (error.partition("(")[0], "", 1)

@@ -170,6 +170,26 @@ def test_html_push_result_shows_its_models() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (PushResult(Tag("svc", "v1"), bytes_sent=2048, parts=2, seconds=1.26), "pushed svc:v1: 2.0 KiB in 1.3 s"),
+        (PushResult(Tag("svc", "v1"), seconds=0.1), "pushed the record of svc:v1"),
+        (PushResult(Tag("svc", "v1"), skipped=True), "skipped svc:v1: already pushed"),
+        (
+            PushResult(Tag("svc", "v1"), models=(PushResult(Tag("a", "1"), bytes_sent=10, parts=1),) * 2, skipped=True),
+            "pushed svc:v1 and 2 models: 20 B in 0.0 s",
+        ),
+        (
+            PushResult(Tag("svc", "v1"), models=(PushResult(Tag("a", "1"), skipped=True),) * 30, skipped=True),
+            "skipped svc:v1 and 30 models: already pushed; the first 20 of 31 items",
+        ),
+    ],
+)
+def test_html_push_result_ends_with_what_was_pushed(result: PushResult, text: str) -> None:
+    assert Page(result._repr_html_()).text == text
+
+
 def shown(tmp_path: Path) -> list[str]:
     """All that can be shown, with what must not be in it and what must be escaped."""
     hostile = "<script>alert('&')</script>"

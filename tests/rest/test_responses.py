@@ -480,7 +480,9 @@ async def test_certificate_unknown_names_remedy(once: Config, registry_mock: Reg
         registry_mock, exception=aiohttp.ClientConnectorCertificateError(connection_key("registry.example"), failure)
     )
     async with RestApiClient(ENDPOINT, TOKEN, config=once) as client:
-        with pytest.raises(APIConnectionError, match=r"certificate verify failed: .*\. If .* set SSL_CERT_FILE to .*\.$"):
+        with pytest.raises(
+            APIConnectionError, match=r"certificate verify failed: .*\. If .* set SSL_CERT_FILE to .*\.$"
+        ):
             await client.current_user()
 
 
