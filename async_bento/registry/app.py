@@ -15,20 +15,20 @@ from async_bento._core.concurrency import shielded
 from async_bento.config import MiB
 from async_bento.registry import schemas
 from async_bento.registry.blobs.base import CompletedPart
-from async_bento.registry.blobs.disk_endpoints import stream_response
-from async_bento.registry.errors import BadRequestError, RecordNotFoundError, RegistryError, translate_errors
+from async_bento.registry.downloads import send_blob
+from async_bento.registry.errors import BadRequestError, RegistryError, translate_errors
 from async_bento.registry.item_types import BENTO, ITEM_TYPES, MODEL, ItemType, check_tag_part
 from async_bento.registry.records.base import Change, NewItem
 from async_bento.registry.records.query import parse_list_query
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable
 
     from typing_extensions import Unpack
 
     from async_bento._core.validation import JsonObject
     from async_bento.registry.backend import OpenBackend
-    from async_bento.registry.records.base import Item
+    from async_bento.registry.records.base import Found, Item, Repository
     from async_bento.registry.transmission import TransmissionPolicy
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -37,6 +37,12 @@ API_PREFIX = "/api/v1"
 
 MAX_REQUEST_SIZE = 4 * MiB
 """BentoCloud's limit for JSON, in bytes."""
+
+_CONCURRENT_LISTS = 4
+"""Further lists wait, so that other requests are answered meanwhile."""
+
+_ITEMS_PER_STEP = 50
+"""Items that are written without a pause."""
 
 log = logging.getLogger(__package__)
 
@@ -68,6 +74,7 @@ class Api:
         self._transmission = transmission
         self._public_url = public_url
         self._running: set[asyncio.Task[object]] = set()
+        self._lists = asyncio.Semaphore(_CONCURRENT_LISTS)
 
     def application(self) -> web.Application:
         """Build the application; the backend's own routes need a presigned URL instead of the token."""
@@ -132,21 +139,24 @@ class Api:
         body = schemas.parse_request(schemas.RepositoryRequest, await request.read())
         name = check_tag_part("name", body.name)
         repository = await self._records.create_repository(item_type, name, body.description)
-        return web.json_response(schemas.repository_response(item_type, repository, self._transmission.strategy(name)))
+        return web.json_response(self._repository_fields(item_type, repository))
 
     async def _get_repository(self, item_type: ItemType, request: web.Request) -> web.Response:
         name = _name(request)
-        repositories = await self._load_repositories(item_type, [name])
-        if name not in repositories:
-            raise RecordNotFoundError(f"get {item_type.repository} {name}")
-        return web.json_response(repositories[name])
+        repository = await self._records.repository(item_type, name)
+        return web.json_response(self._repository_fields(item_type, repository))
 
     async def _list(self, item_type: ItemType, request: web.Request) -> web.Response:
         query = parse_list_query(request.query)
         name = _name(request) if "name" in request.match_info else None
-        page = await self._records.list_items(item_type, query, name)
-        items = await self._item_responses(item_type, page.items)
-        return web.json_response(schemas.list_response(query.start, query.count, page.total, items))
+        async with self._lists:
+            if request.transport is None:  # the client closed the connection while it waited
+                raise ConnectionResetError
+            page = await self._records.list_items(item_type, query, name)
+            items = await self._write_items(item_type, page)
+            fields: JsonObject = {"start": query.start, "count": query.requested, "total": page.total}
+            text = schemas.to_json(fields, items=f"[{', '.join(items)}]")
+        return _json_response(text)
 
     async def _create(self, item_type: ItemType, request: web.Request) -> web.Response:
         name = _name(request)
@@ -161,11 +171,13 @@ class Api:
         return self._respond(item_type, await self._records.create_item(item_type, name, new))
 
     async def _get(self, item_type: ItemType, request: web.Request) -> web.Response:
-        item = await self._get_record(_item_ref(item_type, request))
-        (response,) = await self._item_responses(item_type, [item])
+        ref = _item_ref(item_type, request)
+        found, found_models = await self._records.find(item_type, ref.name, ref.version)
+        (text,) = await self._write_items(item_type, found)
         if item_type is BENTO:
-            response["models"] = [*await self._load_models(item)]
-        return web.json_response(response)
+            models = await self._write_items(MODEL, found_models)
+            text = f'{text[:-1]}, "models": [{", ".join(models)}]}}'
+        return _json_response(text)
 
     async def _update(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
@@ -233,46 +245,32 @@ class Api:
     async def _download(self, item_type: ItemType, request: web.Request) -> web.StreamResponse:
         ref = _item_ref(item_type, request)
         await self._get_record(ref)
-        # Yatai sends neither a length nor ranges; neither does this, so that clients are tested without them.
-        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-        response.enable_chunked_encoding()
-        async with self._blobs.open(ref.key) as chunks:
-            return await stream_response(request, response, chunks)
+        async with self._blobs.open(ref.key) as blob:
+            return await send_blob(request, blob)
 
     async def _get_record(self, ref: ItemRef) -> Item:
-        items = await self._records.items(ref.item_type, [(ref.name, ref.version)])
-        if not items:
-            raise RecordNotFoundError(f"get {ref.item_type.item} {ref.name}:{ref.version}")
-        return items[0]
+        return await self._records.item(ref.item_type, ref.name, ref.version)
 
     async def _update_record(self, ref: ItemRef, change: Change) -> Item:
         return await self._records.update_item(ref.item_type, ref.name, ref.version, change)
 
-    async def _load_models(self, bento: Item) -> list[JsonObject]:
-        tags = (bento.manifest or {}).get("models")
-        parts = [tag.partition(":") for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
-        models = await self._records.items(MODEL, [(name, version) for name, _, version in parts])
-        return await self._item_responses(MODEL, models)
+    async def _write_items(self, item_type: ItemType, found: Found) -> list[str]:
+        """Write the JSON of items, each with its repository."""
+        repositories = {name: self._repository_fields(item_type, each) for name, each in found.repositories.items()}
+        texts: list[str] = []
+        for item in found.items:
+            if len(texts) % _ITEMS_PER_STEP == _ITEMS_PER_STEP - 1:
+                await asyncio.sleep(0)  # other requests go on meanwhile
+            strategy = self._transmission.strategy(item.repository)
+            texts.append(schemas.item_json(item_type, item, strategy, repository=repositories.get(item.repository)))
+        return texts
 
-    async def _item_responses(self, item_type: ItemType, items: Sequence[Item]) -> list[JsonObject]:
-        """Build the JSON of items, each with its repository."""
-        repositories = await self._load_repositories(item_type, {item.repository for item in items})
-        return [
-            {
-                **schemas.item_response(item_type, item, self._transmission.strategy(item.repository)),
-                "repository": repositories[item.repository],
-            }
-            for item in items
-        ]
-
-    async def _load_repositories(self, item_type: ItemType, names: Collection[str]) -> dict[str, JsonObject]:
-        found = await self._records.repositories(item_type, names)
-        strategy = self._transmission.strategy
-        return {name: schemas.repository_response(item_type, record, strategy(name)) for name, record in found.items()}
+    def _repository_fields(self, item_type: ItemType, repository: Repository) -> JsonObject:
+        return schemas.repository_fields(item_type, repository, self._transmission.strategy(repository.name))
 
     def _respond(self, item_type: ItemType, item: Item, **transfer: Unpack[schemas.TransferFields]) -> web.Response:
         strategy = self._transmission.strategy(item.repository)
-        return web.json_response(schemas.item_response(item_type, item, strategy, **transfer))
+        return _json_response(schemas.item_json(item_type, item, strategy, **transfer))
 
     def _absolute(self, request: web.Request, url: str) -> str:
         if not url.startswith("/"):
@@ -283,6 +281,10 @@ class Api:
         if not host:
             raise BadRequestError("cannot presign a URL: the request has no Host header. Send one.")
         return f"{request.scheme}://{host}{url}"
+
+
+def _json_response(text: str) -> web.Response:
+    return web.Response(text=text, content_type="application/json")
 
 
 async def _get_user(_request: web.Request) -> web.Response:
@@ -301,14 +303,13 @@ async def _send_errors_as_json(request: web.Request, handler: Handler) -> web.St
     except web.HTTPException as error:
         return _error_response(error.status, error.reason)
     except RegistryError as error:
-        return _error_response(error.status, error.message, error.retry_after)
+        return _error_response(error.status, error.message, error.headers)
     except Exception:
         log.exception("a request failed: %s %s", request.method, request.path)
         return _error_response(500, "the request failed: internal error. The registry's log has the reason.")
 
 
-def _error_response(status: int, message: str, retry_after: int | None = None) -> web.Response:
-    headers = None if retry_after is None else {"Retry-After": str(retry_after)}
+def _error_response(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
     return web.json_response({"error": message}, status=status, headers=headers)
 
 

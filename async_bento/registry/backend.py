@@ -1,24 +1,37 @@
-"""The interface of a backend: a place that holds a registry's records, blobs and token."""
+"""Where a registry keeps its data: records in a database, and bytes in a directory or in a bucket.
+
+This module imports SQLAlchemy, and is imported itself when a registry starts.
+"""
 
 from __future__ import annotations
 
-import secrets
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+
+from sqlalchemy.engine import URL
+
+from async_bento.errors import ConfigError
+from async_bento.registry.blobs.disk import DiskBlobs
+from async_bento.registry.blobs.disk_endpoints import DiskEndpoints
+from async_bento.registry.blobs.presign import Presigner
+from async_bento.registry.directory import DATABASE, Directory, open_directory
+from async_bento.registry.records.database import Database, parse_database_url
+from async_bento.registry.records.sql import Records
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncGenerator, Sequence
+    from pathlib import Path
 
     from aiohttp import web
 
     from async_bento.registry.blobs.base import Blobs
-    from async_bento.registry.records.base import Records
+    from async_bento.registry.s3_bucket import S3Bucket
 
 
 @dataclass(frozen=True)
 class OpenBackend:
-    """An open backend; `routes` serve its presigned URLs where the registry itself does."""
+    """The open data of a registry; `routes` serve its presigned URLs where the registry itself does."""
 
     records: Records
     blobs: Blobs
@@ -26,19 +39,61 @@ class OpenBackend:
     routes: Sequence[web.AbstractRouteDef] = field(default_factory=tuple)
 
 
-class Backend(Protocol):
-    """A place that holds a registry's data; `str(backend)` describes it to users."""
+@dataclass(frozen=True)
+class Backend:
+    """The places of a registry's data; without `database` and `bucket`, the directory holds all. Sizes are in bytes."""
 
-    def open(self, *, api_token: str | None, url_expiry: float) -> AbstractAsyncContextManager[OpenBackend]:
-        """Open the backend with a token, or with None its own; URLs expire after `url_expiry` seconds.
+    root: Path | None
+    database: str | None = field(repr=False)
+    bucket: S3Bucket | None
+    min_part_size: int
+    max_put_size: int
 
-        Raise `ConfigError` if the backend is unusable.
+    @asynccontextmanager
+    async def open(self, *, api_token: str | None, url_expiry: float) -> AsyncGenerator[OpenBackend]:
+        """Open all places, with a token or with that which is kept; URLs expire after `url_expiry` seconds.
+
+        Raises:
+            ConfigError: A place is unusable.
         """
-        ...
+        async with AsyncExitStack() as stack:
+            try:
+                directory = None
+                if self.root is not None:
+                    directory = await stack.enter_async_context(open_directory(self.root))
+                records = await self._open_records(stack)
+                blobs, routes = await self._open_blobs(stack, directory, records, url_expiry)
+                if api_token is None:
+                    api_token = await self._token(directory, records)
+            except OSError as error:
+                raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
+            yield OpenBackend(records, blobs, api_token, routes)
 
-    def __str__(self) -> str: ...
+    async def _token(self, directory: Directory | None, records: Records) -> str:
+        if directory is None:
+            return await records.secret("api_token")
+        return await directory.secret("api_token", initial=await records.stored_secret("api_token"))
 
+    async def _open_records(self, stack: AsyncExitStack) -> Records:
+        if self.database is not None:
+            url = parse_database_url(self.database)
+        else:
+            assert self.root is not None
+            url = URL.create("sqlite+aiosqlite", database=str(self.root / DATABASE))
+        database = Database(url)
+        stack.push_async_callback(database.close)
+        await database.open()
+        return Records(database)
 
-def new_secret() -> str:
-    """Generate a token or signing key."""
-    return secrets.token_urlsafe(32)
+    async def _open_blobs(
+        self, stack: AsyncExitStack, directory: Directory | None, records: Records, url_expiry: float
+    ) -> tuple[Blobs, Sequence[web.AbstractRouteDef]]:
+        if self.bucket is not None:
+            return await stack.enter_async_context(self.bucket.open(records.database, url_expiry=url_expiry)), ()
+        assert directory is not None
+        key = await directory.secret("signing_key")
+        presigner = Presigner(key.encode(), url_expiry)
+        blobs = DiskBlobs(directory.root / "blobs", presigner, min_part_size=self.min_part_size)
+        stack.callback(blobs.close)
+        await blobs.start()
+        return blobs, DiskEndpoints(blobs, max_put_size=self.max_put_size).routes()

@@ -28,6 +28,11 @@ class RegistryError(Exception):
         super().__init__(message)
         self.message = message
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the response."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
 
 class BadRequestError(RegistryError):
     """The request is invalid."""
@@ -73,6 +78,19 @@ class NoSuchUploadError(StorageError):
     def __init__(self) -> None:
         message = "no such upload: it was completed or aborted, or is for another object. Start a new upload."
         super().__init__("NoSuchUpload", message, status=404)
+
+
+class RangeError(StorageError):
+    """A requested range begins beyond the object, which has `size` bytes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__("InvalidRange", "The requested range is not satisfiable", status=416)
+        self.size = size
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """See `RegistryError`."""
+        return {"Content-Range": f"bytes */{self.size}"}
 
 
 @contextmanager

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import from_json
 
 from async_bento._core.s3 import MAX_PARTS
 from async_bento._core.validation import TIME_FORMAT, JsonObject, first_error, format_time
+from async_bento.config import KiB, MiB
 from async_bento.registry.errors import BadRequestError
 from async_bento.registry.item_types import BENTO
 from async_bento.rest.schemas import LabelItemSchema
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from typing_extensions import Unpack
 
@@ -26,7 +28,19 @@ if TYPE_CHECKING:
 
 RequestT = TypeVar("RequestT", bound="Request")
 
-_BUILD_AT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}")
+_BUILD_AT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}", re.ASCII)
+
+_MIN_YEAR = 1970
+
+_MAX_MANIFEST_SIZE = MiB
+"""Of the JSON, in bytes."""
+
+_MAX_MANIFEST_DEPTH = 64
+_MAX_DESCRIPTION_LENGTH = 256 * KiB
+_MAX_REASON_LENGTH = 4 * KiB
+_MAX_LABELS = 256
+_MAX_LABEL_LENGTH = KiB
+"""Of a key or a value, in characters."""
 
 _EPOCH = "1970-01-01T00:00:00.000000Z"
 """The creation time of the user and the organization, which have no records."""
@@ -36,15 +50,54 @@ def _parse_build_at(value: object) -> datetime:
     # strptime accepts fewer digits after the point than Go's time.Parse, and Yatai accepts Go's form only.
     if not isinstance(value, str) or not _BUILD_AT.fullmatch(value):
         raise ValueError(f"must look like {TIME_FORMAT}")
-    return datetime.strptime(value, TIME_FORMAT).replace(tzinfo=timezone.utc)
+    time = datetime.strptime(value, TIME_FORMAT).replace(tzinfo=timezone.utc)
+    if time.year < _MIN_YEAR:
+        raise ValueError(f"must not be before {_MIN_YEAR}")
+    return time
 
 
 def _null_to_empty(value: object) -> object:
     return "" if value is None else value
 
 
+def _check_text(value: str) -> str:
+    if "\0" in value:  # PostgreSQL cannot store it
+        raise ValueError("must not contain a NUL character")
+    return value
+
+
+def _check_manifest(manifest: JsonObject) -> JsonObject:
+    if _is_deeper(manifest, _MAX_MANIFEST_DEPTH):
+        raise ValueError(f"must not be nested deeper than {_MAX_MANIFEST_DEPTH} levels")
+    try:
+        size = len(json.dumps(manifest, allow_nan=False))
+    except ValueError as error:  # JSON has no infinity, which 1e999 becomes
+        raise ValueError("must not have numbers above 1.7e308") from error
+    if size > _MAX_MANIFEST_SIZE:
+        raise ValueError(f"must not be larger than {_MAX_MANIFEST_SIZE} bytes")
+    return manifest
+
+
+def _is_deeper(value: JsonValue, depth: int) -> bool:
+    inner: Iterable[JsonValue] = ()
+    if isinstance(value, (dict, list)):
+        inner = value.values() if isinstance(value, dict) else value
+    return depth < 0 or any(_is_deeper(each, depth - 1) for each in inner)
+
+
+def _check_labels(labels: list[LabelItemSchema]) -> list[LabelItemSchema]:
+    for label in labels:
+        for text in (label.key, label.value):
+            if len(_check_text(text)) > _MAX_LABEL_LENGTH:
+                raise ValueError(f"must not have a key or value longer than {_MAX_LABEL_LENGTH} characters")
+    return labels
+
+
 BuildTime = Annotated[datetime, BeforeValidator(_parse_build_at)]
-Text = Annotated[str, BeforeValidator(_null_to_empty)]
+Text = Annotated[str, BeforeValidator(_null_to_empty), AfterValidator(_check_text)]
+Description = Annotated[str, AfterValidator(_check_text), Field(max_length=_MAX_DESCRIPTION_LENGTH)]
+Manifest = Annotated[JsonObject, AfterValidator(_check_manifest)]
+Labels = Annotated[list[LabelItemSchema], AfterValidator(_check_labels), Field(max_length=_MAX_LABELS)]
 PartNumber = Annotated[int, Field(ge=1, le=MAX_PARTS)]
 
 
@@ -58,15 +111,15 @@ class RepositoryRequest(Request):
     """Create a repository."""
 
     name: str
-    description: Text = ""
+    description: Annotated[Text, Field(max_length=_MAX_DESCRIPTION_LENGTH)] = ""
 
 
 class UpdateRequest(Request):
     """Change an item's record; None leaves a field unchanged."""
 
-    description: str | None = None
-    manifest: JsonObject | None = None
-    labels: list[LabelItemSchema] | None = None
+    description: Description | None = None
+    manifest: Manifest | None = None
+    labels: Labels | None = None
 
 
 class CreateRequest(UpdateRequest):
@@ -101,7 +154,7 @@ class FinishRequest(Request):
     """Report the outcome of an upload."""
 
     status: Literal["success", "failed"]
-    reason: Text = ""
+    reason: Annotated[Text, AfterValidator(lambda text: text[:_MAX_REASON_LENGTH])] = ""
 
 
 def parse_request(schema: type[RequestT], raw: bytes) -> RequestT:
@@ -124,10 +177,50 @@ class TransferFields(TypedDict, total=False):
     upload_id: str
 
 
-def item_response(
+def item_json(
+    item_type: ItemType,
+    item: Item,
+    strategy: TransmissionStrategy | None,
+    *,
+    repository: JsonObject | None = None,
+    **transfer: Unpack[TransferFields],
+) -> str:
+    """Write a bento or model as JSON, and its repository with it."""
+    fields = _item_fields(item_type, item, strategy, **transfer)
+    if repository is not None:
+        fields["repository"] = repository
+    return to_json(fields, manifest=item.manifest or "null")
+
+
+def repository_fields(item_type: ItemType, repository: Repository, strategy: TransmissionStrategy | None) -> JsonObject:
+    """Return the fields of a repository; its newest item is without manifest, which may be long."""
+    latest: JsonObject | None = None
+    if repository.latest is not None:
+        latest = {**_item_fields(item_type, repository.latest, strategy), "manifest": None}
+    fields: JsonObject = {
+        **_resource(repository.uid, repository.name, item_type.repository),
+        "created_at": _format_time(repository.created_at),
+        "updated_at": _format_time(repository.updated_at),
+        "description": repository.description,
+        "creator": user_response(),
+        "organization": organization_response(),
+        item_type.latest: latest,
+    }
+    if item_type is BENTO:
+        fields |= {"n_bentos": repository.n_items, "n_deployments": 0}
+    return fields
+
+
+def to_json(fields: JsonObject, **raw: str) -> str:
+    """Write an object as JSON; `raw` fields are JSON already."""
+    members = "".join(f', "{name}": {text}' for name, text in raw.items())
+    return f"{json.dumps(fields)[:-1]}{members}}}"
+
+
+def _item_fields(
     item_type: ItemType, item: Item, strategy: TransmissionStrategy | None, **transfer: Unpack[TransferFields]
 ) -> JsonObject:
-    """Build the JSON of a bento or model."""
+    """Return the fields of an item but its manifest."""
     return {
         **_resource(item.uid, item.version, item_type.item),
         "created_at": _format_time(item.created_at),
@@ -147,33 +240,8 @@ def item_response(
         "presigned_urls_deprecated": False,
         "transmission_strategy": strategy,
         "upload_id": transfer.get("upload_id", ""),
-        "manifest": item.manifest,
         "build_at": _format_time(item.build_at),
     }
-
-
-def repository_response(
-    item_type: ItemType, repository: Repository, strategy: TransmissionStrategy | None
-) -> JsonObject:
-    """Build the JSON of a repository."""
-    latest = None if repository.latest is None else item_response(item_type, repository.latest, strategy)
-    response: JsonObject = {
-        **_resource(repository.uid, repository.name, item_type.repository),
-        "created_at": _format_time(repository.created_at),
-        "updated_at": _format_time(repository.updated_at),
-        "description": repository.description,
-        "creator": user_response(),
-        "organization": organization_response(),
-        item_type.latest: latest,
-    }
-    if item_type is BENTO:
-        response |= {"n_bentos": repository.n_items, "n_deployments": 0}
-    return response
-
-
-def list_response(start: int, count: int, total: int, items: Sequence[JsonObject]) -> JsonObject:
-    """Build the JSON of a page: `count` is what was requested, `total` the number of items on all pages."""
-    return {"start": start, "count": count, "total": total, "items": [*items]}
 
 
 def user_response() -> JsonObject:

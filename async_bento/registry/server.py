@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,13 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from pydantic import SecretStr
 
-from async_bento._core.concurrency import open_portal
+from async_bento._core.concurrency import Threads, open_portal
 from async_bento._core.s3 import MAX_PUT_SIZE, MIN_PART_SIZE
 from async_bento._core.urls import check_endpoint
 from async_bento.errors import ConfigError
 from async_bento.registry.app import Api
 from async_bento.registry.blobs.base import IO_CHUNK
-from async_bento.registry.disk_backend import DiskBackend
-from async_bento.registry.s3_backend import S3Bucket
+from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.transmission import TransmissionPolicy
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ class LocalRegistry:
 
     `async with` runs it on the event loop of the caller, and `with` on an event loop in a thread of its own.
 
-    Records, blobs, the token and, in a directory, the key of the presigned URLs are kept in one place and survive a
-    restart. One process at a time may use a directory; any number of processes may share a bucket.
+    Records, bytes and the token survive a restart. By default a directory holds all of them, which one process at a
+    time may use. Any number of copies of the registry may share a PostgreSQL database and a bucket. Requires
+    `pip install "async-bento[registry]"`.
 
     Example:
         ```python
@@ -54,7 +55,12 @@ class LocalRegistry:
         ```
 
     Args:
-        root: The directory, which is created for its owner only if it does not exist; or an `S3Bucket`.
+        root: The directory, which is created for its owner only if it does not exist; None if `database` and `bucket`
+            hold all.
+        database: The URL of the PostgreSQL database that holds the records, such as
+            `postgresql://user:password@host/bentos`; None for a SQLite file in the directory. Requires
+            `pip install "async-bento[postgres]"`.
+        bucket: The bucket that holds the bytes; None for files in the directory.
         transmission: How clients send and receive the bytes. `"presigned_url"`: in parts, each by a presigned URL, so
             that a push can be resumed. `"proxy"`: in one request through the registry. `"auto"` or None: the client
             requests one presigned URL for the whole tar.
@@ -82,8 +88,10 @@ class LocalRegistry:
 
     def __init__(
         self,
-        root: str | os.PathLike[str] | S3Bucket,
+        root: str | os.PathLike[str] | None = None,
         *,
+        database: str | None = None,
+        bucket: S3Bucket | None = None,
         transmission: Transmission = "presigned_url",
         strategies: Mapping[str, Transmission] | None = None,
         presign: bool = True,
@@ -103,11 +111,15 @@ class LocalRegistry:
             )
         if url_expiry <= 0:
             raise ConfigError(f"invalid url_expiry {url_expiry:g}: it is not above 0 seconds. Use more.")
-        self._backend: Backend = (
-            root
-            if isinstance(root, S3Bucket)
-            else DiskBackend(Path(root), min_part_size=min_part_size, max_put_size=max_put_size)
-        )
+        if isinstance(root, S3Bucket):
+            raise ConfigError("a bucket holds no records. Pass it as bucket=, beside a directory or database=.")
+        if root is None and (database is None or bucket is None):
+            raise ConfigError("the registry has no directory. Pass one, or both database= and bucket=.")
+        self._root = None if root is None else Path(root)
+        self._database = None if database is None else SecretStr(database)
+        self._bucket = bucket
+        self._min_part_size = min_part_size
+        self._max_put_size = max_put_size
         self._transmission = TransmissionPolicy(transmission, strategies, presign=presign)
         self._host = host
         self._port = port
@@ -120,7 +132,8 @@ class LocalRegistry:
         self._thread = ExitStack()
 
     def __repr__(self) -> str:
-        return f"LocalRegistry({str(self._backend)!r}, endpoint={self._running and self._running.endpoint!r})"
+        place = self._bucket if self._root is None else self._root
+        return f"LocalRegistry({str(place)!r}, endpoint={self._running and self._running.endpoint!r})"
 
     @property
     def endpoint(self) -> str:
@@ -179,18 +192,38 @@ class LocalRegistry:
             raise ConfigError("cannot start the registry: it is already running")
         async with AsyncExitStack() as stack:
             given = None if self._given_token is None else self._given_token.get_secret_value()
-            opening = self._backend.open(api_token=given, url_expiry=self._url_expiry)
-            backend = await stack.enter_async_context(opening)
-            api = Api(backend, self._transmission, self._public_url)
+            backend = await self._load_backend()
+            opened = await stack.enter_async_context(backend.open(api_token=given, url_expiry=self._url_expiry))
+            api = Api(opened, self._transmission, self._public_url)
             stack.push_async_callback(api.wait_for_handlers)
             port = await self._listen(stack, api.application())
-            self._running = _Running(_endpoint(self._host, port), backend.api_token, stack.pop_all())
+            self._running = _Running(_endpoint(self._host, port), opened.api_token, stack.pop_all())
 
     async def close(self) -> None:
         """Stop listening, wait up to `grace` seconds for running requests, and close the directory or bucket."""
         running, self._running = self._running, None
         if running is not None:
             await running.stack.aclose()
+
+    async def _load_backend(self) -> Backend:
+        """Import what the client alone does not need, in a thread, since it reads many files."""
+        threads = Threads(1)
+        try:
+            module = await threads.run(import_module, "async_bento.registry.backend")
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f'cannot start the registry: {error}. Run: pip install "async-bento[registry]"'
+            ) from error
+        finally:
+            threads.close()
+        backend: Backend = module.Backend(
+            root=self._root,
+            database=self._database and self._database.get_secret_value(),
+            bucket=self._bucket,
+            min_part_size=self._min_part_size,
+            max_put_size=self._max_put_size,
+        )
+        return backend
 
     async def _listen(self, stack: AsyncExitStack, app: web.Application) -> int:
         runner = web.AppRunner(

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import aiohttp
 import pytest
 
-from async_bento.registry import s3_backend
-from async_bento.registry.s3_backend import S3Bucket
+from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.server import LocalRegistry
-from tests.registry.seaweed import Seaweed, is_installed, seaweed
+from tests.registry import postgres, seaweed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
+
+    from tests.registry.seaweed import Seaweed
 
 BUILD_AT = "2024-05-01 10:20:30.123456"
 
@@ -125,15 +126,28 @@ class Caller:
         return await self.api("GET", f"{self.items()}/{version}/download")
 
 
-STORAGES = ["disk", *([pytest.param("s3", marks=pytest.mark.s3)] if is_installed() else [])]
+HAS_S3, HAS_POSTGRES = seaweed.is_installed(), postgres.is_installed()
 
-if not is_installed():
-    collect_ignore = ["test_s3.py", "test_s3_faults.py"]
+STORAGES = ["disk"]
+if HAS_S3:
+    STORAGES.append(pytest.param("s3", marks=pytest.mark.s3))
+if HAS_POSTGRES:
+    STORAGES.append(pytest.param("postgres", marks=pytest.mark.postgres))
+if HAS_S3 and HAS_POSTGRES:
+    STORAGES.append(pytest.param("postgres-s3", marks=[pytest.mark.s3, pytest.mark.postgres]))
+"""Where records and bytes are: in SQLite or PostgreSQL, on the disk or in a bucket."""
+
+collect_ignore = ([] if HAS_S3 else ["test_s3.py", "test_s3_faults.py"]) + (
+    [] if HAS_S3 and HAS_POSTGRES else ["test_copies.py"]
+)
 
 disk_only = pytest.mark.parametrize("storage", ["disk"], indirect=True)
-s3_only = pytest.mark.parametrize("storage", STORAGES[1:], indirect=True)
+s3_only = pytest.mark.parametrize(
+    "storage", [pytest.param("s3", marks=pytest.mark.s3)] if HAS_S3 else [], indirect=True
+)
+copies_only = pytest.mark.parametrize("storage", STORAGES[3:], indirect=True)
 
-Storage = "Callable[[str], Path | S3Bucket]"
+Storage = "Callable[[str], dict[str, Any]]"
 
 BUCKET = "registries"
 
@@ -154,11 +168,18 @@ def sync_client(weed: Seaweed) -> Any:
 @pytest.fixture(scope="session")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
     """A running SeaweedFS with a bucket."""
-    with seaweed(tmp_path_factory.mktemp("seaweed")) as running:
+    with seaweed.seaweed(tmp_path_factory.mktemp("seaweed")) as running:
         client = sync_client(running)
         client.create_bucket(Bucket=BUCKET)
         client.close()
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a running PostgreSQL."""
+    with postgres.postgres() as url:
+        yield url
 
 
 @pytest.fixture
@@ -179,15 +200,23 @@ def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(params=STORAGES)
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """Return a storage for a registry by name; each test has its own storages."""
-    if request.param == "disk":
-        return lambda name: tmp_path / name
-    weed: Seaweed = request.getfixturevalue("weed")
-    request.getfixturevalue("credentials")
-    # SeaweedFS needs seconds for concurrent writes of one key; the tests of the probe use several writers.
-    request.getfixturevalue("monkeypatch").setattr(s3_backend, "_PROBE_WRITERS", 1)
+    """Return the arguments for the places of a registry, by name; each test has its own places."""
     test = uuid.uuid4().hex
-    return lambda name: S3Bucket(BUCKET, endpoint=weed.endpoint, prefix=f"{test}/{name}")
+    in_s3, in_postgres = "s3" in request.param, "postgres" in request.param
+    weed: Seaweed | None = request.getfixturevalue("weed") if in_s3 else None
+    server: str | None = request.getfixturevalue("postgres_server") if in_postgres else None
+    if in_s3:
+        request.getfixturevalue("credentials")
+
+    def places(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = {} if weed and server else {"root": tmp_path / name}
+        if weed:
+            found["bucket"] = S3Bucket(BUCKET, endpoint=weed.endpoint, prefix=f"{test}/{name}")
+        if server:
+            found["database"] = postgres.create_database(server, f"{name}-{test}")
+        return found
+
+    return places
 
 
 if TYPE_CHECKING:
@@ -201,7 +230,7 @@ async def serve(storage: Storage) -> AsyncIterator[Serve]:
         session = await stack.enter_async_context(aiohttp.ClientSession())
 
         async def start(name: str = "registry", words: Words = BENTOS, **options: Any) -> Caller:
-            registry = LocalRegistry(storage(name), **({"grace": 0.2} | options))
+            registry = LocalRegistry(**storage(name), **({"grace": 0.2} | options))
             return Caller(await stack.enter_async_context(registry), session, words)
 
         yield start
@@ -243,7 +272,7 @@ class Stored:
 @pytest.fixture
 def stored_files(storage: Storage, tmp_path: Path, request: pytest.FixtureRequest) -> Stored:
     """What the registry named `registry` stores for bytes; on the disk, empty directories count too."""
-    place = storage("registry")
+    bucket = storage("registry").get("bucket")
 
     def find_files() -> list[str]:
         root = tmp_path / "registry" / "blobs"
@@ -252,10 +281,10 @@ def stored_files(storage: Storage, tmp_path: Path, request: pytest.FixtureReques
 
     def find_objects() -> list[str]:
         client = sync_client(request.getfixturevalue("weed"))
-        prefix = f"{str(place).partition(f'{BUCKET}/')[2].partition(' ')[0]}blobs/"
+        prefix = f"{str(bucket).partition(f'{BUCKET}/')[2].partition(' ')[0]}blobs/"
         objects = client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
         uploads = client.list_multipart_uploads(Bucket=BUCKET, Prefix=prefix).get("Uploads", [])
         client.close()
         return [entry["Key"] for entry in objects] + [f"upload {entry['UploadId']}" for entry in uploads]
 
-    return Stored("s3", find_objects) if isinstance(place, S3Bucket) else Stored("disk", find_files)
+    return Stored("s3", find_objects) if bucket else Stored("disk", find_files)

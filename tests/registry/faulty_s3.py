@@ -1,8 +1,7 @@
-"""An S3 server with faults: it ignores write conditions, loses or cuts responses, and returns errors."""
+"""An S3 server with faults: it loses or cuts responses, and returns errors."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,14 +19,11 @@ if TYPE_CHECKING:
 class FaultyS3:
     """Keeps objects in memory, addressed in path style; ignores signatures.
 
-    `honours` are the write conditions that it checks; unless `atomic`, it writes some time after the check. `fault`
-    chooses the fault of a request: a status and a code, `lost` for a lost response, or `cut` for an incomplete one.
-    `requests` records requests such as `GET items/bentos/iris/v1.json`.
+    `fault` chooses the fault of a request: a status and a code, `lost` for a lost response, or `cut` for an incomplete
+    one. `requests` records requests such as `GET blobs/bentos/iris/v1.tar`.
     """
 
     endpoint: str = ""
-    honours: frozenset[str] = frozenset({"If-None-Match", "If-Match"})
-    atomic: bool = True
     fault: Callable[[web.Request], tuple[int, str] | str | None] = lambda _: None
     region: str = "us-east-1"
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -57,14 +53,6 @@ class FaultyS3:
     async def do(self, request: web.Request, key: str, body: bytes) -> web.Response:
         """Handle a request without its fault."""
         if request.method == "PUT":
-            found = self.objects.get(key)
-            if "If-None-Match" in self.honours and "If-None-Match" in request.headers and found is not None:
-                return error_response(412, "PreconditionFailed")
-            wanted = request.headers.get("If-Match")
-            if "If-Match" in self.honours and wanted and (found is None or etag(found) != wanted):
-                return error_response(412, "PreconditionFailed")
-            if not self.atomic:
-                await asyncio.sleep(0.1)
             self.objects[key] = body
             return web.Response(headers={"ETag": etag(body)})
         if request.method == "DELETE":

@@ -53,7 +53,8 @@ class Seaweed:
     endpoint: str
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports that nothing listens on."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -73,7 +74,7 @@ def seaweed(directory: Path, *, volume_size: int = 128) -> Iterator[Seaweed]:
     ]
     config.write_text(json.dumps({"identities": users}))
     (directory / "data").mkdir()
-    ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
     options = {
         "dir": directory / "data",

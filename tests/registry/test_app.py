@@ -1,4 +1,4 @@
-"""The API on a storage other than the disk: it uses the `Records` and `Blobs` interfaces only."""
+"""The API on a storage other than the disk: it uses the `Blobs` interface only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 from aiohttp import web
+from sqlalchemy.engine import URL
 
 from async_bento.registry.app import Api
 from async_bento.registry.backend import OpenBackend
 from async_bento.registry.errors import RecordNotFoundError, StorageError
 from async_bento.registry.item_types import BENTO
 from async_bento.registry.records.base import NewItem
-from async_bento.registry.records.sqlite import SqliteRecords
+from async_bento.registry.records.database import Database
+from async_bento.registry.records.sql import Records
 from async_bento.registry.server import close_server
 from async_bento.registry.transmission import TransmissionPolicy
 from tests.registry.conftest import BENTOS, Caller
@@ -25,6 +27,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_bento.registry.blobs.base import CompletedPart
+
+
+class OtherObject:
+    etag = '"etag"'
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.size = len(body)
+
+    async def read(self, start: int, stop: int) -> AsyncIterator[bytes]:
+        yield self.body[start:stop]
 
 
 class OtherBlobs:
@@ -56,14 +69,10 @@ class OtherBlobs:
         return '"etag"'
 
     @asynccontextmanager
-    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def open(self, key: str) -> AsyncIterator[OtherObject]:
         if key not in self.objects:
             raise RecordNotFoundError(key)
-
-        async def chunks() -> AsyncIterator[bytes]:
-            yield self.objects[key]
-
-        yield chunks()
+        yield OtherObject(self.objects[key])
 
 
 class Served:
@@ -77,10 +86,16 @@ def blobs() -> OtherBlobs:
     return OtherBlobs()
 
 
+async def open_database(directory: Path) -> Database:
+    database = Database(URL.create("sqlite+aiosqlite", database=str(directory / "records.sqlite3")))
+    await database.open()
+    return database
+
+
 @pytest.fixture
 async def caller(tmp_path: Path, blobs: OtherBlobs) -> AsyncIterator[Caller]:
-    records = SqliteRecords(tmp_path / "records")
-    await records.open()
+    database = await open_database(tmp_path)
+    records = Records(database)
     runner = web.AppRunner(Api(OpenBackend(records, blobs, "token"), TransmissionPolicy()).application())
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -89,7 +104,7 @@ async def caller(tmp_path: Path, blobs: OtherBlobs) -> AsyncIterator[Caller]:
             yield Caller(Served(f"http://127.0.0.1:{runner.addresses[0][1]}"), session, BENTOS)
     finally:
         await close_server(runner)
-        await records.close()
+        await database.close()
 
 
 async def test_presigned_urls_of_another_storage_are_passed_on(caller: Caller):
@@ -115,15 +130,17 @@ async def test_proxied_bytes_reach_another_storage(caller: Caller):
 
 
 async def test_records_on_a_full_disk_raise_507(tmp_path: Path):
-    records = SqliteRecords(tmp_path / "records")
-    await records.open()
+    database = await open_database(tmp_path)
+    records = Records(database)
     try:
         await records.create_repository(BENTO, "iris", "")
-        await records._run(lambda: records._connection.execute("PRAGMA max_page_count = 1"))
         large = NewItem("v1", datetime.now(timezone.utc), description="x" * 100_000)
+        for connection in [await database._opened.connect() for _ in range(5)]:  # all of the pool
+            await connection.exec_driver_sql("PRAGMA max_page_count = 1")
+            await connection.close()
         with pytest.raises(StorageError) as caught:
             await records.create_item(BENTO, "iris", large)
         assert caught.value.status == 507
-        assert (await records.repositories(BENTO, ["iris"]))["iris"].n_items == 0
+        assert (await records.repository(BENTO, "iris")).n_items == 0
     finally:
-        await records.close()
+        await database.close()

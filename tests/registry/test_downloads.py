@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import aiohttp
 import pytest
 
-from async_bento.registry.blobs.disk_endpoints import parse_range
+from async_bento.registry.downloads import parse_range
 from async_bento.registry.errors import StorageError
 from tests.registry.conftest import disk_only
 
@@ -113,13 +113,31 @@ async def test_download_before_upload_returns_no_such_key(caller: Caller):
     assert b"<Code>NoSuchKey</Code>" in got.body
 
 
-async def test_proxied_download_has_no_length_and_no_ranges(simple: Caller):
+async def test_proxied_download_has_length_etag_and_ranges(simple: Caller):
     path = f"{simple.items()}/v1/download"
-    got = await simple.api("GET", path, headers={"Range": "bytes=0-1"})
-    assert (got.status, got.body) == (200, DATA)
-    assert "Content-Length" not in got.headers
-    assert "Accept-Ranges" not in got.headers
-    assert got.headers["Transfer-Encoding"] == "chunked"
+    whole = await simple.api("GET", path)
+    assert (whole.status, whole.body, whole.headers["Content-Length"]) == (200, DATA, str(SIZE))
+    etag = whole.headers["ETag"]
+    assert etag == (await simple.bare("GET", await simple.get_url())).headers["ETag"]
+    for header, start, stop in RANGES:
+        part = await simple.api("GET", path, headers={"Range": header, "If-Match": etag})
+        assert (part.status, part.body) == (206, DATA[start:stop]), header
+        assert part.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}", header
+    beyond = await simple.api("GET", path, headers={"Range": f"bytes={SIZE}-"})
+    assert (beyond.status, beyond.headers["Content-Range"]) == (416, f"bytes */{SIZE}")
+    assert (await simple.api("GET", path, headers={"If-Match": '"other"'})).status == 412
+
+
+async def test_proxied_download_by_http_1_0_is_whole(simple: Caller):
+    url = urlsplit(simple.registry.endpoint)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    path = f"/api/v1{simple.items()}/v1/download"
+    writer.write(f"GET {path} HTTP/1.0\r\nX-YATAI-API-TOKEN: {simple.registry.api_token}\r\n\r\n".encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    assert head.startswith(b"HTTP/1.0 200")
+    assert body == DATA
 
 
 @disk_only

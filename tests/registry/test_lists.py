@@ -146,7 +146,7 @@ def test_query_is_parsed():
     )
     assert query == ListQuery(
         start=2,
-        count=3,
+        requested=3,
         search="s",
         keywords=("a", "b"),
         labels=((("k", "v=w"), ("l", "")),),

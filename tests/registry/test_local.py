@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.registry.conftest import Serve, Stored
 
 
-NOISY_LOGGERS = {"asyncio", "botocore", "aiobotocore"}  # they log at DEBUG
+NOISY_LOGGERS = {"asyncio", "botocore", "aiobotocore", "aiosqlite", "alembic"}
 
 CHILD = """
 import asyncio, sys
@@ -269,7 +269,8 @@ async def test_start_with_newer_database_raises(tmp_path: Path):
     async with LocalRegistry(tmp_path):
         pass
     with closing(sqlite3.connect(tmp_path / "registry.sqlite3")) as connection:
-        connection.execute("PRAGMA user_version = 99")
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
     with pytest.raises(ConfigError, match="newer async-bento"):
         await LocalRegistry(tmp_path).start()
 

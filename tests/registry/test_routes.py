@@ -265,7 +265,7 @@ async def test_invalid_build_time_returns_400(caller: Caller, build_at: Any):
 
 async def test_body_above_four_mebibytes_returns_413(caller: Caller):
     await caller.create()
-    body = json.dumps({"description": "x" * (4 * 2**20 - 100)}).encode()
+    body = json.dumps({"ignored": "x" * (4 * 2**20 - 100)}).encode()
     await caller.ok("PATCH", f"{caller.items()}/v1", data=io.BytesIO(body))
     response = await caller.api("PATCH", f"{caller.items()}/v1", data=io.BytesIO(body + b" " * 100))
     assert (response.status, list(response.json)) == (413, ["error"])

@@ -1,11 +1,9 @@
-"""The registry on a bucket: several copies, SigV4, abandoned uploads, and transfers that bypass the registry."""
+"""The registry on a bucket: SigV4, abandoned uploads, and transfers that bypass the registry."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import sys
 import time
 import tracemalloc
 from typing import TYPE_CHECKING, Any
@@ -16,11 +14,11 @@ import pytest
 
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
 from async_bento.registry.errors import StorageError
-from async_bento.registry.s3_backend import S3Bucket
+from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.server import LocalRegistry
 from tests.builders import MiB, contents, make_bento, random_bytes
 from tests.eventually import eventually
-from tests.registry.conftest import BENTOS, BUCKET, Caller, s3_only, sync_client
+from tests.registry.conftest import BENTOS, BUCKET, Caller, s3_only
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,114 +32,6 @@ pytestmark = s3_only
 
 PART = os.urandom(5 * MiB)
 
-CHILD = """
-import asyncio, sys
-from async_bento.registry import LocalRegistry, S3Bucket
-
-async def main():
-    async with LocalRegistry(S3Bucket(sys.argv[1], endpoint=sys.argv[2], prefix=sys.argv[3])) as registry:
-        print(registry.endpoint, registry.api_token, flush=True)
-        await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
-@pytest.fixture
-async def copies(serve: Serve) -> tuple[Caller, Caller]:
-    """Two copies of the registry on one bucket."""
-    return await serve(), await serve()
-
-
-# Several copies
-
-
-async def test_copies_share_the_token(copies: tuple[Caller, Caller]):
-    one, other = copies
-    assert one.registry.api_token == other.registry.api_token
-    assert one.registry.endpoint != other.registry.endpoint
-
-
-async def test_copies_starting_together_create_one_token(storage: Storage):
-    registries = [LocalRegistry(storage("new")) for _ in range(4)]
-    await asyncio.gather(*(registry.start() for registry in registries))
-    tokens = {registry.api_token for registry in registries}
-    await asyncio.gather(*(registry.close() for registry in registries))
-    assert len(tokens) == 1
-
-
-async def test_copies_creating_one_repository_succeed_once(copies: tuple[Caller, Caller]):
-    for name in ("iris", "rose", "oak"):
-        body = {"name": name, "description": ""}
-        responses = await asyncio.gather(*(copy.api("POST", "/bento_repositories", json=body) for copy in copies))
-        won, lost = sorted(responses, key=lambda response: response.status)
-        assert (won.status, lost.status) == (200, 400)
-        assert lost.json == {"error": f"create bento_repository {name}: duplicate key value violates unique constraint"}
-        uids = {(await copy.ok("GET", f"/bento_repositories/{name}"))["uid"] for copy in copies}
-        assert uids == {won.json["uid"]}
-
-
-async def test_copies_creating_one_item_succeed_once(copies: tuple[Caller, Caller]):
-    await copies[0].create(version="v0")
-    for version in ("v1", "v2", "v3"):
-        bodies = [
-            {"version": version, "build_at": "2024-05-01 10:20:30.123456", "description": description}
-            for description in ("mine", "yours")
-        ]
-        responses = await asyncio.gather(
-            *(copy.api("POST", copy.items(), json=body) for copy, body in zip(copies, bodies, strict=True))
-        )
-        won, lost = sorted(responses, key=lambda response: response.status)
-        assert (won.status, lost.status) == (200, 400)
-        assert lost.json == {"error": f"create bento iris:{version}: duplicate key value violates unique constraint"}
-        assert {(await copy.get(version=version))["description"] for copy in copies} == {won.json["description"]}
-
-
-async def test_copies_updating_one_item_lose_no_change(copies: tuple[Caller, Caller]):
-    one, other = copies
-    await one.create()
-    changes: list[dict[str, Any]] = [
-        {"description": "read me"},
-        {"manifest": {"size_bytes": 7}},
-        {"labels": [{"key": "k", "value": "v"}]},
-    ]
-    path = f"{one.items()}/v1"
-    await asyncio.gather(
-        one.ok("PATCH", path, json=changes[0]),
-        other.ok("PATCH", path, json=changes[1]),
-        other.ok("PATCH", path, json=changes[2]),
-        one.ok("PATCH", f"{path}/start_upload"),
-    )
-    for copy in copies:
-        item = await copy.get()
-        assert {name: item[name] for change in changes for name in change} == changes[0] | changes[1] | changes[2]
-        assert item["upload_status"] == "uploading"
-
-
-async def test_copies_see_each_other_s_writes_at_once(copies: tuple[Caller, Caller]):
-    one, other = copies
-    for number in range(4):
-        version = f"v{number}"
-        await one.create(version=version)
-        assert (await other.list())["items"][0]["version"] == version
-        for status in ("failed", "success"):
-            body = {"status": status, "reason": ""}
-            await one.ok("PATCH", f"{one.items()}/{version}/finish_upload", json=body)
-            assert (await other.list())["items"][0]["upload_status"] == status
-            assert (await other.get(version=version))["upload_status"] == status
-        assert (await other.ok("GET", "/bento_repositories/iris"))["latest_bento"]["version"] == version
-        assert (await other.ok("GET", "/bento_repositories/iris"))["n_bentos"] == number + 1
-
-
-async def test_multipart_continues_at_another_copy(copies: tuple[Caller, Caller]):
-    one, other = copies
-    await one.create()
-    upload_id = await one.start_multipart()
-    etags = [(1, await one.put_part(upload_id, 1, PART)), (2, await other.put_part(upload_id, 2, b"end"))]
-    assert (await other.complete(upload_id, etags)).status == 200
-    assert (await one.download()).body == PART + b"end"
-    assert (await one.complete(upload_id, etags)).status == 200  # the first response may have been lost
-
 
 async def test_prefixes_separate_registries(serve: Serve):
     one, other = await serve("one"), await serve("one-more")
@@ -150,36 +40,6 @@ async def test_prefixes_separate_registries(serve: Serve):
     assert (await other.list())["total"] == 0
     await other.create()
     assert (await other.download()).status == 404
-
-
-async def test_registry_killed_keeps_everything(serve: Serve, weed: Seaweed, storage: Storage):
-    prefix = str(storage("registry")).partition(f"{BUCKET}/")[2].partition(" ")[0]
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CHILD, BUCKET, weed.endpoint, prefix, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert child.stdout is not None
-        endpoint, token = (await child.stdout.readline()).decode().split()
-
-        class ChildRegistry:
-            def __init__(self) -> None:
-                self.endpoint, self.api_token = endpoint, token
-
-        async with aiohttp.ClientSession() as session:
-            there = Caller(ChildRegistry(), session, BENTOS)
-            await there.create()
-            await there.upload(b"bytes")
-            await there.create(version="v2")
-            upload_id = await there.start_multipart("v2")
-            etag = await there.put_part(upload_id, 1, b"one", "v2")
-    finally:
-        child.kill()
-        assert await child.wait() == -signal.SIGKILL
-    caller = await serve()
-    assert caller.registry.api_token == token
-    assert (await caller.get())["upload_status"] == "success"
-    assert (await caller.download()).body == b"bytes"
-    assert (await caller.complete(upload_id, [(1, etag)], "v2")).status == 200
 
 
 # Presigned URLs
@@ -244,10 +104,10 @@ async def test_presigned_url_expires(serve: Serve):
     assert (await caller.download()).body == b"bytes"
 
 
-async def test_presigned_url_uses_public_endpoint(weed: Seaweed, storage: Storage):
+async def test_presigned_url_uses_public_endpoint(weed: Seaweed, storage: Storage, tmp_path: Path):
     storage("registry")
     public = S3Bucket(BUCKET, endpoint=weed.endpoint, public_endpoint="https://s3.example", prefix="public")
-    async with LocalRegistry(public) as registry, aiohttp.ClientSession() as session:
+    async with LocalRegistry(tmp_path, bucket=public) as registry, aiohttp.ClientSession() as session:
         caller = Caller(registry, session, BENTOS)
         await caller.create()
         assert (await caller.get_url()).startswith(f"https://s3.example/{BUCKET}/public/blobs/bentos/iris/v1.tar?")
@@ -345,9 +205,9 @@ async def test_put_of_wrong_size_is_rejected(
     async def body() -> AsyncIterator[bytes]:
         yield bytes(size)
 
-    backend = storage("registry")
-    assert isinstance(backend, S3Bucket)
-    async with backend.open(api_token=None, url_expiry=60) as opened:
+    registry = LocalRegistry(**storage("registry"))
+    backend = (await registry._load_backend()).open(api_token=None, url_expiry=60)
+    async with backend as opened:
         with pytest.raises(StorageError, match=f"{size} bytes received of {announced}"):
             await opened.blobs.put("bentos/iris/v1.tar", body(), announced)
     assert stored_files() == []
@@ -380,26 +240,6 @@ async def test_push_and_pull_round_trip(serve: Serve, home: Path, tmp_path: Path
         assert not (await api.push("svc:v1", force=True)).skipped
 
 
-async def test_push_cancelled_resumes_at_another_copy(serve: Serve, home: Path, tmp_path: Path):
-    one = await serve()
-    bento = make_bento(home, files=FILES)
-    halfway = asyncio.Event()
-    async with make_api(one, home, progress=lambda event: event.bytes_done > 6 * MiB and halfway.set()) as api:
-        pushing = asyncio.create_task(api.push("svc:v1", threads=1))
-        await halfway.wait()
-        pushing.cancel()
-        await asyncio.gather(pushing, return_exceptions=True)
-    port = urlsplit(one.registry.endpoint).port
-    await one.registry.close()
-    other = await serve(port=port)  # as behind one address
-    async with make_api(other, home) as api:
-        result = await api.push("svc:v1")
-    assert result.resumed
-    assert result.bytes_sent < 8 * MiB
-    async with make_api(other, tmp_path / "there") as there:
-        assert contents((await there.pull("svc:v1")).path) == contents(bento)
-
-
 async def test_pull_cancelled_resumes(caller: Caller, home: Path, tmp_path: Path):
     bento = make_bento(home, files={f"part {number}": random_bytes(2 * MiB, number) for number in range(8)})
     there = tmp_path / "there"
@@ -424,14 +264,3 @@ async def test_logs_hold_no_secrets(serve: Serve, caplog: pytest.LogCaptureFixtu
     await caller.upload(b"bytes")
     assert "X-Amz" not in caplog.text
     assert caller.registry.api_token not in caplog.text + repr(caller.registry)
-
-
-async def test_damaged_record_returns_500_with_its_key(caller: Caller, weed: Seaweed, storage: Storage):
-    await caller.create()
-    prefix = str(storage("registry")).partition(f"{BUCKET}/")[2].partition(" ")[0]
-    sync_client(weed).put_object(Bucket=BUCKET, Key=f"{prefix}items/bentos/iris/v1.json", Body=b"{")
-    response = await caller.api("GET", f"{caller.items()}/v1")
-    assert (response.status, response.json) == (
-        500,
-        {"error": "cannot read the record items/bentos/iris/v1.json: it is damaged. Restore or delete the object."},
-    )

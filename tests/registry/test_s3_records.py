@@ -6,33 +6,31 @@ import subprocess
 import sys
 
 import pytest
-from pydantic import TypeAdapter
 
 from async_bento._core.s3 import etag_of_parts
 from async_bento.cli import main
 from async_bento.errors import ConfigError
-from async_bento.registry.records.s3 import RecordCache
-from async_bento.registry.s3_backend import S3Bucket
+from async_bento.registry.s3_bucket import S3Bucket
 from tests.builders import MiB
 from tests.cli_runner import make_runner
 
-SCHEMA = TypeAdapter(str)
 
-
-def test_import_of_registry_loads_no_aiobotocore():
+def test_import_of_registry_loads_no_extra():
     modules = "async_bento.cli.serve, async_bento.registry"
-    script = f"import {modules}, sys; print(*{{'aiobotocore', 'botocore'}} & {{*sys.modules}})"
+    extras = {"aiobotocore", "aiosqlite", "alembic", "asyncpg", "botocore", "sqlalchemy"}
+    script = f"import {modules}, sys; print(*{extras} & {{*sys.modules}})"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Pass either --root or --s3."),
-        (("--root", "here", "--s3", "bucket"), "Pass either --root or --s3."),
+        ((), "Pass --root, or both --database and --s3."),
+        (("--s3", "bucket"), "Pass --root, or both --database and --s3."),
+        (("--database", "postgresql://localhost/x"), "Pass --root, or both --database and --s3."),
         (("--root", "here", "--s3-prefix", "x"), "--s3-endpoint, --s3-public-endpoint and --s3-prefix require --s3."),
-        (("--s3", "bucket", "--s3-endpoint", "nowhere"), "invalid endpoint 'nowhere'"),
-        (("--s3", ""), "name is empty"),
+        (("--root", "here", "--s3", "bucket", "--s3-endpoint", "nowhere"), "invalid endpoint 'nowhere'"),
+        (("--root", "here", "--s3", ""), "name is empty"),
     ],
 )
 def test_serve_options_that_conflict_are_rejected(arguments: tuple[str, ...], message: str):
@@ -53,28 +51,6 @@ def test_prefix_ends_with_one_slash(prefix: str, shown: str):
 def test_bucket_without_name_raises():
     with pytest.raises(ConfigError, match="name is empty"):
         S3Bucket("")
-
-
-def test_record_cache_evicts_least_recently_used():
-    cache = RecordCache(100)
-    for key in "abc":
-        cache.put(key, "1", key.upper(), 30)
-    assert cache.get(SCHEMA, "a", "1") == "A"
-    cache.put("d", "1", "D", 30)
-    assert [cache.get(SCHEMA, key, "1") for key in "abcd"] == ["A", None, "C", "D"]
-    cache.put("e", "1", "E", 1000)
-    assert [cache.get(SCHEMA, key, "1") for key in "acde"] == [None] * 4
-    cache.put("f", "1", "F", 100)
-    assert cache.get(SCHEMA, "f", "1") == "F"
-
-
-def test_record_cache_misses_other_etags():
-    cache = RecordCache(100)
-    cache.put("a", "1", "old", 10)
-    assert cache.get(SCHEMA, "a", "2") is None
-    cache.put("a", "2", "new", 90)
-    cache.put("b", "1", "other", 10)
-    assert (cache.get(SCHEMA, "a", "2"), cache.get(SCHEMA, "b", "1")) == ("new", "other")
 
 
 def test_multipart_etag_of_opaque_parts_is_none():

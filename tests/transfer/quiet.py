@@ -17,7 +17,7 @@ _SERVERS = (
     "RequestHandler.",
     "FaultProxy.",
     "Api.",
-    "SqliteRecords.",
+    "Records.",
     "Blobs.",
 )
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from async_bento import PartError, StoreError
+from async_bento import BentoError, PartError, StoreError
 from async_bento.errors import ArchiveError, TransferError
 from async_bento.store.moves import Move
 from async_bento.transfer import resumable_extract
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.eventually import eventually
-from tests.fault_proxy import GET, FaultProxy, Hold, ignore_range, refuse, with_headers
+from tests.fault_proxy import DOWNLOAD, GET, FaultProxy, Hold, ignore_range, refuse, with_headers
 from tests.transfer.processes import Client
 
 if TYPE_CHECKING:
@@ -113,6 +113,27 @@ async def test_pull_resume_after_a_failure_downloads_the_rest(
     assert [event.message for event in events if event.message] == [f"resuming at {100 * first // total} %"]
     assert events[-1].bytes_done == total
     assert {request.headers["If-Match"] for request in proxy.matching("GET (blob|bytes)")} != set()
+
+
+async def test_pull_resume_through_registry_downloads_the_rest(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    make_model(home, files=FILES)
+    proxy = await start_proxy("proxy")
+    proxy.streams_downloads = False
+    await make_client(proxy).models.push("mod:m1")
+    proxy.add_fault(DOWNLOAD, refuse_late, skip=20, times=None)
+    with pytest.raises(BentoError):
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
+    proxy._rules.clear()
+    first_pull = len(proxy.matching(DOWNLOAD))
+
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
+    ranges = [request.headers["Range"] for request in proxy.matching(DOWNLOAD)[first_pull:]]
+    starts_again = min(int(each.removeprefix("bytes=").partition("-")[0]) for each in ranges)
+    assert starts_again >= 10 * RANGE
 
 
 async def test_pull_resume_after_cancel_downloads_the_rest(

@@ -8,7 +8,7 @@ from async_bento.config import MiB
 from async_bento.registry.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
 IO_CHUNK = MiB
@@ -23,6 +23,20 @@ class CompletedPart(NamedTuple):
 
     number: int
     etag: str
+
+
+class OpenBlob(Protocol):
+    """An open object: its size in bytes, and its quoted ETag."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def etag(self) -> str: ...
+
+    def read(self, start: int, stop: int) -> AsyncGenerator[bytes]:
+        """Read the bytes from `start` to before `stop`; raise `OSError` if the storage fails."""
+        ...
 
 
 class Blobs(Protocol):
@@ -55,8 +69,8 @@ class Blobs(Protocol):
         """Store a body of `size` bytes, if known, and return its ETag; raise `StorageError` if the size differs."""
         ...
 
-    def open(self, key: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open an object for reading in order; raise `RecordNotFoundError` if it does not exist."""
+    def open(self, key: str) -> AbstractAsyncContextManager[OpenBlob]:
+        """Open an object, whose bytes outlive a replacement; raise `RecordNotFoundError` if it does not exist."""
         ...
 
 

@@ -8,7 +8,7 @@ import logging
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import cache, partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING
 
 import aiohttp
 from aiobotocore.config import AioConfig
@@ -22,27 +22,23 @@ from async_bento.errors import ConfigError
 from async_bento.registry.errors import NoSuchUploadError, RecordNotFoundError, RegistryError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
     from aiobotocore.session import ClientCreatorContext
     from botocore.loaders import Loader
     from types_aiobotocore_s3 import S3Client
 
 _MAX_CONNECTIONS = 64
-"""Per copy of the registry. Records are small, and a list may read many of them concurrently."""
+"""Per copy of the registry."""
 
 _MAX_ATTEMPTS = 4
 """Attempts per request. botocore chooses the delays between them, of at most twenty seconds."""
-
-_CONFLICT_DELAY = 0.1
-"""Seconds until a write that conflicted with another one is retried."""
 
 _RETRY_AFTER = 5
 """Seconds after which clients should retry, once botocore's attempts are exhausted."""
 
 _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn")
 
-_CONFLICT = "ConditionalRequestConflict"
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 _CLIENT_ERRORS = {
     "EntityTooLarge",
@@ -57,15 +53,8 @@ _CLIENT_ERRORS = {
 log = logging.getLogger(__package__)
 
 
-class BucketObject(NamedTuple):
-    """A small object with its ETag as the bucket sent it."""
-
-    body: bytes
-    etag: str
-
-
 class Bucket:
-    """Reads and conditionally writes small objects below a prefix; `client` and `key` serve larger ones.
+    """Reads and writes small objects below a prefix; `client` and `key` serve larger ones.
 
     Every method raises `StorageError` if the bucket cannot be reached or rejects a request.
     """
@@ -92,75 +81,31 @@ class Bucket:
                 "PermanentRedirect", f"the bucket is in region {actual}. Set AWS_DEFAULT_REGION={actual}."
             )
 
-    async def read(self, key: str) -> BucketObject | None:
+    async def read(self, key: str) -> bytes | None:
         """Read an object; None if it does not exist."""
         try:
             with translate_s3_errors():
                 response = await self.client.get_object(Bucket=self.name, Key=self.key(key))
                 async with response["Body"]:
-                    return BucketObject(await response["Body"].read(), response["ETag"])
+                    return await response["Body"].read()
         except RecordNotFoundError:
             return None
 
-    async def create(self, key: str, body: bytes) -> bool:
-        """Write an object unless it exists; of concurrent callers, exactly one gets True.
-
-        The body must be unique to the caller: after a lost response, it identifies the caller's own write.
-        """
-        if await self._put(key, body, {"IfNoneMatch": "*"}):
-            return True
-        found = await self.read(key)
-        return found is not None and found.body == body
-
-    async def replace(self, key: str, body: bytes, etag: str) -> bool:
-        """Write an object if its ETag is still `etag`; after a lost response, False may mean that it was written."""
-        return await self._put(key, body, {"IfMatch": etag})
-
-    async def delete(self, key: str) -> None:
-        """Delete an object."""
+    async def write(self, key: str, body: bytes) -> None:
+        """Write an object."""
         with translate_s3_errors():
-            await self.client.delete_object(Bucket=self.name, Key=self.key(key))
+            await self.client.put_object(
+                Bucket=self.name, Key=self.key(key), Body=io.BytesIO(body), ContentType="application/json"
+            )
 
-    async def etags(self, prefix: str) -> Mapping[str, str]:
-        """Return the ETags of all objects below a prefix, by key, in the keys' order; 1000 take one request."""
-        found: dict[str, str] = {}
+    async def keys(self, prefix: str) -> Sequence[str]:
+        """Return the keys of all objects below a prefix, in order; 1000 take one request."""
+        found: list[str] = []
         with translate_s3_errors():
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.key(prefix))
             async for page in pages:
-                for entry in page.get("Contents", []):
-                    found[entry.get("Key", "").removeprefix(self._prefix)] = entry.get("ETag", "")
+                found += [entry.get("Key", "").removeprefix(self._prefix) for entry in page.get("Contents", [])]
         return found
-
-    async def _put(self, key: str, body: bytes, condition: _Condition) -> bool:
-        for _ in range(_MAX_ATTEMPTS):
-            try:
-                with translate_s3_errors():
-                    await self.client.put_object(
-                        Bucket=self.name,
-                        Key=self.key(key),
-                        Body=io.BytesIO(body),
-                        ContentType="application/json",
-                        **condition,
-                    )
-            except RecordNotFoundError:
-                return False
-            except StorageError as error:
-                if error.status == HTTPStatus.PRECONDITION_FAILED:
-                    return False
-                if error.code != _CONFLICT:
-                    raise
-                # A concurrent write is in progress, and its outcome is still unknown.
-                await asyncio.sleep(_CONFLICT_DELAY)
-            else:
-                return True
-        return False
-
-
-class _Condition(TypedDict, total=False):
-    """The condition of a write."""
-
-    IfMatch: str
-    IfNoneMatch: str
 
 
 @asynccontextmanager
@@ -251,7 +196,7 @@ def _translate_response(error: ClientError, subject: str) -> RegistryError:
         return NoSuchUploadError()
     if code in {"NoSuchKey", "404"}:  # the response to a HEAD has no code but its status
         return RecordNotFoundError(subject)
-    if status == HTTPStatus.PRECONDITION_FAILED or code in _CLIENT_ERRORS | {_CONFLICT}:
+    if code in _CLIENT_ERRORS:
         return StorageError(code, message, status=status)
     log.warning("S3 rejected %s: %d %s %s", error.operation_name, status, code, without_queries(message))
     if code in _THROTTLED or status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from async_bento._core.concurrency import Threads
@@ -11,7 +11,7 @@ from async_bento.registry.blobs.disk_files import DiskFiles, StagedFile, StoredO
 from async_bento.registry.blobs.presign import Grant, Presigner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Sequence
     from pathlib import Path
 
     from async_bento.registry.blobs.base import CompletedPart
@@ -98,23 +98,25 @@ class DiskBlobs:
             await self._threads.run(file.discard)
 
     @asynccontextmanager
-    async def acquire(self, key: str) -> AsyncGenerator[StoredObject]:
-        """Hold an object, so that its parts outlive a replacement; raise `RecordNotFoundError` if it does not exist."""
+    async def open(self, key: str) -> AsyncGenerator[_OpenObject]:
+        """See `Blobs`."""
         acquired: list[StoredObject] = []  # a cancelled call may still acquire in its thread
         try:
             await self._threads.run(lambda: acquired.append(self._files.acquire(key)))
-            yield acquired[0]
+            yield _OpenObject(acquired[0], self._files, self._threads)
         finally:
             for stored in acquired:
                 await self._threads.run(self._files.release, stored)
 
-    async def read(self, stored: StoredObject, start: int, stop: int) -> AsyncGenerator[bytes]:
-        """Read the bytes of an acquired object from `start` to before `stop`."""
-        for offset in range(start, stop, IO_CHUNK):
-            yield await self._threads.run(self._files.read, stored, offset, min(IO_CHUNK, stop - offset))
 
-    @asynccontextmanager
-    async def open(self, key: str) -> AsyncGenerator[AsyncIterator[bytes]]:
-        """See `Blobs`."""
-        async with self.acquire(key) as stored, aclosing(self.read(stored, 0, stored.size)) as chunks:
-            yield chunks
+class _OpenObject:
+    def __init__(self, stored: StoredObject, files: DiskFiles, threads: Threads) -> None:
+        self.size = stored.size
+        self.etag = stored.etag
+        self._stored = stored
+        self._files = files
+        self._threads = threads
+
+    async def read(self, start: int, stop: int) -> AsyncGenerator[bytes]:
+        for offset in range(start, stop, IO_CHUNK):
+            yield await self._threads.run(self._files.read, self._stored, offset, min(IO_CHUNK, stop - offset))

@@ -23,9 +23,8 @@ from async_bento.registry.blobs.multipart import check_parts
 from async_bento.registry.errors import NoSuchUploadError, RecordNotFoundError, RegistryError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 
-    from aiobotocore.response import StreamingBody
     from types_aiobotocore_s3 import S3Client
 
     from async_bento.registry.blobs.bucket import Bucket
@@ -100,12 +99,11 @@ class S3Blobs:
             raise
 
     @asynccontextmanager
-    async def open(self, key: str) -> AsyncGenerator[AsyncIterator[bytes]]:
+    async def open(self, key: str) -> AsyncGenerator[_OpenObject]:
         """See `Blobs`."""
         with translate_s3_errors(f"the bytes of {key}"):
-            response = await self._client.get_object(**self._object(key))
-        async with response["Body"]:
-            yield _read(response["Body"])
+            head = await self._client.head_object(**self._object(key))
+        yield _OpenObject(self._client, self._object(key), head["ContentLength"], head["ETag"])
 
     async def abort_abandoned(self) -> None:
         """Abort multipart uploads that got no part for `UPLOAD_LIFETIME`."""
@@ -230,10 +228,26 @@ async def _rechunk(body: AsyncIterable[bytes], size: int) -> AsyncGenerator[byte
         yield bytes(buffer)
 
 
-async def _read(body: StreamingBody) -> AsyncGenerator[bytes]:
-    """Read a response of the bucket; raise its failure as `OSError`, unlike that of the client's connection."""
-    try:
-        while chunk := await body.read(IO_CHUNK):
-            yield chunk
-    except (BotoCoreError, aiohttp.ClientError, ConnectionError, asyncio.TimeoutError) as error:
-        raise OSError(errno.EIO, f"the registry's bucket failed: {type(error).__name__}") from error
+class _OpenObject:
+    """An object of the bucket; a read fails if it was replaced since it was opened."""
+
+    def __init__(self, client: S3Client, where: _Object, size: int, etag: str) -> None:
+        self.size = size
+        self.etag = etag
+        self._client = client
+        self._where = where
+
+    async def read(self, start: int, stop: int) -> AsyncGenerator[bytes]:
+        """See `OpenBlob`; failures of the bucket are raised as `OSError`, unlike those of the client's connection."""
+        if start == stop:
+            return
+        try:
+            with translate_s3_errors():
+                response = await self._client.get_object(
+                    **self._where, Range=f"bytes={start}-{stop - 1}", IfMatch=self.etag
+                )
+            async with response["Body"] as body:
+                while chunk := await body.read(IO_CHUNK):
+                    yield chunk
+        except (BotoCoreError, RegistryError, aiohttp.ClientError, ConnectionError, asyncio.TimeoutError) as error:
+            raise OSError(errno.EIO, f"the registry's bucket failed: {type(error).__name__}") from error

@@ -1,35 +1,39 @@
-"""The records of repositories and items, and the interface of a store of records."""
+"""The records of repositories and items."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence  # noqa: TC003 - pydantic reads the annotations of `Item`
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from async_bento._core.validation import JsonObject, format_time
-from async_bento.rest.schemas import LabelItemSchema  # noqa: TC001 - as above
+from async_bento.registry.errors import BadRequestError
+from async_bento.registry.item_types import check_tag_part
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping, Sequence
 
-    from async_bento.registry.item_types import ItemType
-    from async_bento.registry.records.query import ListQuery
+    from async_bento._core.validation import JsonObject
+    from async_bento.rest.schemas import LabelItemSchema
 
 UploadStatus = Literal["pending", "uploading", "success", "failed"]
+
+_MAX_MODELS = 1000
+"""Per bento. Further names of its manifest are ignored."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """The record of a bento or model; the upload fields describe its bytes."""
+    """The record of a bento or model; `manifest` is JSON, and the upload fields describe its bytes."""
 
+    id: int
+    repository_id: int
     uid: str
     repository: str
     repository_uid: str
     version: str
     description: str
-    manifest: JsonObject | None
+    manifest: str | None
     labels: Sequence[LabelItemSchema]
     build_at: datetime
     upload_status: UploadStatus
@@ -77,33 +81,13 @@ class Change:
     upload_finished_reason: str | None = None
 
 
-def new_item(repository: str, repository_uid: str, new: NewItem) -> Item:
-    """Create the record of an item that is registered now, with the status `pending`."""
-    now = utc_now()
-    return Item(
-        uid=new_uid(),
-        repository=repository,
-        repository_uid=repository_uid,
-        version=new.version,
-        description=new.description,
-        manifest=new.manifest,
-        labels=_last_per_key(new.labels),
-        build_at=new.build_at,
-        upload_status="pending",
-        upload_started_at=None,
-        upload_finished_at=None,
-        upload_finished_reason="",
-        created_at=now,
-        updated_at=now,
-    )
+@dataclass(frozen=True)
+class Found:
+    """Items with their repositories, by name; `total` counts the items of all pages of a list."""
 
-
-def apply_change(item: Item, change: Change) -> Item:
-    """Return an item's record after a change."""
-    changes = {name: value for name, value in vars(change).items() if value is not None}
-    if change.labels is not None:
-        changes["labels"] = _last_per_key(change.labels)
-    return replace(item, **changes, updated_at=utc_now())
+    items: Sequence[Item]
+    repositories: Mapping[str, Repository]
+    total: int
 
 
 def size_of(manifest: JsonObject | None) -> int:
@@ -112,9 +96,17 @@ def size_of(manifest: JsonObject | None) -> int:
     return size if isinstance(size, int) and 0 <= size < 2**63 else 0
 
 
-def time_text(time: datetime) -> str:
-    """Format a time in UTC, to the microsecond, at a fixed width, so that texts sort as times do."""
-    return format_time(time).replace(" ", "T")
+def model_tags(manifest: JsonObject | None) -> list[tuple[str, str]]:
+    """Return the names and versions of the models that a bento's manifest names, each once; skip what is no tag."""
+    named = (manifest or {}).get("models")
+    found: dict[tuple[str, str], None] = {}
+    for tag in named if isinstance(named, list) else ():
+        name, _, version = tag.partition(":") if isinstance(tag, str) else ("", "", "")
+        try:
+            found[check_tag_part("name", name), check_tag_part("version", version)] = None
+        except BadRequestError:
+            continue
+    return [*found][:_MAX_MODELS]
 
 
 def utc_now() -> datetime:
@@ -125,46 +117,3 @@ def utc_now() -> datetime:
 def new_uid() -> str:
     """Generate a unique id."""
     return uuid.uuid4().hex
-
-
-def _last_per_key(labels: Sequence[LabelItemSchema]) -> list[LabelItemSchema]:
-    return [*{label.key: label for label in labels}.values()]
-
-
-@dataclass(frozen=True)
-class Page:
-    """A page of a list; `total` counts the items of all pages."""
-
-    items: Sequence[Item] = field(default_factory=tuple)
-    total: int = 0
-
-
-class Records(Protocol):
-    """A store of records; names and versions passed to it are valid."""
-
-    async def create_repository(self, item_type: ItemType, name: str, description: str) -> Repository:
-        """Create a repository; raise `DuplicateError` if the name is taken."""
-        ...
-
-    async def repositories(self, item_type: ItemType, names: Collection[str]) -> Mapping[str, Repository]:
-        """Return the repositories that exist among these names, by name."""
-        ...
-
-    async def create_item(self, item_type: ItemType, repository: str, new: NewItem) -> Item:
-        """Register an item as `pending`.
-
-        Raise `RecordNotFoundError` without its repository, `DuplicateError` if the version is taken.
-        """
-        ...
-
-    async def update_item(self, item_type: ItemType, repository: str, version: str, change: Change) -> Item:
-        """Change an item's record; raise `RecordNotFoundError` if it does not exist."""
-        ...
-
-    async def items(self, item_type: ItemType, tags: Collection[tuple[str, str]]) -> Sequence[Item]:
-        """Return the items that exist among these names and versions, in this order."""
-        ...
-
-    async def list_items(self, item_type: ItemType, query: ListQuery, repository: str | None = None) -> Page:
-        """Return a page of all items or of one repository's; raise `RecordNotFoundError` without the repository."""
-        ...

@@ -1,4 +1,4 @@
-"""Parsing and running list queries: `start`, `count`, `search` and the syntax of `q`.
+"""Parsing list queries: `start`, `count`, `search` and the syntax of `q`.
 
 The syntax is Yatai's (yatai-schemas `schemasv1/q.go`; Yatai `controllersv1/bento.go`, `services/base.go`,
 `services/label.go`): words search names, `in:` chooses other fields, `label:` filters, `sort:` sorts, and unknown terms
@@ -8,14 +8,12 @@ are ignored. Unlike Yatai, which parses `-label:` without using it, this module 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from async_bento.registry.errors import BadRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-T = TypeVar("T")
+    from collections.abc import Mapping
 
 SortField = Literal["build_at", "created_at", "size"]
 KeywordField = Literal["name", "description"]
@@ -23,6 +21,11 @@ KeywordField = Literal["name", "description"]
 _SORT_FIELDS: tuple[str, ...] = get_args(SortField)
 _KEYWORD_FIELDS: tuple[str, ...] = get_args(KeywordField)
 _MAX_DIGITS = 9
+_MAX_TERMS = 50
+_MAX_QUERY_LENGTH = 1000
+
+MAX_PAGE = 1000
+"""Items on a page, also without `count`."""
 
 Label = tuple[str, str]
 """A key and a value; an empty value matches any."""
@@ -33,8 +36,8 @@ class ListQuery:
     """A parsed list query."""
 
     start: int = 0
-    count: int = 0
-    """The page size; 0 for all items."""
+    requested: int = 0
+    """The page size that the client asked for; 0 for the largest."""
 
     search: str = ""
     """A substring that one of `fields` must contain."""
@@ -50,75 +53,30 @@ class ListQuery:
     sort: SortField = "build_at"
     descending: bool = True
 
-
-@dataclass(frozen=True)
-class Entry(Generic[T]):
-    """The fields of an item that a query uses; times are texts of one width, `size` is in bytes.
-
-    `description` is that of the repository and of the item. `item` is whatever the store identifies the item by.
-    """
-
-    item: T
-    registration_order: tuple[int, str]
-    name: str
-    description: str
-    labels: Mapping[str, str]
-    build_at: str
-    created_at: str
-    size: int
-
-    def sort_key(self, field: SortField) -> str | int:
-        """Return the value of a sort field."""
-        values: Mapping[SortField, str | int] = {
-            "build_at": self.build_at,
-            "created_at": self.created_at,
-            "size": self.size,
-        }
-        return values[field]
-
-
-def select(query: ListQuery, entries: Iterable[Entry[T]]) -> tuple[list[T], int]:
-    """Return the items of the requested page in order, and the number of items on all pages."""
-    # The order of registration breaks ties; otherwise an item could be on two pages and another on none.
-    found = sorted(
-        (entry for entry in entries if _matches(query, entry)),
-        key=lambda entry: (entry.sort_key(query.sort), entry.registration_order),
-        reverse=query.descending,
-    )
-    stop = query.start + query.count if query.count else None
-    return [entry.item for entry in found[query.start : stop]], len(found)
-
-
-def _matches(query: ListQuery, entry: Entry[T]) -> bool:
-    searched: Mapping[KeywordField, str] = {"name": entry.name, "description": entry.description}
-    texts = [searched[field].lower() for field in query.fields]
-    return (
-        all(
-            any(all(word.lower() in text for word in words) for text in texts)
-            for words in ((query.search,), query.keywords)
-        )
-        and all(_has_any(entry.labels, group) for group in query.labels)
-        and not _has_any(entry.labels, query.excluded_labels)
-    )
-
-
-def _has_any(labels: Mapping[str, str], wanted: Iterable[Label]) -> bool:
-    return any(key in labels and value in {"", labels[key]} for key, value in wanted)
+    @property
+    def count(self) -> int:
+        """The page size."""
+        return min(self.requested or MAX_PAGE, MAX_PAGE)
 
 
 def parse_list_query(parameters: Mapping[str, str]) -> ListQuery:
-    """Parse the query parameters of a list; raise `BadRequestError` if `start` or `count` is invalid.
+    """Parse the query parameters of a list; raise `BadRequestError` if one is invalid or too long.
 
-    Without `count`, or with 0, the page has all items, as in Yatai: BentoML's `list()` sends none and reads one page.
+    Without `count`, or with 0, the page is the largest: BentoML's `list()` sends none and reads one page.
     """
+    for name in ("q", "search"):
+        if len(parameters.get(name, "")) > _MAX_QUERY_LENGTH:
+            raise BadRequestError(f"invalid {name}: it is too long. Use at most {_MAX_QUERY_LENGTH} characters.")
     terms = _split(parameters.get("q", ""))
+    if sum(len(values) for values in terms.values()) > _MAX_TERMS:
+        raise BadRequestError(f"invalid q: it has too many terms. Use at most {_MAX_TERMS}.")
     sort_field, _, order = terms.get("sort", [""])[0].rpartition("-")
     has_sort = sort_field in _SORT_FIELDS and order in {"asc", "desc"}
     fields = tuple(field for field in terms.get("in", []) if field in _KEYWORD_FIELDS)
     groups = tuple(_labels(group) for group in terms.get("label", []))
     return ListQuery(
         start=_number(parameters, "start"),
-        count=_number(parameters, "count"),
+        requested=_number(parameters, "count"),
         search=parameters.get("search", ""),
         keywords=tuple(terms.get("", [])),
         fields=cast("tuple[KeywordField, ...]", fields) or ("name",),

@@ -1,0 +1,81 @@
+"""The directory of a registry, which one process at a time uses: its lock and its secrets.
+
+<root>/registry.sqlite3     the records, unless they are in another database
+<root>/blobs/               the bytes, unless they are in a bucket; see `blobs/disk_files.py`
+<root>/api_token            the token that clients must send
+<root>/signing_key          the key of presigned URLs
+<root>/lock                 held while a registry uses the directory
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from async_bento._core.concurrency import Threads
+from async_bento._core.files import atomic_write
+from async_bento.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+DATABASE = "registry.sqlite3"
+
+
+class Directory:
+    """A locked directory of a registry."""
+
+    def __init__(self, root: Path, threads: Threads) -> None:
+        self.root = root
+        self._threads = threads
+
+    async def secret(self, name: str, *, initial: str | None = None) -> str:
+        """Read a secret, or create it, with a random value by default."""
+        return await self._threads.run(_read_or_create_secret, self.root / name, initial)
+
+
+@asynccontextmanager
+async def open_directory(root: Path) -> AsyncGenerator[Directory]:
+    """Create a directory if it does not exist, and lock it; raise `ConfigError` if that is impossible."""
+    async with AsyncExitStack() as stack:
+        threads = Threads(1)
+        stack.callback(threads.close)
+        await threads.run(_make_directory, root)
+        # By default, only the thread that acquired a FileLock may release it.
+        lock = FileLock(root / "lock", timeout=0, thread_local=False)
+        held = ExitStack()
+        stack.push_async_callback(threads.run, held.close)
+        try:
+            await threads.run(held.enter_context, lock)
+        except Timeout as error:
+            raise ConfigError(
+                f"cannot use {root}: another registry is using it. Stop that registry, or choose another directory."
+            ) from error
+        yield Directory(root, threads)
+
+
+def _make_directory(root: Path) -> None:
+    """Create a directory, unless it is the home of the local stores, whose files would be mixed with these."""
+    if not (root / DATABASE).exists():
+        for name in (".yatai.yaml", "bentos", "models"):
+            if (root / name).exists():
+                raise ConfigError(
+                    f"cannot use {root}: its {name} belongs to a local store of BentoML. Choose another directory."
+                )
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _read_or_create_secret(path: Path, initial: str | None) -> str:
+    """Read a secret file that only its owner may read; create it if it is missing or empty."""
+    with suppress(FileNotFoundError):
+        path.chmod(0o600)
+        if secret := path.read_text().strip():
+            return secret
+    secret = initial or secrets.token_urlsafe(32)
+    # A fixed temporary name, so that killed processes leave one file at most.
+    atomic_write(path, f"{secret}\n", durable=False, temp_path=path.with_name(f".{path.name}"))
+    return secret

@@ -1,0 +1,141 @@
+"""The records of a bucket of format 1, which had a JSON object for each; they are copied into the database."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from sqlalchemy import insert, select
+
+from async_bento._core.concurrency import for_each
+from async_bento._core.validation import JsonObject, UtcTime
+from async_bento.registry.item_types import BENTO, ITEM_TYPES
+from async_bento.registry.records.base import UploadStatus
+from async_bento.registry.records.sql import add_labels, add_models, count_items, manifest_columns
+from async_bento.registry.records.tables import items, repositories, settings
+from async_bento.rest.schemas import LabelItemSchema
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from async_bento.registry.blobs.bucket import Bucket
+    from async_bento.registry.item_types import ItemType
+    from async_bento.registry.records.database import Database
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+_CONCURRENT_READS = 32
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+log = logging.getLogger(__package__)
+
+
+class RepositoryRecord(BaseModel):
+    """The JSON of a repository, `repositories/<items>/<name>.json`."""
+
+    uid: str
+    name: str
+    description: str
+    created_at: UtcTime
+
+
+class ItemRecord(BaseModel):
+    """The JSON of an item, `items/<items>/<name>/<version>.json`."""
+
+    uid: str
+    repository: str
+    version: str
+    description: str
+    manifest: JsonObject | None
+    labels: list[LabelItemSchema]
+    build_at: UtcTime
+    upload_status: UploadStatus
+    upload_started_at: UtcTime | None
+    upload_finished_at: UtcTime | None
+    upload_finished_reason: str
+    created_at: UtcTime
+    updated_at: UtcTime
+
+
+async def copy_records(bucket: Bucket, database: Database) -> None:
+    """Copy all records that the database does not have, and the token; skip and log objects that are no records."""
+    token = await bucket.read("api_token")
+    found = [
+        (
+            item_type,
+            await _read(bucket, RepositoryRecord, f"repositories/{item_type.items}/"),
+            await _read(bucket, ItemRecord, f"items/{item_type.items}/"),
+        )
+        for item_type in ITEM_TYPES
+    ]
+    async with database.writing() as connection:
+        for item_type, repository_records, item_records in found:
+            ids = await _copy_repositories(connection, item_type, repository_records)
+            await _copy_items(connection, item_type, ids, item_records)
+        has_token = select(settings.c.name).where(settings.c.name == "api_token")
+        if token and (await connection.execute(has_token)).first() is None:
+            await connection.execute(insert(settings), {"name": "api_token", "value": token.decode().strip()})
+
+
+async def _copy_repositories(
+    connection: AsyncConnection, item_type: ItemType, records: Sequence[RepositoryRecord]
+) -> dict[str, int]:
+    """Return the ids of all repositories, by name."""
+    stored = select(repositories.c.name, repositories.c.id).where(repositories.c.kind == item_type.item)
+    names = set((await connection.execute(stored)).scalars())
+    for record in records:
+        if record.name not in names:
+            values = {
+                "kind": item_type.item,
+                "folded_description": record.description.lower(),
+                "n_items": 0,
+                "updated_at": record.created_at,
+            }
+            await connection.execute(insert(repositories), record.model_dump() | values)
+    return {row.name: row.id for row in await connection.execute(stored)}
+
+
+async def _copy_items(
+    connection: AsyncConnection, item_type: ItemType, repository_ids: dict[str, int], records: Sequence[ItemRecord]
+) -> None:
+    stored = select(items.c.repository_id, items.c.version).where(items.c.kind == item_type.item)
+    known = {tuple(row) for row in await connection.execute(stored)}
+    added: Counter[int] = Counter()
+    # A bucket has no order of registration but the clocks of the copies that registered.
+    for record in sorted(records, key=lambda each: (each.created_at, each.uid)):
+        repository_id = repository_ids.get(record.repository)
+        if repository_id is None or (repository_id, record.version) in known:
+            continue
+        manifest = record.manifest
+        values = record.model_dump(exclude={"repository", "labels", "manifest"}) | {
+            "repository_id": repository_id,
+            "kind": item_type.item,
+            "folded_description": record.description.lower(),
+            **manifest_columns(manifest),
+        }
+        values["build_at"] = max(record.build_at, _EPOCH)
+        (item_id,) = (await connection.execute(insert(items).returning(items.c.id), values)).one()
+        await add_labels(connection, item_id, record.labels)
+        if item_type is BENTO:
+            await add_models(connection, item_id, manifest)
+        added[repository_id] += 1
+    for repository_id, count in added.items():
+        await count_items(connection, repository_id, count)
+
+
+async def _read(bucket: Bucket, schema: type[RecordT], prefix: str) -> list[RecordT]:
+    found: list[RecordT] = []
+
+    async def read(key: str) -> None:
+        try:
+            found.append(schema.model_validate_json(await bucket.read(key) or b""))
+        except ValidationError:
+            log.warning("skipped %s, which is no record", key)
+
+    await for_each(read, [key for key in await bucket.keys(prefix) if key.endswith(".json")], _CONCURRENT_READS)
+    return found

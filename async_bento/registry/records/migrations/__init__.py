@@ -1,0 +1,1 @@
+"""The migrations of the database, which run when a registry starts."""

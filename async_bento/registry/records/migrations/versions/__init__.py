@@ -1,0 +1,1 @@
+"""A module per migration, in the order of their numbers."""

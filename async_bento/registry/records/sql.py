@@ -1,0 +1,320 @@
+"""The records of repositories and items, in SQL."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from async_bento.config import MiB
+from async_bento.registry.errors import DuplicateError, RecordNotFoundError
+from async_bento.registry.item_types import BENTO, MODEL
+from async_bento.registry.records.base import Found, Item, Repository, model_tags, new_uid, size_of, utc_now
+from async_bento.registry.records.search import select_page, select_total
+from async_bento.registry.records.tables import bento_models, items, labels, repositories, settings
+from async_bento.rest.schemas import LabelItemSchema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from sqlalchemy import ColumnElement, RowMapping, Select
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from async_bento._core.validation import JsonObject
+    from async_bento.registry.item_types import ItemType
+    from async_bento.registry.records.base import Change, NewItem
+    from async_bento.registry.records.database import Database
+    from async_bento.registry.records.query import ListQuery
+
+_ITEMS = select(items, repositories.c.name.label("repository"), repositories.c.uid.label("repository_uid")).join(
+    repositories, items.c.repository_id == repositories.c.id
+)
+_REPOSITORIES = select(
+    repositories,
+    select(func.max(items.c.id))
+    .where(items.c.repository_id == repositories.c.id)
+    .correlate(repositories)
+    .scalar_subquery()
+    .label("latest_id"),
+)
+"""Repositories, with the id of the item that each registered last."""
+
+_MAX_PAGE_LENGTH = 8 * MiB
+"""Characters of the descriptions and manifests on a page; a page of longer ones has fewer items."""
+
+
+class Records:
+    """The records of a registry; names and versions that its methods get are valid."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    async def stored_secret(self, name: str) -> str | None:
+        """Read a secret that all copies of the registry share; None if there is none."""
+        stored = select(settings.c.value).where(settings.c.name == name)
+        async with self.database.reading() as connection:
+            value: str | None = (await connection.execute(stored)).scalar_one_or_none()
+        return value
+
+    async def secret(self, name: str) -> str:
+        """Read a secret that all copies of the registry share, or create it."""
+        value = await self.stored_secret(name)
+        if value is None:
+            try:
+                async with self.database.writing() as connection:
+                    await connection.execute(insert(settings), {"name": name, "value": secrets.token_urlsafe(32)})
+            except IntegrityError:
+                pass  # another copy was faster
+            value = await self.stored_secret(name)
+        assert value is not None
+        return value
+
+    async def create_repository(self, item_type: ItemType, name: str, description: str) -> Repository:
+        """Create a repository; raise `DuplicateError` if the name is taken."""
+        now = utc_now()
+        values = {
+            "uid": new_uid(),
+            "kind": item_type.item,
+            "name": name,
+            "description": description,
+            "folded_description": description.lower(),
+            "n_items": 0,
+            "created_at": now,
+            "updated_at": now,
+        }
+        async with self.database.writing() as connection:
+            try:
+                await connection.execute(insert(repositories), values)
+            except IntegrityError as error:
+                raise DuplicateError(f"{item_type.repository} {name}") from error
+        return _repository(values, None)
+
+    async def repository(self, item_type: ItemType, name: str) -> Repository:
+        """Return a repository; raise `RecordNotFoundError` if it does not exist."""
+        named = and_(repositories.c.kind == item_type.item, repositories.c.name == name)
+        async with self.database.reading() as connection:
+            found = await _load_repositories(connection, named)
+        if name not in found:
+            raise RecordNotFoundError(f"get {item_type.repository} {name}")
+        return found[name]
+
+    async def create_item(self, item_type: ItemType, repository: str, new: NewItem) -> Item:
+        """Register an item as `pending`.
+
+        Raise `RecordNotFoundError` without its repository, `DuplicateError` if the version is taken.
+        """
+        now = utc_now()
+        async with self.database.writing() as connection:
+            repository_id = await _find_repository(connection, item_type, repository)
+            values = {
+                "uid": new_uid(),
+                "repository_id": repository_id,
+                "kind": item_type.item,
+                "version": new.version,
+                "build_at": new.build_at,
+                "upload_status": "pending",
+                "upload_finished_reason": "",
+                "created_at": now,
+                "updated_at": now,
+                **_described(new.description),
+                **manifest_columns(new.manifest),
+            }
+            try:
+                (item_id,) = (await connection.execute(insert(items).returning(items.c.id), values)).one()
+            except IntegrityError as error:
+                raise DuplicateError(f"{item_type.item} {repository}:{new.version}") from error
+            await count_items(connection, repository_id, 1)
+            await add_labels(connection, item_id, new.labels)
+            if item_type is BENTO:
+                await add_models(connection, item_id, new.manifest)
+            return (await _load(connection, _ITEMS.where(items.c.id == item_id)))[0]
+
+    async def update_item(self, item_type: ItemType, repository: str, version: str, change: Change) -> Item:
+        """Change an item's record; raise `RecordNotFoundError` if it does not exist."""
+        values: dict[str, Any] = {"updated_at": utc_now()}
+        if change.description is not None:
+            values |= _described(change.description)
+        if change.manifest is not None:
+            values |= manifest_columns(change.manifest)
+        for name in ("upload_status", "upload_started_at", "upload_finished_at", "upload_finished_reason"):
+            if (value := getattr(change, name)) is not None:
+                values[name] = value
+        async with self.database.writing() as connection:
+            repository_id = await _find_repository(connection, item_type, repository)
+            changed = await connection.execute(
+                update(items)
+                .where(items.c.repository_id == repository_id, items.c.version == version)
+                .values(values)
+                .returning(items.c.id)
+            )
+            item_id = changed.scalar_one_or_none()
+            if item_id is None:
+                raise RecordNotFoundError(f"get {item_type.item} {repository}:{version}")
+            if change.labels is not None:
+                await connection.execute(delete(labels).where(labels.c.item_id == item_id))
+                await add_labels(connection, item_id, change.labels)
+            if change.manifest is not None and item_type is BENTO:
+                await connection.execute(delete(bento_models).where(bento_models.c.bento_id == item_id))
+                await add_models(connection, item_id, change.manifest)
+            return (await _load(connection, _ITEMS.where(items.c.id == item_id)))[0]
+
+    async def item(self, item_type: ItemType, repository: str, version: str) -> Item:
+        """Return an item; raise `RecordNotFoundError` if it does not exist."""
+        async with self.database.reading() as connection:
+            return await _find_item(connection, item_type, repository, version)
+
+    async def find(self, item_type: ItemType, repository: str, version: str) -> tuple[Found, Found]:
+        """Return an item, and the models that exist among those that a bento names, in its order.
+
+        Raise `RecordNotFoundError` if the item does not exist.
+        """
+        async with self.database.reading() as connection:
+            item = await _find_item(connection, item_type, repository, version)
+            models = await _load(connection, _models_of(item)) if item_type is BENTO else []
+            return await _with_repositories(connection, [item]), await _with_repositories(connection, models)
+
+    async def list_items(self, item_type: ItemType, query: ListQuery, repository: str | None = None) -> Found:
+        """Return a page of all items or of one repository's; raise `RecordNotFoundError` without the repository."""
+        async with self.database.reading() as connection:
+            scope, repository_scope = items.c.kind == item_type.item, repositories.c.kind == item_type.item
+            if repository is not None:
+                repository_id = await _find_repository(connection, item_type, repository)
+                scope, repository_scope = items.c.repository_id == repository_id, repositories.c.id == repository_id
+            total = (await connection.execute(select_total(query, scope, repository_scope))).scalar_one()
+            rows = (await connection.execute(select_page(query, scope))).all()
+            ids = _fitting([(row[0], row[1]) for row in rows])
+            loaded = {item.id: item for item in await _load(connection, _ITEMS.where(items.c.id.in_(ids)))}
+            in_order = [loaded[each] for each in ids if each in loaded]
+            return await _with_repositories(connection, in_order, total)
+
+
+async def _with_repositories(connection: AsyncConnection, found: Sequence[Item], total: int = 0) -> Found:
+    ids = {item.repository_id for item in found}
+    return Found(found, await _load_repositories(connection, repositories.c.id.in_(ids)) if ids else {}, total)
+
+
+async def _load_repositories(connection: AsyncConnection, condition: ColumnElement[bool]) -> dict[str, Repository]:
+    rows = (await connection.execute(_REPOSITORIES.where(condition))).mappings().all()
+    latest_ids = [row["latest_id"] for row in rows if row["latest_id"] is not None]
+    latest = {item.id: item for item in await _load(connection, _ITEMS.where(items.c.id.in_(latest_ids)))}
+    return {row["name"]: _repository(row, latest.get(row["latest_id"])) for row in rows}
+
+
+async def _find_item(connection: AsyncConnection, item_type: ItemType, repository: str, version: str) -> Item:
+    tagged = _ITEMS.where(
+        repositories.c.kind == item_type.item, repositories.c.name == repository, items.c.version == version
+    )
+    for item in await _load(connection, tagged):
+        return item
+    raise RecordNotFoundError(f"get {item_type.item} {repository}:{version}")
+
+
+def _models_of(bento: Item) -> Select[Any]:
+    """Select the models that a bento's manifest names."""
+    named = and_(repositories.c.name == bento_models.c.name, items.c.version == bento_models.c.version)
+    return (
+        _ITEMS.join(bento_models, named)
+        .where(repositories.c.kind == MODEL.item, bento_models.c.bento_id == bento.id)
+        .order_by(bento_models.c.position)
+    )
+
+
+async def _find_repository(connection: AsyncConnection, item_type: ItemType, name: str) -> int:
+    named = select(repositories.c.id).where(repositories.c.kind == item_type.item, repositories.c.name == name)
+    repository_id: int | None = (await connection.execute(named)).scalar_one_or_none()
+    if repository_id is None:
+        raise RecordNotFoundError(f"get {item_type.repository} {name}")
+    return repository_id
+
+
+def _fitting(rows: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the first ids, whose texts have `_MAX_PAGE_LENGTH` characters at most together, but one id at least."""
+    lengths = accumulate(length for _, length in rows)
+    return [item_id for (item_id, _), total in zip(rows, lengths, strict=True) if total <= _MAX_PAGE_LENGTH] or [
+        item_id for item_id, _ in rows[:1]
+    ]
+
+
+async def _load(connection: AsyncConnection, selected: Select[Any]) -> list[Item]:
+    """Load the selected items, with their labels."""
+    rows = (await connection.execute(selected)).mappings().all()
+    if not rows:
+        return []
+    of_items = select(labels).where(labels.c.item_id.in_([row["id"] for row in rows])).order_by(labels.c.position)
+    labels_of: dict[int, list[LabelItemSchema]] = {}
+    for row in (await connection.execute(of_items)).mappings():
+        labels_of.setdefault(row["item_id"], []).append(LabelItemSchema(key=row["key"], value=row["value"]))
+    return [_item(row, labels_of.get(row["id"], [])) for row in rows]
+
+
+async def count_items(connection: AsyncConnection, repository_id: int, added: int) -> None:
+    """Count items that were added to a repository."""
+    counted = repositories.c.n_items + added
+    await connection.execute(update(repositories).where(repositories.c.id == repository_id).values(n_items=counted))
+
+
+async def add_labels(connection: AsyncConnection, item_id: int, added: Iterable[LabelItemSchema]) -> None:
+    """Insert the labels of an item; of several with one key, the last."""
+    last_per_key = {label.key: label.value for label in added}
+    rows = [
+        {"item_id": item_id, "key": key, "value": value, "position": position}
+        for position, (key, value) in enumerate(last_per_key.items())
+    ]
+    if rows:
+        await connection.execute(insert(labels), rows)
+
+
+async def add_models(connection: AsyncConnection, bento_id: int, manifest: JsonObject | None) -> None:
+    """Insert the models that a bento's manifest names."""
+    rows = [
+        {"bento_id": bento_id, "position": position, "name": name, "version": version}
+        for position, (name, version) in enumerate(model_tags(manifest))
+    ]
+    if rows:
+        await connection.execute(insert(bento_models), rows)
+
+
+def _described(description: str) -> dict[str, str]:
+    return {"description": description, "folded_description": description.lower()}
+
+
+def manifest_columns(manifest: JsonObject | None) -> dict[str, object]:
+    """Return the columns that hold a manifest and what is read from it."""
+    return {"manifest": None if manifest is None else json.dumps(manifest), "size": size_of(manifest)}
+
+
+def _item(row: RowMapping, labels_of_item: Sequence[LabelItemSchema]) -> Item:
+    return Item(
+        id=row["id"],
+        repository_id=row["repository_id"],
+        uid=row["uid"],
+        repository=row["repository"],
+        repository_uid=row["repository_uid"],
+        version=row["version"],
+        description=row["description"],
+        manifest=row["manifest"],
+        labels=labels_of_item,
+        build_at=row["build_at"],
+        upload_status=row["upload_status"],
+        upload_started_at=row["upload_started_at"],
+        upload_finished_at=row["upload_finished_at"],
+        upload_finished_reason=row["upload_finished_reason"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _repository(row: Mapping[str, Any] | RowMapping, latest: Item | None) -> Repository:
+    return Repository(
+        uid=row["uid"],
+        name=row["name"],
+        description=row["description"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        n_items=row["n_items"],
+        latest=latest,
+    )

@@ -1,0 +1,187 @@
+"""Several copies of the registry, on one PostgreSQL database and one bucket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+
+from async_bento.registry.server import LocalRegistry
+from tests.builders import MiB, contents, make_bento
+from tests.registry.conftest import BENTOS, BUCKET, Caller, copies_only
+from tests.registry.test_s3 import FILES, make_api
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.registry.conftest import Serve, Storage
+    from tests.registry.seaweed import Seaweed
+
+pytestmark = copies_only
+
+PART = os.urandom(5 * MiB)
+
+CHILD = """
+import asyncio, sys
+from async_bento.registry import LocalRegistry, S3Bucket
+
+async def main():
+    async with LocalRegistry(
+        database=sys.argv[1], bucket=S3Bucket(sys.argv[2], endpoint=sys.argv[3], prefix=sys.argv[4])
+    ) as registry:
+        print(registry.endpoint, registry.api_token, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def copies(serve: Serve) -> tuple[Caller, Caller]:
+    """Two copies of the registry on one database and bucket."""
+    return await serve(), await serve()
+
+
+async def test_copies_share_the_token(copies: tuple[Caller, Caller]):
+    one, other = copies
+    assert one.registry.api_token == other.registry.api_token
+    assert one.registry.endpoint != other.registry.endpoint
+
+
+async def test_copies_starting_together_create_one_token(storage: Storage):
+    places = storage("new")
+    registries = [LocalRegistry(**places) for _ in range(4)]
+    await asyncio.gather(*(registry.start() for registry in registries))
+    tokens = {registry.api_token for registry in registries}
+    await asyncio.gather(*(registry.close() for registry in registries))
+    assert len(tokens) == 1
+
+
+async def test_copies_creating_one_repository_succeed_once(copies: tuple[Caller, Caller]):
+    for name in ("iris", "rose", "oak"):
+        body = {"name": name, "description": ""}
+        responses = await asyncio.gather(*(copy.api("POST", "/bento_repositories", json=body) for copy in copies))
+        won, lost = sorted(responses, key=lambda response: response.status)
+        assert (won.status, lost.status) == (200, 400)
+        assert lost.json == {"error": f"create bento_repository {name}: duplicate key value violates unique constraint"}
+        uids = {(await copy.ok("GET", f"/bento_repositories/{name}"))["uid"] for copy in copies}
+        assert uids == {won.json["uid"]}
+
+
+async def test_copies_creating_one_item_succeed_once(copies: tuple[Caller, Caller]):
+    await copies[0].create(version="v0")
+    for version in ("v1", "v2", "v3"):
+        bodies = [
+            {"version": version, "build_at": "2024-05-01 10:20:30.123456", "description": description}
+            for description in ("mine", "yours")
+        ]
+        responses = await asyncio.gather(
+            *(copy.api("POST", copy.items(), json=body) for copy, body in zip(copies, bodies, strict=True))
+        )
+        won, lost = sorted(responses, key=lambda response: response.status)
+        assert (won.status, lost.status) == (200, 400)
+        assert lost.json == {"error": f"create bento iris:{version}: duplicate key value violates unique constraint"}
+        assert {(await copy.get(version=version))["description"] for copy in copies} == {won.json["description"]}
+
+
+async def test_copies_updating_one_item_lose_no_change(copies: tuple[Caller, Caller]):
+    one, other = copies
+    await one.create()
+    changes: list[dict[str, Any]] = [
+        {"description": "read me"},
+        {"manifest": {"size_bytes": 7}},
+        {"labels": [{"key": "k", "value": "v"}]},
+    ]
+    path = f"{one.items()}/v1"
+    await asyncio.gather(
+        one.ok("PATCH", path, json=changes[0]),
+        other.ok("PATCH", path, json=changes[1]),
+        other.ok("PATCH", path, json=changes[2]),
+        one.ok("PATCH", f"{path}/start_upload"),
+    )
+    for copy in copies:
+        item = await copy.get()
+        assert {name: item[name] for change in changes for name in change} == changes[0] | changes[1] | changes[2]
+        assert item["upload_status"] == "uploading"
+
+
+async def test_copies_see_each_other_s_writes_at_once(copies: tuple[Caller, Caller]):
+    one, other = copies
+    for number in range(4):
+        version = f"v{number}"
+        await one.create(version=version)
+        assert (await other.list())["items"][0]["version"] == version
+        for status in ("failed", "success"):
+            body = {"status": status, "reason": ""}
+            await one.ok("PATCH", f"{one.items()}/{version}/finish_upload", json=body)
+            assert (await other.list())["items"][0]["upload_status"] == status
+            assert (await other.get(version=version))["upload_status"] == status
+        assert (await other.ok("GET", "/bento_repositories/iris"))["latest_bento"]["version"] == version
+        assert (await other.ok("GET", "/bento_repositories/iris"))["n_bentos"] == number + 1
+
+
+async def test_multipart_continues_at_another_copy(copies: tuple[Caller, Caller]):
+    one, other = copies
+    await one.create()
+    upload_id = await one.start_multipart()
+    etags = [(1, await one.put_part(upload_id, 1, PART)), (2, await other.put_part(upload_id, 2, b"end"))]
+    assert (await other.complete(upload_id, etags)).status == 200
+    assert (await one.download()).body == PART + b"end"
+    assert (await one.complete(upload_id, etags)).status == 200  # the first response may have been lost
+
+
+async def test_registry_killed_keeps_everything(serve: Serve, weed: Seaweed, storage: Storage):
+    places = storage("registry")
+    prefix = str(places["bucket"]).partition(f"{BUCKET}/")[2].partition(" ")[0]
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CHILD, places["database"], BUCKET, weed.endpoint, prefix, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert child.stdout is not None
+        endpoint, token = (await child.stdout.readline()).decode().split()
+
+        class ChildRegistry:
+            def __init__(self) -> None:
+                self.endpoint, self.api_token = endpoint, token
+
+        async with aiohttp.ClientSession() as session:
+            there = Caller(ChildRegistry(), session, BENTOS)
+            await there.create()
+            await there.upload(b"bytes")
+            await there.create(version="v2")
+            upload_id = await there.start_multipart("v2")
+            etag = await there.put_part(upload_id, 1, b"one", "v2")
+    finally:
+        child.kill()
+        assert await child.wait() == -signal.SIGKILL
+    caller = await serve()
+    assert caller.registry.api_token == token
+    assert (await caller.get())["upload_status"] == "success"
+    assert (await caller.download()).body == b"bytes"
+    assert (await caller.complete(upload_id, [(1, etag)], "v2")).status == 200
+
+
+async def test_push_cancelled_resumes_at_another_copy(serve: Serve, home: Path, tmp_path: Path):
+    one = await serve()
+    bento = make_bento(home, files=FILES)
+    halfway = asyncio.Event()
+    async with make_api(one, home, progress=lambda event: event.bytes_done > 6 * MiB and halfway.set()) as api:
+        pushing = asyncio.create_task(api.push("svc:v1", threads=1))
+        await halfway.wait()
+        pushing.cancel()
+        await asyncio.gather(pushing, return_exceptions=True)
+    port = urlsplit(one.registry.endpoint).port
+    await one.registry.close()
+    other = await serve(port=port)  # as behind one address
+    async with make_api(other, home) as api:
+        result = await api.push("svc:v1")
+    assert result.resumed
+    assert result.bytes_sent < 8 * MiB
+    async with make_api(other, tmp_path / "there") as there:
+        assert contents((await there.pull("svc:v1")).path) == contents(bento)

@@ -1,0 +1,296 @@
+"""The records: migrations, limits, and a database that is locked or away."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from async_bento.registry.records import database as database_module
+from async_bento.registry.records.database import Database, parse_database_url
+from async_bento.registry.records.tables import metadata
+from async_bento.registry.server import LocalRegistry
+from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, s3_only, sync_client
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Connection
+
+    from tests.registry.conftest import Serve, Storage
+    from tests.registry.seaweed import Seaweed
+
+OLD_SCHEMA = """
+CREATE TABLE repositories (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
+    description TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL, UNIQUE (kind, name)
+);
+CREATE TABLE items (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL,
+    repository_id INTEGER NOT NULL REFERENCES repositories (id), version TEXT NOT NULL, description TEXT NOT NULL,
+    manifest TEXT, size INTEGER NOT NULL, build_at TEXT NOT NULL, upload_status TEXT NOT NULL, upload_started_at TEXT,
+    upload_finished_at TEXT, upload_finished_reason TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+    UNIQUE (repository_id, version)
+);
+CREATE TABLE labels (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, item_id INTEGER NOT NULL REFERENCES items (id), key TEXT NOT NULL,
+    value TEXT NOT NULL, UNIQUE (item_id, key)
+);
+PRAGMA user_version = 1;
+"""
+TIME = "2024-05-01T10:20:30.123456"
+
+
+def insert(connection: sqlite3.Connection, table: str, **values: Any) -> None:
+    names = ", ".join(values)
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(values))})", [*values.values()])
+
+
+def make_old_registry(path: Path) -> None:
+    """Write the database of a release before Alembic, with a time that broke its lists."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(OLD_SCHEMA)
+        times = {"created_at": TIME, "updated_at": TIME}
+        for number, (kind, name) in enumerate((("bento", "iris"), ("model", "weights")), 1):
+            insert(
+                connection, "repositories", id=number, uid=f"r{number}", kind=kind, name=name, description="Ä", **times
+            )
+        for number, (repository, version, build_at) in enumerate(
+            ((1, "v1", TIME), (2, "m1", TIME), (1, "v2", "1-01-01T00:00:00.000000")), 1
+        ):
+            insert(
+                connection,
+                "items",
+                id=number,
+                uid=f"i{number}",
+                repository_id=repository,
+                version=version,
+                description="about it",
+                manifest=json.dumps({"models": ["weights:m1"], "size_bytes": 7}),
+                size=7,
+                build_at=build_at,
+                upload_status="success",
+                upload_finished_reason="",
+                **times,
+            )
+        insert(connection, "labels", item_id=1, key="team", value="red")
+        insert(connection, "labels", item_id=1, key="env", value="test")
+        connection.commit()
+
+
+@disk_only
+async def test_database_of_an_older_release_is_migrated(serve: Serve, tmp_path: Path):
+    (tmp_path / "registry").mkdir()
+    make_old_registry(tmp_path / "registry" / "registry.sqlite3")
+    caller = await serve()
+
+    page = await caller.list()
+    assert [(item["version"], item["build_at"]) for item in page["items"]] == [
+        ("v1", f"{TIME}Z"),
+        ("v2", "1970-01-01T00:00:00.000000Z"),
+    ]
+    item = await caller.get()
+    assert item["labels"] == [{"key": "team", "value": "red"}, {"key": "env", "value": "test"}]
+    assert (item["uid"], item["bento_repository_uid"], item["created_at"]) == ("i1", "r1", f"{TIME}Z")
+    assert item["manifest"] == {"models": ["weights:m1"], "size_bytes": 7}
+    assert [model["uid"] for model in item["models"]] == ["i2"]
+    assert (item["repository"]["n_bentos"], item["repository"]["latest_bento"]["version"]) == (2, "v2")
+    assert (await caller.list(q="in:description ABOUT label:team=red"))["total"] == 1
+    assert (await caller.create(version="v3"))["uid"]
+    assert (await caller.registry.close()) is None
+    await caller.registry.start()  # and not migrated again
+    assert (await caller.list())["total"] == 3
+
+
+def old_item(name: str, version: str, created_at: str) -> bytes:
+    return json.dumps(
+        {
+            "uid": f"uid-of-{version}",
+            "repository": name,
+            "repository_uid": "r1",
+            "version": version,
+            "description": "about it",
+            "manifest": {"models": ["weights:m1"]},
+            "labels": [{"key": "team", "value": "red"}],
+            "build_at": "2024-05-01T10:20:30Z",
+            "upload_status": "success",
+            "upload_started_at": None,
+            "upload_finished_at": None,
+            "upload_finished_reason": "",
+            "created_at": created_at,
+            "updated_at": created_at,
+        }
+    ).encode()
+
+
+@s3_only
+async def test_bucket_of_an_older_release_is_migrated(serve: Serve, storage: Storage, weed: Seaweed):
+    places = storage("registry")
+    prefix = str(places["bucket"]).partition("registries/")[2].partition(" ")[0]
+    repository = {"uid": "r1", "name": "iris", "description": "d", "created_at": "2024-05-01T10:20:30Z"}
+    objects = {
+        "registry.json": b'{"format": 1}',
+        "api_token": b"the-token-of-before",
+        "repositories/bentos/iris.json": json.dumps(repository).encode(),
+        "items/bentos/iris/v1.json": old_item("iris", "v1", "2024-05-01T10:20:30Z"),
+        "items/bentos/iris/v2.json": old_item("iris", "v2", "2024-05-02T10:20:30Z"),
+        "items/bentos/iris/": b"",  # what a file browser makes of a folder
+        "items/bentos/iris/v3.json": b"{",
+        "items/bentos/iris/v1.json.bak": b"{}",
+        "items/bentos/lost/v1.json": old_item("lost", "v1", "2024-05-01T10:20:30Z"),
+        "blobs/bentos/iris/v1.tar": b"bytes",
+    }
+    client = sync_client(weed)
+    for key, body in objects.items():
+        client.put_object(Bucket="registries", Key=f"{prefix}{key}", Body=body)
+    client.close()
+
+    caller = await serve()
+    assert caller.registry.api_token == "the-token-of-before"
+    assert [item["version"] for item in (await caller.list())["items"]] == ["v2", "v1"]
+    item = await caller.get()
+    assert (item["labels"], item["repository"]["n_bentos"]) == ([{"key": "team", "value": "red"}], 2)
+    assert item["repository"]["latest_bento"]["version"] == "v2"
+    assert (await caller.download()).body == b"bytes"
+    await caller.registry.close()
+    await caller.registry.start()
+    assert (await caller.list())["total"] == 2
+
+
+async def test_migrations_make_the_tables_that_are_declared(tmp_path: Path):
+    database = Database(parse_database_url(f"sqlite:///{tmp_path}/records.sqlite3"))
+    await database.open()
+
+    def differences(connection: Connection) -> list[Any]:
+        return compare_metadata(MigrationContext.configure(connection), metadata)
+
+    try:
+        async with database.reading() as connection:
+            assert await connection.run_sync(differences) == []
+    finally:
+        await database.close()
+
+
+# Limits
+
+
+DEEP: Any = {}
+for _ in range(80):
+    DEEP = {"deeper": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"build_at": "0001-01-01 00:00:00.000000"}, "build_at: must not be before 1970"),
+        ({"build_at": "٢٠٢٤-05-01 10:20:30.123456"}, "build_at: must look like"),
+        ({"manifest": DEEP}, "manifest: must not be nested deeper than 64"),
+        ({"manifest": {"x": "y" * 2**20}}, "manifest: must not be larger than"),
+        ({"description": "x" * (256 * 1024 + 1)}, "description"),
+        ({"description": "a\0b"}, "description: must not contain a NUL"),
+        ({"labels": [{"key": "k" * 2000, "value": ""}]}, "labels: must not have a key or value longer"),
+        ({"labels": [{"key": str(number), "value": ""} for number in range(300)]}, "labels"),
+    ],
+)
+async def test_record_beyond_the_limits_returns_400(caller: Caller, fields: dict[str, Any], words: str):
+    await caller.create()
+    body = {"version": "v2", "description": "", "manifest": {}, "build_at": BUILD_AT, "labels": []} | fields
+    response = await caller.api("POST", caller.items(), data=io.BytesIO(json.dumps(body).encode()))
+    assert response.status == 400
+    assert words in response.json["error"]
+    assert (await caller.list())["total"] == 1
+
+
+async def test_infinite_number_in_manifest_returns_400(caller: Caller):
+    await caller.create()
+    response = await caller.api("PATCH", f"{caller.items()}/v1", data=b'{"manifest": {"x": 1e999}}')
+    assert (response.status, "1.7e308" in response.json["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"q": "x" * 1001}, {"search": "x" * 1001}, {"q": " ".join("abcdefghij" * 6)}],
+    ids=["q", "search", "terms"],
+)
+async def test_long_query_returns_400(caller: Caller, query: dict[str, str]):
+    response = await caller.api("GET", "/bentos", params=query)
+    assert (response.status, "Use at most" in response.json["error"]) == (400, True)
+
+
+@disk_only
+async def test_page_of_long_records_is_short(caller: Caller):
+    manifest = {"x": "y" * 1_000_000}
+    for number in range(10):
+        await caller.create(version=f"v{number}", manifest=manifest)
+    page = await caller.list()
+    assert (len(page["items"]), page["total"]) == (8, 10)
+    rest = await caller.list(start=8)
+    assert len(rest["items"]) == 2
+
+
+@disk_only
+async def test_page_without_count_is_bounded(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("async_bento.registry.records.query.MAX_PAGE", 3)
+    for number in range(5):
+        await caller.create(version=f"v{number}")
+    assert len((await caller.list())["items"]) == 3
+    assert len((await caller.list(count=4))["items"]) == 3
+    assert len((await caller.list(count=2))["items"]) == 2
+
+
+async def test_models_of_a_bento_are_bounded_and_checked(caller: Caller):
+    models = caller.about(MODELS)
+    await models.create("weights", "m1")
+    tags = [
+        "weights:m1",
+        "weights:m1",
+        "../../x:v1",
+        "no-version",
+        7,
+        *(f"weights:x{number}" for number in range(2000)),
+    ]
+    await caller.create(manifest={"models": tags})
+    assert [model["version"] for model in (await caller.get())["models"]] == ["m1"]
+
+
+async def test_repository_in_a_list_has_no_manifest(caller: Caller):
+    await caller.create(manifest={"x": "y" * 1000})
+    (item,) = (await caller.list())["items"]
+    assert (item["manifest"], item["repository"]["latest_bento"]["manifest"]) == ({"x": "y" * 1000}, None)
+
+
+# A database that is locked or away
+
+
+@disk_only
+async def test_locked_database_returns_503_and_reads_go_on(
+    caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    await caller.create()
+    await caller.registry.close()
+    monkeypatch.setattr(database_module, "_BUSY_TIMEOUT", 0.2)
+    await caller.registry.start()
+    with closing(sqlite3.connect(tmp_path / "registry" / "registry.sqlite3")) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        writes = [caller.api("PATCH", f"{caller.items()}/v1", json={"description": "x"}) for _ in range(2)]
+        first, second, read = await asyncio.gather(*writes, caller.api("GET", f"{caller.items()}/v1"))
+        connection.rollback()
+    assert read.status == 200
+    for response in (first, second):
+        assert (response.status, response.headers["Retry-After"]) == (503, "2")
+        assert "locked" in response.json["error"]
+    assert (await caller.api("PATCH", f"{caller.items()}/v1", json={"description": "x"})).status == 200
+
+
+def test_database_url_shows_no_password():
+    database = Database(parse_database_url("postgresql://bento:5ecret@db.example/bentos"))
+    assert str(database) == "postgresql+asyncpg://bento:***@db.example/bentos"
+    registry = LocalRegistry("/srv/x", database="postgresql://bento:5ecret@db.example/bentos")
+    assert "5ecret" not in repr(registry)
