@@ -19,6 +19,11 @@ BEHAVIOUR = {
     "ASYNC_BENTO_ACCELERATE": "`0` disables `async_bento.integrations.bentoml.accelerate`.",
 }
 
+SERVER = {
+    "ASYNC_BENTO_REGISTRY_DATABASE": "URL of the PostgreSQL database of `registry serve`, like `--database`.",
+}
+"""Those of the registry that `async-bento registry` runs."""
+
 HUGGING_FACE = {
     "HF_TOKEN": "Token of the Hugging Face Hub. It is sent to huggingface.co and to `HF_ENDPOINT` only.",
     "HF_ENDPOINT": "URL of a mirror of the Hugging Face Hub.",
@@ -35,5 +40,5 @@ NETWORK = {
     "SSL_CERT_FILE": "File of the certificates to trust.",
 }
 
-OTHERS = tuple(name.removeprefix(PREFIX) for name in (*REGISTRY, *BEHAVIOUR) if name.startswith(PREFIX))
+OTHERS = tuple(name.removeprefix(PREFIX) for name in (*REGISTRY, *BEHAVIOUR, *SERVER) if name.startswith(PREFIX))
 """The variables of this package that are no settings, without the prefix."""

@@ -51,10 +51,9 @@ class Backend:
 
     @asynccontextmanager
     async def open(self, *, api_token: str | None, url_expiry: float) -> AsyncGenerator[OpenBackend]:
-        """Open all places, with a token or with that which is kept; URLs expire after `url_expiry` seconds.
+        """Open all places, with a token or the stored one; raise `ConfigError` if a place is unusable.
 
-        Raises:
-            ConfigError: A place is unusable.
+        URLs expire after `url_expiry` seconds.
         """
         async with AsyncExitStack() as stack:
             try:
