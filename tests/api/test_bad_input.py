@@ -45,7 +45,7 @@ current_context_name: office
 
 async def test_missing_token_error_names_where_to_set_it(home: Path) -> None:
     where = (
-        rf"no API token: .*{home}/\.yatai\.yaml has one\. Pass api_token=, set BENTO_CLOUD_API_KEY.*`async-bento login`"
+        rf"no API token: .*{home}/\.yatai\.yaml has one\. Log in with `async-bento login`, or set BENTO_CLOUD_API_KEY"
     )
 
     async with AsyncBentoAPI() as api:

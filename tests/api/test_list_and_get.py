@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from async_bento import BentoFullSchema, BentoStore, ModelStore, NotFoundError, PartError, Tag
+from async_bento import BentoError, BentoFullSchema, BentoStore, ModelStore, NotFoundError, PartError, Tag
 from async_bento.api import async_api as api_module, paging
 from async_bento.errors import APIStatusError
 from tests.builders import make_bento, make_model
@@ -480,11 +480,14 @@ async def test_get_retry_hides_a_transient_fault(proxy: FaultProxy, make_client:
     assert len((await make_client(proxy).list()).items) == 5
 
 
-async def test_record_of_year_1_keeps_its_time(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
-    make_bento(home, built="0001-01-02 03:04:05")
+async def test_record_of_year_1970_keeps_its_time(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+    make_bento(home, built="1970-01-02 03:04:05")
     make_bento(home, "svc:v2")
+    make_bento(home, "svc:v3", built="0001-01-02 03:04:05")
     api = make_client(await start_proxy())
     for tag in ("svc:v1", "svc:v2"):
         await api.push(tag)
-    assert (await api.get("svc:v1")).build_at == datetime(1, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    with pytest.raises(BentoError, match="build_at: must not be before 1970"):
+        await api.push("svc:v3")
+    assert (await api.get("svc:v1")).build_at == datetime(1970, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     assert [record.version for record in (await api.list()).items] == ["v2", "v1"]
