@@ -228,7 +228,7 @@ def main() -> None:
     with ExitStack() as stack:
         server = stack.enter_context(postgres.postgres())
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name, url in {"SQLite": None, "PostgreSQL": postgres.create_database(server, "records")}.items():
+        for name, url in {"SQLite": None, "PostgreSQL": postgres.empty_database(server, "records")}.items():
             directory = root / name
             directory.mkdir()
             asyncio.run(_prepare(url or f"sqlite:///{directory}/registry.sqlite3"))

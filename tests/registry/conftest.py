@@ -208,12 +208,16 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if in_s3:
         request.getfixturevalue("credentials")
 
+    databases: dict[str, str] = {}
+
     def places(name: str) -> dict[str, Any]:
         found: dict[str, Any] = {} if weed and server else {"root": tmp_path / name}
         if weed:
             found["bucket"] = S3Bucket(BUCKET, endpoint=weed.endpoint, prefix=f"{test}/{name}")
         if server:
-            found["database"] = postgres.create_database(server, f"{name}-{test}")
+            if name not in databases:  # the second copy of a registry keeps what the first has written
+                databases[name] = postgres.empty_database(server, name)
+            found["database"] = databases[name]
         return found
 
     return places
