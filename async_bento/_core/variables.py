@@ -21,6 +21,8 @@ BEHAVIOUR = {
 
 SERVER = {
     "ASYNC_BENTO_REGISTRY_DATABASE": "URL of the PostgreSQL database of `registry serve`, like `--database`.",
+    "ASYNC_BENTO_REGISTRY_PUBLIC_URL": "URL at which clients reach `registry serve`, like `--public-url`.",
+    "ASYNC_BENTO_REGISTRY_FORWARDED_ALLOW_IPS": "Proxies that `registry serve` trusts, like `--forwarded-allow-ips`.",
 }
 """Those of the registry that `async-bento registry` runs."""
 

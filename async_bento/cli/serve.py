@@ -40,6 +40,21 @@ def registry() -> None:
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
+    "--public-url",
+    metavar="URL",
+    envvar="ASYNC_BENTO_REGISTRY_PUBLIC_URL",
+    help="URL at which clients reach the registry behind a proxy, with its path.",
+)
+@click.option(
+    "--forwarded-allow-ips",
+    metavar="ADDRESSES",
+    default="",
+    envvar="ASYNC_BENTO_REGISTRY_FORWARDED_ALLOW_IPS",
+    help="Proxies whose X-Forwarded headers name that URL: IP addresses and networks with commas, or *.",
+)
+@click.option("--tls-cert", metavar="FILE", help="Certificate with its chain (PEM), to serve https.")
+@click.option("--tls-key", metavar="FILE", help="Private key (PEM), if it is not in the file of the certificate.")
+@click.option(
     "--transmission",
     type=click.Choice(["presigned_url", "proxy", "auto"]),
     default="presigned_url",
@@ -56,6 +71,10 @@ async def serve(
     s3_prefix: str | None,
     port: int,
     host: str,
+    public_url: str | None,
+    forwarded_allow_ips: str,
+    tls_cert: str | None,
+    tls_key: str | None,
     transmission: Literal["presigned_url", "proxy", "auto"],
 ) -> None:
     """Run a registry in the foreground until Ctrl-C.
@@ -68,6 +87,7 @@ async def serve(
     """
     import asyncio
 
+    from async_bento.registry.connections import raise_descriptor_limit
     from async_bento.registry.s3_bucket import S3Bucket
     from async_bento.registry.server import LocalRegistry
 
@@ -86,10 +106,22 @@ async def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         if not is_ignored(number):
             loop.add_signal_handler(number, stop.set)
-    served = LocalRegistry(root, database=database, bucket=storage, transmission=transmission, host=host, port=port)
+    raise_descriptor_limit()
+    served = LocalRegistry(
+        root,
+        database=database,
+        bucket=storage,
+        transmission=transmission,
+        host=host,
+        port=port,
+        public_url=public_url,
+        forwarded_allow_ips=forwarded_allow_ips.split(","),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+    )
     async with served as server:
         click.echo(f"Serving {storage or root} at {server.endpoint}. Press Ctrl-C to stop. Clients need:", err=True)
-        click.echo(f"export BENTO_CLOUD_API_ENDPOINT={server.endpoint}")
+        click.echo(f"export BENTO_CLOUD_API_ENDPOINT={server.public_url}")
         click.echo(f"export BENTO_CLOUD_API_KEY={server.api_token}")
         await stop.wait()
     click.echo("The registry has stopped.", err=True)

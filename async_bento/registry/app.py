@@ -14,9 +14,12 @@ from aiohttp import web
 from async_bento._core.concurrency import shielded
 from async_bento.config import MiB
 from async_bento.registry import schemas
+from async_bento.registry.base_url import BaseUrl
 from async_bento.registry.blobs.base import CompletedPart
+from async_bento.registry.connections import SERVER_NAME
 from async_bento.registry.downloads import send_blob
-from async_bento.registry.errors import BadRequestError, RegistryError, translate_errors
+from async_bento.registry.errors import RegistryError, translate_errors
+from async_bento.registry.expect import defer_continue, send_continue
 from async_bento.registry.item_types import BENTO, ITEM_TYPES, MODEL, ItemType, check_tag_part
 from async_bento.registry.records.base import Change, NewItem
 from async_bento.registry.records.query import parse_list_query
@@ -61,18 +64,15 @@ class ItemRef(NamedTuple):
 
 
 class Api:
-    """The request handlers.
+    """The request handlers."""
 
-    Without `public_url`, presigned URLs of the registry itself begin with the address that each request was sent to.
-    """
-
-    def __init__(self, backend: OpenBackend, transmission: TransmissionPolicy, public_url: str | None = None) -> None:
+    def __init__(self, backend: OpenBackend, transmission: TransmissionPolicy, base_url: BaseUrl | None = None) -> None:
         self._records = backend.records
         self._blobs = backend.blobs
         self._backend_routes = backend.routes
         self._api_token = backend.api_token.encode()
         self._transmission = transmission
-        self._public_url = public_url
+        self._base_url = base_url or BaseUrl()
         self._running: set[asyncio.Task[object]] = set()
         self._lists = asyncio.Semaphore(_CONCURRENT_LISTS)
 
@@ -81,6 +81,7 @@ class Api:
         middlewares = [self._track_requests, _send_errors_as_json, self._check_token]
         app = web.Application(client_max_size=MAX_REQUEST_SIZE, middlewares=middlewares)
         app.add_routes([_route("GET", "/auth/current", _get_user), _route("GET", "/current_org", _get_organization)])
+        app.on_response_prepare.append(_hide_versions)
         app.add_routes(self._backend_routes)
         for item_type in ITEM_TYPES:
             app.add_routes(self._routes(item_type))
@@ -133,6 +134,7 @@ class Api:
                     "is unknown. Check the token." if token else "is missing. Send it in the header X-YATAI-API-TOKEN."
                 )
                 return web.json_response({"message": f"access denied: the API token {reason}"}, status=403)
+            await send_continue(request)
         return await handler(request)
 
     async def _create_repository(self, item_type: ItemType, request: web.Request) -> web.Response:
@@ -273,14 +275,7 @@ class Api:
         return _json_response(schemas.item_json(item_type, item, strategy, **transfer))
 
     def _absolute(self, request: web.Request, url: str) -> str:
-        if not url.startswith("/"):
-            return url
-        if self._public_url is not None:
-            return self._public_url + url
-        host = request.headers.get("Host")  # without this header, request.host would resolve a name on the event loop
-        if not host:
-            raise BadRequestError("cannot presign a URL: the request has no Host header. Send one.")
-        return f"{request.scheme}://{host}{url}"
+        return self._base_url.find(request) + url if url.startswith("/") else url
 
 
 def _json_response(text: str) -> web.Response:
@@ -301,7 +296,8 @@ async def _send_errors_as_json(request: web.Request, handler: Handler) -> web.St
         with translate_errors():
             return await handler(request)
     except web.HTTPException as error:
-        return _error_response(error.status, error.reason)
+        allowed = error.headers.get("Allow")
+        return _error_response(error.status, error.reason, {"Allow": allowed} if allowed else None)
     except RegistryError as error:
         return _error_response(error.status, error.message, error.headers)
     except Exception:
@@ -309,12 +305,16 @@ async def _send_errors_as_json(request: web.Request, handler: Handler) -> web.St
         return _error_response(500, "the request failed: internal error. The registry's log has the reason.")
 
 
+async def _hide_versions(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = SERVER_NAME
+
+
 def _error_response(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
     return web.json_response({"error": message}, status=status, headers=headers)
 
 
 def _route(method: str, path: str, handler: Handler) -> web.RouteDef:
-    return web.route(method, f"{API_PREFIX}{path}", handler)
+    return web.route(method, f"{API_PREFIX}{path}", handler, expect_handler=defer_continue)
 
 
 def _name(request: web.Request) -> str:

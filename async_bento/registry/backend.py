@@ -60,7 +60,7 @@ class Backend:
                 directory = None
                 if self.root is not None:
                     directory = await stack.enter_async_context(open_directory(self.root))
-                records = await self._open_records(stack)
+                records = await self._open_records(stack, directory)
                 blobs, routes = await self._open_blobs(stack, directory, records, url_expiry)
                 if api_token is None:
                     api_token = await self._token(directory, records)
@@ -73,12 +73,13 @@ class Backend:
             return await records.secret("api_token")
         return await directory.secret("api_token", initial=await records.stored_secret("api_token"))
 
-    async def _open_records(self, stack: AsyncExitStack) -> Records:
+    async def _open_records(self, stack: AsyncExitStack, directory: Directory | None) -> Records:
         if self.database is not None:
             url = parse_database_url(self.database)
         else:
-            assert self.root is not None
-            url = URL.create("sqlite+aiosqlite", database=str(self.root / DATABASE))
+            assert directory is not None
+            # SQLite gives its other files the mode of this one.
+            url = URL.create("sqlite+aiosqlite", database=str(await directory.private_file(DATABASE)))
         database = Database(url)
         stack.push_async_callback(database.close)
         await database.open()
@@ -92,7 +93,7 @@ class Backend:
         assert directory is not None
         key = await directory.secret("signing_key")
         presigner = Presigner(key.encode(), url_expiry)
-        blobs = DiskBlobs(directory.root / "blobs", presigner, min_part_size=self.min_part_size)
+        blobs = DiskBlobs(await directory.private_directory("blobs"), presigner, min_part_size=self.min_part_size)
         stack.callback(blobs.close)
         await blobs.start()
         return blobs, DiskEndpoints(blobs, max_put_size=self.max_put_size).routes()

@@ -37,6 +37,20 @@ class Directory:
         """Read a secret, or create it, with a random value by default."""
         return await self._threads.run(_read_or_create_secret, self.root / name, initial)
 
+    async def private_file(self, name: str) -> Path:
+        """Create a file if it does not exist, and let its owner alone read it."""
+        path = self.root / name
+        await self._threads.run(path.touch, mode=0o600)
+        await self._threads.run(path.chmod, 0o600)
+        return path
+
+    async def private_directory(self, name: str) -> Path:
+        """Create a directory if it does not exist, and let its owner alone enter it."""
+        path = self.root / name
+        await self._threads.run(path.mkdir, mode=0o700, exist_ok=True)
+        await self._threads.run(path.chmod, 0o700)
+        return path
+
 
 @asynccontextmanager
 async def open_directory(root: Path) -> AsyncGenerator[Directory]:
@@ -46,7 +60,7 @@ async def open_directory(root: Path) -> AsyncGenerator[Directory]:
         stack.callback(threads.close)
         await threads.run(_make_directory, root)
         # By default, only the thread that acquired a FileLock may release it.
-        lock = FileLock(root / "lock", timeout=0, thread_local=False)
+        lock = FileLock(root / "lock", timeout=0, mode=0o600, thread_local=False)
         held = ExitStack()
         stack.push_async_callback(threads.run, held.close)
         try:

@@ -16,23 +16,26 @@ from pydantic import SecretStr
 
 from async_bento._core.concurrency import Threads, open_portal
 from async_bento._core.s3 import MAX_PUT_SIZE, MIN_PART_SIZE
-from async_bento._core.urls import check_endpoint
 from async_bento.errors import ConfigError
 from async_bento.registry.app import Api
+from async_bento.registry.base_url import BaseUrl
 from async_bento.registry.blobs.base import IO_CHUNK
+from async_bento.registry.connections import accepting
 from async_bento.registry.s3_bucket import S3Bucket
+from async_bento.registry.tls import TlsFiles
 from async_bento.registry.transmission import TransmissionPolicy
 
 if TYPE_CHECKING:
     import logging
     import os
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
     from async_bento.registry.backend import Backend
     from async_bento.registry.transmission import Transmission
+
 
 _ACCEPT_STEPS = 3
 """Iterations of the event loop until the server knows a connection that was accepted."""
@@ -70,8 +73,13 @@ class LocalRegistry:
         host: The host name or IP address to listen on.
         port: The TCP port to listen on; 0 for any free port.
         api_token: The token that clients must send; None for a random one, which is kept in the directory or bucket.
-        public_url: The URL at which clients reach the registry, if a proxy in front changes the address. None for the
-            address that each request was sent to, so that port forwarding works.
+        public_url: The URL at which clients reach the registry, with the path if there is one, if a proxy in front
+            changes the address. None for the address that each request was sent to, so that port forwarding works.
+        forwarded_allow_ips: The IP addresses and networks of proxies, or `*` for all. From these addresses, the
+            headers `X-Forwarded-Proto`, `-Host` and `-Prefix`, or `Forwarded`, name the URL at which clients reach the
+            registry. `public_url` overrides them.
+        tls_cert: A PEM file with the certificate of the host and its chain, to serve https; None for plain HTTP.
+        tls_key: The PEM file of the private key; None if it is in the file of the certificate.
         url_expiry: The lifetime of presigned URLs in seconds; by default an hour, as in Yatai. A bucket rounds to whole
             seconds and allows seven days at most.
         min_part_size: The minimum size of every part but the last, in bytes; by default S3's 5 MiB. A bucket ignores
@@ -99,6 +107,9 @@ class LocalRegistry:
         port: int = 0,
         api_token: str | None = None,
         public_url: str | None = None,
+        forwarded_allow_ips: Iterable[str] = (),
+        tls_cert: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
         url_expiry: float = 3600.0,
         min_part_size: int = MIN_PART_SIZE,
         max_put_size: int = MAX_PUT_SIZE,
@@ -124,7 +135,8 @@ class LocalRegistry:
         self._host = host
         self._port = port
         self._given_token = None if api_token is None else SecretStr(api_token)
-        self._public_url = public_url and check_endpoint(public_url)
+        self._base_url = BaseUrl(public_url, forwarded_allow_ips)
+        self._tls = TlsFiles.of(tls_cert, tls_key)
         self._url_expiry = url_expiry
         self._grace = grace
         self._access_log = access_log
@@ -143,6 +155,15 @@ class LocalRegistry:
             ConfigError: The registry is not running.
         """
         return self._started.endpoint
+
+    @property
+    def public_url(self) -> str:
+        """The URL at which clients reach the registry: the argument of that name, or else the endpoint.
+
+        Raises:
+            ConfigError: The registry is not running.
+        """
+        return self._base_url.public_url or self._started.endpoint
 
     @property
     def api_token(self) -> str:
@@ -194,10 +215,12 @@ class LocalRegistry:
             given = None if self._given_token is None else self._given_token.get_secret_value()
             backend = await self._load_backend()
             opened = await stack.enter_async_context(backend.open(api_token=given, url_expiry=self._url_expiry))
-            api = Api(opened, self._transmission, self._public_url)
+            api = Api(opened, self._transmission, self._base_url)
             stack.push_async_callback(api.wait_for_handlers)
             port = await self._listen(stack, api.application())
-            self._running = _Running(_endpoint(self._host, port), opened.api_token, stack.pop_all())
+            self._running = _Running(
+                _endpoint(self._host, port, is_tls=self._tls is not None), opened.api_token, stack.pop_all()
+            )
 
     async def close(self) -> None:
         """Stop listening, wait up to `grace` seconds for running requests, and close the directory or bucket."""
@@ -226,27 +249,27 @@ class LocalRegistry:
         return backend
 
     async def _listen(self, stack: AsyncExitStack, app: web.Application) -> int:
-        runner = web.AppRunner(
-            app,
-            access_log=self._access_log,
-            access_log_class=AccessLogger,
+        tls = None if self._tls is None else await self._tls.load()
+        options: dict[str, object] = {
+            "access_log": self._access_log,
+            "access_log_class": AccessLogger,
             # A gzip-encoded body is stored unchanged.
-            auto_decompress=False,
+            "auto_decompress": False,
+            # A rejected body is not read.
+            "lingering_time": 0,
             # aiohttp reads ahead up to twice this size.
-            read_bufsize=IO_CHUNK // 2,
-            # aiohttp takes 0 for no timeout.
-            shutdown_timeout=max(self._grace, 0.01),
-        )
+            "read_bufsize": IO_CHUNK // 2,
+        }
+        # aiohttp takes 0 for no timeout.
+        runner = web.AppRunner(app, shutdown_timeout=max(self._grace, 0.01))
         stack.push_async_callback(close_server, runner)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port).start()
+            return await stack.enter_async_context(accepting(runner, (self._host, self._port), tls, options))
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {self._host}:{self._port}: {error.strerror or error}. Check the host and the port."
             ) from error
-        port: int = runner.addresses[0][1]
-        return port
 
 
 @dataclass(frozen=True)
@@ -291,12 +314,13 @@ async def close_server(runner: web.BaseRunner) -> None:
     await asyncio.sleep(0)  # asyncio closes the sockets in the next iteration
 
 
-def _endpoint(host: str, port: int) -> str:
+def _endpoint(host: str, port: int, *, is_tls: bool = False) -> str:
+    scheme = "https" if is_tls else "http"
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return f"http://{host}:{port}"
+        return f"{scheme}://{host}:{port}"
     is_v6 = isinstance(address, ipaddress.IPv6Address)
     if address.is_unspecified:  # clients cannot connect to it
         address = ipaddress.ip_address("::1" if is_v6 else "127.0.0.1")
-    return f"http://[{address}]:{port}" if is_v6 else f"http://{address}:{port}"
+    return f"{scheme}://[{address}]:{port}" if is_v6 else f"{scheme}://{address}:{port}"

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,8 +23,6 @@ from tests.cli_runner import make_runner
 from tests.fault_proxy import PUT, refuse
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from click.testing import Result
 
     from async_bento.registry.server import LocalRegistry
@@ -250,6 +249,42 @@ def test_registry_serve_runs_until_signal(tmp_path: Path, home: Path, number: si
         _, err = process.communicate(timeout=30)
     assert process.returncode == 0
     assert err.splitlines()[-1] == "The registry has stopped."
+
+
+def test_registry_serve_behind_proxy_prints_public_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYNC_BENTO_REGISTRY_PUBLIC_URL", "https://bentos.example/reg/")
+    with start("registry", "serve", "--root", str(tmp_path / "root"), "--port", "0") as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.terminate()
+        process.communicate(timeout=30)
+    assert line == "export BENTO_CLOUD_API_ENDPOINT=https://bentos.example/reg\n"
+
+
+def test_registry_serve_over_tls_prints_https(tmp_path: Path) -> None:
+    files = Path(__file__).parents[1] / "tls"
+    arguments = ("--tls-cert", str(files / "certificate.pem"), "--tls-key", str(files / "key.pem"))
+    with start("registry", "serve", "--root", str(tmp_path / "root"), "--port", "0", *arguments) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.terminate()
+        process.communicate(timeout=30)
+    assert line.startswith("export BENTO_CLOUD_API_ENDPOINT=https://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tls-cert", "none.pem"), "cannot read the TLS certificate none.pem: No such file or directory."),
+        (("--tls-key", "none.pem"), "there is a TLS key, but no certificate"),
+        (("--forwarded-allow-ips", "localhost"), "invalid forwarded_allow_ips"),
+        (("--public-url", "bentos.example"), "invalid endpoint"),
+    ],
+)
+def test_registry_serve_invalid_option_exits_with_2(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = run("registry", "serve", "--root", str(tmp_path / "root"), "--port", "0", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 def test_registry_serve_port_in_use_exits_with_2(served: LocalRegistry, tmp_path: Path) -> None:

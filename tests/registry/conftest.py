@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import uuid
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -137,9 +138,12 @@ if HAS_S3 and HAS_POSTGRES:
     STORAGES.append(pytest.param("postgres-s3", marks=[pytest.mark.s3, pytest.mark.postgres]))
 """Where records and bytes are: in SQLite or PostgreSQL, on the disk or in a bucket."""
 
+HAS_PROXIES = all(shutil.which(name) for name in ("nginx", "caddy"))
+
 collect_ignore = ([] if HAS_S3 else ["test_s3.py", "test_s3_faults.py"]) + (
     [] if HAS_S3 and HAS_POSTGRES else ["test_copies.py"]
 )
+collect_ignore += [] if HAS_PROXIES else ["test_proxies.py"]
 
 disk_only = pytest.mark.parametrize("storage", ["disk"], indirect=True)
 s3_only = pytest.mark.parametrize(

@@ -285,6 +285,16 @@ async def test_secrets_are_readable_by_owner_only(caller: Caller, tmp_path: Path
     assert root.stat().st_mode & 0o777 == 0o700
 
 
+async def test_directory_of_others_hides_files(tmp_path: Path):
+    root = tmp_path / "registry"
+    root.mkdir(mode=0o755)
+    (root / "blobs").mkdir(mode=0o755)
+    async with LocalRegistry(root):
+        modes = {path.name: path.stat().st_mode & 0o777 for path in root.iterdir()}
+    assert {"registry.sqlite3", "registry.sqlite3-wal", "blobs", "api_token", "lock"} <= {*modes}
+    assert all(mode & 0o077 == 0 for mode in modes.values()), modes
+
+
 @disk_only
 async def test_secret_lost_is_created_again(caller: Caller, tmp_path: Path):
     lost = caller.registry.api_token

@@ -10,6 +10,7 @@ from aiohttp import web
 from async_bento.registry.blobs.presign import PREFIX, Grant
 from async_bento.registry.downloads import send_blob
 from async_bento.registry.errors import ForbiddenError, RegistryError, StorageError, translate_errors
+from async_bento.registry.expect import defer_continue, send_continue
 
 if TYPE_CHECKING:
     from async_bento.registry.blobs.disk import DiskBlobs
@@ -24,7 +25,7 @@ class DiskEndpoints:
 
     def routes(self) -> list[web.AbstractRouteDef]:
         """Return the route of all presigned URLs, for every method: as on S3, a wrong method fails the signature."""
-        return [web.route("*", f"{PREFIX}{{key:.+}}", self._handle)]
+        return [web.route("*", f"{PREFIX}{{key:.+}}", self._handle, expect_handler=defer_continue)]
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -45,6 +46,7 @@ class DiskEndpoints:
                 "EntityTooLarge",
                 f"the body is too large: {size} bytes, but one PUT may carry {self._max_put_size}. Upload it in parts.",
             )
+        await send_continue(request)
         body = request.content.iter_any()
         if grant.upload_id:
             etag = await self._blobs.put_part(grant, body, size)

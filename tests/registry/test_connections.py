@@ -1,0 +1,229 @@
+"""Limits and timeouts of connections, rejections before the body is read, and what headers disclose."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+
+from async_bento.registry import connections
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from tests.registry.conftest import Caller, Storage
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    """On the disk only, which the registry itself serves."""
+    return lambda name: {"root": tmp_path / name}
+
+
+CHILD = """
+import asyncio, resource, sys, time
+from async_bento.registry import LocalRegistry
+
+async def main():
+    limit, later = int(sys.argv[2]), int(sys.argv[3])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    async with LocalRegistry(sys.argv[1], api_token="token") as registry:
+        if later:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (later, limit))
+        print(registry.endpoint, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+        print(time.process_time())
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@asynccontextmanager
+async def limited_registry(
+    root: Path, limit: int, later: int = 0
+) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+    """Run a registry in a process with a limit of open files, and perhaps another one after the start."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", CHILD, str(root), str(limit), str(later)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    try:
+        yield (await child.stdout.readline()).decode().strip(), child
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+
+
+async def connect(endpoint: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", urlsplit(endpoint).port)
+
+
+async def get_user(endpoint: str, token: str = "token") -> int:
+    headers = {"X-YATAI-API-TOKEN": token}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{endpoint}/api/v1/auth/current", headers=headers) as got,
+    ):
+        return got.status
+
+
+@pytest.mark.usefixtures("many_descriptors")
+@pytest.mark.parametrize(
+    "head", [b"", b"GET /api/v1/auth/current HTTP/1.1\r\nHost: x\r\n"], ids=["idle", "half a head"]
+)
+async def test_connections_above_limit_replace_idle_ones(tmp_path: Path, head: bytes):
+    async with limited_registry(tmp_path, 1024) as (endpoint, _):
+        idle = []
+        for _ in range(1100):
+            idle.append(await connect(endpoint))
+            idle[-1][1].write(head)
+        for _ in range(20):
+            assert await asyncio.wait_for(get_user(endpoint), 10) == 200
+        for _, writer in idle:
+            writer.transport.abort()
+
+
+async def test_connections_without_descriptors_log_once(tmp_path: Path):
+    async with limited_registry(tmp_path, 1024, later=40) as (endpoint, child):
+        idle = [await connect(endpoint) for _ in range(200)]
+        assert await asyncio.wait_for(get_user(endpoint), 30) == 200
+        await asyncio.sleep(1)
+        out, err = await child.communicate()
+        for _, writer in idle:
+            writer.transport.abort()
+    assert err.decode().splitlines() == [
+        "cannot accept connections: Too many open files. Raise the limit of open files."
+    ]
+    assert float(out) < 20
+
+
+async def test_connection_without_head_is_closed(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.2)
+    reader, writer = await connect(caller.registry.endpoint)
+    writer.write(b"GET /api/v1/auth/current HTTP/1.1\r\n")
+    assert await asyncio.wait_for(reader.read(), 20) == b""
+    writer.close()
+
+
+async def test_connection_idle_after_request_is_closed(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections, "KEEP_ALIVE", 0.2)
+    reader, writer = await connect(caller.registry.endpoint)
+    writer.write(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert await reader.readline() == b"HTTP/1.1 404 Not Found\r\n"
+    await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+
+
+async def test_request_longer_than_head_timeout_succeeds(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.2)
+    await caller.create()
+
+    async def slow_body() -> AsyncIterator[bytes]:
+        yield b"one"
+        await asyncio.sleep(0.5)
+        yield b"two"
+
+    assert (await caller.upload(slow_body())).status == 200
+    assert (await caller.download()).body == b"onetwo"
+
+
+async def upload_endlessly(caller: Caller, path: str, *headers: str) -> tuple[bytes, int]:
+    """Send a body that does not end; return the response, and the bytes that were sent before the connection closed."""
+    reader, writer = await connect(caller.registry.endpoint)
+    head = "\r\n".join((f"PUT {path} HTTP/1.1", "Host: x", "Content-Length: 9000000000", *headers, "", ""))
+    writer.write(head.encode())
+
+    async def send() -> int:
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while not writer.transport.is_closing():
+                writer.write(bytes(1 << 20))
+                await writer.drain()
+                sent += 1 << 20
+        return sent
+
+    sending = asyncio.create_task(send())
+    response = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+    sent = await asyncio.wait_for(sending, 20)
+    writer.transport.abort()
+    return response, sent
+
+
+@pytest.mark.parametrize("token", [[], ["X-YATAI-API-TOKEN: wrong"]], ids=["missing", "wrong"])
+async def test_upload_without_token_is_not_read(caller: Caller, token: list[str]):
+    response, sent = await upload_endlessly(caller, "/api/v1/bento_repositories/iris/bentos/v1/upload", *token)
+    assert response.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+    assert b"Connection: close\r\n" in response
+    assert sent < 64 << 20  # what the buffers of the kernel hold
+
+
+async def test_upload_with_forged_url_is_not_read(caller: Caller):
+    response, sent = await upload_endlessly(caller, "/blobs/bentos/iris/v1.tar?expires=99999999999999&signature=x")
+    assert response.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+    assert sent < 64 << 20
+
+
+@pytest.mark.parametrize("path", ["/api/v1/bento_repositories/iris/bentos/v1/upload", "/blobs/x?expires=9&signature=x"])
+async def test_expect_without_token_returns_403_only(caller: Caller, path: str):
+    reader, writer = await connect(caller.registry.endpoint)
+    writer.write(f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n".encode())
+    assert await asyncio.wait_for(reader.readline(), 20) == b"HTTP/1.1 403 Forbidden\r\n"
+    writer.transport.abort()
+
+
+async def test_expect_with_token_continues(caller: Caller):
+    await caller.create()
+    assert (await caller.upload(b"bytes", expect100=True)).status == 200
+    response = await caller.bare("PUT", await caller.put_url(), data=b"other", expect100=True)
+    assert response.status == 200
+    assert (await caller.download()).body == b"other"
+
+
+async def test_rejected_small_request_keeps_connection(caller: Caller):
+    response = await caller.api("POST", "/bento_repositories", token="wrong", json={"name": "x"})
+    assert response.status == 403
+    assert "Connection" not in response.headers
+
+
+async def test_malformed_request_is_not_logged(caller: Caller, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
+    reader, writer = await connect(caller.registry.endpoint)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-YATAI-API-TOKEN: s3cret\0\r\n\r\n")
+    response = (await asyncio.wait_for(reader.read(), 20)).decode()
+    writer.close()
+    assert response.startswith("HTTP/1.0 400 Bad Request\r\n")
+    assert "s3cret" not in response + caplog.text
+    assert "Server: async-bento\r\n" in response
+
+
+@pytest.mark.parametrize(("path", "status"), [("/auth/current", 200), ("/nowhere", 404)])
+async def test_server_header_names_no_version(caller: Caller, path: str, status: int):
+    response = await caller.api("GET", path)
+    assert (response.status, response.headers["Server"]) == (status, "async-bento")
+
+
+async def test_wrong_method_returns_allowed_methods(caller: Caller):
+    response = await caller.api("DELETE", "/bento_repositories")
+    assert response.status == 405
+    assert "POST" in response.headers["Allow"].split(",")

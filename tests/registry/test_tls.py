@@ -1,0 +1,75 @@
+"""The registry over TLS, without a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from async_bento import AsyncBentoAPI, BentoStore, RestApiClient
+from async_bento.errors import ConfigError
+from async_bento.registry import LocalRegistry
+from tests.builders import contents, make_bento
+
+CERTIFICATE = Path(__file__).parents[1] / "tls" / "certificate.pem"
+KEY = CERTIFICATE.with_name("key.pem")
+
+
+@pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
+async def test_push_and_pull_over_tls(home: Path, tmp_path: Path, transmission: str):
+    before = contents(make_bento(home, "svc:v1"))
+    trusting = ssl.create_default_context(cafile=str(CERTIFICATE))
+    async with LocalRegistry(tmp_path / "r", tls_cert=CERTIFICATE, tls_key=KEY, transmission=transmission) as registry:
+        assert registry.endpoint.startswith("https://127.0.0.1:")
+        client = RestApiClient(registry.endpoint, registry.api_token, ssl=trusting)
+        async with client, AsyncBentoAPI(client) as api:
+            await api.push("svc:v1")
+            pulled = await api.pull("svc:v1", bento_store=BentoStore(tmp_path / "other"))
+        assert contents(pulled.path) == before
+
+
+async def test_connection_without_handshake_does_not_block_close(tmp_path: Path):
+
+    async with LocalRegistry(tmp_path / "r", tls_cert=CERTIFICATE, tls_key=KEY, grace=0.2) as registry:
+        port = registry.endpoint.rpartition(":")[2]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        _, plain = await asyncio.open_connection("127.0.0.1", port)
+        plain.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert await asyncio.wait_for(reader.read(), 20) == b""
+    writer.close()
+    plain.close()
+
+
+def test_certificate_and_key_may_be_one_file(tmp_path: Path):
+    both = tmp_path / "both.pem"
+    both.write_bytes(CERTIFICATE.read_bytes() + KEY.read_bytes())
+    with LocalRegistry(tmp_path / "r", tls_cert=both) as registry:
+        assert registry.endpoint.startswith("https://")
+
+
+def test_key_without_certificate_raises(tmp_path: Path):
+    with pytest.raises(ConfigError, match="there is a TLS key, but no certificate"):
+        LocalRegistry(tmp_path, tls_key=KEY)
+
+
+def test_certificate_unusable_raises(tmp_path: Path):
+    other, text, locked = tmp_path / "other.pem", tmp_path / "text", tmp_path / "locked.pem"
+    text.write_text("no PEM")
+    subprocess.run(["openssl", "genrsa", "-out", other, "2048"], check=True, capture_output=True)
+    subprocess.run(
+        ["openssl", "rsa", "-in", other, "-aes256", "-passout", "pass:x", "-out", locked],
+        check=True,
+        capture_output=True,
+    )
+    for cert, key, message in (
+        (tmp_path / "none", KEY, "cannot read the TLS certificate .*none: No such file"),
+        (CERTIFICATE, tmp_path / "none", "cannot read the TLS key .*none: No such file"),
+        (text, KEY, "cannot use the TLS certificate .*text: it is not a PEM file"),
+        (CERTIFICATE, other, "cannot use the TLS certificate .* with the key .*other.pem"),
+        (CERTIFICATE, locked, "cannot use the TLS certificate .* with the key .*locked.pem"),
+    ):
+        with pytest.raises(ConfigError, match=message), LocalRegistry(tmp_path / "r", tls_cert=cert, tls_key=key):
+            pass
