@@ -1,11 +1,12 @@
-"""`async-bento completion`, and the values that the shell completes: local tags and contexts."""
+"""`async-bento completion`, and the values that the shell completes: tags and contexts."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from click.shell_completion import (
@@ -19,8 +20,10 @@ from click.shell_completion import (
 from async_bento.errors import BentoError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from async_bento.api.records import Records
+    from async_bento.rest.schemas import ItemSchema
     from async_bento.store.store import Store
 
 _PROGRAM = "async-bento"
@@ -29,6 +32,12 @@ _VARIABLE = "_ASYNC_BENTO_COMPLETE"  # the name that click derives from the prog
 # bash splits NAME:VERSION at the colon, so the command gets the line, and completes the text after the last break.
 _BASH_WORDS = 'COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD'
 _BASH_LINE = 'COMP_LINE="${COMP_LINE:0:COMP_POINT}" COMP_WORDBREAKS="$COMP_WORDBREAKS"'
+
+_REMOTE_SECONDS = 3.0
+"""Seconds that a completion waits for the registry: a shell that stands still longer looks broken."""
+
+_REMOTE_TAGS = 200
+"""Tags of the registry that one completion offers, the newest ones."""
 
 _ZSH_COMPINIT = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i; }\n"
 
@@ -70,8 +79,8 @@ def register() -> None:
 def completion(shell: str | None, install: bool) -> None:
     """Print or install a shell completion script.
 
-    The script completes commands, options, contexts and the tags of the local store. SHELL is the one of $SHELL by
-    default.
+    The script completes commands, options, contexts, and the tags of the local store or, for pull, get and exists, of
+    the registry. SHELL is the one of $SHELL by default.
 
     \b
     Examples:
@@ -132,6 +141,28 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
+def complete_bento_to_push(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a directory, or the tag of a local bento."""
+    return _complete_directory(incomplete) or complete_bento(context, parameter, incomplete)
+
+
+def complete_model_to_push(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a directory, or the tag of a local model."""
+    return _complete_directory(incomplete) or complete_model(context, parameter, incomplete)
+
+
+def complete_remote_bento(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the tag of a bento in the registry; of a local one if the registry does not answer."""
+    tags = _remote_tags("bento", context, incomplete)
+    return complete_bento(context, parameter, incomplete) if tags is None else tags
+
+
+def complete_remote_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the tag of a model in the registry; of a local one if the registry does not answer."""
+    tags = _remote_tags("model", context, incomplete)
+    return complete_model(context, parameter, incomplete) if tags is None else tags
+
+
 def complete_bento(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the tag of a local bento."""
     from async_bento.store.store import BentoStore
@@ -168,3 +199,35 @@ def _complete_tag(make_store: Callable[[], Store[Any]], incomplete: str) -> list
     except BentoError:
         return []
     return [CompletionItem(tag) for tag in tags if tag.startswith(incomplete)]
+
+
+def _complete_directory(incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete a path; a tag has no slash."""
+    is_path = "/" in incomplete or incomplete in {".", "..", "~"}
+    return [CompletionItem(incomplete, type="dir")] if is_path else []
+
+
+def _remote_tags(word: str, context: click.Context, incomplete: str) -> list[CompletionItem] | None:
+    """The newest matching tags in the registry; None if it does not answer soon. Prints nothing."""
+    import asyncio
+
+    logging.disable(logging.CRITICAL)
+    try:
+        tags = asyncio.run(asyncio.wait_for(_list_remote(word, context.params, incomplete), _REMOTE_SECONDS))
+    except (BentoError, asyncio.TimeoutError):
+        return None
+    finally:
+        logging.disable(logging.NOTSET)
+    return [CompletionItem(tag) for tag in sorted(tags) if tag.startswith(incomplete)]
+
+
+async def _list_remote(word: str, options: Mapping[str, Any], incomplete: str) -> list[str]:
+    from async_bento.config import Config, RetryPolicy
+    from async_bento.rest.client import RestApiClient
+    from async_bento.rest.schemas import UNFINISHED, record_tag
+
+    config = Config.from_env().model_copy(update={"retry": RetryPolicy(attempts=1)})
+    async with RestApiClient(options.get("endpoint"), context=options.get("context"), config=config) as client:
+        routes = cast("Records[ItemSchema]", client.models if word == "model" else client.bentos)
+        page = await routes.list(count=_REMOTE_TAGS, search=incomplete.partition(":")[0] or None)
+    return [record_tag(record) for record in page or [] if record.upload_status not in UNFINISHED]

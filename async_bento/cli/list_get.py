@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import click
 
 from async_bento._core.garbage import resume_collection
-from async_bento.cli.completion import complete_bento, complete_model
+from async_bento.cli.completion import complete_remote_bento, complete_remote_model
 from async_bento.cli.options import (
     RegistryOptions,
     asynchronous,
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from async_bento.rest.schemas import ItemSchema, ListSchema
 
 Word = Literal["bento", "model"]
+
+_COMPLETE = {"bento": complete_remote_bento, "model": complete_remote_model}
 
 _NEWEST = 100
 """Records that a list shows by default: a few screens, which one request returns."""
@@ -97,7 +99,7 @@ def _list_command(word: Word) -> click.Command:
 
 def _get_command(word: Word) -> click.Command:
     @click.command("get", help=_help(_GET_HELP, word))
-    @click.argument("tag", required=False, shell_complete=complete_model if word == "model" else complete_bento)
+    @click.argument("tag", required=False, shell_complete=_COMPLETE[word])
     @filter_options
     @registry_options
     @asynchronous
@@ -118,7 +120,7 @@ def _get_command(word: Word) -> click.Command:
 
 def _exists_command(word: Word) -> click.Command:
     @click.command("exists", help=_help(_EXISTS_HELP, word))
-    @click.argument("tag", shell_complete=complete_model if word == "model" else complete_bento)
+    @click.argument("tag", shell_complete=_COMPLETE[word])
     @registry_options
     @asynchronous
     async def exists(registry: RegistryOptions, tag: str) -> None:

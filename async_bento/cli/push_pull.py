@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import click
 
-from async_bento.cli.completion import complete_bento, complete_model
+from async_bento.cli.completion import (
+    complete_bento_to_push,
+    complete_model_to_push,
+    complete_remote_bento,
+    complete_remote_model,
+)
 from async_bento.cli.errors import ItemsError, hint_at_list
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options, warn_of_unknown_terms
 from async_bento.cli.output import print_json, print_pull, print_push, print_skipped, pull_as_json, push_as_json
@@ -69,7 +74,7 @@ def _pull_options(command: Callable[..., T]) -> Callable[..., T]:
 
 
 @click.command()
-@click.argument("bentos", nargs=-1, shell_complete=complete_bento)
+@click.argument("bentos", nargs=-1, shell_complete=complete_bento_to_push)
 @_push_options
 @_dry_run_option
 @click.option("--bare", is_flag=True, help="Push only the record, without files (for development).")
@@ -116,7 +121,7 @@ async def push(
 
 
 @click.command("push")
-@click.argument("models", nargs=-1, shell_complete=complete_model)
+@click.argument("models", nargs=-1, shell_complete=complete_model_to_push)
 @_push_options
 @_dry_run_option
 @registry_options
@@ -154,7 +159,7 @@ async def push_models(
 
 
 @click.command()
-@click.argument("bentos", nargs=-1, shell_complete=complete_bento)
+@click.argument("bentos", nargs=-1, shell_complete=complete_remote_bento)
 @_pull_options
 @_dry_run_option
 @click.option("--with-models", "-m", is_flag=True, help="Also pull the models of the bentos.")
@@ -206,7 +211,7 @@ async def pull(
 
 
 @click.command("pull")
-@click.argument("models", nargs=-1, shell_complete=complete_model)
+@click.argument("models", nargs=-1, shell_complete=complete_remote_model)
 @_pull_options
 @_dry_run_option
 @click.option("--query", metavar="QUERY", help="Pull the newest version that matches, such as label:stage=prod.")

@@ -7,17 +7,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from click.shell_completion import ShellComplete
 from pydantic import SecretStr
 
+from async_bento import BentoAPI
 from async_bento.cli import main
 from async_bento.rest.contexts import Context, contexts_path, store_context
 from tests.builders import make_bento, make_model
 from tests.cli.test_progress import on_terminal
 from tests.cli_runner import make_runner
 from tests.eventually import eventually
+
+if TYPE_CHECKING:
+    from async_bento.registry.server import LocalRegistry
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -45,6 +50,29 @@ def test_completion_offers_local_tags(command: str) -> None:
     assert completed(command, "") == ["fraud:v1", "iris:v1", "iris:v2"]
     assert completed(command, "rose") == []
     assert completed("models", command, "ir") == ["iris_weights:m1"]
+
+
+@pytest.mark.usefixtures("stores")
+@pytest.mark.parametrize("command", ["pull", "get", "exists"])
+def test_completion_offers_the_registry_s_tags(served: LocalRegistry, home: Path, command: str) -> None:
+    with BentoAPI(progress=False) as api:
+        api.push("iris:v1")
+        api.models.push("iris_weights:m1")
+    make_bento(home, "iris:v3")
+    shutil.rmtree(home / "bentos/iris/v1")
+    assert completed(command, "iris") == completed(command, "") == ["iris:v1"]
+    assert completed(command, "iris:v2") == []
+    assert completed("models", command, "ir") == ["iris_weights:m1"]
+    down = completed(command, "--endpoint", "http://127.0.0.1:1", "iris")
+    assert down == ["iris:v2", "iris:v3"]
+
+
+@pytest.mark.parametrize("group", [[], ["models"]])
+def test_completion_of_a_push_offers_directories(group: list[str]) -> None:
+    complete = ShellComplete(main, {}, "async-bento", "_ASYNC_BENTO_COMPLETE")
+    for word in ("./", "../ben", "~/", "/tmp", "."):
+        (found,) = complete.get_completions([*group, "push"], word)
+        assert (found.type, found.value) == ("dir", word)
 
 
 def test_completion_without_store_creates_nothing(home: Path) -> None:
