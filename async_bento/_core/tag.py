@@ -112,6 +112,15 @@ class Tag:
         return (self.name, self.version or "") < (other.name, other.version or "")
 
 
+def refuse_pattern(tag: object, verb: str, tags: str) -> None:
+    """Raise InvalidTagError for a pattern of tags; `tags` is the Python call that lists all of them."""
+    if isinstance(tag, str) and not {"*", "?", "["}.isdisjoint(tag) and "/" not in tag:
+        raise InvalidTagError(
+            f"cannot {verb} {tag!r}: only the command expands patterns. "
+            f"In Python, select from the tags of `{tags}` and {verb} each."
+        )
+
+
 def _validate(part: str, value: object) -> str:
     """Return a name or a version in lower case, or raise InvalidTagError."""
     if not isinstance(value, str):

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Generic, overload
+from typing import TYPE_CHECKING, overload
 
-from async_bento._core.tag import Tag
+from async_bento._core.tag import Tag, refuse_pattern
 from async_bento.api import kinds
 from async_bento.api.bento_models import push_with_models
 from async_bento.api.destination import make_puller, pull_bento
-from async_bento.api.kinds import ItemT, RecordT
-from async_bento.api.paging import PAGE_SIZE, walk
+from async_bento.api.item_api import ItemAPI
 from async_bento.api.pull import Puller
 from async_bento.api.push import Pusher, PushOptions, PushResult
-from async_bento.api.push_list import StoredItem, as_list, push_each
-from async_bento.api.records import get_record, record_exists, wants_newest
+from async_bento.api.push_list import as_list, push_each
+from async_bento.api.records import get_record, wants_newest
 from async_bento.api.resources import Resources
 from async_bento.errors import ConfigError
 from async_bento.progress.listeners import choose_listener
@@ -34,94 +31,19 @@ from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
 
 if TYPE_CHECKING:
+    import os
     from builtins import list as list_of  # the APIs have a method `list`
-    from collections.abc import AsyncGenerator, Iterable, Sequence
+    from collections.abc import Iterable
     from types import TracebackType
 
     from pydantic import SecretStr
     from typing_extensions import Self
 
     from async_bento._core.tag import AnyTag
-    from async_bento.api.kinds import Kind
     from async_bento.api.push_list import AnyItem
     from async_bento.config import Config
     from async_bento.integrations.huggingface.model import HuggingFaceModel
     from async_bento.progress.events import ProgressListener
-    from async_bento.rest.schemas import ListSchema
-
-
-class ItemAPI(Generic[ItemT, RecordT]):
-    """What the APIs of bentos and of models have in common."""
-
-    def __init__(self, resources: Resources, kind: Kind[ItemT, RecordT]) -> None:
-        self._resources = resources
-        self._kind: Kind[ItemT, RecordT] = kind
-
-    async def iter(self, *, search: str | None = None, query: str | None = None) -> AsyncGenerator[RecordT]:
-        """Iterate over the records in the registry, newest first, one page per request.
-
-        The route is GET `/api/v1/bentos` or `/api/v1/models`. Every record that exists from the first request to the
-        last appears once, also if others are added or deleted meanwhile. Records that are added meanwhile may appear.
-
-        Args:
-            search: A part of the name.
-            query: A query in the registry's language, like `label:key=value`, `sort:size-desc`, or a word.
-
-        Yields:
-            The next record.
-
-        Raises:
-            APIError: The registry could not be reached, or refused the request.
-        """
-        async with aclosing(self._pages(search=search, query=query)) as pages:
-            async for page in pages:
-                for record in page:
-                    yield record
-
-    async def exists(self, tag: AnyTag) -> bool:
-        """Check whether the registry has an item, with its upload complete.
-
-        Args:
-            tag: The tag. Without a version, or with `latest`, any version counts.
-
-        Returns:
-            True if a pull would find the item; False if there is no record of it, or its upload did not finish.
-
-        Raises:
-            APIError: The registry could not be reached, or refused the request.
-        """
-        async with self._resources.call():
-            return await record_exists(self._kind.routes, Tag.parse(tag))
-
-    async def _first(self, limit: int | None, search: str | None, query: str | None) -> Sequence[RecordT]:
-        async with aclosing(self._pages(search=search, query=query, limit=limit)) as pages:
-            return [record async for page in pages for record in page]
-
-    async def _pages(
-        self, *, search: str | None, query: str | None, limit: int | None = None
-    ) -> AsyncGenerator[Sequence[RecordT]]:
-        """Iterate over the records in the registry by the page; at most `limit` records in all."""
-
-        async def fetch(*, start: int, count: int) -> ListSchema[RecordT] | None:
-            async with self._resources.call():
-                return await self._kind.routes.list(start=start, count=count, search=search, query=query)
-
-        async with aclosing(walk(fetch, PAGE_SIZE, limit)) as pages:
-            async for page in pages:
-                yield page
-
-    async def _find(self, item: AnyItem) -> ItemT:
-        """The local item: itself, at a path, or in the store."""
-        item_type, threads = self._kind.store.item_type, self._resources.threads
-        if isinstance(item, item_type):
-            return item
-        if isinstance(item, StoredItem):
-            item = item.path
-        elif isinstance(item, str) and not (os.sep in item or "/" in item or item in {".", ".."}):
-            return await threads.run(self._kind.store.get, item)
-        if isinstance(item, (str, os.PathLike)):
-            return await threads.run(item_type.from_path, item)
-        return await threads.run(self._kind.store.get, item)
 
 
 class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
@@ -155,6 +77,10 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             NotFoundError: The store has no such model.
             BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
             PushesError: Models of a list failed. The others were pushed.
+
+        Examples:
+            >>> result = await api.models.push("iris_weights:w1")
+            >>> print(result.tag, result.bytes_sent)
         """
         async with self._resources.call():
             pusher = Pusher(self._resources, self._kind, PushOptions(force=force, threads=threads))
@@ -195,7 +121,12 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             ConfigError: The model is on the Hub, and `path` is given or `async-bento[huggingface]` is not installed.
             HubError: The Hub was not reached, or refused.
             BentoError: The pull failed; the local copy is unchanged.
+
+        Examples:
+            >>> model = await api.models.pull("iris_weights")
+            >>> print(model.path)
         """
+        refuse_pattern(tag, "pull", "api.models.list()")
         wanted = Tag.parse(tag)
         if query and not wants_newest(wanted):
             warnings.warn(
@@ -221,6 +152,10 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
 
         Raises:
             APIError: The registry could not be reached, or refused the request.
+
+        Examples:
+            >>> for model in await api.models.list(search="iris", limit=10):
+            ...     print(model.tag, model.size_bytes)
         """
         models = await self._first(limit, search, query)
         return ModelWithRepositoryListSchema(count=len(models), total=len(models), items=[*models])
@@ -238,6 +173,10 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         Raises:
             NotFoundError: The registry has no such record.
             APIError: The registry could not be reached, or refused the request.
+
+        Examples:
+            >>> record = await api.models.get("iris_weights:w1")
+            >>> print(record.tag, record.upload_status)
         """
         async with self._resources.call():
             return await get_record(self._resources.client.models, _wanted_tag(name, version))
@@ -342,6 +281,10 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             ModelsError: More than one of its models could not be pushed.
             BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
             PushesError: Bentos of a list failed. The others were pushed.
+
+        Examples:
+            >>> result = await api.push("iris_classifier:v1")
+            >>> results = await api.push(["iris_classifier:v1", "fraud_detector:v1"])
         """
         options = PushOptions(force=force, threads=threads, bare=bare)
         async with self._resources.call():
@@ -390,7 +333,12 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             ConfigError: A model is on the Hub, and `async-bento[huggingface]` is not installed.
             ModelsError: More than one of its models could not be pulled. The bento was, but not into `path`.
             BentoError: The pull failed; the local copy is unchanged.
+
+        Examples:
+            >>> bento = await api.pull("iris_classifier", with_models=True)
+            >>> print(bento.path)
         """
+        refuse_pattern(tag, "pull", "api.list()")
         bentos = make_puller(self._resources, self._kind, bento_store, path)
         models = Puller(self._resources, self._model_kind) if with_models else None
         async with self._resources.call():
@@ -411,6 +359,10 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
 
         Raises:
             APIError: The registry could not be reached, or refused the request.
+
+        Examples:
+            >>> for bento in await api.list(search="iris", limit=10):
+            ...     print(bento.tag, bento.size_bytes)
         """
         bentos = await self._first(limit, search, query)
         return BentoWithRepositoryListSchema(count=len(bentos), total=len(bentos), items=[*bentos])
@@ -428,6 +380,10 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         Raises:
             NotFoundError: The registry has no such record.
             APIError: The registry could not be reached, or refused the request.
+
+        Examples:
+            >>> record = await api.get("iris_classifier:v1")
+            >>> print(record.tag, [model.tag for model in record.models])
         """
         async with self._resources.call():
             return await get_record(self._resources.client.bentos, _wanted_tag(name, version))

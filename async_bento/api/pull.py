@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.concurrency import hold_lock
-from async_bento._core.retry import is_missing
+from async_bento._core.retry import causes, is_missing
 from async_bento._core.tag import Tag
 from async_bento.api.kinds import BARE_REASON, ItemT, RecordT
 from async_bento.api.records import get_record, hub_metadata, newest_records, not_found, wants_newest
@@ -126,7 +126,9 @@ class Puller(Generic[ItemT, RecordT]):
         except NotFoundError:
             return None
         except StoreError as error:
-            raise StoreError(f"{error}. Pull with force to replace the local copy.") from error
+            is_denied = any(isinstance(cause, PermissionError) for cause in causes(error))
+            remedy = "Make it readable for this user" if is_denied else "Pull with force to replace the local copy"
+            raise StoreError(f"{error}. {remedy}.") from error
 
     async def _local_is_current(self, exact: Tag, record: ItemSchema, query: str | None) -> ItemT | None:
         """The local item, if it is as new as the registry's newest."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from async_bento._core.tag import AnyTag
-    from async_bento.api.async_api import ItemAPI
+    from async_bento.api.item_api import ItemAPI
     from async_bento.api.kinds import ItemT, RecordT
     from async_bento.api.push import PushResult
     from async_bento.api.push_list import AnyItem
@@ -77,6 +77,10 @@ class ModelAPI:
             NotFoundError: The store has no such model.
             BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
             PushesError: Models of a list failed. The others were pushed.
+
+        Examples:
+            >>> result = api.models.push("iris_weights:w1")
+            >>> print(result.tag, result.bytes_sent)
         """
         push = cast("_Push", self._async.push)
         return self._loop.run(push, model, force=force, threads=threads)
@@ -110,6 +114,10 @@ class ModelAPI:
             ConfigError: The model is on the Hub, and `path` is given or `async-bento[huggingface]` is not installed.
             HubError: The Hub was not reached, or refused.
             BentoError: The pull failed; the local copy is unchanged.
+
+        Examples:
+            >>> model = api.models.pull("iris_weights")
+            >>> print(model.path)
         """
         pull = self._async.pull
         return self._loop.run(pull, tag, force=force, model_store=model_store, query=query, path=path)
@@ -129,6 +137,10 @@ class ModelAPI:
 
         Raises:
             APIError: The registry could not be reached, or refused the request.
+
+        Examples:
+            >>> for model in api.models.list(search="iris", limit=10):
+            ...     print(model.tag, model.size_bytes)
         """
         return self._loop.run(self._async.list, search=search, query=query, limit=limit)
 
@@ -177,6 +189,10 @@ class ModelAPI:
         Raises:
             NotFoundError: The registry has no such record.
             APIError: The registry could not be reached, or refused the request.
+
+        Examples:
+            >>> record = api.models.get("iris_weights:w1")
+            >>> print(record.tag, record.upload_status)
         """
         return self._loop.run(self._async.get, name, version)
 
@@ -280,6 +296,10 @@ class BentoAPI:
             ModelsError: More than one of its models could not be pushed.
             BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
             PushesError: Bentos of a list failed. The others were pushed.
+
+        Examples:
+            >>> result = api.push("iris_classifier:v1")
+            >>> results = api.push(["iris_classifier:v1", "fraud_detector:v1"])
         """
         push = cast("_Push", self._async.push)
         return self._loop.run(push, bento, force=force, bare=bare, threads=threads)
@@ -318,6 +338,10 @@ class BentoAPI:
             ConfigError: A model is on the Hub, and `async-bento[huggingface]` is not installed.
             ModelsError: More than one of its models could not be pulled. The bento was, but not into `path`.
             BentoError: The pull failed; the local copy is unchanged.
+
+        Examples:
+            >>> bento = api.pull("iris_classifier", with_models=True)
+            >>> print(bento.path)
         """
         pull = self._async.pull
         return self._loop.run(pull, tag, force=force, with_models=with_models, bento_store=bento_store, path=path)
@@ -337,6 +361,10 @@ class BentoAPI:
 
         Raises:
             APIError: The registry could not be reached, or refused the request.
+
+        Examples:
+            >>> for bento in api.list(search="iris", limit=10):
+            ...     print(bento.tag, bento.size_bytes)
         """
         return self._loop.run(self._async.list, search=search, query=query, limit=limit)
 
@@ -385,6 +413,10 @@ class BentoAPI:
         Raises:
             NotFoundError: The registry has no such record.
             APIError: The registry could not be reached, or refused the request.
+
+        Examples:
+            >>> record = api.get("iris_classifier:v1")
+            >>> print(record.tag, [model.tag for model in record.models])
         """
         return self._loop.run(self._async.get, name, version)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from copy import copy
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
@@ -85,6 +86,15 @@ def _set_levels(ctx: click.Context) -> None:
 
 class _Handler(StreamHandler):
     """Writes above progress bars, if there are any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record, with its traceback only for -vv."""
+        if record.exc_info and not logging.getLogger("async_bento").isEnabledFor(logging.DEBUG):
+            _, reason, _ = record.exc_info
+            record = copy(record)
+            record.exc_info = record.exc_text = None
+            return f"{super().format(record)} ({reason})"
+        return super().format(record)
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -144,6 +144,14 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
 
 
-def _record_as_json(record: ItemSchema) -> dict[str, object]:
+_LEFT_OUT: dict[str, Any] = {
     # A presigned URL is a credential.
-    return record.model_dump(mode="json", by_alias=True, exclude={"presigned_upload_url", "presigned_download_url"})
+    "presigned_upload_url": True,
+    "presigned_download_url": True,
+    # Often the record itself once more, with its README.
+    "repository": {"latest_bento", "latest_model"},
+}
+
+
+def _record_as_json(record: ItemSchema) -> dict[str, object]:
+    return record.model_dump(mode="json", by_alias=True, exclude={**_LEFT_OUT, "models": {"__all__": _LEFT_OUT}})

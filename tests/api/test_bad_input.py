@@ -166,6 +166,24 @@ async def test_malformed_tag_error_quotes_it(start_proxy: StartProxy, make_clien
     assert not proxy.requests
 
 
+async def test_pattern_error_names_the_list_of_tags(start_proxy: StartProxy, make_client: MakeClient) -> None:
+    api = make_client(await start_proxy())
+
+    for call, tags in (
+        (api.push("iris_*"), "BentoStore().list()"),
+        (api.models.push("iris_*"), "ModelStore().list()"),
+        (api.pull("iris_*"), "api.list()"),
+        (api.models.pull("iris_*"), "api.models.list()"),
+    ):
+        with pytest.raises(InvalidTagError) as caught:
+            await call
+        verb = "pull" if "api" in tags else "push"
+        assert str(caught.value) == (
+            f"cannot {verb} 'iris_*': only the command expands patterns. "
+            f"In Python, select from the tags of `{tags}` and {verb} each."
+        )
+
+
 @pytest.mark.parametrize("thing", [None, 7, b"svc:v1", object()], ids=["None", "int", "bytes", "object"])
 async def test_tag_of_wrong_type_is_refused(start_proxy: StartProxy, make_client: MakeClient, thing: object) -> None:
     api = make_client(await start_proxy())
@@ -337,3 +355,19 @@ async def test_broken_local_copy_error_names_the_remedy(
     with pytest.raises(StoreError, match=r"the field `version` is missing.*\. Pull with force to replace"):
         await api.pull("svc:v1")
     assert (await api.pull("svc:v1", force=True)).info.service == "service:Svc"
+
+
+async def test_unreadable_local_copy_error_asks_for_access(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull by force may lack the right to write, too. The superuser may read all, so the answer is set here."""
+    make_bento(home, "svc:v1")
+    api = make_client(await start_proxy())
+    await api.push("svc:v1")
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("async_bento.store.metadata._read_yaml", refuse)
+    with pytest.raises(StoreError, match=r"bento.yaml: Permission denied. Make it readable for this user.$"):
+        await api.pull("svc:v1")

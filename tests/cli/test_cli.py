@@ -578,6 +578,18 @@ def test_list_and_get_filter_by_name_and_labels(served: LocalRegistry, home: Pat
     assert done("get", "--search", "iris", "--label", "stage=prod").startswith("Tag:         iris:v1\n")
 
 
+def test_json_of_a_record_has_its_readme_once(served: LocalRegistry, home: Path) -> None:
+    make_bento(home, "svc:v1", {"README.md": b"# What it does"}, models=["mod:m1"])
+    make_model(home)
+    done("push", "svc:v1")
+    for command in ("get svc:v1", "get svc", "list"):
+        text = done(*command.split(), "--json")
+        assert text.count("# What it does") == 1
+        assert "latest_" not in text
+        assert "load_url" not in text
+    assert [model["version"] for model in json.loads(done("get", "svc:v1", "--json"))["models"]] == ["m1"]
+
+
 @pytest.mark.parametrize("command", ["list", "models list", "models pull mod"])
 def test_query_with_unknown_terms_is_a_warning(
     served: LocalRegistry, home: Path, command: str, caplog: pytest.LogCaptureFixture

@@ -144,6 +144,15 @@ async def test_json_error_of_an_interruption_is_one_object(proxy: FaultProxy, ho
     }
 
 
+def test_log_has_tracebacks_with_vv_only(caplog: pytest.LogCaptureFixture) -> None:
+    error = PermissionError(13, "Permission denied", "item")
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "cannot remove item.", (), (type(error), error, None))
+    caplog.set_level("WARNING", logger="async_bento")
+    assert logs._Handler().format(record) == "cannot remove item. ([Errno 13] Permission denied: 'item')"
+    caplog.set_level("DEBUG", logger="async_bento")
+    assert logs._Handler().format(record).startswith("cannot remove item.\nPermissionError: [Errno 13]")
+
+
 def test_log_has_one_line_for_the_same_fault_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)

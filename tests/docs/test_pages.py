@@ -22,7 +22,17 @@ from aiohttp import web
 
 import async_bento.errors
 import async_bento.registry
-from async_bento import AsyncBentoAPI, BentoAPI, BentoError, BentoStore, Config, RetryPolicy, Timeouts
+from async_bento import (
+    AsyncBentoAPI,
+    AsyncModelAPI,
+    BentoAPI,
+    BentoError,
+    BentoStore,
+    Config,
+    ModelAPI,
+    RetryPolicy,
+    Timeouts,
+)
 from async_bento.cli import main
 from async_bento.errors import StoreError
 from async_bento.registry.server import LocalRegistry, close_server
@@ -104,6 +114,28 @@ async def test_python_on_pages_runs(
         await eval(code, names)  # type: ignore[misc]
     else:
         await asyncio.to_thread(eval, code, names)
+
+
+EXAMPLES = [
+    pytest.param(getattr(owner, name).__doc__, id=f"{owner.__name__}.{name}")
+    for owner in (AsyncBentoAPI, BentoAPI, AsyncModelAPI, ModelAPI)
+    for name in ("push", "pull", "list", "get")
+]
+
+
+@pytest.mark.parametrize("docstring", EXAMPLES)
+async def test_example_of_a_method_runs(docstring: str, ready: LocalRegistry) -> None:
+    text = "".join(f"{line}\n" for line in re.findall(r"^ +(?:>>>|\.\.\.) (.*)$", docstring, re.MULTILINE))
+    assert "api." in text
+    code = compile(text, "the example", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+    if code.co_flags & inspect.CO_COROUTINE:
+        async with AsyncBentoAPI() as api:
+            await eval(code, {"api": api})  # type: ignore[misc]
+    else:
+        with await asyncio.to_thread(BentoAPI) as blocking:
+            await asyncio.to_thread(eval, code, {"api": blocking})
+            await asyncio.to_thread(blocking.close)
 
 
 @pytest.mark.parametrize("block", TESTS, ids=str)

@@ -1,0 +1,97 @@
+"""ItemAPI: what the APIs of bentos and of models have in common."""
+
+from __future__ import annotations
+
+import os
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Generic
+
+from async_bento._core.tag import Tag, refuse_pattern
+from async_bento.api.kinds import ItemT, RecordT
+from async_bento.api.paging import PAGE_SIZE, walk
+from async_bento.api.push_list import StoredItem
+from async_bento.api.records import record_exists
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from async_bento._core.tag import AnyTag
+    from async_bento.api.kinds import Kind
+    from async_bento.api.push_list import AnyItem
+    from async_bento.api.resources import Resources
+    from async_bento.rest.schemas import ListSchema
+
+
+class ItemAPI(Generic[ItemT, RecordT]):
+    """What the APIs of bentos and of models have in common."""
+
+    def __init__(self, resources: Resources, kind: Kind[ItemT, RecordT]) -> None:
+        self._resources = resources
+        self._kind: Kind[ItemT, RecordT] = kind
+
+    async def iter(self, *, search: str | None = None, query: str | None = None) -> AsyncGenerator[RecordT]:
+        """Iterate over the records in the registry, newest first, one page per request.
+
+        The route is GET `/api/v1/bentos` or `/api/v1/models`. Every record that exists from the first request to the
+        last appears once, also if others are added or deleted meanwhile. Records that are added meanwhile may appear.
+
+        Args:
+            search: A part of the name.
+            query: A query in the registry's language, like `label:key=value`, `sort:size-desc`, or a word.
+
+        Yields:
+            The next record.
+
+        Raises:
+            APIError: The registry could not be reached, or refused the request.
+        """
+        async with aclosing(self._pages(search=search, query=query)) as pages:
+            async for page in pages:
+                for record in page:
+                    yield record
+
+    async def exists(self, tag: AnyTag) -> bool:
+        """Check whether the registry has an item, with its upload complete.
+
+        Args:
+            tag: The tag. Without a version, or with `latest`, any version counts.
+
+        Returns:
+            True if a pull would find the item; False if there is no record of it, or its upload did not finish.
+
+        Raises:
+            APIError: The registry could not be reached, or refused the request.
+        """
+        async with self._resources.call():
+            return await record_exists(self._kind.routes, Tag.parse(tag))
+
+    async def _first(self, limit: int | None, search: str | None, query: str | None) -> Sequence[RecordT]:
+        async with aclosing(self._pages(search=search, query=query, limit=limit)) as pages:
+            return [record async for page in pages for record in page]
+
+    async def _pages(
+        self, *, search: str | None, query: str | None, limit: int | None = None
+    ) -> AsyncGenerator[Sequence[RecordT]]:
+        """Iterate over the records in the registry by the page; at most `limit` records in all."""
+
+        async def fetch(*, start: int, count: int) -> ListSchema[RecordT] | None:
+            async with self._resources.call():
+                return await self._kind.routes.list(start=start, count=count, search=search, query=query)
+
+        async with aclosing(walk(fetch, PAGE_SIZE, limit)) as pages:
+            async for page in pages:
+                yield page
+
+    async def _find(self, item: AnyItem) -> ItemT:
+        """The local item: itself, at a path, or in the store."""
+        item_type, threads = self._kind.store.item_type, self._resources.threads
+        if isinstance(item, item_type):
+            return item
+        refuse_pattern(item, "push", f"{item_type.__name__}Store().list()")
+        if isinstance(item, StoredItem):
+            item = item.path
+        elif isinstance(item, str) and not (os.sep in item or "/" in item or item in {".", ".."}):
+            return await threads.run(self._kind.store.get, item)
+        if isinstance(item, (str, os.PathLike)):
+            return await threads.run(item_type.from_path, item)
+        return await threads.run(self._kind.store.get, item)
