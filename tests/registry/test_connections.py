@@ -93,15 +93,17 @@ async def get_user(endpoint: str, token: str = "token") -> int:
     "head", [b"", b"GET /api/v1/auth/current HTTP/1.1\r\nHost: x\r\n"], ids=["idle", "half a head"]
 )
 async def test_connections_above_limit_replace_idle_ones(tmp_path: Path, head: bytes):
-    async with limited_registry(tmp_path, 1024) as (endpoint, _):
+    async with limited_registry(tmp_path, 1024) as (endpoint, child):
         idle = []
         for _ in range(1100):
             idle.append(await connect(endpoint))
             idle[-1][1].write(head)
         for _ in range(20):
             assert await asyncio.wait_for(get_user(endpoint), 10) == 200
+        _, err = await child.communicate()
         for _, writer in idle:
             writer.transport.abort()
+    assert err == b""  # descriptors were left
 
 
 async def test_connections_without_descriptors_log_once(tmp_path: Path):
