@@ -7,22 +7,25 @@ import hmac
 import logging
 from datetime import datetime, timezone
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from async_bento._core.concurrency import shielded
+from async_bento._core.version import __version__
 from async_bento.config import MiB
 from async_bento.registry import schemas
 from async_bento.registry.base_url import BaseUrl
 from async_bento.registry.blobs.base import CompletedPart
 from async_bento.registry.connections import SERVER_NAME
+from async_bento.registry.deletion import Deletion, ItemRef
 from async_bento.registry.downloads import send_blob
 from async_bento.registry.errors import RegistryError, translate_errors
 from async_bento.registry.expect import defer_continue, send_continue
 from async_bento.registry.item_types import BENTO, ITEM_TYPES, MODEL, ItemType, check_tag_part
 from async_bento.registry.records.base import Change, NewItem
 from async_bento.registry.records.query import parse_list_query
+from async_bento.registry.unsupported import unsupported_routes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from async_bento._core.validation import JsonObject
     from async_bento.registry.backend import OpenBackend
     from async_bento.registry.records.base import Found, Item, Repository
+    from async_bento.registry.records.query import ListQuery
     from async_bento.registry.transmission import TransmissionPolicy
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -50,25 +54,13 @@ _ITEMS_PER_STEP = 50
 log = logging.getLogger(__package__)
 
 
-class ItemRef(NamedTuple):
-    """The item that a route names."""
-
-    item_type: ItemType
-    name: str
-    version: str
-
-    @property
-    def key(self) -> str:
-        """The key of the item's blob."""
-        return f"{self.item_type.items}/{self.name}/{self.version}.tar"
-
-
 class Api:
     """The request handlers."""
 
     def __init__(self, backend: OpenBackend, transmission: TransmissionPolicy, base_url: BaseUrl | None = None) -> None:
         self._records = backend.records
         self._blobs = backend.blobs
+        self._deletion = Deletion(backend.records, backend.blobs)
         self._backend_routes = backend.routes
         self._api_token = backend.api_token.encode()
         self._transmission = transmission
@@ -82,9 +74,13 @@ class Api:
         app = web.Application(client_max_size=MAX_REQUEST_SIZE, middlewares=middlewares)
         app.add_routes([_route("GET", "/auth/current", _get_user), _route("GET", "/current_org", _get_organization)])
         app.on_response_prepare.append(_hide_versions)
+        app.add_routes([_route("GET", "/version", _get_version), _route("GET", "/labels", self._list_labels)])
+        app.add_routes(unsupported_routes())
         app.add_routes(self._backend_routes)
         for item_type in ITEM_TYPES:
             app.add_routes(self._routes(item_type))
+        users = f"/{MODEL.repositories}/{{name}}/{MODEL.items}/{{version}}/{BENTO.items}"
+        app.add_routes([_route("GET", users, self._list_bentos_of)])
         return app
 
     async def wait_for_handlers(self) -> None:
@@ -96,13 +92,16 @@ class Api:
         repositories = f"/{item_type.repositories}"
         items = f"{repositories}/{{name}}/{item_type.items}"
         routes = [
+            ("GET", repositories, self._list_repositories),
             ("POST", repositories, self._create_repository),
             ("GET", f"{repositories}/{{name}}", self._get_repository),
+            ("DELETE", f"{repositories}/{{name}}", self._delete_repository),
             ("GET", f"/{item_type.items}", self._list),
             ("GET", items, self._list),
             ("POST", items, self._create),
             ("GET", f"{items}/{{version}}", self._get),
             ("PATCH", f"{items}/{{version}}", self._update),
+            ("DELETE", f"{items}/{{version}}", self._delete),
             ("PATCH", f"{items}/{{version}}/start_upload", self._start_upload),
             ("PATCH", f"{items}/{{version}}/finish_upload", self._finish_upload),
             ("PATCH", f"{items}/{{version}}/presign_upload_url", self._presign_upload),
@@ -148,17 +147,48 @@ class Api:
         repository = await self._records.repository(item_type, name)
         return web.json_response(self._repository_fields(item_type, repository))
 
+    async def _list_repositories(self, item_type: ItemType, request: web.Request) -> web.Response:
+        query = parse_list_query(request.query)
+        found, total = await self._records.list_repositories(item_type, query)
+        repositories = [self._repository_fields(item_type, each) for each in found]
+        return web.json_response(
+            {"start": query.start, "count": query.requested, "total": total, "items": repositories}
+        )
+
+    async def _delete_repository(self, item_type: ItemType, request: web.Request) -> web.Response:
+        repository = await self._records.delete_repository(item_type, _name(request))
+        return web.json_response(self._repository_fields(item_type, repository))
+
     async def _list(self, item_type: ItemType, request: web.Request) -> web.Response:
         query = parse_list_query(request.query)
         name = _name(request) if "name" in request.match_info else None
+        return await self._list_page(
+            item_type, request, query, lambda: self._records.list_items(item_type, query, name)
+        )
+
+    async def _list_bentos_of(self, request: web.Request) -> web.Response:
+        query, model = parse_list_query(request.query), _item_ref(MODEL, request)
+        find = partial(self._records.list_bentos_of, model.name, model.version, query)
+        return await self._list_page(BENTO, request, query, find)
+
+    async def _list_page(
+        self, item_type: ItemType, request: web.Request, query: ListQuery, find: Callable[[], Awaitable[Found]]
+    ) -> web.Response:
         async with self._lists:
             if request.transport is None:  # the client closed the connection while it waited
                 raise ConnectionResetError
-            page = await self._records.list_items(item_type, query, name)
+            page = await find()
             items = await self._write_items(item_type, page)
             fields: JsonObject = {"start": query.start, "count": query.requested, "total": page.total}
             text = schemas.to_json(fields, items=f"[{', '.join(items)}]")
         return _json_response(text)
+
+    async def _list_labels(self, request: web.Request) -> web.Response:
+        wanted = request.query.get("resource_type", "")
+        of_types = [await self._records.labels(each) for each in ITEM_TYPES if wanted in ("", each.item)]
+        keys = sorted({key for values in of_types for key in values})
+        merged = {key: sorted({value for values in of_types for value in values.get(key, ())}) for key in keys}
+        return web.json_response([{"key": key, "values": values} for key, values in merged.items()])
 
     async def _create(self, item_type: ItemType, request: web.Request) -> web.Response:
         name = _name(request)
@@ -170,7 +200,8 @@ class Api:
             manifest=body.manifest,
             labels=body.labels or (),
         )
-        return self._respond(item_type, await self._records.create_item(item_type, name, new))
+        async with self._deletion.lock(ItemRef(item_type, name, new.version)):
+            return self._respond(item_type, await self._records.create_item(item_type, name, new))
 
     async def _get(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
@@ -187,6 +218,12 @@ class Api:
         change = Change(description=body.description, manifest=body.manifest, labels=body.labels)
         return self._respond(item_type, await self._update_record(ref, change))
 
+    async def _delete(self, item_type: ItemType, request: web.Request) -> web.Response:
+        force = request.query.get("force", "").lower() in ("true", "1")
+        found = await shielded(self._deletion.delete(_item_ref(item_type, request), force=force))
+        (text,) = await self._write_items(item_type, found)
+        return _json_response(text)
+
     async def _start_upload(self, item_type: ItemType, request: web.Request) -> web.Response:
         change = Change(upload_status="uploading", upload_started_at=_now())
         return self._respond(item_type, await self._update_record(_item_ref(item_type, request), change))
@@ -195,7 +232,8 @@ class Api:
         ref = _item_ref(item_type, request)
         body = schemas.parse_request(schemas.FinishRequest, await request.read())
         change = Change(upload_status=body.status, upload_finished_at=_now(), upload_finished_reason=body.reason)
-        return self._respond(item_type, await self._update_record(ref, change))
+        async with self._deletion.removing_late_bytes(ref):
+            return self._respond(item_type, await self._update_record(ref, change))
 
     async def _presign_upload(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
@@ -224,24 +262,28 @@ class Api:
     async def _complete_multipart(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
         body = schemas.parse_request(schemas.CompleteRequest, await request.read())
-        item = await self._get_record(ref)
+        await self._get_record(ref)
         parts = [CompletedPart(part.part_number, part.etag) for part in body.parts]
-        await self._blobs.complete_multipart(ref.key, body.upload_id, parts)
-        return self._respond(item_type, item)
+        async with self._deletion.removing_late_bytes(ref):
+            await self._blobs.complete_multipart(ref.key, body.upload_id, parts)
+            return self._respond(item_type, await self._get_record(ref))
 
     async def _upload(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
-        await self._update_record(ref, Change(upload_status="uploading", upload_started_at=_now()))
+        item = await self._update_record(ref, Change(upload_status="uploading", upload_started_at=_now()))
         try:
             with translate_errors():
                 await self._blobs.put(ref.key, request.content.iter_any(), request.content_length)
         except BaseException as error:
             reason = error.message if isinstance(error, RegistryError) else "the upload was interrupted"
-            failed = Change(upload_status="failed", upload_finished_at=_now(), upload_finished_reason=reason)
+            failed = Change(
+                upload_status="failed", upload_finished_at=_now(), upload_finished_reason=reason, uid=item.uid
+            )
             await shielded(self._update_record(ref, failed))
             raise
-        done = Change(upload_status="success", upload_finished_at=_now(), upload_finished_reason="")
-        await self._update_record(ref, done)
+        done = Change(upload_status="success", upload_finished_at=_now(), upload_finished_reason="", uid=item.uid)
+        async with self._deletion.removing_late_bytes(ref):
+            await self._update_record(ref, done)
         return web.Response()
 
     async def _download(self, item_type: ItemType, request: web.Request) -> web.StreamResponse:
@@ -284,6 +326,10 @@ def _json_response(text: str) -> web.Response:
 
 async def _get_user(_request: web.Request) -> web.Response:
     return web.json_response(schemas.user_response())
+
+
+async def _get_version(_request: web.Request) -> web.Response:
+    return web.json_response({"version": __version__, "git_commit": "", "build_date": ""})
 
 
 async def _get_organization(_request: web.Request) -> web.Response:

@@ -62,6 +62,20 @@ class DuplicateError(RegistryError):
         super().__init__(f"create {subject}: duplicate key value violates unique constraint")
 
 
+class ConflictError(RegistryError):
+    """The request contradicts other records, such as the deletion of a model that a bento names."""
+
+    status = 409
+    code = "Conflict"
+
+
+class NotImplementedHereError(RegistryError):
+    """The request is about something that this registry does not keep, such as a deployment."""
+
+    status = 501
+    code = "NotImplemented"
+
+
 class StorageError(RegistryError):
     """The storage fails or rejects a request, with S3's code, such as `EntityTooSmall`, and status."""
 

@@ -69,6 +69,13 @@ class Blobs(Protocol):
         """Store a body of `size` bytes, if known, and return its ETag; raise `StorageError` if the size differs."""
         ...
 
+    async def delete(self, key: str) -> None:
+        """Remove an object and abort its uploads, also those that a presigned URL has started; neither need exist.
+
+        A download that runs gets the rest of its bytes where the storage allows it: on disk, and from most S3 servers.
+        """
+        ...
+
     def open(self, key: str) -> AbstractAsyncContextManager[OpenBlob]:
         """Open an object, whose bytes outlive a replacement; raise `RecordNotFoundError` if it does not exist."""
         ...

@@ -60,12 +60,12 @@ class DiskBlobs:
         """See `Blobs`."""
         directory = self._files.new_directory()
         try:
-            await self._threads.run(directory.mkdir)
+            await self._threads.run(self._files.start_body, key, directory)
             async with self._staged(directory, body, size) as file:
                 await self._threads.run(self._files.commit_object, key, file)
                 return f'"{file.md5}"'
         finally:
-            await self._threads.run(self._files.remove_if_empty, directory)
+            await self._threads.run(self._files.abort_upload, key, directory.name)
 
     async def put_part(self, grant: Grant, body: AsyncIterable[bytes], size: int) -> str:
         """Store the part that a URL grants, and return its ETag."""
@@ -74,6 +74,10 @@ class DiskBlobs:
         async with self._staged(directory, body, size) as file:
             await self._threads.run(self._files.commit_part, key, upload_id, grant.part_number, file)
             return f'"{file.md5}"'
+
+    async def delete(self, key: str) -> None:
+        """See `Blobs`."""
+        await self._threads.run(self._files.delete, key)
 
     @asynccontextmanager
     async def _staged(

@@ -1,7 +1,7 @@
 """The files of the disk storage. An object consists of the very files in which its parts arrived.
 
     data/<id>/00001.<md5>       a part, or a whole body, named by its number and MD5; `<id>` is the upload's id
-    data/<id>/upload            the key that the upload is for; exists while the upload accepts parts
+    data/<id>/upload            the key that a multipart upload is for; exists while the upload accepts parts
     data/<id>/.<random>         a part that is being received
     objects/<key>.json          the object of `<key>`: the id, names and sizes of its parts, and its ETag
 
@@ -65,7 +65,10 @@ class StagedFile:
     def write(self, chunks: Iterable[bytes]) -> None:
         """Append and hash chunks."""
         if self._file is None:
-            self._file = self.path.open("xb", buffering=0)
+            try:
+                self._file = self.path.open("xb", buffering=0)
+            except FileNotFoundError as error:  # the object was deleted, and its uploads with it
+                raise NoSuchUploadError from error
         for chunk in chunks:
             rest = memoryview(chunk)
             while rest:
@@ -116,6 +119,7 @@ class DiskFiles:
         self._min_part_size = min_part_size
         # Held from reading an object's file until the step that depends on it is done.
         self._lock = threading.Lock()
+        self._uploads: dict[str, set[str]] = {}  # the ids of the uploads of each key
         self._readers: dict[str, int] = {}
         self._replaced: set[str] = set()
 
@@ -132,6 +136,8 @@ class DiskFiles:
             elif not (directory / _UPLOAD).exists() or directory.stat().st_mtime < oldest:
                 shutil.rmtree(directory, ignore_errors=True)
                 continue
+            else:
+                self._uploads.setdefault((directory / _UPLOAD).read_text(), set()).add(directory.name)
             for staged in directory.glob(".*"):
                 staged.unlink(missing_ok=True)
         for staged in self._objects.rglob(".*"):
@@ -140,17 +146,34 @@ class DiskFiles:
     def start_upload(self, key: str) -> str:
         """Start a multipart upload and return its id."""
         directory = self.new_directory()
-        directory.mkdir()
+        self.start_body(key, directory)
         try:
             (directory / _UPLOAD).write_text(key)
         except OSError:
-            shutil.rmtree(directory, ignore_errors=True)
+            self.abort_upload(key, directory.name)
             raise
         return directory.name
 
     def new_directory(self) -> Path:
-        """Return an unused path for the parts of a new object; the caller creates the directory."""
+        """Return an unused path for the parts of a new object."""
         return self._data / secrets.token_hex(16)
+
+    def start_body(self, key: str, directory: Path) -> None:
+        """Start the upload of a whole body into a new directory."""
+        directory.mkdir()
+        with self._lock:
+            self._uploads.setdefault(key, set()).add(directory.name)
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Remove an upload, unless it was published as the object."""
+        with self._lock:
+            found = self._find_intact(key)
+            is_open = upload_id in self._uploads.get(key, ()) and (found is None or found.id != upload_id)
+            self._end_upload(key, upload_id)
+        if is_open:
+            self._remove(upload_id)
+        with contextlib.suppress(OSError):  # a deletion may have left it
+            (self._data / upload_id).rmdir()
 
     def upload_directory(self, key: str, upload_id: str) -> Path:
         """Return the directory of an upload; raise `NoSuchUploadError` if there is none for this key."""
@@ -186,27 +209,38 @@ class DiskFiles:
                 (directory / unlisted).unlink(missing_ok=True)
             stored = StoredObject(id=upload_id, etag=etag, parts=names, sizes=tuple(sizes[name] for name in names))
             unused = self._publish(key, stored)
-            (directory / _UPLOAD).unlink()
+            self._end_upload(key, upload_id)
         self._remove(unused)
 
     def commit_object(self, key: str, file: StagedFile) -> None:
-        """Publish a whole body, received into a directory of its own, as the object."""
+        """Publish a whole body as the object; raise `NoSuchUploadError` if the object was deleted meanwhile."""
         with self._lock:
-            part = file.path.replace(file.path.with_name(_part_name(1, file.md5)))
-            stored = StoredObject(id=part.parent.name, etag=f'"{file.md5}"', parts=(part.name,), sizes=(file.size,))
-            try:
-                unused = self._publish(key, stored)
-            except OSError:
-                published = self._find(key)
-                if published is None or published.id != stored.id:
-                    part.unlink()
-                raise
+            directory = file.path.parent
+            if directory.name not in self._uploads.get(key, ()):
+                raise NoSuchUploadError
+            part = file.path.replace(directory / _part_name(1, file.md5))
+            stored = StoredObject(id=directory.name, etag=f'"{file.md5}"', parts=(part.name,), sizes=(file.size,))
+            unused = self._publish(key, stored)
+            self._end_upload(key, directory.name)
         self._remove(unused)
 
-    def remove_if_empty(self, directory: Path) -> None:
-        """Remove the directory of a body that was not published."""
-        with contextlib.suppress(OSError):
-            directory.rmdir()
+    def delete(self, key: str) -> None:
+        """Remove an object, once its last reader is done, and its uploads; neither need exist."""
+        with self._lock:
+            pointer = self._pointer(key)
+            previous = self._find_intact(key)
+            with contextlib.suppress(FileNotFoundError):
+                pointer.unlink()
+                fsync_path(pointer.parent)
+            with contextlib.suppress(OSError):  # other versions exist, or none ever did
+                pointer.parent.rmdir()
+            removed = [*self._uploads.get(key, ())]
+            for upload_id in removed:
+                self._end_upload(key, upload_id)
+            if previous is not None and (unused := self._unless_read(previous)):
+                removed.append(unused)
+        for directory in removed:
+            self._remove(directory)
 
     def acquire(self, key: str) -> StoredObject:
         """Return an object and keep its parts until `release`; raise `RecordNotFoundError` if it does not exist."""
@@ -250,6 +284,13 @@ class DiskFiles:
         except FileNotFoundError:
             return None
 
+    def _find_intact(self, key: str) -> StoredObject | None:
+        """Return an object; None also if its file is damaged, so that it can be deleted."""
+        try:
+            return self._find(key)
+        except OSError:
+            return None
+
     def _pointer(self, key: str) -> Path:
         return self._objects / f"{key}.json"
 
@@ -262,12 +303,22 @@ class DiskFiles:
         atomic_write(pointer, stored.model_dump_json(), mode=0o666, durable=True, temp_path=temp_path)
         for directory in (self._data / stored.id, self._data, pointer.parent):
             fsync_path(directory)
-        if previous is None:
+        return None if previous is None else self._unless_read(previous)
+
+    def _unless_read(self, stored: StoredObject) -> str | None:
+        """Return the id of an object that is no longer published, unless it has readers: `release` removes it then."""
+        if stored.id in self._readers:
+            self._replaced.add(stored.id)
             return None
-        if previous.id in self._readers:
-            self._replaced.add(previous.id)
-            return None
-        return previous.id
+        return stored.id
+
+    def _end_upload(self, key: str, upload_id: str) -> None:
+        """Accept no further part of an upload."""
+        (self._data / upload_id / _UPLOAD).unlink(missing_ok=True)
+        uploads = self._uploads.get(key, set())
+        uploads.discard(upload_id)
+        if not uploads:
+            self._uploads.pop(key, None)
 
     def _remove(self, unused: str | None) -> None:
         if unused is not None:

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import io
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
@@ -104,6 +104,27 @@ class S3Blobs:
         with translate_s3_errors(f"the bytes of {key}"):
             head = await self._client.head_object(**self._object(key))
         yield _OpenObject(self._client, self._object(key), head["ContentLength"], head["ETag"])
+
+    async def delete(self, key: str) -> None:
+        """See `Blobs`."""
+        try:
+            await self._abort_uploads(key)
+        except RegistryError as error:  # not every server lists uploads
+            log.warning("cannot abort the uploads of %s: %s", key, error.message)
+        with suppress(RecordNotFoundError), translate_s3_errors():
+            await self._client.delete_object(**self._object(key))
+
+    async def _abort_uploads(self, key: str) -> None:
+        where = self._object(key)
+        with translate_s3_errors():
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=where["Bucket"], Prefix=where["Key"]
+            )
+            async for page in pages:
+                for upload in page.get("Uploads", []):
+                    if upload.get("Key") == where["Key"]:
+                        with suppress(NoSuchUploadError):
+                            await self._abort(key, upload.get("UploadId", ""))
 
     async def abort_abandoned(self) -> None:
         """Abort multipart uploads that got no part for `UPLOAD_LIFETIME`."""

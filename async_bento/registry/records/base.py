@@ -79,6 +79,8 @@ class Change:
     upload_started_at: datetime | None = None
     upload_finished_at: datetime | None = None
     upload_finished_reason: str | None = None
+    uid: str | None = None
+    """The id of the item to change; None for that which now has the version."""
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,30 @@ def select_page(query: ListQuery, scope: ColumnElement[bool]) -> Select[int, int
     return select(items.c.id, length).join(ids, items.c.id == ids.c.id).order_by(*order)
 
 
-def select_total(query: ListQuery, scope: ColumnElement[bool], repository_scope: ColumnElement[bool]) -> Select[int]:
-    """Select the number of items on all pages; both scopes are the same, of items and of repositories."""
-    if "description" in query.fields or query.labels or query.excluded_labels:
+def select_total(
+    query: ListQuery, scope: ColumnElement[bool], repository_scope: ColumnElement[bool] | None
+) -> Select[int]:
+    """Select the number of items on all pages; both scopes are the same, of items and of whole repositories."""
+    if repository_scope is None or "description" in query.fields or query.labels or query.excluded_labels:
         return select(func.count()).select_from(items).where(scope, *_conditions(query))
     # All items of a repository match by its name, or none.
     return select(func.coalesce(func.sum(repositories.c.n_items), 0)).where(
         repository_scope, *_name_conditions(_words(query))
     )
+
+
+def select_repositories(query: ListQuery, scope: ColumnElement[bool]) -> tuple[Select[str], Select[int]]:
+    """Select the names of a page of repositories, in the order of registration, and the number on all pages."""
+    conditions = [scope]
+    if words := _words(query):
+        texts = {"name": repositories.c.name, "description": repositories.c.folded_description}
+        conditions.append(
+            or_(*(and_(*(texts[field].contains(word, autoescape=True) for word in words)) for field in query.fields))
+        )
+    order = repositories.c.id.desc() if query.descending else repositories.c.id
+    found = select(repositories.c.name).where(*conditions)
+    page = found.order_by(order).limit(query.count).offset(query.start)
+    return page, select(func.count()).select_from(found.subquery())
 
 
 def _conditions(query: ListQuery) -> list[ColumnElement[bool]]:

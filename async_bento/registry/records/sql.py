@@ -11,10 +11,10 @@ from sqlalchemy import and_, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from async_bento.config import MiB
-from async_bento.registry.errors import DuplicateError, RecordNotFoundError
+from async_bento.registry.errors import ConflictError, DuplicateError, RecordNotFoundError
 from async_bento.registry.item_types import BENTO, MODEL
 from async_bento.registry.records.base import Found, Item, Repository, model_tags, new_uid, size_of, utc_now
-from async_bento.registry.records.search import select_page, select_total
+from async_bento.registry.records.search import select_page, select_repositories, select_total
 from async_bento.registry.records.tables import bento_models, items, labels, repositories, settings
 from async_bento.rest.schemas import LabelItemSchema
 
@@ -45,6 +45,9 @@ _REPOSITORIES = select(
 
 _MAX_PAGE_LENGTH = 8 * MiB
 """Characters of the descriptions and manifests on a page; a page of longer ones has fewer items."""
+
+_NAMED_BENTOS = 3
+"""Bentos that the refusal to delete a model names."""
 
 
 class Records:
@@ -102,6 +105,29 @@ class Records:
             raise RecordNotFoundError(f"get {item_type.repository} {name}")
         return found[name]
 
+    async def list_repositories(self, item_type: ItemType, query: ListQuery) -> tuple[list[Repository], int]:
+        """Return a page of repositories, those registered last first, and how many there are."""
+        of_type = repositories.c.kind == item_type.item
+        page, total = select_repositories(query, of_type)
+        async with self.database.reading() as connection:
+            names = (await connection.execute(page)).scalars().all()
+            found = await _load_repositories(connection, and_(of_type, repositories.c.name.in_(names)))
+            return [found[name] for name in names if name in found], (await connection.execute(total)).scalar_one()
+
+    async def delete_repository(self, item_type: ItemType, name: str) -> Repository:
+        """Delete a repository; raise `RecordNotFoundError` if it does not exist, `ConflictError` if it has items."""
+        named = and_(repositories.c.kind == item_type.item, repositories.c.name == name)
+        empty = delete(repositories).where(named, repositories.c.n_items == 0).returning(repositories.c.id)
+        async with self.database.writing() as connection:
+            found = await _load_repositories(connection, named)
+            if name not in found:
+                raise RecordNotFoundError(f"get {item_type.repository} {name}")
+            if (await connection.execute(empty)).first() is None:
+                raise ConflictError(
+                    f"cannot delete {item_type.repository} {name}: it is not empty. Delete its {item_type.items} first."
+                )
+            return found[name]
+
     async def create_item(self, item_type: ItemType, repository: str, new: NewItem) -> Item:
         """Register an item as `pending`.
 
@@ -109,7 +135,7 @@ class Records:
         """
         now = utc_now()
         async with self.database.writing() as connection:
-            repository_id = await _find_repository(connection, item_type, repository)
+            repository_id = await _find_repository(connection, item_type, repository, keep=True)
             values = {
                 "uid": new_uid(),
                 "repository_id": repository_id,
@@ -145,12 +171,10 @@ class Records:
                 values[name] = value
         async with self.database.writing() as connection:
             repository_id = await _find_repository(connection, item_type, repository)
-            changed = await connection.execute(
-                update(items)
-                .where(items.c.repository_id == repository_id, items.c.version == version)
-                .values(values)
-                .returning(items.c.id)
-            )
+            wanted = [items.c.repository_id == repository_id, items.c.version == version]
+            if change.uid is not None:
+                wanted.append(items.c.uid == change.uid)
+            changed = await connection.execute(update(items).where(*wanted).values(values).returning(items.c.id))
             item_id = changed.scalar_one_or_none()
             if item_id is None:
                 raise RecordNotFoundError(f"get {item_type.item} {repository}:{version}")
@@ -161,6 +185,22 @@ class Records:
                 await connection.execute(delete(bento_models).where(bento_models.c.bento_id == item_id))
                 await add_models(connection, item_id, change.manifest)
             return (await _load(connection, _ITEMS.where(items.c.id == item_id)))[0]
+
+    async def delete_item(self, item_type: ItemType, repository: str, version: str, *, force: bool = False) -> Found:
+        """Delete an item and return it; its repository stays.
+
+        Raise `RecordNotFoundError` if it does not exist, and, unless forced, `ConflictError` for a model that a bento
+        names.
+        """
+        async with self.database.writing() as connection:
+            item = await _find_item(connection, item_type, repository, version)
+            if item_type is MODEL and not force:
+                await _check_unused(connection, item)
+            deleted = await connection.execute(delete(items).where(items.c.id == item.id).returning(items.c.id))
+            if deleted.first() is None:  # another copy of the registry was faster
+                raise RecordNotFoundError(f"get {item_type.item} {repository}:{version}")
+            await count_items(connection, item.repository_id, -1)
+            return await _with_repositories(connection, [item])
 
     async def item(self, item_type: ItemType, repository: str, version: str) -> Item:
         """Return an item; raise `RecordNotFoundError` if it does not exist."""
@@ -184,12 +224,64 @@ class Records:
             if repository is not None:
                 repository_id = await _find_repository(connection, item_type, repository)
                 scope, repository_scope = items.c.repository_id == repository_id, repositories.c.id == repository_id
-            total = (await connection.execute(select_total(query, scope, repository_scope))).scalar_one()
-            rows = (await connection.execute(select_page(query, scope))).all()
-            ids = _fitting([(row[0], row[1]) for row in rows])
-            loaded = {item.id: item for item in await _load(connection, _ITEMS.where(items.c.id.in_(ids)))}
-            in_order = [loaded[each] for each in ids if each in loaded]
-            return await _with_repositories(connection, in_order, total)
+            return await _load_page(connection, query, scope, repository_scope)
+
+    async def list_bentos_of(self, name: str, version: str, query: ListQuery) -> Found:
+        """Return a page of the bentos that name a model; raise `RecordNotFoundError` if it does not exist."""
+        async with self.database.reading() as connection:
+            model = await _find_item(connection, MODEL, name, version)
+            return await _load_page(connection, query, items.c.id.in_(_bentos_of(model)), None)
+
+    async def labels(self, item_type: ItemType) -> dict[str, list[str]]:
+        """Return the values of each key of the labels of all bentos or models, in order."""
+        used = (
+            select(labels.c.key, labels.c.value)
+            .join(items, items.c.id == labels.c.item_id)
+            .where(items.c.kind == item_type.item)
+        )
+        values: dict[str, list[str]] = {}
+        async with self.database.reading() as connection:
+            for key, value in await connection.execute(used.distinct().order_by(labels.c.key, labels.c.value)):
+                values.setdefault(key, []).append(value)
+        return values
+
+
+async def _load_page(
+    connection: AsyncConnection,
+    query: ListQuery,
+    scope: ColumnElement[bool],
+    repository_scope: ColumnElement[bool] | None,
+) -> Found:
+    """Load a page of the items within a scope; see `select_total`."""
+    total = (await connection.execute(select_total(query, scope, repository_scope))).scalar_one()
+    rows = (await connection.execute(select_page(query, scope))).all()
+    ids = _fitting([(row[0], row[1]) for row in rows])
+    loaded = {item.id: item for item in await _load(connection, _ITEMS.where(items.c.id.in_(ids)))}
+    in_order = [loaded[each] for each in ids if each in loaded]
+    return await _with_repositories(connection, in_order, total)
+
+
+async def _check_unused(connection: AsyncConnection, model: Item) -> None:
+    """Raise `ConflictError` if a bento names a model."""
+    using = items.c.id.in_(_bentos_of(model))
+    total = (await connection.execute(select(func.count()).select_from(items).where(using))).scalar_one()
+    newest = _ITEMS.where(using).order_by(items.c.id.desc()).limit(_NAMED_BENTOS)
+    bentos = [f"{bento.repository}:{bento.version}" for bento in await _load(connection, newest)]
+    if not bentos:
+        return
+    more = f" and {total - len(bentos)} more" if total > len(bentos) else ""
+    raise ConflictError(
+        f"cannot delete model {model.repository}:{model.version}: {', '.join(bentos)}{more} "
+        f"{'use' if total > 1 else 'uses'} it. Delete the {'bentos' if total > 1 else 'bento'} first, or force the "
+        "deletion."
+    )
+
+
+def _bentos_of(model: Item) -> Select[int]:
+    """Select the ids of the bentos that name a model."""
+    return select(bento_models.c.bento_id).where(
+        bento_models.c.name == model.repository, bento_models.c.version == model.version
+    )
 
 
 async def _with_repositories(connection: AsyncConnection, found: Sequence[Item], total: int = 0) -> Found:
@@ -223,8 +315,11 @@ def _models_of(bento: Item) -> Select[Any]:
     )
 
 
-async def _find_repository(connection: AsyncConnection, item_type: ItemType, name: str) -> int:
+async def _find_repository(connection: AsyncConnection, item_type: ItemType, name: str, *, keep: bool = False) -> int:
+    """Return the id of a repository; `keep` makes a deletion of it wait for the end of the transaction."""
     named = select(repositories.c.id).where(repositories.c.kind == item_type.item, repositories.c.name == name)
+    if keep:
+        named = named.with_for_update(read=True, key_share=True)  # of PostgreSQL; SQLite has one writer at a time
     repository_id: int | None = (await connection.execute(named)).scalar_one_or_none()
     if repository_id is None:
         raise RecordNotFoundError(f"get {item_type.repository} {name}")
@@ -252,7 +347,7 @@ async def _load(connection: AsyncConnection, selected: Select[Any]) -> list[Item
 
 
 async def count_items(connection: AsyncConnection, repository_id: int, added: int) -> None:
-    """Count items that were added to a repository."""
+    """Count items that were added to a repository, or, with a negative number, deleted."""
     counted = repositories.c.n_items + added
     await connection.execute(update(repositories).where(repositories.c.id == repository_id).values(n_items=counted))
 
