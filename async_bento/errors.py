@@ -16,7 +16,8 @@
     │   │   ├── AuthenticationError     401, 403: the token
     │   │   ├── RateLimitError          429: too many requests
     │   │   └── ServerError             a fault of the server: 5xx, or a 4xx whose message reports one
-    │   └── APIResponseError            a 200 that does not fit the protocol
+    │   ├── APIResponseError            a 200 that does not fit the protocol
+    │   └── NotSupportedError           the registry has no route for the call
     ├── ClosedError (RuntimeError)      the client was closed
     ├── ModelsError                     more than one model of a bento failed
     ├── PushesError                     some items of a list could not be pushed
@@ -200,6 +201,10 @@ class APIResponseError(APIError):
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class NotSupportedError(APIError):
+    """The registry has no route for the call: Yatai and BentoCloud cannot delete a bento or a model by their API."""
 
 
 class ClosedError(BentoError, RuntimeError):

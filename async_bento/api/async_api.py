@@ -1,4 +1,4 @@
-"""AsyncBentoAPI and AsyncModelAPI: push, pull, list, iter and get."""
+"""AsyncBentoAPI and AsyncModelAPI: push, pull, list, iter, get and delete."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, overload
 from async_bento._core.tag import Tag, refuse_pattern
 from async_bento.api import kinds
 from async_bento.api.bento_models import push_with_models
+from async_bento.api.deletion import delete_record
 from async_bento.api.destination import make_puller, pull_bento
 from async_bento.api.item_api import ItemAPI
 from async_bento.api.pull import Puller
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
-    """Push, pull, list and get models: `api.models` of an `AsyncBentoAPI`."""
+    """Push, pull, list, get and delete models: `api.models` of an `AsyncBentoAPI`."""
 
     @overload
     async def push(  # type: ignore[overload-overlap]  # a str is one tag
@@ -181,9 +182,30 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         async with self._resources.call():
             return await get_record(self._resources.client.models, _wanted_tag(name, version))
 
+    async def delete(self, tag: AnyTag, *, force: bool = False) -> ModelWithRepositorySchema:
+        """Delete a model from the registry; the local store is not changed.
+
+        Only async-bento's own registry has the route, DELETE `/api/v1/model_repositories/{name}/models/{version}`.
+
+        Args:
+            tag: The tag, with a version other than `latest`.
+            force: Delete the model also if a bento in the registry names it.
+
+        Returns:
+            The record of the deleted model.
+
+        Raises:
+            InvalidTagError: The tag has no version.
+            NotFoundError: The registry has no such record.
+            NotSupportedError: The registry cannot delete models.
+            APIError: The registry could not be reached, or refused the request (409 if a bento names the model).
+        """
+        async with self._resources.call():
+            return await delete_record(self._resources.client.models, Tag.parse(tag), force=force)
+
 
 class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
-    """Push, pull, list and get bentos; `models` does the same for models.
+    """Push, pull, list, get and delete bentos; `models` does the same for models.
 
     Endpoint and token come from the strongest of: arguments, a named context, `ASYNC_BENTO_*` and `BENTO_CLOUD_*`
     variables, the current context of `.yatai.yaml`. All calls of one API share one budget of connections and memory, so
@@ -387,6 +409,26 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         """
         async with self._resources.call():
             return await get_record(self._resources.client.bentos, _wanted_tag(name, version))
+
+    async def delete(self, tag: AnyTag) -> BentoFullSchema:
+        """Delete a bento from the registry, without its models; the local store is not changed.
+
+        Only async-bento's own registry has the route, DELETE `/api/v1/bento_repositories/{name}/bentos/{version}`.
+
+        Args:
+            tag: The tag, with a version other than `latest`.
+
+        Returns:
+            The record of the deleted bento.
+
+        Raises:
+            InvalidTagError: The tag has no version.
+            NotFoundError: The registry has no such record.
+            NotSupportedError: The registry cannot delete bentos.
+            APIError: The registry could not be reached, or refused the request.
+        """
+        async with self._resources.call():
+            return await delete_record(self._resources.client.bentos, Tag.parse(tag))
 
 
 def _wanted_tag(name: AnyTag, version: str | None) -> Tag:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 class ModelAPI:
-    """Push, pull, list and get models, blocking. Access it as `models` of a `BentoAPI`."""
+    """Push, pull, list, get and delete models, blocking. Access it as `models` of a `BentoAPI`."""
 
     def __init__(self, models: AsyncModelAPI, loop: LoopThread) -> None:
         self._async = models
@@ -196,9 +196,29 @@ class ModelAPI:
         """
         return self._loop.run(self._async.get, name, version)
 
+    def delete(self, tag: AnyTag, *, force: bool = False) -> ModelWithRepositorySchema:
+        """Delete a model from the registry; the local store is not changed.
+
+        Only async-bento's own registry has the route, DELETE `/api/v1/model_repositories/{name}/models/{version}`.
+
+        Args:
+            tag: The tag, with a version other than `latest`.
+            force: Delete the model also if a bento in the registry names it.
+
+        Returns:
+            The record of the deleted model.
+
+        Raises:
+            InvalidTagError: The tag has no version.
+            NotFoundError: The registry has no such record.
+            NotSupportedError: The registry cannot delete models.
+            APIError: The registry could not be reached, or refused the request (409 if a bento names the model).
+        """
+        return self._loop.run(self._async.delete, tag, force=force)
+
 
 class BentoAPI:
-    """Push, pull, list and get bentos, blocking; `models` does the same for models.
+    """Push, pull, list, get and delete bentos, blocking; `models` does the same for models.
 
     The methods and parameters are those of `AsyncBentoAPI`. Use the API in a `with` statement, or call `close` at the
     end. Several threads may share one API. Ctrl-C cancels the running call and waits for its clean-up.
@@ -419,6 +439,25 @@ class BentoAPI:
             >>> print(record.tag, [model.tag for model in record.models])
         """
         return self._loop.run(self._async.get, name, version)
+
+    def delete(self, tag: AnyTag) -> BentoFullSchema:
+        """Delete a bento from the registry, without its models; the local store is not changed.
+
+        Only async-bento's own registry has the route, DELETE `/api/v1/bento_repositories/{name}/bentos/{version}`.
+
+        Args:
+            tag: The tag, with a version other than `latest`.
+
+        Returns:
+            The record of the deleted bento.
+
+        Raises:
+            InvalidTagError: The tag has no version.
+            NotFoundError: The registry has no such record.
+            NotSupportedError: The registry cannot delete bentos.
+            APIError: The registry could not be reached, or refused the request.
+        """
+        return self._loop.run(self._async.delete, tag)
 
 
 def _iterate(

@@ -13,14 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SYNONYMS = {
-    "delete": "store delete",
     "dir": "list",
     "download": "pull",
     "info": "get",
     "ls": "list",
     "prune": "store prune",
-    "remove": "store delete",
-    "rm": "store delete",
+    "remove": "delete",
+    "rm": "delete",
     "serve": "registry serve",
     "show": "get",
     "upload": "push",

@@ -83,7 +83,7 @@ def _list_command(word: Word) -> click.Command:
             raise click.UsageError("Pass either --limit or --all.")
         warn_of_unknown_terms(query)
         query = _with_labels(query, labels)
-        async with _open_records(registry, word) as routes:
+        async with open_records(registry, word) as routes:
             records, total = await _first(routes, None if show_all else limit or _NEWEST, search, query)
         if not records and not registry.as_json:
             matching = " match" if search or query else ""
@@ -106,7 +106,7 @@ def _get_command(word: Word) -> click.Command:
     async def get(registry: RegistryOptions, tag: str | None, search: str | None, labels: tuple[str, ...]) -> None:
         if (tag is None) == (search is None and not labels):
             raise click.UsageError("Pass either TAG, or --search or --label.")
-        async with _open_records(registry, word) as routes:
+        async with open_records(registry, word) as routes:
             if tag is not None:
                 print_record(await _get(routes, tag), routes.session.endpoint, tag, as_json=registry.as_json)
                 return
@@ -127,7 +127,7 @@ def _exists_command(word: Word) -> click.Command:
         from async_bento._core.tag import Tag
         from async_bento.api.records import record_exists
 
-        async with _open_records(registry, word) as routes:
+        async with open_records(registry, word) as routes:
             if not await record_exists(routes, Tag.parse(tag)):
                 endpoint = routes.session.endpoint
                 raise NotFoundError(f"no {word} {tag} with a complete upload in the registry at {endpoint}.")
@@ -143,7 +143,7 @@ def _help(text: str, word: Word) -> str:
 
 
 @asynccontextmanager
-async def _open_records(registry: RegistryOptions, word: Word) -> AsyncGenerator[Records[ItemSchema]]:
+async def open_records(registry: RegistryOptions, word: Word) -> AsyncGenerator[Records[ItemSchema]]:
     """Connect without an AsyncBentoAPI: its stores and transfers take long to import, and its stores require a home."""
     from async_bento.rest.client import RestApiClient
 

@@ -76,6 +76,7 @@ class RootGroup(LazyGroup):
     lazy_commands={
         "completion": "completion:completion",
         "context": "login:context",
+        "delete": "delete:delete_bentos",
         "doctor": "doctor:doctor",
         "exists": "list_get:bento_exists",
         "get": "list_get:get_bento",
@@ -108,6 +109,7 @@ accept_verbose(main, hidden=False)
 @click.group(
     cls=LazyGroup,
     lazy_commands={
+        "delete": "delete:delete_models",
         "exists": "list_get:model_exists",
         "get": "list_get:get_model",
         "list": "list_get:list_models",
@@ -116,4 +118,4 @@ accept_verbose(main, hidden=False)
     },
 )
 def models() -> None:
-    """Push, pull, list and get models."""
+    """Push, pull, list, get and delete models."""

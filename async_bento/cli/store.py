@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +9,13 @@ import click
 
 from async_bento._core.text import human_size
 from async_bento.cli.completion import complete_bento, complete_model
+from async_bento.cli.confirm import confirm
 from async_bento.cli.errors import hint_at_list
 from async_bento.cli.groups import Group
 from async_bento.cli.options import json_option
 from async_bento.cli.output import print_json, print_table
 from async_bento.cli.selection import is_pattern, matching_tags
-from async_bento.errors import BentoError, ConfigError, InvalidTagError, NotFoundError, StoreError
+from async_bento.errors import BentoError, InvalidTagError, NotFoundError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -92,7 +92,7 @@ def delete(tags: Sequence[str], models: bool, yes: bool) -> None:
     found = _open(models)
     selected = list(dict.fromkeys(tag for argument in tags for tag in _tags_to_delete(found, argument)))
     if not yes:
-        _confirm(f"Delete {', '.join(selected)} from {found.path}?")
+        confirm(f"Delete {', '.join(selected)} from {found.path}?")
     for tag in selected:
         found.delete(tag)
         click.echo(f"Deleted {found.item_type.TYPE_NAME} {tag}.")
@@ -184,18 +184,6 @@ def _explain_missing(error: NotFoundError, found: Store[Any], tag: str, command:
         named = other.item_type.TYPE_NAME
         return NotFoundError(f"no {word} {tag}: it is a {named}. Run `async-bento store {command} {tag}{option}`.")
     return error
-
-
-def _confirm(question: str) -> None:
-    if not _can_ask():
-        raise ConfigError("cannot ask for confirmation: standard input is not a terminal. Pass --yes.")
-    if not click.confirm(question, err=True):
-        click.echo("Nothing was deleted.", err=True)
-        click.get_current_context().exit(1)
-
-
-def _can_ask() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _as_json(item: Item) -> dict[str, object]:

@@ -98,6 +98,11 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
         """PATCH `/bento_repositories/{name}/bentos/{version}`."""
         return await self.session.request(ApiRequest("PATCH", self.path(name, version), record), self._item)
 
+    async def delete(self, name: str, version: str, *, force: bool = False) -> None:
+        """DELETE `/bento_repositories/{name}/bentos/{version}`, a route of async-bento's own registry."""
+        params = {"force": "true"} if force else None
+        await self.session.request(ApiRequest("DELETE", self.path(name, version), params=params), self._item)
+
     async def start_upload(self, name: str, version: str) -> ItemT:
         """PATCH `…/start_upload`."""
         return await self._patch(name, version, "start_upload")

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from async_bento import BentoError, BentoFullSchema, BentoStore, ModelStore, NotFoundError, PartError, Tag
-from async_bento.api import async_api as api_module, paging
+from async_bento.api import item_api as api_module, paging
 from async_bento.errors import APIStatusError
 from tests.builders import make_bento, make_model
 from tests.fault_proxy import PUT, FaultProxy, answer_json

@@ -639,7 +639,7 @@ def test_exists_sets_the_exit_code(served: LocalRegistry, home: Path, three: Non
         (("lst",), "async-bento list"),
         (("pusj",), "async-bento push"),
         (("ls",), "async-bento list"),
-        (("rm",), "async-bento store delete"),
+        (("rm",), "async-bento delete"),
         (("version",), "async-bento --version"),
         (("models", "show"), "async-bento models get"),
         (("store", "rm"), "async-bento store delete"),

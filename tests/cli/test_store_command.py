@@ -86,7 +86,7 @@ def test_store_delete_asks_first(stored: Path, monkeypatch: pytest.MonkeyPatch) 
     result = run("delete", "iris:v1")
     assert result.exit_code == 2
     assert "standard input is not a terminal. Pass --yes." in result.stderr
-    monkeypatch.setattr("async_bento.cli.store._can_ask", lambda: True)
+    monkeypatch.setattr("async_bento.cli.confirm._can_ask", lambda: True)
     result = run("delete", "iris:v1", typed="n\n")
     assert (result.exit_code, result.stdout) == (1, "")
     assert tags("iris") == ["iris:v1", "iris:v2"]

@@ -232,8 +232,9 @@ class DiskFiles:
             with contextlib.suppress(FileNotFoundError):
                 pointer.unlink()
                 fsync_path(pointer.parent)
-            with contextlib.suppress(OSError):  # other versions exist, or none ever did
-                pointer.parent.rmdir()
+            with contextlib.suppress(OSError):  # other objects exist, or none ever did
+                for directory in (pointer.parent, pointer.parent.parent):
+                    directory.rmdir()
             removed = [*self._uploads.get(key, ())]
             for upload_id in removed:
                 self._end_upload(key, upload_id)

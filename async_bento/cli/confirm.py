@@ -1,0 +1,22 @@
+"""The question before a deletion."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from async_bento.errors import ConfigError
+
+
+def confirm(question: str) -> None:
+    """Ask on a terminal, and exit with 1 unless the answer is yes; raise `ConfigError` elsewhere."""
+    if not _can_ask():
+        raise ConfigError("cannot ask for confirmation: standard input is not a terminal. Pass --yes.")
+    if not click.confirm(question, err=True):
+        click.echo("Nothing was deleted.", err=True)
+        click.get_current_context().exit(1)
+
+
+def _can_ask() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
