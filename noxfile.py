@@ -25,7 +25,6 @@ nox.options.sessions = [
     TESTS,
     "endurance",
     "backends",
-    "proxies",
     "interop",
     "notebook",
     "docs",
@@ -125,7 +124,7 @@ def backends(session: nox.Session) -> None:
     run_pytest(session, "-m", "s3 or postgres", measured=True, parallel=False)
 
 
-@nox.session
+@nox.session(default=False)
 def proxies(session: nox.Session) -> None:
     """The registry behind nginx and Caddy, which must be installed, as the guide configures them."""
     install_group(session, "test")
