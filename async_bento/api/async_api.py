@@ -185,8 +185,6 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
     async def delete(self, tag: AnyTag, *, force: bool = False) -> ModelWithRepositorySchema:
         """Delete a model from the registry; the local store is not changed.
 
-        Only async-bento's own registry has the route, DELETE `/api/v1/model_repositories/{name}/models/{version}`.
-
         Args:
             tag: The tag, with a version other than `latest`.
             force: Delete the model also if a bento in the registry names it.
@@ -197,7 +195,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         Raises:
             InvalidTagError: The tag has no version.
             NotFoundError: The registry has no such record.
-            NotSupportedError: The registry cannot delete models.
+            NotSupportedError: The registry is not async-bento's own, and cannot delete models.
             APIError: The registry could not be reached, or refused the request (409 if a bento names the model).
         """
         async with self._resources.call():
@@ -413,8 +411,6 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
     async def delete(self, tag: AnyTag) -> BentoFullSchema:
         """Delete a bento from the registry, without its models; the local store is not changed.
 
-        Only async-bento's own registry has the route, DELETE `/api/v1/bento_repositories/{name}/bentos/{version}`.
-
         Args:
             tag: The tag, with a version other than `latest`.
 
@@ -424,7 +420,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         Raises:
             InvalidTagError: The tag has no version.
             NotFoundError: The registry has no such record.
-            NotSupportedError: The registry cannot delete bentos.
+            NotSupportedError: The registry is not async-bento's own, and cannot delete bentos.
             APIError: The registry could not be reached, or refused the request.
         """
         async with self._resources.call():

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, cast, overload
 
 from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
+from async_bento.api.blocking import close_api, iterate
 from async_bento.api.loop_thread import LoopThread
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from async_bento._core.tag import AnyTag
-    from async_bento.api.item_api import ItemAPI
-    from async_bento.api.kinds import ItemT, RecordT
     from async_bento.api.push import PushResult
     from async_bento.api.push_list import AnyItem
     from async_bento.config import Config
@@ -160,7 +159,7 @@ class ModelAPI:
         Raises:
             APIError: The registry could not be reached, or refused the request.
         """
-        return _iterate(self._async, self._loop, search, query)
+        return iterate(self._async, self._loop, search, query)
 
     def exists(self, tag: AnyTag) -> bool:
         """Check whether the registry has an item, with its upload complete.
@@ -199,8 +198,6 @@ class ModelAPI:
     def delete(self, tag: AnyTag, *, force: bool = False) -> ModelWithRepositorySchema:
         """Delete a model from the registry; the local store is not changed.
 
-        Only async-bento's own registry has the route, DELETE `/api/v1/model_repositories/{name}/models/{version}`.
-
         Args:
             tag: The tag, with a version other than `latest`.
             force: Delete the model also if a bento in the registry names it.
@@ -211,7 +208,7 @@ class ModelAPI:
         Raises:
             InvalidTagError: The tag has no version.
             NotFoundError: The registry has no such record.
-            NotSupportedError: The registry cannot delete models.
+            NotSupportedError: The registry is not async-bento's own, and cannot delete models.
             APIError: The registry could not be reached, or refused the request (409 if a bento names the model).
         """
         return self._loop.run(self._async.delete, tag, force=force)
@@ -265,7 +262,7 @@ class BentoAPI:
             config=config,
             progress=progress,
         )
-        self._loop = LoopThread(partial(_close, self._async, client))
+        self._loop = LoopThread(partial(close_api, self._async, client))
         self.models = ModelAPI(self._async.models, self._loop)
 
     def __repr__(self) -> str:
@@ -404,7 +401,7 @@ class BentoAPI:
         Raises:
             APIError: The registry could not be reached, or refused the request.
         """
-        return _iterate(self._async, self._loop, search, query)
+        return iterate(self._async, self._loop, search, query)
 
     def exists(self, tag: AnyTag) -> bool:
         """Check whether the registry has an item, with its upload complete.
@@ -443,8 +440,6 @@ class BentoAPI:
     def delete(self, tag: AnyTag) -> BentoFullSchema:
         """Delete a bento from the registry, without its models; the local store is not changed.
 
-        Only async-bento's own registry has the route, DELETE `/api/v1/bento_repositories/{name}/bentos/{version}`.
-
         Args:
             tag: The tag, with a version other than `latest`.
 
@@ -454,26 +449,7 @@ class BentoAPI:
         Raises:
             InvalidTagError: The tag has no version.
             NotFoundError: The registry has no such record.
-            NotSupportedError: The registry cannot delete bentos.
+            NotSupportedError: The registry is not async-bento's own, and cannot delete bentos.
             APIError: The registry could not be reached, or refused the request.
         """
         return self._loop.run(self._async.delete, tag)
-
-
-def _iterate(
-    api: ItemAPI[ItemT, RecordT], loop: LoopThread, search: str | None, query: str | None
-) -> Iterator[RecordT]:
-    # Pages, not records: each way to the loop's thread and back costs more than a record.
-    pages = api._pages(search=search, query=query)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its twin
-    while True:  # the generator holds nothing between two pages
-        try:
-            page = loop.run(pages.__anext__)
-        except StopAsyncIteration:
-            return
-        yield from page
-
-
-async def _close(api: AsyncBentoAPI, client: RestApiClient | None) -> None:
-    await api.aclose()
-    if client is not None:
-        await client.aclose()  # its owner has no event loop to close it on
