@@ -154,6 +154,7 @@ def bench(session: nox.Session) -> None:
         session.run("python", "-m", "benchmarks.free")
         session.run("python", "-m", "benchmarks.scale")
         session.run("python", "-m", "benchmarks.where")
+        session.run("python", "-m", "benchmarks.records")
         session.run("python", "-m", "benchmarks.table", "--write")
         session.run("python", "-m", "benchmarks.chart")
 

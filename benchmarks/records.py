@@ -26,7 +26,7 @@ from sqlalchemy import insert
 
 from async_bento.registry.records.database import Database, parse_database_url
 from async_bento.registry.records.tables import items, labels, repositories
-from benchmarks.measured import RESULTS
+from benchmarks.measured import RECORDS, RESULTS
 from benchmarks.run import given, keep, machine
 from benchmarks.servers import BIN
 from tests.registry import postgres
@@ -237,7 +237,7 @@ def main() -> None:
             print(name, json.dumps(taken[name], indent=1), flush=True)
     keep(
         options.results,
-        "records",
+        RECORDS,
         {"command": given("benchmarks.records"), "began": began, "machine": machine(), "taken": taken},
     )
 

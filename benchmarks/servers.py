@@ -108,7 +108,8 @@ def site(directory: Path, link: Link | None, transmission: Transmission) -> Iter
         client = s3_client(weed)
         client.create_bucket(Bucket=BUCKET)
         s3 = stack.enter_context(linked(weed, link, directory / "link-s3.log"))
-        command = [str(BIN / "async-bento"), "registry", "serve", "--s3", BUCKET, "--s3-endpoint", weed]
+        command = [str(BIN / "async-bento"), "registry", "serve", "--root", str(directory / "registry")]
+        command += ["--s3", BUCKET, "--s3-endpoint", weed]
         command += ["--s3-public-endpoint", s3, "--transmission", transmission, "--port", "0"]
         lines = stack.enter_context(running(command, 2, directory / "registry.log", credentials()))
         endpoint, token = (line.partition("=")[2] for line in lines)

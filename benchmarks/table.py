@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from async_bento._core.text import human_size
 from benchmarks.cases import OURS, THEIRS, UNVERIFIED
-from benchmarks.measured import FREE_TITLES, RESULTS, SCALE, TITLES, WHERE, load, load_one
+from benchmarks.measured import FREE_TITLES, RECORDS, RESULTS, SCALE, TITLES, WHERE, load, load_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -229,6 +229,19 @@ def where_table(content: dict[str, Any]) -> str:
     return markdown(head, rows)
 
 
+def records_table(content: dict[str, Any]) -> str:
+    """Show what each call takes with 50,000 records, by database."""
+    taken = cast("dict[str, dict[str, dict[str, float]]]", content.get("taken", {}))
+    calls = list(next(iter(taken.values()), {}))
+    rows = [(call, *(_figures(measured[call]) for measured in taken.values())) for call in calls]
+    return markdown(" call|" + "|".join(taken), rows)
+
+
+def _figures(measured: dict[str, float]) -> str:
+    words = {"p50_ms": "{:.1f} ms", "p99_ms": "p99 {:.1f} ms", "ms": "{:.0f} ms", "grown_mib": "{:+.0f} MiB"}
+    return ", ".join(form.format(measured[name]) for name, form in words.items() if name in measured)
+
+
 def machine_line(results: Sequence[Result]) -> str:
     """Describe the machine in a sentence, and in another one where some cases were measured later."""
     of_day: dict[tuple[str, str], list[Result]] = {}
@@ -272,6 +285,7 @@ TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
     "free": lambda _: free_table(load(titles=FREE_TITLES)),
     "scale": lambda _: scale_table(load_one(SCALE)),
     "where": lambda _: where_table(load_one(WHERE)),
+    "records": lambda _: records_table(load_one(RECORDS)),
 }
 DOCUMENTS = ("README.md", "docs/performance.md")
 

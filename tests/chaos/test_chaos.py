@@ -33,7 +33,7 @@ async def test_chaos_run_finds_every_result_true() -> None:
     assert process.returncode == 0, said
     for word in ("push", "pull"):
         done, error, killed = map(int, re.findall(rf"\| {word} \| \d+ \| (\d+) \| (\d+) \| (\d+) \|", said)[0])
-        assert done > 10, said
+        assert done > 5, said
         assert error + killed > 5, said
     for happened in ("client killed", "registry killed", "reset", "tries after the first"):
         assert f"| {happened} |" in said

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from async_bento.registry.records import database as database_module
 from async_bento.registry.records.database import Database, parse_database_url
-from async_bento.registry.records.tables import metadata
+from async_bento.registry.records.tables import VERSION, metadata
 from async_bento.registry.server import LocalRegistry
 from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, s3_only, sync_client
 
@@ -164,8 +166,16 @@ async def test_bucket_of_an_older_release_is_migrated(serve: Serve, storage: Sto
     assert (await caller.list())["total"] == 2
 
 
+def test_version_is_that_of_the_newest_migration():
+    config = AlembicConfig()
+    config.set_main_option("script_location", "async_bento.registry.records:migrations")
+    assert ScriptDirectory.from_config(config).get_current_head() == VERSION
+
+
 async def test_migrations_make_the_tables_that_are_declared(tmp_path: Path):
-    database = Database(parse_database_url(f"sqlite:///{tmp_path}/records.sqlite3"))
+    url = parse_database_url(f"sqlite:///{tmp_path}/records.sqlite3")
+    await asyncio.to_thread(database_module._migrate, url)
+    database = Database(url)
     await database.open()
 
     def differences(connection: Connection) -> list[Any]:

@@ -9,16 +9,14 @@ from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
-from sqlalchemy import event, exc, text
+from sqlalchemy import event, exc, insert, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from async_bento._core.concurrency import Threads
 from async_bento.errors import ConfigError
 from async_bento.registry.errors import StorageError, disk_error
+from async_bento.registry.records.tables import VERSION, alembic_version, metadata
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -63,8 +61,11 @@ class Database:
         threads = Threads(1)
         try:
             self._engine = await threads.run(_create_engine, self._url)
-            await threads.run(_migrate, self._url)
-        except (exc.SQLAlchemyError, OSError, CommandError, asyncio.TimeoutError) as error:
+            async with _migrating(self._engine) as connection:
+                is_current = await connection.run_sync(_is_current)
+            if not is_current:
+                await threads.run(_migrate, self._url)
+        except (exc.SQLAlchemyError, OSError, asyncio.TimeoutError) as error:
             raise ConfigError(f"cannot open the database {self}: {_reason(error)}.{_advice(error)}") from error
         finally:
             threads.close()
@@ -154,24 +155,55 @@ def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+@asynccontextmanager
+async def _migrating(engine: AsyncEngine) -> AsyncGenerator[AsyncConnection]:
+    """Connect for one transaction that no other copy of the registry runs at the same time."""
+    async with engine.connect() as connection:
+        await connection.execution_options(immediate=True)
+        async with connection.begin():
+            if engine.dialect.name != "sqlite":
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            yield connection
+
+
+def _is_current(connection: Connection) -> bool:
+    """Create the tables of an empty database; return whether they are of the newest version now."""
+    names = inspect(connection).get_table_names()
+    if alembic_version.name in names:
+        return connection.execute(select(alembic_version.c.version_num)).scalar_one_or_none() == VERSION
+    if names:
+        return False  # of a release before the first migration
+    metadata.create_all(connection, checkfirst=False)
+    alembic_version.create(connection)
+    connection.execute(insert(alembic_version), {"version_num": VERSION})
+    return True
+
+
 def _migrate(url: URL) -> None:
-    """Create or migrate the tables. Blocks."""
-    asyncio.run(_migrate_on(_create_engine(url)))
+    """Run the migrations that a database lacks. Blocks."""
+    from alembic.util import CommandError  # few starts need Alembic, and its import takes a while
+
+    try:
+        asyncio.run(_migrate_on(_create_engine(url)))
+    except CommandError as error:
+        raise ConfigError(
+            f"cannot open the database {url.render_as_string(hide_password=True)}: a newer async-bento wrote it. "
+            "Upgrade async-bento."
+        ) from error
 
 
 async def _migrate_on(engine: AsyncEngine) -> None:
     try:
-        async with engine.connect() as connection:
-            await connection.execution_options(immediate=True)
-            async with connection.begin():
-                if engine.dialect.name != "sqlite":
-                    await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-                await connection.run_sync(_upgrade)
+        async with _migrating(engine) as connection:
+            await connection.run_sync(_upgrade)
     finally:
         await engine.dispose()
 
 
 def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", "async_bento.registry.records:migrations")
     config.attributes["connection"] = connection
@@ -195,12 +227,8 @@ def _translated() -> Generator[None]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, CommandError):
-        return "a newer async-bento wrote it"
     return str(getattr(error, "orig", None) or error).rstrip(".") or type(error).__name__
 
 
 def _advice(error: Exception) -> str:
-    if isinstance(error, CommandError):
-        return " Upgrade async-bento."
     return " Restore it from a backup." if isinstance(error, exc.DatabaseError) else " Check its URL."

@@ -124,5 +124,11 @@ bento_models = Table(
 )
 """The models that a bento's manifest names, whether or not they exist."""
 
+VERSION = "0001"
+"""The newest migration, which leads to these tables."""
+
+alembic_version = Table("alembic_version", MetaData(), Column("version_num", Text, primary_key=True))
+"""Where Alembic keeps the version of a database's tables."""
+
 settings = Table("settings", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
 """Values that all copies of a registry share, such as its token."""
