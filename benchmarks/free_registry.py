@@ -51,6 +51,9 @@ class FreeBlobs:
     async def put(self, key: str, body: AsyncIterable[bytes], size: int | None) -> NoReturn:
         raise NotImplementedError
 
+    async def delete(self, key: str) -> NoReturn:
+        raise NotImplementedError
+
     def open(self, key: str) -> AbstractAsyncContextManager[OpenBlob]:
         raise NotImplementedError
 
