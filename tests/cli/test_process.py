@@ -84,10 +84,12 @@ def test_closed_output_is_no_error(pushed: LocalRegistry, command: str) -> None:
 def test_full_output_exits_1_with_one_line(pushed: LocalRegistry, command: str) -> None:
     result = run(*command.split(), redirect=">/dev/full")
     *_, line = result.stderr.splitlines()
-    assert (line, result.returncode) == (
-        "Error: cannot write the output: No space left on device. Check the disk or the program that reads it.",
-        1,
-    )
+    message, hint = "cannot write the output: No space left on device", "Check the disk or the program that reads it."
+    if "--json" in command:
+        assert json.loads(line) == {"error": {"message": message, "type": "OSError", "hint": hint}}
+    else:
+        assert line == f"Error: {message}. {hint}"
+    assert result.returncode == 1
     assert "Traceback" not in result.stderr
 
 
