@@ -192,11 +192,15 @@ def item_json(
     return to_json(fields, manifest=item.manifest or "null")
 
 
-def repository_fields(item_type: ItemType, repository: Repository, strategy: TransmissionStrategy | None) -> JsonObject:
-    """Return the fields of a repository; its newest item is without manifest, which may be long."""
+def repository_fields(
+    item_type: ItemType, repository: Repository, strategy: TransmissionStrategy | None, *, with_latest: bool = True
+) -> JsonObject:
+    """Return the fields of a repository, with its newest item or with null in its place."""
     latest: JsonObject | None = None
-    if repository.latest is not None:
-        latest = {**_item_fields(item_type, repository.latest, strategy), "manifest": None}
+    if with_latest and repository.latest is not None:
+        manifest = repository.latest.manifest
+        # BentoML accepts no item without a manifest.
+        latest = {**_item_fields(item_type, repository.latest, strategy), "manifest": manifest and json.loads(manifest)}
     fields: JsonObject = {
         **_resource(repository.uid, repository.name, item_type.repository),
         "created_at": _format_time(repository.created_at),

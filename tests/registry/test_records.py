@@ -270,10 +270,11 @@ async def test_models_of_a_bento_are_bounded_and_checked(caller: Caller):
     assert [model["version"] for model in (await caller.get())["models"]] == ["m1"]
 
 
-async def test_repository_in_a_list_has_no_manifest(caller: Caller):
+async def test_repository_in_a_list_has_no_latest_item(caller: Caller):
     await caller.create(manifest={"x": "y" * 1000})
     (item,) = (await caller.list())["items"]
-    assert (item["manifest"], item["repository"]["latest_bento"]["manifest"]) == ({"x": "y" * 1000}, None)
+    assert (item["manifest"], item["repository"]["latest_bento"]) == ({"x": "y" * 1000}, None)
+    assert (await caller.get())["repository"]["latest_bento"]["manifest"] == {"x": "y" * 1000}
 
 
 # A database that is locked or away
