@@ -206,7 +206,7 @@ class Api:
     async def _get(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
         found, found_models = await self._records.find(item_type, ref.name, ref.version)
-        (text,) = await self._write_items(item_type, found, with_latest=True)
+        (text,) = await self._write_items(item_type, found)
         if item_type is BENTO:
             models = await self._write_items(MODEL, found_models)
             text = f'{text[:-1]}, "models": [{", ".join(models)}]}}'
@@ -221,7 +221,7 @@ class Api:
     async def _delete(self, item_type: ItemType, request: web.Request) -> web.Response:
         force = request.query.get("force", "").lower() in ("true", "1")
         found = await shielded(self._deletion.delete(_item_ref(item_type, request), force=force))
-        (text,) = await self._write_items(item_type, found, with_latest=True)
+        (text,) = await self._write_items(item_type, found)
         return _json_response(text)
 
     async def _start_upload(self, item_type: ItemType, request: web.Request) -> web.Response:
@@ -298,15 +298,9 @@ class Api:
     async def _update_record(self, ref: ItemRef, change: Change) -> Item:
         return await self._records.update_item(ref.item_type, ref.name, ref.version, change)
 
-    async def _write_items(self, item_type: ItemType, found: Found, *, with_latest: bool = False) -> list[str]:
-        """Write the JSON of items, each with its repository.
-
-        In a list, `with_latest` would repeat the newest item of a repository for each of its items.
-        """
-        repositories = {
-            name: self._repository_fields(item_type, each, with_latest=with_latest)
-            for name, each in found.repositories.items()
-        }
+    async def _write_items(self, item_type: ItemType, found: Found) -> list[str]:
+        """Write the JSON of items, each with its repository."""
+        repositories = {name: self._repository_fields(item_type, each) for name, each in found.repositories.items()}
         texts: list[str] = []
         for item in found.items:
             if len(texts) % _ITEMS_PER_STEP == _ITEMS_PER_STEP - 1:
@@ -315,11 +309,8 @@ class Api:
             texts.append(schemas.item_json(item_type, item, strategy, repository=repositories.get(item.repository)))
         return texts
 
-    def _repository_fields(
-        self, item_type: ItemType, repository: Repository, *, with_latest: bool = True
-    ) -> JsonObject:
-        strategy = self._transmission.strategy(repository.name)
-        return schemas.repository_fields(item_type, repository, strategy, with_latest=with_latest)
+    def _repository_fields(self, item_type: ItemType, repository: Repository) -> JsonObject:
+        return schemas.repository_fields(item_type, repository, self._transmission.strategy(repository.name))
 
     def _respond(self, item_type: ItemType, item: Item, **transfer: Unpack[schemas.TransferFields]) -> web.Response:
         strategy = self._transmission.strategy(item.repository)

@@ -192,12 +192,10 @@ def item_json(
     return to_json(fields, manifest=item.manifest or "null")
 
 
-def repository_fields(
-    item_type: ItemType, repository: Repository, strategy: TransmissionStrategy | None, *, with_latest: bool = True
-) -> JsonObject:
-    """Return the fields of a repository, with its newest item or with null in its place."""
+def repository_fields(item_type: ItemType, repository: Repository, strategy: TransmissionStrategy | None) -> JsonObject:
+    """Return the fields of a repository, with its newest item if that was loaded."""
     latest: JsonObject | None = None
-    if with_latest and repository.latest is not None:
+    if repository.latest is not None:
         manifest = repository.latest.manifest
         # BentoML accepts no item without a manifest.
         latest = {**_item_fields(item_type, repository.latest, strategy), "manifest": manifest and json.loads(manifest)}

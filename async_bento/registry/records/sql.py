@@ -200,7 +200,7 @@ class Records:
             if deleted.first() is None:  # another copy of the registry was faster
                 raise RecordNotFoundError(f"get {item_type.item} {repository}:{version}")
             await count_items(connection, item.repository_id, -1)
-            return await _with_repositories(connection, [item])
+            return await _with_repositories(connection, [item], with_latest=True)
 
     async def item(self, item_type: ItemType, repository: str, version: str) -> Item:
         """Return an item; raise `RecordNotFoundError` if it does not exist."""
@@ -215,7 +215,9 @@ class Records:
         async with self.database.reading() as connection:
             item = await _find_item(connection, item_type, repository, version)
             models = await _load(connection, _models_of(item)) if item_type is BENTO else []
-            return await _with_repositories(connection, [item]), await _with_repositories(connection, models)
+            return await _with_repositories(connection, [item], with_latest=True), await _with_repositories(
+                connection, models
+            )
 
     async def list_items(self, item_type: ItemType, query: ListQuery, repository: str | None = None) -> Found:
         """Return a page of all items or of one repository's; raise `RecordNotFoundError` without the repository."""
@@ -284,15 +286,24 @@ def _bentos_of(model: Item) -> Select[int]:
     )
 
 
-async def _with_repositories(connection: AsyncConnection, found: Sequence[Item], total: int = 0) -> Found:
-    ids = {item.repository_id for item in found}
-    return Found(found, await _load_repositories(connection, repositories.c.id.in_(ids)) if ids else {}, total)
+async def _with_repositories(
+    connection: AsyncConnection, found: Sequence[Item], total: int = 0, *, with_latest: bool = False
+) -> Found:
+    """Load the repositories of items; `with_latest` would let a list repeat a long manifest for each item."""
+    if not found:
+        return Found(found, {}, total)
+    of_items = repositories.c.id.in_({item.repository_id for item in found})
+    return Found(found, await _load_repositories(connection, of_items, with_latest=with_latest), total)
 
 
-async def _load_repositories(connection: AsyncConnection, condition: ColumnElement[bool]) -> dict[str, Repository]:
+async def _load_repositories(
+    connection: AsyncConnection, condition: ColumnElement[bool], *, with_latest: bool = True
+) -> dict[str, Repository]:
     rows = (await connection.execute(_REPOSITORIES.where(condition))).mappings().all()
-    latest_ids = [row["latest_id"] for row in rows if row["latest_id"] is not None]
-    latest = {item.id: item for item in await _load(connection, _ITEMS.where(items.c.id.in_(latest_ids)))}
+    latest_ids = [row["latest_id"] for row in rows if with_latest and row["latest_id"] is not None]
+    latest: dict[int, Item] = {}
+    if latest_ids:
+        latest = {item.id: item for item in await _load(connection, _ITEMS.where(items.c.id.in_(latest_ids)))}
     return {row["name"]: _repository(row, latest.get(row["latest_id"])) for row in rows}
 
 
