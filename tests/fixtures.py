@@ -13,6 +13,7 @@ from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
 from async_bento.registry.server import LocalRegistry
 from tests.builders import KiB, MiB
 from tests.fault_proxy import FaultProxy
+from tests.transfer.quiet import serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -33,7 +34,8 @@ async def start_proxy(tmp_path: Path) -> AsyncIterator[StartProxy]:
         async def start(transmission: str = "presigned_url", **options: Any) -> FaultProxy:
             root = tmp_path / f"registry-{transmission}"
             registry = LocalRegistry(root, transmission=transmission, grace=0.1, **options)
-            return await stack.enter_async_context(FaultProxy(await stack.enter_async_context(registry)))
+            with serving():
+                return await stack.enter_async_context(FaultProxy(await stack.enter_async_context(registry)))
 
         yield start
 

@@ -3,33 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+import sys
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from async_bento import AsyncBentoAPI
 
-_SERVERS = (
-    "_accept_connection2",
-    "ClientRequest.write_bytes",
-    "RequestHandler.",
-    "FaultProxy.",
-    "Api.",
-    "Records.",
-    "Blobs.",
-)
+_in_server: ContextVar[bool] = ContextVar("in_server", default=False)
+_of_servers: WeakSet[asyncio.Task[Any]] = WeakSet()
 
 
-def tasks() -> set[asyncio.Task[object]]:
-    """The tasks that run, but for those of the servers of this test."""
-    return {
-        task
-        for task in asyncio.all_tasks()
-        if not any(name in getattr(task.get_coro(), "__qualname__", "") for name in _SERVERS)
-        and not any("/registry/" in frame.f_code.co_filename for frame in task.get_stack())
-    }
+@contextmanager
+def serving() -> Iterator[None]:
+    """Mark the tasks of a server that is started within; each task inherits the mark from the task that creates it.
+
+    The code of a task does not show whose it is: a library closes a connection of the database in a task of its own.
+    """
+    loop = asyncio.get_running_loop()
+    if loop.get_task_factory() is None:
+        loop.set_task_factory(create_task)
+    token = _in_server.set(True)
+    try:
+        yield
+    finally:
+        _in_server.reset(token)
+
+
+def create_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    """Create a task, and note it if a server does: before Python 3.12, a task does not show its context."""
+    task = asyncio.Task(coroutine, loop=loop, **options)
+    if _in_server.get():
+        _of_servers.add(task)
+    return task
+
+
+def tasks() -> set[asyncio.Task[Any]]:
+    """The tasks that run, but for those of servers."""
+    return {task for task in asyncio.all_tasks() if not _is_of_server(task)}
+
+
+def _is_of_server(task: asyncio.Task[Any]) -> bool:
+    if sys.version_info >= (3, 12):  # aiohttp creates tasks without the loop, which start at once
+        return task.get_context().get(_in_server, False)
+    return task in _of_servers
 
 
 async def round_trips(api: AsyncBentoAPI, count: int = 4) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from tests.transfer.quiet import create_task
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -89,7 +91,7 @@ def counting_loop() -> Iterator[None]:
     def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         steps = _counting.get()
         if steps is None:
-            return asyncio.Task(coroutine, loop=loop, **options)
+            return create_task(loop, coroutine, **options)
         steps.tasks.append(asyncio.Task(_Counted(coroutine, steps), loop=loop, **options))
         return steps.tasks[-1]
 
