@@ -185,7 +185,8 @@ class Puller(Generic[ItemT, RecordT]):
         opened = resumable_extract(staged, state, self.kind.endpoint, pool.config.limits, _announced_size(record))
         try:
             async with pool.threads.entered(opened) as extract:
-                await download(DownloadSource(self.kind.routes, tag.name, record), extract, pool, progress)
+                source = DownloadSource(self.kind.routes, tag.name, record, verify=pool.config.transfer.verify)
+                await download(source, extract, pool, progress)
                 progress.enter("finishing")
                 await pool.threads.run(extract.close)
         except (APIStatusError, PartError) as error:

@@ -15,6 +15,8 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    ValidationError,
+    WrapValidator,
     model_validator,
 )
 
@@ -25,6 +27,8 @@ from async_bento.errors import APIResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pydantic import ValidatorFunctionWrapHandler
 
 UPLOADED = "success"
 """The `upload_status` of an item whose upload is complete."""
@@ -42,6 +46,14 @@ def _blank_to_none(value: object) -> object:
 def _known_or_none(value: object) -> object:
     # None makes the client ask for a presigned URL, which a registry with a newer strategy can answer.
     return value if value in get_args(TransmissionStrategy) else None
+
+
+def _known_checksums_or_none(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+    # Another registry may give the name another meaning.
+    try:
+        return validate(value)
+    except ValidationError:
+        return None
 
 
 OptionalTime = Annotated[UtcTime | None, BeforeValidator(_blank_to_none)]
@@ -173,6 +185,21 @@ class ModelManifestSchema(ResponseModel):
     options: JsonObject = {}
 
 
+class ChecksumsSchema(ResponseModel):
+    """The checksums of an item's tar. Only the registry of async-bento sends them.
+
+    Attributes:
+        size: The size of the tar in bytes.
+        etag: The ETag of the tar, with its quotes.
+        parts: The size in bytes and the MD5 in hexadecimal of each part, in order; empty if the registry does not know
+            them.
+    """
+
+    size: int
+    etag: str
+    parts: list[tuple[int, str]]
+
+
 class ItemSchema(ResourceSchema):
     """The fields that bentos and models share."""
 
@@ -190,6 +217,7 @@ class ItemSchema(ResourceSchema):
     upload_id: str = ""  # of a multipart upload, in the response to start_multipart_upload
     build_at: OptionalTime = None
     creator: UserSchema | None = None
+    checksums: Annotated[ChecksumsSchema | None, WrapValidator(_known_checksums_or_none)] = None
 
     @property
     def tag(self) -> Tag:
@@ -234,6 +262,7 @@ class BentoSchema(ItemSchema):
         upload_finished_at: The time the upload finished, in UTC.
         upload_finished_reason: The reason, if `upload_status` is `failed`; otherwise it may be of an earlier upload.
         created_at: The time the record was created, in UTC; likewise `updated_at` and `deleted_at`.
+        checksums: The checksums of the tar; None in a list, and from other registries.
         bento_repository_uid: The id of the repository.
     """
 
@@ -256,6 +285,7 @@ class ModelSchema(ItemSchema):
         upload_finished_at: The time the upload finished, in UTC.
         upload_finished_reason: The reason, if `upload_status` is `failed`; otherwise it may be of an earlier upload.
         created_at: The time the record was created, in UTC; likewise `updated_at` and `deleted_at`.
+        checksums: The checksums of the tar; None in a list, and from other registries.
         model_uid: The id of the repository, under Yatai's name for it.
     """
 

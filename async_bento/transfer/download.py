@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import deque
 from dataclasses import replace
@@ -20,13 +21,20 @@ from async_bento.transfer.fallback import (
     with_both_causes,
 )
 from async_bento.transfer.http import ByteRange, get
+from async_bento.transfer.verify import (
+    DamagedPartError,
+    ObjectChangedError,
+    OtherObjectError,
+    Verifier,
+    check_object,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from async_bento.progress.events import Progress
     from async_bento.rest.routes import AnyRoutes
-    from async_bento.rest.schemas import ItemSchema
+    from async_bento.rest.schemas import ChecksumsSchema, ItemSchema
     from async_bento.rest.transport import Target
     from async_bento.transfer.http import RangeResponse, TransferPool
     from async_bento.transfer.resumable_extract import ResumePoint
@@ -40,11 +48,14 @@ class Sink(Protocol):
     resume_point: ResumePoint | None
     """What an interrupted download left; None for nothing, and after `restart`."""
 
-    def start(self, total: int | None, etag: str | None) -> None:
-        """Prepare for the bytes; `total` is the size of the tar, None where the server does not state it."""
+    def start(self, total: int | None, etag: str | None, next_checkpoint: Callable[[int], int] | None = None) -> None:
+        """Prepare for the bytes; `total` is the size of the tar, None where the server does not state it.
+
+        `next_checkpoint` is that of the `Verifier` of the bytes, None without one.
+        """
         ...
 
-    def feed(self, data: Sequence[bytes]) -> None:
+    def feed(self, data: Sequence[bytes | memoryview]) -> None:
         """Consume the next bytes."""
         ...
 
@@ -54,13 +65,21 @@ class Sink(Protocol):
 
 
 class DownloadSource:
-    """Where an item's tar is: a presigned URL, requested again once it has expired, or the registry itself."""
+    """Where an item's tar is: a presigned URL, requested again once it has expired, or the registry itself.
 
-    def __init__(self, routes: AnyRoutes, name: str, record: ItemSchema) -> None:
+    `checksums` are those of the bytes at the current target; None without `verify`, and where the registry has none.
+    """
+
+    def __init__(self, routes: AnyRoutes, name: str, record: ItemSchema, *, verify: bool) -> None:
         self.tag = f"{name}:{record.version}"
+        self.kind = routes.kind
+        self.checksums: ChecksumsSchema | None = None
         self._routes = routes
         self._name = name
-        self._record = record
+        self._record: ItemSchema | None = record
+        self._strategy = record.transmission_strategy
+        self._version = record.version
+        self._verify = verify
         self._current: Target | None = None
         self.is_resumed = False  # so the storage has worked
         self.unreachable: str | None = None  # why the bytes go through the registry instead
@@ -78,6 +97,10 @@ class DownloadSource:
         if self._current is target:
             self._current = None
 
+    def refresh(self) -> None:
+        """Request the URL and the checksums again next time: the item may have been pushed again."""
+        self._current = self._record = None
+
     async def wait_after_failure(self, retries: Retries, target: Target | None, error: Exception) -> bool:
         """Wait before the next attempt, which may go through the registry; False where the error is to be raised."""
         try:
@@ -88,24 +111,32 @@ class DownloadSource:
             return True
 
     async def _presign(self) -> Target:
-        strategy, version = self._record.transmission_strategy, self._record.version
-        if strategy != "proxy":
-            record = await self._routes.presign_download(self._name, version)
+        name, version = self._name, self._version
+        if self._strategy != "proxy":
+            record = await self._routes.presign_download(name, version)
+            self._set_checksums(record)
             if record.presigned_download_url.get_secret_value():
                 target = self._routes.session.storage_target(record.presigned_download_url)
                 self.unreachable = self._routes.session.storages.unreachable.get(target.storage)
                 if self.is_resumed or self.unreachable is None:
                     return target
-            elif strategy is not None:
+            elif self._strategy is not None:
                 raise APIResponseError(
                     f"cannot pull {self.tag}: the registry's response has no presigned download URL",
                     field="presigned_download_url",
                 )
-        return self._routes.download_target(self._name, version)
+        elif self._verify:
+            if self._record is None or self._record.checksums is None:  # the records of a list have none
+                self._record = await self._routes.get(name, version)
+            self._set_checksums(self._record)
+        return self._routes.download_target(name, version)
+
+    def _set_checksums(self, record: ItemSchema | None) -> None:
+        self.checksums = record.checksums if record is not None and self._verify else None
 
 
 async def download(source: DownloadSource, sink: Sink, pool: TransferPool, progress: Progress) -> None:
-    """Download a tar into a sink; where the object changes on the way, start again, once."""
+    """Download a tar into a sink; where the object changes or bytes are damaged on the way, start again, once."""
     try:
         await _download(source, sink, pool, progress)
     except APIError as error:
@@ -116,18 +147,37 @@ async def download(source: DownloadSource, sink: Sink, pool: TransferPool, progr
 
 async def _download(source: DownloadSource, sink: Sink, pool: TransferPool, progress: Progress) -> None:
     job = _Download(source, sink, pool, progress)
-    try:
-        await job.run()
-    except _ObjectChangedError as error:
-        await job.restart(str(error))
+    first: ObjectChangedError | DamagedPartError | None = None
+    while True:
         try:
             await job.run()
-        except _ObjectChangedError as second:
-            raise TransferError(f"cannot pull {source.tag}: {second}, twice. Pull again.") from None
+        except (ObjectChangedError, DamagedPartError) as error:
+            await job.restart(_CHANGED if isinstance(error, OtherObjectError) else str(error))
+            is_damaged_twice = isinstance(error, DamagedPartError) and await job.is_damaged_again(error)
+            if first is not None or is_damaged_twice:
+                raise _final(source, error) from None
+            first = error
+        else:
+            return
 
 
-class _ObjectChangedError(Exception):
-    """The bytes so far do not belong to the object that the server has now."""
+def _final(source: DownloadSource, error: ObjectChangedError | DamagedPartError) -> TransferError:
+    """The error for bytes that are wrong in a second download, too."""
+    failed, push = f"cannot pull {source.tag}", f"Push the {source.kind} again with force (`--force`)"
+    if isinstance(error, OtherObjectError):
+        return IntegrityError(f"{failed}: the registry's copy is damaged: {error}. {push}.")
+    if isinstance(error, ObjectChangedError):
+        return TransferError(f"{failed}: {error}, twice. Pull again.")
+    part = f"part {error.number} of its tar"
+    if error.repeated not in {None, error.actual}:
+        return IntegrityError(
+            f"{failed}: the connection damages its bytes: {part} has the MD5 {error.actual}, in another download "
+            f"{error.repeated}, instead of {error.expected}. Check the network and its proxies, or use https."
+        )
+    return IntegrityError(
+        f"{failed}: the registry's copy is damaged: {part} has the MD5 {error.actual} instead of {error.expected}. "
+        f"{push}; the registry's operator can find all damaged tars with `async-bento registry check`."
+    )
 
 
 class _PendingRange(NamedTuple):
@@ -146,17 +196,20 @@ class _Download:
         self._ranges = AdaptiveRanges(pool.config.transfer)
         self._etag: str | None = None
         self._total: int | None = None
+        self._verifier: Verifier | None = None
         self._ranges_done = 0
         self._size_known: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """Download what the sink does not have yet."""
         start = 0
+        self._total = self._etag = None
         self._source.is_resumed = self._sink.resume_point is not None
         if point := self._sink.resume_point:
             start, self._total, self._etag = point.position, point.total, point.etag
+            await self._source.target()  # whose response has the checksums
+            await self._start_sink(point.total, point.etag, point)
             self._progress.resume(start, point.total)
-            await self._start_sink(point.total, point.etag)
         pending: deque[_PendingRange] = deque()
         try:
             if point is None:
@@ -172,11 +225,47 @@ class _Download:
     async def restart(self, reason: str) -> None:
         """Drop what has arrived."""
         await self._pool.threads.run(self._sink.restart)
-        self._etag = self._total = None
+        self._source.refresh()
         self._progress.restart(f": {reason}")
 
-    async def _start_sink(self, total: int | None, etag: str | None) -> None:
-        await self._pool.threads.run(self._sink.start, total, etag)
+    async def is_damaged_again(self, part: DamagedPartError) -> bool:
+        """Whether another download of a part is damaged, too; unknown, so False, where the server sends no ranges."""
+        if self._total is None:
+            return False
+        md5, size, run = hashlib.md5(usedforsecurity=False), self._ranges.size, self._pool.threads.run
+        try:
+            for start in range(part.start, part.stop, size):
+                byte_range = ByteRange(start, min(start + size, part.stop))
+                await self._pool.window.acquire(byte_range.size)
+                try:
+                    for chunk in await self._fetch(byte_range) or ():
+                        await run(md5.update, chunk)
+                finally:
+                    self._pool.window.release(byte_range.size)
+                self._progress.advance(-byte_range.size)
+        except ObjectChangedError:
+            return False
+        part.repeated = md5.hexdigest()
+        return part.repeated != part.expected
+
+    async def _start_sink(self, total: int | None, etag: str | None, point: ResumePoint | None = None) -> None:
+        """Check the size and the ETag, and prepare to verify the bytes from the first or from `point` on."""
+        self._verifier, next_checkpoint = None, None
+        if (checksums := self._source.checksums) is not None:
+            check_object(checksums, total, etag)
+            if checksums.parts:
+                start = 0 if point is None else point.position
+                self._verifier = Verifier(checksums, self._source.tag, start)
+                next_checkpoint = self._verifier.next_checkpoint
+                if point is not None and not (point.is_verified and next_checkpoint(start) == start):
+                    raise ObjectChangedError("the interrupted pull was not verified")
+        await self._pool.threads.run(self._sink.start, total, etag, next_checkpoint)
+
+    async def _feed(self, data: Sequence[bytes]) -> None:
+        if self._verifier is None:
+            await self._pool.threads.run(self._sink.feed, data)
+        else:
+            await self._verifier.feed(data, self._sink, self._pool.threads)
 
     async def _request_first(self, pending: deque[_PendingRange]) -> int:
         """Request the first range, and wait until its headers tell size and ETag, or until it has ended."""
@@ -204,7 +293,7 @@ class _Download:
             if self._progress.phase == "transferring" and start >= (self._total or 0) and _all_done(pending):
                 self._progress.enter("extracting")
             if data is not None:
-                await self._pool.threads.run(self._sink.feed, data)
+                await self._feed(data)
             self._pool.window.release(size)
             pending.popleft()
 
@@ -251,7 +340,7 @@ class _Download:
                         self._ranges.record(sum(map(len, data)), now - started, now)
                         return data
                     if self._total is not None:
-                        raise _ObjectChangedError("the server no longer supports range requests")
+                        raise ObjectChangedError("the server no longer supports range requests")
                     await self._read_whole(received, count)
                     return None
             except PartError as error:
@@ -265,7 +354,7 @@ class _Download:
             self._ranges.throttle(time.monotonic())
         beyond_end = error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and byte_range.start > 0
         if beyond_end or error.status == HTTPStatus.PRECONDITION_FAILED:
-            raise _ObjectChangedError(_CHANGED) from error
+            raise ObjectChangedError(_CHANGED) from error
 
     async def _read(self, received: RangeResponse, byte_range: ByteRange, count: Callable[[int], None]) -> list[bytes]:
         if self._total is None:
@@ -275,7 +364,7 @@ class _Download:
             if self._size_known is not None and not self._size_known.done():
                 self._size_known.set_result(None)
         elif received.total != self._total or (received.etag and self._etag and received.etag != self._etag):
-            raise _ObjectChangedError(_CHANGED)  # some storages ignore If-Match
+            raise ObjectChangedError(_CHANGED)  # some storages ignore If-Match
         size = min(byte_range.stop, self._total or byte_range.stop) - byte_range.start
         data: list[bytes] = []  # in the pieces that arrive: joining them would copy every byte once more
         arrived = 0
@@ -294,7 +383,7 @@ class _Download:
     async def _read_whole(self, received: RangeResponse, count: Callable[[int], None]) -> None:
         self._progress.enter("transferring", bytes_total=received.total)
         await self._start_sink(received.total, received.etag)
-        io_chunk, run, feed = self._pool.config.transfer.io_chunk, self._pool.threads.run, self._sink.feed
+        io_chunk = self._pool.config.transfer.io_chunk
         data: list[bytes] = []
         size = 0
         try:
@@ -303,11 +392,13 @@ class _Download:
                 size += len(chunk)
                 count(len(chunk))
                 if size >= io_chunk:
-                    await run(feed, data)
+                    await self._feed(data)
                     data, size = [], 0
-            await run(feed, data)
+            await self._feed(data)
+            if self._verifier is not None:
+                self._verifier.finish()
         except Exception:
-            await run(self._sink.restart)
+            await self._pool.threads.run(self._sink.restart)
             raise
 
 

@@ -23,7 +23,7 @@ from async_bento.transfer.tar.checkpoint import Checkpoint
 from async_bento.transfer.tar.extract import Extractor
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from async_bento.config import Limits
 
@@ -38,11 +38,15 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class ResumePoint(NamedTuple):
-    """What an interrupted download left: the next byte, the size of the tar in bytes, and the ETag it must have."""
+    """What an interrupted download left: the next byte, the size of the tar in bytes, and the ETag it must have.
+
+    `is_verified` tells whether the MD5s of the parts before were compared.
+    """
 
     position: int
     total: int
     etag: str
+    is_verified: bool
 
 
 @contextmanager
@@ -82,21 +86,25 @@ class ResumableExtract:
         self._fed = 0
         self._covered = 0  # the byte up to which the last checkpoint stays true
         self._longest = 0  # characters of the last checkpoint
+        self._next_checkpoint: Callable[[int], int] | None = None
         try:
             self._extractor = self._resumed()
         except (OSError, ValueError, StoreError):  # no state, or not the state of this tar
             self._extractor = self._fresh()
 
-    def start(self, total: int | None, etag: str | None) -> None:
-        """Take the size and ETag of the tar, and check that the disk has room for it."""
-        self._total, self._etag = total, etag
+    def start(self, total: int | None, etag: str | None, next_checkpoint: Callable[[int], int] | None = None) -> None:
+        """Take the size and ETag of the tar, and check that the disk has room for it.
+
+        `next_checkpoint` returns the first byte, from another on, up to which all bytes are verified when it is fed.
+        """
+        self._total, self._etag, self._next_checkpoint = total, etag, next_checkpoint
         if total is not None:
             self._check_space(total - self._fed)
 
-    def feed(self, data: Sequence[bytes]) -> None:
+    def feed(self, data: Sequence[bytes | memoryview]) -> None:
         """Extract the next bytes of the tar."""
         end = self._fed + sum(map(len, data))
-        if end > self._covered:
+        if end > self._covered and (self._next_checkpoint is None or self._next_checkpoint(self._fed) == self._fed):
             self._save(end)
         for piece in data:
             self._extractor.feed(piece)
@@ -118,7 +126,8 @@ class ResumableExtract:
         self._extractor.abort()
         with suppress(StoreError):  # the error that ended the pull is the one to raise
             if keep_state and self._fed:
-                self._save(self._fed)
+                if self._next_checkpoint is None:  # otherwise the last state is the last that was verified
+                    self._save(self._fed)
             else:
                 self._remove_state()
 
@@ -133,7 +142,8 @@ class ResumableExtract:
         extractor = Extractor(self._directory, self._limits, announced=self._announced, checkpoint=checkpoint)
         self._etag, self._total = state["etag"], state["total"]
         self._fed, self._covered = checkpoint.position, checkpoint.covered
-        self.resume_point = ResumePoint(checkpoint.position, state["total"], state["etag"])
+        is_verified = state.get("verified") is True
+        self.resume_point = ResumePoint(checkpoint.position, state["total"], state["etag"], is_verified)
         return extractor
 
     def _fresh(self) -> Extractor:
@@ -150,6 +160,8 @@ class ResumableExtract:
         if self._state is None or not self._etag or self._etag.startswith("W/") or self._total is None:
             return
         covered = max(self._covered, end + max(CHECKPOINT_INTERVAL, _TAR_PER_CHECKPOINT * self._longest))
+        if self._next_checkpoint is not None:
+            covered = self._next_checkpoint(covered)
         checkpoint = self._extractor.checkpoint(covered)
         if checkpoint is None:
             return
@@ -158,6 +170,7 @@ class ResumableExtract:
             "about": self._about(self._etag, self._total),
             "etag": self._etag,
             "total": self._total,
+            "verified": self._next_checkpoint is not None,
             "checkpoint": checkpoint.to_json(),
         }
         text = json.dumps(state)

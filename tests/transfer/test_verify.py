@@ -1,0 +1,531 @@
+"""A pull compares what arrives with the checksums that the registry sends: damaged bytes never reach the store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from async_bento import APIResponseError, BentoError, IntegrityError, PartError, UnsafeArchiveError
+from async_bento.transfer import resumable_extract, verify
+from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, random_bytes
+from tests.fault_proxy import DOWNLOAD, GET, FaultProxy, end_early, ignore_range, refuse, with_headers
+from tests.transfer.quiet import nothing_left
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from async_bento import ProgressEvent
+    from tests.fault_proxy import Exchange, Fault
+    from tests.fixtures import MakeClient, StartProxy
+
+    Push = Callable[..., Awaitable[FaultProxy]]
+
+FILES = {"big": random_bytes(2 * MiB + 77, 3), "small": random_bytes(1000, 4)}
+PART = 300 * KiB
+RECORD = r"GET /api/v1/model_repositories/mod/models/m1$"
+RECORDS = rf"{RECORD}|PATCH .*/presign_download_url$"
+RANGE = 64 * KiB
+
+
+@pytest.fixture(autouse=True)
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resumable_extract, "CHECKPOINT_INTERVAL", 128 * KiB)
+
+
+@pytest.fixture
+def push(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> Push:
+    """Push `mod:m1` to a registry behind a proxy that sends its checksums, in parts of `PART` bytes."""
+
+    async def push(transmission: str = "presigned_url", part: int = PART, **changed: Any) -> FaultProxy:
+        make_model(home, files=FILES)
+        proxy = await start_proxy(transmission)
+        proxy.streams_downloads = False
+        await make_client(proxy).models.push("mod:m1")
+        tar, etag = await stored(proxy)
+        pieces = [tar[start : start + part] for start in range(0, len(tar), part)]
+        checksums = {
+            "size": len(tar),
+            "etag": etag,
+            "parts": [[len(piece), hashlib.md5(piece).hexdigest()] for piece in pieces],
+        }
+        proxy.add_fault(RECORDS, with_checksums(checksums | changed), times=None)
+        proxy.requests.clear()
+        return proxy
+
+    return push
+
+
+async def stored(proxy: FaultProxy) -> tuple[bytes, str]:
+    """The tar of `mod:m1` in the registry, and its ETag."""
+    url = f"{proxy.registry.endpoint}/api/v1/model_repositories/mod/models/m1/download"
+    headers = {"X-YATAI-API-TOKEN": proxy.registry.api_token}
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
+        return await response.read(), response.headers["ETag"]
+
+
+def with_checksums(checksums: object) -> Fault:
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        assert isinstance(answer.body, bytes)
+        return web.json_response(json.loads(answer.body) | {"checksums": checksums}, status=answer.status)
+
+    return fault
+
+
+def flip(offset: int, *, whole: bool = False, bits: list[int] | None = None) -> Fault:
+    """Change the byte at an offset of the tar; with `bits`, another bit in each response that has it."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        answer = await (ignore_range(exchange) if whole else exchange.forward())
+        match = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", "bytes 0-"))
+        assert match
+        assert isinstance(answer.body, bytes)
+        body, at = bytearray(answer.body), offset - int(match[1])
+        if 0 <= at < len(body):
+            body[at] ^= bits.pop() if bits else 1
+            answer.body = bytes(body)
+        return answer
+
+    return fault
+
+
+def starts(proxy: FaultProxy) -> list[int]:
+    """Where the requested ranges start."""
+    asked = [request.headers.get("Range", "bytes=0-") for request in proxy.matching(f"GET (blob|bytes)|{DOWNLOAD}")]
+    return [int(value.removeprefix("bytes=").partition("-")[0]) for value in asked]
+
+
+def is_pulled(home: Path, elsewhere: Path) -> bool:
+    there = contents(elsewhere / "models/mod/m1")
+    return there == contents(home / "models/mod/m1") and not left_in_scratch(elsewhere)
+
+
+def is_clean(elsewhere: Path) -> bool:
+    """Whether neither the store nor the staging area holds a file."""
+    stored = [path for path in (elsewhere / "models").rglob("*") if path.is_file()]
+    return not stored and not left_in_scratch(elsewhere)
+
+
+@pytest.mark.parametrize("tag", ["mod:m1", "mod"])
+@pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
+async def test_verified_pull_returns_what_was_pushed(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str, tag: str
+) -> None:
+    proxy = await push(transmission)
+
+    await make_client(proxy, elsewhere).models.pull(tag)
+
+    assert is_pulled(home, elsewhere)
+    assert len(starts(proxy)) == len(set(starts(proxy)))
+
+
+AT_REST = {"first byte": 0, "header": 1000, "content": 2 * PART + 5, "first of a part": 3 * PART, "last part": -700}
+
+
+@pytest.mark.parametrize(
+    ("transmission", "tag", "offset"),
+    [
+        *(pytest.param("presigned_url", "mod:m1", offset, id=name) for name, offset in AT_REST.items()),
+        ("proxy", "mod:m1", AT_REST["content"]),
+        ("proxy", "mod", AT_REST["content"]),
+    ],
+)
+async def test_verified_pull_of_damaged_tar_fails(
+    push: Push, make_client: MakeClient, elsewhere: Path, transmission: str, tag: str, offset: int
+) -> None:
+    proxy = await push(transmission)
+    tar, _ = await stored(proxy)
+    offset %= len(tar)
+    proxy.add_fault(f"{GET}|{DOWNLOAD}", flip(offset), times=None)
+    api = make_client(proxy, elsewhere)
+    number = offset // PART + 1
+    good = tar[(number - 1) * PART : number * PART]
+    at = offset % PART
+    bad = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
+
+    async with nothing_left(api):
+        with pytest.raises(IntegrityError) as caught:
+            await api.models.pull(tag)
+
+    md5s = f"{hashlib.md5(bad).hexdigest()} instead of {hashlib.md5(good).hexdigest()}"
+    assert str(caught.value) == (
+        f"cannot pull mod:m1: the registry's copy is damaged: part {number} of its tar has the MD5 {md5s}. "
+        "Push the model again with force (`--force`); the registry's operator can find all damaged tars with "
+        "`async-bento registry check`."
+    )
+    assert is_clean(elsewhere)
+    twice = {start for start in starts(proxy) if starts(proxy).count(start) > 1}
+    assert all(abs(start - offset) < PART + RANGE for start in twice)  # only the part is downloaded again
+
+
+async def test_verified_pull_of_damaged_tar_keeps_the_old_copy(
+    push: Push, make_client: MakeClient, elsewhere: Path
+) -> None:
+    proxy = await push()
+    old = make_model(elsewhere, files={"old": b"old"})
+    before = contents(old)
+    proxy.add_fault(GET, flip(2 * PART), times=None)
+
+    with pytest.raises(IntegrityError):
+        await make_client(proxy, elsewhere).models.pull("mod:m1", force=True)
+
+    assert contents(old) == before
+
+
+async def test_verified_pull_of_damaged_tar_to_directory_fails(
+    push: Push, make_client: MakeClient, tmp_path: Path, elsewhere: Path
+) -> None:
+    proxy = await push()
+    proxy.add_fault(GET, flip(2 * PART), times=None)
+
+    with pytest.raises(IntegrityError):
+        await make_client(proxy, elsewhere).models.pull("mod:m1", path=tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("offset", [1000, 2 * PART + 5])
+async def test_verified_pull_with_damaged_transmission_restarts(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path, offset: int
+) -> None:
+    proxy = await push()
+    proxy.add_fault(GET, flip(offset), skip=offset // RANGE)
+    events: list[ProgressEvent] = []
+
+    await make_client(proxy, elsewhere, transfer={"concurrency": 1}, progress=events.append).models.pull("mod:m1")
+
+    assert is_pulled(home, elsewhere)
+    number = offset // PART + 1
+    assert f"restarting: part {number} arrived damaged" in [event.message for event in events]
+    assert events[-1].bytes_done == events[-1].bytes_total
+
+
+async def test_verified_pull_over_damaging_connection_fails(
+    push: Push, make_client: MakeClient, elsewhere: Path
+) -> None:
+    proxy = await push()
+    proxy.add_fault(GET, flip(2 * PART + 5, bits=[1, 2, 4, 8]), times=None)
+
+    with pytest.raises(IntegrityError, match="the connection damages its bytes: part 3 of its tar has the MD5"):
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert is_clean(elsewhere)
+
+
+async def test_pull_without_verify_stores_damaged_bytes(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    proxy = await push()
+    proxy.add_fault(GET, flip(2 * PART + 5), times=None)
+
+    await make_client(proxy, elsewhere, transfer={"verify": False}).models.pull("mod:m1")
+
+    assert contents(elsewhere / "models/mod/m1").keys() == contents(home / "models/mod/m1").keys()
+    assert not is_pulled(home, elsewhere)
+
+
+# Without range requests
+
+
+@pytest.mark.parametrize("times", [1, None])
+async def test_verified_stream_with_damaged_bytes(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path, times: int | None
+) -> None:
+    proxy = await push("proxy")
+    proxy.streams_downloads = True
+    proxy.add_fault(DOWNLOAD, flip(2 * PART + 5, whole=True), times=times)
+    api = make_client(proxy, elsewhere)
+
+    if times is None:
+        with pytest.raises(IntegrityError, match="the registry's copy is damaged: part 3 of its tar"):
+            await api.models.pull("mod:m1")
+        assert is_clean(elsewhere)
+    else:
+        await api.models.pull("mod:m1")
+        assert is_pulled(home, elsewhere)
+    assert len(starts(proxy)) == 2
+
+
+async def test_verified_stream_cut_short_is_retried(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    proxy = await push("proxy")
+    proxy.streams_downloads = True
+    proxy.add_fault(DOWNLOAD, end_early(100_000))
+
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert is_pulled(home, elsewhere)
+
+
+async def test_verified_stream_of_too_many_bytes_fails(push: Push, make_client: MakeClient, elsewhere: Path) -> None:
+    proxy = await push("proxy")
+    tar, _ = await stored(proxy)
+    proxy.streams_downloads = True
+
+    async def longer(exchange: Exchange) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(exchange.request)
+        await response.write(tar + bytes(10_240))
+        return response
+
+    proxy.add_fault(DOWNLOAD, longer, times=None)
+
+    with pytest.raises(IntegrityError, match=f"the storage sent more than {len(tar)} bytes"):
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert is_clean(elsewhere)
+
+
+# Size and ETag
+
+
+@pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [({"size": 10, "parts": []}, r"\d+ bytes instead of 10"), ({"etag": '"abc"'}, r'the ETag "\S+" instead of "abc"')],
+    ids=["size", "etag"],
+)
+async def test_verified_pull_of_another_object_fails(
+    push: Push, make_client: MakeClient, elsewhere: Path, changed: dict[str, Any], difference: str, transmission: str
+) -> None:
+    proxy = await push(transmission, **changed)
+
+    with pytest.raises(IntegrityError, match=f"mod:m1: the registry's copy is damaged: its tar has {difference}"):
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert is_clean(elsewhere)
+
+
+@pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
+async def test_verified_pull_of_item_pushed_meanwhile_restarts(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
+) -> None:
+    """The first answer has the checksums of the object before."""
+    proxy = await push(transmission)
+    stale = with_checksums({"size": 5, "etag": '"abc"', "parts": [[5, "0" * 32]]})
+    current = proxy._rules.pop()
+    proxy.add_fault("presign_download" if transmission == "presigned_url" else RECORD, stale)
+    proxy._rules.append(current)
+    events: list[ProgressEvent] = []
+
+    await make_client(proxy, elsewhere, progress=events.append).models.pull("mod:m1")
+
+    assert is_pulled(home, elsewhere)
+    assert "restarting: the item was pushed again during the download" in [event.message for event in events]
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+async def test_verified_pull_without_strong_etag_compares_parts(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path, etag: str | None
+) -> None:
+    proxy = await push()
+    proxy.add_fault(GET, with_headers(ETag=etag), times=None)
+
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert is_pulled(home, elsewhere)
+
+
+@pytest.mark.parametrize("checksums", [None, {"sha256": "abc"}, "abc", {"size": 5, "etag": 7, "parts": [[1]]}])
+async def test_pull_with_unknown_checksums_verifies_nothing(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path, checksums: object
+) -> None:
+    proxy = await push()
+    proxy._rules.clear()
+    proxy.add_fault(RECORDS, with_checksums(checksums), times=None)
+
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert is_pulled(home, elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        ([[5, "0" * 32]], r"the parts have 5 bytes, and the tar \d{7}"),
+        ([[-1, "0" * 32]], "part 1 has -1 bytes"),
+        ([[5, "z" * 32]], "part 1 has no MD5"),
+        ([[5, "0" * 31]], "part 1 has no MD5"),
+    ],
+)
+async def test_pull_with_contradictory_checksums_fails(
+    push: Push, make_client: MakeClient, elsewhere: Path, parts: list[Any], problem: str
+) -> None:
+    proxy = await push(parts=parts)
+
+    with pytest.raises(APIResponseError, match=f"mod:m1: the registry sent invalid checksums: {problem}") as caught:
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert caught.value.field == "checksums.parts"
+    assert is_clean(elsewhere)
+
+
+async def test_record_has_the_checksums(push: Push, make_client: MakeClient) -> None:
+    proxy = await push()
+    tar, etag = await stored(proxy)
+
+    checksums = (await make_client(proxy).models.get("mod:m1")).checksums
+
+    assert checksums is not None
+    assert (checksums.size, checksums.etag) == (len(tar), etag)
+    assert checksums.parts[0] == (PART, hashlib.md5(tar[:PART]).hexdigest())
+
+
+async def test_verified_pull_of_unsafe_tar_reports_the_tar(
+    push: Push, make_client: MakeClient, elsewhere: Path
+) -> None:
+    """The bytes are as they were pushed: another push of the same bytes is no remedy."""
+    bad = random_bytes(PART + 5)
+    parts = [[PART, hashlib.md5(bad[:PART]).hexdigest()], [5, hashlib.md5(bad[PART:]).hexdigest()]]
+    proxy = await push("proxy", size=len(bad), parts=parts, etag="")
+
+    async def send(exchange: Exchange) -> web.StreamResponse:
+        return web.Response(body=bad)
+
+    proxy.add_fault(DOWNLOAD, send, times=None)
+
+    with pytest.raises(UnsafeArchiveError):
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert is_clean(elsewhere)
+
+
+# Resumed pulls
+
+
+async def interrupt(proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, ranges: int, **transfer: Any) -> None:
+    """Pull until the given number of ranges was extracted, one after the other."""
+
+    async def refuse_late(exchange: Exchange) -> web.StreamResponse:
+        await asyncio.sleep(0.3)
+        return await refuse(400, code="InvalidRequest")(exchange)
+
+    proxy.add_fault(f"{GET}|{DOWNLOAD}", refuse_late, skip=ranges, times=None)
+    proxy._rules.insert(0, proxy._rules.pop())
+    with pytest.raises(BentoError, match=r"InvalidRequest|400 Bad Request"):
+        await make_client(proxy, elsewhere, transfer={"concurrency": 1, **transfer}).models.pull("mod:m1")
+    del proxy._rules[0]
+    proxy.requests.clear()
+
+
+@pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
+async def test_verified_pull_resume_starts_with_a_part(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
+) -> None:
+    proxy = await push(transmission)
+    await interrupt(proxy, make_client, elsewhere, 20)
+
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert is_pulled(home, elsewhere)
+    assert min(starts(proxy)) == 20 * RANGE // PART * PART
+
+
+@pytest.mark.parametrize(
+    ("part", "ranges"), [(PART, 1), (PART, 14), (PART, 25), (40 * KiB, 14), (RANGE, 5), (7 * RANGE, 25)]
+)
+async def test_verified_pull_resume_verifies_the_whole_part(
+    push: Push, make_client: MakeClient, elsewhere: Path, ranges: int, part: int
+) -> None:
+    """The damaged byte has arrived before the interruption, in the part that was interrupted."""
+    proxy = await push(part=part)
+    proxy.add_fault(GET, flip(ranges * RANGE // part * part + 3), times=None)
+    await interrupt(proxy, make_client, elsewhere, ranges)
+
+    with pytest.raises(IntegrityError, match="the registry's copy is damaged"):
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert is_clean(elsewhere)
+
+
+async def test_verified_pull_resume_of_unverified_pull_restarts(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    proxy = await push()
+    await interrupt(proxy, make_client, elsewhere, 20, verify=False)
+    events: list[ProgressEvent] = []
+
+    await make_client(proxy, elsewhere, progress=events.append).models.pull("mod:m1")
+
+    assert is_pulled(home, elsewhere)
+    assert min(starts(proxy)) == 0
+    assert [event.message for event in events if event.message] == ["restarting: the interrupted pull was not verified"]
+
+
+async def test_pull_resume_without_verify_of_verified_pull_continues(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    proxy = await push()
+    await interrupt(proxy, make_client, elsewhere, 20)
+
+    await make_client(proxy, elsewhere, transfer={"verify": False}).models.pull("mod:m1")
+
+    assert is_pulled(home, elsewhere)
+    assert min(starts(proxy)) == 20 * RANGE // PART * PART
+
+
+@pytest.mark.parametrize("damaged", [18 * RANGE, 30 * RANGE])
+async def test_verified_pull_resume_continues_within_a_large_part(
+    push: Push,
+    make_client: MakeClient,
+    home: Path,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damaged: int,
+) -> None:
+    """The rest of that part is not verified, and the next part is."""
+    monkeypatch.setattr(verify, "MAX_REPEATED", 20 * RANGE)
+    proxy = await push(part=25 * RANGE)
+    await interrupt(proxy, make_client, elsewhere, 15)
+    proxy.add_fault(GET, flip(damaged), times=None)
+    api = make_client(proxy, elsewhere)
+
+    if damaged < 25 * RANGE:
+        await api.models.pull("mod:m1")
+        assert contents(elsewhere / "models/mod/m1").keys() == contents(home / "models/mod/m1").keys()
+    else:
+        with pytest.raises(IntegrityError, match="part 2 of its tar"):
+            await api.models.pull("mod:m1")
+        assert is_clean(elsewhere)
+    assert 10 * RANGE < min(starts(proxy)) <= 15 * RANGE
+
+
+async def test_pull_after_damaged_one_starts_from_the_first_byte(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    proxy = await push()
+    proxy.add_fault(GET, flip(20 * RANGE), times=None)
+    with pytest.raises(IntegrityError):
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
+    proxy._rules.pop()
+    proxy.requests.clear()
+
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert is_pulled(home, elsewhere)
+    assert min(starts(proxy)) == 0
+
+
+async def test_pull_interrupted_after_damage_was_found_keeps_nothing(
+    push: Push, make_client: MakeClient, elsewhere: Path
+) -> None:
+    """Of a large part, the state could lie behind the damaged byte."""
+    proxy = await push(part=10 * MiB)
+    tar, _ = await stored(proxy)
+    proxy.add_fault(GET, refuse(400, code="InvalidRequest"), skip=-(-len(tar) // RANGE), times=None)
+    proxy.add_fault(GET, flip(20 * RANGE), times=None)
+
+    with pytest.raises(PartError, match="InvalidRequest"):
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert is_clean(elsewhere)
