@@ -23,7 +23,7 @@ from async_bento.errors import (
 from async_bento.rest.responses import is_markup
 from async_bento.rest.transport import MAX_ERROR_BODY, read_body
 from async_bento.transfer import sendfile
-from async_bento.transfer.responses import RedirectError, broken, refused, total_size, verified_etag
+from async_bento.transfer.responses import RedirectError, broken, is_partial, refused, total_size, verified_etag
 from async_bento.transfer.tar.reader import AsyncTarReader, TarReader
 from async_bento.transfer.watchdog import Watchdog, unacknowledged
 
@@ -89,7 +89,7 @@ class TransferPool:
 class RangeResponse:
     """The response to a ranged GET, its body not yet read.
 
-    `is_partial` tells the range (206) from the whole object (200); `total` is the size of the whole object in bytes,
+    `is_partial` tells the range from the whole object; `total` is the size of the whole object in bytes,
     None where the server does not state it.
     """
 
@@ -389,9 +389,9 @@ async def _get(
                 if response.status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
                     raise refused(target, request, response, await read_body(response, MAX_ERROR_BODY), None)
                 watchdog.rest()
-                is_partial = response.status == HTTPStatus.PARTIAL_CONTENT
-                total = total_size(response.headers, *byte_range, request) if is_partial else response.content_length
-                yield RangeResponse(is_partial, total, response.headers.get("ETag"), response, watchdog)
+                partial = is_partial(response.status, response.headers, *byte_range)
+                total = total_size(response.headers, *byte_range, request) if partial else response.content_length
+                yield RangeResponse(partial, total, response.headers.get("ETag"), response, watchdog)
         except aiohttp.ConnectionTimeoutError as error:
             raise broken(target, request, error, timeout) from error
         except asyncio.TimeoutError as error:

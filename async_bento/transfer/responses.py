@@ -43,6 +43,17 @@ def total_size(headers: Mapping[str, str], start: int, stop: int, request: str) 
     return total
 
 
+def is_partial(status: int, headers: Mapping[str, str], start: int, stop: int) -> bool:
+    """Whether a response has the range that was asked for; rclone's `serve s3` sends one with 200 instead of 206."""
+    if status == HTTPStatus.PARTIAL_CONTENT:
+        return True
+    match = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
+    if match is None:
+        return False
+    first, last, total = (int(group) for group in match.groups())
+    return (first, last) == (start, min(stop, total) - 1)
+
+
 def verified_etag(headers: Mapping[str, str], md5: str | None, request: str) -> str | None:
     etag = headers.get("ETag")
     match = None if _has_opaque_etag(headers) else _MD5_ETAG.match(etag or "")
@@ -81,9 +92,11 @@ def refused(
         return error_type(message)
     if response.status == HTTPStatus.INSUFFICIENT_STORAGE:
         message = f"{message.rstrip('.')}. {DISK_FULL_HINT}"
+    # rclone's `serve s3` sends 400 for an expired URL, where S3 sends 403 with the same code.
+    status = HTTPStatus.FORBIDDEN if code and code[1] == "AccessDenied" else response.status
     return PartError(
         message,
-        status=response.status,
+        status=status,
         part_number=part_number,
         retry_after=seconds_to_wait(response.headers.get("Retry-After")),
     )

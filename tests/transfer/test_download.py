@@ -249,6 +249,26 @@ async def test_download_without_range_support_is_streamed(
     assert len(proxy.matching("GET bytes")) == 1
 
 
+@pytest.mark.parametrize("status", [200, 206])
+async def test_download_range_is_known_by_its_content_range(
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, status: int
+) -> None:
+    async def answer(exchange: Exchange) -> web.StreamResponse:
+        response = await exchange.forward()
+        assert response.status == 206
+        response.set_status(status)
+        return response
+
+    proxy = await pushed()
+    proxy.add_fault(GET, answer, times=None)  # rclone's `serve s3` sends 200
+
+    model = await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert model is not None
+    assert contents(model.path) == contents(home / "models/mod/m1")
+    assert len(proxy.matching("GET bytes")) > 4
+
+
 async def test_download_of_compressed_tar_is_extracted_as_a_stream(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
@@ -331,12 +351,13 @@ async def test_download_retry_repeats_only_the_failed_range(
     assert len(proxy.matching("presign_download")) == 1
 
 
+@pytest.mark.parametrize("status", [403, 400])
 @pytest.mark.parametrize("nth", [0, 2], ids=["first", "later"])
 async def test_download_with_expired_url_presigns_once_for_all_ranges(
-    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, nth: int
+    pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, nth: int, status: int
 ) -> None:
     proxy = await pushed()
-    proxy.add_fault(GET, refuse(403, code="AccessDenied"), skip=nth)
+    proxy.add_fault(GET, refuse(status, code="AccessDenied"), skip=nth)  # rclone's `serve s3` sends 400
 
     model = await make_client(proxy, elsewhere).models.pull("mod:m1")
 

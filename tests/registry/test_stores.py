@@ -1,0 +1,155 @@
+"""Whole pushes and pulls with the bytes in the bucket of moto, of rclone's `serve s3` and of s3rver."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore, NotFoundError
+from async_bento.errors import ConfigError
+from async_bento.registry.s3_bucket import S3Bucket
+from async_bento.registry.server import LocalRegistry
+from tests.builders import KiB, MiB, contents, make_bento, make_model, random_bytes
+from tests.registry import s3_stores
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from async_bento import ProgressEvent
+    from tests.registry.s3_stores import Store
+
+pytestmark = pytest.mark.stores
+
+WEIGHTS = random_bytes(11 * MiB, 1)
+"""Three parts, the last of them short."""
+
+Start = "Callable[..., Awaitable[LocalRegistry]]"
+
+
+@pytest.fixture(scope="module", params=s3_stores.NAMES)
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """One running store after the other."""
+    with s3_stores.running(request.param, tmp_path_factory.mktemp(request.param)) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(store: Store, credentials: None, monkeypatch: pytest.MonkeyPatch) -> S3Bucket:
+    """A place of the test's own in the bucket of the store."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_stores.KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_stores.KEY)
+    return S3Bucket(s3_stores.BUCKET, endpoint=store.endpoint, prefix=uuid.uuid4().hex)
+
+
+@pytest.fixture(params=["presigned_url", "auto", "proxy"])
+def transmission(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+async def registry(bucket: S3Bucket, tmp_path: Path, transmission: str) -> AsyncIterator[LocalRegistry]:
+    async with LocalRegistry(tmp_path / "registry", bucket=bucket, transmission=transmission) as running:
+        yield running
+
+
+def client(registry: LocalRegistry, home: Path, **options: Any) -> AsyncBentoAPI:
+    """Create a client whose parts and ranges are small, so that there are several."""
+    return AsyncBentoAPI(
+        endpoint=registry.endpoint,
+        api_token=registry.api_token,
+        bento_store=BentoStore(home / "bentos"),
+        model_store=ModelStore(home / "models"),
+        config=Config(transfer={"part_size": 5 * MiB, "range_size": 512 * KiB, "window": 2 * MiB}),
+        **({"progress": False} | options),
+    )
+
+
+presigned_only = pytest.mark.parametrize("transmission", ["presigned_url"], indirect=True)
+
+
+async def test_push_list_pull_force_and_delete(registry: LocalRegistry, transmission: str, home: Path, tmp_path: Path):
+    bento = make_bento(home, files={"src/service.py": b"pass\n", "weights": WEIGHTS}, models=["mod:m1"])
+    model = make_model(home, files={"weights": random_bytes(MiB, 2), "empty": b""})
+    async with client(registry, home) as api:
+        pushed = await api.push("svc:v1")
+        parts = 3 if transmission == "presigned_url" else 1
+        assert (pushed.parts, [each.parts for each in pushed.models]) == (parts, [1])
+        assert (await api.push("svc:v1")).skipped
+        assert [str(each.tag) for each in await api.list()] == ["svc:v1"]
+        assert [str(each.tag) for each in await api.models.list()] == ["mod:m1"]
+    async with client(registry, tmp_path / "second") as api:
+        pulled = await api.pull("svc:v1", with_models=True)
+        assert contents(pulled.path) == contents(bento)
+        assert contents(tmp_path / "second" / "models" / "mod" / "m1") == contents(model)
+
+    (bento / "weights").write_bytes(random_bytes(6 * MiB, 3))
+    async with client(registry, home) as api:
+        await api.push("svc:v1", force=True)
+    async with client(registry, tmp_path / "third") as api:
+        assert contents((await api.pull("svc:v1")).path) == contents(bento)
+        await api.delete("svc:v1")
+        await api.models.delete("mod:m1")
+        assert not await api.exists("svc:v1")
+        with pytest.raises(NotFoundError):
+            await api.pull("svc:v1", force=True)
+
+
+async def interrupt(
+    transfer: Callable[[AsyncBentoAPI], Awaitable[object]], registry: LocalRegistry, home: Path
+) -> None:
+    """Cancel a transfer once more than half of its bytes are transferred."""
+    half = asyncio.Event()
+
+    def listen(event: ProgressEvent) -> None:
+        if event.bytes_total and event.bytes_done > event.bytes_total / 2:
+            half.set()
+
+    async with client(registry, home, progress=listen) as api:
+        running = asyncio.ensure_future(transfer(api))
+        await half.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+
+@presigned_only
+async def test_push_interrupted_resumes(registry: LocalRegistry, home: Path, tmp_path: Path):
+    model = make_model(home, files={"weights": random_bytes(16 * MiB, 4)})
+    await interrupt(lambda api: api.models.push("mod:m1", threads=1), registry, home)
+    async with client(registry, home) as api:
+        pushed = await api.models.push("mod:m1")
+    assert pushed.resumed
+    assert 0 < pushed.parts < 4
+    async with client(registry, tmp_path / "second") as api:
+        assert contents((await api.models.pull("mod:m1")).path) == contents(model)
+
+
+@pytest.mark.parametrize("transmission", ["presigned_url", "proxy"], indirect=True)
+async def test_pull_interrupted_resumes(registry: LocalRegistry, home: Path, tmp_path: Path):
+    model = make_model(home, files={f"weights/{number}": random_bytes(MiB, number) for number in range(16)})
+    async with client(registry, home) as api:
+        await api.models.push("mod:m1")
+    second = tmp_path / "second"
+    await interrupt(lambda api: api.models.pull("mod:m1"), registry, second)
+    events: list[ProgressEvent] = []
+    async with client(registry, second, progress=events.append) as api:
+        assert contents((await api.models.pull("mod:m1")).path) == contents(model)
+    assert events[-1].bytes_resumed > 0
+
+
+async def test_registry_that_starts_again_serves_the_bytes(bucket: S3Bucket, home: Path, tmp_path: Path):
+    bento = make_bento(home, files={"weights": WEIGHTS})
+    async with LocalRegistry(tmp_path / "registry", bucket=bucket) as registry, client(registry, home) as api:
+        await api.push("svc:v1")
+    second = tmp_path / "second"
+    async with LocalRegistry(tmp_path / "registry", bucket=bucket) as registry, client(registry, second) as api:
+        assert contents((await api.pull("svc:v1")).path) == contents(bento)
+
+
+async def test_start_with_unknown_bucket_raises(store: Store, bucket: S3Bucket, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"cannot use s3://no-such-bucket/ at .*NoSuchBucket"):
+        await LocalRegistry(tmp_path, bucket=S3Bucket("no-such-bucket", endpoint=store.endpoint)).start()
