@@ -94,6 +94,10 @@ class NoSuchUploadError(StorageError):
         super().__init__("NoSuchUpload", message, status=404)
 
 
+class UnsupportedByStorageError(StorageError):
+    """The storage lacks a request of S3, such as `ListParts`."""
+
+
 class RangeError(StorageError):
     """A requested range begins beyond the object, which has `size` bytes."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from async_bento._core.concurrency import Threads
 from async_bento._core.urls import check_endpoint
 from async_bento.errors import ConfigError
-from async_bento.registry.errors import RegistryError
+from async_bento.registry.errors import RegistryError, UnsupportedByStorageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -147,6 +147,9 @@ async def _abort_abandoned_periodically(blobs: S3Blobs) -> None:
     while True:
         try:
             await blobs.abort_abandoned()
+        except UnsupportedByStorageError as error:
+            log.warning("abandoned uploads stay in the bucket: %s. Remove them by its own means.", error.message)
+            return
         except RegistryError as error:
             log.warning("cannot abort abandoned uploads: %s", error.message)
         await asyncio.sleep(_SWEEP_INTERVAL)

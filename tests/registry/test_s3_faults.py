@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import tempfile
@@ -193,7 +194,35 @@ async def test_abandoned_uploads_sweep_failure_is_retried(
     faulty: FaultyS3, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(s3_bucket, "_SWEEP_INTERVAL", 0.01)
-    faulty.fault = lambda request: (501, "NotImplemented") if "uploads" in request.query else None
+    faulty.fault = lambda request: (507, "StorageFull") if "uploads" in request.query else None
     async with LocalRegistry(tmp_path, bucket=S3Bucket("bucket", endpoint=faulty.endpoint)):
         await eventually(lambda: caplog.text.count("cannot abort abandoned uploads") > 1)
-    assert "cannot abort abandoned uploads: the registry's bucket failed: NotImplemented" in caplog.text
+    assert "cannot abort abandoned uploads: the registry's bucket failed: StorageFull" in caplog.text
+
+
+@pytest.mark.parametrize("status", [405, 501])
+async def test_abandoned_uploads_sweep_unsupported_ends(
+    faulty: FaultyS3, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int
+):
+    monkeypatch.setattr(s3_bucket, "_SWEEP_INTERVAL", 0.01)
+    faulty.fault = lambda request: (status, "NotImplemented") if "uploads" in request.query else None
+    async with LocalRegistry(tmp_path, bucket=S3Bucket("bucket", endpoint=faulty.endpoint)):
+        await eventually(lambda: caplog.text)
+        await asyncio.sleep(0.2)
+    (record,) = caplog.records
+    assert (
+        "abandoned uploads stay in the bucket: the registry's bucket does not support ListMulti" in record.getMessage()
+    )
+
+
+async def test_download_of_object_replaced_on_the_way_breaks(caller: Caller, faulty: FaultyS3):
+    await caller.create()
+    await caller.upload(bytes(2**20))
+
+    def replace(request: Any) -> None:
+        if request.method == "GET" and request.path.endswith(".tar"):
+            faulty.objects[request.match_info["key"]] = b"x" * 2**20  # like some servers, it ignores If-Match
+
+    faulty.fault = replace
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await caller.download()

@@ -19,7 +19,13 @@ from botocore.session import get_session as get_botocore_session
 from async_bento._core.concurrency import Threads
 from async_bento._core.urls import without_queries
 from async_bento.errors import ConfigError
-from async_bento.registry.errors import NoSuchUploadError, RecordNotFoundError, RegistryError, StorageError
+from async_bento.registry.errors import (
+    NoSuchUploadError,
+    RecordNotFoundError,
+    RegistryError,
+    StorageError,
+    UnsupportedByStorageError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
@@ -50,6 +56,8 @@ _CLIENT_ERRORS = {
 }
 """Codes that are passed on to the client unchanged, since its request caused them."""
 
+_UNSUPPORTED = {HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
+
 log = logging.getLogger(__package__)
 
 
@@ -71,7 +79,8 @@ class Bucket:
     async def check(self) -> None:
         """Check that the bucket exists, is accessible, and is in the region that URLs are signed for."""
         with translate_s3_errors():
-            response = await self.client.list_objects_v2(Bucket=self.name, Prefix=self._prefix, MaxKeys=1)
+            # Of one key: s3rver 3.7.1 on Node 17 or later fails where it would have to split a list into pages.
+            response = await self.client.list_objects_v2(Bucket=self.name, Prefix=self.key("registry.json"), MaxKeys=1)
         # botocore follows a bucket to its region, but a presigned URL is valid in one only. Servers other than AWS
         # ignore the region.
         actual = response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
@@ -198,6 +207,10 @@ def _translate_response(error: ClientError, subject: str) -> RegistryError:
         return RecordNotFoundError(subject)
     if code in _CLIENT_ERRORS:
         return StorageError(code, message, status=status)
+    if status in _UNSUPPORTED:
+        return UnsupportedByStorageError(
+            code, f"the registry's bucket does not support {error.operation_name}", status=500
+        )
     log.warning("S3 rejected %s: %d %s %s", error.operation_name, status, code, without_queries(message))
     if code in _THROTTLED or status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
         throttled = "the registry's bucket is overloaded and asks to slow down"

@@ -20,7 +20,13 @@ from async_bento.config import MiB
 from async_bento.registry.blobs.base import IO_CHUNK, UPLOAD_LIFETIME, CompletedPart, check_body_size
 from async_bento.registry.blobs.bucket import translate_s3_errors
 from async_bento.registry.blobs.multipart import check_parts
-from async_bento.registry.errors import NoSuchUploadError, RecordNotFoundError, RegistryError, StorageError
+from async_bento.registry.errors import (
+    NoSuchUploadError,
+    RecordNotFoundError,
+    RegistryError,
+    StorageError,
+    UnsupportedByStorageError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
@@ -108,8 +114,9 @@ class S3Blobs:
     async def delete(self, key: str) -> None:
         """See `Blobs`."""
         try:
-            await self._abort_uploads(key)
-        except RegistryError as error:  # not every server lists uploads
+            with suppress(UnsupportedByStorageError):  # of s3rver
+                await self._abort_uploads(key)
+        except RegistryError as error:
             log.warning("cannot abort the uploads of %s: %s", key, error.message)
         with suppress(RecordNotFoundError), translate_s3_errors():
             await self._client.delete_object(**self._object(key))
@@ -152,7 +159,8 @@ class S3Blobs:
 
     async def _abort_or_log(self, key: str, upload_id: str) -> None:
         try:
-            await self._abort(key, upload_id)
+            with suppress(UnsupportedByStorageError):
+                await self._abort(key, upload_id)
         except RegistryError as error:
             log.warning("cannot abort a failed upload of %s: %s. The next sweep tries again.", key, error.message)
 
@@ -166,10 +174,7 @@ class S3Blobs:
     async def _complete(self, key: str, upload_id: str, completed: Sequence[CompletedPart]) -> str:
         """Publish the parts as the object, and return its ETag; a repeated call succeeds."""
         try:
-            # SeaweedFS 4.48 completes an upload with any ETags, so they are compared with those of the uploaded parts.
-            uploaded = await self._parts(key, upload_id)
-            check_parts(completed, {part: found.size for part, found in uploaded.items()}, MIN_PART_SIZE)
-            etags = [(part.number, uploaded[part.number, bare_etag(part.etag)].etag) for part in completed]
+            etags = await self._check_parts(key, upload_id, completed)
             with translate_s3_errors():
                 response = await self._client.complete_multipart_upload(
                     **self._object(key),
@@ -184,6 +189,20 @@ class S3Blobs:
             if etag is None or etag != etag_of_parts([part.etag for part in completed]):
                 raise
             return etag
+
+    async def _check_parts(
+        self, key: str, upload_id: str, completed: Sequence[CompletedPart]
+    ) -> Sequence[CompletedPart]:
+        """Return the parts with the ETags of the uploaded ones; raise `StorageError` where they differ.
+
+        SeaweedFS 4.48 completes an upload with any ETags. s3rver does so, too, but cannot list the parts.
+        """
+        try:
+            uploaded = await self._parts(key, upload_id)
+        except UnsupportedByStorageError:
+            return [CompletedPart(part.number, f'"{bare_etag(part.etag)}"') for part in completed]
+        check_parts(completed, {part: found.size for part, found in uploaded.items()}, MIN_PART_SIZE)
+        return [CompletedPart(part.number, uploaded[part.number, bare_etag(part.etag)].etag) for part in completed]
 
     async def _parts(self, key: str, upload_id: str) -> Mapping[tuple[int, str], _UploadedPart]:
         """Return the parts of an upload, by number and bare ETag."""
@@ -268,6 +287,8 @@ class _OpenObject:
                     **self._where, Range=f"bytes={start}-{stop - 1}", IfMatch=self.etag
                 )
             async with response["Body"] as body:
+                if response["ETag"] != self.etag:  # rclone and s3rver ignore If-Match
+                    raise StorageError("PreconditionFailed", "the object has changed: its ETag differs", status=412)
                 while chunk := await body.read(IO_CHUNK):
                     yield chunk
         except (BotoCoreError, RegistryError, aiohttp.ClientError, ConnectionError, asyncio.TimeoutError) as error:
