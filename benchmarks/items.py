@@ -74,9 +74,9 @@ class Items:
             tar.add(self._directory / self.models[0] / "data", "data")
         return path
 
-    def keys(self, version: str) -> list[tuple[str, str]]:
-        """Return each model of a version and the key of its tar in the bucket."""
-        return [(model, f"blobs/models/{model}/{version}.tar") for model in self.models]
+    def prefixes(self, version: str) -> list[tuple[str, str]]:
+        """Return each model of a version and the prefix of its tar in the bucket."""
+        return [(model, f"blobs/models/{model}/{version}/") for model in self.models]
 
     def check_tar(self, file: IO[bytes], model: str | None = None) -> None:
         """Raise WrongBytesError unless a tar holds the files of a model; the only model by default."""

@@ -95,8 +95,17 @@ class Round:
 
     def _errand(self, peer: str, direction: Direction, version: str, home: Path, tar: Path) -> Errand:
         items = self._items
-        key = f"{version}.tar" if direction == "push" else items.keys(version)[0][1]
+        key = f"{version}.tar" if direction == "push" else self._keys(version)[0][1]
         return Errand(direction, items.kind, f"{items.name}:{version}", key, tar, home, self._site)
+
+    def _keys(self, version: str) -> list[tuple[str, str]]:
+        """Return each model of a version and the key of its tar in the bucket."""
+
+        def find(prefix: str) -> str:
+            (found,) = self._site.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
+            return str(found["Key"])
+
+        return [(model, find(prefix)) for model, prefix in self._items.prefixes(version)]
 
     def _push(self, peer: str, version: str, *, note: bool = True) -> None:
         items, client = self._items, self._site.client
@@ -106,7 +115,7 @@ class Round:
             tar = Path() if is_client(peer) else items.tar
             errand = self._errand(peer, "push", version, home, tar)
             taken = self._take(peer, errand)
-        for model, key in items.keys(version) if is_client(peer) else [(None, errand.key)]:
+        for model, key in self._keys(version) if is_client(peer) else [(None, errand.key)]:
             items.check_tar(client.get_object(Bucket=BUCKET, Key=key)["Body"], model)
         if note:
             self._note(peer, "push", taken)

@@ -26,13 +26,18 @@ def bare_etag(etag: str) -> str:
     return etag.strip('"').lower()
 
 
+def is_md5(text: str) -> bool:
+    """Tell whether a bare ETag is an MD5 in hexadecimal."""
+    return _MD5.fullmatch(text) is not None
+
+
 def etag_of_parts(etags: Sequence[str]) -> str | None:
     """Return the quoted ETag of an object made of parts: the MD5 of the parts' MD5s, and the number of parts.
 
     None where the ETag of a part is no MD5, as with encryption by a key of KMS.
     """
     digests = [bare_etag(etag) for etag in etags]
-    if not all(map(_MD5.fullmatch, digests)):
+    if not all(map(is_md5, digests)):
         return None
     binary = b"".join(map(bytes.fromhex, digests))
     return f'"{hashlib.md5(binary, usedforsecurity=False).hexdigest()}-{len(digests)}"'

@@ -86,7 +86,7 @@ class RootGroup(LazyGroup):
         "models": "main:models",
         "pull": "push_pull:pull",
         "push": "push_pull:push",
-        "registry": "serve:registry",
+        "registry": "registry:registry",
         "store": "store:store",
         "whoami": "login:whoami",
     },

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import signal
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from async_bento._core.garbage import resume_collection
-from async_bento.cli.groups import Group
 from async_bento.cli.options import asynchronous
+from async_bento.cli.registry import storage_options
 from async_bento.cli.signals import is_ignored
 
-
-@click.group(cls=Group)
-def registry() -> None:
-    """Run your own registry."""
+if TYPE_CHECKING:
+    from async_bento.cli.registry import Places
 
 
-@registry.command()
-@click.option("--root", type=click.Path(file_okay=False), help="Directory for all data without another place.")
-@click.option(
-    "--database",
-    metavar="URL",
-    envvar="ASYNC_BENTO_REGISTRY_DATABASE",
-    help="PostgreSQL database for the records, like postgresql://user:password@host/bentos.",
-)
-@click.option("--s3", "bucket", metavar="BUCKET", help="S3 bucket for the bytes.")
-@click.option("--s3-endpoint", metavar="URL", help="URL of the S3 service, if it is not AWS.")
+@click.command()
+@storage_options
 @click.option("--s3-public-endpoint", metavar="URL", help="URL at which clients reach the S3 service, if different.")
-@click.option("--s3-prefix", metavar="PREFIX", help="Prefix of all keys in the bucket.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -63,12 +51,8 @@ def registry() -> None:
 )
 @asynchronous
 async def serve(
-    root: str | None,
-    database: str | None,
-    bucket: str | None,
-    s3_endpoint: str | None,
+    places: Places,
     s3_public_endpoint: str | None,
-    s3_prefix: str | None,
     port: int,
     host: str,
     public_url: str | None,
@@ -88,19 +72,10 @@ async def serve(
     import asyncio
 
     from async_bento.registry.connections import raise_descriptor_limit
-    from async_bento.registry.s3_bucket import S3Bucket
     from async_bento.registry.server import LocalRegistry
 
     resume_collection()
-    for name in ("aiosqlite", "botocore"):
-        logging.getLogger(name).setLevel(logging.INFO)  # their debug logs contain tokens
-    if root is None and (database is None or bucket is None):
-        raise click.UsageError("Pass --root, or both --database and --s3.")
-    if bucket is None and (s3_endpoint or s3_public_endpoint or s3_prefix):
-        raise click.UsageError("--s3-endpoint, --s3-public-endpoint and --s3-prefix require --s3.")
-    storage: S3Bucket | None = None
-    if bucket is not None:
-        storage = S3Bucket(bucket, endpoint=s3_endpoint, public_endpoint=s3_public_endpoint, prefix=s3_prefix or "")
+    bucket = places.bucket(s3_public_endpoint)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -108,9 +83,9 @@ async def serve(
             loop.add_signal_handler(number, stop.set)
     raise_descriptor_limit()
     served = LocalRegistry(
-        root,
-        database=database,
-        bucket=storage,
+        places.root,
+        database=places.database,
+        bucket=bucket,
         transmission=transmission,
         host=host,
         port=port,
@@ -120,7 +95,9 @@ async def serve(
         tls_key=tls_key,
     )
     async with served as server:
-        click.echo(f"Serving {storage or root} at {server.endpoint}. Press Ctrl-C to stop. Clients need:", err=True)
+        click.echo(
+            f"Serving {bucket or places.root} at {server.endpoint}. Press Ctrl-C to stop. Clients need:", err=True
+        )
         click.echo(f"export BENTO_CLOUD_API_ENDPOINT={server.public_url}")
         click.echo(f"export BENTO_CLOUD_API_KEY={server.api_token}")
         await stop.wait()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
-from datetime import datetime, timezone
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,12 +20,11 @@ from async_bento.registry import schemas
 from async_bento.registry.base_url import BaseUrl
 from async_bento.registry.blobs.base import CompletedPart
 from async_bento.registry.connections import SERVER_NAME
-from async_bento.registry.deletion import Deletion, ItemRef
 from async_bento.registry.downloads import send_blob
-from async_bento.registry.errors import RegistryError, translate_errors
+from async_bento.registry.errors import RecordNotFoundError, RegistryError, translate_errors
 from async_bento.registry.expect import defer_continue, send_continue
-from async_bento.registry.item_types import BENTO, ITEM_TYPES, MODEL, ItemType, check_tag_part
-from async_bento.registry.records.base import Change, NewItem
+from async_bento.registry.item_types import BENTO, ITEM_TYPES, MODEL, ItemRef, ItemType, check_tag_part
+from async_bento.registry.records.base import Change, NewItem, utc_now
 from async_bento.registry.records.query import parse_list_query
 from async_bento.registry.unsupported import unsupported_routes
 
@@ -59,8 +60,7 @@ class Api:
 
     def __init__(self, backend: OpenBackend, transmission: TransmissionPolicy, base_url: BaseUrl | None = None) -> None:
         self._records = backend.records
-        self._blobs = backend.blobs
-        self._deletion = Deletion(backend.records, backend.blobs)
+        self._uploads = backend.uploads
         self._backend_routes = backend.routes
         self._api_token = backend.api_token.encode()
         self._transmission = transmission
@@ -200,13 +200,14 @@ class Api:
             manifest=body.manifest,
             labels=body.labels or (),
         )
-        async with self._deletion.lock(ItemRef(item_type, name, new.version)):
-            return self._respond(item_type, await self._records.create_item(item_type, name, new))
+        return self._respond(item_type, await self._records.create_item(item_type, name, new))
 
     async def _get(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
         found, found_models = await self._records.find(item_type, ref.name, ref.version)
         (text,) = await self._write_items(item_type, found)
+        content = await self._uploads.content(found.items[0])
+        text = f'{text[:-1]}, "checksums": {json.dumps(schemas.checksums(content))}}}'
         if item_type is BENTO:
             models = await self._write_items(MODEL, found_models)
             text = f'{text[:-1]}, "models": [{", ".join(models)}]}}'
@@ -220,76 +221,84 @@ class Api:
 
     async def _delete(self, item_type: ItemType, request: web.Request) -> web.Response:
         force = request.query.get("force", "").lower() in ("true", "1")
-        found = await shielded(self._deletion.delete(_item_ref(item_type, request), force=force))
+        found = await shielded(self._uploads.delete(_item_ref(item_type, request), force=force))
         (text,) = await self._write_items(item_type, found)
         return _json_response(text)
 
     async def _start_upload(self, item_type: ItemType, request: web.Request) -> web.Response:
-        change = Change(upload_status="uploading", upload_started_at=_now())
+        change = Change(upload_status="uploading", upload_started_at=utc_now())
         return self._respond(item_type, await self._update_record(_item_ref(item_type, request), change))
 
     async def _finish_upload(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
         body = schemas.parse_request(schemas.FinishRequest, await request.read())
-        change = Change(upload_status=body.status, upload_finished_at=_now(), upload_finished_reason=body.reason)
-        async with self._deletion.removing_late_bytes(ref):
-            return self._respond(item_type, await self._update_record(ref, change))
+        item = await self._get_record(ref)
+        change = Change(
+            upload_status=body.status,
+            upload_finished_at=utc_now(),
+            upload_finished_reason=body.reason,
+            publish=await self._uploads.completed(item) if body.status == "success" else None,
+            uid=item.uid,
+        )
+        return self._respond(item_type, await self._update_record(ref, change))
 
     async def _presign_upload(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
         item = await self._get_record(ref)
-        url = await self._blobs.presign_put(ref.key) if self._transmission.presign else ""
+        url = await self._uploads.presign_put(ref, item) if self._transmission.presign else ""
         return self._respond(item_type, item, presigned_upload_url=self._absolute(request, url))
 
     async def _presign_download(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
         item = await self._get_record(ref)
-        url = await self._blobs.presign_get(ref.key) if self._transmission.presign else ""
-        return self._respond(item_type, item, presigned_download_url=self._absolute(request, url))
+        if not self._transmission.presign:
+            return self._respond(item_type, item)
+        current = await self._uploads.current(item)
+        url = await self._uploads.presign_get(current)
+        fields: schemas.TransferFields = {
+            "presigned_download_url": self._absolute(request, url),
+            "checksums": schemas.checksums(current.content),
+        }
+        return self._respond(item_type, item, **fields)
 
     async def _start_multipart(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
         item = await self._get_record(ref)
-        return self._respond(item_type, item, upload_id=await self._blobs.start_multipart(ref.key))
+        return self._respond(item_type, item, upload_id=await self._uploads.start_multipart(ref, item))
 
     async def _presign_part(self, item_type: ItemType, request: web.Request) -> web.Response:
-        ref = _item_ref(item_type, request)
         body = schemas.parse_request(schemas.PresignPartRequest, await request.read())
-        item = await self._get_record(ref)
-        url = await self._blobs.presign_part(ref.key, body.upload_id, body.part_number)
+        item = await self._get_record(_item_ref(item_type, request))
+        url = await self._uploads.presign_part(item, body.upload_id, body.part_number)
         return self._respond(item_type, item, presigned_upload_url=self._absolute(request, url))
 
     async def _complete_multipart(self, item_type: ItemType, request: web.Request) -> web.Response:
-        ref = _item_ref(item_type, request)
         body = schemas.parse_request(schemas.CompleteRequest, await request.read())
-        await self._get_record(ref)
+        item = await self._get_record(_item_ref(item_type, request))
         parts = [CompletedPart(part.part_number, part.etag) for part in body.parts]
-        async with self._deletion.removing_late_bytes(ref):
-            await self._blobs.complete_multipart(ref.key, body.upload_id, parts)
-            return self._respond(item_type, await self._get_record(ref))
+        await self._uploads.complete_multipart(item, body.upload_id, parts)
+        return self._respond(item_type, item)
 
     async def _upload(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
-        item = await self._update_record(ref, Change(upload_status="uploading", upload_started_at=_now()))
+        item = await self._update_record(ref, Change(upload_status="uploading", upload_started_at=utc_now()))
+        ended = partial(Change, uid=item.uid)
         try:
             with translate_errors():
-                await self._blobs.put(ref.key, request.content.iter_any(), request.content_length)
+                async with self._uploads.received(ref, request.content.iter_any(), request.content_length) as received:
+                    done = ended(upload_status="success", upload_finished_at=utc_now(), upload_finished_reason="")
+                    await self._update_record(ref, replace(done, publish=received))
         except BaseException as error:
             reason = error.message if isinstance(error, RegistryError) else "the upload was interrupted"
-            failed = Change(
-                upload_status="failed", upload_finished_at=_now(), upload_finished_reason=reason, uid=item.uid
-            )
-            await shielded(self._update_record(ref, failed))
+            failed = ended(upload_status="failed", upload_finished_at=utc_now(), upload_finished_reason=reason)
+            with suppress(RecordNotFoundError):  # it was deleted
+                await shielded(self._update_record(ref, failed))
             raise
-        done = Change(upload_status="success", upload_finished_at=_now(), upload_finished_reason="", uid=item.uid)
-        async with self._deletion.removing_late_bytes(ref):
-            await self._update_record(ref, done)
         return web.Response()
 
     async def _download(self, item_type: ItemType, request: web.Request) -> web.StreamResponse:
-        ref = _item_ref(item_type, request)
-        await self._get_record(ref)
-        async with self._blobs.open(ref.key) as blob:
+        item = await self._get_record(_item_ref(item_type, request))
+        async with self._uploads.open(item) as blob:
             return await send_blob(request, blob)
 
     async def _get_record(self, ref: ItemRef) -> Item:
@@ -369,7 +378,3 @@ def _name(request: web.Request) -> str:
 
 def _item_ref(item_type: ItemType, request: web.Request) -> ItemRef:
     return ItemRef(item_type, _name(request), check_tag_part("version", request.match_info["version"]))
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)

@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import URL
 
+from async_bento._core.concurrency import Threads
 from async_bento.errors import ConfigError
 from async_bento.registry.blobs.disk import DiskBlobs
 from async_bento.registry.blobs.disk_endpoints import DiskEndpoints
+from async_bento.registry.blobs.old_layout import adopt_objects
 from async_bento.registry.blobs.presign import Presigner
+from async_bento.registry.cleanup import Cleanup
 from async_bento.registry.directory import DATABASE, Directory, open_directory
+from async_bento.registry.records.blobs import BlobRecords
 from async_bento.registry.records.database import Database, parse_database_url
 from async_bento.registry.records.sql import Records
+from async_bento.registry.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -29,12 +34,19 @@ if TYPE_CHECKING:
     from async_bento.registry.s3_bucket import S3Bucket
 
 
+_URL_EXPIRY = 3600.0
+"""Of a registry that another process may run, in seconds."""
+
+
 @dataclass(frozen=True)
 class OpenBackend:
     """The open data of a registry; `routes` serve its presigned URLs where the registry itself does."""
 
     records: Records
+    blob_records: BlobRecords
     blobs: Blobs
+    uploads: Uploads
+    cleanup: Cleanup
     api_token: str = field(repr=False)
     routes: Sequence[web.AbstractRouteDef] = field(default_factory=tuple)
 
@@ -61,12 +73,35 @@ class Backend:
                 if self.root is not None:
                     directory = await stack.enter_async_context(open_directory(self.root))
                 records = await self._open_records(stack, directory)
-                blobs, routes = await self._open_blobs(stack, directory, records, url_expiry)
+                blob_records = BlobRecords(records.database)
+                blobs, routes = await self._open_blobs(stack, directory, records, blob_records, url_expiry)
                 if api_token is None:
                     api_token = await self._token(directory, records)
             except OSError as error:
                 raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
-            yield OpenBackend(records, blobs, api_token, routes)
+            uploads = Uploads(records, blob_records, blobs)
+            cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=url_expiry)
+            yield OpenBackend(records, blob_records, blobs, uploads, cleanup, api_token, routes)
+
+    @asynccontextmanager
+    async def attached(self) -> AsyncGenerator[OpenBackend]:
+        """Open the places of a registry that exists, also while it runs; raise `ConfigError` if it does not exist."""
+        threads = Threads(1)
+        try:
+            if self.root is not None and not await threads.run((self.root / DATABASE).exists) and not self.database:
+                raise ConfigError(f"cannot use {self.root}: it holds no registry. Pass the directory of one.")
+            async with AsyncExitStack() as stack:
+                directory = None if self.root is None else Directory(self.root, threads)
+                records = await self._open_records(stack, directory)
+                blob_records = BlobRecords(records.database)
+                blobs, _ = await self._open_blobs(stack, directory, records, blob_records, _URL_EXPIRY)
+                uploads = Uploads(records, blob_records, blobs)
+                cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=_URL_EXPIRY)
+                yield OpenBackend(records, blob_records, blobs, uploads, cleanup, "")
+        except OSError as error:
+            raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
+        finally:
+            threads.close()
 
     async def _token(self, directory: Directory | None, records: Records) -> str:
         if directory is None:
@@ -86,14 +121,19 @@ class Backend:
         return Records(database)
 
     async def _open_blobs(
-        self, stack: AsyncExitStack, directory: Directory | None, records: Records, url_expiry: float
+        self,
+        stack: AsyncExitStack,
+        directory: Directory | None,
+        records: Records,
+        blob_records: BlobRecords,
+        url_expiry: float,
     ) -> tuple[Blobs, Sequence[web.AbstractRouteDef]]:
         if self.bucket is not None:
-            return await stack.enter_async_context(self.bucket.open(records.database, url_expiry=url_expiry)), ()
+            return await stack.enter_async_context(self.bucket.open(records, blob_records, url_expiry=url_expiry)), ()
         assert directory is not None
-        key = await directory.secret("signing_key")
-        presigner = Presigner(key.encode(), url_expiry)
-        blobs = DiskBlobs(await directory.private_directory("blobs"), presigner, min_part_size=self.min_part_size)
+        presigner = Presigner((await directory.secret("signing_key")).encode(), url_expiry)
+        root = await directory.private_directory("blobs")
+        await adopt_objects(root, records, blob_records)
+        blobs = DiskBlobs(root, presigner, min_part_size=self.min_part_size)
         stack.callback(blobs.close)
-        await blobs.start()
-        return blobs, DiskEndpoints(blobs, max_put_size=self.max_put_size).routes()
+        return blobs, DiskEndpoints(blobs, blob_records, max_put_size=self.max_put_size).routes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from async_bento.registry.errors import BadRequestError
 
@@ -53,6 +54,17 @@ MODEL = ItemType(
 )
 
 ITEM_TYPES = (BENTO, MODEL)
+
+
+class ItemRef(NamedTuple):
+    """The item that a route names."""
+
+    item_type: ItemType
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.item_type.item} {self.name}:{self.version}"
 
 
 def check_tag_part(field: str, value: str) -> str:

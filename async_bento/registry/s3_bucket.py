@@ -1,40 +1,38 @@
 """The bucket of a registry, which holds the bytes.
 
-    <prefix>registry.json                           the format version of this layout
-    <prefix>blobs/<items>/<name>/<version>.tar      see `blobs/s3.py`; `<items>` is `bentos` or `models`
+    <prefix>registry.json                               the format version of this layout
+    <prefix>blobs/<items>/<name>/<version>/<id>.tar     see `blobs/s3.py`; `<items>` is `bentos` or `models`
+    <prefix>blobs/<items>/<name>/<version>.tar          an object of format 1
 
 aiobotocore is imported when a bucket is opened, since the extra may not be installed.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from async_bento._core.concurrency import Threads
 from async_bento._core.urls import check_endpoint
 from async_bento.errors import ConfigError
-from async_bento.registry.errors import RegistryError, UnsupportedByStorageError
+from async_bento.registry.errors import RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from async_bento.registry.blobs.bucket import Bucket
     from async_bento.registry.blobs.s3 import S3Blobs
-    from async_bento.registry.records.database import Database
+    from async_bento.registry.records.blobs import BlobRecords
+    from async_bento.registry.records.sql import Records
 
 _FORMAT = 2
 """Format 1 had the records in the bucket, too; see `records/bucket_records.py`."""
 
 _MAX_URL_EXPIRY = 7 * 24 * 3600
 """SigV4's limit, in seconds."""
-
-_SWEEP_INTERVAL = 3600.0
-"""Seconds between searches for abandoned uploads."""
 
 log = logging.getLogger(__package__)
 
@@ -78,11 +76,12 @@ class S3Bucket:
         return f"s3://{self._bucket}/{self._prefix}" + (f" at {self._endpoint}" if self._endpoint else "")
 
     @asynccontextmanager
-    async def open(self, database: Database, *, url_expiry: float) -> AsyncGenerator[S3Blobs]:
+    async def open(self, records: Records, blob_records: BlobRecords, *, url_expiry: float) -> AsyncGenerator[S3Blobs]:
         """Open the bucket; `LocalRegistry.start` calls this.
 
         Args:
-            database: The registry's database, into which the records of a bucket of format 1 are copied.
+            records: The records of items, to which those of a bucket of format 1 are copied.
+            blob_records: The records of bytes.
             url_expiry: The lifetime of presigned URLs in seconds.
 
         Yields:
@@ -104,32 +103,36 @@ class S3Bucket:
             bucket = Bucket(client, self._bucket, self._prefix)
             try:
                 await bucket.check()
-                await self._prepare(bucket, database)
+                await self._prepare(bucket, records, blob_records)
             except RegistryError as error:
                 raise ConfigError(f"cannot use {self}: {error.message}") from error
-            blobs = S3Blobs(bucket, presigning, url_expiry=max(1, round(url_expiry)))
-            sweeper = asyncio.create_task(_abort_abandoned_periodically(blobs))
-            stack.push_async_callback(_cancel, sweeper)
-            yield blobs
+            yield S3Blobs(bucket, presigning, url_expiry=max(1, round(url_expiry)))
 
-    async def _prepare(self, bucket: Bucket, database: Database) -> None:
-        """Check the bucket's format; copy the records of format 1 and its token into the database."""
+    async def _prepare(self, bucket: Bucket, records: Records, blob_records: BlobRecords) -> None:
+        """Check the bucket's format and database; copy the records of format 1 and its token into the database."""
         stored = await bucket.read("registry.json")
         try:
-            found = json.loads(stored)["format"] if stored else _FORMAT
+            layout = json.loads(stored) if stored else {"format": _FORMAT}
+            found = int(layout["format"])
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"cannot use {self}: async-bento did not write its registry.json. Use another prefix."
             ) from error
         if found > _FORMAT:
             raise ConfigError(f"cannot use {self}: a newer async-bento wrote it (format {found}). Upgrade async-bento.")
+        database_id = await records.secret("database_id")
+        if layout.get("database", database_id) != database_id:  # its cleanup would remove the other's bytes
+            raise ConfigError(
+                f"cannot use {self}: it holds the bytes of another database. Use that database, or another prefix."
+            )
         if found < _FORMAT:
-            from async_bento.registry.records.bucket_records import copy_records
+            from async_bento.registry.records.bucket_records import adopt_objects, copy_records
 
             log.info("copying the records of %s into the database", self)
-            await copy_records(bucket, database)
+            await copy_records(bucket, records.database)
+            await adopt_objects(bucket, records, blob_records)
         if stored is None or found < _FORMAT:
-            await bucket.write("registry.json", json.dumps({"format": _FORMAT}).encode())
+            await bucket.write("registry.json", json.dumps({"format": _FORMAT, "database": database_id}).encode())
 
 
 async def _import_aiobotocore() -> None:
@@ -141,21 +144,3 @@ async def _import_aiobotocore() -> None:
         raise ConfigError(f'cannot use S3: {error}. Run: pip install "async-bento[s3]"') from error
     finally:
         threads.close()
-
-
-async def _abort_abandoned_periodically(blobs: S3Blobs) -> None:
-    while True:
-        try:
-            await blobs.abort_abandoned()
-        except UnsupportedByStorageError as error:
-            log.warning("abandoned uploads stay in the bucket: %s. Remove them by its own means.", error.message)
-            return
-        except RegistryError as error:
-            log.warning("cannot abort abandoned uploads: %s", error.message)
-        await asyncio.sleep(_SWEEP_INTERVAL)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task

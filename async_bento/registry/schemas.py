@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from async_bento.registry.blobs.base import Content
     from async_bento.registry.item_types import ItemType
     from async_bento.registry.records.base import Item, Repository
     from async_bento.rest.schemas import TransmissionStrategy
@@ -175,6 +176,14 @@ class TransferFields(TypedDict, total=False):
     presigned_upload_url: str
     presigned_download_url: str
     upload_id: str
+    checksums: JsonObject | None
+
+
+def checksums(content: Content | None) -> JsonObject | None:
+    """Return size, ETag, and size and MD5 of each part of an item's bytes; None if they are unknown."""
+    if content is None or not content.parts:
+        return None
+    return {"size": content.size, "etag": content.etag, "parts": [[part.size, part.md5] for part in content.parts]}
 
 
 def item_json(
@@ -187,6 +196,8 @@ def item_json(
 ) -> str:
     """Write a bento or model as JSON, and its repository with it."""
     fields = _item_fields(item_type, item, strategy, **transfer)
+    if "checksums" in transfer:
+        fields["checksums"] = transfer["checksums"]
     if repository is not None:
         fields["repository"] = repository
     return to_json(fields, manifest=item.manifest or "null")

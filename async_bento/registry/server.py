@@ -20,6 +20,7 @@ from async_bento.errors import ConfigError
 from async_bento.registry.app import Api
 from async_bento.registry.base_url import BaseUrl
 from async_bento.registry.blobs.base import IO_CHUNK
+from async_bento.registry.cleanup import Cleanup, running
 from async_bento.registry.connections import accepting
 from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.tls import TlsFiles
@@ -213,13 +214,23 @@ class LocalRegistry:
             raise ConfigError("cannot start the registry: it is already running")
         async with AsyncExitStack() as stack:
             given = None if self._given_token is None else self._given_token.get_secret_value()
-            backend = await self._load_backend()
+            backend = await load_backend(
+                root=self._root,
+                database=None if self._database is None else self._database.get_secret_value(),
+                bucket=self._bucket,
+                min_part_size=self._min_part_size,
+                max_put_size=self._max_put_size,
+            )
             opened = await stack.enter_async_context(backend.open(api_token=given, url_expiry=self._url_expiry))
+            await stack.enter_async_context(running(opened.cleanup))
             api = Api(opened, self._transmission, self._base_url)
             stack.push_async_callback(api.wait_for_handlers)
             port = await self._listen(stack, api.application())
             self._running = _Running(
-                _endpoint(self._host, port, is_tls=self._tls is not None), opened.api_token, stack.pop_all()
+                _endpoint(self._host, port, is_tls=self._tls is not None),
+                opened.api_token,
+                opened.cleanup,
+                stack.pop_all(),
             )
 
     async def close(self) -> None:
@@ -227,26 +238,6 @@ class LocalRegistry:
         running, self._running = self._running, None
         if running is not None:
             await running.stack.aclose()
-
-    async def _load_backend(self) -> Backend:
-        """Import what the client alone does not need, in a thread, since it reads many files."""
-        threads = Threads(1)
-        try:
-            module = await threads.run(import_module, "async_bento.registry.backend")
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f'cannot start the registry: {error}. Run: pip install "async-bento[registry]"'
-            ) from error
-        finally:
-            threads.close()
-        backend: Backend = module.Backend(
-            root=self._root,
-            database=self._database and self._database.get_secret_value(),
-            bucket=self._bucket,
-            min_part_size=self._min_part_size,
-            max_put_size=self._max_put_size,
-        )
-        return backend
 
     async def _listen(self, stack: AsyncExitStack, app: web.Application) -> int:
         tls = None if self._tls is None else await self._tls.load()
@@ -272,12 +263,36 @@ class LocalRegistry:
             ) from error
 
 
+async def load_backend(
+    *,
+    root: Path | None,
+    database: str | None,
+    bucket: S3Bucket | None,
+    min_part_size: int = MIN_PART_SIZE,
+    max_put_size: int = MAX_PUT_SIZE,
+) -> Backend:
+    """Describe where a registry keeps its data; see `Backend`.
+
+    Import what the client alone does not need, in a thread, since it reads many files.
+    """
+    threads = Threads(1)
+    try:
+        module = await threads.run(import_module, "async_bento.registry.backend")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'cannot start the registry: {error}. Run: pip install "async-bento[registry]"') from error
+    finally:
+        threads.close()
+    backend: Backend = module.Backend(root, database, bucket, min_part_size, max_put_size)
+    return backend
+
+
 @dataclass(frozen=True)
 class _Running:
     """The state of a running registry."""
 
     endpoint: str
     api_token: str = field(repr=False)
+    cleanup: Cleanup
     stack: AsyncExitStack
 
 

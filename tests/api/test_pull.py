@@ -630,6 +630,8 @@ async def test_pull_of_unfinished_upload_with_other_error_names_both(
     proxy = await start_proxy()
     make_bento(home, "svc:v2")
     await left_unfinished(proxy, make_client(proxy), "failed")
+    presigned = {"version": "v2", "presigned_download_url": f"{proxy.endpoint}/blobs/v2"}
+    proxy.add_fault("presign_download", answer_json(200, presigned), times=None)  # Yatai, which does not look at S3
     proxy.add_fault("GET /blobs", refuse(403, code="AccessDenied"), times=None)  # S3, where listing is not allowed
 
     with pytest.raises(PartError, match="AccessDenied") as failure:

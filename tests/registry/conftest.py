@@ -11,6 +11,7 @@ import os
 import shutil
 import uuid
 from contextlib import AsyncExitStack
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
@@ -120,11 +121,22 @@ class Caller:
         body = {"upload_id": upload_id, "parts": parts}
         return await self.api("PATCH", f"{self.items()}/{version}/complete_multipart_upload", json=body)
 
+    async def finish(self, version: str = "v1", status: str = "success") -> Any:
+        body = {"status": status, "reason": ""}
+        return await self.ok("PATCH", f"{self.items()}/{version}/finish_upload", json=body)
+
     async def upload(self, data: Any, version: str = "v1", **kwargs: Any) -> Response:
         return await self.api("PUT", f"{self.items()}/{version}/upload", data=data, **kwargs)
 
     async def download(self, version: str = "v1") -> Response:
         return await self.api("GET", f"{self.items()}/{version}/download")
+
+
+async def clean_up(caller: Caller, *, hours: float) -> None:
+    """Let the registry remove what nobody needs that many hours from now."""
+    running = caller.registry._running
+    assert running is not None
+    await running.cleanup.run(datetime.now(timezone.utc) + timedelta(hours=hours))
 
 
 HAS_S3, HAS_POSTGRES = seaweed.is_installed(), postgres.is_installed()
@@ -280,13 +292,13 @@ class Stored:
 
 @pytest.fixture
 def stored_files(storage: Storage, tmp_path: Path, request: pytest.FixtureRequest) -> Stored:
-    """What the registry named `registry` stores for bytes; on the disk, empty directories count too."""
+    """What the registry named `registry` stores for bytes; on the disk, empty directories count, too."""
     bucket = storage("registry").get("bucket")
 
     def find_files() -> list[str]:
         root = tmp_path / "registry" / "blobs"
         found = [path.relative_to(root) for path in root.rglob("*") if path.is_file() or not any(path.iterdir())]
-        return [str(path) for path in found if len(path.parts) > 1]
+        return [str(path) for path in found if len(path.parts) > 1 and path.name != "upload"]
 
     def find_objects() -> list[str]:
         client = sync_client(request.getfixturevalue("weed"))

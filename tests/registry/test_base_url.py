@@ -83,7 +83,7 @@ async def test_tls_proxy_without_public_url_warns_once(
 ):
     caller = await serve(**options)
     await presigned(caller, headers)
-    await caller.ok("PATCH", f"{caller.items()}/v1/presign_download_url", headers=headers)
+    await caller.ok("PATCH", f"{caller.items()}/v1/presign_upload_url", headers=headers)
     found = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(found) == warnings
     assert all("--public-url" in message for message in found)

@@ -199,6 +199,7 @@ async def test_expect_with_token_continues(caller: Caller):
     assert (await caller.upload(b"bytes", expect100=True)).status == 200
     response = await caller.bare("PUT", await caller.put_url(), data=b"other", expect100=True)
     assert response.status == 200
+    await caller.finish()
     assert (await caller.download()).body == b"other"
 
 

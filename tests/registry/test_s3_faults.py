@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 import tempfile
@@ -14,13 +13,11 @@ import pytest
 
 from async_bento.cli import main
 from async_bento.errors import ConfigError
-from async_bento.registry import s3_bucket
 from async_bento.registry.blobs import bucket
 from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.server import LocalRegistry
 from tests.cli_runner import make_runner
-from tests.eventually import eventually
-from tests.registry.conftest import BENTOS, BUCKET, Caller, s3_only
+from tests.registry.conftest import BENTOS, BUCKET, Caller, clean_up, s3_only
 from tests.registry.faulty_s3 import FaultyS3, faulty_s3
 
 if TYPE_CHECKING:
@@ -190,29 +187,25 @@ async def test_download_cut_by_bucket_breaks_the_connection(caller: Caller, faul
         await caller.download()
 
 
-async def test_abandoned_uploads_sweep_failure_is_retried(
-    faulty: FaultyS3, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    monkeypatch.setattr(s3_bucket, "_SWEEP_INTERVAL", 0.01)
+async def test_cleanup_failure_is_logged(caller: Caller, faulty: FaultyS3, caplog: pytest.LogCaptureFixture):
+    await caller.create()
+    await caller.upload(b"old")
+    await caller.upload(b"new")
     faulty.fault = lambda request: (507, "StorageFull") if "uploads" in request.query else None
-    async with LocalRegistry(tmp_path, bucket=S3Bucket("bucket", endpoint=faulty.endpoint)):
-        await eventually(lambda: caplog.text.count("cannot abort abandoned uploads") > 1)
-    assert "cannot abort abandoned uploads: the registry's bucket failed: StorageFull" in caplog.text
+    await clean_up(caller, hours=2)
+    assert "the cleanup failed: the registry's bucket failed: StorageFull" in caplog.text
+    assert len([key for key in faulty.objects if key.endswith(".tar")]) == 1  # other steps go on
 
 
 @pytest.mark.parametrize("status", [405, 501])
-async def test_abandoned_uploads_sweep_unsupported_ends(
-    faulty: FaultyS3, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int
+async def test_cleanup_of_uploads_unsupported_is_logged_once(
+    caller: Caller, faulty: FaultyS3, caplog: pytest.LogCaptureFixture, status: int
 ):
-    monkeypatch.setattr(s3_bucket, "_SWEEP_INTERVAL", 0.01)
     faulty.fault = lambda request: (status, "NotImplemented") if "uploads" in request.query else None
-    async with LocalRegistry(tmp_path, bucket=S3Bucket("bucket", endpoint=faulty.endpoint)):
-        await eventually(lambda: caplog.text)
-        await asyncio.sleep(0.2)
-    (record,) = caplog.records
-    assert (
-        "abandoned uploads stay in the bucket: the registry's bucket does not support ListMulti" in record.getMessage()
-    )
+    for _ in range(2):
+        await clean_up(caller, hours=2)
+    (record,) = [each for each in caplog.records if "abandoned uploads" in each.getMessage()]
+    assert "stay in the bucket: the registry's bucket does not support ListMulti" in record.getMessage()
 
 
 async def test_download_of_object_replaced_on_the_way_breaks(caller: Caller, faulty: FaultyS3):

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import hashlib
 import os
-import time
 import tracemalloc
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -14,12 +13,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from async_bento.registry.blobs import disk_files
-from async_bento.registry.blobs.base import UPLOAD_LIFETIME
 from async_bento.registry.blobs.disk import DiskBlobs
 from async_bento.registry.blobs.presign import Presigner
 from async_bento.registry.errors import StorageError
+from async_bento.registry.records import sql
 from tests.eventually import eventually
-from tests.registry.conftest import disk_only
+from tests.registry.conftest import clean_up, disk_only
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,6 +46,14 @@ async def cut_off(url: str, headers: str, body: bytes) -> None:
     await asyncio.sleep(0.05)
     writer.close()
     await writer.wait_closed()
+
+
+async def no_part_url(caller: Caller, upload_id: str, version: str = "v1") -> bool:
+    """Whether the registry signs no URL for a part of an upload."""
+    body = {"upload_id": upload_id, "part_number": 1}
+    path = f"{caller.items()}/{version}/presign_multipart_upload_url"
+    response = await caller.api("PATCH", path, json=body)
+    return response.status == 404 and "no such upload" in response.json["error"]
 
 
 # Through the registry
@@ -126,9 +133,10 @@ async def test_presigned_put_round_trip(either: Caller):
     await either.create()
     put = await either.bare("PUT", await either.put_url(), data=DATA)
     assert (put.status, put.headers["ETag"], put.body) == (200, md5(DATA), b"")
+    assert (await either.get())["upload_status"] == "pending"
+    await either.finish()
     got = await either.bare("GET", await either.get_url())
     assert (got.body, got.headers["ETag"]) == (DATA, md5(DATA))
-    assert (await either.get())["upload_status"] == "pending"
 
 
 @disk_only
@@ -148,7 +156,8 @@ async def test_presigned_put_cut_by_client_leaves_nothing(caller: Caller, stored
     url = await caller.put_url()
     await cut_off(url, "Content-Length: 100000", DATA[:50_000])
     await eventually(lambda: stored_files() == [])
-    assert (await caller.bare("GET", await caller.get_url())).status == 404
+    await caller.finish()
+    assert (await caller.download()).status == 404
 
 
 @pytest.mark.parametrize("size", [4, 6])
@@ -158,13 +167,12 @@ async def test_put_of_wrong_size_is_rejected(tmp_path: Path, size: int):
         yield b"12345"
 
     blobs = DiskBlobs(tmp_path, Presigner(b"secret", 60), min_part_size=1)
-    await blobs.start()
     try:
         with pytest.raises(StorageError, match=f"5 bytes received of {size}"):
-            await blobs.put("bentos/iris/v1.tar", body(), size)
+            await blobs.put("bentos/iris/v1/id", body(), size)
     finally:
         blobs.close()
-    assert list((tmp_path / "data").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @disk_only
@@ -187,11 +195,12 @@ async def test_multipart_round_trip(either: Caller, stored_files: Stored):
     etags = [(n, await either.put_part(upload_id, n, pieces[n - 1])) for n in (3, 1, 2)]
     assert [etag for _, etag in sorted(etags)] == [md5(piece) for piece in pieces]
     assert (await either.complete(upload_id, sorted(etags))).status == 200
+    await either.finish()
     got = await either.bare("GET", await either.get_url())
     assert got.body == ONE + TWO + DATA
     whole = hashlib.md5(b"".join(hashlib.md5(piece).digest() for piece in pieces)).hexdigest()
     assert got.headers["ETag"] == f'"{whole}-3"'
-    assert stored_files.has_count(disk=4, s3=1)
+    assert stored_files.has_count(disk=3, s3=1)
 
 
 @disk_only
@@ -213,8 +222,9 @@ async def test_multipart_part_sent_twice_uses_the_listed_etag(caller: Caller, st
     await caller.put_part(upload_id, 1, b"old")
     etag = await caller.put_part(upload_id, 1, b"new")
     assert (await caller.complete(upload_id, [(1, etag)])).status == 200
+    await caller.finish()
     assert (await caller.download()).body == b"new"
-    assert stored_files.has_count(disk=2, s3=1)
+    assert stored_files.has_count(disk=1, s3=1)
 
 
 async def test_multipart_completion_drops_unlisted_parts(caller: Caller, stored_files: Stored):
@@ -224,8 +234,9 @@ async def test_multipart_completion_drops_unlisted_parts(caller: Caller, stored_
     await caller.put_part(upload_id, 2, TWO)
     third = await caller.put_part(upload_id, 3, b"three")
     assert (await caller.complete(upload_id, [(1, first), (3, third)])).status == 200
+    await caller.finish()
     assert (await caller.download()).body == ONE + b"three"
-    assert stored_files.has_count(disk=3, s3=1)
+    assert stored_files.has_count(disk=2, s3=1)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +299,7 @@ async def test_multipart_completions_racing_all_succeed(caller: Caller):
     etags = [(1, await caller.put_part(upload_id, 1, DATA))]
     responses = await asyncio.gather(*(caller.complete(upload_id, etags) for _ in range(5)))
     assert {response.status for response in responses} == {200}
+    await caller.finish()
     assert (await caller.download()).body == DATA
 
 
@@ -297,9 +309,11 @@ async def test_multipart_part_after_completion_returns_404(caller: Caller):
     url = await caller.part_url(upload_id, 1)
     etag = await caller.put_part(upload_id, 1, DATA)
     await caller.complete(upload_id, [(1, etag)])
-    late = await caller.bare("PUT", url, data=b"late")
-    assert late.status == 404
-    assert b"<Code>NoSuchUpload</Code>" in late.body
+    for _ in range(2):
+        late = await caller.bare("PUT", url, data=b"late")
+        assert late.status == 404
+        assert b"<Code>NoSuchUpload</Code>" in late.body
+        await caller.finish()
     assert (await caller.download()).body == DATA
 
 
@@ -313,10 +327,9 @@ async def test_multipart_completion_of_unknown_upload_returns_404(caller: Caller
 
 
 @pytest.mark.parametrize("upload_id", ["0" * 32, "..", "../objects", "x\ny", "é"])
-@disk_only
 async def test_multipart_part_of_unknown_upload_returns_404(caller: Caller, upload_id: str, stored_files: Stored):
     await caller.create()
-    assert (await caller.bare("PUT", await caller.part_url(upload_id, 1), data=DATA)).status == 404
+    assert await no_part_url(caller, upload_id)
     assert stored_files() == []
 
 
@@ -324,9 +337,9 @@ async def test_multipart_part_of_unknown_upload_returns_404(caller: Caller, uplo
 async def test_multipart_upload_id_has_no_aliases(caller: Caller, tmp_path: Path):
     await caller.create()
     upload_id = await caller.start_multipart()
-    directory = tmp_path / "registry" / "blobs" / "data" / upload_id
-    for other in (f"../data/{upload_id}", str(directory), f"{upload_id}/", f"{upload_id}\n", f"{upload_id}\0"):
-        assert (await caller.bare("PUT", await caller.part_url(other, 1), data=DATA)).status == 404, other
+    directory = tmp_path / "registry" / "blobs" / "bentos" / "iris" / "v1" / upload_id
+    for other in (f"../v1/{upload_id}", str(directory), f"{upload_id}/", f"{upload_id}\n", f"{upload_id}\0"):
+        assert await no_part_url(caller, other), other
         assert (await caller.complete(other, [(1, md5(DATA))])).status == 404, other
 
 
@@ -334,7 +347,7 @@ async def test_multipart_upload_of_another_item_returns_404(caller: Caller):
     await caller.create(version="v1")
     await caller.create(version="v2")
     upload_id = await caller.start_multipart("v1")
-    assert (await caller.bare("PUT", await caller.part_url(upload_id, 1, "v2"), data=DATA)).status == 404
+    assert await no_part_url(caller, upload_id, "v2")
     etag = await caller.put_part(upload_id, 1, DATA)
     assert (await caller.complete(upload_id, [(1, etag)], "v2")).status == 404
 
@@ -344,7 +357,7 @@ async def test_multipart_part_cut_by_client_leaves_nothing(caller: Caller, store
     await caller.create()
     upload_id = await caller.start_multipart()
     await cut_off(await caller.part_url(upload_id, 1), "Content-Length: 100000", DATA[:50_000])
-    await eventually(lambda: stored_files() == [f"data/{upload_id}/upload"])
+    await eventually(lambda: stored_files() == [])
 
 
 async def test_multipart_parts_survive_restart(serve: Serve):
@@ -356,28 +369,35 @@ async def test_multipart_parts_survive_restart(serve: Serve):
     await caller.registry.start()
     second = await caller.put_part(upload_id, 2, b"two")
     assert (await caller.complete(upload_id, [(1, first), (2, second)])).status == 200
+    await caller.finish()
     assert (await caller.download()).body == ONE + b"two"
 
 
-@disk_only
-async def test_multipart_abandoned_upload_is_removed_at_start(caller: Caller, tmp_path: Path, stored_files: Stored):
+async def test_multipart_abandoned_upload_is_removed(caller: Caller, stored_files: Stored):
     await caller.create()
-    old, young = await caller.start_multipart(), await caller.start_multipart()
-    for upload_id in (old, young):
-        await caller.put_part(upload_id, 1, DATA)
+    upload_id = await caller.start_multipart()
+    await caller.put_part(upload_id, 1, ONE)
+    etag = await caller.put_part(upload_id, 2, b"two")
     await caller.upload(DATA)
-    await caller.registry.close()
-    data = tmp_path / "registry" / "blobs" / "data"
-    (data / young / ".half").write_bytes(b"killed in the middle")
-    (data / "never-published").mkdir()
-    yesterday = time.time() - UPLOAD_LIFETIME - 60
-    for directory in data.iterdir():
-        if directory.name not in {young, "never-published"}:
-            os.utime(directory, (yesterday, yesterday))
-    await caller.registry.start()
-    assert {directory.name for directory in data.iterdir()} & {old, young, "never-published"} == {young}
-    assert not any(".half" in file for file in stored_files())
+    await clean_up(caller, hours=23)
+    assert not await no_part_url(caller, upload_id)
+    await clean_up(caller, hours=25)
+    assert await no_part_url(caller, upload_id)
+    assert (await caller.complete(upload_id, [(1, md5(ONE)), (2, etag)])).status == 404
+    assert stored_files.has_count(disk=1, s3=1)
     assert (await caller.download()).body == DATA
+
+
+async def test_presigned_put_that_is_not_finished_is_removed(caller: Caller, stored_files: Stored):
+    await caller.create()
+    url = await caller.put_url()
+    await caller.bare("PUT", url, data=DATA)
+    await clean_up(caller, hours=23)
+    assert stored_files.has_count(disk=1, s3=1)
+    await clean_up(caller, hours=25)
+    assert stored_files() == []
+    await caller.finish()
+    assert (await caller.download()).status == 404
 
 
 # Replacement of an object
@@ -391,15 +411,20 @@ async def test_replacement_serves_old_bytes_until_completion(caller: Caller, sto
     await caller.ok("PATCH", f"{caller.items()}/v1/start_upload")
     assert (await caller.download()).body == b"old"
     await caller.complete(upload_id, [(1, etag)])
+    assert (await caller.download()).body == b"old"
+    await caller.finish()
     assert (await caller.download()).body == b"new"
-    assert stored_files.has_count(disk=2, s3=1)
+    assert stored_files.has_count(disk=2, s3=2)
+    await clean_up(caller, hours=2)
+    assert stored_files.has_count(disk=1, s3=1)
+    assert (await caller.download()).body == b"new"
 
 
 async def test_replacement_cut_by_client_keeps_old_bytes(caller: Caller, stored_files: Stored):
     await caller.create()
     await caller.upload(b"old")
     await cut_off(await caller.put_url(), "Content-Length: 100000", DATA[:50_000])
-    await eventually(lambda: stored_files.has_count(disk=2, s3=1))
+    await eventually(lambda: stored_files.has_count(disk=1, s3=1))
     assert (await caller.download()).body == b"old"
 
 
@@ -408,7 +433,8 @@ async def test_replacement_by_racing_uploads_keeps_one_body(caller: Caller, stor
     bodies = [bytes([number]) * 50_000 for number in range(6)]
     await asyncio.gather(*(caller.upload(body) for body in bodies))
     assert (await caller.download()).body in bodies
-    assert stored_files.has_count(disk=2, s3=1)
+    await clean_up(caller, hours=2)
+    assert stored_files.has_count(disk=1, s3=1)
 
 
 # Faults and memory
@@ -435,7 +461,7 @@ async def test_disk_failure_during_upload_leaves_nothing(
     response = await caller.upload(DATA)
     assert (response.status, list(response.json)) == (status, ["error"])
     assert "/secret/path" not in response.json["error"]
-    assert stored_files() == [f"data/{upload_id}/upload"]
+    assert stored_files() == []
     item = await caller.get()
     assert (item["upload_status"], item["upload_finished_reason"]) == ("failed", response.json["error"])
 
@@ -445,15 +471,29 @@ async def test_full_disk_at_the_end_of_an_upload_leaves_nothing(
     caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch
 ):
     await caller.create()
+    url = await caller.put_url()
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(disk_files, "atomic_write", fail)
-    assert (await caller.bare("PUT", await caller.put_url(), data=DATA)).status == 507
+    monkeypatch.setattr(disk_files, "fsync_path", fail)
+    assert (await caller.bare("PUT", url, data=DATA)).status == 507
     assert (await caller.upload(DATA)).status == 507
+    assert stored_files() == []
 
-    assert [path for path in stored_files() if path.startswith("data")] == []
+
+async def test_full_database_after_an_upload_leaves_nothing(
+    caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch
+):
+    await caller.create()
+
+    async def fail(*_: object) -> None:
+        raise StorageError("InsufficientStorage", "the registry's disk is full", status=507)
+
+    monkeypatch.setattr(sql, "publish", fail)
+    assert (await caller.upload(DATA)).status == 507
+    assert stored_files() == []
+    assert (await caller.get())["upload_status"] == "failed"
 
 
 async def test_presigned_transfer_of_large_body_bounds_memory(caller: Caller):
@@ -465,12 +505,13 @@ async def test_presigned_transfer_of_large_body_bounds_memory(caller: Caller):
             yield block
 
     await caller.create()
-    url, get_url = await caller.put_url(), await caller.get_url()
+    url = await caller.put_url()
     tracemalloc.start()
     try:
         put = await caller.bare("PUT", url, data=body(), headers={"Content-Length": str(size)})
+        await caller.finish()
         read = 0
-        async with caller.session.get(get_url) as stream:
+        async with caller.session.get(await caller.get_url()) as stream:
             async for chunk in stream.content.iter_any():
                 read += len(chunk)
         _, peak = tracemalloc.get_traced_memory()

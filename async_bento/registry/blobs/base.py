@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from async_bento._core.s3 import bare_etag, is_md5
 from async_bento.config import MiB
 from async_bento.registry.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
 
 IO_CHUNK = MiB
 """Bytes per read or write of a file or a response; see `config.Transfer.io_chunk`."""
 
 UPLOAD_LIFETIME = 24 * 3600.0
-"""Seconds without a new part until a multipart upload is removed: a push killed at night resumes the next morning."""
+"""Seconds without a new part until an upload is removed: a push killed at night resumes the next morning."""
 
 
 class CompletedPart(NamedTuple):
@@ -23,6 +25,35 @@ class CompletedPart(NamedTuple):
 
     number: int
     etag: str
+
+
+class Part(NamedTuple):
+    """A part of an object: its size in bytes, its MD5 in hexadecimal."""
+
+    size: int
+    md5: str
+
+
+class Content(NamedTuple):
+    """The bytes of an object: their number, the quoted ETag, and the parts in order; none if their MD5s are unknown."""
+
+    size: int
+    etag: str
+    parts: tuple[Part, ...] = ()
+
+    @classmethod
+    def of_parts(cls, etag: str, parts: Iterable[tuple[int, str]]) -> Content:
+        """Describe an object by the sizes and ETags of its parts, which are MD5s except with a key of KMS."""
+        found = tuple(Part(size, bare_etag(part_etag)) for size, part_etag in parts)
+        known = found if all(is_md5(part.md5) for part in found) else ()
+        return cls(sum(part.size for part in found), etag, known)
+
+
+class StoredKey(NamedTuple):
+    """A key that the storage has bytes for, and when the last of them arrived."""
+
+    key: str
+    modified_at: datetime
 
 
 class OpenBlob(Protocol):
@@ -40,13 +71,13 @@ class OpenBlob(Protocol):
 
 
 class Blobs(Protocol):
-    """Stores objects under keys such as `bentos/iris/v1.tar`.
+    """Stores objects under keys such as `bentos/iris/v1/3f9c…`, each of which is used for one upload only.
 
     A URL that begins with a slash is relative to the address at which the client has reached the registry.
     """
 
     async def presign_put(self, key: str) -> str:
-        """Sign a URL that accepts the whole object in one PUT."""
+        """Start an upload of one body, and sign a URL that accepts it in one PUT."""
         ...
 
     async def presign_get(self, key: str) -> str:
@@ -61,23 +92,43 @@ class Blobs(Protocol):
         """Sign a URL that accepts one part."""
         ...
 
-    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[CompletedPart]) -> None:
-        """Publish the parts as the object; raise `StorageError` unless each of them was uploaded."""
+    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[CompletedPart]) -> Content:
+        """Make an object of the parts; raise `StorageError` unless each of them was uploaded."""
         ...
 
-    async def put(self, key: str, body: AsyncIterable[bytes], size: int | None) -> str:
-        """Store a body of `size` bytes, if known, and return its ETag; raise `StorageError` if the size differs."""
+    async def put(self, key: str, body: AsyncIterable[bytes], size: int | None) -> Content:
+        """Store a body of `size` bytes, if known; raise `StorageError` if the size differs."""
         ...
 
-    async def delete(self, key: str) -> None:
-        """Remove an object and abort its uploads, also those that a presigned URL has started; neither need exist.
+    async def finish_put(self, key: str) -> Content | None:
+        """Return what arrived by the URL of `presign_put`, if anything; a disk accepts nothing more from then on."""
+        ...
+
+    def open(self, key: str, content: Content) -> AbstractAsyncContextManager[OpenBlob]:
+        """Open an object, whose bytes outlive a deletion; raise `RecordNotFoundError` if it does not exist."""
+        ...
+
+    async def find_damage(self, key: str, content: Content) -> str | None:
+        """Compare the stored bytes with what was stored; return what is wrong with them."""
+        ...
+
+    async def delete(self, key: str, upload_id: str | None = None) -> None:
+        """Remove an object, or abort its upload; neither need exist.
 
         A download that runs gets the rest of its bytes where the storage allows it: on disk, and from most S3 servers.
         """
         ...
 
-    def open(self, key: str) -> AbstractAsyncContextManager[OpenBlob]:
-        """Open an object, whose bytes outlive a replacement; raise `RecordNotFoundError` if it does not exist."""
+    async def uploaded_at(self, key: str, upload_id: str | None) -> datetime | None:
+        """Return when the last bytes of an upload arrived; None if there are none."""
+        ...
+
+    async def abort_unknown(self, oldest: datetime) -> None:
+        """Abort multipart uploads that got no part since `oldest`, also those that no record names."""
+        ...
+
+    def stored(self) -> AsyncGenerator[Sequence[StoredKey]]:
+        """Yield all keys, some at a time."""
         ...
 
 

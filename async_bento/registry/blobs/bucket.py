@@ -8,7 +8,7 @@ import logging
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import cache, partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import aiohttp
 from aiobotocore.config import AioConfig
@@ -61,6 +61,14 @@ _UNSUPPORTED = {HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
 log = logging.getLogger(__package__)
 
 
+class BucketObject(NamedTuple):
+    """An object as the bucket lists it: its key without the prefix, its size in bytes, its quoted ETag."""
+
+    key: str
+    size: int
+    etag: str
+
+
 class Bucket:
     """Reads and writes small objects below a prefix; `client` and `key` serve larger ones.
 
@@ -107,13 +115,18 @@ class Bucket:
                 Bucket=self.name, Key=self.key(key), Body=io.BytesIO(body), ContentType="application/json"
             )
 
-    async def keys(self, prefix: str) -> Sequence[str]:
-        """Return the keys of all objects below a prefix, in order; 1000 take one request."""
-        found: list[str] = []
+    async def objects(self, prefix: str) -> Sequence[BucketObject]:
+        """Return all objects below a prefix in the order of their keys; 1000 take one request."""
+        found: list[BucketObject] = []
         with translate_s3_errors():
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.key(prefix))
             async for page in pages:
-                found += [entry.get("Key", "").removeprefix(self._prefix) for entry in page.get("Contents", [])]
+                found += [
+                    BucketObject(
+                        entry.get("Key", "").removeprefix(self._prefix), entry.get("Size", 0), entry.get("ETag", "")
+                    )
+                    for entry in page.get("Contents", [])
+                ]
         return found
 
 

@@ -6,18 +6,22 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from async_bento._core.concurrency import Threads
-from async_bento.registry.blobs.base import IO_CHUNK, check_body_size
-from async_bento.registry.blobs.disk_files import DiskFiles, StagedFile, StoredObject
+from async_bento.registry.blobs.base import IO_CHUNK, Content, check_body_size
+from async_bento.registry.blobs.disk_files import DiskFiles, StagedFile
 from async_bento.registry.blobs.presign import Grant, Presigner
+from async_bento.registry.errors import NoSuchUploadError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+    from datetime import datetime
     from pathlib import Path
 
-    from async_bento.registry.blobs.base import CompletedPart
+    from async_bento.registry.blobs.base import CompletedPart, StoredKey
 
 _THREADS = 8
 """Enough to keep a disk busy; further threads would only wait for the disk."""
+
+_KEYS_PER_STEP = 1000
 
 
 class DiskBlobs:
@@ -28,16 +32,13 @@ class DiskBlobs:
         self._files = DiskFiles(root, min_part_size=min_part_size)
         self._threads = Threads(_THREADS)
 
-    async def start(self) -> None:
-        """Create the directories; remove what killed processes left, and abandoned uploads."""
-        await self._threads.run(self._files.recover)
-
     def close(self) -> None:
         """Stop the worker threads."""
         self._threads.close()
 
     async def presign_put(self, key: str) -> str:
         """See `Blobs`."""
+        await self._threads.run(self._files.start, key)
         return self.presigner.sign(Grant("PUT", key))
 
     async def presign_get(self, key: str) -> str:
@@ -46,45 +47,82 @@ class DiskBlobs:
 
     async def start_multipart(self, key: str) -> str:
         """See `Blobs`."""
-        return await self._threads.run(self._files.start_upload, key)
+        await self._threads.run(self._files.start, key)
+        return key.rpartition("/")[2]
 
     async def presign_part(self, key: str, upload_id: str, part_number: int) -> str:
         """See `Blobs`."""
         return self.presigner.sign(Grant("PUT", key, upload_id, part_number))
 
-    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[CompletedPart]) -> None:
+    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[CompletedPart]) -> Content:
         """See `Blobs`."""
-        await self._threads.run(self._files.complete_upload, key, upload_id, parts)
+        return await self._threads.run(self._files.complete, key, parts)
 
-    async def put(self, key: str, body: AsyncIterable[bytes], size: int | None) -> str:
+    async def put(self, key: str, body: AsyncIterable[bytes], size: int | None) -> Content:
         """See `Blobs`."""
-        directory = self._files.new_directory()
+        await self._threads.run(self._files.start, key)
         try:
-            await self._threads.run(self._files.start_body, key, directory)
-            async with self._staged(directory, body, size) as file:
-                await self._threads.run(self._files.commit_object, key, file)
-                return f'"{file.md5}"'
-        finally:
-            await self._threads.run(self._files.abort_upload, key, directory.name)
+            await self.put_part(key, 1, body, size)
+            content = await self._threads.run(self._files.finish_put, key)
+            if content is None:
+                raise NoSuchUploadError
+        except BaseException:
+            await self._threads.run(self._files.delete, key)
+            raise
+        return content
 
-    async def put_part(self, grant: Grant, body: AsyncIterable[bytes], size: int) -> str:
-        """Store the part that a URL grants, and return its ETag."""
-        key, upload_id = grant.key, grant.upload_id
-        directory = await self._threads.run(self._files.upload_directory, key, upload_id)
-        async with self._staged(directory, body, size) as file:
-            await self._threads.run(self._files.commit_part, key, upload_id, grant.part_number, file)
+    async def put_part(self, key: str, number: int, body: AsyncIterable[bytes], size: int | None) -> str:
+        """Add a part to an upload, and return its ETag."""
+        await self._threads.run(self._files.check_open, key)
+        async with self._staged(key, body, size) as file:
+            await self._threads.run(self._files.add_part, key, number, file)
             return f'"{file.md5}"'
 
-    async def delete(self, key: str) -> None:
+    async def finish_put(self, key: str) -> Content | None:
+        """See `Blobs`."""
+        return await self._threads.run(self._files.finish_put, key)
+
+    @asynccontextmanager
+    async def open(self, key: str, content: Content) -> AsyncGenerator[_OpenObject]:
+        """See `Blobs`."""
+        acquired: list[str] = []  # a cancelled call may still acquire in its thread
+
+        def acquire() -> None:
+            self._files.acquire(key)
+            acquired.append(key)
+
+        try:
+            await self._threads.run(acquire)
+            yield _OpenObject(key, content, self._files, self._threads)
+        finally:
+            for each in acquired:
+                await self._threads.run(self._files.release, each)
+
+    async def find_damage(self, key: str, content: Content) -> str | None:
+        """See `Blobs`."""
+        return await self._threads.run(self._files.find_damage, key, content)
+
+    async def delete(self, key: str, upload_id: str | None = None) -> None:
         """See `Blobs`."""
         await self._threads.run(self._files.delete, key)
 
+    async def uploaded_at(self, key: str, upload_id: str | None) -> datetime | None:
+        """See `Blobs`."""
+        return await self._threads.run(self._files.modified_at, key)
+
+    async def abort_unknown(self, oldest: datetime) -> None:
+        """See `Blobs`; uploads without a record are found among the `stored` keys."""
+
+    async def stored(self) -> AsyncGenerator[Sequence[StoredKey]]:
+        """See `Blobs`."""
+        chunks = self._files.stored(_KEYS_PER_STEP)
+        while (chunk := await self._threads.run(next, chunks, None)) is not None:
+            yield chunk
+
     @asynccontextmanager
-    async def _staged(
-        self, directory: Path, body: AsyncIterable[bytes], size: int | None
-    ) -> AsyncGenerator[StagedFile]:
+    async def _staged(self, key: str, body: AsyncIterable[bytes], size: int | None) -> AsyncGenerator[StagedFile]:
         """Receive a body into a synced temporary file; remove the file unless the block publishes it."""
-        file = StagedFile(directory)
+        file = StagedFile(self._files.directory(key))
         try:
             chunks: list[bytes] = []
             n_bytes = 0
@@ -101,26 +139,17 @@ class DiskBlobs:
         finally:
             await self._threads.run(file.discard)
 
-    @asynccontextmanager
-    async def open(self, key: str) -> AsyncGenerator[_OpenObject]:
-        """See `Blobs`."""
-        acquired: list[StoredObject] = []  # a cancelled call may still acquire in its thread
-        try:
-            await self._threads.run(lambda: acquired.append(self._files.acquire(key)))
-            yield _OpenObject(acquired[0], self._files, self._threads)
-        finally:
-            for stored in acquired:
-                await self._threads.run(self._files.release, stored)
-
 
 class _OpenObject:
-    def __init__(self, stored: StoredObject, files: DiskFiles, threads: Threads) -> None:
-        self.size = stored.size
-        self.etag = stored.etag
-        self._stored = stored
+    def __init__(self, key: str, content: Content, files: DiskFiles, threads: Threads) -> None:
+        self.size = content.size
+        self.etag = content.etag
+        self._key = key
+        self._content = content
         self._files = files
         self._threads = threads
 
     async def read(self, start: int, stop: int) -> AsyncGenerator[bytes]:
         for offset in range(start, stop, IO_CHUNK):
-            yield await self._threads.run(self._files.read, self._stored, offset, min(IO_CHUNK, stop - offset))
+            size = min(IO_CHUNK, stop - offset)
+            yield await self._threads.run(self._files.read, self._key, self._content, offset, size)

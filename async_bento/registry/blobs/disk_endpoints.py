@@ -9,18 +9,27 @@ from aiohttp import web
 
 from async_bento.registry.blobs.presign import PREFIX, Grant
 from async_bento.registry.downloads import send_blob
-from async_bento.registry.errors import ForbiddenError, RegistryError, StorageError, translate_errors
+from async_bento.registry.errors import (
+    ForbiddenError,
+    NoSuchUploadError,
+    RecordNotFoundError,
+    RegistryError,
+    StorageError,
+    translate_errors,
+)
 from async_bento.registry.expect import defer_continue, send_continue
 
 if TYPE_CHECKING:
     from async_bento.registry.blobs.disk import DiskBlobs
+    from async_bento.registry.records.blobs import BlobRecords
 
 
 class DiskEndpoints:
-    """Serves presigned URLs; one PUT may carry `max_put_size` bytes."""
+    """Serves presigned URLs; one PUT may carry `max_put_size` bytes, and nothing more once its upload is complete."""
 
-    def __init__(self, blobs: DiskBlobs, *, max_put_size: int) -> None:
+    def __init__(self, blobs: DiskBlobs, records: BlobRecords, *, max_put_size: int) -> None:
         self._blobs = blobs
+        self._records = records
         self._max_put_size = max_put_size
 
     def routes(self) -> list[web.AbstractRouteDef]:
@@ -46,18 +55,21 @@ class DiskEndpoints:
                 "EntityTooLarge",
                 f"the body is too large: {size} bytes, but one PUT may carry {self._max_put_size}. Upload it in parts.",
             )
+        upload = await self._records.find(grant.key)
+        if upload is None or not upload.is_open or (upload.upload_id or "") != grant.upload_id:
+            raise NoSuchUploadError
         await send_continue(request)
         body = request.content.iter_any()
-        if grant.upload_id:
-            etag = await self._blobs.put_part(grant, body, size)
-        else:
-            etag = await self._blobs.put(grant.key, body, size)
+        etag = await self._blobs.put_part(grant.key, grant.part_number or 1, body, size)
         return web.Response(headers={"ETag": etag})
 
     async def _get(self, request: web.Request, grant: Grant) -> web.StreamResponse:
         if grant.method != "GET":
             raise ForbiddenError(f"access denied: no URL is signed for {grant.method}")
-        async with self._blobs.open(grant.key) as blob:
+        found = await self._records.find(grant.key)
+        if found is None or found.content is None:
+            raise RecordNotFoundError(f"the bytes of {grant.key}")
+        async with self._blobs.open(grant.key, found.content) as blob:
             return await send_blob(request, blob)
 
 

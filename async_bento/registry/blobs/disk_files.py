@@ -1,13 +1,11 @@
 """The files of the disk storage. An object consists of the very files in which its parts arrived.
 
-    data/<id>/00001.<md5>       a part, or a whole body, named by its number and MD5; `<id>` is the upload's id
-    data/<id>/upload            the key that a multipart upload is for; exists while the upload accepts parts
-    data/<id>/.<random>         a part that is being received
-    objects/<key>.json          the object of `<key>`: the id, names and sizes of its parts, and its ETag
+    <key>/00001.<md5>       a part, or a whole body, named by its number and MD5
+    <key>/upload            exists while the upload accepts parts
+    <key>/.<random>         a part that is being received
 
-Completing an upload writes only the small file in `objects`, with one `os.replace`: no byte is copied, whatever the
-size, and readers see either the old object or the new one. In return, a read crosses files, and replaced parts must
-stay until their last reader is done. Only one process owns the directory, so a count in memory suffices.
+Completing an upload copies no byte, whatever the size: the registry's records name the object and its parts. In
+return, a read crosses files. Only one process owns the directory, so a count of readers in memory suffices.
 
 Everything here blocks: call it from a worker thread.
 """
@@ -24,32 +22,32 @@ import shutil
 import threading
 import time
 from bisect import bisect_right
-from functools import cached_property
-from itertools import accumulate
+from datetime import datetime, timezone
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from async_bento._core.files import atomic_write, fsync_path
+from async_bento._core.concurrency import check_cancelled
+from async_bento._core.files import fsync_path
 from async_bento._core.s3 import bare_etag, etag_of_parts
-from async_bento.registry.blobs.base import UPLOAD_LIFETIME
+from async_bento.registry.blobs.base import IO_CHUNK, UPLOAD_LIFETIME, Content, StoredKey
 from async_bento.registry.blobs.multipart import check_parts
 from async_bento.registry.errors import NoSuchUploadError, RecordNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from io import FileIO
     from pathlib import Path
 
     from async_bento.registry.blobs.base import CompletedPart
 
-_UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 _PART_NAME = re.compile(r"\d{5}\.[0-9a-f]{32}")
 _UPLOAD = "upload"
+_KEY_LEVELS = 4
+"""Segments of a key: `bentos/iris/v1/3f9c…`."""
 
 
 class StagedFile:
-    """A file that is being received: under a temporary name until `DiskFiles` publishes it."""
+    """A file that is being received: under a temporary name until `DiskFiles` adds it to an upload."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / f".{secrets.token_hex(16)}"
@@ -67,7 +65,7 @@ class StagedFile:
         if self._file is None:
             try:
                 self._file = self.path.open("xb", buffering=0)
-            except FileNotFoundError as error:  # the object was deleted, and its uploads with it
+            except FileNotFoundError as error:  # the upload was removed
                 raise NoSuchUploadError from error
         for chunk in chunks:
             rest = memoryview(chunk)
@@ -83,195 +81,114 @@ class StagedFile:
         self._file.close()
 
     def discard(self) -> None:
-        """Remove the file, unless it was published under another name."""
+        """Remove the file, unless it got another name."""
         if self._file is not None:
             self._file.close()
         self.path.unlink(missing_ok=True)
 
 
-class StoredObject(BaseModel):
-    """The content of `objects/<key>.json`; the ETag is quoted, the sizes are bytes."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    etag: str
-    parts: tuple[str, ...]
-    sizes: tuple[int, ...]
-
-    @cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """The offset of each part, and the end of the last one."""
-        return tuple(accumulate(self.sizes, initial=0))
-
-    @property
-    def size(self) -> int:
-        """The size of the object in bytes."""
-        return self.offsets[-1]
-
-
 class DiskFiles:
-    """Objects and multipart uploads in one directory."""
+    """Objects and uploads in one directory."""
 
     def __init__(self, root: Path, *, min_part_size: int) -> None:
-        self._data = root / "data"
-        self._objects = root / "objects"
+        self._root = root
         self._min_part_size = min_part_size
-        # Held from reading an object's file until the step that depends on it is done.
+        # Held from looking at an upload until the step that depends on it is done.
         self._lock = threading.Lock()
-        self._uploads: dict[str, set[str]] = {}  # the ids of the uploads of each key
         self._readers: dict[str, int] = {}
-        self._replaced: set[str] = set()
+        self._deleted: set[str] = set()
 
-    def recover(self) -> None:
-        """Create the directories; remove what killed processes left, and abandoned uploads."""
-        self._data.mkdir(parents=True, exist_ok=True)
-        self._objects.mkdir(exist_ok=True)
-        published = {_load(pointer).id for pointer in self._objects.rglob("*.json")}
-        oldest = time.time() - UPLOAD_LIFETIME
-        for directory in self._data.iterdir():
-            if directory.name in published:
-                # Killed between the two steps of completing the upload.
-                (directory / _UPLOAD).unlink(missing_ok=True)
-            elif not (directory / _UPLOAD).exists() or directory.stat().st_mtime < oldest:
-                shutil.rmtree(directory, ignore_errors=True)
-                continue
-            else:
-                self._uploads.setdefault((directory / _UPLOAD).read_text(), set()).add(directory.name)
-            for staged in directory.glob(".*"):
-                staged.unlink(missing_ok=True)
-        for staged in self._objects.rglob(".*"):
-            staged.unlink(missing_ok=True)
+    def directory(self, key: str) -> Path:
+        """Return the directory of a key."""
+        return self._root / key
 
-    def start_upload(self, key: str) -> str:
-        """Start a multipart upload and return its id."""
-        directory = self.new_directory()
-        self.start_body(key, directory)
+    def start(self, key: str) -> None:
+        """Start an upload."""
+        directory = self.directory(key)
+        with self._lock:  # `_remove` removes empty parents
+            directory.mkdir(parents=True)
         try:
-            (directory / _UPLOAD).write_text(key)
+            (directory / _UPLOAD).touch()
         except OSError:
-            self.abort_upload(key, directory.name)
+            self.delete(key)
             raise
-        return directory.name
 
-    def new_directory(self) -> Path:
-        """Return an unused path for the parts of a new object."""
-        return self._data / secrets.token_hex(16)
-
-    def start_body(self, key: str, directory: Path) -> None:
-        """Start the upload of a whole body into a new directory."""
-        directory.mkdir()
-        with self._lock:
-            self._uploads.setdefault(key, set()).add(directory.name)
-
-    def abort_upload(self, key: str, upload_id: str) -> None:
-        """Remove an upload, unless it was published as the object."""
-        with self._lock:
-            found = self._find_intact(key)
-            is_open = upload_id in self._uploads.get(key, ()) and (found is None or found.id != upload_id)
-            self._end_upload(key, upload_id)
-        if is_open:
-            self._remove(upload_id)
-        with contextlib.suppress(OSError):  # a deletion may have left it
-            (self._data / upload_id).rmdir()
-
-    def upload_directory(self, key: str, upload_id: str) -> Path:
-        """Return the directory of an upload; raise `NoSuchUploadError` if there is none for this key."""
-        directory = self._data / upload_id
-        if not _UPLOAD_ID.fullmatch(upload_id) or not _contains(directory / _UPLOAD, key):
+    def check_open(self, key: str) -> None:
+        """Raise `NoSuchUploadError` unless an upload accepts parts."""
+        if not (self.directory(key) / _UPLOAD).exists():
             raise NoSuchUploadError
-        return directory
 
-    def commit_part(self, key: str, upload_id: str, number: int, file: StagedFile) -> None:
-        """Add a received part to its upload.
-
-        An older part of the same number stays until the upload is completed with the ETag of one of them.
-        """
+    def add_part(self, key: str, number: int, file: StagedFile) -> None:
+        """Add a received part to its upload, instead of an older one of the same number."""
+        directory, name = self.directory(key), part_name(number, file.md5)
         with self._lock:
-            directory = self.upload_directory(key, upload_id)
-            file.path.replace(directory / _part_name(number, file.md5))
+            self.check_open(key)
+            for older in directory.glob(f"{number:05d}.*"):
+                if older.name != name:
+                    older.unlink()
+            file.path.replace(directory / name)
+            try:
+                fsync_path(directory)
+            except OSError:
+                (directory / name).unlink()
+                raise
 
-    def complete_upload(self, key: str, upload_id: str, completed: Sequence[CompletedPart]) -> None:
-        """Publish the listed parts as the object and remove the others; a repeated call succeeds."""
-        etag = etag_of_parts([part.etag for part in completed])
+    def complete(self, key: str, completed: Sequence[CompletedPart]) -> Content:
+        """Accept no further part; keep the listed parts and remove the others. A repeated call succeeds."""
+        directory = self.directory(key)
         with self._lock:
-            current = self._find(key)
-            # The response to a first call may have been lost.
-            if current is not None and (current.id, current.etag) == (upload_id, etag):
-                return
-            directory = self.upload_directory(key, upload_id)
-            sizes = {file.name: file.stat().st_size for file in directory.iterdir()}
+            sizes = {file.name: file.stat().st_size for file in self._files(key)}
+            if not sizes:
+                raise NoSuchUploadError
             uploaded = {(int(name[:5]), name[6:]): name for name in sizes if _PART_NAME.fullmatch(name)}
             check_parts(completed, {part: sizes[name] for part, name in uploaded.items()}, self._min_part_size)
-            assert etag is not None, "every uploaded part has an MD5 as its ETag"
-            names = tuple(uploaded[part.number, bare_etag(part.etag)] for part in completed)
-            for unlisted in sizes.keys() - {*names, _UPLOAD}:
+            listed = [(uploaded[part.number, bare_etag(part.etag)], bare_etag(part.etag)) for part in completed]
+            for unlisted in sizes.keys() - {name for name, _ in listed}:
                 (directory / unlisted).unlink(missing_ok=True)
-            stored = StoredObject(id=upload_id, etag=etag, parts=names, sizes=tuple(sizes[name] for name in names))
-            unused = self._publish(key, stored)
-            self._end_upload(key, upload_id)
-        self._remove(unused)
+            for number, (name, md5) in enumerate(listed, start=1):
+                (directory / name).replace(directory / part_name(number, md5))
+            fsync_path(directory)
+        etag = etag_of_parts([md5 for _, md5 in listed])
+        assert etag is not None, "every uploaded part has an MD5 as its ETag"
+        return Content.of_parts(etag, [(sizes[name], md5) for name, md5 in listed])
 
-    def commit_object(self, key: str, file: StagedFile) -> None:
-        """Publish a whole body as the object; raise `NoSuchUploadError` if the object was deleted meanwhile."""
+    def finish_put(self, key: str) -> Content | None:
+        """Return the only body of an upload, which is complete then; None if none has arrived."""
         with self._lock:
-            directory = file.path.parent
-            if directory.name not in self._uploads.get(key, ()):
-                raise NoSuchUploadError
-            part = file.path.replace(directory / _part_name(1, file.md5))
-            stored = StoredObject(id=directory.name, etag=f'"{file.md5}"', parts=(part.name,), sizes=(file.size,))
-            unused = self._publish(key, stored)
-            self._end_upload(key, directory.name)
-        self._remove(unused)
+            bodies = [file for file in self._files(key) if _PART_NAME.fullmatch(file.name)]
+            if len(bodies) != 1:
+                return None
+            self.directory(key).joinpath(_UPLOAD).unlink(missing_ok=True)
+            fsync_path(self.directory(key))
+            md5, size = bodies[0].name[6:], bodies[0].stat().st_size
+        return Content.of_parts(f'"{md5}"', [(size, md5)])
 
-    def delete(self, key: str) -> None:
-        """Remove an object, once its last reader is done, and its uploads; neither need exist."""
+    def acquire(self, key: str) -> None:
+        """Keep the parts of an object until `release`; raise `RecordNotFoundError` if it does not exist."""
         with self._lock:
-            pointer = self._pointer(key)
-            previous = self._find_intact(key)
-            with contextlib.suppress(FileNotFoundError):
-                pointer.unlink()
-                fsync_path(pointer.parent)
-            with contextlib.suppress(OSError):  # other objects exist, or none ever did
-                for directory in (pointer.parent, pointer.parent.parent):
-                    directory.rmdir()
-            removed = [*self._uploads.get(key, ())]
-            for upload_id in removed:
-                self._end_upload(key, upload_id)
-            if previous is not None and (unused := self._unless_read(previous)):
-                removed.append(unused)
-        for directory in removed:
-            self._remove(directory)
-
-    def acquire(self, key: str) -> StoredObject:
-        """Return an object and keep its parts until `release`; raise `RecordNotFoundError` if it does not exist."""
-        with self._lock:
-            found = self._find(key)
-            if found is None:
+            if key in self._deleted or not self.directory(key).is_dir():
                 raise RecordNotFoundError(f"the bytes of {key}")
-            self._readers[found.id] = self._readers.get(found.id, 0) + 1
-            return found
+            self._readers[key] = self._readers.get(key, 0) + 1
 
-    def release(self, stored: StoredObject) -> None:
-        """Release an acquired object; remove its parts if it was replaced and this was its last reader."""
+    def release(self, key: str) -> None:
+        """Release an acquired object; remove its parts if it was deleted and this was its last reader."""
         with self._lock:
-            self._readers[stored.id] -= 1
-            unused = None
-            if not self._readers[stored.id]:
-                del self._readers[stored.id]
-                if stored.id in self._replaced:
-                    self._replaced.remove(stored.id)
-                    unused = stored.id
-        self._remove(unused)
+            self._readers[key] -= 1
+            if not self._readers[key]:
+                del self._readers[key]
+                if key in self._deleted:
+                    self._deleted.remove(key)
+                    self._remove(key)
 
-    def read(self, stored: StoredObject, offset: int, size: int) -> bytes:
+    def read(self, key: str, content: Content, offset: int, size: int) -> bytes:
         """Read `size` bytes of an acquired object; raise `OSError` if a part was truncated."""
         data = bytearray()
-        index = bisect_right(stored.offsets, offset) - 1
+        offsets = _offsets(content)
+        index = bisect_right(offsets, offset) - 1
         while len(data) < size:
-            offset_in_part = offset + len(data) - stored.offsets[index]
-            wanted = min(size - len(data), stored.sizes[index] - offset_in_part)
-            with (self._data / stored.id / stored.parts[index]).open("rb", buffering=0) as part:
+            offset_in_part = offset + len(data) - offsets[index]
+            wanted = min(size - len(data), content.parts[index].size - offset_in_part)
+            with self._part(key, content, index).open("rb", buffering=0) as part:
                 chunk = os.pread(part.fileno(), wanted, offset_in_part)
             if not chunk and wanted:
                 raise OSError(errno.EIO, "a part of the object is truncated")
@@ -279,66 +196,88 @@ class DiskFiles:
             index += len(chunk) == wanted
         return bytes(data)
 
-    def _find(self, key: str) -> StoredObject | None:
+    def find_damage(self, key: str, content: Content) -> str | None:
+        """Read all parts of an object; return what is wrong with the first that differs."""
+        for index, expected in enumerate(content.parts):
+            what = f"part {index + 1} of {len(content.parts)}"
+            md5, size = hashlib.md5(usedforsecurity=False), 0
+            try:
+                with self._part(key, content, index).open("rb", buffering=0) as part:
+                    while chunk := part.read(IO_CHUNK):
+                        check_cancelled()
+                        md5.update(chunk)
+                        size += len(chunk)
+            except FileNotFoundError:
+                return f"{what} is missing"
+            except OSError as error:
+                return f"{what} cannot be read: {error.strerror}"
+            if size != expected.size:
+                return f"{what} has {size} bytes instead of {expected.size}"
+            if md5.hexdigest() != expected.md5:
+                return f"{what} has the MD5 {md5.hexdigest()} instead of {expected.md5}"
+        return None
+
+    def delete(self, key: str) -> None:
+        """Remove an object, once its last reader is done, or its upload; neither need exist."""
+        with self._lock:
+            if key in self._readers:
+                self._deleted.add(key)
+            else:
+                self._remove(key)
+
+    def modified_at(self, key: str) -> datetime | None:
+        """Return when the last file of a key arrived; None if there is none."""
         try:
-            return _load(self._pointer(key))
+            return _time_of(self.directory(key))
         except FileNotFoundError:
             return None
 
-    def _find_intact(self, key: str) -> StoredObject | None:
-        """Return an object; None also if its file is damaged, so that it can be deleted."""
+    def stored(self, count: int) -> Iterator[list[StoredKey]]:
+        """Yield all keys, `count` at a time; remove what killed processes were receiving."""
+        pattern = "/".join("*" * _KEY_LEVELS)
+        found = (path for path in self._root.glob(pattern) if path.is_dir())
+        while chunk := [*islice(found, count)]:
+            keys: list[StoredKey] = []
+            for directory in chunk:
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    keys.append(StoredKey(directory.relative_to(self._root).as_posix(), _time_of(directory)))
+                    _remove_old_staged(directory)
+            yield keys
+
+    def _files(self, key: str) -> list[Path]:
         try:
-            return self._find(key)
-        except OSError:
-            return None
+            return [*self.directory(key).iterdir()]
+        except FileNotFoundError:
+            return []
 
-    def _pointer(self, key: str) -> Path:
-        return self._objects / f"{key}.json"
+    def _part(self, key: str, content: Content, index: int) -> Path:
+        return self.directory(key) / part_name(index + 1, content.parts[index].md5)
 
-    def _publish(self, key: str, stored: StoredObject) -> str | None:
-        """Replace the object of a key; return the id of the old object if it has no readers."""
-        previous = self._find(key)
-        pointer = self._pointer(key)
-        pointer.parent.mkdir(parents=True, exist_ok=True)
-        temp_path = pointer.with_name(f".{pointer.name}")  # `recover` removes hidden files
-        atomic_write(pointer, stored.model_dump_json(), mode=0o666, durable=True, temp_path=temp_path)
-        for directory in (self._data / stored.id, self._data, pointer.parent):
-            fsync_path(directory)
-        return None if previous is None else self._unless_read(previous)
-
-    def _unless_read(self, stored: StoredObject) -> str | None:
-        """Return the id of an object that is no longer published, unless it has readers: `release` removes it then."""
-        if stored.id in self._readers:
-            self._replaced.add(stored.id)
-            return None
-        return stored.id
-
-    def _end_upload(self, key: str, upload_id: str) -> None:
-        """Accept no further part of an upload."""
-        (self._data / upload_id / _UPLOAD).unlink(missing_ok=True)
-        uploads = self._uploads.get(key, set())
-        uploads.discard(upload_id)
-        if not uploads:
-            self._uploads.pop(key, None)
-
-    def _remove(self, unused: str | None) -> None:
-        if unused is not None:
-            shutil.rmtree(self._data / unused, ignore_errors=True)
+    def _remove(self, key: str) -> None:
+        directory = self.directory(key)
+        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty, or missing
+            for _, parent in zip(range(_KEY_LEVELS - 1), directory.parents, strict=False):
+                parent.rmdir()
 
 
-def _part_name(number: int, md5: str) -> str:
+def part_name(number: int, md5: str) -> str:
+    """Return the name of the file of a part."""
     return f"{number:05d}.{md5}"
 
 
-def _load(pointer: Path) -> StoredObject:
-    try:
-        return StoredObject.model_validate_json(pointer.read_bytes())
-    except ValidationError as error:
-        raise OSError(errno.EIO, f"{pointer.name} is damaged") from error
+def _offsets(content: Content) -> list[int]:
+    """Return the offset of each part, and the end of the last one."""
+    return [*accumulate((part.size for part in content.parts), initial=0)]
 
 
-def _contains(file: Path, text: str) -> bool:
-    try:
-        return file.read_text() == text
-    except FileNotFoundError:
-        return False
+def _time_of(directory: Path) -> datetime:
+    return datetime.fromtimestamp(directory.stat().st_mtime, timezone.utc)
+
+
+def _remove_old_staged(directory: Path) -> None:
+    oldest = time.time() - UPLOAD_LIFETIME
+    for staged in directory.glob(".*"):
+        with contextlib.suppress(FileNotFoundError):
+            if staged.stat().st_mtime < oldest:
+                staged.unlink()

@@ -7,7 +7,7 @@ import errno
 import io
 import logging
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError
 from async_bento._core.concurrency import shielded
 from async_bento._core.s3 import MAX_PARTS, MIN_PART_SIZE, bare_etag, etag_of_parts
 from async_bento.config import MiB
-from async_bento.registry.blobs.base import IO_CHUNK, UPLOAD_LIFETIME, CompletedPart, check_body_size
+from async_bento.registry.blobs.base import IO_CHUNK, CompletedPart, Content, StoredKey, check_body_size
 from async_bento.registry.blobs.bucket import translate_s3_errors
 from async_bento.registry.blobs.multipart import check_parts
 from async_bento.registry.errors import (
@@ -78,18 +78,19 @@ class S3Blobs:
             "upload_part", {**self._object(key), "UploadId": upload_id, "PartNumber": part_number}
         )
 
-    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[CompletedPart]) -> None:
+    async def complete_multipart(self, key: str, upload_id: str, parts: Sequence[CompletedPart]) -> Content:
         """See `Blobs`."""
-        await self._complete(key, upload_id, parts)
+        return await self._complete(key, upload_id, parts)
 
-    async def put(self, key: str, body: AsyncIterable[bytes], size: int | None) -> str:
+    async def put(self, key: str, body: AsyncIterable[bytes], size: int | None) -> Content:
         """See `Blobs`."""
         chunks = _rechunk(body, part_size(size))
         chunk = await anext(chunks, b"")
         if len(chunk) < part_size(size):
             check_body_size(len(chunk), size)
             with translate_s3_errors():
-                return (await self._client.put_object(**self._object(key), Body=io.BytesIO(chunk)))["ETag"]
+                etag = (await self._client.put_object(**self._object(key), Body=io.BytesIO(chunk)))["ETag"]
+            return Content.of_parts(etag, [(len(chunk), etag)])
         upload_id = await self.start_multipart(key)
         try:
             parts: list[CompletedPart] = []
@@ -104,46 +105,70 @@ class S3Blobs:
             await shielded(self._abort_or_log(key, upload_id))
             raise
 
+    async def finish_put(self, key: str) -> Content | None:
+        """See `Blobs`; the bucket accepts the URL until it expires."""
+        return await self._head(key)
+
     @asynccontextmanager
-    async def open(self, key: str) -> AsyncGenerator[_OpenObject]:
+    async def open(self, key: str, content: Content) -> AsyncGenerator[_OpenObject]:
         """See `Blobs`."""
         with translate_s3_errors(f"the bytes of {key}"):
-            head = await self._client.head_object(**self._object(key))
-        yield _OpenObject(self._client, self._object(key), head["ContentLength"], head["ETag"])
+            await self._client.head_object(**self._object(key))
+        yield _OpenObject(self._client, self._object(key), content)
 
-    async def delete(self, key: str) -> None:
+    async def find_damage(self, key: str, content: Content) -> str | None:
+        """See `Blobs`; the bucket tells size and ETag, and keeps the bytes intact itself."""
+        found = await self._head(key)
+        if found is None:
+            return "the object is missing"
+        if found.size != content.size:
+            return f"the object has {found.size} bytes instead of {content.size}"
+        if bare_etag(found.etag) != bare_etag(content.etag):
+            return f"the object has the ETag {found.etag} instead of {content.etag}"
+        return None
+
+    async def delete(self, key: str, upload_id: str | None = None) -> None:
         """See `Blobs`."""
-        try:
-            with suppress(UnsupportedByStorageError):  # of s3rver
-                await self._abort_uploads(key)
-        except RegistryError as error:
-            log.warning("cannot abort the uploads of %s: %s", key, error.message)
+        if upload_id is not None:
+            with suppress(NoSuchUploadError, UnsupportedByStorageError):
+                await self._abort(key, upload_id)
         with suppress(RecordNotFoundError), translate_s3_errors():
             await self._client.delete_object(**self._object(key))
 
-    async def _abort_uploads(self, key: str) -> None:
-        where = self._object(key)
-        with translate_s3_errors():
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=where["Bucket"], Prefix=where["Key"]
-            )
-            async for page in pages:
-                for upload in page.get("Uploads", []):
-                    if upload.get("Key") == where["Key"]:
-                        with suppress(NoSuchUploadError):
-                            await self._abort(key, upload.get("UploadId", ""))
+    async def uploaded_at(self, key: str, upload_id: str | None) -> datetime | None:
+        """See `Blobs`."""
+        if upload_id is None:
+            try:
+                with translate_s3_errors():
+                    return (await self._client.head_object(**self._object(key)))["LastModified"]
+            except RecordNotFoundError:
+                return None
+        try:
+            return max((part.uploaded_at for part in (await self._parts(key, upload_id)).values()), default=None)
+        except (NoSuchUploadError, UnsupportedByStorageError):
+            return None
 
-    async def abort_abandoned(self) -> None:
-        """Abort multipart uploads that got no part for `UPLOAD_LIFETIME`."""
-        oldest = datetime.now(timezone.utc) - timedelta(seconds=UPLOAD_LIFETIME)
-        prefix = self._object("")["Key"]
+    async def stored(self) -> AsyncGenerator[Sequence[StoredKey]]:
+        """See `Blobs`."""
+        prefix = self._bucket.key("blobs/")
+        with translate_s3_errors():
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket.name, Prefix=prefix)
+            async for page in pages:
+                yield [
+                    StoredKey(key, entry["LastModified"])
+                    for entry in page.get("Contents", [])
+                    if (key := self._key(entry.get("Key", ""))) and "LastModified" in entry
+                ]
+
+    async def abort_unknown(self, oldest: datetime) -> None:
+        """See `Blobs`."""
         with translate_s3_errors():
             # Of the whole bucket, since MinIO takes a prefix for the name of one object (its issue 20989).
             async for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket.name):
                 for upload in page.get("Uploads", []):
-                    key = upload.get("Key", "")
-                    if key.startswith(prefix) and upload.get("Initiated", oldest) < oldest:
-                        await self._abort_if_idle(key.removeprefix(prefix), upload.get("UploadId", ""), oldest)
+                    key = self._key(upload.get("Key", ""))
+                    if key and upload.get("Initiated", oldest) < oldest:
+                        await self._abort_if_idle(key, upload.get("UploadId", ""), oldest)
 
     async def _abort_if_idle(self, key: str, upload_id: str, oldest: datetime) -> None:
         try:
@@ -171,38 +196,41 @@ class S3Blobs:
             )
         return CompletedPart(number, response["ETag"])
 
-    async def _complete(self, key: str, upload_id: str, completed: Sequence[CompletedPart]) -> str:
-        """Publish the parts as the object, and return its ETag; a repeated call succeeds."""
+    async def _complete(self, key: str, upload_id: str, completed: Sequence[CompletedPart]) -> Content:
+        """Make an object of the parts; a repeated call succeeds."""
         try:
-            etags = await self._check_parts(key, upload_id, completed)
+            sizes = await self._check_parts(key, upload_id, completed)
+            etags = [(part.number, f'"{bare_etag(part.etag)}"') for part in completed]
             with translate_s3_errors():
                 response = await self._client.complete_multipart_upload(
                     **self._object(key),
                     UploadId=upload_id,
                     MultipartUpload={"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in etags]},
                 )
-            return response["ETag"]
+            if sizes:
+                return Content.of_parts(response["ETag"], zip(sizes, (etag for _, etag in etags), strict=True))
+            found = await self._head(key)
         except NoSuchUploadError:
             # The response to a first call may have been lost. S3 does not record which upload made an object, but the
-            # object's ETag shows whether it consists of these parts.
-            etag = await self._etag(key)
-            if etag is None or etag != etag_of_parts([part.etag for part in completed]):
+            # object's ETag shows whether it consists of these parts; their sizes are not known any more.
+            found = await self._head(key)
+            if found is None or found.etag != etag_of_parts([part.etag for part in completed]):
                 raise
-            return etag
+        if found is None:
+            raise NoSuchUploadError
+        return found
 
-    async def _check_parts(
-        self, key: str, upload_id: str, completed: Sequence[CompletedPart]
-    ) -> Sequence[CompletedPart]:
-        """Return the parts with the ETags of the uploaded ones; raise `StorageError` where they differ.
+    async def _check_parts(self, key: str, upload_id: str, completed: Sequence[CompletedPart]) -> Sequence[int]:
+        """Return the sizes of the parts, or none if the storage does not know them; raise `StorageError` for others.
 
         SeaweedFS 4.48 completes an upload with any ETags. s3rver does so, too, but cannot list the parts.
         """
         try:
             uploaded = await self._parts(key, upload_id)
         except UnsupportedByStorageError:
-            return [CompletedPart(part.number, f'"{bare_etag(part.etag)}"') for part in completed]
+            return ()
         check_parts(completed, {part: found.size for part, found in uploaded.items()}, MIN_PART_SIZE)
-        return [CompletedPart(part.number, uploaded[part.number, bare_etag(part.etag)].etag) for part in completed]
+        return [uploaded[part.number, bare_etag(part.etag)].size for part in completed]
 
     async def _parts(self, key: str, upload_id: str) -> Mapping[tuple[int, str], _UploadedPart]:
         """Return the parts of an upload, by number and bare ETag."""
@@ -224,15 +252,22 @@ class S3Blobs:
             raise
         return parts
 
-    async def _etag(self, key: str) -> str | None:
+    async def _head(self, key: str) -> Content | None:
         try:
             with translate_s3_errors():
-                return (await self._client.head_object(**self._object(key)))["ETag"]
+                head = await self._client.head_object(**self._object(key))
         except RecordNotFoundError:
             return None
+        found = Content.of_parts(head["ETag"], [(head["ContentLength"], head["ETag"])])
+        return found._replace(size=head["ContentLength"])
 
     def _object(self, key: str) -> _Object:
-        return {"Bucket": self._bucket.name, "Key": self._bucket.key(f"blobs/{key}")}
+        return {"Bucket": self._bucket.name, "Key": self._bucket.key(f"blobs/{key}.tar")}
+
+    def _key(self, name: str) -> str | None:
+        """Return the key of an object's name; None if it is not the registry's."""
+        prefix = self._bucket.key("blobs/")
+        return name.removeprefix(prefix).removesuffix(".tar") if name.startswith(prefix) else None
 
     async def _presign(self, method: str, parameters: Mapping[str, object]) -> str:
         with translate_s3_errors():
@@ -269,11 +304,11 @@ async def _rechunk(body: AsyncIterable[bytes], size: int) -> AsyncGenerator[byte
 
 
 class _OpenObject:
-    """An object of the bucket; a read fails if it was replaced since it was opened."""
+    """An object of the bucket; a read fails if it is no longer what was stored."""
 
-    def __init__(self, client: S3Client, where: _Object, size: int, etag: str) -> None:
-        self.size = size
-        self.etag = etag
+    def __init__(self, client: S3Client, where: _Object, content: Content) -> None:
+        self.size = content.size
+        self.etag = content.etag
         self._client = client
         self._where = where
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from async_bento._core.validation import JsonObject
+    from async_bento.registry.records.blobs import Publication
     from async_bento.rest.schemas import LabelItemSchema
 
 UploadStatus = Literal["pending", "uploading", "success", "failed"]
@@ -79,6 +80,9 @@ class Change:
     upload_started_at: datetime | None = None
     upload_finished_at: datetime | None = None
     upload_finished_reason: str | None = None
+    publish: Publication | None = None
+    """The bytes that become those of the item."""
+
     uid: str | None = None
     """The id of the item to change; None for that which now has the version."""
 

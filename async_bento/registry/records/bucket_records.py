@@ -1,9 +1,10 @@
-"""The records of a bucket of format 1, which had a JSON object for each; they are copied into the database."""
+"""A bucket of format 1, which had a JSON object for each record; they are copied into the database."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,8 +13,12 @@ from sqlalchemy import insert, select
 
 from async_bento._core.concurrency import for_each
 from async_bento._core.validation import JsonObject, UtcTime
+from async_bento.registry.blobs.base import Content
+from async_bento.registry.blobs.old_layout import parse_old_key
+from async_bento.registry.errors import RecordNotFoundError
 from async_bento.registry.item_types import BENTO, ITEM_TYPES
 from async_bento.registry.records.base import UploadStatus
+from async_bento.registry.records.blobs import Publication
 from async_bento.registry.records.sql import add_labels, add_models, count_items, manifest_columns
 from async_bento.registry.records.tables import items, repositories, settings
 from async_bento.rest.schemas import LabelItemSchema
@@ -25,7 +30,9 @@ if TYPE_CHECKING:
 
     from async_bento.registry.blobs.bucket import Bucket
     from async_bento.registry.item_types import ItemType
+    from async_bento.registry.records.blobs import BlobRecords
     from async_bento.registry.records.database import Database
+    from async_bento.registry.records.sql import Records
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
@@ -80,6 +87,18 @@ async def copy_records(bucket: Bucket, database: Database) -> None:
         has_token = select(settings.c.name).where(settings.c.name == "api_token")
         if token and (await connection.execute(has_token)).first() is None:
             await connection.execute(insert(settings), {"name": "api_token", "value": token.decode().strip()})
+
+
+async def adopt_objects(bucket: Bucket, records: Records, blob_records: BlobRecords) -> None:
+    """Record the bytes of items, which stay where they are."""
+    for found in await bucket.objects("blobs/"):
+        key = found.key.removeprefix("blobs/")
+        ref = parse_old_key(key)
+        if ref is not None:
+            content = Content.of_parts(found.etag, [(found.size, found.etag)])._replace(size=found.size)
+            with suppress(RecordNotFoundError):
+                item = await records.item(*ref)
+                await blob_records.adopt(item, Publication(key.removesuffix(".tar"), content))
 
 
 async def _copy_repositories(
@@ -137,5 +156,6 @@ async def _read(bucket: Bucket, schema: type[RecordT], prefix: str) -> list[Reco
         except ValidationError:
             log.warning("skipped %s, which is no record", key)
 
-    await for_each(read, [key for key in await bucket.keys(prefix) if key.endswith(".json")], _CONCURRENT_READS)
+    keys = [found.key for found in await bucket.objects(prefix)]
+    await for_each(read, [key for key in keys if key.endswith(".json")], _CONCURRENT_READS)
     return found

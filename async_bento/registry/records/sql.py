@@ -14,6 +14,7 @@ from async_bento.config import MiB
 from async_bento.registry.errors import ConflictError, DuplicateError, RecordNotFoundError
 from async_bento.registry.item_types import BENTO, MODEL
 from async_bento.registry.records.base import Found, Item, Repository, model_tags, new_uid, size_of, utc_now
+from async_bento.registry.records.blobs import publish, release
 from async_bento.registry.records.search import select_page, select_repositories, select_total
 from async_bento.registry.records.tables import bento_models, items, labels, repositories, settings
 from async_bento.rest.schemas import LabelItemSchema
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from async_bento._core.validation import JsonObject
     from async_bento.registry.item_types import ItemType
     from async_bento.registry.records.base import Change, NewItem
+    from async_bento.registry.records.blobs import Blob
     from async_bento.registry.records.database import Database
     from async_bento.registry.records.query import ListQuery
 
@@ -178,6 +180,8 @@ class Records:
             item_id = changed.scalar_one_or_none()
             if item_id is None:
                 raise RecordNotFoundError(f"get {item_type.item} {repository}:{version}")
+            if change.upload_status == "success":
+                await publish(connection, item_id, change.publish)
             if change.labels is not None:
                 await connection.execute(delete(labels).where(labels.c.item_id == item_id))
                 await add_labels(connection, item_id, change.labels)
@@ -186,8 +190,10 @@ class Records:
                 await add_models(connection, item_id, change.manifest)
             return (await _load(connection, _ITEMS.where(items.c.id == item_id)))[0]
 
-    async def delete_item(self, item_type: ItemType, repository: str, version: str, *, force: bool = False) -> Found:
-        """Delete an item and return it; its repository stays.
+    async def delete_item(
+        self, item_type: ItemType, repository: str, version: str, *, force: bool = False
+    ) -> tuple[Found, Sequence[Blob]]:
+        """Delete an item and return it, and the records of the bytes to remove; its repository stays.
 
         Raise `RecordNotFoundError` if it does not exist, and, unless forced, `ConflictError` for a model that a bento
         names.
@@ -196,11 +202,12 @@ class Records:
             item = await _find_item(connection, item_type, repository, version)
             if item_type is MODEL and not force:
                 await _check_unused(connection, item)
+            released = await release(connection, item.id)
             deleted = await connection.execute(delete(items).where(items.c.id == item.id).returning(items.c.id))
             if deleted.first() is None:  # another copy of the registry was faster
                 raise RecordNotFoundError(f"get {item_type.item} {repository}:{version}")
             await count_items(connection, item.repository_id, -1)
-            return await _with_repositories(connection, [item], with_latest=True)
+            return await _with_repositories(connection, [item], with_latest=True), released
 
     async def item(self, item_type: ItemType, repository: str, version: str) -> Item:
         """Return an item; raise `RecordNotFoundError` if it does not exist."""

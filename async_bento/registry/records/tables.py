@@ -124,6 +124,25 @@ bento_models = Table(
 )
 """The models that a bento's manifest names, whether or not they exist."""
 
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("item_id", _Id, ForeignKey("items.id", ondelete="SET NULL")),
+    Column("upload_id", Text),
+    Column("state", Text, nullable=False),
+    Column("size", BigInteger),
+    Column("etag", Text),
+    Column("parts", Text),
+    Column("changed_at", UtcTime, nullable=False),
+    UniqueConstraint("key"),
+    Index(None, "item_id", "state"),
+    Index(None, "state", "changed_at"),
+    sqlite_autoincrement=True,
+)
+"""The bytes of each upload, see `records/blobs.py`; `parts` is JSON: the size in bytes and the MD5 of each."""
+
 VERSION = "0001"
 """The newest migration, which leads to these tables."""
 

@@ -98,6 +98,22 @@ def _create_tables() -> tuple[sa.Table, sa.Table, sa.Table, sa.Table]:
     )
     op.create_index("ix_bento_models_name_version_bento_id", "bento_models", ["name", "version", "bento_id"])
     op.create_table(
+        "blobs",
+        sa.Column("id", _ID, primary_key=True),
+        sa.Column("key", sa.Text, nullable=False),
+        sa.Column("item_id", _ID, sa.ForeignKey("items.id", name="fk_blobs_item_id", ondelete="SET NULL")),
+        sa.Column("upload_id", sa.Text),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("size", sa.BigInteger),
+        sa.Column("etag", sa.Text),
+        sa.Column("parts", sa.Text),
+        sa.Column("changed_at", _TIME, nullable=False),
+        sa.UniqueConstraint("key", name="uq_blobs_key"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_blobs_item_id_state", "blobs", ["item_id", "state"])
+    op.create_index("ix_blobs_state_changed_at", "blobs", ["state", "changed_at"])
+    op.create_table(
         "settings", sa.Column("name", sa.Text, primary_key=True), sa.Column("value", sa.Text, nullable=False)
     )
     return repositories, items, labels, bento_models

@@ -1,0 +1,153 @@
+"""`async-bento registry`: the commands for who runs a registry, and the options that name its places."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+import click
+
+from async_bento._core.text import human_size
+from async_bento.cli.groups import LazyGroup
+from async_bento.cli.options import asynchronous, json_option
+from async_bento.cli.output import print_json
+from async_bento.cli.signals import cancel_on_signals
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from async_bento.registry.backend import OpenBackend
+    from async_bento.registry.check import Damage
+    from async_bento.registry.s3_bucket import S3Bucket
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_REMEDY = "Push these again with --force, or restore them from a backup."
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a registry keeps its data."""
+
+    root: str | None
+    database: str | None
+    bucket_name: str | None
+    s3_endpoint: str | None
+    s3_prefix: str | None
+
+    def bucket(self, public_endpoint: str | None = None) -> S3Bucket | None:
+        """Return the bucket; raise `UsageError` if the options contradict each other."""
+        from async_bento.registry.s3_bucket import S3Bucket
+
+        for name in ("aiosqlite", "botocore"):
+            logging.getLogger(name).setLevel(logging.INFO)  # their debug logs contain tokens
+        if self.root is None and (self.database is None or self.bucket_name is None):
+            raise click.UsageError("Pass --root, or both --database and --s3.")
+        if self.bucket_name is not None:
+            return S3Bucket(
+                self.bucket_name,
+                endpoint=self.s3_endpoint,
+                public_endpoint=public_endpoint,
+                prefix=self.s3_prefix or "",
+            )
+        if self.s3_endpoint or public_endpoint or self.s3_prefix:
+            raise click.UsageError("--s3-endpoint, --s3-public-endpoint and --s3-prefix require --s3.")
+        return None
+
+    @asynccontextmanager
+    async def attached(self) -> AsyncGenerator[OpenBackend]:
+        """Open the places of a registry that exists, also while it runs."""
+        from async_bento.registry.server import load_backend
+
+        root = None if self.root is None else Path(self.root)
+        backend = await load_backend(root=root, database=self.database, bucket=self.bucket())
+        async with backend.attached() as opened:
+            yield opened
+
+
+def storage_options(command: Callable[Concatenate[Places, P], T]) -> Callable[..., T]:
+    """Add the options that name the places of a registry, and pass them as the first argument."""
+
+    @click.option("--root", type=click.Path(file_okay=False), help="Directory for all data without another place.")
+    @click.option(
+        "--database",
+        metavar="URL",
+        envvar="ASYNC_BENTO_REGISTRY_DATABASE",
+        help="PostgreSQL database for the records, like postgresql://user:password@host/bentos.",
+    )
+    @click.option("--s3", "bucket_name", metavar="BUCKET", help="S3 bucket for the bytes.")
+    @click.option("--s3-endpoint", metavar="URL", help="URL of the S3 service, if it is not AWS.")
+    @click.option("--s3-prefix", metavar="PREFIX", help="Prefix of all keys in the bucket.")
+    @wraps(command)
+    def run(
+        root: str | None,
+        database: str | None,
+        bucket_name: str | None,
+        s3_endpoint: str | None,
+        s3_prefix: str | None,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        return command(Places(root, database, bucket_name, s3_endpoint, s3_prefix), *args, **kwargs)
+
+    return run
+
+
+@click.group(cls=LazyGroup, lazy_commands={"serve": "serve:serve"})
+def registry() -> None:
+    """Run your own registry."""
+
+
+@asynchronous
+async def _find_damage(places: Places, checked: Callable[[int, int], None]) -> list[Damage]:
+    """Check a registry; `checked` gets the bytes of each item and those of all."""
+    from async_bento.registry.check import find_damage
+
+    cancel_on_signals()
+    async with places.attached() as opened:
+        total = (await opened.blob_records.usage()).current
+        return await find_damage(opened.blob_records, opened.blobs, lambda size: checked(size, total))
+
+
+@registry.command()
+@storage_options
+@json_option
+@click.pass_context
+def check(context: click.Context, places: Places, as_json: bool) -> None:
+    """Compare all stored bytes with their records.
+
+    On a disk, all bytes are read and their MD5s computed. A bucket tells the size and the ETag of each object. The
+    registry may run meanwhile. Exits with 1 if anything is damaged.
+
+    \b
+    Examples:
+      async-bento registry check --root /srv/bentos
+      async-bento registry check --database postgresql://bento@db.example/bentos --s3 my-bucket
+    """
+    from tqdm import tqdm
+
+    sizes: list[int] = []
+    with tqdm(desc="checking", unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+
+        def checked(size: int, total: int) -> None:
+            sizes.append(size)
+            bar.total = total
+            bar.update(size)
+
+        damaged = _find_damage(places, checked)
+    if as_json:
+        print_json({"n_checked": len(sizes), "damaged": [each._asdict() for each in damaged]})
+    else:
+        for each in damaged:
+            click.echo(f"{each.kind} {each.tag}: {each.reason} (in {each.key})")
+        summary = f"Checked {len(sizes)} objects, {human_size(sum(sizes))}: "
+        click.echo(
+            summary + (f"{len(damaged)} damaged. {_REMEDY}" if damaged else "all are as they were pushed."), err=True
+        )
+    if damaged:
+        context.exit(1)

@@ -1,0 +1,125 @@
+"""Removal of bytes that nobody needs: replaced ones, abandoned uploads, and what no record names."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from async_bento._core.concurrency import shielded
+from async_bento.registry.blobs.base import UPLOAD_LIFETIME
+from async_bento.registry.errors import RegistryError, UnsupportedByStorageError
+from async_bento.registry.records.base import utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from datetime import datetime
+
+    from async_bento.registry.blobs.base import Blobs
+    from async_bento.registry.records.blobs import BlobRecords
+    from async_bento.registry.uploads import Uploads
+
+_INTERVAL = 3600.0
+"""Seconds between two cleanups."""
+
+_FIRST = 60.0
+"""Seconds until the first, so that a start is not slowed down."""
+
+_MIN_UNUSED = 3600.0
+"""Seconds that replaced bytes stay at least, for the pulls that read them; longer with a longer `url_expiry`."""
+
+log = logging.getLogger(__package__)
+
+
+class Cleanup:
+    """Removes bytes that nobody needs; presigned URLs expire after `url_expiry` seconds."""
+
+    def __init__(self, uploads: Uploads, records: BlobRecords, blobs: Blobs, *, url_expiry: float) -> None:
+        self._uploads = uploads
+        self._records = records
+        self._blobs = blobs
+        self._has_warned = False
+        self._unused_lifetime = max(url_expiry, _MIN_UNUSED)
+
+    async def run(self, now: datetime | None = None) -> None:
+        """Remove what nobody needs at a time, by default now; log what fails."""
+        now = now or utc_now()
+        oldest = now - timedelta(seconds=UPLOAD_LIFETIME)
+        for step in (
+            lambda: self._remove_unused(now - timedelta(seconds=self._unused_lifetime)),
+            lambda: self._abort_unknown(oldest),
+            lambda: self._remove_abandoned(oldest),
+            lambda: self._remove_unknown(oldest),
+        ):
+            await _logged(step)
+
+    async def _remove_unused(self, oldest: datetime) -> None:
+        for blob in await self._records.unused_since(oldest):
+            await self._uploads.remove(blob)
+
+    async def _abort_unknown(self, oldest: datetime) -> None:
+        try:
+            await self._blobs.abort_unknown(oldest)
+        except UnsupportedByStorageError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                log.warning("abandoned uploads stay in the bucket: %s. Remove them by its own means.", error.message)
+
+    async def _remove_abandoned(self, oldest: datetime) -> None:
+        """Remove uploads that got nothing since `oldest`."""
+        for upload in await self._records.unfinished_since(oldest):
+            uploaded_at = await self._blobs.uploaded_at(upload.key, upload.upload_id)
+            if (uploaded_at is None or uploaded_at < oldest) and await self._uploads.remove(upload):
+                log.info("removed an abandoned upload of %s", upload.key)
+
+    async def _remove_unknown(self, oldest: datetime) -> None:
+        """Remove bytes without a record, but not if they outnumber the others: then the records are lost."""
+        unknown: list[str] = []
+        n_known = 0
+        async for stored in self._blobs.stored():
+            keys = [each.key for each in stored if each.modified_at < oldest]
+            known = await self._records.named(keys)
+            n_known += len(known)
+            unknown += [key for key in keys if key not in known]
+        if len(unknown) > n_known:
+            log.warning(
+                "the storage has %d objects without a record, but only %d with one, so none is removed. Restore the "
+                "database, or remove them yourself; the first is %s.",
+                len(unknown),
+                n_known,
+                unknown[0],
+            )
+            return
+        for key in unknown:
+            await self._blobs.delete(key)
+            log.info("removed bytes without a record: %s", key)
+
+
+@asynccontextmanager
+async def running(cleanup: Cleanup) -> AsyncGenerator[None]:
+    """Clean up every hour."""
+    task = asyncio.create_task(_repeat(cleanup))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await shielded(asyncio.gather(task))
+
+
+async def _repeat(cleanup: Cleanup) -> None:
+    await asyncio.sleep(_FIRST)
+    while True:
+        await cleanup.run()
+        await asyncio.sleep(_INTERVAL)
+
+
+async def _logged(step: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await step()
+    except (RegistryError, OSError) as error:
+        log.warning("the cleanup failed: %s", error)
+    except Exception:
+        log.exception("the cleanup failed")
