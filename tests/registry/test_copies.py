@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import random
 import signal
 import sys
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -14,13 +19,14 @@ import pytest
 
 from async_bento.registry.server import LocalRegistry
 from tests.builders import MiB, contents, make_bento
-from tests.registry.conftest import BENTOS, BUCKET, Caller, copies_only
+from tests.registry.conftest import BENTOS, BUCKET, BUILD_AT, Caller, clean_up, copies_only
 from tests.registry.test_s3 import FILES, make_api
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.registry.conftest import Serve, Storage
+    from tests.registry.conftest import Serve, Storage, Stored
     from tests.registry.seaweed import Seaweed
 
 pytestmark = copies_only
@@ -40,6 +46,24 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@dataclass
+class _Served:
+    endpoint: str
+    api_token: str
+
+
+@dataclass
+class Child:
+    """A copy of the registry in a process of its own, and who calls it."""
+
+    process: asyncio.subprocess.Process
+    caller: Caller
+
+    async def kill(self) -> None:
+        self.process.kill()
+        assert await self.process.wait() == -signal.SIGKILL
 
 
 @pytest.fixture
@@ -136,35 +160,102 @@ async def test_multipart_continues_at_another_copy(copies: tuple[Caller, Caller]
     assert (await one.complete(upload_id, etags)).status == 200  # the first response may have been lost
 
 
-async def test_registry_killed_keeps_everything(serve: Serve, weed: Seaweed, storage: Storage):
+@pytest.fixture
+async def child(weed: Seaweed, storage: Storage) -> AsyncIterator[Child]:
+    """A copy of the registry in a process of its own."""
     places = storage("registry")
     prefix = str(places["bucket"]).partition(f"{BUCKET}/")[2].partition(" ")[0]
-    child = await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", CHILD, places["database"], BUCKET, weed.endpoint, prefix, stdout=asyncio.subprocess.PIPE
     )
     try:
-        assert child.stdout is not None
-        endpoint, token = (await child.stdout.readline()).decode().split()
-
-        class ChildRegistry:
-            def __init__(self) -> None:
-                self.endpoint, self.api_token = endpoint, token
-
+        assert process.stdout is not None
+        endpoint, token = (await process.stdout.readline()).decode().split()
         async with aiohttp.ClientSession() as session:
-            there = Caller(ChildRegistry(), session, BENTOS)
-            await there.create()
-            await there.upload(b"bytes")
-            await there.create(version="v2")
-            upload_id = await there.start_multipart("v2")
-            etag = await there.put_part(upload_id, 1, b"one", "v2")
+            yield Child(process, Caller(_Served(endpoint, token), session, BENTOS))
     finally:
-        child.kill()
-        assert await child.wait() == -signal.SIGKILL
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_registry_killed_keeps_everything(serve: Serve, child: Child):
+    there = child.caller
+    await there.create()
+    await there.upload(b"bytes")
+    await there.create(version="v2")
+    upload_id = await there.start_multipart("v2")
+    etag = await there.put_part(upload_id, 1, b"one", "v2")
+    await child.kill()
     caller = await serve()
-    assert caller.registry.api_token == token
+    assert caller.registry.api_token == there.registry.api_token
     assert (await caller.get())["upload_status"] == "success"
     assert (await caller.download()).body == b"bytes"
     assert (await caller.complete(upload_id, [(1, etag)], "v2")).status == 200
+
+
+async def test_copies_racing_with_one_killed_lose_nothing(serve: Serve, child: Child, stored_files: Stored):
+    here, there = await serve(), child.caller
+    for copy in (here, there):
+        await copy.api("POST", "/bento_repositories", json={"name": "iris", "description": ""})
+    versions = [f"v{number}" for number in range(4)]
+    sent: dict[str, set[bytes]] = {version: set() for version in versions}
+    winners: Counter[str] = Counter()
+    deleted: Counter[str] = Counter()
+
+    async def storm(copy: Caller, seed: int) -> None:
+        choose = random.Random(seed)
+        for number in range(25):
+            version = choose.choice(versions)
+            body = f"{seed} {number} {version} ".encode() * choose.choice((1, 100_000))
+            new = {"version": version, "description": "", "manifest": {}, "build_at": BUILD_AT, "labels": []}
+            with suppress(aiohttp.ClientError):  # once its copy is killed
+                created = await copy.api("POST", copy.items(), json=new)
+                winners[version] += created.status == 200
+                if choose.random() < 0.2:
+                    gone = await copy.api("DELETE", f"{copy.items()}/{version}")
+                    deleted[version] += gone.status == 200
+                    continue
+                sent[version].add(body)
+                if choose.random() < 0.5:
+                    await copy.upload(body, version)
+                    continue
+                started = await copy.api("PATCH", f"{copy.items()}/{version}/start_multipart_upload")
+                if started.status == 200:
+                    with suppress(AssertionError):  # deleted meanwhile
+                        upload_id = started.json["upload_id"]
+                        etag = await copy.put_part(upload_id, 1, body, version)
+                        await copy.complete(upload_id, [(1, etag)], version)
+                        await copy.finish(version)
+
+    storms = [asyncio.create_task(storm(copy, seed)) for seed, copy in enumerate((here, there) * 3)]
+    await asyncio.sleep(1.5)
+    await child.kill()
+    await asyncio.gather(*storms)
+
+    items = (await here.list(f"{here.items()}"))["items"]
+    repository = await here.ok("GET", "/bento_repositories/iris")
+    assert repository["n_bentos"] == len(items) == len({item["version"] for item in items})
+    n_stored = 0
+    for item in items:
+        version = item["version"]
+        found = await here.download(version)
+        if item["upload_status"] == "success":
+            assert found.status == 200, item
+        if found.status == 200:
+            n_stored += 1
+            assert found.body in sent[version]
+            (size, md5), *_ = (await here.get(version=version))["checksums"]["parts"]
+            assert (size, md5) == (len(found.body), hashlib.md5(found.body).hexdigest())
+    for version in versions:  # a create succeeds only while there is none; the killed copy may have lost answers
+        alive = sum(item["version"] == version for item in items)
+        assert abs(winners[version] - deleted[version] - alive) <= 3, version  # one answer of each storm
+    await clean_up(here, hours=26)
+    published = [await here.download(item["version"]) for item in items]
+    assert len([name for name in stored_files() if not name.startswith("upload ")]) == sum(
+        each.status == 200 for each in published
+    )
+    assert n_stored >= 1
 
 
 async def test_push_cancelled_resumes_at_another_copy(serve: Serve, home: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ import pytest
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
 from async_bento.registry.errors import StorageError
 from async_bento.registry.s3_bucket import S3Bucket
-from async_bento.registry.server import LocalRegistry
+from async_bento.registry.server import LocalRegistry, load_backend
 from tests.builders import MiB, contents, make_bento, random_bytes
 from tests.eventually import eventually
 from tests.registry.conftest import BENTOS, BUCKET, Caller, clean_up, s3_only
@@ -195,18 +195,15 @@ async def test_proxied_upload_of_large_body_bounds_memory(caller: Caller):
 
 
 @pytest.mark.parametrize(("size", "announced"), [(5, 4), (5, 6), (9 * MiB, 8 * MiB), (9 * MiB, 10 * MiB)])
-async def test_put_of_wrong_size_is_rejected(
-    weed: Seaweed, storage: Storage, stored_files: Stored, size: int, announced: int
-):
+async def test_put_of_wrong_size_is_rejected(storage: Storage, stored_files: Stored, size: int, announced: int):
     # aiohttp rejects such a body, but the storage does not rely on that.
     async def body() -> AsyncIterator[bytes]:
         yield bytes(size)
 
-    registry = LocalRegistry(**storage("registry"))
-    backend = (await registry._load_backend()).open(api_token=None, url_expiry=60)
-    async with backend as opened:
+    backend = await load_backend(database=None, **storage("registry"))
+    async with backend.open(api_token=None, url_expiry=60) as opened:
         with pytest.raises(StorageError, match=f"{size} bytes received of {announced}"):
-            await opened.blobs.put("bentos/iris/v1.tar", body(), announced)
+            await opened.blobs.put("bentos/iris/v1/id", body(), announced)
     assert stored_files() == []
 
 

@@ -202,10 +202,12 @@ class Records:
             item = await _find_item(connection, item_type, repository, version)
             if item_type is MODEL and not force:
                 await _check_unused(connection, item)
-            released = await release(connection, item.id)
-            deleted = await connection.execute(delete(items).where(items.c.id == item.id).returning(items.c.id))
-            if deleted.first() is None:  # another copy of the registry was faster
+            # Uploads of other copies of the registry are published before, or not at all.
+            locked = await connection.execute(select(items.c.id).where(items.c.id == item.id).with_for_update())
+            if locked.first() is None:  # another copy was faster
                 raise RecordNotFoundError(f"get {item_type.item} {repository}:{version}")
+            released = await release(connection, item.id)
+            await connection.execute(delete(items).where(items.c.id == item.id))
             await count_items(connection, item.repository_id, -1)
             return await _with_repositories(connection, [item], with_latest=True), released
 
