@@ -104,7 +104,8 @@ class Transfer(_Frozen):
         window: Bytes of the ranges of a pull that are in flight or waiting to be extracted.
         range_size: Upper limit of one range of a pull, at most the window. Over slow connections ranges are smaller
             and more numerous: see `transfer/adaptive.py`.
-        verify: Compare the MD5 of each part with its ETag, where the ETag looks like an MD5.
+        verify: Compare the MD5 of each part: of a push with its ETag, where the ETag looks like an MD5; of a pull with
+            the checksums in the registry's record, where it has any. Such a pull resumes at the start of a part.
         resume: Resume an interrupted push or pull, also in another process.
     """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import re
 import socket
 import struct
@@ -108,6 +109,11 @@ class Exchange:
                 for name in ("Content-Length", "Accept-Ranges", "ETag"):
                     response.headers.pop(name, None)
                 response.enable_chunked_encoding()
+            if self.proxy.hides_checksums and response.content_type == "application/json":
+                record = json.loads(await answer.read())
+                record.pop("checksums", None)
+                response.headers.pop("Content-Length", None)
+                response.body = json.dumps(record).encode()
             return response
 
     async def read(self) -> bytes:
@@ -152,7 +158,7 @@ class FaultProxy:
     """A server that forwards requests to a registry; `max_concurrent` counts the PUTs and GETs of tars, by method.
 
     Unlike the registry, and as Yatai, it streams downloads through it without length, ETag and ranges, unless
-    `streams_downloads` is False.
+    `streams_downloads` is False. With `hides_checksums`, records have no checksums of the tars, as Yatai's.
     """
 
     registry: Registry
@@ -162,6 +168,7 @@ class FaultProxy:
     address: tuple[str, int] = ("", 0)
     lingering_time: float = 10.0
     streams_downloads: bool = True
+    hides_checksums: bool = False
     _rules: list[_Rule] = field(default_factory=list)
     _concurrent: Counter[str] = field(default_factory=Counter)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)

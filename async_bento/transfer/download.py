@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from async_bento._core.concurrency import shielded
 from async_bento._core.retry import BUSY, Retries
-from async_bento.errors import APIError, APIResponseError, IntegrityError, PartError, TransferError
+from async_bento.errors import APIError, APIResponseError, APIStatusError, IntegrityError, PartError, TransferError
 from async_bento.transfer.adaptive import AdaptiveRanges
 from async_bento.transfer.fallback import (
     UnreachableError,
@@ -165,7 +165,7 @@ def _final(source: DownloadSource, error: ObjectChangedError | DamagedPartError)
     """The error for bytes that are wrong in a second download, too."""
     failed, push = f"cannot pull {source.tag}", f"Push the {source.kind} again with force (`--force`)"
     if isinstance(error, OtherObjectError):
-        return IntegrityError(f"{failed}: the registry's copy is damaged: {error}. {push}.")
+        return IntegrityError(f"{failed}: the storage sent a tar with {error}: it was damaged or replaced. {push}.")
     if isinstance(error, ObjectChangedError):
         return TransferError(f"{failed}: {error}, twice. Pull again.")
     part = f"part {error.number} of its tar"
@@ -343,12 +343,12 @@ class _Download:
                         raise ObjectChangedError("the server no longer supports range requests")
                     await self._read_whole(received, count)
                     return None
-            except PartError as error:
+            except (APIStatusError, PartError) as error:
                 self._handle_refusal(error, target, byte_range)
                 raise
 
-    def _handle_refusal(self, error: PartError, target: Target, byte_range: ByteRange) -> None:
-        if error.status == HTTPStatus.FORBIDDEN:
+    def _handle_refusal(self, error: APIStatusError | PartError, target: Target, byte_range: ByteRange) -> None:
+        if error.status == HTTPStatus.FORBIDDEN and target.credentials is None:
             self._source.expire(target)
         if error.status in BUSY:
             self._ranges.throttle(time.monotonic())

@@ -51,9 +51,9 @@ class DamagedPartError(Exception):
 def check_object(checksums: ChecksumsSchema, total: int | None, etag: str | None) -> None:
     """Raise OtherObjectError for another size or ETag; a server, or a proxy, may send none, or a weak ETag."""
     if total is not None and total != checksums.size:
-        raise OtherObjectError(f"its tar has {total} bytes instead of {checksums.size}")
+        raise OtherObjectError(f"{total} bytes instead of {checksums.size}")
     if etag and checksums.etag and not etag.startswith("W/") and bare_etag(etag) != bare_etag(checksums.etag):
-        raise OtherObjectError(f"its tar has the ETag {etag} instead of {checksums.etag}")
+        raise OtherObjectError(f"the ETag {etag} instead of {checksums.etag}")
 
 
 class Verifier:
@@ -138,9 +138,9 @@ class Verifier:
         if is_end and self._md5 is not None and (actual := self._md5.hexdigest()) != self._expected[index]:
             start, stop = self._start_of(index), self._ends[index]
             raise DamagedPartError(index + 1, start, stop, expected=self._expected[index], actual=actual)
-        if self._refusal is not None and (is_end or self._md5 is None):
-            raise self._refusal
         if is_end:
+            if self._refusal is not None:
+                raise self._refusal
             self._md5 = hashlib.md5(usedforsecurity=False)
 
     def _start_of(self, index: int) -> int:

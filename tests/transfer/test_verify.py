@@ -44,8 +44,10 @@ def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
 def push(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> Push:
     """Push `mod:m1` to a registry behind a proxy that sends its checksums, in parts of `PART` bytes."""
 
-    async def push(transmission: str = "presigned_url", part: int = PART, **changed: Any) -> FaultProxy:
-        make_model(home, files=FILES)
+    async def push(
+        transmission: str = "presigned_url", part: int = PART, files: dict[str, bytes] | None = None, **changed: Any
+    ) -> FaultProxy:
+        make_model(home, files=files or FILES)
         proxy = await start_proxy(transmission)
         proxy.streams_downloads = False
         await make_client(proxy).models.push("mod:m1")
@@ -300,7 +302,7 @@ async def test_verified_pull_of_another_object_fails(
 ) -> None:
     proxy = await push(transmission, **changed)
 
-    with pytest.raises(IntegrityError, match=f"mod:m1: the registry's copy is damaged: its tar has {difference}"):
+    with pytest.raises(IntegrityError, match=f"mod:m1: the storage sent a tar with {difference}: it was damaged"):
         await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert is_clean(elsewhere)
@@ -431,6 +433,29 @@ async def test_verified_pull_resume_starts_with_a_part(
     assert min(starts(proxy)) == 20 * RANGE // PART * PART
 
 
+async def test_verified_pull_interrupted_in_its_first_part_keeps_nothing(
+    push: Push, make_client: MakeClient, elsewhere: Path
+) -> None:
+    proxy = await push()
+
+    await interrupt(proxy, make_client, elsewhere, 3)
+
+    assert is_clean(elsewhere)
+
+
+async def test_verified_pull_resume_replaces_files_of_the_part(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path
+) -> None:
+    """Files that were extracted after the start of the part are no duplicates."""
+    proxy = await push(files={f"small/{number}": random_bytes(10_000, number) for number in range(150)}, part=7 * RANGE)
+    await interrupt(proxy, make_client, elsewhere, 20)
+
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert is_pulled(home, elsewhere)
+    assert min(starts(proxy)) == 14 * RANGE
+
+
 @pytest.mark.parametrize(
     ("part", "ranges"), [(PART, 1), (PART, 14), (PART, 25), (40 * KiB, 14), (RANGE, 5), (7 * RANGE, 25)]
 )
@@ -517,9 +542,10 @@ async def test_pull_after_damaged_one_starts_from_the_first_byte(
 
 
 async def test_pull_interrupted_after_damage_was_found_keeps_nothing(
-    push: Push, make_client: MakeClient, elsewhere: Path
+    push: Push, make_client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a large part, the state could lie behind the damaged byte."""
+    """Of a large part, the state lies behind the damaged byte."""
+    monkeypatch.setattr(verify, "MAX_REPEATED", MiB)
     proxy = await push(part=10 * MiB)
     tar, _ = await stored(proxy)
     proxy.add_fault(GET, refuse(400, code="InvalidRequest"), skip=-(-len(tar) // RANGE), times=None)
