@@ -25,7 +25,8 @@ pytestmark = pytest.mark.proxies
 TESTS = Path(__file__).parents[1]
 CERTIFICATE, KEY = TESTS / "tls" / "certificate.pem", TESTS / "tls" / "key.pem"
 GUIDE = (TESTS.parent / "docs" / "guides" / "registry.md").read_text()
-NGINX = re.findall(r"```nginx\n(.*?)```", GUIDE, re.DOTALL)
+ON_S3 = (TESTS.parent / "docs" / "registry-on-s3.md").read_text()
+NGINX = [block for page in (GUIDE, ON_S3) for block in re.findall(r"```nginx\n(.*?)```", page, re.DOTALL)]
 CADDY = re.findall(r"```caddyfile\n(.*?)```", GUIDE, re.DOTALL)
 
 NGINX_MAIN = """
@@ -63,12 +64,14 @@ def replaced(text: str, changes: dict[str, str]) -> str:
 
 def nginx(tmp: Path, block: str, ports: tuple[int, int]) -> list[str]:
     """Write the configuration of nginx, and return its command."""
+    address = f"127.0.0.1:{ports[1]}"
     changes = {
         "listen 443 ssl": f"listen 127.0.0.1:{ports[0]} ssl",
         "/etc/ssl/bentos.pem": str(CERTIFICATE),
         "/etc/ssl/bentos.key": str(KEY),
-        "127.0.0.1:3000": f"127.0.0.1:{ports[1]}",
     }
+    copies = {"10.0.0.1:3000": address, "10.0.0.2:3000": address}
+    changes |= copies if "upstream" in block else {"127.0.0.1:3000": address}
     user = "user root;" if os.geteuid() == 0 else ""
     (tmp / "conf").write_text(NGINX_MAIN.format(user=user, tmp=tmp, server=replaced(block, changes)))
     return ["nginx", "-p", str(tmp), "-e", str(tmp / "error.log"), "-c", str(tmp / "conf"), "-g", "daemon off;"]
@@ -117,14 +120,23 @@ VARIANTS = {
     "nginx": (nginx, NGINX[0], ""),
     "nginx-http-1.0": (nginx, as_http_1_0(NGINX[0]), ""),
     "nginx-prefix": (nginx, NGINX[1], "/bentos"),
+    "nginx-copies": (nginx, NGINX[2], ""),
     "caddy": (caddy, CADDY[0], ""),
     "caddy-prefix": (caddy, CADDY[1], "/bentos"),
 }
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy", "auto"])
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("way", ["headers", "public_url"])
+@pytest.mark.parametrize(
+    ("variant", "way"),
+    [
+        (variant, way)
+        for variant in VARIANTS
+        for way in ("headers", "public_url")
+        # The URLs of the copies lead to their bucket, so their proxy sends no headers.
+        if (variant, way) != ("nginx-copies", "headers")
+    ],
+)
 async def test_push_and_pull_through_proxy(home: Path, tmp_path: Path, variant: str, transmission: str, way: str):
     configure, block, prefix = VARIANTS[variant]
     ports = tuple(free_ports(2))
@@ -144,4 +156,4 @@ async def test_push_and_pull_through_proxy(home: Path, tmp_path: Path, variant: 
 
 
 def test_guide_has_all_configurations():
-    assert (len(NGINX), len(CADDY)) == (2, 2)
+    assert (len(NGINX), len(CADDY)) == (3, 2)
