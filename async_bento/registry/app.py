@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from async_bento._core.validation import JsonObject
     from async_bento.registry.backend import OpenBackend
-    from async_bento.registry.records.base import Found, Item, Repository
+    from async_bento.registry.records.base import Found, Item, Repository, UploadStatus
     from async_bento.registry.records.query import ListQuery
     from async_bento.registry.transmission import TransmissionPolicy
 
@@ -290,11 +290,16 @@ class Api:
                     await self._update_record(ref, replace(done, publish=received))
         except BaseException as error:
             reason = error.message if isinstance(error, RegistryError) else "the upload was interrupted"
-            failed = ended(upload_status="failed", upload_finished_at=utc_now(), upload_finished_reason=reason)
-            with suppress(RecordNotFoundError):  # it was deleted
-                await shielded(self._update_record(ref, failed))
+            await shielded(self._report_failure(ref, item, reason))
             raise
         return web.Response()
+
+    async def _report_failure(self, ref: ItemRef, item: Item, reason: str) -> None:
+        """Report a failed upload; an item whose bytes it would have replaced still has them."""
+        with suppress(RecordNotFoundError):  # it was deleted
+            status: UploadStatus = "failed" if await self._uploads.content(item) is None else "success"
+            change = Change(upload_status=status, upload_finished_at=utc_now(), upload_finished_reason=reason)
+            await self._update_record(ref, replace(change, uid=item.uid))
 
     async def _download(self, item_type: ItemType, request: web.Request) -> web.StreamResponse:
         item = await self._get_record(_item_ref(item_type, request))

@@ -179,6 +179,13 @@ async def test_bucket_error_returns_json(
     assert message in response.json["error"]
 
 
+async def test_bucket_error_does_not_pass_on_its_words(caller: Caller, faulty: FaultyS3):
+    await caller.create()
+    faulty.fault = lambda _: (403, "AccessDenied")
+    response = await caller.api("PATCH", f"{caller.items()}/v1/start_multipart_upload")
+    assert response.json["error"] == "the registry's bucket failed: AccessDenied"
+
+
 async def test_download_cut_by_bucket_breaks_the_connection(caller: Caller, faulty: FaultyS3):
     await caller.create()
     await caller.upload(bytes(2**20))

@@ -428,6 +428,25 @@ async def test_replacement_cut_by_client_keeps_old_bytes(caller: Caller, stored_
     assert (await caller.download()).body == b"old"
 
 
+async def test_replacement_that_fails_leaves_the_item_as_it_was(caller: Caller):
+    await caller.create()
+    await caller.upload(b"old")
+    url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/upload"
+    token = caller.registry.api_token
+    await cut_off(url, f"X-YATAI-API-TOKEN: {token}\r\nContent-Length: 100000", DATA[:50_000])
+
+    async def ended() -> bool:
+        return bool((await caller.get())["upload_finished_reason"])
+
+    await eventually(ended)
+    item = await caller.get()
+    assert (item["upload_status"], item["upload_finished_reason"]) == (
+        "success",
+        "the request failed: the connection broke",
+    )
+    assert (await caller.download()).body == b"old"
+
+
 async def test_replacement_by_racing_uploads_keeps_one_body(caller: Caller, stored_files: Stored):
     await caller.create()
     bodies = [bytes([number]) * 50_000 for number in range(6)]

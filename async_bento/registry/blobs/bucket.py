@@ -229,4 +229,4 @@ def _translate_response(error: ClientError, subject: str) -> RegistryError:
         throttled = "the registry's bucket is overloaded and asks to slow down"
         return StorageError("SlowDown", throttled, status=503, retry_after=_RETRY_AFTER)
     is_full = status == HTTPStatus.INSUFFICIENT_STORAGE
-    return StorageError(code, f"the registry's bucket failed: {code}: {message}", status=507 if is_full else 500)
+    return StorageError(code, f"the registry's bucket failed: {code}", status=507 if is_full else 500)

@@ -297,7 +297,7 @@ async def _rechunk(body: AsyncIterable[bytes], size: int) -> AsyncGenerator[byte
     async for chunk in body:
         buffer += chunk
         while len(buffer) >= size:
-            yield bytes(buffer[:size])
+            yield bytes(memoryview(buffer)[:size])
             del buffer[:size]
     if buffer:
         yield bytes(buffer)
