@@ -91,7 +91,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The suite, but for what `endurance` runs on one Python."""
     install_group(session, "test")
-    # Branch coverage nearly doubles the CPU time before Python 3.14, and no line of the package depends on the version.
+    # Before Python 3.12, coverage doubles the time of the tests, and no line of the package depends on the version.
     measured = session.python == PYTHONS[-1]
     run_pytest(session, *([] if session.posargs else ["-m", "not long and not proxies"]), measured=measured)
 
@@ -121,7 +121,7 @@ def interop(session: nox.Session) -> None:
 def backends(session: nox.Session) -> None:
     """The registry on a real S3, SeaweedFS, and on PostgreSQL, which are started on this machine."""
     install_group(session, "backends")
-    run_pytest(session, "-m", "s3 or postgres", measured=True, parallel=False)
+    run_pytest(session, "-m", "s3 or postgres", measured=True)
 
 
 @nox.session(default=False)

@@ -1,7 +1,8 @@
-"""Fixtures: registries on a real socket, on a directory and on a bucket, and a plain HTTP client.
+"""Fixtures: registries on a real socket, on each kind of storage, and a plain HTTP client.
 
-Every test that starts a registry by `serve`, `caller` or `either` runs on both storages, unless it is `disk_only`
-because it looks at the files. Without SeaweedFS or aiobotocore, the tests run on the directory only.
+A test that starts a registry by `serve`, `caller` or `either` runs on SQLite with files, and on PostgreSQL with a
+bucket. A mark selects other storages: `records_only` for what no bucket can change, `everywhere` for what differs in
+each combination. The tests leave out PostgreSQL or the bucket if it is not installed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import io
 import os
 import shutil
 import uuid
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -141,14 +142,37 @@ async def clean_up(caller: Caller, *, hours: float) -> None:
 
 HAS_S3, HAS_POSTGRES = seaweed.is_installed(), postgres.is_installed()
 
-STORAGES = ["disk"]
-if HAS_S3:
-    STORAGES.append(pytest.param("s3", marks=pytest.mark.s3))
-if HAS_POSTGRES:
-    STORAGES.append(pytest.param("postgres", marks=pytest.mark.postgres))
-if HAS_S3 and HAS_POSTGRES:
-    STORAGES.append(pytest.param("postgres-s3", marks=[pytest.mark.s3, pytest.mark.postgres]))
-"""Where records and bytes are: in SQLite or PostgreSQL, on the disk or in a bucket."""
+STORAGES = {
+    "disk": True,
+    "s3": HAS_S3,
+    "postgres": HAS_POSTGRES,
+    "postgres-s3": HAS_S3 and HAS_POSTGRES,
+}
+"""Where records and bytes are: in SQLite or PostgreSQL, on the disk or in a bucket; and whether it is installed."""
+
+disk_only = pytest.mark.storages("disk")
+s3_only = pytest.mark.storages("s3")
+copies_only = pytest.mark.storages("postgres-s3")
+records_only = pytest.mark.storages("disk", "postgres")
+everywhere = pytest.mark.storages(*STORAGES)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on the storages of its mark."""
+    if "storage" not in metafunc.fixturenames:
+        return
+    mark = metafunc.definition.get_closest_marker("storages")
+    if mark is not None:
+        names = [name for name in mark.args if STORAGES[name]]
+    else:  # both databases, and both places of the bytes
+        names = ["disk", "postgres-s3"] if STORAGES["postgres-s3"] else [name for name in STORAGES if STORAGES[name]]
+    storages = [
+        pytest.param(name, marks=[getattr(pytest.mark, part) for part in name.split("-") if part != "disk"])
+        for name in names
+    ]
+    metafunc.parametrize("storage", storages, indirect=True)
+
 
 HAS_PROXIES = all(shutil.which(name) for name in ("nginx", "caddy"))
 
@@ -157,12 +181,6 @@ collect_ignore = ([] if HAS_S3 else ["test_s3.py", "test_s3_faults.py"]) + (
 )
 collect_ignore += [] if HAS_PROXIES else ["test_proxies.py"]
 collect_ignore += [] if s3_stores.is_installed() else ["test_stores.py"]
-
-disk_only = pytest.mark.parametrize("storage", ["disk"], indirect=True)
-s3_only = pytest.mark.parametrize(
-    "storage", [pytest.param("s3", marks=pytest.mark.s3)] if HAS_S3 else [], indirect=True
-)
-copies_only = pytest.mark.parametrize("storage", STORAGES[3:], indirect=True)
 
 Storage = "Callable[[str], dict[str, Any]]"
 
@@ -215,7 +233,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(params=STORAGES)
+@pytest.fixture
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """Return the arguments for the places of a registry, by name; each test has its own places."""
     test = uuid.uuid4().hex
@@ -297,7 +315,11 @@ def stored_files(storage: Storage, tmp_path: Path, request: pytest.FixtureReques
 
     def find_files() -> list[str]:
         root = tmp_path / "registry" / "blobs"
-        found = [path.relative_to(root) for path in root.rglob("*") if path.is_file() or not any(path.iterdir())]
+        found = []
+        for path in root.rglob("*"):
+            with suppress(FileNotFoundError):  # the registry has removed the directory since it was listed
+                if path.is_file() or not any(path.iterdir()):
+                    found.append(path.relative_to(root))
         return [str(path) for path in found if len(path.parts) > 1 and path.name != "upload"]
 
     def find_objects() -> list[str]:

@@ -10,18 +10,14 @@ import pytest
 from async_bento.errors import ConfigError
 from async_bento.registry import LocalRegistry
 from async_bento.registry.base_url import TrustedProxies
+from tests.registry.conftest import disk_only
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.registry.conftest import Caller, Serve, Storage
+    from tests.registry.conftest import Caller, Serve
 
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    """On the disk only, which the registry itself serves."""
-    return lambda name: {"root": tmp_path / name}
-
+pytestmark = disk_only
 
 TRUSTED = {"forwarded_allow_ips": ["127.0.0.1"]}
 HTTPS = {"X-Forwarded-Proto": "https"}

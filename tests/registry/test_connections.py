@@ -15,19 +15,15 @@ import aiohttp
 import pytest
 
 from async_bento.registry import connections
+from tests.registry.conftest import disk_only
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from tests.registry.conftest import Caller, Storage
+    from tests.registry.conftest import Caller
 
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    """On the disk only, which the registry itself serves."""
-    return lambda name: {"root": tmp_path / name}
-
+pytestmark = disk_only
 
 CHILD = """
 import asyncio, resource, sys, time

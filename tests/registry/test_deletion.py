@@ -13,12 +13,14 @@ from async_bento import AsyncBentoAPI, BentoError
 from async_bento.registry.blobs.disk_files import DiskFiles
 from tests.builders import make_bento
 from tests.eventually import eventually
-from tests.registry.conftest import MODELS, clean_up, disk_only
+from tests.registry.conftest import MODELS, clean_up, disk_only, everywhere
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.registry.conftest import Caller, Stored
+
+pytestmark = everywhere
 
 DATA = os.urandom(3_000_001)
 

@@ -8,9 +8,12 @@ import pytest
 
 from async_bento.registry.errors import BadRequestError
 from async_bento.registry.records.query import ListQuery, parse_list_query
+from tests.registry.conftest import records_only
 
 if TYPE_CHECKING:
     from tests.registry.conftest import Caller
+
+pytestmark = records_only
 
 
 def build_at(day: int) -> str:

@@ -22,11 +22,12 @@ from async_bento import BentoAPI
 from async_bento.errors import ConfigError
 from async_bento.registry.blobs.disk_files import StagedFile
 from async_bento.registry.server import LocalRegistry, _endpoint
-from tests.registry.conftest import BENTOS, MODELS, Caller, disk_only
+from tests.registry.conftest import BENTOS, MODELS, Caller, disk_only, everywhere
 
 if TYPE_CHECKING:
     from tests.registry.conftest import Serve, Stored
 
+pytestmark = everywhere
 
 NOISY_LOGGERS = {"asyncio", "botocore", "aiobotocore", "aiosqlite", "alembic"}
 

@@ -19,7 +19,7 @@ from async_bento.registry.records import database as database_module
 from async_bento.registry.records.database import Database, parse_database_url
 from async_bento.registry.records.tables import VERSION, metadata
 from async_bento.registry.server import LocalRegistry
-from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, s3_only, sync_client
+from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, records_only, s3_only, sync_client
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from tests.registry.conftest import Serve, Storage
     from tests.registry.seaweed import Seaweed
+
+pytestmark = records_only
 
 OLD_SCHEMA = """
 CREATE TABLE repositories (

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from yarl import URL
 
-from tests.registry.conftest import MODELS
+from tests.registry.conftest import MODELS, records_only
 
 if TYPE_CHECKING:
     from tests.registry.conftest import Caller
+
+pytestmark = records_only
 
 BASE = {"uid", "created_at", "updated_at", "deleted_at"}
 RESOURCE = BASE | {"name", "resource_type", "labels"}

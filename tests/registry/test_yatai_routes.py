@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento import __version__
-from tests.registry.conftest import MODELS
+from tests.registry.conftest import MODELS, records_only
 
 if TYPE_CHECKING:
     from tests.registry.conftest import Caller
+
+pytestmark = records_only
 
 
 async def test_repositories_are_listed_by_the_page(either: Caller):
