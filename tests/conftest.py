@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from anyio.from_thread import start_blocking_portal
-from blockbuster import blockbuster_ctx
+from blockbuster import BlockBuster
 
 from async_bento._core import retry
 from async_bento.registry.server import LocalRegistry
@@ -66,16 +67,25 @@ def refused(refused_anywhere: Refused) -> Iterator[Refused]:
     assert refused_anywhere.take() == [], "a test must not leave this machine"
 
 
+@functools.cache
+def blocking_detector() -> BlockBuster:
+    """What raises BlockingError; to create it takes longer than many a test."""
+    detector = BlockBuster("async_bento")
+    for function in detector.functions.values():  # coverage holds a lock when it meets code for the first time
+        function.can_block_in("coverage/collector.py", "lock_data")
+        function.can_block_in("coverage/control.py", "_should_trace")
+        function.can_block_in("registry/records/database.py", "_upgrade")  # on a loop of its own, in a thread
+        function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")  # looks for `~/.pgpass`
+    return detector
+
+
 @pytest.fixture(autouse=True)
 def no_blocking_call_on_the_event_loop() -> Iterator[None]:
     """Raise BlockingError in whatever blocks the loop."""
-    with blockbuster_ctx("async_bento") as detector:
-        for function in detector.functions.values():  # coverage holds a lock when it meets code for the first time
-            function.can_block_in("coverage/collector.py", "lock_data")
-            function.can_block_in("coverage/control.py", "_should_trace")
-            function.can_block_in("registry/records/database.py", "_upgrade")  # on a loop of its own, in a thread
-            function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")  # looks for `~/.pgpass`
-        yield
+    detector = blocking_detector()
+    detector.activate()
+    yield
+    detector.deactivate()
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ MakeClient = Callable[..., AsyncBentoAPI]
 
 RETRY = {"attempts": 3, "wait_initial": 0, "wait_max": 0}
 TRANSFER = {"part_size": 5 * MiB, "range_size": 64 * KiB, "window": MiB}
+FEW_RANGES = {"range_size": 8 * MiB, "window": 32 * MiB}
+"""For the pull of a large item whose ranges do not matter; with those of 64 KiB, it takes most of a test's time."""
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ class Restarting:
 async def test_outage_of_registry_costs_push_list_and_pull_nothing(
     shortest: bool, tmp_path: Path, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_model(home, files={"weights": random_bytes(40 * MiB, 5)})
+    make_model(home, files={"weights": random_bytes(16 * MiB, 5)})
     monkeypatch.setattr(random, "uniform", (lambda low, _: low) if shortest else (lambda _, high: high))
     registry = Restarting(tmp_path / "registry")
     await registry.start()

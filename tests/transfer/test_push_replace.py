@@ -22,6 +22,7 @@ from tests.fault_proxy import (
     refuse,
     stop_reading,
 )
+from tests.fixtures import FEW_RANGES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +54,7 @@ async def record(make_client: MakeClient, proxy: FaultProxy) -> tuple[str, str]:
 
 
 async def pulled(make_client: MakeClient, proxy: FaultProxy, elsewhere: Path) -> object:
-    await make_client(proxy, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, transfer=FEW_RANGES).models.pull("mod:m1")
     return contents(elsewhere / "models/mod/m1")["weights"]
 
 

@@ -14,6 +14,7 @@ from async_bento import APIError, PartError, SourceChangedError
 from async_bento.transfer.journal import Journal
 from tests.builders import MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.fault_proxy import FINISH, PART, FaultProxy, Hold, answer_json, in_sequence, lose_answer, refuse
+from tests.fixtures import FEW_RANGES
 from tests.transfer.processes import Client
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ async def interrupted(proxy: FaultProxy, make_client: MakeClient) -> FaultProxy:
 
 
 async def pulled(make_client: MakeClient, proxy: FaultProxy, elsewhere: Path) -> dict[str, object]:
-    await make_client(proxy, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, transfer=FEW_RANGES).models.pull("mod:m1")
     return contents(elsewhere / "models/mod/m1")
 
 

@@ -17,6 +17,7 @@ from async_bento.transfer import sendfile
 from tests.builders import MiB, contents, make_model, random_bytes
 from tests.eventually import eventually
 from tests.fault_proxy import FINISH, PART, PUT, UPLOAD, disconnect_while_reading, read_slowly, refuse, stop_reading
+from tests.fixtures import FEW_RANGES
 from tests.silent import error_of
 from tests.transfer.quiet import nothing_left
 
@@ -71,7 +72,7 @@ async def test_large_files_sent_by_kernel_arrive(
     proxy = await start_proxy(transmission)
 
     await make_client(proxy, transfer={"verify": verify}).models.push("mod:m1")
-    await make_client(proxy, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, transfer=FEW_RANGES).models.pull("mod:m1")
 
     assert contents(elsewhere / "models/mod/m1") == contents(model)
     assert kernel.sent > 8 * MiB
@@ -90,7 +91,7 @@ async def test_filesystem_without_sendfile_is_read(
 
     kernel.before = refuse_later
     await make_client(proxy).models.push("mod:m1")
-    await make_client(proxy, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, transfer=FEW_RANGES).models.pull("mod:m1")
 
     assert contents(elsewhere / "models/mod/m1") == contents(model)
 
@@ -166,7 +167,7 @@ async def test_process_without_descriptors_reads(
 
     monkeypatch.setattr(os, "dup", fail)
     await make_client(proxy).models.push("mod:m1")
-    await make_client(proxy, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, transfer=FEW_RANGES).models.pull("mod:m1")
 
     assert contents(elsewhere / "models/mod/m1") == contents(model)
     assert not kernel.sent
@@ -214,7 +215,7 @@ async def test_connection_lost_while_kernel_sends_is_retried(
     proxy.add_fault(PART, disconnect_while_reading(3 * MiB), times=2)
 
     await make_client(proxy, retry={"attempts": 5}).models.push("mod:m1")
-    await make_client(proxy, elsewhere).models.pull("mod:m1")
+    await make_client(proxy, elsewhere, transfer=FEW_RANGES).models.pull("mod:m1")
 
     assert contents(elsewhere / "models/mod/m1") == contents(model)
 
