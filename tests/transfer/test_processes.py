@@ -128,8 +128,9 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.parametrize("is_verified", [True, False])
 async def test_pull_memory_is_constant_and_bytes_written_once(
-    run: Run, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
+    run: Run, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, is_verified: bool
 ) -> None:
     make_model(home)
     proxy = await start_proxy()
@@ -143,6 +144,10 @@ async def test_pull_memory_is_constant_and_bytes_written_once(
         return await tars[asked[0] - 1](exchange)  # type: ignore[arg-type]
 
     proxy.add_fault(GET, next_tar, times=None)  # type: ignore[arg-type]
+    for tar in tars:
+        record = {"version": "m1", "presigned_download_url": f"{proxy.endpoint}/blobs/m1"}
+        checksums = await asyncio.to_thread(tar.checksums) if is_verified else None
+        proxy.add_fault("presign_download", answer_json(200, record | {"checksums": checksums}))
 
     puller = await run(PULL, proxy, elsewhere)
     code, said, error = await puller.ended()
@@ -291,6 +296,7 @@ async def test_command_interrupted_prints_how_to_resume(
     run: Run, proxy: FaultProxy, elsewhere: Path, home: Path
 ) -> None:
     held = Hold()
+    proxy.hides_checksums = True  # a verified pull would not resume within the only part
     proxy.add_fault(GET, held, skip=3, times=None)
     arguments = '["models", "pull", "mod:m1"]'
     measures = {"ASYNC_BENTO_TRANSFER_RANGE_SIZE": str(MiB), "ASYNC_BENTO_TRANSFER_WINDOW": str(2 * MiB)}
