@@ -9,13 +9,20 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.interop.homes import PART_SIZE, Home, Registry
+from tests.interop.homes import DRIVER, PART_SIZE, Home, Registry
 from tests.interop.project import MODELS, write_project
 from tests.interop.recorder import recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 if find_spec("bentoml") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -35,6 +42,30 @@ def built(tmp_path_factory) -> Home:
     # `bentoml build` copies files and leaves out directories without any; a bento may come by one all the same.
     (home.bentos.path / "my_service" / "v1" / "src" / "empty").mkdir()
     return home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def driver(tmp_path_factory, refused_anywhere) -> Iterator[None]:
+    """Let the real bentoml wait for the calls of tests; it is imported once."""
+    home = Home(tmp_path_factory.mktemp("driver"))
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:  # a socket has a short path
+        path = Path(directory, "socket")
+        process = subprocess.Popen(
+            [sys.executable, DRIVER, path],
+            cwd=home.path,
+            env=home.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            while not path.exists():
+                assert process.poll() is None
+                time.sleep(0.05)
+            patch.setattr(Home, "driver", path, raising=False)
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture

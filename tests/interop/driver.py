@@ -1,7 +1,9 @@
-"""The real bentoml, called from tests: `python driver.py '[["function", {"its": "arguments"}], ...]'`.
+"""The real bentoml, called from tests: `python driver.py <path of a socket>`.
 
-What each call returned is printed as JSON in the last line. A start of bentoml takes seconds, so one process makes many
-calls. An error is returned as `{"error": ...}`, for what is to fail; `Home.call` raises where that is not expected.
+Each connection to the socket has a process of its own, forked from this one, since bentoml imports for a second. The
+process sends its id, receives a line of JSON with the calls, the environment and the directory, and sends as JSON what
+the calls returned. An error is returned as `{"error": ...}`, for what is to fail; `Home.calls` raises where that is not
+expected.
 """
 
 from __future__ import annotations
@@ -9,7 +11,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import runpy
+import signal
+import socket
 import sys
 import tarfile
 from pathlib import Path
@@ -204,6 +209,31 @@ def run(name, arguments):
         return {"error": f"{type(error).__name__}: {error}"}
 
 
+def answer(connection):
+    with connection, connection.makefile("rw", encoding="utf-8") as file:
+        print(os.getpid(), file=file, flush=True)
+        request = json.loads(file.readline())
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        os.chdir(request["cwd"])
+        results = [run(name, arguments) for name, arguments in request["calls"]]
+        file.write(json.dumps(results, default=str))
+
+
+def listen(path):
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps the children
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"{path}.new")
+        listening.listen()
+        os.rename(f"{path}.new", path)  # noqa: PTH104 - it exists when it can be connected to
+        while True:
+            connection, _ = listening.accept()
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                listening.close()
+                return answer(connection)
+            connection.close()
+
+
 if __name__ == "__main__":
-    results = [run(name, arguments) for name, arguments in json.loads(sys.argv[1])]
-    print("\n" + json.dumps(results, default=str))  # noqa: T201
+    listen(sys.argv[1])

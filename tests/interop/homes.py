@@ -10,10 +10,12 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import stat
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
 from async_bento.registry.server import LocalRegistry
@@ -103,7 +105,10 @@ class Home:
         path: The directory.
         bentos: Its bentos, as async-bento sees them.
         models: Its models, as async-bento sees them.
+        driver: The path of the socket at which `driver.py` listens, for all homes.
     """
+
+    driver: ClassVar[Path]
 
     def __init__(self, path: Path) -> None:
         path.mkdir(exist_ok=True)
@@ -160,8 +165,23 @@ class Home:
 
     async def try_calls(self, *calls, registry=None, environment=None) -> list:
         """Make calls to `driver.py`, of which some may return an error."""
-        out = await self.python(str(DRIVER), json.dumps(calls), registry=registry, environment=environment)
-        return json.loads(out.splitlines()[-1])
+        request = {
+            "calls": calls,
+            "environment": self.environment(registry) if environment is None else environment,
+            "cwd": str(self.path),
+        }
+        reader, writer = await asyncio.open_unix_connection(self.driver, limit=64 * MiB)
+        process = int(await reader.readline())
+        try:
+            writer.write(json.dumps(request).encode() + b"\n")
+            out = await asyncio.wait_for(reader.read(), SECONDS_TO_RUN)
+        except BaseException:
+            os.kill(process, signal.SIGKILL)
+            raise
+        finally:
+            writer.close()
+        assert out, f"bentoml's process ended: {calls}"
+        return json.loads(out)
 
     async def calls(self, *calls, registry=None) -> list:
         """Make calls to `driver.py` that have to succeed."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
-import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from tests.builders import KiB, make_bento, random_bytes
-from tests.interop.homes import DRIVER, Home
+from tests.interop.homes import Home
 
 pytestmark = pytest.mark.interop
 
@@ -45,15 +43,7 @@ def test_bentoml_finds_the_old_item_or_the_new_one_wherever_a_pull_was_killed(cr
         if crasher.run("pull", homes[-1], at=step, force=force) is not None:
             break
     calls = [["see", {"homes": [str(path) for path in homes], "name": "svc"}]]
-    done = subprocess.run(
-        [sys.executable, DRIVER, json.dumps(calls)],
-        env=Home(tmp_path).environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    (found,) = json.loads(done.stdout.splitlines()[-1])
+    (found,) = asyncio.run(Home(tmp_path).try_calls(*calls))
 
     assert "error" not in found, found
     assert [one["items"] for one in found] == sorted((one["items"] for one in found), key=[before, after].index)
