@@ -18,6 +18,7 @@ from async_bento.registry.app import Api
 from async_bento.registry.backend import OpenBackend
 from async_bento.registry.blobs.base import Content
 from async_bento.registry.cleanup import Cleanup
+from async_bento.registry.metrics import Metrics
 from async_bento.registry.records.blobs import BlobRecords
 from async_bento.registry.records.database import Database, parse_database_url
 from async_bento.registry.records.sql import Records
@@ -65,7 +66,8 @@ async def serve(storage: str, directory: Path) -> None:
     blobs = cast("Blobs", FreeBlobs(storage))
     uploads = Uploads(records, blob_records, blobs)
     cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=3600)
-    opened = OpenBackend(records, blob_records, blobs, uploads, cleanup, token)
+    metrics = Metrics(records, blob_records)
+    opened = OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, token)
     api = Api(opened, TransmissionPolicy("presigned_url"))
     runner = web.AppRunner(api.application(), access_log=None)
     await runner.setup()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from async_bento._core.garbage import resume_collection
+from async_bento.cli.access_log import access_log
 from async_bento.cli.options import asynchronous
 from async_bento.cli.registry import storage_options
 from async_bento.cli.signals import is_ignored
@@ -49,6 +50,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="How clients upload: parts to presigned URLs, one request through the registry's API, or one presigned PUT.",
 )
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="Seconds to wait for running requests when the registry stops.",
+)
+@click.option(
+    "--access-log",
+    "log_form",
+    type=click.Choice(["text", "json"]),
+    help="Print a line per request on standard output.",
+)
 @asynchronous
 async def serve(
     places: Places,
@@ -60,6 +74,8 @@ async def serve(
     tls_cert: str | None,
     tls_key: str | None,
     transmission: Literal["presigned_url", "proxy", "auto"],
+    grace: float,
+    log_form: Literal["text", "json"] | None,
 ) -> None:
     """Run a registry in the foreground until Ctrl-C.
 
@@ -82,23 +98,25 @@ async def serve(
         if not is_ignored(number):
             loop.add_signal_handler(number, stop.set)
     raise_descriptor_limit()
-    served = LocalRegistry(
-        places.root,
-        database=places.database,
-        bucket=bucket,
-        transmission=transmission,
-        host=host,
-        port=port,
-        public_url=public_url,
-        forwarded_allow_ips=forwarded_allow_ips.split(","),
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-    )
-    async with served as server:
-        click.echo(
-            f"Serving {bucket or places.root} at {server.endpoint}. Press Ctrl-C to stop. Clients need:", err=True
+    with access_log(log_form) as log:
+        served = LocalRegistry(
+            places.root,
+            database=places.database,
+            bucket=bucket,
+            transmission=transmission,
+            host=host,
+            port=port,
+            public_url=public_url,
+            forwarded_allow_ips=forwarded_allow_ips.split(","),
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            grace=grace,
+            access_log=log,
         )
-        click.echo(f"export BENTO_CLOUD_API_ENDPOINT={server.public_url}")
-        click.echo(f"export BENTO_CLOUD_API_KEY={server.api_token}")
-        await stop.wait()
+        async with served as server:
+            where = f"Serving {bucket or places.root} at {server.endpoint}."
+            click.echo(f"{where} Press Ctrl-C to stop. Clients need:", err=True)
+            click.echo(f"export BENTO_CLOUD_API_ENDPOINT={server.public_url}")
+            click.echo(f"export BENTO_CLOUD_API_KEY={server.api_token}")
+            await stop.wait()
     click.echo("The registry has stopped.", err=True)

@@ -19,11 +19,11 @@ from async_bento.config import MiB
 from async_bento.registry import schemas
 from async_bento.registry.base_url import BaseUrl
 from async_bento.registry.blobs.base import CompletedPart
-from async_bento.registry.connections import SERVER_NAME
 from async_bento.registry.downloads import send_blob
 from async_bento.registry.errors import RecordNotFoundError, RegistryError, translate_errors
 from async_bento.registry.expect import defer_continue, send_continue
 from async_bento.registry.item_types import BENTO, ITEM_TYPES, MODEL, ItemRef, ItemType, check_tag_part
+from async_bento.registry.operation import REQUEST_ID, Operation, set_headers
 from async_bento.registry.records.base import Change, NewItem, utc_now
 from async_bento.registry.records.query import parse_list_query
 from async_bento.registry.unsupported import unsupported_routes
@@ -65,15 +65,16 @@ class Api:
         self._api_token = backend.api_token.encode()
         self._transmission = transmission
         self._base_url = base_url or BaseUrl()
-        self._running: set[asyncio.Task[object]] = set()
+        self.operation = Operation(backend.check, backend.metrics)
         self._lists = asyncio.Semaphore(_CONCURRENT_LISTS)
 
     def application(self) -> web.Application:
         """Build the application; the backend's own routes need a presigned URL instead of the token."""
-        middlewares = [self._track_requests, _send_errors_as_json, self._check_token]
+        middlewares = [self.operation.follow, _send_errors_as_json, self._check_token]
         app = web.Application(client_max_size=MAX_REQUEST_SIZE, middlewares=middlewares)
         app.add_routes([_route("GET", "/auth/current", _get_user), _route("GET", "/current_org", _get_organization)])
-        app.on_response_prepare.append(_hide_versions)
+        app.add_routes(self.operation.routes())
+        app.on_response_prepare.append(set_headers)
         app.add_routes([_route("GET", "/version", _get_version), _route("GET", "/labels", self._list_labels)])
         app.add_routes(unsupported_routes())
         app.add_routes(self._backend_routes)
@@ -82,11 +83,6 @@ class Api:
         users = f"/{MODEL.repositories}/{{name}}/{MODEL.items}/{{version}}/{BENTO.items}"
         app.add_routes([_route("GET", users, self._list_bentos_of)])
         return app
-
-    async def wait_for_handlers(self) -> None:
-        """Wait until every handler has returned, cancelled ones included."""
-        while self._running:
-            await asyncio.wait(self._running)
 
     def _routes(self, item_type: ItemType) -> list[web.AbstractRouteDef]:
         repositories = f"/{item_type.repositories}"
@@ -113,16 +109,6 @@ class Api:
             ("GET", f"{items}/{{version}}/download", self._download),
         ]
         return [_route(method, path, partial(handler, item_type)) for method, path, handler in routes]
-
-    @web.middleware
-    async def _track_requests(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
-        try:
-            return await handler(request)
-        finally:
-            self._running.discard(task)
 
     @web.middleware
     async def _check_token(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -361,12 +347,8 @@ async def _send_errors_as_json(request: web.Request, handler: Handler) -> web.St
     except RegistryError as error:
         return _error_response(error.status, error.message, error.headers)
     except Exception:
-        log.exception("a request failed: %s %s", request.method, request.path)
+        log.exception("a request failed: %s %s (%s)", request.method, request.path, request.get(REQUEST_ID))
         return _error_response(500, "the request failed: internal error. The registry's log has the reason.")
-
-
-async def _hide_versions(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = SERVER_NAME
 
 
 def _error_response(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:

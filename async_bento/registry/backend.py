@@ -19,6 +19,7 @@ from async_bento.registry.blobs.old_layout import adopt_objects
 from async_bento.registry.blobs.presign import Presigner
 from async_bento.registry.cleanup import Cleanup
 from async_bento.registry.directory import DATABASE, Directory, open_directory
+from async_bento.registry.metrics import Metrics
 from async_bento.registry.records.blobs import BlobRecords
 from async_bento.registry.records.database import Database, parse_database_url
 from async_bento.registry.records.sql import Records
@@ -47,8 +48,14 @@ class OpenBackend:
     blobs: Blobs
     uploads: Uploads
     cleanup: Cleanup
+    metrics: Metrics
     api_token: str = field(repr=False)
     routes: Sequence[web.AbstractRouteDef] = field(default_factory=tuple)
+
+    async def check(self) -> None:
+        """Raise `RegistryError` or `OSError` while the database or the storage is away."""
+        await self.records.count_items()
+        await self.blobs.check()
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,8 @@ class Backend:
                 raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
             uploads = Uploads(records, blob_records, blobs)
             cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=url_expiry)
-            yield OpenBackend(records, blob_records, blobs, uploads, cleanup, api_token, routes)
+            metrics = Metrics(records, blob_records)
+            yield OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, api_token, routes)
 
     @asynccontextmanager
     async def attached(self) -> AsyncGenerator[OpenBackend]:
@@ -97,7 +105,7 @@ class Backend:
                 blobs, _ = await self._open_blobs(stack, directory, records, blob_records, _URL_EXPIRY)
                 uploads = Uploads(records, blob_records, blobs)
                 cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=_URL_EXPIRY)
-                yield OpenBackend(records, blob_records, blobs, uploads, cleanup, "")
+                yield OpenBackend(records, blob_records, blobs, uploads, cleanup, Metrics(records, blob_records), "")
         except OSError as error:
             raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
         finally:

@@ -29,6 +29,11 @@ class BaseUrl:
         self._proxies = TrustedProxies(forwarded_allow_ips)
         self._has_warned = False
 
+    @property
+    def is_behind_proxy(self) -> bool:
+        """Whether the arguments tell of a proxy."""
+        return self.public_url is not None or bool(self._proxies)
+
     def find(self, request: web.BaseRequest) -> str:
         """Return the URL without a trailing slash; raise `BadRequestError` if the headers name no host."""
         if self.public_url is not None:

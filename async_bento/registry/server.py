@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
-from aiohttp.abc import AbstractAccessLogger
 from pydantic import SecretStr
 
 from async_bento._core.concurrency import Threads, open_portal
@@ -22,12 +22,12 @@ from async_bento.registry.base_url import BaseUrl
 from async_bento.registry.blobs.base import IO_CHUNK
 from async_bento.registry.cleanup import Cleanup, running
 from async_bento.registry.connections import accepting
+from async_bento.registry.operation import AccessLogger
 from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.tls import TlsFiles
 from async_bento.registry.transmission import TransmissionPolicy
 
 if TYPE_CHECKING:
-    import logging
     import os
     from collections.abc import Iterable, Mapping
     from types import TracebackType
@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from async_bento.registry.backend import Backend
     from async_bento.registry.transmission import Transmission
 
+
+log = logging.getLogger(__package__)
+
+_CANCEL_TIMEOUT = 0.01
+"""Seconds that aiohttp waits for a request before it cancels it; `Operation.drain` has waited before."""
 
 _ACCEPT_STEPS = 3
 """Iterations of the event loop until the server knows a connection that was accepted."""
@@ -224,8 +229,15 @@ class LocalRegistry:
             opened = await stack.enter_async_context(backend.open(api_token=given, url_expiry=self._url_expiry))
             await stack.enter_async_context(running(opened.cleanup))
             api = Api(opened, self._transmission, self._base_url)
-            stack.push_async_callback(api.wait_for_handlers)
-            port = await self._listen(stack, api.application())
+            stack.push_async_callback(api.operation.wait_for_handlers)
+            port = await self._listen(stack, api)
+            if self._is_exposed():
+                log.warning(
+                    "others can read tokens and bytes on the way: %s:%d is plain HTTP. Pass tls_cert, or run a proxy "
+                    "with TLS and pass public_url.",
+                    self._host,
+                    port,
+                )
             self._running = _Running(
                 _endpoint(self._host, port, is_tls=self._tls is not None),
                 opened.api_token,
@@ -239,7 +251,11 @@ class LocalRegistry:
         if running is not None:
             await running.stack.aclose()
 
-    async def _listen(self, stack: AsyncExitStack, app: web.Application) -> int:
+    def _is_exposed(self) -> bool:
+        """Whether other machines reach the registry by plain HTTP, as far as it knows."""
+        return self._tls is None and not self._base_url.is_behind_proxy and not _is_loopback(self._host)
+
+    async def _listen(self, stack: AsyncExitStack, api: Api) -> int:
         tls = None if self._tls is None else await self._tls.load()
         options: dict[str, object] = {
             "access_log": self._access_log,
@@ -251,9 +267,9 @@ class LocalRegistry:
             # aiohttp reads ahead up to twice this size.
             "read_bufsize": IO_CHUNK // 2,
         }
-        # aiohttp takes 0 for no timeout.
-        runner = web.AppRunner(app, shutdown_timeout=max(self._grace, 0.01))
+        runner = web.AppRunner(api.application(), shutdown_timeout=_CANCEL_TIMEOUT)
         stack.push_async_callback(close_server, runner)
+        stack.push_async_callback(api.operation.drain, self._grace)
         await runner.setup()
         try:
             return await stack.enter_async_context(accepting(runner, (self._host, self._port), tls, options))
@@ -296,16 +312,6 @@ class _Running:
     stack: AsyncExitStack
 
 
-class AccessLogger(AbstractAccessLogger):
-    """Logs method, path, status, bytes and seconds of a request, but not the query and headers, which hold secrets."""
-
-    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        """See `AbstractAccessLogger`."""
-        self.logger.info(
-            "%s %s %d %d %.3f", request.method, request.rel_url.raw_path, response.status, response.body_length, time
-        )
-
-
 async def close_server(runner: web.BaseRunner) -> None:
     """Stop a server and close all its connections.
 
@@ -327,6 +333,13 @@ async def close_server(runner: web.BaseRunner) -> None:
         if transport is not None:
             transport.abort()
     await asyncio.sleep(0)  # asyncio closes the sockets in the next iteration
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _endpoint(host: str, port: int, *, is_tls: bool = False) -> str:

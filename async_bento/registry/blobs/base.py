@@ -76,6 +76,10 @@ class Blobs(Protocol):
     A URL that begins with a slash is relative to the address at which the client has reached the registry.
     """
 
+    async def check(self) -> None:
+        """Raise `RegistryError` or `OSError` while the storage cannot be used."""
+        ...
+
     async def presign_put(self, key: str) -> str:
         """Start an upload of one body, and sign a URL that accepts it in one PUT."""
         ...

@@ -36,6 +36,10 @@ class DiskBlobs:
         """Stop the worker threads."""
         self._threads.close()
 
+    async def check(self) -> None:
+        """See `Blobs`."""
+        await self._threads.run(self._files.check)
+
     async def presign_put(self, key: str) -> str:
         """See `Blobs`."""
         await self._threads.run(self._files.start, key)

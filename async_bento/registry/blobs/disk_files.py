@@ -98,6 +98,11 @@ class DiskFiles:
         self._readers: dict[str, int] = {}
         self._deleted: set[str] = set()
 
+    def check(self) -> None:
+        """Raise `OSError` unless the directory can be read and written."""
+        if not os.access(self._root, os.R_OK | os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, "the directory of the bytes is missing, or cannot be written")
+
     def directory(self, key: str) -> Path:
         """Return the directory of a key."""
         return self._root / key

@@ -59,6 +59,10 @@ class S3Blobs:
         self._presigning_client = presigning_client
         self._url_expiry = url_expiry
 
+    async def check(self) -> None:
+        """See `Blobs`."""
+        await self._bucket.check()
+
     async def presign_put(self, key: str) -> str:
         """See `Blobs`."""
         return await self._presign("put_object", self._object(key))

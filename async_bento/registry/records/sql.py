@@ -243,6 +243,13 @@ class Records:
             model = await _find_item(connection, MODEL, name, version)
             return await _load_page(connection, query, items.c.id.in_(_bentos_of(model)), None)
 
+    async def count_items(self) -> dict[str, int]:
+        """Return how many bentos and models there are."""
+        counts = select(repositories.c.kind, func.sum(repositories.c.n_items)).group_by(repositories.c.kind)
+        async with self.database.reading() as connection:
+            found = {row[0]: int(row[1]) for row in await connection.execute(counts)}
+        return {item_type.item: found.get(item_type.item, 0) for item_type in (BENTO, MODEL)}
+
     async def labels(self, item_type: ItemType) -> dict[str, list[str]]:
         """Return the values of each key of the labels of all bentos or models, in order."""
         used = (
