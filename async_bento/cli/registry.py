@@ -132,7 +132,7 @@ def check(context: click.Context, places: Places, as_json: bool) -> None:
     from tqdm import tqdm
 
     sizes: list[int] = []
-    with tqdm(desc="checking", unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+    with tqdm(desc="checking", unit="B", unit_scale=True, unit_divisor=1024, leave=False, disable=None) as bar:
 
         def checked(size: int, total: int) -> None:
             sizes.append(size)
