@@ -377,10 +377,16 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
             return web.Response(status=307, headers={"Location": "ftp://127.0.0.1/key"})
         return web.json_response({"version": "v1", "presigned_download_url": f"http://{request.host}/key"})
 
+    async def damaged(request: web.Request) -> web.Response:
+        if "/api/" not in request.path:
+            return web.Response(body=bytes(1024))
+        url, checksums = f"http://{request.host}/key", {"size": 1024, "etag": "", "parts": [[1024, "0" * 32]]}
+        return web.json_response({"version": "v1", "presigned_download_url": url, "checksums": checksums})
+
     async def full_registry(request: web.Request) -> web.Response:
         return web.json_response({"error": f"the registry's disk is full: {os.strerror(errno.ENOSPC)}"}, status=507)
 
-    for handler in (no_way, redirected, full_registry):
+    for handler in (no_way, redirected, damaged, full_registry):
         runner, url = await serve(handler)
         await note(lambda api: api.pull("other:v1", bento_store=elsewhere), endpoint=url, api_token="any")
         await close_server(runner)
