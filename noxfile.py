@@ -112,8 +112,12 @@ def every_await(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Beside the real bentoml: each pulls what the other pushed."""
+    """Beside the real bentoml: each pulls what the other pushed. The commands of two releases run on every storage."""
     install_group(session, "interop")
+    other = Path(session.virtualenv.location, "bentoml-1.4.40")
+    session.run("uv", "venv", "--quiet", "--clear", "--python", str(Path(session.bin, "python")), str(other))
+    session.run("uv", "pip", "install", "--quiet", "--python", str(other), f"bentoml=={other.name[8:]}", "uv")
+    session.env["BENTOML_PYTHONS"] = str(other / "bin" / "python")
     run_pytest(session, "-m", "interop", measured=False)  # coverage would trace all of bentoml, too
 
 

@@ -22,7 +22,7 @@ from async_bento.registry.server import LocalRegistry
 
 MiB = 1024 * 1024
 PART_SIZE = 5 * MiB  # S3's smallest
-SECONDS_TO_RUN = 50
+SECONDS_TO_RUN = 100
 DRIVER = Path(__file__).with_name("driver.py")
 
 
@@ -140,10 +140,10 @@ class Home:
             cloud = {"BENTO_CLOUD_API_KEY": registry.api_token, "BENTO_CLOUD_API_ENDPOINT": registry.endpoint}
         return {**kept, **own, **cloud, "NO_PROXY": "127.0.0.1", "PYTHONUTF8": "1", "COLUMNS": "200"}
 
-    async def python(self, *arguments, registry=None, environment=None) -> str:
+    async def python(self, *arguments, registry=None, environment=None, interpreter=sys.executable) -> str:
         """Run Python here, and return what it prints."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
+            interpreter,
             *arguments,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

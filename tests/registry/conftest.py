@@ -13,6 +13,7 @@ import shutil
 import uuid
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime, timedelta, timezone
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
@@ -180,6 +181,7 @@ collect_ignore = ([] if HAS_S3 else ["test_s3.py", "test_s3_faults.py"]) + (
     [] if HAS_S3 and HAS_POSTGRES else ["test_copies.py"]
 )
 collect_ignore += [] if HAS_PROXIES else ["test_proxies.py"]
+collect_ignore += [] if find_spec("bentoml") is not None else ["test_bentoml.py"]
 collect_ignore += [] if s3_stores.is_installed() else ["test_stores.py"]
 
 Storage = "Callable[[str], dict[str, Any]]"
