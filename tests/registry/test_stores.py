@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore, NotFoundError
@@ -14,6 +15,7 @@ from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.server import LocalRegistry
 from tests.builders import KiB, MiB, contents, make_bento, make_model, random_bytes
 from tests.registry import s3_stores
+from tests.registry.conftest import BENTOS, Caller
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -101,44 +103,50 @@ async def test_push_list_pull_force_and_delete(registry: LocalRegistry, transmis
 async def interrupt(
     transfer: Callable[[AsyncBentoAPI], Awaitable[object]], registry: LocalRegistry, home: Path
 ) -> None:
-    """Cancel a transfer once more than half of its bytes are transferred."""
-    half = asyncio.Event()
+    """Cancel a transfer once three quarters of its bytes are transferred."""
+    is_late = asyncio.Event()
 
     def listen(event: ProgressEvent) -> None:
-        if event.bytes_total and event.bytes_done > event.bytes_total / 2:
-            half.set()
+        if event.bytes_total and event.bytes_done > event.bytes_total * 3 / 4:
+            is_late.set()
 
     async with client(registry, home, progress=listen) as api:
         running = asyncio.ensure_future(transfer(api))
-        await half.wait()
+        await is_late.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
 
 
 @presigned_only
-async def test_push_interrupted_resumes(registry: LocalRegistry, home: Path, tmp_path: Path):
-    model = make_model(home, files={"weights": random_bytes(16 * MiB, 4)})
+async def test_push_and_pull_interrupted_resume(registry: LocalRegistry, store: Store, home: Path, tmp_path: Path):
+    model = make_model(home, files={f"weights/{number}": random_bytes(MiB, number) for number in range(21)})
     await interrupt(lambda api: api.models.push("mod:m1", threads=1), registry, home)
     async with client(registry, home) as api:
         pushed = await api.models.push("mod:m1")
     assert pushed.resumed
-    assert 0 < pushed.parts < 4
-    async with client(registry, tmp_path / "second") as api:
-        assert contents((await api.models.pull("mod:m1")).path) == contents(model)
+    assert 0 < pushed.parts < 5
 
-
-@pytest.mark.parametrize("transmission", ["presigned_url", "proxy"], indirect=True)
-async def test_pull_interrupted_resumes(registry: LocalRegistry, home: Path, tmp_path: Path):
-    model = make_model(home, files={f"weights/{number}": random_bytes(MiB, number) for number in range(16)})
-    async with client(registry, home) as api:
-        await api.models.push("mod:m1")
     second = tmp_path / "second"
     await interrupt(lambda api: api.models.pull("mod:m1"), registry, second)
     events: list[ProgressEvent] = []
     async with client(registry, second, progress=events.append) as api:
         assert contents((await api.models.pull("mod:m1")).path) == contents(model)
-    assert events[-1].bytes_resumed > 0
+    # s3rver does not know the parts, and a tar of one part below 128 MiB comes again from its start.
+    assert (events[-1].bytes_resumed > 0) == (store.name != "s3rver")
+
+
+async def test_push_completed_twice_succeeds(bucket: S3Bucket, tmp_path: Path):
+    registry = LocalRegistry(tmp_path, bucket=bucket)
+    async with registry, aiohttp.ClientSession() as session:
+        caller = Caller(registry, session, BENTOS)
+        await caller.create()
+        upload_id = await caller.start_multipart()
+        parts = [random_bytes(5 * MiB), b"end"]
+        etags = [(number, await caller.put_part(upload_id, number, part)) for number, part in enumerate(parts, 1)]
+        assert [(await caller.complete(upload_id, etags)).status for _ in range(2)] == [200, 200]
+        await caller.finish()
+        assert (await caller.download()).body == b"".join(parts)
 
 
 async def test_registry_that_starts_again_serves_the_bytes(bucket: S3Bucket, home: Path, tmp_path: Path):

@@ -202,37 +202,39 @@ class S3Blobs:
 
     async def _complete(self, key: str, upload_id: str, completed: Sequence[CompletedPart]) -> Content:
         """Make an object of the parts; a repeated call succeeds."""
+        etags = [f'"{bare_etag(part.etag)}"' for part in completed]
+        numbered = [(part.number, etag) for part, etag in zip(completed, etags, strict=True)]
         try:
             sizes = await self._check_parts(key, upload_id, completed)
-            etags = [(part.number, f'"{bare_etag(part.etag)}"') for part in completed]
+            if sizes is None and (found := await self._head(key)):
+                return found  # s3rver fails where a call is repeated
             with translate_s3_errors():
-                response = await self._client.complete_multipart_upload(
+                await self._client.complete_multipart_upload(
                     **self._object(key),
                     UploadId=upload_id,
-                    MultipartUpload={"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in etags]},
+                    MultipartUpload={"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in numbered]},
                 )
-            if sizes:
-                return Content.of_parts(response["ETag"], zip(sizes, (etag for _, etag in etags), strict=True))
-            found = await self._head(key)
         except NoSuchUploadError:
-            # The response to a first call may have been lost. S3 does not record which upload made an object, but the
-            # object's ETag shows whether it consists of these parts; their sizes are not known any more.
+            # The response to a first call may have been lost. The key is of this upload only, and the object's ETag
+            # shows whether it consists of these parts, except on rclone, where it is the MD5 of all bytes.
             found = await self._head(key)
-            if found is None or found.etag != etag_of_parts([part.etag for part in completed]):
+            if found is None or (found.etag != etag_of_parts(etags) and not found.parts):
                 raise
+            return found
+        found = await self._head(key)  # rclone's response has another ETag than the object
         if found is None:
             raise NoSuchUploadError
-        return found
+        return found if sizes is None else Content.of_parts(found.etag, zip(sizes, etags, strict=True))
 
-    async def _check_parts(self, key: str, upload_id: str, completed: Sequence[CompletedPart]) -> Sequence[int]:
-        """Return the sizes of the parts, or none if the storage does not know them; raise `StorageError` for others.
+    async def _check_parts(self, key: str, upload_id: str, completed: Sequence[CompletedPart]) -> Sequence[int] | None:
+        """Return the sizes of the parts, None if the storage cannot list them; raise `StorageError` for others.
 
         SeaweedFS 4.48 completes an upload with any ETags. s3rver does so, too, but cannot list the parts.
         """
         try:
             uploaded = await self._parts(key, upload_id)
         except UnsupportedByStorageError:
-            return ()
+            return None
         check_parts(completed, {part: found.size for part, found in uploaded.items()}, MIN_PART_SIZE)
         return [uploaded[part.number, bare_etag(part.etag)].size for part in completed]
 
