@@ -16,11 +16,13 @@ from async_bento.cli.groups import LazyGroup
 from async_bento.cli.options import asynchronous, json_option
 from async_bento.cli.output import print_json
 from async_bento.cli.signals import cancel_on_signals
+from async_bento.errors import BentoError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from async_bento.registry.backend import OpenBackend
+    from async_bento.registry.backup import Copied
     from async_bento.registry.check import Damage
     from async_bento.registry.s3_bucket import S3Bucket
 
@@ -151,3 +153,57 @@ def check(context: click.Context, places: Places, as_json: bool) -> None:
         )
     if damaged:
         context.exit(1)
+
+
+@registry.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--root", required=True, type=click.Path(file_okay=False), help="Directory of the registry.")
+def backup(directory: Path, root: str) -> None:
+    """Back up a registry into DIRECTORY.
+
+    The registry may run meanwhile. A second backup into the same directory copies only what is new, and removes what
+    the registry has no more. A registry can also run on the backup. For PostgreSQL and S3, use their own tools.
+
+    \b
+    Examples:
+      async-bento registry backup /backup/bentos --root /srv/bentos
+    """
+    from tqdm import tqdm
+
+    with tqdm(desc="copying", unit="B", unit_scale=True, unit_divisor=1024, leave=False, disable=None) as bar:
+        result = _back_up(root, directory, bar.update)
+    click.echo(f"Backed up {result.n_items} items into {directory}: {human_size(result.n_bytes)} copied.", err=True)
+    if result.missing:
+        raise BentoError(
+            f"the bytes of {len(result.missing)} items are missing: {', '.join(result.missing[:3])}. "
+            f"Run: async-bento registry check --root {root}"
+        )
+
+
+@asynchronous
+async def _back_up(root: str, directory: Path, copied: Callable[[int], object]) -> Copied:
+    from async_bento.registry.backup import back_up
+
+    cancel_on_signals()
+    async with Places(root, None, None, None, None).attached() as opened:
+        return await back_up(Path(root), directory, opened.records.database, copied)
+
+
+@registry.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--root", required=True, type=click.Path(file_okay=False, path_type=Path), help="New directory of the registry."
+)
+@asynchronous
+async def restore(directory: Path, root: Path) -> None:
+    """Restore a backup in DIRECTORY into an empty directory.
+
+    \b
+    Examples:
+      async-bento registry restore /backup/bentos --root /srv/bentos
+    """
+    from async_bento.registry.backup import restore as restore_backup
+
+    cancel_on_signals()
+    await restore_backup(directory, root)
+    click.echo(f"Restored {directory} into {root}. Run: async-bento registry check --root {root}", err=True)

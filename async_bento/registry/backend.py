@@ -9,8 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlalchemy.engine import URL
-
 from async_bento._core.concurrency import Threads
 from async_bento.errors import ConfigError
 from async_bento.registry.blobs.disk import DiskBlobs
@@ -18,10 +16,10 @@ from async_bento.registry.blobs.disk_endpoints import DiskEndpoints
 from async_bento.registry.blobs.old_layout import adopt_objects
 from async_bento.registry.blobs.presign import Presigner
 from async_bento.registry.cleanup import Cleanup
-from async_bento.registry.directory import DATABASE, Directory, open_directory
+from async_bento.registry.directory import BLOBS, DATABASE, Directory, open_directory
 from async_bento.registry.metrics import Metrics
 from async_bento.registry.records.blobs import BlobRecords
-from async_bento.registry.records.database import Database, parse_database_url
+from async_bento.registry.records.database import Database, parse_database_url, sqlite_url
 from async_bento.registry.records.sql import Records
 from async_bento.registry.uploads import Uploads
 
@@ -94,22 +92,21 @@ class Backend:
     @asynccontextmanager
     async def attached(self) -> AsyncGenerator[OpenBackend]:
         """Open the places of a registry that exists, also while it runs; raise `ConfigError` if it does not exist."""
-        threads = Threads(1)
-        try:
-            if self.root is not None and not await threads.run((self.root / DATABASE).exists) and not self.database:
-                raise ConfigError(f"cannot use {self.root}: it holds no registry. Pass the directory of one.")
-            async with AsyncExitStack() as stack:
+        async with AsyncExitStack() as stack:
+            threads = Threads(1)
+            stack.callback(threads.close)
+            try:
+                if self.root is not None and not self.database and not await threads.run((self.root / DATABASE).exists):
+                    raise ConfigError(f"cannot use {self.root}: it holds no registry. Pass the directory of one.")
                 directory = None if self.root is None else Directory(self.root, threads)
                 records = await self._open_records(stack, directory)
                 blob_records = BlobRecords(records.database)
                 blobs, _ = await self._open_blobs(stack, directory, records, blob_records, _URL_EXPIRY)
-                uploads = Uploads(records, blob_records, blobs)
-                cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=_URL_EXPIRY)
-                yield OpenBackend(records, blob_records, blobs, uploads, cleanup, Metrics(records, blob_records), "")
-        except OSError as error:
-            raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
-        finally:
-            threads.close()
+            except OSError as error:
+                raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
+            uploads = Uploads(records, blob_records, blobs)
+            cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=_URL_EXPIRY)
+            yield OpenBackend(records, blob_records, blobs, uploads, cleanup, Metrics(records, blob_records), "")
 
     async def _token(self, directory: Directory | None, records: Records) -> str:
         if directory is None:
@@ -122,7 +119,7 @@ class Backend:
         else:
             assert directory is not None
             # SQLite gives its other files the mode of this one.
-            url = URL.create("sqlite+aiosqlite", database=str(await directory.private_file(DATABASE)))
+            url = sqlite_url(await directory.private_file(DATABASE))
         database = Database(url)
         stack.push_async_callback(database.close)
         await database.open()
@@ -140,7 +137,7 @@ class Backend:
             return await stack.enter_async_context(self.bucket.open(records, blob_records, url_expiry=url_expiry)), ()
         assert directory is not None
         presigner = Presigner((await directory.secret("signing_key")).encode(), url_expiry)
-        root = await directory.private_directory("blobs")
+        root = await directory.private_directory(BLOBS)
         await adopt_objects(root, records, blob_records)
         blobs = DiskBlobs(root, presigner, min_part_size=self.min_part_size)
         stack.callback(blobs.close)

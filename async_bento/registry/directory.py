@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DATABASE = "registry.sqlite3"
+BLOBS = "blobs"
+SECRETS = ("api_token", "signing_key")
 
 
 class Directory:

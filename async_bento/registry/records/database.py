@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc, insert, inspect, select, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from async_bento._core.concurrency import Threads
@@ -20,9 +20,9 @@ from async_bento.registry.records.tables import VERSION, alembic_version, metada
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
+    from pathlib import Path
 
     from sqlalchemy import Connection
-    from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 _CONNECTIONS = {"sqlite": 5, "postgresql": 10}
@@ -76,6 +76,11 @@ class Database:
         if engine is not None:
             await engine.dispose()
 
+    async def snapshot(self, path: Path) -> None:
+        """Copy a file of SQLite, as of one moment, into a new file; writers go on meanwhile."""
+        async with self.reading() as connection:
+            await connection.exec_driver_sql("VACUUM INTO ?", (str(path),))
+
     @asynccontextmanager
     async def reading(self) -> AsyncGenerator[AsyncConnection]:
         """Connect for reading; each statement sees what was committed before it."""
@@ -101,6 +106,11 @@ class Database:
     def _opened(self) -> AsyncEngine:
         assert self._engine is not None, "the database is closed"
         return self._engine
+
+
+def sqlite_url(path: Path) -> URL:
+    """Return the URL of a file of SQLite."""
+    return URL.create(_DRIVERS["sqlite"], database=str(path))
 
 
 def parse_database_url(url: str) -> URL:

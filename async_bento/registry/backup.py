@@ -1,0 +1,175 @@
+"""Backup and restore of a registry that keeps everything in a directory.
+
+A backup is a directory in the same layout, so that a registry can also run on it:
+
+    <backup>/registry.sqlite3   the records, as of one moment
+    <backup>/blobs/<key>/       the bytes of every bento and model
+    <backup>/api_token, <backup>/signing_key
+
+The bytes under a key never change, so a second backup into the same directory copies only what is new.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from async_bento._core.concurrency import Threads, check_cancelled
+from async_bento.errors import BentoError, ConfigError
+from async_bento.registry.blobs.disk_files import part_name
+from async_bento.registry.directory import BLOBS, DATABASE, SECRETS
+from async_bento.registry.records.blobs import BlobRecords
+from async_bento.registry.records.database import Database, sqlite_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from async_bento.registry.records.blobs import Blob
+
+_ATTEMPTS = 3
+"""Snapshots, if bytes are deleted between a snapshot and the copy."""
+
+_PER_PAGE = 100
+_KEY_LEVELS = 4
+
+
+class Copied(NamedTuple):
+    """The items of a backup, the bytes that were copied into it now, and the keys whose bytes are missing."""
+
+    n_items: int
+    n_bytes: int
+    missing: list[str]
+
+
+async def back_up(root: Path, target: Path, database: Database, copied: Callable[[int], object]) -> Copied:
+    """Copy a registry, which may run meanwhile, into a directory; `copied` gets the bytes of each item.
+
+    An earlier backup in the directory is brought up to date; killed on the way, it still is one. Raise `ConfigError` if
+    the directory holds something else, and `BentoError` if the disk fails.
+    """
+    threads = Threads(1)
+    snapshot = target / f".{DATABASE}"
+    keys: set[str] = set()
+    missing: list[str] = []
+    n_bytes = 0
+    try:
+        for _ in range(_ATTEMPTS):
+            await threads.run(_prepare, root, target)
+            await database.snapshot(snapshot)
+            keys, missing, size = await _copy_blobs(root, target, snapshot, threads, copied)
+            n_bytes += size
+            if not missing:  # else these were deleted after the snapshot, or are damaged
+                break
+        await threads.run(_finish, root, target, snapshot)
+        await threads.run(_remove_others, target / BLOBS, keys)
+    except OSError as error:
+        raise BentoError(f"cannot back up into {target}: {error.strerror or error}") from error
+    finally:
+        threads.close()
+    return Copied(len(keys), n_bytes, missing)
+
+
+async def restore(backup: Path, root: Path) -> None:
+    """Copy a backup into a directory that is empty or does not exist.
+
+    Raise `ConfigError` for another one, and `BentoError` if the disk fails.
+    """
+    threads = Threads(1)
+    try:
+        await threads.run(_restore, backup, root)
+    except OSError as error:
+        raise BentoError(f"cannot restore into {root}: {error.strerror or error}") from error
+    finally:
+        threads.close()
+
+
+async def _copy_blobs(
+    root: Path, target: Path, snapshot: Path, threads: Threads, copied: Callable[[int], object]
+) -> tuple[set[str], list[str], int]:
+    """Copy the bytes that a snapshot names; return their keys, those whose bytes are missing, and the bytes copied."""
+    database = Database(sqlite_url(snapshot))
+    await database.open()
+    try:
+        records = BlobRecords(database)
+        last_id = n_bytes = 0
+        keys: set[str] = set()
+        missing: list[str] = []
+        while page := await records.page_of_current(last_id, _PER_PAGE):
+            for blob in page:
+                keys.add(blob.key)
+                size = await threads.run(_copy_blob, root / BLOBS, target / BLOBS, blob)
+                if size is None:
+                    missing.append(blob.key)
+                n_bytes += size or 0
+                copied(size or 0)
+            last_id = page[-1].id
+    finally:
+        await database.close()
+    return keys, missing, n_bytes
+
+
+def _prepare(root: Path, target: Path) -> None:
+    if target.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"cannot back up into {target}: it is in the directory of the registry. Choose another one.")
+    if target.exists() and any(target.iterdir()) and not (target / BLOBS).is_dir():
+        raise ConfigError(f"cannot back up into {target}: it holds something else. Choose an empty directory.")
+    (target / BLOBS).mkdir(mode=0o700, parents=True, exist_ok=True)
+    target.chmod(0o700)
+    (target / f".{DATABASE}").unlink(missing_ok=True)
+
+
+def _copy_blob(source: Path, target: Path, blob: Blob) -> int | None:
+    """Copy the parts that the target lacks; return their bytes, None if one is missing."""
+    assert blob.content is not None, "the bytes of an item are complete"
+    copied = 0
+    (target / blob.key).mkdir(parents=True, exist_ok=True)
+    for number, part in enumerate(blob.content.parts, start=1):
+        check_cancelled()
+        name = part_name(number, part.md5)
+        new = target / blob.key / name
+        if new.exists() and new.stat().st_size == part.size:
+            continue
+        unfinished = new.with_name(f".{name}")
+        try:
+            shutil.copyfile(source / blob.key / name, unfinished)
+        except FileNotFoundError:
+            return None
+        unfinished.replace(new)
+        copied += part.size
+    return copied
+
+
+def _remove_others(blobs: Path, kept: set[str]) -> None:
+    """Remove what an earlier backup has had and the registry has no more."""
+    for directory in blobs.glob("/".join("*" * _KEY_LEVELS)):
+        if directory.relative_to(blobs).as_posix() not in kept:
+            shutil.rmtree(directory)
+
+
+def _finish(root: Path, target: Path, snapshot: Path) -> None:
+    for name in SECRETS:
+        with suppress(FileNotFoundError):
+            shutil.copyfile(root / name, target / name)
+            (target / name).chmod(0o600)
+    snapshot.chmod(0o600)
+    snapshot.replace(target / DATABASE)
+
+
+def _restore(backup: Path, root: Path) -> None:
+    if not (backup / DATABASE).exists():
+        raise ConfigError(f"cannot restore {backup}: it holds no complete backup. Pass the directory of one.")
+    if root.exists() and any(root.iterdir()):
+        raise ConfigError(f"cannot restore into {root}: it is not empty. Choose an empty directory.")
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.copytree(backup / BLOBS, root / BLOBS, dirs_exist_ok=True)
+    (root / BLOBS).chmod(0o700)
+    for name in SECRETS:
+        with suppress(FileNotFoundError):
+            shutil.copyfile(backup / name, root / name)
+            (root / name).chmod(0o600)
+    unfinished = root / f".{DATABASE}"
+    shutil.copyfile(backup / DATABASE, unfinished)
+    unfinished.chmod(0o600)
+    unfinished.replace(root / DATABASE)
