@@ -149,7 +149,7 @@ def stores(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The site, built strictly, and all that its pages and the examples say, run."""
     install_group(session, "docs")
-    session.run("pytest", "tests/docs", *session.posargs)
+    session.run("pytest", "-n", "auto", "--dist", "loadfile", "tests/docs", *session.posargs)
 
 
 @nox.session
@@ -227,7 +227,7 @@ def wheel(session: nox.Session) -> None:
         "tests/api/test_sync_api.py",
         "tests/registry/test_local.py",
     ]
-    session.run("pytest", *(session.posargs or part))
+    session.run("pytest", "-n", "auto", *(session.posargs or part))
 
 
 @nox.session
