@@ -20,7 +20,7 @@ KINDS = {  # what the proxy does to a request, and how often in relation to the 
     "stall answer": 3,  # nothing moves for a while, in the middle of the answer
     "hang": 1,  # nothing moves any more
     "slow": 3,
-    "flip": 12,  # a bit of a body that goes to the storage; of no other
+    "flip": 12,  # a bit of a body that goes to the storage or comes from it; of no other
     "429": 2,
     "429 retry-after": 2,
     "429 long": 1,  # longer than a client waits

@@ -65,7 +65,7 @@ class ChaosProxy(FaultProxy):
         if self.weather is not None:
             fault, random = self.weather.draw(len(self.requests), target, self._drawn[target])
         self._drawn[target] += 1
-        if fault == "flip" and not (exchange.request.content_length and target.startswith("PUT blob")):
+        if fault == "flip" and not (target.startswith("GET blob") or _has_body_for_storage(exchange.request, target)):
             fault = None  # a request to the registry has no checksum but that of TLS
         logged.fault = fault
         if fault is not None:
@@ -158,7 +158,7 @@ class _Relay:
                 reset(upstream_transport.get())
                 raise ConnectionResetError
             if flip is not None and sent <= flip < sent + len(piece):
-                piece = piece[: flip - sent] + bytes([piece[flip - sent] ^ 1]) + piece[flip - sent + 1 :]  # noqa: PLW2901 - the same piece, damaged
+                piece = _flipped(piece, flip - sent)  # noqa: PLW2901 - the same piece, damaged
             async for part in self._paced(piece, sent):
                 yield part
             sent += len(piece)
@@ -182,6 +182,7 @@ class _Relay:
             cut = self.random.randrange(length or PIECE)
         if self.fault == "shorten" and length:
             headers = {**headers, "Content-Length": str(cut)}
+        flip = self.random.randrange(length) if self.fault == "flip" and not self.length and length else None
         response = web.StreamResponse(status=answer.status, headers=headers)
         if answer.headers.get("Transfer-Encoding") == "chunked":
             response.enable_chunked_encoding()
@@ -197,6 +198,8 @@ class _Relay:
                 if await self._client_closes(self.random.uniform(0.2, 3.0)):
                     return self._reset()
                 piece, sent, cut = piece[cut - sent :], cut, None  # noqa: PLW2901 - the rest of it
+            if flip is not None and sent <= flip < sent + len(piece):
+                piece = _flipped(piece, flip - sent)  # noqa: PLW2901 - the same piece, damaged
             async for part in self._paced(piece, sent):
                 await response.write(part)
             sent += len(piece)
@@ -209,6 +212,15 @@ class _Relay:
         if self.transport is not None:
             self.transport.close()
         return web.Response()
+
+
+def _has_body_for_storage(request: web.Request, target: str) -> bool:
+    return bool(request.content_length) and target.startswith("PUT blob")
+
+
+def _flipped(piece: bytes, offset: int) -> bytes:
+    """Change one bit of a piece."""
+    return piece[:offset] + bytes([piece[offset] ^ 1]) + piece[offset + 1 :]
 
 
 def target_of(request: LoggedRequest) -> str:

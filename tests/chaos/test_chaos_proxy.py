@@ -159,6 +159,13 @@ async def test_chaos_proxy_flip_changes_one_bit(send: Send, storage: Storage) ->
     assert [(a ^ b).bit_count() for a, b in zip(stored, BODY, strict=True) if a != b] == [1]
 
 
+async def test_chaos_proxy_flip_changes_one_bit_of_a_download(send: Send) -> None:
+    outcome = await send("flip", "GET")
+
+    assert len(outcome.body) == len(ANSWER)
+    assert [(a ^ b).bit_count() for a, b in zip(outcome.body, ANSWER, strict=True) if a != b] == [1]
+
+
 async def test_chaos_proxy_lose_answer_forwards_and_resets(send: Send, storage: Storage) -> None:
     assert await send("lose answer") == Outcome(b"", was_reset=True)
     assert storage.whole == [BODY]
