@@ -169,13 +169,14 @@ def test_all_python_on_pages_is_covered() -> None:
 
 @pytest.mark.parametrize("line", commands())
 def test_commands_on_pages_are_valid(
-    line: str, ready: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Run the commands that push, pull, list and get; parse the options and arguments of the others."""
     monkeypatch.chdir(tmp_path)
     if re.match(r"(models )?(push|pull|list|get)\b(?! \./)", line) and not line.endswith(
         ("push", "pull", "list", "get")
     ):
+        request.getfixturevalue("ready")
         done = make_runner().invoke(main, shlex.split(line))
         assert done.exit_code == 0, done.output
     else:
