@@ -42,6 +42,9 @@ class Places:
     s3_endpoint: str | None
     s3_prefix: str | None
 
+    def __str__(self) -> str:
+        return f"the registry in {self.root or f'the bucket {self.bucket_name}'}"
+
     def bucket(self, public_endpoint: str | None = None) -> S3Bucket | None:
         """Return the bucket; raise `UsageError` if the options contradict each other."""
         from async_bento.registry.s3_bucket import S3Bucket
@@ -100,7 +103,18 @@ def storage_options(command: Callable[Concatenate[Places, P], T]) -> Callable[..
     return run
 
 
-@click.group(cls=LazyGroup, lazy_commands={"serve": "serve:serve"})
+_COMMANDS = {
+    "backup": "registry:backup",
+    "check": "registry:check",
+    "prune": "retention:prune",
+    "restore": "registry:restore",
+    "serve": "serve:serve",
+    "usage": "retention:usage",
+}
+"""All of them, since mkdocs-click lists either the commands that are imported on first use or the others."""
+
+
+@click.group(cls=LazyGroup, lazy_commands=_COMMANDS)
 def registry() -> None:
     """Run your own registry."""
 
@@ -116,7 +130,7 @@ async def _find_damage(places: Places, checked: Callable[[int, int], None]) -> l
         return await find_damage(opened.blob_records, opened.blobs, lambda size: checked(size, total))
 
 
-@registry.command()
+@click.command()
 @storage_options
 @json_option
 @click.pass_context
@@ -155,7 +169,7 @@ def check(context: click.Context, places: Places, as_json: bool) -> None:
         context.exit(1)
 
 
-@registry.command()
+@click.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--root", required=True, type=click.Path(file_okay=False), help="Directory of the registry.")
 def backup(directory: Path, root: str) -> None:
@@ -189,7 +203,7 @@ async def _back_up(root: str, directory: Path, copied: Callable[[int], object]) 
         return await back_up(Path(root), directory, opened.records.database, copied)
 
 
-@registry.command()
+@click.command()
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--root", required=True, type=click.Path(file_okay=False, path_type=Path), help="New directory of the registry."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +12,7 @@ from async_bento._core.garbage import resume_collection
 from async_bento.cli.access_log import access_log
 from async_bento.cli.options import asynchronous
 from async_bento.cli.registry import storage_options
+from async_bento.cli.retention import parse_age
 from async_bento.cli.signals import is_ignored
 
 if TYPE_CHECKING:
@@ -63,6 +65,18 @@ if TYPE_CHECKING:
     type=click.Choice(["text", "json"]),
     help="Print a line per request on standard output.",
 )
+@click.option(
+    "--prune-keep",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Every hour, delete all but the newest N complete versions of each repository.",
+)
+@click.option(
+    "--prune-older-than",
+    callback=parse_age,
+    metavar="AGE",
+    help="Every hour, delete versions not pushed within AGE, like 30d; with --prune-keep, only if both allow it.",
+)
 @asynchronous
 async def serve(
     places: Places,
@@ -76,6 +90,8 @@ async def serve(
     transmission: Literal["presigned_url", "proxy", "auto"],
     grace: float,
     log_form: Literal["text", "json"] | None,
+    prune_keep: int | None,
+    prune_older_than: float | None,
 ) -> None:
     """Run a registry in the foreground until Ctrl-C.
 
@@ -98,6 +114,8 @@ async def serve(
         if not is_ignored(number):
             loop.add_signal_handler(number, stop.set)
     raise_descriptor_limit()
+    registry_log = logging.getLogger("async_bento.registry")
+    registry_log.setLevel(min(registry_log.getEffectiveLevel(), logging.INFO))  # what the cleanup deletes
     with access_log(log_form) as log:
         served = LocalRegistry(
             places.root,
@@ -112,6 +130,8 @@ async def serve(
             tls_key=tls_key,
             grace=grace,
             access_log=log,
+            prune_keep=prune_keep,
+            prune_older_than=prune_older_than,
         )
         async with served as server:
             where = f"Serving {bucket or places.root} at {server.endpoint}."

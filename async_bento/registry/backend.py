@@ -20,6 +20,7 @@ from async_bento.registry.directory import BLOBS, DATABASE, Directory, open_dire
 from async_bento.registry.metrics import Metrics
 from async_bento.registry.records.blobs import BlobRecords
 from async_bento.registry.records.database import Database, parse_database_url, sqlite_url
+from async_bento.registry.records.retention import RetentionRecords
 from async_bento.registry.records.sql import Records
 from async_bento.registry.uploads import Uploads
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from async_bento.registry.blobs.base import Blobs
+    from async_bento.registry.retention import RetentionPolicy
     from async_bento.registry.s3_bucket import S3Bucket
 
 
@@ -47,6 +49,7 @@ class OpenBackend:
     uploads: Uploads
     cleanup: Cleanup
     metrics: Metrics
+    retention: RetentionRecords
     api_token: str = field(repr=False)
     routes: Sequence[web.AbstractRouteDef] = field(default_factory=tuple)
 
@@ -67,10 +70,12 @@ class Backend:
     max_put_size: int
 
     @asynccontextmanager
-    async def open(self, *, api_token: str | None, url_expiry: float) -> AsyncGenerator[OpenBackend]:
+    async def open(
+        self, *, api_token: str | None, url_expiry: float, policy: RetentionPolicy | None = None
+    ) -> AsyncGenerator[OpenBackend]:
         """Open all places, with a token or the stored one; raise `ConfigError` if a place is unusable.
 
-        URLs expire after `url_expiry` seconds.
+        URLs expire after `url_expiry` seconds, and the cleanup deletes what the policy does not keep.
         """
         async with AsyncExitStack() as stack:
             try:
@@ -85,9 +90,16 @@ class Backend:
             except OSError as error:
                 raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
             uploads = Uploads(records, blob_records, blobs)
-            cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=url_expiry)
+            retention = RetentionRecords(records.database)
+            cleanup = Cleanup(
+                uploads,
+                blob_records,
+                blobs,
+                url_expiry=url_expiry,
+                retention=None if policy is None else (retention, policy),
+            )
             metrics = Metrics(records, blob_records)
-            yield OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, api_token, routes)
+            yield OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, retention, api_token, routes)
 
     @asynccontextmanager
     async def attached(self) -> AsyncGenerator[OpenBackend]:
@@ -106,7 +118,8 @@ class Backend:
                 raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
             uploads = Uploads(records, blob_records, blobs)
             cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=_URL_EXPIRY)
-            yield OpenBackend(records, blob_records, blobs, uploads, cleanup, Metrics(records, blob_records), "")
+            metrics, retention = Metrics(records, blob_records), RetentionRecords(records.database)
+            yield OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, retention, "")
 
     async def _token(self, directory: Directory | None, records: Records) -> str:
         if directory is None:

@@ -1,10 +1,10 @@
-"""Removal of bytes that nobody needs: replaced ones, abandoned uploads, and what no record names."""
+"""Deletion of old versions, and removal of bytes that nobody needs: replaced ones, and those without a record."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from async_bento._core.concurrency import shielded
 from async_bento.registry.blobs.base import UPLOAD_LIFETIME
 from async_bento.registry.errors import RegistryError, UnsupportedByStorageError
 from async_bento.registry.records.base import utc_now
+from async_bento.registry.retention import Pruner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from async_bento.registry.blobs.base import Blobs
     from async_bento.registry.records.blobs import BlobRecords
+    from async_bento.registry.records.retention import RetentionRecords
+    from async_bento.registry.retention import RetentionPolicy
     from async_bento.registry.uploads import Uploads
 
 _INTERVAL = 3600.0
@@ -36,10 +39,19 @@ log = logging.getLogger(__package__)
 class Cleanup:
     """Removes bytes that nobody needs; presigned URLs expire after `url_expiry` seconds."""
 
-    def __init__(self, uploads: Uploads, records: BlobRecords, blobs: Blobs, *, url_expiry: float) -> None:
+    def __init__(
+        self,
+        uploads: Uploads,
+        records: BlobRecords,
+        blobs: Blobs,
+        *,
+        url_expiry: float,
+        retention: tuple[RetentionRecords, RetentionPolicy] | None = None,
+    ) -> None:
         self._uploads = uploads
         self._records = records
         self._blobs = blobs
+        self._retention = retention
         self._has_warned = False
         self._unused_lifetime = max(url_expiry, _MIN_UNUSED)
 
@@ -48,12 +60,23 @@ class Cleanup:
         now = now or utc_now()
         oldest = now - timedelta(seconds=UPLOAD_LIFETIME)
         for step in (
+            lambda: self._prune(now),
             lambda: self._remove_unused(now - timedelta(seconds=self._unused_lifetime)),
             lambda: self._abort_unknown(oldest),
             lambda: self._remove_abandoned(oldest),
             lambda: self._remove_unknown(oldest),
         ):
             await _logged(step)
+
+    async def _prune(self, now: datetime) -> None:
+        """Delete the versions that the policy does not keep; their bytes stay as long as replaced ones."""
+        if self._retention is None:
+            return
+        pruner = Pruner(*self._retention, now)
+        async with aclosing(pruner.delete(await pruner.plan())) as batches:
+            async for deleted, _ in batches:
+                for version in deleted:
+                    log.info("deleted %s %s, as the retention policy says", version.kind, version.tag)
 
     async def _remove_unused(self, oldest: datetime) -> None:
         for blob in await self._records.unused_since(oldest):

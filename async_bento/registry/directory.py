@@ -61,17 +61,28 @@ async def open_directory(root: Path) -> AsyncGenerator[Directory]:
         threads = Threads(1)
         stack.callback(threads.close)
         await threads.run(_make_directory, root)
-        # By default, only the thread that acquired a FileLock may release it.
-        lock = FileLock(root / "lock", timeout=0, mode=0o600, thread_local=False)
+        if not await stack.enter_async_context(try_lock(root, threads)):
+            raise ConfigError(
+                f"cannot use {root}: another registry is using it. Stop that registry, or choose another directory."
+            )
+        yield Directory(root, threads)
+
+
+@asynccontextmanager
+async def try_lock(root: Path, threads: Threads) -> AsyncGenerator[bool]:
+    """Lock a directory, and yield whether that was possible: no registry has the lock."""
+    # By default, only the thread that acquired a FileLock may release it.
+    lock = FileLock(root / "lock", timeout=0, mode=0o600, thread_local=False)
+    async with AsyncExitStack() as stack:
         held = ExitStack()
         stack.push_async_callback(threads.run, held.close)
         try:
             await threads.run(held.enter_context, lock)
-        except Timeout as error:
-            raise ConfigError(
-                f"cannot use {root}: another registry is using it. Stop that registry, or choose another directory."
-            ) from error
-        yield Directory(root, threads)
+        except Timeout:
+            is_locked = False
+        else:
+            is_locked = True
+        yield is_locked
 
 
 def _make_directory(root: Path) -> None:

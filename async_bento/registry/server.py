@@ -23,6 +23,7 @@ from async_bento.registry.blobs.base import IO_CHUNK
 from async_bento.registry.cleanup import Cleanup, running
 from async_bento.registry.connections import accepting
 from async_bento.registry.operation import AccessLogger
+from async_bento.registry.retention import RetentionPolicy
 from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.tls import TlsFiles
 from async_bento.registry.transmission import TransmissionPolicy
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from async_bento.registry.backend import Backend
+    from async_bento.registry.records.retention import RetentionRecords
     from async_bento.registry.transmission import Transmission
 
 
@@ -92,6 +94,10 @@ class LocalRegistry:
             this option and enforces its own limit.
         max_put_size: The maximum size of one presigned PUT, in bytes; by default S3's 5 GiB. A bucket ignores this
             option and enforces its own limit.
+        prune_keep: Delete old versions every hour: all but the newest complete ones of each repository, this many. None
+            for no such condition. With `prune_older_than`, both conditions must allow the deletion.
+        prune_older_than: Delete versions every hour that were neither registered nor pushed for this time, in seconds.
+            None for no such condition. A model that a remaining bento names stays.
         grace: How long `close` waits for running requests before it cancels them, in seconds.
         access_log: A logger that gets a line per request, without queries and headers, which hold secrets. None
             disables the access log.
@@ -119,6 +125,8 @@ class LocalRegistry:
         url_expiry: float = 3600.0,
         min_part_size: int = MIN_PART_SIZE,
         max_put_size: int = MAX_PUT_SIZE,
+        prune_keep: int | None = None,
+        prune_older_than: float | None = None,
         grace: float = 5.0,
         access_log: logging.Logger | None = None,
     ) -> None:
@@ -144,6 +152,9 @@ class LocalRegistry:
         self._base_url = BaseUrl(public_url, forwarded_allow_ips)
         self._tls = TlsFiles.of(tls_cert, tls_key)
         self._url_expiry = url_expiry
+        self._policy: RetentionPolicy | None = None
+        if prune_keep is not None or prune_older_than is not None:
+            self._policy = RetentionPolicy(prune_keep, prune_older_than)
         self._grace = grace
         self._access_log = access_log
         self._running: _Running | None = None
@@ -226,7 +237,9 @@ class LocalRegistry:
                 min_part_size=self._min_part_size,
                 max_put_size=self._max_put_size,
             )
-            opened = await stack.enter_async_context(backend.open(api_token=given, url_expiry=self._url_expiry))
+            opened = await stack.enter_async_context(
+                backend.open(api_token=given, url_expiry=self._url_expiry, policy=self._policy)
+            )
             await stack.enter_async_context(running(opened.cleanup))
             api = Api(opened, self._transmission, self._base_url)
             stack.push_async_callback(api.operation.wait_for_handlers)
@@ -242,6 +255,7 @@ class LocalRegistry:
                 _endpoint(self._host, port, is_tls=self._tls is not None),
                 opened.api_token,
                 opened.cleanup,
+                opened.retention,
                 stack.pop_all(),
             )
 
@@ -309,6 +323,7 @@ class _Running:
     endpoint: str
     api_token: str = field(repr=False)
     cleanup: Cleanup
+    retention: RetentionRecords
     stack: AsyncExitStack
 
 

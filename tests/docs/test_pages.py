@@ -432,7 +432,7 @@ def test_site_builds_without_warnings(tmp_path: Path) -> None:
     assert 'class="mermaid"' in architecture
     signatures = [line for line in text_of_code(reference) if line[0] not in "│├└"]  # the tree of the errors is wider
     assert max(map(len, signatures)) <= 100
-    for command in ("push", "models pull", "store prune", "registry serve", "completion"):
+    for command in ("push", "models pull", "store prune", "registry serve", "registry prune", "completion"):
         assert f'id="async-bento-{command.replace(" ", "-")}"' in cli, command
     assert "async-bento push ./bentos/iris_classifier/v3 --force" in text_of_code(cli)
     assert "<code>ASYNC_BENTO_PROGRESS</code>" in variables

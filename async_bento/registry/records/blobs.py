@@ -167,9 +167,9 @@ async def publish(connection: AsyncConnection, item_id: int, publication: Public
     await connection.execute(others.values(state="unused", changed_at=now))
 
 
-async def release(connection: AsyncConnection, item_id: int) -> list[Blob]:
-    """Let the bytes and uploads of an item be removed; return their records."""
-    ended = update(blobs).where(blobs.c.item_id == item_id).values(state="unused", changed_at=utc_now())
+async def release(connection: AsyncConnection, item_ids: Collection[int]) -> list[Blob]:
+    """Let the bytes and uploads of items be removed; return their records."""
+    ended = update(blobs).where(blobs.c.item_id.in_(item_ids)).values(state="unused", changed_at=utc_now())
     return [_blob(row) for row in (await connection.execute(ended.returning(blobs))).mappings()]
 
 

@@ -206,7 +206,7 @@ class Records:
             locked = await connection.execute(select(items.c.id).where(items.c.id == item.id).with_for_update())
             if locked.first() is None:  # another copy was faster
                 raise RecordNotFoundError(f"get {item_type.item} {repository}:{version}")
-            released = await release(connection, item.id)
+            released = await release(connection, [item.id])
             await connection.execute(delete(items).where(items.c.id == item.id))
             await count_items(connection, item.repository_id, -1)
             return await _with_repositories(connection, [item], with_latest=True), released
