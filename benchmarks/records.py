@@ -25,7 +25,7 @@ import aiohttp
 from sqlalchemy import insert
 
 from async_bento.registry.records.database import Database, parse_database_url
-from async_bento.registry.records.tables import items, labels, repositories
+from async_bento.registry.records.tables import blobs, items, labels, repositories
 from benchmarks.measured import RECORDS, RESULTS
 from benchmarks.run import given, keep, machine
 from benchmarks.servers import BIN
@@ -104,6 +104,21 @@ async def _fill(connection: AsyncConnection) -> None:
                     "upload_finished_reason": "",
                     "created_at": FIRST_BUILD + timedelta(seconds=number),
                     "updated_at": FIRST_BUILD,
+                }
+                for number in numbers
+            ],
+        )
+        await connection.execute(
+            insert(blobs),
+            [
+                {
+                    "key": f"bentos/repo-{_repository_of(number) - 1}/v{number}/{number:032x}",
+                    "item_id": number + 1,
+                    "state": "current",
+                    "size": number,
+                    "etag": f'"{number:032x}"',
+                    "parts": json.dumps([[number, f"{number:032x}"]]),
+                    "changed_at": FIRST_BUILD,
                 }
                 for number in numbers
             ],

@@ -204,7 +204,7 @@ async def _back_up(root: str, directory: Path, copied: Callable[[int], object]) 
 
 
 @click.command()
-@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--root", required=True, type=click.Path(file_okay=False, path_type=Path), help="New directory of the registry."
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from random import Random
@@ -435,14 +437,17 @@ class Round:
                     self._complain(f"in the store lies {name} with {sorted(inside)}")
 
     async def _see_registry_tidy(self) -> None:
-        """See that nothing is left but what records need, and uploads that may be gone on with for a day."""
-        root = self.registry_disk.path / "root" / "blobs"
+        """See that nothing is left but what records name: the bytes of items, replaced ones, and open uploads."""
+        root = self.registry_disk.path / "root"
 
         def left() -> Iterator[Path]:
-            pointers = [path.read_text() for path in (root / "objects").rglob("*.json")]
-            yield from (path for path in root.rglob(".*"))
-            for directory in (root / "data").iterdir():
-                if not (directory / "upload").exists() and not any(directory.name in text for text in pointers):
+            with closing(sqlite3.connect(f"file:{root}/registry.sqlite3?mode=ro", uri=True)) as records:
+                known = {key for (key,) in records.execute("SELECT key FROM blobs")}
+            for directory in (root / "blobs").glob("*/*/*/*"):
+                if (directory / "upload").exists():  # it accepts parts, also if the registry was killed meanwhile
+                    continue
+                yield from directory.glob(".*")
+                if directory.relative_to(root / "blobs").as_posix() not in known:
                     yield directory
 
         for _ in range(50):
