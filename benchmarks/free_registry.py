@@ -21,6 +21,7 @@ from async_bento.registry.cleanup import Cleanup
 from async_bento.registry.metrics import Metrics
 from async_bento.registry.records.blobs import BlobRecords
 from async_bento.registry.records.database import Database, parse_database_url
+from async_bento.registry.records.retention import RetentionRecords
 from async_bento.registry.records.sql import Records
 from async_bento.registry.transmission import TransmissionPolicy
 from async_bento.registry.uploads import Uploads
@@ -66,8 +67,8 @@ async def serve(storage: str, directory: Path) -> None:
     blobs = cast("Blobs", FreeBlobs(storage))
     uploads = Uploads(records, blob_records, blobs)
     cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=3600)
-    metrics = Metrics(records, blob_records)
-    opened = OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, token)
+    metrics, retention = Metrics(records, blob_records), RetentionRecords(database)
+    opened = OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, retention, token)
     api = Api(opened, TransmissionPolicy("presigned_url"))
     runner = web.AppRunner(api.application(), access_log=None)
     await runner.setup()

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     type=click.Choice(["text", "json"]),
     help="Print a line per request on standard output.",
 )
+@click.option("--immutable", is_flag=True, help="Refuse forced pushes of versions that are complete.")
 @click.option(
     "--prune-keep",
     type=click.IntRange(min=1),
@@ -90,6 +91,7 @@ async def serve(
     transmission: Literal["presigned_url", "proxy", "auto"],
     grace: float,
     log_form: Literal["text", "json"] | None,
+    immutable: bool,
     prune_keep: int | None,
     prune_older_than: float | None,
 ) -> None:
@@ -130,6 +132,7 @@ async def serve(
             tls_key=tls_key,
             grace=grace,
             access_log=log,
+            immutable=immutable,
             prune_keep=prune_keep,
             prune_older_than=prune_older_than,
         )

@@ -20,7 +20,12 @@ from async_bento.registry import schemas
 from async_bento.registry.base_url import BaseUrl
 from async_bento.registry.blobs.base import CompletedPart
 from async_bento.registry.downloads import send_blob
-from async_bento.registry.errors import RecordNotFoundError, RegistryError, translate_errors
+from async_bento.registry.errors import (
+    ImmutableError,
+    RecordNotFoundError,
+    RegistryError,
+    translate_errors,
+)
 from async_bento.registry.expect import defer_continue, send_continue
 from async_bento.registry.item_types import BENTO, ITEM_TYPES, MODEL, ItemRef, ItemType, check_tag_part
 from async_bento.registry.operation import REQUEST_ID, Operation, set_headers
@@ -230,7 +235,7 @@ class Api:
 
     async def _presign_upload(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
-        item = await self._get_record(ref)
+        item = await self._get_mutable(ref)
         url = await self._uploads.presign_put(ref, item) if self._transmission.presign else ""
         return self._respond(item_type, item, presigned_upload_url=self._absolute(request, url))
 
@@ -249,12 +254,12 @@ class Api:
 
     async def _start_multipart(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
-        item = await self._get_record(ref)
+        item = await self._get_mutable(ref)
         return self._respond(item_type, item, upload_id=await self._uploads.start_multipart(ref, item))
 
     async def _presign_part(self, item_type: ItemType, request: web.Request) -> web.Response:
         body = schemas.parse_request(schemas.PresignPartRequest, await request.read())
-        item = await self._get_record(_item_ref(item_type, request))
+        item = await self._get_mutable(_item_ref(item_type, request))
         url = await self._uploads.presign_part(item, body.upload_id, body.part_number)
         return self._respond(item_type, item, presigned_upload_url=self._absolute(request, url))
 
@@ -274,6 +279,8 @@ class Api:
                 async with self._uploads.received(ref, request.content.iter_any(), request.content_length) as received:
                     done = ended(upload_status="success", upload_finished_at=utc_now(), upload_finished_reason="")
                     await self._update_record(ref, replace(done, publish=received))
+        except ImmutableError:
+            raise  # another upload was faster
         except BaseException as error:
             reason = error.message if isinstance(error, RegistryError) else "the upload was interrupted"
             await shielded(self._report_failure(ref, item, reason))
@@ -294,6 +301,13 @@ class Api:
 
     async def _get_record(self, ref: ItemRef) -> Item:
         return await self._records.item(ref.item_type, ref.name, ref.version)
+
+    async def _get_mutable(self, ref: ItemRef) -> Item:
+        """Return a record; raise `ConflictError` if its bytes must not be replaced."""
+        item = await self._get_record(ref)
+        if self._records.immutable and item.upload_status == "success":
+            raise ImmutableError(item.repository, item.version)
+        return item
 
     async def _update_record(self, ref: ItemRef, change: Change) -> Item:
         return await self._records.update_item(ref.item_type, ref.name, ref.version, change)

@@ -68,6 +68,7 @@ class Backend:
     bucket: S3Bucket | None
     min_part_size: int
     max_put_size: int
+    immutable: bool = False
 
     @asynccontextmanager
     async def open(
@@ -136,7 +137,7 @@ class Backend:
         database = Database(url)
         stack.push_async_callback(database.close)
         await database.open()
-        return Records(database)
+        return Records(database, immutable=self.immutable)
 
     async def _open_blobs(
         self,

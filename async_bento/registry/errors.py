@@ -69,6 +69,16 @@ class ConflictError(RegistryError):
     code = "Conflict"
 
 
+class ImmutableError(ConflictError):
+    """The request would replace a complete version, which the registry keeps as it is."""
+
+    def __init__(self, repository: str, version: str) -> None:
+        super().__init__(
+            f"cannot change {repository}:{version}: this registry keeps complete versions as they are. Push a new "
+            "version, or delete this one first."
+        )
+
+
 class NotImplementedHereError(RegistryError):
     """The request is about something that this registry does not keep, such as a deployment."""
 

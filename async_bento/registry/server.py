@@ -94,6 +94,8 @@ class LocalRegistry:
             this option and enforces its own limit.
         max_put_size: The maximum size of one presigned PUT, in bytes; by default S3's 5 GiB. A bucket ignores this
             option and enforces its own limit.
+        immutable: Whether versions whose upload succeeded keep their manifest and their bytes: forced pushes are
+            refused. Labels and the description may change, and a version may be deleted.
         prune_keep: Delete old versions every hour: all but the newest complete ones of each repository, this many. None
             for no such condition. With `prune_older_than`, both conditions must allow the deletion.
         prune_older_than: Delete versions every hour that were neither registered nor pushed for this time, in seconds.
@@ -125,6 +127,7 @@ class LocalRegistry:
         url_expiry: float = 3600.0,
         min_part_size: int = MIN_PART_SIZE,
         max_put_size: int = MAX_PUT_SIZE,
+        immutable: bool = False,
         prune_keep: int | None = None,
         prune_older_than: float | None = None,
         grace: float = 5.0,
@@ -152,6 +155,7 @@ class LocalRegistry:
         self._base_url = BaseUrl(public_url, forwarded_allow_ips)
         self._tls = TlsFiles.of(tls_cert, tls_key)
         self._url_expiry = url_expiry
+        self._immutable = immutable
         self._policy: RetentionPolicy | None = None
         if prune_keep is not None or prune_older_than is not None:
             self._policy = RetentionPolicy(prune_keep, prune_older_than)
@@ -236,6 +240,7 @@ class LocalRegistry:
                 bucket=self._bucket,
                 min_part_size=self._min_part_size,
                 max_put_size=self._max_put_size,
+                immutable=self._immutable,
             )
             opened = await stack.enter_async_context(
                 backend.open(api_token=given, url_expiry=self._url_expiry, policy=self._policy)
@@ -300,6 +305,7 @@ async def load_backend(
     bucket: S3Bucket | None,
     min_part_size: int = MIN_PART_SIZE,
     max_put_size: int = MAX_PUT_SIZE,
+    immutable: bool = False,
 ) -> Backend:
     """Describe where a registry keeps its data; see `Backend`.
 
@@ -312,7 +318,7 @@ async def load_backend(
         raise ConfigError(f'cannot start the registry: {error}. Run: pip install "async-bento[registry]"') from error
     finally:
         threads.close()
-    backend: Backend = module.Backend(root, database, bucket, min_part_size, max_put_size)
+    backend: Backend = module.Backend(root, database, bucket, min_part_size, max_put_size, immutable)
     return backend
 
 

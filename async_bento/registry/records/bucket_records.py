@@ -19,7 +19,7 @@ from async_bento.registry.errors import RecordNotFoundError
 from async_bento.registry.item_types import BENTO, ITEM_TYPES
 from async_bento.registry.records.base import UploadStatus
 from async_bento.registry.records.blobs import Publication
-from async_bento.registry.records.sql import add_labels, add_models, count_items, manifest_columns
+from async_bento.registry.records.rows import add_labels, add_models, count_items, manifest_columns
 from async_bento.registry.records.tables import items, repositories, settings
 from async_bento.rest.schemas import LabelItemSchema
 

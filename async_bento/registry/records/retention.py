@@ -11,7 +11,7 @@ from sqlalchemy import and_, case, delete, exists, func, or_, select
 from async_bento.registry.blobs.base import UPLOAD_LIFETIME
 from async_bento.registry.item_types import MODEL
 from async_bento.registry.records.blobs import release
-from async_bento.registry.records.sql import count_items
+from async_bento.registry.records.rows import count_items
 from async_bento.registry.records.tables import bento_models, blobs, items, repositories
 
 if TYPE_CHECKING:

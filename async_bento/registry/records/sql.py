@@ -11,21 +11,29 @@ from sqlalchemy import and_, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from async_bento.config import MiB
-from async_bento.registry.errors import ConflictError, DuplicateError, RecordNotFoundError
+from async_bento.registry.errors import ConflictError, DuplicateError, ImmutableError, RecordNotFoundError
 from async_bento.registry.item_types import BENTO, MODEL
-from async_bento.registry.records.base import Found, Item, Repository, model_tags, new_uid, size_of, utc_now
+from async_bento.registry.records.base import Found, Item, Repository, new_uid, utc_now
 from async_bento.registry.records.blobs import publish, release
+from async_bento.registry.records.rows import (
+    add_labels,
+    add_models,
+    count_items,
+    description_columns,
+    manifest_columns,
+    to_item,
+    to_repository,
+)
 from async_bento.registry.records.search import select_page, select_repositories, select_total
 from async_bento.registry.records.tables import bento_models, items, labels, repositories, settings
 from async_bento.rest.schemas import LabelItemSchema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from sqlalchemy import ColumnElement, RowMapping, Select
+    from sqlalchemy import ColumnElement, Select
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from async_bento._core.validation import JsonObject
     from async_bento.registry.item_types import ItemType
     from async_bento.registry.records.base import Change, NewItem
     from async_bento.registry.records.blobs import Blob
@@ -53,10 +61,14 @@ _NAMED_BENTOS = 3
 
 
 class Records:
-    """The records of a registry; names and versions that its methods get are valid."""
+    """The records of a registry; names and versions that its methods get are valid.
 
-    def __init__(self, database: Database) -> None:
+    With `immutable`, an item whose upload succeeded keeps its manifest and its bytes.
+    """
+
+    def __init__(self, database: Database, *, immutable: bool = False) -> None:
         self.database = database
+        self.immutable = immutable
 
     async def stored_secret(self, name: str) -> str | None:
         """Read a secret that all copies of the registry share; None if there is none."""
@@ -96,7 +108,7 @@ class Records:
                 await connection.execute(insert(repositories), values)
             except IntegrityError as error:
                 raise DuplicateError(f"{item_type.repository} {name}") from error
-        return _repository(values, None)
+        return to_repository(values, None)
 
     async def repository(self, item_type: ItemType, name: str) -> Repository:
         """Return a repository; raise `RecordNotFoundError` if it does not exist."""
@@ -148,7 +160,7 @@ class Records:
                 "upload_finished_reason": "",
                 "created_at": now,
                 "updated_at": now,
-                **_described(new.description),
+                **description_columns(new.description),
                 **manifest_columns(new.manifest),
             }
             try:
@@ -162,10 +174,13 @@ class Records:
             return (await _load(connection, _ITEMS.where(items.c.id == item_id)))[0]
 
     async def update_item(self, item_type: ItemType, repository: str, version: str, change: Change) -> Item:
-        """Change an item's record; raise `RecordNotFoundError` if it does not exist."""
+        """Change an item's record.
+
+        Raise `RecordNotFoundError` if it does not exist, and `ConflictError` if it is immutable.
+        """
         values: dict[str, Any] = {"updated_at": utc_now()}
         if change.description is not None:
-            values |= _described(change.description)
+            values |= description_columns(change.description)
         if change.manifest is not None:
             values |= manifest_columns(change.manifest)
         for name in ("upload_status", "upload_started_at", "upload_finished_at", "upload_finished_reason"):
@@ -176,6 +191,8 @@ class Records:
             wanted = [items.c.repository_id == repository_id, items.c.version == version]
             if change.uid is not None:
                 wanted.append(items.c.uid == change.uid)
+            if self.immutable:
+                await _check_mutable(connection, wanted, change)
             changed = await connection.execute(update(items).where(*wanted).values(values).returning(items.c.id))
             item_id = changed.scalar_one_or_none()
             if item_id is None:
@@ -279,6 +296,15 @@ async def _load_page(
     return await _with_repositories(connection, in_order, total)
 
 
+async def _check_mutable(connection: AsyncConnection, wanted: Sequence[ColumnElement[bool]], change: Change) -> None:
+    """Raise `ConflictError` if a change would replace what a complete item has."""
+    for item in await _load(connection, _ITEMS.where(*wanted).with_for_update(of=items)):
+        replaces_bytes = change.upload_status in ("uploading", "failed") or change.publish is not None
+        replaces_manifest = change.manifest is not None and change.manifest != json.loads(item.manifest or "null")
+        if item.upload_status == "success" and (replaces_bytes or replaces_manifest):
+            raise ImmutableError(item.repository, item.version)
+
+
 async def _check_unused(connection: AsyncConnection, model: Item) -> None:
     """Raise `ConflictError` if a bento names a model."""
     using = items.c.id.in_(_bentos_of(model))
@@ -320,7 +346,7 @@ async def _load_repositories(
     latest: dict[int, Item] = {}
     if latest_ids:
         latest = {item.id: item for item in await _load(connection, _ITEMS.where(items.c.id.in_(latest_ids)))}
-    return {row["name"]: _repository(row, latest.get(row["latest_id"])) for row in rows}
+    return {row["name"]: to_repository(row, latest.get(row["latest_id"])) for row in rows}
 
 
 async def _find_item(connection: AsyncConnection, item_type: ItemType, repository: str, version: str) -> Item:
@@ -370,73 +396,4 @@ async def _load(connection: AsyncConnection, selected: Select[Any]) -> list[Item
     labels_of: dict[int, list[LabelItemSchema]] = {}
     for row in (await connection.execute(of_items)).mappings():
         labels_of.setdefault(row["item_id"], []).append(LabelItemSchema(key=row["key"], value=row["value"]))
-    return [_item(row, labels_of.get(row["id"], [])) for row in rows]
-
-
-async def count_items(connection: AsyncConnection, repository_id: int, added: int) -> None:
-    """Count items that were added to a repository, or, with a negative number, deleted."""
-    counted = repositories.c.n_items + added
-    await connection.execute(update(repositories).where(repositories.c.id == repository_id).values(n_items=counted))
-
-
-async def add_labels(connection: AsyncConnection, item_id: int, added: Iterable[LabelItemSchema]) -> None:
-    """Insert the labels of an item; of several with one key, the last."""
-    last_per_key = {label.key: label.value for label in added}
-    rows = [
-        {"item_id": item_id, "key": key, "value": value, "position": position}
-        for position, (key, value) in enumerate(last_per_key.items())
-    ]
-    if rows:
-        await connection.execute(insert(labels), rows)
-
-
-async def add_models(connection: AsyncConnection, bento_id: int, manifest: JsonObject | None) -> None:
-    """Insert the models that a bento's manifest names."""
-    rows = [
-        {"bento_id": bento_id, "position": position, "name": name, "version": version}
-        for position, (name, version) in enumerate(model_tags(manifest))
-    ]
-    if rows:
-        await connection.execute(insert(bento_models), rows)
-
-
-def _described(description: str) -> dict[str, str]:
-    return {"description": description, "folded_description": description.lower()}
-
-
-def manifest_columns(manifest: JsonObject | None) -> dict[str, object]:
-    """Return the columns that hold a manifest and what is read from it."""
-    return {"manifest": None if manifest is None else json.dumps(manifest), "size": size_of(manifest)}
-
-
-def _item(row: RowMapping, labels_of_item: Sequence[LabelItemSchema]) -> Item:
-    return Item(
-        id=row["id"],
-        repository_id=row["repository_id"],
-        uid=row["uid"],
-        repository=row["repository"],
-        repository_uid=row["repository_uid"],
-        version=row["version"],
-        description=row["description"],
-        manifest=row["manifest"],
-        labels=labels_of_item,
-        build_at=row["build_at"],
-        upload_status=row["upload_status"],
-        upload_started_at=row["upload_started_at"],
-        upload_finished_at=row["upload_finished_at"],
-        upload_finished_reason=row["upload_finished_reason"],
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-    )
-
-
-def _repository(row: Mapping[str, Any] | RowMapping, latest: Item | None) -> Repository:
-    return Repository(
-        uid=row["uid"],
-        name=row["name"],
-        description=row["description"],
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-        n_items=row["n_items"],
-        latest=latest,
-    )
+    return [to_item(row, labels_of.get(row["id"], [])) for row in rows]
