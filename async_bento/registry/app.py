@@ -195,12 +195,11 @@ class Api:
 
     async def _get(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
-        found, found_models = await self._records.find(item_type, ref.name, ref.version)
-        (text,) = await self._write_items(item_type, found)
-        content = await self._uploads.content(found.items[0])
-        text = f'{text[:-1]}, "checksums": {json.dumps(schemas.checksums(content))}}}'
+        whole = await self._records.find(item_type, ref.name, ref.version)
+        (text,) = await self._write_items(item_type, whole.item)
+        text = f'{text[:-1]}, "checksums": {json.dumps(schemas.checksums(whole.content))}}}'
         if item_type is BENTO:
-            models = await self._write_items(MODEL, found_models)
+            models = await self._write_items(MODEL, whole.models)
             text = f'{text[:-1]}, "models": [{", ".join(models)}]}}'
         return _json_response(text)
 

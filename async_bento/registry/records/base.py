@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from async_bento._core.validation import JsonObject
+    from async_bento.registry.blobs.base import Content
     from async_bento.registry.records.blobs import Publication
     from async_bento.rest.schemas import LabelItemSchema
 
@@ -94,6 +95,15 @@ class Found:
     items: Sequence[Item]
     repositories: Mapping[str, Repository]
     total: int
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An item with its repository, the models that exist among those that a bento names, in its order, and its bytes."""
+
+    item: Found
+    models: Found
+    content: Content | None
 
 
 def size_of(manifest: JsonObject | None) -> int:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from async_bento.registry.blobs.base import Content, Part
 from async_bento.registry.errors import RecordNotFoundError
 from async_bento.registry.records.base import utc_now
+from async_bento.registry.records.rows import to_content
 from async_bento.registry.records.tables import blobs
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, RowMapping
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from async_bento.registry.blobs.base import Content
     from async_bento.registry.records.base import Item
     from async_bento.registry.records.database import Database
 
@@ -178,9 +179,5 @@ def _content_columns(content: Content) -> dict[str, object]:
 
 
 def _blob(row: RowMapping) -> Blob:
-    content = None
-    if row["etag"] is not None:
-        parts = tuple(Part(size, md5) for size, md5 in json.loads(row["parts"]))
-        content = Content(row["size"], row["etag"], parts)
     names = ("id", "key", "item_id", "upload_id", "state", "changed_at")
-    return Blob(content=content, **{name: row[name] for name in names})
+    return Blob(content=to_content(row), **{name: row[name] for name in names})

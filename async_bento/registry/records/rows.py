@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, update
 
+from async_bento.registry.blobs.base import Content, Part
 from async_bento.registry.records.base import Item, Repository, model_tags, size_of
 from async_bento.registry.records.tables import bento_models, labels, repositories
 
@@ -57,7 +58,24 @@ def manifest_columns(manifest: JsonObject | None) -> dict[str, object]:
     return {"manifest": None if manifest is None else json.dumps(manifest), "size": size_of(manifest)}
 
 
-def to_item(row: RowMapping, labels_of_item: Sequence[LabelItemSchema]) -> Item:
+def columns_of(row: RowMapping, prefix: str) -> dict[str, Any]:
+    """Return the columns of one of the tables of a row, whose names begin with the prefix."""
+    return {name.removeprefix(f"{prefix}_"): row[name] for name in row if name.startswith(f"{prefix}_")}
+
+
+def has_models(bento: Item) -> bool:
+    """Tell whether a bento's manifest names models."""
+    return bool(model_tags(json.loads(bento.manifest or "null")))
+
+
+def to_content(row: Mapping[str, Any] | RowMapping) -> Content | None:
+    """Read what an upload consists of; None until it is complete."""
+    if row["etag"] is None:
+        return None
+    return Content(row["size"], row["etag"], tuple(Part(size, md5) for size, md5 in json.loads(row["parts"])))
+
+
+def to_item(row: Mapping[str, Any] | RowMapping, labels_of_item: Sequence[LabelItemSchema]) -> Item:
     """Read an item."""
     return Item(
         id=row["id"],

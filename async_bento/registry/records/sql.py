@@ -13,23 +13,26 @@ from sqlalchemy.exc import IntegrityError
 from async_bento.config import MiB
 from async_bento.registry.errors import ConflictError, DuplicateError, ImmutableError, RecordNotFoundError
 from async_bento.registry.item_types import BENTO, MODEL
-from async_bento.registry.records.base import Found, Item, Repository, new_uid, utc_now
+from async_bento.registry.records.base import Found, Item, Repository, Whole, new_uid, utc_now
 from async_bento.registry.records.blobs import publish, release
 from async_bento.registry.records.rows import (
     add_labels,
     add_models,
+    columns_of,
     count_items,
     description_columns,
+    has_models,
     manifest_columns,
+    to_content,
     to_item,
     to_repository,
 )
 from async_bento.registry.records.search import select_page, select_repositories, select_total
-from async_bento.registry.records.tables import bento_models, items, labels, repositories, settings
+from async_bento.registry.records.tables import bento_models, blobs, items, labels, repositories, settings
 from async_bento.rest.schemas import LabelItemSchema
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy import ColumnElement, Select
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -52,6 +55,27 @@ _REPOSITORIES = select(
     .label("latest_id"),
 )
 """Repositories, with the id of the item that each registered last."""
+
+_LATEST = items.alias("latest")
+_WHOLE = (
+    select(
+        *(column.label(f"item_{column.name}") for column in items.c),
+        *(column.label(f"repository_{column.name}") for column in repositories.c),
+        *(column.label(f"latest_{column.name}") for column in _LATEST.c),
+        *(column.label(f"blob_{column.name}") for column in blobs.c),
+    )
+    .join(repositories, items.c.repository_id == repositories.c.id)
+    .outerjoin(
+        _LATEST,
+        _LATEST.c.id
+        == select(func.max(items.c.id))
+        .where(items.c.repository_id == repositories.c.id)
+        .correlate(repositories)
+        .scalar_subquery(),
+    )
+    .outerjoin(blobs, and_(blobs.c.item_id == items.c.id, blobs.c.state == "current"))
+)
+"""An item, its repository with the newest item, and its bytes, in one statement: each takes about a millisecond."""
 
 _MAX_PAGE_LENGTH = 8 * MiB
 """Characters of the descriptions and manifests on a page; a page of longer ones has fewer items."""
@@ -233,16 +257,26 @@ class Records:
         async with self.database.reading() as connection:
             return await _find_item(connection, item_type, repository, version)
 
-    async def find(self, item_type: ItemType, repository: str, version: str) -> tuple[Found, Found]:
-        """Return an item, and the models that exist among those that a bento names, in its order.
-
-        Raise `RecordNotFoundError` if the item does not exist.
-        """
+    async def find(self, item_type: ItemType, repository: str, version: str) -> Whole:
+        """Return all about an item; raise `RecordNotFoundError` if it does not exist."""
+        tagged = _WHOLE.where(
+            repositories.c.kind == item_type.item, repositories.c.name == repository, items.c.version == version
+        )
         async with self.database.reading() as connection:
-            item = await _find_item(connection, item_type, repository, version)
-            models = await _load(connection, _models_of(item)) if item_type is BENTO else []
-            return await _with_repositories(connection, [item], with_latest=True), await _with_repositories(
-                connection, models
+            row = (await connection.execute(tagged)).mappings().first()
+            if row is None:
+                raise RecordNotFoundError(f"get {item_type.item} {repository}:{version}")
+            parts = {name: columns_of(row, name) for name in ("item", "repository", "latest", "blob")}
+            labels_of = await _load_labels(connection, {parts["item"]["id"], parts["latest"]["id"]})
+            named = {"repository": repository, "repository_uid": parts["repository"]["uid"]}
+            item, latest = (
+                to_item(parts[name] | named, labels_of.get(parts[name]["id"], [])) for name in ("item", "latest")
+            )
+            models = await _load(connection, _models_of(item)) if item_type is BENTO and has_models(item) else []
+            return Whole(
+                Found([item], {repository: to_repository(parts["repository"], latest)}, 0),
+                await _with_repositories(connection, models),
+                to_content(parts["blob"]),
             )
 
     async def list_items(self, item_type: ItemType, query: ListQuery, repository: str | None = None) -> Found:
@@ -387,13 +421,18 @@ def _fitting(rows: Sequence[tuple[int, int]]) -> list[int]:
     ]
 
 
+async def _load_labels(connection: AsyncConnection, item_ids: Collection[int]) -> dict[int, list[LabelItemSchema]]:
+    of_items = select(labels).where(labels.c.item_id.in_(item_ids)).order_by(labels.c.position)
+    found: dict[int, list[LabelItemSchema]] = {}
+    for row in (await connection.execute(of_items)).mappings():
+        found.setdefault(row["item_id"], []).append(LabelItemSchema(key=row["key"], value=row["value"]))
+    return found
+
+
 async def _load(connection: AsyncConnection, selected: Select[Any]) -> list[Item]:
     """Load the selected items, with their labels."""
     rows = (await connection.execute(selected)).mappings().all()
     if not rows:
         return []
-    of_items = select(labels).where(labels.c.item_id.in_([row["id"] for row in rows])).order_by(labels.c.position)
-    labels_of: dict[int, list[LabelItemSchema]] = {}
-    for row in (await connection.execute(of_items)).mappings():
-        labels_of.setdefault(row["item_id"], []).append(LabelItemSchema(key=row["key"], value=row["value"]))
+    labels_of = await _load_labels(connection, [row["id"] for row in rows])
     return [to_item(row, labels_of.get(row["id"], [])) for row in rows]
