@@ -99,7 +99,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Whole:
-    """An item with its repository, the models that exist among those that a bento names, in its order, and its bytes."""
+    """An item with its repository, the models that exist among those that it names, in its order, and its bytes."""
 
     item: Found
     models: Found
