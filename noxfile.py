@@ -161,7 +161,7 @@ def notebook(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """How fast it is, beside BentoML and tools that copy a bare tar: two hours; `-- --help` tells the options."""
+    """How fast it is, beside BentoML and tools that copy a bare tar: two hours; `-- --help` lists the options."""
     install_group(session, "bench")
     session.run("python", "-m", "benchmarks.run", *session.posargs)
     if not session.posargs:

@@ -229,7 +229,7 @@ async def _measure(pid: int, endpoint: str, token: str) -> dict[str, Any]:
                     await answer.read()
 
             times = await _timed(get_one, REPEATS)
-        found["/auth/current beside idle connections"] = {"opened": opened, "p99_ms": _p(times, 0.99)}
+        found["/auth/current with idle connections"] = {"opened": opened, "p99_ms": _p(times, 0.99)}
         return found
 
 

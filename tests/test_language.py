@@ -27,6 +27,7 @@ WORDS = (
     "hitherto",
     "mend(?:s|ed|ing)?",
     "said",
+    "tells?",
     "thereby",
     "told",
     "wherein",

@@ -103,7 +103,7 @@ class Threads:
     def _submit(
         self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> tuple[asyncio.Future[T], threading.Event]:
-        """Start a function in a worker thread; the event tells `check_cancelled` that no caller wants the result."""
+        """Start a function in a worker thread; the event informs `check_cancelled` that no caller wants the result."""
         cancelled = threading.Event()
 
         def run() -> T:

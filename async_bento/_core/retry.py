@@ -122,7 +122,7 @@ class Retries:
                 if not await retries.wait_after(error):
                     raise
 
-    `progress` tells how far the whole transfer is: the policy's attempts count from the last failure before which it
+    `progress` returns how far the whole transfer is: the policy's attempts count from the last failure before which it
     grew. `on_retry` is called with each error that is followed by a retry, except that of an expired URL. `log` gets a
     line for each retry.
     """

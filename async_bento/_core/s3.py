@@ -27,7 +27,7 @@ def bare_etag(etag: str) -> str:
 
 
 def is_md5(text: str) -> bool:
-    """Tell whether a bare ETag is an MD5 in hexadecimal."""
+    """Return whether a bare ETag is an MD5 in hexadecimal."""
     return _MD5.fullmatch(text) is not None
 
 

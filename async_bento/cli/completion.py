@@ -89,7 +89,7 @@ def completion(shell: str | None, install: bool) -> None:
     """
     shell = shell or Path(os.environ.get("SHELL", "")).name
     if shell not in {"bash", "zsh", "fish"}:
-        raise click.UsageError("cannot tell the shell from $SHELL. Name one: bash, zsh or fish.")
+        raise click.UsageError("cannot detect the shell from $SHELL. Name one: bash, zsh or fish.")
     text = _script(shell)
     if not install:
         click.echo(text)

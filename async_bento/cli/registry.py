@@ -137,7 +137,7 @@ async def _find_damage(places: Places, checked: Callable[[int, int], None]) -> l
 def check(context: click.Context, places: Places, as_json: bool) -> None:
     """Compare all stored bytes with their records.
 
-    On a disk, all bytes are read and their MD5s computed. A bucket tells the size and the ETag of each object. The
+    On a disk, all bytes are read and their MD5s computed. A bucket reports the size and the ETag of each object. The
     registry may run meanwhile. Exits with 1 if anything is damaged.
 
     \b

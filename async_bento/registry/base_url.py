@@ -31,7 +31,7 @@ class BaseUrl:
 
     @property
     def is_behind_proxy(self) -> bool:
-        """Whether the arguments tell of a proxy."""
+        """Whether the arguments describe a proxy."""
         return self.public_url is not None or bool(self._proxies)
 
     def find(self, request: web.BaseRequest) -> str:

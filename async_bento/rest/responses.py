@@ -40,7 +40,7 @@ _TROUBLE = re.compile(
     re.IGNORECASE,
 )
 """Messages by which Yatai reports that its database or storage fails. It sends them with 403 where it looks up the
-token, and with 400 elsewhere, so the status does not tell them from a wrong token or a wrong request."""
+token, and with 400 elsewhere, so the status does not distinguish them from a wrong token or a wrong request."""
 
 _NO_REGISTRY = "Check that the endpoint is a BentoCloud or Yatai registry."
 

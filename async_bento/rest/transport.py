@@ -69,7 +69,7 @@ LOOKUP_THREADS = 4
 
 
 MAX_ERROR_BODY = 64 * KiB
-"""Bytes read of a response that tells why a request failed."""
+"""Bytes read of a response that states why a request failed."""
 
 
 @dataclass(frozen=True)

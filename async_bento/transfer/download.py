@@ -268,7 +268,7 @@ class _Download:
             await self._verifier.feed(data, self._sink, self._pool.threads)
 
     async def _request_first(self, pending: deque[_PendingRange]) -> int:
-        """Request the first range, and wait until its headers tell size and ETag, or until it has ended."""
+        """Request the first range, and wait until its headers state size and ETag, or until it has ended."""
         size = self._ranges.size
         await self._pool.window.acquire(size)
         self._size_known = asyncio.get_running_loop().create_future()

@@ -89,7 +89,7 @@ class TransferPool:
 class RangeResponse:
     """The response to a ranged GET, its body not yet read.
 
-    `is_partial` tells the range from the whole object; `total` is the size of the whole object in bytes,
+    `is_partial` distinguishes the range from the whole object; `total` is the size of the whole object in bytes,
     None where the server does not state it.
     """
 
@@ -239,7 +239,7 @@ class TarBody(Payload):
 
     @property
     def acknowledged(self) -> int | None:
-        """Bytes that the peer has acknowledged, as far as the system tells; None while there is no connection."""
+        """Bytes that the peer has acknowledged, as far as the system knows; None while there is no connection."""
         if self._writer is None:
             return None
         transport: asyncio.WriteTransport | None = getattr(self._writer, "transport", None)
@@ -249,7 +249,7 @@ class TarBody(Payload):
 
     @property
     def is_followed(self) -> bool:
-        """Whether the system tells how many bytes the peer has acknowledged."""
+        """Whether the system reports how many bytes the peer has acknowledged."""
         transport: asyncio.WriteTransport | None = getattr(self._writer, "transport", None)
         return transport is None or unacknowledged(transport) is not None
 

@@ -40,7 +40,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class ResumePoint(NamedTuple):
     """What an interrupted download left: the next byte, the size of the tar in bytes, and the ETag it must have.
 
-    `is_verified` tells whether the MD5s of the parts before were compared.
+    `is_verified` states whether the MD5s of the parts before were compared.
     """
 
     position: int

@@ -350,7 +350,7 @@ class Upload:
         await self.routes.finish_upload(self.name, self.version, FinishUploadSchema(status=status, reason=reason))
 
     async def _report_failure(self, error: BaseException) -> None:
-        """Tell the registry how the push failed. Errors of the report are logged: the push's own error is raised."""
+        """Report the failure of a push. Errors of the report are logged: the push's own error is raised."""
         if isinstance(error, asyncio.CancelledError):
             reason = "cancelled"
         else:

@@ -23,9 +23,9 @@ class Watchdog:
     """Cancels a request in which no byte moves, from before it has a connection to the end of the response.
 
     aiohttp has no timeout for a server that stops reading, and none that a byte of a header now and then does not
-    restart. `moved` tells how far the request is: for an upload what the peer has acknowledged, so that a connection
-    of one byte per second counts as alive, however much the buffers on the way hold. `patience` tells how many seconds
-    it may stand still, None while the peer is not waited for.
+    restart. `moved` returns how far the request is: for an upload what the peer has acknowledged, so that a connection
+    of one byte per second counts as alive, however much the buffers on the way hold. `patience` returns the seconds
+    for which no byte may move, None while the peer is not waited for.
 
     It counts its checks, not seconds: after a pause of the whole process, the peer has not been silent.
     """
@@ -40,7 +40,7 @@ class Watchdog:
         self.exceeded = 0.0
         """Seconds without a byte after which the request was cancelled."""
         self.reached = moved()
-        """How far the request was; once it has ended, `moved` no longer tells."""
+        """How far the request was; once it has ended, `moved` no longer knows."""
         self._scope = scope
         self._interval = stall / _CHECKS_PER_STALL
         self._patience = patience
@@ -83,7 +83,7 @@ class Watchdog:
 
 
 def unacknowledged(transport: asyncio.WriteTransport) -> int | None:
-    """Bytes in the kernel that the peer has not acknowledged (tcp(7)); None where the system does not tell."""
+    """Bytes in the kernel that the peer has not acknowledged (tcp(7)); None where the system does not report them."""
     if transport.is_closing():
         return 0
     queued = bytearray(4)

@@ -121,7 +121,7 @@ class S3Blobs:
         yield _OpenObject(self._client, self._object(key), content)
 
     async def find_damage(self, key: str, content: Content) -> str | None:
-        """See `Blobs`; the bucket tells size and ETag, and keeps the bytes intact itself."""
+        """See `Blobs`; the bucket reports size and ETag, and keeps the bytes intact itself."""
         found = await self._head(key)
         if found is None:
             return "the object is missing"

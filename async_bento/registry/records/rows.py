@@ -64,7 +64,7 @@ def columns_of(row: RowMapping, prefix: str) -> dict[str, Any]:
 
 
 def has_models(bento: Item) -> bool:
-    """Tell whether a bento's manifest names models."""
+    """Return whether a bento's manifest names models."""
     return bool(model_tags(json.loads(bento.manifest or "null")))
 
 

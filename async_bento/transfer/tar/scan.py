@@ -26,7 +26,7 @@ class Entry(NamedTuple):
         type: REGTYPE, DIRTYPE, SYMTYPE or LNKTYPE of `tarfile`.
         size: Content in bytes; 0 for all but files.
         link: A symlink's target, or the name of the member that a hard link repeats; else empty.
-        ctime_ns: Not in the tar: with the inode, it tells a file from another one of the same size and mtime.
+        ctime_ns: Not in the tar: with the inode, it distinguishes a file from another one of the same size and mtime.
         inode: Not in the tar.
     """
 
