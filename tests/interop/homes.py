@@ -48,10 +48,8 @@ class Requests(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take one line of the access log."""
-        assert isinstance(record.args, tuple)
-        method, path, status, *_ = record.args
-        self.lines.append(f"{method} {path} {status}")
+        fields = record.access  # type: ignore[attr-defined] - of `AccessLogger`
+        self.lines.append(f"{fields['method']} {fields['path']} {fields['status']}")
 
     def count(self, ending: str) -> int:
         """How many of them went to a route, by the end of its path."""
