@@ -222,14 +222,11 @@ class Api:
     async def _finish_upload(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
         body = schemas.parse_request(schemas.FinishRequest, await request.read())
-        item = await self._get_record(ref)
-        change = Change(
-            upload_status=body.status,
-            upload_finished_at=utc_now(),
-            upload_finished_reason=body.reason,
-            publish=await self._uploads.completed(item) if body.status == "success" else None,
-            uid=item.uid,
-        )
+        change = Change(upload_status=body.status, upload_finished_at=utc_now(), upload_finished_reason=body.reason)
+        # A client that cancels the creation reports its failure at once; the record may appear only during the update.
+        if body.status == "success":
+            item = await self._get_record(ref)
+            change = replace(change, publish=await self._uploads.completed(item), uid=item.uid)
         return self._respond(item_type, await self._update_record(ref, change))
 
     async def _presign_upload(self, item_type: ItemType, request: web.Request) -> web.Response:
