@@ -65,14 +65,17 @@ class Uploads:
         await self._blob_records.complete(upload, await self._blobs.complete_multipart(upload.key, upload_id, parts))
 
     async def completed(self, item: Item) -> Publication | None:
-        """Find the newest upload of an item that is complete."""
+        """Find the newest upload of an item that is complete, and record which of the older ones are."""
+        newest: Publication | None = None
         for upload in await self._blob_records.uploads(item):
             content = upload.content
             if content is None and upload.upload_id is None:
                 content = await self._blobs.finish_put(upload.key)
-            if content is not None:
-                return Publication(upload.key, content, upload.id)
-        return None
+                if content is not None:
+                    await self._blob_records.complete(upload, content)
+            if content is not None and newest is None:
+                newest = Publication(upload.key, content, upload.id)
+        return newest
 
     @asynccontextmanager
     async def received(self, ref: ItemRef, body: AsyncIterable[bytes], size: int | None) -> AsyncGenerator[Publication]:

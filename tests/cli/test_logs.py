@@ -40,7 +40,9 @@ async def test_log_with_vv_shows_requests_without_secrets(proxy: FaultProxy) -> 
     ended = await asyncio.to_thread(run, "-vv", "list")
 
     (line,) = ended.stderr.splitlines()[:1]
-    assert re.fullmatch(rf"DEBUG: GET {proxy.endpoint}/api/v1/bentos: 200 after \d+ ms, \d+ bytes", line)
+    assert re.fullmatch(
+        rf"DEBUG: GET {proxy.endpoint}/api/v1/bentos: 200 after \d+ ms, \d+ bytes, request id \w+", line
+    )
     assert proxy.registry.api_token not in ended.stderr
     assert "asyncio" not in ended.stderr
     assert ended.returncode == 0

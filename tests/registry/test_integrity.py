@@ -110,18 +110,31 @@ async def test_replaced_bytes_stay_as_long_as_their_urls(serve: Serve, stored_fi
 
 
 @disk_only
-async def test_presigned_put_ends_with_finish(caller: Caller, stored_files: Stored):
+async def test_presigned_put_ends_with_its_push(caller: Caller, stored_files: Stored):
     await caller.create()
-    used, unused = await caller.put_url(), await caller.put_url()
-    assert (await caller.bare("PUT", used, data=DATA)).status == 200
+    older, used = await caller.put_url(), await caller.put_url()
+    for url, body in ((older, b"older"), (used, DATA)):
+        assert (await caller.bare("PUT", url, data=body)).status == 200
     await caller.finish()
-    for url in (used, unused):
+    for url in (older, used):
         late = await caller.bare("PUT", url, data=b"late")
         assert late.status == 404
         assert b"<Code>NoSuchUpload</Code>" in late.body
     await caller.finish()
     assert (await caller.download()).body == DATA
+    await clean_up(caller, hours=2)
     assert len(stored_files()) == 1
+
+
+async def test_finish_leaves_the_put_of_another_push_open(caller: Caller):
+    await caller.create()
+    other, mine = await caller.put_url(), await caller.put_url()
+    await caller.bare("PUT", mine, data=b"mine")
+    await caller.finish()
+    assert (await caller.bare("PUT", other, data=b"other")).status == 200
+    assert (await caller.download()).body == b"mine"
+    await caller.finish()
+    assert (await caller.download()).body == b"other"
 
 
 async def test_finish_leaves_uploads_in_parts_open(caller: Caller):

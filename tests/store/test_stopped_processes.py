@@ -363,6 +363,7 @@ async def test_pull_cancelled_while_file_is_reopened_closes_it(
 ) -> None:
     make_bento(home, files={"weights": random_bytes(3 * MiB)})
     proxy = await start_proxy()
+    proxy.hides_checksums = True  # a pull that verifies resumes at the start of a part
     await make_client(proxy).push("svc:v1")
     proxy.add_fault(GET, refuse(403), skip=20, times=None)
     api = make_client(proxy, elsewhere)

@@ -8,8 +8,10 @@ objects/<key>.tar.json      the object of `<key>`: the id, names and sizes of it
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
@@ -22,8 +24,6 @@ from async_bento.registry.item_types import ITEM_TYPES, ItemRef, check_tag_part
 from async_bento.registry.records.blobs import Publication
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from async_bento.registry.records.blobs import BlobRecords
     from async_bento.registry.records.sql import Records
 
@@ -104,11 +104,9 @@ def _move(root: Path, found: OldObject, key: str) -> Content:
 
 def _remove_rest(root: Path) -> None:
     """Remove uploads that were not completed, and empty directories."""
-    for directory in (root / "data").glob("*"):
-        if (directory / "upload").exists():
-            shutil.rmtree(directory)
-    for directory in sorted(root.glob("objects/**"), reverse=True):
-        if not any(directory.iterdir()):
-            directory.rmdir()
-    if (root / "data").is_dir() and not any((root / "data").iterdir()):
-        (root / "data").rmdir()
+    for upload in (root / "data").glob("*/upload"):
+        shutil.rmtree(upload.parent)
+    for name in ("objects", "data"):
+        for directory, _, _ in os.walk(root / name, topdown=False):
+            with suppress(OSError):  # not empty
+                Path(directory).rmdir()

@@ -147,12 +147,12 @@ class BlobRecords:
 
 
 async def publish(connection: AsyncConnection, item_id: int, publication: Publication | None) -> None:
-    """Make uploaded bytes those of an item, and end all its uploads but those in parts that are not complete.
+    """Make uploaded bytes those of an item, and end its other uploads that are complete.
 
     Do nothing to the item's bytes without a publication, or if its upload has ended.
     """
     now = utc_now()
-    ended = and_(blobs.c.state == "uploading", or_(blobs.c.upload_id.is_(None), blobs.c.etag.is_not(None)))
+    ended = and_(blobs.c.state == "uploading", blobs.c.etag.is_not(None))
     if publication is not None:
         values: Mapping[str, Any] = {"state": "current", "changed_at": now, **_content_columns(publication.content)}
         if publication.blob_id is None:
