@@ -286,7 +286,7 @@ class Api:
     async def _report_failure(self, ref: ItemRef, item: Item, reason: str) -> None:
         """Report a failed upload; an item whose bytes it would have replaced still has them."""
         with suppress(RecordNotFoundError):  # it was deleted
-            status: UploadStatus = "failed" if await self._uploads.content(item) is None else "success"
+            status: UploadStatus = "success" if await self._uploads.is_published(item) else "failed"
             change = Change(upload_status=status, upload_finished_at=utc_now(), upload_finished_reason=reason)
             await self._update_record(ref, replace(change, uid=item.uid))
 

@@ -90,17 +90,7 @@ class Backend:
                     api_token = await self._token(directory, records)
             except OSError as error:
                 raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
-            uploads = Uploads(records, blob_records, blobs)
-            retention = RetentionRecords(records.database)
-            cleanup = Cleanup(
-                uploads,
-                blob_records,
-                blobs,
-                url_expiry=url_expiry,
-                retention=None if policy is None else (retention, policy),
-            )
-            metrics = Metrics(records, blob_records)
-            yield OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, retention, api_token, routes)
+            yield _assemble(records, blob_records, blobs, url_expiry, policy, api_token=api_token, routes=routes)
 
     @asynccontextmanager
     async def attached(self) -> AsyncGenerator[OpenBackend]:
@@ -117,10 +107,7 @@ class Backend:
                 blobs, _ = await self._open_blobs(stack, directory, records, blob_records, _URL_EXPIRY)
             except OSError as error:
                 raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
-            uploads = Uploads(records, blob_records, blobs)
-            cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=_URL_EXPIRY)
-            metrics, retention = Metrics(records, blob_records), RetentionRecords(records.database)
-            yield OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, retention, "")
+            yield _assemble(records, blob_records, blobs, _URL_EXPIRY)
 
     async def _token(self, directory: Directory | None, records: Records) -> str:
         if directory is None:
@@ -156,3 +143,20 @@ class Backend:
         blobs = DiskBlobs(root, presigner, min_part_size=self.min_part_size)
         stack.callback(blobs.close)
         return blobs, DiskEndpoints(blobs, blob_records, max_put_size=self.max_put_size).routes()
+
+
+def _assemble(
+    records: Records,
+    blob_records: BlobRecords,
+    blobs: Blobs,
+    url_expiry: float,
+    policy: RetentionPolicy | None = None,
+    *,
+    api_token: str = "",
+    routes: Sequence[web.AbstractRouteDef] = (),
+) -> OpenBackend:
+    uploads, retention = Uploads(records, blob_records, blobs), RetentionRecords(records.database)
+    kept = None if policy is None else (retention, policy)
+    cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=url_expiry, retention=kept)
+    metrics = Metrics(records, blob_records)
+    return OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, retention, api_token, routes)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from async_bento._core.concurrency import Threads, check_cancelled
 from async_bento.errors import BentoError, ConfigError
-from async_bento.registry.blobs.disk_files import part_name
+from async_bento.registry.blobs.disk_files import KEY_PATTERN, part_name
 from async_bento.registry.directory import BLOBS, DATABASE, SECRETS
 from async_bento.registry.records.blobs import BlobRecords
 from async_bento.registry.records.database import Database, sqlite_url
@@ -32,7 +32,6 @@ _ATTEMPTS = 3
 """Snapshots, if bytes are deleted between a snapshot and the copy."""
 
 _PER_PAGE = 100
-_KEY_LEVELS = 4
 
 
 class Copied(NamedTuple):
@@ -143,7 +142,7 @@ def _copy_blob(source: Path, target: Path, blob: Blob) -> int | None:
 
 def _remove_others(blobs: Path, kept: set[str]) -> None:
     """Remove what an earlier backup has had and the registry has no more."""
-    for directory in blobs.glob("/".join("*" * _KEY_LEVELS)):
+    for directory in blobs.glob(KEY_PATTERN):
         if directory.relative_to(blobs).as_posix() not in kept:
             shutil.rmtree(directory)
 

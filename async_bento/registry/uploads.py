@@ -95,10 +95,10 @@ class Uploads:
             raise RecordNotFoundError(f"the bytes of {item.repository}:{item.version}")
         return found
 
-    async def content(self, item: Item) -> Content | None:
-        """Return what an item's bytes are; None if it has none."""
+    async def is_published(self, item: Item) -> bool:
+        """Return whether a push of an item has succeeded, so that it has bytes."""
         found = await self._blob_records.current(item)
-        return None if found is None else found.content
+        return found is not None and found.state == "current"
 
     async def presign_get(self, blob: Blob) -> str:
         """Sign the URL of an item's bytes."""

@@ -447,6 +447,24 @@ async def test_replacement_that_fails_leaves_the_item_as_it_was(caller: Caller):
     assert (await caller.download()).body == b"old"
 
 
+async def test_upload_that_fails_keeps_a_complete_one(caller: Caller):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    etag = await caller.put_part(upload_id, 1, b"complete")
+    await caller.complete(upload_id, [(1, etag)])
+    url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/upload"
+    token = caller.registry.api_token
+    await cut_off(url, f"X-YATAI-API-TOKEN: {token}\r\nContent-Length: 100000", DATA[:50_000])
+
+    async def ended() -> bool:
+        return bool((await caller.get())["upload_finished_reason"])
+
+    await eventually(ended)
+    assert (await caller.get())["upload_status"] == "failed"
+    await caller.finish()
+    assert (await caller.download()).body == b"complete"
+
+
 async def test_replacement_by_racing_uploads_keeps_one_body(caller: Caller, stored_files: Stored):
     await caller.create()
     bodies = [bytes([number]) * 50_000 for number in range(6)]

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 _PART_NAME = re.compile(r"\d{5}\.[0-9a-f]{32}")
 _UPLOAD = "upload"
-_KEY_LEVELS = 4
-"""Segments of a key: `bentos/iris/v1/3f9c…`."""
+KEY_PATTERN = "*/*/*/*"
+"""Of all keys: `bentos/iris/v1/3f9c…`."""
 
 
 class StagedFile:
@@ -239,8 +239,7 @@ class DiskFiles:
 
     def stored(self, count: int) -> Iterator[list[StoredKey]]:
         """Yield all keys, `count` at a time; remove what killed processes were receiving."""
-        pattern = "/".join("*" * _KEY_LEVELS)
-        found = (path for path in self._root.glob(pattern) if path.is_dir())
+        found = (path for path in self._root.glob(KEY_PATTERN) if path.is_dir())
         while chunk := [*islice(found, count)]:
             keys: list[StoredKey] = []
             for directory in chunk:
@@ -262,7 +261,7 @@ class DiskFiles:
         directory = self.directory(key)
         shutil.rmtree(directory, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty, or missing
-            for _, parent in zip(range(_KEY_LEVELS - 1), directory.parents, strict=False):
+            for _, parent in zip(range(KEY_PATTERN.count("/")), directory.parents, strict=False):
                 parent.rmdir()
 
 
