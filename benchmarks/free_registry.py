@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, cast
 from aiohttp import web
 
 from async_bento.registry.app import Api
-from async_bento.registry.backend import OpenBackend
+from async_bento.registry.backend import assemble
 from async_bento.registry.blobs.base import Content
-from async_bento.registry.cleanup import Cleanup
-from async_bento.registry.metrics import Metrics
 from async_bento.registry.records.blobs import BlobRecords
 from async_bento.registry.records.database import Database, parse_database_url
-from async_bento.registry.records.retention import RetentionRecords
 from async_bento.registry.records.sql import Records
+from async_bento.registry.tokens import Actor
 from async_bento.registry.transmission import TransmissionPolicy
-from async_bento.registry.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,11 +61,8 @@ async def serve(storage: str, directory: Path) -> None:
     database, token = Database(parse_database_url(f"sqlite:///{directory}/registry.sqlite3")), "token"
     await database.open()
     records, blob_records = Records(database), BlobRecords(database)
-    blobs = cast("Blobs", FreeBlobs(storage))
-    uploads = Uploads(records, blob_records, blobs)
-    cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=3600)
-    metrics, retention = Metrics(records, blob_records), RetentionRecords(database)
-    opened = OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, retention, token)
+    opened = assemble(records, blob_records, cast("Blobs", FreeBlobs(storage)), url_expiry=3600)
+    await opened.tokens.set_first(token, by=Actor("registry"))
     api = Api(opened, TransmissionPolicy("presigned_url"))
     runner = web.AppRunner(api.application(), access_log=None)
     await runner.setup()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from async_bento import Config
 from benchmarks.cases import FAR, NEAR, MiB
-from benchmarks.servers import BIN, linked, running
+from benchmarks.servers import BIN, linked, read_token, running
 
 SIZES = (8, 16, 32, 64, 128)
 LINKS = {"loopback": None, "40 ms, 20 MB/s": NEAR, "100 ms, 5 MB/s": FAR}
@@ -69,7 +69,7 @@ def main() -> None:
                 file.write(os.urandom(MiB))
         serve = [str(BIN / "async-bento"), "registry", "serve", "--root", f"{scratch}/registry", "--port", "0"]
         with running(serve, 2, Path(scratch, "registry.log")) as lines:
-            endpoint, token = (line.partition("=")[2] for line in lines)
+            endpoint, token = lines[0].partition("=")[2], read_token(Path(scratch, "registry"))
             for name, link in LINKS.items():
                 with linked(endpoint, link, Path(scratch, "link.log")) as where:
                     runs: dict[int, list[dict[str, float]]] = {size: [] for size in SIZES}

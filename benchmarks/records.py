@@ -28,7 +28,7 @@ from async_bento.registry.records.database import Database, parse_database_url
 from async_bento.registry.records.tables import blobs, items, labels, repositories
 from benchmarks.measured import RECORDS, RESULTS
 from benchmarks.run import given, keep, machine
-from benchmarks.servers import BIN
+from benchmarks.servers import BIN, read_token
 from tests.registry import postgres
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ def _serving(root: Path, url: str | None) -> Iterator[tuple[int, str, str]]:
     command = [sys.executable, str(BIN / "async-bento"), "registry", "serve", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
-        endpoint, token = (server.stdout.readline().strip().partition("=")[2] for _ in range(2))
+        endpoint = server.stdout.readline().strip().partition("=")[2]
+        token = read_token(root)
         try:
             yield server.pid, endpoint, token
         finally:

@@ -88,6 +88,11 @@ def running(
             process.terminate()
 
 
+def read_token(root: Path) -> str:
+    """Return the first token of a registry, which its start has written."""
+    return (root / "api_token").read_text().strip()
+
+
 @contextmanager
 def linked(url: str, link: Link | None, log: Path) -> Iterator[str]:
     """Put a link in front of a server and yield the URL of the link."""
@@ -112,5 +117,5 @@ def site(directory: Path, link: Link | None, transmission: Transmission) -> Iter
         command += ["--s3", BUCKET, "--s3-endpoint", weed]
         command += ["--s3-public-endpoint", s3, "--transmission", transmission, "--port", "0"]
         lines = stack.enter_context(running(command, 2, directory / "registry.log", credentials()))
-        endpoint, token = (line.partition("=")[2] for line in lines)
+        endpoint, token = lines[0].partition("=")[2], read_token(directory / "registry")
         yield Site(stack.enter_context(linked(endpoint, link, directory / "link.log")), token, s3, client)

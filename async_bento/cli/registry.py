@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from async_bento.registry.backend import OpenBackend
     from async_bento.registry.backup import Copied
     from async_bento.registry.check import Damage
+    from async_bento.registry.records.database import Database
     from async_bento.registry.s3_bucket import S3Bucket
+    from async_bento.registry.tokens import Actor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,8 +52,7 @@ class Places:
         """Return the bucket; raise `UsageError` if the options contradict each other."""
         from async_bento.registry.s3_bucket import S3Bucket
 
-        for name in ("aiosqlite", "botocore"):
-            logging.getLogger(name).setLevel(logging.INFO)  # their debug logs contain tokens
+        _limit_logs()
         if self.root is None and (self.database is None or self.bucket_name is None):
             raise click.UsageError("Pass --root, or both --database and --s3.")
         if self.bucket_name is not None:
@@ -65,6 +67,19 @@ class Places:
         return None
 
     @asynccontextmanager
+    async def database_only(self) -> AsyncGenerator[Database]:
+        """Open the database of a registry that exists, also while it runs."""
+        from async_bento.registry.server import load_backend
+
+        _limit_logs()
+        if self.root is None and self.database is None:
+            raise click.UsageError("Pass --root or --database.")
+        root = None if self.root is None else Path(self.root)
+        backend = await load_backend(root=root, database=self.database, bucket=None)
+        async with backend.attached_database() as database:
+            yield database
+
+    @asynccontextmanager
     async def attached(self) -> AsyncGenerator[OpenBackend]:
         """Open the places of a registry that exists, also while it runs."""
         from async_bento.registry.server import load_backend
@@ -73,6 +88,21 @@ class Places:
         backend = await load_backend(root=root, database=self.database, bucket=self.bucket())
         async with backend.attached() as opened:
             yield opened
+
+
+def shell_actor() -> Actor:
+    """Return who runs the command, for the audit log."""
+    from async_bento.registry.tokens import Actor
+
+    try:
+        return Actor(f"shell:{getpass.getuser()}")
+    except (KeyError, OSError):  # a container may run as a user without a name
+        return Actor("shell")
+
+
+def _limit_logs() -> None:
+    for name in ("aiosqlite", "botocore"):
+        logging.getLogger(name).setLevel(logging.INFO)  # their debug logs contain tokens
 
 
 def storage_options(command: Callable[Concatenate[Places, P], T]) -> Callable[..., T]:
@@ -104,11 +134,13 @@ def storage_options(command: Callable[Concatenate[Places, P], T]) -> Callable[..
 
 
 _COMMANDS = {
+    "audit": "audit:audit",
     "backup": "registry:backup",
     "check": "registry:check",
     "prune": "retention:prune",
     "restore": "registry:restore",
     "serve": "serve:serve",
+    "token": "token:token",
     "usage": "retention:usage",
 }
 """All of them, since mkdocs-click lists either the commands that are imported on first use or the others."""

@@ -13,7 +13,7 @@ from async_bento._core.text import human_size
 from async_bento.cli.confirm import confirm
 from async_bento.cli.options import asynchronous, json_option
 from async_bento.cli.output import print_json, print_table
-from async_bento.cli.registry import storage_options
+from async_bento.cli.registry import shell_actor, storage_options
 from async_bento.cli.signals import cancel_on_signals
 from async_bento.errors import NotFoundError
 
@@ -96,7 +96,7 @@ async def prune(
     policy = RetentionPolicy(keep, older_than, pattern, item_types)
     cancel_on_signals()
     async with places.attached() as opened:
-        pruner = Pruner(opened.retention, policy)
+        pruner = Pruner(opened.retention, policy, by=shell_actor())
         planned = await pruner.plan()
         if not pruner.n_repositories and pattern != "*":
             raise NotFoundError(f"no repository in {places} matches {pattern!r}.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
+import sys
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -45,6 +47,12 @@ if TYPE_CHECKING:
 )
 @click.option("--tls-cert", metavar="FILE", help="Certificate with its chain (PEM), to serve https.")
 @click.option("--tls-key", metavar="FILE", help="Private key (PEM), if it is not in the file of the certificate.")
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    envvar="ASYNC_BENTO_REGISTRY_TOKEN_FILE",
+    help="File with the first token; created with a new one if it does not exist. By default in --root.",
+)
 @click.option(
     "--transmission",
     type=click.Choice(["presigned_url", "proxy", "auto"]),
@@ -88,6 +96,7 @@ async def serve(
     forwarded_allow_ips: str,
     tls_cert: str | None,
     tls_key: str | None,
+    token_file: str | None,
     transmission: Literal["presigned_url", "proxy", "auto"],
     grace: float,
     log_form: Literal["text", "json"] | None,
@@ -130,6 +139,7 @@ async def serve(
             forwarded_allow_ips=forwarded_allow_ips.split(","),
             tls_cert=tls_cert,
             tls_key=tls_key,
+            token_file=token_file,
             grace=grace,
             access_log=log,
             immutable=immutable,
@@ -140,6 +150,9 @@ async def serve(
             where = f"Serving {bucket or places.root} at {server.endpoint}."
             click.echo(f"{where} Press Ctrl-C to stop. Clients need:", err=True)
             click.echo(f"export BENTO_CLOUD_API_ENDPOINT={server.public_url}")
-            click.echo(f"export BENTO_CLOUD_API_KEY={server.api_token}")
+            if server.token_file is not None:
+                click.echo(f'export BENTO_CLOUD_API_KEY="$(cat {shlex.quote(str(server.token_file))})"')
+            if server.has_new_token and sys.stderr.isatty():
+                click.echo(f"The first token, in the file and shown only now: {server.api_token}", err=True)
             await stop.wait()
     click.echo("The registry has stopped.", err=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 from contextlib import suppress
@@ -17,6 +16,14 @@ from async_bento._core.concurrency import shielded
 from async_bento._core.version import __version__
 from async_bento.config import MiB
 from async_bento.registry import schemas
+from async_bento.registry.access import (
+    ACTOR,
+    TOKEN,
+    Access,
+    AccessDeniedError,
+    check_covered,
+    route,
+)
 from async_bento.registry.base_url import BaseUrl
 from async_bento.registry.blobs.base import CompletedPart
 from async_bento.registry.downloads import send_blob
@@ -26,7 +33,6 @@ from async_bento.registry.errors import (
     RegistryError,
     translate_errors,
 )
-from async_bento.registry.expect import defer_continue, send_continue
 from async_bento.registry.item_types import BENTO, ITEM_TYPES, MODEL, ItemRef, ItemType, check_tag_part
 from async_bento.registry.operation import REQUEST_ID, Operation, set_headers
 from async_bento.registry.records.base import Change, NewItem, utc_now
@@ -42,11 +48,11 @@ if TYPE_CHECKING:
     from async_bento.registry.backend import OpenBackend
     from async_bento.registry.records.base import Found, Item, Repository, UploadStatus
     from async_bento.registry.records.query import ListQuery
+    from async_bento.registry.tokens import Role
     from async_bento.registry.transmission import TransmissionPolicy
 
+    ItemHandler = Callable[[ItemType, web.Request], Awaitable[web.StreamResponse]]
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-API_PREFIX = "/api/v1"
 
 MAX_REQUEST_SIZE = 4 * MiB
 """BentoCloud's limit for JSON, in bytes."""
@@ -67,70 +73,62 @@ class Api:
         self._records = backend.records
         self._uploads = backend.uploads
         self._backend_routes = backend.routes
-        self._api_token = backend.api_token.encode()
+        self._audit = backend.audit
         self._transmission = transmission
         self._base_url = base_url or BaseUrl()
+        self.access = Access(backend.tokens, self._base_url)
         self.operation = Operation(backend.check, backend.metrics)
         self._lists = asyncio.Semaphore(_CONCURRENT_LISTS)
 
     def application(self) -> web.Application:
         """Build the application; the backend's own routes need a presigned URL instead of the token."""
-        middlewares = [self.operation.follow, _send_errors_as_json, self._check_token]
+        middlewares = [self.operation.follow, _send_errors_as_json, self.access.authenticate]
         app = web.Application(client_max_size=MAX_REQUEST_SIZE, middlewares=middlewares)
-        app.add_routes([_route("GET", "/auth/current", _get_user), _route("GET", "/current_org", _get_organization)])
+        app.add_routes([route("GET", "/auth/current", "read", _get_user)])
+        app.add_routes([route("GET", "/current_org", "read", _get_organization)])
         app.add_routes(self.operation.routes())
         app.on_response_prepare.append(set_headers)
-        app.add_routes([_route("GET", "/version", _get_version), _route("GET", "/labels", self._list_labels)])
+        app.add_routes([route("GET", "/version", "read", _get_version)])
+        app.add_routes([route("GET", "/labels", "read", self._list_labels)])
         app.add_routes(unsupported_routes())
         app.add_routes(self._backend_routes)
         for item_type in ITEM_TYPES:
             app.add_routes(self._routes(item_type))
         users = f"/{MODEL.repositories}/{{name}}/{MODEL.items}/{{version}}/{BENTO.items}"
-        app.add_routes([_route("GET", users, self._list_bentos_of)])
+        app.add_routes([route("GET", users, "read", self._list_bentos_of)])
         return app
 
     def _routes(self, item_type: ItemType) -> list[web.AbstractRouteDef]:
         repositories = f"/{item_type.repositories}"
         items = f"{repositories}/{{name}}/{item_type.items}"
-        routes = [
-            ("GET", repositories, self._list_repositories),
-            ("POST", repositories, self._create_repository),
-            ("GET", f"{repositories}/{{name}}", self._get_repository),
-            ("DELETE", f"{repositories}/{{name}}", self._delete_repository),
-            ("GET", f"/{item_type.items}", self._list),
-            ("GET", items, self._list),
-            ("POST", items, self._create),
-            ("GET", f"{items}/{{version}}", self._get),
-            ("PATCH", f"{items}/{{version}}", self._update),
-            ("DELETE", f"{items}/{{version}}", self._delete),
-            ("PATCH", f"{items}/{{version}}/start_upload", self._start_upload),
-            ("PATCH", f"{items}/{{version}}/finish_upload", self._finish_upload),
-            ("PATCH", f"{items}/{{version}}/presign_upload_url", self._presign_upload),
-            ("PATCH", f"{items}/{{version}}/presign_download_url", self._presign_download),
-            ("PATCH", f"{items}/{{version}}/start_multipart_upload", self._start_multipart),
-            ("PATCH", f"{items}/{{version}}/presign_multipart_upload_url", self._presign_part),
-            ("PATCH", f"{items}/{{version}}/complete_multipart_upload", self._complete_multipart),
-            ("PUT", f"{items}/{{version}}/upload", self._upload),
-            ("GET", f"{items}/{{version}}/download", self._download),
+        routes: list[tuple[str, str, Role, ItemHandler]] = [
+            ("GET", repositories, "read", self._list_repositories),
+            ("POST", repositories, "push", self._create_repository),
+            ("GET", f"{repositories}/{{name}}", "read", self._get_repository),
+            ("DELETE", f"{repositories}/{{name}}", "admin", self._delete_repository),
+            ("GET", f"/{item_type.items}", "read", self._list),
+            ("GET", items, "read", self._list),
+            ("POST", items, "push", self._create),
+            ("GET", f"{items}/{{version}}", "read", self._get),
+            ("PATCH", f"{items}/{{version}}", "push", self._update),
+            ("DELETE", f"{items}/{{version}}", "admin", self._delete),
+            ("PATCH", f"{items}/{{version}}/start_upload", "push", self._start_upload),
+            ("PATCH", f"{items}/{{version}}/finish_upload", "push", self._finish_upload),
+            ("PATCH", f"{items}/{{version}}/presign_upload_url", "push", self._presign_upload),
+            ("PATCH", f"{items}/{{version}}/presign_download_url", "read", self._presign_download),
+            ("PATCH", f"{items}/{{version}}/start_multipart_upload", "push", self._start_multipart),
+            ("PATCH", f"{items}/{{version}}/presign_multipart_upload_url", "push", self._presign_part),
+            ("PATCH", f"{items}/{{version}}/complete_multipart_upload", "push", self._complete_multipart),
+            ("PUT", f"{items}/{{version}}/upload", "push", self._upload),
+            ("GET", f"{items}/{{version}}/download", "read", self._download),
         ]
-        return [_route(method, path, partial(handler, item_type)) for method, path, handler in routes]
-
-    @web.middleware
-    async def _check_token(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path.startswith(API_PREFIX):
-            token = request.headers.get("X-YATAI-API-TOKEN", "").encode(errors="surrogateescape")
-            if not hmac.compare_digest(token, self._api_token):
-                reason = (
-                    "is unknown. Check the token." if token else "is missing. Send it in the header X-YATAI-API-TOKEN."
-                )
-                return web.json_response({"message": f"access denied: the API token {reason}"}, status=403)
-            await send_continue(request)
-        return await handler(request)
+        return [route(method, path, role, partial(handler, item_type)) for method, path, role, handler in routes]
 
     async def _create_repository(self, item_type: ItemType, request: web.Request) -> web.Response:
         body = schemas.parse_request(schemas.RepositoryRequest, await request.read())
-        name = check_tag_part("name", body.name)
-        repository = await self._records.create_repository(item_type, name, body.description)
+        name, token = check_tag_part("name", body.name), request[TOKEN]
+        check_covered(token, name)
+        repository = await self._records.create_repository(item_type, name, body.description, creator=token.name)
         return web.json_response(self._repository_fields(item_type, repository))
 
     async def _get_repository(self, item_type: ItemType, request: web.Request) -> web.Response:
@@ -139,7 +137,7 @@ class Api:
         return web.json_response(self._repository_fields(item_type, repository))
 
     async def _list_repositories(self, item_type: ItemType, request: web.Request) -> web.Response:
-        query = parse_list_query(request.query)
+        query = parse_list_query(request.query, request[TOKEN].prefix)
         found, total = await self._records.list_repositories(item_type, query)
         repositories = [self._repository_fields(item_type, each) for each in found]
         return web.json_response(
@@ -151,14 +149,14 @@ class Api:
         return web.json_response(self._repository_fields(item_type, repository))
 
     async def _list(self, item_type: ItemType, request: web.Request) -> web.Response:
-        query = parse_list_query(request.query)
+        query = parse_list_query(request.query, request[TOKEN].prefix)
         name = _name(request) if "name" in request.match_info else None
         return await self._list_page(
             item_type, request, query, lambda: self._records.list_items(item_type, query, name)
         )
 
     async def _list_bentos_of(self, request: web.Request) -> web.Response:
-        query, model = parse_list_query(request.query), _item_ref(MODEL, request)
+        query, model = parse_list_query(request.query, request[TOKEN].prefix), _item_ref(MODEL, request)
         find = partial(self._records.list_bentos_of, model.name, model.version, query)
         return await self._list_page(BENTO, request, query, find)
 
@@ -176,7 +174,8 @@ class Api:
 
     async def _list_labels(self, request: web.Request) -> web.Response:
         wanted = request.query.get("resource_type", "")
-        of_types = [await self._records.labels(each) for each in ITEM_TYPES if wanted in ("", each.item)]
+        prefix = request[TOKEN].prefix
+        of_types = [await self._records.labels(each, prefix) for each in ITEM_TYPES if wanted in ("", each.item)]
         keys = sorted({key for values in of_types for key in values})
         merged = {key: sorted({value for values in of_types for value in values.get(key, ())}) for key in keys}
         return web.json_response([{"key": key, "values": values} for key, values in merged.items()])
@@ -191,7 +190,8 @@ class Api:
             manifest=body.manifest,
             labels=body.labels or (),
         )
-        return self._respond(item_type, await self._records.create_item(item_type, name, new))
+        item = await self._records.create_item(item_type, name, new, creator=request[TOKEN].name)
+        return self._respond(item_type, item)
 
     async def _get(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
@@ -199,7 +199,8 @@ class Api:
         (text,) = await self._write_items(item_type, whole.item)
         text = f'{text[:-1]}, "checksums": {json.dumps(schemas.checksums(whole.content))}}}'
         if item_type is BENTO:
-            models = await self._write_items(MODEL, whole.models)
+            covered = [model for model in whole.models.items if request[TOKEN].covers(model.repository)]
+            models = await self._write_items(MODEL, replace(whole.models, items=covered))
             text = f'{text[:-1]}, "models": [{", ".join(models)}]}}'
         return _json_response(text)
 
@@ -207,17 +208,18 @@ class Api:
         ref = _item_ref(item_type, request)
         body = schemas.parse_request(schemas.UpdateRequest, await request.read())
         change = Change(description=body.description, manifest=body.manifest, labels=body.labels)
-        return self._respond(item_type, await self._update_record(ref, change))
+        return self._respond(item_type, await self._update_record(request, ref, change))
 
     async def _delete(self, item_type: ItemType, request: web.Request) -> web.Response:
         force = request.query.get("force", "").lower() in ("true", "1")
-        found = await shielded(self._uploads.delete(_item_ref(item_type, request), force=force))
+        ref = _item_ref(item_type, request)
+        found = await shielded(self._uploads.delete(ref, by=request[ACTOR], force=force))
         (text,) = await self._write_items(item_type, found)
         return _json_response(text)
 
     async def _start_upload(self, item_type: ItemType, request: web.Request) -> web.Response:
         change = Change(upload_status="uploading", upload_started_at=utc_now())
-        return self._respond(item_type, await self._update_record(_item_ref(item_type, request), change))
+        return self._respond(item_type, await self._update_record(request, _item_ref(item_type, request), change))
 
     async def _finish_upload(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
@@ -227,7 +229,7 @@ class Api:
         if body.status == "success":
             item = await self._get_record(ref)
             change = replace(change, publish=await self._uploads.completed(item), uid=item.uid)
-        return self._respond(item_type, await self._update_record(ref, change))
+        return self._respond(item_type, await self._update_record(request, ref, change))
 
     async def _presign_upload(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
@@ -242,6 +244,7 @@ class Api:
             return self._respond(item_type, item)
         current = await self._uploads.current(item)
         url = await self._uploads.presign_get(current)
+        await self._record_pull(request, ref, item)
         fields: schemas.TransferFields = {
             "presigned_download_url": self._absolute(request, url),
             "checksums": schemas.checksums(current.content),
@@ -268,31 +271,34 @@ class Api:
 
     async def _upload(self, item_type: ItemType, request: web.Request) -> web.Response:
         ref = _item_ref(item_type, request)
-        item = await self._update_record(ref, Change(upload_status="uploading", upload_started_at=utc_now()))
+        item = await self._update_record(request, ref, Change(upload_status="uploading", upload_started_at=utc_now()))
         ended = partial(Change, uid=item.uid)
         try:
             with translate_errors():
                 async with self._uploads.received(ref, request.content.iter_any(), request.content_length) as received:
                     done = ended(upload_status="success", upload_finished_at=utc_now(), upload_finished_reason="")
-                    await self._update_record(ref, replace(done, publish=received))
+                    await self._update_record(request, ref, replace(done, publish=received))
         except ImmutableError:
             raise  # another upload was faster
         except BaseException as error:
             reason = error.message if isinstance(error, RegistryError) else "the upload was interrupted"
-            await shielded(self._report_failure(ref, item, reason))
+            await shielded(self._report_failure(request, ref, item, reason))
             raise
         return web.Response()
 
-    async def _report_failure(self, ref: ItemRef, item: Item, reason: str) -> None:
+    async def _report_failure(self, request: web.Request, ref: ItemRef, item: Item, reason: str) -> None:
         """Report a failed upload; an item whose bytes it would have replaced still has them."""
         with suppress(RecordNotFoundError):  # it was deleted
             status: UploadStatus = "success" if await self._uploads.is_published(item) else "failed"
             change = Change(upload_status=status, upload_finished_at=utc_now(), upload_finished_reason=reason)
-            await self._update_record(ref, replace(change, uid=item.uid))
+            await self._update_record(request, ref, replace(change, uid=item.uid))
 
     async def _download(self, item_type: ItemType, request: web.Request) -> web.StreamResponse:
-        item = await self._get_record(_item_ref(item_type, request))
+        ref = _item_ref(item_type, request)
+        item = await self._get_record(ref)
         async with self._uploads.open(item) as blob:
+            if request.headers.get("Range", "bytes=0-").startswith("bytes=0-"):  # once per pull
+                await self._record_pull(request, ref, item)
             return await send_blob(request, blob)
 
     async def _get_record(self, ref: ItemRef) -> Item:
@@ -305,8 +311,14 @@ class Api:
             raise ImmutableError(item.repository, item.version)
         return item
 
-    async def _update_record(self, ref: ItemRef, change: Change) -> Item:
-        return await self._records.update_item(ref.item_type, ref.name, ref.version, change)
+    async def _update_record(self, request: web.Request, ref: ItemRef, change: Change) -> Item:
+        return await self._records.update_item(ref.item_type, ref.name, ref.version, change, by=request[ACTOR])
+
+    async def _record_pull(self, request: web.Request, ref: ItemRef, item: Item) -> None:
+        try:
+            await self._audit.add_pull(ref, item, request[ACTOR])
+        except RegistryError as error:  # a full disk or a locked database must not stop pulls
+            log.warning("cannot record the pull of %s:%s: %s", ref.name, ref.version, error.message)
 
     async def _write_items(self, item_type: ItemType, found: Found) -> list[str]:
         """Write the JSON of items, each with its repository."""
@@ -334,8 +346,9 @@ def _json_response(text: str) -> web.Response:
     return web.Response(text=text, content_type="application/json")
 
 
-async def _get_user(_request: web.Request) -> web.Response:
-    return web.json_response(schemas.user_response())
+async def _get_user(request: web.Request) -> web.Response:
+    token = request[TOKEN]
+    return web.json_response(schemas.user_response(token.name, is_admin=token.role == "admin"))
 
 
 async def _get_version(_request: web.Request) -> web.Response:
@@ -354,6 +367,8 @@ async def _send_errors_as_json(request: web.Request, handler: Handler) -> web.St
     except web.HTTPException as error:
         allowed = error.headers.get("Allow")
         return _error_response(error.status, error.reason, {"Allow": allowed} if allowed else None)
+    except AccessDeniedError as error:  # under the key of Yatai's login
+        return web.json_response({"message": error.message}, status=error.status)
     except RegistryError as error:
         return _error_response(error.status, error.message, error.headers)
     except Exception:
@@ -363,10 +378,6 @@ async def _send_errors_as_json(request: web.Request, handler: Handler) -> web.St
 
 def _error_response(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
     return web.json_response({"error": message}, status=status, headers=headers)
-
-
-def _route(method: str, path: str, handler: Handler) -> web.RouteDef:
-    return web.route(method, f"{API_PREFIX}{path}", handler, expect_handler=defer_continue)
 
 
 def _name(request: web.Request) -> str:

@@ -18,10 +18,12 @@ from async_bento.registry.blobs.presign import Presigner
 from async_bento.registry.cleanup import Cleanup
 from async_bento.registry.directory import BLOBS, DATABASE, Directory, open_directory
 from async_bento.registry.metrics import Metrics
+from async_bento.registry.records.audit import AuditLog
 from async_bento.registry.records.blobs import BlobRecords
 from async_bento.registry.records.database import Database, parse_database_url, sqlite_url
 from async_bento.registry.records.retention import RetentionRecords
 from async_bento.registry.records.sql import Records
+from async_bento.registry.records.tokens import TokenRecords
 from async_bento.registry.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ class OpenBackend:
     cleanup: Cleanup
     metrics: Metrics
     retention: RetentionRecords
-    api_token: str = field(repr=False)
+    tokens: TokenRecords
+    audit: AuditLog
     routes: Sequence[web.AbstractRouteDef] = field(default_factory=tuple)
 
     async def check(self) -> None:
@@ -71,10 +74,8 @@ class Backend:
     immutable: bool = False
 
     @asynccontextmanager
-    async def open(
-        self, *, api_token: str | None, url_expiry: float, policy: RetentionPolicy | None = None
-    ) -> AsyncGenerator[OpenBackend]:
-        """Open all places, with a token or the stored one; raise `ConfigError` if a place is unusable.
+    async def open(self, *, url_expiry: float, policy: RetentionPolicy | None = None) -> AsyncGenerator[OpenBackend]:
+        """Open all places; raise `ConfigError` if one is unusable.
 
         URLs expire after `url_expiry` seconds, and the cleanup deletes what the policy does not keep.
         """
@@ -86,33 +87,39 @@ class Backend:
                 records = await self._open_records(stack, directory)
                 blob_records = BlobRecords(records.database)
                 blobs, routes = await self._open_blobs(stack, directory, records, blob_records, url_expiry)
-                if api_token is None:
-                    api_token = await self._token(directory, records)
             except OSError as error:
                 raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
-            yield _assemble(records, blob_records, blobs, url_expiry, policy, api_token=api_token, routes=routes)
+            yield assemble(records, blob_records, blobs, url_expiry, policy, routes=routes)
 
     @asynccontextmanager
     async def attached(self) -> AsyncGenerator[OpenBackend]:
         """Open the places of a registry that exists, also while it runs; raise `ConfigError` if it does not exist."""
         async with AsyncExitStack() as stack:
-            threads = Threads(1)
-            stack.callback(threads.close)
             try:
-                if self.root is not None and not self.database and not await threads.run((self.root / DATABASE).exists):
-                    raise ConfigError(f"cannot use {self.root}: it holds no registry. Pass the directory of one.")
-                directory = None if self.root is None else Directory(self.root, threads)
-                records = await self._open_records(stack, directory)
+                directory, records = await self._attached_records(stack)
                 blob_records = BlobRecords(records.database)
                 blobs, _ = await self._open_blobs(stack, directory, records, blob_records, _URL_EXPIRY)
             except OSError as error:
                 raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
-            yield _assemble(records, blob_records, blobs, _URL_EXPIRY)
+            yield assemble(records, blob_records, blobs, _URL_EXPIRY)
 
-    async def _token(self, directory: Directory | None, records: Records) -> str:
-        if directory is None:
-            return await records.secret("api_token")
-        return await directory.secret("api_token", initial=await records.stored_secret("api_token"))
+    @asynccontextmanager
+    async def attached_database(self) -> AsyncGenerator[Database]:
+        """Open no more than the database; see `attached`."""
+        async with AsyncExitStack() as stack:
+            try:
+                _, records = await self._attached_records(stack)
+            except OSError as error:
+                raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
+            yield records.database
+
+    async def _attached_records(self, stack: AsyncExitStack) -> tuple[Directory | None, Records]:
+        threads = Threads(1)
+        stack.callback(threads.close)
+        if self.root is not None and not self.database and not await threads.run((self.root / DATABASE).exists):
+            raise ConfigError(f"cannot use {self.root}: it holds no registry. Pass the directory of one.")
+        directory = None if self.root is None else Directory(self.root, threads)
+        return directory, await self._open_records(stack, directory)
 
     async def _open_records(self, stack: AsyncExitStack, directory: Directory | None) -> Records:
         if self.database is not None:
@@ -137,7 +144,7 @@ class Backend:
         if self.bucket is not None:
             return await stack.enter_async_context(self.bucket.open(records, blob_records, url_expiry=url_expiry)), ()
         assert directory is not None
-        presigner = Presigner((await directory.secret("signing_key")).encode(), url_expiry)
+        presigner = Presigner((await directory.signing_key()).encode(), url_expiry)
         root = await directory.private_directory(BLOBS)
         await adopt_objects(root, records, blob_records)
         blobs = DiskBlobs(root, presigner, min_part_size=self.min_part_size)
@@ -145,18 +152,20 @@ class Backend:
         return blobs, DiskEndpoints(blobs, blob_records, max_put_size=self.max_put_size).routes()
 
 
-def _assemble(
+def assemble(
     records: Records,
     blob_records: BlobRecords,
     blobs: Blobs,
     url_expiry: float,
     policy: RetentionPolicy | None = None,
     *,
-    api_token: str = "",
     routes: Sequence[web.AbstractRouteDef] = (),
 ) -> OpenBackend:
+    """Put together what works on the records and the bytes."""
     uploads, retention = Uploads(records, blob_records, blobs), RetentionRecords(records.database)
+    audit = AuditLog(records.database)
     kept = None if policy is None else (retention, policy)
-    cleanup = Cleanup(uploads, blob_records, blobs, url_expiry=url_expiry, retention=kept)
+    cleanup = Cleanup(uploads, blob_records, blobs, audit, url_expiry=url_expiry, retention=kept)
     metrics = Metrics(records, blob_records)
-    return OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, retention, api_token, routes)
+    tokens = TokenRecords(records.database)
+    return OpenBackend(records, blob_records, blobs, uploads, cleanup, metrics, retention, tokens, audit, routes)

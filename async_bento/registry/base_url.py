@@ -51,6 +51,16 @@ class BaseUrl:
         except ConfigError as error:
             raise BadRequestError("cannot presign a URL: the headers of the request name no valid host.") from error
 
+    def client_address(self, request: web.BaseRequest) -> str:
+        """Return the IP address of the client: of the peer, or what trusted proxies say of theirs."""
+        address = request.remote or ""
+        forwarded = [each.strip() for each in ",".join(request.headers.getall("X-Forwarded-For", ())).split(",")]
+        while forwarded and self._proxies.trusts(address):
+            address = forwarded.pop() or address
+            if self._proxies.trusts_all:
+                break
+        return address
+
     def _warn(self) -> None:
         if not self._has_warned:
             self._has_warned = True
@@ -74,6 +84,11 @@ class TrustedProxies:
             raise ConfigError(
                 f"invalid forwarded_allow_ips: {error}. Use IP addresses, networks like 10.0.0.0/8, or *."
             ) from error
+
+    @property
+    def trusts_all(self) -> bool:
+        """Whether the headers of any peer are used."""
+        return self._all
 
     def __bool__(self) -> bool:
         return self._all or bool(self._networks)

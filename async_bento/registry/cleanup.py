@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from async_bento.registry.blobs.base import Blobs
+    from async_bento.registry.records.audit import AuditLog
     from async_bento.registry.records.blobs import BlobRecords
     from async_bento.registry.records.retention import RetentionRecords
     from async_bento.registry.retention import RetentionPolicy
@@ -33,6 +34,8 @@ _FIRST = 60.0
 _MIN_UNUSED = 3600.0
 """Seconds that replaced bytes stay at least, for the pulls that read them; longer with a longer `url_expiry`."""
 
+_AUDIT_LIFETIME = timedelta(days=365)
+
 log = logging.getLogger(__package__)
 
 
@@ -44,6 +47,7 @@ class Cleanup:
         uploads: Uploads,
         records: BlobRecords,
         blobs: Blobs,
+        audit: AuditLog,
         *,
         url_expiry: float,
         retention: tuple[RetentionRecords, RetentionPolicy] | None = None,
@@ -51,6 +55,7 @@ class Cleanup:
         self._uploads = uploads
         self._records = records
         self._blobs = blobs
+        self._audit = audit
         self._retention = retention
         self._has_warned = False
         self._unused_lifetime = max(url_expiry, _MIN_UNUSED)
@@ -65,6 +70,7 @@ class Cleanup:
             lambda: self._abort_unknown(oldest),
             lambda: self._remove_abandoned(oldest),
             lambda: self._remove_unknown(oldest),
+            lambda: self._audit.remove(now - _AUDIT_LIFETIME),
         ):
             await _logged(step)
 

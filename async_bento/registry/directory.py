@@ -2,7 +2,7 @@
 
 <root>/registry.sqlite3     the records, unless they are in another database
 <root>/blobs/               the bytes, unless they are in a bucket; see `blobs/disk_files.py`
-<root>/api_token            the token that clients must send
+<root>/api_token            the first token, unless another file holds it
 <root>/signing_key          the key of presigned URLs
 <root>/lock                 held while a registry uses the directory
 """
@@ -18,14 +18,17 @@ from filelock import FileLock, Timeout
 from async_bento._core.concurrency import Threads
 from async_bento._core.files import atomic_write
 from async_bento.errors import ConfigError
+from async_bento.registry.tokens import generate_token
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
 DATABASE = "registry.sqlite3"
 BLOBS = "blobs"
-SECRETS = ("api_token", "signing_key")
+TOKEN_FILE = "api_token"  # noqa: S105 - a name
+SIGNING_KEY = "signing_key"
+SECRETS = (TOKEN_FILE, SIGNING_KEY)
 
 
 class Directory:
@@ -35,9 +38,9 @@ class Directory:
         self.root = root
         self._threads = threads
 
-    async def secret(self, name: str, *, initial: str | None = None) -> str:
-        """Read a secret, or create it, with a random value by default."""
-        return await self._threads.run(_read_or_create_secret, self.root / name, initial)
+    async def signing_key(self) -> str:
+        """Read the key of presigned URLs, or create it."""
+        return (await self._threads.run(_read_or_create_secret, self.root / SIGNING_KEY, secrets.token_urlsafe))[0]
 
     async def private_file(self, name: str) -> Path:
         """Create a file if it does not exist, and let its owner alone read it."""
@@ -96,13 +99,40 @@ def _make_directory(root: Path) -> None:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _read_or_create_secret(path: Path, initial: str | None) -> str:
+async def read_or_create_token(path: Path) -> tuple[str, bool]:
+    """Read the token in a file, or create both; return the token, and whether it is new.
+
+    Raise `ConfigError` for a file that holds no token or cannot be read or written.
+    """
+    threads = Threads(1)
+    try:
+        token, is_new = await threads.run(_read_or_create_secret, path, generate_token)
+        check_token(token, str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"cannot use the token file {path}: {reason}. Pass another --token-file.") from error
+    finally:
+        threads.close()
+    return token, is_new
+
+
+def check_token(token: str, source: str) -> None:
+    """Raise `ConfigError` for a token that no HTTP header can hold."""
+    if not (token.isascii() and token.isprintable() and token.strip()):
+        raise ConfigError(
+            f"invalid {source}: it is empty or has characters other than printable ASCII. Use letters and digits."
+        )
+
+
+def _read_or_create_secret(path: Path, generate: Callable[[], str]) -> tuple[str, bool]:
     """Read a secret file that only its owner may read; create it if it is missing or empty."""
     with suppress(FileNotFoundError):
-        path.chmod(0o600)
-        if secret := path.read_text().strip():
-            return secret
-    secret = initial or secrets.token_urlsafe(32)
+        secret = path.read_text().strip()
+        with suppress(OSError):  # a mounted secret belongs to another user
+            path.chmod(0o600)
+        if secret:
+            return secret, False
+    secret = generate()
     # A fixed temporary name, so that killed processes leave one file at most.
-    atomic_write(path, f"{secret}\n", durable=False, temp_path=path.with_name(f".{path.name}"))
-    return secret
+    atomic_write(path, f"{secret}\n", durable=True, temp_path=path.with_name(f".{path.name}"))
+    return secret, True

@@ -12,6 +12,7 @@ from async_bento.errors import ConfigError
 from async_bento.registry.directory import try_lock
 from async_bento.registry.item_types import ITEM_TYPES
 from async_bento.registry.records.base import utc_now
+from async_bento.registry.tokens import Actor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -30,6 +31,9 @@ _BATCH = 100
 """Versions that one transaction deletes, since other writers of SQLite wait for it; repositories of one query."""
 
 _CONCURRENT = 4
+
+_POLICY = Actor("retention")
+"""Deletes what the registry's policy does not keep."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,10 @@ class RetentionPolicy:
 class Pruner:
     """Deletes the versions that a policy does not keep, as of the time of its creation."""
 
-    def __init__(self, records: RetentionRecords, policy: RetentionPolicy, now: datetime | None = None) -> None:
+    def __init__(
+        self, records: RetentionRecords, policy: RetentionPolicy, now: datetime | None = None, *, by: Actor = _POLICY
+    ) -> None:
+        self._by = by
         self._records = records
         self._policy = policy
         self._now = now or utc_now()
@@ -91,7 +98,7 @@ class Pruner:
         for _, versions in groupby(planned, key=lambda version: version.kind):
             of_kind = [*versions]
             for start in range(0, len(of_kind), _BATCH):
-                yield await self._records.delete(of_kind[start : start + _BATCH], self._policy, self._now)
+                yield await self._records.delete(of_kind[start : start + _BATCH], self._policy, self._now, self._by)
 
 
 async def remove_bytes(uploads: Uploads, released: Sequence[Blob], root: Path | None) -> list[Blob]:

@@ -120,15 +120,18 @@ class S3Bucket:
             ) from error
         if found > _FORMAT:
             raise ConfigError(f"cannot use {self}: a newer async-bento wrote it (format {found}). Upgrade async-bento.")
-        database_id = await records.secret("database_id")
+        from async_bento.registry.records.settings import shared_id
+
+        database_id = await shared_id(records.database, "database_id")
         if layout.get("database", database_id) != database_id:  # its cleanup would remove the other's bytes
             raise ConfigError(
                 f"cannot use {self}: it holds the bytes of another database. Use that database, or another prefix."
             )
         if found < _FORMAT:
-            from async_bento.registry.records.bucket_records import adopt_objects, copy_records
+            from async_bento.registry.records.bucket_records import adopt_objects, copy_records, copy_token
 
             log.info("copying the records of %s into the database", self)
+            await copy_token(bucket, records.database)
             await copy_records(bucket, records.database)
             await adopt_objects(bucket, records, blob_records)
         if stored is None or found < _FORMAT:

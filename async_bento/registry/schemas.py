@@ -215,7 +215,7 @@ def repository_fields(item_type: ItemType, repository: Repository, strategy: Tra
         "created_at": _format_time(repository.created_at),
         "updated_at": _format_time(repository.updated_at),
         "description": repository.description,
-        "creator": user_response(),
+        "creator": user_response(repository.creator),
         "organization": organization_response(),
         item_type.latest: latest,
     }
@@ -240,7 +240,7 @@ def _item_fields(
         "updated_at": _format_time(item.updated_at),
         "labels": [{"key": label.key, "value": label.value} for label in item.labels],
         item_type.repository_uid: item.repository_uid,
-        "creator": user_response(),
+        "creator": user_response(item.creator),
         "version": item.version,
         "description": item.description,
         "image_build_status": "pending",
@@ -257,15 +257,15 @@ def _item_fields(
     }
 
 
-def user_response() -> JsonObject:
-    """Build the JSON of the only user."""
+def user_response(token: str, *, is_admin: bool = False) -> JsonObject:
+    """Build the JSON of a token, which stands for a user."""
     return {
-        **_resource("user", "admin", "user"),
-        "email": "admin@localhost",
+        **_resource(f"user-{token}", token, "user"),
+        "email": f"{token}@localhost",
         "first_name": "",
         "last_name": "",
         "avatar_url": "",
-        "is_super_admin": True,
+        "is_super_admin": is_admin,
     }
 
 

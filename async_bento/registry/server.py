@@ -22,10 +22,12 @@ from async_bento.registry.base_url import BaseUrl
 from async_bento.registry.blobs.base import IO_CHUNK
 from async_bento.registry.cleanup import Cleanup, running
 from async_bento.registry.connections import accepting
+from async_bento.registry.directory import TOKEN_FILE, check_token, read_or_create_token
 from async_bento.registry.operation import AccessLogger
 from async_bento.registry.retention import RetentionPolicy
 from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.tls import TlsFiles
+from async_bento.registry.tokens import Actor
 from async_bento.registry.transmission import TransmissionPolicy
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from async_bento.registry.backend import Backend
     from async_bento.registry.records.retention import RetentionRecords
+    from async_bento.registry.records.tokens import TokenRecords
     from async_bento.registry.transmission import Transmission
 
 
@@ -80,7 +83,10 @@ class LocalRegistry:
             use `"proxy"` instead.
         host: The host name or IP address to listen on.
         port: The TCP port to listen on; 0 for any free port.
-        api_token: The token that clients must send; None for a random one, which is kept in the directory or bucket.
+        api_token: A token for the role `admin`; None for the one in `token_file`. It replaces the one that was passed
+            before. `async-bento registry token` creates further tokens, with a role and an expiry.
+        token_file: The file that holds that token. A missing file is created for its owner only, with a random token.
+            By default `api_token` in the directory. Without a directory, a registry that has tokens needs no file.
         public_url: The URL at which clients reach the registry, with the path if there is one, if a proxy in front
             changes the address. None for the address that each request was sent to, so that port forwarding works.
         forwarded_allow_ips: The IP addresses and networks of proxies, or `*` for all. From these addresses, the
@@ -120,6 +126,7 @@ class LocalRegistry:
         host: str = "127.0.0.1",
         port: int = 0,
         api_token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
         public_url: str | None = None,
         forwarded_allow_ips: Iterable[str] = (),
         tls_cert: str | os.PathLike[str] | None = None,
@@ -133,10 +140,10 @@ class LocalRegistry:
         grace: float = 5.0,
         access_log: logging.Logger | None = None,
     ) -> None:
-        if api_token is not None and not (api_token.isascii() and api_token.isprintable() and api_token.strip()):
-            raise ConfigError(
-                "invalid api_token: it is empty or has characters other than printable ASCII. Use letters and digits."
-            )
+        if api_token is not None:
+            check_token(api_token, "api_token")
+            if token_file is not None:
+                raise ConfigError("api_token and token_file contradict each other. Pass one of them.")
         if url_expiry <= 0:
             raise ConfigError(f"invalid url_expiry {url_expiry:g}: it is not above 0 seconds. Use more.")
         if isinstance(root, S3Bucket):
@@ -152,6 +159,7 @@ class LocalRegistry:
         self._host = host
         self._port = port
         self._given_token = None if api_token is None else SecretStr(api_token)
+        self._token_file = None if token_file is None else Path(token_file)
         self._base_url = BaseUrl(public_url, forwarded_allow_ips)
         self._tls = TlsFiles.of(tls_cert, tls_key)
         self._url_expiry = url_expiry
@@ -188,12 +196,33 @@ class LocalRegistry:
 
     @property
     def api_token(self) -> str:
-        """The token that clients must send.
+        """The token of the role `admin` that the registry was started with.
+
+        Raises:
+            ConfigError: The registry is not running, or was started without a token.
+        """
+        if self._started.api_token is None:
+            raise ConfigError(
+                "the registry was started without a token, and the database has digests only. Pass api_token or "
+                "token_file."
+            )
+        return self._started.api_token
+
+    @property
+    def token_file(self) -> Path | None:
+        """The file that holds that token; None if the registry uses no file."""
+        if self._given_token is not None:
+            return None
+        return self._token_file or (None if self._root is None else self._root / TOKEN_FILE)
+
+    @property
+    def has_new_token(self) -> bool:
+        """Whether this start has created the token.
 
         Raises:
             ConfigError: The registry is not running.
         """
-        return self._started.api_token
+        return self._started.has_new_token
 
     @property
     def _started(self) -> _Running:
@@ -233,7 +262,6 @@ class LocalRegistry:
         if self._running is not None:
             raise ConfigError("cannot start the registry: it is already running")
         async with AsyncExitStack() as stack:
-            given = None if self._given_token is None else self._given_token.get_secret_value()
             backend = await load_backend(
                 root=self._root,
                 database=None if self._database is None else self._database.get_secret_value(),
@@ -242,9 +270,8 @@ class LocalRegistry:
                 max_put_size=self._max_put_size,
                 immutable=self._immutable,
             )
-            opened = await stack.enter_async_context(
-                backend.open(api_token=given, url_expiry=self._url_expiry, policy=self._policy)
-            )
+            opened = await stack.enter_async_context(backend.open(url_expiry=self._url_expiry, policy=self._policy))
+            api_token, has_new_token = await self._set_first_token(opened.tokens)
             await stack.enter_async_context(running(opened.cleanup))
             api = Api(opened, self._transmission, self._base_url)
             stack.push_async_callback(api.operation.wait_for_handlers)
@@ -258,7 +285,8 @@ class LocalRegistry:
                 )
             self._running = _Running(
                 _endpoint(self._host, port, is_tls=self._tls is not None),
-                opened.api_token,
+                api_token,
+                has_new_token,
                 opened.cleanup,
                 opened.retention,
                 stack.pop_all(),
@@ -269,6 +297,24 @@ class LocalRegistry:
         running, self._running = self._running, None
         if running is not None:
             await running.stack.aclose()
+
+    async def _set_first_token(self, tokens: TokenRecords) -> tuple[str | None, bool]:
+        """Make the token that was passed, or that of the file, valid; return it, and whether it is new."""
+        is_new = False
+        if self._given_token is not None:
+            token = self._given_token.get_secret_value()
+        elif self.token_file is not None:
+            token, is_new = await read_or_create_token(self.token_file)
+        elif await tokens.has_any():
+            return None, False
+        else:
+            raise ConfigError(
+                "the registry has no token yet. Pass --token-file (token_file= in Python): the file gets the first one."
+            )
+        await tokens.set_first(token, by=Actor("registry"))
+        if await tokens.find(token) is None:
+            log.warning("the token in %s was revoked or has expired. Write another one into the file.", self.token_file)
+        return token, is_new
 
     def _is_exposed(self) -> bool:
         """Whether other machines reach the registry by plain HTTP, as far as it knows."""
@@ -327,7 +373,8 @@ class _Running:
     """The state of a running registry."""
 
     endpoint: str
-    api_token: str = field(repr=False)
+    api_token: str | None = field(repr=False)
+    has_new_token: bool
     cleanup: Cleanup
     retention: RetentionRecords
     stack: AsyncExitStack

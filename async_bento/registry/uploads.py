@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from async_bento.registry.records.base import Found, Item
     from async_bento.registry.records.blobs import Blob, BlobRecords
     from async_bento.registry.records.sql import Records
+    from async_bento.registry.tokens import Actor
 
 log = logging.getLogger(__package__)
 
@@ -112,9 +113,9 @@ class Uploads:
         async with self._blobs.open(current.key, current.content) as blob:
             yield blob
 
-    async def delete(self, ref: ItemRef, *, force: bool) -> Found:
+    async def delete(self, ref: ItemRef, *, by: Actor, force: bool) -> Found:
         """Delete an item with its bytes, and return it; what could not be removed is left to the cleanup."""
-        found, released = await self._records.delete_item(ref.item_type, ref.name, ref.version, force=force)
+        found, released = await self._records.delete_item(ref.item_type, ref.name, ref.version, by=by, force=force)
         for blob in released:
             await self.remove(blob)
         return found

@@ -239,14 +239,15 @@ def test_registry_serve_runs_until_signal(tmp_path: Path, home: Path, number: si
     make_bento(home, "svc:v1")
     with start("registry", "serve", "--root", str(tmp_path / "root"), "--port", "0") as process:
         assert process.stdout is not None
-        variables = dict(process.stdout.readline().strip().removeprefix("export ").split("=", 1) for _ in range(2))
-        assert set(variables) == {"BENTO_CLOUD_API_ENDPOINT", "BENTO_CLOUD_API_KEY"}
-        with BentoAPI(
-            endpoint=variables["BENTO_CLOUD_API_ENDPOINT"], api_token=variables["BENTO_CLOUD_API_KEY"]
-        ) as api:
+        exports = process.stdout.readline() + process.stdout.readline()
+        shown = 'echo "$BENTO_CLOUD_API_ENDPOINT" "$BENTO_CLOUD_API_KEY"'
+        result = subprocess.run(["sh", "-c", exports + shown], capture_output=True, text=True, check=True)
+        endpoint, token = result.stdout.split()
+        with BentoAPI(endpoint=endpoint, api_token=token) as api:
             assert not api.push("svc:v1").skipped
         process.send_signal(number)
-        _, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=30)
+    assert token not in exports + out + err
     assert process.returncode == 0
     assert err.splitlines()[-1] == "The registry has stopped."
 

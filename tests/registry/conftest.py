@@ -134,6 +134,21 @@ class Caller:
         return await self.api("GET", f"{self.items()}/{version}/download")
 
 
+def arguments(storage: Storage) -> list[str]:
+    """Return the options that name the places of a registry."""
+    places = storage("registry")
+    found: list[str] = []
+    if "root" in places:
+        found += ["--root", str(places["root"])]
+    if "database" in places:
+        found += ["--database", places["database"]]
+    if "bucket" in places:
+        name, _, rest = str(places["bucket"]).removeprefix("s3://").partition("/")
+        prefix, _, endpoint = rest.partition(" at ")
+        found += ["--s3", name, "--s3-endpoint", endpoint, "--s3-prefix", prefix]
+    return found
+
+
 async def clean_up(caller: Caller, *, hours: float) -> None:
     """Let the registry remove what nobody needs that many hours from now."""
     running = caller.registry._running
@@ -248,7 +263,9 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     databases: dict[str, str] = {}
 
     def places(name: str) -> dict[str, Any]:
-        found: dict[str, Any] = {} if weed and server else {"root": tmp_path / name}
+        found: dict[str, Any] = {"root": tmp_path / name}
+        if weed and server:
+            found = {"token_file": tmp_path / f"{name}.token"}
         if weed:
             found["bucket"] = S3Bucket(BUCKET, endpoint=weed.endpoint, prefix=f"{test}/{name}")
         if server:

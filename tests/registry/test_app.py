@@ -28,13 +28,13 @@ async def test_records_on_a_full_disk_raise_507(tmp_path: Path):
     database = await open_database(tmp_path)
     records = Records(database)
     try:
-        await records.create_repository(BENTO, "iris", "")
+        await records.create_repository(BENTO, "iris", "", creator="admin")
         large = NewItem("v1", datetime.now(timezone.utc), description="x" * 100_000)
         for connection in [await database._opened.connect() for _ in range(5)]:  # all of the pool
             await connection.exec_driver_sql("PRAGMA max_page_count = 1")
             await connection.close()
         with pytest.raises(StorageError) as caught:
-            await records.create_item(BENTO, "iris", large)
+            await records.create_item(BENTO, "iris", large, creator="admin")
         assert caught.value.status == 507
         assert (await records.repository(BENTO, "iris")).n_items == 0
     finally:

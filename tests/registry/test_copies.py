@@ -39,9 +39,8 @@ import asyncio, sys
 from async_bento.registry import LocalRegistry, S3Bucket
 
 async def main():
-    async with LocalRegistry(
-        database=sys.argv[1], bucket=S3Bucket(sys.argv[2], endpoint=sys.argv[3], prefix=sys.argv[4])
-    ) as registry:
+    bucket = S3Bucket(sys.argv[2], endpoint=sys.argv[3], prefix=sys.argv[4])
+    async with LocalRegistry(database=sys.argv[1], bucket=bucket, token_file=sys.argv[5]) as registry:
         print(registry.endpoint, registry.api_token, flush=True)
         await asyncio.Event().wait()
 
@@ -166,8 +165,9 @@ async def child(weed: Seaweed, storage: Storage) -> AsyncIterator[Child]:
     """A copy of the registry in a process of its own."""
     places = storage("registry")
     prefix = str(places["bucket"]).partition(f"{BUCKET}/")[2].partition(" ")[0]
+    arguments = (places["database"], BUCKET, weed.endpoint, prefix, str(places["token_file"]))
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CHILD, places["database"], BUCKET, weed.endpoint, prefix, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", CHILD, *arguments, stdout=asyncio.subprocess.PIPE
     )
     try:
         assert process.stdout is not None

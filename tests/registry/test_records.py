@@ -157,7 +157,7 @@ async def test_bucket_of_an_older_release_is_migrated(serve: Serve, storage: Sto
     client.close()
 
     caller = await serve()
-    assert caller.registry.api_token == "the-token-of-before"
+    await caller.ok("GET", "/auth/current", token="the-token-of-before")
     assert [item["version"] for item in (await caller.list())["items"]] == ["v2", "v1"]
     item = await caller.get()
     assert (item["labels"], item["repository"]["n_bentos"]) == ([{"key": "team", "value": "red"}], 2)

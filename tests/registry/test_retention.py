@@ -17,7 +17,7 @@ from async_bento.registry import LocalRegistry
 from async_bento.registry.item_types import BENTO, MODEL
 from async_bento.registry.retention import Pruner, RetentionPolicy
 from tests.cli_runner import make_runner
-from tests.registry.conftest import MODELS, clean_up, disk_only
+from tests.registry.conftest import MODELS, arguments, clean_up, disk_only
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,21 +41,6 @@ async def versions(caller: Caller, name: str = "iris") -> list[str]:
     listed = await caller.list(caller.items(name))
     assert listed["total"] == len(listed["items"])
     return [item["version"] for item in listed["items"]][::-1]
-
-
-def arguments(storage: Storage) -> list[str]:
-    """Return the options that name the places of a registry."""
-    places = storage("registry")
-    found: list[str] = []
-    if "root" in places:
-        found += ["--root", str(places["root"])]
-    if "database" in places:
-        found += ["--database", places["database"]]
-    if "bucket" in places:
-        name, _, rest = str(places["bucket"]).removeprefix("s3://").partition("/")
-        prefix, _, endpoint = rest.partition(" at ")
-        found += ["--s3", name, "--s3-endpoint", endpoint, "--s3-prefix", prefix]
-    return found
 
 
 async def run(storage: Storage, command: str, *options: str) -> Any:

@@ -201,7 +201,7 @@ async def test_put_of_wrong_size_is_rejected(storage: Storage, stored_files: Sto
         yield bytes(size)
 
     backend = await load_backend(database=None, **storage("registry"))
-    async with backend.open(api_token=None, url_expiry=60) as opened:
+    async with backend.open(url_expiry=60) as opened:
         with pytest.raises(StorageError, match=f"{size} bytes received of {announced}"):
             await opened.blobs.put("bentos/iris/v1/id", body(), announced)
     assert stored_files() == []

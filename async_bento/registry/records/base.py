@@ -26,7 +26,10 @@ _MAX_MODELS = 1000
 
 @dataclass(frozen=True)
 class Item:
-    """The record of a bento or model; `manifest` is JSON, and the upload fields describe its bytes."""
+    """The record of a bento or model; `manifest` is JSON, and the upload fields describe its bytes.
+
+    `creator` is the name of the token that registered it.
+    """
 
     id: int
     repository_id: int
@@ -42,6 +45,8 @@ class Item:
     upload_started_at: datetime | None
     upload_finished_at: datetime | None
     upload_finished_reason: str
+    creator: str
+    last_pulled_at: datetime | None
     created_at: datetime
     updated_at: datetime
 
@@ -53,6 +58,7 @@ class Repository:
     uid: str
     name: str
     description: str
+    creator: str
     created_at: datetime
     updated_at: datetime
     n_items: int

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from async_bento.registry.blobs.base import Content
+    from async_bento.registry.records.audit import Action
     from async_bento.registry.records.base import Item
     from async_bento.registry.records.database import Database
 
@@ -146,12 +147,14 @@ class BlobRecords:
             return [_blob(row) for row in (await connection.execute(selected)).mappings()]
 
 
-async def publish(connection: AsyncConnection, item_id: int, publication: Publication | None) -> None:
-    """Make uploaded bytes those of an item, and end its other uploads that are complete.
+async def publish(connection: AsyncConnection, item_id: int, publication: Publication | None) -> Action | None:
+    """Make uploaded bytes those of an item, and end its other uploads that are complete; return what this is.
 
     Do nothing to the item's bytes without a publication, or if its upload has ended.
     """
-    now = utc_now()
+    now, is_published = utc_now(), False
+    current = select(blobs.c.id).where(blobs.c.item_id == item_id, blobs.c.state == "current")
+    has_bytes = (await connection.execute(current)).first() is not None
     ended = and_(blobs.c.state == "uploading", blobs.c.etag.is_not(None))
     if publication is not None:
         values: Mapping[str, Any] = {"state": "current", "changed_at": now, **_content_columns(publication.content)}
@@ -163,9 +166,13 @@ async def publish(connection: AsyncConnection, item_id: int, publication: Public
             published = await connection.execute(update(blobs).where(is_upload).values(values).returning(blobs.c.id))
         blob_id = published.scalar_one_or_none()
         if blob_id is not None:
+            is_published = True
             ended = and_(or_(ended, blobs.c.state == "current"), blobs.c.id != blob_id)
     others = update(blobs).where(blobs.c.item_id == item_id, ended)
     await connection.execute(others.values(state="unused", changed_at=now))
+    if not has_bytes:
+        return "push"
+    return "replace" if is_published else None
 
 
 async def release(connection: AsyncConnection, item_ids: Collection[int]) -> list[Blob]:

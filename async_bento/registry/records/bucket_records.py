@@ -20,7 +20,9 @@ from async_bento.registry.item_types import BENTO, ITEM_TYPES
 from async_bento.registry.records.base import UploadStatus
 from async_bento.registry.records.blobs import Publication
 from async_bento.registry.records.rows import add_labels, add_models, count_items, manifest_columns
-from async_bento.registry.records.tables import items, repositories, settings
+from async_bento.registry.records.tables import items, repositories
+from async_bento.registry.records.tokens import TokenRecords
+from async_bento.registry.tokens import Actor
 from async_bento.rest.schemas import LabelItemSchema
 
 if TYPE_CHECKING:
@@ -70,8 +72,7 @@ class ItemRecord(BaseModel):
 
 
 async def copy_records(bucket: Bucket, database: Database) -> None:
-    """Copy all records that the database does not have, and the token; skip and log objects that are no records."""
-    token = await bucket.read("api_token")
+    """Copy all records that the database does not have; skip and log objects that are no records."""
     found = [
         (
             item_type,
@@ -84,9 +85,13 @@ async def copy_records(bucket: Bucket, database: Database) -> None:
         for item_type, repository_records, item_records in found:
             ids = await _copy_repositories(connection, item_type, repository_records)
             await _copy_items(connection, item_type, ids, item_records)
-        has_token = select(settings.c.name).where(settings.c.name == "api_token")
-        if token and (await connection.execute(has_token)).first() is None:
-            await connection.execute(insert(settings), {"name": "api_token", "value": token.decode().strip()})
+
+
+async def copy_token(bucket: Bucket, database: Database) -> None:
+    """Keep the only token of an older registry valid, unless the database has tokens."""
+    token, tokens = await bucket.read("api_token"), TokenRecords(database)
+    if token and not await tokens.has_any():
+        await tokens.set_first(token.decode().strip(), by=Actor("registry"))
 
 
 async def adopt_objects(bucket: Bucket, records: Records, blob_records: BlobRecords) -> None:

@@ -52,6 +52,8 @@ class ListQuery:
     excluded_labels: tuple[Label, ...] = ()
     sort: SortField = "build_at"
     descending: bool = True
+    prefix: str = ""
+    """What the names of the repositories begin with that the client may see."""
 
     @property
     def count(self) -> int:
@@ -59,7 +61,7 @@ class ListQuery:
         return min(self.requested or MAX_PAGE, MAX_PAGE)
 
 
-def parse_list_query(parameters: Mapping[str, str]) -> ListQuery:
+def parse_list_query(parameters: Mapping[str, str], prefix: str = "") -> ListQuery:
     """Parse the query parameters of a list; raise `BadRequestError` if one is invalid or too long.
 
     Without `count`, or with 0, the page is the largest: BentoML's `list()` sends none and reads one page.
@@ -84,6 +86,7 @@ def parse_list_query(parameters: Mapping[str, str]) -> ListQuery:
         excluded_labels=tuple(label for group in terms.get("-label", []) for label in _labels(group)),
         sort=cast("SortField", sort_field) if has_sort else "build_at",
         descending=order == "desc" if has_sort else True,
+        prefix=prefix,
     )
 
 

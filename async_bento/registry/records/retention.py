@@ -10,6 +10,7 @@ from sqlalchemy import and_, case, delete, exists, func, or_, select
 
 from async_bento.registry.blobs.base import UPLOAD_LIFETIME
 from async_bento.registry.item_types import MODEL
+from async_bento.registry.records.audit import add_events
 from async_bento.registry.records.blobs import release
 from async_bento.registry.records.rows import count_items
 from async_bento.registry.records.tables import bento_models, blobs, items, repositories
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from async_bento.registry.records.blobs import Blob
     from async_bento.registry.records.database import Database
     from async_bento.registry.retention import RetentionPolicy
+    from async_bento.registry.tokens import Actor
 
 _CURRENT = and_(blobs.c.item_id == items.c.id, blobs.c.state == "current")
 
@@ -96,7 +98,7 @@ class RetentionRecords:
         return [version for version in versions if (version.name, version.version) not in used]
 
     async def delete(
-        self, versions: Sequence[Version], policy: RetentionPolicy, now: datetime
+        self, versions: Sequence[Version], policy: RetentionPolicy, now: datetime, by: Actor
     ) -> tuple[list[Version], list[Blob]]:
         """Delete those of some versions of one type that are still not to be kept; return them and their bytes."""
         is_named = exists().where(
@@ -120,6 +122,8 @@ class RetentionRecords:
             deleted = [version for version in versions if version.item_id in found]
             for repository_id, count in sorted(Counter(version.repository_id for version in deleted).items()):
                 await count_items(connection, repository_id, -count)
+            subjects = [(version.kind, version.name, version.version) for version in deleted]
+            await add_events(connection, "delete", subjects, by=by)
         return deleted, released
 
     async def usage(self) -> list[RepositoryUsage]:

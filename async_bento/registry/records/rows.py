@@ -92,6 +92,8 @@ def to_item(row: Mapping[str, Any] | RowMapping, labels_of_item: Sequence[LabelI
         upload_started_at=row["upload_started_at"],
         upload_finished_at=row["upload_finished_at"],
         upload_finished_reason=row["upload_finished_reason"],
+        creator=row["creator"],
+        last_pulled_at=row["last_pulled_at"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )
@@ -103,6 +105,7 @@ def to_repository(row: Mapping[str, Any] | RowMapping, latest: Item | None) -> R
         uid=row["uid"],
         name=row["name"],
         description=row["description"],
+        creator=row["creator"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         n_items=row["n_items"],

@@ -37,13 +37,13 @@ def select_total(
         return select(func.count()).select_from(items).where(scope, *_conditions(query))
     # All items of a repository match by its name, or none.
     return select(func.coalesce(func.sum(repositories.c.n_items), 0)).where(
-        repository_scope, *_name_conditions(_words(query))
+        repository_scope, *_name_conditions(_words(query)), *_visible(query)
     )
 
 
 def select_repositories(query: ListQuery, scope: ColumnElement[bool]) -> tuple[Select[str], Select[int]]:
     """Select the names of a page of repositories, in the order of registration, and the number on all pages."""
-    conditions = [scope]
+    conditions = [scope, *_visible(query)]
     if words := _words(query):
         texts = {"name": repositories.c.name, "description": repositories.c.folded_description}
         conditions.append(
@@ -57,12 +57,19 @@ def select_repositories(query: ListQuery, scope: ColumnElement[bool]) -> tuple[S
 
 def _conditions(query: ListQuery) -> list[ColumnElement[bool]]:
     conditions = [_has_label(group) for group in query.labels]
+    if query.prefix:
+        conditions.append(items.c.repository_id.in_(select(repositories.c.id).where(*_visible(query))))
     if query.excluded_labels:
         conditions.append(~_has_label(query.excluded_labels))
     words = _words(query)
     if words:
         conditions.append(or_(*(_has_words(field, words) for field in query.fields)))
     return conditions
+
+
+def _visible(query: ListQuery) -> list[ColumnElement[bool]]:
+    """Select the repositories that the client may see."""
+    return [repositories.c.name.startswith(query.prefix, autoescape=True)] if query.prefix else []
 
 
 def _words(query: ListQuery) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from async_bento.config import MiB
 from async_bento.registry.errors import ConflictError, DuplicateError, ImmutableError, RecordNotFoundError
 from async_bento.registry.item_types import BENTO, MODEL
+from async_bento.registry.records.audit import add_event
 from async_bento.registry.records.base import Found, Item, Repository, Whole, new_uid, utc_now
 from async_bento.registry.records.blobs import publish, release
 from async_bento.registry.records.rows import (
@@ -28,7 +28,7 @@ from async_bento.registry.records.rows import (
     to_repository,
 )
 from async_bento.registry.records.search import select_page, select_repositories, select_total
-from async_bento.registry.records.tables import bento_models, blobs, items, labels, repositories, settings
+from async_bento.registry.records.tables import bento_models, blobs, items, labels, repositories
 from async_bento.rest.schemas import LabelItemSchema
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from async_bento.registry.records.blobs import Blob
     from async_bento.registry.records.database import Database
     from async_bento.registry.records.query import ListQuery
+    from async_bento.registry.tokens import Actor
 
 _ITEMS = select(items, repositories.c.name.label("repository"), repositories.c.uid.label("repository_uid")).join(
     repositories, items.c.repository_id == repositories.c.id
@@ -94,27 +95,7 @@ class Records:
         self.database = database
         self.immutable = immutable
 
-    async def stored_secret(self, name: str) -> str | None:
-        """Read a secret that all copies of the registry share; None if there is none."""
-        stored = select(settings.c.value).where(settings.c.name == name)
-        async with self.database.reading() as connection:
-            value: str | None = (await connection.execute(stored)).scalar_one_or_none()
-        return value
-
-    async def secret(self, name: str) -> str:
-        """Read a secret that all copies of the registry share, or create it."""
-        value = await self.stored_secret(name)
-        if value is None:
-            try:
-                async with self.database.writing() as connection:
-                    await connection.execute(insert(settings), {"name": name, "value": secrets.token_urlsafe(32)})
-            except IntegrityError:
-                pass  # another copy was faster
-            value = await self.stored_secret(name)
-        assert value is not None
-        return value
-
-    async def create_repository(self, item_type: ItemType, name: str, description: str) -> Repository:
+    async def create_repository(self, item_type: ItemType, name: str, description: str, *, creator: str) -> Repository:
         """Create a repository; raise `DuplicateError` if the name is taken."""
         now = utc_now()
         values = {
@@ -124,6 +105,7 @@ class Records:
             "description": description,
             "folded_description": description.lower(),
             "n_items": 0,
+            "creator": creator,
             "created_at": now,
             "updated_at": now,
         }
@@ -166,7 +148,7 @@ class Records:
                 )
             return found[name]
 
-    async def create_item(self, item_type: ItemType, repository: str, new: NewItem) -> Item:
+    async def create_item(self, item_type: ItemType, repository: str, new: NewItem, *, creator: str) -> Item:
         """Register an item as `pending`.
 
         Raise `RecordNotFoundError` without its repository, `DuplicateError` if the version is taken.
@@ -182,6 +164,7 @@ class Records:
                 "build_at": new.build_at,
                 "upload_status": "pending",
                 "upload_finished_reason": "",
+                "creator": creator,
                 "created_at": now,
                 "updated_at": now,
                 **description_columns(new.description),
@@ -197,7 +180,9 @@ class Records:
                 await add_models(connection, item_id, new.manifest)
             return (await _load(connection, _ITEMS.where(items.c.id == item_id)))[0]
 
-    async def update_item(self, item_type: ItemType, repository: str, version: str, change: Change) -> Item:
+    async def update_item(
+        self, item_type: ItemType, repository: str, version: str, change: Change, *, by: Actor
+    ) -> Item:
         """Change an item's record.
 
         Raise `RecordNotFoundError` if it does not exist, and `ConflictError` if it is immutable.
@@ -222,7 +207,9 @@ class Records:
             if item_id is None:
                 raise RecordNotFoundError(f"get {item_type.item} {repository}:{version}")
             if change.upload_status == "success":
-                await publish(connection, item_id, change.publish)
+                action = await publish(connection, item_id, change.publish)
+                if action is not None:
+                    await add_event(connection, action, item_type.item, repository, version, by=by)
             if change.labels is not None:
                 await connection.execute(delete(labels).where(labels.c.item_id == item_id))
                 await add_labels(connection, item_id, change.labels)
@@ -232,7 +219,7 @@ class Records:
             return (await _load(connection, _ITEMS.where(items.c.id == item_id)))[0]
 
     async def delete_item(
-        self, item_type: ItemType, repository: str, version: str, *, force: bool = False
+        self, item_type: ItemType, repository: str, version: str, *, by: Actor, force: bool = False
     ) -> tuple[Found, Sequence[Blob]]:
         """Delete an item and return it, and the records of the bytes to remove; its repository stays.
 
@@ -250,6 +237,7 @@ class Records:
             released = await release(connection, [item.id])
             await connection.execute(delete(items).where(items.c.id == item.id))
             await count_items(connection, item.repository_id, -1)
+            await add_event(connection, "delete", item_type.item, repository, version, by=by)
             return await _with_repositories(connection, [item], with_latest=True), released
 
     async def item(self, item_type: ItemType, repository: str, version: str) -> Item:
@@ -301,13 +289,19 @@ class Records:
             found = {row[0]: int(row[1]) for row in await connection.execute(counts)}
         return {item_type.item: found.get(item_type.item, 0) for item_type in (BENTO, MODEL)}
 
-    async def labels(self, item_type: ItemType) -> dict[str, list[str]]:
-        """Return the values of each key of the labels of all bentos or models, in order."""
+    async def labels(self, item_type: ItemType, prefix: str = "") -> dict[str, list[str]]:
+        """Return the values of each key of the labels of bentos or models, in order.
+
+        The names of their repositories begin with the prefix.
+        """
         used = (
             select(labels.c.key, labels.c.value)
             .join(items, items.c.id == labels.c.item_id)
             .where(items.c.kind == item_type.item)
         )
+        if prefix:
+            named = repositories.c.name.startswith(prefix, autoescape=True)
+            used = used.join(repositories, repositories.c.id == items.c.repository_id).where(named)
         values: dict[str, list[str]] = {}
         async with self.database.reading() as connection:
             for key, value in await connection.execute(used.distinct().order_by(labels.c.key, labels.c.value)):

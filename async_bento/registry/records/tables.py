@@ -46,6 +46,9 @@ class UtcTime(TypeDecorator[datetime]):
 
 _Id = BigInteger().with_variant(Integer, "sqlite")  # only an INTEGER key of SQLite is the row's own number
 
+_FIRST_CREATOR = "admin"
+"""The name of the token that registered what is older than the names of tokens."""
+
 metadata = MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -65,6 +68,7 @@ repositories = Table(
     Column("description", Text, nullable=False),
     Column("folded_description", Text, nullable=False),
     Column("n_items", Integer, nullable=False),
+    Column("creator", Text, nullable=False, server_default=_FIRST_CREATOR),
     Column("created_at", UtcTime, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
     UniqueConstraint("kind", "name"),
@@ -89,6 +93,8 @@ items = Table(
     Column("upload_started_at", UtcTime),
     Column("upload_finished_at", UtcTime),
     Column("upload_finished_reason", Text, nullable=False),
+    Column("creator", Text, nullable=False, server_default=_FIRST_CREATOR),
+    Column("last_pulled_at", UtcTime),
     Column("created_at", UtcTime, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
     UniqueConstraint("repository_id", "version"),
@@ -143,7 +149,41 @@ blobs = Table(
 )
 """The bytes of each upload, see `records/blobs.py`; `parts` is JSON: the size in bytes and the MD5 of each."""
 
-VERSION = "0001"
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("prefix", Text, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("last_used_at", UtcTime),
+    UniqueConstraint("digest"),
+    Index(None, "name"),
+    sqlite_autoincrement=True,
+)
+"""`digest` is the SHA-256 of the token; while a token is rotated, two rows have its name."""
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Index(None, "at"),
+    Index(None, "name", "id"),
+    sqlite_autoincrement=True,
+)
+"""The audit log: what the token `actor` did to the bento, model or token `name`; see `records/audit.py`."""
+
+VERSION = "0002"
 """The newest migration, which leads to these tables."""
 
 alembic_version = Table("alembic_version", MetaData(), Column("version_num", Text, primary_key=True))

@@ -1,0 +1,234 @@
+"""`async-bento registry token` and `registry audit`, on a registry that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_bento.cli import main
+from async_bento.registry.records.audit import AuditLog
+from async_bento.registry.records.sql import Records
+from tests.cli_runner import make_runner
+from tests.registry.conftest import MODELS, arguments, clean_up, disk_only
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.registry.conftest import Caller, Storage
+
+TOKEN = re.compile(r"abt_[A-Za-z0-9_-]{43}\n")
+
+
+async def run(storage: Storage, *command: str) -> Any:
+    """Run a command on the registry that is named `registry`."""
+    invoked = ["registry", *command, *arguments(storage)]
+    return await asyncio.to_thread(make_runner().invoke, main, invoked)
+
+
+async def done(storage: Storage, *command: str) -> str:
+    result = await run(storage, *command)
+    assert result.exit_code == 0, result.stderr
+    return str(result.stdout)
+
+
+async def events(storage: Storage, *options: str) -> list[list[str]]:
+    """Return who did what, in the order of time."""
+    listed = json.loads(await done(storage, "audit", "--json", *options))
+    return [[event["actor"], event["action"], event["kind"], event["name"], event["version"]] for event in listed]
+
+
+# Tokens
+
+
+async def test_token_created_is_alone_on_stdout_and_works(caller: Caller, storage: Storage):
+    result = await run(storage, "token", "create", "ci", "--role", "push")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert TOKEN.fullmatch(result.stdout)
+    user = await caller.ok("GET", "/auth/current", token=result.stdout.strip())
+    assert user["name"] == "ci"
+
+
+async def test_token_list_shows_no_secret(caller: Caller, storage: Storage):
+    secret = (
+        await done(storage, "token", "create", "ci", "--role", "read", "--prefix", "iris", "--expires", "2d")
+    ).strip()
+    await caller.ok("GET", "/auth/current", token=secret)
+    table = await done(storage, "token", "list")
+    assert secret not in table
+    head, admin, ci = table.splitlines()
+    assert head.split()[:4] == ["NAME", "ROLE", "PREFIX", "CREATED"]
+    assert (admin.split()[:3], ci.split()[:3]) == (["admin", "admin", "-"], ["ci", "read", "iris"])
+    listed = json.loads(await done(storage, "token", "list", "--json"))[1]
+    assert (listed["name"], listed["role"], listed["prefix"]) == ("ci", "read", "iris")
+    expiry = datetime.fromisoformat(listed["expires_at"]) - datetime.now(timezone.utc)
+    assert timedelta(days=1, hours=23) < expiry <= timedelta(days=2)
+    assert datetime.fromisoformat(listed["last_used_at"]) <= datetime.now(timezone.utc)
+
+
+async def test_token_revoked_is_refused_at_once(caller: Caller, storage: Storage):
+    secret = (await done(storage, "token", "create", "ci", "--role", "push")).strip()
+    await caller.ok("GET", "/auth/current", token=secret)
+    result = await run(storage, "token", "revoke", "ci")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "Revoked the token ci.\n")
+    refused = await caller.api("GET", "/auth/current", token=secret)
+    assert refused.status == 403
+    assert refused.json["message"].startswith("access denied: the API token is unknown, was revoked or has expired.")
+
+
+async def test_token_rotated_leaves_the_old_one_valid(caller: Caller, storage: Storage):
+    old = (await done(storage, "token", "create", "ci", "--role", "push")).strip()
+    new = (await done(storage, "token", "rotate", "ci", "--overlap", "1h")).strip()
+    assert new != old
+    for secret in (old, new):
+        await caller.ok("GET", "/auth/current", token=secret)
+    kept, added = json.loads(await done(storage, "token", "list", "--json"))[1:]
+    assert added["expires_at"] is None
+    left = datetime.fromisoformat(kept["expires_at"]) - datetime.now(timezone.utc)
+    assert timedelta(minutes=59) < left <= timedelta(hours=1)
+    await done(storage, "token", "revoke", "ci")
+    for secret in (old, new):
+        assert (await caller.api("GET", "/auth/current", token=secret)).status == 403
+
+
+async def test_token_on_a_terminal_is_introduced(caller: Caller, storage: Storage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("async_bento.cli.token.terminal_width", lambda: 80)
+    first, last = (await done(storage, "token", "create", "ci", "--role", "push")).splitlines()
+    assert first == "Created the token ci with the role push. The token is shown only now:"
+    assert TOKEN.fullmatch(f"{last}\n")
+
+
+@disk_only
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (["token", "create", "ci"], 2, "Missing option '--role'"),
+        (["token", "create", "ci", "--role", "write"], 2, "'write' is not one of 'read', 'push', 'admin'"),
+        (["token", "create", "no spaces", "--role", "read"], 2, "'no spaces' is no name of a token."),
+        (["token", "create", "admin", "--role", "read"], 2, "cannot create the token admin: it exists."),
+        (["token", "revoke", "ci"], 3, "there is no token ci. List the tokens with: async-bento registry token list"),
+        (["token", "rotate", "ci"], 3, "there is no token ci."),
+        (["token", "rotate", "ci", "--overlap", "soon"], 2, "'soon' is no age."),
+    ],
+)
+async def test_token_command_refuses_invalid_options(
+    caller: Caller, storage: Storage, command: list[str], code: int, message: str
+):
+    result = await run(storage, *command)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+
+
+def test_token_command_needs_a_registry(tmp_path: Path):
+    result = make_runner().invoke(main, ["registry", "token", "list"])
+    assert result.exit_code == 2
+    assert "Pass --root or --database." in result.stderr
+    result = make_runner().invoke(main, ["registry", "token", "list", "--root", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "it holds no registry. Pass the directory of one." in result.stderr
+    assert [*tmp_path.iterdir()] == []
+
+
+# The audit log
+
+
+async def test_audit_shows_who_did_what(caller: Caller, storage: Storage):
+    token = (await done(storage, "token", "create", "ci", "--role", "admin")).strip()
+    model = caller.about(MODELS)
+    for one in (caller, model):
+        await one.create()
+        for _ in range(2):
+            assert (await one.upload(b"bytes", token=token)).status == 200
+    await caller.ok("PATCH", f"{caller.items()}/v1/presign_download_url", token=token)
+    assert (await model.download()).status == 200
+    assert (await caller.api("DELETE", f"{caller.items()}/v1", token=token)).status == 200
+    await done(storage, "token", "revoke", "ci")
+    found = await events(storage)
+    shell = found[1][0]
+    assert shell.startswith("shell")
+    assert found == [
+        ["registry", "create", "token", "admin", ""],
+        [shell, "create", "token", "ci", ""],
+        ["ci", "push", "bento", "iris", "v1"],
+        ["ci", "replace", "bento", "iris", "v1"],
+        ["ci", "push", "model", "iris", "v1"],
+        ["ci", "replace", "model", "iris", "v1"],
+        ["ci", "pull", "bento", "iris", "v1"],
+        ["admin", "pull", "model", "iris", "v1"],
+        ["ci", "delete", "bento", "iris", "v1"],
+        [shell, "revoke", "token", "ci", ""],
+    ]
+    assert await events(storage, "--action", "delete") == [found[8]]
+    assert await events(storage, "--name", "ci") == [found[1], found[9]]
+    assert await events(storage, "--limit", "2") == found[8:]
+    assert await events(storage, "--since", "1h", "--limit", "0") == found
+    table = (await done(storage, "audit", "--action", "delete")).splitlines()
+    assert table[0].split() == ["TIME", "(UTC)", "TOKEN", "ACTION", "KIND", "NAME", "ADDRESS"]
+    assert table[1].split()[2:] == ["ci", "delete", "bento", "iris:v1", "127.0.0.1"]
+
+
+async def test_audit_shows_pruned_versions(caller: Caller, storage: Storage):
+    for version in ("v1", "v2"):
+        await caller.create(version=version)
+        assert (await caller.upload(b"bytes", version)).status == 200
+    await done(storage, "prune", "--keep", "1", "--yes")
+    ((actor, *event),) = await events(storage, "--action", "delete")
+    assert actor.startswith("shell")
+    assert event == ["delete", "bento", "iris", "v1"]
+
+
+async def test_audit_of_failed_replacement_has_no_event(caller: Caller, storage: Storage):
+    await caller.create()
+    assert (await caller.upload(b"bytes")).status == 200
+    await caller.ok("PATCH", f"{caller.items()}/v1/start_upload")
+    await caller.finish()  # a client whose forced push was interrupted: the old bytes are complete
+    assert [event[1] for event in await events(storage, "--name", "iris")] == ["push"]
+
+
+async def test_audit_counts_a_pull_in_ranges_once(caller: Caller, storage: Storage):
+    await caller.create()
+    assert (await caller.upload(b"0123456789")).status == 200
+    for range_ in ("bytes=0-4", "bytes=5-9"):
+        path = f"{caller.items()}/v1/download"
+        assert (await caller.api("GET", path, headers={"Range": range_})).status == 206
+    assert [event[1] for event in await events(storage, "--name", "iris")] == ["push", "pull"]
+
+
+async def test_pull_without_audit_log_succeeds(caller: Caller, monkeypatch: pytest.MonkeyPatch, storage: Storage):
+    from async_bento.registry.errors import disk_error
+
+    await caller.create()
+    assert (await caller.upload(b"bytes")).status == 200
+
+    async def fail(*_: object) -> None:
+        raise disk_error(OSError(28, "No space left on device"))
+
+    monkeypatch.setattr(AuditLog, "add_pull", fail)
+    assert (await caller.download()).body == b"bytes"
+
+
+async def test_audit_events_are_removed_after_a_year(caller: Caller, storage: Storage):
+    assert len(await events(storage)) == 1
+    await clean_up(caller, hours=24 * 364)
+    assert len(await events(storage)) == 1
+    await clean_up(caller, hours=24 * 366)
+    assert await events(storage) == []
+
+
+async def test_pull_records_its_time(caller: Caller, storage: Storage):
+    await caller.create()
+    assert (await caller.upload(b"bytes")).status == 200
+    running = caller.registry._running
+    assert running is not None
+    records = Records(running.retention._database)
+    from async_bento.registry.item_types import BENTO
+
+    assert (await records.item(BENTO, "iris", "v1")).last_pulled_at is None
+    await caller.ok("PATCH", f"{caller.items()}/v1/presign_download_url")
+    pulled_at = (await records.item(BENTO, "iris", "v1")).last_pulled_at
+    assert pulled_at is not None
+    assert datetime.now(timezone.utc) - pulled_at < timedelta(minutes=1)
