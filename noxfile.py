@@ -68,6 +68,7 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports")
     workflows = sorted(str(path) for path in Path(".github/workflows").glob("*.yml"))
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "deploy/compose.yaml")
     session.run("deptry", "async_bento")
     session.run("pytest", "-q", "-c", os.devnull, "--rootdir=.", "--noconftest", "tests/test_language.py")
 
