@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = (
     "async_bento/**/*.py",
+    "deploy/*",
     "docs/**/*.md",
     "examples/*",
     "CHANGELOG.md",
