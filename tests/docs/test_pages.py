@@ -71,12 +71,17 @@ def blocks(language: str = "python", pages: list[Path] = PAGES) -> list[Block]:
     ]
 
 
+def _joined(text: str) -> str:
+    """Join the lines that a backslash continues."""
+    return re.sub(r"\\\n\s*", "", text)
+
+
 def commands() -> list[str]:
     """Return every `async-bento` command in a shell block, an indented block, a table or a sentence, each once."""
     found: set[str] = set()
     for page in PAGES:
-        text = page.read_text()
-        shell = "\n".join(block.text for block in blocks("sh", [page]))
+        text = _joined(page.read_text())
+        shell = _joined("\n".join(block.text for block in blocks("sh", [page])))
         found.update(re.findall(r"^async-bento (.*)$", shell, re.MULTILINE))
         found.update(re.findall(r"^    async-bento (.*)$", text, re.MULTILINE))
         found.update(re.findall(r"`async-bento ((?!\[).*?)`", text))

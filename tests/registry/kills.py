@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from async_bento import AsyncBentoAPI, BentoError, BentoStore, Config, NotFoundError, RetryPolicy
 from tests.builders import contents, make_bento
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
@@ -89,9 +90,8 @@ class Storm:
 
     async def _work(self, choose: random.Random) -> None:
         """Wait until some call has succeeded, and a random time more."""
-        before, until = self.n_pushes + self.n_pulls, time.monotonic() + 60
-        while self.n_pushes + self.n_pulls == before and time.monotonic() < until:
-            await asyncio.sleep(0.02)
+        before = self.n_pushes + self.n_pulls
+        await eventually(lambda: self.n_pushes + self.n_pulls > before)
         await asyncio.sleep(choose.random() * 1.5)
 
     @asynccontextmanager

@@ -1,0 +1,20 @@
+"""A registry that is killed under load; `python -m tests.registry.kills` does the same for longer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.registry.kills import play
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_registry_killed_under_load_loses_nothing(tmp_path: Path) -> None:
+    storm = await play(tmp_path, kills=3, seed=1)
+    assert storm.complaints == []
+    assert storm.n_pushes + storm.n_pulls >= 3
