@@ -110,7 +110,7 @@ async def serve(
     Examples:
       async-bento registry serve --root /srv/bentos
       async-bento registry serve --root /srv/bentos --s3 my-bucket --s3-endpoint http://127.0.0.1:9000
-      async-bento registry serve --database postgresql://bento@db.example/bentos --s3 my-bucket
+      async-bento registry serve --database postgresql://bento@db.example/bentos --s3 my-bucket --token-file token
     """
     import asyncio
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -250,6 +252,38 @@ def test_registry_serve_runs_until_signal(tmp_path: Path, home: Path, number: si
     assert token not in exports + out + err
     assert process.returncode == 0
     assert err.splitlines()[-1] == "The registry has stopped."
+
+
+def test_registry_serve_shows_first_token_on_a_terminal_once(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "async_bento",
+        "registry",
+        "serve",
+        "--root",
+        str(tmp_path / "root"),
+        "--port",
+        "0",
+    ]
+    shown = []
+    for _ in range(2):
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+            os.close(theirs)
+            assert process.stdout is not None
+            printed = process.stdout.readline() + process.stdout.readline()
+            process.terminate()
+            process.wait(30)
+        text = ""
+        with suppress(OSError):  # Linux: the other end is closed
+            while piece := os.read(ours, 10_000):
+                text += piece.decode()
+        os.close(ours)
+        token = (tmp_path / "root" / "api_token").read_text().strip()
+        assert token not in printed
+        shown.append(token in text)
+    assert shown == [True, False]
 
 
 def test_registry_serve_behind_proxy_prints_public_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
