@@ -234,6 +234,17 @@ def test_alerts_name_metrics_of_the_registry(served: LocalRegistry):
     assert all(rule["alert"] for group in yaml.safe_load(text)["groups"] for rule in group["rules"])
 
 
+def read_only(writable: Path) -> list[str]:
+    """Return a prefix of commands that makes the root read-only but for a directory, where the system allows that."""
+    script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"'
+    prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(writable)]
+    try:
+        tried = subprocess.run([*prefix, "true"], capture_output=True, check=False)
+    except FileNotFoundError:  # macOS
+        return []
+    return prefix if tried.returncode == 0 else []
+
+
 @contextmanager
 def image_running(root: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Run the command of the image, with another directory and a free port, and yield its process and port."""
@@ -241,8 +252,9 @@ def image_running(root: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     assert set(changes) <= set(image().arguments)
     (port,) = free_ports(1)
     arguments = [*(changes.get(each, each) for each in image().arguments), "--port", str(port)]
+    root.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "async_bento", "registry", "serve", *arguments],
+        [*read_only(root), sys.executable, "-m", "async_bento", "registry", "serve", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
