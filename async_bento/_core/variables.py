@@ -24,6 +24,8 @@ SERVER = {
     "ASYNC_BENTO_REGISTRY_PUBLIC_URL": "URL at which clients reach `registry serve`, like `--public-url`.",
     "ASYNC_BENTO_REGISTRY_TOKEN_FILE": "File with the first token of `registry serve`, like `--token-file`.",
     "ASYNC_BENTO_REGISTRY_FORWARDED_ALLOW_IPS": "Proxies that `registry serve` trusts, like `--forwarded-allow-ips`.",
+    "ASYNC_BENTO_REGISTRY_UPSTREAM": "URL of the registry that `registry serve` mirrors, like `--upstream`.",
+    "ASYNC_BENTO_REGISTRY_UPSTREAM_TOKEN_FILE": "File with the token for it, like `--upstream-token-file`.",
 }
 """Those of the registry that `async-bento registry` runs."""
 

@@ -12,17 +12,20 @@ import click
 
 from async_bento._core.garbage import resume_collection
 from async_bento.cli.access_log import access_log
+from async_bento.cli.mirror import mirror_options
 from async_bento.cli.options import asynchronous
 from async_bento.cli.registry import storage_options
 from async_bento.cli.retention import parse_age
 from async_bento.cli.signals import is_ignored
 
 if TYPE_CHECKING:
+    from async_bento.cli.mirror import MirrorOptions
     from async_bento.cli.registry import Places
 
 
 @click.command()
 @storage_options
+@mirror_options
 @click.option("--s3-public-endpoint", metavar="URL", help="URL at which clients reach the S3 service, if different.")
 @click.option(
     "--port",
@@ -89,6 +92,7 @@ if TYPE_CHECKING:
 @asynchronous
 async def serve(
     places: Places,
+    mirror: MirrorOptions,
     s3_public_endpoint: str | None,
     port: int,
     host: str,
@@ -111,6 +115,7 @@ async def serve(
       async-bento registry serve --root /srv/bentos
       async-bento registry serve --root /srv/bentos --s3 my-bucket --s3-endpoint http://127.0.0.1:9000
       async-bento registry serve --database postgresql://bento@db.example/bentos --s3 my-bucket --token-file token
+      async-bento registry serve --root /srv/mirror --upstream https://registry.example.com --upstream-token-file token
     """
     import asyncio
 
@@ -145,9 +150,10 @@ async def serve(
             immutable=immutable,
             prune_keep=prune_keep,
             prune_older_than=prune_older_than,
+            **mirror.arguments(),
         )
         async with served as server:
-            where = f"Serving {bucket or places.root} at {server.endpoint}."
+            where = f"Serving {bucket or places.root}{mirror} at {server.endpoint}."
             click.echo(f"{where} Press Ctrl-C to stop. Clients need:", err=True)
             click.echo(f"export BENTO_CLOUD_API_ENDPOINT={server.public_url}")
             if server.token_file is not None:

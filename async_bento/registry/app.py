@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from async_bento._core.validation import JsonObject
     from async_bento.registry.backend import OpenBackend
+    from async_bento.registry.mirror.mirror import Mirror
     from async_bento.registry.records.base import Found, Item, Repository, UploadStatus
     from async_bento.registry.records.query import ListQuery
     from async_bento.registry.tokens import Role
@@ -69,13 +70,20 @@ log = logging.getLogger(__package__)
 class Api:
     """The request handlers."""
 
-    def __init__(self, backend: OpenBackend, transmission: TransmissionPolicy, base_url: BaseUrl | None = None) -> None:
+    def __init__(
+        self,
+        backend: OpenBackend,
+        transmission: TransmissionPolicy,
+        base_url: BaseUrl | None = None,
+        mirror: Mirror | None = None,
+    ) -> None:
         self._records = backend.records
         self._uploads = backend.uploads
         self._backend_routes = backend.routes
         self._audit = backend.audit
         self._transmission = transmission
         self._base_url = base_url or BaseUrl()
+        self._mirror = mirror
         self.access = Access(backend.tokens, self._base_url)
         self.operation = Operation(backend.check, backend.metrics)
         self._lists = asyncio.Semaphore(_CONCURRENT_LISTS)
@@ -89,13 +97,13 @@ class Api:
         app.add_routes(self.operation.routes())
         app.on_response_prepare.append(set_headers)
         app.add_routes([route("GET", "/version", "read", _get_version)])
-        app.add_routes([route("GET", "/labels", "read", self._list_labels)])
+        app.add_routes([route("GET", "/labels", "read", self._mirrored(self._list_labels))])
         app.add_routes(unsupported_routes())
         app.add_routes(self._backend_routes)
         for item_type in ITEM_TYPES:
             app.add_routes(self._routes(item_type))
         users = f"/{MODEL.repositories}/{{name}}/{MODEL.items}/{{version}}/{BENTO.items}"
-        app.add_routes([route("GET", users, "read", self._list_bentos_of)])
+        app.add_routes([route("GET", users, "read", self._mirrored(self._list_bentos_of))])
         return app
 
     def _routes(self, item_type: ItemType) -> list[web.AbstractRouteDef]:
@@ -122,7 +130,14 @@ class Api:
             ("PUT", f"{items}/{{version}}/upload", "push", self._upload),
             ("GET", f"{items}/{{version}}/download", "read", self._download),
         ]
-        return [route(method, path, role, partial(handler, item_type)) for method, path, role, handler in routes]
+        return [
+            route(method, path, role, self._mirrored(partial(handler, item_type)))
+            for method, path, role, handler in routes
+        ]
+
+    def _mirrored(self, handler: Handler) -> Handler:
+        """Let the mirror, if the registry is one, answer the requests of a handler, which are allowed."""
+        return handler if self._mirror is None else partial(self._mirror.answer, handler)
 
     async def _create_repository(self, item_type: ItemType, request: web.Request) -> web.Response:
         body = schemas.parse_request(schemas.RepositoryRequest, await request.read())

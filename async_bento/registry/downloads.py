@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from contextlib import aclosing
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -12,20 +13,30 @@ from aiohttp import web
 from async_bento.registry.errors import RangeError, StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
     from async_bento.registry.blobs.base import OpenBlob
 
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
 log = logging.getLogger(__package__)
 
 
-async def send_blob(request: web.Request, blob: OpenBlob) -> web.StreamResponse:
+class SourceLostError(OSError):
+    """The rest of the bytes does not arrive, for a reason that was logged."""
+
+
+async def send_blob(
+    request: web.Request, blob: OpenBlob, extra_headers: Mapping[str, str] = _NO_HEADERS
+) -> web.StreamResponse:
     """Send an object, or the range that the request asks for.
 
     If reading it fails, the connection is aborted, so that the client notices. Raise `StorageError` for another ETag
     than that of `If-Match` (412), and for a range beyond the object (416).
     """
-    if not _matches(request.headers.get("If-Match"), blob.etag):
+    if not matches_etag(request.headers.get("If-Match"), blob.etag):
         raise StorageError("PreconditionFailed", "the object has changed: its ETag differs", status=412)
     found = parse_range(request.headers.get("Range"), blob.size)
     start, stop = found or (0, blob.size)
@@ -34,22 +45,29 @@ async def send_blob(request: web.Request, blob: OpenBlob) -> web.StreamResponse:
         "Content-Length": str(stop - start),
         "Content-Type": "application/octet-stream",
         "ETag": blob.etag,
+        **extra_headers,
     }
     if found:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
     response = web.StreamResponse(status=206 if found else 200, headers=headers)
+    await send_chunks(request, response, blob.read(start, stop))
+    return response
+
+
+async def send_chunks(request: web.Request, response: web.StreamResponse, body: AsyncGenerator[bytes]) -> None:
+    """Send the body of a response; abort the connection if reading the body fails."""
     await response.prepare(request)
     try:
-        async with aclosing(blob.read(start, stop)) as chunks:
+        async with aclosing(body) as chunks:
             async for chunk in chunks:
                 await response.write(chunk)
     except ConnectionError:
         pass  # the client has hung up
-    except OSError:
-        log.exception("a download was aborted: the storage failed")
+    except OSError as error:
+        if not isinstance(error, SourceLostError):
+            log.exception("a download was aborted: the storage failed")
         if request.transport is not None:
             request.transport.abort()
-    return response
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -71,5 +89,6 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, stop
 
 
-def _matches(header: str | None, etag: str) -> bool:
+def matches_etag(header: str | None, etag: str) -> bool:
+    """Return whether an `If-Match` header, if there is one, names an ETag."""
     return header is None or header.strip() == "*" or etag in (tag.strip() for tag in header.split(","))

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from aiohttp import web
 
@@ -75,6 +75,11 @@ class Metrics:
                 status = observed.response.status
                 self._sent.inc(max(observed.response.content_length or 0, 0))
             self._requests.labels(method, route, status).inc()
+
+    def follow_upstream(self) -> Callable[[bool], None]:
+        """Add the gauge of a mirror, and return the function that sets it."""
+        up = Gauge(f"{_PREFIX}_upstream_up", "Whether the upstream of this mirror answers", registry=self._registry)
+        return up.set
 
     async def render(self) -> tuple[bytes, str]:
         """Return the metrics as text, and its content type."""

@@ -7,14 +7,13 @@ import ipaddress
 import logging
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 from pydantic import SecretStr
 
-from async_bento._core.concurrency import Threads, open_portal
+from async_bento._core.concurrency import open_portal
 from async_bento._core.s3 import MAX_PUT_SIZE, MIN_PART_SIZE
 from async_bento.errors import ConfigError
 from async_bento.registry.app import Api
@@ -23,6 +22,7 @@ from async_bento.registry.blobs.base import IO_CHUNK
 from async_bento.registry.cleanup import Cleanup, running
 from async_bento.registry.connections import accepting
 from async_bento.registry.directory import TOKEN_FILE, check_token, read_or_create_token
+from async_bento.registry.mirror.source import MirrorSource, load_module
 from async_bento.registry.operation import AccessLogger
 from async_bento.registry.retention import RetentionPolicy
 from async_bento.registry.s3_bucket import S3Bucket
@@ -106,6 +106,11 @@ class LocalRegistry:
             for no such condition. With `prune_older_than`, both conditions must allow the deletion.
         prune_older_than: Delete versions every hour that were neither registered nor pushed for this time, in seconds.
             None for no such condition. A model that a remaining bento names stays.
+        upstream: The URL of another registry: this one is a mirror then, which answers pulls from its own directory,
+            fetches what it lacks, and refuses pushes. The upstream's records answer as long as it is reachable. A
+            mirror ignores `transmission`, `strategies` and `presign`.
+        upstream_token: The API token for the upstream; clients of the mirror need the mirror's own token.
+        mirror_size: The most bytes that a mirror keeps; it deletes what was pulled least recently. None for no limit.
         grace: How long `close` waits for running requests before it cancels them, in seconds.
         access_log: A logger that gets a line per request, without queries and headers, which hold secrets. None
             disables the access log.
@@ -137,6 +142,9 @@ class LocalRegistry:
         immutable: bool = False,
         prune_keep: int | None = None,
         prune_older_than: float | None = None,
+        upstream: str | None = None,
+        upstream_token: str | SecretStr | None = None,
+        mirror_size: int | None = None,
         grace: float = 5.0,
         access_log: logging.Logger | None = None,
     ) -> None:
@@ -167,6 +175,13 @@ class LocalRegistry:
         self._policy: RetentionPolicy | None = None
         if prune_keep is not None or prune_older_than is not None:
             self._policy = RetentionPolicy(prune_keep, prune_older_than)
+        self._source = MirrorSource.of(upstream, upstream_token, mirror_size)
+        if self._source is not None:
+            self._transmission = TransmissionPolicy("proxy", presign=False)
+            if bucket is not None:
+                raise ConfigError("a mirror keeps its bytes in a directory. Leave out the bucket.")
+            if immutable:
+                raise ConfigError("a mirror has no versions of its own. Leave out immutable.")
         self._grace = grace
         self._access_log = access_log
         self._running: _Running | None = None
@@ -273,7 +288,10 @@ class LocalRegistry:
             opened = await stack.enter_async_context(backend.open(url_expiry=self._url_expiry, policy=self._policy))
             api_token, has_new_token = await self._set_first_token(opened.tokens)
             await stack.enter_async_context(running(opened.cleanup))
-            api = Api(opened, self._transmission, self._base_url)
+            mirror = None
+            if self._source is not None:
+                mirror = await stack.enter_async_context(await self._source.open(opened))
+            api = Api(opened, self._transmission, self._base_url, mirror)
             stack.push_async_callback(api.operation.wait_for_handlers)
             port = await self._listen(stack, api)
             if self._is_exposed():
@@ -355,15 +373,12 @@ async def load_backend(
 ) -> Backend:
     """Describe where a registry keeps its data; see `Backend`.
 
-    Import what the client alone does not need, in a thread, since it reads many files.
+    Import what the client alone does not need.
     """
-    threads = Threads(1)
     try:
-        module = await threads.run(import_module, "async_bento.registry.backend")
+        module = await load_module("async_bento.registry.backend")
     except ModuleNotFoundError as error:
         raise ConfigError(f'cannot start the registry: {error}. Run: pip install "async-bento[registry]"') from error
-    finally:
-        threads.close()
     backend: Backend = module.Backend(root, database, bucket, min_part_size, max_put_size, immutable)
     return backend
 

@@ -39,14 +39,14 @@ class Uploads:
 
     async def presign_put(self, ref: ItemRef, item: Item) -> str:
         """Start an upload of one body, and sign its URL."""
-        key = _new_key(ref)
+        key = new_key(ref)
         url = await self._blobs.presign_put(key)
         await self._add(item, key, None)
         return url
 
     async def start_multipart(self, ref: ItemRef, item: Item) -> str:
         """Start an upload in parts, and return its id."""
-        key = _new_key(ref)
+        key = new_key(ref)
         upload_id = await self._blobs.start_multipart(key)
         await self._add(item, key, upload_id)
         return upload_id
@@ -81,7 +81,7 @@ class Uploads:
     @asynccontextmanager
     async def received(self, ref: ItemRef, body: AsyncIterable[bytes], size: int | None) -> AsyncGenerator[Publication]:
         """Store a body of `size` bytes, if known; remove it if the block fails."""
-        key = _new_key(ref)
+        key = new_key(ref)
         content = await self._blobs.put(key, body, size)
         try:
             yield Publication(key, content)
@@ -149,7 +149,8 @@ class Uploads:
         return True
 
 
-def _new_key(ref: ItemRef) -> str:
+def new_key(ref: ItemRef) -> str:
+    """Return a key that no bytes have had."""
     return f"{ref.item_type.items}/{ref.name}/{ref.version}/{secrets.token_hex(16)}"
 
 

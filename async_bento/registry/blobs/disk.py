@@ -82,6 +82,20 @@ class DiskBlobs:
             await self._threads.run(self._files.add_part, key, number, file)
             return f'"{file.md5}"'
 
+    async def start_file(self, key: str) -> Path:
+        """Start an upload of one file, and return the directory to write it in."""
+        await self._threads.run(self._files.start, key)
+        return self._files.directory(key)
+
+    async def add_file(self, key: str, file: StagedFile) -> Content:
+        """Complete an upload by its file."""
+        await self._threads.run(file.sync)
+        await self._threads.run(self._files.add_part, key, 1, file)
+        content = await self._threads.run(self._files.finish_put, key)
+        if content is None:
+            raise NoSuchUploadError
+        return content
+
     async def finish_put(self, key: str) -> Content | None:
         """See `Blobs`."""
         return await self._threads.run(self._files.finish_put, key)

@@ -34,6 +34,7 @@ from async_bento.registry.blobs.multipart import check_parts
 from async_bento.registry.errors import NoSuchUploadError, RecordNotFoundError
 
 if TYPE_CHECKING:
+    from _hashlib import HASH
     from collections.abc import Iterable, Iterator, Sequence
     from io import FileIO
     from pathlib import Path
@@ -51,8 +52,8 @@ class StagedFile:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / f".{secrets.token_hex(16)}"
-        self.size = 0
-        self._md5 = hashlib.md5(usedforsecurity=False)
+        self.size: int = 0
+        self._md5: HASH = hashlib.md5(usedforsecurity=False)
         self._file: FileIO | None = None
 
     @property
@@ -60,7 +61,7 @@ class StagedFile:
         """The MD5 of the bytes written so far, in hexadecimal."""
         return self._md5.hexdigest()
 
-    def write(self, chunks: Iterable[bytes]) -> None:
+    def write(self, chunks: Iterable[bytes | memoryview]) -> None:
         """Append and hash chunks."""
         if self._file is None:
             try:

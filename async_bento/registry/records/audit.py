@@ -50,11 +50,12 @@ class AuditLog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add_pull(self, ref: ItemRef, item: Item, by: Actor) -> None:
-        """Record that a client has got the bytes of an item, or their URL."""
-        pulled = update(items).where(items.c.id == item.id).values(last_pulled_at=utc_now())
+    async def add_pull(self, ref: ItemRef, item: Item | None, by: Actor) -> None:
+        """Record that a client has got the bytes of an item, or their URL; a mirror may not have its record yet."""
         async with self._database.writing() as connection:
-            await connection.execute(pulled)
+            if item is not None:
+                pulled = update(items).where(items.c.id == item.id).values(last_pulled_at=utc_now())
+                await connection.execute(pulled)
             await add_event(connection, "pull", ref.item_type.item, ref.name, ref.version, by=by)
 
     async def list(

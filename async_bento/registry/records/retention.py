@@ -126,6 +126,19 @@ class RetentionRecords:
             await add_events(connection, "delete", subjects, by=by)
         return deleted, released
 
+    async def least_recently_pulled(self, count: int) -> list[Version]:
+        """Return versions that have bytes, those that were not pulled for the longest time first."""
+        columns = (items.c.id, items.c.repository_id, items.c.kind, repositories.c.name, items.c.version, blobs.c.size)
+        found = (
+            select(*columns)
+            .join(repositories, repositories.c.id == items.c.repository_id)
+            .join(blobs, _CURRENT)
+            .order_by(func.coalesce(items.c.last_pulled_at, blobs.c.changed_at), items.c.id)
+            .limit(count)
+        )
+        async with self._database.reading() as connection:
+            return [Version(*row) for row in await connection.execute(found)]
+
     async def usage(self) -> list[RepositoryUsage]:
         """Return what each repository uses, the largest first."""
         sizes = (

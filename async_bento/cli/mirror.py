@@ -1,0 +1,94 @@
+"""The options of `async-bento registry serve` that make the registry a mirror."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from pydantic import SecretStr
+
+from async_bento.config import GiB, MiB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+_UNITS = {"M": MiB, "G": GiB, "T": 1024 * GiB}
+
+
+@dataclass(frozen=True)
+class MirrorOptions:
+    """The upstream of a mirror; without one, the registry is none."""
+
+    url: str | None
+    api_token: SecretStr | None
+    size: int | None
+
+    def __str__(self) -> str:
+        return f" as a mirror of {self.url}" if self.url else ""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `LocalRegistry`."""
+        return {"upstream": self.url, "upstream_token": self.api_token, "mirror_size": self.size}
+
+
+def mirror_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Add the options of a mirror, and pass them as the argument after the positional ones."""
+
+    @click.option(
+        "--upstream",
+        metavar="URL",
+        envvar="ASYNC_BENTO_REGISTRY_UPSTREAM",
+        help="Mirror this registry: pass on pulls, and keep what was pulled.",
+    )
+    @click.option(
+        "--upstream-token-file",
+        "upstream_token_file",
+        metavar="FILE",
+        envvar="ASYNC_BENTO_REGISTRY_UPSTREAM_TOKEN_FILE",
+        help="File with the API token for the upstream.",
+    )
+    @click.option(
+        "--mirror-size",
+        "mirror_size",
+        metavar="SIZE",
+        callback=_parse_size,
+        help="Delete what was pulled least recently, to keep at most SIZE, like 500M, 200G or 2T.",
+    )
+    @wraps(command)
+    def run(
+        *args: object, upstream: str | None, upstream_token_file: str | None, mirror_size: int | None, **options: object
+    ) -> T:
+        if upstream is None and (upstream_token_file is not None or mirror_size is not None):
+            raise click.UsageError("--upstream-token-file and --mirror-size require --upstream.")
+        if upstream is not None and upstream_token_file is None:
+            raise click.UsageError("--upstream requires --upstream-token-file.")
+        api_token = None if upstream_token_file is None else _read_token(upstream_token_file)
+        return command(*args, MirrorOptions(upstream, api_token, mirror_size), **options)
+
+    return run
+
+
+def _read_token(path: str) -> SecretStr:
+    try:
+        token = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+        raise click.UsageError(f"cannot read the token of the upstream in {path}: {reason}.") from error
+    if not token:
+        raise click.UsageError(f"{path} is empty. Write the token of the upstream into it.")
+    return SecretStr(token)
+
+
+def _parse_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,6})([MGT])", value)
+    if found is None or int(found[1]) == 0:
+        raise click.BadParameter(f"{value!r} is no size. Use MiB, GiB or TiB, like 500M, 200G or 2T.")
+    return int(found[1]) * _UNITS[found[2]]

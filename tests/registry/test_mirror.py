@@ -1,0 +1,573 @@
+"""A mirror between clients and another registry: what it requests, and what it serves without the upstream."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import re
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from async_bento import APIStatusError, AsyncBentoAPI, BentoStore, Config, ConfigError, ModelStore
+from async_bento.cli import main
+from async_bento.registry import LocalRegistry, S3Bucket
+from async_bento.registry.records.audit import AuditLog
+from tests.builders import MiB, contents, make_bento, make_model, random_bytes
+from tests.cli.test_cli import start
+from tests.cli_runner import make_runner
+from tests.eventually import eventually
+from tests.fault_proxy import DOWNLOAD, GET, Exchange, FaultProxy
+from tests.fixtures import FEW_RANGES
+from tests.registry.conftest import BENTOS, MODELS, Caller
+from tests.registry.test_access import create_token
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from aiohttp import web
+
+    StartMirror = Callable[..., Awaitable[LocalRegistry]]
+    MakeApi = Callable[..., AsyncBentoAPI]
+
+FETCHES = f"{GET}|{DOWNLOAD}"
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the mirror retry at once, and use ranges of which a small model has many."""
+    monkeypatch.setattr("async_bento.registry.mirror.upstream._PAUSE", 0)
+    for name, value in {
+        "RETRY_ATTEMPTS": "2",
+        "RETRY_WAIT_INITIAL": "0",
+        "RETRY_WAIT_MAX": "0",
+        "TRANSFER_RANGE_SIZE": str(MiB // 4),
+    }.items():
+        monkeypatch.setenv(f"ASYNC_BENTO_{name}", value)
+
+
+@pytest.fixture
+async def upstream(tmp_path: Path) -> AsyncIterator[FaultProxy]:
+    """The upstream behind a proxy that counts its requests."""
+    async with (
+        LocalRegistry(tmp_path / "upstream", grace=0.1, api_token="upstream-secret") as registry,
+        FaultProxy(registry, streams_downloads=False) as proxy,
+    ):
+        yield proxy
+
+
+@pytest.fixture
+async def start_mirror(tmp_path: Path, upstream: FaultProxy) -> AsyncIterator[StartMirror]:
+    """Start mirrors of the upstream, which stop with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def start(name: str = "mirror", **options: Any) -> LocalRegistry:
+            defaults: dict[str, Any] = {
+                "upstream": upstream.endpoint,
+                "upstream_token": upstream.registry.api_token,
+                "grace": 0.1,
+            }
+            return await stack.enter_async_context(LocalRegistry(tmp_path / name, **(defaults | options)))
+
+        yield start
+
+
+@pytest.fixture
+async def mirror(start_mirror: StartMirror) -> LocalRegistry:
+    return await start_mirror()
+
+
+@pytest.fixture
+async def make_api(tmp_path: Path) -> AsyncIterator[MakeApi]:
+    """Make clients of a registry, each with a home of its own."""
+    async with AsyncExitStack() as stack:
+
+        def make(registry: Any, home: str, **config: Any) -> AsyncBentoAPI:
+            retry = {"attempts": 3, "wait_initial": 0, "wait_max": 0}
+            api = AsyncBentoAPI(
+                endpoint=registry.endpoint,
+                api_token=getattr(registry, "registry", registry).api_token,
+                bento_store=BentoStore(tmp_path / home / "bentos"),
+                model_store=ModelStore(tmp_path / home / "models"),
+                config=Config(**({"retry": retry} | config)),
+                progress=False,
+            )
+            stack.push_async_callback(api.aclose)
+            return api
+
+        yield make
+
+
+@pytest.fixture
+async def publisher(upstream: FaultProxy, make_api: MakeApi) -> AsyncBentoAPI:
+    """A client of the upstream, whose home is `publisher`."""
+    return make_api(upstream, "publisher")
+
+
+async def push_model(publisher: AsyncBentoAPI, home: Path, tag: str, size: int, seed: int = 0) -> Path:
+    path = await asyncio.to_thread(make_model, home / "publisher", tag, {"weights": random_bytes(size, seed)})
+    await publisher.models.push(tag, force=True)
+    return path
+
+
+class Switch:
+    """A fault for all requests of the upstream: it can go down, and hold the bytes after a number of ranges."""
+
+    def __init__(self) -> None:
+        self.is_down = False
+        self.n_free: int | None = None
+        self.released = asyncio.Event()
+        self.held = asyncio.Event()
+
+    async def __call__(self, exchange: Exchange) -> web.StreamResponse:
+        is_fetch = exchange.request.path.startswith("/blobs/") or exchange.request.path.endswith("/download")
+        if is_fetch and self.n_free is not None:
+            self.n_free -= 1
+            if self.n_free < 0:
+                self.held.set()
+                await self.released.wait()
+        if self.is_down:
+            return exchange.disconnect()
+        return await exchange.forward()
+
+    def go_down(self) -> None:
+        self.is_down = True
+        self.released.set()
+
+    def come_back(self) -> None:
+        self.is_down = False
+        self.n_free = None
+
+
+@pytest.fixture
+def switch(upstream: FaultProxy) -> Switch:
+    switch = Switch()
+    upstream.add_fault("", switch, times=None)
+    return switch
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        yield session
+
+
+@pytest.fixture
+def ask(mirror: LocalRegistry, session: aiohttp.ClientSession) -> Caller:
+    """A plain client of the mirror, about models."""
+    return Caller(mirror, session, MODELS)
+
+
+async def sha256(response: aiohttp.ClientResponse) -> str:
+    digest = hashlib.sha256()
+    async for chunk in response.content.iter_any():
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fetched_ranges(upstream: FaultProxy) -> list[str]:
+    """The ranges that were requested of the upstream."""
+    return [request.headers.get("Range", "whole") for request in upstream.matching(FETCHES)]
+
+
+def is_once(upstream: FaultProxy, size: int) -> bool:
+    """Whether the ranges that the upstream was asked for cover an object once."""
+    bounds = sorted(tuple(map(int, each.removeprefix("bytes=").split("-"))) for each in fetched_ranges(upstream))
+    ends = [0, *(stop + 1 for _, stop in bounds)]
+    return [start for start, _ in bounds] == ends[:-1] and ends[-2] < size <= ends[-1]
+
+
+async def test_mirror_fetches_once_for_many_pulls(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, make_api: MakeApi, ask: Caller
+):
+    source = await push_model(publisher, tmp_path, "mod:m1", 20 * MiB)
+    url = f"{ask.registry.endpoint}/api/v1{ask.items('mod')}/m1/download"
+    upstream.requests.clear()
+
+    async def download() -> tuple[int, str]:
+        headers = {"X-YATAI-API-TOKEN": ask.registry.api_token}
+        async with ask.session.get(url, headers=headers) as response:
+            assert response.status == 200
+            return int(response.headers["Content-Length"]), await sha256(response)
+
+    async def pull(number: int) -> None:
+        model = await make_api(ask.registry, f"home-{number}", transfer=FEW_RANGES).models.pull("mod:m1")
+        assert contents(model.path) == contents(source)
+
+    downloads, _ = await asyncio.gather(
+        asyncio.gather(*(download() for _ in range(45))), asyncio.gather(*(pull(number) for number in range(5)))
+    )
+    ((size, _),) = {*downloads}
+    assert is_once(upstream, size)
+    await eventually(lambda: is_hit(ask, "m1"))
+    assert is_once(upstream, size)
+
+
+async def test_mirror_streams_what_has_arrived(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, switch: Switch, ask: Caller
+):
+    await push_model(publisher, tmp_path, "mod:m1", 4 * MiB)
+    switch.n_free = 4
+    headers = {"X-YATAI-API-TOKEN": ask.registry.api_token}
+    url = f"{ask.registry.endpoint}/api/v1{ask.items('mod')}/m1/download"
+    async with ask.session.get(url, headers=headers) as first:
+        assert first.headers["Cache-Status"] == "async-bento; fwd=miss; stored"
+        size = int(first.headers["Content-Length"])
+        beginning = await first.content.readexactly(MiB // 4)
+        assert switch.held.is_set()
+        wanted = headers | {"Range": f"bytes={size - 100}-", "If-Match": first.headers["ETag"]}
+        async with ask.session.get(url, headers=wanted) as second:
+            assert second.status == 206
+            assert second.headers["Cache-Status"] == "async-bento; fwd=miss; stored; collapsed"
+            assert second.headers["Content-Range"] == f"bytes {size - 100}-{size - 1}/{size}"
+            switch.released.set()
+            end = await second.read()
+        rest = await first.read()
+    assert len(beginning) + len(rest) == size
+    assert rest.endswith(end)
+    assert is_once(upstream, size)
+
+
+async def test_mirror_resumes_a_fetch_after_the_upstream_died(
+    tmp_path: Path,
+    upstream: FaultProxy,
+    publisher: AsyncBentoAPI,
+    switch: Switch,
+    ask: Caller,
+    make_api: MakeApi,
+    caplog: pytest.LogCaptureFixture,
+):
+    source = await push_model(publisher, tmp_path, "mod:m1", 4 * MiB)
+    switch.n_free = 12
+    headers = {"X-YATAI-API-TOKEN": ask.registry.api_token}
+    url = f"{ask.registry.endpoint}/api/v1{ask.items('mod')}/m1/download"
+    async with ask.session.get(url, headers=headers) as response:
+        await response.content.readexactly(MiB // 4)
+        await switch.held.wait()
+        switch.go_down()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+    refused = await ask.api("GET", f"{ask.items('mod')}/m1/download")
+    assert refused.status == 502
+    assert "cannot fetch model mod:m1 from the upstream" in refused.json["error"]
+    assert (await ask.list())["items"] == []
+    switch.come_back()
+    upstream.requests.clear()
+    model = await make_api(ask.registry, "home").models.pull("mod:m1")
+    assert contents(model.path) == contents(source)
+    assert "upstream-secret" not in caplog.text
+
+
+async def test_mirror_finishes_a_fetch_whose_first_client_hung_up(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, switch: Switch, ask: Caller
+):
+    await push_model(publisher, tmp_path, "mod:m1", 4 * MiB)
+    switch.n_free = 4
+    headers = {"X-YATAI-API-TOKEN": ask.registry.api_token}
+    url = f"{ask.registry.endpoint}/api/v1{ask.items('mod')}/m1/download"
+    first = await ask.session.get(url, headers=headers)
+    async with ask.session.get(url, headers=headers) as second:
+        first.close()
+        switch.released.set()
+        body = await second.read()
+    assert len(body) == int(second.headers["Content-Length"])
+    assert is_once(upstream, len(body))
+
+
+async def test_mirror_serves_what_it_has_while_the_upstream_is_down(
+    tmp_path: Path,
+    publisher: AsyncBentoAPI,
+    switch: Switch,
+    ask: Caller,
+    make_api: MakeApi,
+    caplog: pytest.LogCaptureFixture,
+):
+    source = await push_model(publisher, tmp_path, "mod:m1", 1000)
+    await push_model(publisher, tmp_path, "mod:m2", 1000, seed=1)
+    await make_api(ask.registry, "first").models.pull("mod:m1")
+    assert {item["version"] for item in (await ask.list())["items"]} == {"m1", "m2"}
+    fresh = await ask.api("GET", f"{ask.items('mod')}/m1")
+    assert fresh.headers["Cache-Status"] == "async-bento; fwd=request"
+    assert await metric(ask, "upstream_up") == 1
+    switch.go_down()
+    model = await make_api(ask.registry, "second").models.pull("mod:latest")
+    assert model.tag.version == "m1"
+    assert contents(model.path) == contents(source)
+    for path in (ask.items("mod"), f"{ask.items('mod')}/m1", f"{ask.items('mod')}/m1/download", "/models", "/labels"):
+        answer = await ask.api("GET", path)
+        assert (answer.status, answer.headers["Cache-Status"]) == (200, "async-bento; hit; detail=upstream-down"), path
+    lost = await ask.api("GET", f"{ask.items('mod')}/m2")
+    assert lost.status == 503
+    assert lost.json["error"].endswith("this mirror does not have what you ask for. Try again later.")
+    assert (await ask.api("GET", f"{ask.items('mod')}/m2/download")).status == 503
+    assert await metric(ask, "upstream_up") == 0
+    switch.come_back()
+    assert {item["version"] for item in (await ask.list())["items"]} == {"m1", "m2"}
+    warnings = [record.message for record in caplog.records if record.name.startswith("async_bento.registry")]
+    assert [message.partition(":")[0] for message in warnings if "upstream" in message] == [
+        "the upstream is away, so the mirror serves what it has",
+        "the upstream http",
+    ]
+
+
+async def test_mirror_fetches_a_version_that_was_pushed_again(
+    tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
+):
+    await push_model(publisher, tmp_path, "mod:m1", 1000)
+    old = await make_api(ask.registry, "first").models.pull("mod:m1")
+    source = await push_model(publisher, tmp_path, "mod:m1", 1000, seed=1)
+    new = await make_api(ask.registry, "second").models.pull("mod:m1")
+    assert contents(old.path) != contents(source)
+    assert contents(new.path) == contents(source)
+    await eventually(lambda: is_hit(ask, "m1"))
+
+
+async def test_mirror_has_no_version_that_the_upstream_deleted(
+    tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
+):
+    await push_model(publisher, tmp_path, "mod:m1", 1000)
+    await make_api(ask.registry, "first").models.pull("mod:m1")
+    await publisher.models.delete("mod:m1")
+    for path in ("m1", "m1/download"):
+        assert (await ask.api("GET", f"{ask.items('mod')}/{path}")).status == 404
+
+
+async def test_mirror_evicts_what_was_pulled_least_recently(
+    tmp_path: Path, publisher: AsyncBentoAPI, start_mirror: StartMirror, make_api: MakeApi, session: Any
+):
+    for number in range(3):
+        await push_model(publisher, tmp_path, f"mod:m{number}", MiB, seed=number)
+    mirror = await start_mirror(mirror_size=int(2.5 * MiB))
+    ask = Caller(mirror, session, MODELS)
+    path = f"{ask.items('mod')}/m%d/download"
+    for number in (0, 1, 0, 2):
+        await eventually(lambda version=f"m{number}": is_hit(ask, version))
+    states = [(await ask.api("GET", path % number)).headers["Cache-Status"] for number in (0, 2, 1)]
+    assert [state.partition("; ")[2] for state in states] == ["hit", "hit", "fwd=miss; stored"]
+    await eventually(lambda: stored_bytes(tmp_path / "mirror") <= 2.5 * MiB)
+    await push_model(publisher, tmp_path, "mod:large", 3 * MiB)
+    refused = await ask.api("GET", f"{ask.items('mod')}/large/download")
+    assert refused.status == 409
+    assert "more than this mirror may keep: 2.5 MiB" in refused.json["error"]
+
+
+async def test_mirror_refuses_pushes_and_deletions(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
+):
+    await push_model(publisher, tmp_path, "mod:m1", 1000)
+    make_model(tmp_path / "home", "mod:m2")
+    api = make_api(ask.registry, "home")
+    with pytest.raises(APIStatusError, match=f"it only passes on pulls. Push to {upstream.endpoint}") as caught:
+        await api.models.push("mod:m2")
+    assert caught.value.status == 409
+    with pytest.raises(APIStatusError, match="cannot delete from a mirror"):
+        await api.models.delete("mod:m1")
+    assert (await ask.api("PUT", f"{ask.items('mod')}/m1/upload", data=b"x")).status == 409
+    assert not upstream.matching("(POST|PUT|DELETE) .*m2")
+
+
+async def test_mirror_keeps_the_upstream_token_secret(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG)
+    await push_model(publisher, tmp_path, "mod:m1", 1000)
+    upstream.requests.clear()
+    answers = [await ask.api("GET", f"{ask.items('mod')}/m1{end}") for end in ("", "/download")]
+    for request in upstream.requests:
+        token = request.headers.get("X-YATAI-API-TOKEN")
+        assert token == (None if request.path.startswith("/blobs/") else "upstream-secret")
+        assert ask.registry.api_token not in str(request.headers)
+    assert (await ask.api("GET", "/models", token="upstream-secret")).status == 403
+    assert "upstream-secret" not in f"{caplog.text} {ask.registry!r} {vars(ask.registry)} {answers}"
+    assert "signature=" not in str(answers).lower()
+
+
+async def test_mirror_reports_a_rejected_token(start_mirror: StartMirror, session: aiohttp.ClientSession):
+    ask = Caller(await start_mirror(upstream_token="wrong"), session, MODELS)
+    answer = await ask.api("GET", "/models")
+    assert answer.status == 502
+    assert "rejects the token of this mirror" in answer.json["error"]
+
+
+async def test_client_resumes_a_download_from_a_mirror(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, mirror: LocalRegistry, make_api: MakeApi
+):
+    source = await push_model(publisher, tmp_path, "mod:m1", 4 * MiB)
+    async with FaultProxy(mirror, streams_downloads=False) as between:
+        cut = 0
+
+        async def cut_off(exchange: Exchange) -> web.StreamResponse:
+            nonlocal cut
+            cut += 1
+            return exchange.disconnect()
+
+        between.add_fault(DOWNLOAD, cut_off, times=3, skip=4)
+        transfer = {"range_size": MiB // 4}
+        model = await make_api(between, "home", transfer=transfer).models.pull("mod:m1")
+        assert contents(model.path) == contents(source)
+        assert cut == 3
+        assert len(between.matching(DOWNLOAD)) > 10
+
+
+async def test_mirror_close_ends_its_fetches(
+    tmp_path: Path, publisher: AsyncBentoAPI, switch: Switch, start_mirror: StartMirror, session: aiohttp.ClientSession
+):
+    await push_model(publisher, tmp_path, "mod:m1", 4 * MiB)
+    mirror = await start_mirror()
+    before = asyncio.all_tasks()
+    ask = Caller(mirror, session, MODELS)
+    switch.n_free = 4
+    url = f"{mirror.endpoint}/api/v1{ask.items('mod')}/m1/download"
+    async with session.get(url, headers={"X-YATAI-API-TOKEN": mirror.api_token}) as response:
+        await response.content.readexactly(1000)
+        await mirror.close()
+        with pytest.raises(aiohttp.ClientError):
+            await response.read()
+    switch.released.set()
+    assert stored_bytes(tmp_path / "mirror") == 0
+    await eventually(lambda: not [task for task in asyncio.all_tasks() - before if "mirror" in repr(task.get_coro())])
+
+
+async def test_mirror_passes_on_bentos_with_their_models(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
+):
+    await asyncio.to_thread(make_model, tmp_path / "publisher", "mod:m1", {"weights": random_bytes(1000)})
+    await asyncio.to_thread(make_bento, tmp_path / "publisher", "svc:v1", models=["mod:m1"])
+    await publisher.push("svc:v1")
+    body = {"labels": [{"key": "stage", "value": "prod"}]}
+    origin = Caller(upstream.registry, ask.session, BENTOS)
+    await origin.ok("PATCH", f"{origin.items('svc')}/v1", json=body)
+    api = make_api(ask.registry, "home")
+    bento = await api.pull("svc:latest", with_models=True)
+    assert str(bento.tag) == "svc:v1"
+    assert (tmp_path / "home" / "models" / "mod" / "m1" / "weights").exists()
+    record = await api.get("svc:v1")
+    assert [str(model.tag) for model in record.models] == ["mod:m1"]
+    assert [(label.key, label.value) for label in record.labels] == [("stage", "prod")]
+    assert record.transmission_strategy == "proxy"
+
+
+async def test_mirror_shows_a_token_its_prefix_only(
+    tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
+):
+    await push_model(publisher, tmp_path, "mod:m1", 1000)
+    await asyncio.to_thread(make_bento, tmp_path / "publisher", "team-svc:v1", models=["mod:m1"])
+    await publisher.push("team-svc:v1")
+    token = await create_token(ask, "team", "push", prefix="team-")
+    bentos = ask.about(BENTOS)
+    record = await bentos.ok("GET", f"{bentos.items('team-svc')}/v1", token=token)
+    assert record["models"] == []
+    assert [each["version"] for each in (await bentos.ok("GET", bentos.items("team-svc"), token=token))["items"]] == [
+        "v1"
+    ]
+    assert (await bentos.api("GET", f"{bentos.items('team-svc')}/v1/download", token=token)).status == 200
+    for path in (ask.items("mod"), f"{ask.items('mod')}/m1", f"{ask.items('mod')}/m1/download"):
+        assert (await ask.api("GET", path, token=token)).status == 403
+    for path in ("/models", "/bentos", "/labels", "/bento_repositories"):
+        refused = await ask.api("GET", path, token=token)
+        assert refused.status == 501
+        assert "List one repository by its name." in refused.json["error"]
+    running = ask.registry._running
+    assert running is not None
+    pulls = [
+        (each.actor, each.subject) for each in await AuditLog(running.retention._database).list(count=9, action="pull")
+    ]
+    assert pulls == [("team", "team-svc:v1")]
+
+
+async def test_mirror_of_a_registry_without_lengths_streams(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
+):
+    """Yatai streams downloads through it without a length, and has no checksums."""
+    source = await push_model(publisher, tmp_path, "mod:m1", 2 * MiB)
+    upstream.streams_downloads = upstream.hides_checksums = True
+
+    async def refuse(exchange: Exchange) -> web.StreamResponse:
+        response = await exchange.forward()
+        record = json.loads(response.body)
+        response.body = json.dumps(record | {"presigned_download_url": ""}).encode()
+        return response
+
+    upstream.add_fault("presign_download_url", refuse, times=None)
+    models = await asyncio.gather(*(make_api(ask.registry, f"home-{n}").models.pull("mod:m1") for n in range(3)))
+    for model in models:
+        assert contents(model.path) == contents(source)
+    assert len(fetched_ranges(upstream)) == 1
+    await eventually(lambda: is_hit(ask, "m1"))
+    stored = await ask.api("GET", f"{ask.items('mod')}/m1/download")
+    assert (await ask.get("mod", "m1"))["checksums"]["etag"] == stored.headers["ETag"]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"upstream_token": None}, "no token for its upstream"),
+        ({"upstream": None}, "require upstream"),
+        ({"upstream": "nowhere"}, "not the URL of a server"),
+        ({"mirror_size": 0}, "not above 0 bytes"),
+        ({"immutable": True}, "no versions of its own"),
+        ({"bucket": S3Bucket("bucket")}, "in a directory"),
+    ],
+)
+def test_mirror_with_invalid_arguments_is_refused(tmp_path: Path, options: dict[str, Any], problem: str):
+    defaults = {"upstream": "http://127.0.0.1:9", "upstream_token": "token"}
+    with pytest.raises(ConfigError, match=problem):
+        LocalRegistry(tmp_path, **(defaults | options))
+
+
+def test_serve_as_mirror_names_the_upstream(tmp_path: Path):
+    """The token comes from a file, and appears nowhere."""
+    (tmp_path / "token").write_text("upstream-secret\n")
+    arguments = ["registry", "serve", "--root", str(tmp_path / "mirror"), "--port", "0", "--mirror-size", "200G"]
+    arguments += ["--upstream", "http://127.0.0.1:9", "--upstream-token-file", str(tmp_path / "token")]
+    with start(*arguments) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+    assert line.startswith(f"Serving {tmp_path / 'mirror'} as a mirror of http://127.0.0.1:9 at http://127.0.0.1:")
+    assert "upstream-secret" not in out + err
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--upstream", "http://x.example"], "--upstream requires --upstream-token-file"),
+        (["--mirror-size", "1G"], "require --upstream"),
+        (["--mirror-size", "1"], "'1' is no size. Use MiB, GiB or TiB, like 500M, 200G or 2T."),
+        (["--mirror-size", "0G"], "'0G' is no size"),
+        (
+            ["--upstream", "http://x.example", "--upstream-token-file", "missing"],
+            "in missing: No such file or directory.",
+        ),
+        (["--upstream", "http://x.example", "--upstream-token-file", os.devnull], "is empty. Write the token"),
+    ],
+)
+def test_serve_as_mirror_with_invalid_options_fails(tmp_path: Path, options: list[str], problem: str):
+    result = make_runner().invoke(main, ["registry", "serve", "--root", str(tmp_path), *options])
+    assert result.exit_code == 2
+    assert problem in " ".join(result.stderr.split())
+
+
+async def is_hit(ask: Caller, version: str) -> bool:
+    """Download a version, and return whether the mirror had it."""
+    answer = await ask.api("GET", f"{ask.items('mod')}/{version}/download")
+    assert answer.status == 200, answer
+    return bool(answer.headers["Cache-Status"] == "async-bento; hit")
+
+
+def stored_bytes(root: Path) -> int:
+    return sum(path.stat().st_size for path in (root / "blobs").rglob("*") if path.is_file())
+
+
+async def metric(ask: Caller, name: str) -> float:
+    text = (await ask.bare("GET", f"{ask.registry.endpoint}/metrics")).body.decode()
+    (value,) = re.findall(rf"^async_bento_registry_{name} (\S+)$", text, re.MULTILINE)
+    return float(value)
