@@ -1,0 +1,58 @@
+"""The real bentoml pulls through a mirror."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento.registry import LocalRegistry
+from tests.fault_proxy import DOWNLOAD, GET, FaultProxy
+from tests.interop.homes import Home
+from tests.interop.test_transfers import TAG, check_all
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from tests.fault_proxy import Exchange
+
+pytestmark = pytest.mark.interop
+
+LONGER_THAN_A_PRESIGNED_URL = 6
+"""Seconds. At a presigned URL, BentoML waits for 5 seconds between two bytes."""
+
+
+async def test_bentoml_pulls_through_a_mirror(with_bento, there, registry, tmp_path):
+    async with with_bento.api(registry) as api:
+        await api.push(TAG)
+
+    async def wait(exchange: Exchange) -> web.StreamResponse:
+        await asyncio.sleep(LONGER_THAN_A_PRESIGNED_URL)
+        return await exchange.forward()
+
+    second, third = Home(tmp_path / "second"), Home(tmp_path / "third")
+    async with FaultProxy(registry, streams_downloads=False) as proxy:
+        proxy.add_fault(f"{GET}|{DOWNLOAD}", wait, times=3)
+        mirror = LocalRegistry(tmp_path / "mirror", upstream=proxy.endpoint, upstream_token=registry.api_token)
+        async with mirror:
+            await asyncio.gather(
+                there.bentoml("pull", TAG, "--with-models", registry=mirror),
+                second.bentoml("pull", TAG, "--with-models", registry=mirror),
+            )
+            ranges = [(request.path, request.headers["Range"]) for request in proxy.matching(f"{GET}|{DOWNLOAD}")]
+            assert len({*ranges}) == len(ranges)
+            assert len({path for path, _ in ranges}) == 3
+
+            await registry.close()
+            await third.bentoml("pull", TAG, "--with-models", registry=mirror)
+            assert "my_service" in await third.bentoml("list", registry=mirror)
+    for home in (there, second, third):
+        check_all(home, with_bento, modes=False)
+
+
+async def test_bentoml_push_to_a_mirror_names_the_upstream(with_bento, registry, tmp_path):
+    mirror = LocalRegistry(tmp_path / "mirror", upstream=registry.endpoint, upstream_token=registry.api_token)
+    async with mirror:
+        (result,) = await with_bento.try_calls(["push", {"tag": TAG}], registry=mirror)
+    assert f"it only passes on pulls. Push to {registry.endpoint}." in result["error"]
