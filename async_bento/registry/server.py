@@ -294,6 +294,9 @@ class LocalRegistry:
             api = Api(opened, self._transmission, self._base_url, mirror)
             stack.push_async_callback(api.operation.wait_for_handlers)
             port = await self._listen(stack, api)
+            endpoint = _endpoint(self._host, port, is_tls=self._tls is not None)
+            if self._source is not None and self._source.url in {endpoint, self._base_url.public_url}:
+                raise ConfigError("a mirror cannot be its own upstream. Pass the URL of another registry.")
             if self._is_exposed():
                 log.warning(
                     "others can read tokens and bytes on the way: %s:%d is plain HTTP. Pass tls_cert, or run a proxy "
@@ -302,7 +305,7 @@ class LocalRegistry:
                     port,
                 )
             self._running = _Running(
-                _endpoint(self._host, port, is_tls=self._tls is not None),
+                endpoint,
                 api_token,
                 has_new_token,
                 opened.cleanup,

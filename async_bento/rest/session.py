@@ -43,6 +43,9 @@ _MAX_RESPONSE = 256 * MiB
 client's own, may hold 2.5 MiB each."""
 
 
+_STALE = "detail=upstream-down"
+"""In the `Cache-Status` (RFC 9211) of a mirror of async-bento that answers from its own records."""
+
 _FIRST_TRIES = 2
 """Connections to a registry that this client has never reached: a wrong endpoint is reported soon."""
 
@@ -133,6 +136,8 @@ class RestSession:
                 target.request(request.method, timeout, headers=headers, params=request.params, data=data) as response,
             ):
                 self.is_reached = True
+                if _STALE in response.headers.get("Cache-Status", ""):
+                    _warn_of_stale_mirror(origin(self.endpoint))
                 limit = _MAX_RESPONSE if response.status == HTTPStatus.OK else MAX_ERROR_BODY
                 body = await read_body(response, limit)
                 if len(body) > _MAX_RESPONSE:
@@ -186,6 +191,14 @@ def _warn_of_plain_storage(registry: str, storage: str) -> None:
         "Set https in the storage settings of the registry.",
         registry,
         storage,
+    )
+
+
+@cache
+def _warn_of_stale_mirror(registry: str) -> None:
+    """Warn once per mirror and process."""
+    logger.warning(
+        "the registry at %s is a mirror and cannot reach its upstream: there may be newer versions.", registry
     )
 
 

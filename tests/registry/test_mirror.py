@@ -18,6 +18,7 @@ from async_bento import APIStatusError, AsyncBentoAPI, BentoStore, Config, Confi
 from async_bento.cli import main
 from async_bento.registry import LocalRegistry, S3Bucket
 from async_bento.registry.records.audit import AuditLog
+from async_bento.rest.session import _warn_of_stale_mirror
 from tests.builders import MiB, contents, make_bento, make_model, random_bytes
 from tests.cli.test_cli import start
 from tests.cli_runner import make_runner
@@ -25,7 +26,9 @@ from tests.eventually import eventually
 from tests.fault_proxy import DOWNLOAD, GET, Exchange, FaultProxy
 from tests.fixtures import FEW_RANGES
 from tests.registry.conftest import BENTOS, MODELS, Caller
+from tests.registry.seaweed import free_ports
 from tests.registry.test_access import create_token
+from tests.silent import say_nothing, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -107,7 +110,7 @@ async def make_api(tmp_path: Path) -> AsyncIterator[MakeApi]:
 @pytest.fixture
 async def publisher(upstream: FaultProxy, make_api: MakeApi) -> AsyncBentoAPI:
     """A client of the upstream, whose home is `publisher`."""
-    return make_api(upstream, "publisher")
+    return make_api(upstream, "publisher", transfer={"part_size": 5 * MiB})
 
 
 async def push_model(publisher: AsyncBentoAPI, home: Path, tag: str, size: int, seed: int = 0) -> Path:
@@ -243,8 +246,8 @@ async def test_mirror_resumes_a_fetch_after_the_upstream_died(
     make_api: MakeApi,
     caplog: pytest.LogCaptureFixture,
 ):
-    source = await push_model(publisher, tmp_path, "mod:m1", 4 * MiB)
-    switch.n_free = 12
+    source = await push_model(publisher, tmp_path, "mod:m1", 12 * MiB)  # three parts
+    switch.n_free = 30
     headers = {"X-YATAI-API-TOKEN": ask.registry.api_token}
     url = f"{ask.registry.endpoint}/api/v1{ask.items('mod')}/m1/download"
     async with ask.session.get(url, headers=headers) as response:
@@ -261,7 +264,57 @@ async def test_mirror_resumes_a_fetch_after_the_upstream_died(
     upstream.requests.clear()
     model = await make_api(ask.registry, "home").models.pull("mod:m1")
     assert contents(model.path) == contents(source)
+    starts = [int(each.removeprefix("bytes=").partition("-")[0]) for each in fetched_ranges(upstream)]
+    assert min(starts) == 5 * MiB
     assert "upstream-secret" not in caplog.text
+
+
+async def test_mirror_fetches_damaged_bytes_again(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
+):
+    source = await push_model(publisher, tmp_path, "mod:m1", 4 * MiB)
+
+    async def damage(exchange: Exchange) -> web.StreamResponse:
+        response = await exchange.forward()
+        assert isinstance(response.body, bytes)
+        response.body = response.body[:1000] + bytes(1) + response.body[1001:]
+        return response
+
+    upstream.add_fault(GET, damage, times=1, skip=15)
+    headers = {"X-YATAI-API-TOKEN": ask.registry.api_token}
+    url = f"{ask.registry.endpoint}/api/v1{ask.items('mod')}/m1/download"
+    async with ask.session.get(url, headers=headers) as response:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+    model = await make_api(ask.registry, "home").models.pull("mod:m1")
+    assert contents(model.path) == contents(source)
+    assert len(fetched_ranges(upstream)) > len({*fetched_ranges(upstream)})
+
+
+async def test_mirror_does_not_wait_for_a_silent_upstream(
+    start_mirror: StartMirror, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("async_bento.registry.mirror.upstream._ANSWER_TIMEOUT", 0.5)
+    async with serving(say_nothing) as address:
+        ask = Caller(await start_mirror(upstream=f"http://{address}"), session, MODELS)
+        answer = await ask.api("GET", "/models")
+    assert (answer.status, answer.json["items"]) == (200, [])
+    assert answer.headers["Cache-Status"] == "async-bento; hit; detail=upstream-down"
+
+
+async def test_mirror_removes_what_a_killed_mirror_was_fetching(tmp_path: Path, start_mirror: StartMirror):
+    left = tmp_path / "mirror" / "blobs" / "models" / "mod" / "m1" / "3f9c"
+    left.mkdir(parents=True)
+    for name in ("upload", ".5d41"):
+        (left / name).write_bytes(b"x")
+    await start_mirror()
+    assert not left.exists()
+
+
+async def test_mirror_of_itself_is_refused(start_mirror: StartMirror):
+    (port,) = free_ports(1)
+    with pytest.raises(ConfigError, match="a mirror cannot be its own upstream"):
+        await start_mirror(port=port, upstream=f"http://127.0.0.1:{port}")
 
 
 async def test_mirror_finishes_a_fetch_whose_first_client_hung_up(
@@ -296,8 +349,11 @@ async def test_mirror_serves_what_it_has_while_the_upstream_is_down(
     assert fresh.headers["Cache-Status"] == "async-bento; fwd=request"
     assert await metric(ask, "upstream_up") == 1
     switch.go_down()
+    _warn_of_stale_mirror.cache_clear()
     model = await make_api(ask.registry, "second").models.pull("mod:latest")
     assert model.tag.version == "m1"
+    (warning,) = (each.message for each in caplog.records if each.name == "async_bento.rest")
+    assert warning.startswith(f"the registry at {ask.registry.endpoint} is a mirror and cannot reach its upstream")
     assert contents(model.path) == contents(source)
     for path in (ask.items("mod"), f"{ask.items('mod')}/m1", f"{ask.items('mod')}/m1/download", "/models", "/labels"):
         answer = await ask.api("GET", path)

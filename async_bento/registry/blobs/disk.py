@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from async_bento._core.concurrency import Threads
@@ -95,6 +95,12 @@ class DiskBlobs:
         if content is None:
             raise NoSuchUploadError
         return content
+
+    async def delete_unfinished(self, key: str) -> None:
+        """Remove an upload that still accepts parts; leave an object."""
+        with suppress(NoSuchUploadError):
+            await self._threads.run(self._files.check_open, key)
+            await self._threads.run(self._files.delete, key)
 
     async def finish_put(self, key: str) -> Content | None:
         """See `Blobs`."""

@@ -289,7 +289,9 @@ async def open_mirror(opened: OpenBackend, url: str, api_token: SecretStr, size:
         raise ConfigError("a mirror keeps its bytes in a directory. Leave out the bucket.")
     upstream = Upstream(url, api_token, opened.metrics.follow_upstream())
     try:
-        mirror = Mirror(upstream, MirrorStorage(opened, opened.blobs, size, upstream.url), opened.blobs)
+        storage = MirrorStorage(opened, opened.blobs, size, upstream.url)
+        await storage.recover()
+        mirror = Mirror(upstream, storage, opened.blobs)
         try:
             yield mirror
         finally:

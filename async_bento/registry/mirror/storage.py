@@ -63,6 +63,15 @@ class MirrorStorage:
         self._url = url
         self._lock = asyncio.Lock()
 
+    async def recover(self) -> None:
+        """Remove what a mirror was fetching when it was killed."""
+        async for stored in self._blobs.stored():
+            keys = [each.key for each in stored]
+            known = await self._blob_records.named(keys)
+            for key in keys:
+                if key not in known:
+                    await self._blobs.delete_unfinished(key)
+
     async def find(self, ref: ItemRef) -> Stored | None:
         """Find an item with its bytes."""
         try:

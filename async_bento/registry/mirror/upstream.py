@@ -162,7 +162,7 @@ class Upstream:
             raise StorageError("BadGateway", message, status=502)
         if isinstance(refusal, (ServerError, RateLimitError)):
             raise refusal
-        if isinstance(refusal, APIResponseError):  # a page instead of JSON
+        if isinstance(refusal, APIResponseError) or response.status < HTTPStatus.BAD_REQUEST:  # a page or a redirect
             raise self._invalid(path)
         message = refusal.server_message if isinstance(refusal, APIStatusError) else ""
         return response._replace(body=json.dumps({"error": message or "the upstream rejects the request"}).encode())
