@@ -94,6 +94,10 @@ def read_date(headers: Mapping[str, str]) -> float | None:
         return None
 
 
+_LACKS_RIGHT = "access denied: the token "
+"""The begin of our registry's message for a valid token; the rest names its role, or the repositories it is for."""
+
+
 def status_error(response: RawResponse, credentials: Credentials) -> APIError:
     """The error for a status other than 200."""
     status, headers = response.status, response.headers
@@ -120,6 +124,8 @@ def status_error(response: RawResponse, credentials: Credentials) -> APIError:
     elif status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         error_type = AuthenticationError
         hint = f"Check the API token from {credentials.source}: it may be mistyped, expired or without this right."
+        if message.startswith(_LACKS_RIGHT):
+            hint = f"The token comes from {credentials.source}."
     elif status == HTTPStatus.NOT_FOUND and message.lower() in _NO_ROUTE:
         hint = _NO_REGISTRY
     elif status == HTTPStatus.TOO_MANY_REQUESTS:

@@ -88,6 +88,12 @@ def test_status_403_gives_one_reason_and_one_remedy(message: str, reason: str) -
     assert error.server_message == message
 
 
+def test_status_403_for_a_role_names_the_token_and_its_source() -> None:
+    reason = "access denied: the token ci has the role read, and this request needs the role push"
+    error = error_of(403, json.dumps({"message": f"{reason}. Use another token."}).encode())
+    assert str(error) == f"{REQUEST}: 403 Forbidden: {reason}. The token comes from BENTO_CLOUD_API_KEY."
+
+
 TROUBLE = [
     (403, "get api token: FATAL: terminating connection due to administrator command (SQLSTATE 57P01)"),
     (403, "get api token: FATAL: the database system is starting up (SQLSTATE 57P03)"),
