@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from pydantic import SecretStr
 
-from async_bento.config import GiB, MiB
+from async_bento.cli.options import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
-
-_UNITS = {"M": MiB, "G": GiB, "T": 1024 * GiB}
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def mirror_options(command: Callable[..., T]) -> Callable[..., T]:
         "--mirror-size",
         "mirror_size",
         metavar="SIZE",
-        callback=_parse_size,
+        callback=parse_size,
         help="Delete what was pulled least recently, to keep at most SIZE, like 500M, 200G or 2T.",
     )
     @wraps(command)
@@ -83,12 +80,3 @@ def _read_token(path: str) -> SecretStr:
     if not token:
         raise click.UsageError(f"{path} is empty. Write the token of the upstream into it.")
     return SecretStr(token)
-
-
-def _parse_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    found = re.fullmatch(r"([0-9]{1,6})([MGT])", value)
-    if found is None or int(found[1]) == 0:
-        raise click.BadParameter(f"{value!r} is no size. Use MiB, GiB or TiB, like 500M, 200G or 2T.")
-    return int(found[1]) * _UNITS[found[2]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -15,6 +16,7 @@ from async_bento.cli.completion import complete_context
 from async_bento.cli.errors import mark_resumable
 from async_bento.cli.progress import make_listener, progress_options
 from async_bento.cli.signals import cancel_on_signals
+from async_bento.config import GiB, MiB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from async_bento.api.async_api import AsyncBentoAPI
 
 logger = logging.getLogger(__package__)
+
+_UNITS = {"M": MiB, "G": GiB, "T": 1024 * GiB}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,6 +48,16 @@ class RegistryOptions:
             mark_resumable()
         cancel_on_signals()
         return AsyncBentoAPI(endpoint=self.endpoint, context=self.context, progress=make_listener(is_single=is_single))
+
+
+def parse_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    """Parse a size like `500M` or `200G` into bytes."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,6})([MGT])", value)
+    if found is None or int(found[1]) == 0:
+        raise click.BadParameter(f"{value!r} is no size. Use MiB, GiB or TiB, like 500M, 200G or 2T.")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 def asynchronous(command: Callable[P, Coroutine[object, object, T]]) -> Callable[P, T]:

@@ -69,7 +69,7 @@ class Places:
     @asynccontextmanager
     async def database_only(self) -> AsyncGenerator[Database]:
         """Open the database of a registry that exists, also while it runs."""
-        from async_bento.registry.server import load_backend
+        from async_bento.registry.loading import load_backend
 
         _limit_logs()
         if self.root is None and self.database is None:
@@ -82,7 +82,7 @@ class Places:
     @asynccontextmanager
     async def attached(self) -> AsyncGenerator[OpenBackend]:
         """Open the places of a registry that exists, also while it runs."""
-        from async_bento.registry.server import load_backend
+        from async_bento.registry.loading import load_backend
 
         root = None if self.root is None else Path(self.root)
         backend = await load_backend(root=root, database=self.database, bucket=self.bucket())

@@ -13,7 +13,7 @@ import click
 from async_bento._core.garbage import resume_collection
 from async_bento.cli.access_log import access_log
 from async_bento.cli.mirror import mirror_options
-from async_bento.cli.options import asynchronous
+from async_bento.cli.options import asynchronous, parse_size
 from async_bento.cli.registry import storage_options
 from async_bento.cli.retention import parse_age
 from async_bento.cli.signals import is_ignored
@@ -76,6 +76,12 @@ if TYPE_CHECKING:
     type=click.Choice(["text", "json"]),
     help="Print a line per request on standard output.",
 )
+@click.option(
+    "--min-free",
+    callback=parse_size,
+    metavar="SIZE",
+    help="Refuse uploads that would leave less than SIZE free on the disk, like 20G.",
+)
 @click.option("--immutable", is_flag=True, help="Refuse forced pushes of versions that are complete.")
 @click.option(
     "--prune-keep",
@@ -104,6 +110,7 @@ async def serve(
     transmission: Literal["presigned_url", "proxy", "auto"],
     grace: float,
     log_form: Literal["text", "json"] | None,
+    min_free: int | None,
     immutable: bool,
     prune_keep: int | None,
     prune_older_than: float | None,
@@ -147,6 +154,7 @@ async def serve(
             token_file=token_file,
             grace=grace,
             access_log=log,
+            min_free=min_free or 0,
             immutable=immutable,
             prune_keep=prune_keep,
             prune_older_than=prune_older_than,

@@ -16,13 +16,13 @@ from aiohttp import web
 
 from async_bento.registry.errors import RegistryError
 from async_bento.registry.expect import defer_continue, send_continue
+from async_bento.registry.operation import ADDRESS
 from async_bento.registry.records.base import utc_now
 from async_bento.registry.tokens import Actor, Token
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from async_bento.registry.base_url import BaseUrl
     from async_bento.registry.records.tokens import TokenRecords
     from async_bento.registry.tokens import Role
 
@@ -71,9 +71,8 @@ class TooManyGuessesError(RegistryError):
 class Access:
     """Checks the tokens of requests."""
 
-    def __init__(self, records: TokenRecords, base_url: BaseUrl) -> None:
+    def __init__(self, records: TokenRecords) -> None:
         self._records = records
-        self._base_url = base_url
         self._guesses = GuessThrottle()
 
     @web.middleware
@@ -85,9 +84,8 @@ class Access:
                 raise AccessDeniedError(
                     "access denied: the API token is missing. Send it in the header X-YATAI-API-TOKEN."
                 )
-            address = self._base_url.client_address(request)
-            request[TOKEN] = token = await self.check(secret, address)
-            request[ACTOR] = Actor(token.name, address)
+            request[TOKEN] = token = await self.check(secret, request[ADDRESS])
+            request[ACTOR] = Actor(token.name, request[ADDRESS])
         return await handler(request)
 
     async def check(self, secret: str, address: str) -> Token:

@@ -84,8 +84,8 @@ class Api:
         self._transmission = transmission
         self._base_url = base_url or BaseUrl()
         self._mirror = mirror
-        self.access = Access(backend.tokens, self._base_url)
-        self.operation = Operation(backend.check, backend.metrics)
+        self.access = Access(backend.tokens)
+        self.operation = Operation(backend.check, backend.metrics, self._base_url)
         self._lists = asyncio.Semaphore(_CONCURRENT_LISTS)
 
     def application(self) -> web.Application:

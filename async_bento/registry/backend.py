@@ -71,6 +71,7 @@ class Backend:
     bucket: S3Bucket | None
     min_part_size: int
     max_put_size: int
+    min_free: int = 0
     immutable: bool = False
 
     @asynccontextmanager
@@ -147,7 +148,7 @@ class Backend:
         presigner = Presigner((await directory.signing_key()).encode(), url_expiry)
         root = await directory.private_directory(BLOBS)
         await adopt_objects(root, records, blob_records)
-        blobs = DiskBlobs(root, presigner, min_part_size=self.min_part_size)
+        blobs = DiskBlobs(root, presigner, min_part_size=self.min_part_size, min_free=self.min_free)
         stack.callback(blobs.close)
         return blobs, DiskEndpoints(blobs, blob_records, max_put_size=self.max_put_size).routes()
 

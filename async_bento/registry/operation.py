@@ -17,11 +17,14 @@ from async_bento.registry.errors import RegistryError, StorageError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from async_bento.registry.base_url import BaseUrl
     from async_bento.registry.metrics import Metrics
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 REQUEST_ID = web.RequestKey("request_id", str)
+ADDRESS = web.RequestKey("address", str)
+"""The IP address of the client, as the proxies in front say."""
 
 _READY_TIMEOUT = 5.0
 """Seconds until database and storage must have answered."""
@@ -37,8 +40,9 @@ log = logging.getLogger(__package__)
 class Operation:
     """Follows the requests of a registry; `check` raises `RegistryError` while its database or storage is away."""
 
-    def __init__(self, check: Callable[[], Awaitable[None]], metrics: Metrics) -> None:
+    def __init__(self, check: Callable[[], Awaitable[None]], metrics: Metrics, base_url: BaseUrl) -> None:
         self._check = check
+        self._base_url = base_url
         self._metrics = metrics
         self._running: set[asyncio.Task[object]] = set()
         self._is_stopping = False
@@ -55,6 +59,7 @@ class Operation:
     async def follow(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Give a request an id, count it, and refuse new uploads while the registry stops."""
         request[REQUEST_ID] = request_id(request)
+        request[ADDRESS] = self._base_url.client_address(request)
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -107,7 +112,7 @@ class AccessLogger(AbstractAccessLogger):
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         """See `AbstractAccessLogger`."""
         fields = {
-            "remote": request.remote or "-",
+            "remote": request.get(ADDRESS, request.remote) or "-",
             "method": request.method,
             "path": request.rel_url.raw_path,
             "status": response.status,

@@ -22,7 +22,8 @@ from async_bento.registry.blobs.base import IO_CHUNK
 from async_bento.registry.cleanup import Cleanup, running
 from async_bento.registry.connections import accepting
 from async_bento.registry.directory import TOKEN_FILE, check_token, read_or_create_token
-from async_bento.registry.mirror.source import MirrorSource, load_module
+from async_bento.registry.loading import load_backend
+from async_bento.registry.mirror.source import MirrorSource
 from async_bento.registry.operation import AccessLogger
 from async_bento.registry.retention import RetentionPolicy
 from async_bento.registry.s3_bucket import S3Bucket
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from async_bento.registry.backend import Backend
     from async_bento.registry.records.retention import RetentionRecords
     from async_bento.registry.records.tokens import TokenRecords
     from async_bento.registry.transmission import Transmission
@@ -100,6 +100,8 @@ class LocalRegistry:
             this option and enforces its own limit.
         max_put_size: The maximum size of one presigned PUT, in bytes; by default S3's 5 GiB. A bucket ignores this
             option and enforces its own limit.
+        min_free: The bytes that stay free on the disk: an upload that would use them is refused with 507, so that the
+            database still has room. A bucket ignores this option.
         immutable: Whether versions whose upload succeeded keep their manifest and their bytes: forced pushes are
             refused. Labels and the description may change, and a version may be deleted.
         prune_keep: Delete old versions every hour: all but the newest complete ones of each repository, this many. None
@@ -139,6 +141,7 @@ class LocalRegistry:
         url_expiry: float = 3600.0,
         min_part_size: int = MIN_PART_SIZE,
         max_put_size: int = MAX_PUT_SIZE,
+        min_free: int = 0,
         immutable: bool = False,
         prune_keep: int | None = None,
         prune_older_than: float | None = None,
@@ -171,6 +174,7 @@ class LocalRegistry:
         self._base_url = BaseUrl(public_url, forwarded_allow_ips)
         self._tls = TlsFiles.of(tls_cert, tls_key)
         self._url_expiry = url_expiry
+        self._min_free = min_free
         self._immutable = immutable
         self._policy: RetentionPolicy | None = None
         if prune_keep is not None or prune_older_than is not None:
@@ -283,6 +287,7 @@ class LocalRegistry:
                 bucket=self._bucket,
                 min_part_size=self._min_part_size,
                 max_put_size=self._max_put_size,
+                min_free=self._min_free,
                 immutable=self._immutable,
             )
             opened = await stack.enter_async_context(backend.open(url_expiry=self._url_expiry, policy=self._policy))
@@ -363,27 +368,6 @@ class LocalRegistry:
             raise ConfigError(
                 f"cannot listen on {self._host}:{self._port}: {error.strerror or error}. Check the host and the port."
             ) from error
-
-
-async def load_backend(
-    *,
-    root: Path | None,
-    database: str | None,
-    bucket: S3Bucket | None,
-    min_part_size: int = MIN_PART_SIZE,
-    max_put_size: int = MAX_PUT_SIZE,
-    immutable: bool = False,
-) -> Backend:
-    """Describe where a registry keeps its data; see `Backend`.
-
-    Import what the client alone does not need.
-    """
-    try:
-        module = await load_module("async_bento.registry.backend")
-    except ModuleNotFoundError as error:
-        raise ConfigError(f'cannot start the registry: {error}. Run: pip install "async-bento[registry]"') from error
-    backend: Backend = module.Backend(root, database, bucket, min_part_size, max_put_size, immutable)
-    return backend
 
 
 @dataclass(frozen=True)

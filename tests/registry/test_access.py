@@ -12,8 +12,9 @@ import pytest
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.registry.access import API_PREFIX, GuessThrottle
 from async_bento.registry.app import Api
+from async_bento.registry.loading import load_backend
 from async_bento.registry.records.tokens import TokenRecords
-from async_bento.registry.server import LocalRegistry, load_backend
+from async_bento.registry.server import LocalRegistry
 from async_bento.registry.tokens import ROLES, Actor
 from async_bento.registry.transmission import TransmissionPolicy
 from tests.eventually import eventually

@@ -126,6 +126,13 @@ async def test_access_log_has_the_id_of_the_request(serve: Serve, caplog: pytest
     assert re.search(r"127\.0\.0\.1 GET /healthz 200 \d+ 0\.\d{3} from-the-proxy", caplog.text)
 
 
+async def test_access_log_behind_a_proxy_has_the_client_address(serve: Serve, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    caller = await serve(access_log=logging.getLogger("access"), forwarded_allow_ips=["127.0.0.1"])
+    await call(caller, "/healthz", headers={"X-Forwarded-For": "10.9.9.9"})
+    await eventually(lambda: "10.9.9.9 GET /healthz 200" in caplog.text)
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_serve_prints_the_access_log(tmp_path: Path, form: str):
     command = [sys.executable, "-m", "async_bento", "registry", "serve", "--root", str(tmp_path / "registry")]
@@ -133,7 +140,8 @@ def test_serve_prints_the_access_log(tmp_path: Path, form: str):
         [*command, "--port", "0", "--access-log", form], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
         assert server.stdout is not None
-        endpoint, token = (server.stdout.readline().strip().partition("=")[2] for _ in range(2))
+        endpoint, _ = (server.stdout.readline().strip().partition("=")[2] for _ in range(2))
+        token = (tmp_path / "registry" / "api_token").read_text().strip()
         try:
 
             async def list_bentos() -> None:

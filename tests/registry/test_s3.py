@@ -13,8 +13,9 @@ import pytest
 
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
 from async_bento.registry.errors import StorageError
+from async_bento.registry.loading import load_backend
 from async_bento.registry.s3_bucket import S3Bucket
-from async_bento.registry.server import LocalRegistry, load_backend
+from async_bento.registry.server import LocalRegistry
 from tests.builders import MiB, contents, make_bento, random_bytes
 from tests.eventually import eventually
 from tests.registry.conftest import BENTOS, BUCKET, Caller, clean_up, s3_only

@@ -13,8 +13,9 @@ import pytest
 from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore, NotFoundError
 from async_bento.errors import ConfigError
 from async_bento.registry.blobs.base import CompletedPart
+from async_bento.registry.loading import load_backend
 from async_bento.registry.s3_bucket import S3Bucket
-from async_bento.registry.server import LocalRegistry, load_backend
+from async_bento.registry.server import LocalRegistry
 from tests.builders import KiB, MiB, contents, make_bento, make_model, random_bytes
 from tests.registry import s3_stores
 

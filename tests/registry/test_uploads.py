@@ -6,8 +6,9 @@ import asyncio
 import errno
 import hashlib
 import os
+import shutil
 import tracemalloc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,6 +18,7 @@ from async_bento.registry.blobs.disk import DiskBlobs
 from async_bento.registry.blobs.presign import Presigner
 from async_bento.registry.errors import StorageError
 from async_bento.registry.records import sql
+from tests.builders import MiB
 from tests.eventually import eventually
 from tests.registry.conftest import clean_up, disk_only
 
@@ -501,6 +503,40 @@ async def test_disk_failure_during_upload_leaves_nothing(
     assert stored_files() == []
     item = await caller.get()
     assert (item["upload_status"], item["upload_finished_reason"]) == ("failed", response.json["error"])
+
+
+@disk_only
+async def test_upload_that_would_use_reserved_space_returns_507(
+    serve: Serve, stored_files: Stored, monkeypatch: pytest.MonkeyPatch
+):
+    caller = await serve(min_free=1 * MiB)
+    size = 3 * MiB
+    usage = type(shutil.disk_usage("/"))
+
+    def measure(root: Path) -> Any:
+        used = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+        return usage(size, used, size - used)
+
+    monkeypatch.setattr(disk_files.shutil, "disk_usage", measure)
+    await caller.create()
+    url, part_url = await caller.put_url(), await caller.part_url(await caller.start_multipart(), 1)
+    body = bytes(2 * MiB + 1)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 65536):
+            yield body[start : start + 65536]
+
+    for each in (url, part_url):
+        assert (await caller.bare("PUT", each, data=body)).status == 507
+    for data in (body, pieces()):  # with and without Content-Length
+        refused = await caller.upload(data)
+        assert refused.status == 507
+        assert refused.json == {"error": "the registry's disk is full but for 1.0 MiB that stay free"}
+    assert stored_files() == []
+    assert (await caller.upload(body[:-1])).status == 200
+    size = 3 * MiB - 1
+    refused = await caller.api("PATCH", f"{caller.items()}/v1/start_multipart_upload")
+    assert refused.status == 507
 
 
 @disk_only

@@ -27,9 +27,9 @@ _KEYS_PER_STEP = 1000
 class DiskBlobs:
     """Stores blobs below one directory."""
 
-    def __init__(self, root: Path, presigner: Presigner, *, min_part_size: int) -> None:
+    def __init__(self, root: Path, presigner: Presigner, *, min_part_size: int, min_free: int = 0) -> None:
         self.presigner = presigner
-        self._files = DiskFiles(root, min_part_size=min_part_size)
+        self._files = DiskFiles(root, min_part_size=min_part_size, min_free=min_free)
         self._threads = Threads(_THREADS)
 
     def close(self) -> None:
@@ -147,16 +147,23 @@ class DiskBlobs:
     async def _staged(self, key: str, body: AsyncIterable[bytes], size: int | None) -> AsyncGenerator[StagedFile]:
         """Receive a body into a synced temporary file; remove the file unless the block publishes it."""
         file = StagedFile(self._files.directory(key))
+        await self._threads.run(self._files.check_free, size or 0)
+        chunks: list[bytes] = []
+        n_bytes = 0
+
+        def write() -> None:
+            if size is None:
+                self._files.check_free(n_bytes)
+            file.write(chunks)
+
         try:
-            chunks: list[bytes] = []
-            n_bytes = 0
             async for chunk in body:
                 chunks.append(chunk)
                 n_bytes += len(chunk)
                 if n_bytes >= IO_CHUNK:
-                    await self._threads.run(file.write, chunks)
+                    await self._threads.run(write)
                     chunks, n_bytes = [], 0
-            await self._threads.run(file.write, chunks)
+            await self._threads.run(write)
             check_body_size(file.size, size)
             await self._threads.run(file.sync)
             yield file

@@ -29,9 +29,10 @@ from typing import TYPE_CHECKING
 from async_bento._core.concurrency import check_cancelled
 from async_bento._core.files import fsync_path
 from async_bento._core.s3 import bare_etag, etag_of_parts
+from async_bento._core.text import human_size
 from async_bento.registry.blobs.base import IO_CHUNK, UPLOAD_LIFETIME, Content, StoredKey
 from async_bento.registry.blobs.multipart import check_parts
-from async_bento.registry.errors import NoSuchUploadError, RecordNotFoundError
+from async_bento.registry.errors import NoSuchUploadError, RecordNotFoundError, StorageError
 
 if TYPE_CHECKING:
     from _hashlib import HASH
@@ -91,8 +92,9 @@ class StagedFile:
 class DiskFiles:
     """Objects and uploads in one directory."""
 
-    def __init__(self, root: Path, *, min_part_size: int) -> None:
+    def __init__(self, root: Path, *, min_part_size: int, min_free: int = 0) -> None:
         self._root = root
+        self._min_free = min_free
         self._min_part_size = min_part_size
         # Held from looking at an upload until the step that depends on it is done.
         self._lock = threading.Lock()
@@ -108,8 +110,15 @@ class DiskFiles:
         """Return the directory of a key."""
         return self._root / key
 
+    def check_free(self, size: int) -> None:
+        """Raise `StorageError` if `size` more bytes would use what is to stay free on the disk."""
+        if self._min_free and shutil.disk_usage(self._root).free - size < self._min_free:
+            message = f"the registry's disk is full but for {human_size(self._min_free)} that stay free"
+            raise StorageError("InsufficientStorage", message, status=507)
+
     def start(self, key: str) -> None:
         """Start an upload."""
+        self.check_free(0)
         directory = self.directory(key)
         with self._lock:  # `_remove` removes empty parents
             directory.mkdir(parents=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from async_bento._core.concurrency import Threads
 from async_bento._core.urls import check_endpoint
 from async_bento.errors import ConfigError
+from async_bento.registry.loading import load_module
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -46,12 +45,3 @@ class MirrorSource:
         module = await load_module("async_bento.registry.mirror.mirror")
         mirror: AbstractAsyncContextManager[Mirror] = module.open_mirror(opened, self.url, self.api_token, self.size)
         return mirror
-
-
-async def load_module(name: str) -> Any:
-    """Import a module in a thread, since that reads many files."""
-    threads = Threads(1)
-    try:
-        return await threads.run(import_module, name)
-    finally:
-        threads.close()

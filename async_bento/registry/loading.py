@@ -1,0 +1,44 @@
+"""Imports of what the client alone does not need: the database, the storages and the mirror."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from async_bento._core.concurrency import Threads
+from async_bento._core.s3 import MAX_PUT_SIZE, MIN_PART_SIZE
+from async_bento.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from async_bento.registry.backend import Backend
+    from async_bento.registry.s3_bucket import S3Bucket
+
+
+async def load_module(name: str) -> Any:
+    """Import a module in a thread, since that reads many files."""
+    threads = Threads(1)
+    try:
+        return await threads.run(import_module, name)
+    finally:
+        threads.close()
+
+
+async def load_backend(
+    *,
+    root: Path | None,
+    database: str | None,
+    bucket: S3Bucket | None,
+    min_part_size: int = MIN_PART_SIZE,
+    max_put_size: int = MAX_PUT_SIZE,
+    min_free: int = 0,
+    immutable: bool = False,
+) -> Backend:
+    """Describe where a registry keeps its data; see `Backend`."""
+    try:
+        module = await load_module("async_bento.registry.backend")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'cannot start the registry: {error}. Run: pip install "async-bento[registry]"') from error
+    backend: Backend = module.Backend(root, database, bucket, min_part_size, max_put_size, min_free, immutable)
+    return backend
