@@ -1,23 +1,27 @@
 """A registry that is killed at random moments while clients push and pull: what it confirmed must stay.
 
 python -m tests.registry.kills --kills 200 --seed 1
+python -m tests.registry.kills --kills 200 --seed 1 --copies
 
 Four clients push new versions, replace old ones and pull those of each other, and try again when the registry is away.
 Afterwards every version has the files of the last push that succeeded, or of a later one that was interrupted, and
 `registry check` finds no damage: neither in the registry, nor in a backup that was made meanwhile.
+
+With `--copies`, a second copy of the registry is never killed, and half of the clients use it. Both share PostgreSQL
+and SeaweedFS, which must be installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import shutil
-import socket
 import sys
 import tempfile
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -26,9 +30,12 @@ from typing import TYPE_CHECKING
 from async_bento import AsyncBentoAPI, BentoError, BentoStore, Config, NotFoundError, RetryPolicy
 from tests.builders import contents, make_bento
 from tests.eventually import eventually
+from tests.registry.conftest import sync_client
+from tests.registry.postgres import empty_database, postgres
+from tests.registry.seaweed import free_ports, seaweed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable
+    from collections.abc import AsyncGenerator, Awaitable, Sequence
 
 _CLIENTS = 4
 _VERSIONS = 6
@@ -53,10 +60,12 @@ class Truth:
 class Storm:
     """Clients of a registry that is killed and started again."""
 
-    root: Path
     scratch: Path
     kills: int
     seed: int
+    places: Sequence[str]
+    token_file: Path
+    has_copies: bool
     truths: dict[str, Truth] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
     n_pushes: int = 0
@@ -66,27 +75,30 @@ class Storm:
 
     async def run(self) -> None:
         """Let it rage, then compare."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.ports = free_ports(2)
         backups: list[asyncio.Task[None]] = []
         choose = random.Random(self.seed)
-        async with self._serving():
-            token = (self.root / "api_token").read_text().strip()
-            clients = [asyncio.create_task(self._client(number, token)) for number in range(_CLIENTS)]
-            await self._work(choose)
-        for number in range(self.kills - 1):
-            async with self._serving():
-                if number % 25 == 1:
-                    backups.append(asyncio.create_task(self._back_up()))
+        async with AsyncExitStack() as stack:
+            if self.has_copies:
+                await stack.enter_async_context(self._serving(self.ports[1]))
+            async with self._serving(self.ports[0]):
+                token = self.token_file.read_text().strip()
+                clients = [asyncio.create_task(self._client(number, token)) for number in range(_CLIENTS)]
                 await self._work(choose)
-        async with self._serving():
-            self._is_over = True
-            await asyncio.gather(*clients, *backups)
-            await self._compare(token)
-        await self._command("check", "--root", self.root)
-        restored = self.scratch / "restored"
-        await self._command("restore", self.scratch / "backup", "--root", restored)
-        await self._command("check", "--root", restored)
+            for number in range(self.kills - 1):
+                async with self._serving(self.ports[0]):
+                    if number % 25 == 1 and not self.has_copies:
+                        backups.append(asyncio.create_task(self._command("backup", self.scratch / "backup")))
+                    await self._work(choose)
+            async with self._serving(self.ports[0]):
+                self._is_over = True
+                await asyncio.gather(*clients, *backups)
+                await self._compare(token)
+        await self._command("check")
+        if backups:
+            restored = str(self.scratch / "restored")
+            await self._command("restore", self.scratch / "backup", places=["--root", restored])
+            await self._command("check", places=["--root", restored])
 
     async def _work(self, choose: random.Random) -> None:
         """Wait until some call has succeeded, and a random time more."""
@@ -95,16 +107,17 @@ class Storm:
         await asyncio.sleep(choose.random() * 1.5)
 
     @asynccontextmanager
-    async def _serving(self) -> AsyncGenerator[None]:
+    async def _serving(self, port: int) -> AsyncGenerator[None]:
         """Run the registry in the block, and kill it."""
-        arguments = ["-m", "async_bento", "registry", "serve", "--root", str(self.root), "--port", str(self.port)]
+        arguments = ["-m", "async_bento", "registry", "serve", *self.places, "--port", str(port)]
+        arguments += ["--token-file", str(self.token_file)]
         with (self.scratch / "registry.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=log, stderr=log)
         try:
             until = time.monotonic() + 60
             while True:
                 try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
                     break
                 except OSError:
                     if process.returncode is not None or time.monotonic() > until:
@@ -123,7 +136,7 @@ class Storm:
         home = self.scratch / f"home-{number}"
         store = BentoStore(home / "bentos")
         async with AsyncBentoAPI(
-            endpoint=f"http://127.0.0.1:{self.port}", api_token=token, bento_store=store, config=_CONFIG, progress=False
+            endpoint=self._endpoint(number), api_token=token, bento_store=store, config=_CONFIG, progress=False
         ) as api:
             while not self._is_over:
                 if choose.random() < 0.5 or not self.truths:
@@ -168,8 +181,7 @@ class Storm:
 
     async def _compare(self, token: str) -> None:
         """Pull every version that was confirmed."""
-        endpoint = f"http://127.0.0.1:{self.port}"
-        async with AsyncBentoAPI(endpoint=endpoint, api_token=token, config=_CONFIG, progress=False) as api:
+        async with AsyncBentoAPI(endpoint=self._endpoint(0), api_token=token, config=_CONFIG, progress=False) as api:
             for tag, truth in self.truths.items():
                 if truth.confirmed is None:
                     continue
@@ -180,11 +192,11 @@ class Storm:
                 if truth.confirmed and (await api.get(tag)).upload_status != "success" and not truth.sent_since:
                     self.complaints.append(f"{tag} is not complete")
 
-    async def _back_up(self) -> None:
-        await self._command("backup", self.scratch / "backup", "--root", self.root)
+    def _endpoint(self, client: int) -> str:
+        return f"http://127.0.0.1:{self.ports[client % 2 if self.has_copies else 0]}"
 
-    async def _command(self, *words: object) -> None:
-        arguments = ["-m", "async_bento", "registry", *map(str, words)]
+    async def _command(self, *words: object, places: Sequence[str] | None = None) -> None:
+        arguments = ["-m", "async_bento", "registry", *map(str, words), *(places or self.places)]
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=pipe, stderr=pipe)
         out, err = await process.communicate()
@@ -198,9 +210,28 @@ def _digest(directory: Path) -> str:
 
 
 async def play(scratch: Path, *, kills: int, seed: int) -> Storm:
-    """Let a registry be killed that many times, and return what was seen."""
-    storm = Storm(scratch / "registry", scratch, kills, seed)
+    """Let a registry in a directory be killed that many times, and return what was seen."""
+    places = ["--root", str(scratch / "registry")]
+    storm = Storm(scratch, kills, seed, places, scratch / "token", has_copies=False)
     await storm.run()
+    return storm
+
+
+async def play_with_copies(scratch: Path, *, kills: int, seed: int) -> Storm:
+    """Let one of two copies of a registry be killed that many times."""
+    (scratch / "weed").mkdir()
+    with postgres() as server, seaweed(scratch / "weed") as weed:
+        os.environ |= {
+            "AWS_ACCESS_KEY_ID": "admin",
+            "AWS_SECRET_ACCESS_KEY": "admin",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        client = sync_client(weed)
+        client.create_bucket(Bucket="bentos")
+        client.close()
+        places = ["--database", empty_database(server, "kills"), "--s3", "bentos", "--s3-endpoint", weed.endpoint]
+        storm = Storm(scratch, kills, seed, places, scratch / "token", has_copies=True)
+        await storm.run()
     return storm
 
 
@@ -209,9 +240,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--copies", action="store_true", help="kill one of two copies on PostgreSQL and S3")
     options = parser.parse_args()
+    played = play_with_copies if options.copies else play
     with tempfile.TemporaryDirectory() as scratch:
-        storm = asyncio.run(play(Path(scratch), kills=options.kills, seed=options.seed))
+        storm = asyncio.run(played(Path(scratch), kills=options.kills, seed=options.seed))
     print(f"{options.kills} kills: {storm.n_pushes} pushes, {storm.n_pulls} pulls, {storm.n_errors} errors of calls")
     for complaint in storm.complaints:
         print(complaint)
