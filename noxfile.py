@@ -189,6 +189,13 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def kills(session: nox.Session) -> None:
+    """A registry that is killed 200 times under load: `nox -s kills -- --kills 50 --seed 7 --copies`."""
+    install_group(session, "backends")
+    session.run("python", "-m", "tests.registry.kills", *session.posargs)
+
+
+@nox.session(default=False)
 def corpus(session: nox.Session) -> None:
     """Let the releases of BentoML build the corpus anew; it needs Python 3.10. See `tests/corpus/generate.py`."""
     session.install("uv")
