@@ -168,6 +168,45 @@ async def test_bucket_of_an_older_release_is_migrated(serve: Serve, storage: Sto
     assert (await caller.list())["total"] == 2
 
 
+def write_first_tables(connection: Connection) -> None:
+    """Make the tables before those of tokens."""
+    database_module._upgrade(connection, "0001")
+    connection.exec_driver_sql("INSERT INTO settings VALUES ('api_token', 'the-token-of-before')")
+    time = "'2024-05-01 10:20:30'"
+    names = "uid, kind, name, description, folded_description, n_items, created_at, updated_at"
+    values = f"'r1', 'bento', 'iris', '', '', 0, {time}, {time}"
+    connection.exec_driver_sql(f"INSERT INTO repositories ({names}) VALUES ({values})")
+
+
+@pytest.fixture
+def first_tables(storage: Storage) -> None:
+    places = storage("registry")
+    places["root"].mkdir()
+    url = parse_database_url(places.get("database") or f"sqlite:///{places['root']}/registry.sqlite3")
+
+    async def write() -> None:
+        engine = database_module._create_engine(url)
+        async with engine.begin() as connection:
+            await connection.run_sync(write_first_tables)
+        await engine.dispose()
+
+    asyncio.run(write())
+
+
+@records_only
+@pytest.mark.usefixtures("first_tables")
+async def test_database_without_tokens_keeps_its_only_token(serve: Serve):
+    caller = await serve()
+    repository = await caller.ok("GET", "/bento_repositories/iris", token="the-token-of-before")
+    assert repository["creator"]["name"] == "admin"
+    await caller.ok("GET", "/auth/current", token=caller.registry.api_token)
+    assert caller.registry.api_token != "the-token-of-before"
+    running = caller.registry._running
+    assert running is not None
+    async with running.retention._database.reading() as connection:
+        assert "the-token-of-before" not in str((await connection.exec_driver_sql("SELECT * FROM settings")).all())
+
+
 def test_version_is_that_of_the_newest_migration():
     config = AlembicConfig()
     config.set_main_option("script_location", "async_bento.registry.records:migrations")
