@@ -184,8 +184,9 @@ def first_tables(storage: Storage) -> None:
     places["root"].mkdir()
     url = parse_database_url(places.get("database") or f"sqlite:///{places['root']}/registry.sqlite3")
 
+    engine = database_module._create_engine(url)
+
     async def write() -> None:
-        engine = database_module._create_engine(url)
         async with engine.begin() as connection:
             await connection.run_sync(write_first_tables)
         await engine.dispose()
