@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,10 @@ import pytest
 from async_bento import APIStatusError, AsyncBentoAPI, BentoStore, Config, ConfigError, ModelStore
 from async_bento.cli import main
 from async_bento.registry import LocalRegistry, S3Bucket
+from async_bento.registry.errors import StorageError
+from async_bento.registry.mirror.storage import MirrorStorage
 from async_bento.registry.records.audit import AuditLog
+from async_bento.registry.records.sql import Records
 from async_bento.rest.session import _warn_of_stale_mirror
 from tests.builders import MiB, contents, make_bento, make_model, random_bytes
 from tests.cli.test_cli import start
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aiohttp import web
+
+    from async_bento.registry.item_types import ItemRef
+    from async_bento.registry.mirror.storage import Stored
 
     StartMirror = Callable[..., Awaitable[LocalRegistry]]
     MakeApi = Callable[..., AsyncBentoAPI]
@@ -212,6 +219,30 @@ async def test_mirror_fetches_once_for_many_pulls(
     assert is_once(upstream, size)
 
 
+async def test_mirror_fetches_once_if_a_fetch_ends_meanwhile(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, monkeypatch: pytest.MonkeyPatch
+):
+    """A request that looked for the bytes before they were stored finds them, and fetches nothing."""
+    await push_model(publisher, tmp_path, "mod:m1", 1000)
+    looked, stored = asyncio.Event(), asyncio.Event()
+    find = MirrorStorage.find
+
+    async def find_slowly(self: MirrorStorage, ref: ItemRef) -> Stored | None:
+        found = await find(self, ref)
+        if not looked.is_set():
+            looked.set()
+            await stored.wait()
+        return found
+
+    monkeypatch.setattr(MirrorStorage, "find", find_slowly)
+    slow = asyncio.create_task(is_hit(ask, "m1"))
+    await looked.wait()
+    await eventually(lambda: is_hit(ask, "m1"))
+    stored.set()
+    assert await slow
+    assert len(fetched_ranges(upstream)) == 1
+
+
 async def test_mirror_streams_what_has_arrived(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, switch: Switch, ask: Caller
 ):
@@ -309,6 +340,30 @@ async def test_mirror_removes_what_a_killed_mirror_was_fetching(tmp_path: Path, 
         (left / name).write_bytes(b"x")
     await start_mirror()
     assert not left.exists()
+
+
+async def test_mirror_fetches_lost_bytes_again(tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller):
+    await push_model(publisher, tmp_path, "mod:m1", 1000)
+    await eventually(lambda: is_hit(ask, "m1"))
+    shutil.rmtree(tmp_path / "mirror" / "blobs" / "models")
+    assert not await is_hit(ask, "m1")
+    await eventually(lambda: is_hit(ask, "m1"))
+
+
+async def test_mirror_serves_what_it_cannot_store(
+    tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, monkeypatch: pytest.MonkeyPatch
+):
+    await push_model(publisher, tmp_path, "mod:m1", 1000)
+
+    async def fail(*_: object, **__: object) -> None:
+        raise StorageError("InternalError", "the registry's database cannot be reached", status=503)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "create_item", fail)
+        for _ in range(2):
+            assert not await is_hit(ask, "m1")
+            await eventually(lambda: stored_bytes(tmp_path / "mirror") == 0)
+    await eventually(lambda: is_hit(ask, "m1"))
 
 
 async def test_mirror_of_itself_is_refused(start_mirror: StartMirror):
@@ -486,7 +541,7 @@ async def test_mirror_close_ends_its_fetches(
         with pytest.raises(aiohttp.ClientError):
             await response.read()
     switch.released.set()
-    assert stored_bytes(tmp_path / "mirror") == 0
+    assert [*(tmp_path / "mirror" / "blobs").rglob("*")] == []
     await eventually(lambda: not [task for task in asyncio.all_tasks() - before if "mirror" in repr(task.get_coro())])
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_bento._core.concurrency import shielded
 from async_bento._core.retry import is_missing
 from async_bento.errors import BentoError
 from async_bento.progress.events import Progress
-from async_bento.registry.errors import RecordNotFoundError, RegistryError, StorageError
+from async_bento.registry.errors import RecordNotFoundError, RegistryError, StorageError, disk_error
 from async_bento.registry.item_types import BENTO
 from async_bento.registry.mirror.growing import Growing, GrowingSink
 from async_bento.transfer.download import DownloadSource, download
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 _OPEN_TIMEOUT = 45.0
 """Seconds until the upstream has sent the first byte; clients wait for 60 seconds."""
+
+_ABANDONED_AFTER = 600.0
+"""Seconds that the bytes of a failed download stay for a request that resumes it."""
 
 _RETRY_AFTER = 5
 
@@ -64,6 +69,8 @@ class Fetch:
         self._steps = steps
         self._sink: GrowingSink | None = None
         self._growing: Growing | None = None
+        self._is_kept = False
+        self._ended_at = math.inf
         self._task: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[Growing] = asyncio.get_running_loop().create_future()
 
@@ -76,6 +83,11 @@ class Fetch:
     def is_running(self) -> bool:
         """Whether bytes may still arrive."""
         return self._task is not None and not self._task.done()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the download has failed, and no request has resumed it for a while."""
+        return not self.is_running and time.monotonic() - self._ended_at > _ABANDONED_AFTER
 
     async def opened(self) -> Growing:
         """Start the download unless it runs, and wait for the object; raise `RegistryError` if there is none."""
@@ -91,12 +103,17 @@ class Fetch:
             raise StorageError("ServiceUnavailable", message, status=503, retry_after=_RETRY_AFTER) from None
 
     async def cancel(self) -> None:
-        """Cancel the download, and remove what has arrived."""
+        """Cancel the download, and remove what has arrived, unless it is being published."""
         if self._task is not None:
             self._task.cancel()
             await shielded(asyncio.gather(self._task, return_exceptions=True))
-        if self._sink is not None:
-            await self._steps.threads.run(self._sink.file.discard)
+        if not self._is_kept:
+            await self._discard()
+
+    async def _discard(self) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            await self._steps.threads.run(sink.file.discard)
         await self._blobs.delete(self.key)
 
     def _opened(self, growing: Growing) -> None:
@@ -117,6 +134,9 @@ class Fetch:
             await self._download()
         except BaseException as error:
             self._lose()
+            self._ended_at = time.monotonic()
+            if isinstance(error, OSError):  # what has arrived may be what fills the disk
+                await self._discard()
             failure = self._translate(error)
             if not ready.done():
                 ready.set_exception(failure)
@@ -143,6 +163,7 @@ class Fetch:
         growing, file = self._growing, sink.file
         assert growing is not None, "a download has opened its sink"
         growing.end(file.size)
+        self._is_kept = True
         await self._steps.publish(Fetched(self._ref, self.remote, self.key, growing.etag, file))
         self._growing = None
         growing.close()
@@ -152,6 +173,8 @@ class Fetch:
             return error
         if is_missing(error):
             return RecordNotFoundError(f"the bytes of {self._ref}")
+        if isinstance(error, OSError):
+            return disk_error(error)
         reason = str(error) if isinstance(error, BentoError) else "the mirror failed"
         message = f"cannot fetch {self._ref} from the upstream: {reason}"
         return StorageError("BadGateway", message, status=502, retry_after=_RETRY_AFTER)

@@ -83,6 +83,7 @@ class Mirror:
         self._steps = Steps(upstream, pool, self._writers, self._make_room, self._publish)
         self._loop = asyncio.get_running_loop()
         self._fetches: dict[ItemRef, Fetch] = {}
+        self._n_ended = 0
         self._seen: dict[ItemRef, _Seen] = {}
 
     async def aclose(self) -> None:
@@ -165,9 +166,14 @@ class Mirror:
 
     async def _send_current(self, request: web.Request, ref: ItemRef, remote: Remote) -> web.StreamResponse | None:
         """Send the bytes of a version from the storage or from the upstream; None if they were removed meanwhile."""
-        stored = await self._storage.find(ref)
-        if stored is not None and stored.is_of(remote):
-            return await self._send(request, ref, stored, _HIT)
+        n_ended = -1
+        while n_ended != self._n_ended:  # a fetch that ends during the search may have stored the version
+            n_ended = self._n_ended
+            stored = await self._storage.find(ref)
+            if stored is None or not stored.is_of(remote):
+                continue
+            if (response := await self._send(request, ref, stored, _HIT)) is not None:
+                return response
         fetch = await self._start_fetch(ref, remote)
         headers = _COLLAPSED if fetch.is_running else _MISS
         growing = await fetch.opened()
@@ -229,6 +235,9 @@ class Mirror:
 
     async def _start_fetch(self, ref: ItemRef, remote: Remote) -> Fetch:
         """Return the fetch of a version, the only one."""
+        abandoned = [each for each, other in self._fetches.items() if each != ref and other.is_abandoned]
+        for each in abandoned:
+            await self._fetches.pop(each).cancel()
         while (fetch := self._fetches.get(ref)) is None or fetch.remote.marker != remote.marker:
             if fetch is not None:
                 del self._fetches[ref]
@@ -238,8 +247,13 @@ class Mirror:
         return fetch
 
     async def _publish(self, fetched: Fetched) -> None:
-        await shielded(self._storage.publish(fetched))
-        self._fetches.pop(fetched.ref, None)
+        try:
+            await shielded(self._storage.publish(fetched))
+        finally:
+            fetch = self._fetches.get(fetched.ref)
+            if fetch is not None and fetch.key == fetched.key:
+                del self._fetches[fetched.ref]
+            self._n_ended += 1
 
     def _make_room(self, size: int) -> None:
         """Evict until an object has room; runs in a worker thread."""

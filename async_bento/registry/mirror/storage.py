@@ -95,10 +95,10 @@ class MirrorStorage:
             log.warning("cannot record the pull of %s: %s", ref, error.message)
 
     async def publish(self, fetched: Fetched) -> None:
-        """Make a complete file the bytes of an item, and evict others if the mirror is full."""
-        content = await self._blobs.add_file(fetched.key, fetched.file)
-        publication = Publication(fetched.key, content._replace(etag=fetched.etag))
+        """Make a complete file the bytes of an item, or remove it; then evict others if the mirror is full."""
         try:
+            content = await self._blobs.add_file(fetched.key, fetched.file)
+            publication = Publication(fetched.key, content._replace(etag=fetched.etag))
             await self._publish(fetched.ref, fetched.remote, publication)
         except BaseException:
             await shielded(self._blobs.delete(fetched.key))
