@@ -113,6 +113,7 @@ class Api:
             ("GET", repositories, "read", self._list_repositories),
             ("POST", repositories, "push", self._create_repository),
             ("GET", f"{repositories}/{{name}}", "read", self._get_repository),
+            ("PATCH", f"{repositories}/{{name}}", "push", self._update_repository),
             ("DELETE", f"{repositories}/{{name}}", "admin", self._delete_repository),
             ("GET", f"/{item_type.items}", "read", self._list),
             ("GET", items, "read", self._list),
@@ -158,6 +159,11 @@ class Api:
         return web.json_response(
             {"start": query.start, "count": query.requested, "total": total, "items": repositories}
         )
+
+    async def _update_repository(self, item_type: ItemType, request: web.Request) -> web.Response:
+        body = schemas.parse_request(schemas.RepositoryUpdateRequest, await request.read())
+        repository = await self._records.update_repository(item_type, _name(request), body.description)
+        return web.json_response(self._repository_fields(item_type, repository))
 
     async def _delete_repository(self, item_type: ItemType, request: web.Request) -> web.Response:
         repository = await self._records.delete_repository(item_type, _name(request))

@@ -115,6 +115,12 @@ class RepositoryRequest(Request):
     description: Annotated[Text, Field(max_length=_MAX_DESCRIPTION_LENGTH)] = ""
 
 
+class RepositoryUpdateRequest(Request):
+    """Change a repository."""
+
+    description: Annotated[Text, Field(max_length=_MAX_DESCRIPTION_LENGTH)]
+
+
 class UpdateRequest(Request):
     """Change an item's record; None leaves a field unchanged."""
 

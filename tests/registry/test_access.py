@@ -46,6 +46,7 @@ READ_OF_EACH = [
 PUSH_OF_EACH = [
     "POST /{repositories}",
     "POST /{repositories}/{name}/{items}",
+    "PATCH /{repositories}/{name}",
     "PATCH /{repositories}/{name}/{items}/{version}",
     "PATCH /{repositories}/{name}/{items}/{version}/complete_multipart_upload",
     "PATCH /{repositories}/{name}/{items}/{version}/finish_upload",

@@ -136,6 +136,17 @@ async def test_create_repository_returns_every_field(either: Caller):
     assert (created["name"], created["description"], created[either.words.latest]) == ("iris", "flowers", None)
 
 
+async def test_repository_description_can_change(either: Caller):
+    await either.create()
+    path = f"/{either.words.repositories}/iris"
+    changed = await either.ok("PATCH", path, json={"description": "Ä flower"})
+    assert changed == await either.ok("GET", path)
+    assert changed["description"] == "Ä flower"
+    assert (await either.list(q="in:description ä"))["total"] == 1
+    assert (await either.api("PATCH", path, json={})).status == 400
+    assert (await either.api("PATCH", f"{path}2", json={"description": ""})).status == 404
+
+
 async def test_repository_latest_is_the_last_registered(either: Caller):
     await either.create(version="v1")
     await either.create(version="v2", build_at="2020-01-01 00:00:00.000000")

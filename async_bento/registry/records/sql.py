@@ -134,6 +134,17 @@ class Records:
             found = await _load_repositories(connection, and_(of_type, repositories.c.name.in_(names)))
             return [found[name] for name in names if name in found], (await connection.execute(total)).scalar_one()
 
+    async def update_repository(self, item_type: ItemType, name: str, description: str) -> Repository:
+        """Change the description of a repository; raise `RecordNotFoundError` if it does not exist."""
+        named = and_(repositories.c.kind == item_type.item, repositories.c.name == name)
+        values = {"updated_at": utc_now(), **description_columns(description)}
+        async with self.database.writing() as connection:
+            await connection.execute(update(repositories).where(named).values(values))
+            found = await _load_repositories(connection, named)
+        if name not in found:
+            raise RecordNotFoundError(f"get {item_type.repository} {name}")
+        return found[name]
+
     async def delete_repository(self, item_type: ItemType, name: str) -> Repository:
         """Delete a repository; raise `RecordNotFoundError` if it does not exist, `ConflictError` if it has items."""
         named = and_(repositories.c.kind == item_type.item, repositories.c.name == name)
