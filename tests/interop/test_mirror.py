@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from tests.fault_proxy import Exchange
 
 pytestmark = pytest.mark.interop
+
+OTHER = next(filter(None, os.environ.get("BENTOML_PYTHONS", "").split(os.pathsep)), sys.executable)
+"""A Python with another release of BentoML, if the session has one."""
 
 LONGER_THAN_A_PRESIGNED_URL = 6
 """Seconds. At a presigned URL, BentoML waits for 5 seconds between two bytes."""
@@ -38,7 +43,7 @@ async def test_bentoml_pulls_through_a_mirror(with_bento, there, registry, tmp_p
         async with mirror:
             await asyncio.gather(
                 there.bentoml("pull", TAG, "--with-models", registry=mirror),
-                second.bentoml("pull", TAG, "--with-models", registry=mirror),
+                second.python("-m", "bentoml", "pull", TAG, "--with-models", registry=mirror, interpreter=OTHER),
             )
             ranges = [(request.path, request.headers["Range"]) for request in proxy.matching(f"{GET}|{DOWNLOAD}")]
             assert len({*ranges}) == len(ranges)

@@ -564,6 +564,19 @@ async def test_mirror_passes_on_bentos_with_their_models(
     assert record.transmission_strategy == "proxy"
 
 
+async def test_mirror_keeps_the_records_of_hub_models(upstream: FaultProxy, switch: Switch, ask: Caller):
+    """Their files are on the Hub, so that no client downloads them from the mirror."""
+    origin = Caller(upstream.registry, ask.session, MODELS)
+    manifest = {"metadata": {"registry": "huggingface", "model_id": "org/model", "revision": "abc"}}
+    await origin.create("hub", "abc", manifest=manifest)
+    await origin.ok("PATCH", f"{origin.items('hub')}/abc/finish_upload", json={"status": "success", "reason": ""})
+    fresh = await ask.get("hub", "abc")
+    switch.go_down()
+    kept = await ask.get("hub", "abc")
+    for name in ("manifest", "upload_status", "upload_finished_at", "build_at"):
+        assert kept[name] == fresh[name]
+
+
 async def test_mirror_shows_a_token_its_prefix_only(
     tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
 ):

@@ -117,6 +117,7 @@ class Mirror:
         answer = await self._request_item(ref)
         if answer is None or answer.remote is None:
             return await self._send_list(request, handler, answer)
+        await self._storage.keep_record(ref, answer.remote)
         fields = answer.remote.fields
         if answer.remote.record.checksums is None:
             # Other registries than ours know no checksums; the mirror does, once it has the bytes.

@@ -7,6 +7,8 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic import ValidationError
+
 from async_bento._core.concurrency import shielded
 from async_bento._core.text import human_size
 from async_bento._core.validation import format_time
@@ -82,6 +84,21 @@ class MirrorStorage:
         assert blob.content is not None, "the bytes of an item are complete"
         return Stored(item, blob.key, blob.content)
 
+    async def keep_record(self, ref: ItemRef, remote: Remote) -> None:
+        """Keep the record of a model whose files are on the Hugging Face Hub: clients request its record only."""
+        manifest = remote.fields.get("manifest")
+        metadata = manifest.get("metadata") if isinstance(manifest, dict) else None
+        if not isinstance(metadata, dict) or metadata.get("registry") != "huggingface":
+            return
+        with suppress(RecordNotFoundError):
+            item = await self._records.item(ref.item_type, ref.name, ref.version)
+            if item.upload_finished_at == remote.marker:
+                return
+        try:
+            await self._publish(ref, remote, None)
+        except (RegistryError, ValidationError) as error:
+            log.warning("cannot keep the record of %s: %s", ref, error)
+
     async def checksums(self, ref: ItemRef, remote: Remote) -> JsonObject | None:
         """Return the checksums of the bytes of a record of the upstream; None if the mirror does not have them."""
         stored = await self.find(ref)
@@ -133,7 +150,7 @@ class MirrorStorage:
                     if (await self._blob_records.usage()).current + size <= self._size:
                         return
 
-    async def _publish(self, ref: ItemRef, remote: Remote, publication: Publication) -> None:
+    async def _publish(self, ref: ItemRef, remote: Remote, publication: Publication | None) -> None:
         """Write the record of the upstream, with the bytes."""
         record, fields = remote.record, remote.fields
         built = record.build_at or record.created_at or utc_now()
