@@ -88,13 +88,17 @@ def types(session: nox.Session) -> None:
     session.run("pyright", "--project", "pyrightconfig.json")
 
 
+# Of every session that runs the whole suite.
+SUITE = ["-m", "not long and not proxies and not pages"]
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The suite, but for what `endurance` runs on one Python."""
     install_group(session, "test")
     # Before Python 3.12, coverage doubles the time of the tests, and no line of the package depends on the version.
     measured = session.python == PYTHONS[-1]
-    run_pytest(session, *([] if session.posargs else ["-m", "not long and not proxies"]), measured=measured)
+    run_pytest(session, *([] if session.posargs else SUITE), measured=measured)
 
 
 @nox.session
@@ -144,6 +148,13 @@ def stores(session: nox.Session) -> None:
     session.run("npm", "install", "--silent", "--no-audit", "--prefix", directory, "s3rver@3.7.1", external=True)
     session.env["S3RVER"] = directory
     run_pytest(session, "tests/registry/test_stores.py", "-m", "stores", measured=False, parallel=False)
+
+
+@nox.session(default=False)
+def pages(session: nox.Session) -> None:
+    """The pages of the registry in Chromium, which must be installed."""
+    install_group(session, "pages")
+    run_pytest(session, "-m", "pages", measured=False, parallel=False)
 
 
 @nox.session
@@ -206,7 +217,7 @@ def corpus(session: nox.Session) -> None:
 def minimum(session: nox.Session) -> None:
     """The suite on the oldest Python with the oldest of each dependency that pyproject.toml allows."""
     session.install("--resolution", "lowest-direct", "-e", ".", *nox.project.dependency_groups(PYPROJECT, "test"))
-    run_pytest(session, *([] if session.posargs else ["-m", "not long and not proxies"]), measured=False)
+    run_pytest(session, *([] if session.posargs else SUITE), measured=False)
 
 
 @nox.session(python=PYTHONS[0], reuse_venv=False)
@@ -220,6 +231,8 @@ def wheel(session: nox.Session) -> None:
 
     held = {name for name in zipfile.ZipFile(built).namelist() if ".dist-info/" not in name}
     package = {path.as_posix() for path in Path("async_bento").rglob("*") if path.suffix in {".py", ".typed"}}
+    pages = Path("async_bento/registry/pages")
+    package |= {path.as_posix() for directory in ("templates", "static") for path in (pages / directory).iterdir()}
     if held != package or "async_bento/py.typed" not in held:
         session.error(f"the wheel and async_bento/ differ in {sorted(held ^ package)}")
 

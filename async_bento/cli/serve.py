@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     metavar="SIZE",
     help="Refuse uploads that would leave less than SIZE free on the disk, like 20G.",
 )
+@click.option("--pages/--no-pages", default=True, show_default=True, help="Show browsers what the registry has.")
 @click.option("--immutable", is_flag=True, help="Refuse forced pushes of versions that are complete.")
 @click.option(
     "--prune-keep",
@@ -111,6 +112,7 @@ async def serve(
     grace: float,
     log_form: Literal["text", "json"] | None,
     min_free: int | None,
+    pages: bool,
     immutable: bool,
     prune_keep: int | None,
     prune_older_than: float | None,
@@ -153,6 +155,7 @@ async def serve(
             tls_key=tls_key,
             token_file=token_file,
             grace=grace,
+            pages=pages,
             access_log=log,
             min_free=min_free or 0,
             immutable=immutable,

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from async_bento._core.validation import JsonObject
     from async_bento.registry.backend import OpenBackend
     from async_bento.registry.mirror.mirror import Mirror
+    from async_bento.registry.pages.views import Pages
     from async_bento.registry.records.base import Found, Item, Repository, UploadStatus
     from async_bento.registry.records.query import ListQuery
     from async_bento.registry.tokens import Role
@@ -76,6 +77,7 @@ class Api:
         transmission: TransmissionPolicy,
         base_url: BaseUrl | None = None,
         mirror: Mirror | None = None,
+        pages: type[Pages] | None = None,
     ) -> None:
         self._records = backend.records
         self._uploads = backend.uploads
@@ -86,12 +88,16 @@ class Api:
         self._mirror = mirror
         self.access = Access(backend.tokens)
         self.operation = Operation(backend.check, backend.metrics, self._base_url)
+        self._pages = None if pages is None else pages(backend, self.access, self._base_url)
         self._lists = asyncio.Semaphore(_CONCURRENT_LISTS)
 
     def application(self) -> web.Application:
         """Build the application; the backend's own routes need a presigned URL instead of the token."""
         middlewares = [self.operation.follow, _send_errors_as_json, self.access.authenticate]
+        if self._pages is not None:
+            middlewares.insert(1, self._pages.show_errors)
         app = web.Application(client_max_size=MAX_REQUEST_SIZE, middlewares=middlewares)
+        app.add_routes([] if self._pages is None else self._pages.routes())
         app.add_routes([route("GET", "/auth/current", "read", _get_user)])
         app.add_routes([route("GET", "/current_org", "read", _get_organization)])
         app.add_routes(self.operation.routes())

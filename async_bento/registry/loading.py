@@ -1,4 +1,4 @@
-"""Imports of what the client alone does not need: the database, the storages and the mirror."""
+"""Imports of what the client alone does not need: the database, the storages, the mirror and the pages."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_bento.registry.backend import Backend
+    from async_bento.registry.pages.views import Pages
     from async_bento.registry.s3_bucket import S3Bucket
 
 
@@ -21,6 +22,8 @@ async def load_module(name: str) -> Any:
     threads = Threads(1)
     try:
         return await threads.run(import_module, name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'cannot start the registry: {error}. Run: pip install "async-bento[registry]"') from error
     finally:
         threads.close()
 
@@ -36,9 +39,12 @@ async def load_backend(
     immutable: bool = False,
 ) -> Backend:
     """Describe where a registry keeps its data; see `Backend`."""
-    try:
-        module = await load_module("async_bento.registry.backend")
-    except ModuleNotFoundError as error:
-        raise ConfigError(f'cannot start the registry: {error}. Run: pip install "async-bento[registry]"') from error
+    module = await load_module("async_bento.registry.backend")
     backend: Backend = module.Backend(root, database, bucket, min_part_size, max_put_size, min_free, immutable)
     return backend
+
+
+async def load_pages() -> type[Pages]:
+    """Import the pages."""
+    pages: type[Pages] = (await load_module("async_bento.registry.pages.views")).Pages
+    return pages

@@ -22,7 +22,7 @@ from async_bento.registry.blobs.base import IO_CHUNK
 from async_bento.registry.cleanup import Cleanup, running
 from async_bento.registry.connections import accepting
 from async_bento.registry.directory import TOKEN_FILE, check_token, read_or_create_token
-from async_bento.registry.loading import load_backend
+from async_bento.registry.loading import load_backend, load_pages
 from async_bento.registry.mirror.source import MirrorSource
 from async_bento.registry.operation import AccessLogger
 from async_bento.registry.retention import RetentionPolicy
@@ -114,6 +114,7 @@ class LocalRegistry:
         upstream_token: The API token for the upstream; clients of the mirror need the mirror's own token.
         mirror_size: The most bytes that a mirror keeps; it deletes what was pulled least recently. None for no limit.
         grace: How long `close` waits for running requests before it cancels them, in seconds.
+        pages: Whether browsers get pages that show what the registry has, after a login with a token.
         access_log: A logger that gets a line per request, without queries and headers, which hold secrets. None
             disables the access log.
 
@@ -149,6 +150,7 @@ class LocalRegistry:
         upstream_token: str | SecretStr | None = None,
         mirror_size: int | None = None,
         grace: float = 5.0,
+        pages: bool = True,
         access_log: logging.Logger | None = None,
     ) -> None:
         if api_token is not None:
@@ -187,6 +189,7 @@ class LocalRegistry:
             if immutable:
                 raise ConfigError("a mirror has no versions of its own. Leave out immutable.")
         self._grace = grace
+        self._has_pages = pages
         self._access_log = access_log
         self._running: _Running | None = None
         self._thread = ExitStack()
@@ -296,7 +299,8 @@ class LocalRegistry:
             mirror = None
             if self._source is not None:
                 mirror = await stack.enter_async_context(await self._source.open(opened))
-            api = Api(opened, self._transmission, self._base_url, mirror)
+            pages = await load_pages() if self._has_pages else None
+            api = Api(opened, self._transmission, self._base_url, mirror, pages)
             stack.push_async_callback(api.operation.wait_for_handlers)
             port = await self._listen(stack, api)
             endpoint = _endpoint(self._host, port, is_tls=self._tls is not None)

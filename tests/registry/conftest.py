@@ -197,6 +197,7 @@ collect_ignore = ([] if HAS_S3 else ["test_s3.py", "test_s3_faults.py"]) + (
 )
 collect_ignore += [] if HAS_PROXIES else ["test_proxies.py"]
 collect_ignore += [] if find_spec("bentoml") is not None else ["test_bentoml.py"]
+collect_ignore += [] if find_spec("playwright") is not None else ["test_pages_browser.py"]
 collect_ignore += [] if s3_stores.is_installed() else ["test_stores.py"]
 
 Storage = "Callable[[str], dict[str, Any]]"

@@ -12,7 +12,7 @@ import pytest
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.registry.access import API_PREFIX, GuessThrottle
 from async_bento.registry.app import Api
-from async_bento.registry.loading import load_backend
+from async_bento.registry.loading import load_backend, load_pages
 from async_bento.registry.records.tokens import TokenRecords
 from async_bento.registry.server import LocalRegistry
 from async_bento.registry.tokens import ROLES, Actor
@@ -66,6 +66,21 @@ REFUSED = [f"* /{name}" for name in ("api_tokens", "clusters", "deployments", "i
 OPEN = ["GET /healthz", "GET /metrics", "GET /readyz"]
 """Without a token."""
 
+PAGES = [
+    "GET /",
+    "GET /bentos",
+    "GET /bentos/{name}",
+    "GET /bentos/{name}/{version}",
+    "GET /models",
+    "GET /models/{name}",
+    "GET /models/{name}/{version}",
+    "GET /storage",
+]
+"""With a session, which `test_pages.py` tests."""
+
+LOGIN = ["GET /login", "GET /robots.txt", "GET /static/{file}", "POST /login", "POST /logout"]
+"""What leads to a session."""
+
 PRESIGNED = ["* /blobs/{key}"]
 """With a signature instead of a token."""
 
@@ -94,7 +109,8 @@ async def routes_of(root: Path) -> list[str]:
     """The method and path of all routes of a registry."""
     backend = await load_backend(root=root, database=None, bucket=None)
     async with backend.open(url_expiry=60) as opened:
-        api = Api(opened, TransmissionPolicy("presigned_url", None, presign=True))
+        pages = await load_pages()
+        api = Api(opened, TransmissionPolicy("presigned_url", None, presign=True), pages=pages)
         found = {
             f"{route.method} {route.resource.canonical}"
             for route in api.application().router.routes()
@@ -145,7 +161,7 @@ async def test_every_route_has_a_role(tmp_path: Path):
     assert sorted(ROLE_OF) == [route for route in with_token if route not in refused]
     assert [route.partition("{")[0] for route in refused] == REFUSED
     others = [route for route in routes if f" {API_PREFIX}" not in route and not route.startswith("* /api/v2/")]
-    assert others == sorted(OPEN + PRESIGNED)
+    assert others == sorted(OPEN + PAGES + LOGIN + PRESIGNED)
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -58,6 +58,13 @@ class AuditLog:
                 await connection.execute(pulled)
             await add_event(connection, "pull", ref.item_type.item, ref.name, ref.version, by=by)
 
+    async def list_of(self, ref: ItemRef, *, count: int) -> list[Event]:
+        """Return the newest events of an item, the newest first."""
+        about = (events.c.name == ref.name, events.c.version == ref.version, events.c.kind == ref.item_type.item)
+        wanted = select(*_COLUMNS).where(*about).order_by(events.c.id.desc()).limit(count)
+        async with self._database.reading() as connection:
+            return [Event(*row) for row in await connection.execute(wanted)]
+
     async def list(
         self, *, count: int, since: datetime | None = None, name: str | None = None, action: Action | None = None
     ) -> list[Event]:

@@ -28,7 +28,8 @@ _MAX_MODELS = 1000
 class Item:
     """The record of a bento or model; `manifest` is JSON, and the upload fields describe its bytes.
 
-    `creator` is the name of the token that registered it.
+    `size` is that of the files in bytes, by the manifest; 0 if it has none. `creator` is the name of the token that
+    registered it.
     """
 
     id: int
@@ -39,6 +40,7 @@ class Item:
     version: str
     description: str
     manifest: str | None
+    size: int
     labels: Sequence[LabelItemSchema]
     build_at: datetime
     upload_status: UploadStatus

@@ -86,6 +86,7 @@ def to_item(row: Mapping[str, Any] | RowMapping, labels_of_item: Sequence[LabelI
         version=row["version"],
         description=row["description"],
         manifest=row["manifest"],
+        size=row["size"],
         labels=labels_of_item,
         build_at=row["build_at"],
         upload_status=row["upload_status"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -14,6 +14,7 @@ from async_bento.registry.records.tables import settings, tokens
 from async_bento.registry.tokens import FIRST_TOKEN, Token, digest_of, generate_token
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from sqlalchemy import ColumnElement, RowMapping
@@ -41,6 +42,16 @@ class TokenRecords:
             row = (await connection.execute(wanted)).mappings().first()
         token = None if row is None else _token(row)
         return None if token is None or token.is_expired(utc_now()) else token
+
+    async def find_by_id(self, token_id: int) -> tuple[Token, str] | None:
+        """Return the record of a token that clients may use now, with its digest; see `find`."""
+        wanted = select(tokens).where(tokens.c.id == token_id)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(wanted)).mappings().first()
+        if row is None:
+            return None
+        token = _token({name: value for name, value in row.items() if name != "digest"})
+        return None if token.is_expired(utc_now()) else (token, row["digest"])
 
     async def list(self) -> list[Token]:
         """Return all tokens, expired ones included, in the order of names."""
@@ -147,5 +158,5 @@ def _not_found(name: str) -> NotFoundError:
     return NotFoundError(f"there is no token {name}. List the tokens with: async-bento registry token list")
 
 
-def _token(row: RowMapping) -> Token:
+def _token(row: Mapping[str, Any] | RowMapping) -> Token:
     return Token(**row)

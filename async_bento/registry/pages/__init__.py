@@ -1,0 +1,1 @@
+"""The pages of a registry, for people: server-rendered HTML, which shows and changes nothing."""
