@@ -185,9 +185,9 @@ class LocalRegistry:
         if self._source is not None:
             self._transmission = TransmissionPolicy("proxy", presign=False)
             if bucket is not None:
-                raise ConfigError("a mirror keeps its bytes in a directory. Leave out the bucket.")
+                raise ConfigError("a mirror keeps its bytes in a directory. Leave out the bucket (`--s3`).")
             if immutable:
-                raise ConfigError("a mirror has no versions of its own. Leave out immutable.")
+                raise ConfigError("a mirror has no versions of its own. Leave out immutable (`--immutable`).")
         self._grace = grace
         self._has_pages = pages
         self._access_log = access_log

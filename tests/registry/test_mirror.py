@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from async_bento import APIStatusError, AsyncBentoAPI, BentoStore, Config, ConfigError, ModelStore
 from async_bento.cli import main
@@ -497,6 +498,16 @@ async def test_mirror_keeps_the_upstream_token_secret(
     assert (await ask.api("GET", "/models", token="upstream-secret")).status == 403
     assert "upstream-secret" not in f"{caplog.text} {ask.registry!r} {vars(ask.registry)} {answers}"
     assert "signature=" not in str(answers).lower()
+
+
+async def test_mirror_passes_on_no_invalid_name(upstream: FaultProxy, ask: Caller):
+    """An encoded slash in a name would be another path of the upstream."""
+    upstream.requests.clear()
+    for path in ("..%2Fapi_tokens/models", "mod/models/..%2F..", "mod/models/..%2Fx/download", "..%2Fx"):
+        url = URL(f"{ask.registry.endpoint}/api/v1/model_repositories/{path}", encoded=True)
+        answer = await ask.bare("GET", url, headers={"X-YATAI-API-TOKEN": ask.registry.api_token})
+        assert answer.status in {400, 404}, path
+    assert upstream.requests == []
 
 
 async def test_mirror_reports_a_rejected_token(start_mirror: StartMirror, session: aiohttp.ClientSession):

@@ -99,6 +99,8 @@ class Mirror:
         resource = request.match_info.route.resource
         assert resource is not None, "a handler has a route"
         action = resource.canonical.rpartition("/")[2]
+        for field, value in request.match_info.items():  # before they become a path of the upstream
+            check_tag_part(field, value)
         if request.method == "GET" and action == "download":
             return await self._download(request, _item_ref(request))
         if action == "presign_download_url" or (request.method == "GET" and action == "{version}"):
@@ -293,8 +295,7 @@ def _check_list(request: web.Request, action: str) -> None:
 
 def _item_ref(request: web.Request) -> ItemRef:
     item_type = next(each for each in ITEM_TYPES if f"/{each.repositories}/" in request.path)
-    name, version = request.match_info["name"], request.match_info["version"]
-    return ItemRef(item_type, check_tag_part("name", name), check_tag_part("version", version))
+    return ItemRef(item_type, request.match_info["name"], request.match_info["version"])
 
 
 @asynccontextmanager
