@@ -289,7 +289,10 @@ async def serve(storage: Storage) -> AsyncIterator[Serve]:
         session = await stack.enter_async_context(aiohttp.ClientSession())
 
         async def start(name: str = "registry", words: Words = BENTOS, **options: Any) -> Caller:
-            registry = LocalRegistry(**storage(name), **({"grace": 0.2} | options))
+            places = storage(name)
+            if "api_token" in options:
+                places.pop("token_file", None)
+            registry = LocalRegistry(**places, **({"grace": 0.2} | options))
             return Caller(await stack.enter_async_context(registry), session, words)
 
         yield start

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -382,6 +384,61 @@ async def test_bento_shows_readme_models_manifest_and_commands(caller: Caller, b
     assert "5 B" in page.text
     assert "/bentos?q=label%3Ateam%3Dvision" in page.links
     assert "never" not in page.text
+
+
+def tar_of(*names: str, mode: str = "w") -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
+        directory = tarfile.TarInfo("./src")
+        directory.type = tarfile.DIRTYPE
+        tar.addfile(directory)
+        for name in names:
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = 300_000
+            tar.addfile(member, io.BytesIO(bytes(300_000)))
+        link = tarfile.TarInfo("./latest")
+        link.type, link.linkname = tarfile.SYMTYPE, "src/service.py"
+        tar.addfile(link)
+    return file.getvalue()
+
+
+async def files_on_page(caller: Caller, browser: Browser, body: bytes) -> str:
+    await caller.create()
+    assert (await caller.upload(body)).status == 200
+    page = await browser.page("/bentos/iris/v1")
+    return page.text.partition("Files")[2].partition("Manifest")[0]
+
+
+async def test_item_lists_its_files(caller: Caller, browser: Browser):
+    long = "deep/" * 40 + "weights.bin"
+    shown = await files_on_page(caller, browser, tar_of("src/service.py", "<script>alert(1)</script>", long))
+    assert "4 files" in shown
+    for text in ("src/service.py 293.0 KiB", "<script>alert(1)</script> 293.0 KiB", f"{long} 293.0 KiB"):
+        assert text in " ".join(shown.split())
+    assert "latest → src/service.py link" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("body", [tar_of("a", mode="w:gz"), b"no tar", tar_of("a")[:300]])
+async def test_item_with_other_bytes_says_so(caller: Caller, browser: Browser, body: bytes):
+    shown = await files_on_page(caller, browser, body)
+    assert "The files cannot be listed: the tar is compressed or damaged." in shown
+
+
+async def test_item_with_many_files_shows_the_first(caller: Caller, browser: Browser, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("async_bento.registry.pages.files._MAX_FILES", 2)
+    assert "the first 2 files" in await files_on_page(caller, browser, tar_of("a", "b", "c"))
+
+
+async def test_item_list_of_files_has_bounded_cost(caller: Caller, browser: Browser, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("async_bento.registry.pages.files._MAX_WINDOWS", 2)
+    assert "the first 2 files" in await files_on_page(caller, browser, tar_of("a", "b", "c"))
+
+
+async def test_item_header_that_claims_a_gigabyte_is_not_read(caller: Caller, browser: Browser):
+    header = tarfile.TarInfo("./PaxHeaders/x")
+    header.type, header.size = tarfile.XHDTYPE, 2**30
+    body = header.tobuf(tarfile.USTAR_FORMAT) + bytes(20_000)
+    assert "cannot be listed" in await files_on_page(caller, browser, body)
 
 
 async def test_model_shows_the_bentos_that_use_it(caller: Caller, browser: Browser):

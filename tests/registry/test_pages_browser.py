@@ -13,6 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, sync_playwright
 
 from tests.registry.conftest import BENTOS, MODELS, Caller
+from tests.registry.test_pages import tar_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.pages
 
 README = f"# Iris\n\nClassifies irises.\n\n```python\n{'x' * 200}\n```\n\n| a | b |\n|---|---|\n| 1 | {'y' * 200} |\n"
 LONG = "a" * 63
+TAR = tar_of("src/service.py", f"deep/{LONG}{LONG}/{LONG}.bin")
 PATHS = ("/bentos", "/bentos/iris", "/bentos/iris/v1", "/models", f"/models/{LONG}/{LONG}", "/storage", "/none")
 
 
@@ -48,7 +50,7 @@ def registry(served: LocalRegistry) -> LocalRegistry:
             await caller.about(MODELS).create(LONG, LONG, labels=[{"key": "k" * 300, "value": "v" * 300}])
             manifest = {"models": [f"{LONG}:{LONG}"], "long": "x" * 300}
             await caller.create(description=README, manifest=manifest, labels=[{"key": "team", "value": "vision"}])
-            assert (await caller.upload(b"bytes")).status == 200
+            assert (await caller.upload(TAR)).status == 200
             await caller.create("other", "v1")
 
     with start_blocking_portal() as portal:  # Playwright runs an event loop in this thread

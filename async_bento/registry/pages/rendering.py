@@ -134,7 +134,7 @@ def render_time(time: datetime | None) -> Markup:
 def render_path(path: str) -> Markup:
     """Render a long name, which may break after its punctuation."""
     broken = escape(path)
-    for mark in ":-_.":
+    for mark in ":-_./":
         broken = broken.replace(mark, Markup("{}<wbr>").format(mark))
     return broken
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,9 +15,10 @@ from aiohttp import web
 from async_bento._core.concurrency import Threads
 from async_bento.config import KiB
 from async_bento.registry.access import API_PREFIX, TOKEN, AccessDeniedError, TooManyGuessesError, check_covered
-from async_bento.registry.errors import BadRequestError, ForbiddenError, RecordNotFoundError
+from async_bento.registry.errors import BadRequestError, ForbiddenError, RecordNotFoundError, RegistryError
 from async_bento.registry.item_types import BENTO, ITEM_TYPES, MODEL, ItemRef, check_tag_part
 from async_bento.registry.operation import ADDRESS
+from async_bento.registry.pages.files import list_files
 from async_bento.registry.pages.rendering import STATIC, render, url
 from async_bento.registry.pages.session import (
     LIFETIME,
@@ -37,9 +39,12 @@ if TYPE_CHECKING:
     from async_bento.registry.backend import OpenBackend
     from async_bento.registry.base_url import BaseUrl
     from async_bento.registry.item_types import ItemType
-    from async_bento.registry.records.base import Found, Whole
+    from async_bento.registry.pages.files import Listing
+    from async_bento.registry.records.base import Found, Item, Whole
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+log = logging.getLogger("async_bento.registry")
 
 IS_PAGE = web.RequestKey("is_page", bool)
 
@@ -215,8 +220,19 @@ class Pages:
                 models=_named_models(whole, token.prefix),
                 using=using,
                 events=events,
+                listing=await self._list_files(item),
                 endpoint=self._base_url.find(request),
             )
+
+    async def _list_files(self, item: Item) -> Listing | None:
+        """List the files of an item; None if it has no bytes, or its storage is away."""
+        try:
+            async with self._backend.uploads.open(item) as blob:
+                return await list_files(blob)
+        except (RegistryError, OSError) as error:
+            if not isinstance(error, RecordNotFoundError):
+                log.warning("cannot list the files of %s:%s: %s", item.repository, item.version, error)
+            return None
 
     async def _show_storage(self, request: web.Request) -> web.Response:
         token = request[TOKEN]

@@ -88,10 +88,10 @@ async def copy_records(bucket: Bucket, database: Database) -> None:
 
 
 async def copy_token(bucket: Bucket, database: Database) -> None:
-    """Keep the only token of an older registry valid, unless the database has tokens."""
-    token, tokens = await bucket.read("api_token"), TokenRecords(database)
-    if token and not await tokens.has_any():
-        await tokens.set_first(token.decode().strip(), by=Actor("registry"))
+    """Keep the token of an older registry, which the bucket has."""
+    token = await bucket.read("api_token")
+    if token:
+        await TokenRecords(database).adopt(token.decode().strip(), by=Actor("registry"))
 
 
 async def adopt_objects(bucket: Bucket, records: Records, blob_records: BlobRecords) -> None:

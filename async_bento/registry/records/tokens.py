@@ -99,6 +99,13 @@ class TokenRecords:
                 raise _not_found(name)
             await add_event(connection, "revoke", "token", name, by=by)
 
+    async def adopt(self, secret: str, *, by: Actor) -> None:
+        """Keep the only token of an older registry as one of the admin, unless the database has tokens."""
+        async with self._database.writing() as connection:
+            if (await connection.execute(select(tokens.c.id).limit(1))).first() is None:
+                await _insert(connection, secret, FIRST_TOKEN, "admin", "", None)
+                await add_event(connection, "create", "token", FIRST_TOKEN, by=by)
+
     async def set_first(self, secret: str, *, by: Actor) -> None:
         """Make a token one of the admin, instead of the one that was set so before.
 
