@@ -5,7 +5,6 @@ A chunk goes from `Extractor.feed` to `TreeWriter.write`; headers and rules are 
 
 from __future__ import annotations
 
-import tarfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +12,8 @@ from async_bento.config import MiB
 from async_bento.errors import StoreError, UnsafeArchiveError
 from async_bento.transfer.tar.checkpoint import Checkpoint, PartialFile
 from async_bento.transfer.tar.decompress import MAGIC_SIZE, decompressor_for
-from async_bento.transfer.tar.headers import EXTENSIONS, Member, parse_block, parse_extension, parse_member
+from async_bento.transfer.tar.headers import Member
+from async_bento.transfer.tar.members import BLOCK, LIMIT_REMEDY, REMEDY, MemberParser
 from async_bento.transfer.tar.safety import DEFAULT_LIMITS, LimitExceededError, quoted
 from async_bento.transfer.tar.writer import TreeWriter
 
@@ -27,15 +27,9 @@ if TYPE_CHECKING:
     from async_bento.config import Limits
     from async_bento.transfer.tar.decompress import GzipDecompressor
 
-_BLOCK = tarfile.BLOCKSIZE
-_ZEROS = bytes(_BLOCK)
-_END_BLOCKS = 2  # blocks of zeros that end a tar (POSIX.1-1988, ustar)
-
 # Zeros that may follow the end: tar fills a record, of 10 KiB by default and of 1 MiB by `tar -b 2048`.
 _MAX_FILL = MiB
 
-_REMEDY = "Push the item again from a clean copy."
-_LIMIT_REMEDY = "Raise this limit only for a source you trust."
 _DISK_REMEDY = "Check the free space and the permissions of the disk."
 
 
@@ -68,7 +62,6 @@ class Extractor:
         checkpoint: Checkpoint | None = None,
     ) -> None:
         start = checkpoint or Checkpoint()
-        self.members = start.members
         self.files = start.files
         self.bytes_written = start.bytes_written
         self.finished = False
@@ -84,12 +77,9 @@ class Extractor:
         self._head: bytearray | None = None if checkpoint else bytearray()
         self._decompressor: GzipDecompressor | None = None
         self._block = bytearray()
-        self._end_blocks = 0
         self._fill = 0
-        self._last_name: str | None = None
-        self._described = 0  # bytes of extended headers before the next member
-        self._records: dict[str, str] = {}
-        self._extension: tuple[bytes, bytearray] | None = None
+        self._parser = MemberParser(limits, start.members)
+        self._extension: bytearray | None = None
         self._file: Member | None = None
         self._payload_left = 0
         self._padding = 0
@@ -99,9 +89,14 @@ class Extractor:
     def _resume_file(self, file: PartialFile) -> None:
         size = file.written + file.left
         self._file = Member(file.path, file.path, "file", size, 0, file.mtime_ns, "")
-        self._last_name = file.path
+        self._parser.last_name = file.path
         self._payload_left = file.left
-        self._padding = -size % _BLOCK
+        self._padding = -size % BLOCK
+
+    @property
+    def members(self) -> int:
+        """The members so far."""
+        return self._parser.members
 
     def __enter__(self) -> Self:
         return self
@@ -122,7 +117,7 @@ class Extractor:
         with self._translate_errors():
             if self._decompressor is not None:
                 self._decompressor.close()
-            if self._end_blocks < _END_BLOCKS:
+            if not self._parser.is_ended:
                 raise UnsafeArchiveError("the tar is truncated")
             self._writer.finish(self._add_copy)
             self._usable = False
@@ -168,19 +163,20 @@ class Extractor:
         except UnsafeArchiveError as error:
             self.abort()
             where = self._where() if error.member is None else ""
-            member = self._last_name if error.member is None else error.member
-            remedy = _LIMIT_REMEDY if isinstance(error, LimitExceededError) else _REMEDY
+            member = self._parser.last_name if error.member is None else error.member
+            remedy = LIMIT_REMEDY if isinstance(error, LimitExceededError) else REMEDY
             raise UnsafeArchiveError(f"{error}{where}. {remedy}", member=member) from error
         except BaseException:
             self.abort()
             raise
 
     def _where(self) -> str:
-        if self._last_name is None:
+        name = self._parser.last_name
+        if name is None:
             return ", before its first member"
         if self._payload_left:
-            return f", in {quoted(self._last_name)}, {self._payload_left} bytes before its end"
-        return f", at {quoted(self._last_name)}"
+            return f", in {quoted(name)}, {self._payload_left} bytes before its end"
+        return f", at {quoted(name)}"
 
     def _decompress(self, data: memoryview) -> Iterable[bytes | memoryview]:
         if self._head is not None:
@@ -203,14 +199,14 @@ class Extractor:
                 stop = min(start + self._padding, end)
                 self._position += stop - start
                 self._padding -= stop - start
-            elif self._end_blocks == _END_BLOCKS:
+            elif self._parser.is_ended:
                 self._check_fill(data[start:])
                 return
             else:
-                stop = min(start + _BLOCK - len(self._block), end)
+                stop = min(start + BLOCK - len(self._block), end)
                 self._position += stop - start
                 self._block += data[start:stop]
-                if len(self._block) == _BLOCK:
+                if len(self._block) == BLOCK:
                     block = bytes(self._block)
                     self._block.clear()
                     self._take_header(block)
@@ -224,39 +220,21 @@ class Extractor:
             raise UnsafeArchiveError("garbage follows the end of the tar")
 
     def _take_header(self, block: bytes) -> None:
-        if block == _ZEROS:
-            if self._described:
-                raise UnsafeArchiveError("the tar ends after an extended header without a member")
-            self._end_blocks += 1
-            return
-        if self._end_blocks:
-            raise UnsafeArchiveError("a block of zeros is between members of the tar")
-        header = parse_block(block)
-        self._last_name = header.name
-        if header.type in EXTENSIONS:
-            self._described += _BLOCK + header.size  # the block counts, or a flood of empty headers would be free
-            if self._described > self._limits.header:
-                raise LimitExceededError(
-                    f"the extended headers of a tar member take more than {self._limits.header} bytes (Limits.header)"
-                )
-            self._extension = (header.type, bytearray())
-            self._expect_payload(header.size)
-        else:
-            member = parse_member(header, self._records, self._limits)
-            self._last_name, self._described, self._records = member.name, 0, {}
+        member = self._parser.add_block(block)
+        if member is not None:
             self._writer.overwrite = self._position <= self._covered
             self._add(member)
             if self._file is None:
                 self._mark_boundary()
+        elif self._parser.extension_size is not None:
+            self._extension = bytearray()
+            self._expect_payload(self._parser.extension_size)
 
     def _mark_boundary(self) -> None:
         position = self._position + self._padding  # the next member starts after the padding
         self._boundary = _Boundary(position, self.members, self.files, self.bytes_written)
 
     def _add(self, member: Member) -> None:
-        self.members += 1
-        if self.members > self._limits.members:
-            raise LimitExceededError(f"the tar has more than {self._limits.members} members (Limits.members)")
         if member.type == "directory":
             self._writer.add_directory(member.path, member.mtime_ns)
         elif member.type == "symlink":
@@ -287,13 +265,13 @@ class Extractor:
 
     def _expect_payload(self, size: int) -> None:
         self._payload_left = size
-        self._padding = -size % _BLOCK
+        self._padding = -size % BLOCK
         if not size:
             self._end_payload()
 
     def _take_payload(self, chunk: memoryview) -> None:
         if self._extension is not None:
-            self._extension[1].extend(chunk)
+            self._extension.extend(chunk)
         else:
             self._writer.write(chunk)
             self.bytes_written += len(chunk)
@@ -303,13 +281,8 @@ class Extractor:
 
     def _end_payload(self) -> None:
         if self._extension is not None:
-            type_, payload = self._extension
-            self._extension = None
-            records = parse_extension(type_, bytes(payload))
-            # Readers disagree about which of two headers counts, so a checker may see another tar than an extractor.
-            if any(self._records.get(keyword, value) != value for keyword, value in records.items()):
-                raise UnsafeArchiveError("two extended headers describe one tar member differently")
-            self._records.update(records)
+            payload, self._extension = bytes(self._extension), None
+            self._parser.add_extension(payload)
         elif self._file is not None:
             self._writer.close_file(self._file.mtime_ns)
             self._file = None
