@@ -11,8 +11,10 @@ from async_bento._core.version import __version__
 if TYPE_CHECKING:
     from async_bento._core.tag import Tag
     from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
+    from async_bento.api.files import AsyncRemoteFile, AsyncRemoteFiles, RemoteEntry
     from async_bento.api.push import PushResult
     from async_bento.api.sync_api import BentoAPI, ModelAPI
+    from async_bento.api.sync_files import RemoteFiles
     from async_bento.config import Config, Limits, RetryPolicy, Timeouts, Transfer
     from async_bento.errors import (
         APIConnectionError,
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "api.async_api": ("AsyncBentoAPI", "AsyncModelAPI"),
+    "api.files": ("AsyncRemoteFile", "AsyncRemoteFiles", "RemoteEntry"),
     "progress.listeners": ("LineListener", "TqdmListener"),
     "config": ("Config", "Limits", "RetryPolicy", "Timeouts", "Transfer"),
     "rest.credentials": ("Credentials",),
@@ -106,6 +109,7 @@ _NAMES = {
     "store.store": ("BentoStore", "ModelStore"),
     "_core.tag": ("Tag",),
     "api.sync_api": ("BentoAPI", "ModelAPI"),
+    "api.sync_files": ("RemoteFiles",),
     "rest.client": ("RestApiClient",),
     "rest.schemas": (
         "BentoFullSchema",
@@ -135,6 +139,8 @@ __all__ = [
     "ArchiveError",
     "AsyncBentoAPI",
     "AsyncModelAPI",
+    "AsyncRemoteFile",
+    "AsyncRemoteFiles",
     "AuthenticationError",
     "Bento",
     "BentoAPI",
@@ -177,6 +183,8 @@ __all__ = [
     "PushResult",
     "PushesError",
     "RateLimitError",
+    "RemoteEntry",
+    "RemoteFiles",
     "RestApiClient",
     "RetryPolicy",
     "ServerError",

@@ -217,7 +217,9 @@ def needed_sections(member: object) -> tuple[str, ...]:
     if any(not name.startswith("_") and name.islower() for name in inspect.get_annotations(member)):
         return "Args:", "Attributes:"
     init = vars(member).get("__init__")
-    made_by_callers = getattr(init, "__module__", None) == member.__module__ and member is not async_bento.ModelAPI
+    files = {async_bento.AsyncRemoteFile, async_bento.AsyncRemoteFiles, async_bento.RemoteFiles}
+    made_by_apis = {async_bento.ModelAPI, *files}
+    made_by_callers = getattr(init, "__module__", None) == member.__module__ and member not in made_by_apis
     return ("Args:",) if made_by_callers and inspect.signature(member).parameters else ()
 
 

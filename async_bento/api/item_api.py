@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.tag import Tag, refuse_pattern
+from async_bento.api.files import AsyncRemoteFiles
 from async_bento.api.kinds import ItemT, RecordT
 from async_bento.api.paging import PAGE_SIZE, walk
 from async_bento.api.push_list import StoredItem
@@ -49,6 +50,24 @@ class ItemAPI(Generic[ItemT, RecordT]):
             async for page in pages:
                 for record in page:
                     yield record
+
+    def files(self, tag: AnyTag) -> AsyncRemoteFiles:
+        """Read files of an item in the registry without a pull. No local store is used.
+
+        Args:
+            tag: The tag. Without a version, or with `latest`, the newest that was uploaded.
+
+        Returns:
+            The files: `list`, `read`, `open` and `extract` request what they need.
+
+        Raises:
+            InvalidTagError: The tag is invalid.
+
+        Examples:
+            >>> files = api.files("iris_classifier:v1")
+            >>> print(await files.read("src/service.py"))
+        """
+        return AsyncRemoteFiles(self._resources, self._kind, Tag.parse(tag))
 
     async def exists(self, tag: AnyTag) -> bool:
         """Check whether the registry has an item, with its upload complete.

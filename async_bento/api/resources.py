@@ -15,6 +15,7 @@ from async_bento.errors import ClosedError, ConfigError
 from async_bento.integrations.huggingface.client import MODELS_AT_ONCE
 from async_bento.progress.events import Progress
 from async_bento.transfer.http import TransferPool
+from async_bento.transfer.remote import IndexCache
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -47,6 +48,7 @@ class Resources:
         self.client = client
         self.config = config
         self.listener = listener
+        self.indexes = IndexCache()
         self._threads: Threads | None = None
         self._hub_slots: asyncio.Semaphore | None = None
         self._hub_loop: asyncio.AbstractEventLoop | None = None

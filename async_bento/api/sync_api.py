@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast, overload
 from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
 from async_bento.api.blocking import close_api, iterate
 from async_bento.api.loop_thread import LoopThread
+from async_bento.api.sync_files import HasRemoteFiles
 
 if TYPE_CHECKING:
     import os
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     _Push: TypeAlias = Callable[..., Awaitable[PushResult | list_of[PushResult]]]
 
 
-class ModelAPI:
+class ModelAPI(HasRemoteFiles[AsyncModelAPI]):
     """Push, pull, list, get and delete models, blocking. Access it as `models` of a `BentoAPI`."""
 
     def __init__(self, models: AsyncModelAPI, loop: LoopThread) -> None:
@@ -214,7 +215,7 @@ class ModelAPI:
         return self._loop.run(self._async.delete, tag, force=force)
 
 
-class BentoAPI:
+class BentoAPI(HasRemoteFiles[AsyncBentoAPI]):
     """Push, pull, list, get and delete bentos, blocking; `models` does the same for models.
 
     The methods and parameters are those of `AsyncBentoAPI`. Use the API in a `with` statement, or call `close` at the

@@ -74,6 +74,7 @@ class RootGroup(LazyGroup):
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
     lazy_commands={
+        "cat": "files:cat_bento",
         "completion": "completion:completion",
         "context": "login:context",
         "delete": "delete:delete_bentos",
@@ -83,6 +84,7 @@ class RootGroup(LazyGroup):
         "list": "list_get:list_bentos",
         "login": "login:login",
         "logout": "login:logout",
+        "ls": "files:ls_bento",
         "models": "main:models",
         "pull": "push_pull:pull",
         "push": "push_pull:push",
@@ -109,10 +111,12 @@ accept_verbose(main, hidden=False)
 @click.group(
     cls=LazyGroup,
     lazy_commands={
+        "cat": "files:cat_model",
         "delete": "delete:delete_models",
         "exists": "list_get:model_exists",
         "get": "list_get:get_model",
         "list": "list_get:list_models",
+        "ls": "files:ls_model",
         "pull": "push_pull:pull_models",
         "push": "push_pull:push_models",
     },

@@ -16,6 +16,7 @@ from async_bento.cli.completion import (
     complete_remote_model,
 )
 from async_bento.cli.errors import ItemsError, hint_at_list
+from async_bento.cli.files import check_selection, pull_files, selection_options
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options, warn_of_unknown_terms
 from async_bento.cli.output import print_json, print_pull, print_push, print_skipped, pull_as_json, push_as_json
 from async_bento.cli.progress import is_skipped
@@ -161,6 +162,7 @@ async def push_models(
 @click.command()
 @click.argument("bentos", nargs=-1, shell_complete=complete_remote_bento)
 @_pull_options
+@selection_options
 @_dry_run_option
 @click.option("--with-models", "-m", is_flag=True, help="Also pull the models of the bentos.")
 @registry_options
@@ -173,6 +175,8 @@ async def pull(
     with_models: bool,
     output: Path | None,
     dry_run: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
 ) -> None:
     """Pull BENTOS into the local store or a directory.
 
@@ -188,10 +192,16 @@ async def pull(
       async-bento pull iris_classifier:v3 fraud_detector --force
       async-bento pull "iris*:*"
       async-bento pull iris_classifier:v3 --output ./iris_classifier
+      async-bento pull iris_classifier:v3 --output ./sources --include "src/*.py"
     """
     check_arguments(bentos, "bento", "pull", select_all=select_all)
     _check_output(output, bentos, "bento", select_all)
+    if include or exclude:
+        check_selection(output, {"--with-models": with_models, "--dry-run": dry_run})
     async with registry.make_transfer_api(is_single=is_single(bentos), resumable=output is None) as api:
+        if output and (include or exclude):
+            await pull_files(registry, api.files(bentos[0]), output, (include, exclude), force=force)
+            return
 
         async def pull_one(tag: str) -> Pulled:
             try:
@@ -213,6 +223,7 @@ async def pull(
 @click.command("pull")
 @click.argument("models", nargs=-1, shell_complete=complete_remote_model)
 @_pull_options
+@selection_options
 @_dry_run_option
 @click.option("--query", metavar="QUERY", help="Pull the newest version that matches, such as label:stage=prod.")
 @registry_options
@@ -225,6 +236,8 @@ async def pull_models(
     query: str | None,
     output: Path | None,
     dry_run: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
 ) -> None:
     """Pull MODELS into the local store or a directory.
 
@@ -244,9 +257,14 @@ async def pull_models(
     warn_of_unknown_terms(query)
     check_arguments(models, "model", "pull", select_all=select_all)
     _check_output(output, models, "model", select_all)
+    if include or exclude:
+        check_selection(output, {"--query": query, "--dry-run": dry_run})
     if dry_run and query:
         raise click.UsageError("--dry-run does not support --query.")
     async with registry.make_transfer_api(is_single=is_single(models), resumable=output is None) as api:
+        if output and (include or exclude):
+            await pull_files(registry, api.models.files(models[0]), output, (include, exclude), force=force)
+            return
 
         async def pull_one(tag: str) -> Pulled:
             try:

@@ -91,8 +91,13 @@ class TargetDirectory(Generic[ItemT]):
     def commit(self, staged: Path, tag: Tag, *, force: bool) -> ItemT:
         """Move a staged item to its place; an item that `force` replaces is complete until then."""
         item = Layout(self.item_type, self.path).load(tag, staged)
+        self.place(staged, str(tag), force=force)
+        return dataclasses.replace(item, path=self.path)
+
+    def place(self, staged: Path, name: str, *, force: bool) -> None:
+        """Move staged files to their place; `name` is for messages."""
         target = self._target()
-        with as_store_error(f"write {tag} to {self.path}"):
+        with as_store_error(f"write {name} to {self.path}"):
             sync_tree(staged)
             self.check(force=force)  # another process may have filled the directory
             if staged.is_relative_to(target):
@@ -101,7 +106,6 @@ class TargetDirectory(Generic[ItemT]):
             else:
                 _move(staged, target, force=force)
                 fsync_path(target.parent)
-        return dataclasses.replace(item, path=self.path)
 
     def _target(self) -> Path:
         """The directory without links: a link to it stays."""

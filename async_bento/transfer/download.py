@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from async_bento.transfer.http import RangeResponse, TransferPool
     from async_bento.transfer.resumable_extract import ResumePoint
 
-_CHANGED = "the item was pushed again during the download"
+CHANGED = "the item was pushed again during the download"
 
 
 class Sink(Protocol):
@@ -80,6 +81,7 @@ class DownloadSource:
         self._strategy = record.transmission_strategy
         self._version = record.version
         self._verify = verify
+        self._asks_storage = False
         self._current: Target | None = None
         self.is_resumed = False  # so the storage has worked
         self.unreachable: str | None = None  # why the bytes go through the registry instead
@@ -97,6 +99,21 @@ class DownloadSource:
         if self._current is target:
             self._current = None
 
+    def ask_storage(self) -> bool:
+        """Use a presigned URL although the registry serves the bytes itself; False where that was the way before."""
+        if self._strategy != "proxy" or self._asks_storage:
+            return False
+        self._asks_storage, self._current = True, None
+        return True
+
+    def check_refusal(self, error: APIStatusError | PartError, target: Target, byte_range: ByteRange) -> None:
+        """Raise ObjectChangedError where the object has changed; request a new URL where this one has expired."""
+        if error.status == HTTPStatus.FORBIDDEN and target.credentials is None:
+            self.expire(target)
+        beyond_end = error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and byte_range.start > 0
+        if beyond_end or error.status == HTTPStatus.PRECONDITION_FAILED:
+            raise ObjectChangedError(CHANGED) from error
+
     def refresh(self) -> None:
         """Request the URL and the checksums again next time: the item may have been pushed again."""
         self._current = self._record = None
@@ -112,7 +129,15 @@ class DownloadSource:
 
     async def _presign(self) -> Target:
         name, version = self._name, self._version
-        if self._strategy != "proxy":
+        if self._asks_storage:
+            with suppress(APIStatusError):  # then the registry's own way remains
+                record = await self._routes.presign_download(name, version)
+                self._set_checksums(record)
+                if record.presigned_download_url.get_secret_value():
+                    target = self._routes.session.storage_target(record.presigned_download_url)
+                    if target.storage not in self._routes.session.storages.unreachable:
+                        return target
+        elif self._strategy != "proxy":
             record = await self._routes.presign_download(name, version)
             self._set_checksums(record)
             if record.presigned_download_url.get_secret_value():
@@ -152,7 +177,7 @@ async def _download(source: DownloadSource, sink: Sink, pool: TransferPool, prog
         try:
             await job.run()
         except (ObjectChangedError, DamagedPartError) as error:
-            await job.restart(_CHANGED if isinstance(error, OtherObjectError) else str(error))
+            await job.restart(CHANGED if isinstance(error, OtherObjectError) else str(error))
             is_damaged_twice = isinstance(error, DamagedPartError) and await job.is_damaged_again(error)
             if first is not None or is_damaged_twice:
                 raise _final(source, error) from None
@@ -344,17 +369,10 @@ class _Download:
                     await self._read_whole(received, count)
                     return None
             except (APIStatusError, PartError) as error:
-                self._handle_refusal(error, target, byte_range)
+                if error.status in BUSY:
+                    self._ranges.throttle(time.monotonic())
+                self._source.check_refusal(error, target, byte_range)
                 raise
-
-    def _handle_refusal(self, error: APIStatusError | PartError, target: Target, byte_range: ByteRange) -> None:
-        if error.status == HTTPStatus.FORBIDDEN and target.credentials is None:
-            self._source.expire(target)
-        if error.status in BUSY:
-            self._ranges.throttle(time.monotonic())
-        beyond_end = error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and byte_range.start > 0
-        if beyond_end or error.status == HTTPStatus.PRECONDITION_FAILED:
-            raise ObjectChangedError(_CHANGED) from error
 
     async def _read(self, received: RangeResponse, byte_range: ByteRange, count: Callable[[int], None]) -> list[bytes]:
         if self._total is None:
@@ -364,21 +382,9 @@ class _Download:
             if self._size_known is not None and not self._size_known.done():
                 self._size_known.set_result(None)
         elif received.total != self._total or (received.etag and self._etag and received.etag != self._etag):
-            raise ObjectChangedError(_CHANGED)  # some storages ignore If-Match
+            raise ObjectChangedError(CHANGED)  # some storages ignore If-Match
         size = min(byte_range.stop, self._total or byte_range.stop) - byte_range.start
-        data: list[bytes] = []  # in the pieces that arrive: joining them would copy every byte once more
-        arrived = 0
-        while chunk := await received.read():
-            arrived += len(chunk)
-            if arrived > size:
-                raise IntegrityError(
-                    f"cannot pull {self._source.tag}: the storage sent more than the {size} bytes of a range"
-                )
-            data.append(chunk)
-            count(len(chunk))
-        if arrived < size:
-            raise IntegrityError(f"cannot pull {self._source.tag}: the connection ended within a range")
-        return data
+        return await read_range(received, size, f"cannot pull {self._source.tag}", count)
 
     async def _read_whole(self, received: RangeResponse, count: Callable[[int], None]) -> None:
         self._progress.enter("transferring", bytes_total=received.total)
@@ -400,6 +406,23 @@ class _Download:
         except Exception:
             await self._pool.threads.run(self._sink.restart)
             raise
+
+
+async def read_range(
+    received: RangeResponse, size: int, failed: str, count: Callable[[int], None] = lambda _: None
+) -> list[bytes]:
+    """Read a range of `size` bytes in the pieces that arrive: joining them would copy every byte once more."""
+    data: list[bytes] = []
+    arrived = 0
+    while chunk := await received.read():
+        arrived += len(chunk)
+        if arrived > size:
+            raise IntegrityError(f"{failed}: the storage sent more than the {size} bytes of a range")
+        data.append(chunk)
+        count(len(chunk))
+    if arrived < size:
+        raise IntegrityError(f"{failed}: the connection ended within a range")
+    return data
 
 
 def _all_done(ranges: Iterable[_PendingRange]) -> bool:

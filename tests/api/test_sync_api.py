@@ -215,8 +215,8 @@ with BentoAPI() as api:
 
 
 BLOCKING_TYPES = {
-    BentoAPI: {"RecordT": "BentoWithRepositorySchema", "AsyncGenerator": "Iterator"},
-    ModelAPI: {"RecordT": "ModelWithRepositorySchema", "AsyncGenerator": "Iterator"},
+    BentoAPI: {"RecordT": "BentoWithRepositorySchema", "AsyncGenerator": "Iterator", "AsyncRemote": "Remote"},
+    ModelAPI: {"RecordT": "ModelWithRepositorySchema", "AsyncGenerator": "Iterator", "AsyncRemote": "Remote"},
 }
 """The types that differ between the async and the blocking signatures."""
 
@@ -251,12 +251,12 @@ def test_blocking_docstrings_equal_the_async_ones() -> None:
 
 
 def test_blocking_docstrings_are_in_the_source() -> None:
-    tree = ast.parse(SYNC_API.read_text(encoding="utf-8"))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (SYNC_API, SYNC_API.with_name("sync_files.py"))]
+    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     for api in (BentoAPI, ModelAPI):
         written = {
             node.name: ast.get_docstring(node)
-            for node in classes[api.__name__].body
+            for node in [*classes[api.__name__].body, *classes["HasRemoteFiles"].body]
             if isinstance(node, ast.FunctionDef) and not node.decorator_list  # the overloads have none
         }
         for name in public_methods(api):

@@ -673,7 +673,6 @@ def test_exists_sets_the_exit_code(served: LocalRegistry, home: Path, three: Non
     [
         (("lst",), "async-bento list"),
         (("pusj",), "async-bento push"),
-        (("ls",), "async-bento list"),
         (("rm",), "async-bento delete"),
         (("version",), "async-bento --version"),
         (("models", "show"), "async-bento models get"),

@@ -1,0 +1,384 @@
+"""AsyncRemoteFiles: the files of a bento or a model in the registry, read without a pull."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+
+from async_bento._core.retry import is_missing
+from async_bento._core.tag import Tag
+from async_bento.api.records import get_record, hub_metadata
+from async_bento.config import KiB, MiB
+from async_bento.errors import (
+    APIStatusError,
+    ArchiveError,
+    ConfigError,
+    NotFoundError,
+    PartError,
+    TransferError,
+    prefix_errors,
+)
+from async_bento.store.directory import TargetDirectory
+from async_bento.transfer.download import DownloadSource
+from async_bento.transfer.remote import RemoteTar
+from async_bento.transfer.stream import FileOutput, tree_output
+from async_bento.transfer.tar.selection import pieces_of, select
+from async_bento.transfer.verify import ObjectChangedError
+
+if TYPE_CHECKING:
+    import os
+    from builtins import list as list_of  # RemoteFiles has a method `list`
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+    from async_bento.api.kinds import Kind
+    from async_bento.api.resources import Resources
+    from async_bento.transfer.tar.index import IndexEntry
+
+T = TypeVar("T")
+
+READ_AHEAD = 256 * KiB
+"""Bytes that a small `read` requests at least: a request costs a round trip, however few bytes it is for."""
+
+SPOOLED = MiB
+"""Bytes of a streamed file that are kept in memory; more are in a temporary file."""
+
+_NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class RemoteEntry:
+    """A file, a directory or a link of a bento or a model in the registry.
+
+    Attributes:
+        path: The path in the bento or model, like `src/service.py`.
+        type: `file`, `directory`, `symlink` or `hard link`.
+        size: The size of a file in bytes; 0 for all others. A hard link has the content of its target.
+        mode: The permission bits.
+        mtime_ns: The modification time in nanoseconds since 1970.
+        target: The target of a link; else empty.
+    """
+
+    path: str
+    type: Literal["file", "directory", "symlink", "hard link"]
+    size: int
+    mode: int
+    mtime_ns: int
+    target: str = ""
+
+    @property
+    def modified(self) -> datetime:
+        """The modification time, in UTC."""
+        return datetime.fromtimestamp(self.mtime_ns // _NS, timezone.utc)
+
+
+class AsyncRemoteFiles:
+    """The files of a bento or a model in the registry; `files` of an API makes it.
+
+    The headers of the tar in the registry are read by ranges, and of its contents only what you ask for. The list of
+    files is kept in memory as long as the registry has the same bytes. Where the server sends no ranges, or the tar is
+    compressed, the tar is streamed up to the last byte that is needed. Nothing is open between two calls.
+
+    Attributes:
+        tag: The tag. Without a version, or with `latest`, the newest that was uploaded, found by the first call.
+    """
+
+    def __init__(self, resources: Resources, kind: Kind[Any, Any], tag: Tag) -> None:
+        self.tag = tag
+        self._resources = resources
+        self._kind = kind
+        self._tar: RemoteTar | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.tag)!r})"
+
+    async def list(self) -> list_of[RemoteEntry]:
+        """List all files, directories and links, sorted by path.
+
+        Returns:
+            The entries, without the root.
+
+        Raises:
+            NotFoundError: The registry has no such bento or model.
+            BentoError: The list could not be read.
+
+        Examples:
+            >>> for entry in await api.files("iris_classifier").list():
+            ...     print(entry.path, entry.size)
+        """
+
+        async def entries(tar: RemoteTar) -> list_of[RemoteEntry]:
+            await tar.load()
+            return [_entry(entry) for path, entry in sorted(tar.index.entries.items()) if path]
+
+        return await self._run("list", entries)
+
+    async def read(self, path: str) -> bytes:
+        """Read a file into memory.
+
+        Args:
+            path: The path, like `src/service.py`. Links are followed.
+
+        Returns:
+            The content.
+
+        Raises:
+            NotFoundError: There is no such file, or it is a directory.
+            BentoError: The file could not be read.
+
+        Examples:
+            >>> text = (await api.files("iris_classifier").read("bento.yaml")).decode()
+        """
+
+        async def read(tar: RemoteTar) -> bytes:
+            output = FileOutput(io.BytesIO())
+            entry = await _find(tar, path, output)
+            if entry is not None:
+                await tar.copy_content(entry, output)
+            output.file.seek(0)
+            return output.file.read()
+
+        return await self._run("read", read)
+
+    @asynccontextmanager
+    async def open(self, path: str) -> AsyncGenerator[AsyncRemoteFile]:
+        """Open a file for reads at any position.
+
+        Of a tar that must be streamed, the content is put into a temporary file.
+
+        Args:
+            path: The path, like `models/weights.bin`. Links are followed.
+
+        Yields:
+            The open file.
+
+        Raises:
+            NotFoundError: There is no such file, or it is a directory.
+            BentoError: The file could not be opened.
+
+        Examples:
+            >>> async with api.models.files("iris_weights").open("weights.safetensors") as file:
+            ...     header = await file.read(8)
+        """
+        async with self._resources.threads.entered(tempfile.SpooledTemporaryFile(SPOOLED)) as spool:
+            output = FileOutput(spool)
+
+            async def find(tar: RemoteTar) -> tuple[RemoteTar, IndexEntry | None]:
+                entry = await _find(tar, path, output)
+                if entry is not None and tar.is_streamed:
+                    await tar.copy_content(entry, output)
+                    entry = None
+                return tar, entry
+
+            tar, entry = await self._run("open", find)
+            yield AsyncRemoteFile(self, path, (tar, entry) if entry else spool)
+
+    async def extract(
+        self,
+        patterns: str | Sequence[str],
+        directory: str | os.PathLike[str],
+        *,
+        exclude: str | Sequence[str] = (),
+        force: bool = False,
+    ) -> list_of[RemoteEntry]:
+        """Download some of the files into a directory, under their paths.
+
+        The rules are those of a pull into a directory: the files are in a hidden directory next to it until one rename
+        puts them there, and modes follow the umask but for the executable bit.
+
+        Args:
+            patterns: Patterns of whole paths, as of `fnmatch`: `*` also matches `/`. `src/` means all files below.
+            directory: The directory, absent or empty.
+            exclude: Patterns of paths to leave out.
+            force: Replace a bento or model in the directory, with all its other files.
+
+        Returns:
+            The extracted entries, in the order of the tar.
+
+        Raises:
+            NotFoundError: No path matches.
+            PathExistsError: The directory is not empty.
+            BentoError: The files could not be downloaded; the directory is unchanged.
+
+        Examples:
+            >>> await api.files("iris_classifier:v1").extract("src/*.py", "sources", exclude="*_test.py")
+        """
+        include, without = _patterns(patterns), _patterns(exclude)
+        target = TargetDirectory(self._kind.store.item_type, directory)
+        threads = self._resources.threads
+
+        async def extract(tar: RemoteTar) -> list_of[RemoteEntry]:
+            await tar.load()
+            selected = select(tar.index, include, without)
+            if not selected:
+                raise NotFoundError(f"no file matches {', '.join(include)}. `async-bento ls {self.tag}` shows all")
+            with self._resources.progress("pull", self._kind.word, self.tag) as progress:
+                async with threads.entered(target.stage()) as staged:
+                    async with threads.entered(tree_output(staged, self._resources.config.limits)) as output:
+                        await tar.copy(pieces_of(tar.index, selected), output, progress)
+                        progress.enter("finishing")
+                        await threads.run(output.close)
+                    await threads.run(target.place, staged, f"files of {self.tag}", force=force)
+            return [_entry(entry) for entry in selected]
+
+        async with self._resources.call():
+            await threads.run(target.check, force=force)
+        return await self._run("extract", extract)
+
+    async def _run(self, verb: str, operation: Callable[[RemoteTar], Awaitable[T]]) -> T:
+        """Run an operation on the tar; once more if the tar is replaced meanwhile."""
+        async with self._resources.call():
+            is_again = False
+            while True:
+                tar = await self._open_tar()
+                try:
+                    with prefix_errors(f"cannot {verb} files of {self.tag}", ArchiveError, NotFoundError):
+                        return await operation(tar)
+                except ObjectChangedError as error:
+                    self._tar = None
+                    if is_again:
+                        failed = f"cannot {verb} files of {self.tag}"
+                        raise TransferError(f"{failed}: {error}, twice. Try again.") from None
+                    is_again = True
+                except (APIStatusError, PartError) as error:
+                    if not is_missing(error):
+                        raise
+                    raise NotFoundError(
+                        f"cannot {verb} files of {self.tag}: the registry has a record of the {self.kind}, but not its "
+                        "files. Push it again."
+                    ) from error
+
+    @property
+    def kind(self) -> str:
+        """`bento` or `model`."""
+        return self._kind.word
+
+    async def _open_tar(self) -> RemoteTar:
+        if self._tar is None:
+            record = await get_record(self._kind.routes, self.tag)
+            self.tag = Tag(self.tag.name, record.version)
+            if hub_metadata(record) is not None:
+                raise ConfigError(f"cannot read files of {self.tag}: they are on the Hugging Face Hub. Pull the model.")
+            pool = self._resources.pool
+            source = DownloadSource(self._kind.routes, self.tag.name, record, verify=pool.config.transfer.verify)
+            self._tar = RemoteTar(source, pool, self._resources.indexes, self._kind.endpoint)
+        return self._tar
+
+
+class AsyncRemoteFile:
+    """An open file of a bento or a model in the registry; `open` of `AsyncRemoteFiles` makes it.
+
+    Attributes:
+        size: The size in bytes.
+    """
+
+    def __init__(self, files: AsyncRemoteFiles, path: str, source: tuple[RemoteTar, IndexEntry] | IO[bytes]) -> None:
+        self._files = files
+        self._path = path
+        self._source = source
+        self._position = 0
+        self._ahead = b""
+        self._ahead_start = 0
+        self.size = source[1].member.size if isinstance(source, tuple) else source.seek(0, io.SEEK_END)
+
+    async def read(self, size: int = -1) -> bytes:
+        """Read from the current position.
+
+        Args:
+            size: The most bytes to read; all up to the end if negative.
+
+        Returns:
+            The bytes, fewer than `size` only at the end of the file.
+
+        Raises:
+            TransferError: The item was pushed again since the file was opened.
+            BentoError: The bytes could not be read.
+        """
+        stop = self.size if size < 0 else min(self._position + size, self.size)
+        offset = self._position - self._ahead_start
+        data = self._ahead[offset : offset + stop - self._position] if offset >= 0 else b""
+        start = self._position + len(data)
+        if start < stop:
+            end = min(max(stop, start + READ_AHEAD), self.size)
+            more = b"".join([chunk async for chunk in self._chunks(start, end)])
+            self._ahead, self._ahead_start = more if len(more) <= READ_AHEAD else b"", start
+            data += more[: stop - start]
+        self._position = max(self._position, stop)
+        return data
+
+    async def iter_chunks(self) -> AsyncGenerator[bytes]:
+        """Iterate over the rest of the file, several ranges at once.
+
+        Yields:
+            The next bytes, of any number.
+
+        Raises:
+            TransferError: The item was pushed again since the file was opened.
+            BentoError: The bytes could not be read.
+        """
+        async with aclosing(self._chunks(self._position, self.size)) as chunks:
+            async for chunk in chunks:
+                self._position += len(chunk)
+                yield chunk
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Change the position; requests nothing.
+
+        Args:
+            offset: The bytes from the place that `whence` names.
+            whence: `io.SEEK_SET`, `io.SEEK_CUR` or `io.SEEK_END`.
+
+        Returns:
+            The new position in bytes from the start.
+        """
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"cannot seek to {base + offset}: the position is negative")
+        self._position = base + offset
+        return self._position
+
+    async def _chunks(self, start: int, stop: int) -> AsyncGenerator[bytes]:
+        resources = self._files._resources  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its maker
+        if not isinstance(self._source, tuple):
+            async with resources.call():
+                yield await resources.threads.run(_pread, self._source, start, stop)
+            return
+        tar, entry = self._source
+        try:
+            async with resources.call(), aclosing(tar.chunks(entry.content + start, entry.content + stop)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except ObjectChangedError as error:
+            failed = f"cannot read {self._path} of {self._files.tag}"
+            raise TransferError(f"{failed}: the item was pushed again. Open the file again.") from error
+
+
+async def _find(tar: RemoteTar, path: str, output: FileOutput) -> IndexEntry | None:
+    """The file that a path leads to; None if a tar that is streamed has put its content into the output."""
+    path = path.strip("/")
+    await tar.load(path)
+    if tar.is_streamed and not tar.index.is_complete:
+        if await tar.copy_streamed(path, output):
+            return None
+        await tar.load()
+    if (entry := tar.index.entries.get(path)) is None or entry.member.type != "file":
+        await tar.load()
+        return tar.index.resolve(path)
+    return entry
+
+
+def _pread(file: IO[bytes], start: int, stop: int) -> bytes:
+    file.seek(start)
+    return file.read(stop - start)
+
+
+def _entry(entry: IndexEntry) -> RemoteEntry:
+    member = entry.member
+    return RemoteEntry(member.path, member.type, member.size, member.mode & 0o7777, member.mtime_ns, member.target)
+
+
+def _patterns(patterns: str | Sequence[str]) -> Sequence[str]:
+    return [patterns] if isinstance(patterns, str) else [*patterns]

@@ -1,0 +1,114 @@
+"""Ranges of a remote tar, read at any position, from one object that must not change."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, NamedTuple
+
+from async_bento._core.concurrency import shielded
+from async_bento._core.retry import BUSY, Retries
+from async_bento.errors import APIStatusError, PartError
+from async_bento.transfer.adaptive import AdaptiveRanges
+from async_bento.transfer.download import CHANGED, read_range
+from async_bento.transfer.http import ByteRange, get
+from async_bento.transfer.verify import ObjectChangedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from async_bento.rest.transport import Target
+    from async_bento.transfer.download import DownloadSource
+    from async_bento.transfer.http import TransferPool
+
+
+class NoRangesError(Exception):
+    """The server sends the whole tar, whatever range was asked for."""
+
+
+class _PendingRange(NamedTuple):
+    """A requested range, and the bytes of the window that it holds."""
+
+    task: asyncio.Task[bytes]
+    size: int
+
+
+class RangeReader:
+    """Reads ranges with retries; `total` and `etag` are those of the object, known after the first range."""
+
+    def __init__(self, source: DownloadSource, pool: TransferPool) -> None:
+        self.total: int | None = None
+        self.etag: str | None = None
+        self._source = source
+        self._pool = pool
+        self._ranges = AdaptiveRanges(pool.config.transfer)
+        self._ranges_done = 0
+
+    async def read(self, byte_range: ByteRange) -> bytes:
+        """Read one range, which may end before its `stop`, at the end of the object."""
+        retries = Retries(self._pool.config.retry, progress=lambda: self._ranges_done)
+        while True:
+            target = await self._source.target()
+            try:
+                async with self._pool.slot(target):
+                    data = await self._read_once(replace(target, attempt=retries.failures + 1), target, byte_range)
+            except NoRangesError:
+                if target.credentials is None or not self._source.ask_storage():
+                    raise
+            except Exception as error:
+                if not await self._source.wait_after_failure(retries, target, error):
+                    raise
+            else:
+                self._ranges_done += 1
+                return data
+
+    async def _read_once(self, numbered: Target, target: Target, byte_range: ByteRange) -> bytes:
+        started = time.monotonic()
+        try:
+            async with get(numbered, byte_range, self._pool.config, etag=self.etag) as received:
+                if not received.is_partial:
+                    raise NoRangesError
+                if self.total is None:
+                    self.total, self.etag = received.total, received.etag
+                elif received.total != self.total or (received.etag and self.etag and received.etag != self.etag):
+                    raise ObjectChangedError(CHANGED)  # some storages ignore If-Match
+                size = min(byte_range.stop, self.total or byte_range.stop) - byte_range.start
+                data = b"".join(await read_range(received, size, f"cannot read {self._source.tag}"))
+        except (APIStatusError, PartError) as error:
+            if error.status in BUSY:
+                self._ranges.throttle(time.monotonic())
+            if error.status == HTTPStatus.NOT_FOUND and self.total is not None:
+                raise ObjectChangedError("the item was deleted") from error
+            self._source.check_refusal(error, target, byte_range)
+            raise
+        now = time.monotonic()
+        self._ranges.record(len(data), now - started, now)
+        return data
+
+    async def chunks(self, byte_range: ByteRange) -> AsyncGenerator[bytes]:
+        """Read a large range in order, several requests at once within the window that all downloads share."""
+        window, position = self._pool.window, byte_range.start
+        pending: deque[_PendingRange] = deque()
+        try:
+            while pending or position < byte_range.stop:
+                while position < byte_range.stop:
+                    size = min(self._ranges.size, byte_range.stop - position)
+                    # Waited for only while none of it is held, so that transfers never wait for each other.
+                    if pending and (len(pending) >= self._ranges.concurrency or window.would_block(size)):
+                        break
+                    await window.acquire(size)
+                    task = asyncio.create_task(self.read(ByteRange(position, position + size)))
+                    pending.append(_PendingRange(task, size))
+                    position += size
+                data = await pending[0].task
+                window.release(pending.popleft().size)
+                yield data
+        finally:
+            for one in pending:
+                one.task.cancel()
+            await shielded(asyncio.gather(*(one.task for one in pending), return_exceptions=True))
+            for one in pending:
+                window.release(one.size)

@@ -1,0 +1,460 @@
+"""The files of a remote item, read without a pull."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import logging
+import tarfile
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from async_bento import (
+    BentoAPI,
+    NotFoundError,
+    PathExistsError,
+    TransferError,
+    UnsafeArchiveError,
+)
+from tests.builders import KiB, MiB, contents, make_bento, make_model, random_bytes
+from tests.fault_proxy import DOWNLOAD, GET, Hold, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from async_bento.registry.server import LocalRegistry
+    from tests.fault_proxy import Exchange, FaultProxy
+    from tests.fixtures import MakeClient, StartProxy
+
+FILES = {
+    "README.md": b"# Svc\n",
+    "src/service.py": b"pass\n" * 100,
+    "src/lib/util.py": b"x = 1\n",
+    "src/weights": random_bytes(3 * MiB + 17, 5),
+    "z/last": b"end",
+}
+TRANSMISSIONS = ["presigned_url", "auto", "proxy"]
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    """The home of the machine that pushes."""
+    return tmp_path / "origin"
+
+
+class Counted:
+    """Counts the bytes that a proxy sends as the bodies of downloads."""
+
+    def __init__(self, proxy: FaultProxy) -> None:
+        self.bytes = 0
+        proxy.add_fault(f"{GET}|{DOWNLOAD}", self, times=None)
+
+    async def __call__(self, exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        assert isinstance(answer.body, bytes)
+        self.bytes += len(answer.body)
+        return answer
+
+
+async def push(proxy: FaultProxy, make_client: MakeClient, origin: Path, files: dict[str, bytes] | None = None) -> Path:
+    bento = make_bento(origin, files=FILES if files is None else files)
+    await make_client(proxy, origin).push("svc:v1", force=True)
+    return bento
+
+
+@pytest.mark.parametrize("transmission", TRANSMISSIONS)
+async def test_remote_files_list_read_and_extract(
+    transmission: str, start_proxy: StartProxy, make_client: MakeClient, origin: Path, tmp_path: Path
+) -> None:
+    proxy = await start_proxy(transmission)
+    proxy.streams_downloads = False
+    bento = await push(proxy, make_client, origin)
+    (bento / "src/service.py").chmod(0o755)
+    files = make_client(proxy).files("svc")
+
+    entries = {entry.path: entry for entry in await files.list()}
+    assert {path for path, entry in entries.items() if entry.type == "file"} == {*FILES, "bento.yaml"}
+    assert [*entries] == sorted(entries)
+    weights = entries["src/weights"]
+    assert (weights.size, weights.type) == (3 * MiB + 17, "file")
+    assert abs(weights.mtime_ns - (bento / "src/weights").stat().st_mtime_ns) < 10**9
+    assert weights.mode == (bento / "src/weights").stat().st_mode & 0o7777
+    assert str(files.tag) == "svc:v1"
+    for path, content in FILES.items():
+        assert await files.read(path) == content
+
+    extracted = await files.extract(["src/*.py", "README*"], tmp_path / "out", exclude="*/util.py")
+    assert {entry.path for entry in extracted} == {"src/service.py", "README.md"}
+    assert contents(tmp_path / "out") == {
+        "README.md": FILES["README.md"],
+        "src": None,
+        "src/service.py": FILES["src/service.py"],
+    }
+
+
+async def test_remote_models_have_files(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
+    proxy = await start_proxy()
+    make_model(origin, "mod:m1", {"weights": b"w" * 1000})
+    await make_client(proxy, origin).models.push("mod:m1")
+    files = make_client(proxy).models.files("mod")
+    assert [entry.path for entry in await files.list()] == ["model.yaml", "weights"]
+    assert await files.read("weights") == b"w" * 1000
+
+
+async def test_remote_read_with_warm_index_costs_the_file(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path
+) -> None:
+    proxy = await start_proxy()
+    many = {f"data/{number:03}": random_bytes(20 * KiB, number) for number in range(100)}
+    await push(proxy, make_client, origin, {**many, "src/weights": FILES["src/weights"]})
+    api, counted = make_client(proxy), Counted(proxy)
+
+    assert await api.files("svc:v1").read("data/077") == many["data/077"]
+    assert counted.bytes < 100 * 21 * KiB
+
+    counted.bytes = 0
+    listed = await api.files("svc:v1").list()
+    assert len([entry for entry in listed if entry.type == "file"]) == 102
+    assert counted.bytes < 3 * MiB
+
+    counted.bytes = 0
+    assert await api.files("svc:v1").list() == listed
+    assert counted.bytes <= 64 * KiB
+
+    counted.bytes = 0
+    assert await api.files("svc:v1").read("data/099") == many["data/099"]
+    assert counted.bytes <= 20 * KiB + 64 * KiB
+
+
+async def test_remote_read_with_cold_index_costs_the_tar(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path
+) -> None:
+    proxy = await start_proxy()
+    await push(proxy, make_client, origin)
+    tar_size = sum(-(-len(content) // 512) * 512 + 512 for content in FILES.values()) + 64 * KiB
+    for path, content in FILES.items():
+        counted = Counted(proxy)
+        assert await make_client(proxy).files("svc:v1").read(path) == content
+        assert counted.bytes <= tar_size
+
+
+async def test_remote_file_reads_seeks_and_iterates(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path
+) -> None:
+    proxy = await start_proxy()
+    await push(proxy, make_client, origin)
+    content = FILES["src/weights"]
+    counted = Counted(proxy)
+    async with make_client(proxy).files("svc:v1").open("src/weights") as file:
+        assert file.size == len(content)
+        counted.bytes = 0
+        assert await file.read(10) == content[:10]
+        assert await file.read(0) == b""
+        assert file.seek(MiB) == MiB
+        assert await file.read(1000) == content[MiB : MiB + 1000]
+        assert await file.read(1000) == content[MiB + 1000 : MiB + 2000]
+        assert file.seek(0, io.SEEK_CUR) == MiB + 2000
+        assert counted.bytes <= 2 * 256 * KiB
+        file.seek(-5, io.SEEK_END)
+        assert await file.read() == content[-5:]
+        assert await file.read() == b""
+        file.seek(len(content) + 9)
+        assert await file.read(5) == b""
+        file.seek(100)
+        assert b"".join([chunk async for chunk in file.iter_chunks()]) == content[100:]
+        with pytest.raises(ValueError, match="negative"):
+            file.seek(-1)
+
+
+def tar_of(*members: tuple[str, bytes | str, bytes]) -> bytes:
+    """A tar of files (content), and of links (target) by type."""
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, value, type_ in members:
+            info = tarfile.TarInfo(f"./{name}")
+            info.type = type_
+            info.mode = 0o644
+            if isinstance(value, str):
+                info.linkname = value
+                tar.addfile(info)
+            else:
+                info.size = len(value)
+                tar.addfile(info, io.BytesIO(value))
+    return output.getvalue()
+
+
+LONG = "deep/" + "n" * 180 + "/ünïcode"
+LINKED = tar_of(
+    ("bento.yaml", b"name: svc\n", tarfile.REGTYPE),
+    (LONG, b"long", tarfile.REGTYPE),
+    ("data/one", random_bytes(200_000, 3), tarfile.REGTYPE),
+    ("data/two", "./data/one", tarfile.LNKTYPE),
+    ("data/three", "./data/two", tarfile.LNKTYPE),
+    ("link", "data", tarfile.SYMTYPE),
+    ("up", "link/../data/one", tarfile.SYMTYPE),
+    ("loop", "loop", tarfile.SYMTYPE),
+)
+
+
+def serve(tar: bytes, *, etag: str = '"one"', ranges: bool = True) -> Callable[[Exchange], Any]:
+    """Answer downloads with a tar of the test's own."""
+    from aiohttp import web
+
+    async def answer(exchange: Exchange) -> web.StreamResponse:
+        headers = {"ETag": etag} if etag else {}
+        asked = exchange.request.headers.get("Range")
+        if asked is None or not ranges:
+            return web.Response(body=tar, headers=headers)
+        first, last = (int(number) for number in asked.removeprefix("bytes=").split("-"))
+        if first >= len(tar):
+            return web.Response(status=416)
+        last = min(last, len(tar) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(tar)}"
+        return web.Response(status=206, body=tar[first : last + 1], headers=headers)
+
+    return answer
+
+
+@pytest.fixture
+async def served_tar(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> FaultProxy:
+    """A registry without checksums, whose bytes the test replaces."""
+    proxy = await start_proxy()
+    proxy.hides_checksums = True
+    await push(proxy, make_client, origin)
+    return proxy
+
+
+@pytest.mark.parametrize("how", ["ranges", "gzip", "stream"])
+async def test_remote_links_and_long_names_are_read(
+    how: str, served_tar: FaultProxy, make_client: MakeClient, tmp_path: Path
+) -> None:
+    tar = gzip.compress(LINKED) if how == "gzip" else LINKED
+    served_tar.add_fault(GET, serve(tar, ranges=how != "stream"), times=None)
+    files = make_client(served_tar).files("svc:v1")
+    one = random_bytes(200_000, 3)
+    assert await files.read(LONG) == b"long"
+    for path in ("data/one", "data/two", "data/three", "link/one", "link/two", "up", "./data//one", "/data/one"):
+        assert await make_client(served_tar).files("svc:v1").read(path) == one, path
+    listed = {entry.path: (entry.type, entry.target) for entry in await files.list()}
+    assert listed["data/three"] == ("hard link", "data/two")
+    assert listed["link"] == ("symlink", "data")
+    assert listed[LONG] == ("file", "")
+    for path in ("data", "link", "deep", "", "nothing", "loop", "data/one/x"):
+        with pytest.raises(NotFoundError, match="cannot read files of svc:v1"):
+            await files.read(path)
+
+    await files.extract(["data/t*", "link"], tmp_path / how)
+    assert contents(tmp_path / how) == {"data": None, "data/two": one, "data/three": one, "link": "data"}
+    async with files.open("link/three") as file:
+        file.seek(50_000)
+        assert await file.read(10) == one[50_000:50_010]
+
+
+@pytest.mark.parametrize("how", ["ranges", "gzip", "stream"])
+async def test_remote_truncated_tar_is_refused(how: str, served_tar: FaultProxy, make_client: MakeClient) -> None:
+    tar = LINKED[:100_000]
+    served_tar.add_fault(GET, serve(gzip.compress(tar) if how == "gzip" else tar, ranges=how != "stream"), times=None)
+    with pytest.raises(UnsafeArchiveError, match=r"cannot list files of svc:v1: the tar is truncated"):
+        await make_client(served_tar).files("svc:v1").list()
+
+
+async def test_remote_tar_that_leaves_its_root_is_refused(served_tar: FaultProxy, make_client: MakeClient) -> None:
+    served_tar.add_fault(GET, serve(tar_of(("../up", b"", tarfile.REGTYPE))), times=None)
+    with pytest.raises(UnsafeArchiveError, match=r"its name contains '\.\.'"):
+        await make_client(served_tar).files("svc:v1").list()
+
+
+async def test_remote_stream_stops_at_the_end_of_the_file(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As from a Yatai whose storage cannot be reached: no ranges, no length, no presigned URL."""
+    caplog.set_level(logging.INFO, logger="async_bento")
+    proxy = await start_proxy("proxy")
+    proxy.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)
+    bento = await push(proxy, make_client, origin)
+    api = make_client(proxy)
+    for path, content in FILES.items():
+        assert await api.files("svc:v1").read(path) == content
+    assert len(await api.files("svc:v1").list()) == len([*bento.rglob("*")])
+    assert "svc:v1: the registry sends no ranges, so the tar is downloaded as far as it is needed" in caplog.text
+    with pytest.raises(NotFoundError):
+        await api.files("svc:v1").read("nothing")
+
+
+async def test_remote_files_of_a_streaming_registry_use_storage(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path
+) -> None:
+    """A Yatai presigns a URL whatever its strategy."""
+    proxy = await start_proxy("proxy")
+    await push(proxy, make_client, origin)
+    proxy.requests.clear()
+    assert await make_client(proxy).files("svc:v1").read("src/service.py") == FILES["src/service.py"]
+    assert [step.partition("=")[0] for step in proxy.steps("GET|presign")] == [
+        "GET svc/v1",
+        "GET svc/v1/download",
+        "PATCH svc/v1/presign_download_url",
+        "GET bytes",
+    ]
+
+
+async def test_remote_files_renew_expired_urls(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
+    proxy = await start_proxy()
+    await push(proxy, make_client, origin)
+    proxy.requests.clear()
+    proxy.add_fault(GET, refuse(403))
+    assert await make_client(proxy).files("svc:v1").read("z/last") == b"end"
+    assert [request.step for request in proxy.requests].count("PATCH svc/v1/presign_download_url") == 2
+
+
+async def test_remote_read_of_a_replaced_item_restarts(served_tar: FaultProxy, make_client: MakeClient) -> None:
+    old = tar_of(("a", random_bytes(300_000, 1), tarfile.REGTYPE), ("b", b"old", tarfile.REGTYPE))
+    new = tar_of(("a", random_bytes(300_000, 2), tarfile.REGTYPE), ("b", b"new", tarfile.REGTYPE))
+    served_tar.add_fault(GET, serve(old, etag='"old"'))
+    served_tar.add_fault(GET, serve(new, etag='"new"'), times=None)
+    assert await make_client(served_tar).files("svc:v1").read("b") == b"new"
+
+
+async def test_remote_extract_of_a_changing_item_fails(
+    served_tar: FaultProxy, make_client: MakeClient, tmp_path: Path
+) -> None:
+    turn = iter(range(100))
+
+    async def other(exchange: Exchange) -> web.StreamResponse:
+        return await serve(LINKED, etag=f'"{next(turn)}"')(exchange)
+
+    served_tar.add_fault(GET, other, times=None)
+    with pytest.raises(TransferError, match=r"pushed again during the download, twice\. Try again"):
+        await make_client(served_tar).files("svc:v1").extract("*", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+async def test_remote_open_file_of_a_replaced_item_fails(served_tar: FaultProxy, make_client: MakeClient) -> None:
+    served_tar.add_fault(GET, serve(LINKED, etag='"old"'))
+    served_tar.add_fault(GET, serve(LINKED, etag='"new"'), times=None)
+    async with make_client(served_tar).files("svc:v1").open("data/one") as file:
+        file.seek(100_000)
+        with pytest.raises(TransferError, match=r"svc:v1: the item was pushed again\. Open the file again"):
+            await file.read(10)
+
+
+async def test_remote_extract_changes_nothing_on_errors(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path, tmp_path: Path
+) -> None:
+    proxy = await start_proxy()
+    await push(proxy, make_client, origin)
+    files, place = make_client(proxy).files("svc:v1"), tmp_path / "place"
+    place.mkdir()
+    with pytest.raises(NotFoundError, match=r"no file matches \*\.txt"):
+        await files.extract("*.txt", place / "out")
+    (place / "full").mkdir()
+    (place / "full/mine").touch()
+    with pytest.raises(PathExistsError):
+        await files.extract("*.py", place / "full")
+    proxy.add_fault(GET, refuse(400), times=None)
+    with pytest.raises(TransferError):
+        await files.extract("src/weights", place / "out")
+    assert contents(place) == {"full": None, "full/mine": b""}
+
+
+async def test_remote_extract_can_be_cancelled(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path, tmp_path: Path, forever: asyncio.Event
+) -> None:
+    proxy = await start_proxy()
+    await push(proxy, make_client, origin)
+    files, place = make_client(proxy).files("svc:v1"), tmp_path / "place"
+    await files.list()
+    held = Hold(released=forever)
+    proxy.add_fault(GET, held, times=None)
+    tasks = len(asyncio.all_tasks())
+    extracting = asyncio.create_task(files.extract("src/weights", place / "out"))
+    await held.arrived.wait()
+    extracting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await extracting
+    assert len([task for task in asyncio.all_tasks() if "read" in repr(task.get_coro())]) == 0
+    assert len(asyncio.all_tasks()) <= tasks + 2  # the proxy's handlers
+    assert not place.exists() or not [*place.iterdir()]
+
+
+async def test_remote_files_of_nothing_are_not_found(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path
+) -> None:
+    proxy = await start_proxy()
+    with pytest.raises(NotFoundError, match="no bento svc:v9"):
+        await make_client(proxy).files("svc:v9").list()
+    bento = make_bento(origin)
+    await make_client(proxy, origin).push(bento, bare=True)
+    with pytest.raises(NotFoundError, match="cannot list files of svc:v1: the registry has a record of the bento"):
+        await make_client(proxy).files("svc:v1").list()
+
+
+async def test_remote_errors_have_no_secrets(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
+    proxy = await start_proxy()
+    await push(proxy, make_client, origin)
+    proxy.add_fault(GET, refuse(400), times=None)
+    api = make_client(proxy)
+    with pytest.raises(TransferError) as caught:
+        await api.files("svc:v1").read("z/last")
+    assert "ignature" not in str(caught.value)
+    assert proxy.registry.api_token not in repr(api.files("svc:v1"))
+
+
+def test_blocking_remote_files_are_python_files(served: LocalRegistry, home: Path, tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as made:
+        made.writestr("inner.txt", b"inner\n" * 100_000)
+    make_bento(home, files={"data.zip": archive.getvalue(), "src/service.py": b"one\ntwo\n"})
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+        files = api.files("svc")
+        assert "RemoteFiles('svc')" in repr(files)
+        assert [entry.path for entry in files.list() if entry.type == "file"] == [
+            "bento.yaml",
+            "data.zip",
+            "src/service.py",
+        ]
+        assert str(files.tag) == "svc:v1"
+        assert files.read("src/service.py") == b"one\ntwo\n"
+        with files.open("data.zip") as file, zipfile.ZipFile(file) as opened:
+            assert opened.read("inner.txt") == b"inner\n" * 100_000
+        with files.open("src/service.py") as file:
+            assert [*file] == [b"one\n", b"two\n"]
+            assert file.tell() == 8
+        files.extract("src/", tmp_path / "out")
+        assert contents(tmp_path / "out") == {"src": None, "src/service.py": b"one\ntwo\n"}
+
+
+async def test_remote_list_of_a_huge_file_costs_little(served_tar: FaultProxy, make_client: MakeClient) -> None:
+    """2 GiB that exist nowhere: the server makes the ranges it is asked for."""
+    size = 2 * 1024 * MiB
+    head, tail = tar_of(("src/small", b"small", tarfile.REGTYPE))[:1024], tar_of(("z", b"end", tarfile.REGTYPE))
+    info = tarfile.TarInfo("./src/model.bin")
+    info.size = size
+    head += info.tobuf(tarfile.PAX_FORMAT)
+    total, sent = len(head) + size + len(tail), 0
+
+    async def answer(exchange: Exchange) -> web.StreamResponse:
+        nonlocal sent
+        first, last = map(int, exchange.request.headers["Range"].removeprefix("bytes=").split("-"))
+        last = min(last, total - 1)
+        before = head[first : last + 1]
+        after = tail[max(0, first - len(head) - size) : max(0, last + 1 - len(head) - size)]
+        body = before + bytes(last + 1 - first - len(before) - len(after)) + after
+        sent += len(body)
+        headers = {"ETag": '"huge"', "Content-Range": f"bytes {first}-{last}/{total}"}
+        return web.Response(status=206, body=body, headers=headers)
+
+    served_tar.add_fault(GET, answer, times=None)
+    files = make_client(served_tar).files("svc:v1")
+    sizes = {entry.path: entry.size for entry in await files.list()}
+    assert sizes == {"src/small": 5, "src/model.bin": size, "z": 3}
+    assert sent <= MiB
+    async with files.open("src/model.bin") as file:
+        file.seek(-10, io.SEEK_END)
+        assert await file.read() == bytes(10)
+    assert sent <= MiB
