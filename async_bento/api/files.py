@@ -257,12 +257,12 @@ class AsyncRemoteFiles:
         return self._kind.word
 
     async def _open_tar(self) -> RemoteTar:
-        if self._tar is None:
+        pool = self._resources.pool
+        if self._tar is None or self._tar.pool is not pool:  # made on another event loop, or before a fork
             record = await get_record(self._kind.routes, self.tag)
             self.tag = Tag(self.tag.name, record.version)
             if hub_metadata(record) is not None:
                 raise ConfigError(f"cannot read files of {self.tag}: they are on the Hugging Face Hub. Pull the model.")
-            pool = self._resources.pool
             source = DownloadSource(self._kind.routes, self.tag.name, record, verify=pool.config.transfer.verify)
             self._tar = RemoteTar(source, pool, self._resources.indexes, self._kind.endpoint)
         return self._tar

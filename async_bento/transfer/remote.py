@@ -82,7 +82,7 @@ class RemoteTar:
         self.index = TarIndex(pool.config.limits)
         self.is_streamed = False
         self._source = source
-        self._pool = pool
+        self.pool = pool
         self._cache = cache
         self._endpoint = endpoint
         self._reader = RangeReader(source, pool)
@@ -100,7 +100,7 @@ class RemoteTar:
                 except NoRangesError:
                     self._stream_because("the registry sends no ranges")
             if self.is_streamed and path is None and not self.index.is_complete:
-                sink = StreamSink(self._pool.config.limits, ())
+                sink = StreamSink(self.pool.config.limits, ())
                 await self._download(sink)
                 self.index = sink.index
 
@@ -118,7 +118,7 @@ class RemoteTar:
                 self.index = cached
                 return
         self._window, self._window_start = data, start
-        await self._pool.threads.run(self.index.feed, data)
+        await self.pool.threads.run(self.index.feed, data)
         self._check_window(start + len(data))
 
     def _check_window(self, stop: int) -> None:
@@ -160,10 +160,10 @@ class RemoteTar:
     async def copy(self, pieces: Sequence[Piece], output: Output, progress: Progress) -> None:
         """Pass pieces to an output, in the order of the tar."""
         if self.is_streamed:
-            await self._download(StreamSink(self._pool.config.limits, pieces, output), progress)
+            await self._download(StreamSink(self.pool.config.limits, pieces, output), progress)
             return
         progress.enter("transferring", bytes_total=sum(piece.stop - piece.start for piece in pieces))
-        run = self._pool.threads.run
+        run = self.pool.threads.run
         for prefix, start, stop in _joined(pieces):
             await run(output.feed, prefix)
             async with aclosing(self.chunks(start, stop)) as chunks:
@@ -177,7 +177,7 @@ class RemoteTar:
 
     async def copy_streamed(self, path: str, output: Output) -> bool:
         """Pass the content of a file that is not in the index to an output; False if it is no file, or a link."""
-        sink = StreamSink(self._pool.config.limits, (), output, path)
+        sink = StreamSink(self.pool.config.limits, (), output, path)
         await self._download(sink)
         if sink.index.is_complete:
             self.index = sink.index
@@ -185,7 +185,7 @@ class RemoteTar:
 
     async def _download(self, sink: StreamSink, progress: Progress | None = None) -> None:
         try:
-            await download(self._source, sink, self._pool, progress or self._silent)
+            await download(self._source, sink, self.pool, progress or self._silent)
         except EndOfPiecesError:
             return
         sink.close()

@@ -14,7 +14,9 @@ import pytest
 from aiohttp import web
 
 from async_bento import (
+    AsyncBentoAPI,
     BentoAPI,
+    Config,
     NotFoundError,
     PathExistsError,
     TransferError,
@@ -402,6 +404,21 @@ async def test_remote_errors_have_no_secrets(start_proxy: StartProxy, make_clien
         await api.files("svc:v1").read("z/last")
     assert "ignature" not in str(caught.value)
     assert proxy.registry.api_token not in repr(api.files("svc:v1"))
+
+
+def test_remote_files_serve_event_loops_in_turn(served: LocalRegistry, home: Path) -> None:
+    make_bento(home, files=FILES)
+    api = AsyncBentoAPI(progress=False, config=Config(transfer={"concurrency": 1}))
+    files = api.files("svc")
+
+    async def read_at_once() -> None:
+        read = await asyncio.gather(*map(files.read, FILES))
+        assert read == [*FILES.values()]
+
+    asyncio.run(api.push("svc:v1"))
+    asyncio.run(read_at_once())
+    asyncio.run(read_at_once())
+    asyncio.run(api.aclose())
 
 
 def test_blocking_remote_files_are_python_files(served: LocalRegistry, home: Path, tmp_path: Path) -> None:
