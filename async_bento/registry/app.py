@@ -252,10 +252,15 @@ class Api:
         ref = _item_ref(item_type, request)
         body = schemas.parse_request(schemas.FinishRequest, await request.read())
         change = Change(upload_status=body.status, upload_finished_at=utc_now(), upload_finished_reason=body.reason)
-        # A client that cancels the creation reports its failure at once; the record may appear only during the update.
         if body.status == "success":
             item = await self._get_record(ref)
             change = replace(change, publish=await self._uploads.completed(item), uid=item.uid)
+        try:
+            return self._respond(item_type, await self._update_record(request, ref, change))
+        except RecordNotFoundError:
+            # A client that cancels the creation reports its failure at once, which may overtake the creation.
+            if not await self.operation.wait_for("POST", request.path.rsplit("/", 2)[0]):
+                raise
         return self._respond(item_type, await self._update_record(request, ref, change))
 
     async def _presign_upload(self, item_type: ItemType, request: web.Request) -> web.Response:

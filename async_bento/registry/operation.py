@@ -29,6 +29,9 @@ ADDRESS = web.RequestKey("address", str)
 _READY_TIMEOUT = 5.0
 """Seconds until database and storage must have answered."""
 
+_CREATION_TIMEOUT = 5.0
+"""Seconds that the report of a failure waits for the creation of its record."""
+
 _RETRY_AFTER = 5
 """Seconds after which clients try again what a registry that stops has refused."""
 
@@ -44,7 +47,7 @@ class Operation:
         self._check = check
         self._base_url = base_url
         self._metrics = metrics
-        self._running: set[asyncio.Task[object]] = set()
+        self._running: dict[asyncio.Task[object], web.Request] = {}
         self._is_stopping = False
 
     def routes(self) -> list[web.RouteDef]:
@@ -62,7 +65,7 @@ class Operation:
         request[ADDRESS] = self._base_url.client_address(request)
         task = asyncio.current_task()
         assert task is not None
-        self._running.add(task)
+        self._running[task] = request
         try:
             with self._metrics.request(request) as observed:
                 if self._is_stopping and request.method == "PUT":
@@ -72,15 +75,22 @@ class Operation:
                 observed.response = response
                 return response
         finally:
-            self._running.discard(task)
+            del self._running[task]
 
     async def drain(self, grace: float) -> None:
         """Wait up to `grace` seconds for running requests, and refuse new uploads meanwhile."""
         self._is_stopping = True
         current = asyncio.current_task()
-        if running := self._running - {current}:
+        if running := self._running.keys() - {current}:
             log.info("waiting for %d requests", len(running))
             await asyncio.wait(running, timeout=grace)
+
+    async def wait_for(self, method: str, path: str) -> bool:
+        """Wait for running requests with a method and a path; return whether there were any."""
+        tasks = [task for task, each in self._running.items() if (each.method, each.path) == (method, path)]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CREATION_TIMEOUT)
+        return bool(tasks)
 
     async def wait_for_handlers(self) -> None:
         """Wait until every handler has returned, cancelled ones included."""

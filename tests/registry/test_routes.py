@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from yarl import URL
 
+from async_bento.registry.records.sql import Records
 from tests.registry.conftest import MODELS, records_only
 
 if TYPE_CHECKING:
@@ -134,6 +135,28 @@ async def test_create_repository_returns_every_field(either: Caller):
     created = await either.ok("POST", f"/{either.words.repositories}", json={"name": "iris", "description": "flowers"})
     assert created.keys() >= RESOURCE | {"description", "creator", "organization", either.words.latest}
     assert (created["name"], created["description"], created[either.words.latest]) == ("iris", "flowers", None)
+
+
+async def test_failure_reported_during_the_creation_is_kept(either: Caller, monkeypatch: pytest.MonkeyPatch):
+    await either.create(version="v0")
+    create, started, go_on = Records.create_item, asyncio.Event(), asyncio.Event()
+
+    async def create_late(*args: Any, **kwargs: Any) -> Any:
+        started.set()
+        await go_on.wait()
+        return await create(*args, **kwargs)
+
+    monkeypatch.setattr(Records, "create_item", create_late)
+    creation = asyncio.create_task(either.create())
+    await started.wait()
+    failure = asyncio.create_task(either.finish(status="failed"))
+    other = await either.api("PATCH", f"{either.items()}/v0/finish_upload", json={"status": "failed", "reason": ""})
+    assert other.status == 200  # of another version: not delayed
+    go_on.set()
+    await creation
+    assert (await failure)["upload_status"] == "failed"
+    body = {"status": "failed", "reason": ""}
+    assert (await either.api("PATCH", f"{either.items()}/v9/finish_upload", json=body)).status == 404
 
 
 async def test_repository_description_can_change(either: Caller):
