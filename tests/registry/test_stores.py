@@ -141,7 +141,7 @@ async def test_push_and_pull_interrupted_resume(registry: LocalRegistry, store: 
 async def test_completion_of_upload_twice_succeeds(bucket: S3Bucket, tmp_path: Path):
     # The records of a registry answer a repeated request; here, the response of the bucket was lost.
     backend = await load_backend(root=tmp_path, database=None, bucket=bucket)
-    async with backend.open(api_token=None, url_expiry=60) as opened, aiohttp.ClientSession() as session:
+    async with backend.open(url_expiry=60) as opened, aiohttp.ClientSession() as session:
         key, bodies = "bentos/iris/v1/id", [random_bytes(5 * MiB), b"end"]
         upload_id = await opened.blobs.start_multipart(key)
         parts = []
