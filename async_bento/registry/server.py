@@ -341,8 +341,7 @@ class LocalRegistry:
             raise ConfigError(
                 "the registry has no token yet. Pass --token-file (token_file= in Python): the file gets the first one."
             )
-        await tokens.set_first(token, by=Actor("registry"))
-        if await tokens.find(token) is None:
+        if not await tokens.set_first(token, by=Actor("registry")):
             log.warning("the token in %s was revoked or has expired. Write another one into the file.", self.token_file)
         return token, is_new
 

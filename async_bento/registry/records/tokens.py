@@ -106,32 +106,36 @@ class TokenRecords:
                 await _insert(connection, secret, FIRST_TOKEN, "admin", "", None)
                 await add_event(connection, "create", "token", FIRST_TOKEN, by=by)
 
-    async def set_first(self, secret: str, *, by: Actor) -> None:
-        """Make a token one of the admin, instead of the one that was set so before.
+    async def set_first(self, secret: str, *, by: Actor) -> bool:
+        """Make a token one of the admin, instead of the one that was set so before; return whether it is valid.
 
         A token that was set so before and revoked since stays revoked. Raise `ConfigError` if it has another role.
         """
         try:
-            await self._set_first(secret, by)
+            is_new = await self._set_first(secret, by)
         except IntegrityError:  # another copy has started at the same time
-            await self._set_first(secret, by)
+            is_new = await self._set_first(secret, by)
+        return is_new or await self.find(secret) is not None
 
-    async def _set_first(self, secret: str, by: Actor) -> None:
+    async def _set_first(self, secret: str, by: Actor) -> bool:
+        """Set the token unless it is set; return whether it was inserted. A start pays for each statement."""
         digest, is_setting = digest_of(secret), settings.c.name == _FIRST
         async with self._database.writing() as connection:
             before = (await connection.execute(select(settings.c.value).where(is_setting))).scalar_one_or_none()
             if before == digest:
-                return
+                return False
             same = select(tokens.c.name, tokens.c.role).where(tokens.c.digest == digest)
             known = (await connection.execute(same)).first()
             if known is not None and known[1] != "admin":
                 raise ConfigError(f"invalid token: it is the token {known[0]} of the role {known[1]}. Use another one.")
-            await connection.execute(delete(tokens).where(tokens.c.digest == before))
+            if before is not None:
+                await connection.execute(delete(tokens).where(tokens.c.digest == before))
+                await connection.execute(delete(settings).where(is_setting))
+            await connection.execute(insert(settings), {"name": _FIRST, "value": digest})
             if known is None:
                 await _insert(connection, secret, FIRST_TOKEN, "admin", "", None)
                 await add_event(connection, "create", "token", FIRST_TOKEN, by=by)
-            await connection.execute(delete(settings).where(is_setting))
-            await connection.execute(insert(settings), {"name": _FIRST, "value": digest})
+            return known is None
 
     async def has_any(self) -> bool:
         """Return whether there is a token."""
