@@ -26,7 +26,7 @@ from async_bento.registry.access import (
 )
 from async_bento.registry.base_url import BaseUrl
 from async_bento.registry.blobs.base import CompletedPart
-from async_bento.registry.downloads import send_blob
+from async_bento.registry.downloads import is_first_of_pull, send_blob
 from async_bento.registry.errors import (
     ImmutableError,
     RecordNotFoundError,
@@ -276,7 +276,7 @@ class Api:
             return self._respond(item_type, item)
         current = await self._uploads.current(item)
         url = await self._uploads.presign_get(current)
-        await self._record_pull(request, ref, item)
+        await self._audit.record_pull(ref, item, request[ACTOR])
         fields: schemas.TransferFields = {
             "presigned_download_url": self._absolute(request, url),
             "checksums": schemas.checksums(current.content),
@@ -329,8 +329,8 @@ class Api:
         ref = _item_ref(item_type, request)
         item = await self._get_record(ref)
         async with self._uploads.open(item) as blob:
-            if request.headers.get("Range", "bytes=0-").startswith("bytes=0-"):  # once per pull
-                await self._record_pull(request, ref, item)
+            if is_first_of_pull(request):
+                await self._audit.record_pull(ref, item, request[ACTOR])
             return await send_blob(request, blob)
 
     async def _get_record(self, ref: ItemRef) -> Item:
@@ -345,12 +345,6 @@ class Api:
 
     async def _update_record(self, request: web.Request, ref: ItemRef, change: Change) -> Item:
         return await self._records.update_item(ref.item_type, ref.name, ref.version, change, by=request[ACTOR])
-
-    async def _record_pull(self, request: web.Request, ref: ItemRef, item: Item) -> None:
-        try:
-            await self._audit.add_pull(ref, item, request[ACTOR])
-        except RegistryError as error:  # a full disk or a locked database must not stop pulls
-            log.warning("cannot record the pull of %s:%s: %s", ref.name, ref.version, error.message)
 
     async def _write_items(self, item_type: ItemType, found: Found) -> list[str]:
         """Write the JSON of items, each with its repository."""

@@ -70,6 +70,11 @@ async def send_chunks(request: web.Request, response: web.StreamResponse, body: 
             request.transport.abort()
 
 
+def is_first_of_pull(request: web.Request) -> bool:
+    """Return whether a request is the first of a pull in ranges, or the only one of a pull."""
+    return request.headers.get("Range", "bytes=0-").startswith("bytes=0-")
+
+
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     """Parse a `Range` header (RFC 9110, 14.2) into start and exclusive end; None means the whole object.
 

@@ -16,7 +16,7 @@ from async_bento._core.concurrency import ByteBudget, Threads, shielded
 from async_bento.errors import ConfigError
 from async_bento.registry.access import ACTOR, TOKEN
 from async_bento.registry.blobs.disk import DiskBlobs
-from async_bento.registry.downloads import matches_etag, send_blob, send_chunks
+from async_bento.registry.downloads import is_first_of_pull, matches_etag, send_blob, send_chunks
 from async_bento.registry.errors import ConflictError, NotImplementedHereError, RecordNotFoundError, StorageError
 from async_bento.registry.item_types import ITEM_TYPES, ItemRef, check_tag_part
 from async_bento.registry.mirror.fetch import Fetch, Steps
@@ -217,8 +217,8 @@ class Mirror:
                 blob = await stack.enter_async_context(self._blobs.open(stored.key, stored.content))
             except RecordNotFoundError:
                 return None
-            if _is_first(request):
-                await self._storage.record_pull(ref, stored.item, request[ACTOR])
+            if is_first_of_pull(request):
+                await self._storage.audit.record_pull(ref, stored.item, request[ACTOR])
             return await send_blob(request, blob, headers)
 
     async def _follow(
@@ -226,8 +226,8 @@ class Mirror:
     ) -> web.StreamResponse:
         """Send bytes as they arrive."""
         async with growing.reader(self._readers) as blob:
-            if _is_first(request):
-                await self._storage.record_pull(ref, None, request[ACTOR])
+            if is_first_of_pull(request):
+                await self._storage.audit.record_pull(ref, None, request[ACTOR])
             if growing.size is not None:
                 return await send_blob(request, blob, headers)
             # Like Yatai: neither a length nor ranges.
@@ -277,11 +277,6 @@ def _respond(answer: Answer) -> web.Response:
 def _repository_of(record: JsonValue) -> str:
     repository = record.get("repository") if isinstance(record, dict) else None
     return str(repository.get("name")) if isinstance(repository, dict) else ""
-
-
-def _is_first(request: web.Request) -> bool:
-    """Whether a request is the first of a pull, or the only one."""
-    return request.headers.get("Range", "bytes=0-").startswith("bytes=0-")
 
 
 def _check_list(request: web.Request, action: str) -> None:

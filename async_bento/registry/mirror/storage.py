@@ -58,7 +58,7 @@ class MirrorStorage:
         self._records = opened.records
         self._blob_records = opened.blob_records
         self._retention = opened.retention
-        self._audit = opened.audit
+        self.audit = opened.audit
         self._uploads = opened.uploads
         self._blobs = blobs
         self._size = size
@@ -103,13 +103,6 @@ class MirrorStorage:
         """Return the checksums of the bytes of a record of the upstream; None if the mirror does not have them."""
         stored = await self.find(ref)
         return schemas.checksums(stored.content) if stored is not None and stored.is_of(remote) else None
-
-    async def record_pull(self, ref: ItemRef, item: Item | None, by: Actor) -> None:
-        """Record a pull of an item, which the eviction then spares the longest."""
-        try:
-            await self._audit.add_pull(ref, item, by)
-        except RegistryError as error:  # a full disk or a locked database must not stop pulls
-            log.warning("cannot record the pull of %s: %s", ref, error.message)
 
     async def publish(self, fetched: Fetched) -> None:
         """Make a complete file the bytes of an item, or remove it; then evict others if the mirror is full."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sqlalchemy import delete, insert, select, update
 
+from async_bento.registry.errors import RegistryError
 from async_bento.registry.records.base import utc_now
 from async_bento.registry.records.tables import events, items
 
@@ -41,6 +43,8 @@ class Event(NamedTuple):
         return f"{self.name}:{self.version}" if self.version else self.name
 
 
+log = logging.getLogger("async_bento.registry")
+
 _COLUMNS = tuple(events.c[name] for name in Event._fields)
 
 
@@ -64,6 +68,13 @@ class AuditLog:
         wanted = select(*_COLUMNS).where(*about).order_by(events.c.id.desc()).limit(count)
         async with self._database.reading() as connection:
             return [Event(*row) for row in await connection.execute(wanted)]
+
+    async def record_pull(self, ref: ItemRef, item: Item | None, by: Actor) -> None:
+        """Record a pull, or log why that is impossible: a full disk or a locked database must not stop pulls."""
+        try:
+            await self.add_pull(ref, item, by)
+        except RegistryError as error:
+            log.warning("cannot record the pull of %s: %s", ref, error.message)
 
     async def list(
         self, *, count: int, since: datetime | None = None, name: str | None = None, action: Action | None = None
