@@ -255,10 +255,11 @@ class Api:
         if body.status == "success":
             item = await self._get_record(ref)
             change = replace(change, publish=await self._uploads.completed(item), uid=item.uid)
+        # A client that is cancelled reports its failure at once, which may overtake the start or the creation.
+        await self.operation.wait_for("PATCH", f"{request.path.rpartition('/')[0]}/start_upload")
         try:
             return self._respond(item_type, await self._update_record(request, ref, change))
         except RecordNotFoundError:
-            # A client that cancels the creation reports its failure at once, which may overtake the creation.
             if not await self.operation.wait_for("POST", request.path.rsplit("/", 2)[0]):
                 raise
         return self._respond(item_type, await self._update_record(request, ref, change))

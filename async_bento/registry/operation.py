@@ -29,8 +29,8 @@ ADDRESS = web.RequestKey("address", str)
 _READY_TIMEOUT = 5.0
 """Seconds until database and storage must have answered."""
 
-_CREATION_TIMEOUT = 5.0
-"""Seconds that the report of a failure waits for the creation of its record."""
+_OVERTAKEN_TIMEOUT = 5.0
+"""Seconds that the report of a failure waits for the requests that it has overtaken."""
 
 _RETRY_AFTER = 5
 """Seconds after which clients try again what a registry that stops has refused."""
@@ -89,7 +89,7 @@ class Operation:
         """Wait for running requests with a method and a path; return whether there were any."""
         tasks = [task for task, each in self._running.items() if (each.method, each.path) == (method, path)]
         if tasks:
-            await asyncio.wait(tasks, timeout=_CREATION_TIMEOUT)
+            await asyncio.wait(tasks, timeout=_OVERTAKEN_TIMEOUT)
         return bool(tasks)
 
     async def wait_for_handlers(self) -> None:

@@ -159,6 +159,27 @@ async def test_failure_reported_during_the_creation_is_kept(either: Caller, monk
     assert (await either.api("PATCH", f"{either.items()}/v9/finish_upload", json=body)).status == 404
 
 
+async def test_failure_reported_during_the_start_is_kept(either: Caller, monkeypatch: pytest.MonkeyPatch):
+    await either.create()
+    update, started, go_on = Records.update_item, asyncio.Event(), asyncio.Event()
+
+    async def start_late(self: Records, kind: Any, name: str, version: str, change: Change, **options: Any) -> Any:
+        if change.upload_status == "uploading":
+            started.set()
+            await go_on.wait()
+        return await update(self, kind, name, version, change, **options)
+
+    monkeypatch.setattr(Records, "update_item", start_late)
+    start = asyncio.create_task(either.api("PATCH", f"{either.items()}/v1/start_upload"))
+    await started.wait()
+    failure = asyncio.create_task(either.finish(status="failed"))
+    await asyncio.wait([failure], timeout=0.1)
+    go_on.set()
+    assert (await start).json["upload_status"] == "uploading"
+    assert (await failure)["upload_status"] == "failed"
+    assert (await either.get())["upload_status"] == "failed"
+
+
 async def test_repository_description_can_change(either: Caller):
     await either.create()
     path = f"/{either.words.repositories}/iris"
