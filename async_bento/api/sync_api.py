@@ -11,14 +11,15 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, cast, overload
 
 from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
-from async_bento.api.blocking import close_api, iterate
+from async_bento.api.blocking import close_api
 from async_bento.api.loop_thread import LoopThread
-from async_bento.api.sync_files import HasRemoteFiles
+from async_bento.api.sync_item_api import BlockingItemAPI
+from async_bento.rest.schemas import BentoWithRepositorySchema, ModelWithRepositorySchema
 
 if TYPE_CHECKING:
     import os
     from builtins import list as list_of  # the APIs have a method `list`
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable
     from types import TracebackType
 
     from pydantic import SecretStr
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
     from async_bento.rest.schemas import (
         BentoFullSchema,
         BentoWithRepositoryListSchema,
-        BentoWithRepositorySchema,
         ModelWithRepositoryListSchema,
-        ModelWithRepositorySchema,
     )
     from async_bento.store.items import Bento, Model
     from async_bento.store.store import BentoStore, ModelStore
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     _Push: TypeAlias = Callable[..., Awaitable[PushResult | list_of[PushResult]]]
 
 
-class ModelAPI(HasRemoteFiles[AsyncModelAPI]):
+class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
     """Push, pull, list, get and delete models, blocking. Access it as `models` of a `BentoAPI`."""
 
     def __init__(self, models: AsyncModelAPI, loop: LoopThread) -> None:
@@ -144,38 +143,6 @@ class ModelAPI(HasRemoteFiles[AsyncModelAPI]):
         """
         return self._loop.run(self._async.list, search=search, query=query, limit=limit)
 
-    def iter(self, *, search: str | None = None, query: str | None = None) -> Iterator[ModelWithRepositorySchema]:
-        """Iterate over the records in the registry, newest first, one page per request.
-
-        The route is GET `/api/v1/bentos` or `/api/v1/models`. Every record that exists from the first request to the
-        last appears once, also if others are added or deleted meanwhile. Records that are added meanwhile may appear.
-
-        Args:
-            search: A part of the name.
-            query: A query in the registry's language, like `label:key=value`, `sort:size-desc`, or a word.
-
-        Yields:
-            The next record.
-
-        Raises:
-            APIError: The registry could not be reached, or refused the request.
-        """
-        return iterate(self._async, self._loop, search, query)
-
-    def exists(self, tag: AnyTag) -> bool:
-        """Check whether the registry has an item, with its upload complete.
-
-        Args:
-            tag: The tag. Without a version, or with `latest`, any version counts.
-
-        Returns:
-            True if a pull would find the item; False if there is no record of it, or its upload did not finish.
-
-        Raises:
-            APIError: The registry could not be reached, or refused the request.
-        """
-        return self._loop.run(self._async.exists, tag)
-
     def get(self, name: AnyTag, version: str | None = None) -> ModelWithRepositorySchema:
         """Get the record of a model from the registry.
 
@@ -215,7 +182,7 @@ class ModelAPI(HasRemoteFiles[AsyncModelAPI]):
         return self._loop.run(self._async.delete, tag, force=force)
 
 
-class BentoAPI(HasRemoteFiles[AsyncBentoAPI]):
+class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
     """Push, pull, list, get and delete bentos, blocking; `models` does the same for models.
 
     The methods and parameters are those of `AsyncBentoAPI`. Use the API in a `with` statement, or call `close` at the
@@ -385,38 +352,6 @@ class BentoAPI(HasRemoteFiles[AsyncBentoAPI]):
             ...     print(bento.tag, bento.size_bytes)
         """
         return self._loop.run(self._async.list, search=search, query=query, limit=limit)
-
-    def iter(self, *, search: str | None = None, query: str | None = None) -> Iterator[BentoWithRepositorySchema]:
-        """Iterate over the records in the registry, newest first, one page per request.
-
-        The route is GET `/api/v1/bentos` or `/api/v1/models`. Every record that exists from the first request to the
-        last appears once, also if others are added or deleted meanwhile. Records that are added meanwhile may appear.
-
-        Args:
-            search: A part of the name.
-            query: A query in the registry's language, like `label:key=value`, `sort:size-desc`, or a word.
-
-        Yields:
-            The next record.
-
-        Raises:
-            APIError: The registry could not be reached, or refused the request.
-        """
-        return iterate(self._async, self._loop, search, query)
-
-    def exists(self, tag: AnyTag) -> bool:
-        """Check whether the registry has an item, with its upload complete.
-
-        Args:
-            tag: The tag. Without a version, or with `latest`, any version counts.
-
-        Returns:
-            True if a pull would find the item; False if there is no record of it, or its upload did not finish.
-
-        Raises:
-            APIError: The registry could not be reached, or refused the request.
-        """
-        return self._loop.run(self._async.exists, tag)
 
     def get(self, name: AnyTag, version: str | None = None) -> BentoFullSchema:
         """Get the record of a bento from the registry.

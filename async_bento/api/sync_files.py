@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from async_bento.api.files import READ_AHEAD
 
@@ -13,41 +13,9 @@ if TYPE_CHECKING:
     from builtins import list as list_of  # RemoteFiles has a method `list`
     from collections.abc import Generator, Sequence
 
-    from async_bento._core.tag import AnyTag, Tag
+    from async_bento._core.tag import Tag
     from async_bento.api.files import AsyncRemoteFile, AsyncRemoteFiles, RemoteEntry
     from async_bento.api.loop_thread import LoopThread
-
-
-class _HasFiles(Protocol):
-    def files(self, tag: AnyTag) -> AsyncRemoteFiles: ...
-
-
-ApiT = TypeVar("ApiT", bound=_HasFiles)
-
-
-class HasRemoteFiles(Generic[ApiT]):
-    """What BentoAPI and ModelAPI have in common."""
-
-    _async: ApiT
-    _loop: LoopThread
-
-    def files(self, tag: AnyTag) -> RemoteFiles:
-        """Read files of an item in the registry without a pull. No local store is used.
-
-        Args:
-            tag: The tag. Without a version, or with `latest`, the newest that was uploaded.
-
-        Returns:
-            The files: `list`, `read`, `open` and `extract` request what they need.
-
-        Raises:
-            InvalidTagError: The tag is invalid.
-
-        Examples:
-            >>> files = api.files("iris_classifier:v1")
-            >>> print(files.read("src/service.py"))
-        """
-        return RemoteFiles(self._async.files(tag), self._loop)
 
 
 class RemoteFiles:

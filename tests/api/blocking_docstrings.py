@@ -1,6 +1,6 @@
-"""Copy the docstrings of the async APIs into sync_api.py: run `python -m tests.api.blocking_docstrings`.
+"""Copy the docstrings of the async APIs into the blocking ones: run `python -m tests.api.blocking_docstrings`.
 
-Editors and documentation tools read sync_api.py without running it, so the docstrings have to be in the file.
+Editors and documentation tools read the blocking APIs without running them, so the docstrings have to be in the files.
 `test_sync_api.py` fails if they differ from those of the async classes.
 """
 
@@ -12,9 +12,16 @@ import re
 from pathlib import Path
 from textwrap import indent
 
-from async_bento.api import async_api, sync_api
+from async_bento.api import async_api, item_api, sync_api, sync_item_api
 
-SYNC_API = Path(sync_api.__file__)
+BLOCKING_APIS = [Path(sync_api.__file__), Path(sync_item_api.__file__)]
+
+ORIGINALS: dict[str, type] = {
+    "BentoAPI": async_api.AsyncBentoAPI,
+    "ModelAPI": async_api.AsyncModelAPI,
+    "BlockingItemAPI": item_api.ItemAPI,
+}
+"""The async class of each blocking class."""
 
 WORDS = {
     "AsyncBentoAPI": "BentoAPI",
@@ -38,7 +45,7 @@ def blocking_words(text: str) -> str:
 
 def method_docstring(name: str, method: str) -> str | None:
     """The docstring for a method of a blocking class; None if the async class has no such method."""
-    original = getattr(getattr(async_api, f"Async{name}"), method, None)
+    original = getattr(ORIGINALS[name], method, None)
     text = original and inspect.getdoc(original)  # not of None: Python 3.13 has a docstring for it
     return text and blocking_words(text)
 
@@ -54,10 +61,10 @@ def class_docstring(text: str) -> str:
 
 
 def with_blocking_docstrings(source: str) -> str:
-    """The source of sync_api.py with the docstrings that its classes and methods should have."""
+    """The source of blocking APIs with the docstrings that the classes and methods should have."""
     lines = source.splitlines(keepends=True)
     for cls in reversed([node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]):
-        if not hasattr(async_api, f"Async{cls.name}"):
+        if cls.name not in ORIGINALS:
             continue
         for node in reversed(cls.body):
             is_overload = isinstance(node, ast.FunctionDef) and bool(node.decorator_list)
@@ -79,4 +86,5 @@ def set_docstring(lines: list[str], node: ast.FunctionDef | ast.ClassDef, text: 
 
 
 if __name__ == "__main__":
-    SYNC_API.write_text(with_blocking_docstrings(SYNC_API.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in BLOCKING_APIS:
+        path.write_text(with_blocking_docstrings(path.read_text(encoding="utf-8")), encoding="utf-8")

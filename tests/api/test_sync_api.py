@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento import AsyncBentoAPI, AsyncModelAPI, BentoAPI, BentoStore, ModelAPI, ModelStore, NotFoundError
-from tests.api.blocking_docstrings import CLIENT, SYNC_API, with_blocking_docstrings
+from tests.api.blocking_docstrings import BLOCKING_APIS, CLIENT, with_blocking_docstrings
 from tests.builders import contents, make_bento, make_model, random_bytes
 
 if TYPE_CHECKING:
@@ -214,10 +214,7 @@ with BentoAPI() as api:
     assert run_script(script.replace("INTERRUPT", interrupt)) == "failed cancelled\nFalse success\n"
 
 
-BLOCKING_TYPES = {
-    BentoAPI: {"RecordT": "BentoWithRepositorySchema", "AsyncGenerator": "Iterator", "AsyncRemote": "Remote"},
-    ModelAPI: {"RecordT": "ModelWithRepositorySchema", "AsyncGenerator": "Iterator", "AsyncRemote": "Remote"},
-}
+BLOCKING_TYPES = {"AsyncGenerator": "Iterator", "AsyncRemote": "Remote"}
 """The types that differ between the async and the blocking signatures."""
 
 
@@ -234,7 +231,7 @@ def test_blocking_methods_have_the_async_signatures(blocking: type, asynchronous
     for name, signature in ours.items():
         original = theirs[name]
         returned = original.return_annotation
-        for word, replacement in BLOCKING_TYPES[blocking].items():
+        for word, replacement in BLOCKING_TYPES.items():
             returned = returned.replace(word, replacement)
         # Parameters compare by name, kind, default and annotation.
         assert signature == original.replace(return_annotation=returned), name
@@ -245,18 +242,19 @@ def test_blocking_constructor_has_the_async_signature() -> None:
 
 
 def test_blocking_docstrings_equal_the_async_ones() -> None:
-    source = SYNC_API.read_text(encoding="utf-8")
+    for path in BLOCKING_APIS:
+        source = path.read_text(encoding="utf-8")
 
-    assert source == with_blocking_docstrings(source), "run `python -m tests.api.blocking_docstrings`"
+        assert source == with_blocking_docstrings(source), "run `python -m tests.api.blocking_docstrings`"
 
 
 def test_blocking_docstrings_are_in_the_source() -> None:
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (SYNC_API, SYNC_API.with_name("sync_files.py"))]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in BLOCKING_APIS]
     classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     for api in (BentoAPI, ModelAPI):
         written = {
             node.name: ast.get_docstring(node)
-            for node in [*classes[api.__name__].body, *classes["HasRemoteFiles"].body]
+            for node in [*classes[api.__name__].body, *classes["BlockingItemAPI"].body]
             if isinstance(node, ast.FunctionDef) and not node.decorator_list  # the overloads have none
         }
         for name in public_methods(api):
