@@ -10,11 +10,13 @@ from async_bento._core.version import __version__
 
 if TYPE_CHECKING:
     from async_bento._core.tag import Tag
-    from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
+    from async_bento.api.async_api import AsyncBentoAPI
+    from async_bento.api.async_models import AsyncModelAPI
     from async_bento.api.files import AsyncRemoteFile, AsyncRemoteFiles, RemoteEntry
     from async_bento.api.push import PushResult
-    from async_bento.api.sync_api import BentoAPI, ModelAPI
+    from async_bento.api.sync_api import BentoAPI
     from async_bento.api.sync_files import RemoteFiles
+    from async_bento.api.sync_models import ModelAPI
     from async_bento.config import Config, Limits, RetryPolicy, Timeouts, Transfer
     from async_bento.errors import (
         APIConnectionError,
@@ -69,7 +71,8 @@ if TYPE_CHECKING:
     from async_bento.store.store import BentoStore, ModelStore
 
 _NAMES = {
-    "api.async_api": ("AsyncBentoAPI", "AsyncModelAPI"),
+    "api.async_api": ("AsyncBentoAPI",),
+    "api.async_models": ("AsyncModelAPI",),
     "api.files": ("AsyncRemoteFile", "AsyncRemoteFiles", "RemoteEntry"),
     "progress.listeners": ("LineListener", "TqdmListener"),
     "config": ("Config", "Limits", "RetryPolicy", "Timeouts", "Transfer"),
@@ -108,8 +111,9 @@ _NAMES = {
     "store.items": ("Bento", "Model"),
     "store.store": ("BentoStore", "ModelStore"),
     "_core.tag": ("Tag",),
-    "api.sync_api": ("BentoAPI", "ModelAPI"),
+    "api.sync_api": ("BentoAPI",),
     "api.sync_files": ("RemoteFiles",),
+    "api.sync_models": ("ModelAPI",),
     "rest.client": ("RestApiClient",),
     "rest.schemas": (
         "BentoFullSchema",

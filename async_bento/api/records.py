@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from typing import TypeAlias
 
+    from async_bento._core.tag import AnyTag
     from async_bento._core.validation import JsonObject
     from async_bento.rest.routes import ItemRoutes
     from async_bento.rest.schemas import ListSchema, RepositorySchema
@@ -34,6 +35,13 @@ _PAGE_SIZE = 20  # records per request for the newest
 def wants_newest(tag: Tag) -> bool:
     """Whether a tag leaves the version to the registry: it has none, or `latest`."""
     return tag.version in {None, LATEST}
+
+
+def wanted_tag(name: AnyTag, version: str | None) -> Tag:
+    """The tag that a name, or a whole tag, and a version name together."""
+    if version is None:
+        return Tag.parse(name)
+    return Tag(name if isinstance(name, str) else Tag.parse(name).name, version)
 
 
 async def get_record(routes: Routes[FullT, RecordT], tag: Tag) -> FullT:

@@ -1,4 +1,4 @@
-"""BentoAPI and ModelAPI: the blocking counterparts of AsyncBentoAPI and AsyncModelAPI.
+"""BentoAPI: the blocking counterpart of AsyncBentoAPI.
 
 The calls run on an event loop in a dedicated thread, so they work in plain scripts, in several threads, and where an
 event loop is already running, as in a notebook. The methods' docstrings are copied from the async classes by
@@ -8,18 +8,19 @@ tests/api/blocking_docstrings.py.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, cast, overload
 
-from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
+from async_bento.api.async_api import AsyncBentoAPI
 from async_bento.api.blocking import close_api
 from async_bento.api.loop_thread import LoopThread
 from async_bento.api.sync_item_api import BlockingItemAPI
-from async_bento.rest.schemas import BentoWithRepositorySchema, ModelWithRepositorySchema
+from async_bento.api.sync_models import ModelAPI
+from async_bento.rest.schemas import BentoWithRepositorySchema
 
 if TYPE_CHECKING:
     import os
     from builtins import list as list_of  # the APIs have a method `list`
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Iterable
     from types import TracebackType
 
     from pydantic import SecretStr
@@ -28,158 +29,16 @@ if TYPE_CHECKING:
     from async_bento._core.tag import AnyTag
     from async_bento.api.push import PushResult
     from async_bento.api.push_list import AnyItem
+    from async_bento.api.sync_item_api import Push
     from async_bento.config import Config
-    from async_bento.integrations.huggingface.model import HuggingFaceModel
     from async_bento.progress.events import ProgressListener
     from async_bento.rest.client import RestApiClient
     from async_bento.rest.schemas import (
         BentoFullSchema,
         BentoWithRepositoryListSchema,
-        ModelWithRepositoryListSchema,
     )
-    from async_bento.store.items import Bento, Model
+    from async_bento.store.items import Bento
     from async_bento.store.store import BentoStore, ModelStore
-
-    _Push: TypeAlias = Callable[..., Awaitable[PushResult | list_of[PushResult]]]
-
-
-class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
-    """Push, pull, list, get and delete models, blocking. Access it as `models` of a `BentoAPI`."""
-
-    def __init__(self, models: AsyncModelAPI, loop: LoopThread) -> None:
-        self._async = models
-        self._loop = loop
-
-    @overload
-    def push(  # type: ignore[overload-overlap]  # a str is one tag
-        self, model: AnyItem, *, force: bool = False, threads: int = 10
-    ) -> PushResult: ...
-
-    @overload
-    def push(self, model: Iterable[AnyItem], *, force: bool = False, threads: int = 10) -> list_of[PushResult]: ...
-
-    def push(
-        self, model: AnyItem | Iterable[AnyItem], *, force: bool = False, threads: int = 10
-    ) -> PushResult | list_of[PushResult]:
-        """Push a model to the registry, or several models concurrently.
-
-        Args:
-            model: A model, its tag, its directory, or a `bentoml.Model` or `bentoml.models.BentoModel`; or a list of
-                these.
-            force: Push the model also when the registry has it already.
-            threads: The most parts in flight at once, per model.
-
-        Returns:
-            The outcome; for a list, a list of the outcomes in the same order.
-
-        Raises:
-            NotFoundError: The store has no such model.
-            BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
-            PushesError: Models of a list failed. The others were pushed.
-
-        Examples:
-            >>> result = api.models.push("iris_weights:w1")
-            >>> print(result.tag, result.bytes_sent)
-        """
-        push = cast("_Push", self._async.push)
-        return self._loop.run(push, model, force=force, threads=threads)
-
-    def pull(
-        self,
-        tag: AnyTag,
-        *,
-        force: bool = False,
-        model_store: ModelStore | None = None,
-        query: str | None = None,
-        path: str | os.PathLike[str] | None = None,
-    ) -> Model | HuggingFaceModel:
-        """Pull a model from the registry into the local store, or into a directory.
-
-        Args:
-            tag: The tag. Without a version, or with `latest`, the newest that was uploaded to the registry is pulled,
-                unless the local newest is as new.
-            force: Replace the local copy, which stays until the new one is complete.
-            model_store: The store to pull into; the API's own store by default.
-            query: A query that the newest must match, like `label:stage=prod`; ignored for a tag with a version.
-            path: The directory for the files, absent or empty, as in `BentoAPI.pull`. No store is used.
-
-        Returns:
-            The local model. A model on the Hugging Face Hub is downloaded from there, into `$BENTOML_HF_CACHE_DIR` or
-            the cache of Hugging Face.
-
-        Raises:
-            NotFoundError: The registry has no such model, or the Hub does not have it.
-            PathExistsError: The directory `path` is not empty.
-            ConfigError: The model is on the Hub, and `path` is given or `async-bento[huggingface]` is not installed.
-            HubError: The Hub was not reached, or refused.
-            BentoError: The pull failed; the local copy is unchanged.
-
-        Examples:
-            >>> model = api.models.pull("iris_weights")
-            >>> print(model.path)
-        """
-        pull = self._async.pull
-        return self._loop.run(pull, tag, force=force, model_store=model_store, query=query, path=path)
-
-    def list(
-        self, *, search: str | None = None, query: str | None = None, limit: int | None = None
-    ) -> ModelWithRepositoryListSchema:
-        """List the models in the registry, newest first.
-
-        Args:
-            search: A part of the name.
-            query: A query in the registry's language, like `label:key=value`, `sort:size-desc`, or a word.
-            limit: The most models to return; None for all.
-
-        Returns:
-            The models.
-
-        Raises:
-            APIError: The registry could not be reached, or refused the request.
-
-        Examples:
-            >>> for model in api.models.list(search="iris", limit=10):
-            ...     print(model.tag, model.size_bytes)
-        """
-        return self._loop.run(self._async.list, search=search, query=query, limit=limit)
-
-    def get(self, name: AnyTag, version: str | None = None) -> ModelWithRepositorySchema:
-        """Get the record of a model from the registry.
-
-        Args:
-            name: The name, or a whole tag like `name:version`.
-            version: The version; None or `latest` for the newest that was uploaded.
-
-        Returns:
-            The record.
-
-        Raises:
-            NotFoundError: The registry has no such record.
-            APIError: The registry could not be reached, or refused the request.
-
-        Examples:
-            >>> record = api.models.get("iris_weights:w1")
-            >>> print(record.tag, record.upload_status)
-        """
-        return self._loop.run(self._async.get, name, version)
-
-    def delete(self, tag: AnyTag, *, force: bool = False) -> ModelWithRepositorySchema:
-        """Delete a model from the registry; the local store is not changed.
-
-        Args:
-            tag: The tag, with a version other than `latest`.
-            force: Delete the model also if a bento in the registry names it.
-
-        Returns:
-            The record of the deleted model.
-
-        Raises:
-            InvalidTagError: The tag has no version.
-            NotFoundError: The registry has no such record.
-            NotSupportedError: The registry is not async-bento's own, and cannot delete models.
-            APIError: The registry could not be reached, or refused the request (409 if a bento names the model).
-        """
-        return self._loop.run(self._async.delete, tag, force=force)
 
 
 class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
@@ -286,7 +145,7 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
             >>> result = api.push("iris_classifier:v1")
             >>> results = api.push(["iris_classifier:v1", "fraud_detector:v1"])
         """
-        push = cast("_Push", self._async.push)
+        push = cast("Push", self._async.push)
         return self._loop.run(push, bento, force=force, bare=bare, threads=threads)
 
     def pull(

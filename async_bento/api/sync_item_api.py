@@ -10,10 +10,14 @@ from async_bento.api.kinds import RecordT
 from async_bento.api.sync_files import RemoteFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
+    from typing import TypeAlias
 
     from async_bento._core.tag import AnyTag
     from async_bento.api.loop_thread import LoopThread
+    from async_bento.api.push import PushResult
+
+    Push: TypeAlias = Callable[..., Awaitable[PushResult | list[PushResult]]]
 
 ApiT = TypeVar("ApiT", bound=ItemAPI[Any, Any])
 

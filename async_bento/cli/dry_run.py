@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
+    from async_bento.api.async_api import AsyncBentoAPI
+    from async_bento.api.async_models import AsyncModelAPI
     from async_bento.cli.selection import Selection
     from async_bento.rest.schemas import ItemSchema
     from async_bento.store.store import Store

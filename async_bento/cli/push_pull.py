@@ -26,7 +26,8 @@ from async_bento.errors import BentoError, NotFoundError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from async_bento.api.async_api import AsyncBentoAPI, AsyncModelAPI
+    from async_bento.api.async_api import AsyncBentoAPI
+    from async_bento.api.async_models import AsyncModelAPI
     from async_bento.api.push import PushResult
     from async_bento.cli.selection import Selection
     from async_bento.store.store import BentoStore, ModelStore

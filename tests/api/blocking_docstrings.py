@@ -12,13 +12,13 @@ import re
 from pathlib import Path
 from textwrap import indent
 
-from async_bento.api import async_api, item_api, sync_api, sync_item_api
+from async_bento.api import async_api, async_models, item_api, sync_api, sync_item_api, sync_models
 
-BLOCKING_APIS = [Path(sync_api.__file__), Path(sync_item_api.__file__)]
+BLOCKING_APIS = [Path(module.__file__) for module in (sync_api, sync_item_api, sync_models)]
 
 ORIGINALS: dict[str, type] = {
     "BentoAPI": async_api.AsyncBentoAPI,
-    "ModelAPI": async_api.AsyncModelAPI,
+    "ModelAPI": async_models.AsyncModelAPI,
     "BlockingItemAPI": item_api.ItemAPI,
 }
 """The async class of each blocking class."""
