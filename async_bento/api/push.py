@@ -32,6 +32,7 @@ from async_bento.errors import (
 )
 from async_bento.rest.schemas import UPLOADED
 from async_bento.transfer.journal import Journal
+from async_bento.transfer.source import DirectorySource
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.upload import Registration, Upload
 
@@ -266,7 +267,7 @@ class Pusher(Generic[ItemT, RecordT]):
             raise NotFoundError(f"cannot push {item.tag}: its record was deleted during the push. Push again.")
         if plan is None:
             return await upload.skip(registration, BARE_REASON)
-        return await upload.send(plan, registration, self._options.threads)
+        return await upload.send(DirectorySource(plan, self.resources.pool), registration, self._options.threads)
 
     async def _prepare(self, item: ItemT) -> tuple[TarPlan | None, RecordBodies]:
         """Scan the directory and make the record before anything is registered; the plan of a bare push is None."""

@@ -12,14 +12,14 @@ from async_bento._core.concurrency import for_each, shielded
 from async_bento._core.s3 import bare_etag, etag_of_parts
 from async_bento.errors import APIError, APIStatusError, BentoError
 from async_bento.rest.request_schemas import CompletePartSchema
-from async_bento.transfer.http import ByteRange, TarBody, get
+from async_bento.transfer.http import ByteRange, get
 from async_bento.transfer.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from async_bento.rest.transport import Target
-    from async_bento.transfer.tar.plan import TarPlan
+    from async_bento.transfer.source import UploadSource
     from async_bento.transfer.upload import Upload
 
 
@@ -37,7 +37,7 @@ class Multipart:
     """One multipart upload: its parts, and the presigned URLs requested ahead for them."""
 
     upload: Upload
-    plan: TarPlan
+    source: UploadSource
     part_size: int
     upload_id: str
     etags: dict[int, str] = field(default_factory=dict[int, str])
@@ -47,7 +47,7 @@ class Multipart:
 
     async def send(self, threads: int) -> UploadResult:
         """Send the missing parts, `threads` at a time, and complete the upload."""
-        size, progress = self.plan.size, self.upload.progress
+        size, progress = self.source.size, self.upload.progress
         numbers = range(1, -(-size // self.part_size) + 1)
         missing = [number for number in numbers if number not in self.etags]
         to_send = sum(self._range(number).size for number in missing)
@@ -66,7 +66,7 @@ class Multipart:
                 task.cancel()
             await shielded(asyncio.gather(*self._presigned.values(), return_exceptions=True))
         progress.enter("finishing")
-        await self.upload.pool.threads.run(self.plan.check_tree)  # the last part may have been read long before
+        await self.source.check()  # the last part may have been read long before
         await self._complete([self.etags[number] for number in numbers])
         return UploadResult(to_send, len(missing), resumed)
 
@@ -76,15 +76,15 @@ class Multipart:
 
     def _range(self, number: int) -> ByteRange:
         start = (number - 1) * self.part_size
-        return ByteRange(start, min(start + self.part_size, self.plan.size))
+        return ByteRange(start, min(start + self.part_size, self.source.size))
 
     async def _send_part(self, number: int, ahead: int) -> None:
         upload = self.upload
         digest = upload.pool.config.transfer.verify
-        body = TarBody(self.plan, self._range(number), upload.pool, upload.progress, digest=digest)
-        self.etags[number] = await upload.put(
-            body, partial(self._target, number, ahead), part_number=number, completed=lambda: len(self.etags)
-        )
+        async with self.source.part(self._range(number), upload.progress, digest=digest) as body:
+            self.etags[number] = await upload.put(
+                body, partial(self._target, number, ahead), part_number=number, completed=lambda: len(self.etags)
+            )
         upload.progress.part_arrived()
         await upload.journal(Journal.add, number, self.etags[number])
 
@@ -119,5 +119,5 @@ class Multipart:
             presigned = await upload.routes.presign_download(upload.name, upload.version)
             target = upload.routes.session.storage_target(presigned.presigned_download_url)
             async with get(target, ByteRange(0, 1), upload.pool.config) as received:
-                return bare_etag(received.etag or "") == bare_etag(expected) and received.total == self.plan.size
+                return bare_etag(received.etag or "") == bare_etag(expected) and received.total == self.source.size
         return False

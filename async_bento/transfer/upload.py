@@ -19,7 +19,6 @@ import anyio
 from async_bento._core.concurrency import shielded
 from async_bento._core.retry import Retries
 from async_bento._core.s3 import MAX_PARTS, MAX_PUT_SIZE, MIN_PART_SIZE
-from async_bento.config import MiB
 from async_bento.errors import (
     APIError,
     APIResponseError,
@@ -39,7 +38,7 @@ from async_bento.transfer.fallback import (
     wait_after_failure,
     with_both_causes,
 )
-from async_bento.transfer.http import ByteRange, TarBody, put
+from async_bento.transfer.http import put
 from async_bento.transfer.journal import Journal, JournalEntries, Source
 from async_bento.transfer.multipart import Multipart, UploadResult
 
@@ -55,8 +54,9 @@ if TYPE_CHECKING:
     from async_bento.rest.routes import AnyRoutes
     from async_bento.rest.schemas import ItemSchema
     from async_bento.rest.transport import Target
+    from async_bento.transfer.body import UploadBody
     from async_bento.transfer.http import TransferPool
-    from async_bento.transfer.tar.plan import TarPlan
+    from async_bento.transfer.source import UploadSource
 
     P = ParamSpec("P")
 
@@ -89,16 +89,6 @@ class Registration:
     is_whole: bool = False
 
 
-def choose_part_size(size: int, wanted: int, threads: int) -> int:
-    """Choose the part size in bytes: whole MiB, at most `wanted` unless 10,000 parts need more, never under 5 MiB.
-
-    The parts make whole rounds of `threads`, so that no connection idles while others send the last parts.
-    """
-    rounds = -(-size // (wanted * threads))
-    needed = max(-(-size // (rounds * threads)), -(-size // MAX_PARTS))
-    return max(-(-needed // MiB) * MiB, MIN_PART_SIZE)
-
-
 class Upload:
     """The upload of one item, from `start_upload` to `finish_upload`; the journal makes it resumable."""
 
@@ -117,7 +107,7 @@ class Upload:
         self._storage_worked = False  # for an interrupted push of these files
         self.is_replaced = False  # also where that is unknown
 
-    async def send(self, plan: TarPlan, registration: Registration, threads: int) -> UploadResult:
+    async def send(self, source: UploadSource, registration: Registration, threads: int) -> UploadResult:
         """Send the tar as the registry asks for, update the record, and report the outcome to the registry.
 
         A whole item that is replaced stays whole if the upload fails before its bytes may have been replaced.
@@ -126,15 +116,15 @@ class Upload:
         async with self.failure_reported():
             strategy, url = await self._strategy(registration.record)
             self._is_started, self._is_proxied = True, strategy == "proxy"
-            self.progress.enter("transferring", bytes_total=plan.size)
+            self.progress.enter("transferring", bytes_total=source.size)
             if strategy == "proxy":
                 await self._start()
-                result = await self._send_through_registry(plan)  # the registry records the success itself
+                result = await self._send_through_registry(source)  # the registry records the success itself
             else:
                 try:
-                    result = await self._send_to_storage(plan, url, threads)
+                    result = await self._send_to_storage(source, url, threads)
                 except UnreachableError as error:
-                    strategy, result = "proxy", await self._fall_back(plan, error)
+                    strategy, result = "proxy", await self._fall_back(source, error)
             self.is_replaced = True
             if registration.update is not None:
                 await registration.update()
@@ -182,7 +172,7 @@ class Upload:
 
     async def put(
         self,
-        body: TarBody,
+        body: UploadBody,
         target: Callable[[], Awaitable[Target]],
         *,
         part_number: int | None = None,
@@ -222,37 +212,37 @@ class Upload:
         url = (await self.routes.presign_upload(self.name, self.version)).presigned_upload_url
         return "presigned_url" if url.get_secret_value() else "proxy", url
 
-    async def _send_to_storage(self, plan: TarPlan, url: SecretStr | None, threads: int) -> UploadResult:
-        if url is not None and plan.size <= MAX_PUT_SIZE:
+    async def _send_to_storage(self, source: UploadSource, url: SecretStr | None, threads: int) -> UploadResult:
+        if url is not None and source.size <= MAX_PUT_SIZE:
             await self._start()
-            return await self._send_single(plan, url)
-        return await self._send_multipart(plan, threads)
+            return await self._send_single(source, url)
+        return await self._send_multipart(source, threads)
 
-    async def _fall_back(self, plan: TarPlan, unreachable: UnreachableError) -> UploadResult:
+    async def _fall_back(self, source: UploadSource, unreachable: UnreachableError) -> UploadResult:
         """Send the tar through the registry, since this machine cannot reach the storage."""
         remember_unreachable(self.routes.session.storages, unreachable)
         self._is_proxied = True
         self.progress.restart(" through the registry: the storage cannot be reached")
         try:
-            return await self._send_through_registry(plan)
+            return await self._send_through_registry(source)
         except APIError as error:
             raise with_both_causes(str(unreachable), error) from error.__cause__
 
-    async def _send_through_registry(self, plan: TarPlan) -> UploadResult:
+    async def _send_through_registry(self, source: UploadSource) -> UploadResult:
         async def target() -> Target:
             return self.routes.upload_target(self.name, self.version)
 
         # No digest: the registry's own ETag need not be an MD5 of the body.
-        body = TarBody(plan, ByteRange(0, plan.size), self.pool, self.progress, digest=False)
+        body = source.whole(self.progress, digest=False)
         try:
             await self._put_object(body, target)
         except StalledError as error:  # the record decides: it was `uploading` before
             record = await self.routes.get(self.name, self.version) if error.is_final else None
             if record is None or record.upload_status != UPLOADED:
                 raise
-        return UploadResult(plan.size, 1)
+        return UploadResult(source.size, 1)
 
-    async def _send_single(self, plan: TarPlan, url: SecretStr) -> UploadResult:
+    async def _send_single(self, source: UploadSource, url: SecretStr) -> UploadResult:
         urls = [url]  # the first attempt uses the URL of `_strategy`
 
         async def target() -> Target:
@@ -260,27 +250,27 @@ class Upload:
                 return self.routes.session.storage_target(urls.pop())
             return self.storage_target(await self.routes.presign_upload(self.name, self.version))
 
-        verify = self.pool.config.transfer.verify
-        body = TarBody(plan, ByteRange(0, plan.size), self.pool, self.progress, digest=verify)
+        body = source.whole(self.progress, digest=self.pool.config.transfer.verify)
         await self._put_object(body, target)
-        return UploadResult(plan.size, 1)
+        return UploadResult(source.size, 1)
 
-    async def _put_object(self, body: TarBody, target: Callable[[], Awaitable[Target]]) -> None:
+    async def _put_object(self, body: UploadBody, target: Callable[[], Awaitable[Target]]) -> None:
         try:
             await self.put(body, target)
         finally:
             self.is_replaced = body.may_have_arrived
 
-    async def _send_multipart(self, plan: TarPlan, threads: int) -> UploadResult:
-        part_size = choose_part_size(plan.size, self.pool.config.transfer.part_size, threads)
-        source = await self._source(plan, part_size)
-        interrupted = await self._resumable(source, plan.size)
+    async def _send_multipart(self, source: UploadSource, threads: int) -> UploadResult:
+        threads = 1 if source.is_sequential else threads
+        part_size = source.choose_part_size(self.pool.config.transfer.part_size, threads)
+        described = await self._describe(source, part_size)
+        interrupted = await self._resumable(described, source.size)
         if interrupted:
             await self._start()
             self._storage_worked = bool(interrupted.etags)
             await self.journal(Journal.create, interrupted)  # drops a last line that a crash cut short
             multipart = Multipart(
-                self, plan, interrupted.source.part_size, interrupted.upload_id, dict(interrupted.etags)
+                self, source, interrupted.source.part_size, interrupted.upload_id, dict(interrupted.etags)
             )
             try:
                 return await multipart.send(threads)
@@ -293,11 +283,11 @@ class Upload:
             upload_id = await self._create_multipart()
         else:
             upload_id = await self._start_multipart()
-        if source is not None:
-            await self.journal(Journal.create, JournalEntries(source, upload_id))
-        return await Multipart(self, plan, part_size, upload_id).send(threads)
+        if described is not None:
+            await self.journal(Journal.create, JournalEntries(described, upload_id))
+        return await Multipart(self, source, part_size, upload_id).send(threads)
 
-    async def _source(self, plan: TarPlan, part_size: int) -> Source | None:
+    async def _describe(self, source: UploadSource, part_size: int) -> Source | None:
         """What a later push must match to resume this one; None where nothing is recorded."""
         if self._journal_file is None:
             return None
@@ -306,7 +296,7 @@ class Upload:
             kind=self.routes.kind,
             tag=str(self.tag),
             part_size=part_size,
-            fingerprint=await self.pool.threads.run(plan.fingerprint),
+            fingerprint=await source.fingerprint(),
         )
 
     async def _resumable(self, source: Source | None, size: int) -> JournalEntries | None:

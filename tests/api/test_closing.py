@@ -151,7 +151,7 @@ def test_close_from_another_thread_ends_blocking_call(served: LocalRegistry, hom
         await asyncio.sleep(60)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("async_bento.transfer.http.TarBody.write_with_length", stall)
+        patch.setattr("async_bento.transfer.body.TarBody.write_with_length", stall)
 
         def push() -> None:
             try:

@@ -193,7 +193,7 @@ def test_ctrl_c_cancels_cleans_up_and_keeps_api_usable(served: LocalRegistry, ho
     script = """
 import asyncio, os, signal, threading
 from async_bento import BentoAPI
-from async_bento.transfer.http import TarBody
+from async_bento.transfer.body import TarBody
 
 write = TarBody.write_with_length
 

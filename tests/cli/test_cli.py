@@ -214,7 +214,7 @@ def test_push_ctrl_c_exits_130_and_marks_upload_failed(served: LocalRegistry, ho
     # The push stops while it sends the body, opens the FIFO as a signal, and waits for the interrupt.
     script = f"""
 import asyncio
-from async_bento.transfer.http import TarBody
+from async_bento.transfer.body import TarBody
 
 async def stall(self, writer, content_length):
     await asyncio.to_thread(lambda: open({str(fifo)!r}, "w").close())

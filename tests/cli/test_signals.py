@@ -32,7 +32,7 @@ if ignored := os.environ.get("IGNORED"):
 if os.isatty(0):
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from async_bento.transfer import download
-from async_bento.transfer.http import TarBody
+from async_bento.transfer.body import TarBody
 
 under_way, go_on = map(pathlib.Path, sys.argv[1:3])
 write, feed = TarBody.write_with_length, download._Download._request_rest

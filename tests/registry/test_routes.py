@@ -14,6 +14,7 @@ from async_bento.registry.records.sql import Records
 from tests.registry.conftest import MODELS, records_only
 
 if TYPE_CHECKING:
+    from async_bento.registry.records.base import Change
     from tests.registry.conftest import Caller
 
 pytestmark = records_only

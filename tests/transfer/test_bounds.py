@@ -17,8 +17,9 @@ from pydantic import SecretStr
 from async_bento import Config, PartError, RestApiClient, StalledError
 from async_bento._core.concurrency import ByteBudget, Threads
 from async_bento.progress.events import Progress
-from async_bento.transfer import http, upload as upload_module
-from async_bento.transfer.http import ByteRange, TarBody, TransferPool
+from async_bento.transfer import body, http, upload as upload_module
+from async_bento.transfer.body import TarBody
+from async_bento.transfer.http import ByteRange, TransferPool
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.reader import TarReader
 from tests.builders import MiB, contents, make_model, random_bytes
@@ -290,7 +291,7 @@ async def test_upload_through_stopped_registry_is_sent_again(
     forever: asyncio.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http, "WRITE_SIZE", 64 * MiB)  # all bytes are sent, and the buffers hold them
+    monkeypatch.setattr(body, "WRITE_SIZE", 64 * MiB)  # all bytes are sent, and the buffers hold them
     make_model(home, files={"weights": random_bytes(32 * MiB)})
     proxy = await start_proxy("proxy")
     proxy.add_fault(UPLOAD, stop_reading(forever))

@@ -19,8 +19,9 @@ from async_bento import BentoError, Config, IntegrityError, PartError, SourceCha
 from async_bento._core.concurrency import ByteBudget, Threads
 from async_bento.errors import APIConnectionError, APIResponseError, AuthenticationError, ServerError
 from async_bento.progress.events import Progress
-from async_bento.transfer import http as body_module, upload as upload_module
-from async_bento.transfer.http import ByteRange, TarBody, TransferPool
+from async_bento.transfer import body as body_module, upload as upload_module
+from async_bento.transfer.body import TarBody
+from async_bento.transfer.http import ByteRange, TransferPool
 from async_bento.transfer.tar import reader as reader_module
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.reader import TarReader
