@@ -9,22 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
-from async_bento._core.retry import is_missing
-from async_bento._core.tag import Tag
-from async_bento.api.records import get_record, hub_metadata
+from async_bento.api.remote_item import RemoteItem
 from async_bento.config import KiB, MiB
-from async_bento.errors import (
-    APIStatusError,
-    ArchiveError,
-    ConfigError,
-    NotFoundError,
-    PartError,
-    TransferError,
-    prefix_errors,
-)
+from async_bento.errors import NotFoundError, TransferError
 from async_bento.store.directory import TargetDirectory
-from async_bento.transfer.download import DownloadSource
-from async_bento.transfer.remote import RemoteTar
 from async_bento.transfer.stream import FileOutput, tree_output
 from async_bento.transfer.tar.selection import pieces_of, select
 from async_bento.transfer.verify import ObjectChangedError
@@ -34,8 +22,10 @@ if TYPE_CHECKING:
     from builtins import list as list_of  # RemoteFiles has a method `list`
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
+    from async_bento._core.tag import Tag
     from async_bento.api.kinds import Kind
     from async_bento.api.resources import Resources
+    from async_bento.transfer.remote import RemoteTar
     from async_bento.transfer.tar.index import IndexEntry
 
 T = TypeVar("T")
@@ -81,16 +71,17 @@ class AsyncRemoteFiles:
     The headers of the tar in the registry are read by ranges, and of its contents only what you ask for. The list of
     files is kept in memory as long as the registry has the same bytes. Where the server sends no ranges, or the tar is
     compressed, the tar is streamed up to the last byte that is needed. Nothing is open between two calls.
-
-    Attributes:
-        tag: The tag. Without a version, or with `latest`, the newest that was uploaded, found by the first call.
     """
 
     def __init__(self, resources: Resources, kind: Kind[Any, Any], tag: Tag) -> None:
-        self.tag = tag
+        self._item = RemoteItem(resources, kind, tag)
         self._resources = resources
         self._kind = kind
-        self._tar: RemoteTar | None = None
+
+    @property
+    def tag(self) -> Tag:
+        """The tag. Without a version, or with `latest`, the newest that was uploaded, found by the first call."""
+        return self._item.tag
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.tag)!r})"
@@ -229,43 +220,7 @@ class AsyncRemoteFiles:
         return await self._run("extract", extract)
 
     async def _run(self, verb: str, operation: Callable[[RemoteTar], Awaitable[T]]) -> T:
-        """Run an operation on the tar; once more if the tar is replaced meanwhile."""
-        async with self._resources.call():
-            is_again = False
-            while True:
-                tar = await self._open_tar()
-                try:
-                    with prefix_errors(f"cannot {verb} files of {self.tag}", ArchiveError, NotFoundError):
-                        return await operation(tar)
-                except ObjectChangedError as error:
-                    self._tar = None
-                    if is_again:
-                        failed = f"cannot {verb} files of {self.tag}"
-                        raise TransferError(f"{failed}: {error}, twice. Try again.") from None
-                    is_again = True
-                except (APIStatusError, PartError) as error:
-                    if not is_missing(error):
-                        raise
-                    raise NotFoundError(
-                        f"cannot {verb} files of {self.tag}: the registry has a record of the {self.kind}, but not its "
-                        "files. Push it again."
-                    ) from error
-
-    @property
-    def kind(self) -> str:
-        """`bento` or `model`."""
-        return self._kind.word
-
-    async def _open_tar(self) -> RemoteTar:
-        pool = self._resources.pool
-        if self._tar is None or self._tar.pool is not pool:  # made on another event loop, or before a fork
-            record = await get_record(self._kind.routes, self.tag)
-            self.tag = Tag(self.tag.name, record.version)
-            if hub_metadata(record) is not None:
-                raise ConfigError(f"cannot read files of {self.tag}: they are on the Hugging Face Hub. Pull the model.")
-            source = DownloadSource(self._kind.routes, self.tag.name, record, verify=pool.config.transfer.verify)
-            self._tar = RemoteTar(source, pool, self._resources.indexes, self._kind.endpoint)
-        return self._tar
+        return await self._item.run(f"{verb} files of", operation)
 
 
 class AsyncRemoteFile:
