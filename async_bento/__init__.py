@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from async_bento._core.tag import Tag
     from async_bento.api.async_api import AsyncBentoAPI
     from async_bento.api.async_models import AsyncModelAPI
+    from async_bento.api.compare import Difference
     from async_bento.api.files import AsyncRemoteFile, AsyncRemoteFiles, RemoteEntry
     from async_bento.api.push import PushResult
     from async_bento.api.sync_api import BentoAPI
     from async_bento.api.sync_files import RemoteFiles
     from async_bento.api.sync_models import ModelAPI
+    from async_bento.api.verify import DiffResult, VerifyResult
     from async_bento.config import Config, Limits, RetryPolicy, Timeouts, Transfer
     from async_bento.errors import (
         APIConnectionError,
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "api.async_api": ("AsyncBentoAPI",),
     "api.async_models": ("AsyncModelAPI",),
+    "api.compare": ("Difference",),
     "api.files": ("AsyncRemoteFile", "AsyncRemoteFiles", "RemoteEntry"),
     "progress.listeners": ("LineListener", "TqdmListener"),
     "config": ("Config", "Limits", "RetryPolicy", "Timeouts", "Transfer"),
@@ -114,6 +117,7 @@ _NAMES = {
     "api.sync_api": ("BentoAPI",),
     "api.sync_files": ("RemoteFiles",),
     "api.sync_models": ("ModelAPI",),
+    "api.verify": ("DiffResult", "VerifyResult"),
     "rest.client": ("RestApiClient",),
     "rest.schemas": (
         "BentoFullSchema",
@@ -161,6 +165,8 @@ __all__ = [
     "Config",
     "ConfigError",
     "Credentials",
+    "DiffResult",
+    "Difference",
     "HubError",
     "HuggingFaceModel",
     "IntegrityError",
@@ -202,6 +208,7 @@ __all__ = [
     "TransferError",
     "UnsafeArchiveError",
     "UserSchema",
+    "VerifyResult",
     "__version__",
 ]
 

@@ -12,6 +12,8 @@ from async_bento.api.kinds import ItemT, RecordT
 from async_bento.api.paging import PAGE_SIZE, walk
 from async_bento.api.push_list import StoredItem
 from async_bento.api.records import record_exists
+from async_bento.api.verify import diff, refuse_hub_tag, verify
+from async_bento.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from async_bento.api.kinds import Kind
     from async_bento.api.push_list import AnyItem
     from async_bento.api.resources import Resources
+    from async_bento.api.verify import DiffResult, VerifyResult
     from async_bento.rest.schemas import ListSchema
 
 
@@ -69,6 +72,62 @@ class ItemAPI(Generic[ItemT, RecordT]):
         """
         return AsyncRemoteFiles(self._resources, self._kind, Tag.parse(tag))
 
+    async def verify(self, item: AnyItem, *, full: bool = False) -> VerifyResult:
+        """Compare a local item with the registry's. Nothing is written.
+
+        The MD5s of the tar that a push would send are compared with those of the registry, without a download. If they
+        differ or are unknown, as after a pull of what another client pushed, the list of files decides: names, types,
+        sizes, times, executable bits and targets of links. Modes follow the umask, so that other bits do not count, nor
+        do the bytecode of Python and the models in an exported bento.
+
+        Args:
+            item: A tag, a directory or an object, as in a push. A tag without a version means the local newest.
+            full: Compare the contents of all files instead, whatever their times: reads them from the registry.
+
+        Returns:
+            How it was decided, and what differs.
+
+        Raises:
+            NotFoundError: The store has no such item, or the registry has none, or only its record.
+            ConfigError: The model is on the Hugging Face Hub.
+            BentoError: The local copy or the registry's could not be read.
+
+        Examples:
+            >>> result = await api.verify("iris_classifier:v1")
+            >>> print(result.is_same, [difference.path for difference in result.differences])
+        """
+        async with self._resources.call():
+            try:
+                found = await self._find(item, "verify")
+            except NotFoundError:
+                await refuse_hub_tag(self._kind, item)
+                raise
+            return await verify(self._resources, self._kind, found, full=full)
+
+    async def diff(self, tag: AnyTag, other: AnyTag, *, full: bool = False) -> DiffResult:
+        """Compare two items in the registry by their lists of files. No local store is used.
+
+        Args:
+            tag: The tag of the first. Without a version, or with `latest`, the newest that was uploaded.
+            other: The tag of the second.
+            full: Compare the contents of files that have the same size, whatever their times: reads both items.
+
+        Returns:
+            What was added, removed or changed from the first to the second.
+
+        Raises:
+            NotFoundError: The registry has no such item, or only its record.
+            ConfigError: A model is on the Hugging Face Hub.
+            BentoError: An item could not be read.
+
+        Examples:
+            >>> result = await api.diff("iris_classifier:v1", "iris_classifier:latest")
+            >>> print([(difference.kind, difference.path) for difference in result.differences])
+        """
+        tags = Tag.parse(tag), Tag.parse(other)
+        async with self._resources.call():
+            return await diff(self._resources, self._kind, tags, full=full)
+
     async def exists(self, tag: AnyTag) -> bool:
         """Check whether the registry has an item, with its upload complete.
 
@@ -101,12 +160,12 @@ class ItemAPI(Generic[ItemT, RecordT]):
             async for page in pages:
                 yield page
 
-    async def _find(self, item: AnyItem) -> ItemT:
+    async def _find(self, item: AnyItem, verb: str = "push") -> ItemT:
         """The local item: itself, at a path, or in the store."""
         item_type, threads = self._kind.store.item_type, self._resources.threads
         if isinstance(item, item_type):
             return item
-        refuse_pattern(item, "push", f"{item_type.__name__}Store().list()")
+        refuse_pattern(item, verb, f"{item_type.__name__}Store().list()")
         if isinstance(item, StoredItem):
             item = item.path
         elif isinstance(item, str) and not (os.sep in item or "/" in item or item in {".", ".."}):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from async_bento._core.tag import Tag
     from async_bento.config import Config
-    from async_bento.progress.events import ProgressListener
+    from async_bento.progress.events import Direction, ProgressListener
     from async_bento.rest.client import RestApiClient
 
 DISK_THREADS = 16
@@ -94,7 +94,7 @@ class Resources:
             )
         return self._pool
 
-    def progress(self, direction: Literal["push", "pull"], word: Literal["bento", "model"], tag: Tag) -> Progress:
+    def progress(self, direction: Direction, word: Literal["bento", "model"], tag: Tag) -> Progress:
         """The progress of one item, a context manager."""
         return Progress(direction, word, str(tag), self.listener)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from async_bento._core.tag import AnyTag
     from async_bento.api.loop_thread import LoopThread
     from async_bento.api.push import PushResult
+    from async_bento.api.push_list import AnyItem
+    from async_bento.api.verify import DiffResult, VerifyResult
 
     Push: TypeAlias = Callable[..., Awaitable[PushResult | list[PushResult]]]
 
@@ -63,6 +65,54 @@ class BlockingItemAPI(Generic[ApiT, RecordT]):
             >>> print(files.read("src/service.py"))
         """
         return RemoteFiles(self._async.files(tag), self._loop)
+
+    def verify(self, item: AnyItem, *, full: bool = False) -> VerifyResult:
+        """Compare a local item with the registry's. Nothing is written.
+
+        The MD5s of the tar that a push would send are compared with those of the registry, without a download. If they
+        differ or are unknown, as after a pull of what another client pushed, the list of files decides: names, types,
+        sizes, times, executable bits and targets of links. Modes follow the umask, so that other bits do not count, nor
+        do the bytecode of Python and the models in an exported bento.
+
+        Args:
+            item: A tag, a directory or an object, as in a push. A tag without a version means the local newest.
+            full: Compare the contents of all files instead, whatever their times: reads them from the registry.
+
+        Returns:
+            How it was decided, and what differs.
+
+        Raises:
+            NotFoundError: The store has no such item, or the registry has none, or only its record.
+            ConfigError: The model is on the Hugging Face Hub.
+            BentoError: The local copy or the registry's could not be read.
+
+        Examples:
+            >>> result = api.verify("iris_classifier:v1")
+            >>> print(result.is_same, [difference.path for difference in result.differences])
+        """
+        return self._loop.run(self._async.verify, item, full=full)
+
+    def diff(self, tag: AnyTag, other: AnyTag, *, full: bool = False) -> DiffResult:
+        """Compare two items in the registry by their lists of files. No local store is used.
+
+        Args:
+            tag: The tag of the first. Without a version, or with `latest`, the newest that was uploaded.
+            other: The tag of the second.
+            full: Compare the contents of files that have the same size, whatever their times: reads both items.
+
+        Returns:
+            What was added, removed or changed from the first to the second.
+
+        Raises:
+            NotFoundError: The registry has no such item, or only its record.
+            ConfigError: A model is on the Hugging Face Hub.
+            BentoError: An item could not be read.
+
+        Examples:
+            >>> result = api.diff("iris_classifier:v1", "iris_classifier:latest")
+            >>> print([(difference.kind, difference.path) for difference in result.differences])
+        """
+        return self._loop.run(self._async.diff, tag, other, full=full)
 
     def exists(self, tag: AnyTag) -> bool:
         """Check whether the registry has an item, with its upload complete.

@@ -21,7 +21,7 @@ from async_bento.errors import BentoError
 _EPILOG = """\b
 Exit codes:
   0    success, or nothing to do
-  1    failure
+  1    failure, or a difference
   2    wrong usage, or an invalid setting
   3    bento or model not found
   4    the registry does not accept the API token
@@ -78,6 +78,7 @@ class RootGroup(LazyGroup):
         "completion": "completion:completion",
         "context": "login:context",
         "delete": "delete:delete_bentos",
+        "diff": "verify:diff_bentos",
         "doctor": "doctor:doctor",
         "exists": "list_get:bento_exists",
         "get": "list_get:get_bento",
@@ -90,6 +91,7 @@ class RootGroup(LazyGroup):
         "push": "push_pull:push",
         "registry": "registry:registry",
         "store": "store:store",
+        "verify": "verify:verify_bento",
         "whoami": "login:whoami",
     },
 )
@@ -113,12 +115,14 @@ accept_verbose(main, hidden=False)
     lazy_commands={
         "cat": "files:cat_model",
         "delete": "delete:delete_models",
+        "diff": "verify:diff_models",
         "exists": "list_get:model_exists",
         "get": "list_get:get_model",
         "list": "list_get:list_models",
         "ls": "files:ls_model",
         "pull": "push_pull:pull_models",
         "push": "push_pull:push_models",
+        "verify": "verify:verify_model",
     },
 )
 def models() -> None:

@@ -27,6 +27,9 @@ Phase = Literal["planning", "transferring", "extracting", "finishing", "done", "
 bytes of a push have arrived, and the registry completes the upload. The last four are final; `interrupted`: the
 transfer was cancelled."""
 
+Direction = Literal["push", "pull", "verify", "diff"]
+"""What is done with an item. `verify` and `diff` read it, and transfer nothing to a disk."""
+
 ENDED: frozenset[Phase] = frozenset({"done", "skipped", "failed", "interrupted"})
 
 MAX_WAITING = 10_000
@@ -40,11 +43,12 @@ class ProgressEvent:
     """The progress of one bento or model.
 
     Attributes:
-        direction: `push` or `pull`.
+        direction: `push`, `pull`, `verify` or `diff`.
         kind: `bento` or `model`.
         tag: The tag of the bento or model. A pull of `NAME` has the tag `NAME:VERSION` once the version is known.
         phase: The phase of the transfer.
-        bytes_done: Bytes of the tar transferred so far. The number shrinks when a part is retried.
+        bytes_done: Bytes of the tar transferred so far, or read by a verification. The number shrinks when a part is
+            retried.
         bytes_total: Bytes of the tar, or None while the size is unknown.
         message: A note for the user, like `already pushed`; empty for most events.
         bytes_resumed: Bytes of `bytes_done` that an interrupted transfer had transferred.
@@ -55,7 +59,7 @@ class ProgressEvent:
             sent.
     """
 
-    direction: Literal["push", "pull"]
+    direction: Direction
     kind: Literal["bento", "model"]
     tag: str
     phase: Phase
@@ -88,7 +92,7 @@ class Progress:
     `note` is the message of the last event, unless the transfer fails.
     """
 
-    direction: Literal["push", "pull"]
+    direction: Direction
     kind: Literal["bento", "model"]
     tag: str
     listener: ProgressListener | None = None

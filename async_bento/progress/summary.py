@@ -29,7 +29,13 @@ STALL_AFTER = 5.0
 IDLE_RESET = 1.0
 """A new batch starts after this many idle seconds; less separates a bento from the last of its models."""
 
-_VERBS = {"push": ("pushing", "pushed"), "pull": ("pulling", "pulled")}
+_VERBS = {
+    "push": ("pushing", "pushed"),
+    "pull": ("pulling", "pulled"),
+    "verify": ("checking", "checked"),
+    "diff": ("comparing", "compared"),
+}
+_TRANSFERS = {"push", "pull"}
 
 
 @dataclass
@@ -222,7 +228,7 @@ class Endings:
     def add(self, event: ProgressEvent) -> list[str]:
         """Add the last event of an item, and return the lines to write now."""
         if event.phase == "done":
-            return [done_line(event)]
+            return [done_line(event)] if event.direction in _TRANSFERS else []  # else the caller has the result
         if event.phase != "failed":
             key = (event.phase, event.kind, event.message)
             count, _ = self._waiting.get(key, (0, event))

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _STAGING = ".async-bento"
 
+TEMPORARY_NAMES = frozenset({_STAGING, PROBE})
+"""Names in a directory that are not part of its item: a pull that was killed may have left them."""
+
 _OLD = "old"  # in a temporary directory: what a commit replaces
 
 

@@ -91,6 +91,16 @@ class RemoteTar:
         self._window_start = 0
         self._window_size = FIRST_WINDOW
 
+    @property
+    def total(self) -> int | None:
+        """The size of the tar in bytes; None before the first range, and of a tar that is streamed."""
+        return self._reader.total
+
+    @property
+    def etag(self) -> str | None:
+        """The ETag of the tar; None like `total`, and where the storage sends none."""
+        return self._reader.etag
+
     async def load(self, path: str | None = None) -> None:
         """Find all members, or those up to `path`; of a tar that is streamed, none unless all are wanted."""
         async with self._lock:

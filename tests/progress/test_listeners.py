@@ -184,11 +184,21 @@ def test_bar_message_is_a_line_and_retry_a_counter(screen: Terminal, clock: Cloc
         (event("done", direction="pull"), "pulled bento iris:v1, 0 B"),
         (event("done", 100, 100, bytes_resumed=62), "pushed bento iris:v1, 100 B, resumed at 62 %"),
         (event("done", 100, 100, retries=1), "pushed bento iris:v1, 100 B, 1 retry"),
+        (event("interrupted", 5, 10, direction="verify"), "checking bento iris:v1 was interrupted at 50 %"),
     ],
 )
 def test_bar_item_without_bar_ends_with_one_line(told: ProgressEvent, line: str, screen: Terminal) -> None:
     TqdmListener(screen)(told)
     assert lines_left(screen) == [line]
+
+
+@pytest.mark.parametrize("direction", ["verify", "diff"])
+def test_bar_of_a_comparison_leaves_nothing(direction: str, screen: Terminal) -> None:
+    """The call returns the result, and its caller reports it."""
+    listener = TqdmListener(screen)
+    listener(event("transferring", 5, 10, direction=direction))
+    listener(event("done", 10, 10, direction=direction))
+    assert lines_left(screen) == []
 
 
 def test_bar_of_a_failure_leaves_nothing(screen: Terminal) -> None:

@@ -115,6 +115,12 @@ class TarIndex:
         target = self.entries.get(path)
         return target is not None and target.member.type in {"file", "hard link"}
 
+    def origin(self, entry: IndexEntry) -> IndexEntry:
+        """The file that a hard link repeats; any other member is its own."""
+        while entry.member.type == "hard link":  # always to an earlier member
+            entry = self.entries[entry.member.target]
+        return entry
+
     def resolve(self, path: str) -> IndexEntry:
         """Find the file that a path leads to, by way of links; raise NotFoundError for a directory, and for none."""
         resolved, rest, followed = "", [*reversed(path.split("/"))], 0
@@ -139,8 +145,8 @@ class TarIndex:
     def _file(self, path: str, resolved: str) -> IndexEntry:
         leads = "" if path.strip("/") == resolved else f", to which {path} leads"
         entry = self.entries.get(resolved)
-        while entry is not None and entry.member.type == "hard link":  # always to an earlier member
-            entry = self.entries.get(entry.member.target)
+        if entry is not None:
+            entry = self.origin(entry)
         if entry is not None and entry.member.type == "file":
             return entry
         is_directory = entry is not None or any(name.startswith(f"{resolved}/") for name in self.entries)

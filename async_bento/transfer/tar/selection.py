@@ -54,8 +54,8 @@ def pieces_of(index: TarIndex, selected: Iterable[IndexEntry]) -> list[Piece]:
         kept.add("")
     names: dict[str, str] = {}  # of files, by the path in the tar
     for path in kept:
-        if (member := index.entries[path].member).type == "hard link":
-            target = _origin(index, member.target)
+        if (entry := index.entries[path]).member.type == "hard link":
+            target = index.origin(entry).member.path
             if target not in kept:
                 names[target] = min(path, names.get(target, path), key=lambda name: index.entries[name].start)
     return [*_pieces(index, kept, names)]
@@ -70,17 +70,10 @@ def _pieces(index: TarIndex, kept: set[str], names: dict[str, str]) -> Iterator[
         elif entry.member.type != "hard link":
             yield Piece(b"", entry.start, entry.end, entry)
         else:
-            origin = _origin(index, entry.member.target)
+            origin = index.origin(entry).member.path
             target = names.get(origin, origin)
             if target != path:
                 yield Piece(_header(entry.member, path, tarfile.LNKTYPE, target), entry.end, entry.end, entry)
-
-
-def _origin(index: TarIndex, path: str) -> str:
-    """The file that a hard link leads to."""
-    while (member := index.entries[path].member).type == "hard link":
-        path = member.target
-    return path
 
 
 def _parents(path: str) -> Iterator[str]:

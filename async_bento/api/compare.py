@@ -1,0 +1,178 @@
+"""Two trees of files, of the registry or on disk, compared by names, types, sizes, times, modes and contents."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from async_bento._core.concurrency import check_cancelled
+from async_bento.errors import NotFoundError
+from async_bento.store.errors import as_store_error
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
+
+    from async_bento.transfer.tar.index import IndexEntry, TarIndex
+
+Change = Literal["type", "size", "time", "mode", "target", "content"]
+
+PERMISSIONS = 0o777
+EXECUTABLE = stat.S_IXUSR
+"""The bit of a mode that a pull keeps: all others follow the umask."""
+
+_NS = 1_000_000_000
+_BYTECODE = "__pycache__"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A path that differs.
+
+    Attributes:
+        path: The path in the bento or model, like `src/service.py`.
+        kind: `added`, `removed` or `changed`.
+        changes: What has changed: `type`, `size`, `time`, `mode`, `target` (of a link) or `content`; empty for a path
+            that was added or removed.
+    """
+
+    path: str
+    kind: Literal["added", "removed", "changed"]
+    changes: tuple[Change, ...] = ()
+
+
+class Node(NamedTuple):
+    """A path in a tree; a hard link is a file. `entry` is where a remote tar has the content of a file."""
+
+    type: Literal["file", "directory", "symlink", "other"]
+    size: int = 0
+    mtime_ns: int = 0
+    mode: int = 0
+    target: str = ""
+    entry: IndexEntry | None = None
+
+
+class Contents(NamedTuple):
+    """The digests of the contents of two trees, by path, for the files that have equal sizes."""
+
+    old: Mapping[str, bytes]
+    new: Mapping[str, bytes]
+
+
+def compare(
+    old: Mapping[str, Node], new: Mapping[str, Node], mode_bits: int, contents: Contents | None = None
+) -> tuple[Difference, ...]:
+    """Compare two trees by path; with their contents, times do not count."""
+    found: dict[str, Difference] = {}
+    for path in sorted({*old, *new}):
+        before, after = old.get(path), new.get(path)
+        if before is None:
+            found[path] = Difference(path, "added")
+        elif after is None:
+            found[path] = Difference(path, "removed")
+        elif changes := _changes(before, after, mode_bits, contents is None):
+            found[path] = Difference(path, "changed", changes)
+        elif contents is not None and contents.old.get(path) != contents.new.get(path):
+            found[path] = Difference(path, "changed", ("content",))
+    # A directory is implied by what was added to it or removed from it.
+    implied = {parent for path in found for parent in _parents(path)}
+    return tuple(each for path, each in found.items() if each.kind == "changed" or path not in implied)
+
+
+def _changes(before: Node, after: Node, mode_bits: int, by_time: bool) -> tuple[Change, ...]:
+    if before.type != after.type:
+        return ("type",)
+    changes: list[Change] = []
+    if before.type == "symlink" and before.target != after.target:
+        changes.append("target")
+    if before.type == "file":
+        if before.size != after.size:
+            changes.append("size")
+        # A tar of this client has whole seconds, and one of BentoML the digits of a float.
+        if by_time and abs(before.mtime_ns - after.mtime_ns) >= _NS:
+            changes.append("time")
+        if (before.mode ^ after.mode) & mode_bits:
+            changes.append("mode")
+    return tuple(changes)
+
+
+def equal_sizes(old: Mapping[str, Node], new: Mapping[str, Node]) -> list[str]:
+    """The files of which only the contents decide, by path."""
+    return [
+        path
+        for path, node in old.items()
+        if node.type == "file" and node.size and (other := new.get(path)) and other[:2] == node[:2]
+    ]
+
+
+def tree_of(index: TarIndex) -> dict[str, Node]:
+    """The tree of a remote tar."""
+    tree: dict[str, Node] = {}
+    for path, entry in index.entries.items():
+        for parent in _parents(path):  # a tar need not name them
+            tree.setdefault(parent, Node("directory"))
+        if entry.member.type == "symlink":
+            tree[path] = Node("symlink", target=entry.member.target)
+        elif entry.member.type == "directory":
+            tree[path] = Node("directory")
+        else:
+            tree[path] = _file(index.origin(entry))
+    tree.pop("", None)
+    return tree
+
+
+def _file(entry: IndexEntry) -> Node:
+    return Node("file", entry.member.size, entry.member.mtime_ns, entry.member.mode, entry=entry)
+
+
+def scan_directory(root: Path, exclude: Collection[str]) -> dict[str, Node]:
+    """The tree of a directory, without the names in `exclude` at its top. Blocks."""
+    tree: dict[str, Node] = {}
+    pending = [os.fspath(root)]
+    prefix = len(pending[0]) + 1
+    with as_store_error(f"read {root}"):
+        while pending:
+            check_cancelled()
+            directory = pending.pop()
+            with os.scandir(directory) as entries:
+                for found in entries:
+                    path = found.path[prefix:].replace(os.sep, "/")
+                    if path not in exclude:
+                        tree[path] = node = _scanned(found)
+                        if node.type == "directory":
+                            pending.append(found.path)
+    return tree
+
+
+def _scanned(found: os.DirEntry[str]) -> Node:
+    status = found.stat(follow_symlinks=False)
+    if stat.S_ISREG(status.st_mode):
+        return Node("file", status.st_size, status.st_mtime_ns, status.st_mode)
+    if stat.S_ISLNK(status.st_mode):
+        return Node("symlink", target=os.readlink(found.path))  # noqa: PTH115 - Path normalises the target
+    return Node("directory" if stat.S_ISDIR(status.st_mode) else "other")
+
+
+def without_bytecode(local: Mapping[str, Node], remote: Mapping[str, Node]) -> dict[str, Node]:
+    """A local tree without the bytecode that Python has written into it since: the remote tree does not have it."""
+    return {path: node for path, node in local.items() if path in remote or _BYTECODE not in path.split("/")}
+
+
+def without_links(remote: dict[str, Node], local: Mapping[str, Node], index: TarIndex) -> dict[str, Node]:
+    """A remote tree as a pull extracts it where the filesystem has no symlinks: each is a copy of its target."""
+    if any(node.type == "symlink" for node in local.values()):
+        return remote
+    tree = {**remote}
+    for path, node in remote.items():
+        if node.type == "symlink" and path in local and local[path].type == "file":
+            with suppress(NotFoundError):
+                tree[path] = _file(index.resolve(path))
+    return tree
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path := path.rpartition("/")[0]:
+        yield path

@@ -1,0 +1,438 @@
+"""A local copy compared with the registry's, and two items of the registry compared."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tarfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento import (
+    BentoAPI,
+    ConfigError,
+    NotFoundError,
+    SourceChangedError,
+    StoreError,
+    TransferError,
+)
+from async_bento.transfer.tar.reader import TarReader
+from tests.builders import KiB, MiB, make_bento, make_model, random_bytes
+from tests.fault_proxy import DOWNLOAD, GET, Hold, answer_json
+from tests.fixtures import FEW_RANGES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aiohttp import web
+
+    from async_bento import DiffResult, ProgressEvent, VerifyResult
+    from async_bento.registry.server import LocalRegistry
+    from tests.fault_proxy import Exchange
+    from tests.fixtures import MakeClient, StartProxy
+
+WEIGHTS = random_bytes(300 * KiB + 17, 5)
+FILES = {"README.md": b"# Svc\n", "src/service.py": b"pass\n", "src/lib/util.py": b"x = 1\n", "src/weights": WEIGHTS}
+OLD = 1_700_000_000 * 10**9
+DOWNLOADS = f"{GET}|{DOWNLOAD}"
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    """The home of the machine that pushes."""
+    return tmp_path / "origin"
+
+
+def make(home: Path, tag: str = "svc:v1", files: dict[str, bytes] | None = None) -> Path:
+    """A bento with times that a tar cannot hold, an executable, links and an empty directory."""
+    path = make_bento(home, tag, files={"README.md": b"# Svc\n", **(FILES if files is None else files)})
+    (path / "run.sh").write_bytes(b"#!/bin/sh\n")
+    (path / "run.sh").chmod(0o755)
+    (path / "link").symlink_to("src/service.py")
+    (path / "again").hardlink_to(path / "README.md")
+    (path / "empty").mkdir()
+    for file in path.rglob("*"):
+        os.utime(file, ns=(OLD, OLD + 999_999_999), follow_symlinks=False)
+    return path
+
+
+def words(result: VerifyResult | DiffResult) -> list[str]:
+    """The result: how it was decided, and what differs."""
+    return [
+        result.method,
+        *(f"{each.kind} {each.path} {' '.join(each.changes)}".strip() for each in result.differences),
+    ]
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def set_time(path: Path, ns: int = OLD) -> None:
+    os.utime(path, ns=(ns, ns))
+
+
+@pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
+async def test_verify_compares_checksums_then_lists_then_contents(
+    transmission: str, start_proxy: StartProxy, make_client: MakeClient, origin: Path
+) -> None:
+    proxy = await start_proxy(transmission)
+    make(origin)
+    await make_client(proxy, origin).push("svc:v1")
+    assert words(await make_client(proxy, origin).verify("svc:v1")) == ["checksums"]
+    api = make_client(proxy)
+    pulled = (await api.pull("svc:v1")).path
+    proxy.requests.clear()
+    assert words(await api.verify("svc")) == ["checksums"]
+    assert proxy.matching(DOWNLOADS) == []
+    assert words(await api.verify(pulled, full=True)) == ["content"]
+
+    (pulled / "src/lib/util.py").write_bytes(b"x = 2\n")
+    set_time(pulled / "src/lib/util.py")
+    assert words(await api.verify("svc:v1")) == ["index"]
+    assert words(await api.verify("svc:v1", full=True)) == ["content", "changed src/lib/util.py content"]
+
+    set_time(pulled / "src/weights", OLD + 2 * 10**9)
+    (pulled / "src/service.py").write_bytes(b"more\n" * 9)
+    set_time(pulled / "src/service.py")
+    (pulled / "run.sh").chmod(0o644)
+    (pulled / "link").unlink()
+    (pulled / "link").symlink_to("README.md")
+    (pulled / "README.md").unlink()
+    (pulled / "empty").rmdir()
+    (pulled / "new/deep").mkdir(parents=True)
+    (pulled / "new/deep/file").touch()
+    changed = ["changed link target", "added new/deep/file", "changed run.sh mode"]
+    assert words(await api.verify("svc:v1")) == [
+        "index",
+        "removed README.md",
+        "removed empty",
+        *changed,
+        "changed src/service.py size",
+        "changed src/weights time",
+    ]
+    assert words(await api.verify("svc:v1", full=True)) == [
+        "content",
+        "removed README.md",
+        "removed empty",
+        *changed,
+        "changed src/lib/util.py content",
+        "changed src/service.py size",
+    ]
+    (pulled / "src/weights").unlink()
+    os.mkfifo(pulled / "src/weights")
+    assert "changed src/weights type" in words(await api.verify("svc:v1"))
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+async def test_verify_of_a_pull_under_any_umask_is_the_same(
+    mask: int, start_proxy: StartProxy, make_client: MakeClient, origin: Path
+) -> None:
+    proxy = await start_proxy()
+    with umask(0o022):
+        make(origin)
+    make_model(origin, "mod:m1")
+    await make_client(proxy, origin).push("svc:v1")
+    await make_client(proxy, origin).models.push("mod:m1")
+    api = make_client(proxy)
+    with umask(mask):
+        await api.pull("svc:v1")
+        await api.models.pull("mod:m1")
+    assert words(await api.verify("svc:v1")) == ["checksums" if mask == 0o022 else "index"]
+    assert (await api.models.verify("mod")).is_same
+
+
+async def test_verify_uses_the_etag_of_the_storage(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path
+) -> None:
+    """A registry without checksums, such as Yatai, has a storage that sends an ETag: of one body, or of parts."""
+    proxy = await start_proxy()
+    proxy.hides_checksums = True
+    for tag, size in (("small:v1", 100), ("large:v1", 11 * MiB)):
+        bento = make(origin, tag, {"weights": random_bytes(size, 7)})
+        api = make_client(proxy, origin)
+        assert (await api.push(tag)).parts == (3 if size > MiB else 1)
+        assert words(await api.verify(tag)) == ["checksums"]
+        with (bento / "weights").open("r+b") as weights:
+            weights.write(b"other")
+        set_time(bento / "weights", OLD + 999_999_999)
+        assert words(await api.verify(tag)) == ["index"]
+        assert len([step for step in proxy.steps(GET) if "bytes=0-" in step]) <= 2
+        proxy.requests.clear()
+
+
+async def test_verify_streams_where_there_are_no_ranges(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path
+) -> None:
+    proxy = await start_proxy("proxy")
+    proxy.hides_checksums = True
+    proxy.add_fault(r"presign_download", answer_json(404, {"error": "no such route"}), times=None)
+    make(origin)
+    await make_client(proxy, origin).push("svc:v1")
+    api = make_client(proxy, transfer=FEW_RANGES)
+    pulled = (await api.pull("svc:v1")).path
+    assert words(await api.verify("svc:v1")) == ["index"]
+    with (pulled / "src/weights").open("r+b") as weights:
+        weights.write(b"other")
+    assert words(await api.verify("svc:v1", full=True)) == ["content", "changed src/weights content"]
+    assert proxy.steps(GET) == []
+
+
+async def test_verify_ignores_what_is_added_locally(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path, tmp_path: Path
+) -> None:
+    proxy = await start_proxy()
+    make_model(origin, "mod:m1")
+    bento = make_bento(origin, files=FILES, models=["mod:m1"])
+    api = make_client(proxy, origin)
+    await api.push("svc:v1")
+    pulled = await make_client(proxy).pull("svc:v1", path=tmp_path / "out", with_models=True)
+    assert (pulled.path / "models/mod/m1/model.yaml").is_file()
+    assert (await api.verify(pulled)).is_same  # the models have changed the time of the directory
+    (pulled.path / ".async-bento").mkdir()
+    (pulled.path / "src/__pycache__").mkdir()
+    (pulled.path / "src/__pycache__/service.cpython-312.pyc").touch()
+    assert words(await api.verify(pulled.path)) == ["index"]
+    assert words(await api.verify(bento)) == ["checksums"]
+
+    (bento / "src/__pycache__").mkdir()
+    (bento / "src/__pycache__/old.pyc").touch()
+    await api.push("svc:v1", force=True)
+    assert words(await api.verify(pulled)) == ["index", "removed src/__pycache__/old.pyc"]
+
+
+async def test_verify_of_copies_of_links_is_the_same(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = await start_proxy()
+    make(origin)
+    await make_client(proxy, origin).push("svc:v1")
+    api = make_client(proxy)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "no links here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "symlink_to", refuse)
+        patch.setattr(Path, "hardlink_to", refuse)
+        pulled = (await api.pull("svc:v1")).path
+    assert not (pulled / "link").is_symlink()
+    assert words(await api.verify("svc:v1")) == ["index"]
+    assert words(await api.verify("svc:v1", full=True)) == ["content"]
+    (pulled / "link").write_bytes(b"fail\n")
+    set_time(pulled / "link")
+    assert words(await api.verify("svc:v1", full=True)) == ["content", "changed link content"]
+
+
+async def test_verify_of_a_directory_that_no_push_accepts_compares_lists(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path
+) -> None:
+    proxy = await start_proxy()
+    bento = make(origin)
+    api = make_client(proxy, origin)
+    await api.push("svc:v1")
+    (bento / "outside").symlink_to("/etc/passwd")
+    assert words(await api.verify("svc:v1")) == ["index", "added outside"]
+
+
+async def test_verify_of_a_missing_item_is_not_found(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    proxy = await start_proxy()
+    api = make_client(proxy)
+    with pytest.raises(NotFoundError, match="no bento svc:v1 in"):
+        await api.verify("svc:v1")
+    make_bento(home)
+    with pytest.raises(NotFoundError, match="no bento svc:v1 in the registry"):
+        await api.verify("svc:v1")
+    await api.push("svc:v1", bare=True)
+    with pytest.raises(NotFoundError, match="cannot verify svc:v1: the registry has a record of the bento, but not"):
+        await api.verify("svc:v1")
+    with pytest.raises(NotFoundError, match=r"cannot compare svc:v1: .*but not its files"):
+        await api.diff("svc:v1", "svc")
+
+
+async def test_verify_of_a_hub_model_is_refused(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+    proxy = await start_proxy()
+    api = make_client(proxy)
+    make_model(home, "mod:m1", metadata={"registry": "huggingface"})
+    await api.models.push("mod:m1")
+    for verified in (api.models.verify("mod:m1"), api.models.diff("mod", "mod")):
+        with pytest.raises(ConfigError, match=r"mod:m1: its files are on the Hugging Face Hub\. Pull the model"):
+            await verified
+    api = make_client(proxy, home / "other")
+    with pytest.raises(ConfigError, match="cannot verify mod:m1: its files are on the Hugging Face Hub"):
+        await api.models.verify("mod:m1")
+
+
+async def test_verify_shows_progress_and_stops_at_a_change(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = await start_proxy()
+    events: list[ProgressEvent] = []
+    bento = make(home, files={"weights": WEIGHTS})
+    api = make_client(proxy, progress=events.append)
+    await api.push("svc:v1")
+    events.clear()
+    await api.verify("svc:v1")
+    assert [(event.direction, event.phase) for event in events[:2]] == [
+        ("verify", "planning"),
+        ("verify", "transferring"),
+    ]
+    assert (events[-1].phase, events[-1].bytes_done) == ("done", events[-1].bytes_total)
+    assert events[-1].bytes_done > len(WEIGHTS)
+
+    read = TarReader.read
+
+    def read_and_change(self: TarReader, limit: int | None = None) -> bytes:
+        (bento / "weights").write_bytes(b"new")
+        return read(self, limit)
+
+    monkeypatch.setattr(TarReader, "read", read_and_change)
+    with pytest.raises(SourceChangedError, match=r"cannot verify svc:v1: .*weights changed meanwhile\. Verify again"):
+        await api.verify("svc:v1")
+    assert events[-1].phase == "failed"
+
+
+async def test_verify_can_be_cancelled(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, forever: asyncio.Event
+) -> None:
+    proxy = await start_proxy()
+    make(home)
+    api = make_client(proxy)
+    await api.push("svc:v1")
+    held = Hold(released=forever)
+    proxy.add_fault(GET, held, times=None, skip=1)
+    verifying = asyncio.create_task(api.verify("svc:v1", full=True))
+    await held.arrived.wait()
+    verifying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await verifying
+    assert api._resources.pool.window.free == api._resources.config.transfer.window
+
+
+async def test_verify_of_an_unreadable_directory_fails(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = await start_proxy()
+    make(home)
+    api = make_client(proxy)
+    await api.push("svc:v1")
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("src"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StoreError, match=r"cannot read .*: Permission denied"):
+        await api.verify("svc:v1")
+
+
+async def test_verify_of_an_item_that_is_pushed_again_fails(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    proxy = await start_proxy()
+    make(home)
+    api = make_client(proxy)
+    await api.push("svc:v1")
+    await api.files("svc:v1").list()  # so that the list needs one request
+    count = 0
+
+    async def replaced(exchange: Exchange) -> web.StreamResponse:
+        nonlocal count
+        count += 1
+        answer = await exchange.forward()
+        answer.headers["ETag"] = f'"{count}"'
+        return answer
+
+    proxy.add_fault(GET, replaced, times=None, skip=1)
+    with pytest.raises(TransferError, match=r"cannot compare svc:v1: the item was pushed again meanwhile\. Try again"):
+        await api.verify("svc:v1", full=True)
+
+
+async def test_diff_compares_lists_or_contents(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
+    proxy = await start_proxy()
+    make(origin)
+    second = make(origin, "svc:v2", {**FILES, "src/new.py": b"new\n"})
+    for name in ("bento.yaml", "src/lib"):  # the name of a version is in one of them
+        set_time(second / name, OLD)
+    (second / "README.md").write_bytes(b"# SVC\n")
+    set_time(second / "README.md", OLD)
+    (second / "run.sh").chmod(0o750)
+    set_time(second / "src/weights", OLD + 60 * 10**9)
+    (second / "src/lib/util.py").unlink()
+    (second / "src/lib").rmdir()
+    api = make_client(proxy, origin)
+    await api.push(["svc:v1", "svc:v2"])
+    changed = ["changed run.sh mode", "removed src/lib/util.py", "added src/new.py"]
+    result = await api.diff("svc:v1", "svc:v2")
+    assert (str(result.tag), str(result.other), result.is_same) == ("svc:v1", "svc:v2", False)
+    assert words(result) == ["index", *changed, "changed src/weights time"]
+    full = await api.diff("svc:v1", "svc:v2", full=True)
+    content = ["changed README.md content", "changed again content", "changed bento.yaml content"]
+    assert words(full) == ["content", *content, *changed]
+    back = await api.diff("svc:v2", "svc:v1")
+    assert words(back) == [
+        "index",
+        "changed run.sh mode",
+        "added src/lib/util.py",
+        "removed src/new.py",
+        "changed src/weights time",
+    ]
+
+    proxy.requests.clear()
+    assert words(await api.diff("svc:v1", "svc:v1")) == ["checksums"]
+    assert proxy.matching(DOWNLOADS) == []
+    assert words(await api.diff("svc:v1", "svc:v1", full=True)) == ["content"]
+
+
+def test_blocking_verify_and_diff(served: LocalRegistry, home: Path) -> None:
+    make(home)
+    make_model(home, "mod:m1")
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+        api.models.push("mod:m1")
+        assert words(api.verify("svc:v1")) == words(api.models.verify("mod:m1")) == ["checksums"]
+        assert words(api.diff("svc", "svc:v1")) == words(api.models.diff("mod", "mod")) == ["checksums"]
+
+
+async def test_verify_reads_a_tar_of_another_program(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    """BentoML's tar has owners and fractions of seconds; this one also lacks members for directories."""
+    proxy = await start_proxy()
+    bento = make(home)
+    api = make_client(proxy)
+    await api.push("svc:v1")
+    tar_path = home / "other.tar"
+    with tarfile.open(tar_path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for path in sorted(bento.rglob("*")):
+            if path.name == "empty" or not path.is_dir():
+                tar.add(path, str(path.relative_to(bento)))
+    body = tar_path.read_bytes()
+
+    async def serve(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        first, last = map(int, exchange.request.headers["Range"].removeprefix("bytes=").split("-"))
+        answer.body = body[first : last + 1]
+        answer.headers.update(
+            {"ETag": '"other"', "Content-Range": f"bytes {first}-{min(last, len(body) - 1)}/{len(body)}"}
+        )
+        answer.headers.pop("Content-Length", None)
+        answer.set_status(206)
+        return answer
+
+    proxy.hides_checksums = True
+    proxy.add_fault(GET, serve, times=None)
+    assert words(await api.verify("svc:v1")) == ["index"]
+    assert words(await api.verify("svc:v1", full=True)) == ["content"]
