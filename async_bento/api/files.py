@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
+from async_bento._core.concurrency import ByteBudget, shielded
 from async_bento.api.remote_item import RemoteItem
 from async_bento.config import KiB, MiB
-from async_bento.errors import NotFoundError, TransferError
+from async_bento.errors import ClosedError, NotFoundError, TransferError
 from async_bento.store.directory import TargetDirectory
 from async_bento.transfer.stream import FileOutput, tree_output
 from async_bento.transfer.tar.selection import pieces_of, select
@@ -25,13 +26,18 @@ if TYPE_CHECKING:
     from async_bento._core.tag import Tag
     from async_bento.api.kinds import Kind
     from async_bento.api.resources import Resources
+    from async_bento.progress.events import Progress
     from async_bento.transfer.remote import RemoteTar
+    from async_bento.transfer.stream import TreeOutput
     from async_bento.transfer.tar.index import IndexEntry
 
 T = TypeVar("T")
 
 READ_AHEAD = 256 * KiB
 """Bytes that a small `read` requests at least: a request costs a round trip, however few bytes it is for."""
+
+RANGES_AHEAD = 2
+"""The largest ranges (`Transfer.range_size`) that an open file holds in memory, in flight or not yet read."""
 
 SPOOLED = MiB
 """Bytes of a streamed file that are kept in memory; more are in a temporary file."""
@@ -154,18 +160,25 @@ class AsyncRemoteFiles:
             >>> async with api.models.files("iris_weights").open("weights.safetensors") as file:
             ...     header = await file.read(8)
         """
-        async with self._resources.threads.entered(tempfile.SpooledTemporaryFile(SPOOLED)) as spool:
-            output = FileOutput(spool)
+        threads = self._resources.threads
+        spool = tempfile.SpooledTemporaryFile(SPOOLED)  # noqa: SIM115 - closed in a thread
+        output = FileOutput(spool)
 
-            async def find(tar: RemoteTar) -> tuple[RemoteTar, IndexEntry | None]:
-                entry = await _find(tar, path, output)
-                if entry is not None and tar.is_streamed:
-                    await tar.copy_content(entry, output)
-                    entry = None
-                return tar, entry
+        async def find(tar: RemoteTar) -> tuple[RemoteTar, IndexEntry | None]:
+            entry = await _find(tar, path, output)
+            if entry is not None and tar.is_streamed:
+                await tar.copy_content(entry, output)
+                entry = None
+            return tar, entry
 
+        try:
             tar, entry = await self._run("open", find)
             yield AsyncRemoteFile(self, path, (tar, entry) if entry else spool)
+        finally:
+            try:
+                await shielded(threads.run(spool.close))
+            except ClosedError:  # the API was closed while the file was open
+                spool.close()
 
     async def extract(
         self,
@@ -202,14 +215,11 @@ class AsyncRemoteFiles:
         threads = self._resources.threads
 
         async def extract(tar: RemoteTar) -> list_of[RemoteEntry]:
-            await tar.load()
-            selected = select(tar.index, include, without)
-            if not selected:
-                raise NotFoundError(f"no file matches {', '.join(include)}. `async-bento ls {self.tag}` shows all")
+            await tar.load(stream=False)
             with self._resources.progress("pull", self._kind.word, self.tag) as progress:
                 async with threads.entered(target.stage()) as staged:
                     async with threads.entered(tree_output(staged, self._resources.config.limits)) as output:
-                        await tar.copy(pieces_of(tar.index, selected), output, progress)
+                        selected = await self._copy(tar, include, without, output, progress)
                         progress.enter("finishing")
                         await threads.run(output.close)
                     await threads.run(target.place, staged, f"files of {self.tag}", force=force)
@@ -218,6 +228,22 @@ class AsyncRemoteFiles:
         async with self._resources.call():
             await threads.run(target.check, force=force)
         return await self._run("extract", extract)
+
+    async def _copy(
+        self, tar: RemoteTar, include: Sequence[str], exclude: Sequence[str], output: TreeOutput, progress: Progress
+    ) -> list_of[IndexEntry]:
+        """Pass the files that match to an output, in one download if possible; raise NotFoundError if none does."""
+        is_streamed = not tar.index.is_complete
+        is_copied = is_streamed and await tar.copy_matching(include, exclude, output, progress)
+        selected = select(tar.index, include, exclude)
+        if not selected:
+            raise NotFoundError(f"no file matches {', '.join(include)}. `async-bento ls {self.tag}` shows all")
+        if not is_copied:
+            if is_streamed:
+                await self._resources.threads.run(output.restart)
+                progress.restart(": a hard link leads to a file that was left out")
+            await tar.copy(pieces_of(tar.index, selected), output, progress)
+        return selected
 
     async def _run(self, verb: str, operation: Callable[[RemoteTar], Awaitable[T]]) -> T:
         return await self._item.run(f"{verb} files of", operation)
@@ -302,13 +328,20 @@ class AsyncRemoteFile:
                 yield await resources.threads.run(_pread, self._source, start, stop)
             return
         tar, entry = self._source
+        # Not the window of all downloads, of which a caller that pauses would hold a part.
+        window = ByteBudget(RANGES_AHEAD * resources.config.transfer.range_in_window)
+        chunks = tar.chunks(entry.content + start, entry.content + stop, window)
         try:
-            async with resources.call(), aclosing(tar.chunks(entry.content + start, entry.content + stop)) as chunks:
-                async for chunk in chunks:
+            async with aclosing(chunks):
+                while True:
+                    async with resources.call():  # one step: the caller may use and close the API between two
+                        chunk = await anext(chunks, None)
+                    if chunk is None:
+                        return
                     yield chunk
         except ObjectChangedError as error:
             failed = f"cannot read {self._path} of {self._files.tag}"
-            raise TransferError(f"{failed}: the item was pushed again. Open the file again.") from error
+            raise TransferError(f"{failed}: {error}. Open the file again.") from error
 
 
 async def _find(tar: RemoteTar, path: str, output: FileOutput) -> IndexEntry | None:

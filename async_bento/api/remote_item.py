@@ -39,6 +39,7 @@ class RemoteItem:
         self.resources = resources
         self.kind = kind
         self._tar: RemoteTar | None = None
+        self._upload: object = None  # of the tar; another push has another one
 
     async def run(self, action: str, operation: Callable[[RemoteTar], Awaitable[T]]) -> T:
         """Run an operation on the tar; once more if the tar is replaced meanwhile. `action` is for messages."""
@@ -63,13 +64,17 @@ class RemoteItem:
                     ) from error
 
     async def _open_tar(self, action: str) -> RemoteTar:
+        """The tar that the registry has now."""
         pool = self.resources.pool
-        if self._tar is None or self._tar.pool is not pool:  # made on another event loop, or before a fork
-            record = await get_record(self.kind.routes, self.tag)
-            self.tag, self.record = Tag(self.tag.name, record.version), record
-            refuse_hub_model(action, self.tag, record)
+        record = await get_record(self.kind.routes, self.tag)
+        self.tag, self.record = Tag(self.tag.name, record.version), record
+        refuse_hub_model(action, self.tag, record)
+        upload = record.upload_started_at, record.upload_finished_at, record.checksums
+        # Another pool: the tar was opened on another event loop, or before a fork.
+        if self._tar is None or self._tar.pool is not pool or self._upload != upload:
             source = DownloadSource(self.kind.routes, self.tag.name, record, verify=pool.config.transfer.verify)
             self._tar = RemoteTar(source, pool, self.resources.indexes, self.kind.endpoint)
+            self._upload = upload
         return self._tar
 
 

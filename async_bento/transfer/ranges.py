@@ -20,6 +20,7 @@ from async_bento.transfer.verify import ObjectChangedError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from async_bento._core.concurrency import ByteBudget
     from async_bento.rest.transport import Target
     from async_bento.transfer.download import DownloadSource
     from async_bento.transfer.http import TransferPool
@@ -49,13 +50,18 @@ class RangeReader:
 
     async def read(self, byte_range: ByteRange) -> bytes:
         """Read one range, which may end before its `stop`, at the end of the object."""
-        retries = Retries(self._pool.config.retry, progress=lambda: self._ranges_done)
+        retries, has_no_ranges = Retries(self._pool.config.retry, progress=lambda: self._ranges_done), False
         while True:
             target = await self._source.target()
+            if has_no_ranges and target.credentials is not None:
+                raise NoRangesError
             try:
                 async with self._pool.slot(target):
                     data = await self._read_once(replace(target, attempt=retries.failures + 1), target, byte_range)
             except NoRangesError:
+                if self.total is not None:
+                    raise ObjectChangedError("the server no longer supports range requests") from None
+                has_no_ranges = True
                 if target.credentials is None or not self._source.ask_storage():
                     raise
             except Exception as error:
@@ -88,9 +94,9 @@ class RangeReader:
         self._ranges.record(len(data), now - started, now)
         return data
 
-    async def chunks(self, byte_range: ByteRange) -> AsyncGenerator[bytes]:
-        """Read a large range in order, several requests at once within the window that all downloads share."""
-        window, position = self._pool.window, byte_range.start
+    async def chunks(self, byte_range: ByteRange, window: ByteBudget | None = None) -> AsyncGenerator[bytes]:
+        """Read a large range in order, several requests at once within a window: the one that all downloads share."""
+        window, position = window or self._pool.window, byte_range.start
         pending: deque[_PendingRange] = deque()
         try:
             while pending or position < byte_range.stop:

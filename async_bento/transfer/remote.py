@@ -13,21 +13,24 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from async_bento.config import KiB, MiB
 from async_bento.progress.events import Progress
-from async_bento.transfer.download import download
+from async_bento.transfer.download import CHANGED, download
 from async_bento.transfer.http import ByteRange
 from async_bento.transfer.ranges import NoRangesError, RangeReader
-from async_bento.transfer.stream import EndOfPiecesError, StreamSink
+from async_bento.transfer.stream import EndOfPiecesError, OtherTarError, StreamSink
 from async_bento.transfer.tar.decompress import MAGIC_SIZE, decompressor_for
 from async_bento.transfer.tar.index import TarIndex
-from async_bento.transfer.tar.selection import Piece
+from async_bento.transfer.tar.selection import KnownPieces, MatchingFiles, OneFile, Piece
+from async_bento.transfer.verify import ObjectChangedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
 
+    from async_bento._core.concurrency import ByteBudget
     from async_bento.transfer.download import DownloadSource
     from async_bento.transfer.http import TransferPool
     from async_bento.transfer.stream import Output
     from async_bento.transfer.tar.index import IndexEntry
+    from async_bento.transfer.tar.selection import Selector
 
 logger = logging.getLogger(__package__)
 
@@ -101,18 +104,16 @@ class RemoteTar:
         """The ETag of the tar; None like `total`, and where the storage sends none."""
         return self._reader.etag
 
-    async def load(self, path: str | None = None) -> None:
-        """Find all members, or those up to `path`; of a tar that is streamed, none unless all are wanted."""
+    async def load(self, path: str | None = None, *, stream: bool = True) -> None:
+        """Find all members, or those up to `path`; of a tar that is streamed, none unless all are wanted by `stream`."""
         async with self._lock:
             while not (self.index.is_complete or self.is_streamed or path in self.index.entries):
                 try:
                     await self._load_window()
                 except NoRangesError:
                     self._stream_because("the registry sends no ranges")
-            if self.is_streamed and path is None and not self.index.is_complete:
-                sink = StreamSink(self.pool.config.limits, ())
-                await self._download(sink)
-                self.index = sink.index
+            if self.is_streamed and path is None and stream and not self.index.is_complete:
+                await self._download(None, None)
 
     async def _load_window(self) -> None:
         start = self.index.next_byte
@@ -156,21 +157,21 @@ class RemoteTar:
         self.is_streamed = True
         logger.info("%s: %s, so the tar is downloaded as far as it is needed", self._source.tag, reason)
 
-    async def chunks(self, start: int, stop: int) -> AsyncGenerator[bytes]:
+    async def chunks(self, start: int, stop: int, window: ByteBudget | None = None) -> AsyncGenerator[bytes]:
         """The bytes `[start, stop)` of a tar that is not streamed; those of the last window are not read again."""
         offset = start - self._window_start
         if 0 <= offset < len(self._window) and start < stop:
             head = self._window[offset : offset + stop - start]
             start += len(head)
             yield head
-        async with aclosing(self._reader.chunks(ByteRange(start, stop))) as chunks:
+        async with aclosing(self._reader.chunks(ByteRange(start, stop), window)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def copy(self, pieces: Sequence[Piece], output: Output, progress: Progress) -> None:
         """Pass pieces to an output, in the order of the tar."""
         if self.is_streamed:
-            await self._download(StreamSink(self.pool.config.limits, pieces, output), progress)
+            await self._download(KnownPieces(pieces), output, progress)
             return
         progress.enter("transferring", bytes_total=sum(piece.stop - piece.start for piece in pieces))
         run = self.pool.threads.run
@@ -187,18 +188,35 @@ class RemoteTar:
 
     async def copy_streamed(self, path: str, output: Output) -> bool:
         """Pass the content of a file that is not in the index to an output; False if it is no file, or a link."""
-        sink = StreamSink(self.pool.config.limits, (), output, path)
-        await self._download(sink)
-        if sink.index.is_complete:
-            self.index = sink.index
-        return sink.is_found
+        selector = OneFile(path)
+        await self._download(selector, output)
+        return selector.is_found
 
-    async def _download(self, sink: StreamSink, progress: Progress | None = None) -> None:
+    async def copy_matching(
+        self, include: Sequence[str], exclude: Sequence[str], output: Output, progress: Progress
+    ) -> bool:
+        """Pass the members that match, and what they need, to an output as a tar is streamed; also index it.
+
+        False where that needs bytes that have passed; they can be copied by the index.
+        """
+        selector = MatchingFiles(include, exclude)
+        await self._download(selector, output, progress)
+        return selector.is_possible
+
+    async def _download(
+        self, selector: Selector | None, output: Output | None, progress: Progress | None = None
+    ) -> None:
+        """Stream the tar up to the last piece; keep the index of the whole tar."""
+        sink = StreamSink(self.pool.config.limits, selector, output)
         try:
             await download(self._source, sink, self.pool, progress or self._silent)
+            sink.close()
         except EndOfPiecesError:
-            return
-        sink.close()
+            pass
+        except OtherTarError:
+            raise ObjectChangedError(CHANGED) from None
+        if sink.index.is_complete:
+            self.index = sink.index
 
     @property
     def _silent(self) -> Progress:

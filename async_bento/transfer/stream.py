@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Protocol
 
-from async_bento.transfer.download import CHANGED
 from async_bento.transfer.tar.decompress import MAGIC_SIZE, decompressor_for
 from async_bento.transfer.tar.extract import Extractor
 from async_bento.transfer.tar.index import TarIndex
-from async_bento.transfer.tar.selection import END, Piece
-from async_bento.transfer.verify import ObjectChangedError
+from async_bento.transfer.tar.selection import END, KnownPieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -20,11 +19,15 @@ if TYPE_CHECKING:
     from async_bento.config import Limits
     from async_bento.transfer.resumable_extract import ResumePoint
     from async_bento.transfer.tar.decompress import GzipDecompressor
-    from async_bento.transfer.tar.index import IndexEntry
+    from async_bento.transfer.tar.selection import Piece, Selector
 
 
 class EndOfPiecesError(Exception):
     """The rest of the tar is not needed."""
+
+
+class OtherTarError(Exception):
+    """The tar is not the one whose index has led to the pieces."""
 
 
 class Output(Protocol):
@@ -95,24 +98,23 @@ def tree_output(directory: Path, limits: Limits) -> Generator[TreeOutput]:
 
 
 class StreamSink:
-    """Indexes a tar as it arrives, and passes the bytes of pieces on, or those of the file `path`.
+    """Indexes a tar as it arrives, and passes on the bytes of the pieces that a selector chooses.
 
-    Raises `EndOfPiecesError` with the last of them. `is_found`: whether there is such a file, which no link leads to.
+    Raises `EndOfPiecesError` with the last of them.
     """
 
-    def __init__(
-        self, limits: Limits, pieces: Sequence[Piece], output: Output | None = None, path: str | None = None
-    ) -> None:
+    def __init__(self, limits: Limits, selector: Selector | None = None, output: Output | None = None) -> None:
         self.resume_point: ResumePoint | None = None
-        self.index = TarIndex(limits)
-        self.is_found = False
         self._limits = limits
+        self._selector = selector
         self._output = output
-        self._path = path
-        self._all = pieces
-        self._pieces = [*reversed(pieces)]
-        self._is_started = False  # whether the prefix of the next piece was passed on
         self._is_done = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self.index = TarIndex(self._limits)
+        self._pieces = deque(() if self._selector is None else self._selector.start(self.index))
+        self._is_started = False  # whether the prefix of the next piece was passed on
         self._position = 0
         self._head = bytearray()
         self._decompressor: GzipDecompressor | None = None
@@ -124,8 +126,7 @@ class StreamSink:
         """Drop all consumed bytes, unless the pieces are complete."""
         if self._is_done:
             return
-        self.index, self._pieces, self._is_started = TarIndex(self._limits), [*reversed(self._all)], False
-        self._position, self._head, self._decompressor, self.is_found = 0, bytearray(), None, False
+        self._forget()
         if self._output is not None:
             self._output.restart()
 
@@ -147,7 +148,7 @@ class StreamSink:
             self._decompressor.close()
         self.index.check_end()
         if self._pieces:
-            raise ObjectChangedError(CHANGED)
+            raise OtherTarError
 
     def _decompress(self, chunk: memoryview) -> None:
         if self._decompressor is None:
@@ -159,36 +160,30 @@ class StreamSink:
     def _take(self, chunk: memoryview) -> None:
         start, self._position = self._position, self._position + len(chunk)
         if not self.index.is_complete and self._position > self.index.next_byte:
-            self.index.feed(chunk[max(0, self.index.next_byte - start) :])
-        if self._path in self.index.entries and not self.is_found:
-            self._find(self.index.entries[self._path])
-        if self._output is None:
+            found = self.index.feed(chunk[max(0, self.index.next_byte - start) :])
+            if self._selector is not None:
+                for entry in found:
+                    self._pieces.extend(self._selector.add(entry))
+        if self._selector is None or self._output is None:
             return
-        while self._pieces and self._pass_on(self._output, self._pieces[-1], chunk, start):
-            self._pieces.pop()
+        while self._pieces and self._pass_on(self._output, self._pieces[0], chunk, start):
+            self._pieces.popleft()
             self._is_started = False
-        if not self._pieces and (self.is_found or self._path is None):
-            self._end()
+        if self._selector.is_done and not self._pieces:
+            self._is_done = True
+            raise EndOfPiecesError
 
     def _pass_on(self, output: Output, piece: Piece, chunk: memoryview, start: int) -> bool:
         """Pass on what a chunk has of a piece; whether the piece is complete."""
         if piece.start > self._position:
             return False
         is_same = self.index.entries.get(piece.entry.member.path) == piece.entry
-        if not is_same and (self.index.is_complete or self.index.next_byte > piece.entry.content):
-            raise ObjectChangedError(CHANGED)
+        if not isinstance(self._selector, KnownPieces):
+            is_same = True  # it has chosen the pieces of this very tar
+        elif not is_same and (self.index.is_complete or self.index.next_byte > piece.entry.content):
+            raise OtherTarError
         if not self._is_started:
             self._is_started = True
             output.feed(piece.prefix)
         output.feed(chunk[max(0, piece.start - start) : max(0, piece.stop - start)])
         return is_same and piece.stop <= self._position
-
-    def _find(self, entry: IndexEntry) -> None:
-        if entry.member.type != "file":
-            self._end()
-        self.is_found = True
-        self._pieces = [Piece(b"", entry.content, entry.stop, entry)]
-
-    def _end(self) -> None:
-        self._is_done = True
-        raise EndOfPiecesError

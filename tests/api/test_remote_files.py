@@ -340,7 +340,7 @@ async def test_remote_open_file_of_a_replaced_item_fails(served_tar: FaultProxy,
     served_tar.add_fault(GET, serve(LINKED, etag='"new"'), times=None)
     async with make_client(served_tar).files("svc:v1").open("data/one") as file:
         file.seek(100_000)
-        with pytest.raises(TransferError, match=r"svc:v1: the item was pushed again\. Open the file again"):
+        with pytest.raises(TransferError, match=r"pushed again during the download\. Open the file again"):
             await file.read(10)
 
 

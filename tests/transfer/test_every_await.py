@@ -24,7 +24,7 @@ from async_bento import NotFoundError
 from async_bento.transfer import resumable_extract, upload as upload_module
 from async_bento.transfer.journal import Journal
 from tests.builders import KiB, contents, left_in_scratch, make_bento, make_model, random_bytes
-from tests.fault_proxy import Hold, disconnect
+from tests.fault_proxy import Hold, disconnect, refuse
 from tests.transfer.quiet import nothing_left
 from tests.transfer.steps import Steps, counting_loop
 
@@ -446,6 +446,33 @@ async def test_pull_directory_cancelled_at_any_await_leaves_none(
             assert {name for name in found if name.count("/") < 2} == {"new", "new/svc"}, at
             models = {f"new/svc/models/{tag.replace(':', '/')}" for tag, kind in tags.items() if kind == "model"}
             assert models | {"new/svc/bento.yaml"} <= found.keys(), at
+
+    for number, steps in enumerate(await places(once), start=1):
+        await once(steps, number)
+
+
+@pytest.mark.timeout(3600 if ALL else 120)
+@pytest.mark.parametrize(("transmission", "way"), [("presigned_url", "task"), ("proxy", "scope")])
+async def test_remote_extract_cancelled_at_any_await_leaves_none(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path, transmission: str, way: str
+) -> None:
+    proxy = await start_proxy(transmission, min_part_size=PART)
+    make_model(home, files=FILES)
+    async with make_client(proxy) as pusher:
+        await pusher.models.push("mod:m1")
+    if transmission == "proxy":
+        proxy.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)
+    expected = {"weights": FILES["weights"], "small": None, "small/a": FILES["small/a"]}
+
+    async def once(steps: Steps, number: int = 0) -> None:
+        there, at = tmp_path / f"there{number}", f"{steps.at} of {steps.count}"
+        there.mkdir()
+        api = make_client(proxy)
+        extract = partial(api.models.files("mod:m1").extract, ["weights", "*/a"], there / "out")
+        await cancelled(api, extract, steps, WAYS[way], proxy, there)
+
+        found = contents(there)
+        assert not found or found == {"out": None} | {f"out/{name}": data for name, data in expected.items()}, at
 
     for number, steps in enumerate(await places(once), start=1):
         await once(steps, number)

@@ -47,6 +47,7 @@ class TarIndex:
         self._position = 0  # of the carry, or of the next header
         self._start = 0  # of the headers of the next member
         self._names_size = 0
+        self._found: list[IndexEntry] = []  # by the current call of `feed`
 
     @property
     def is_complete(self) -> bool:
@@ -58,13 +59,15 @@ class TarIndex:
         """The byte of the tar with which the data of the next `feed` starts."""
         return self._position + len(self._carry)
 
-    def feed(self, data: bytes | memoryview) -> None:
-        """Parse the headers in the next bytes of the tar."""
+    def feed(self, data: bytes | memoryview) -> list[IndexEntry]:
+        """Parse the headers in the next bytes of the tar, and return the members that they complete."""
+        self._found = []
         try:
             self._feed(data)
         except UnsafeArchiveError as error:
             remedy = LIMIT_REMEDY if isinstance(error, LimitExceededError) else REMEDY
             raise UnsafeArchiveError(f"{error}. {remedy}", member=error.member or self._parser.last_name) from error
+        return self._found
 
     def check_end(self) -> None:
         """Raise UnsafeArchiveError for a tar that has ended too early."""
@@ -109,7 +112,9 @@ class TarIndex:
         if self._names_size > self._limits.names:
             limit = f"{self._limits.names} bytes of memory"
             raise over_limit(entry.member.name, f"the names of the members take more than {limit}", "names")
+        self.entries.pop(path, None)  # in the order of the tar, also where a directory comes again
         self.entries[path] = entry
+        self._found.append(entry)
 
     def _is_file(self, path: str) -> bool:
         target = self.entries.get(path)

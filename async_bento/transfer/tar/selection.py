@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from async_bento.transfer.tar.plan import header
 from async_bento.transfer.tar.scan import Entry
@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 
 END = bytes(2 * tarfile.BLOCKSIZE)
 """The end of a tar."""
+
+
+class Selector(Protocol):
+    """Chooses pieces of a tar that arrives as a stream, in the order of the tar."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no member that is still to come matters."""
+        ...
+
+    def start(self, index: TarIndex) -> Iterable[Piece]:
+        """The pieces that are known before the first byte; the index gets the members of the stream."""
+        ...
+
+    def add(self, entry: IndexEntry) -> Iterable[Piece]:
+        """The pieces that the next member needs."""
+        ...
 
 
 class Piece(NamedTuple):
@@ -79,6 +96,91 @@ def _pieces(index: TarIndex, kept: set[str], names: dict[str, str]) -> Iterator[
 def _parents(path: str) -> Iterator[str]:
     while path := path.rpartition("/")[0]:
         yield path
+
+
+class KnownPieces:
+    """The pieces that an index of the same tar has led to."""
+
+    is_done = True
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._pieces = pieces
+
+    def start(self, index: TarIndex) -> Iterable[Piece]:
+        """All pieces."""
+        return self._pieces
+
+    def add(self, entry: IndexEntry) -> Iterable[Piece]:
+        """Nothing more."""
+        return ()
+
+
+class OneFile:
+    """The content of the file `path`; `is_found` is False where the path is no file, or there is a link to it."""
+
+    def __init__(self, path: str) -> None:
+        self.is_done = self.is_found = False
+        self._path = path
+
+    def start(self, index: TarIndex) -> Iterable[Piece]:
+        """Nothing yet."""
+        self.is_done = self.is_found = False
+        return ()
+
+    def add(self, entry: IndexEntry) -> Iterable[Piece]:
+        """The content, if this is the file."""
+        if entry.member.path != self._path:
+            return ()
+        self.is_done, self.is_found = True, entry.member.type == "file"
+        return (Piece(b"", entry.content, entry.stop, entry),) if self.is_found else ()
+
+
+class MatchingFiles:
+    """What `pieces_of` chooses by patterns, before the whole index is known.
+
+    `is_possible` is False once that needs bytes that have passed: those of a file that only a selected hard link
+    leads to.
+    """
+
+    is_done = False
+
+    def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+        self._patterns = include, exclude
+        self._forget()
+
+    def _forget(self) -> None:
+        self.is_possible = True
+        self._kept: set[str] = {""}  # paths that were passed on, and those above them
+
+    def start(self, index: TarIndex) -> Iterable[Piece]:
+        """Nothing yet."""
+        self._index = index
+        self._forget()
+        return ()
+
+    def add(self, entry: IndexEntry) -> Iterable[Piece]:
+        """The member, if it is selected or above one that is, after the directories above it."""
+        path, is_above = entry.member.path, entry.member.path in self._kept
+        if not (self.is_possible and (is_above or is_selected(path, *self._patterns))):
+            return ()
+        parents = [parent for parent in _parents(path) if parent not in self._kept]
+        above = [self._index.entries[parent] for parent in reversed(parents) if parent in self._index.entries]
+        self._kept.update(parents, (path,))
+        origin = _origin(self._index, path)
+        self.is_possible = origin in self._kept and all(one.member.type in _WITHOUT_CONTENT for one in above)
+        return [_whole(one, origin) for one in (*above, entry)] if self.is_possible else ()
+
+
+_WITHOUT_CONTENT = {"directory": tarfile.DIRTYPE, "symlink": tarfile.SYMTYPE}
+
+
+def _whole(entry: IndexEntry, origin: str) -> Piece:
+    """A member with a header of its own, since the tar's may have passed; `origin` is the target of a hard link."""
+    member = entry.member
+    if member.type == "hard link":
+        return Piece(_header(member, member.path, tarfile.LNKTYPE, origin), entry.end, entry.end, entry)
+    type_ = _WITHOUT_CONTENT.get(member.type, tarfile.REGTYPE)
+    return Piece(_header(member, member.path, type_, member.target), entry.content, entry.end, entry)
 
 
 def _header(member: Member, name: str, type_: bytes, link: str = "") -> bytes:
