@@ -13,6 +13,7 @@ from async_bento.api.bento_models import push_with_models
 from async_bento.api.deletion import delete_record
 from async_bento.api.destination import make_puller, pull_bento
 from async_bento.api.item_api import ItemAPI
+from async_bento.api.labels import check_labels, select_version
 from async_bento.api.pull import Puller
 from async_bento.api.push import Pusher, PushOptions, PushResult
 from async_bento.api.push_list import as_list, push_each
@@ -32,7 +33,7 @@ from async_bento.store.store import BentoStore, ModelStore
 if TYPE_CHECKING:
     import os
     from builtins import list as list_of  # the APIs have a method `list`
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from pydantic import SecretStr
@@ -116,16 +117,37 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
 
     @overload
     async def push(  # type: ignore[overload-overlap]  # a str is one tag
-        self, bento: AnyItem, *, force: bool = False, bare: bool = False, threads: int = 10
+        self,
+        bento: AnyItem,
+        *,
+        force: bool = False,
+        bare: bool = False,
+        threads: int = 10,
+        labels: Mapping[str, str] | None = None,
+        keep_labels: bool = False,
     ) -> PushResult: ...
 
     @overload
     async def push(
-        self, bento: Iterable[AnyItem], *, force: bool = False, bare: bool = False, threads: int = 10
+        self,
+        bento: Iterable[AnyItem],
+        *,
+        force: bool = False,
+        bare: bool = False,
+        threads: int = 10,
+        labels: Mapping[str, str] | None = None,
+        keep_labels: bool = False,
     ) -> list_of[PushResult]: ...
 
     async def push(
-        self, bento: AnyItem | Iterable[AnyItem], *, force: bool = False, bare: bool = False, threads: int = 10
+        self,
+        bento: AnyItem | Iterable[AnyItem],
+        *,
+        force: bool = False,
+        bare: bool = False,
+        threads: int = 10,
+        labels: Mapping[str, str] | None = None,
+        keep_labels: bool = False,
     ) -> PushResult | list_of[PushResult]:
         """Push a bento to the registry, its models first; or several bentos concurrently, shared models once.
 
@@ -134,6 +156,10 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             force: Push the bento and its models also when the registry has them already.
             bare: Push the record alone, without the files, for development.
             threads: The most parts in flight at once, per item.
+            labels: Labels to add to those of the bento in the registry, like `{"stage": "prod"}`; also if the registry
+                has the bento already. Its models are not labelled.
+            keep_labels: Keep the labels of a replaced record that the bento does not set. By default they are dropped,
+                with a warning.
 
         Returns:
             The outcome, with that of each model; for a list, a list of the outcomes in the same order.
@@ -148,11 +174,12 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             >>> result = await api.push("iris_classifier:v1")
             >>> results = await api.push(["iris_classifier:v1", "fraud_detector:v1"])
         """
-        options = PushOptions(force=force, threads=threads, bare=bare)
+        own = check_labels(labels)
+        options = PushOptions(force=force, threads=threads, bare=bare, labels=own, keep_labels=keep_labels)
         async with self._resources.call():
             bentos = Pusher(self._resources, self._kind, options)
-            # A model is never pushed without its files.
-            models = Pusher(self._resources, self._model_kind, replace(options, bare=False))
+            # A model is never pushed without its files; the labels are the bento's.
+            models = Pusher(self._resources, self._model_kind, replace(options, bare=False, labels={}))
 
             async def push_one(bento: AnyItem) -> PushResult:
                 found = await self._find(bento)
@@ -169,6 +196,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         with_models: bool = False,
         bento_store: BentoStore | None = None,
         path: str | os.PathLike[str] | None = None,
+        label: str | Mapping[str, str] | None = None,
     ) -> Bento:
         """Pull a bento from the registry into the local store, or into a directory.
 
@@ -185,6 +213,8 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             bento_store: The store to pull into; the API's own store by default.
             path: The directory for the files, with `bento.yaml` at its top. It is absent or empty, or has a bento that
                 `force` replaces, with all its other files. A mount or the working directory is filled in place.
+            label: Pull the newest version with this label, `stage=prod`, or with all labels of a mapping. The tag has
+                no version.
 
         Returns:
             The local bento.
@@ -192,7 +222,8 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         Raises:
             NotFoundError: The registry has no such bento, or neither the registry nor the Hub has one of its models.
             PathExistsError: The directory `path` is not empty.
-            ConfigError: A model is on the Hub, and `async-bento[huggingface]` is not installed.
+            ConfigError: A model is on the Hub, and `async-bento[huggingface]` is not installed. Or `label` is invalid,
+                or given for a tag with a version.
             ModelsError: More than one of its models could not be pulled. The bento was, but not into `path`.
             BentoError: The pull failed; the local copy is unchanged.
 
@@ -201,10 +232,12 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             >>> print(bento.path)
         """
         refuse_pattern(tag, "pull", "api.list()")
+        wanted = Tag.parse(tag)
+        selector = select_version(wanted, label)
         bentos = make_puller(self._resources, self._kind, bento_store, path)
         models = Puller(self._resources, self._model_kind) if with_models else None
         async with self._resources.call():
-            return await pull_bento(bentos, models, Tag.parse(tag), force=force)
+            return await pull_bento(bentos, models, wanted, force=force, selector=selector)
 
     async def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None

@@ -10,6 +10,7 @@ from async_bento._core.tag import Tag, refuse_pattern
 from async_bento.api.deletion import delete_record
 from async_bento.api.destination import make_puller
 from async_bento.api.item_api import ItemAPI
+from async_bento.api.labels import check_labels, select_version
 from async_bento.api.push import Pusher, PushOptions, PushResult
 from async_bento.api.push_list import as_list, push_each
 from async_bento.api.records import get_record, wanted_tag, wants_newest
@@ -19,7 +20,7 @@ from async_bento.store.items import Model
 if TYPE_CHECKING:
     import os
     from builtins import list as list_of  # the API has a method `list`
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from async_bento._core.tag import AnyTag
     from async_bento.api.push_list import AnyItem
@@ -32,16 +33,34 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
 
     @overload
     async def push(  # type: ignore[overload-overlap]  # a str is one tag
-        self, model: AnyItem, *, force: bool = False, threads: int = 10
+        self,
+        model: AnyItem,
+        *,
+        force: bool = False,
+        threads: int = 10,
+        labels: Mapping[str, str] | None = None,
+        keep_labels: bool = False,
     ) -> PushResult: ...
 
     @overload
     async def push(
-        self, model: Iterable[AnyItem], *, force: bool = False, threads: int = 10
+        self,
+        model: Iterable[AnyItem],
+        *,
+        force: bool = False,
+        threads: int = 10,
+        labels: Mapping[str, str] | None = None,
+        keep_labels: bool = False,
     ) -> list_of[PushResult]: ...
 
     async def push(
-        self, model: AnyItem | Iterable[AnyItem], *, force: bool = False, threads: int = 10
+        self,
+        model: AnyItem | Iterable[AnyItem],
+        *,
+        force: bool = False,
+        threads: int = 10,
+        labels: Mapping[str, str] | None = None,
+        keep_labels: bool = False,
     ) -> PushResult | list_of[PushResult]:
         """Push a model to the registry, or several models concurrently.
 
@@ -50,6 +69,10 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
                 these.
             force: Push the model also when the registry has it already.
             threads: The most parts in flight at once, per model.
+            labels: Labels to add to those of the model in the registry, like `{"stage": "prod"}`; also if the registry
+                has the model already.
+            keep_labels: Keep the labels of a replaced record that the model does not set. By default they are dropped,
+                with a warning.
 
         Returns:
             The outcome; for a list, a list of the outcomes in the same order.
@@ -63,8 +86,10 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             >>> result = await api.models.push("iris_weights:w1")
             >>> print(result.tag, result.bytes_sent)
         """
+        own = check_labels(labels)
+        options = PushOptions(force=force, threads=threads, labels=own, keep_labels=keep_labels)
         async with self._resources.call():
-            pusher = Pusher(self._resources, self._kind, PushOptions(force=force, threads=threads))
+            pusher = Pusher(self._resources, self._kind, options)
 
             async def push_one(model: AnyItem) -> PushResult:
                 found = await self._find(model)
@@ -81,6 +106,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         model_store: ModelStore | None = None,
         query: str | None = None,
         path: str | os.PathLike[str] | None = None,
+        label: str | Mapping[str, str] | None = None,
     ) -> Model | HuggingFaceModel:
         """Pull a model from the registry into the local store, or into a directory.
 
@@ -91,6 +117,8 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             model_store: The store to pull into; the API's own store by default.
             query: A query that the newest must match, like `label:stage=prod`; ignored for a tag with a version.
             path: The directory for the files, absent or empty, as in `AsyncBentoAPI.pull`. No store is used.
+            label: Pull the newest version with this label, `stage=prod`, or with all labels of a mapping. The tag has
+                no version.
 
         Returns:
             The local model. A model on the Hugging Face Hub is downloaded from there, into `$BENTOML_HF_CACHE_DIR` or
@@ -100,6 +128,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             NotFoundError: The registry has no such model, or the Hub does not have it.
             PathExistsError: The directory `path` is not empty.
             ConfigError: The model is on the Hub, and `path` is given or `async-bento[huggingface]` is not installed.
+                Or `label` is invalid, or given for a tag with a version.
             HubError: The Hub was not reached, or refused.
             BentoError: The pull failed; the local copy is unchanged.
 
@@ -114,9 +143,10 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
                 f"`query` is ignored: {wanted} names a version. Leave the version or `query` out.", stacklevel=2
             )
             query = None
+        selector = select_version(wanted, label, query)
         puller = make_puller(self._resources, self._kind, model_store, path)
         async with self._resources.call():
-            return await puller.pull(wanted, force=force, query=query)
+            return await puller.pull(wanted, force=force, selector=selector)
 
     async def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None

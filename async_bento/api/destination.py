@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from async_bento.api.bento_models import pull_models
 from async_bento.api.pull import Puller
+from async_bento.api.records import ANY
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.store.directory import TargetDirectory
 from async_bento.store.errors import as_store_error
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from async_bento._core.tag import Tag
     from async_bento.api.kinds import ItemT, Kind, RecordT
+    from async_bento.api.records import Selector
     from async_bento.api.resources import Resources
     from async_bento.rest.schemas import ModelWithRepositorySchema
     from async_bento.store.items import Model
@@ -44,12 +46,17 @@ def make_puller(
 
 
 async def pull_bento(
-    bentos: Puller[Bento, RecordT], models: Puller[Model, ModelWithRepositorySchema] | None, tag: Tag, *, force: bool
+    bentos: Puller[Bento, RecordT],
+    models: Puller[Model, ModelWithRepositorySchema] | None,
+    tag: Tag,
+    *,
+    force: bool,
+    selector: Selector = ANY,
 ) -> Bento:
     """Pull a bento, and its models if `models` is given: into the bento's directory, or into their store."""
     if bentos.directory is not None and models is not None:
         bentos.complete = partial(_add_models, models)
-    bento = await bentos.pull(tag, force=force)
+    bento = await bentos.pull(tag, force=force, selector=selector)
     if not isinstance(bento, Bento):  # no registry has such a bento, but the types allow one
         raise NotFoundError(f"{tag} has no files in the registry")
     if bentos.directory is None and models is not None:

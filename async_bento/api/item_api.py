@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic
 from async_bento._core.tag import Tag, refuse_pattern
 from async_bento.api.files import AsyncRemoteFiles
 from async_bento.api.kinds import ItemT, RecordT
+from async_bento.api.labels import change_labels, check_changes
 from async_bento.api.paging import PAGE_SIZE, walk
 from async_bento.api.push_list import StoredItem
 from async_bento.api.records import record_exists
@@ -16,7 +17,7 @@ from async_bento.api.verify import diff, refuse_hub_tag, verify
 from async_bento.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from async_bento._core.tag import AnyTag
     from async_bento.api.kinds import Kind
@@ -142,6 +143,33 @@ class ItemAPI(Generic[ItemT, RecordT]):
         """
         async with self._resources.call():
             return await record_exists(self._kind.routes, Tag.parse(tag))
+
+    async def set_labels(self, tag: AnyTag, labels: Mapping[str, str | None]) -> RecordT:
+        """Set and remove labels of an item in the registry, such as `stage=prod`; the rest of its record is kept.
+
+        The route is PATCH on the record, which replaces all labels: they are read, changed and written. A change that
+        another client makes at the same time may be lost.
+
+        Args:
+            tag: The tag. Without a version, or with `latest`, the newest that was uploaded; the record names it.
+            labels: The values by key; None removes a label, if there is one. Other labels are kept.
+
+        Returns:
+            The record, with all its labels.
+
+        Raises:
+            ConfigError: A key or a value is invalid: it is not text, has more than 128 characters, or a key has spaces,
+                commas or `=`.
+            NotFoundError: The registry has no such record.
+            APIError: The registry could not be reached, or refused the change.
+
+        Examples:
+            >>> record = await api.set_labels("iris_classifier:v1", {"stage": "prod", "candidate": None})
+            >>> print({label.key: label.value for label in record.labels})
+        """
+        changes = check_changes(labels)
+        async with self._resources.call():
+            return (await change_labels(self._kind.routes, Tag.parse(tag), changes)).record
 
     async def _first(self, limit: int | None, search: str | None, query: str | None) -> Sequence[RecordT]:
         async with aclosing(self._pages(search=search, query=query, limit=limit)) as pages:

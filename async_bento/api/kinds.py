@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
+from async_bento.api.labels import as_dict, as_items
 from async_bento.rest.request_schemas import CreateBentoSchema, CreateModelSchema, UpdateBentoSchema, UpdateModelSchema
 from async_bento.rest.schemas import (
     BentoManifestSchema,
@@ -19,7 +20,7 @@ from async_bento.rest.schemas import (
 from async_bento.store.items import Bento, Item, Model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from async_bento.rest.client import RestApiClient
     from async_bento.rest.routes import ItemRoutes
@@ -38,6 +39,11 @@ class RecordBodies:
 
     create: CreateBentoSchema | CreateModelSchema
     update: UpdateBentoSchema | UpdateModelSchema
+
+    def with_labels(self, labels: Mapping[str, str]) -> RecordBodies:
+        """The same requests, with more labels."""
+        changed = {"labels": as_items({**as_dict(self.create.labels), **labels})}
+        return RecordBodies(self.create.model_copy(update=changed), self.update.model_copy(update=changed))
 
 
 @dataclass(frozen=True)
@@ -95,4 +101,4 @@ def models(client: RestApiClient, store: ModelStore) -> Kind[Model, ModelWithRep
 
 
 def _labels(item: Item) -> list[LabelItemSchema]:
-    return [LabelItemSchema(key=key, value=value) for key, value in item.labels.items()]
+    return as_items(item.labels)

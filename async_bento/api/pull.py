@@ -11,7 +11,7 @@ from async_bento._core.concurrency import hold_lock
 from async_bento._core.retry import causes, is_missing
 from async_bento._core.tag import Tag
 from async_bento.api.kinds import BARE_REASON, ItemT, RecordT
-from async_bento.api.records import get_record, hub_metadata, newest_records, not_found, wants_newest
+from async_bento.api.records import ANY, get_record, hub_metadata, newest_records, not_found, wants_newest
 from async_bento.errors import (
     APIStatusError,
     ArchiveError,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from async_bento.api.kinds import Kind
+    from async_bento.api.records import Selector
     from async_bento.api.resources import Resources
     from async_bento.progress.events import Progress
     from async_bento.rest.schemas import ItemSchema
@@ -61,30 +62,30 @@ class Puller(Generic[ItemT, RecordT]):
         self.kind: Kind[ItemT, RecordT] = kind
         self.directory: TargetDirectory[ItemT] | None = directory
 
-    async def pull(self, tag: Tag, *, force: bool = False, query: str | None = None) -> ItemT | HuggingFaceModel:
-        """Pull one item. `query` narrows the newest version."""
+    async def pull(self, tag: Tag, *, force: bool = False, selector: Selector = ANY) -> ItemT | HuggingFaceModel:
+        """Pull one item. `selector` narrows the newest version."""
         if self.directory is not None:
             await self.resources.threads.run(self.directory.check, force=force)
         with self.resources.progress("pull", self.kind.word, tag) as progress:
             if wants_newest(tag):
-                return await self._pull_newest(tag, force, query, progress)
+                return await self._pull_newest(tag, force, selector, progress)
             if not force and (local := await self._local(tag)):
                 progress.enter("skipped", "already pulled")
                 return local
             return await self._pull_record(await get_record(self.kind.routes, tag), tag, force, progress)
 
     async def _pull_newest(
-        self, tag: Tag, force: bool, query: str | None, progress: Progress
+        self, tag: Tag, force: bool, selector: Selector, progress: Progress
     ) -> ItemT | HuggingFaceModel:
         """Pull the newest version that was uploaded, unless the local newest is as new."""
         passed_over: list[str] = []
         missing: NotFoundError | None = None
-        async with aclosing(newest_records(self.kind.routes, tag, query, passed_over)) as records:
+        async with aclosing(newest_records(self.kind.routes, tag, selector, passed_over)) as records:
             async for record in records:
                 exact = Tag(tag.name, record.version)
                 progress.tag = str(exact)
                 progress.note = f"passed over {', '.join(passed_over)}" if passed_over else ""
-                if not force and (local := await self._local_is_current(exact, record, query)):
+                if not force and (local := await self._local_is_current(exact, record, selector)):
                     message = "already pulled" if local.tag == exact else f"{local.tag} is already pulled"
                     progress.enter("skipped", f"{message}, {progress.note}" if progress.note else message)
                     return local
@@ -96,7 +97,7 @@ class Puller(Generic[ItemT, RecordT]):
                     missing = missing or error
                     passed_over.append(f"{record.version} (without files)")
                     logger.info("%s %s: passed over %s, which has no files", self.kind.word, tag.name, record.version)
-        raise missing or not_found(self.kind.routes, tag, query)
+        raise missing or not_found(self.kind.routes, tag, selector)
 
     async def _pull_record(
         self, record: RecordT, exact: Tag, force: bool, progress: Progress
@@ -130,9 +131,9 @@ class Puller(Generic[ItemT, RecordT]):
             remedy = "Make it readable for this user" if is_denied else "Pull with force to replace the local copy"
             raise StoreError(f"{error}. {remedy}.") from error
 
-    async def _local_is_current(self, exact: Tag, record: ItemSchema, query: str | None) -> ItemT | None:
+    async def _local_is_current(self, exact: Tag, record: ItemSchema, selector: Selector) -> ItemT | None:
         """The local item, if it is as new as the registry's newest."""
-        if query is None:
+        if selector.terms is None:
             newest: ItemT | None = None
             with suppress(StoreError):  # a broken version must not hide another one
                 newest = await self._local(Tag(exact.name))

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import defaultdict
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Generic
 
@@ -20,6 +20,7 @@ from async_bento._core.concurrency import hold_lock
 from async_bento._core.retry import Retries
 from async_bento._core.text import human_size, table
 from async_bento.api.kinds import BARE_REASON, ItemT, RecordT
+from async_bento.api.labels import as_dict, as_items, change_labels, lost_labels, written
 from async_bento.errors import (
     APIError,
     AuthenticationError,
@@ -37,14 +38,19 @@ from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.upload import Registration, Upload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from pathlib import Path
 
     from async_bento._core.tag import Tag
     from async_bento.api.kinds import Kind, RecordBodies
     from async_bento.api.resources import Resources
     from async_bento.progress.events import Progress
-    from async_bento.rest.request_schemas import CreateBentoSchema, CreateModelSchema
+    from async_bento.rest.request_schemas import (
+        CreateBentoSchema,
+        CreateModelSchema,
+        UpdateBentoSchema,
+        UpdateModelSchema,
+    )
     from async_bento.rest.schemas import ItemSchema
     from async_bento.store.locks import Lock
     from async_bento.transfer.multipart import UploadResult
@@ -64,6 +70,9 @@ class PushResult:
         parts: Requests that carried these bytes.
         seconds: Duration in seconds, including the models of a bento.
         models: The outcome of each model of a bento.
+        labels: The labels of the call that the push has set, like `stage=prod`; of a skipped item, those that its
+            record did not have.
+        dropped_labels: Labels that the record had, and that the push has dropped or given another value.
     """
 
     tag: Tag
@@ -73,6 +82,8 @@ class PushResult:
     parts: int = 0
     seconds: float = 0.0
     models: tuple[PushResult, ...] = ()
+    labels: tuple[str, ...] = ()
+    dropped_labels: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         results = (self, *self.models)
@@ -103,11 +114,13 @@ def _row(result: PushResult) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class PushOptions:
-    """The options of one push; `threads` bounds the parts in flight per item."""
+    """The options of one push; `threads` bounds the parts in flight per item, `labels` are added to the item's."""
 
     force: bool
     threads: int
     bare: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    keep_labels: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -123,6 +136,7 @@ class Pusher(Generic[ItemT, RecordT]):
         self._options = options
         self._repositories: set[str] = set()  # known to exist
         self._repository_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._dropped_labels: dict[Tag, tuple[str, ...]] = {}
         self._outcomes: dict[Tag, PushResult | BentoError] = {}
         self._item_locks: defaultdict[Tag, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -137,9 +151,11 @@ class Pusher(Generic[ItemT, RecordT]):
                 upload = Upload(self.kind.routes, item.tag, self.resources.pool, progress, journal)
                 result = None if already_pushed else await self._register_and_send(item, upload)
                 if result is None:
-                    progress.enter("skipped", "already pushed")
+                    labels = await self._label(item.tag)
+                    progress.enter("skipped", "already pushed" + (f", set {', '.join(labels)}" if labels else ""))
                     await upload.discard_journal()  # left by a push that was killed at its very end
-                    return PushResult(item.tag, skipped=True, seconds=time.monotonic() - started, models=models)
+                    seconds = time.monotonic() - started
+                    return PushResult(item.tag, skipped=True, seconds=seconds, models=models, labels=labels)
         return PushResult(
             item.tag,
             resumed=result.resumed,
@@ -147,6 +163,8 @@ class Pusher(Generic[ItemT, RecordT]):
             parts=result.parts,
             seconds=time.monotonic() - started,
             models=models,
+            labels=written(self._options.labels),
+            dropped_labels=self._dropped_labels.get(item.tag, ()),
         )
 
     async def once(self, tag: Tag, push: Callable[[], Awaitable[PushResult]]) -> PushResult:
@@ -261,13 +279,36 @@ class Pusher(Generic[ItemT, RecordT]):
         if created is not None:
             registration = Registration(created)
         elif remote is not None:
-            update = partial(routes.update, name, version, bodies.update)
+            update = partial(self._update_record, item.tag, bodies.update)
             registration = Registration(remote, update, is_whole=_is_pushed(remote))
         else:
             raise NotFoundError(f"cannot push {item.tag}: its record was deleted during the push. Push again.")
         if plan is None:
             return await upload.skip(registration, BARE_REASON)
         return await upload.send(DirectorySource(plan, self.resources.pool), registration, self._options.threads)
+
+    async def _label(self, tag: Tag) -> tuple[str, ...]:
+        """Set the labels of the call on an item that the registry has already; return those that it did not have."""
+        labels = self._options.labels
+        if not labels:
+            return ()
+        before = (await change_labels(self.kind.routes, tag, labels)).before
+        return written({key: value for key, value in labels.items() if before.get(key) != value})
+
+    async def _update_record(self, tag: Tag, body: UpdateBentoSchema | UpdateModelSchema) -> None:
+        """Let an existing record describe the new bytes. Its labels are replaced, unless they are to be kept."""
+        routes, name, version = self.kind.routes, tag.name, tag.version or ""
+        # Read now: the item may have been promoted during a long upload.
+        remote = await routes.get(name, version)
+        before = as_dict(remote.labels) if remote else {}
+        if self._options.keep_labels:
+            body = body.model_copy(update={"labels": as_items({**before, **as_dict(body.labels)})})
+        await routes.update(name, version, body)
+        if dropped := lost_labels(before, as_dict(body.labels), self._options.labels):
+            self._dropped_labels[tag] = dropped
+            hint = "" if self._options.keep_labels else " Push with keep_labels (--keep-labels) to keep such labels."
+            message = "the push has dropped labels of %s %s in the registry: %s.%s"
+            logger.warning(message, self.kind.word, tag, ", ".join(dropped), hint)
 
     async def _prepare(self, item: ItemT) -> tuple[TarPlan | None, RecordBodies]:
         """Scan the directory and make the record before anything is registered; the plan of a bare push is None."""
@@ -280,7 +321,8 @@ class Pusher(Generic[ItemT, RecordT]):
             raise SourceChangedError(
                 f"cannot push {tag}: {path} belongs to {current.tag} now. Push {current.tag} instead.", path=path
             )
-        return plan, await threads.run(self.kind.record_bodies, current, bare)
+        bodies = await threads.run(self.kind.record_bodies, current, bare)
+        return plan, bodies.with_labels(self._options.labels)
 
 
 def _is_pushed(remote: ItemSchema | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import aclosing
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from async_bento._core.tag import LATEST, Tag
 from async_bento.api.paging import RecordT, walk
@@ -32,6 +32,26 @@ _LIST_COMMANDS = {"bento": "async-bento list", "model": "async-bento models list
 _PAGE_SIZE = 20  # records per request for the newest
 
 
+class Selector(NamedTuple):
+    """Which versions of a name count: those that match a query of the registry and have all of some labels."""
+
+    query: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def terms(self) -> str | None:
+        """The whole query in the registry's language, or None."""
+        terms = [f"label:{key}={value}" for key, value in self.labels]
+        return " ".join([*filter(None, [self.query]), *terms]) or None
+
+    def matches(self, record: ItemSchema) -> bool:
+        """Whether a record has the labels. A registry may ignore the query."""
+        return {*self.labels} <= {(label.key, label.value) for label in record.labels}
+
+
+ANY = Selector()
+
+
 def wants_newest(tag: Tag) -> bool:
     """Whether a tag leaves the version to the registry: it has none, or `latest`."""
     return tag.version in {None, LATEST}
@@ -44,20 +64,20 @@ def wanted_tag(name: AnyTag, version: str | None) -> Tag:
     return Tag(name if isinstance(name, str) else Tag.parse(name).name, version)
 
 
-async def get_record(routes: Routes[FullT, RecordT], tag: Tag) -> FullT:
-    """Get a record by its own route; of a tag without a version, the newest that was uploaded.
+async def get_record(routes: Routes[FullT, RecordT], tag: Tag, selector: Selector = ANY) -> FullT:
+    """Get a record by its own route; of a tag without a version, the newest that was uploaded and is selected.
 
     The records of a list lack the models of a bento.
     """
     version = tag.version
     if wants_newest(tag):
-        async with aclosing(newest_records(routes, tag, None)) as records:
+        async with aclosing(newest_records(routes, tag, selector)) as records:
             async for record in records:
                 version = record.version
                 break
     if version and (found := await routes.get(tag.name, version)):
         return found
-    raise not_found(routes, tag, None)
+    raise not_found(routes, tag, selector)
 
 
 async def record_exists(routes: Routes[FullT, RecordT], tag: Tag) -> bool:
@@ -68,9 +88,9 @@ async def record_exists(routes: Routes[FullT, RecordT], tag: Tag) -> bool:
         return False
 
 
-def not_found(routes: Routes[FullT, RecordT], tag: Tag, query: str | None) -> NotFoundError:
+def not_found(routes: Routes[FullT, RecordT], tag: Tag, selector: Selector = ANY) -> NotFoundError:
     """The error for a tag that no record matches."""
-    matching = f" that matches {query!r}" if query else ""
+    matching = f" that matches {selector.terms!r}" if selector.terms else ""
     return NotFoundError(
         f"no {routes.kind} {tag}{matching} in the registry at {routes.session.endpoint}. "
         f"`{_LIST_COMMANDS[routes.kind]}` shows its {routes.kind}s."
@@ -78,7 +98,7 @@ def not_found(routes: Routes[FullT, RecordT], tag: Tag, query: str | None) -> No
 
 
 async def newest_records(
-    routes: Routes[FullT, RecordT], tag: Tag, query: str | None, passed_over: list[str] | None = None
+    routes: Routes[FullT, RecordT], tag: Tag, selector: Selector = ANY, passed_over: list[str] | None = None
 ) -> AsyncGenerator[RecordT]:
     """Iterate over the uploaded records of a name, newest first; if none was uploaded, the newest record alone.
 
@@ -86,12 +106,12 @@ async def newest_records(
     """
 
     async def fetch(*, start: int, count: int) -> ListSchema[RecordT] | None:
-        return await routes.list(tag.name, start=start, count=count, query=query)
+        return await routes.list(tag.name, start=start, count=count, query=selector.terms)
 
     not_uploaded: list[RecordT] = []
     has_uploaded = False
     async with aclosing(walk(fetch, _PAGE_SIZE)) as pages:
-        async for record in (record async for page in pages for record in page):
+        async for record in (record async for page in pages for record in page if selector.matches(record)):
             if not _is_uploaded(record):
                 not_uploaded.append(record)
                 continue

@@ -20,7 +20,7 @@ from async_bento.rest.schemas import BentoWithRepositorySchema
 if TYPE_CHECKING:
     import os
     from builtins import list as list_of  # the APIs have a method `list`
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from pydantic import SecretStr
@@ -113,16 +113,37 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
 
     @overload
     def push(  # type: ignore[overload-overlap]  # a str is one tag
-        self, bento: AnyItem, *, force: bool = False, bare: bool = False, threads: int = 10
+        self,
+        bento: AnyItem,
+        *,
+        force: bool = False,
+        bare: bool = False,
+        threads: int = 10,
+        labels: Mapping[str, str] | None = None,
+        keep_labels: bool = False,
     ) -> PushResult: ...
 
     @overload
     def push(
-        self, bento: Iterable[AnyItem], *, force: bool = False, bare: bool = False, threads: int = 10
+        self,
+        bento: Iterable[AnyItem],
+        *,
+        force: bool = False,
+        bare: bool = False,
+        threads: int = 10,
+        labels: Mapping[str, str] | None = None,
+        keep_labels: bool = False,
     ) -> list_of[PushResult]: ...
 
     def push(
-        self, bento: AnyItem | Iterable[AnyItem], *, force: bool = False, bare: bool = False, threads: int = 10
+        self,
+        bento: AnyItem | Iterable[AnyItem],
+        *,
+        force: bool = False,
+        bare: bool = False,
+        threads: int = 10,
+        labels: Mapping[str, str] | None = None,
+        keep_labels: bool = False,
     ) -> PushResult | list_of[PushResult]:
         """Push a bento to the registry, its models first; or several bentos concurrently, shared models once.
 
@@ -131,6 +152,10 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
             force: Push the bento and its models also when the registry has them already.
             bare: Push the record alone, without the files, for development.
             threads: The most parts in flight at once, per item.
+            labels: Labels to add to those of the bento in the registry, like `{"stage": "prod"}`; also if the registry
+                has the bento already. Its models are not labelled.
+            keep_labels: Keep the labels of a replaced record that the bento does not set. By default they are dropped,
+                with a warning.
 
         Returns:
             The outcome, with that of each model; for a list, a list of the outcomes in the same order.
@@ -146,7 +171,8 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
             >>> results = api.push(["iris_classifier:v1", "fraud_detector:v1"])
         """
         push = cast("Push", self._async.push)
-        return self._loop.run(push, bento, force=force, bare=bare, threads=threads)
+        options = {"force": force, "bare": bare, "threads": threads}
+        return self._loop.run(push, bento, **options, labels=labels, keep_labels=keep_labels)
 
     def pull(
         self,
@@ -156,6 +182,7 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
         with_models: bool = False,
         bento_store: BentoStore | None = None,
         path: str | os.PathLike[str] | None = None,
+        label: str | Mapping[str, str] | None = None,
     ) -> Bento:
         """Pull a bento from the registry into the local store, or into a directory.
 
@@ -172,6 +199,8 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
             bento_store: The store to pull into; the API's own store by default.
             path: The directory for the files, with `bento.yaml` at its top. It is absent or empty, or has a bento that
                 `force` replaces, with all its other files. A mount or the working directory is filled in place.
+            label: Pull the newest version with this label, `stage=prod`, or with all labels of a mapping. The tag has
+                no version.
 
         Returns:
             The local bento.
@@ -179,7 +208,8 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
         Raises:
             NotFoundError: The registry has no such bento, or neither the registry nor the Hub has one of its models.
             PathExistsError: The directory `path` is not empty.
-            ConfigError: A model is on the Hub, and `async-bento[huggingface]` is not installed.
+            ConfigError: A model is on the Hub, and `async-bento[huggingface]` is not installed. Or `label` is invalid,
+                or given for a tag with a version.
             ModelsError: More than one of its models could not be pulled. The bento was, but not into `path`.
             BentoError: The pull failed; the local copy is unchanged.
 
@@ -187,8 +217,15 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
             >>> bento = api.pull("iris_classifier", with_models=True)
             >>> print(bento.path)
         """
-        pull = self._async.pull
-        return self._loop.run(pull, tag, force=force, with_models=with_models, bento_store=bento_store, path=path)
+        return self._loop.run(
+            self._async.pull,
+            tag,
+            force=force,
+            with_models=with_models,
+            bento_store=bento_store,
+            path=path,
+            label=label,
+        )
 
     def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None

@@ -10,7 +10,7 @@ from async_bento.api.kinds import RecordT
 from async_bento.api.sync_files import RemoteFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
     from typing import TypeAlias
 
     from async_bento._core.tag import AnyTag
@@ -127,3 +127,29 @@ class BlockingItemAPI(Generic[ApiT, RecordT]):
             APIError: The registry could not be reached, or refused the request.
         """
         return self._loop.run(self._async.exists, tag)
+
+    def set_labels(self, tag: AnyTag, labels: Mapping[str, str | None]) -> RecordT:
+        """Set and remove labels of an item in the registry, such as `stage=prod`; the rest of its record is kept.
+
+        The route is PATCH on the record, which replaces all labels: they are read, changed and written. A change that
+        another client makes at the same time may be lost.
+
+        Args:
+            tag: The tag. Without a version, or with `latest`, the newest that was uploaded; the record names it.
+            labels: The values by key; None removes a label, if there is one. Other labels are kept.
+
+        Returns:
+            The record, with all its labels.
+
+        Raises:
+            ConfigError: A key or a value is invalid: it is not text, has more than 128 characters, or a key has spaces,
+                commas or `=`.
+            NotFoundError: The registry has no such record.
+            APIError: The registry could not be reached, or refused the change.
+
+        Examples:
+            >>> record = api.set_labels("iris_classifier:v1", {"stage": "prod", "candidate": None})
+            >>> print({label.key: label.value for label in record.labels})
+        """
+        record: RecordT = self._loop.run(self._async.set_labels, tag, labels)
+        return record

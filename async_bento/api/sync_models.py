@@ -11,7 +11,7 @@ from async_bento.rest.schemas import ModelWithRepositorySchema
 if TYPE_CHECKING:
     import os
     from builtins import list as list_of  # the API has a method `list`
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from async_bento._core.tag import AnyTag
     from async_bento.api.loop_thread import LoopThread
@@ -33,14 +33,34 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
 
     @overload
     def push(  # type: ignore[overload-overlap]  # a str is one tag
-        self, model: AnyItem, *, force: bool = False, threads: int = 10
+        self,
+        model: AnyItem,
+        *,
+        force: bool = False,
+        threads: int = 10,
+        labels: Mapping[str, str] | None = None,
+        keep_labels: bool = False,
     ) -> PushResult: ...
 
     @overload
-    def push(self, model: Iterable[AnyItem], *, force: bool = False, threads: int = 10) -> list_of[PushResult]: ...
+    def push(
+        self,
+        model: Iterable[AnyItem],
+        *,
+        force: bool = False,
+        threads: int = 10,
+        labels: Mapping[str, str] | None = None,
+        keep_labels: bool = False,
+    ) -> list_of[PushResult]: ...
 
     def push(
-        self, model: AnyItem | Iterable[AnyItem], *, force: bool = False, threads: int = 10
+        self,
+        model: AnyItem | Iterable[AnyItem],
+        *,
+        force: bool = False,
+        threads: int = 10,
+        labels: Mapping[str, str] | None = None,
+        keep_labels: bool = False,
     ) -> PushResult | list_of[PushResult]:
         """Push a model to the registry, or several models concurrently.
 
@@ -49,6 +69,10 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
                 these.
             force: Push the model also when the registry has it already.
             threads: The most parts in flight at once, per model.
+            labels: Labels to add to those of the model in the registry, like `{"stage": "prod"}`; also if the registry
+                has the model already.
+            keep_labels: Keep the labels of a replaced record that the model does not set. By default they are dropped,
+                with a warning.
 
         Returns:
             The outcome; for a list, a list of the outcomes in the same order.
@@ -63,7 +87,7 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
             >>> print(result.tag, result.bytes_sent)
         """
         push = cast("Push", self._async.push)
-        return self._loop.run(push, model, force=force, threads=threads)
+        return self._loop.run(push, model, force=force, threads=threads, labels=labels, keep_labels=keep_labels)
 
     def pull(
         self,
@@ -73,6 +97,7 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
         model_store: ModelStore | None = None,
         query: str | None = None,
         path: str | os.PathLike[str] | None = None,
+        label: str | Mapping[str, str] | None = None,
     ) -> Model | HuggingFaceModel:
         """Pull a model from the registry into the local store, or into a directory.
 
@@ -83,6 +108,8 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
             model_store: The store to pull into; the API's own store by default.
             query: A query that the newest must match, like `label:stage=prod`; ignored for a tag with a version.
             path: The directory for the files, absent or empty, as in `BentoAPI.pull`. No store is used.
+            label: Pull the newest version with this label, `stage=prod`, or with all labels of a mapping. The tag has
+                no version.
 
         Returns:
             The local model. A model on the Hugging Face Hub is downloaded from there, into `$BENTOML_HF_CACHE_DIR` or
@@ -92,6 +119,7 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
             NotFoundError: The registry has no such model, or the Hub does not have it.
             PathExistsError: The directory `path` is not empty.
             ConfigError: The model is on the Hub, and `path` is given or `async-bento[huggingface]` is not installed.
+                Or `label` is invalid, or given for a tag with a version.
             HubError: The Hub was not reached, or refused.
             BentoError: The pull failed; the local copy is unchanged.
 
@@ -99,8 +127,9 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
             >>> model = api.models.pull("iris_weights")
             >>> print(model.path)
         """
-        pull = self._async.pull
-        return self._loop.run(pull, tag, force=force, model_store=model_store, query=query, path=path)
+        return self._loop.run(
+            self._async.pull, tag, force=force, model_store=model_store, query=query, path=path, label=label
+        )
 
     def list(
         self, *, search: str | None = None, query: str | None = None, limit: int | None = None

@@ -10,11 +10,11 @@ import click
 from async_bento._core.text import human_size
 from async_bento.cli.completion import complete_bento, complete_model
 from async_bento.cli.confirm import confirm
-from async_bento.cli.list_get import open_records
+from async_bento.cli.list_get import explain_other_kind, open_records
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
 from async_bento.cli.output import print_json
 from async_bento.cli.selection import Selection, is_pattern, is_single, run_each, select
-from async_bento.errors import APIStatusError, InvalidTagError, NotFoundError, with_message
+from async_bento.errors import APIStatusError, InvalidTagError, with_message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,23 +108,13 @@ async def _list_all(routes: Records[ItemSchema]) -> list[ItemSchema]:
 
 
 async def _get(routes: Records[ItemSchema], argument: str) -> ItemSchema:
-    """Get a record; if the tag is that of a model and not of a bento, or the reverse, name the right command."""
+    """Get a record."""
     from async_bento._core.tag import Tag
     from async_bento.api.records import get_record
-    from async_bento.rest.schemas import ItemSchema
-    from async_bento.rest.session import ApiRequest
 
     tag = Tag.parse(argument)
-    try:
+    async with explain_other_kind(routes, tag, "delete"):
         return await get_record(routes, tag)
-    except NotFoundError as error:
-        other, group = ("model", "models ") if routes.kind == "bento" else ("bento", "")
-        path = f"{other}_repositories/{tag.name}/{other}s/{tag.version}"
-        if await routes.session.find(ApiRequest("GET", path), ItemSchema) is None:
-            raise
-        raise NotFoundError(
-            f"no {routes.kind} {tag}: it is a {other}. Run `async-bento {group}delete {tag}`."
-        ) from error
 
 
 def _print_plan(records: dict[str, ItemSchema], word: Word, place: str, *, as_json: bool) -> None:

@@ -20,7 +20,7 @@ from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from async_bento.api.async_api import AsyncBentoAPI
@@ -76,17 +76,28 @@ def _print_sum(planned: list[Planned], verb: str, as_json: bool) -> None:
         click.echo(f"Would {verb} {len(sizes)} of {len(planned)} items{size}.")
 
 
-async def plan_push(api: AsyncBentoAPI, item: str, *, force: bool, bare: bool) -> list[Planned]:
+async def plan_push(
+    api: AsyncBentoAPI, item: str, *, force: bool, bare: bool, labels: Mapping[str, str]
+) -> list[Planned]:
     """Plan the push of a bento and its models."""
     bento: Bento = await _find(BentoStore(), item)
     planned = [await _plan_push_model(api.models, bento, info.tag, info.is_huggingface, force) for info in bento.models]
-    return [*planned, await _plan_push(api, "bento", bento, force=force, bare=bare)]
+    planned.append(await _plan_push(api, "bento", bento, force=force, bare=bare))
+    return _with_labels(planned, labels)
 
 
-async def plan_push_model(api: AsyncModelAPI, item: str, *, force: bool) -> list[Planned]:
+async def plan_push_model(api: AsyncModelAPI, item: str, *, force: bool, labels: Mapping[str, str]) -> list[Planned]:
     """Plan the push of a model."""
     model: Model = await _find(ModelStore(), item)
-    return [await _plan_push(api, "model", model, force=force)]
+    return _with_labels([await _plan_push(api, "model", model, force=force)], labels)
+
+
+def _with_labels(planned: list[Planned], labels: Mapping[str, str]) -> list[Planned]:
+    """Add the labels that the push sets on the last item."""
+    if not labels:
+        return planned
+    *models, last = planned
+    return [*models, last._replace(note=f"{last.note}, labelled {', '.join(f'{k}={v}' for k, v in labels.items())}")]
 
 
 async def plan_pull(

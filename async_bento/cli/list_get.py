@@ -22,6 +22,7 @@ from async_bento.errors import NotFoundError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from async_bento._core.tag import Tag
     from async_bento.api.records import Records
     from async_bento.rest.schemas import ItemSchema, ListSchema
 
@@ -150,6 +151,25 @@ async def open_records(registry: RegistryOptions, word: Word) -> AsyncGenerator[
     resume_collection()
     async with RestApiClient(registry.endpoint, context=registry.context) as client:
         yield cast("Records[ItemSchema]", client.models if word == "model" else client.bentos)
+
+
+@asynccontextmanager
+async def explain_other_kind(routes: Records[ItemSchema], tag: Tag, verb: str) -> AsyncGenerator[None]:
+    """Name the right command if a tag is that of a model and not of a bento, or the reverse."""
+    try:
+        yield
+    except NotFoundError as error:
+        from async_bento.api.records import wants_newest
+        from async_bento.rest.responses import RawRecord
+        from async_bento.rest.session import ApiRequest
+
+        other, group = ("model", "models ") if routes.kind == "bento" else ("bento", "")
+        path = f"{other}_repositories/{tag.name}" + ("" if wants_newest(tag) else f"/{other}s/{tag.version}")
+        if await routes.session.find(ApiRequest("GET", path), RawRecord) is None:
+            raise
+        raise NotFoundError(
+            f"no {routes.kind} {tag}: it is a {other}. Run `async-bento {group}{verb} {tag}`."
+        ) from error
 
 
 async def _first(

@@ -82,6 +82,7 @@ class RootGroup(LazyGroup):
         "doctor": "doctor:doctor",
         "exists": "list_get:bento_exists",
         "get": "list_get:get_bento",
+        "label": "labels:label_bento",
         "list": "list_get:list_bentos",
         "login": "login:login",
         "logout": "login:logout",
@@ -118,6 +119,7 @@ accept_verbose(main, hidden=False)
         "diff": "verify:diff_models",
         "exists": "list_get:model_exists",
         "get": "list_get:get_model",
+        "label": "labels:label_model",
         "list": "list_get:list_models",
         "ls": "files:ls_model",
         "pull": "push_pull:pull_models",
@@ -126,4 +128,4 @@ accept_verbose(main, hidden=False)
     },
 )
 def models() -> None:
-    """Push, pull, list, get and delete models."""
+    """Push, pull, list, get, label and delete models."""

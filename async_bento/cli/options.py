@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import dataclass
 from functools import partial, wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import click
@@ -101,6 +102,39 @@ def registry_options(command: Callable[Concatenate[RegistryOptions, P], T]) -> C
     return run
 
 
+def push_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Add --all, --force and --threads."""
+    command = click.option(
+        "--threads",
+        "-t",
+        type=click.IntRange(min=1),
+        default=10,
+        show_default=True,
+        help="Maximum number of parts to upload at once.",
+    )(command)
+    command = click.option("--force", "-f", is_flag=True, help="Push even if the registry has this version.")(command)
+    return click.option("--all", "select_all", is_flag=True, help="Push everything in the local store.")(command)
+
+
+def dry_run_option(command: Callable[..., T]) -> Callable[..., T]:
+    """Add --dry-run."""
+    return click.option("--dry-run", is_flag=True, help="Show what would be transferred, and change nothing.")(command)
+
+
+def pull_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Add --all, --force and --output."""
+    command = click.option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Put the files into DIR, which is absent or empty, instead of the local store.",
+    )(command)
+    help_force = "Download again and replace the local copy, or the one in DIR."
+    command = click.option("--force", "-f", is_flag=True, help=help_force)(command)
+    return click.option("--all", "select_all", is_flag=True, help="Pull every version in the registry.")(command)
+
+
 def filter_options(command: Callable[P, T]) -> Callable[P, T]:
     """Add --search and --label."""
     command = click.option("--search", "-s", metavar="TEXT", help="Only names that contain TEXT.")(command)
@@ -110,12 +144,13 @@ def filter_options(command: Callable[P, T]) -> Callable[P, T]:
         "labels",
         multiple=True,
         metavar="KEY=VALUE",
-        callback=_check_labels,
+        callback=check_labels,
         help="Only records with this label; repeat to require several.",
     )(command)
 
 
-def _check_labels(_context: click.Context, _parameter: click.Parameter, labels: tuple[str, ...]) -> tuple[str, ...]:
+def check_labels(_context: click.Context, _parameter: click.Parameter, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse labels that a registry cannot search for."""
     for label in labels:
         key, _, value = label.partition("=")
         if not key or not value or len(label.split()) > 1:

@@ -37,12 +37,19 @@ def print_push(result: PushResult, word: str) -> None:
     if is_quiet() or progress_mode() == "bars":
         return
     if result.skipped:
+        print_labels_set(result, word)
         print_skipped([str(result.tag)], word, "push")
     elif result.parts == 0:
         click.echo(f"Pushed the record of {word} {result.tag}.")
     else:
         parts = "" if result.parts == 1 else f" in {result.parts} parts"
         click.echo(f"Pushed {word} {result.tag}: {human_size(result.bytes_sent)}{parts}, {result.seconds:.1f} s.")
+
+
+def print_labels_set(result: PushResult, word: str) -> None:
+    """Print the labels that a push has set on an item that it has skipped, unless the bars have shown them."""
+    if result.labels and not (is_quiet() or progress_mode() == "bars"):
+        click.echo(f"Labelled {word} {result.tag}: {', '.join(result.labels)}.")
 
 
 def print_skipped(tags: Sequence[str], word: str, verb: str) -> None:

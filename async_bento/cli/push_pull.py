@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import click
@@ -17,18 +16,37 @@ from async_bento.cli.completion import (
 )
 from async_bento.cli.errors import ItemsError, hint_at_list
 from async_bento.cli.files import check_selection, pull_files, selection_options
-from async_bento.cli.options import RegistryOptions, asynchronous, registry_options, warn_of_unknown_terms
-from async_bento.cli.output import print_json, print_pull, print_push, print_skipped, pull_as_json, push_as_json
+from async_bento.cli.labels import find_labelled, parse_selection, pull_label_option, push_label_options
+from async_bento.cli.options import (
+    RegistryOptions,
+    asynchronous,
+    dry_run_option,
+    pull_options,
+    push_options,
+    registry_options,
+    warn_of_unknown_terms,
+)
+from async_bento.cli.output import (
+    print_json,
+    print_labels_set,
+    print_pull,
+    print_push,
+    print_skipped,
+    pull_as_json,
+    push_as_json,
+)
 from async_bento.cli.progress import is_skipped
 from async_bento.cli.selection import check_arguments, is_pattern, is_single, run_each, select, select_stored
 from async_bento.errors import BentoError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from async_bento.api.async_api import AsyncBentoAPI
     from async_bento.api.async_models import AsyncModelAPI
     from async_bento.api.push import PushResult
+    from async_bento.cli.dry_run import Planned
     from async_bento.cli.selection import Selection
     from async_bento.store.store import BentoStore, ModelStore
 
@@ -45,40 +63,11 @@ class Pulled(NamedTuple):
     path: Path
 
 
-def _push_options(command: Callable[..., T]) -> Callable[..., T]:
-    command = click.option(
-        "--threads",
-        "-t",
-        type=click.IntRange(min=1),
-        default=10,
-        show_default=True,
-        help="Maximum number of parts to upload at once.",
-    )(command)
-    command = click.option("--force", "-f", is_flag=True, help="Push even if the registry has this version.")(command)
-    return click.option("--all", "select_all", is_flag=True, help="Push everything in the local store.")(command)
-
-
-def _dry_run_option(command: Callable[..., T]) -> Callable[..., T]:
-    return click.option("--dry-run", is_flag=True, help="Show what would be transferred, and change nothing.")(command)
-
-
-def _pull_options(command: Callable[..., T]) -> Callable[..., T]:
-    command = click.option(
-        "--output",
-        "-o",
-        metavar="DIR",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Put the files into DIR, which is absent or empty, instead of the local store.",
-    )(command)
-    help_force = "Download again and replace the local copy, or the one in DIR."
-    command = click.option("--force", "-f", is_flag=True, help=help_force)(command)
-    return click.option("--all", "select_all", is_flag=True, help="Pull every version in the registry.")(command)
-
-
 @click.command()
 @click.argument("bentos", nargs=-1, shell_complete=complete_bento_to_push)
-@_push_options
-@_dry_run_option
+@push_options
+@push_label_options
+@dry_run_option
 @click.option("--bare", is_flag=True, help="Push only the record, without files (for development).")
 @registry_options
 @asynchronous
@@ -90,16 +79,22 @@ async def push(
     threads: int,
     bare: bool,
     dry_run: bool,
+    labels: dict[str, str],
+    keep_labels: bool,
 ) -> None:
     """Push BENTOS and their models to the registry.
 
     Each of BENTOS is a tag, a pattern of tags or a directory. If one cannot be
     pushed, the others still are, unless the fault concerns them all: the connection, the token or a setting.
 
+    --label also labels BENTOS that the registry has already, and not their models. --force replaces the labels in
+    the registry by those of BENTOS, and warns of the ones that it drops.
+
     \b
     Examples:
       async-bento push iris_classifier:latest
       async-bento push ./bentos/iris_classifier/v3 --force
+      async-bento push iris_classifier:v3 --label stage=prod
       async-bento push iris_classifier:v1 "fraud_*:v2"
       async-bento push --all
     """
@@ -110,12 +105,12 @@ async def push(
     async with registry.make_transfer_api(is_single=is_single(bentos)) as api:
 
         async def push_one(item: str) -> PushResult:
-            return await api.push(item, force=force, bare=bare, threads=threads)
+            return await api.push(item, force=force, bare=bare, threads=threads, labels=labels, keep_labels=keep_labels)
 
         if dry_run:
             from async_bento.cli.dry_run import plan_each, plan_push
 
-            plan = partial(plan_push, api, force=force, bare=bare)
+            plan = partial(plan_push, api, force=force, bare=bare, labels=labels)
             plan_one = _explain_unstored(plan, "bento")
             await plan_each(plan_one, selection, "push {} bentos", as_json=registry.as_json)
             return
@@ -124,12 +119,20 @@ async def push(
 
 @click.command("push")
 @click.argument("models", nargs=-1, shell_complete=complete_model_to_push)
-@_push_options
-@_dry_run_option
+@push_options
+@push_label_options
+@dry_run_option
 @registry_options
 @asynchronous
 async def push_models(
-    registry: RegistryOptions, models: tuple[str, ...], select_all: bool, force: bool, threads: int, dry_run: bool
+    registry: RegistryOptions,
+    models: tuple[str, ...],
+    select_all: bool,
+    force: bool,
+    threads: int,
+    dry_run: bool,
+    labels: dict[str, str],
+    keep_labels: bool,
 ) -> None:
     """Push MODELS to the registry.
 
@@ -148,12 +151,12 @@ async def push_models(
     async with registry.make_transfer_api(is_single=is_single(models)) as api:
 
         async def push_one(item: str) -> PushResult:
-            return await api.models.push(item, force=force, threads=threads)
+            return await api.models.push(item, force=force, threads=threads, labels=labels, keep_labels=keep_labels)
 
         if dry_run:
             from async_bento.cli.dry_run import plan_each, plan_push_model
 
-            plan = partial(plan_push_model, api.models, force=force)
+            plan = partial(plan_push_model, api.models, force=force, labels=labels)
             plan_one = _explain_unstored(plan, "model")
             await plan_each(plan_one, selection, "push {} models", as_json=registry.as_json)
             return
@@ -162,9 +165,10 @@ async def push_models(
 
 @click.command()
 @click.argument("bentos", nargs=-1, shell_complete=complete_remote_bento)
-@_pull_options
+@pull_options
+@pull_label_option
 @selection_options
-@_dry_run_option
+@dry_run_option
 @click.option("--with-models", "-m", is_flag=True, help="Also pull the models of the bentos.")
 @registry_options
 @asynchronous
@@ -176,6 +180,7 @@ async def pull(
     with_models: bool,
     output: Path | None,
     dry_run: bool,
+    labels: tuple[str, ...],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
 ) -> None:
@@ -191,22 +196,25 @@ async def pull(
     Examples:
       async-bento pull iris_classifier --with-models
       async-bento pull iris_classifier:v3 fraud_detector --force
+      async-bento pull iris_classifier --label stage=prod
       async-bento pull "iris*:*"
       async-bento pull iris_classifier:v3 --output ./iris_classifier
       async-bento pull iris_classifier:v3 --output ./sources --include "src/*.py"
     """
     check_arguments(bentos, "bento", "pull", select_all=select_all)
+    label = parse_selection(labels, bentos, select_all=select_all)
+    find = partial(find_labelled, registry, "bento", labels=label)
     _check_output(output, bentos, "bento", select_all)
     if include or exclude:
         check_selection(output, {"--with-models": with_models, "--dry-run": dry_run})
     async with registry.make_transfer_api(is_single=is_single(bentos), resumable=output is None) as api:
         if output and (include or exclude):
-            await pull_files(registry, api.files(bentos[0]), output, (include, exclude), force=force)
+            await pull_files(registry, api.files(await find(bentos[0])), output, (include, exclude), force=force)
             return
 
         async def pull_one(tag: str) -> Pulled:
             try:
-                bento = await api.pull(tag, force=force, with_models=with_models, path=output)
+                bento = await api.pull(tag, force=force, with_models=with_models, path=output, label=label)
             except NotFoundError as error:
                 raise await _explain_missing(error, tag, "bento", "pull", _is_remote(api.models, api, tag)) from error
             return Pulled(str(bento.tag), bento.path)
@@ -215,7 +223,9 @@ async def pull(
         if dry_run:
             from async_bento.cli.dry_run import plan_each, plan_pull
 
-            plan = partial(plan_pull, api, force=force, with_models=with_models, output=output)
+            async def plan(tag: str) -> list[Planned]:
+                return await plan_pull(api, await find(tag), force=force, with_models=with_models, output=output)
+
             await plan_each(plan, selection, "pull {} bentos", as_json=registry.as_json)
             return
         await _pull_each(pull_one, selection, "bento", registry.as_json)
@@ -223,10 +233,13 @@ async def pull(
 
 @click.command("pull")
 @click.argument("models", nargs=-1, shell_complete=complete_remote_model)
-@_pull_options
+@pull_options
+@pull_label_option
 @selection_options
-@_dry_run_option
-@click.option("--query", metavar="QUERY", help="Pull the newest version that matches, such as label:stage=prod.")
+@dry_run_option
+@click.option(
+    "--query", metavar="QUERY", help="Pull the newest version that matches, such as label:stage=prod,stage=beta."
+)
 @registry_options
 @asynchronous
 async def pull_models(
@@ -237,6 +250,7 @@ async def pull_models(
     query: str | None,
     output: Path | None,
     dry_run: bool,
+    labels: tuple[str, ...],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
 ) -> None:
@@ -251,12 +265,14 @@ async def pull_models(
     \b
     Examples:
       async-bento models pull iris_weights:v3
-      async-bento models pull iris_weights --query label:stage=prod
+      async-bento models pull iris_weights --label stage=prod
       async-bento models pull "iris*:*"
       async-bento models pull iris_weights --output /models/iris
     """
     warn_of_unknown_terms(query)
     check_arguments(models, "model", "pull", select_all=select_all)
+    label = parse_selection(labels, models, select_all=select_all)
+    find = partial(find_labelled, registry, "model", labels=label)
     _check_output(output, models, "model", select_all)
     if include or exclude:
         check_selection(output, {"--query": query, "--dry-run": dry_run})
@@ -264,12 +280,12 @@ async def pull_models(
         raise click.UsageError("--dry-run does not support --query.")
     async with registry.make_transfer_api(is_single=is_single(models), resumable=output is None) as api:
         if output and (include or exclude):
-            await pull_files(registry, api.models.files(models[0]), output, (include, exclude), force=force)
+            await pull_files(registry, api.models.files(await find(models[0])), output, (include, exclude), force=force)
             return
 
         async def pull_one(tag: str) -> Pulled:
             try:
-                model = await api.models.pull(tag, force=force, query=query, path=output)
+                model = await api.models.pull(tag, force=force, query=query, path=output, label=label)
             except NotFoundError as error:
                 raise await _explain_missing(error, tag, "model", "pull", _is_remote(api, api.models, tag)) from error
             return Pulled(str(model.tag), model.path)
@@ -278,7 +294,9 @@ async def pull_models(
         if dry_run:
             from async_bento.cli.dry_run import plan_each, plan_pull_model
 
-            plan = partial(plan_pull_model, api.models, force=force, output=output)
+            async def plan(tag: str) -> list[Planned]:
+                return await plan_pull_model(api.models, await find(tag), force=force, output=output)
+
             await plan_each(plan, selection, "pull {} models", as_json=registry.as_json)
             return
         await _pull_each(pull_one, selection, "model", registry.as_json)
@@ -302,6 +320,8 @@ async def _push_each(
     def report(result: PushResult) -> None:
         if result.skipped and not selection.is_single:
             skipped.append(str(result.tag))
+            if not as_json:
+                print_labels_set(result, word)
         elif not as_json:
             print_push(result, word)
 

@@ -11,7 +11,7 @@ from pydantic import (
 )
 
 from async_bento._core.s3 import MAX_PARTS
-from async_bento._core.validation import RequestTime
+from async_bento._core.validation import JsonObject, RequestTime
 from async_bento.rest.schemas import BentoManifestSchema, LabelItemSchema, ModelManifestSchema
 
 
@@ -56,6 +56,14 @@ class CreateModelSchema(UpdateModelSchema):
 
     version: str
     build_at: RequestTime
+
+
+class UpdateLabelsSchema(RequestModel):
+    """The body of PATCH on an item that changes its labels alone: the rest is what the registry sent."""
+
+    description: str
+    manifest: JsonObject | None
+    labels: list[LabelItemSchema]
 
 
 class PreSignMultipartUploadUrlSchema(RequestModel):

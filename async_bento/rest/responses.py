@@ -8,11 +8,11 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 
 from async_bento._core.retry import seconds_to_wait
 from async_bento._core.urls import without_queries
-from async_bento._core.validation import first_error
+from async_bento._core.validation import JsonObject, first_error
 from async_bento.errors import (
     APIError,
     APIResponseError,
@@ -71,6 +71,18 @@ class RawResponse(NamedTuple):
     request: str  # the method and the URL without its query, for messages
 
 
+class RawRecord(RootModel[JsonObject]):
+    """A record with all fields that the registry sent, also those that no schema has."""
+
+
+def parse_record(record: JsonObject, schema: type[ResponseT], request: str) -> ResponseT:
+    """Parse a record that was read as a `RawRecord`; raise APIResponseError if it does not match the schema."""
+    try:
+        return schema.model_validate(record)
+    except ValidationError as error:
+        raise _misfit(error, request) from None
+
+
 def parse_response(response: RawResponse, schema: type[ResponseT]) -> ResponseT:
     """Parse the body of a 200; raise APIResponseError if it is not JSON, or does not match the schema."""
     try:
@@ -80,10 +92,13 @@ def parse_response(response: RawResponse, schema: type[ResponseT]) -> ResponseT:
         first = first_error(error)
         if first.type == "json_invalid":
             raise APIResponseError(f"{response.request}: the response is not JSON. {_NO_REGISTRY}") from None
-        field = first.field or "the response"
-        raise APIResponseError(
-            f"{response.request}: the response does not fit the protocol: {field}: {first.message}", field=field
-        ) from None
+        raise _misfit(error, response.request) from None
+
+
+def _misfit(error: ValidationError, request: str) -> APIResponseError:
+    first = first_error(error)
+    field = first.field or "the response"
+    return APIResponseError(f"{request}: the response does not fit the protocol: {field}: {first.message}", field=field)
 
 
 def read_date(headers: Mapping[str, str]) -> float | None:

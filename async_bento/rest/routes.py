@@ -19,15 +19,19 @@ from async_bento.rest.request_schemas import (
     FinishUploadSchema,
     PreSignMultipartUploadUrlSchema,
     UpdateBentoSchema,
+    UpdateLabelsSchema,
     UpdateModelSchema,
 )
+from async_bento.rest.responses import RawRecord, parse_record
 from async_bento.rest.schemas import ItemSchema, RepositorySchema
 from async_bento.rest.session import ApiRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from async_bento._core.validation import JsonObject
     from async_bento.rest.request_schemas import RequestModel
+    from async_bento.rest.schemas import LabelItemSchema
     from async_bento.rest.session import RestSession
     from async_bento.rest.transport import Target
 
@@ -97,6 +101,31 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
     async def update(self, name: str, version: str, record: UpdateBentoSchema | UpdateModelSchema) -> ItemT:
         """PATCH `/bento_repositories/{name}/bentos/{version}`."""
         return await self.session.request(ApiRequest("PATCH", self.path(name, version), record), self._item)
+
+    async def get_raw(self, name: str, version: str) -> tuple[ItemT, JsonObject] | None:
+        """GET `…/bentos/{version}`: the item, and all that the registry sent of it; or None."""
+        request = ApiRequest("GET", self.path(name, version))
+        found = await self.session.find(request, RawRecord)
+        return None if found is None else (parse_record(found.root, self._item, f"GET {request.path}"), found.root)
+
+    async def update_labels(
+        self, name: str, version: str, record: JsonObject, labels: Sequence[LabelItemSchema]
+    ) -> ItemT:
+        """PATCH `…/bentos/{version}`: replace the labels of an item, and send back the rest of its record.
+
+        The item has the fields of the record that the response lacks: Yatai leaves out the repository and the models.
+        """
+        description, manifest = record.get("description"), record.get("manifest")
+        body = UpdateLabelsSchema(
+            description=description if isinstance(description, str) else "",
+            manifest=manifest if isinstance(manifest, dict) else None,
+            labels=[*labels],
+        )
+        request = ApiRequest("PATCH", self.path(name, version), body)
+        updated = await self.session.request(request, RawRecord)
+        sent: JsonObject = {"labels": [{"key": label.key, "value": label.value} for label in labels]}
+        answered = {key: value for key, value in updated.root.items() if value is not None}
+        return parse_record({**record, **sent, **answered}, self._item, f"PATCH {request.path}")
 
     async def delete(self, name: str, version: str, *, force: bool = False) -> None:
         """DELETE `/bento_repositories/{name}/bentos/{version}`, a route of async-bento's own registry."""
