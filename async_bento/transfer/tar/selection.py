@@ -166,7 +166,7 @@ class MatchingFiles:
         parents = [parent for parent in _parents(path) if parent not in self._kept]
         above = [self._index.entries[parent] for parent in reversed(parents) if parent in self._index.entries]
         self._kept.update(parents, (path,))
-        origin = _origin(self._index, path)
+        origin = self._index.origin(entry).member.path
         self.is_possible = origin in self._kept and all(one.member.type in _WITHOUT_CONTENT for one in above)
         return [_whole(one, origin) for one in (*above, entry)] if self.is_possible else ()
 
