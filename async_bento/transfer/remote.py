@@ -105,7 +105,7 @@ class RemoteTar:
         return self._reader.etag
 
     async def load(self, path: str | None = None, *, stream: bool = True) -> None:
-        """Find all members, or those up to `path`; of a tar that is streamed, none unless all are wanted by `stream`."""
+        """Find all members, or those up to `path`; of one that is streamed, none unless `stream` and all are wanted."""
         async with self._lock:
             while not (self.index.is_complete or self.is_streamed or path in self.index.entries):
                 try:
