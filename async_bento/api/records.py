@@ -90,7 +90,10 @@ async def record_exists(routes: Routes[FullT, RecordT], tag: Tag) -> bool:
 
 def not_found(routes: Routes[FullT, RecordT], tag: Tag, selector: Selector = ANY) -> NotFoundError:
     """The error for a tag that no record matches."""
-    matching = f" that matches {selector.terms!r}" if selector.terms else ""
+    matching = f" that matches {selector.query!r}" if selector.query else ""
+    if selector.labels:
+        labels = ", ".join(f"{key}={value}" for key, value in selector.labels)
+        matching += f" with the label{'s' if len(selector.labels) > 1 else ''} {labels}"
     return NotFoundError(
         f"no {routes.kind} {tag}{matching} in the registry at {routes.session.endpoint}. "
         f"`{_LIST_COMMANDS[routes.kind]}` shows its {routes.kind}s."

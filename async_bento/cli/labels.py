@@ -98,7 +98,7 @@ def _describe(word: Word, tag: str, changed: Relabelled[ItemSchema]) -> str:
     before, after = changed.before, changed.after
     parts = [f"{key}={value}" for key, value in after.items() if before.get(key) != value]
     parts += [f"{key} removed" for key in before if key not in after]
-    return f"Labelled {word} {tag}: {', '.join(parts)}." if parts else f"Nothing to change: {word} {tag} is so already."
+    return f"Labelled {word} {tag}: {', '.join(parts)}." if parts else f"The labels of {word} {tag} are unchanged."
 
 
 def push_label_options(command: Callable[..., T]) -> Callable[..., T]:

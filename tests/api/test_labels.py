@@ -225,7 +225,7 @@ async def test_pull_label_selects_the_newest_that_has_it(
     assert str((await api.pull("svc", label="stage=prod")).tag) == "svc:v1"
     bento = await api.pull("svc", label={"stage": "prod", "region": "eu"}, path=elsewhere / "out")
     assert str(bento.tag) == "svc:v1"
-    with pytest.raises(NotFoundError, match=r"^no bento svc that matches 'label:stage=prod label:region=us' in the "):
+    with pytest.raises(NotFoundError, match=r"^no bento svc with the labels stage=prod, region=us in the registry"):
         await api.pull("svc", label={"stage": "prod", "region": "us"})
 
 

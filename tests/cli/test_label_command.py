@@ -49,7 +49,7 @@ def pushed(served: LocalRegistry, home: Path) -> LocalRegistry:
 @pytest.mark.usefixtures("pushed")
 def test_label_sets_removes_and_prints() -> None:
     assert out("label", "svc", "stage=beta", "team-", "no-") == "Labelled bento svc:v2: stage=beta, team removed.\n"
-    assert out("label", "svc:v2", "stage=beta") == "Nothing to change: bento svc:v2 is so already.\n"
+    assert out("label", "svc:v2", "stage=beta") == "The labels of bento svc:v2 are unchanged.\n"
     assert out("label", "svc:v2", "a=b=c d", "-q") == ""
     assert out("label", "svc:v2") == "a=b=c d\nstage=beta\n"
     assert json.loads(out("label", "svc:v2", "stage-", "--json")) == {"tag": "svc:v2", "labels": {"a": "b=c d"}}
@@ -103,7 +103,7 @@ def test_pull_label_gets_the_promoted_version(tmp_path: Path, monkeypatch: pytes
     assert some.startswith("1 file of svc:v1 in ")
     missing = run("pull", "svc", "--label", "stage=prod", "--label", "team=nlp")
     assert missing.exit_code == 3
-    assert "no bento svc that matches 'label:stage=prod label:team=nlp' in the registry" in missing.stderr
+    assert "no bento svc with the labels stage=prod, team=nlp in the registry" in missing.stderr
     out("models", "label", "mod", "stage=prod")
     assert json.loads(out("models", "pull", "mod", "-l", "stage=prod", "--json"))["tag"] == "mod:m1"
     planned = json.loads(out("models", "pull", "mod", "-l", "stage=prod", "--dry-run", "--json"))

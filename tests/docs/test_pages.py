@@ -96,7 +96,7 @@ TESTS = [block for block in blocks() if block.title.startswith("test_")]
 def ready(served: LocalRegistry, home: Path) -> LocalRegistry:
     """Provide a registry and a home that have the items of the pages."""
     make_model(home, "iris_weights:w1", labels={"stage": "prod"})
-    make_bento(home, "iris_classifier:v1", models=["iris_weights:w1"])
+    make_bento(home, "iris_classifier:v1", models=["iris_weights:w1"], labels={"stage": "prod"})
     for name in ("fraud_detector", "greeter"):
         make_bento(home, f"{name}:v1")
     for name, version in (("bentos/iris_classifier", "v1"), ("bentos/greeter", "v1"), ("models/iris_weights", "w1")):
