@@ -83,6 +83,20 @@ def build(project, version):
     return str(bentoml.bentos.build_bentofile(build_ctx=project, version=version).tag)
 
 
+def export(tag, into):
+    bentoml.bentos.export_bento(tag, into, output_format="folder")
+
+
+def import_bento(path):
+    return str(bentoml.bentos.import_bento(path, input_format="folder").tag)
+
+
+def loaded_models(path):
+    """Where the service of a bento in a directory finds its models."""
+    instance = bentoml.load(path).inner()
+    return {name: instance.__getattribute__(name).path for name in ("small", "large")}
+
+
 def create_model(tag, files, **options):
     with bentoml.models.create(tag, **options) as model:
         for name, text in files.items():

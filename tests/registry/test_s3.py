@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -233,6 +234,42 @@ async def test_push_and_pull_round_trip(serve: Serve, home: Path, tmp_path: Path
         assert contents(pulled.path) == contents(bento)
         assert (await api.push("svc:v1")).skipped
         assert not (await api.push("svc:v1", force=True)).skipped
+
+
+async def test_remote_files_are_read_with_every_strategy(serve: Serve, home: Path, tmp_path: Path):
+    """By ranges from the bucket, also where other transfers go through the registry."""
+    make_bento(home, files=FILES)
+    for transmission in ("presigned_url", "auto", "proxy"):
+        caller, place = await serve(transmission, transmission=transmission), tmp_path / f"{transmission}-files"
+        async with make_api(caller, home) as api:
+            await api.push("svc:v1")
+            files = api.files("svc")
+            listed = {entry.path: entry.size for entry in await files.list() if entry.type == "file"}
+            assert listed.pop("bento.yaml")
+            assert listed == {path: len(content) for path, content in FILES.items()}
+            for path, content in FILES.items():
+                assert await api.files("svc:v1").read(path) == content
+            async with files.open("src/weights") as file:
+                file.seek(11 * MiB)
+                assert await file.read(1000) == FILES["src/weights"][11 * MiB : 11 * MiB + 1000]
+            await files.extract("src/", place, exclude="*.py")
+        assert contents(place) == {"src": None, "src/weights": FILES["src/weights"]}
+
+        address = {
+            "BENTO_CLOUD_API_ENDPOINT": caller.registry.endpoint,
+            "BENTO_CLOUD_API_KEY": caller.registry.api_token,
+        }
+        processes = [
+            await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "async_bento", *arguments),
+                env=os.environ | address,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            for arguments in (("ls", "svc:v1", "src"), ("cat", "svc", "src/service.py"))
+        ]
+        ls, cat = [(await process.communicate())[0] for process in processes]
+        assert [line.split()[-1] for line in ls.splitlines()] == [b"src/service.py", b"src/weights"]
+        assert cat == FILES["src/service.py"]
 
 
 async def test_pull_cancelled_resumes(caller: Caller, home: Path, tmp_path: Path):

@@ -18,6 +18,7 @@ import pytest
 
 from async_bento import BentoError, ConfigError, HubError, HuggingFaceModel, NotFoundError, StoreError, Tag
 from async_bento.cli import main
+from async_bento.cli.dry_run import plan_pull
 from async_bento.progress.events import ENDED
 from tests.builders import make_bento, random_bytes
 from tests.cli_runner import make_runner
@@ -459,7 +460,12 @@ async def test_pull_into_directory_leaves_hub_models_in_the_cache(
 ) -> None:
     proxy, _ = registered
 
-    bento = await make_client(proxy).pull("svc:v1", path=tmp_path / "svc", with_models=True)
+    api = make_client(proxy)
+    plans = await plan_pull(api, "svc:v1", force=False, with_models=True, output=tmp_path / "svc")
+    assert [plan.note.partition(", to ")[2] for plan in plans] == [str(tmp_path / "svc"), "the Hugging Face cache"]
+    assert not (tmp_path / "svc").exists()
+
+    bento = await api.pull("svc:v1", path=tmp_path / "svc", with_models=True)
 
     assert bento.path == tmp_path / "svc"
     assert sorted(entry.name for entry in bento.path.iterdir()) == ["bento.yaml", "src"]
@@ -530,6 +536,7 @@ STALLED = """
 import asyncio, json, os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from async_bento.cli import main
+from async_bento.cli.dry_run import plan_pull
 main(["pull", "svc:v1", "--with-models"])
 """
 
