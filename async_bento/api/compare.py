@@ -128,8 +128,26 @@ def _file(entry: IndexEntry) -> Node:
     return Node("file", entry.member.size, entry.member.mtime_ns, entry.member.mode, entry=entry)
 
 
-def scan_directory(root: Path, exclude: Collection[str]) -> dict[str, Node]:
-    """The tree of a directory, without the names in `exclude` at its top. Blocks."""
+class LocalCopy(NamedTuple):
+    """The remote tree of an item as a pull would extract it here, the local tree, and the bits of modes that count."""
+
+    remote: dict[str, Node]
+    nodes: dict[str, Node]
+    mode_bits: int
+
+
+def scan_copy(root: Path, exclude: Collection[str], remote: dict[str, Node], index: TarIndex) -> LocalCopy:
+    """Scan the local copy of a remote item, without the names in `exclude` at its top. Blocks."""
+    # Python writes bytecode next to the files that it imports.
+    nodes = {
+        path: node for path, node in _scan(root, exclude).items() if path in remote or _BYTECODE not in path.split("/")
+    }
+    keeps_modes = any(node.type == "file" and not node.mode & EXECUTABLE for node in nodes.values())  # exFAT does not
+    return LocalCopy(_without_links(remote, nodes, index), nodes, EXECUTABLE if keeps_modes else 0)
+
+
+def _scan(root: Path, exclude: Collection[str]) -> dict[str, Node]:
+    """The tree of a directory."""
     tree: dict[str, Node] = {}
     pending = [os.fspath(root)]
     prefix = len(pending[0]) + 1
@@ -156,12 +174,7 @@ def _scanned(found: os.DirEntry[str]) -> Node:
     return Node("directory" if stat.S_ISDIR(status.st_mode) else "other")
 
 
-def without_bytecode(local: Mapping[str, Node], remote: Mapping[str, Node]) -> dict[str, Node]:
-    """A local tree without the bytecode that Python has written into it since: the remote tree does not have it."""
-    return {path: node for path, node in local.items() if path in remote or _BYTECODE not in path.split("/")}
-
-
-def without_links(remote: dict[str, Node], local: Mapping[str, Node], index: TarIndex) -> dict[str, Node]:
+def _without_links(remote: dict[str, Node], local: Mapping[str, Node], index: TarIndex) -> dict[str, Node]:
     """A remote tree as a pull extracts it where the filesystem has no symlinks: each is a copy of its target."""
     if any(node.type == "symlink" for node in local.values()):
         return remote

@@ -13,16 +13,13 @@ from async_bento._core.concurrency import for_each, shielded
 from async_bento._core.s3 import bare_etag, etag_of_parts, is_md5
 from async_bento._core.tag import Tag, TaggedItem
 from async_bento.api.compare import (
-    EXECUTABLE,
     PERMISSIONS,
     Contents,
     Difference,
     compare,
     equal_sizes,
-    scan_directory,
+    scan_copy,
     tree_of,
-    without_bytecode,
-    without_links,
 )
 from async_bento.api.records import get_record
 from async_bento.api.remote_item import RemoteItem, refuse_hub_model
@@ -131,20 +128,20 @@ async def verify(resources: Resources, kind: Kind[Any, Any], item: Item, *, full
         progress.enter("planning")
         tree = await _load(remote, "verify")
         exclude = {*TEMPORARY_NAMES, *kind.excluded}.difference(tree.nodes)
-        local = without_bytecode(await run(scan_directory, item.path, exclude), tree.nodes)
-        tree = tree._replace(nodes=without_links(tree.nodes, local, tree.tar.index))
+        local = await run(scan_copy, item.path, exclude, tree.nodes, tree.tar.index)
+        tree = tree._replace(nodes=local.remote)
         if not full:
-            return VerifyResult(item.tag, "index", compare(tree.nodes, local, EXECUTABLE))
-        paths = equal_sizes(tree.nodes, local)
+            return VerifyResult(item.tag, "index", await run(compare, *local))
+        paths = await run(equal_sizes, local.remote, local.nodes)
         digests = await _together(
             partial(_remote_digests, remote, tree, paths, progress), partial(_local_digests, resources, item, paths)
         )
-        return VerifyResult(item.tag, "content", compare(tree.nodes, local, EXECUTABLE, Contents(*digests)))
+        return VerifyResult(item.tag, "content", await run(compare, *local, Contents(*digests)))
 
 
 async def diff(resources: Resources, kind: Kind[Any, Any], tags: tuple[Tag, Tag], *, full: bool) -> DiffResult:
     """Compare two items in the registry; `full`: by content."""
-    items = [RemoteItem(resources, kind, tag) for tag in tags]
+    items, run = [RemoteItem(resources, kind, tag) for tag in tags], resources.threads.run
 
     def result(method: Method, differences: tuple[Difference, ...] = ()) -> DiffResult:
         return DiffResult(items[0].tag, items[1].tag, method, differences)
@@ -155,15 +152,15 @@ async def diff(resources: Resources, kind: Kind[Any, Any], tags: tuple[Tag, Tag]
             return result("checksums")
     old, new = await _together(*(partial(_load, item, _COMPARE) for item in items))
     if not full:
-        return result("index", compare(old.nodes, new.nodes, PERMISSIONS))
-    paths = equal_sizes(old.nodes, new.nodes)
+        return result("index", await run(compare, old.nodes, new.nodes, PERMISSIONS))
+    paths = await run(equal_sizes, old.nodes, new.nodes)
 
     async def read(item: RemoteItem, tree: _RemoteTree) -> Mapping[str, bytes]:
         with resources.progress("diff", kind.word, item.tag) as progress:
             return await _remote_digests(item, tree, paths, progress)
 
     digests = await _together(partial(read, items[0], old), partial(read, items[1], new))
-    return result("content", compare(old.nodes, new.nodes, PERMISSIONS, Contents(*digests)))
+    return result("content", await run(compare, old.nodes, new.nodes, PERMISSIONS, Contents(*digests)))
 
 
 async def refuse_hub_tag(kind: Kind[Any, Any], item: object) -> None:
@@ -277,7 +274,7 @@ async def _remote_digests(
     async def read(tar: RemoteTar) -> dict[int, bytes]:
         if tar is not tree.tar:
             raise TransferError(f"cannot compare {item.tag}: the item was pushed again meanwhile. Try again.")
-        digests = FileDigests(tar.index, entries.values())
+        digests = await item.resources.threads.run(FileDigests, tar.index, entries.values())
         await tar.copy(digests.pieces, digests, progress)
         return digests.digests
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SYNONYMS = {
+    "check": "verify",
+    "compare": "diff",
     "dir": "list",
     "download": "pull",
     "info": "get",

@@ -232,6 +232,21 @@ async def test_verify_of_copies_of_links_is_the_same(
     assert words(await api.verify("svc:v1", full=True)) == ["content", "changed link content"]
 
 
+async def test_verify_of_a_copy_without_modes_is_the_same(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path
+) -> None:
+    """As on exFAT, where every file is executable."""
+    proxy = await start_proxy()
+    bento = make(origin)
+    api = make_client(proxy, origin)
+    await api.push("svc:v1")
+    for path in bento.rglob("*"):
+        path.chmod(0o777)
+    assert words(await api.verify("svc:v1")) == ["index"]
+    (bento / "src/weights").chmod(0o666)
+    assert "changed src/service.py mode" in words(await api.verify("svc:v1"))
+
+
 async def test_verify_of_a_directory_that_no_push_accepts_compares_lists(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path
 ) -> None:

@@ -102,6 +102,28 @@ async def test_we_pull_what_we_pushed(with_bento, there, registry, restarted):
     check_all(there, with_bento, modes=True)
 
 
+async def test_verify_accepts_what_bentoml_pushed(with_bento, there, registry):
+    await with_bento.calls(["push", {"tag": TAG}], registry=registry)
+
+    async with there.api(registry) as api, with_bento.api(registry) as author:
+        await api.pull(TAG, with_models=True)
+        for client in (api, author):
+            results = [await client.verify(TAG), *[await client.models.verify(tag) for tag in MODELS]]
+            assert {(each.method, each.differences) for each in results} == {("index", ())}
+            assert (await client.verify(TAG, full=True)).is_same
+
+
+async def test_verify_of_a_pull_by_bentoml_finds_times_and_modes(with_bento, there, registry):
+    async with with_bento.api(registry) as api:
+        await api.push(TAG)
+    await there.calls(["pull", {"tag": TAG}], registry=registry)
+
+    async with there.api(registry) as api:
+        by_list, by_content = await api.verify(TAG), await api.verify(TAG, full=True)
+    assert {change for each in by_list.differences for change in each.changes} == {"time", "mode"}
+    assert {each.changes for each in by_content.differences} == {("mode",)}
+
+
 async def test_bentoml_pulls_through_its_command_what_bentoml_pushed_through_its_own(with_bento, there, registry):
     await with_bento.bentoml("push", TAG, registry=registry)
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import aiohttp
 import pytest
 
-from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
+from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore, VerifyResult
 from async_bento.registry.errors import StorageError
 from async_bento.registry.loading import load_backend
 from async_bento.registry.s3_bucket import S3Bucket
@@ -270,6 +270,19 @@ async def test_remote_files_are_read_with_every_strategy(serve: Serve, home: Pat
         ls, cat = [(await process.communicate())[0] for process in processes]
         assert [line.split()[-1] for line in ls.splitlines()] == [b"src/service.py", b"src/weights"]
         assert cat == FILES["src/service.py"]
+
+
+async def test_verify_compares_with_the_bucket(caller: Caller, home: Path, tmp_path: Path):
+    bento = make_bento(home, files={"weights": random_bytes(6 * MiB), "src/service.py": b"pass\n"})
+    async with make_api(caller, home) as api, make_api(caller, tmp_path / "there") as there:
+        assert (await api.push("svc:v1")).parts == 2
+        pulled = await there.pull("svc:v1")
+        assert (await api.verify("svc:v1")).method == (await there.verify("svc")).method == "checksums"
+        (pulled.path / "bento.yaml").chmod(0o600)
+        assert await there.verify(pulled) == VerifyResult(pulled.tag, "index")
+        (bento / "src/service.py").write_bytes(b"fail\n")
+        (difference,) = (await api.verify(bento, full=True)).differences
+        assert (difference.path, difference.changes) == ("src/service.py", ("content",))
 
 
 async def test_pull_cancelled_resumes(caller: Caller, home: Path, tmp_path: Path):

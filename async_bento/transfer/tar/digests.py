@@ -28,12 +28,8 @@ class FileDigests:
     def __init__(self, index: TarIndex, files: Iterable[IndexEntry]) -> None:
         others = (entry for entry in index.entries.values() if entry.member.type != "file")
         self._members = sorted({*files, *others}, key=lambda entry: entry.start)
+        self.pieces = [Piece(b"", entry.start, entry.end, entry) for entry in self._members]
         self.restart()
-
-    @property
-    def pieces(self) -> list[Piece]:
-        """The bytes of the members."""
-        return [Piece(b"", entry.start, entry.end, entry) for entry in self._members]
 
     def restart(self) -> None:
         """Drop all digests: the bytes come again from the first."""
