@@ -36,7 +36,7 @@ from async_bento.store.directory import TEMPORARY_NAMES
 from async_bento.store.errors import as_store_error
 from async_bento.transfer.http import ByteRange
 from async_bento.transfer.source import choose_part_size
-from async_bento.transfer.tar.digests import FileDigests, digest_file
+from async_bento.transfer.tar.digests import FileDigests, digest_files
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.reader import TarReader
 
@@ -56,6 +56,8 @@ logger = logging.getLogger(__package__)
 
 HASHES_AT_ONCE = 4
 """Files or parts that are hashed at once: MD5 takes one core for each, and other calls need threads, too."""
+
+_MAX_BATCH, _MIN_BATCHES = 64, 32  # files that one call of a thread hashes, and calls for a few large files
 
 _COMPARE = "compare"  # for messages
 _PUSH_THREADS = 10  # the default of a push, by which it chooses its part size
@@ -286,11 +288,13 @@ async def _local_digests(resources: Resources, item: Item, paths: Sequence[str])
     """The digests of files on disk, by path."""
     digests: dict[str, bytes] = {}
 
-    async def read(path: str) -> None:
+    async def read(batch: Sequence[str]) -> None:
         with as_store_error(f"verify {item.tag}"):
-            digests[path] = await resources.threads.run(digest_file, item.path / path)
+            digests.update(await resources.threads.run(digest_files, item.path, batch))
 
-    await for_each(read, paths, HASHES_AT_ONCE)
+    # A thread for each of many small files would cost more than the hashing.
+    size = min(_MAX_BATCH, -(-len(paths) // _MIN_BATCHES))
+    await for_each(read, [paths[start : start + size] for start in range(0, len(paths), size or 1)], HASHES_AT_ONCE)
     return digests
 
 

@@ -175,14 +175,16 @@ async def test_verify_streams_where_there_are_no_ranges(
     proxy = await start_proxy("proxy")
     proxy.hides_checksums = True
     proxy.add_fault(r"presign_download", answer_json(404, {"error": "no such route"}), times=None)
-    make(origin)
+    make(origin, files={**FILES, **{f"many/{number:02}": bytes([number]) for number in range(80)}})
     await make_client(proxy, origin).push("svc:v1")
     api = make_client(proxy, transfer=FEW_RANGES)
     pulled = (await api.pull("svc:v1")).path
     assert words(await api.verify("svc:v1")) == ["index"]
     with (pulled / "src/weights").open("r+b") as weights:
         weights.write(b"other")
-    assert words(await api.verify("svc:v1", full=True)) == ["content", "changed src/weights content"]
+    (pulled / "many/66").write_bytes(b"!")
+    changed = ["changed many/66 content", "changed src/weights content"]
+    assert words(await api.verify("svc:v1", full=True)) == ["content", *changed]
     assert proxy.steps(GET) == []
 
 

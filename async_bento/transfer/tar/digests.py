@@ -52,11 +52,15 @@ class FileDigests:
                 self._number, self._position, self._hash = self._number + 1, 0, _digest()
 
 
-def digest_file(path: Path) -> bytes:
-    """Hash a file on disk. Blocks; raises OSError."""
-    digest, buffer = _digest(), bytearray(MiB)
-    with open_regular(path) as file:
-        while count := file.readinto(buffer):
-            check_cancelled()
-            digest.update(memoryview(buffer)[:count])
-    return digest.digest()
+def digest_files(root: Path, paths: Iterable[str]) -> dict[str, bytes]:
+    """Hash files below a directory. Blocks; raises OSError."""
+    digests: dict[str, bytes] = {}
+    buffer = bytearray(MiB)
+    for path in paths:
+        digest = _digest()
+        with open_regular(root / path) as file:
+            while count := file.readinto(buffer):
+                check_cancelled()
+                digest.update(memoryview(buffer)[:count])
+        digests[path] = digest.digest()
+    return digests
