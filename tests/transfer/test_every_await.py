@@ -21,7 +21,7 @@ import anyio
 import pytest
 
 from async_bento import NotFoundError
-from async_bento.transfer import resumable_extract, upload as upload_module
+from async_bento.transfer import resumable_extract, source as source_module, upload as upload_module
 from async_bento.transfer.journal import Journal
 from tests.builders import KiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.fault_proxy import Hold, disconnect, refuse
@@ -170,7 +170,7 @@ def books(monkeypatch: pytest.MonkeyPatch) -> Books:
 
 @pytest.fixture(autouse=True)
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_module, "choose_part_size", lambda size, wanted, threads: PART)
+    monkeypatch.setattr(source_module, "choose_part_size", lambda size, wanted, threads: PART)
     monkeypatch.setattr(upload_module, "MIN_PART_SIZE", PART)
     monkeypatch.setattr(resumable_extract, "CHECKPOINT_INTERVAL", PART)
 

@@ -4,7 +4,7 @@ from hypothesis import given, strategies as st
 
 from async_bento._core.s3 import MAX_PARTS, MIN_PART_SIZE
 from async_bento.config import GiB, MiB
-from async_bento.transfer.upload import choose_part_size
+from async_bento.transfer.source import choose_part_size
 
 TiB = 1024 * GiB
 

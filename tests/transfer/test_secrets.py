@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento import BentoError
-from async_bento.transfer import resumable_extract, upload as upload_module
+from async_bento.transfer import resumable_extract, source as source_module
 from tests.builders import KiB, make_model, random_bytes
 from tests.fault_proxy import DOWNLOAD, GET, PART, PUT, UPLOAD, FaultProxy, disconnect, refuse
 
@@ -34,7 +34,7 @@ SIZE = 64 * KiB
 
 @pytest.fixture(autouse=True)
 def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_module, "choose_part_size", lambda size, wanted, threads: SIZE)
+    monkeypatch.setattr(source_module, "choose_part_size", lambda size, wanted, threads: SIZE)
     monkeypatch.setattr(resumable_extract, "CHECKPOINT_INTERVAL", SIZE)
 
 
