@@ -62,7 +62,7 @@ _METHODS = {
 }
 
 _full_option = click.option(
-    "--full", is_flag=True, help="Compare the contents of all files, which are read from the registry, and no times."
+    "--full", is_flag=True, help="Compare contents instead of times; reads all files from the registry."
 )
 
 

@@ -35,7 +35,7 @@ _VERBS = {
     "verify": ("checking", "checked"),
     "diff": ("comparing", "compared"),
 }
-_TRANSFERS = {"push", "pull"}
+_COMPARISONS = {"verify", "diff"}
 
 
 @dataclass
@@ -228,7 +228,7 @@ class Endings:
     def add(self, event: ProgressEvent) -> list[str]:
         """Add the last event of an item, and return the lines to write now."""
         if event.phase == "done":
-            return [done_line(event)] if event.direction in _TRANSFERS else []  # else the caller has the result
+            return [] if event.direction in _COMPARISONS else [done_line(event)]  # the caller reports a result
         if event.phase != "failed":
             key = (event.phase, event.kind, event.message)
             count, _ = self._waiting.get(key, (0, event))

@@ -335,6 +335,18 @@ async def test_verify_can_be_cancelled(
         await verifying
     assert api._resources.pool.window.free == api._resources.config.transfer.window
 
+    events: list[ProgressEvent] = []
+
+    def cancel(event: ProgressEvent) -> None:
+        events.append(event)
+        if event.bytes_done and event.phase == "transferring":
+            hashing.cancel()
+
+    hashing = asyncio.create_task(make_client(proxy, progress=cancel, transfer={"io_chunk": 4 * KiB}).verify("svc:v1"))
+    with pytest.raises(asyncio.CancelledError):
+        await hashing
+    assert (events[-1].phase, events[-1].bytes_done) == ("interrupted", 4 * KiB)
+
 
 async def test_verify_of_an_unreadable_directory_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
