@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 import click
 
 from async_bento._core.tag import Tag
 from async_bento._core.text import human_size
+from async_bento.api.labels import as_dict, lost_labels, written
 from async_bento.api.pull import refuse_hub_model
 from async_bento.api.records import hub_metadata, wants_newest
 from async_bento.cli.errors import ItemsError
@@ -76,28 +78,29 @@ def _print_sum(planned: list[Planned], verb: str, as_json: bool) -> None:
         click.echo(f"Would {verb} {len(sizes)} of {len(planned)} items{size}.")
 
 
-async def plan_push(
-    api: AsyncBentoAPI, item: str, *, force: bool, bare: bool, labels: Mapping[str, str]
-) -> list[Planned]:
+class PushPlan(NamedTuple):
+    """The options of the push that is planned."""
+
+    force: bool
+    bare: bool = False
+    labels: Mapping[str, str] = MappingProxyType({})
+    keep_labels: bool = False
+
+
+async def plan_push(api: AsyncBentoAPI, item: str, *, options: PushPlan) -> list[Planned]:
     """Plan the push of a bento and its models."""
     bento: Bento = await _find(BentoStore(), item)
-    planned = [await _plan_push_model(api.models, bento, info.tag, info.is_huggingface, force) for info in bento.models]
-    planned.append(await _plan_push(api, "bento", bento, force=force, bare=bare))
-    return _with_labels(planned, labels)
+    of_models = options._replace(bare=False, labels={})
+    planned = [
+        await _plan_push_model(api.models, bento, info.tag, info.is_huggingface, of_models) for info in bento.models
+    ]
+    return [*planned, await _plan_push(api, "bento", bento, options)]
 
 
-async def plan_push_model(api: AsyncModelAPI, item: str, *, force: bool, labels: Mapping[str, str]) -> list[Planned]:
+async def plan_push_model(api: AsyncModelAPI, item: str, *, options: PushPlan) -> list[Planned]:
     """Plan the push of a model."""
     model: Model = await _find(ModelStore(), item)
-    return _with_labels([await _plan_push(api, "model", model, force=force)], labels)
-
-
-def _with_labels(planned: list[Planned], labels: Mapping[str, str]) -> list[Planned]:
-    """Add the labels that the push sets on the last item."""
-    if not labels:
-        return planned
-    *models, last = planned
-    return [*models, last._replace(note=f"{last.note}, labelled {', '.join(f'{k}={v}' for k, v in labels.items())}")]
+    return [await _plan_push(api, "model", model, options)]
 
 
 async def plan_pull(
@@ -125,24 +128,36 @@ async def plan_pull_model(api: AsyncModelAPI, tag: str, *, force: bool, output: 
     return [planned]
 
 
-async def _plan_push(
-    api: AsyncBentoAPI | AsyncModelAPI, word: Word, item: Bento | Model, *, force: bool, bare: bool = False
-) -> Planned:
+async def _plan_push(api: AsyncBentoAPI | AsyncModelAPI, word: Word, item: Bento | Model, options: PushPlan) -> Planned:
     tag = str(item.tag)
-    if not force and await api.exists(tag):
-        return Planned(tag, word, "skip", "already pushed")
-    if bare:
-        return Planned(tag, word, "push", "the record only")
+    labels = f", labelled {', '.join(written(options.labels))}" if options.labels else ""
+    if not options.force and await api.exists(tag):
+        return Planned(tag, word, "skip", f"already pushed{labels}")
+    if options.force and (dropped := await _dropped_labels(api, item, options)):
+        labels += f", drops the labels {', '.join(dropped)}"
+    if options.bare:
+        return Planned(tag, word, "push", f"the record only{labels}")
     size: int = await _run(item.size)
-    return Planned(tag, word, "push", human_size(size), size)
+    return Planned(tag, word, "push", f"{human_size(size)}{labels}", size)
 
 
-async def _plan_push_model(api: AsyncModelAPI, bento: Bento, tag: Tag, is_hub: bool, force: bool) -> Planned:
+async def _dropped_labels(
+    api: AsyncBentoAPI | AsyncModelAPI, item: Bento | Model, options: PushPlan
+) -> tuple[str, ...]:
+    try:
+        before = as_dict((await api.get(item.tag)).labels)
+    except NotFoundError:
+        return ()
+    after = {**(before if options.keep_labels else {}), **item.labels, **options.labels}
+    return lost_labels(before, after, options.labels)
+
+
+async def _plan_push_model(api: AsyncModelAPI, bento: Bento, tag: Tag, is_hub: bool, options: PushPlan) -> Planned:
     if is_hub:
         return Planned(str(tag), "model", "push", "the record only, its files are on the Hugging Face Hub")
     for store in (ModelStore(bento.path / "models"), ModelStore()):
         if found := await _stored(store, str(tag)):
-            return await _plan_push(api, "model", found, force=force)
+            return await _plan_push(api, "model", found, options)
     if await api.exists(tag):
         return Planned(str(tag), "model", "skip", "not stored locally, already pushed")
     raise NotFoundError(f"cannot push {bento.tag}: its model {tag} is neither stored locally nor in the registry.")

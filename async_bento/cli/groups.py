@@ -24,6 +24,7 @@ _SYNONYMS = {
     "rm": "delete",
     "serve": "registry serve",
     "show": "get",
+    "tag": "label",
     "upload": "push",
     "version": "--version",
 }

@@ -108,9 +108,9 @@ async def push(
             return await api.push(item, force=force, bare=bare, threads=threads, labels=labels, keep_labels=keep_labels)
 
         if dry_run:
-            from async_bento.cli.dry_run import plan_each, plan_push
+            from async_bento.cli.dry_run import PushPlan, plan_each, plan_push
 
-            plan = partial(plan_push, api, force=force, bare=bare, labels=labels)
+            plan = partial(plan_push, api, options=PushPlan(force, bare, labels, keep_labels))
             plan_one = _explain_unstored(plan, "bento")
             await plan_each(plan_one, selection, "push {} bentos", as_json=registry.as_json)
             return
@@ -154,9 +154,10 @@ async def push_models(
             return await api.models.push(item, force=force, threads=threads, labels=labels, keep_labels=keep_labels)
 
         if dry_run:
-            from async_bento.cli.dry_run import plan_each, plan_push_model
+            from async_bento.cli.dry_run import PushPlan, plan_each, plan_push_model
 
-            plan = partial(plan_push_model, api.models, force=force, labels=labels)
+            options = PushPlan(force, labels=labels, keep_labels=keep_labels)
+            plan = partial(plan_push_model, api.models, options=options)
             plan_one = _explain_unstored(plan, "model")
             await plan_each(plan_one, selection, "push {} models", as_json=registry.as_json)
             return

@@ -142,6 +142,10 @@ def test_push_label_labels_pushed_and_skipped_items(home: Path) -> None:
 @pytest.mark.usefixtures("pushed")
 def test_push_force_warns_of_dropped_labels() -> None:
     out("label", "svc:v2", "stage=prod")
+    planned = out("push", "svc:v2", "--force", "--dry-run", "-l", "a=b")
+    assert planned.endswith(", labelled a=b, drops the labels stage=prod.\n")
+    assert "drops" not in out("push", "svc:v2", "--force", "--keep-labels", "--dry-run")
+    assert labels("svc:v2") == {"team": "nlp", "stage": "prod"}
     kept = run("push", "svc:v2", "--force", "--keep-labels", "--progress", "none")
     assert (kept.exit_code, "dropped" in kept.stderr) == (0, False)
     assert labels("svc:v2") == {"team": "nlp", "stage": "prod"}

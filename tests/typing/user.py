@@ -20,6 +20,7 @@ from async_bento import (
     HuggingFaceModel,
     Model,
     ModelWithRepositoryListSchema,
+    ModelWithRepositorySchema,
     PartError,
     ProgressEvent,
     PushResult,
@@ -76,6 +77,9 @@ async def awaited(root: Path) -> PushResult:
                 await api.pull(record)
             assert_type(await api.get(bento), BentoFullSchema)
             assert_type(await api.exists(result), bool)
+            assert_type(await api.push("svc:v1", labels={"stage": "prod"}, keep_labels=True), PushResult)
+            assert_type(await api.set_labels(bento, {"stage": "prod", "old": None}), BentoWithRepositorySchema)
+            assert_type(await api.pull("svc", label={"stage": "prod"}), Bento)
             try:
                 return await api.push(bento)
             except PartError as error:
@@ -96,6 +100,7 @@ def blocking() -> Iterator[str]:
         assert_type(api.exists(api.list()[0]), bool)
         assert_type(api.models.pull(api.models.list()[0]).path, Path)
         assert_type(BentoStore().get(bento), Bento)
+        assert_type(api.models.set_labels("mod", {"stage": None}), ModelWithRepositorySchema)
         assert_type(api.models.list(limit=3), ModelWithRepositoryListSchema)
         for record in api.iter():
             yield record.version
