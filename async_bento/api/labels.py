@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from async_bento._core.tag import Tag
-from async_bento.api.records import Selector, get_record, not_found, wants_newest
+from async_bento.api.records import Selector, find_version, not_found, wants_newest
 from async_bento.errors import APIResponseError, APIStatusError, ConfigError, NotSupportedError
 from async_bento.rest.responses import is_not_found
 from async_bento.rest.schemas import ItemSchema, LabelItemSchema
@@ -26,7 +27,8 @@ _MAX_LENGTH = 128
 _NO_ROUTE = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
 
 
-class Relabelled(NamedTuple, Generic[ItemT]):
+@dataclass(frozen=True)
+class Relabelled(Generic[ItemT]):
     """A record whose labels were changed, and the labels before and after."""
 
     record: ItemT
@@ -77,7 +79,7 @@ async def change_labels(
 
     Registries replace all labels, so they are read first; a change that another client makes meanwhile may be lost.
     """
-    version = (await get_record(routes, tag)).version if wants_newest(tag) else tag.version or ""
+    version = await find_version(routes, tag)
     exact = Tag(tag.name, version)
     found = await routes.get_raw(exact.name, version)
     if found is None:

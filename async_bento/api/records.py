@@ -69,14 +69,18 @@ async def get_record(routes: Routes[FullT, RecordT], tag: Tag, selector: Selecto
 
     The records of a list lack the models of a bento.
     """
-    version = tag.version
-    if wants_newest(tag):
-        async with aclosing(newest_records(routes, tag, selector)) as records:
-            async for record in records:
-                version = record.version
-                break
-    if version and (found := await routes.get(tag.name, version)):
+    if found := await routes.get(tag.name, await find_version(routes, tag, selector)):
         return found
+    raise not_found(routes, tag, selector)
+
+
+async def find_version(routes: Routes[FullT, RecordT], tag: Tag, selector: Selector = ANY) -> str:
+    """The version of a tag; of a tag without one, the newest that was uploaded and is selected."""
+    if tag.version and not wants_newest(tag):
+        return tag.version
+    async with aclosing(newest_records(routes, tag, selector)) as records:
+        async for record in records:
+            return record.version
     raise not_found(routes, tag, selector)
 
 

@@ -158,12 +158,12 @@ async def find_labelled(registry: RegistryOptions, word: Word, tag: str, labels:
         return tag
     from async_bento._core.tag import Tag
     from async_bento.api.labels import select_version
-    from async_bento.api.records import get_record
+    from async_bento.api.records import find_version
 
     wanted = Tag.parse(tag)
     async with open_records(registry, word) as routes:
-        record = await get_record(routes, wanted, select_version(wanted, labels))
-    return f"{wanted.name}:{record.version}"
+        version = await find_version(routes, wanted, select_version(wanted, labels))
+    return f"{wanted.name}:{version}"
 
 
 label_bento = _label_command("bento")
