@@ -137,30 +137,30 @@ async def test_set_labels_without_version_takes_newest(
     assert labels_of(await api.get("svc:v1")) == {}
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ({"": "x"}, "invalid key '' of a label: it is not text, or empty"),
-        ({"a b": "x"}, "invalid key 'a b' of a label: registries cannot search for it. Leave out spaces, ',' and '='"),
-        ({"a=b": "x"}, "invalid key 'a=b'"),
-        ({"a,b": "x"}, "invalid key 'a,b'"),
-        ({"k" * 129: "x"}, "it has 129 characters. The limit is 128."),
-        ({"k": "x" * 129}, "it has 129 characters. The limit is 128."),
-        ({"k": "a\nb"}, "it has line breaks or control characters."),
-        ({"k": 1}, "invalid value 1 of label 'k': it is not text. Pass a str."),
-        ("stage=prod", "invalid labels 'stage=prod': they are not a mapping. Pass a dict like {'stage': 'prod'}."),
-    ],
-)
+INVALID: list[tuple[Any, str]] = [
+    ({"": "x"}, "invalid key '' of a label: it is not text, or empty"),
+    ({"a b": "x"}, "invalid key 'a b' of a label: registries cannot search for it. Leave out spaces, ',' and '='"),
+    ({"a=b": "x"}, "invalid key 'a=b'"),
+    ({"a,b": "x"}, "invalid key 'a,b'"),
+    ({"k" * 129: "x"}, "it has 129 characters. The limit is 128."),
+    ({"k": "x" * 129}, "it has 129 characters. The limit is 128."),
+    ({"k": "a\nb"}, "it has line breaks or control characters."),
+    ({"k": 1}, "invalid value 1 of label 'k': it is not text. Pass a str."),
+    ("stage=prod", "invalid labels 'stage=prod': they are not a mapping. Pass a dict like {'stage': 'prod'}."),
+]
+
+
 async def test_set_labels_with_invalid_label_is_refused(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path, labels: Any, message: str
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
     make_bento(home)
-    for call in (api.set_labels("svc:v1", labels), api.push("svc:v1", labels=labels)):
-        with pytest.raises(ConfigError) as caught:
-            await call
-        assert message in str(caught.value)
+    for labels, message in INVALID:
+        for call in (api.set_labels("svc:v1", labels), api.push("svc:v1", labels=labels)):
+            with pytest.raises(ConfigError) as caught:
+                await call
+            assert message in str(caught.value)
     assert proxy.requests == []
 
 
@@ -265,26 +265,24 @@ async def test_models_pull_label_and_query_both_count(
     assert str((await api.pull("mod", label="stage=prod", query="label:a=1")).tag) == "mod:m1"
 
 
-@pytest.mark.parametrize(
-    ("tag", "label", "message"),
-    [
-        ("svc:v1", "stage=prod", "cannot select svc:v1 by label: the tag names a version. Leave the version or"),
-        ("svc", "stage", "invalid label 'stage': it has no value. Pass `key=value`, or a dict."),
-        ("svc", {"stage": ""}, "registries cannot search for a value that is empty or has spaces or commas"),
-        ("svc", {"stage": "a b"}, "registries cannot search for"),
-        ("svc", {"stage": "a,b"}, "registries cannot search for"),
-        ("svc", {"stage": None}, "invalid label 'stage': it has no value"),
-    ],
-)
-async def test_pull_label_that_selects_nothing_is_refused(
-    start_proxy: StartProxy, make_client: MakeClient, tag: str, label: Any, message: str
-) -> None:
+UNSELECTABLE: list[tuple[str, Any, str]] = [
+    ("svc:v1", "stage=prod", "cannot select svc:v1 by label: the tag names a version. Leave the version or"),
+    ("svc", "stage", "invalid label 'stage': it has no value. Pass `key=value`, or a dict."),
+    ("svc", {"stage": ""}, "registries cannot search for a value that is empty or has spaces or commas"),
+    ("svc", {"stage": "a b"}, "registries cannot search for"),
+    ("svc", {"stage": "a,b"}, "registries cannot search for"),
+    ("svc", {"stage": None}, "invalid label 'stage': it has no value"),
+]
+
+
+async def test_pull_label_that_selects_nothing_is_refused(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
-    for call in (api.pull(tag, label=label), api.models.pull(tag, label=label)):
-        with pytest.raises(ConfigError) as caught:
-            await call
-        assert message in str(caught.value)
+    for tag, label, message in UNSELECTABLE:
+        for call in (api.pull(tag, label=label), api.models.pull(tag, label=label)):
+            with pytest.raises(ConfigError) as caught:
+                await call
+            assert message in str(caught.value)
     assert proxy.requests == []
 
 

@@ -61,24 +61,24 @@ def test_label_sets_removes_and_prints() -> None:
     assert (empty.exit_code, empty.stdout, empty.stderr) == (0, "", "Bento svc:v2 has no labels.\n")
 
 
+WRONG: list[tuple[tuple[str, ...], int, str]] = [
+    (("svc:v1", "stage"), 2, "'stage' is no change. Write stage=VALUE to set the label, or stage- to remove it."),
+    (("svc:v1", "=x"), 2, "'=x' has no key. Write KEY=VALUE to set a label, or KEY- to remove one."),
+    (("svc:v1", "a=1", "a-"), 2, "The label 'a' is given twice. Name each key once."),
+    (("svc:v1", "a b=1"), 2, "invalid key 'a b' of a label: registries cannot search for it."),
+    (("stage=prod",), 2, "invalid name 'stage=prod' in a tag"),
+    (("svc:v9", "a=1"), 3, "no bento svc:v9 in the registry at "),
+    (("mod:m1", "a=1"), 3, "no bento mod:m1: it is a model. Run `async-bento models label mod:m1`."),
+    (("mod", "a=1"), 3, "no bento mod: it is a model. Run `async-bento models label mod`."),
+]
+
+
 @pytest.mark.usefixtures("pushed")
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("svc:v1", "stage"), 2, "'stage' is no change. Write stage=VALUE to set the label, or stage- to remove it."),
-        (("svc:v1", "=x"), 2, "'=x' has no key. Write KEY=VALUE to set a label, or KEY- to remove one."),
-        (("svc:v1", "a=1", "a-"), 2, "The label 'a' is given twice. Name each key once."),
-        (("svc:v1", "a b=1"), 2, "invalid key 'a b' of a label: registries cannot search for it."),
-        (("stage=prod",), 2, "invalid name 'stage=prod' in a tag"),
-        (("svc:v9", "a=1"), 3, "no bento svc:v9 in the registry at "),
-        (("mod:m1", "a=1"), 3, "no bento mod:m1: it is a model. Run `async-bento models label mod:m1`."),
-        (("mod", "a=1"), 3, "no bento mod: it is a model. Run `async-bento models label mod`."),
-    ],
-)
-def test_label_with_wrong_arguments_is_refused(arguments: tuple[str, ...], code: int, message: str) -> None:
-    done = run("label", *arguments)
-    assert (done.exit_code, done.stdout) == (code, "")
-    assert message in " ".join(done.stderr.split())
+def test_label_with_wrong_arguments_is_refused() -> None:
+    for arguments, code, message in WRONG:
+        done = run("label", *arguments)
+        assert (done.exit_code, done.stdout) == (code, ""), arguments
+        assert message in " ".join(done.stderr.split())
     assert labels("svc:v1") == {"stage": "prod"}
 
 
