@@ -7,19 +7,25 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from anyio.from_thread import start_blocking_portal
 from blockbuster import BlockBuster
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+from sqlalchemy.util import LRUCache
 
 from async_bento._core import retry
+from async_bento.registry.records import database
 from async_bento.registry.server import LocalRegistry
 from tests.loopback import sitecustomize as loopback
 from tests.store.crashes import Crasher, crashing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from async_bento import RetryPolicy
 
@@ -86,6 +92,25 @@ def no_blocking_call_on_the_event_loop() -> Iterator[None]:
     detector.activate()
     yield
     detector.deactivate()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def statements_compiled_once() -> Iterator[None]:
+    """Share compiled statements between the registries of a process: to compile them takes a fourth of a test."""
+    compiled: LRUCache[Any, Any] = LRUCache(1000)
+    create_async_engine = database.create_async_engine
+
+    def create(*arguments: Any, **options: Any) -> AsyncEngine:
+        engine = create_async_engine(*arguments, **options)
+        engine.sync_engine._compiled_cache = compiled
+        return engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "create_async_engine", create)
+        for dialect in (SQLiteDialect_aiosqlite, PGDialect_asyncpg):  # the statements are kept by dialect, too
+            patch.setattr(dialect, "__hash__", lambda self: hash(type(self)))
+            patch.setattr(dialect, "__eq__", lambda self, other: type(self) is type(other))
+        yield
 
 
 @pytest.fixture
