@@ -122,8 +122,7 @@ def make_models(home: Path, count: int) -> list[str]:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("count", [1, 8, 30])
+@pytest.mark.parametrize(("count", "columns"), [(1, 80), (8, 120), (30, 80), (30, 120)])
 async def test_terminal_shows_block_of_bars_and_then_lines(
     count: int, columns: int, proxy: FaultProxy, home: Path
 ) -> None:

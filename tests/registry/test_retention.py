@@ -13,7 +13,7 @@ import pytest
 
 from async_bento import ConfigError
 from async_bento.cli import main
-from async_bento.registry import LocalRegistry
+from async_bento.registry import LocalRegistry, retention
 from async_bento.registry.item_types import BENTO, MODEL
 from async_bento.registry.retention import Pruner, RetentionPolicy
 from tests.cli_runner import make_runner
@@ -179,15 +179,18 @@ async def test_racing_prunes_delete_each_version_once(caller: Caller):
     assert (await caller.ok("GET", "/bento_repositories/iris"))["n_bentos"] == 2
 
 
-async def test_prune_of_many_versions_works_in_batches(caller: Caller, storage: Storage):
+async def test_prune_of_many_versions_works_in_batches(
+    caller: Caller, storage: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(retention, "_BATCH", 10)
     running = caller.registry._running
     assert running is not None
     await caller.create()
-    for number in range(249):
+    for number in range(24):
         await caller.create(version=f"n{number}")
     pruner = Pruner(running.retention, RetentionPolicy(older_than=1), datetime.now(timezone.utc) + timedelta(days=2))
     batches = [len(batch) async for batch, _ in pruner.delete(await pruner.plan())]
-    assert batches == [100, 100, 50]
+    assert batches == [10, 10, 5]
     assert (await caller.list())["total"] == 0
 
 

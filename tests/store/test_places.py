@@ -288,7 +288,7 @@ def test_pulled_directory_follows_umask_not_the_build(served: LocalRegistry, hom
 
 
 def test_lock_files_do_not_accumulate(served: LocalRegistry, home, tmp_path):
-    tags = [f"svc:v{number}" for number in range(40)]
+    tags = [f"svc:v{number}" for number in range(16)]
     for tag in tags:
         make_bento(home, tag)
     there = BentoStore(tmp_path / "there" / "bentos")

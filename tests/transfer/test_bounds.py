@@ -218,7 +218,7 @@ async def test_upload_stalled_leaves_no_connection_open(
         record = {"version": "m1", "presigned_upload_url": f"http://{storage}/key"}
         proxy.add_fault("presign", answer_json(200, record), times=None)
         before = open_files()
-        await error_of(make_client(proxy, timeouts={"stall": 0.5}, retry={"attempts": 12}).models.push("mod:m1"))
+        await error_of(make_client(proxy, timeouts={"stall": 0.2}, retry={"attempts": 12}).models.push("mod:m1"))
         opened = open_files() - before
 
     assert accepted == 12

@@ -167,7 +167,7 @@ class Restarting:
             progress=listener,
             config=Config(
                 retry={"wait_initial": 0.5 / 12, "wait_max": 15 / 12},
-                transfer={"part_size": 5 * MiB, "range_size": 64 * 1024, "window": MiB},
+                transfer={"part_size": 5 * MiB, "range_size": MiB // 2, "window": MiB},
             ),
         )
 
