@@ -238,17 +238,16 @@ async def test_terminal_resumes_where_the_interrupted_push_ended(proxy: FaultPro
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("command", ["push", "pull"])
-async def test_terminal_counts_skipped_items_of_a_command(command: str, proxy: FaultProxy, home: Path) -> None:
+async def test_terminal_counts_skipped_items_of_a_command(proxy: FaultProxy, home: Path) -> None:
     for number in range(12):
         make_bento(home, f"svc_{number}:v1", models=["mod:m1"])
     make_model(home)
     async with on_terminal("push", "--all", "-q") as terminal:
         assert await terminal.end() == 0
-    async with on_terminal(command, "--all") as terminal:
-        assert await terminal.end() == 0
-    shared = ["skipped model mod:m1: already pushed"] if command == "push" else []
-    assert terminal.lines == [*shared, f"skipped 12 bentos: already {command}ed"]
+    for command, shared in (("push", ["skipped model mod:m1: already pushed"]), ("pull", [])):
+        async with on_terminal(command, "--all") as terminal:
+            assert await terminal.end() == 0
+        assert terminal.lines == [*shared, f"skipped 12 bentos: already {command}ed"]
 
 
 # Options
@@ -312,21 +311,21 @@ def test_quiet_prints_errors_only(option: str, served: LocalRegistry, home: Path
     assert result.stderr.startswith("Error: no bento nope in ")
 
 
-@pytest.mark.parametrize("command", ["push", "pull"])
-def test_pipe_counts_skipped_items_of_a_command(command: str, served: LocalRegistry, home: Path) -> None:
+def test_pipe_counts_skipped_items_of_a_command(served: LocalRegistry, home: Path) -> None:
     for number in range(12):
         make_bento(home, f"svc_{number}:v1")
     make_runner().invoke(main, ["push", "svc_*", "-q"])
     for number in (3, 4):
         make_bento(home, f"rose:v{number}")
-    again = make_runner().invoke(main, [command, "--all"])
-    *lines, last = again.stdout.splitlines()
-    assert last == f"Skipped 12 bentos: already {command}ed. Use --force to {command} them again."
-    assert [line.split()[2] for line in lines] == (["rose:v3:", "rose:v4:"] if command == "push" else [])
-    failed = make_runner().invoke(main, [command, "svc_1:v1", "svc_2:v1", "gone:v1"])
-    assert failed.stdout == f"Skipped 2 bentos: already {command}ed. Use --force to {command} them again.\n"
-    as_json = make_runner().invoke(main, [command, "svc_1:v1", "svc_2:v1", "--json"])
-    assert [item["tag"] for item in json.loads(as_json.stdout)] == ["svc_1:v1", "svc_2:v1"]
+    for command, others in (("pull", []), ("push", ["rose:v3:", "rose:v4:"])):
+        again = make_runner().invoke(main, [command, "--all"])
+        *lines, last = again.stdout.splitlines()
+        assert last == f"Skipped 12 bentos: already {command}ed. Use --force to {command} them again."
+        assert [line.split()[2] for line in lines] == others
+        failed = make_runner().invoke(main, [command, "svc_1:v1", "svc_2:v1", "gone:v1"])
+        assert failed.stdout == f"Skipped 2 bentos: already {command}ed. Use --force to {command} them again.\n"
+        as_json = make_runner().invoke(main, [command, "svc_1:v1", "svc_2:v1", "--json"])
+        assert [item["tag"] for item in json.loads(as_json.stdout)] == ["svc_1:v1", "svc_2:v1"]
 
 
 def test_quiet_leaves_asked_output(served: LocalRegistry, home: Path) -> None:

@@ -121,15 +121,13 @@ async def test_python_on_pages_runs(
         await asyncio.to_thread(eval, code, names)
 
 
-EXAMPLES = [
-    pytest.param(getattr(owner, name).__doc__, id=f"{owner.__name__}.{name}")
-    for owner in (AsyncBentoAPI, BentoAPI, AsyncModelAPI, ModelAPI)
-    for name in ("push", "pull", "list", "get")
-]
+@pytest.mark.parametrize("owner", [AsyncBentoAPI, BentoAPI, AsyncModelAPI, ModelAPI])
+async def test_examples_of_methods_run(owner: type, ready: LocalRegistry) -> None:
+    for name in ("push", "pull", "list", "get"):
+        await run_example(getattr(owner, name).__doc__)
 
 
-@pytest.mark.parametrize("docstring", EXAMPLES)
-async def test_example_of_a_method_runs(docstring: str, ready: LocalRegistry) -> None:
+async def run_example(docstring: str) -> None:
     text = "".join(f"{line}\n" for line in re.findall(r"^ +(?:>>>|\.\.\.) (.*)$", docstring, re.MULTILINE))
     assert "api." in text
     code = compile(text, "the example", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -172,20 +170,28 @@ def test_all_python_on_pages_is_covered() -> None:
     assert sum(page.read_text().count("```python") for page in PAGES) == len(blocks())
 
 
-@pytest.mark.parametrize("line", commands())
-def test_commands_on_pages_are_valid(
-    line: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def is_run(line: str) -> bool:
+    """Whether a command pushes, pulls, lists or gets something."""
+    names = ("push", "pull", "list", "get")
+    return re.match(r"(models )?(push|pull|list|get)\b(?! \./)", line) is not None and not line.endswith(names)
+
+
+def test_commands_on_pages_that_transfer_run(
+    ready: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run the commands that push, pull, list and get; parse the options and arguments of the others."""
-    monkeypatch.chdir(tmp_path)
-    if re.match(r"(models )?(push|pull|list|get)\b(?! \./)", line) and not line.endswith(
-        ("push", "pull", "list", "get")
-    ):
-        request.getfixturevalue("ready")
+    lines = [line for line in commands() if is_run(line)]
+    assert len(lines) > 10
+    for number, line in enumerate(lines):
+        (tmp_path / str(number)).mkdir()
+        monkeypatch.chdir(tmp_path / str(number))
         done = make_runner().invoke(main, shlex.split(line))
-        assert done.exit_code == 0, done.output
-    else:
-        parse(main, shlex.split(line))
+        assert done.exit_code == 0, f"async-bento {line}\n{done.output}"
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if not is_run(line)])
+def test_other_commands_on_pages_are_valid(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    parse(main, shlex.split(line))
 
 
 def parse(command: click.Command, arguments: list[str]) -> None:

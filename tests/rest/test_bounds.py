@@ -160,12 +160,12 @@ async def test_api_calls_share_a_bounded_number_of_connections(serve: Callable[.
 
 
 async def test_api_calls_do_not_time_out_in_a_callers_small_pool(serve: Callable[..., Awaitable[str]]) -> None:
-    crowd = Crowd(0.2)
-    config = Config(retry={"attempts": 1}, timeouts={"api": 4})  # less than all calls take together
+    crowd = Crowd(0.1)
+    config = Config(retry={"attempts": 1}, timeouts={"api": 2})  # less than all calls take together
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=4)) as session,
         RestApiClient(await serve(crowd.answer), "token", config=config, session=session) as client,
     ):
-        await asyncio.gather(*(client.current_user() for _ in range(80)))
+        await asyncio.gather(*(client.current_user() for _ in range(96)))
 
     assert crowd.most <= 4

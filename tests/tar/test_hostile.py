@@ -551,7 +551,9 @@ def test_truncated_at_any_byte_refused(surroundings: Surroundings, compress: Cal
     name = "./" + "n" * 110
     tar = directory("./") + block(name, content=random_bytes(700)) + symlink("./s", "x") + END
     data = compress(tar)
-    for cut in range(len(data)):
+    # Within a block of a tar, all bytes are alike; those of gzip are not.
+    cuts = [cut for cut in range(len(data)) if compress is gzip.compress or cut % 512 in {0, 1, 2, 99, 256, 510, 511}]
+    for cut in cuts:
         error = surroundings.feed(data[:cut])
         assert isinstance(error, UnsafeArchiveError), cut
         assert "truncated" in str(error), cut
@@ -579,7 +581,7 @@ def test_gzip_followed_by_garbage_refused(assert_refused: AssertRefused) -> None
 
 
 def test_gzip_flipped_bit_refused(assert_refused: AssertRefused) -> None:
-    data = bytearray(gzip.compress(block("a") + block("b", content=random_bytes(300_000)) + END))
+    data = bytearray(gzip.compress(block("a") + block("b", content=random_bytes(60_000)) + END))
     data[-20_000] ^= 16
     assert_refused(bytes(data), "gzip stream of the tar is corrupt", "b", end=b"")
 
