@@ -33,8 +33,8 @@ async def start_proxy(tmp_path: Path) -> AsyncIterator[StartProxy]:
     """Start a registry behind a fault proxy; both stop with the test."""
     async with AsyncExitStack() as stack:
 
-        async def start(transmission: str = "presigned_url", **options: Any) -> FaultProxy:
-            root = tmp_path / f"registry-{transmission}"
+        async def start(transmission: str = "presigned_url", *, name: str = "", **options: Any) -> FaultProxy:
+            root = tmp_path / f"registry-{name or transmission}"
             registry = LocalRegistry(root, transmission=transmission, grace=0.1, **options)
             with serving():
                 return await stack.enter_async_context(FaultProxy(await stack.enter_async_context(registry)))

@@ -147,10 +147,10 @@ async def shielded(awaitable: Awaitable[T]) -> T:
 
 
 class ByteBudget:
-    """FIFO weighted semaphore that bounds the bytes held in memory; `free` is the number of bytes not held."""
+    """FIFO weighted semaphore that bounds the `size` bytes held in memory; `free` is the number not held."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
         self.free = size
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 

@@ -10,6 +10,7 @@ from async_bento._core.tag import Tag, refuse_pattern
 from async_bento.api import kinds
 from async_bento.api.async_models import AsyncModelAPI
 from async_bento.api.bento_models import push_with_models
+from async_bento.api.copy import Reads, copy_item, copy_with_models
 from async_bento.api.deletion import delete_record
 from async_bento.api.destination import make_puller, pull_bento
 from async_bento.api.item_api import ItemAPI
@@ -115,6 +116,16 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         """
         await self._resources.aclose(keep_client=self._keep_client)
 
+    def _twin(self) -> AsyncBentoAPI:
+        """Make an API of the same registry, stores and settings for another event loop."""
+        return AsyncBentoAPI(
+            self._resources.client,
+            bento_store=BentoStore(self._kind.store.path),
+            model_store=ModelStore(self._model_kind.store.path),
+            config=self._resources.config,
+            progress=False,
+        )
+
     @overload
     async def push(  # type: ignore[overload-overlap]  # a str is one tag
         self,
@@ -186,7 +197,82 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
                 return await bentos.once(found.tag, partial(push_with_models, bentos, models, found))
 
             items, is_list = as_list(bento)
-            return await (push_each(push_one, items, "bento") if is_list else push_one(items[0]))
+            return await (push_each(push_one, items, "push", "bento") if is_list else push_one(items[0]))
+
+    @overload
+    async def copy(  # type: ignore[overload-overlap]  # a str is one tag
+        self,
+        tag: AnyTag,
+        target: AsyncBentoAPI,
+        *,
+        force: bool = False,
+        keep_labels: bool = False,
+        with_models: bool = True,
+        threads: int = 10,
+    ) -> PushResult: ...
+
+    @overload
+    async def copy(
+        self,
+        tag: Iterable[AnyTag],
+        target: AsyncBentoAPI,
+        *,
+        force: bool = False,
+        keep_labels: bool = False,
+        with_models: bool = True,
+        threads: int = 10,
+    ) -> list_of[PushResult]: ...
+
+    async def copy(
+        self,
+        tag: AnyTag | Iterable[AnyTag],
+        target: AsyncBentoAPI,
+        *,
+        force: bool = False,
+        keep_labels: bool = False,
+        with_models: bool = True,
+        threads: int = 10,
+    ) -> PushResult | list_of[PushResult]:
+        """Copy a bento to another registry, its models first; or several bentos concurrently, shared models once.
+
+        The record goes with its labels, its description and the time of the build, and the bytes through memory alone:
+        at most `threads` parts and the window of the source. What the target has is skipped. A copy that was
+        interrupted, also by a crash, is resumed by the next one.
+
+        Args:
+            tag: The tag, or a list of tags. Without a version, or with `latest`, the newest that was uploaded.
+            target: The API of the other registry. Both APIs belong to the running event loop.
+            force: Copy the bento and its models also when the target has them already.
+            keep_labels: With `force`, keep the labels of the target's records; those of the copy win.
+            with_models: Copy the models of the bento, too.
+            threads: The most parts in flight at once, per item.
+
+        Returns:
+            The outcome, as of a push to the target; for a list, a list of the outcomes in the same order.
+
+        Raises:
+            NotFoundError: The registry has no such bento, or no files of it.
+            ConfigError: Both APIs are of the same registry.
+            ModelsError: More than one of its models could not be copied.
+            BentoError: The copy failed. The target's record says so, unless it cannot be reached.
+            PushesError: Bentos of a list failed. The others were copied.
+
+        Examples:
+            >>> production = AsyncBentoAPI(context="production")
+            >>> result = await api.copy("iris_classifier:v1", production)
+        """
+        options = PushOptions(force=force, threads=threads, keep_labels=keep_labels)
+        async with self._resources.call(), target._resources.call():
+            reads = Reads.of(self._resources, threads)
+            bentos = self._copier(target, options, reads)
+            models = self.models._copier(target.models, options, reads)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - of ItemAPI, too
+
+            async def copy_one(tag: AnyTag) -> PushResult:
+                wanted = Tag.parse(tag)
+                return await (copy_with_models(bentos, models, wanted) if with_models else copy_item(bentos, wanted))
+
+            tags, is_list = as_list(tag)
+            return await (push_each(copy_one, tags, "copy", "bento") if is_list else copy_one(tags[0]))
 
     async def pull(
         self,

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, overload
 
 from async_bento._core.tag import Tag, refuse_pattern
+from async_bento.api.copy import Reads, copy_item
 from async_bento.api.deletion import delete_record
 from async_bento.api.destination import make_puller
 from async_bento.api.item_api import ItemAPI
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from async_bento._core.tag import AnyTag
+    from async_bento.api.async_api import AsyncBentoAPI
     from async_bento.api.push_list import AnyItem
     from async_bento.integrations.huggingface.model import HuggingFaceModel
     from async_bento.store.store import ModelStore
@@ -96,7 +98,75 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
                 return await pusher.once(found.tag, partial(pusher.push, found))
 
             models, is_list = as_list(model)
-            return await (push_each(push_one, models, "model") if is_list else push_one(models[0]))
+            return await (push_each(push_one, models, "push", "model") if is_list else push_one(models[0]))
+
+    @overload
+    async def copy(  # type: ignore[overload-overlap]  # a str is one tag
+        self,
+        tag: AnyTag,
+        target: AsyncBentoAPI,
+        *,
+        force: bool = False,
+        keep_labels: bool = False,
+        threads: int = 10,
+    ) -> PushResult: ...
+
+    @overload
+    async def copy(
+        self,
+        tag: Iterable[AnyTag],
+        target: AsyncBentoAPI,
+        *,
+        force: bool = False,
+        keep_labels: bool = False,
+        threads: int = 10,
+    ) -> list_of[PushResult]: ...
+
+    async def copy(
+        self,
+        tag: AnyTag | Iterable[AnyTag],
+        target: AsyncBentoAPI,
+        *,
+        force: bool = False,
+        keep_labels: bool = False,
+        threads: int = 10,
+    ) -> PushResult | list_of[PushResult]:
+        """Copy a model to another registry, or several models concurrently.
+
+        The record goes with its labels, and the bytes through memory alone: at most `threads` parts and the window of
+        the source. What the target has is skipped. A copy that was interrupted, also by a crash, is resumed by the next
+        one. The model of a Hugging Face Hub is copied as a record.
+
+        Args:
+            tag: The tag, or a list of tags. Without a version, or with `latest`, the newest that was uploaded.
+            target: The API of the other registry. Both APIs belong to the running event loop.
+            force: Copy the model also when the target has it already.
+            keep_labels: With `force`, keep the labels of the target's record; those of the copy win.
+            threads: The most parts in flight at once, per item.
+
+        Returns:
+            The outcome, as of a push to the target; for a list, a list of the outcomes in the same order.
+
+        Raises:
+            NotFoundError: The registry has no such model, or no files of it.
+            ConfigError: Both APIs are of the same registry.
+            BentoError: The copy failed. The target's record says so, unless it cannot be reached.
+            PushesError: Models of a list failed. The others were copied.
+
+        Examples:
+            >>> production = AsyncBentoAPI(context="production")
+            >>> result = await api.models.copy("iris_weights:w1", production)
+        """
+        other = target.models
+        options = PushOptions(force=force, threads=threads, keep_labels=keep_labels)
+        async with self._resources.call(), other._resources.call():  # noqa: SLF001 - of this class
+            models = self._copier(other, options, Reads.of(self._resources, threads))
+
+            async def copy_one(tag: AnyTag) -> PushResult:
+                return await copy_item(models, Tag.parse(tag))
+
+            tags, is_list = as_list(tag)
+            return await (push_each(copy_one, tags, "copy", "model") if is_list else copy_one(tags[0]))
 
     async def pull(
         self,

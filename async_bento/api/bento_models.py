@@ -23,7 +23,7 @@ from async_bento.rest.schemas import UPLOADED, ItemSchema, ModelManifestSchema
 from async_bento.store.store import ModelStore
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from async_bento._core.tag import Tag
     from async_bento.api.kinds import RecordT
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from async_bento.store.metadata import BentoModelInfo
     from async_bento.store.store import Store
 
+T = TypeVar("T")
 BentoRecordT = TypeVar("BentoRecordT", bound=ItemSchema)
 
 
@@ -61,7 +62,7 @@ async def push_models(pusher: Pusher[Model, RecordT], bento: Bento) -> tuple[Pus
     async def push_one(wanted: BentoModelInfo) -> None:
         results[wanted.tag] = await pusher.once(wanted.tag, partial(_push_model, pusher, wanted, bento))
 
-    await _for_each_model(pusher.resources, bento, push_one, f"cannot push {bento.tag}: {{}} failed")
+    await for_each_model(pusher.resources, _wanted(bento), push_one, f"cannot push {bento.tag}: {{}} failed")
     return tuple(results[wanted.tag] for wanted in bento.models)
 
 
@@ -87,23 +88,22 @@ async def pull_models(
         else:
             await puller.pull(wanted.tag)
 
-    await _for_each_model(puller.resources, bento, pull_one, summary.format(bento.tag))
+    await for_each_model(puller.resources, _wanted(bento), pull_one, summary.format(bento.tag))
 
 
-async def _for_each_model(
-    resources: Resources, bento: Bento, operation: Callable[[BentoModelInfo], Awaitable[None]], summary: str
+async def for_each_model(
+    resources: Resources, models: Mapping[Tag, T], operation: Callable[[T], Awaitable[None]], summary: str
 ) -> None:
     """Run an operation for each model, and raise all failures once every model has ended."""
-    models = {wanted.tag: wanted for wanted in bento.models}
     failures: dict[Tag, BentoError] = {}
 
-    async def attempt(wanted: BentoModelInfo) -> None:
+    async def attempt(tag: Tag) -> None:
         try:
-            await operation(wanted)
+            await operation(models[tag])
         except BentoError as error:
-            failures[wanted.tag] = error
+            failures[tag] = error
 
-    await for_each(attempt, models.values(), resources.config.transfer.concurrency)
+    await for_each(attempt, models, resources.config.transfer.concurrency)
     failed = [(tag, failures[tag]) for tag in models if tag in failures]
     if len(failed) == 1:
         tag, error = failed[0]
@@ -113,6 +113,10 @@ async def _for_each_model(
         named = [(str(tag), error) for tag, error in failed]
         message = summary.format(f"{len(failed)} of its {len(models)} models")
         raise ModelsError(f"{message}:{summarize(named)}", failures=dict(named)) from failed[0][1]
+
+
+def _wanted(bento: Bento) -> dict[Tag, BentoModelInfo]:
+    return {wanted.tag: wanted for wanted in bento.models}
 
 
 def _find(tag: Tag, bento: Bento, store: Store[Model]) -> Model | None:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from async_bento.api.item_api import ItemAPI
     from async_bento.api.kinds import ItemT, RecordT
     from async_bento.api.loop_thread import LoopThread
+    from async_bento.api.push import PushResult
+    from async_bento.api.sync_item_api import Push
     from async_bento.rest.client import RestApiClient
 
 
@@ -24,6 +26,14 @@ def iterate(api: ItemAPI[ItemT, RecordT], loop: LoopThread, search: str | None, 
         except StopAsyncIteration:
             return
         yield from page
+
+
+async def copy_items(
+    copy: Push, target: AsyncBentoAPI, tag: object, *, force: bool, threads: int, **options: bool
+) -> PushResult | list[PushResult]:
+    """Copy to the registry of an API whose own event loop may be running other calls."""
+    async with target._twin() as twin:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its twin
+        return await copy(tag, twin, force=force, threads=threads, **options)
 
 
 async def close_api(api: AsyncBentoAPI, client: RestApiClient | None) -> None:

@@ -7,10 +7,12 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.tag import Tag, refuse_pattern
+from async_bento.api.copy import Copier
 from async_bento.api.files import AsyncRemoteFiles
 from async_bento.api.kinds import ItemT, RecordT
 from async_bento.api.labels import change_labels, check_changes
 from async_bento.api.paging import PAGE_SIZE, walk
+from async_bento.api.push import Pusher
 from async_bento.api.push_list import StoredItem
 from async_bento.api.records import record_exists
 from async_bento.api.verify import diff, refuse_hub_tag, verify
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from async_bento._core.tag import AnyTag
+    from async_bento.api.copy import Reads
     from async_bento.api.kinds import Kind
+    from async_bento.api.push import PushOptions
     from async_bento.api.push_list import AnyItem
     from async_bento.api.resources import Resources
     from async_bento.api.verify import DiffResult, VerifyResult
@@ -170,6 +174,10 @@ class ItemAPI(Generic[ItemT, RecordT]):
         changes = check_changes(labels)
         async with self._resources.call():
             return (await change_labels(self._kind.routes, Tag.parse(tag), changes)).record
+
+    def _copier(self, target: ItemAPI[ItemT, RecordT], options: PushOptions, reads: Reads) -> Copier[ItemT, RecordT]:
+        pusher = Pusher(target._resources, target._kind, options)
+        return Copier(self._resources, self._kind, pusher, reads)
 
     async def _first(self, limit: int | None, search: str | None, query: str | None) -> Sequence[RecordT]:
         async with aclosing(self._pages(search=search, query=query, limit=limit)) as pages:

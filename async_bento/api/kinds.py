@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from async_bento.api.labels import as_dict, as_items
+from async_bento.errors import APIResponseError
 from async_bento.rest.request_schemas import CreateBentoSchema, CreateModelSchema, UpdateBentoSchema, UpdateModelSchema
 from async_bento.rest.schemas import (
     BentoManifestSchema,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 ItemT = TypeVar("ItemT", Bento, Model)
 RecordT = TypeVar("RecordT", bound=ItemSchema)
 
+ManifestT = TypeVar("ManifestT", BentoManifestSchema, ModelManifestSchema)
+
 BARE_REASON = "bento for development"
 """The reason that BentoML gives when it pushes a record without bytes."""
 
@@ -51,7 +55,7 @@ class Kind(Generic[ItemT, RecordT]):
     """Bentos or models: their word, routes and store, and how their records are made.
 
     `excluded` are names at the top of an item's directory that are not part of its tar. `record_bodies` blocks; its
-    second argument is true for a push of the record alone.
+    second argument is true for a push of the record alone. `copied_bodies` make the same record in another registry.
     """
 
     word: Literal["bento", "model"]
@@ -59,6 +63,7 @@ class Kind(Generic[ItemT, RecordT]):
     store: Store[ItemT]
     excluded: Collection[str]
     record_bodies: Callable[[ItemT, bool], RecordBodies]
+    copied_bodies: Callable[[RecordT], RecordBodies]
 
     @property
     def endpoint(self) -> str:
@@ -82,7 +87,7 @@ def bentos(client: RestApiClient, store: BentoStore, models: ModelStore) -> Kind
         )
         return RecordBodies(create, update)
 
-    return Kind("bento", client.bentos, store, ("models",), record_bodies)
+    return Kind("bento", client.bentos, store, ("models",), record_bodies, _copied_bento)
 
 
 def models(client: RestApiClient, store: ModelStore) -> Kind[Model, ModelWithRepositorySchema]:
@@ -97,7 +102,29 @@ def models(client: RestApiClient, store: ModelStore) -> Kind[Model, ModelWithRep
         )
         return RecordBodies(create, UpdateModelSchema(manifest=manifest, labels=labels))
 
-    return Kind("model", client.models, store, (), record_bodies)
+    return Kind("model", client.models, store, (), record_bodies, _copied_model)
+
+
+def _copied_bento(record: BentoWithRepositorySchema) -> RecordBodies:
+    update = UpdateBentoSchema(
+        description=record.description, manifest=_required(record.manifest, record), labels=record.labels
+    )
+    build_at = record.build_at or record.created_at or datetime.now(timezone.utc)
+    return RecordBodies(CreateBentoSchema(**dict(update), version=record.version, build_at=build_at), update)
+
+
+def _copied_model(record: ModelWithRepositorySchema) -> RecordBodies:
+    update = UpdateModelSchema(
+        description=record.description, manifest=_required(record.manifest, record), labels=record.labels
+    )
+    build_at = record.build_at or record.created_at or datetime.now(timezone.utc)
+    return RecordBodies(CreateModelSchema(**dict(update), version=record.version, build_at=build_at), update)
+
+
+def _required(manifest: ManifestT | None, record: ItemSchema) -> ManifestT:
+    if manifest is None:
+        raise APIResponseError(f"cannot copy {record.version}: the registry sent no manifest", field="manifest")
+    return manifest
 
 
 def _labels(item: Item) -> list[LabelItemSchema]:

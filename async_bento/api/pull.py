@@ -92,7 +92,7 @@ class Puller(Generic[ItemT, RecordT]):
                 try:
                     return await self._pull_record(record, exact, force, progress)
                 except NotFoundError as error:
-                    if not _is_bare(record):
+                    if not is_bare(record):
                         raise
                     missing = missing or error
                     passed_over.append(f"{record.version} (without files)")
@@ -194,10 +194,10 @@ class Puller(Generic[ItemT, RecordT]):
             if is_missing(error):
                 raise NotFoundError(
                     f"cannot pull {tag}: the {self.kind.word} exists in the registry but was never fully uploaded "
-                    f"({_upload_facts(record)}). Push it again."
+                    f"({upload_facts(record)}). Push it again."
                 ) from error
             if record.upload_status in UNFINISHED and error.status:
-                unfinished = f"cannot pull {tag}: its upload never finished ({_upload_facts(record)})"
+                unfinished = f"cannot pull {tag}: its upload never finished ({upload_facts(record)})"
                 raise with_message(error, f"{unfinished}: {error}") from error.__cause__
             raise
 
@@ -219,9 +219,9 @@ async def pull_from_hub(resources: Resources, model: HubModel, progress: Progres
     return HuggingFaceModel(model.named, path, model.model_id, path.name)
 
 
-def _upload_facts(record: ItemSchema) -> str:
+def upload_facts(record: ItemSchema) -> str:
     """What the registry recorded of an upload: status, start, user, and the reason of a failure."""
-    facts = "pushed without its files" if _is_bare(record) else f"upload_status={record.upload_status}"
+    facts = "pushed without its files" if is_bare(record) else f"upload_status={record.upload_status}"
     if started := record.upload_started_at or record.created_at:
         facts += f", started at {started:%Y-%m-%d %H:%M} UTC"
     if record.creator:
@@ -230,7 +230,7 @@ def _upload_facts(record: ItemSchema) -> str:
     return f"{facts}: {reason}" if reason else facts
 
 
-def _is_bare(record: ItemSchema) -> bool:
+def is_bare(record: ItemSchema) -> bool:
     """Whether a record says that it was pushed without files. It may have files of another push all the same."""
     manifest = getattr(record, "manifest", None)
     is_dev = isinstance(manifest, BentoManifestSchema) and manifest.dev

@@ -14,7 +14,7 @@ from collections import defaultdict
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Generic, NamedTuple
 
 from async_bento._core.concurrency import hold_lock
 from async_bento._core.retry import Retries
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from async_bento.rest.schemas import ItemSchema
     from async_bento.store.locks import Lock
     from async_bento.transfer.multipart import UploadResult
+    from async_bento.transfer.source import UploadSource
 
 logger = logging.getLogger(__package__)
 
@@ -127,6 +128,13 @@ class PushOptions:
             raise ConfigError(f"invalid threads {self.threads}: a push needs at least one. Pass 1 or more.")
 
 
+class Prepared(NamedTuple):
+    """What a push sends, None for the record alone, and the bodies that make the record."""
+
+    source: UploadSource | None
+    bodies: RecordBodies
+
+
 class Pusher(Generic[ItemT, RecordT]):
     """Pushes items of one kind, for one call of `push`."""
 
@@ -144,27 +152,38 @@ class Pusher(Generic[ItemT, RecordT]):
         self, item: ItemT, *, already_pushed: bool = False, models: tuple[PushResult, ...] = ()
     ) -> PushResult:
         """Push one item. `already_pushed`: the registry is known to have it; `models`: the outcome of its models."""
-        started = time.monotonic()
         with self.resources.progress("push", self.kind.word, item.tag) as progress:
-            progress.note = _count(models)
-            async with self._exclusively(item.tag, progress) as journal:
-                upload = Upload(self.kind.routes, item.tag, self.resources.pool, progress, journal)
-                result = None if already_pushed else await self._register_and_send(item, upload)
-                if result is None:
-                    labels = await self._label(item.tag)
-                    progress.enter("skipped", "already pushed" + (f", set {', '.join(labels)}" if labels else ""))
-                    await upload.discard_journal()  # left by a push that was killed at its very end
-                    seconds = time.monotonic() - started
-                    return PushResult(item.tag, skipped=True, seconds=seconds, models=models, labels=labels)
+            progress.note = count_models(models)
+            prepare = None if already_pushed else partial(self._prepare, item)
+            return await self.send(item.tag, prepare, progress, models)
+
+    async def send(
+        self,
+        tag: Tag,
+        prepare: Callable[[], Awaitable[Prepared]] | None,
+        progress: Progress,
+        models: tuple[PushResult, ...] = (),
+    ) -> PushResult:
+        """Send what `prepare` finds, unless the registry has it already; None: it is known to have it."""
+        started = time.monotonic()
+        async with self._exclusively(tag, progress) as journal:
+            upload = Upload(self.kind.routes, tag, self.resources.pool, progress, journal)
+            result = None if prepare is None else await self._register_and_send(tag, prepare, upload)
+            if result is None:
+                labels = await self._label(tag)
+                progress.enter("skipped", "already pushed" + (f", set {', '.join(labels)}" if labels else ""))
+                await upload.discard_journal()  # left by a push that was killed at its very end
+                seconds = time.monotonic() - started
+                return PushResult(tag, skipped=True, seconds=seconds, models=models, labels=labels)
         return PushResult(
-            item.tag,
+            tag,
             resumed=result.resumed,
             bytes_sent=result.bytes_sent,
             parts=result.parts,
             seconds=time.monotonic() - started,
             models=models,
             labels=written(self._options.labels),
-            dropped_labels=self._dropped_labels.get(item.tag, ()),
+            dropped_labels=self._dropped_labels.get(tag, ()),
         )
 
     async def once(self, tag: Tag, push: Callable[[], Awaitable[PushResult]]) -> PushResult:
@@ -259,19 +278,21 @@ class Pusher(Generic[ItemT, RecordT]):
                 logger.warning("an interrupted push of %s cannot be resumed: %s", tag, error)
             yield journal
 
-    async def _register_and_send(self, item: ItemT, upload: Upload) -> UploadResult | None:
+    async def _register_and_send(
+        self, tag: Tag, prepare: Callable[[], Awaitable[Prepared]], upload: Upload
+    ) -> UploadResult | None:
         """Create the record, or update it once its bytes are there; None where the registry has the item already."""
-        routes, name, version = self.kind.routes, item.tag.name, item.tag.version or ""
+        routes, name, version = self.kind.routes, tag.name, tag.version or ""
         remote = await routes.get(name, version)  # first: an item that is pushed costs one request
         if _is_pushed(remote) and not self._options.force:
             return None
-        plan, bodies = await self._prepare(item)
+        source, bodies = await prepare()
         created: RecordT | None = None
         if remote is None:
             await self.ensure_repository(name)
             # A cancelled request may have created the record; after a failed one, `create_record` has looked.
             async with upload.failure_reported(asyncio.CancelledError):
-                created = await self.create_record(item.tag, bodies.create)
+                created = await self.create_record(tag, bodies.create)
             if created is None:
                 remote = await routes.get(name, version)
                 if _is_pushed(remote) and not self._options.force:
@@ -279,13 +300,13 @@ class Pusher(Generic[ItemT, RecordT]):
         if created is not None:
             registration = Registration(created)
         elif remote is not None:
-            update = partial(self._update_record, item.tag, bodies.update)
+            update = partial(self._update_record, tag, bodies.update)
             registration = Registration(remote, update, is_whole=_is_pushed(remote))
         else:
-            raise NotFoundError(f"cannot push {item.tag}: its record was deleted during the push. Push again.")
-        if plan is None:
+            raise NotFoundError(f"cannot push {tag}: its record was deleted during the push. Push again.")
+        if source is None:
             return await upload.skip(registration, BARE_REASON)
-        return await upload.send(DirectorySource(plan, self.resources.pool), registration, self._options.threads)
+        return await upload.send(source, registration, self._options.threads)
 
     async def _label(self, tag: Tag) -> tuple[str, ...]:
         """Set the labels of the call on an item that the registry has already; return those that it did not have."""
@@ -306,12 +327,12 @@ class Pusher(Generic[ItemT, RecordT]):
         await routes.update(name, version, body)
         if dropped := lost_labels(before, as_dict(body.labels), self._options.labels):
             self._dropped_labels[tag] = dropped
-            hint = "" if self._options.keep_labels else " Push with keep_labels (--keep-labels) to keep such labels."
+            hint = "" if self._options.keep_labels else " Use keep_labels (--keep-labels) to keep such labels."
             message = "the push has dropped labels of %s %s in the registry: %s.%s"
             logger.warning(message, self.kind.word, tag, ", ".join(dropped), hint)
 
-    async def _prepare(self, item: ItemT) -> tuple[TarPlan | None, RecordBodies]:
-        """Scan the directory and make the record before anything is registered; the plan of a bare push is None."""
+    async def _prepare(self, item: ItemT) -> Prepared:
+        """Scan the directory and make the record before anything is registered."""
         tag, bare, threads = item.tag, self._options.bare, self.resources.threads
         plan = None if bare else await threads.run(TarPlan.scan, item.path, exclude=self.kind.excluded)
         # Read after the scan: the record of an item that was replaced meanwhile must not go with the other's files.
@@ -321,8 +342,9 @@ class Pusher(Generic[ItemT, RecordT]):
             raise SourceChangedError(
                 f"cannot push {tag}: {path} belongs to {current.tag} now. Push {current.tag} instead.", path=path
             )
+        source = None if plan is None else DirectorySource(plan, self.resources.pool)
         bodies = await threads.run(self.kind.record_bodies, current, bare)
-        return plan, bodies.with_labels(self._options.labels)
+        return Prepared(source, bodies.with_labels(self._options.labels))
 
 
 def _is_pushed(remote: ItemSchema | None) -> bool:
@@ -336,7 +358,8 @@ async def _exists(request: Awaitable[object | None]) -> bool:
     return False
 
 
-def _count(models: tuple[PushResult, ...]) -> str:
+def count_models(models: tuple[PushResult, ...]) -> str:
+    """Say how many models were pushed, and how many of them skipped."""
     if not models:
         return ""
     skipped = sum(model.skipped for model in models)

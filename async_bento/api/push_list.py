@@ -43,8 +43,10 @@ def as_list(items: object) -> tuple[list[Any], bool]:
     return [*cast("Iterable[object]", items)], True
 
 
-async def push_each(push_one: Callable[[T], Awaitable[PushResult]], items: list[T], word: str) -> list[PushResult]:
-    """Push each item, and return the results in the order of the items."""
+async def push_each(
+    push_one: Callable[[T], Awaitable[PushResult]], items: list[T], verb: str, word: str
+) -> list[PushResult]:
+    """Push or copy each item, and return the results in the order of the items."""
     results: dict[int, PushResult] = {}
     failures: dict[int, BentoError] = {}
 
@@ -58,7 +60,7 @@ async def push_each(push_one: Callable[[T], Awaitable[PushResult]], items: list[
     await for_each(attempt, enumerate(items), ITEMS_AT_ONCE)
     if failures:
         named = [(_name(items[number]), failures[number]) for number in sorted(failures)]
-        message = f"cannot push {len(named)} of {len(items)} {word}s:{summarize(named)}"
+        message = f"cannot {verb} {len(named)} of {len(items)} {word}s:{summarize(named)}"
         raise PushesError(message, failures=dict(named)) from named[0][1]
     return [results[number] for number in range(len(items))]
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast, overload
 
 from async_bento.api.async_api import AsyncBentoAPI
-from async_bento.api.blocking import close_api
+from async_bento.api.blocking import close_api, copy_items
 from async_bento.api.loop_thread import LoopThread
 from async_bento.api.sync_item_api import BlockingItemAPI
 from async_bento.api.sync_models import ModelAPI
@@ -173,6 +173,80 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
         push = cast("Push", self._async.push)
         options = {"force": force, "bare": bare, "threads": threads}
         return self._loop.run(push, bento, **options, labels=labels, keep_labels=keep_labels)
+
+    @overload
+    def copy(  # type: ignore[overload-overlap]  # a str is one tag
+        self,
+        tag: AnyTag,
+        target: BentoAPI,
+        *,
+        force: bool = False,
+        keep_labels: bool = False,
+        with_models: bool = True,
+        threads: int = 10,
+    ) -> PushResult: ...
+
+    @overload
+    def copy(
+        self,
+        tag: Iterable[AnyTag],
+        target: BentoAPI,
+        *,
+        force: bool = False,
+        keep_labels: bool = False,
+        with_models: bool = True,
+        threads: int = 10,
+    ) -> list_of[PushResult]: ...
+
+    def copy(
+        self,
+        tag: AnyTag | Iterable[AnyTag],
+        target: BentoAPI,
+        *,
+        force: bool = False,
+        keep_labels: bool = False,
+        with_models: bool = True,
+        threads: int = 10,
+    ) -> PushResult | list_of[PushResult]:
+        """Copy a bento to another registry, its models first; or several bentos concurrently, shared models once.
+
+        The record goes with its labels, its description and the time of the build, and the bytes through memory alone:
+        at most `threads` parts and the window of the source. What the target has is skipped. A copy that was
+        interrupted, also by a crash, is resumed by the next one.
+
+        Args:
+            tag: The tag, or a list of tags. Without a version, or with `latest`, the newest that was uploaded.
+            target: The API of the other registry. Both APIs belong to the running event loop.
+            force: Copy the bento and its models also when the target has them already.
+            keep_labels: With `force`, keep the labels of the target's records; those of the copy win.
+            with_models: Copy the models of the bento, too.
+            threads: The most parts in flight at once, per item.
+
+        Returns:
+            The outcome, as of a push to the target; for a list, a list of the outcomes in the same order.
+
+        Raises:
+            NotFoundError: The registry has no such bento, or no files of it.
+            ConfigError: Both APIs are of the same registry.
+            ModelsError: More than one of its models could not be copied.
+            BentoError: The copy failed. The target's record says so, unless it cannot be reached.
+            PushesError: Bentos of a list failed. The others were copied.
+
+        Examples:
+            >>> production = BentoAPI(context="production")
+            >>> result = api.copy("iris_classifier:v1", production)
+        """
+        copy = cast("Push", self._async.copy)
+        return self._loop.run(
+            copy_items,
+            copy,
+            target._async,
+            tag,
+            force=force,
+            keep_labels=keep_labels,
+            with_models=with_models,
+            threads=threads,
+        )
 
     def pull(
         self,

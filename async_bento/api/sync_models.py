@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast, overload
 
 from async_bento.api.async_models import AsyncModelAPI
+from async_bento.api.blocking import copy_items
 from async_bento.api.sync_item_api import BlockingItemAPI
 from async_bento.rest.schemas import ModelWithRepositorySchema
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from async_bento.api.loop_thread import LoopThread
     from async_bento.api.push import PushResult
     from async_bento.api.push_list import AnyItem
+    from async_bento.api.sync_api import BentoAPI
     from async_bento.api.sync_item_api import Push
     from async_bento.integrations.huggingface.model import HuggingFaceModel
     from async_bento.rest.schemas import ModelWithRepositoryListSchema
@@ -88,6 +90,67 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
         """
         push = cast("Push", self._async.push)
         return self._loop.run(push, model, force=force, threads=threads, labels=labels, keep_labels=keep_labels)
+
+    @overload
+    def copy(  # type: ignore[overload-overlap]  # a str is one tag
+        self,
+        tag: AnyTag,
+        target: BentoAPI,
+        *,
+        force: bool = False,
+        keep_labels: bool = False,
+        threads: int = 10,
+    ) -> PushResult: ...
+
+    @overload
+    def copy(
+        self,
+        tag: Iterable[AnyTag],
+        target: BentoAPI,
+        *,
+        force: bool = False,
+        keep_labels: bool = False,
+        threads: int = 10,
+    ) -> list_of[PushResult]: ...
+
+    def copy(
+        self,
+        tag: AnyTag | Iterable[AnyTag],
+        target: BentoAPI,
+        *,
+        force: bool = False,
+        keep_labels: bool = False,
+        threads: int = 10,
+    ) -> PushResult | list_of[PushResult]:
+        """Copy a model to another registry, or several models concurrently.
+
+        The record goes with its labels, and the bytes through memory alone: at most `threads` parts and the window of
+        the source. What the target has is skipped. A copy that was interrupted, also by a crash, is resumed by the next
+        one. The model of a Hugging Face Hub is copied as a record.
+
+        Args:
+            tag: The tag, or a list of tags. Without a version, or with `latest`, the newest that was uploaded.
+            target: The API of the other registry. Both APIs belong to the running event loop.
+            force: Copy the model also when the target has it already.
+            keep_labels: With `force`, keep the labels of the target's record; those of the copy win.
+            threads: The most parts in flight at once, per item.
+
+        Returns:
+            The outcome, as of a push to the target; for a list, a list of the outcomes in the same order.
+
+        Raises:
+            NotFoundError: The registry has no such model, or no files of it.
+            ConfigError: Both APIs are of the same registry.
+            BentoError: The copy failed. The target's record says so, unless it cannot be reached.
+            PushesError: Models of a list failed. The others were copied.
+
+        Examples:
+            >>> production = BentoAPI(context="production")
+            >>> result = api.models.copy("iris_weights:w1", production)
+        """
+        copy = cast("Push", self._async.copy)
+        other = target._async  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the facade of this one
+        return self._loop.run(copy_items, copy, other, tag, force=force, keep_labels=keep_labels, threads=threads)
 
     def pull(
         self,

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__package__)
 
+
 Phase = Literal["planning", "transferring", "extracting", "finishing", "done", "skipped", "failed", "interrupted"]
 """The phase of an item. `extracting`: all bytes of a pull have arrived, but are not yet extracted. `finishing`: all
 bytes of a push have arrived, and the registry completes the upload. The last four are final; `interrupted`: the
 transfer was cancelled."""
 
-Direction = Literal["push", "pull", "verify", "diff"]
+Direction = Literal["push", "pull", "copy", "verify", "diff"]
 """What is done with an item. `verify` and `diff` read it, and transfer nothing to a disk."""
 
 ENDED: frozenset[Phase] = frozenset({"done", "skipped", "failed", "interrupted"})
@@ -43,7 +44,7 @@ class ProgressEvent:
     """The progress of one bento or model.
 
     Attributes:
-        direction: `push`, `pull`, `verify` or `diff`.
+        direction: `push`, `pull`, `copy`, `verify` or `diff`.
         kind: `bento` or `model`.
         tag: The tag of the bento or model. A pull of `NAME` has the tag `NAME:VERSION` once the version is known.
         phase: The phase of the transfer.

@@ -32,6 +32,7 @@ IDLE_RESET = 1.0
 _VERBS = {
     "push": ("pushing", "pushed"),
     "pull": ("pulling", "pulled"),
+    "copy": ("copying", "copied"),
     "verify": ("checking", "checked"),
     "diff": ("comparing", "compared"),
 }

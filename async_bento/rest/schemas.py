@@ -136,7 +136,7 @@ class BentoManifestSchema(BaseModel):
         spec: The version of the format of `bento.yaml`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)  # a copy keeps unknown fields
 
     service: str = ""
     bentoml_version: str = ""
@@ -183,6 +183,8 @@ class ModelManifestSchema(ResponseModel):
     metadata: JsonObject = {}
     context: JsonObject = {}
     options: JsonObject = {}
+
+    model_config = ConfigDict(extra="allow")  # a copy keeps unknown fields
 
 
 class ChecksumsSchema(ResponseModel):

@@ -85,6 +85,17 @@ class UploadBody(Payload):
         self.may_have_arrived = True
         await self._send(writer, held)
 
+    async def _send_chunk(
+        self, writer: AbstractStreamWriter, held: memoryview, chunk: bytes | memoryview, *, holds_back: bool = True
+    ) -> memoryview:
+        """Write what was held back, then a chunk, and return its last bytes, which are held back in turn."""
+        await self._send(writer, held)
+        rest = memoryview(bytes(chunk[-WRITE_SIZE:]) if holds_back else b"")  # a copy, which frees the chunk
+        view, stop = memoryview(chunk), len(chunk) - len(rest)
+        for offset in range(0, stop, WRITE_SIZE):
+            await self._send(writer, view[offset : min(offset + WRITE_SIZE, stop)])
+        return rest
+
     async def _send(self, writer: AbstractStreamWriter, piece: memoryview) -> None:
         self._count(len(piece))
         self._is_writing = True
@@ -170,14 +181,11 @@ class TarBody(UploadBody):
         held = memoryview(b"")
         ahead = asyncio.ensure_future(self._read(tar, WRITE_SIZE if by_kernel else None))
         try:
-            while chunk := memoryview(await ahead):
+            while chunk := await ahead:
                 sends_file = by_kernel and reader.sendable >= self._io_chunk
                 if not sends_file:
                     ahead = asyncio.ensure_future(self._read(tar))
-                await self._send(writer, held)
-                held = memoryview(b"" if sends_file else bytes(chunk[-WRITE_SIZE:]))  # a copy, which frees the chunk
-                for offset in range(0, len(chunk) - len(held), WRITE_SIZE):
-                    await self._send(writer, chunk[offset : min(offset + WRITE_SIZE, len(chunk) - len(held))])
+                held = await self._send_chunk(writer, held, chunk, holds_back=not sends_file)
                 if sends_file:
                     connection = sendfile.duplicate(writer) if connection is None else connection
                     by_kernel = connection is not None

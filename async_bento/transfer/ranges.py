@@ -50,6 +50,10 @@ class RangeReader:
 
     async def read(self, byte_range: ByteRange) -> bytes:
         """Read one range, which may end before its `stop`, at the end of the object."""
+        return b"".join(await self.pieces(byte_range))
+
+    async def pieces(self, byte_range: ByteRange) -> list[bytes]:
+        """The same in the pieces that arrived: joining them needs memory for both."""
         retries, has_no_ranges = Retries(self._pool.config.retry, progress=lambda: self._ranges_done), False
         while True:
             target = await self._source.target()
@@ -71,7 +75,7 @@ class RangeReader:
                 self._ranges_done += 1
                 return data
 
-    async def _read_once(self, numbered: Target, target: Target, byte_range: ByteRange) -> bytes:
+    async def _read_once(self, numbered: Target, target: Target, byte_range: ByteRange) -> list[bytes]:
         started = time.monotonic()
         try:
             async with get(numbered, byte_range, self._pool.config, etag=self.etag) as received:
@@ -82,7 +86,7 @@ class RangeReader:
                 elif received.total != self.total or (received.etag and self.etag and received.etag != self.etag):
                     raise ObjectChangedError(CHANGED)  # some storages ignore If-Match
                 size = min(byte_range.stop, self.total or byte_range.stop) - byte_range.start
-                data = b"".join(await read_range(received, size, f"cannot read {self._source.tag}"))
+                data = await read_range(received, size, f"cannot read {self._source.tag}")
         except (APIStatusError, PartError) as error:
             if error.status in BUSY:
                 self._ranges.throttle(time.monotonic())
@@ -91,7 +95,7 @@ class RangeReader:
             self._source.check_refusal(error, target, byte_range)
             raise
         now = time.monotonic()
-        self._ranges.record(len(data), now - started, now)
+        self._ranges.record(sum(map(len, data)), now - started, now)
         return data
 
     async def chunks(self, byte_range: ByteRange, window: ByteBudget | None = None) -> AsyncGenerator[bytes]:

@@ -84,11 +84,15 @@ class Verifier:
             return position
         return self._ends[index]
 
-    async def feed(self, data: Sequence[bytes], sink: Sink, threads: Threads) -> None:
+    async def check(self, data: Sequence[bytes], threads: Threads) -> None:
+        """Hash the next bytes; raise `DamagedPartError` at the end of a part that is damaged."""
+        await self.feed(data, None, threads)
+
+    async def feed(self, data: Sequence[bytes], sink: Sink | None, threads: Threads) -> None:
         """Feed the next bytes to the sink, and hash them in another thread meanwhile."""
         for piece in self._split(data):
             calls: list[Awaitable[None]] = [threads.run(self._hash, piece)]
-            if self._refusal is None:
+            if sink is not None and self._refusal is None:
                 calls.append(threads.run(sink.feed, piece))
             for outcome in await asyncio.gather(*calls, return_exceptions=True):
                 if isinstance(outcome, ArchiveError):

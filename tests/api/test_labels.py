@@ -334,7 +334,7 @@ async def test_push_force_names_the_labels_that_it_drops(
     assert labels_of(await api.get("svc:v1")) == {"team": "a", "stage": "dev", "rank": "2"}
     assert result.dropped_labels == ("stage=prod", "owner=ada")
     assert result.models[0].dropped_labels == ("size=big",)
-    hint = " Push with keep_labels (--keep-labels) to keep such labels."
+    hint = " Use keep_labels (--keep-labels) to keep such labels."
     assert [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()] == [
         f"the push has dropped labels of model mod:m1 in the registry: size=big.{hint}",
         f"the push has dropped labels of bento svc:v1 in the registry: stage=prod, owner=ada.{hint}",

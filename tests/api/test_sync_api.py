@@ -214,7 +214,7 @@ with BentoAPI() as api:
     assert run_script(script.replace("INTERRUPT", interrupt)) == "failed cancelled\nFalse success\n"
 
 
-BLOCKING_TYPES = {"AsyncGenerator": "Iterator", "AsyncRemote": "Remote"}
+BLOCKING_TYPES = {"AsyncBentoAPI": "BentoAPI", "AsyncGenerator": "Iterator", "AsyncRemote": "Remote"}
 """The types that differ between the async and the blocking signatures."""
 
 
@@ -230,11 +230,16 @@ def test_blocking_methods_have_the_async_signatures(blocking: type, asynchronous
     assert ours.keys() == theirs.keys()
     for name, signature in ours.items():
         original = theirs[name]
-        returned = original.return_annotation
-        for word, replacement in BLOCKING_TYPES.items():
-            returned = returned.replace(word, replacement)
+        parameters = [each.replace(annotation=blocking_type(each.annotation)) for each in original.parameters.values()]
+        returned = blocking_type(original.return_annotation)
         # Parameters compare by name, kind, default and annotation.
-        assert signature == original.replace(return_annotation=returned), name
+        assert signature == original.replace(parameters=parameters, return_annotation=returned), name
+
+
+def blocking_type(annotation: str) -> str:
+    for word, replacement in BLOCKING_TYPES.items():
+        annotation = annotation.replace(word, replacement) if isinstance(annotation, str) else annotation
+    return annotation
 
 
 def test_blocking_constructor_has_the_async_signature() -> None:

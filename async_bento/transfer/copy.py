@@ -1,0 +1,284 @@
+"""The tar of an item in one registry as the source of an upload to another: ranges become parts, through memory alone.
+
+A part is read by one range, compared with the checksums of its registry, sent, and dropped. An upload in one request
+reads several ranges at once and sends them in order. Where the server sends no ranges, the tar is read once, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+from async_bento._core.retry import Retries
+from async_bento._core.s3 import MAX_PARTS, MIN_PART_SIZE
+from async_bento.errors import BentoError, IntegrityError, TransferError
+from async_bento.transfer.body import UploadBody
+from async_bento.transfer.http import ByteRange, get
+from async_bento.transfer.ranges import NoRangesError, RangeReader
+from async_bento.transfer.source import choose_part_size
+from async_bento.transfer.verify import DamagedPartError, Verifier, check_object
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+
+    from aiohttp.abc import AbstractStreamWriter
+
+    from async_bento._core.concurrency import ByteBudget
+    from async_bento.progress.events import Progress
+    from async_bento.rest.schemas import ChecksumsSchema
+    from async_bento.transfer.download import DownloadSource
+    from async_bento.transfer.http import TransferPool
+
+logger = logging.getLogger(__package__)
+
+_TO_THE_END = ByteRange(0, 1 << 62)
+
+
+class SourceReadError(TransferError):
+    """The source of a copy could not be read; `error` says why. No retry of the upload would help."""
+
+    def __init__(self, error: BentoError) -> None:
+        super().__init__(f"cannot read the source: {error}")
+        self.error = error
+
+
+class CopySource:
+    """An `UploadSource` that is read from a registry; `open` comes first.
+
+    `budget` bounds the bytes of all parts that copies hold in memory, and the window of `pool` those of uploads in one
+    request. `check` raises `ObjectChangedError` if the item was pushed again; `identity` names what was pushed.
+    """
+
+    def __init__(
+        self,
+        download: DownloadSource,
+        pool: TransferPool,
+        budget: ByteBudget,
+        check: Callable[[], Awaitable[None]],
+        identity: str,
+    ) -> None:
+        self.size = 0
+        self.is_sequential = False
+        self._download = download
+        self._pool = pool
+        self._budget = budget
+        self._check = check
+        self._identity = identity
+        self._reader = RangeReader(download, pool)
+        self._checksums: ChecksumsSchema | None = None
+        self._part_size = 0
+        self._is_aligned = False  # whether the parts are those of the source
+        self._turn = asyncio.Event()  # set once the part that was started last is verified
+        self._turn.set()
+        self._verifier: Verifier | None = None
+        self._verified = 0  # the end of the part that was verified last
+        self._stream: AsyncGenerator[bytes] | None = None
+        self._streamed = 0  # where the next part of the stream starts
+        self._ahead = b""  # what was read of it
+
+    async def open(self) -> None:
+        """Find the size and the checksums, and whether the server sends ranges."""
+        with _reading():
+            total: int | None = None
+            try:
+                await self._reader.read(ByteRange(0, 1))
+                total = self._reader.total
+            except NoRangesError:
+                self.is_sequential = True
+                logger.info("%s: the registry sends no ranges, so the tar is copied in one piece", self._download.tag)
+            if (checksums := self._download.checksums) is not None:
+                check_object(checksums, total, self._reader.etag)
+                self._checksums = checksums if checksums.parts else None
+                total = checksums.size
+            self.size = await self._measure() if total is None else total
+
+    def choose_part_size(self, wanted: int, threads: int) -> int:
+        """The part size of the source, where that is possible: its MD5 then verifies each part at once."""
+        sizes = [] if self._checksums is None else [size for size, _ in self._checksums.parts]
+        first = sizes[0] if len({*sizes[:-1]}) == 1 else 0
+        self._is_aligned = MIN_PART_SIZE <= first <= wanted and sizes[-1] <= first and len(sizes) <= MAX_PARTS
+        self._part_size = first if self._is_aligned else choose_part_size(self.size, wanted, threads)
+        return self._part_size
+
+    async def fingerprint(self) -> str:
+        """See `UploadSource`."""
+        facts = f"{self._identity}\0{self._reader.etag}\0{self.size}\0{self._part_size}"
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+    async def check(self) -> None:
+        """See `UploadSource`."""
+        with _reading():
+            await self._check()
+
+    def whole(self, progress: Progress, *, digest: bool) -> UploadBody:
+        """See `UploadSource`."""
+        return _StreamedBody(self, self._pool, ByteRange(0, self.size), progress, digest=digest)
+
+    @asynccontextmanager
+    async def part(self, byte_range: ByteRange, progress: Progress, *, digest: bool) -> AsyncGenerator[UploadBody]:
+        """See `UploadSource`."""
+        before, self._turn = self._turn, asyncio.Event()
+        verified, share = self._turn, min(byte_range.size, self._budget.size)
+        await self._budget.acquire(share)
+        try:
+            with _reading():
+                if self.is_sequential:
+                    pieces = await self._next_part(byte_range)
+                else:
+                    pieces = await self._reader.pieces(byte_range)
+                md5 = await self._verify_part(byte_range, pieces, before) if self._is_verified(digest) else None
+            verified.set()
+            yield _PartBody(pieces, md5, byte_range, progress)
+        except BaseException:
+            if self._stream is not None:  # in the task that has opened it, as its cancel scopes need
+                await self._stream.aclose()
+            raise
+        finally:
+            verified.set()
+            self._budget.release(share)
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """All bytes in order, verified. The last are held back until the item is known to be unchanged."""
+        verifier = None if self._checksums is None else Verifier(self._checksums, self._download.tag)
+        held = b""
+        with _reading():
+            stream = self._read_stream(0) if self.is_sequential else self._reader.chunks(ByteRange(0, self.size))
+            async with aclosing(stream) as chunks:
+                async for chunk in chunks:
+                    if verifier is not None:
+                        await verifier.check([chunk], self._pool.threads)
+                    if held:
+                        yield held
+                    held = chunk
+            await self._check()
+        yield held
+
+    def _is_verified(self, digest: bool) -> bool:
+        return digest or self._checksums is not None
+
+    async def _verify_part(self, byte_range: ByteRange, pieces: Sequence[bytes], before: asyncio.Event) -> str:
+        """Compare a part with the checksums of the source, once the parts before are, and return its MD5."""
+        run = self._pool.threads.run
+        md5 = await run(_md5_of, pieces)
+        if self._checksums is None:
+            return md5
+        if self._is_aligned:
+            number = byte_range.start // self._part_size
+            if (expected := self._checksums.parts[number][1].lower()) != md5:
+                raise DamagedPartError(number + 1, *byte_range, expected=expected, actual=md5)
+            return md5
+        await before.wait()
+        if self._verifier is None or self._verified != byte_range.start:  # at first, and after parts that have arrived
+            self._verifier = Verifier(self._checksums, self._download.tag, byte_range.start)
+        await self._verifier.check(pieces, self._pool.threads)
+        self._verified = byte_range.stop
+        return md5
+
+    async def _next_part(self, byte_range: ByteRange) -> list[bytes]:
+        """Read a part of a server that sends no ranges; the parts come in order."""
+        if self._stream is None or self._streamed != byte_range.start:
+            if self._stream is not None:
+                await self._stream.aclose()
+            self._stream, self._ahead = self._read_stream(byte_range.start), b""
+        pieces, missing = [self._ahead[: byte_range.size]], byte_range.size - len(self._ahead)
+        self._ahead = self._ahead[byte_range.size :]
+        while missing > 0:
+            chunk = await anext(self._stream)
+            pieces.append(chunk[:missing])
+            self._ahead = chunk[missing:]
+            missing -= len(chunk)
+        self._streamed = byte_range.stop
+        if byte_range.stop == self.size:  # the end of the body is left to read
+            async for _ in self._stream:
+                pass
+        return pieces
+
+    async def _measure(self) -> int:
+        """Count the bytes of a tar whose size no server states."""
+        size = 0
+        async with aclosing(self._read_stream(0)) as chunks:
+            async for chunk in chunks:
+                size += len(chunk)
+        return size
+
+    async def _read_stream(self, position: int) -> AsyncGenerator[bytes]:
+        """Read the bytes from a position on, from a server that sends the whole tar each time."""
+        retries = Retries(self._pool.config.retry, progress=lambda: position)
+        while True:
+            target = await self._download.target()
+            try:
+                async with self._pool.slot(target), get(target, _TO_THE_END, self._pool.config) as received:
+                    arrived = 0
+                    while chunk := await received.read():
+                        arrived += len(chunk)
+                        if arrived > position:
+                            new, position = chunk[position - arrived :], arrived
+                            yield new
+                if self.size and arrived != self.size:
+                    raise IntegrityError(f"{arrived} of {self.size} bytes arrived")
+            except Exception as error:
+                if not await self._download.wait_after_failure(retries, target, error):
+                    raise
+            else:
+                return
+
+
+class _PartBody(UploadBody):
+    """A part in memory."""
+
+    def __init__(self, pieces: Sequence[bytes], md5: str | None, byte_range: ByteRange, progress: Progress) -> None:
+        super().__init__(pieces, byte_range, progress)
+        self._pieces = pieces
+        self._known_md5 = md5
+
+    async def _write(self, writer: AbstractStreamWriter) -> None:
+        self.md5 = self._known_md5
+        held = memoryview(b"")
+        for piece in self._pieces:
+            held = await self._send_chunk(writer, held, piece)
+        await self._send_last(writer, held)
+
+
+class _StreamedBody(UploadBody):
+    """A whole tar, which is read while it is sent."""
+
+    def __init__(
+        self, source: CopySource, pool: TransferPool, byte_range: ByteRange, progress: Progress, *, digest: bool
+    ) -> None:
+        super().__init__(source, byte_range, progress)
+        self._source = source
+        self._threads = pool.threads
+        self._digest = digest
+
+    async def _write(self, writer: AbstractStreamWriter) -> None:
+        md5 = hashlib.md5(usedforsecurity=False)
+        held = memoryview(b"")
+        async with aclosing(self._source.chunks()) as chunks:
+            async for chunk in chunks:
+                if self._digest:
+                    await self._threads.run(md5.update, chunk)
+                held = await self._send_chunk(writer, held, chunk)
+        if self._digest:
+            self.md5 = md5.hexdigest()
+        await self._send_last(writer, held)
+
+
+@contextmanager
+def _reading() -> Generator[None]:
+    """Mark the errors of reading, which are none of the upload."""
+    try:
+        yield
+    except SourceReadError:
+        raise
+    except BentoError as error:
+        raise SourceReadError(error) from error
+
+
+def _md5_of(pieces: Sequence[bytes]) -> str:
+    md5 = hashlib.md5(usedforsecurity=False)
+    for piece in pieces:
+        md5.update(piece)
+    return md5.hexdigest()

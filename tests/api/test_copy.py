@@ -1,0 +1,313 @@
+"""Copies from one registry to another."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from async_bento import (
+    APIError,
+    AsyncBentoAPI,
+    BentoAPI,
+    BentoError,
+    BentoStore,
+    ConfigError,
+    NotFoundError,
+    PushesError,
+    TransferError,
+)
+from async_bento.registry import LocalRegistry
+from tests.builders import KiB, MiB, contents, make_bento, make_model, random_bytes
+from tests.fault_proxy import (
+    DOWNLOAD,
+    FINISH,
+    GET,
+    PART,
+    PUT,
+    UPLOAD,
+    Hold,
+    disconnect,
+    disconnect_while_sending,
+    ignore_range,
+    lose_answer,
+    refuse,
+    with_headers,
+)
+from tests.fixtures import FEW_RANGES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aiohttp import web
+
+    from tests.fault_proxy import Exchange, FaultProxy
+    from tests.fixtures import MakeClient, StartProxy
+
+STRATEGIES = ["presigned_url", "auto", "proxy"]
+FILES = {"src/service.py": b"pass\n", "src/weights": random_bytes(12 * MiB + 17, 5)}
+LABELS = {"team": "vision", "stage": "test"}
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    """The home of the machine that pushes."""
+    return tmp_path / "origin"
+
+
+class Pair(NamedTuple):
+    """Two registries and a client of each."""
+
+    source: FaultProxy
+    target: FaultProxy
+    here: AsyncBentoAPI
+    there: AsyncBentoAPI
+
+
+StartPair = Callable[..., Awaitable[Pair]]
+
+
+@pytest.fixture
+def start_pair(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> StartPair:
+    """Start two registries, the first with `svc:v1` and its model `mod:m1`."""
+
+    async def start(source: str = "presigned_url", to: str = "presigned_url", **transfer: Any) -> Pair:
+        first, second = await start_proxy(source, name=f"{to}-source"), await start_proxy(to, name=f"{to}-target")
+        make_model(origin, "mod:m1", {"weights": random_bytes(300 * KiB, 1)}, labels={"kind": "cnn"})
+        make_bento(origin, "svc:v1", FILES, models=["mod:m1"], labels=LABELS)
+        await make_client(first, origin).push("svc:v1")
+        first.requests.clear()
+        here = make_client(first, transfer=FEW_RANGES | {"range_size": 2 * MiB})
+        return Pair(first, second, here, make_client(second, transfer=FEW_RANGES | transfer))
+
+    return start
+
+
+async def pulled(api: AsyncBentoAPI, tag: str, directory: Path) -> dict[str, Any]:
+    await api.pull(tag, path=directory)
+    return contents(directory)
+
+
+async def record_of(api: AsyncBentoAPI, tag: str) -> dict[str, Any]:
+    record = await api.get(tag)
+    kept = ("version", "description", "manifest", "labels", "build_at", "upload_status")
+    found = {name: value for name, value in record.model_dump().items() if name in kept}
+    found["labels"] = sorted(found["labels"], key=lambda label: label["key"])
+    return found
+
+
+@pytest.mark.parametrize("to", STRATEGIES)
+@pytest.mark.parametrize("streams", [False, True], ids=["ranges", "whole"])
+async def test_copied_bento_is_the_same(
+    start_pair: StartPair, origin: Path, tmp_path: Path, to: str, streams: bool
+) -> None:
+    """From a registry with ranges, and from one that sends the whole tar without a length and without checksums."""
+    pair = await start_pair("proxy" if streams else "auto", to)
+    if streams:
+        pair.source.hides_checksums = True
+        pair.source.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)
+    result = await pair.here.copy("svc", pair.there)
+    assert (str(result.tag), result.skipped) == ("svc:v1", False)
+    assert [str(model.tag) for model in result.models] == ["mod:m1"]
+    assert result.bytes_sent > len(FILES["src/weights"])
+    assert result.parts == (3 if to == "presigned_url" else 1)
+    assert await record_of(pair.there, "svc:v1") == await record_of(pair.here, "svc:v1")
+    assert (await pair.there.models.get("mod:m1")).labels == (await pair.here.models.get("mod:m1")).labels
+    assert await pulled(pair.there, "svc:v1", tmp_path / "copy") == await pulled(
+        pair.here, "svc:v1", tmp_path / "original"
+    )
+    assert await contents_of_model(pair.there, tmp_path / "model") == contents(origin / "models" / "mod" / "m1")
+
+    pair.target.requests.clear()
+    again = await pair.here.copy("svc:v1", pair.there)
+    assert (again.skipped, again.models[0].skipped, pair.target.matching("PUT")) == (True, True, [])
+
+
+async def contents_of_model(api: AsyncBentoAPI, directory: Path) -> dict[str, Any]:
+    await api.models.pull("mod:m1", path=directory)
+    return contents(directory)
+
+
+async def test_parts_of_a_copy_are_those_of_the_source(start_pair: StartPair) -> None:
+    """So that the checksums of the source verify each part; the memory holds at most `threads` parts."""
+    pair = await start_pair()
+    await pair.here.copy("svc:v1", pair.there, with_models=False, threads=2)
+    sent = {request.step: len(request.body) for request in pair.target.matching("PUT part")}
+    assert sorted(sent.values(), reverse=True)[:2] == [5 * MiB, 5 * MiB]
+    assert pair.source.max_concurrent["GET"] <= 2
+    assert pair.target.max_concurrent["PUT"] <= 2
+    with pytest.raises(NotFoundError):
+        await pair.there.models.get("mod:m1")
+
+
+async def test_parts_of_another_size_are_verified_in_order(start_pair: StartPair, tmp_path: Path) -> None:
+    pair = await start_pair("auto")
+    original = await pulled(pair.here, "svc:v1", tmp_path / "original")
+    await pair.here.copy("svc:v1", pair.there)
+    assert await pulled(pair.there, "svc:v1", tmp_path / "copy") == original
+    pair.source.add_fault(GET, flip, skip=2)
+    await pair.here.copy("svc:v1", pair.there, force=True, with_models=False)  # damaged once, and again from the start
+    assert await pulled(pair.there, "svc:v1", tmp_path / "second") == original
+    pair.source.add_fault(GET, flip, times=None)
+    with pytest.raises(TransferError, match=r"cannot copy svc:v1: part 1 arrived damaged, twice\. Copy again"):
+        await pair.here.copy("svc:v1", pair.there, force=True, with_models=False)
+    assert (await pair.there.get("svc:v1")).upload_status == "success"  # still the bytes of the copy before
+    assert await pulled(pair.there, "svc:v1", tmp_path / "third") == original
+
+
+async def flip(exchange: Exchange) -> web.StreamResponse:
+    """Forward a download with its last byte changed."""
+    answer = await exchange.forward()
+    assert isinstance(answer.body, bytes)
+    answer.body = answer.body[:-1] + bytes([answer.body[-1] ^ 1])
+    return answer
+
+
+@pytest.mark.parametrize("to", STRATEGIES)
+async def test_copy_survives_faults_of_both_sides(start_pair: StartPair, tmp_path: Path, to: str) -> None:
+    pair = await start_pair(to=to)
+    for skip, fault in enumerate((disconnect, disconnect_while_sending(1000), refuse(503), refuse(403), ignore_range)):
+        pair.source.add_fault(GET, fault, skip=2 * skip + 1)
+    pair.target.add_fault(f"{PUT}|{UPLOAD}", disconnect)
+    pair.target.add_fault(f"{PUT}|{UPLOAD}", refuse(503), skip=2)
+    pair.target.add_fault("PATCH .*/complete_multipart_upload", lose_answer)
+    pair.target.add_fault(FINISH, lose_answer)
+    await pair.here.copy("svc:v1", pair.there, with_models=False)
+    assert await pulled(pair.there, "svc:v1", tmp_path / "copy") == await pulled(
+        pair.here, "svc:v1", tmp_path / "original"
+    )
+
+
+async def test_source_that_fails_is_named_and_the_target_says_failed(start_pair: StartPair) -> None:
+    pair = await start_pair()
+    pair.target.add_fault("POST .*/models$", refuse(403))
+    with pytest.raises(APIError):
+        await pair.here.models.copy("mod:m1", pair.there)
+    pair.source.add_fault(GET, refuse(500, message="broken disk"), times=None, skip=2)
+    with pytest.raises(BentoError, match=r"cannot copy svc:v1: .*broken disk"):
+        await pair.here.copy("svc:v1", pair.there, with_models=False)
+    record = await pair.there.get("svc:v1")
+    assert record.upload_status == "failed"
+    assert "cannot read the source" in record.upload_finished_reason
+
+
+async def test_interrupted_copy_is_resumed(start_pair: StartPair) -> None:
+    pair = await start_pair()
+    hold = Hold(1)
+    pair.target.add_fault(f"{PART}3", hold)
+    task = asyncio.create_task(pair.here.copy("svc:v1", pair.there, with_models=False))
+    await hold.arrived.wait()
+    await pair.target.wait_for(r"PUT part [12]", 2)
+    while [request.status for request in pair.target.matching("PUT part [12]")] != [200, 200]:  # noqa: ASYNC110 - no event
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    hold.released.set()
+    assert (await pair.there.get("svc:v1")).upload_status == "failed"
+    result = await pair.here.copy("svc:v1", pair.there, with_models=False)
+    assert (result.resumed, result.parts) == (True, 1)
+    assert (await pair.there.get("svc:v1")).upload_status == "success"
+
+
+async def test_item_pushed_again_during_the_copy_is_copied_whole(
+    start_pair: StartPair, make_client: MakeClient, tmp_path: Path
+) -> None:
+    """The target never has parts of both, whether the ETag shows the change or only the record."""
+    for to in STRATEGIES:
+        pair = await start_pair("proxy", to)
+        pair.source.streams_downloads = False
+        hold = Hold(1)
+        pair.source.add_fault(DOWNLOAD, hold, skip=2)
+        task = asyncio.create_task(pair.here.copy("svc:v1", pair.there, with_models=False))
+        await hold.arrived.wait()
+        make_bento(tmp_path / f"{to}-new", "svc:v1", {"src/weights": random_bytes(12 * MiB, 6)})
+        await make_client(pair.source, tmp_path / f"{to}-new").push("svc:v1", force=True)
+        hold.released.set()
+        await task
+        copied = await pulled(pair.there, "svc:v1", tmp_path / f"{to}-copy")
+        assert copied == await pulled(pair.here, "svc:v1", tmp_path / f"{to}-original")
+        assert hashlib.sha256(copied["src/weights"]).digest() == hashlib.sha256(random_bytes(12 * MiB, 6)).digest()
+
+
+async def test_copies_of_a_list_share_models(
+    start_pair: StartPair, make_client: MakeClient, origin: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = await start_pair()
+    make_bento(origin, "svc:v2", {"a": b"2"}, models=["mod:m1"])
+    await make_client(pair.source, origin).push("svc:v2")
+    with pytest.raises(PushesError, match="cannot copy 1 of 3 bentos") as failed:
+        await pair.here.copy(["svc:v1", "svc:v2", "svc:nothing"], pair.there)
+    assert [*failed.value.failures] == ["svc:nothing"]
+    assert len(pair.target.matching("PUT")) == 3 + 1 + 1
+    models = await pair.here.models.copy(["mod:m1"], pair.there)
+    assert [model.skipped for model in models] == [True]
+
+    await pair.there.set_labels("svc:v1", {"stage": "prod", "pinned": "yes"})
+    await pair.here.copy("svc:v1", pair.there, force=True, keep_labels=True, with_models=False)
+    assert {label.key: label.value for label in (await pair.there.get("svc:v1")).labels} == LABELS | {"pinned": "yes"}
+    await pair.here.copy("svc:v1", pair.there, force=True, with_models=False)
+    assert {label.key: label.value for label in (await pair.there.get("svc:v1")).labels} == LABELS
+    assert "has dropped labels of bento svc:v1 in the registry: pinned=yes" in caplog.text
+
+
+async def test_copy_without_files_or_target_is_refused(start_pair: StartPair, make_client: MakeClient) -> None:
+    pair = await start_pair()
+    with pytest.raises(ConfigError, match="source and target are both"):
+        await pair.here.copy("svc:v1", make_client(pair.source))
+    with pytest.raises(NotFoundError):
+        await pair.here.copy("svc:nothing", pair.there)
+    pair.source.add_fault(GET, refuse(404, code="NoSuchKey"), times=None)
+    with pytest.raises(BentoError, match=r"its model mod:m1 failed: cannot copy mod:m1: .* not its files"):
+        await pair.here.copy("svc:v1", pair.there)
+
+
+async def test_bare_record_is_copied_bare(start_pair: StartPair, make_client: MakeClient, origin: Path) -> None:
+    pair = await start_pair()
+    make_bento(origin, "svc:dev", {"a": b"1"})
+    await make_client(pair.source, origin).push("svc:dev", bare=True)
+    result = await pair.here.copy("svc:dev", pair.there)
+    assert (result.bytes_sent, result.parts) == (0, 0)
+    assert await record_of(pair.there, "svc:dev") == await record_of(pair.here, "svc:dev")
+
+
+async def test_unknown_fields_of_a_manifest_are_copied(start_pair: StartPair) -> None:
+    """A newer BentoML may send fields that no schema knows."""
+    pair = await start_pair()
+
+    async def extend(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        record = json.loads(answer.body)  # type: ignore[arg-type]
+        record["manifest"]["invented"] = {"later": True}
+        answer.body = json.dumps(record).encode()
+        answer.headers.pop("Content-Length", None)
+        return answer
+
+    pair.source.add_fault("GET .*/bentos/v1$", extend, times=None)
+    await pair.here.copy("svc:v1", pair.there, with_models=False)
+    assert pair.target.matching("POST .*/bentos$")[0].json["manifest"]["invented"] == {"later": True}
+
+
+async def test_etag_that_contradicts_the_checksums_is_refused(start_pair: StartPair) -> None:
+    pair = await start_pair()
+    pair.source.add_fault(GET, with_headers(ETag='"0123456789abcdef0123456789abcdef"'), times=None)
+    with pytest.raises(TransferError, match="twice"):
+        await pair.here.copy("svc:v1", pair.there, with_models=False)
+
+
+def test_blocking_api_copies(tmp_path: Path) -> None:
+    make_bento(tmp_path, "svc:v1", {"a": b"1"})
+    store = BentoStore(tmp_path / "bentos")
+    with LocalRegistry(tmp_path / "one") as one, LocalRegistry(tmp_path / "two") as two:
+        here = BentoAPI(endpoint=one.endpoint, api_token=one.api_token, bento_store=store)
+        there = BentoAPI(endpoint=two.endpoint, api_token=two.api_token, bento_store=store)
+        with here, there:
+            here.push("svc:v1")
+            assert not there.exists("svc:v1")
+            assert not here.copy("svc:v1", there).skipped
+            assert [result.skipped for result in here.copy(["svc:v1"], there)] == [True]
+            assert there.exists("svc:v1")
