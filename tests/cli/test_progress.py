@@ -250,6 +250,24 @@ async def test_terminal_counts_skipped_items_of_a_command(proxy: FaultProxy, hom
         assert terminal.lines == [*shared, f"skipped 12 bentos: already {command}ed"]
 
 
+@pytest.mark.processes
+async def test_terminal_ctrl_c_in_pull_of_files_leaves_nothing(proxy: FaultProxy, home: Path, tmp_path: Path) -> None:
+    make_bento(home, files={"src/weights": random_bytes(MiB)})
+    async with on_terminal("push", "svc:v1", "-q") as terminal:
+        assert await terminal.end() == 0
+    place, held = tmp_path / "place", Hold()
+    place.mkdir()
+    proxy.add_fault(GET, held, skip=2, times=None)  # the first two ranges have the headers
+    async with on_terminal("pull", "svc:v1", "-o", f"{place}/new/out", "--include", "src/*") as terminal:
+        await held.arrived.wait()
+        assert [*place.iterdir()] != []
+        terminal.process.send_signal(signal.SIGINT)
+        assert await terminal.end() == 130
+    held.released.set()
+    assert [*place.iterdir()] == []
+    assert any(line.startswith("Interrupted.") for line in terminal.lines)
+
+
 # Options
 
 
