@@ -105,7 +105,7 @@ def tests(session: nox.Session) -> None:
 def endurance(session: nox.Session) -> None:
     """What takes long, on one Python: processes killed step by step, calls cancelled await by await, bad weather."""
     install_group(session, "test")
-    run_pytest(session, "-m", "long", measured=False)
+    run_pytest(session, "-m", "long", "--maxschedchunk=1", measured=False)  # a test at a time: they take minutes
 
 
 @nox.session(name="every-await", default=False)

@@ -40,6 +40,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+LONGEST = {"test_leaks.py", "test_chaos.py", "test_crashes.py", "test_kills.py"}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest tests first: the last of a session would run in one process while the others wait."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @dataclass
 class Refused:
     """What would have left this machine, here or in a Python that was started from here."""
