@@ -61,13 +61,14 @@ class Copier(Generic[ItemT, RecordT]):
         self.kind: Kind[ItemT, RecordT] = kind
         self.pusher: Pusher[ItemT, RecordT] = pusher
         self._reads = reads
-        if kind.endpoint == pusher.kind.endpoint:
-            raise ConfigError(
-                f"cannot copy within one registry: source and target are both {kind.endpoint}. Name another target."
-            )
 
     async def find(self, tag: Tag) -> RecordT:
         """Find the record of a tag; of one without a version, the newest that was uploaded."""
+        endpoint = await self.kind.routes.session.find_endpoint()
+        if endpoint == await self.pusher.kind.routes.session.find_endpoint():
+            raise ConfigError(
+                f"cannot copy within one registry: source and target are both {endpoint}. Name another target."
+            )
         record = await get_record(self.kind.routes, tag)
         if record.upload_status in UNFINISHED and hub_metadata(record) is None:
             raise NotFoundError(

@@ -42,7 +42,7 @@ class Planned(NamedTuple):
 
     tag: str
     kind: Word
-    action: Literal["push", "pull", "skip"]
+    action: Literal["push", "pull", "copy", "skip"]
     note: str
     size_bytes: int | None = 0
 
@@ -126,6 +126,43 @@ async def plan_pull_model(api: AsyncModelAPI, tag: str, *, force: bool, output: 
     to = ModelStore() if output is None else TargetDirectory(Model, output)
     planned, _ = await _plan_pull(api, to, "model", tag, force)
     return [planned]
+
+
+async def plan_copy(
+    api: AsyncBentoAPI, target: AsyncBentoAPI, tag: str, *, force: bool, with_models: bool
+) -> list[Planned]:
+    """Plan the copy of a bento, and of its models."""
+    bento, record = await _plan_copy(api, target, "bento", tag, force)
+    models: list[str] = getattr(getattr(record, "manifest", None), "models", [])
+    if not with_models:
+        return [bento._replace(note=f"at most {bento.note}", size_bytes=None) if models else bento]
+    planned = [await _plan_copy(api.models, target.models, "model", model, force) for model in models]
+    if bento.action == "copy":
+        own = max(0, record.size_bytes - sum(model.size_bytes for _, model in planned))
+        bento = bento._replace(note=human_size(own), size_bytes=own)
+    return [*(model for model, _ in planned), bento]
+
+
+async def plan_copy_model(api: AsyncModelAPI, target: AsyncModelAPI, tag: str, *, force: bool) -> list[Planned]:
+    """Plan the copy of a model."""
+    planned, _ = await _plan_copy(api, target, "model", tag, force)
+    return [planned]
+
+
+async def _plan_copy(
+    api: AsyncBentoAPI | AsyncModelAPI, target: AsyncBentoAPI | AsyncModelAPI, word: Word, tag: str, force: bool
+) -> tuple[Planned, ItemSchema]:
+    """The plan of one item, and its record."""
+    record = await api.get(tag)
+    exact = f"{Tag.parse(tag).name}:{record.version}"
+    is_on_hub = hub_metadata(record) is not None
+    if not is_on_hub and not await api.exists(exact):
+        raise NotFoundError(f"cannot copy {exact}: its upload never finished. Push it again.")
+    if not force and await target.exists(exact):
+        return Planned(exact, word, "skip", "already copied"), record
+    if is_on_hub:
+        return Planned(exact, word, "copy", "the record only, its files are on the Hugging Face Hub"), record
+    return Planned(exact, word, "copy", human_size(record.size_bytes), record.size_bytes), record
 
 
 async def _plan_push(api: AsyncBentoAPI | AsyncModelAPI, word: Word, item: Bento | Model, options: PushPlan) -> Planned:

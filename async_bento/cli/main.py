@@ -76,6 +76,7 @@ class RootGroup(LazyGroup):
     lazy_commands={
         "cat": "files:cat_bento",
         "completion": "completion:completion",
+        "copy": "copy:copy_bentos",
         "context": "login:context",
         "delete": "delete:delete_bentos",
         "diff": "verify:diff_bentos",
@@ -115,6 +116,7 @@ accept_verbose(main, hidden=False)
     cls=LazyGroup,
     lazy_commands={
         "cat": "files:cat_model",
+        "copy": "copy:copy_models",
         "delete": "delete:delete_models",
         "diff": "verify:diff_models",
         "exists": "list_get:model_exists",
@@ -128,4 +130,4 @@ accept_verbose(main, hidden=False)
     },
 )
 def models() -> None:
-    """Push, pull, list, get, label and delete models."""
+    """Push, pull, copy, list, get, label and delete models."""

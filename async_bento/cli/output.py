@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from async_bento.rest.schemas import ItemSchema
 
 _GAP = "  "
+_PAST = {"push": "pushed", "pull": "pulled", "copy": "copied"}
 _MIN_WIDTH = 16  # of a column that is cut: that of a time, and shortened tags stay distinguishable
 
 
@@ -32,18 +33,19 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2 if terminal_width() is not None else None))
 
 
-def print_push(result: PushResult, word: str) -> None:
-    """Print the result of a push, unless the bars have left a line for it."""
+def print_push(result: PushResult, word: str, verb: str = "push") -> None:
+    """Print the result of a push or a copy, unless the bars have left a line for it."""
     if is_quiet() or progress_mode() == "bars":
         return
     if result.skipped:
         print_labels_set(result, word)
-        print_skipped([str(result.tag)], word, "push")
+        print_skipped([str(result.tag)], word, verb)
     elif result.parts == 0:
-        click.echo(f"Pushed the record of {word} {result.tag}.")
+        click.echo(f"{_PAST[verb].capitalize()} the record of {word} {result.tag}.")
     else:
         parts = "" if result.parts == 1 else f" in {result.parts} parts"
-        click.echo(f"Pushed {word} {result.tag}: {human_size(result.bytes_sent)}{parts}, {result.seconds:.1f} s.")
+        facts = f"{human_size(result.bytes_sent)}{parts}, {result.seconds:.1f} s"
+        click.echo(f"{_PAST[verb].capitalize()} {word} {result.tag}: {facts}.")
 
 
 def print_labels_set(result: PushResult, word: str) -> None:
@@ -57,7 +59,7 @@ def print_skipped(tags: Sequence[str], word: str, verb: str) -> None:
     if not tags or is_quiet() or expects_json(click.get_current_context()) or progress_mode() == "bars":
         return
     items, pronoun = (f"{word} {tags[0]}", "it") if len(tags) == 1 else (f"{len(tags)} {word}s", "them")
-    click.echo(f"Skipped {items}: already {verb}ed. Use --force to {verb} {pronoun} again.")
+    click.echo(f"Skipped {items}: already {_PAST[verb]}. Use --force to {verb} {pronoun} again.")
 
 
 def push_as_json(result: PushResult) -> dict[str, object]:

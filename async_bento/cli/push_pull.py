@@ -14,7 +14,7 @@ from async_bento.cli.completion import (
     complete_remote_bento,
     complete_remote_model,
 )
-from async_bento.cli.errors import ItemsError, hint_at_list
+from async_bento.cli.errors import hint_at_list
 from async_bento.cli.files import check_selection, pull_files, selection_options
 from async_bento.cli.labels import find_labelled, parse_selection, pull_label_option, push_label_options
 from async_bento.cli.options import (
@@ -27,7 +27,6 @@ from async_bento.cli.options import (
     warn_of_unknown_terms,
 )
 from async_bento.cli.output import (
-    print_json,
     print_labels_set,
     print_pull,
     print_push,
@@ -36,7 +35,14 @@ from async_bento.cli.output import (
     push_as_json,
 )
 from async_bento.cli.progress import is_skipped
-from async_bento.cli.selection import check_arguments, is_pattern, is_single, run_each, select, select_stored
+from async_bento.cli.selection import (
+    check_arguments,
+    is_pattern,
+    is_single,
+    run_and_print,
+    select_remote,
+    select_stored,
+)
 from async_bento.errors import BentoError, NotFoundError
 
 if TYPE_CHECKING:
@@ -114,7 +120,7 @@ async def push(
             plan_one = _explain_unstored(plan, "bento")
             await plan_each(plan_one, selection, "push {} bentos", as_json=registry.as_json)
             return
-        await _push_each(_explain_unstored(push_one, "bento"), selection, "bento", registry.as_json)
+        await push_each(_explain_unstored(push_one, "bento"), selection, "bento", registry.as_json)
 
 
 @click.command("push")
@@ -161,7 +167,7 @@ async def push_models(
             plan_one = _explain_unstored(plan, "model")
             await plan_each(plan_one, selection, "push {} models", as_json=registry.as_json)
             return
-        await _push_each(_explain_unstored(push_one, "model"), selection, "model", registry.as_json)
+        await push_each(_explain_unstored(push_one, "model"), selection, "model", registry.as_json)
 
 
 @click.command()
@@ -220,7 +226,7 @@ async def pull(
                 raise await _explain_missing(error, tag, "bento", "pull", _is_remote(api.models, api, tag)) from error
             return Pulled(str(bento.tag), bento.path)
 
-        selection = await _select_remote(api, bentos, "bento", select_all)
+        selection = await select_remote(api, bentos, "bento", select_all)
         if dry_run:
             from async_bento.cli.dry_run import plan_each, plan_pull
 
@@ -291,7 +297,7 @@ async def pull_models(
                 raise await _explain_missing(error, tag, "model", "pull", _is_remote(api, api.models, tag)) from error
             return Pulled(str(model.tag), model.path)
 
-        selection = await _select_remote(api.models, models, "model", select_all)
+        selection = await select_remote(api.models, models, "model", select_all)
         if dry_run:
             from async_bento.cli.dry_run import plan_each, plan_pull_model
 
@@ -309,13 +315,14 @@ def _check_output(output: Path | None, arguments: tuple[str, ...], word: str, se
         raise click.UsageError(f"--output takes one {word}. Name one tag, or run the command once per {word}.")
 
 
-async def _push_each(
+async def push_each(
     push_one: Callable[[str], Awaitable[PushResult]],
     selection: Selection,
     word: Literal["bento", "model"],
     as_json: bool,
+    verb: Literal["push", "copy"] = "push",
 ) -> None:
-    """Push the selected items in order."""
+    """Push or copy the selected items in order."""
     skipped: list[str] = []
 
     def report(result: PushResult) -> None:
@@ -324,12 +331,12 @@ async def _push_each(
             if not as_json:
                 print_labels_set(result, word)
         elif not as_json:
-            print_push(result, word)
+            print_push(result, word, verb)
 
     try:
-        await _run_each(push_one, selection, f"push {{}} {word}s", report, push_as_json if as_json else None)
+        await run_and_print(push_one, selection, f"{verb} {{}} {word}s", report, push_as_json if as_json else None)
     finally:
-        print_skipped(skipped, word, "push")
+        print_skipped(skipped, word, verb)
 
 
 async def _pull_each(
@@ -345,48 +352,9 @@ async def _pull_each(
             print_pull(*result)
 
     try:
-        await _run_each(pull_one, selection, f"pull {{}} {word}s", report, pull_as_json if as_json else None)
+        await run_and_print(pull_one, selection, f"pull {{}} {word}s", report, pull_as_json if as_json else None)
     finally:
         print_skipped(skipped, word, "pull")
-
-
-async def _run_each(
-    run_one: Callable[[str], Awaitable[T]],
-    selection: Selection,
-    action: str,
-    report: Callable[[T], None],
-    as_json: Callable[[T], dict[str, object]] | None,
-) -> None:
-    """Run for each item; with `as_json`, print the results as JSON, also if some items failed."""
-    results: list[T] = []
-
-    def keep(result: T) -> None:
-        results.append(result)
-        report(result)
-
-    try:
-        await run_each(run_one, selection, action, keep)
-    except ItemsError:
-        if as_json:
-            print_json([as_json(result) for result in results])
-        raise
-    if as_json:
-        records = [as_json(result) for result in results]
-        print_json(records[0] if selection.is_single else records)
-
-
-async def _select_remote(
-    api: AsyncBentoAPI | AsyncModelAPI, arguments: tuple[str, ...], word: Literal["bento", "model"], select_all: bool
-) -> Selection:
-    """Expand patterns and --all to the tags in the registry whose upload is complete."""
-
-    async def list_tags() -> list[str]:
-        from async_bento.rest.schemas import UNFINISHED
-
-        return [str(record.tag) async for record in api.iter() if record.upload_status not in UNFINISHED]
-
-    missing = f"no {word} in the registry"
-    return await select(arguments, select_all=select_all, list_tags=list_tags, missing=missing)
 
 
 async def _explain_missing(

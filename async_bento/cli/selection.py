@@ -5,11 +5,12 @@ from __future__ import annotations
 import fnmatch
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 from async_bento.cli.errors import ItemsError, print_error
+from async_bento.cli.output import print_json
 from async_bento.errors import (
     APIConnectionError,
     AuthenticationError,
@@ -22,6 +23,8 @@ from async_bento.errors import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from async_bento.api.async_api import AsyncBentoAPI
+    from async_bento.api.async_models import AsyncModelAPI
     from async_bento.store.items import Item
     from async_bento.store.store import Store
 
@@ -86,6 +89,20 @@ async def select_stored(store: Store[Any], arguments: Sequence[str], *, select_a
     return await select(arguments, select_all=select_all, list_tags=list_tags, missing=missing)
 
 
+async def select_remote(
+    api: AsyncBentoAPI | AsyncModelAPI, arguments: tuple[str, ...], word: Literal["bento", "model"], select_all: bool
+) -> Selection:
+    """Expand patterns and --all to the tags in the registry whose upload is complete."""
+
+    async def list_tags() -> list[str]:
+        from async_bento.rest.schemas import UNFINISHED
+
+        return [str(record.tag) async for record in api.iter() if record.upload_status not in UNFINISHED]
+
+    missing = f"no {word} in the registry"
+    return await select(arguments, select_all=select_all, list_tags=list_tags, missing=missing)
+
+
 def check_arguments(arguments: Sequence[str], word: str, verb: str, *, select_all: bool) -> None:
     """Raise UsageError unless there are arguments or --all."""
     if select_all == bool(arguments):
@@ -125,6 +142,31 @@ async def run_each(
             results=results,
         )
     return results
+
+
+async def run_and_print(
+    run_one: Callable[[str], Awaitable[T]],
+    selection: Selection,
+    action: str,
+    report: Callable[[T], None],
+    as_json: Callable[[T], dict[str, object]] | None,
+) -> None:
+    """Run for each item; with `as_json`, print the results as JSON, also if some items failed."""
+    results: list[T] = []
+
+    def keep(result: T) -> None:
+        results.append(result)
+        report(result)
+
+    try:
+        await run_each(run_one, selection, action, keep)
+    except ItemsError:
+        if as_json:
+            print_json([as_json(result) for result in results])
+        raise
+    if as_json:
+        records = [as_json(result) for result in results]
+        print_json(records[0] if selection.is_single else records)
 
 
 def _as_path_of_archive(argument: str) -> str:

@@ -76,6 +76,10 @@ class RestSession:
         """The registry's URL, without a trailing slash."""
         return self._credentials.get().endpoint
 
+    async def find_endpoint(self) -> str:
+        """The same, without blocking the event loop at first."""
+        return (await self._credentials.load()).endpoint
+
     @property
     def storages(self) -> Storages:
         """Which storages this client can reach."""

@@ -7,12 +7,14 @@ import asyncio
 import errno
 import html
 import inspect
+import json
 import os
 import re
 import shlex
 import ssl
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -108,17 +110,30 @@ def ready(served: LocalRegistry, home: Path) -> LocalRegistry:
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 async def test_python_on_pages_runs(
-    block: Block, ready: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    block: Block, ready: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = block.text.replace(ENDPOINT, ready.endpoint)
     code = compile(text, str(block), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names = {"tmp_path": tmp_path / "page", "token": ready.api_token}
 
-    if code.co_flags & inspect.CO_COROUTINE:
-        await eval(code, names)  # type: ignore[misc]
-    else:
-        await asyncio.to_thread(eval, code, names)
+    async with AsyncExitStack() as stack:
+        if 'context="production"' in text:
+            production = await stack.enter_async_context(LocalRegistry(tmp_path / "production"))
+            await asyncio.to_thread(write_contexts, home, staging=ready, production=production)
+        if code.co_flags & inspect.CO_COROUTINE:
+            await eval(code, names)  # type: ignore[misc]
+        else:
+            await asyncio.to_thread(eval, code, names)
+
+
+def write_contexts(home: Path, **registries: LocalRegistry) -> None:
+    contexts = [
+        {"name": name, "endpoint": registry.endpoint, "api_token": registry.api_token}
+        for name, registry in registries.items()
+    ]
+    text = json.dumps({"contexts": contexts, "current_context_name": contexts[0]["name"]})
+    (home / ".yatai.yaml").write_text(text)
 
 
 @pytest.mark.parametrize("owner", [AsyncBentoAPI, BentoAPI, AsyncModelAPI, ModelAPI])
