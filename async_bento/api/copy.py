@@ -83,22 +83,20 @@ class Copier(Generic[ItemT, RecordT]):
             progress.note = count_models(models)
             if hub_metadata(record) is not None:
                 return await self._copy_record(tag, record, progress)
-            try:
-                return await self.pusher.send(tag, partial(self._prepare, tag, record), progress, models)
-            except (ObjectChangedError, DamagedPartError) as error:
-                progress.restart(f": {error}")
-            except SourceReadError as error:
-                raise _explain(tag, error) from error.error
-            try:
-                record = await self.find(tag)
-                return await self.pusher.send(tag, partial(self._prepare, tag, record), progress, models)
-            except SourceReadError as error:
-                raise _explain(tag, error) from error.error
-            except (ObjectChangedError, DamagedPartError) as error:
-                raise TransferError(
-                    f"cannot copy {tag}: {error}, twice. Copy again; if it is damaged in {self.kind.endpoint}, push it "
-                    "again with force (`--force`)."
-                ) from error
+            is_again = False
+            while True:
+                try:
+                    return await self.pusher.send(tag, partial(self._prepare, tag, record), progress, models)
+                except SourceReadError as error:
+                    raise with_message(error.error, f"cannot copy {tag}: {error.error}") from error.error
+                except (ObjectChangedError, DamagedPartError) as error:
+                    if is_again:
+                        raise TransferError(
+                            f"cannot copy {tag}: {error}, twice. Copy again; if it is damaged in {self.kind.endpoint}, "
+                            "push it again with force (`--force`)."
+                        ) from error
+                    progress.restart(f": {error}")
+                    is_again, record = True, await self.find(tag)
 
     async def _prepare(self, tag: Tag, record: RecordT) -> Prepared:
         """Make the bodies of the record, and find the bytes; None for a record that was pushed without files."""
@@ -170,7 +168,3 @@ async def copy_with_models(
 def _identity(record: ItemSchema) -> str:
     """What changes with each push of an item."""
     return f"{record.uid} {record.upload_status} {record.upload_finished_at}"
-
-
-def _explain(tag: Tag, error: SourceReadError) -> Exception:
-    return with_message(error.error, f"cannot copy {tag}: {error.error}")
