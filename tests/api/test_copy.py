@@ -311,3 +311,16 @@ def test_blocking_api_copies(tmp_path: Path) -> None:
             assert not here.copy("svc:v1", there).skipped
             assert [result.skipped for result in here.copy(["svc:v1"], there)] == [True]
             assert there.exists("svc:v1")
+
+
+async def test_hub_model_is_copied_as_a_record(start_pair: StartPair, make_client: MakeClient, origin: Path) -> None:
+    pair = await start_pair()
+    make_model(origin, "bert:h1", {"a": b"1"}, metadata={"registry": "huggingface", "model_id": "org/bert"})
+    await make_client(pair.source, origin).models.push("bert:h1")
+    pair.source.requests.clear()
+    result = await pair.here.models.copy("bert", pair.there)
+    assert (str(result.tag), result.skipped, result.parts) == ("bert:h1", False, 0)
+    manifests = [(await api.models.get("bert:h1")).manifest for api in (pair.here, pair.there)]
+    assert manifests[0] == manifests[1]
+    assert (await pair.here.models.copy("bert:h1", pair.there)).skipped
+    assert not pair.source.matching("GET bytes|presign")
