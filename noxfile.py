@@ -88,8 +88,8 @@ def types(session: nox.Session) -> None:
     session.run("pyright", "--project", "pyrightconfig.json")
 
 
-# Of every session that runs the whole suite.
-SUITE = ["-m", "not long and not proxies and not pages"]
+# Of every session that runs the whole suite; `docs` runs its own tests.
+SUITE = ["-m", "not long and not proxies and not pages", "--ignore=tests/docs"]
 
 
 @nox.session(python=PYTHONS)
