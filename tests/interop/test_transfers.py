@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.homes import PART_SIZE, tree
+from tests.interop.homes import PART_SIZE, Home, tree
 
 pytestmark = pytest.mark.interop
 
@@ -20,7 +20,6 @@ ROUTES_TAKEN = {  # per way: the end of a route that only this way takes, and ho
 }
 
 every_way = pytest.mark.parametrize("transmission", [*ROUTES_TAKEN])
-restarted_or_not = pytest.mark.parametrize("restarted", [False, True], ids=["same-process", "restarted"])
 
 
 def check_the_way(registry):
@@ -56,50 +55,45 @@ def test_the_bento_has_all_that_is_hard_to_carry(built):
 
 
 @every_way
-@restarted_or_not
-async def test_bentoml_pulls_what_we_pushed(with_bento, there, registry, restarted):
+async def test_bentoml_pulls_what_we_pushed(with_bento, there, registry, tmp_path):
     async with with_bento.api(registry) as api:
         pushed = await api.push(TAG)
     check_the_way(registry)
     if registry.transmission == "presigned_url":
         assert (pushed.parts, [model.parts for model in pushed.models]) == (3, [2, 1])
-    if restarted:
-        await restart(registry)
 
-    await there.bentoml("pull", TAG, "--with-models", registry=registry)
+    await there.calls(["pull", {"tag": TAG, "with_models": True}], registry=registry)
 
     check_all(there, with_bento, modes=False)  # BentoML drops them: every file of its pull is 0644
+    await restart(registry)
+    later = Home(tmp_path / "later")
+    await later.bentoml("pull", TAG, "--with-models", registry=registry)
+    check_all(later, with_bento, modes=False)
 
 
 @every_way
-@restarted_or_not
-async def test_we_pull_what_bentoml_pushed(with_bento, there, registry, restarted):
+async def test_we_pull_what_bentoml_pushed(with_bento, there, registry, tmp_path):
     await with_bento.calls(
         ["set_part_size", {"size": PART_SIZE}], ["push", {"tag": TAG, "threads": 2}], registry=registry
     )
     check_the_way(registry)
-    if restarted:
+    for home in (there, Home(tmp_path / "later")):
+        async with home.api(registry) as api:
+            await api.pull(TAG, with_models=True)
+        check_all(home, with_bento, modes=True)
         await restart(registry)
-
-    async with there.api(registry) as api:
-        await api.pull(TAG, with_models=True)
-
-    check_all(there, with_bento, modes=True)
 
 
 @every_way
-@restarted_or_not
-async def test_we_pull_what_we_pushed(with_bento, there, registry, restarted):
+async def test_we_pull_what_we_pushed(with_bento, there, registry, tmp_path):
     async with with_bento.api(registry) as api:
         await api.push(TAG)
     check_the_way(registry)
-    if restarted:
+    for home in (there, Home(tmp_path / "later")):
+        async with home.api(registry) as api:
+            await api.pull("my_service", with_models=True)
+        check_all(home, with_bento, modes=True)
         await restart(registry)
-
-    async with there.api(registry) as api:
-        await api.pull("my_service", with_models=True)
-
-    check_all(there, with_bento, modes=True)
 
 
 async def test_verify_accepts_what_bentoml_pushed(with_bento, there, registry):
