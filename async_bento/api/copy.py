@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Generic
@@ -86,7 +87,9 @@ class Copier(Generic[ItemT, RecordT]):
             is_again = False
             while True:
                 try:
-                    return await self.pusher.send(tag, partial(self._prepare, tag, record), progress, models)
+                    async with AsyncExitStack() as stack:
+                        prepare = partial(self._prepare, tag, record, stack)
+                        return await self.pusher.send(tag, prepare, progress, models)
                 except SourceReadError as error:
                     raise with_message(error.error, f"cannot copy {tag}: {error.error}") from error.error
                 except (ObjectChangedError, DamagedPartError) as error:
@@ -98,7 +101,7 @@ class Copier(Generic[ItemT, RecordT]):
                     progress.restart(f": {error}")
                     is_again, record = True, await self.find(tag)
 
-    async def _prepare(self, tag: Tag, record: RecordT) -> Prepared:
+    async def _prepare(self, tag: Tag, record: RecordT, stack: AsyncExitStack) -> Prepared:
         """Make the bodies of the record, and find the bytes; None for a record that was pushed without files."""
         routes, pool, identity = self.kind.routes, self._reads.pool, _identity(record)
 
@@ -109,6 +112,7 @@ class Copier(Generic[ItemT, RecordT]):
 
         download = DownloadSource(routes, tag.name, record, verify=pool.config.transfer.verify)
         source = CopySource(download, pool, self._reads.parts, check, identity)
+        stack.push_async_callback(source.aclose)
         bodies = self.kind.copied_bodies(record)
         try:
             await source.open()

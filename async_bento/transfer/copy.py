@@ -12,6 +12,7 @@ import logging
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
+from async_bento._core.concurrency import shielded
 from async_bento._core.retry import Retries
 from async_bento._core.s3 import MAX_PARTS, MIN_PART_SIZE
 from async_bento.errors import BentoError, IntegrityError, TransferError
@@ -75,7 +76,7 @@ class CopySource:
         self._turn.set()
         self._verifier: Verifier | None = None
         self._verified = 0  # the end of the part that was verified last
-        self._stream: AsyncGenerator[bytes] | None = None
+        self._stream: _Stream | None = None
         self._streamed = 0  # where the next part of the stream starts
         self._ahead = b""  # what was read of it
 
@@ -94,6 +95,12 @@ class CopySource:
                 self._checksums = checksums if checksums.parts else None
                 total = checksums.size
             self.size = await self._measure() if total is None else total
+
+    async def aclose(self) -> None:
+        """Close the connection of a stream."""
+        if self._stream is not None:
+            await self._stream.aclose()
+            self._stream = None
 
     def choose_part_size(self, wanted: int, threads: int) -> int:
         """The part size of the source, where that is possible: its MD5 then verifies each part at once."""
@@ -132,10 +139,6 @@ class CopySource:
                 md5 = await self._verify_part(byte_range, pieces, before) if self._is_verified(digest) else None
             verified.set()
             yield _PartBody(pieces, md5, byte_range, progress)
-        except BaseException:
-            if self._stream is not None:  # in the task that has opened it, as its cancel scopes need
-                await self._stream.aclose()
-            raise
         finally:
             verified.set()
             self._budget.release(share)
@@ -180,20 +183,16 @@ class CopySource:
     async def _next_part(self, byte_range: ByteRange) -> list[bytes]:
         """Read a part of a server that sends no ranges; the parts come in order."""
         if self._stream is None or self._streamed != byte_range.start:
-            if self._stream is not None:
-                await self._stream.aclose()
-            self._stream, self._ahead = self._read_stream(byte_range.start), b""
+            await self.aclose()
+            self._stream, self._ahead = _Stream(self._read_stream(byte_range.start)), b""
         pieces, missing = [self._ahead[: byte_range.size]], byte_range.size - len(self._ahead)
         self._ahead = self._ahead[byte_range.size :]
         while missing > 0:
-            chunk = await anext(self._stream)
+            chunk = await self._stream.next()
             pieces.append(chunk[:missing])
             self._ahead = chunk[missing:]
             missing -= len(chunk)
         self._streamed = byte_range.stop
-        if byte_range.stop == self.size:  # the end of the body is left to read
-            async for _ in self._stream:
-                pass
         return pieces
 
     async def _measure(self) -> int:
@@ -224,6 +223,33 @@ class CopySource:
                     raise
             else:
                 return
+
+
+class _Stream:
+    """Bytes that a task of its own reads ahead: any task may take them, and close it."""
+
+    def __init__(self, chunks: AsyncGenerator[bytes]) -> None:
+        self._queue: asyncio.Queue[bytes | Exception] = asyncio.Queue(1)
+        self._task = asyncio.create_task(self._read(chunks))
+
+    async def next(self) -> bytes:
+        """The next bytes; raises what the reading has raised."""
+        item = await self._queue.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    async def aclose(self) -> None:
+        self._task.cancel()
+        await shielded(asyncio.gather(self._task, return_exceptions=True))
+
+    async def _read(self, chunks: AsyncGenerator[bytes]) -> None:
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    await self._queue.put(chunk)
+        except Exception as error:  # noqa: BLE001 - raised by `next`
+            await self._queue.put(error)
 
 
 class _PartBody(UploadBody):

@@ -324,3 +324,15 @@ async def test_hub_model_is_copied_as_a_record(start_pair: StartPair, make_clien
     assert manifests[0] == manifests[1]
     assert (await pair.here.models.copy("bert:h1", pair.there)).skipped
     assert not pair.source.matching("GET bytes|presign")
+
+
+async def test_stream_is_closed_when_the_copy_fails_and_resumed(start_pair: StartPair) -> None:
+    pair = await start_pair("proxy")
+    pair.source.hides_checksums = True
+    pair.source.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)
+    pair.target.add_fault(f"{PART}2", refuse(400, code="InvalidRequest"))
+    with pytest.raises(BentoError, match="InvalidRequest"):
+        await pair.here.copy("svc:v1", pair.there, with_models=False)
+    assert not [task for task in asyncio.all_tasks() if "_Stream" in repr(task.get_coro())]
+    result = await pair.here.copy("svc:v1", pair.there, with_models=False)
+    assert (result.resumed, result.parts) == (True, 2)
