@@ -71,7 +71,9 @@ class Copier(Generic[ItemT, RecordT]):
                 f"cannot copy within one registry: source and target are both {endpoint}. Name another target."
             )
         record = await get_record(self.kind.routes, tag)
-        if record.upload_status in UNFINISHED and hub_metadata(record) is None:
+        # While an item is pushed again, the bytes of the push before are still there.
+        is_replaced = record.upload_status == "uploading" and record.upload_finished_at is not None
+        if record.upload_status in UNFINISHED and not is_replaced and hub_metadata(record) is None:
             raise NotFoundError(
                 f"cannot copy {tag.name}:{record.version}: its upload never finished ({upload_facts(record)}). "
                 "Push it again."
@@ -170,5 +172,5 @@ async def copy_with_models(
 
 
 def _identity(record: ItemSchema) -> str:
-    """What changes with each push of an item."""
-    return f"{record.uid} {record.upload_status} {record.upload_finished_at}"
+    """What changes when a push of an item succeeds."""
+    return f"{record.uid} {record.upload_finished_at}"

@@ -22,6 +22,7 @@ from async_bento import (
     TransferError,
 )
 from async_bento.registry import LocalRegistry
+from async_bento.rest.request_schemas import FinishUploadSchema
 from tests.builders import KiB, MiB, contents, make_bento, make_model, random_bytes
 from tests.fault_proxy import (
     DOWNLOAD,
@@ -264,6 +265,18 @@ async def test_copy_without_files_or_target_is_refused(start_pair: StartPair, ma
     pair.source.add_fault(GET, refuse(404, code="NoSuchKey"), times=None)
     with pytest.raises(BentoError, match=r"its model mod:m1 failed: cannot copy mod:m1: .* not its files"):
         await pair.here.copy("svc:v1", pair.there)
+
+
+async def test_copy_during_a_push_copies_the_bytes_before(start_pair: StartPair, tmp_path: Path) -> None:
+    pair = await start_pair()
+    original = await pulled(pair.here, "svc:v1", tmp_path / "original")
+    routes = pair.here._resources.client.bentos
+    await routes.start_upload("svc", "v1")
+    await pair.here.copy("svc:v1", pair.there, with_models=False)
+    assert await pulled(pair.there, "svc:v1", tmp_path / "copy") == original
+    await routes.finish_upload("svc", "v1", FinishUploadSchema(status="failed", reason="cancelled"))
+    with pytest.raises(NotFoundError, match=r"cannot copy svc:v1: its upload never finished \(upload_status=failed"):
+        await pair.here.copy("svc:v1", pair.there, force=True)
 
 
 async def test_bare_record_is_copied_bare(start_pair: StartPair, make_client: MakeClient, origin: Path) -> None:
