@@ -162,7 +162,8 @@ class Retries:
         wait = wait_before_retry(policy, error, failures=self._failures, expired=self._expired)
         if wait is None:
             return False
-        self._log.info("retrying (%d of %d) in %.1f s: %s", self._failures + 1, policy.attempts, wait, error)
+        reason = str(error).partition(". ")[0]  # what to do follows with the error that is raised in the end
+        self._log.info("retrying (%d of %d) in %.1f s: %s", self._failures + 1, policy.attempts, wait, reason)
         if not is_expired(error):
             self._on_retry(error)
         await asyncio.sleep(wait)

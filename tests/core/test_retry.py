@@ -177,9 +177,9 @@ async def test_retry_errors_do_not_chain() -> None:
     assert caught.value.__context__ is None
 
 
-async def test_retry_is_logged_with_wait_and_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_retry_is_logged_with_wait_and_reason(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="async_bento")
-    await with_retries(AT_ONCE, Operation(errors.StalledError("no byte for 60 s")))
+    await with_retries(AT_ONCE, Operation(errors.StalledError("no byte for 60 s. Try again.")))
     assert caplog.messages == ["retrying (2 of 3) in 0.0 s: no byte for 60 s"]
 
 

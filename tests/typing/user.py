@@ -79,6 +79,9 @@ async def awaited(root: Path) -> PushResult:
             assert_type(await api.exists(result), bool)
             assert_type(await api.push("svc:v1", labels={"stage": "prod"}, keep_labels=True), PushResult)
             assert_type(await api.set_labels(bento, {"stage": "prod", "old": None}), BentoWithRepositorySchema)
+            assert_type(await api.copy("svc:v1", api, with_models=False), PushResult)
+            assert_type(await api.copy(["svc:v1"], api), list[PushResult])
+            assert_type(await api.models.copy("mod:m1", api), PushResult)
             assert_type(await api.pull("svc", label={"stage": "prod"}), Bento)
             try:
                 return await api.push(bento)
@@ -101,6 +104,8 @@ def blocking() -> Iterator[str]:
         assert_type(api.models.pull(api.models.list()[0]).path, Path)
         assert_type(BentoStore().get(bento), Bento)
         assert_type(api.models.set_labels("mod", {"stage": None}), ModelWithRepositorySchema)
+        assert_type(api.copy(["svc:v1"], api), list[PushResult])
+        assert_type(api.models.copy("mod:m1", api), PushResult)
         assert_type(api.models.list(limit=3), ModelWithRepositoryListSchema)
         for record in api.iter():
             yield record.version
