@@ -256,12 +256,16 @@ class Api:
             item = await self._get_record(ref)
             change = replace(change, publish=await self._uploads.completed(item), uid=item.uid)
         # A client that is cancelled reports its failure at once, which may overtake the start or the creation.
-        await self.operation.wait_for("PATCH", f"{request.path.rpartition('/')[0]}/start_upload")
+        await self.operation.wait_for(
+            self.operation.running("PATCH", f"{request.path.rpartition('/')[0]}/start_upload")
+        )
+        creations = self.operation.running("POST", request.path.rsplit("/", 2)[0])  # of the repository's items
         try:
             return self._respond(item_type, await self._update_record(request, ref, change))
         except RecordNotFoundError:
-            if not await self.operation.wait_for("POST", request.path.rsplit("/", 2)[0]):
+            if not creations:
                 raise
+        await self.operation.wait_for(creations)
         return self._respond(item_type, await self._update_record(request, ref, change))
 
     async def _presign_upload(self, item_type: ItemType, request: web.Request) -> web.Response:

@@ -85,12 +85,14 @@ class Operation:
             log.info("waiting for %d requests", len(running))
             await asyncio.wait(running, timeout=grace)
 
-    async def wait_for(self, method: str, path: str) -> bool:
-        """Wait for running requests with a method and a path; return whether there were any."""
-        tasks = [task for task, each in self._running.items() if (each.method, each.path) == (method, path)]
-        if tasks:
-            await asyncio.wait(tasks, timeout=_OVERTAKEN_TIMEOUT)
-        return bool(tasks)
+    def running(self, method: str, path: str) -> set[asyncio.Task[object]]:
+        """The running requests with a method and a path."""
+        return {task for task, each in self._running.items() if (each.method, each.path) == (method, path)}
+
+    async def wait_for(self, requests: set[asyncio.Task[object]]) -> None:
+        """Wait for requests that another one has overtaken."""
+        if requests:
+            await asyncio.wait(requests, timeout=_OVERTAKEN_TIMEOUT)
 
     async def wait_for_handlers(self) -> None:
         """Wait until every handler has returned, cancelled ones included."""
