@@ -107,6 +107,8 @@ class Transfer(_Frozen):
         verify: Compare the MD5 of each part: of a push with its ETag, where the ETag looks like an MD5; of a pull with
             the checksums in the registry's record, where it has any. Such a pull resumes at the start of a part.
         resume: Resume an interrupted push or pull, also in another process.
+        rate_limit: Bytes per second of all transfers of a client together, in both directions; None for no limit. It is
+            an average over seconds. Transfers with the Hugging Face Hub are not limited.
     """
 
     part_size: int = Field(default=16 * MiB, ge=MIN_PART_SIZE, le=MAX_PUT_SIZE)
@@ -116,6 +118,7 @@ class Transfer(_Frozen):
     range_size: int = Field(default=8 * MiB, ge=64 * KiB)
     verify: bool = True
     resume: bool = True
+    rate_limit: int | None = Field(default=None, ge=KiB)
 
     @property
     def range_in_window(self) -> int:

@@ -36,6 +36,7 @@ SETTINGS = {
     "ASYNC_BENTO_TRANSFER_RANGE_SIZE": ("1048576", "transfer", "range_size", MiB),
     "ASYNC_BENTO_TRANSFER_RESUME": ("0", "transfer", "resume", False),
     "ASYNC_BENTO_TRANSFER_VERIFY": ("0", "transfer", "verify", False),
+    "ASYNC_BENTO_TRANSFER_RATE_LIMIT": ("1048576", "transfer", "rate_limit", MiB),
     "ASYNC_BENTO_LIMITS_MEMBERS": ("10", "limits", "members", 10),
     "ASYNC_BENTO_LIMITS_DEPTH": ("7", "limits", "depth", 7),
     "ASYNC_BENTO_LIMITS_PATH": ("255", "limits", "path", 255),

@@ -10,7 +10,7 @@ from async_bento._core.tag import Tag, refuse_pattern
 from async_bento.api import kinds
 from async_bento.api.async_models import AsyncModelAPI
 from async_bento.api.bento_models import push_with_models
-from async_bento.api.copy import Reads, copy_item, copy_with_models
+from async_bento.api.copy import copy_item, copy_with_models
 from async_bento.api.deletion import delete_record
 from async_bento.api.destination import make_puller, pull_bento
 from async_bento.api.item_api import ItemAPI
@@ -30,6 +30,7 @@ from async_bento.rest.schemas import (
 )
 from async_bento.store.items import Bento
 from async_bento.store.store import BentoStore, ModelStore
+from async_bento.transfer.copy import CopyReads
 
 if TYPE_CHECKING:
     import os
@@ -263,7 +264,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         """
         options = PushOptions(force=force, threads=threads, keep_labels=keep_labels)
         async with self._resources.call(), target._resources.call():
-            reads = Reads.of(self._resources, threads)
+            reads = CopyReads.of(self._resources.pool, threads)
             bentos = self._copier(target, options, reads)
             models = self.models._copier(target.models, options, reads)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - of ItemAPI, too
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, overload
 
 from async_bento._core.tag import Tag, refuse_pattern
-from async_bento.api.copy import Reads, copy_item
+from async_bento.api.copy import copy_item
 from async_bento.api.deletion import delete_record
 from async_bento.api.destination import make_puller
 from async_bento.api.item_api import ItemAPI
@@ -17,6 +17,7 @@ from async_bento.api.push_list import as_list, push_each
 from async_bento.api.records import get_record, wanted_tag, wants_newest
 from async_bento.rest.schemas import ModelWithRepositoryListSchema, ModelWithRepositorySchema
 from async_bento.store.items import Model
+from async_bento.transfer.copy import CopyReads
 
 if TYPE_CHECKING:
     import os
@@ -160,7 +161,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
         other = target.models
         options = PushOptions(force=force, threads=threads, keep_labels=keep_labels)
         async with self._resources.call(), other._resources.call():  # noqa: SLF001 - of this class
-            models = self._copier(other, options, Reads.of(self._resources, threads))
+            models = self._copier(other, options, CopyReads.of(self._resources.pool, threads))
 
             async def copy_one(tag: AnyTag) -> PushResult:
                 return await copy_item(models, Tag.parse(tag))

@@ -6,14 +6,12 @@ updated after the bytes.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Generic
 
-from async_bento._core.concurrency import ByteBudget
 from async_bento._core.retry import is_missing
 from async_bento._core.tag import Tag
 from async_bento.api.bento_models import for_each_model
@@ -23,7 +21,7 @@ from async_bento.api.push import Prepared, PushResult, count_models
 from async_bento.api.records import get_record, hub_metadata
 from async_bento.errors import ConfigError, NotFoundError, TransferError, with_message
 from async_bento.rest.schemas import UNFINISHED, BentoManifestSchema
-from async_bento.transfer.copy import CopySource, SourceReadError
+from async_bento.transfer.copy import CopyReads, CopySource, SourceReadError
 from async_bento.transfer.download import DownloadSource
 from async_bento.transfer.verify import DamagedPartError, ObjectChangedError
 
@@ -34,29 +32,13 @@ if TYPE_CHECKING:
     from async_bento.progress.events import Progress
     from async_bento.rest.schemas import BentoWithRepositorySchema, ItemSchema, ModelWithRepositorySchema
     from async_bento.store.items import Bento, Model
-    from async_bento.transfer.http import TransferPool
-
-
-@dataclass(frozen=True)
-class Reads:
-    """What the reads of one call share. None of it is of the target, so that copies in both directions never block."""
-
-    pool: TransferPool
-    parts: ByteBudget
-
-    @classmethod
-    def of(cls, resources: Resources, threads: int) -> Reads:
-        """Reads with the settings of the source, and the memory of `threads` parts."""
-        transfer = resources.config.transfer
-        slots, window = asyncio.Semaphore(transfer.concurrency), ByteBudget(transfer.window)
-        return cls(replace(resources.pool, slots=slots, window=window), ByteBudget(threads * transfer.part_size))
 
 
 class Copier(Generic[ItemT, RecordT]):
     """Copies items of one kind from a registry to that of a pusher, for one call of `copy`."""
 
     def __init__(
-        self, resources: Resources, kind: Kind[ItemT, RecordT], pusher: Pusher[ItemT, RecordT], reads: Reads
+        self, resources: Resources, kind: Kind[ItemT, RecordT], pusher: Pusher[ItemT, RecordT], reads: CopyReads
     ) -> None:
         self.resources = resources
         self.kind: Kind[ItemT, RecordT] = kind
@@ -105,15 +87,15 @@ class Copier(Generic[ItemT, RecordT]):
 
     async def _prepare(self, tag: Tag, record: RecordT, stack: AsyncExitStack) -> Prepared:
         """Make the bodies of the record, and find the bytes; None for a record that was pushed without files."""
-        routes, pool, identity = self.kind.routes, self._reads.pool, _identity(record)
+        routes, identity = self.kind.routes, _identity(record)
 
         async def check() -> None:
             current = await routes.get(tag.name, record.version)
             if current is None or _identity(current) != identity:
                 raise ObjectChangedError("the item was pushed again during the copy")
 
-        download = DownloadSource(routes, tag.name, record, verify=pool.config.transfer.verify)
-        source = CopySource(download, pool, self._reads.parts, check, identity)
+        download = DownloadSource(routes, tag.name, record, verify=self._reads.pool.config.transfer.verify)
+        source = CopySource(download, self._reads, check, identity)
         stack.push_async_callback(source.aclose)
         bodies = self.kind.copied_bodies(record)
         try:

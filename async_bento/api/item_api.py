@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from async_bento._core.tag import AnyTag
-    from async_bento.api.copy import Reads
     from async_bento.api.kinds import Kind
     from async_bento.api.push import PushOptions
     from async_bento.api.push_list import AnyItem
     from async_bento.api.resources import Resources
     from async_bento.api.verify import DiffResult, VerifyResult
     from async_bento.rest.schemas import ListSchema
+    from async_bento.transfer.copy import CopyReads
 
 
 class ItemAPI(Generic[ItemT, RecordT]):
@@ -175,7 +175,9 @@ class ItemAPI(Generic[ItemT, RecordT]):
         async with self._resources.call():
             return (await change_labels(self._kind.routes, Tag.parse(tag), changes)).record
 
-    def _copier(self, target: ItemAPI[ItemT, RecordT], options: PushOptions, reads: Reads) -> Copier[ItemT, RecordT]:
+    def _copier(
+        self, target: ItemAPI[ItemT, RecordT], options: PushOptions, reads: CopyReads
+    ) -> Copier[ItemT, RecordT]:
         pusher = Pusher(target._resources, target._kind, options)
         return Copier(self._resources, self._kind, pusher, reads)
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, ParamSpec, TypeVar
 import click
 
 from async_bento.cli.completion import complete_context, complete_remote_bento, complete_remote_model
-from async_bento.cli.options import RegistryOptions, asynchronous, dry_run_option, json_option
+from async_bento.cli.options import (
+    RegistryOptions,
+    asynchronous,
+    dry_run_option,
+    json_option,
+    rate_option,
+    transfer_config,
+)
 from async_bento.cli.progress import progress_options
 from async_bento.cli.push_pull import push_each
 from async_bento.cli.selection import check_arguments, is_single, select_remote
@@ -39,6 +46,7 @@ def _copy_options(command: Callable[P, T]) -> Callable[P, T]:
         json_option,
         progress_options,
         dry_run_option,
+        rate_option,
         click.option(
             "--threads",
             "-t",
@@ -165,7 +173,7 @@ async def _copy(
     source = options.source
     async with (
         source.make_transfer_api(is_single=is_single(arguments)) as api,
-        AsyncBentoAPI(context=options.target, progress=False) as to,
+        AsyncBentoAPI(context=options.target, config=transfer_config(), progress=False) as to,
     ):
         selection = await select_remote(api if word == "bento" else api.models, arguments, word, options.select_all)
         if options.dry_run:

@@ -17,16 +17,18 @@ from async_bento.cli.completion import complete_context
 from async_bento.cli.errors import mark_resumable
 from async_bento.cli.progress import make_listener, progress_options
 from async_bento.cli.signals import cancel_on_signals
-from async_bento.config import GiB, MiB
+from async_bento.config import GiB, KiB, MiB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from async_bento.api.async_api import AsyncBentoAPI
+    from async_bento.config import Config
 
 logger = logging.getLogger(__package__)
 
-_UNITS = {"M": MiB, "G": GiB, "T": 1024 * GiB}
+_RATE = "async_bento.rate"  # a key of click's `Context.meta`
+_UNITS = {"K": KiB, "M": MiB, "G": GiB, "T": 1024 * GiB}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,17 +50,49 @@ class RegistryOptions:
         if resumable:
             mark_resumable()
         cancel_on_signals()
-        return AsyncBentoAPI(endpoint=self.endpoint, context=self.context, progress=make_listener(is_single=is_single))
+        listener = make_listener(is_single=is_single)
+        config = transfer_config()
+        return AsyncBentoAPI(endpoint=self.endpoint, context=self.context, config=config, progress=listener)
 
 
 def parse_size(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
     """Parse a size like `500M` or `200G` into bytes."""
+    return _parse_bytes(value, "MGT", "size. Use MiB, GiB or TiB, like 500M, 200G or 2T")
+
+
+def _set_rate(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    context.meta[_RATE] = _parse_bytes(value, "KMG", "rate. Use KiB, MiB or GiB per second, like 500K, 50M or 1G")
+
+
+def _parse_bytes(value: str | None, units: str, expected: str) -> int | None:
     if value is None:
         return None
-    found = re.fullmatch(r"([0-9]{1,6})([MGT])", value)
+    found = re.fullmatch(rf"([0-9]{{1,6}})([{units}])", value)
     if found is None or int(found[1]) == 0:
-        raise click.BadParameter(f"{value!r} is no size. Use MiB, GiB or TiB, like 500M, 200G or 2T.")
+        raise click.BadParameter(f"{value!r} is no {expected}.")
     return int(found[1]) * _UNITS[found[2]]
+
+
+def rate_option(command: Callable[P, T]) -> Callable[P, T]:
+    """Add --limit-rate, which `transfer_config` applies."""
+    return click.option(
+        "--limit-rate",
+        metavar="RATE",
+        expose_value=False,
+        callback=_set_rate,
+        help="Transfer at most RATE bytes per second, like 500K, 50M or 1G.",
+    )(command)
+
+
+def transfer_config() -> Config:
+    """The settings of the variables, with the rate of the running command."""
+    from async_bento.config import Config
+
+    config = Config.from_env()
+    rate: int | None = click.get_current_context().meta.get(_RATE)
+    if rate is None:
+        return config
+    return config.model_copy(update={"transfer": config.transfer.model_copy(update={"rate_limit": rate})})
 
 
 def asynchronous(command: Callable[P, Coroutine[object, object, T]]) -> Callable[P, T]:
@@ -103,7 +137,8 @@ def registry_options(command: Callable[Concatenate[RegistryOptions, P], T]) -> C
 
 
 def push_options(command: Callable[..., T]) -> Callable[..., T]:
-    """Add --all, --force and --threads."""
+    """Add --all, --force, --threads and --limit-rate."""
+    command = rate_option(command)
     command = click.option(
         "--threads",
         "-t",
@@ -122,7 +157,8 @@ def dry_run_option(command: Callable[..., T]) -> Callable[..., T]:
 
 
 def pull_options(command: Callable[..., T]) -> Callable[..., T]:
-    """Add --all, --force and --output."""
+    """Add --all, --force, --output and --limit-rate."""
+    command = rate_option(command)
     command = click.option(
         "--output",
         "-o",

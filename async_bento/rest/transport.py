@@ -22,6 +22,7 @@ from yarl import URL
 
 from async_bento._core.fork import watch_forks, watch_loop
 from async_bento._core.loops import running_loop
+from async_bento._core.rate_limit import RateLimit
 from async_bento._core.retry import causes, lacks_tls, seconds_to_wait
 from async_bento._core.thread_pool import DaemonThreadPool
 from async_bento._core.urls import origin, without_queries
@@ -210,6 +211,7 @@ class Connections:
         self._ssl = ssl
         self._throttle = throttle
         self.storages = Storages()
+        self._rate_limits: dict[int, RateLimit] = {}
         self._is_closed = False
         self._sessions: dict[tuple[str, asyncio.AbstractEventLoop], aiohttp.ClientSession] = {}
         self._keepers: defaultdict[asyncio.AbstractEventLoop, list[AsyncGenerator[object]]] = defaultdict(list)
@@ -240,6 +242,12 @@ class Connections:
             connections=None if credentials is None else self._limits[is_transfer, loop],
             owner=self,
         )
+
+    def rate_limit(self, rate: int | None) -> RateLimit | None:
+        """The limit of all transfers of the client that have this rate, in bytes per second; None for no limit."""
+        if rate is None:
+            return None
+        return self._rate_limits.setdefault(rate, RateLimit(rate))
 
     def check_open(self) -> None:
         """Raise ClosedError if the client was closed."""

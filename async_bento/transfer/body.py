@@ -19,6 +19,7 @@ from async_bento.transfer.watchdog import unacknowledged
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
+    from async_bento._core.rate_limit import RateLimit
     from async_bento.progress.events import Progress
     from async_bento.transfer.http import ByteRange, TransferPool
     from async_bento.transfer.tar.plan import TarPlan
@@ -46,6 +47,7 @@ class UploadBody(Payload):
         self._idle.set()
         self._writer: AbstractStreamWriter | None = None
         self._transport: asyncio.WriteTransport | None = None  # which the writer forgets once it is being closed
+        self.rate_limit: RateLimit | None = None
         self.md5: str | None = None
         self.failure: Exception | None = None
         self.may_have_arrived = False  # whether all bytes were sent by any attempt
@@ -97,10 +99,15 @@ class UploadBody(Payload):
         return rest
 
     async def _send(self, writer: AbstractStreamWriter, piece: memoryview) -> None:
-        self._count(len(piece))
-        self._is_writing = True
-        await writer.write(piece)
-        self._is_writing = False
+        step = len(piece) if self.rate_limit is None else self.rate_limit.step
+        for offset in range(0, len(piece), step or 1):
+            part = piece[offset : offset + step]
+            if self.rate_limit is not None:
+                await self.rate_limit.acquire(len(part))
+            self._count(len(part))
+            self._is_writing = True
+            await writer.write(part)
+            self._is_writing = False
 
     def _count(self, sent: int) -> None:
         self._sent += sent
@@ -177,7 +184,7 @@ class TarBody(UploadBody):
     async def _write(self, writer: AbstractStreamWriter) -> None:
         self._reader = reader = TarReader(self._plan, *self._range, io_chunk=self._io_chunk, digest=self._digest)
         tar = AsyncTarReader(reader, asyncio.get_running_loop(), self._threads.executor)
-        by_kernel, connection = sendfile.is_possible(writer), None
+        by_kernel, connection = self.rate_limit is None and sendfile.is_possible(writer), None
         held = memoryview(b"")
         ahead = asyncio.ensure_future(self._read(tar, WRITE_SIZE if by_kernel else None))
         try:

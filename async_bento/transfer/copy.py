@@ -10,9 +10,10 @@ import asyncio
 import hashlib
 import logging
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from async_bento._core.concurrency import shielded
+from async_bento._core.concurrency import ByteBudget, shielded
 from async_bento._core.retry import Retries
 from async_bento._core.s3 import MAX_PARTS, MIN_PART_SIZE
 from async_bento.errors import BentoError, IntegrityError, TransferError
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from aiohttp.abc import AbstractStreamWriter
 
-    from async_bento._core.concurrency import ByteBudget
     from async_bento.progress.events import Progress
     from async_bento.rest.schemas import ChecksumsSchema
     from async_bento.transfer.download import DownloadSource
@@ -36,6 +36,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__package__)
 
 _TO_THE_END = ByteRange(0, 1 << 62)
+
+
+@dataclass(frozen=True)
+class CopyReads:
+    """What the reads of one call share. None of it is of the target, so that copies in both directions never block.
+
+    `parts` bounds the bytes of all parts in memory, and the window of `pool` those of uploads in one request.
+    `streams` bounds the tars that are read in one piece: each holds a connection, and one part in memory.
+    """
+
+    pool: TransferPool
+    parts: ByteBudget
+    streams: asyncio.Semaphore
+
+    @classmethod
+    def of(cls, pool: TransferPool, threads: int) -> CopyReads:
+        """Reads with the settings of a pool, and the memory of `threads` parts."""
+        transfer = pool.config.transfer
+        slots, window = asyncio.Semaphore(transfer.concurrency), ByteBudget(transfer.window)
+        reads = replace(pool, slots=slots, window=window)
+        return cls(reads, ByteBudget(threads * transfer.part_size), asyncio.Semaphore(threads))
 
 
 class SourceReadError(TransferError):
@@ -49,26 +70,24 @@ class SourceReadError(TransferError):
 class CopySource:
     """An `UploadSource` that is read from a registry; `open` comes first.
 
-    `budget` bounds the bytes of all parts that copies hold in memory, and the window of `pool` those of uploads in one
-    request. `check` raises `ObjectChangedError` if the item was pushed again; `identity` names what was pushed.
+    `check` raises `ObjectChangedError` if the item was pushed again; `identity` names what was pushed.
     """
 
     def __init__(
         self,
         download: DownloadSource,
-        pool: TransferPool,
-        budget: ByteBudget,
+        reads: CopyReads,
         check: Callable[[], Awaitable[None]],
         identity: str,
     ) -> None:
         self.size = 0
         self.is_sequential = False
         self._download = download
-        self._pool = pool
-        self._budget = budget
+        self._reads = reads
+        self._pool = reads.pool
         self._check = check
         self._identity = identity
-        self._reader = RangeReader(download, pool)
+        self._reader = RangeReader(download, reads.pool)
         self._checksums: ChecksumsSchema | None = None
         self._part_size = 0
         self._is_aligned = False  # whether the parts are those of the source
@@ -99,8 +118,9 @@ class CopySource:
     async def aclose(self) -> None:
         """Close the connection of a stream."""
         if self._stream is not None:
-            await self._stream.aclose()
-            self._stream = None
+            stream, self._stream = self._stream, None
+            self._reads.streams.release()
+            await stream.aclose()
 
     def choose_part_size(self, wanted: int, threads: int) -> int:
         """The part size of the source, where that is possible: its MD5 then verifies each part at once."""
@@ -128,9 +148,11 @@ class CopySource:
     async def part(self, byte_range: ByteRange, progress: Progress, *, digest: bool) -> AsyncGenerator[UploadBody]:
         """See `UploadSource`."""
         before, self._turn = self._turn, asyncio.Event()
-        verified, share = self._turn, min(byte_range.size, self._budget.size)
-        await self._budget.acquire(share)
+        verified, share = self._turn, 0
         try:
+            if not self.is_sequential:  # the parts of a stream come one by one
+                await self._reads.parts.acquire(min(byte_range.size, self._reads.parts.size))
+                share = min(byte_range.size, self._reads.parts.size)
             with _reading():
                 if self.is_sequential:
                     pieces = await self._next_part(byte_range)
@@ -141,7 +163,7 @@ class CopySource:
             yield _PartBody(pieces, md5, byte_range, progress)
         finally:
             verified.set()
-            self._budget.release(share)
+            self._reads.parts.release(share)
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """All bytes in order, verified. The last are held back until the item is known to be unchanged."""
@@ -184,6 +206,7 @@ class CopySource:
         """Read a part of a server that sends no ranges; the parts come in order."""
         if self._stream is None or self._streamed != byte_range.start:
             await self.aclose()
+            await self._reads.streams.acquire()
             self._stream, self._ahead = _Stream(self._read_stream(byte_range.start)), b""
         pieces, missing = [self._ahead[: byte_range.size]], byte_range.size - len(self._ahead)
         self._ahead = self._ahead[byte_range.size :]
@@ -248,6 +271,7 @@ class _Stream:
             async with aclosing(chunks):
                 async for chunk in chunks:
                     await self._queue.put(chunk)
+            raise IntegrityError("the tar ended early")
         except Exception as error:  # noqa: BLE001 - raised by `next`
             await self._queue.put(error)
 

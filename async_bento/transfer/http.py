@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from async_bento._core.concurrency import ByteBudget, Threads
+    from async_bento._core.rate_limit import RateLimit
     from async_bento.config import Config, Timeouts
     from async_bento.rest.transport import Target
     from async_bento.transfer.body import UploadBody
@@ -88,11 +89,15 @@ class RangeResponse:
     etag: str | None
     response: aiohttp.ClientResponse
     watchdog: Watchdog
+    rate_limit: RateLimit | None
 
     async def read(self) -> bytes:
         """The next bytes of the body, empty at its end."""
         with self.watchdog.waiting():
-            return await self.response.content.readany()
+            data = await self.response.content.readany()
+        if self.rate_limit is not None:
+            await self.rate_limit.acquire(len(data))
+        return data
 
 
 async def put(target: Target, body: UploadBody, config: Config, part_number: int | None = None) -> str:
@@ -121,6 +126,7 @@ async def _put(target: Target, body: UploadBody, config: Config, request: str, p
     if target.credentials is not None:
         headers["Content-Type"] = "application/octet-stream"  # presigned URLs are signed without a Content-Type
     timeout, is_answered = _timeout(config), False
+    body.rate_limit = target.owner.rate_limit(config.transfer.rate_limit)
     body.rewind()  # after a redirect
     scope = anyio.CancelScope()
     patience = partial(_patience, body, config.timeouts, target)
@@ -208,7 +214,8 @@ async def _get(
                 watchdog.rest()
                 partial = is_partial(response.status, response.headers, *byte_range)
                 total = total_size(response.headers, *byte_range, request) if partial else response.content_length
-                yield RangeResponse(partial, total, response.headers.get("ETag"), response, watchdog)
+                limit = target.owner.rate_limit(config.transfer.rate_limit)
+                yield RangeResponse(partial, total, response.headers.get("ETag"), response, watchdog, limit)
         except aiohttp.ConnectionTimeoutError as error:
             raise broken(target, request, error, timeout) from error
         except asyncio.TimeoutError as error:

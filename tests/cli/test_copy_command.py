@@ -57,7 +57,9 @@ def test_copy_reports_what_it_copies() -> None:
         "Would copy bento svc:v1",
         *["Would copy 2 of 2 items"],
     ]
-    assert out("copy", "svc:v1", "--from", "here", "--to", "there").startswith("Copied bento svc:v1: 10.0 KiB, ")
+    assert out("copy", "svc:v1", "--from", "here", "--to", "there", "--limit-rate", "1G").startswith(
+        "Copied bento svc:v1: 10.0 KiB, "
+    )
     assert out("copy", "svc:v1", "--to", "there") == (
         "Skipped bento svc:v1: already copied. Use --force to copy it again.\n"
     )
@@ -85,6 +87,7 @@ def test_copy_without_models_copies_the_bento_alone() -> None:
         (("copy", "--to", "there"), 2, "Name at least one bento to copy"),
         (("copy", "svc:v1", "--to", "here", "--from", "here"), 2, "source and target are both"),
         (("copy", "svc:v1", "--to", "nowhere"), 2, "nowhere"),
+        (("copy", "svc:v1", "--to", "there", "--limit-rate", "5"), 2, "'5' is no rate. Use KiB, MiB or GiB per second"),
         (("copy", "svc:v9", "--to", "there"), 3, "no bento svc:v9 in the registry at"),
         (("models", "copy", "none:*", "--to", "there"), 3, "no model in the registry matches 'none:*'"),
     ],
