@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from async_bento.registry import LocalRegistry
 from tests.interop.homes import PART_SIZE, Home, tree
 
 pytestmark = pytest.mark.interop
@@ -94,6 +95,17 @@ async def test_we_pull_what_we_pushed(with_bento, there, registry, tmp_path):
             await api.pull("my_service", with_models=True)
         check_all(home, with_bento, modes=True)
         await restart(registry)
+
+
+async def test_copy_of_what_bentoml_pushed_is_pulled_by_bentoml(with_bento, there, registry, tmp_path):
+    await with_bento.bentoml("push", TAG, registry=registry)
+    async with LocalRegistry(tmp_path / "other-registry") as other:
+        async with there.api(registry) as source, there.api(other) as target:
+            result = await source.copy(TAG, target)
+            assert not result.skipped
+            assert result.models
+        await there.bentoml("pull", TAG, "--with-models", registry=other)
+    check_all(there, with_bento, modes=False)
 
 
 async def test_verify_accepts_what_bentoml_pushed(with_bento, there, registry):

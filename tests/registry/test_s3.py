@@ -273,6 +273,24 @@ async def test_remote_files_are_read_with_every_strategy(serve: Serve, home: Pat
         assert cat == FILES["src/service.py"]
 
 
+async def test_copies_from_and_to_a_bucket_are_the_same(serve: Serve, home: Path, tmp_path: Path):
+    made = contents(make_bento(home, files=FILES))
+    for transmission in ("presigned_url", "auto", "proxy"):
+        caller, here = await serve(f"copy-{transmission}", transmission=transmission), tmp_path / transmission
+        disks = [LocalRegistry(here / name, transmission=transmission) for name in ("first", "last")]
+        async with disks[0] as first, disks[1] as last, make_api(caller, home) as bucket:
+            source = AsyncBentoAPI(
+                endpoint=first.endpoint, api_token=first.api_token, bento_store=BentoStore(home / "bentos")
+            )
+            target = AsyncBentoAPI(endpoint=last.endpoint, api_token=last.api_token)
+            async with source, target:
+                await source.push("svc:v1")
+                assert (await source.copy("svc:v1", bucket)).bytes_sent > 12 * MiB
+                await bucket.copy("svc:v1", target)
+                await target.pull("svc:v1", path=here / "copy")
+        assert contents(here / "copy") == made
+
+
 async def test_verify_compares_with_the_bucket(caller: Caller, home: Path, tmp_path: Path):
     bento = make_bento(home, files={"weights": random_bytes(6 * MiB), "src/service.py": b"pass\n"})
     async with make_api(caller, home) as api, make_api(caller, tmp_path / "there") as there:
