@@ -151,14 +151,16 @@ class CopySource:
         verified, share = self._turn, 0
         try:
             if not self.is_sequential:  # the parts of a stream come one by one
-                await self._reads.parts.acquire(min(byte_range.size, self._reads.parts.size))
-                share = min(byte_range.size, self._reads.parts.size)
+                wanted = min(byte_range.size, self._reads.parts.size)
+                await self._reads.parts.acquire(wanted)
+                share = wanted
             with _reading():
                 if self.is_sequential:
                     pieces = await self._next_part(byte_range)
                 else:
                     pieces = await self._reader.pieces(byte_range)
-                md5 = await self._verify_part(byte_range, pieces, before) if self._is_verified(digest) else None
+                needs_md5 = digest or self._checksums is not None
+                md5 = await self._verify_part(byte_range, pieces, before) if needs_md5 else None
             verified.set()
             yield _PartBody(pieces, md5, byte_range, progress)
         finally:
@@ -180,9 +182,6 @@ class CopySource:
                     held = chunk
             await self._check()
         yield held
-
-    def _is_verified(self, digest: bool) -> bool:
-        return digest or self._checksums is not None
 
     async def _verify_part(self, byte_range: ByteRange, pieces: Sequence[bytes], before: asyncio.Event) -> str:
         """Compare a part with the checksums of the source, once the parts before are, and return its MD5."""
