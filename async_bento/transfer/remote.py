@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from async_bento.config import KiB, MiB
 from async_bento.progress.events import Progress
+from async_bento.transfer.adaptive import MIN_RANGE
 from async_bento.transfer.download import CHANGED, download
 from async_bento.transfer.http import ByteRange
 from async_bento.transfer.ranges import NoRangesError, RangeReader
@@ -40,8 +41,9 @@ FIRST_WINDOW = 64 * KiB
 MIN_WINDOW = 16 * KiB
 """The smallest window, after the content of a large file: a header, its PAX records and some small files."""
 
-MAX_WINDOW = MiB
-"""The largest window, where the windows before had many small files: it costs less time than several requests."""
+MAX_WINDOW = 16 * MiB
+"""The largest window, where the windows before had many small files. It is read by several requests at once. If a large
+file follows, some are in vain, of no more bytes than the small files had."""
 
 MAX_CACHED = 200_000
 """Members of all cached indexes of a client: about 100 MB."""
@@ -116,21 +118,25 @@ class RemoteTar:
                 await self._download(None, None)
 
     async def _load_window(self) -> None:
-        start = self.index.next_byte
-        if self._reader.total is not None and start >= self._reader.total:
+        position = self.index.next_byte
+        if self._reader.total is not None and position >= self._reader.total:
             self.index.check_end()
-        stop = start + self._window_size
-        data = await self._reader.read(ByteRange(start, min(stop, self._reader.total or stop)))
-        if start == 0:
-            if decompressor_for(data[:MAGIC_SIZE]) is not None:
-                self._stream_because("the tar is compressed")
-                return
-            if (key := self._key) and (cached := self._cache.get(key)):
-                self.index = cached
-                return
-        self._window, self._window_start = data, start
-        await self.pool.threads.run(self.index.feed, data)
-        self._check_window(start + len(data))
+        stop = min(position + self._window_size, self._reader.total or self._window_size)
+        async with aclosing(self._reader.chunks(ByteRange(position, stop))) as chunks:
+            async for data in chunks:
+                if position == 0:
+                    if decompressor_for(data[:MAGIC_SIZE]) is not None:
+                        self._stream_because("the tar is compressed")
+                        return
+                    if (key := self._key) and (cached := self._cache.get(key)):
+                        self.index = cached
+                        return
+                self._window, self._window_start = data, position
+                await self.pool.threads.run(self.index.feed, memoryview(data)[self.index.next_byte - position :])
+                position += len(data)
+                if self.index.is_complete or self.index.next_byte - position >= MIN_RANGE:
+                    break
+        self._check_window(position)
 
     def _check_window(self, stop: int) -> None:
         """Keep an index that is complete, and check that one that is not may become so."""

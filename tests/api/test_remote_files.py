@@ -133,6 +133,20 @@ async def test_remote_read_with_warm_index_costs_the_file(
     assert counted.bytes <= 20 * KiB + 64 * KiB
 
 
+async def test_remote_list_of_many_small_files_reads_ahead(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path
+) -> None:
+    """By several requests at once, none of which reads a byte twice."""
+    proxy = await start_proxy()
+    await push(
+        proxy, make_client, origin, {f"data/{number:03}": random_bytes(20 * KiB, number) for number in range(300)}
+    )
+    counted = Counted(proxy)
+    assert len(await make_client(proxy).files("svc:v1").list()) == 302
+    assert proxy.max_concurrent["GET"] > 1
+    assert counted.bytes <= 300 * 21 * KiB
+
+
 async def test_remote_read_with_cold_index_costs_the_tar(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path
 ) -> None:
