@@ -20,8 +20,8 @@ TITLES = {case.name: case.title for case in CASES} | {START: START_TITLE}
 
 FREE_TITLES = {case.name: case.title for case in FREE_CASES}
 
-SCALE, WHERE, RECORDS = "scale", "where", "records"
-"""The files of `benchmarks.scale`, `benchmarks.where` and `benchmarks.records`."""
+SCALE, WHERE, RECORDS, REMOTE = "scale", "where", "records", "remote"
+"""The files of `benchmarks.scale`, `benchmarks.where`, `benchmarks.records` and `benchmarks.remote`."""
 
 
 @dataclass(frozen=True)
