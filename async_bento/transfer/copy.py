@@ -1,7 +1,8 @@
 """The tar of an item in one registry as the source of an upload to another: ranges become parts, through memory alone.
 
-A part is read by one range, compared with the checksums of its registry, sent, and dropped. An upload in one request
-reads several ranges at once and sends them in order. Where the server sends no ranges, the tar is read once, in order.
+A part is sent while its range arrives, its last bytes once it agrees with the checksums of its registry. An upload in
+one request reads several ranges at once and sends them in order. Where the server sends no ranges, the tar is read
+once, in order.
 """
 
 from __future__ import annotations
@@ -154,15 +155,18 @@ class CopySource:
                 wanted = min(byte_range.size, self._reads.parts.size)
                 await self._reads.parts.acquire(wanted)
                 share = wanted
-            with _reading():
-                if self.is_sequential:
-                    pieces = await self._next_part(byte_range)
-                else:
-                    pieces = await self._reader.pieces(byte_range)
-                needs_md5 = digest or self._checksums is not None
+            needs_md5 = digest or self._checksums is not None
+
+            async def verify(pieces: Sequence[bytes]) -> str | None:
                 md5 = await self._verify_part(byte_range, pieces, before) if needs_md5 else None
-            verified.set()
-            yield _PartBody(pieces, md5, byte_range, progress)
+                verified.set()
+                return md5
+
+            chunks = self._next_part(byte_range) if self.is_sequential else self._reader.pieces(byte_range)
+            async with aclosing(_PartRead(chunks, verify)) as part:
+                with _reading():
+                    await part.wait_started()
+                yield _PartBody(part, byte_range, progress)
         finally:
             verified.set()
             self._reads.parts.release(share)
@@ -201,21 +205,19 @@ class CopySource:
         self._verified = byte_range.stop
         return md5
 
-    async def _next_part(self, byte_range: ByteRange) -> list[bytes]:
+    async def _next_part(self, byte_range: ByteRange) -> AsyncGenerator[bytes]:
         """Read a part of a server that sends no ranges; the parts come in order."""
         if self._stream is None or self._streamed != byte_range.start:
             await self.aclose()
             await self._reads.streams.acquire()
             self._stream, self._ahead = _Stream(self._read_stream(byte_range.start)), b""
-        pieces, missing = [self._ahead[: byte_range.size]], byte_range.size - len(self._ahead)
-        self._ahead = self._ahead[byte_range.size :]
+        self._streamed, missing = -1, byte_range.size  # of no part, should this one end early
         while missing > 0:
-            chunk = await self._stream.next()
-            pieces.append(chunk[:missing])
+            chunk = self._ahead or await self._stream.next()
             self._ahead = chunk[missing:]
-            missing -= len(chunk)
+            missing -= min(len(chunk), missing)
+            yield chunk[: len(chunk) - len(self._ahead)]
         self._streamed = byte_range.stop
-        return pieces
 
     async def _measure(self) -> int:
         """Count the bytes of a tar whose size no server states."""
@@ -275,19 +277,78 @@ class _Stream:
             await self._queue.put(error)
 
 
-class _PartBody(UploadBody):
-    """A part in memory."""
+class _PartRead:
+    """A part that a task of its own reads and verifies; what has arrived is kept, so that it can be sent again."""
 
-    def __init__(self, pieces: Sequence[bytes], md5: str | None, byte_range: ByteRange, progress: Progress) -> None:
-        super().__init__(pieces, byte_range, progress)
-        self._pieces = pieces
-        self._known_md5 = md5
+    def __init__(
+        self, chunks: AsyncGenerator[bytes], verify: Callable[[Sequence[bytes]], Awaitable[str | None]]
+    ) -> None:
+        self._pieces: list[bytes] = []
+        self._has_news = asyncio.Event()
+        self._is_read = False
+        self._task = asyncio.create_task(self._read(chunks, verify))
+
+    async def wait_started(self) -> None:
+        """Wait for the first bytes; raises the error of reading them."""
+        while not (self._pieces or self._is_read):
+            await self._wait_for_news()
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """The pieces as they arrive, from the first; raises the error of reading them."""
+        position = 0
+        while True:
+            for piece in self._pieces[position:]:
+                position += 1
+                yield piece
+            if self._is_read and position == len(self._pieces):
+                return
+            if position == len(self._pieces):
+                await self._wait_for_news()
+
+    async def _wait_for_news(self) -> None:
+        if self._task.done():
+            self._task.result()
+        self._has_news.clear()
+        await self._has_news.wait()
+
+    async def verified(self) -> str | None:
+        """Wait until the part is verified, and return its MD5 if one is needed."""
+        return await asyncio.shield(self._task)
+
+    async def aclose(self) -> None:
+        """End the task."""
+        self._task.cancel()
+        await shielded(asyncio.gather(self._task, return_exceptions=True))
+
+    async def _read(
+        self, chunks: AsyncGenerator[bytes], verify: Callable[[Sequence[bytes]], Awaitable[str | None]]
+    ) -> str | None:
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    self._pieces.append(chunk)
+                    self._has_news.set()
+            self._is_read = True
+            self._has_news.set()
+            return await verify(self._pieces)
+        finally:
+            self._has_news.set()
+
+
+class _PartBody(UploadBody):
+    """A part that is sent while it arrives; the last bytes once it is verified."""
+
+    def __init__(self, part: _PartRead, byte_range: ByteRange, progress: Progress) -> None:
+        super().__init__(part, byte_range, progress)
+        self._part = part
 
     async def _write(self, writer: AbstractStreamWriter) -> None:
-        self.md5 = self._known_md5
         held = memoryview(b"")
-        for piece in self._pieces:
-            held = await self._send_chunk(writer, held, piece)
+        with _reading():
+            async with aclosing(self._part.pieces()) as pieces:
+                async for piece in pieces:
+                    held = await self._send_chunk(writer, held, piece)
+            self.md5 = await self._part.verified()
         await self._send_last(writer, held)
 
 

@@ -31,7 +31,7 @@ from async_bento.transfer.verify import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
     from async_bento.progress.events import Progress
     from async_bento.rest.routes import AnyRoutes
@@ -384,7 +384,11 @@ class _Download:
         elif received.total != self._total or (received.etag and self._etag and received.etag != self._etag):
             raise ObjectChangedError(CHANGED)  # some storages ignore If-Match
         size = min(byte_range.stop, self._total or byte_range.stop) - byte_range.start
-        return await read_range(received, size, f"cannot pull {self._source.tag}", count)
+        data: list[bytes] = []
+        async for piece in read_range(received, size, f"cannot pull {self._source.tag}"):
+            data.append(piece)
+            count(len(piece))
+        return data
 
     async def _read_whole(self, received: RangeResponse, count: Callable[[int], None]) -> None:
         self._progress.enter("transferring", bytes_total=received.total)
@@ -408,21 +412,16 @@ class _Download:
             raise
 
 
-async def read_range(
-    received: RangeResponse, size: int, failed: str, count: Callable[[int], None] = lambda _: None
-) -> list[bytes]:
+async def read_range(received: RangeResponse, size: int, failed: str) -> AsyncGenerator[bytes]:
     """Read a range of `size` bytes in the pieces that arrive: joining them would copy every byte once more."""
-    data: list[bytes] = []
     arrived = 0
-    while chunk := await received.read():
-        arrived += len(chunk)
+    while piece := await received.read():
+        arrived += len(piece)
         if arrived > size:
             raise IntegrityError(f"{failed}: the storage sent more than the {size} bytes of a range")
-        data.append(chunk)
-        count(len(chunk))
+        yield piece
     if arrived < size:
         raise IntegrityError(f"{failed}: the connection ended within a range")
-    return data
 
 
 def _all_done(ranges: Iterable[_PendingRange]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from contextlib import aclosing
 from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,18 +51,25 @@ class RangeReader:
 
     async def read(self, byte_range: ByteRange) -> bytes:
         """Read one range, which may end before its `stop`, at the end of the object."""
-        return b"".join(await self.pieces(byte_range))
+        async with aclosing(self.pieces(byte_range)) as pieces:
+            return b"".join([piece async for piece in pieces])
 
-    async def pieces(self, byte_range: ByteRange) -> list[bytes]:
-        """The same in the pieces that arrived: joining them needs memory for both."""
+    async def pieces(self, byte_range: ByteRange) -> AsyncGenerator[bytes]:
+        """The same in the pieces that arrive; after an error, the rest is requested."""
         retries, has_no_ranges = Retries(self._pool.config.retry, progress=lambda: self._ranges_done), False
+        position = byte_range.start
         while True:
             target = await self._source.target()
             if has_no_ranges and target.credentials is not None:
                 raise NoRangesError
             try:
                 async with self._pool.slot(target):
-                    data = await self._read_once(replace(target, attempt=retries.failures + 1), target, byte_range)
+                    numbered = replace(target, attempt=retries.failures + 1)
+                    rest = ByteRange(position, byte_range.stop)
+                    async with aclosing(self._read_once(numbered, target, rest)) as pieces:
+                        async for piece in pieces:
+                            position += len(piece)
+                            yield piece
             except NoRangesError:
                 if self.total is not None:
                     raise ObjectChangedError("the server no longer supports range requests") from None
@@ -69,14 +77,15 @@ class RangeReader:
                 if target.credentials is None or not self._source.ask_storage():
                     raise
             except Exception as error:
-                if not await self._source.wait_after_failure(retries, target, error):
+                is_all = position == min(byte_range.stop, self.total or byte_range.stop)
+                if is_all or not await self._source.wait_after_failure(retries, target, error):
                     raise
             else:
                 self._ranges_done += 1
-                return data
+                return
 
-    async def _read_once(self, numbered: Target, target: Target, byte_range: ByteRange) -> list[bytes]:
-        started = time.monotonic()
+    async def _read_once(self, numbered: Target, target: Target, byte_range: ByteRange) -> AsyncGenerator[bytes]:
+        started, arrived = time.monotonic(), 0
         try:
             async with get(numbered, byte_range, self._pool.config, etag=self.etag) as received:
                 if not received.is_partial:
@@ -86,7 +95,9 @@ class RangeReader:
                 elif received.total != self.total or (received.etag and self.etag and received.etag != self.etag):
                     raise ObjectChangedError(CHANGED)  # some storages ignore If-Match
                 size = min(byte_range.stop, self.total or byte_range.stop) - byte_range.start
-                data = await read_range(received, size, f"cannot read {self._source.tag}")
+                async for piece in read_range(received, size, f"cannot read {self._source.tag}"):
+                    arrived += len(piece)
+                    yield piece
         except (APIStatusError, PartError) as error:
             if error.status in BUSY:
                 self._ranges.throttle(time.monotonic())
@@ -95,8 +106,7 @@ class RangeReader:
             self._source.check_refusal(error, target, byte_range)
             raise
         now = time.monotonic()
-        self._ranges.record(sum(map(len, data)), now - started, now)
-        return data
+        self._ranges.record(arrived, now - started, now)
 
     async def chunks(self, byte_range: ByteRange, window: ByteBudget | None = None) -> AsyncGenerator[bytes]:
         """Read a large range in order, several requests at once within a window: the one that all downloads share."""

@@ -183,6 +183,27 @@ async def test_copy_survives_faults_of_both_sides(start_pair: StartPair, tmp_pat
     )
 
 
+async def test_part_of_a_copy_is_sent_while_it_arrives(start_pair: StartPair) -> None:
+    """And what a broken connection has left of it is requested, not the whole part."""
+    pair = await start_pair()
+
+    async def send_half(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        assert isinstance(answer.body, bytes)
+        response = await exchange.start_response(answer)
+        await response.write(answer.body[: 2 * MiB])
+        await pair.target.wait_for("PUT part", 1)
+        return exchange.disconnect()
+
+    pair.source.add_fault(GET, send_half, skip=1)
+    await asyncio.wait_for(pair.here.copy("svc:v1", pair.there, with_models=False, threads=1), 60)
+    ranges = [request.headers["Range"] for request in pair.source.matching(GET)]
+    first, part, rest = (int(each.removeprefix("bytes=").partition("-")[0]) for each in ranges[:3])
+    assert (first, part) == (0, 0)
+    assert 0 < rest <= 2 * MiB
+    assert len(ranges) == 5
+
+
 async def test_source_that_fails_is_named_and_the_target_says_failed(start_pair: StartPair) -> None:
     pair = await start_pair()
     pair.target.add_fault("POST .*/models$", refuse(403))
