@@ -7,8 +7,12 @@ import shutil
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nox
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"
@@ -115,15 +119,47 @@ def every_await(session: nox.Session) -> None:
     session.run("pytest", "tests/transfer/test_every_await.py", *session.posargs, env={"EVERY_AWAIT": "1"})
 
 
+BENTOML = ("1.2.0", "1.2.20", "1.3.0", "1.3.22", "1.4.0", "1.4.40")
+"""The oldest and the newest release of each minor version of BentoML; the last one is the newest of all."""
+
+BENTOML_BETWEEN = (
+    *("1.1.11", "1.2.5", "1.2.10", "1.2.15", "1.3.4.post1", "1.3.7", "1.3.11", "1.3.15", "1.3.19"),
+    *("1.4.5", "1.4.10", "1.4.15", "1.4.19", "1.4.20", "1.4.25", "1.4.30", "1.4.35", "1.4.38"),
+)
+
+
+def install_releases(session: nox.Session, releases: Sequence[str]) -> None:
+    """Install releases of BentoML, each with async-bento in an environment of its own, and list their Pythons."""
+    pythons = []
+    for release in releases:
+        environment = Path(session.virtualenv.location, f"bentoml-{release}")
+        python = environment / "bin" / "python"
+        version = tuple(map(int, release.split(".")[:3]))
+        # What a release of its time got, and works with.
+        older = ["setuptools<80"] if version < (1, 4, 20) else []
+        older += ["pydantic<2.8"] if version < (1, 3, 20) else []
+        interpreter = str(Path(session.bin, "python")) if release == BENTOML[-1] else "3.11"
+        session.run("uv", "venv", "--quiet", "--clear", "--python", interpreter, str(environment))
+        packages = [f"bentoml=={release}", "uv", "-e", "."]
+        session.run("uv", "pip", "install", "--quiet", "--python", str(python), *packages, *older)
+        pythons.append(str(python))
+    session.env["BENTOML_PYTHONS"] = os.pathsep.join(pythons)
+
+
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Beside the real bentoml: each pulls what the other pushed. The commands of two releases run on every storage."""
+    """Beside the real bentoml: each pulls what the other pushed. The newest releases run on every storage."""
     install_group(session, "interop")
-    other = Path(session.virtualenv.location, "bentoml-1.4.40")
-    session.run("uv", "venv", "--quiet", "--clear", "--python", str(Path(session.bin, "python")), str(other))
-    session.run("uv", "pip", "install", "--quiet", "--python", str(other), f"bentoml=={other.name[8:]}", "uv")
-    session.env["BENTOML_PYTHONS"] = str(other / "bin" / "python")
+    install_releases(session, BENTOML)
     run_pytest(session, "-m", "interop", measured=False)  # coverage would trace all of bentoml, too
+
+
+@nox.session(name="bentoml-releases", default=False)
+def bentoml_releases(session: nox.Session) -> None:
+    """The commands of more releases of BentoML, from 1.1 on, where `interop` has the first and last of each minor."""
+    install_group(session, "interop")
+    install_releases(session, BENTOML_BETWEEN)
+    run_pytest(session, "-m", "interop", "tests/interop/test_releases.py", measured=False)
 
 
 @nox.session

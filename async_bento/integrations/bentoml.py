@@ -25,6 +25,7 @@ import warnings
 from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module, metadata
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from async_bento._core.text import human_size
@@ -32,18 +33,16 @@ from async_bento.errors import BentoError, NotFoundError
 from async_bento.progress.events import is_watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator
 
     from async_bento._core.tag import TaggedItem
     from async_bento.api.push import PushResult
     from async_bento.api.sync_api import BentoAPI
 
-__all__ = ["VERSIONS", "accelerate", "restore"]
-
-VERSIONS = ("1.4.39",)
-"""The supported releases of BentoML. `accelerate` replaces private methods, which may differ in other releases."""
+__all__ = ["accelerate", "restore"]
 
 _OFF = "ASYNC_BENTO_ACCELERATE"
+_AUTHORIZATION = "X-YATAI-API-TOKEN"
 
 _originals: dict[tuple[Any, str], Callable[..., Any]] = {}
 
@@ -52,31 +51,28 @@ def accelerate() -> bool:
     """Make BentoML push and pull with async-bento until `restore` is called.
 
     Calling it again has no effect. Nothing is changed if `ASYNC_BENTO_ACCELERATE` is `0`. If BentoML is not installed,
-    or its release is not in `VERSIONS`, nothing is changed and a `UserWarning` is issued.
+    or what is replaced has another signature in its release, nothing is changed and a `UserWarning` says so.
 
     Returns:
         True if BentoML now uses async-bento, False if nothing was changed.
     """
     if os.environ.get(_OFF) == "0":
         return False
+    if _originals:
+        return True
     try:
         version = metadata.version("bentoml")
     except metadata.PackageNotFoundError:
         warnings.warn("cannot accelerate bentoml: it is not installed. Install bentoml first.", stacklevel=2)
         return False
-    if version not in VERSIONS:
-        warnings.warn(
-            f"cannot accelerate bentoml {version}: async-bento supports {', '.join(VERSIONS)}. "
-            "Use AsyncBentoAPI or BentoAPI instead.",
-            stacklevel=2,
-        )
+    try:
+        methods = [*_find_methods()]
+    except _OtherReleaseError as error:
+        remedy = "Use AsyncBentoAPI or BentoAPI instead."
+        warnings.warn(f"cannot accelerate bentoml {version}: {error}. {remedy}", stacklevel=2)
         return False
-    if not _originals:
-        bentos, models = (import_module(f"bentoml._internal.cloud.{name}") for name in ("bento", "model"))
-        _replace(bentos.BentoAPI, "push", _push_bento)
-        _replace(bentos.BentoAPI, "pull", _pull_bento)
-        _replace(models.ModelAPI, "push", _push_model)
-        _replace(models.ModelAPI, "pull", _pull_model)
+    for owner, replacement, name in methods:
+        _replace(owner, name, replacement)
     return True
 
 
@@ -85,6 +81,34 @@ def restore() -> None:
     for (owner, name), original in _originals.items():
         setattr(owner, name, original)
     _originals.clear()
+
+
+class _OtherReleaseError(Exception):
+    """The installed BentoML differs in what is replaced or used."""
+
+
+def _find_methods() -> Iterator[tuple[Any, Callable[..., Any], str]]:
+    """Find the methods to replace, after a check of all that the replacements use of BentoML."""
+    try:
+        cloud = import_module("bentoml._internal.cloud")
+        for owner_name, replacements in _REPLACEMENTS.items():
+            if (owner := getattr(cloud, owner_name, None)) is None:
+                raise _OtherReleaseError(f"it has no {owner_name} in bentoml._internal.cloud")
+            for name, replacement in replacements.items():
+                found, expected = (list(signature(each).parameters)[1:] for each in (getattr(owner, name), replacement))
+                if found != expected:
+                    raise _OtherReleaseError(
+                        f"{owner_name}.{name} takes {', '.join(found)} instead of {', '.join(expected)}"
+                    )
+                yield owner, replacement, name
+        for store in (_container().bento_store.get(), _container().model_store.get()):
+            _path_of(store)
+        client = cloud.RestApiClient("http://127.0.0.1", "token")
+        with client.session as session:
+            if (str(client.endpoint), session.headers[_AUTHORIZATION]) != ("http://127.0.0.1", "token"):
+                raise _OtherReleaseError("its client has the endpoint or the token elsewhere")
+    except (ImportError, AttributeError, KeyError, TypeError) as error:
+        raise _OtherReleaseError(str(error)) from error
 
 
 def _replace(owner: Any, name: str, replacement: Callable[..., Any]) -> None:
@@ -155,9 +179,9 @@ def _open_api(bentoml_api: Any, *, bento_store: Any = None, model_store: Any = N
     try:
         with BentoAPI(
             endpoint=str(client.endpoint),
-            api_token=str(client.session.headers["X-YATAI-API-TOKEN"]),
-            bento_store=BentoStore((bento_store or container.bento_store.get())._path),
-            model_store=ModelStore((model_store or container.model_store.get())._path),
+            api_token=str(client.session.headers[_AUTHORIZATION]),
+            bento_store=BentoStore(_path_of(bento_store or container.bento_store.get())),
+            model_store=ModelStore(_path_of(model_store or container.model_store.get())),
         ) as api:
             yield api
     except NotFoundError as error:
@@ -170,12 +194,22 @@ def _container() -> Any:
     return import_module("bentoml._internal.configuration.containers").BentoMLContainer
 
 
+def _path_of(store: Any) -> str:
+    """The directory of a store of BentoML's, which has a path since 1.4.20 and a file system of PyFilesystem before."""
+    return str(store._path if hasattr(store, "_path") else store._fs.getsyspath("/"))
+
+
 def _print_pushed(bentoml_api: Any, word: str, result: PushResult) -> None:
     if is_watched():
         return  # the progress bars have shown it
     outcome = "already pushed" if result.skipped else f"pushed {human_size(result.bytes_sent)}"
     bentoml_api.spinner.console.print(f"{word} {result.tag}: {outcome}", markup=False, highlight=False)
 
+
+_REPLACEMENTS: dict[str, dict[str, Callable[..., Any]]] = {
+    "BentoAPI": {"push": _push_bento, "pull": _pull_bento},
+    "ModelAPI": {"push": _push_model, "pull": _pull_model},
+}
 
 if __name__ == "__main__":
     # Run as a program, this module is `__main__`; the state has to be in the module that other code imports.

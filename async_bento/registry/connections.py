@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import sys
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -104,6 +105,9 @@ async def _open_sockets(stack: ExitStack, host: str, port: int) -> list[socket.s
         opened.setblocking(False)
         listening.append(opened)
     return listening
+
+
+_CONTENT_TYPE = re.compile(rb"(?<=\r\n)content-type:[^\r\n]*\r\n", re.IGNORECASE)
 
 
 class Connections:
@@ -218,12 +222,25 @@ class Connections:
 class Connection(web.RequestHandler):
     """A connection that is closed if no complete head of a request arrives in time."""
 
-    __slots__ = ("_connections", "_timer")
+    __slots__ = ("_connections", "_expects_head", "_timer")
 
     def __init__(self, connections: Connections, server: web.Server, options: dict[str, Any]) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._connections = connections
         self._timer: asyncio.TimerHandle | None = None
+        self._expects_head = True
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`. Of a repeated Content-Type, which aiohttp refuses, the last one is kept.
+
+        BentoML before 1.3.7 repeats it in its uploads through the registry.
+        """
+        if self._expects_head:
+            self._expects_head = False
+            found = [*_CONTENT_TYPE.finditer(data, 0, data.find(b"\r\n\r\n") + 2)]
+            for repeated in reversed(found[:-1]):
+                data = data[: repeated.start()] + data[repeated.end() :]
+        super().data_received(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
@@ -283,6 +300,7 @@ class Connection(web.RequestHandler):
 
     def _wait_for_head(self, timeout: float) -> None:
         self.receive_head()
+        self._expects_head = True
         if self.transport is None:
             return  # closed meanwhile
         self._timer = asyncio.get_running_loop().call_later(timeout, self._abort)

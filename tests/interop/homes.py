@@ -24,6 +24,11 @@ MiB = 1024 * 1024
 PART_SIZE = 5 * MiB  # S3's smallest
 SECONDS_TO_RUN = 100
 DRIVER = Path(__file__).with_name("driver.py")
+COMMANDS = Path(__file__).with_name("commands.py")
+
+OTHERS = {path: Path(path).parents[1].name for path in os.environ.get("BENTOML_PYTHONS", "").split(os.pathsep) if path}
+RELEASES = {sys.executable: "own", **OTHERS}
+"""The Pythons that have a release of BentoML, by their release: the one that runs the tests first, the newest last."""
 
 
 def tree(path: Path, *, modes: bool = True) -> dict[str, object]:
@@ -156,6 +161,14 @@ class Home:
                 await process.wait()
         assert process.returncode == 0, f"{arguments}\n{out.decode()}\n{err.decode()}"
         return out.decode()
+
+    async def commands(
+        self, what: str, registry, *, endpoint: str = "", python=sys.executable, **variables: str
+    ) -> None:
+        """Run `commands.py`, without a registry in the environment: it logs in."""
+        kept = {name: value for name, value in self.environment().items() if not name.startswith("BENTO_CLOUD_")}
+        arguments = [str(COMMANDS), what, endpoint or registry.endpoint, registry.api_token]
+        await self.python(*arguments, interpreter=python, environment=kept | variables)
 
     async def bentoml(self, *arguments, registry=None) -> str:
         """Run bentoml's own command, and return what it prints."""

@@ -69,7 +69,9 @@ print("\\n" + json.dumps([accelerated, len(theirs) > 0]))
 
 OTHER_RELEASE = """
 async_bento.integrations.bentoml.restore()
-async_bento.integrations.bentoml.VERSIONS = ("1.3.0",)
+api = bentoml._internal.cloud.BentoAPI
+push = api.push
+api.push = lambda self, bento, *, force=False, parallel=10: push(self, bento, force=force, threads=parallel)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     declined = async_bento.integrations.bentoml.accelerate()
@@ -138,8 +140,9 @@ async def test_another_release_is_left_as_it_is_and_a_warning_says_so(with_bento
     )
 
     assert (declined, asked_by_itself) == (False, True)
+    taken = "bento, force, parallel instead of bento, force, bare, threads"
     assert said == [
-        "cannot accelerate bentoml 1.4.39: async-bento supports 1.3.0. Use AsyncBentoAPI or BentoAPI instead."
+        f"cannot accelerate bentoml 1.4.39: BentoAPI.push takes {taken}. Use AsyncBentoAPI or BentoAPI instead."
     ]
 
 

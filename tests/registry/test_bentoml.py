@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from async_bento.registry import LocalRegistry
-from tests.interop.homes import Home
+from tests.interop.homes import RELEASES, Home
 from tests.registry.conftest import HAS_PROXIES, everywhere
 from tests.registry.proxies import CERTIFICATE, NGINX, nginx, running
 from tests.registry.seaweed import free_ports
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.registry.conftest import Serve
 
 pytestmark = pytest.mark.interop
 
-COMMANDS = Path(__file__).parents[1] / "interop" / "commands.py"
-OTHERS = [path for path in os.environ.get("BENTOML_PYTHONS", "").split(os.pathsep) if path]
-"""The Pythons that have other releases of BentoML than the one that runs the tests."""
-
-every_release = pytest.mark.parametrize(
-    "python", [sys.executable, *OTHERS], ids=["own", *(Path(path).parents[1].name for path in OTHERS)]
-)
-
-
-async def run_commands(home: Path, python: str, endpoint: str, token: str, **variables: Any) -> None:
-    empty = Home(home)
-    environment = {
-        name: value for name, value in empty.environment().items() if not name.startswith("BENTO_CLOUD_")
-    } | variables
-    await empty.python(str(COMMANDS), endpoint, token, interpreter=python, environment=environment)
+OWN, *OTHERS = RELEASES
+newest = pytest.mark.parametrize("python", [OWN, *OTHERS[-1:]], ids=lambda python: RELEASES[python])
 
 
 @everywhere
-@every_release
+@newest
 async def test_bentoml_commands_work_on_every_storage(serve: Serve, home: Path, python: str):
     caller = await serve(strategies={"proxy": "proxy", "auto": "auto"})
-    await run_commands(home, python, caller.registry.endpoint, caller.registry.api_token)
+    await Home(home).commands("both", caller.registry, python=python)
 
 
-@every_release
+@newest
 @pytest.mark.parametrize("proxy", [pytest.param("nginx", marks=pytest.mark.proxies)] if HAS_PROXIES else [])
 async def test_bentoml_commands_work_behind_nginx(tmp_path: Path, home: Path, python: str, proxy: str):
     ports = free_ports(2)
@@ -58,4 +44,4 @@ async def test_bentoml_commands_work_behind_nginx(tmp_path: Path, home: Path, py
         forwarded_allow_ips=["127.0.0.1"],
     )
     async with registry, running(nginx(directory, NGINX[0], (ports[0], ports[1])), ports[0], directory):
-        await run_commands(home, python, endpoint, registry.api_token, SSL_CERT_FILE=str(CERTIFICATE))
+        await Home(home).commands("both", registry, endpoint=endpoint, python=python, SSL_CERT_FILE=str(CERTIFICATE))

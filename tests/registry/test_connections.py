@@ -226,3 +226,24 @@ async def test_wrong_method_returns_allowed_methods(caller: Caller):
     response = await caller.api("DELETE", "/bento_repositories")
     assert response.status == 405
     assert "POST" in response.headers["Allow"].split(",")
+
+
+async def test_upload_with_repeated_content_type_succeeds(caller: Caller):
+    """As BentoML before 1.3.7 sends it; the bytes that follow the head in one packet are left as they are."""
+    await caller.create()
+    body = b"\r\ncontent-type: a\r\ncontent-type: b\r\n\r\n"
+    reader, writer = await connect(caller.registry.endpoint)
+    head = [
+        f"PUT /api/v1{caller.items()}/v1/upload HTTP/1.1",
+        "Host: x",
+        f"X-YATAI-API-TOKEN: {caller.registry.api_token}",
+        "content-type: application/json",
+        "Content-Type: application/octet-stream",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    writer.write("\r\n".join([*head, "", ""]).encode() + body)
+    response = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert (await caller.download()).body == body

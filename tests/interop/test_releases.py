@@ -1,0 +1,75 @@
+"""Releases of BentoML and async-bento, both ways, with each strategy; `tests/interop/commands.py` has the commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_bento.registry import LocalRegistry
+from tests.interop.homes import OTHERS, Home, tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.interop
+
+every_release = pytest.mark.parametrize("python", OTHERS, ids=OTHERS.values())
+
+STRATEGIES = {"proxy": "proxy", "auto": "auto"}
+MODELS = ("presigned_url:v1", "proxy:v1", "auto:v1")
+ITEMS = ("bentos/greeter/v1", *(f"models/{tag.replace(':', '/')}" for tag in MODELS))
+FIRST_FITTING = (1, 3, 7)
+"""The first release that `accelerate` fits; those before it push and pull by another class."""
+
+
+def fits(python: str) -> bool:
+    release = OTHERS[python].partition("-")[2]
+    return tuple(int(part) for part in release.split(".")[:3]) >= FIRST_FITTING
+
+
+def home(tmp_path: Path, name: str) -> Home:
+    return Home(tmp_path / name)
+
+
+@every_release
+async def test_each_pulls_what_the_other_pushed(tmp_path: Path, python: str) -> None:
+    """Without modes: BentoML sets none when it pulls."""
+    theirs, ours = home(tmp_path, "theirs"), home(tmp_path, "ours")
+    async with LocalRegistry(tmp_path / "first", strategies=STRATEGIES) as registry:
+        await theirs.commands("both", registry, python=python)
+        async with ours.api(registry) as api:
+            await api.pull("greeter:v1", with_models=True)
+            for tag in MODELS:
+                await api.models.pull(tag)
+    for item in ITEMS:
+        assert tree(ours.path / item, modes=False) == tree(theirs.path / item, modes=False)
+
+    async with LocalRegistry(tmp_path / "second", strategies=STRATEGIES) as registry:
+        async with ours.api(registry) as api:
+            await api.push("greeter:v1")
+            for tag in MODELS:
+                await api.models.push(tag)
+        await theirs.commands("pull", registry, python=python)
+    for item in ITEMS:
+        assert tree(theirs.path / item, modes=False) == tree(ours.path / item, modes=False)
+
+
+@every_release
+async def test_release_that_fits_is_accelerated(tmp_path: Path, python: str) -> None:
+    theirs = home(tmp_path, "theirs")
+    if fits(python):
+        async with LocalRegistry(tmp_path / "registry", strategies=STRATEGIES) as registry:
+            await theirs.commands("accelerated", registry, python=python)
+        return
+    script = """
+import warnings
+from async_bento.integrations.bentoml import accelerate
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert not accelerate()
+print(*(warning.message for warning in caught if "accelerate" in str(warning.message)))
+"""
+    said = await theirs.python("-c", script, interpreter=python)
+    assert "cannot accelerate bentoml 1." in said
+    assert "it has no BentoAPI in bentoml._internal.cloud. Use AsyncBentoAPI or BentoAPI instead." in said
