@@ -230,7 +230,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def chaos(session: nox.Session) -> None:
-    """A thousand pushes and pulls in bad weather; `nox -s chaos -- --seed 7 --only 123` plays one of them again."""
+    """A thousand pushes and pulls in bad weather, and copies; `nox -s chaos -- --seed 7 --only 123` replays a case."""
     install_group(session, "test")
     session.run("python", "-m", "tests.chaos", *session.posargs)
 

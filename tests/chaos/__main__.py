@@ -1,4 +1,4 @@
-"""`python -m tests.chaos --seed 7 --cases 1000`: pushes and pulls in bad weather, and whether their words were true.
+"""`python -m tests.chaos --seed 7 --cases 1000`: pushes, pulls and copies in bad weather, and if their words were true.
 
 Each case is drawn from the seed and its number: `--only 123` plays that one again. What is drawn is what happens, and
 at which request; how a client's threads and the clock interleave with it is not in anyone's hand.
@@ -13,26 +13,41 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.chaos.case import KINDS, draw
+from tests.chaos.case import KINDS, draw, draw_copies
 from tests.chaos.disk import NAMESPACE, can_mount
 from tests.chaos.items import Counts
 from tests.chaos.processes import Zygote
 from tests.chaos.round import Round
 
-PROCESSES = ("client killed", "client terminated", "client forked", "registry killed")
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WAYS = ("push", "pull", "copy")
 WORDS = ("done", "error", "killed", "interrupted")
-DISKS = ("client's disk full", "registry's disk full")
+FAULTS = {
+    "push": ("silent proxy", "client forked", "registry killed"),
+    "copy": ("client killed", "client terminated", "source killed", "target killed"),
+}
+DISKS = {"push": "registry's disk full", "pull": "client's disk full", "copy": "target's disk full"}
+OTHERS = {
+    "push": ("URLs that had expired",),
+    "copy": ("item pushed again during a copy", "item pushed again between copies"),
+}
 
 
 def main() -> int:
     """Play the cases that were asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--cases", type=int, default=1000, help="each is a push and a pull, in bad weather")
+    parser.add_argument(
+        "--cases", type=int, default=1000, help="each is a push and a pull, and maybe a copy, in bad weather"
+    )
     parser.add_argument("--first", type=int, default=0, help="the number of the first")
     parser.add_argument("--only", type=int, help="play this one alone, and tell what happened")
     parser.add_argument("--lanes", type=int, default=4, help="cases at a time")
+    parser.add_argument("--copies", action="store_true", help="push and pull without a fault, and copy in each case")
     parser.add_argument("--own-disks", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.own_disks and can_mount():
@@ -44,6 +59,7 @@ def main() -> int:
 async def run(arguments: argparse.Namespace) -> int:
     """Play cases in lanes; returns the exit code."""
     counts, failed = Counts(), []
+    make, ways = (draw_copies, ("copy",)) if arguments.copies else (draw, WAYS)
     only = arguments.only
     numbers = [only] if only is not None else range(arguments.first, arguments.first + arguments.cases)
     left = iter(numbers)
@@ -51,7 +67,7 @@ async def run(arguments: argparse.Namespace) -> int:
 
     async def lane(work: Path, zygote: Zygote) -> None:
         for number in left:
-            one = Round(draw(arguments.seed, number), zygote, work / str(number), counts, arguments.own_disks)
+            one = Round(make(arguments.seed, number), zygote, work / str(number), counts, arguments.own_disks)
             try:
                 await one.play()
             except Exception as error:  # noqa: BLE001 - the others go on
@@ -59,18 +75,21 @@ async def run(arguments: argparse.Namespace) -> int:
             if one.complaints:
                 failed.append(number)
             if one.complaints or only is not None:
-                print(f"case {number}: python -m tests.chaos --seed {arguments.seed} --only {number}")
+                options = f"--seed {arguments.seed} --only {number}{' --copies' if arguments.copies else ''}"
+                print(f"case {number}: python -m tests.chaos {options}")
                 print("\n".join([f"  {one.case}", *(f"  {line}" for line in one.story)]))
                 print("\n".join(f"  COMPLAINT: {complaint}" for complaint in one.complaints), flush=True)
 
     with tempfile.TemporaryDirectory(prefix="chaos-") as work:
         async with Zygote() as zygote:
             await asyncio.gather(*(lane(Path(work), zygote) for _ in range(arguments.lanes)))
-    print(report(counts, len(numbers), arguments.seed, time.monotonic() - began))
+    print(report(counts, ways, f"Seed {arguments.seed}, {len(numbers)} cases, {time.monotonic() - began:.0f} s."))
     if not arguments.own_disks:
         print("No disk was filled: here is none of a size of its own to be had.")
     print(f"{len(failed)} of {len(numbers)} cases failed: {failed}" if failed else f"All {len(numbers)} cases held.")
-    missing = [] if only is not None or len(numbers) < 200 else not_happened(counts, arguments.own_disks)
+    missing = (
+        [] if only is not None or len(numbers) < 200 else not_happened(counts, ways, own_disks=arguments.own_disks)
+    )
     if missing:
         print(f"It was no chaos: these never happened: {missing}")
     if only is None and (not counts.faults or not any(counts.calls)):
@@ -79,28 +98,30 @@ async def run(arguments: argparse.Namespace) -> int:
     return 1 if failed or missing else 0
 
 
-def not_happened(counts: Counts, own_disks: bool) -> list[str]:
+def not_happened(counts: Counts, ways: Sequence[str] = WAYS, *, own_disks: bool) -> list[str]:
     """What a long run must have seen, and has not."""
-    wanted = [*KINDS, "silent proxy", *PROCESSES, *(DISKS if own_disks else ())]
-    words = [f"{way} {word}" for way in ("push", "pull") for word in WORDS]
-    others = ["push: resumed", "pull: resumed", "URLs that had expired", "tries after the first"]
+    faults = [*KINDS, *(fault for way in ways for fault in FAULTS.get(way, ()))]
+    disks = [DISKS[way] for way in ways] if own_disks else []
+    words = [f"{way} {word}" for way in ways for word in WORDS]
+    others = ["tries after the first", *(f"{way}: resumed" for way in ways)]
+    others += [other for way in ways for other in OTHERS.get(way, ())]
     return [
-        *(kind for kind in wanted if not counts.faults[kind]),
+        *(fault for fault in (*faults, *disks) if not counts.faults[fault]),
         *(word for word in words if not counts.calls[word]),
         *(other for other in others if not counts.others[other]),
     ]
 
 
-def report(counts: Counts, cases: int, seed: int, seconds: float) -> str:
+def report(counts: Counts, ways: Sequence[str], title: str) -> str:
     """The figures, as tables of Markdown."""
-    lines = [f"Seed {seed}, {cases} cases, {seconds:.0f} s.", "", f"| | calls | {' | '.join(WORDS)} |"]
+    lines = [title, "", f"| | calls | {' | '.join(WORDS)} |"]
     lines.append(f"| --- | ---: |{' ---: |' * len(WORDS)}")
-    for way in ("push", "pull"):
+    for way in ways:
         figures = [counts.calls[f"{way} {word}"] for word in WORDS]
         calls = sum(count for key, count in counts.calls.items() if key.startswith(way))
         lines.append(f"| {way} | {calls} | {' | '.join(map(str, figures))} |")
-    for title, counter in (("error", counts.errors), ("fault", counts.faults), ("else", counts.others)):
-        lines += ["", f"| {title} | times |", "| --- | ---: |"]
+    for name, counter in (("error", counts.errors), ("fault", counts.faults), ("else", counts.others)):
+        lines += ["", f"| {name} | times |", "| --- | ---: |"]
         lines += [f"| {key} | {count} |" for key, count in sorted(counter.items(), key=lambda pair: -pair[1])]
     return "\n".join([*lines, ""])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
@@ -109,6 +109,7 @@ class Turn:
         fill_at: When it does.
         room: What is left on it, in bytes.
         full_for: How long it stays so, in seconds.
+        side: The registry whose requests the moments count, and which is killed or whose disk fills up.
     """
 
     weather: Weather
@@ -122,11 +123,56 @@ class Turn:
     fill_at: Moment = Moment(0, 0.0)
     room: int = 0
     full_for: float = 0.0
+    side: Literal["registry", "source", "target"] = "registry"
+
+    @property
+    def weathers(self) -> dict[str, Weather]:
+        """The weather on the way to each registry, by its side."""
+        return {"registry": self.weather}
 
     @property
     def is_calm(self) -> bool:
         """Whether nothing happens to the network, the registry and the disks."""
-        return not (self.weather.rate or self.silence or self.kill_registry or self.fill)
+        has_weather = any(weather.rate for weather in self.weathers.values())
+        return not (has_weather or self.silence or self.kill_registry or self.fill)
+
+
+@dataclass(frozen=True)
+class CopyTurn(Turn):
+    """What happens during one copy; `weather` is that of the source.
+
+    Attributes:
+        target_weather: On the way to the target.
+        push_again: When the item is pushed to the source again, with other bytes, if it is. If the copy ends before,
+            the item is pushed then.
+    """
+
+    target_weather: Weather = Weather("")
+    push_again: Moment | None = None
+
+    @property
+    def weathers(self) -> dict[str, Weather]:
+        """See `Turn`."""
+        return {"source": self.weather, "target": self.target_weather}
+
+
+@dataclass(frozen=True)
+class CopyPlan:
+    """The copies of a case to a second registry.
+
+    Attributes:
+        transmission: Which way the bytes go to the target.
+        url_expiry: How long presigned URLs of the target live, in seconds.
+        streams: Whether the source, like a Yatai, sends no ranges and no size through itself.
+        copied_before: Whether the target has another item under the tag already, so that it is copied by force.
+        turns: What happens during each copy, until one is done.
+    """
+
+    transmission: Literal["presigned_url", "proxy", "auto"]
+    url_expiry: float
+    streams: bool
+    copied_before: bool
+    turns: tuple[CopyTurn, ...]
 
 
 @dataclass(frozen=True)
@@ -148,6 +194,7 @@ class Case:
         replaced: Whether it is pushed anew, with other files, after a pull that was not done.
         pushes: What happens during each push, until one is done.
         pulls: What happens during each pull, until one is done.
+        copy: Its copies to a second registry, after the pulls; None for a case without.
     """
 
     number: int
@@ -164,6 +211,7 @@ class Case:
     replaced: bool
     pushes: tuple[Turn, ...]
     pulls: tuple[Turn, ...]
+    copy: CopyPlan | None = None
 
 
 def draw(seed: int, number: int) -> Case:
@@ -197,7 +245,16 @@ def draw(seed: int, number: int) -> Case:
         replaced=random.random() < 0.35,
         pushes=tuple(_turn(random, f"{seed}/{number}/push {n}", push_requests, size) for n in range(_turns(random))),
         pulls=tuple(_turn(random, f"{seed}/{number}/pull {n}", pull_requests, size) for n in range(_turns(random))),
+        copy=_copy(f"{seed}/{number}/copy", size, 0.8 if extent == "large" else 0.3),  # only large items have parts
     )
+
+
+def draw_copies(seed: int, number: int) -> Case:
+    """Draw a case that is pushed and pulled without a fault, and copied."""
+    case, random = draw(seed, number), Random(f"{seed}/{number}/copies")
+    if random.random() < 0.5:  # only large items have parts
+        case = replace(case, sizes=(random.randint(5 * MiB, 15 * MiB), random.randint(0, MiB)), range_size=MiB)
+    return replace(case, pushes=(), pulls=(), copy=_copy(f"{seed}/{number}/copy", sum(case.sizes), share=1))
 
 
 def _turns(random: Random) -> int:
@@ -244,6 +301,65 @@ def _silence(key: str) -> Silence | None:
     if random.random() >= 0.15:
         return None
     return Silence(f"{key}/silence", random.choice([0.3, 1.0]), random.choice([1, 3, 1_000_000]))
+
+
+def _copy(key: str, size: int, share: float) -> CopyPlan | None:
+    random = Random(key)  # its own, so that it changes nothing else of a case
+    if random.random() >= share:
+        return None
+    requests = 10 + 2 * size // (5 * MiB)
+    transmission = random.choices(["presigned_url", "auto", "proxy"], [6, 2, 2])[0]
+    url_expiry = random.choice([0.3, 1.0, 2.0, 3600.0])
+    return CopyPlan(
+        transmission=transmission,
+        # The request of an upload in one PUT is sent with its first bytes, once the source has sent them.
+        url_expiry=max(url_expiry, 2.0) if transmission == "auto" else url_expiry,
+        streams=random.random() < 0.5,
+        copied_before=random.random() < 0.3,
+        turns=tuple(_copy_turn(random, f"{key} {n}", requests, size) for n in range(_turns(random))),
+    )
+
+
+def _copy_turn(random: Random, key: str, requests: int, size: int) -> CopyTurn:
+    moment = Moment(random.randint(1, requests), random.uniform(0, random.choice([0.02, 0.1, 0.3])))
+    happens = random.choices(
+        [
+            "network",
+            "client killed",
+            "client terminated",
+            "registry killed",
+            "pushed again",
+            "client full",
+            "target full",
+        ],
+        [40, 18, 12, 14, 14, 4, 6],
+    )[0]
+    side: Literal["source", "target"] = random.choice(["source", "target"])
+    if happens == "target full":
+        side = "target"
+    is_pushed_again = happens == "pushed again"
+    if happens.startswith("client"):  # or also of a copy that is interrupted, and resumed
+        is_pushed_again = random.random() < 0.3
+    disturbed = random.choice([("source",), ("target",), ("source", "target")])
+    if happens != "network" and random.random() < 0.5:
+        disturbed = ()
+    weathers = {
+        one: _weather(random, f"{key}/{one}", requests, calm=one not in disturbed) for one in ("source", "target")
+    }
+    return CopyTurn(
+        weather=weathers["source"],
+        target_weather=weathers["target"],
+        kill_client=moment if happens == "client killed" else None,
+        terminate=moment if happens == "client terminated" else None,
+        kill_registry=moment if happens == "registry killed" else None,
+        down_for=random.choice([0.0, 0.0, 0.3, 1.0]),
+        push_again=moment if is_pushed_again else None,
+        fill={"client full": "client", "target full": "registry"}.get(happens),
+        fill_at=moment,
+        room=random.choice([0, random.randint(0, 64 * KiB), random.randint(0, max(size, 1))]),
+        full_for=random.choice([0.2, 1.0, 60.0]),
+        side=side,
+    )
 
 
 def _weather(random: Random, key: str, requests: int, *, calm: bool) -> Weather:

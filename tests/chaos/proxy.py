@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tests.chaos.case import Moment, Weather
 
 PIECE = 64 * 1024
+_OF_RANGES = {"Content-Length", "Accept-Ranges", "ETag"}
 PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>A page for people</body></html>"
 
 
@@ -32,12 +34,16 @@ class Upstream:
 
 @dataclass
 class ChaosProxy(FaultProxy):
-    """A fault proxy whose faults are drawn by the `weather` of a call and counted by kind."""
+    """A fault proxy whose faults are drawn by the `weather` of a call and counted by kind.
+
+    With `streams`, downloads through the registry have no ranges, no size and no ETag, as those of a Yatai.
+    """
 
     registry: Upstream
     lingering_time: float = 0.0  # close at once after a response that came before the whole body
     weather: Weather | None = None
     counts: Counter[str] = field(default_factory=Counter)
+    streams: bool = False
     _drawn: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -85,6 +91,8 @@ class _Relay:
         self.request, self.logged = self.exchange.request, self.exchange.logged
         self.transport = self.request.transport
         self.length = self.request.content_length or 0
+        proxy = self.exchange.proxy
+        self.streams = isinstance(proxy, ChaosProxy) and proxy.streams and self.request.path.endswith("/download")
 
     async def run(self) -> web.StreamResponse:
         try:
@@ -135,7 +143,8 @@ class _Relay:
 
     async def _forward(self) -> web.StreamResponse:
         self.logged.forwarded = not self.length and bool(self.exchange.proxy.registry.endpoint)
-        async with self.exchange.proxy.send_upstream(self.request, self._body() if self.length else None) as answer:
+        body, without = self._body() if self.length else None, ("range", "if-match") if self.streams else ()
+        async with self.exchange.proxy.send_upstream(self.request, body, without) as answer:
             if self.fault == "reset body":  # it has none
                 reset(answer.connection.transport if answer.connection else None)
                 return self._reset()
@@ -176,6 +185,9 @@ class _Relay:
 
     async def _send_answer(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         headers, length = end_to_end(answer), answer.content_length
+        if self.streams and answer.status == HTTPStatus.OK:
+            headers = {key: value for key, value in headers.items() if key not in _OF_RANGES}
+            length = None
         # A response without a length is cut anywhere, and maybe after its end.
         cut = None
         if self.fault in {"truncate", "truncate reset", "shorten", "stall answer"}:
@@ -184,7 +196,7 @@ class _Relay:
             headers = {**headers, "Content-Length": str(cut)}
         flip = self.random.randrange(length) if self.fault == "flip" and not self.length and length else None
         response = web.StreamResponse(status=answer.status, headers=headers)
-        if answer.headers.get("Transfer-Encoding") == "chunked":
+        if self.streams or answer.headers.get("Transfer-Encoding") == "chunked":
             response.enable_chunked_encoding()
         await response.prepare(self.request)
         sent = 0

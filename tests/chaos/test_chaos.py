@@ -10,38 +10,52 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.__main__ import not_happened
-from tests.chaos.case import KINDS, draw
+from tests.chaos.case import KINDS, draw, draw_copies
 from tests.chaos.items import Counts
 
 ROOT = Path(__file__).parents[2]
 
 
+RUNS = {
+    "all": (
+        ["--cases", "24"],
+        ("push", "pull"),
+        ("client killed", "registry killed", "reset", "tries after the first"),
+    ),
+    "copies": (["--copies", "--cases", "16"], ("copy",), ("client killed", "reset", "tries after the first")),
+}
+
+
 @pytest.mark.long
-@pytest.mark.timeout(120)
-async def test_chaos_run_finds_every_result_true() -> None:
-    command = ["-m", "tests.chaos", "--seed", "7", "--cases", "24", "--lanes", "8"]
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("run", RUNS)
+async def test_chaos_run_finds_every_result_true(run: str) -> None:
+    options, ways, events = RUNS[run]
+    command = ["-m", "tests.chaos", "--seed", "7", "--lanes", "8", *options]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     try:
-        said = (await process.communicate())[0].decode()
+        output = (await process.communicate())[0].decode()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
 
-    assert process.returncode == 0, said
-    for word in ("push", "pull"):
-        done, error, killed = map(int, re.findall(rf"\| {word} \| \d+ \| (\d+) \| (\d+) \| (\d+) \|", said)[0])
-        assert done > 5, said
-        assert error + killed > 5, said
-    for happened in ("client killed", "registry killed", "reset", "tries after the first"):
-        assert f"| {happened} |" in said
+    assert process.returncode == 0, output
+    for way in ways:
+        done, error, killed = map(int, re.findall(rf"\| {way} \| \d+ \| (\d+) \| (\d+) \| (\d+) \|", output)[0])
+        assert done > 5, output
+        assert error + killed > 5, output
+    for event in events:
+        assert f"| {event} |" in output
 
 
 def test_chaos_case_depends_on_seed_and_number_only() -> None:
     assert draw(7, 3) == draw(7, 3)
+    assert draw_copies(7, 3) == draw_copies(7, 3)
     assert len({draw(seed, number) for seed in range(3) for number in range(10)}) == 30
+    assert all(draw_copies(7, number).copy for number in range(10))
 
 
 def test_chaos_fault_of_request_is_independent_of_order() -> None:
@@ -61,3 +75,5 @@ def test_chaos_run_reports_events_that_never_happened() -> None:
     missing = not_happened(Counts(), own_disks=True)
 
     assert {*KINDS, "client killed", "registry's disk full", "push: resumed", "pull killed"} <= {*missing}
+    assert {"target killed", "target's disk full", "copy: resumed", "copy interrupted"} <= {*missing}
+    assert "push: resumed" not in not_happened(Counts(), ["copy"], own_disks=True)

@@ -32,10 +32,12 @@ class Storage:
 
     whole: list[bytes] = field(default_factory=list)
     cut: list[bytes] = field(default_factory=list)
+    ranges: list[str | None] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         pieces = bytearray()
+        self.ranges.append(request.headers.get("Range"))
         try:
             async for piece in request.content.iter_any():
                 pieces += piece
@@ -211,6 +213,18 @@ async def test_chaos_proxy_hang_lasts_until_the_call_ends(send: Send, proxy: Cha
 
     assert (await sending).received == b""
     assert not storage.whole
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_chaos_proxy_streams_downloads_without_ranges(proxy: ChaosProxy, storage: Storage, streams: bool) -> None:
+    proxy.streams = streams
+    async with aiohttp.ClientSession() as session:
+        for path in ("a/download", "blobs/a"):
+            async with session.get(f"{proxy.endpoint}/{path}", headers={"Range": "bytes=0-9"}) as response:
+                assert await response.read() == ANSWER
+                assert (response.content_length is None) == (streams and path == "a/download")
+
+    assert storage.ranges == [None if streams else "bytes=0-9", "bytes=0-9"]
 
 
 async def test_chaos_proxy_without_registry_resets(send: Send, proxy: ChaosProxy) -> None:

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 Tree = dict[str, tuple[str, int, str]]
 """Each path below a directory: its kind, its executable bit, and the SHA-256 of a file or the target of a link."""
@@ -57,11 +58,13 @@ class Record:
         status: Of its upload; None where there is no record.
         tree: What its tar holds; None where there is no tar.
         broken: What is wrong with the tar, if something is.
+        facts: What the record says of the item, as JSON: its manifest, its labels, its description, its build time.
     """
 
     status: str | None
     tree: Tree | None = None
     broken: str = ""
+    facts: str = ""
 
 
 def record_of(endpoint: str, token: str, kind: str, name: str, version: str) -> Record:
@@ -71,10 +74,11 @@ def record_of(endpoint: str, token: str, kind: str, name: str, version: str) -> 
     if answer is None:
         return Record(None)
     with answer:
-        status = json.load(answer)["upload_status"]
+        record = json.load(answer)
+    status, facts = record["upload_status"], _facts_of(record)
     answer = _get(f"{item}/download", token)
     if answer is None:
-        return Record(status)
+        return Record(status, facts=facts)
     tree: Tree = {}
     with answer:
         try:
@@ -92,8 +96,14 @@ def record_of(endpoint: str, token: str, kind: str, name: str, version: str) -> 
                         assert file is not None
                         tree[name] = ("file", member.mode & stat.S_IXUSR, hashlib.sha256(file.read()).hexdigest())
         except (tarfile.TarError, OSError, AssertionError, EOFError) as error:
-            return Record(status, None, repr(error))
-    return Record(status, tree)
+            return Record(status, None, repr(error), facts)
+    return Record(status, tree, facts=facts)
+
+
+def _facts_of(record: dict[str, Any]) -> str:
+    facts = {name: record[name] for name in ("manifest", "description", "build_at")}
+    labels = sorted((label["key"], label["value"]) for label in record["labels"])
+    return json.dumps({**facts, "labels": labels}, sort_keys=True)
 
 
 def _get(url: str, token: str) -> urllib.response.addinfourl | None:  # type: ignore[name-defined]

@@ -19,6 +19,8 @@ import signal
 import sys
 import threading
 import time
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 from async_bento import AsyncBentoAPI, BentoAPI, BentoError, Config, ProgressEvent
@@ -35,7 +37,7 @@ def say(job: dict[str, Any], **words: object) -> None:
 
 
 async def call(job: dict[str, Any]) -> None:
-    """One push or pull, and its word on how it went."""
+    """One push, pull or copy, and its word on how it went."""
     seen = {"resumed": False, "retries": 0}
 
     def listen(event: ProgressEvent) -> None:
@@ -51,12 +53,16 @@ async def call(job: dict[str, Any]) -> None:
     log.addHandler(Count())
     config = Config.model_validate(job["config"])
     word: dict[str, object]
-    async with AsyncBentoAPI(
-        endpoint=job["endpoint"], api_token=job["token"], config=config, progress=listen
-    ) as bentos:
+    async with AsyncExitStack() as stack:
+        bentos, *targets = [
+            await stack.enter_async_context(
+                AsyncBentoAPI(endpoint=endpoint, api_token=job["token"], config=config, progress=listen)
+            )
+            for endpoint in (job["endpoint"], *([job["target"]] if "target" in job else []))
+        ]
         api = bentos if job["kind"] == "bento" else bentos.models
         try:
-            await getattr(api, job["do"])(job["tag"], **job["options"])
+            await getattr(api, job["do"])(job["tag"], *targets, **job["options"])
             word = {"word": "done"}
         except BentoError as error:
             word = {"word": "error", "type": type(error).__name__, "message": str(error)[:600]}
@@ -117,13 +123,15 @@ def outcome(process: int) -> int | None:
 
 
 def command(job: dict[str, Any]) -> None:
-    """One push or pull by the command, and what its exit code says."""
+    """One push, pull or copy by the command, and what its exit code says."""
     os.environ.update(BENTO_CLOUD_API_ENDPOINT=job["endpoint"], BENTO_CLOUD_API_KEY=job["token"])
     for group, settings in job["config"].items():
         os.environ.update({f"ASYNC_BENTO_{group}_{name}".upper(): str(value) for name, value in settings.items()})
     options = [f"--{name.replace('_', '-')}" for name, value in job["options"].items() if value is True]
     if threads := job["options"].get("threads"):
         options.append(f"--threads={threads}")
+    if "target" in job:
+        options += contexts_of(job)
     pipe = os.dup(1)
     os.dup2(2, 1)  # what it prints goes to the log
     code: object = 0
@@ -135,6 +143,16 @@ def command(job: dict[str, Any]) -> None:
     os.dup2(pipe, 1)
     word = {0: "done", 128 + signal.SIGTERM: "interrupted"}.get(code if isinstance(code, int) else 1, "error")
     say(job, word=word, type=f"exit code {code}")
+
+
+def contexts_of(job: dict[str, Any]) -> list[str]:
+    """Write the file of contexts that a copy needs, and return the options that name them."""
+    endpoints = {"source": job["endpoint"], "target": job["target"]}
+    contexts = [{"name": name, "endpoint": url, "api_token": job["token"]} for name, url in endpoints.items()]
+    home = Path(os.environ["BENTOML_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    (home / ".yatai.yaml").write_text(json.dumps({"contexts": contexts, "current_context_name": "source"}))
+    return ["--from=source", "--to=target"]
 
 
 async def serve(job: dict[str, Any]) -> None:
