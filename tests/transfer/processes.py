@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,29 +20,46 @@ from aiohttp import web
 from tests.builders import MiB
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from tests.fault_proxy import Exchange, Fault, FaultProxy
+
+    Run = Callable[..., Awaitable["Client"]]
 
 ROOT = Path(__file__).parents[2]
 
+ALLOWANCE = 8 * MiB
+"""Of the allocator, the sockets and the interpreter, in bytes; a small transfer before it has warmed them up."""
+
 PRELUDE = """
-import asyncio, json, os, resource, signal, sys
+import asyncio, json, os, signal, sys
 from pathlib import Path
 from async_bento import AsyncBentoAPI, Config
 
 HOME = Path(os.environ["BENTOML_HOME"])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 
-def api(listen=False, **transfer):
+def api(listen=False, where={}, **transfer):
     retry = {"attempts": 2, "wait_initial": 0, "wait_max": 0}
     config = Config(retry=retry, transfer={"range_size": 2**20, "window": 2**22, "part_size": 5 * 2**20} | transfer)
-    return AsyncBentoAPI(config=config, progress=listen)
+    return AsyncBentoAPI(config=config, progress=listen, **where)
+
+def target(**transfer):  # of a copy
+    return api(where=dict(endpoint=os.environ["TARGET"], api_token=os.environ["TARGET_TOKEN"]), **transfer)
 
 def say(**what):
     print(json.dumps(what), flush=True)
 
 def most_memory():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not `ru_maxrss`, which starts with the memory of the process that started this one.
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 """
+
+
+def of_target(proxy: FaultProxy) -> dict[str, str]:
+    """The variables that lead `target` to the registry of a proxy."""
+    return {"TARGET": proxy.endpoint, "TARGET_TOKEN": proxy.registry.api_token}
 
 
 @dataclass
@@ -117,6 +135,17 @@ class VirtualTar:
         start, stop = int(match[1]), min(int(match[2]) + 1, self.size)
         headers = {"Content-Range": f"bytes {start}-{stop - 1}/{self.size}", "ETag": '"virtual"'}
         return web.Response(status=206, body=self.read(start, stop), headers=headers)
+
+    async def stream(self, exchange: Exchange) -> web.StreamResponse:
+        """Answer with all bytes, without a length."""
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(exchange.request)
+        with suppress(ConnectionError):
+            for start in range(0, self.size, MiB):
+                await response.write(self.read(start, min(start + MiB, self.size)))
+            await response.write_eof()
+        return response
 
 
 def swallow() -> Fault:

@@ -6,43 +6,21 @@ import asyncio
 import signal
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, random_bytes
 from tests.fault_proxy import FINISH, GET, PART, FaultProxy, Hold, answer_json, disconnect_while_sending
-from tests.transfer.processes import Client, VirtualTar, swallow
+from tests.transfer.processes import ALLOWANCE, VirtualTar, swallow
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from tests.fixtures import MakeClient, StartProxy
-
-    Run = Callable[..., Awaitable[Client]]
+    from tests.transfer.processes import Run
 
 pytestmark = pytest.mark.processes
-
-ALLOWANCE = 8 * MiB
-"""Of the allocator, the sockets and the interpreter, in bytes; a small push or pull before it has warmed them up."""
-
-
-@pytest.fixture
-async def run() -> AsyncIterator[Run]:
-    """Start clients; those that still run are killed with the test."""
-    started: list[Client] = []
-
-    async def start(*args: Any, **environment: str) -> Client:
-        started.append(await Client.start(*args, **environment))
-        return started[-1]
-
-    yield start
-    for client in started:
-        if client.process.returncode is None:
-            client.process.kill()
-            await client.ended()
-
 
 PUSH = """
 import itertools

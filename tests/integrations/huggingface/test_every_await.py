@@ -9,7 +9,7 @@ import pytest
 from tests.builders import left_in_scratch, make_bento, random_bytes
 from tests.integrations.huggingface.hub import Hub, Repo
 from tests.integrations.huggingface.test_push import on_the_hub
-from tests.transfer.test_every_await import ALL, by_task, cancelled, places, settled
+from tests.transfer.cancellation import ALL, by_task, cancelled, places, settled
 
 if TYPE_CHECKING:
     from pathlib import Path
