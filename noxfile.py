@@ -114,9 +114,10 @@ def endurance(session: nox.Session) -> None:
 
 @nox.session(name="every-await", default=False)
 def every_await(session: nox.Session) -> None:
-    """Cancel pushes and pulls wherever they wait, where `tests` tries a few of these places."""
+    """Cancel pushes, pulls and copies wherever they wait, where `tests` tries a few of these places."""
     install_group(session, "test")
-    session.run("pytest", "tests/transfer/test_every_await.py", *session.posargs, env={"EVERY_AWAIT": "1"})
+    tests = ["tests/transfer/test_every_await.py", "tests/transfer/test_copy_every_await.py"]
+    session.run("pytest", *tests, *session.posargs, env={"EVERY_AWAIT": "1"})
 
 
 BENTOML = ("1.2.0", "1.2.20", "1.3.0", "1.3.22", "1.4.0", "1.4.40")
