@@ -1,0 +1,139 @@
+"""Copies by processes of their own: killed, interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.builders import MiB, contents, left_in_scratch, make_model, random_bytes
+from tests.fault_proxy import FINISH, PART, FaultProxy, Hold, refuse
+from tests.fixtures import FEW_RANGES
+from tests.transfer.processes import of_target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.fixtures import MakeClient, StartProxy
+    from tests.transfer.processes import Run
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+async def source(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> FaultProxy:
+    """A registry that has `mod:m1`, of three parts."""
+    make_model(origin, files={"weights": random_bytes(12 * MiB + 17)})
+    proxy = await start_proxy("proxy", name="source")
+    await make_client(proxy, origin).models.push("mod:m1")
+    proxy.requests.clear()
+    return proxy
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    """The home of the machine that pushed."""
+    return tmp_path / "origin"
+
+
+@pytest.fixture
+async def there(start_proxy: StartProxy) -> FaultProxy:
+    """The registry that is copied to."""
+    return await start_proxy(name="target")
+
+
+COPY = """
+async def main():
+    async with api() as here, target() as there:
+        result = await here.models.copy("mod:m1", there, threads=1)
+        say(resumed=result.resumed, parts=result.parts)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["ranges", "whole"])
+async def test_copy_that_was_killed_is_resumed(
+    run: Run,
+    source: FaultProxy,
+    there: FaultProxy,
+    make_client: MakeClient,
+    home: Path,
+    origin: Path,
+    elsewhere: Path,
+    streams: bool,
+) -> None:
+    source.streams_downloads = streams
+    source.hides_checksums = streams
+    if streams:
+        source.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)
+    held = Hold()
+    there.add_fault(f"{PART}3", held)
+
+    client = await run(COPY, source, home, **of_target(there))
+    await held.arrived.wait()  # by the only thread: the parts before are in the journal
+    client.process.kill()
+    await client.ended()
+    held.released.set()
+    status = (await make_client(there).models.get("mod:m1")).upload_status
+    assert there.steps("PUT part") == ["PUT part 1", "PUT part 2", "PUT part 3"]
+    there.requests.clear()
+    code, words, error = await (await run(COPY, source, home, **of_target(there))).ended()
+
+    assert status == "uploading"
+    assert code == 0, error
+    assert words == [{"resumed": True, "parts": 1}]
+    assert there.steps("PUT part") == ["PUT part 3"]
+    assert (await make_client(there).models.get("mod:m1")).upload_status == "success"
+    await make_client(there, elsewhere, transfer=FEW_RANGES).models.pull("mod:m1")
+    assert contents(elsewhere / "models/mod/m1") == contents(origin / "models/mod/m1")
+    assert not left_in_scratch(home)
+
+
+COMMAND = """
+from async_bento.cli import main
+main(["models", "copy", "mod:m1", "--from", "here", "--to", "there", "--threads", "1"])
+"""
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_copy_command_interrupted_reports_and_resumes(
+    run: Run,
+    source: FaultProxy,
+    there: FaultProxy,
+    make_client: MakeClient,
+    home: Path,
+    origin: Path,
+    elsewhere: Path,
+    number: signal.Signals,
+    expected: int,
+) -> None:
+    contexts = [
+        {"name": name, "endpoint": proxy.endpoint, "api_token": proxy.registry.api_token}
+        for name, proxy in (("here", source), ("there", there))
+    ]
+    home.mkdir()
+    (home / ".yatai.yaml").write_text(json.dumps({"contexts": contexts, "current_context_name": "here"}))
+    part_size = {"ASYNC_BENTO_TRANSFER_PART_SIZE": str(5 * MiB)}
+    held = Hold()
+    there.add_fault(f"{PART}3", held)
+
+    client = await run(COMMAND, source, home, **part_size)
+    await held.arrived.wait()
+    client.process.send_signal(number)
+    code, words, error = await client.ended()
+    held.released.set()
+
+    assert (code, words) == (expected, []), error
+    assert "Run the same command again to resume." in error
+    assert [request.json["status"] for request in there.matching(FINISH)] == ["failed"]
+    assert (await make_client(there).models.get("mod:m1")).upload_status == "failed"
+    there.requests.clear()
+    code, _, error = await (await run("sys.stdout = sys.stderr" + COMMAND, source, home, **part_size)).ended()
+
+    assert code == 0, error
+    assert there.steps("PUT part") == ["PUT part 3"]
+    await make_client(there, elsewhere, transfer=FEW_RANGES).models.pull("mod:m1")
+    assert contents(elsewhere / "models/mod/m1") == contents(origin / "models/mod/m1")
