@@ -25,6 +25,7 @@ from async_bento.transfer.source import choose_part_size
 from async_bento.transfer.verify import DamagedPartError, Verifier, check_object
 
 if TYPE_CHECKING:
+    from _hashlib import HASH
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 
     from aiohttp.abc import AbstractStreamWriter
@@ -171,21 +172,18 @@ class CopySource:
             verified.set()
             self._reads.parts.release(share)
 
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        """All bytes in order, verified. The last are held back until the item is known to be unchanged."""
+    async def chunks(self) -> AsyncGenerator[Sequence[bytes]]:
+        """All bytes in order, verified, each chunk in pieces. The end comes once the item is known to be unchanged."""
         verifier = None if self._checksums is None else Verifier(self._checksums, self._download.tag)
-        held = b""
         with _reading():
-            stream = self._read_stream(0) if self.is_sequential else self._reader.chunks(ByteRange(0, self.size))
+            everything = ByteRange(0, self.size)
+            stream = self._stream_in_pieces() if self.is_sequential else self._reader.chunks_in_pieces(everything)
             async with aclosing(stream) as chunks:
-                async for chunk in chunks:
+                async for pieces in chunks:
                     if verifier is not None:
-                        await verifier.check([chunk], self._pool.threads)
-                    if held:
-                        yield held
-                    held = chunk
+                        await verifier.check(pieces, self._pool.threads)
+                    yield pieces
             await self._check()
-        yield held
 
     async def _verify_part(self, byte_range: ByteRange, pieces: Sequence[bytes], before: asyncio.Event) -> str:
         """Compare a part with the checksums of the source, once the parts before are, and return its MD5."""
@@ -218,6 +216,11 @@ class CopySource:
             missing -= min(len(chunk), missing)
             yield chunk[: len(chunk) - len(self._ahead)]
         self._streamed = byte_range.stop
+
+    async def _stream_in_pieces(self) -> AsyncGenerator[list[bytes]]:
+        async with aclosing(self._read_stream(0)) as chunks:
+            async for chunk in chunks:
+                yield [chunk]
 
     async def _measure(self) -> int:
         """Count the bytes of a tar whose size no server states."""
@@ -367,10 +370,11 @@ class _StreamedBody(UploadBody):
         md5 = hashlib.md5(usedforsecurity=False)
         held = memoryview(b"")
         async with aclosing(self._source.chunks()) as chunks:
-            async for chunk in chunks:
+            async for pieces in chunks:
                 if self._digest:
-                    await self._threads.run(md5.update, chunk)
-                held = await self._send_chunk(writer, held, chunk)
+                    await self._threads.run(_hash_pieces, md5, pieces)
+                for piece in pieces:
+                    held = await self._send_chunk(writer, held, piece)
         if self._digest:
             self.md5 = md5.hexdigest()
         await self._send_last(writer, held)
@@ -389,6 +393,10 @@ def _reading() -> Generator[None]:
 
 def _md5_of(pieces: Sequence[bytes]) -> str:
     md5 = hashlib.md5(usedforsecurity=False)
+    _hash_pieces(md5, pieces)
+    return md5.hexdigest()
+
+
+def _hash_pieces(md5: HASH, pieces: Sequence[bytes]) -> None:
     for piece in pieces:
         md5.update(piece)
-    return md5.hexdigest()

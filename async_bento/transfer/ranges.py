@@ -34,7 +34,7 @@ class NoRangesError(Exception):
 class _PendingRange(NamedTuple):
     """A requested range, and the bytes of the window that it holds."""
 
-    task: asyncio.Task[bytes]
+    task: asyncio.Task[list[bytes]]
     size: int
 
 
@@ -110,6 +110,14 @@ class RangeReader:
 
     async def chunks(self, byte_range: ByteRange, window: ByteBudget | None = None) -> AsyncGenerator[bytes]:
         """Read a large range in order, several requests at once within a window: the one that all downloads share."""
+        async with aclosing(self.chunks_in_pieces(byte_range, window)) as chunks:
+            async for pieces in chunks:
+                yield b"".join(pieces)
+
+    async def chunks_in_pieces(
+        self, byte_range: ByteRange, window: ByteBudget | None = None
+    ) -> AsyncGenerator[list[bytes]]:
+        """The same, each chunk in the pieces that arrived."""
         window, position = window or self._pool.window, byte_range.start
         pending: deque[_PendingRange] = deque()
         try:
@@ -120,12 +128,12 @@ class RangeReader:
                     if pending and (len(pending) >= self._ranges.concurrency or window.would_block(size)):
                         break
                     await window.acquire(size)
-                    task = asyncio.create_task(self.read(ByteRange(position, position + size)))
+                    task = asyncio.create_task(self.pieces(ByteRange(position, position + size)))
                     pending.append(_PendingRange(task, size))
                     position += size
-                data = await pending[0].task
+                pieces = await pending[0].task
                 window.release(pending.popleft().size)
-                yield data
+                yield pieces
         finally:
             for one in pending:
                 one.task.cancel()

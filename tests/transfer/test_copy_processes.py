@@ -1,7 +1,8 @@
-"""Copies by processes of their own: killed, interrupted and resumed."""
+"""Copies by processes of their own: killed, interrupted and resumed; and the memory that they hold."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from typing import TYPE_CHECKING
@@ -9,13 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.builders import MiB, contents, left_in_scratch, make_model, random_bytes
-from tests.fault_proxy import FINISH, PART, FaultProxy, Hold, refuse
+from tests.fault_proxy import DOWNLOAD, FINISH, GET, PART, PUT, FaultProxy, Hold, answer_json, refuse
 from tests.fixtures import FEW_RANGES
-from tests.transfer.processes import of_target
+from tests.transfer.processes import ALLOWANCE, VirtualTar, of_target, swallow
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from aiohttp import web
+
+    from tests.fault_proxy import Exchange
     from tests.fixtures import MakeClient, StartProxy
     from tests.transfer.processes import Run
 
@@ -137,3 +141,69 @@ async def test_copy_command_interrupted_reports_and_resumes(
     assert there.steps("PUT part") == ["PUT part 3"]
     await make_client(there, elsewhere, transfer=FEW_RANGES).models.pull("mod:m1")
     assert contents(elsewhere / "models/mod/m1") == contents(origin / "models/mod/m1")
+
+
+COPY_LARGE = """
+measures = json.loads(os.environ["MEASURES"])
+
+async def main():
+    async with api(**measures) as here, target(**measures) as there:
+        for _ in range(3):
+            result = await here.models.copy("mod:m1", there, force=True, threads=4)
+            say(peak=most_memory(), sent=result.bytes_sent, parts=result.parts)
+
+asyncio.run(main())
+"""
+
+THREADS, WINDOW, RANGE = 4, 16 * MiB, 8 * MiB
+IN_ORDER = WINDOW + RANGE  # the ranges that are read ahead, and the one that is sent
+
+# How the source sends the tar, how the target takes it, the part size, and the bytes that a copy holds.
+LARGE = {
+    "parts of the source": ("ranges", "presigned_url", 8 * MiB, THREADS * 8 * MiB),
+    "parts of another size": ("ranges", "presigned_url", 5 * MiB, THREADS * 5 * MiB),
+    "one PUT": ("ranges", "auto", 8 * MiB, IN_ORDER),
+    "through the registry": ("ranges", "proxy", 8 * MiB, IN_ORDER),
+    "parts of a stream": ("stream", "presigned_url", 8 * MiB, 8 * MiB),
+    "a stream in one PUT": ("stream", "auto", 8 * MiB, MiB),
+}
+
+
+@pytest.mark.parametrize("large", LARGE)
+async def test_copy_memory_is_constant(
+    run: Run, start_proxy: StartProxy, make_client: MakeClient, home: Path, origin: Path, large: str
+) -> None:
+    kind, transmission, part_size, formula = LARGE[large]
+    make_model(origin)
+    source = await start_proxy("presigned_url" if kind == "ranges" else "proxy", name="source")
+    there = await start_proxy(transmission, name="target")
+    await make_client(source, origin).models.push("mod:m1")
+    source.hides_checksums = kind == "stream"
+    tars = [VirtualTar(size * MiB) for size in (1, 64, 192)]
+    for tar in tars:
+        record = {"version": "m1", "presigned_download_url": f"{source.endpoint}/blobs/m1"}
+        checksums = await asyncio.to_thread(tar.checksums)
+        answer = answer_json(200, record | {"checksums": checksums}) if kind == "ranges" else refuse(400)
+        source.add_fault("presign_download", answer)
+    copies = [0]
+
+    async def send(exchange: Exchange) -> web.StreamResponse:
+        if exchange.request.headers["Range"] == "bytes=0-0":  # the first request of a copy
+            copies[0] += 1
+        tar = tars[copies[0] - 1]
+        return await (tar(exchange) if kind == "ranges" else tar.stream(exchange))
+
+    source.add_fault(f"{GET}|{DOWNLOAD}", send, times=None)
+    there.add_fault(f"{PUT}|PUT .*/upload", swallow(), times=None)
+    there.add_fault("complete_multipart", answer_json(200, {"version": "whatever"}), times=None)
+    there.add_fault(FINISH, answer_json(200, {"version": "whatever"}), times=None)
+
+    measures = {"MEASURES": json.dumps({"part_size": part_size, "window": WINDOW, "range_size": RANGE})}
+    code, words, error = await (await run(COPY_LARGE, source, home, **of_target(there), **measures)).ended()
+
+    assert code == 0, error
+    small, medium, large_copy = words
+    assert [word["sent"] for word in words] == [tar.size for tar in tars]
+    assert large_copy["parts"] == (-(-tars[-1].size // part_size) if transmission == "presigned_url" else 1)
+    assert medium["peak"] - small["peak"] <= formula + ALLOWANCE
+    assert large_copy["peak"] - medium["peak"] <= ALLOWANCE
