@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from async_bento._core.concurrency import shielded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -10,10 +14,12 @@ if TYPE_CHECKING:
     from async_bento.api.async_api import AsyncBentoAPI
     from async_bento.api.item_api import ItemAPI
     from async_bento.api.kinds import ItemT, RecordT
-    from async_bento.api.loop_thread import LoopThread
+    from async_bento.api.loop_thread import LoopThread, Start
     from async_bento.api.push import PushResult
     from async_bento.api.sync_item_api import Push
     from async_bento.rest.client import RestApiClient
+
+_POLL_INTERVAL = 0.05  # seconds; a loop that ends leaves what it was asked to run last undone, so no event would come
 
 
 def iterate(api: ItemAPI[ItemT, RecordT], loop: LoopThread, search: str | None, query: str | None) -> Iterator[RecordT]:
@@ -29,11 +35,35 @@ def iterate(api: ItemAPI[ItemT, RecordT], loop: LoopThread, search: str | None, 
 
 
 async def copy_items(
-    copy: Push, target: AsyncBentoAPI, tag: object, *, force: bool, threads: int, **options: bool
+    copy: Push, target: AsyncBentoAPI, start: Start, tag: object, *, force: bool, threads: int, **options: bool
 ) -> PushResult | list[PushResult]:
-    """Copy to the registry of an API whose own event loop may be running other calls."""
+    """Copy to the registry of an API with its own event loop, where `start` starts calls; its end ends the copy."""
+    loop, is_copied = asyncio.get_running_loop(), False
     async with target._twin() as twin:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its twin
-        return await copy(tag, twin, force=force, threads=threads, **options)
+
+        async def close_twin() -> None:
+            """A call of the target, which waits for the end of the copy; if it is cancelled before, so is the copy."""
+            async with target._resources.call():  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    if not is_copied:
+                        await shielded(_close_on(loop, twin))
+
+        call = start(close_twin())
+        try:
+            return await copy(tag, twin, force=force, threads=threads, **options)
+        finally:
+            is_copied = True
+            call.cancel()
+
+
+async def _close_on(loop: asyncio.AbstractEventLoop, api: AsyncBentoAPI) -> None:
+    """Close an API that is used on another event loop, unless that ends before."""
+    with suppress(RuntimeError):  # it has ended
+        closing = asyncio.run_coroutine_threadsafe(api.aclose(), loop)
+        while not (closing.done() or loop.is_closed()):  # noqa: ASYNC110 - see _POLL_INTERVAL
+            await asyncio.sleep(_POLL_INTERVAL)
 
 
 async def close_api(api: AsyncBentoAPI, client: RestApiClient | None) -> None:

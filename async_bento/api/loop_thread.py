@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec
 
     P = ParamSpec("P")
+    Start = Callable[[Coroutine[Any, Any, None]], Future[None]]
 
 T = TypeVar("T")
 
@@ -60,6 +61,10 @@ class LoopThread:
             with suppress(ClosedError):  # the end of the loop has cancelled the call
                 running.wait_for(call.cancel())
             raise
+
+    def open(self) -> Start:
+        """Start the loop, unless it runs, and return what starts a coroutine on it without waiting."""
+        return self._open().start
 
     def check_open(self) -> None:
         """Raise ClosedError if the API was closed."""
@@ -130,13 +135,17 @@ class _RunningLoop:
                 "Call it from another thread."
             )
 
-    def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop and wait for its result."""
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine on the loop."""
         try:
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except RuntimeError:  # another thread has closed the API meanwhile
             coroutine.close()
             raise ClosedError(CLOSED) from None
+
+    def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop and wait for its result."""
+        future = self.start(coroutine)
         # A thread blocked on a lock without a timeout handles a signal only if the OS delivers it to that thread.
         while not wait([future], _POLL_INTERVAL).done:
             if not self._thread.is_alive():

@@ -241,6 +241,7 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
             copy_items,
             copy,
             target._async,
+            target._loop.open(),
             tag,
             force=force,
             keep_labels=keep_labels,

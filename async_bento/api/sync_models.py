@@ -149,8 +149,10 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
             >>> result = api.models.copy("iris_weights:w1", production)
         """
         copy = cast("Push", self._async.copy)
-        other = target._async  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the facade of this one
-        return self._loop.run(copy_items, copy, other, tag, force=force, keep_labels=keep_labels, threads=threads)
+        other, start = target._async, target._loop.open()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the facade of this one
+        return self._loop.run(
+            copy_items, copy, other, start, tag, force=force, keep_labels=keep_labels, threads=threads
+        )
 
     def pull(
         self,
