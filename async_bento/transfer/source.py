@@ -35,8 +35,8 @@ class UploadSource(Protocol):
         """Choose the part size in bytes, for `threads` parts in flight."""
         ...
 
-    async def fingerprint(self) -> str:
-        """Hash what identifies the bytes: a later push resumes only an upload of the same."""
+    async def fingerprint(self) -> str | None:
+        """Hash what identifies the bytes: a later push resumes only an upload of the same; None: no push resumes it."""
         ...
 
     async def check(self) -> None:

@@ -291,12 +291,17 @@ class Upload:
         """What a later push must match to resume this one; None where nothing is recorded."""
         if self._journal_file is None:
             return None
+        fingerprint = await source.fingerprint()
+        if fingerprint is None:
+            await self.discard_journal()
+            self._journal_file = None
+            return None
         return Source(
             endpoint=self.routes.session.endpoint,
             kind=self.routes.kind,
             tag=str(self.tag),
             part_size=part_size,
-            fingerprint=await source.fingerprint(),
+            fingerprint=fingerprint,
         )
 
     async def _resumable(self, source: Source | None, size: int) -> JournalEntries | None:

@@ -160,6 +160,21 @@ async def test_parts_of_another_size_are_verified_in_order(start_pair: StartPair
     assert await pulled(pair.there, "svc:v1", tmp_path / "third") == original
 
 
+@pytest.mark.parametrize("is_interrupted", [True, False])
+async def test_damaged_parts_are_not_resumed(start_pair: StartPair, tmp_path: Path, is_interrupted: bool) -> None:
+    """The source has one checksum of all bytes, which is reached after the damaged part has arrived."""
+    pair = await start_pair("auto")
+    pair.source.add_fault(GET, flip, skip=1)
+    if is_interrupted:
+        pair.target.add_fault(f"{PART}2", refuse(400, code="InvalidRequest"))
+        with pytest.raises(BentoError, match="InvalidRequest"):
+            await pair.here.copy("svc:v1", pair.there, with_models=False, threads=1)
+    result = await pair.here.copy("svc:v1", pair.there, with_models=False, threads=1)
+    copied = await pulled(pair.there, "svc:v1", tmp_path / "copy")
+    assert copied["src/weights"] == FILES["src/weights"]
+    assert not result.resumed
+
+
 async def flip(exchange: Exchange) -> web.StreamResponse:
     """Forward a download with its last byte changed."""
     answer = await exchange.forward()

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.processes
 async def source(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> FaultProxy:
     """A registry that has `mod:m1`, of three parts."""
     make_model(origin, files={"weights": random_bytes(12 * MiB + 17)})
-    proxy = await start_proxy("proxy", name="source")
+    proxy = await start_proxy(name="source")
     await make_client(proxy, origin).models.push("mod:m1")
     proxy.requests.clear()
     return proxy
@@ -62,6 +62,7 @@ asyncio.run(main())
 async def test_copy_that_was_killed_is_resumed(
     run: Run,
     source: FaultProxy,
+    start_proxy: StartProxy,
     there: FaultProxy,
     make_client: MakeClient,
     home: Path,
@@ -69,9 +70,10 @@ async def test_copy_that_was_killed_is_resumed(
     elsewhere: Path,
     streams: bool,
 ) -> None:
-    source.streams_downloads = streams
-    source.hides_checksums = streams
     if streams:
+        source = await start_proxy("proxy", name="stream")
+        await make_client(source, origin).models.push("mod:m1")
+        source.hides_checksums = True
         source.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)
     held = Hold()
     there.add_fault(f"{PART}3", held)
