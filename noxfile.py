@@ -124,7 +124,7 @@ BENTOML = ("1.2.0", "1.2.20", "1.3.0", "1.3.22", "1.4.0", "1.4.40")
 """The oldest and the newest release of each minor version of BentoML; the last one is the newest of all."""
 
 BENTOML_BETWEEN = (
-    *("1.1.11", "1.2.5", "1.2.10", "1.2.15", "1.3.4.post1", "1.3.7", "1.3.11", "1.3.15", "1.3.19"),
+    *("1.2.5", "1.2.10", "1.2.15", "1.3.4.post1", "1.3.7", "1.3.11", "1.3.15", "1.3.19"),
     *("1.4.5", "1.4.10", "1.4.15", "1.4.19", "1.4.20", "1.4.25", "1.4.30", "1.4.35", "1.4.38"),
 )
 
@@ -157,7 +157,7 @@ def interop(session: nox.Session) -> None:
 
 @nox.session(name="bentoml-releases", default=False)
 def bentoml_releases(session: nox.Session) -> None:
-    """The commands of more releases of BentoML, from 1.1 on, where `interop` has the first and last of each minor."""
+    """The commands of more releases of BentoML, where `interop` has the first and last of each minor."""
     install_group(session, "interop")
     install_releases(session, BENTOML_BETWEEN)
     run_pytest(session, "-m", "interop", "tests/interop/test_releases.py", measured=False)

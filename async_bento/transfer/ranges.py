@@ -51,8 +51,7 @@ class RangeReader:
 
     async def read(self, byte_range: ByteRange) -> bytes:
         """Read one range, which may end before its `stop`, at the end of the object."""
-        async with aclosing(self.pieces(byte_range)) as pieces:
-            return b"".join([piece async for piece in pieces])
+        return b"".join(await self._read_pieces(byte_range))
 
     async def pieces(self, byte_range: ByteRange) -> AsyncGenerator[bytes]:
         """The same in the pieces that arrive; after an error, the rest is requested."""
@@ -83,6 +82,10 @@ class RangeReader:
             else:
                 self._ranges_done += 1
                 return
+
+    async def _read_pieces(self, byte_range: ByteRange) -> list[bytes]:
+        async with aclosing(self.pieces(byte_range)) as pieces:
+            return [piece async for piece in pieces]
 
     async def _read_once(self, numbered: Target, target: Target, byte_range: ByteRange) -> AsyncGenerator[bytes]:
         started, arrived = time.monotonic(), 0
@@ -128,7 +131,7 @@ class RangeReader:
                     if pending and (len(pending) >= self._ranges.concurrency or window.would_block(size)):
                         break
                     await window.acquire(size)
-                    task = asyncio.create_task(self.pieces(ByteRange(position, position + size)))
+                    task = asyncio.create_task(self._read_pieces(ByteRange(position, position + size)))
                     pending.append(_PendingRange(task, size))
                     position += size
                 pieces = await pending[0].task

@@ -19,8 +19,8 @@ every_release = pytest.mark.parametrize("python", OTHERS, ids=OTHERS.values())
 STRATEGIES = {"proxy": "proxy", "auto": "auto"}
 MODELS = ("presigned_url:v1", "proxy:v1", "auto:v1")
 ITEMS = ("bentos/greeter/v1", *(f"models/{tag.replace(':', '/')}" for tag in MODELS))
-FIRST_FITTING = (1, 3, 7)
-"""The first release that `accelerate` fits; those before it push and pull by another class."""
+FIRST_FITTING = (1, 3, 19)
+"""The first of the tested releases that `accelerate` fits."""
 
 
 def fits(python: str) -> bool:
@@ -72,4 +72,4 @@ print(*(warning.message for warning in caught if "accelerate" in str(warning.mes
 """
     said = await theirs.python("-c", script, interpreter=python)
     assert "cannot accelerate bentoml 1." in said
-    assert "it has no BentoAPI in bentoml._internal.cloud. Use AsyncBentoAPI or BentoAPI instead." in said
+    assert said.endswith(". Use AsyncBentoAPI or BentoAPI instead.\n")
