@@ -109,7 +109,8 @@ def build():
 def push():
     assert "pushed" in run("push", "greeter:v1")
     again = run("push", "greeter:v1")
-    assert "skipped" in again or "already pushed" in again
+    if not metadata.version("bentoml").startswith("1.2."):  # of which some say nothing
+        assert "skipped" in again or "already pushed" in again, again
     assert "pushed" in run("push", "greeter:v1", "--force")
     for model in MODELS:
         run("models", "push", model)
