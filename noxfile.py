@@ -79,11 +79,14 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Mypy and pyright, both strict: on the package, and on a program that uses it as it is installed."""
+    """Mypy and pyright, both strict: on the package for each system, and on a program that uses it as installed."""
     session.install("--reinstall-package", "async-bento", ".")
     install_group(session, "types", package=False)
     session.run("mypy")
     session.run("pyright")
+    for mypy_name, pyright_name in (("win32", "Windows"), ("darwin", "Darwin")):
+        session.run("mypy", "--platform", mypy_name, "--cache-dir", f".mypy_cache/{mypy_name}", "async_bento")
+        session.run("pyright", "--pythonplatform", pyright_name)
     elsewhere = Path(session.create_tmp())  # where neither the tree's package nor its settings are found
     shutil.copy("tests/typing/user.py", elsewhere)
     (elsewhere / "pyrightconfig.json").write_text("{}")
@@ -175,6 +178,18 @@ def proxies(session: nox.Session) -> None:
     """The registry behind nginx and Caddy, which must be installed, as the guide configures them."""
     install_group(session, "test")
     run_pytest(session, "-m", "proxies", measured=False)
+
+
+@nox.session(python="3.11", default=False)
+def windows(session: nox.Session) -> None:
+    """The suite on a CPython for Windows under Wine, which is made in the environment: `-- tests/store --reasons`."""
+    install_group(session, "test")
+    session.install("uv", "-e", ".[registry]")
+    extras = PYPROJECT["project"]["optional-dependencies"]["registry"]
+    packages = [*PYPROJECT["project"]["dependencies"], *extras, *nox.project.dependency_groups(PYPROJECT, "test")]
+    arguments = [f"--package={package}" for package in packages]
+    directory = str(Path(session.virtualenv.location, "windows"))
+    session.run("python", "-m", "tests.windows", directory, *arguments, *session.posargs)
 
 
 @nox.session(default=False)

@@ -37,7 +37,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # A run in the background ignores Ctrl-C, and one under nohup SIGHUP; the processes that tests start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 LONGEST = {"test_leaks.py", "test_chaos.py", "test_crashes.py", "test_kills.py"}

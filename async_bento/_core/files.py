@@ -1,4 +1,4 @@
-"""Open regular files only, write and sync files durably, and copy them."""
+"""Open regular files only, write files durably, and copy them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from async_bento._core import platform
+
 if TYPE_CHECKING:
     from io import BufferedReader
     from pathlib import Path
 
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | platform.OPEN
 
 FILE_MODE, EXECUTABLE_MODE = 0o666, 0o777
 """Modes of new files; the umask of the process takes its bits from them."""
 
 UNSUPPORTED = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 """What filesystems such as exFAT, SMB and those of object storage answer to calls that they do not support."""
-
-_CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 def atomic_write(
@@ -37,35 +37,32 @@ def atomic_write(
     if temp_path is None:
         temp_path = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     else:
-        temp_path.unlink(missing_ok=True)
+        platform.remove(temp_path, missing_ok=True)
     try:
         with os.fdopen(os.open(temp_path, _NEW_FILE, mode), "wb") as file:  # the mode holds from the first byte on
             file.write(data.encode() if isinstance(data, str) else data)
             if durable:
                 file.flush()
-                _fsync(file.fileno())
-        temp_path.replace(path)
+                platform.flush(file.fileno())
+        platform.replace(temp_path, path)
     except BaseException:
         with suppress(OSError):
             temp_path.unlink()
         raise
 
 
-def fsync_path(path: Path) -> None:
-    """Sync a file or a directory; a filesystem that cannot sync is no error. Blocks; raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
+def fsync_path(path: Path, *, drive: bool = True) -> None:
+    """Sync a file or a directory; a filesystem that cannot sync is no error. Blocks; raises OSError.
+
+    `drive` is that of `platform.flush`. Windows has no call for directories, which NTFS journals.
+    """
+    if platform.IS_WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, (os.O_RDWR if platform.IS_WINDOWS else os.O_RDONLY) | platform.OPEN)
     try:
-        _fsync(descriptor)
+        platform.flush(descriptor, drive=drive)
     finally:
         os.close(descriptor)
-
-
-def _fsync(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC:
-            raise
 
 
 def new_file_mode(mode: int) -> int:
@@ -97,7 +94,7 @@ def copy_tree(source: Path, target: Path) -> None:
     for entry in source.iterdir():
         copied = target / entry.name
         if entry.is_symlink():
-            copied.symlink_to(entry.readlink())
+            platform.make_link(copied, platform.read_link(str(entry)), is_directory=entry.is_dir())
         elif entry.is_dir():
             copy_tree(entry, copied)
         else:
@@ -107,7 +104,7 @@ def copy_tree(source: Path, target: Path) -> None:
 
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; a FIFO or a device is an OSError, since reading it may never end. Blocks."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | platform.OPEN | platform.NONBLOCK)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(descriptor, "rb")

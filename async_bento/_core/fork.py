@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
@@ -44,14 +45,15 @@ def watch_loop(loop: AbstractEventLoop) -> None:
 
 
 def _separate_epoll(loop: AbstractEventLoop) -> None:
-    selector = getattr(loop, "_selector", None)  # uvloop has none
-    if not (hasattr(selectors, "EpollSelector") and isinstance(selector, selectors.EpollSelector)):
-        return  # a kqueue is not inherited
-    with suppress(OSError, ValueError), selectors.EpollSelector() as own:
-        for key in [*(selector.get_map() or {}).values()]:
-            with suppress(OSError):
-                own.register(key.fd, key.events)
-        os.dup2(own.fileno(), selector.fileno(), inheritable=False)
+    if sys.platform == "linux":  # elsewhere, a kqueue is not inherited
+        selector = getattr(loop, "_selector", None)  # uvloop has none
+        if not isinstance(selector, selectors.EpollSelector):
+            return
+        with suppress(OSError, ValueError), selectors.EpollSelector() as own:
+            for key in [*(selector.get_map() or {}).values()]:
+                with suppress(OSError):
+                    own.register(key.fd, key.events)
+            os.dup2(own.fileno(), selector.fileno(), inheritable=False)
 
 
 def _forget_parent() -> None:
@@ -61,5 +63,5 @@ def _forget_parent() -> None:
         thing.forget_parent()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+if sys.platform != "win32":  # which has no fork
     os.register_at_fork(after_in_child=_forget_parent)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from async_bento._core import platform
 from async_bento.api.bento_models import pull_models
 from async_bento.api.pull import Puller
 from async_bento.api.records import ANY
@@ -79,4 +80,4 @@ def _move(source: Path, target: Path) -> None:
     """Move a directory if it exists."""
     with as_store_error(f"move {source}"):
         if source.is_dir():
-            source.rename(target)
+            platform.rename(source, target)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
 import sys
 from typing import TYPE_CHECKING, Literal
 
 import click
 
+from async_bento._core import platform
 from async_bento._core.garbage import resume_collection
 from async_bento.cli.access_log import access_log
 from async_bento.cli.mirror import mirror_options
 from async_bento.cli.options import asynchronous, parse_size
 from async_bento.cli.registry import storage_options
 from async_bento.cli.retention import parse_age
-from async_bento.cli.signals import is_ignored
+from async_bento.cli.signals import STOPS, add_handler, is_ignored
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from async_bento.cli.mirror import MirrorOptions
     from async_bento.cli.registry import Places
 
@@ -135,9 +137,9 @@ async def serve(
     bucket = places.bucket(s3_public_endpoint)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         if not is_ignored(number):
-            loop.add_signal_handler(number, stop.set)
+            add_handler(loop, number, stop.set)
     raise_descriptor_limit()
     registry_log = logging.getLogger("async_bento.registry")
     registry_log.setLevel(min(registry_log.getEffectiveLevel(), logging.INFO))  # what the cleanup deletes
@@ -166,10 +168,18 @@ async def serve(
         async with served as server:
             where = f"Serving {bucket or places.root}{mirror} at {server.endpoint}."
             click.echo(f"{where} Press Ctrl-C to stop. Clients need:", err=True)
-            click.echo(f"export BENTO_CLOUD_API_ENDPOINT={server.public_url}")
-            if server.token_file is not None:
-                click.echo(f'export BENTO_CLOUD_API_KEY="$(cat {shlex.quote(str(server.token_file))})"')
+            for line in _settings(server.public_url, server.token_file):
+                click.echo(line)
             if server.has_new_token and sys.stderr.isatty():
                 click.echo(f"The first token, in the file and shown only now: {server.api_token}", err=True)
             await stop.wait()
     click.echo("The registry has stopped.", err=True)
+
+
+def _settings(endpoint: str, token_file: Path | None) -> list[str]:
+    """The lines that set the variables of a client: for PowerShell on Windows, for a POSIX shell elsewhere."""
+    if platform.IS_WINDOWS:
+        lines, key = [f'$env:BENTO_CLOUD_API_ENDPOINT = "{endpoint}"'], '$env:BENTO_CLOUD_API_KEY = Get-Content "{}"'
+        return lines if token_file is None else [*lines, key.format(token_file)]
+    lines, key = [f"export BENTO_CLOUD_API_ENDPOINT={endpoint}"], 'export BENTO_CLOUD_API_KEY="$(cat {})"'
+    return lines if token_file is None else [*lines, key.format(shlex.quote(str(token_file)))]

@@ -1,17 +1,47 @@
-"""Signals that interrupt the command: SIGTERM and SIGHUP do to a push or a pull what Ctrl-C does."""
+"""Signals that interrupt the command: SIGTERM, SIGHUP and Ctrl-Break do to a push or a pull what Ctrl-C does."""
 
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable
 
 _RECEIVED = "async_bento.signal"  # a key of click's `Context.meta`
 
 
+if sys.platform == "win32":
+    _INTERRUPTS = (signal.SIGTERM, signal.SIGBREAK)
+
+    def add_handler(loop: AbstractEventLoop, number: signal.Signals, callback: Callable[[], object]) -> None:
+        """Call a function in the loop when a signal arrives; Windows' loops have no method for that."""
+
+        def call(_number: int, _frame: object) -> None:
+            loop.call_soon_threadsafe(callback)
+
+        signal.signal(number, call)
+
+else:
+    _INTERRUPTS = (signal.SIGTERM, signal.SIGHUP)
+
+    def add_handler(loop: AbstractEventLoop, number: signal.Signals, callback: Callable[[], object]) -> None:
+        """Call a function in the loop when a signal arrives."""
+        loop.add_signal_handler(number, callback)
+
+
+STOPS = (signal.SIGINT, *_INTERRUPTS) if sys.platform == "win32" else (signal.SIGINT, signal.SIGTERM)
+"""Signals that stop a server: Ctrl-C, Ctrl-Break, and what a supervisor sends."""
+
+
 def cancel_on_signals() -> None:
-    """Let SIGTERM and SIGHUP cancel the running task, unless the command was started with the signal ignored.
+    """Let SIGTERM, SIGHUP and Ctrl-Break cancel the running task, unless the signal was ignored at the start.
 
     Only the first one counts: some senders send it twice, to the process and to its group, as `timeout` does.
     """
@@ -24,10 +54,10 @@ def cancel_on_signals() -> None:
             meta[_RECEIVED] = number
             task.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _INTERRUPTS:
         if not is_ignored(number):
             with suppress(RuntimeError, ValueError):  # not in the main thread, where a program runs the command
-                loop.add_signal_handler(number, cancel, number)
+                add_handler(loop, number, partial(cancel, number))
 
 
 def is_ignored(number: signal.Signals) -> bool:

@@ -15,6 +15,7 @@ import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from async_bento._core import platform
 from async_bento._core.concurrency import Threads, check_cancelled
 from async_bento.errors import BentoError, ConfigError
 from async_bento.registry.blobs.disk_files import KEY_PATTERN, part_name
@@ -116,7 +117,7 @@ def _prepare(root: Path, target: Path) -> None:
         raise ConfigError(f"cannot back up into {target}: it holds something else. Choose an empty directory.")
     (target / BLOBS).mkdir(mode=0o700, parents=True, exist_ok=True)
     target.chmod(0o700)
-    (target / f".{DATABASE}").unlink(missing_ok=True)
+    platform.remove(target / f".{DATABASE}", missing_ok=True)
 
 
 def _copy_blob(source: Path, target: Path, blob: Blob) -> int | None:
@@ -135,7 +136,7 @@ def _copy_blob(source: Path, target: Path, blob: Blob) -> int | None:
             shutil.copyfile(source / blob.key / name, unfinished)
         except FileNotFoundError:
             return None
-        unfinished.replace(new)
+        platform.replace(unfinished, new)
         copied += part.size
     return copied
 
@@ -153,7 +154,7 @@ def _finish(root: Path, target: Path, snapshot: Path) -> None:
             shutil.copyfile(root / name, target / name)
             (target / name).chmod(0o600)
     snapshot.chmod(0o600)
-    snapshot.replace(target / DATABASE)
+    platform.replace(snapshot, target / DATABASE)
 
 
 def _restore(backup: Path, root: Path) -> None:
@@ -171,4 +172,4 @@ def _restore(backup: Path, root: Path) -> None:
     unfinished = root / f".{DATABASE}"
     shutil.copyfile(backup / DATABASE, unfinished)
     unfinished.chmod(0o600)
-    unfinished.replace(root / DATABASE)
+    platform.replace(unfinished, root / DATABASE)

@@ -54,25 +54,23 @@ log = logging.getLogger(__package__)
 
 def raise_descriptor_limit() -> None:
     """Raise the soft limit of open files to the hard limit, where the system has such limits."""
-    if sys.platform == "win32":
-        return
-    import resource
+    if sys.platform != "win32":
+        import resource
 
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS refuses its own hard limit
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(ValueError, OSError):  # macOS refuses its own hard limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def connection_limit() -> int:
     """Return how many connections the limit of open files allows: each may need another file for its bytes."""
-    if sys.platform == "win32":
-        return MAX_CONNECTIONS
-    import resource
+    if sys.platform != "win32":
+        import resource
 
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return MAX_CONNECTIONS
-    return max(min((soft - _RESERVED) // 2, MAX_CONNECTIONS), 1)
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY:
+            return max(min((soft - _RESERVED) // 2, MAX_CONNECTIONS), 1)
+    return MAX_CONNECTIONS
 
 
 @asynccontextmanager

@@ -127,7 +127,7 @@ def check_token(token: str, source: str) -> None:
 def _read_or_create_secret(path: Path, generate: Callable[[], str]) -> tuple[str, bool]:
     """Read a secret file that only its owner may read; create it if it is missing or empty."""
     with suppress(FileNotFoundError):
-        secret = path.read_text().strip()
+        secret = path.read_text(encoding="utf-8").strip()
         with suppress(OSError):  # a mounted secret belongs to another user
             path.chmod(0o600)
         if secret:

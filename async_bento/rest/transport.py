@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl as ssl_module
 import sys
 import time
@@ -20,6 +19,7 @@ import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from async_bento._core import platform
 from async_bento._core.fork import watch_forks, watch_loop
 from async_bento._core.loops import running_loop
 from async_bento._core.rate_limit import RateLimit
@@ -387,9 +387,10 @@ def explain_failure(target: Target, error: Exception) -> str:
         )
     if not isinstance(error, aiohttp.ClientConnectorError):
         return f"the connection to {place} broke: {describe(error)}"
-    number = 0 if isinstance(error, aiohttp.ClientSSLError) else error.os_error.errno or 0
-    # asyncio's text names the address, not the reason
-    reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
+    if isinstance(error, aiohttp.ClientSSLError):
+        reason = error.os_error.strerror or str(error.os_error)
+    else:
+        reason = platform.reason(error.os_error)
     if target.proxy is not None and (error.host, error.port) == (proxy.host, proxy.port):
         return f"cannot reach {place} through the proxy at {proxy.host}:{proxy.port}: {reason}. Check the proxy."
     if lacks_tls(error):

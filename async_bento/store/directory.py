@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
+from async_bento._core import platform
 from async_bento._core.files import fsync_path
 from async_bento.errors import PathExistsError
 from async_bento.store.errors import as_store_error
@@ -136,7 +137,7 @@ def _move(staged: Path, target: Path, *, force: bool) -> None:
         Move(str(target), "move", None, None).record(staged.parent)
         replace_directory(staged, target, staged.with_name(_OLD))
     else:
-        staged.rename(target)
+        platform.rename(staged, target)
 
 
 def _fill(target: Path, staged: Path, metadata: str) -> None:
@@ -151,9 +152,9 @@ def _fill(target: Path, staged: Path, metadata: str) -> None:
         for source, destination in moves:
             if not source.is_symlink() and source.is_dir():
                 make_movable(source)
-            source.rename(destination)
+            platform.rename(source, destination)
             done.append((source, destination))
     except BaseException:
         for source, destination in reversed(done):
-            destination.rename(source)
+            platform.rename(destination, source)
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from async_bento._core import platform
 from async_bento.errors import StoreError
 
 if TYPE_CHECKING:
@@ -21,4 +22,5 @@ def as_store_error(action: str) -> Generator[None]:
     except OSError as error:
         path = str(error.filename or "")
         where = f": {path}" if path not in action else ""
-        raise StoreError(f"cannot {action}: {error.strerror or error}{where}") from error
+        remedy = " Another program may have a file of it open: end that program." if platform.is_in_use(error) else ""
+        raise StoreError(f"cannot {action}: {error.strerror or error}{where}{remedy and '.'}{remedy}") from error

@@ -1,50 +1,22 @@
-"""Directories as wholes: exchange, move, share, remove and sync them."""
+"""Directories as wholes: move, share, remove and sync them."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import shutil
 import stat
-import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from async_bento._core import platform
 from async_bento._core.concurrency import check_cancelled, run_abandonable
 from async_bento._core.files import UNSUPPORTED, fsync_path
-
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2  # linux/fs.h, for renameat2(2)
-_RENAME_SWAP = 2  # sys/stdio.h of macOS, for renamex_np(2)
-
-# A seccomp filter answers EPERM. Where EPERM is the filesystem's own, the rename that follows fails with it again.
-_EXCHANGE_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV, errno.EPERM})
-_SYNCFS_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOTSUP})
 
 _FEW_FILES = 64
 """Most files that are synced one by one. The sync of a whole filesystem waits for what other programs write, but one
 fsync per file of thousands takes longer."""
-
-
-def exchange(first: Path, second: Path) -> bool:
-    """Swap two directories in one step; return False where the system or the filesystem cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    paths = os.fsencode(first), os.fsencode(second)
-    try:
-        if sys.platform == "darwin":
-            result = libc.renamex_np(*paths, _RENAME_SWAP)
-        else:
-            result = libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE)
-    except AttributeError:  # a libc without the function
-        return False
-    if result == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in _EXCHANGE_UNSUPPORTED:
-        return False
-    raise OSError(number, os.strerror(number), str(first))
 
 
 def make_movable(path: Path) -> None:
@@ -66,9 +38,11 @@ def is_writable(directory: Path) -> bool:
 
 def share_like(path: Path, model: Path) -> None:
     """Give a new directory the owner, group and permissions of another directory, as far as this user may."""
+    if not platform.HAS_MODES:
+        return
     wanted = model.stat()
     with suppress(OSError):  # only root may give directories away
-        os.chown(path, wanted.st_uid, wanted.st_gid)
+        platform.set_owner(path, wanted.st_uid, wanted.st_gid)
     inherit_group(path, model)
     with suppress(OSError):
         path.chmod(stat.S_IMODE(wanted.st_mode) & ~stat.S_ISVTX)
@@ -80,7 +54,7 @@ def inherit_group(path: Path, model: Path) -> None:
         wanted, status = model.stat(), path.stat()
         if wanted.st_mode & stat.S_ISGID:
             if status.st_gid != wanted.st_gid:
-                os.chown(path, -1, wanted.st_gid)
+                platform.set_owner(path, -1, wanted.st_gid)
             if not status.st_mode & stat.S_ISGID:
                 path.chmod(stat.S_IMODE(status.st_mode) | stat.S_ISGID)
 
@@ -89,7 +63,7 @@ def move_aside(path: Path, aside: Path) -> None:
     """Move a directory to a path that does not exist; where the directory cannot move, remove it instead."""
     make_movable(path)
     try:
-        path.rename(aside)
+        platform.rename(path, aside)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
@@ -100,10 +74,10 @@ def move_aside(path: Path, aside: Path) -> None:
 def remove_tree(path: Path) -> None:
     """Remove a directory with its read-only subdirectories, or a link but not its target, if there is one."""
     if path.is_symlink():
-        path.unlink(missing_ok=True)
+        platform.remove(path, missing_ok=True)
         return
     try:
-        shutil.rmtree(path)
+        platform.remove_directory(path)
     except FileNotFoundError:
         if path.exists():  # another process removed an entry at the same time
             shutil.rmtree(path, ignore_errors=True)
@@ -112,7 +86,7 @@ def remove_tree(path: Path) -> None:
         for root, directories, _ in os.walk(path):
             for name in directories:
                 make_movable(Path(root, name))
-        shutil.rmtree(path)
+        platform.remove_directory(path)
 
 
 def remove_files(path: Path) -> None:
@@ -121,7 +95,7 @@ def remove_files(path: Path) -> None:
         for name in names:
             check_cancelled()
             with suppress(OSError):  # in a read-only directory, say, which `remove_tree` can remove
-                Path(root, name).unlink()
+                platform.remove(Path(root, name))
 
 
 def sync_tree(path: Path) -> None:
@@ -129,30 +103,13 @@ def sync_tree(path: Path) -> None:
     directories = [Path(root) for root, _, _ in os.walk(path)]
     files = [Path(root, name) for root, _, names in os.walk(path) for name in names]
     # One syncfs(2) costs a fraction of an fsync per file, since it writes the metadata of all files together.
-    if len(files) > _FEW_FILES and run_abandonable(partial(_sync_filesystem, path)):
+    if len(files) > _FEW_FILES and run_abandonable(partial(platform.flush_filesystem, path)):
         return
     for file in files:
         check_cancelled()
         # Links have nothing to flush, and a file's mode may keep even its owner from opening it.
         with suppress(PermissionError):
             if not file.is_symlink():
-                fsync_path(file)
+                fsync_path(file, drive=False)
     for directory in directories:
-        fsync_path(directory)
-
-
-def _sync_filesystem(path: Path) -> bool:
-    """Flush the whole filesystem of a path; return False where the system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if libc.syncfs(descriptor) == 0:
-            return True
-        number = ctypes.get_errno()
-    except AttributeError:  # a libc without the function
-        return False
-    finally:
-        os.close(descriptor)
-    if number in _SYNCFS_UNSUPPORTED:  # an old kernel, a seccomp filter, or the filesystem
-        return False
-    raise OSError(number, os.strerror(number), str(path))
+        fsync_path(directory, drive=directory == directories[-1])  # which flushes the drive for all

@@ -9,6 +9,7 @@ import errno
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic
 
+from async_bento._core import platform
 from async_bento._core.files import FILE_MODE, atomic_write, open_regular
 from async_bento._core.tag import LATEST, Tag
 from async_bento.errors import NotFoundError, StoreError
@@ -42,7 +43,7 @@ def write_latest(directory: Path, version: str | None, temp_path: Path) -> None:
     """
     latest = directory / LATEST
     if version is None:
-        latest.unlink(missing_ok=True)
+        platform.remove(latest, missing_ok=True)
         return
     # BentoML of another user may read the file: its mode follows the umask.
     try:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
+import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from async_bento._core import platform
 from async_bento._core.concurrency import check_cancelled
 from async_bento.errors import StoreError
 from async_bento.store.errors import as_store_error
@@ -30,7 +31,7 @@ POLL_INTERVAL = 0.05  # in seconds
 _LOCKS_UNSUPPORTED = frozenset(
     {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EPERM}
 )
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+_FLAGS = platform.OPEN | platform.NOFOLLOW
 _NEW_FILE = _FLAGS | os.O_RDWR | os.O_CREAT
 
 _mutex = threading.Lock()
@@ -70,10 +71,13 @@ class Lock:
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
             _held.discard(self)
+            if platform.IS_WINDOWS:  # where a file that anyone has open cannot be removed
+                _close(descriptor)
             # Removed under the lock: who waits for the lock sees that its file is gone, and opens the next one.
             with suppress(OSError):
                 self.path.unlink()
-            _close(descriptor)
+            if not platform.IS_WINDOWS:
+                _close(descriptor)
         if self._in_this_process:
             self._in_this_process = False
             with _mutex:
@@ -99,18 +103,17 @@ class Lock:
             return True
         while True:
             try:
-                descriptor = self._open()
+                descriptor = platform.patiently(self._open)
             except PermissionError as error:
                 return self._acquire_in_process(error)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not platform.try_lock(descriptor):
+                    return False
                 if _is_same_file(descriptor, self.path):
                     self._descriptor = descriptor
                     self.excludes_processes = True
                     _held.add(self)
                     return True
-            except BlockingIOError:
-                return False
             except OSError as error:
                 if error.errno not in _LOCKS_UNSUPPORTED:
                     raise
@@ -135,7 +138,7 @@ class Lock:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path)) from None
         with suppress(OSError):  # of another user
             if self._mode & ~os.fstat(descriptor).st_mode:
-                os.fchmod(descriptor, self._mode)
+                platform.set_mode(descriptor, self._mode)
         return descriptor
 
     def _acquire_in_process(self, reason: OSError) -> bool:
@@ -183,7 +186,7 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 def _close(descriptor: int) -> None:
     # A forked child has the descriptor too, and would hold the lock on.
     with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        platform.unlock(descriptor)
     os.close(descriptor)
 
 
@@ -197,4 +200,5 @@ def _forget_after_fork() -> None:
     _in_this_process.clear()
 
 
-os.register_at_fork(after_in_child=_forget_after_fork)
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_forget_after_fork)

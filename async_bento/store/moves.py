@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from async_bento._core import platform
 from async_bento._core.files import atomic_write, copy_tree, fsync_path
 from async_bento._core.tag import LATEST
-from async_bento.store.filesystem import exchange, make_movable, move_aside, remove_tree, sync_tree
+from async_bento.store.filesystem import make_movable, move_aside, remove_tree, sync_tree
 from async_bento.store.latest import read_latest, write_latest
 from async_bento.store.places import rename_reaches
 
@@ -52,7 +53,7 @@ class Move:
         _recover_copies(target.parent)
         if (aside / ITEM).is_dir() and not os.path.lexists(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            (aside / ITEM).rename(target)
+            platform.rename(aside / ITEM, target)
         with suppress(FileNotFoundError):
             is_moved = target.stat().st_ino == self.inode
             if is_moved and read_latest(target.parent) == self.before:  # nobody has updated `latest` since
@@ -62,7 +63,7 @@ class Move:
 def recorded_move(aside: Path) -> Move | None:
     """Read what a killed process recorded in a temporary directory."""
     try:
-        return Move(**json.loads((aside / _RECORD).read_text()))
+        return Move(**json.loads((aside / _RECORD).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
@@ -106,7 +107,7 @@ def _recover_copies(directory: Path) -> None:
         if os.path.lexists(target):
             remove_tree(old)
         else:
-            old.rename(target)
+            platform.rename(old, target)
     for copy in directory.glob(f"{_COPY}*"):
         remove_tree(copy)
 
@@ -114,16 +115,16 @@ def _recover_copies(directory: Path) -> None:
 def replace_directory(staged: Path, target: Path, old: Path) -> None:
     """Move a directory to its place; what it replaces ends up in `staged` or in `old`."""
     if not os.path.lexists(target):
-        staged.rename(target)
+        platform.rename(staged, target)
         return
     make_movable(target)
-    if exchange(staged, target):
+    if platform.exchange(staged, target):
         return
     # Two renames. A reader between them finds no item; after a kill between them, the recovery restores the old item.
     move_aside(target, old)
     try:
-        staged.rename(target)
+        platform.rename(staged, target)
     except BaseException:
         if old.exists():
-            old.rename(target)
+            platform.rename(old, target)
         raise

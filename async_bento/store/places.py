@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import secrets
 import stat
 import tempfile
@@ -18,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from async_bento._core import platform
 from async_bento.errors import StoreError
 from async_bento.store.filesystem import is_writable, share_like
 from async_bento.store.locks import Lock
@@ -92,14 +92,14 @@ def rename_reaches(probe: Path, directory: Path) -> bool:
     # Tried: a bind mount of the same filesystem has the same device number, but no rename crosses its border.
     probe.touch()
     try:
-        probe.rename(directory / PROBE)
+        platform.replace(probe, directory / PROBE)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         return False
     finally:
-        probe.unlink(missing_ok=True)
-    (directory / PROBE).unlink(missing_ok=True)  # another process with the same probe may have been faster
+        platform.remove(probe, missing_ok=True)
+    platform.remove(directory / PROBE, missing_ok=True)  # another process with the same probe may have been faster
     return True
 
 
@@ -109,8 +109,10 @@ def _is_on_filesystem_of(root: Path, base: Path) -> bool:
         return rename_reaches(probe, base)
 
 
-def _on_filesystem_of(base: Path) -> tuple[Path, Path]:
+def _on_filesystem_of(base: Path) -> tuple[Path, ...]:
     beside, within = base.parent / _BESIDE, base / _WITHIN
+    if platform.refusal_of_name(_WITHIN):
+        return (beside,)
     # Where one user of a store had to stage within it, the others do too, or they would not share locks.
     return (within, beside) if within.is_dir() else (beside, within)
 
@@ -132,7 +134,7 @@ def _is_shared(root: Path, base: Path) -> bool:
 
 def _touch_probe(base: Path) -> None:
     (base / PROBE).touch()
-    (base / PROBE).unlink(missing_ok=True)
+    platform.remove(base / PROBE, missing_ok=True)
 
 
 def _elsewhere(base: Path) -> Path:
@@ -141,11 +143,11 @@ def _elsewhere(base: Path) -> Path:
         beside.mkdir(exist_ok=True)
         if not beside.stat().st_mode & stat.S_ISVTX and is_writable(beside):
             return beside
-    own = Path(tempfile.gettempdir(), f"bento-staging-{os.geteuid()}")
+    own = Path(tempfile.gettempdir(), f"bento-staging-{platform.user_id()}")
     with suppress(FileExistsError):
-        own.mkdir(mode=0o700)
+        own.mkdir(mode=platform.PRIVATE_DIRECTORY)
     status = own.lstat()
-    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-    if not is_own or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == platform.user_id()
+    if not is_own or (platform.HAS_MODES and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
         raise StoreError(f"cannot stage items in {own}: the directory is another user's. Set TMPDIR to your own.")
     return own

@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from async_bento._core import platform
 from async_bento._core.files import set_times
 from async_bento.errors import StoreError
 from async_bento.store.errors import as_store_error
@@ -143,7 +144,7 @@ class StagingArea:
             if dry_run:
                 return {path: size}
             if not is_directory:
-                path.unlink()
+                platform.remove(path)
             elif self._recover_move(path):
                 self._remove(path, lock)
             else:
@@ -164,7 +165,7 @@ class StagingArea:
         if lock.acquire(timeout=0):
             try:
                 if not path.is_dir():
-                    path.unlink()
+                    platform.remove(path)
                 elif lock.excludes_processes and self._recover_move(path):
                     self._remove(path, lock)
             finally:
@@ -229,7 +230,7 @@ class StagingArea:
 
     def _make(self, path: Path) -> None:
         with suppress(FileExistsError):
-            path.mkdir(mode=0o700)
+            path.mkdir(mode=platform.PRIVATE_DIRECTORY)
             inherit_group(path, self.base)
         set_times(path, time.time_ns())
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import aiohttp
 
+from async_bento._core import platform
 from async_bento._core.retry import causes
 from async_bento.errors import PartError, with_message
 from async_bento.rest.storages import GATEWAY_ERRORS
@@ -104,5 +104,5 @@ def _reason(target: Target, error: Exception) -> str | None:
         if isinstance(cause, aiohttp.ClientConnectorError) and not isinstance(cause, aiohttp.ClientSSLError):
             number = cause.os_error.errno
             if number in _NO_CONNECTION or isinstance(cause, aiohttp.ClientConnectorDNSError):
-                return os.strerror(number) if number and number > 0 else cause.os_error.strerror or str(cause.os_error)
+                return platform.reason(cause.os_error)
     return None

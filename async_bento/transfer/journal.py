@@ -8,18 +8,22 @@ upload id opens nothing without a presigned URL.
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from async_bento._core import platform
 from async_bento._core.files import atomic_write
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+_OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | platform.OPEN
+
+_append_lock = threading.Lock()  # on Windows, two writes with O_APPEND may overwrite each other
 
 
 class _Line(BaseModel):
@@ -94,15 +98,17 @@ class Journal:
 
     def add(self, part_number: int, etag: str) -> None:
         """Record a part that has arrived, with its ETag as the storage sent it."""
-        descriptor = os.open(self.path, _OPEN_FLAGS)
-        try:
-            os.write(descriptor, _encode(_Part(part_number=part_number, etag=etag)))
-        finally:
-            os.close(descriptor)
+        line = _encode(_Part(part_number=part_number, etag=etag))
+        with _append_lock:
+            descriptor = os.open(self.path, _OPEN_FLAGS)
+            try:
+                os.write(descriptor, line)
+            finally:
+                os.close(descriptor)
 
     def remove(self) -> None:
         """Remove the journal, if there is one."""
-        self.path.unlink(missing_ok=True)
+        platform.remove(self.path, missing_ok=True)
 
 
 def _encode(entry: _Line) -> bytes:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from async_bento._core import platform
 from async_bento._core.files import atomic_write
 from async_bento._core.text import human_size
 from async_bento.config import MiB
@@ -24,6 +24,7 @@ from async_bento.transfer.tar.extract import Extractor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
+    from pathlib import Path
 
     from async_bento.config import Limits
 
@@ -34,7 +35,6 @@ CHECKPOINT_INTERVAL = 8 * MiB
 """Bytes of the tar between two checkpoints, more for a long checkpoint: what a killed process has to fetch again."""
 
 _TAR_PER_CHECKPOINT = 50  # bytes of the tar per byte of checkpoint, so that writing checkpoints takes negligible time
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class ResumePoint(NamedTuple):
@@ -151,7 +151,7 @@ class ResumableExtract:
         self.resume_point = None
         self._fed = self._covered = 0
         if any(self._directory.iterdir()):
-            shutil.rmtree(self._directory)
+            platform.remove_directory(self._directory)
             self._directory.mkdir()
         return Extractor(self._directory, self._limits, announced=self._announced)
 
@@ -184,10 +184,10 @@ class ResumableExtract:
     def _remove_state(self) -> None:
         if self._state is not None:
             with as_store_error("remove the resume state"):
-                self._state.unlink(missing_ok=True)
+                platform.remove(self._state, missing_ok=True)
 
     def _about(self, etag: object, total: object) -> list[object]:
-        return [VERSION, _boot_id(), self._origin, etag, total]
+        return [VERSION, platform.boot_id(), self._origin, etag, total]
 
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self._directory).free
@@ -196,11 +196,3 @@ class ResumableExtract:
                 f"not enough disk space in {self._directory}: {human_size(free)} free, {human_size(needed)} required. "
                 "Free some space."
             )
-
-
-def _boot_id() -> str:
-    """The id of this boot; empty where the system has none."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""

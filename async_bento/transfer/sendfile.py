@@ -16,15 +16,17 @@ from async_bento.config import MiB
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
+HAS_SENDFILE = sys.platform == "linux"
+
 STEP = 4 * MiB
 """Bytes that a worker thread sends before the event loop counts them."""
 
 
 def is_possible(writer: AbstractStreamWriter) -> bool:
     """Whether the kernel can send to a request's connection: plain TCP, on Linux."""
-    transport = writer.transport
+    transport: object = writer.transport
     return (
-        sys.platform == "linux"
+        HAS_SENDFILE
         and isinstance(transport, asyncio.Transport)
         and transport.get_extra_info("sslcontext") is None
         and transport.get_extra_info("socket") is not None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import socket
-import sys
-import termios
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from async_bento._core import platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -16,7 +14,6 @@ if TYPE_CHECKING:
     import anyio
 
 _CHECKS_PER_STALL = 10  # how often the watchdog looks within the stall timeout
-_SO_NWRITE = 0x1024  # of macOS's sys/socket.h; Python has no name for it
 
 
 class Watchdog:
@@ -86,12 +83,5 @@ def unacknowledged(transport: asyncio.WriteTransport) -> int | None:
     """Bytes in the kernel that the peer has not acknowledged (tcp(7)); None where the system does not report them."""
     if transport.is_closing():
         return 0
-    queued = bytearray(4)
-    try:
-        connection = transport.get_extra_info("socket")
-        if sys.platform == "darwin":
-            return int(connection.getsockopt(socket.SOL_SOCKET, _SO_NWRITE))
-        fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, queued)
-    except (OSError, ValueError, AttributeError):
-        return None
-    return int.from_bytes(queued, sys.byteorder)
+    connection = transport.get_extra_info("socket")
+    return None if connection is None else platform.unacknowledged(connection)

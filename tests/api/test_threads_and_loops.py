@@ -14,8 +14,8 @@ import anyio
 import pytest
 
 from async_bento import AsyncBentoAPI, BentoStore
+from async_bento._core import platform
 from async_bento._core.concurrency import Threads
-from async_bento.store import filesystem
 from async_bento.transfer.tar import scan
 from async_bento.transfer.tar.plan import TarPlan
 from tests.api.scripts import Ended, run_program
@@ -376,7 +376,7 @@ async def test_cancelled_pull_leaves_a_blocked_sync_behind(
         blocked.set()
         return go_on.wait(60)
 
-    monkeypatch.setattr(filesystem, "_sync_filesystem", sync)
+    monkeypatch.setattr(platform, "flush_filesystem", sync)
     async with AsyncBentoAPI(progress=False) as api:
         await api.push("svc:v1")
         pulling = asyncio.create_task(api.pull("svc:v1", bento_store=store))

@@ -28,7 +28,7 @@ import asyncio, ctypes, json, os, sys, traceback
 from async_bento import AsyncBentoAPI, BentoError, Config
 from async_bento import cli
 from async_bento.api import async_api  # imported here, so that the children need not
-from async_bento.store import moves
+from async_bento._core import platform
 
 crash = ctypes.CDLL(None)  # the preloaded library
 
@@ -40,7 +40,7 @@ async def main(task):
 def child(task):
     os.environ["BENTOML_HOME"] = task["home"]
     if not task["exchange"]:
-        moves.exchange = lambda *_: False
+        platform.exchange = lambda *_: False
     crash.crash_at(os.fsencode(task["home"]), ctypes.c_long(task["at"]), task["call"] == "push", task["error"])
     try:
         asyncio.run(main(task))

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from async_bento._core import platform
 from async_bento._core.tag import Tag
 from async_bento.errors import InvalidTagError, StoreError
-from async_bento.store import filesystem
 from async_bento.store.items import Bento
 from async_bento.store.store import BentoStore
 from tests.store.stores import OLD, fill, put, staging_of
@@ -23,7 +23,7 @@ from tests.store.stores import OLD, fill, put, staging_of
 def synced(monkeypatch):
     """The paths that were synced, or `everything`, in order; and the renames into the store."""
     done = []
-    fsync, sync_filesystem, rename = os.fsync, filesystem._sync_filesystem, Path.rename
+    fsync, sync_filesystem, rename = os.fsync, platform.flush_filesystem, Path.rename
 
     def note_fsync(descriptor):
         done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
@@ -37,7 +37,7 @@ def synced(monkeypatch):
     monkeypatch.setattr("os.fsync", note_fsync)
     monkeypatch.setattr(Path, "rename", note_rename)
     monkeypatch.setattr(
-        filesystem, "_sync_filesystem", lambda path: sync_filesystem(path) and not done.append("everything")
+        platform, "flush_filesystem", lambda path: sync_filesystem(path) and not done.append("everything")
     )
     return done
 
@@ -149,7 +149,7 @@ def test_delete_syncs_before_removing_files(store, synced):
 
 
 def test_commit_without_exchange_replaces_item(store, monkeypatch):
-    monkeypatch.setattr("async_bento.store.moves.exchange", lambda *_: False)
+    monkeypatch.setattr("async_bento._core.platform.exchange", lambda *_: False)
     put(store, "iris:v1", text="first")
     item = put(store, "iris:v1", text="second", replace=True)
     assert (item.path / "text").read_text() == "second"
@@ -157,7 +157,7 @@ def test_commit_without_exchange_replaces_item(store, monkeypatch):
 
 
 def test_commit_failed_replace_restores_old_item(store, monkeypatch):
-    monkeypatch.setattr("async_bento.store.moves.exchange", lambda *_: False)
+    monkeypatch.setattr("async_bento._core.platform.exchange", lambda *_: False)
     put(store, "iris:v1", text="first")
     rename = Path.rename
 

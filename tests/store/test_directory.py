@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_bento import Bento, PathExistsError, StoreError, Tag
-from async_bento.store import directory as module, moves
+from async_bento._core import platform
+from async_bento.store import directory as module
 from async_bento.store.directory import TargetDirectory
 from tests.builders import contents, make_bento
 
@@ -68,7 +69,7 @@ def test_directory_force_replaces_all_entries(path: Path) -> None:
 
 
 def test_directory_force_without_exchange_replaces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moves, "exchange", lambda _first, _second: False)
+    monkeypatch.setattr(platform, "exchange", lambda _first, _second: False)
     fill(path, {"old": b"old"})
     pull(path, force=True)
     assert contents(path).keys() == {"bento.yaml", "data", "src", "src/service.py"}
@@ -87,7 +88,7 @@ def test_directory_failed_commit_restores_entries(path: Path, monkeypatch: pytes
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
         return rename(self, target)
 
-    monkeypatch.setattr(moves, "exchange", lambda _first, _second: False)
+    monkeypatch.setattr(platform, "exchange", lambda _first, _second: False)
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(StoreError, match=f"cannot write svc:v1 to {path}: Input/output error"):
         pull(path, force=True)
@@ -106,7 +107,7 @@ def killed(path: Path, monkeypatch: pytest.MonkeyPatch, at: Callable[[Path], boo
             return rename(self, target)
 
         monkeypatch.setattr(Path, "rename", end)
-        monkeypatch.setattr(moves, "exchange", lambda _first, _second: False)
+        monkeypatch.setattr(platform, "exchange", lambda _first, _second: False)
         try:
             pull(path, force=force)
         finally:

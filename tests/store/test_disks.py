@@ -184,7 +184,7 @@ def test_pull_without_links_locks_and_exchange_works(there, home, monkeypatch, n
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    monkeypatch.setattr("async_bento.store.moves.exchange", lambda *_: False)
+    monkeypatch.setattr("async_bento._core.platform.exchange", lambda *_: False)
     refuse_locks(monkeypatch, errno.ENOTSUP)
     pulled = pull(there).path
     assert contents(pulled) == contents(home / "bentos" / "svc" / "v1")

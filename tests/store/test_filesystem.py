@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from async_bento._core import platform
 from async_bento.errors import StoreError
 from async_bento.store import filesystem
 from async_bento.store.errors import as_store_error
@@ -27,12 +28,12 @@ def test_exchange_swaps_two_directories(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    if not filesystem.exchange(tmp_path / "a", tmp_path / "b"):
+    if not platform.exchange(tmp_path / "a", tmp_path / "b"):
         pytest.skip("no exchange on this filesystem")
     assert (tmp_path / "a" / "b").exists()
     assert (tmp_path / "b" / "a").exists()
     with pytest.raises(FileNotFoundError):
-        filesystem.exchange(tmp_path / "a", tmp_path / "nowhere")
+        platform.exchange(tmp_path / "a", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from async_bento.store import filesystem, staging
+from async_bento._core import platform
+from async_bento.store import staging
 from tests.store.stores import OLD, fill, latest, put, spawn, staging_of
 
 CHURN = """
@@ -69,7 +70,7 @@ def test_delete_race_removes_item(store, tmp_path):
 def test_commit_race_reader_sees_old_or_new_item(store, tmp_path):
     for side in ("left", "right"):
         fill(tmp_path / side, "iris:v1", service=side, labels={"side": side})
-    if not filesystem.exchange(tmp_path / "left", tmp_path / "right"):
+    if not platform.exchange(tmp_path / "left", tmp_path / "right"):
         pytest.skip("no exchange on this filesystem")
     put(store, "iris:v1", labels={"side": "left"}, service="left")
     processes = race(*(("replace", tmp_path / side, 40) for side in ("left", "right")))

@@ -346,7 +346,7 @@ async def test_pull_cancelled_while_files_are_synced_ends(
         time.sleep(0.3)
         fsync(descriptor)
 
-    monkeypatch.setattr("async_bento.store.filesystem._sync_filesystem", lambda _: False)
+    monkeypatch.setattr("async_bento._core.platform.flush_filesystem", lambda _: False)
     monkeypatch.setattr("os.fsync", fsync_slowly)
     pull = asyncio.create_task(make_client(proxy, elsewhere).pull("svc:v1"))
     await eventually(syncing.is_set)

@@ -357,7 +357,7 @@ def test_extract_large_file_starts_write_back(
             answer = self._real.sync_file_range(descriptor, *arguments)
             asked.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, answer))
 
-    monkeypatch.setattr("async_bento.transfer.tar.writer.ctypes", SimpleNamespace(CDLL=Libc, c_int64=ctypes.c_int64))
+    monkeypatch.setattr("async_bento._core.platform.ctypes", SimpleNamespace(CDLL=Libc, c_int64=ctypes.c_int64))
     head = block("before", content=b"x") + block("large", content=bytes(size * MiB))[:512]
     with Extractor(there) as extractor:
         extractor.feed(head)
@@ -369,7 +369,7 @@ def test_extract_large_file_starts_write_back(
 
 
 def test_extract_without_sync_file_range_works(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("async_bento.transfer.tar.writer.ctypes", SimpleNamespace(CDLL=lambda _: object()))
+    monkeypatch.setattr("async_bento._core.platform.ctypes", SimpleNamespace(CDLL=lambda _: object()))
     with Extractor(there) as extractor:
         extractor.feed(block("large", content=bytes(33 * MiB)) + END)
         extractor.close()

@@ -12,12 +12,14 @@ import json
 import re
 import shutil
 import tarfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 
 from async_bento import BentoError, PartError, StoreError
+from async_bento._core import platform
 from async_bento.errors import ArchiveError, TransferError
 from async_bento.store.moves import Move
 from async_bento.transfer import resumable_extract
@@ -28,7 +30,6 @@ from tests.transfer.processes import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from async_bento import AsyncBentoAPI, ProgressEvent
     from tests.fault_proxy import Exchange
@@ -362,9 +363,7 @@ async def test_pull_resume_after_reboot_restarts(
 ) -> None:
     """Nothing was synced, so a file may be shorter than the checkpoint says."""
     await interrupt(proxy, make_client(proxy, elsewhere))
-    boot = tmp_path / "boot_id"
-    boot.write_text("another")
-    monkeypatch.setattr(resumable_extract, "_BOOT_ID", boot)
+    monkeypatch.setattr(platform, "boot_id", lambda: "another")
 
     await make_client(proxy, elsewhere).models.pull("mod:m1")
 
@@ -372,18 +371,19 @@ async def test_pull_resume_after_reboot_restarts(
     assert same(home, elsewhere)
 
 
-async def test_pull_resume_without_boot_id_continues(
-    proxy: FaultProxy,
-    make_client: MakeClient,
-    home: Path,
-    elsewhere: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+async def test_pull_resume_without_boot_id_continues_here(
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resumable_extract, "_BOOT_ID", tmp_path / "missing")
-    await interrupt(proxy, make_client(proxy, elsewhere))
+    """Another process does not: the system may have crashed in between."""
+    platform.boot_id.cache_clear()
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "")
+    try:
+        assert platform.boot_id().startswith("process ")
+        await interrupt(proxy, make_client(proxy, elsewhere))
 
-    await make_client(proxy, elsewhere).models.pull("mod:m1")
+        await make_client(proxy, elsewhere).models.pull("mod:m1")
+    finally:
+        platform.boot_id.cache_clear()
 
     assert starts(proxy)[0] > 0
     assert same(home, elsewhere)

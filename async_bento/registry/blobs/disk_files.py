@@ -26,6 +26,7 @@ from datetime import datetime, timezone
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
+from async_bento._core import platform
 from async_bento._core.concurrency import check_cancelled
 from async_bento._core.files import fsync_path
 from async_bento._core.s3 import bare_etag, etag_of_parts
@@ -79,14 +80,14 @@ class StagedFile:
     def sync(self) -> None:
         """Flush the file to the disk and close it."""
         assert self._file is not None
-        os.fsync(self._file.fileno())
+        platform.flush(self._file.fileno())
         self._file.close()
 
     def discard(self) -> None:
         """Remove the file, unless it got another name."""
         if self._file is not None:
             self._file.close()
-        self.path.unlink(missing_ok=True)
+        platform.remove(self.path, missing_ok=True)
 
 
 class DiskFiles:
@@ -140,12 +141,12 @@ class DiskFiles:
             self.check_open(key)
             for older in directory.glob(f"{number:05d}.*"):
                 if older.name != name:
-                    older.unlink()
-            file.path.replace(directory / name)
+                    platform.remove(older)
+            platform.replace(file.path, directory / name)
             try:
                 fsync_path(directory)
             except OSError:
-                (directory / name).unlink()
+                platform.remove(directory / name)
                 raise
 
     def complete(self, key: str, completed: Sequence[CompletedPart]) -> Content:
@@ -159,9 +160,9 @@ class DiskFiles:
             check_parts(completed, {part: sizes[name] for part, name in uploaded.items()}, self._min_part_size)
             listed = [(uploaded[part.number, bare_etag(part.etag)], bare_etag(part.etag)) for part in completed]
             for unlisted in sizes.keys() - {name for name, _ in listed}:
-                (directory / unlisted).unlink(missing_ok=True)
+                platform.remove(directory / unlisted, missing_ok=True)
             for number, (name, md5) in enumerate(listed, start=1):
-                (directory / name).replace(directory / part_name(number, md5))
+                platform.replace(directory / name, directory / part_name(number, md5))
             fsync_path(directory)
         etag = etag_of_parts([md5 for _, md5 in listed])
         assert etag is not None, "every uploaded part has an MD5 as its ETag"
@@ -173,7 +174,7 @@ class DiskFiles:
             bodies = [file for file in self._files(key) if _PART_NAME.fullmatch(file.name)]
             if len(bodies) != 1:
                 return None
-            self.directory(key).joinpath(_UPLOAD).unlink(missing_ok=True)
+            platform.remove(self.directory(key) / _UPLOAD, missing_ok=True)
             fsync_path(self.directory(key))
             md5, size = bodies[0].name[6:], bodies[0].stat().st_size
         return Content.of_parts(f'"{md5}"', [(size, md5)])
@@ -204,7 +205,7 @@ class DiskFiles:
             offset_in_part = offset + len(data) - offsets[index]
             wanted = min(size - len(data), content.parts[index].size - offset_in_part)
             with self._part(key, content, index).open("rb", buffering=0) as part:
-                chunk = os.pread(part.fileno(), wanted, offset_in_part)
+                chunk = platform.read_at(part.fileno(), wanted, offset_in_part)
             if not chunk and wanted:
                 raise OSError(errno.EIO, "a part of the object is truncated")
             data += chunk
@@ -294,4 +295,4 @@ def _remove_old_staged(directory: Path) -> None:
     for staged in directory.glob(".*"):
         with contextlib.suppress(FileNotFoundError):
             if staged.stat().st_mtime < oldest:
-                staged.unlink()
+                platform.remove(staged)

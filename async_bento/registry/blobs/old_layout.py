@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
+from async_bento._core import platform
 from async_bento._core.concurrency import Threads
 from async_bento.registry.blobs.base import Content
 from async_bento.registry.blobs.disk_files import part_name
@@ -92,12 +93,12 @@ def _move(root: Path, found: OldObject, key: str) -> Content:
     """Move the parts of an object to its key, unless a start that was killed has; number them without gaps."""
     old, new = root / "data" / found.id, root / key
     if old.is_dir():
-        (old / "upload").unlink(missing_ok=True)
+        platform.remove(old / "upload", missing_ok=True)
         for number, name in enumerate(found.parts, start=1):
             with suppress(FileNotFoundError):  # it was moved before the start was killed, or is lost
-                (old / name).replace(old / part_name(number, name[6:]))
+                platform.replace(old / name, old / part_name(number, name[6:]))
         new.parent.mkdir(parents=True, exist_ok=True)
-        old.replace(new)
+        platform.rename(old, new)
     md5s = [name[6:] for name in found.parts]
     return Content.of_parts(found.etag, zip(found.sizes, md5s, strict=True))
 

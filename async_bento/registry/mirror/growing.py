@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from async_bento._core import platform
 from async_bento.registry.blobs.base import IO_CHUNK
 from async_bento.registry.blobs.disk_files import StagedFile
 from async_bento.registry.downloads import SourceLostError
@@ -85,7 +85,7 @@ class Growing:
             end = self._available if stop is None else min(stop, self._available)
             if position >= end:
                 return
-            chunk = await threads.run(os.pread, self._file.fileno(), min(IO_CHUNK, end - position), position)
+            chunk = await threads.run(platform.read_at, self._file.fileno(), min(IO_CHUNK, end - position), position)
             position += len(chunk)
             yield chunk
 

@@ -12,6 +12,7 @@ import tarfile
 from array import array
 from typing import TYPE_CHECKING
 
+from async_bento._core import platform
 from async_bento.transfer.tar.scan import Entry, list_entries
 from async_bento.transfer.tar.unchanged import check_tree, read_error
 
@@ -71,7 +72,7 @@ class TarPlan:
 
     def path(self, entry: Entry) -> str:
         """The path of a member on the disk."""
-        return f"{self._root}/{entry.name}"
+        return platform.path_below(self._root, entry.name)
 
 
 def header(entry: Entry) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from aiofiles.base import AsyncBase
 from aiofiles.threadpool.utils import delegate_to_executor
 
+from async_bento._core import platform
 from async_bento.config import KiB
 from async_bento.errors import ClosedError
 from async_bento.transfer.tar.plan import header, padded
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 UNSENT = 128 * KiB
 """The last bytes of a file, which `TarReader.send` leaves to `read`: they are sent once the whole file was checked."""
 
-_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_OPEN_FLAGS = os.O_RDONLY | platform.OPEN | platform.NOFOLLOW | platform.NONBLOCK
 _NETWORK_ERRORS = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENOTCONN}
 _HASH_SIZE = 256 * KiB  # fits in the cache of a core
 
@@ -228,7 +229,7 @@ class _LargeFile(NamedTuple):
     def read(self, position: int, size: int) -> bytes:
         """Up to `size` bytes of the tar from a position."""
         try:
-            chunk = os.pread(self.descriptor, size, position - self.start)
+            chunk = platform.read_at(self.descriptor, size, position - self.start)
         except OSError as error:
             raise read_error(self.path, error) from error
         if not chunk:
@@ -238,7 +239,7 @@ class _LargeFile(NamedTuple):
     def send(self, connection: int, position: int, size: int) -> int:
         """Send up to `size` bytes of the tar from a position, and return how many; may raise BlockingIOError."""
         try:
-            sent = os.sendfile(connection, self.descriptor, position - self.start, size)
+            sent = platform.send_file(connection, self.descriptor, position - self.start, size)
         except (BlockingIOError, ConnectionError):
             raise
         except OSError as error:
@@ -277,7 +278,7 @@ def _read_slice(path: str, entry: Entry, offset: int, length: int) -> bytes:
 
 
 def _read_fully(descriptor: int, offset: int, length: int) -> bytes:
-    data = os.pread(descriptor, length, offset)
-    while 0 < len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):
+    data = platform.read_at(descriptor, length, offset)
+    while 0 < len(data) < length and (more := platform.read_at(descriptor, length - len(data), offset + len(data))):
         data += more
     return data

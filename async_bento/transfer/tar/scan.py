@@ -7,6 +7,7 @@ import stat
 import tarfile
 from typing import TYPE_CHECKING, NamedTuple
 
+from async_bento._core import platform
 from async_bento._core.concurrency import check_cancelled
 from async_bento.errors import ArchiveError, UnsafeArchiveError
 from async_bento.transfer.tar.safety import DEFAULT_LIMITS, check_links, check_name, check_target, names_memory
@@ -53,8 +54,8 @@ class _Scanner:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._user = os.geteuid() if hasattr(os, "geteuid") else None
-        self._prefix_length = len(os.fspath(root))
+        self._user = platform.user_id()
+        self._prefix = os.fspath(root)
         self._entries: list[Entry] = []
         self._names_memory = 0
         self._first_names: dict[tuple[int, int], str] = {}  # by device and inode
@@ -71,8 +72,7 @@ class _Scanner:
                 check_cancelled()
                 found = stack.pop()
                 path = found.path
-                self._add(found)
-                if found.is_dir(follow_symlinks=False):
+                if self._add(found):
                     stack.extend(_listed(path))
             self._check_links()
         except OSError as error:
@@ -83,22 +83,24 @@ class _Scanner:
             raise ArchiveError(f"cannot pack {self._root}: {error}. {remedy}: a pull would refuse the tar.") from error
         return self._entries
 
-    def _add(self, found: os.DirEntry[str]) -> None:
+    def _add(self, found: os.DirEntry[str]) -> bool:
+        """Add a member; return whether it is a directory."""
         path = found.path
-        name = path[self._prefix_length :].lstrip("/")
-        status = found.stat(follow_symlinks=False)
+        name = platform.name_below(self._prefix, path)
+        status = platform.entry_status(found)
         file_type = stat.S_IFMT(status.st_mode)
         check_name(name)
         if file_type == stat.S_IFREG:
             self._add_file(name, path, status)
-        elif file_type == stat.S_IFDIR:
+        elif file_type == stat.S_IFDIR and not platform.is_junction(status):
             self._append(name, tarfile.DIRTYPE, status)
         elif file_type == stat.S_IFLNK:
-            target = os.readlink(path)  # noqa: PTH115 - Path normalises the target, which must stay as it is
+            target = platform.read_link(path)
             check_target(name, target)
             self._append(name, tarfile.SYMTYPE, status, link=target)
         else:
             raise ArchiveError(f"cannot pack {path}: it is not a file, a directory or a link. Remove it.")
+        return file_type == stat.S_IFDIR
 
     def _add_file(self, name: str, path: str, status: os.stat_result) -> None:
         if status.st_nlink > 1:
@@ -112,7 +114,7 @@ class _Scanner:
         self._append(name, tarfile.REGTYPE, status, size=status.st_size)
 
     def _append(self, name: str, type_: bytes, status: os.stat_result, *, size: int = 0, link: str = "") -> None:
-        mode, mtime, ctime = stat.S_IMODE(status.st_mode), status.st_mtime_ns, status.st_ctime_ns
+        mode, mtime, ctime = platform.mode_in_tar(status), status.st_mtime_ns, status.st_ctime_ns
         self._entries.append(Entry(name, type_, mode, size, mtime, link, ctime, status.st_ino))
         if len(self._entries) > DEFAULT_LIMITS.members:
             raise self._too_many(f"{DEFAULT_LIMITS.members:,} files, directories and links", "members")

@@ -9,6 +9,7 @@ import tarfile
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from async_bento._core import platform
 from async_bento.errors import ArchiveError, SourceChangedError
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def changed(path: str, reason: str) -> SourceChangedError:
 
 def read_error(path: str, error: OSError) -> ArchiveError:
     """Make the error for a path that cannot be read."""
-    if error.errno in _REPLACED:
+    # Windows refuses to open a directory.
+    if error.errno in _REPLACED or (error.errno == errno.EACCES and os.path.isdir(path)):  # noqa: PTH112 - a text
         return changed(path, "the file was removed or replaced by a link")
     return ArchiveError(f"cannot read {path}: {error.strerror}")
 
@@ -66,11 +68,11 @@ def check_tree(root: str, entries: Sequence[Entry], exclude: Collection[str]) ->
     """Raise a SourceChangedError if a directory or a link is not as the scan found it; may raise OSError."""
     touched: dict[str, str] = {}  # paths of directories, by name
     for entry in entries:
-        path = f"{root}/{entry.name}" if entry.name else root
+        path = platform.path_below(root, entry.name) if entry.name else root
         if entry.type == tarfile.SYMTYPE:
             _check_symlink(path, entry)
         elif entry.type == tarfile.LNKTYPE:
-            _check_hard_link(path, f"{root}/{entry.link}")
+            _check_hard_link(path, platform.path_below(root, entry.link))
         elif entry.type == tarfile.DIRTYPE and _is_touched(path, entry):
             touched[entry.name] = path
     # Compared by names: the times also change with a file that came and went, and on some mounts by themselves.
@@ -90,7 +92,7 @@ def _is_touched(path: str, entry: Entry) -> bool:
     status = os.lstat(path) if entry.name else os.stat(path)  # noqa: PTH116 - a Path costs more than the call
     if not stat.S_ISDIR(status.st_mode):
         raise changed(path, "it is no longer a directory")
-    if stat.S_IMODE(status.st_mode) != entry.mode:
+    if platform.mode_in_tar(status) != entry.mode:
         raise changed(path, "the mode of the directory was changed")
     return (status.st_mtime_ns, status.st_ctime_ns) != (entry.mtime_ns, entry.ctime_ns)
 
@@ -98,7 +100,7 @@ def _is_touched(path: str, entry: Entry) -> bool:
 def _check_symlink(path: str, entry: Entry) -> None:
     if not os.path.islink(path):  # noqa: PTH114 - a Path costs more than the call
         raise changed(path, "it is no longer a link")
-    if os.readlink(path) != entry.link:  # noqa: PTH115 - Path normalises the target, which must stay as it is
+    if platform.read_link(path) != entry.link:
         raise changed(path, "the link has another target")
 
 

@@ -7,7 +7,6 @@ must be readable for the users of its store, whatever the modes were where it wa
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
@@ -15,6 +14,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from async_bento._core import platform
 from async_bento._core.files import UNSUPPORTED, copy_file, new_file_mode, set_times
 from async_bento.config import MiB
 from async_bento.errors import StoreError, UnsafeArchiveError
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__package__)
 
-_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_REOPEN_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | platform.NOFOLLOW | platform.OPEN
+_REOPEN_FLAGS = os.O_WRONLY | platform.NOFOLLOW | platform.OPEN
 # What link(2) fails with where the filesystem, or its settings, allow no hard link.
-_NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+_NO_HARD_LINKS = UNSUPPORTED | {errno.EMLINK, errno.EXDEV}
 _NO_SYMLINKS = UNSUPPORTED - {errno.EACCES}
 _SETS_SYMLINK_TIMES = os.utime in os.supports_follow_symlinks
-_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h, for sync_file_range(2)
+_SETS_TIMES_OF_OPEN_FILES = os.utime in os.supports_fd
 _WRITE_BACK_SIZE = 32 * MiB  # content of a file between two requests to write it back
 
 
@@ -107,7 +107,7 @@ class TreeWriter:
         try:
             self._descriptor = os.open(self._absolute(path), _CREATE_FLAGS, new_file_mode(mode))
         except FileExistsError as error:
-            raise _duplicate(path) from error
+            raise self._duplicate(path) from error
 
     def write(self, data: memoryview) -> None:
         """Write the next bytes of the open file."""
@@ -117,14 +117,17 @@ class TreeWriter:
             data = data[os.write(self._descriptor, data) :]
         if self._not_written_back >= _WRITE_BACK_SIZE:
             self._not_written_back = 0
-            _start_write_back(self._descriptor)
+            platform.start_write_back(self._descriptor)
 
     def close_file(self, mtime_ns: int) -> None:
         """Set the time of the open file, and close it."""
         assert self._descriptor is not None
-        set_times(self._descriptor, mtime_ns)
+        if _SETS_TIMES_OF_OPEN_FILES:
+            set_times(self._descriptor, mtime_ns)
         descriptor, self._descriptor = self._descriptor, None
         os.close(descriptor)
+        if not _SETS_TIMES_OF_OPEN_FILES:
+            set_times(self._absolute(self.current), mtime_ns)
 
     def add_hard_link(self, path: str, source: str, before_copy: Callable[[int], None]) -> int:
         """Link to a file written before, or copy it where the filesystem has no hard links; return the bytes copied.
@@ -132,6 +135,7 @@ class TreeWriter:
         `before_copy` gets the size of a copy in bytes, and raises where the copy is too large.
         """
         self._make_parents(path)
+        self._check_storable(path, source)
         link, original = self._root / path, self._root / source
         try:
             status = original.lstat()
@@ -144,7 +148,7 @@ class TreeWriter:
         try:
             link.hardlink_to(original)
         except FileExistsError as error:
-            raise _duplicate(path) from error
+            raise self._duplicate(path) from error
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
@@ -154,15 +158,16 @@ class TreeWriter:
         try:
             copy_file(original, link)
         except FileExistsError as error:
-            raise _duplicate(path) from error
+            raise self._duplicate(path) from error
         return status.st_size
 
     def add_symlink(self, path: str, target: str, mtime_ns: int) -> None:
         """Record a symlink for `finish`; its target has passed `check_target`."""
         self._make_parents(path)
+        self._check_storable(path, target)
         self._remove_leftover(path)
         if os.path.lexists(self._absolute(path)):
-            raise _duplicate(path)
+            raise self._duplicate(path)
         self._count_names(path, target)
         self.symlinks[path] = Symlink(target, mtime_ns)
 
@@ -177,9 +182,9 @@ class TreeWriter:
         for path, link in self.symlinks.items():
             self.current = path
             try:
-                (self._root / path).symlink_to(link.target)
+                self._make_link(path, link.target)
             except FileExistsError as error:
-                raise _duplicate(path) from error
+                raise self._duplicate(path) from error
             except OSError as error:
                 if error.errno not in _NO_SYMLINKS:
                     raise
@@ -193,6 +198,9 @@ class TreeWriter:
             self.current = path
             if (mtime_ns := self.directories[path]) is not None:
                 set_times(self._absolute(path), mtime_ns)
+
+    def _make_link(self, path: str, target: str) -> None:
+        platform.make_link(self._root / path, target, is_directory=_target_path(path, target) in self.directories)
 
     def _copy_targets(self, links: dict[str, Symlink], before_copy: Callable[[int], None]) -> None:
         """Copy the files that symlinks lead to, those that lead to another link after that link."""
@@ -225,8 +233,9 @@ class TreeWriter:
     def _make_parents(self, path: str) -> None:
         """Make the missing parents of a member, and refuse a symlink among them or of the same path."""
         self.current = path
+        self._check_storable(path, path)
         if path in self.symlinks:
-            raise _duplicate(path)
+            raise self._duplicate(path)
         parent = path.rpartition("/")[0]
         if parent in self.directories:
             return
@@ -238,6 +247,12 @@ class TreeWriter:
             if ancestor not in self.directories:
                 self._make_directory(ancestor)
 
+    @staticmethod
+    def _check_storable(member: str, path: str) -> None:
+        """Refuse a path that this system would store under another name, or not at all."""
+        if reason := platform.refusal_of_name(path):
+            raise refused(member, reason)
+
     def _make_directory(self, path: str) -> None:
         self._count_names(path)
         self._remove_leftover(path)
@@ -247,7 +262,7 @@ class TreeWriter:
         except FileExistsError as error:
             # A directory that an interrupted run made after its last checkpoint is not in `directories`.
             if not (self.overwrite and absolute.is_dir()):
-                raise _duplicate(path) from error
+                raise self._duplicate(path) from error
         self.directories[path] = None
 
     def _remove_leftover(self, path: str) -> None:
@@ -256,7 +271,18 @@ class TreeWriter:
             absolute = self._root / path
             with suppress(FileNotFoundError):
                 if not stat.S_ISDIR(absolute.lstat().st_mode):
-                    absolute.unlink()
+                    platform.remove(absolute)
+
+    def _duplicate(self, path: str) -> UnsafeArchiveError:
+        """Make the error for a path that is taken, by an equal name or by one that the disk takes for equal."""
+        parent, _, name = path.rpartition("/")
+        try:
+            present = name in os.listdir(self._absolute(parent))  # noqa: PTH208 - a text
+        except OSError:
+            present = True
+        if present or path in self.symlinks:
+            return refused(path, "an earlier member has the same name")
+        return refused(path, "the name of an earlier member differs only in case or in its Unicode form on this disk")
 
     def _count_names(self, *names: str) -> None:
         self._names_size += names_memory(*names)
@@ -265,20 +291,9 @@ class TreeWriter:
             raise over_limit(names[0], f"the names of directories and links take more than {limit}", "names")
 
     def _absolute(self, path: str) -> str:
-        return f"{self._prefix}/{path}"  # for each of many small files, making a Path costs as much as the writing
-
-
-def _start_write_back(descriptor: int) -> None:
-    """Ask the kernel to start writing a file to disk, so that the final sync has little left to do."""
-    # It waits for nothing. Other systems lack the call, and some filesystems refuse it; the sync then does all.
-    with suppress(AttributeError):
-        ctypes.CDLL(None).sync_file_range(descriptor, ctypes.c_int64(), ctypes.c_int64(), _SYNC_FILE_RANGE_WRITE)
+        return platform.path_below(self._prefix, path)  # to make a Path costs as much as to write a small file
 
 
 def _target_path(path: str, target: str) -> str:
     """Where a symlink leads, by its text."""
     return os.path.normpath(f"{os.path.dirname(path)}/{target}").lstrip("/")  # noqa: PTH120 - a path in a tar
-
-
-def _duplicate(path: str) -> UnsafeArchiveError:
-    return refused(path, "an earlier member has the same name")

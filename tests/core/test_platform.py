@@ -1,0 +1,317 @@
+"""What differs between systems: here by simulation, for real in the `windows` session and in hosted CI."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from async_bento import BentoError, StoreError, UnsafeArchiveError
+from async_bento._core import platform
+from async_bento._core.files import atomic_write
+from async_bento.store.errors import as_store_error
+from async_bento.store.filesystem import remove_tree, sync_tree
+from async_bento.transfer.journal import Journal, JournalEntries, Source
+from async_bento.transfer.tar.plan import TarPlan
+from async_bento.transfer.tar.writer import TreeWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+EVERY_BYTE = bytes(range(256)) + b"\r\n\n\x1a\r\n"
+
+
+def in_use(winerror: int = 32) -> OSError:
+    """What Windows raises for a file that another program has open."""
+    error = PermissionError(errno.EACCES, "The process cannot access the file", "item")
+    error.winerror = winerror  # type: ignore[attr-defined]
+    return error
+
+
+def failing(times: int, error: Callable[[], OSError]) -> Callable[[], str]:
+    left = [error() for _ in range(times)]
+
+    def call() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    return call
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds between attempts, none of which is waited for."""
+    waited: list[float] = []
+    monkeypatch.setattr(platform, "time", SimpleNamespace(sleep=waited.append))
+    return waited
+
+
+def test_open_flags_keep_every_byte(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "file", EVERY_BYTE, durable=False)
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY | platform.OPEN)
+    try:
+        assert os.read(descriptor, 1000) == EVERY_BYTE
+        assert not os.get_inheritable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("winerror", [5, 32, 33])
+def test_patience_with_a_file_in_use_succeeds(pauses: list[float], winerror: int) -> None:
+    assert platform.patiently(failing(3, lambda: in_use(winerror))) == "done"
+    assert pauses == sorted(pauses)
+    assert len(pauses) == 3
+
+
+def test_patience_ends_after_a_second(pauses: list[float]) -> None:
+    with pytest.raises(PermissionError):
+        platform.patiently(failing(100, in_use))
+    assert 0.5 < sum(pauses) < 2
+
+
+def test_patience_with_another_error_is_none(pauses: list[float]) -> None:
+    with pytest.raises(PermissionError):
+        platform.patiently(failing(1, lambda: PermissionError(errno.EACCES, "Permission denied")))
+    assert pauses == []
+
+
+def test_file_in_use_names_the_remedy() -> None:
+    message = r"cannot delete svc:v1: The process .*: item\. Another program may have .* open"
+    with pytest.raises(StoreError, match=message), as_store_error("delete svc:v1"):
+        raise in_use()
+    with (
+        pytest.raises(StoreError, match=r"^cannot delete svc:v1: Permission denied$"),
+        as_store_error("delete svc:v1"),
+    ):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "foo.",
+        "foo ",
+        "a./b",
+        "a/b ",
+        "...",
+        "NUL",
+        "aux.txt",
+        "dir/com1.log",
+        "conin$",
+        "LPT¹",
+        "con .x",
+        "a:b",
+        "C:x",
+        "a\\b",
+    ]
+    + [f"a{character}b" for character in '<>"|?*'],
+)
+def test_windows_name_that_is_stored_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(platform, "refusal_of_name", platform.windows_refusal)
+    writer = TreeWriter(tmp_path)
+    calls: list[Callable[[], Any]] = [
+        lambda: writer.open_file(name, 0o644),
+        lambda: writer.add_directory(name, 0),
+        lambda: writer.add_symlink("link", name, 0),
+        lambda: writer.add_symlink(name, "target", 0),
+        lambda: writer.add_hard_link("link", name, lambda _: None),
+    ]
+    for call in calls:
+        with pytest.raises(UnsafeArchiveError, match="Windows"):
+            call()
+    assert [*tmp_path.rglob("*")] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["foo", ".foo", "a.b/c", "../x", "null", "auxiliary", "com", "com10", "console.txt", "a b"]
+)
+def test_windows_name_that_is_ordinary_is_accepted(name: str) -> None:
+    assert platform.windows_refusal(name) is None
+
+
+def test_journal_of_concurrent_parts_is_complete(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    source = Source(endpoint="http://registry", kind="bento", tag="svc:v1", part_size=1, fingerprint="f")
+    journal.create(JournalEntries(source, "upload"))
+
+    def add(first: int) -> None:
+        for number in range(first, first + 25):
+            journal.add(number, f'"{number}"')
+
+    threads = [threading.Thread(target=add, args=(25 * count + 1,)) for count in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    entries = journal.read()
+    assert entries is not None
+    assert entries.etags == {number: f'"{number}"' for number in range(1, 201)}
+
+
+def test_read_only_file_is_removed_with_its_tree(tmp_path: Path) -> None:
+    """Windows refuses that; BentoML and shutil leave such files."""
+    directory = tmp_path / "item" / "below"
+    directory.mkdir(parents=True)
+    (directory / "file").write_bytes(b"x")
+    (directory / "file").chmod(stat.S_IREAD)
+    remove_tree(tmp_path / "item")
+    assert not (tmp_path / "item").exists()
+
+
+def test_read_only_file_is_removed_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "IS_WINDOWS", True)
+    old, new = tmp_path / "old", tmp_path / "new"
+    for path in (old, new):
+        path.write_bytes(path.name.encode())
+        path.chmod(stat.S_IREAD)
+    platform.replace(new, old)
+    assert old.read_bytes() == b"new"
+    old.chmod(stat.S_IREAD)
+    platform.remove(old)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_rename_replaces_an_empty_directory(tmp_path: Path) -> None:
+    for name in ("source", "target", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "file").touch()
+    platform.rename(tmp_path / "source", tmp_path / "target")
+    with pytest.raises(OSError, match=r"Directory not empty|WinError"):
+        platform.rename(tmp_path / "target", tmp_path / "full")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "target"]
+
+
+def test_modes_pushed_from_windows_are_executable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "directory" / "script.sh").write_bytes(b"#!/bin/sh\n")
+    monkeypatch.setattr(platform, "IS_WINDOWS", True)
+    plan = TarPlan.scan(tmp_path)
+    assert {entry.mode for entry in plan.entries} == {0o755}
+    plan.check_tree()
+
+
+def test_members_have_slashes_on_every_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "IS_WINDOWS", True)
+    monkeypatch.setattr(platform, "os", SimpleNamespace(sep="\\", readlink=lambda _: "..\\a\\b"))
+    assert platform.name_below("C:\\item", "C:\\item\\a\\b") == "a/b"
+    assert platform.path_below("C:\\item", "a/b") == "C:\\item\\a\\b"
+    assert platform.read_link("C:\\item\\link") == "../a/b"
+
+
+def test_file_is_read_at_any_position_by_threads(tmp_path: Path) -> None:
+    data = os.urandom(1 << 16)
+    (tmp_path / "file").write_bytes(data)
+    wrong: list[int] = []
+
+    def read(descriptor: int, seed: int) -> None:
+        for step in range(200):
+            offset = seed * 7919 * step % (len(data) - 100)
+            if platform.read_at(descriptor, 100, offset) != data[offset : offset + 100]:
+                wrong.append(offset)
+
+    with (tmp_path / "file").open("rb", buffering=0) as file:
+        threads = [threading.Thread(target=read, args=(file.fileno(), seed)) for seed in range(1, 9)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+def test_reason_is_that_of_the_system() -> None:
+    refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 9)")
+    assert platform.reason(refused) == os.strerror(errno.ECONNREFUSED)
+    assert platform.reason(socket.gaierror(11001, "getaddrinfo failed")) == "getaddrinfo failed"
+    assert platform.reason(OSError(10060, "timed out")) == "timed out"
+    on_proactor = OSError(errno.EINVAL, "The remote computer refused the network connection")
+    if not hasattr(on_proactor, "winerror"):
+        on_proactor.winerror = 1225  # type: ignore[attr-defined]
+        assert platform.reason(on_proactor) == "The remote computer refused the network connection"
+
+
+def test_macos_flushes_the_drive_once_for_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "c").mkdir()
+    fcntl = SimpleNamespace(fcntl=lambda _, command: calls.append(f"drive {command}"))
+    monkeypatch.setattr(platform, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(platform, "fcntl", fcntl, raising=False)
+    monkeypatch.setattr(platform.os, "fsync", lambda _: calls.append("file"))
+    sync_tree(tmp_path)
+    assert calls[-1] == "drive 51"
+    assert calls.count("drive 51") == 1
+    assert calls.count("file") == (2 if platform.IS_WINDOWS else 3)
+
+
+def test_macos_without_full_flush_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SMB has no such call."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    synced: list[int] = []
+    monkeypatch.setattr(platform, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(platform, "fcntl", SimpleNamespace(fcntl=refuse), raising=False)
+    monkeypatch.setattr(platform.os, "fsync", synced.append)
+    platform.flush(7)
+    assert synced == [7]
+
+
+def test_macos_reports_what_is_not_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def getsockopt(level: int, option: int) -> int:
+        asked.append((level, option))
+        return 4096
+
+    monkeypatch.setattr(platform, "sys", SimpleNamespace(platform="darwin"))
+    connection: Any = SimpleNamespace(getsockopt=getsockopt)
+    assert platform.unacknowledged(connection) == 4096
+    assert asked == [(socket.SOL_SOCKET, 0x1024)]
+
+
+def test_macos_boot_is_that_of_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Libc:
+        def sysctlbyname(self, name: bytes, buffer: Any, *_: object) -> int:
+            assert name == b"kern.bootsessionuuid"
+            buffer.value = b"5E2B7F1C-0000-4000-8000-000000000001"
+            return 0
+
+    monkeypatch.setattr(platform, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(platform.ctypes, "CDLL", lambda *_, **__: Libc())
+    platform.boot_id.cache_clear()
+    try:
+        assert platform.boot_id() == "5E2B7F1C-0000-4000-8000-000000000001"
+    finally:
+        platform.boot_id.cache_clear()
+
+
+def test_boot_is_known_to_other_processes() -> None:
+    assert not platform.boot_id().startswith("process")
+
+
+def test_name_in_another_case_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS and Windows, `readme` is `README`."""
+    writer = TreeWriter(tmp_path)
+    writer.open_file("README", 0o644)
+    writer.close_file(0)
+    if not (tmp_path / "readme").exists():  # a case-sensitive disk: simulated by a refusal
+
+        def refuse(*_: object) -> int:
+            raise FileExistsError(errno.EEXIST, "File exists")
+
+        monkeypatch.setattr("async_bento.transfer.tar.writer.os.open", refuse)
+    with pytest.raises(BentoError, match="differs only in case or in its Unicode form"):
+        writer.open_file("readme", 0o644)

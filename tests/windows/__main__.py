@@ -1,0 +1,133 @@
+"""Run the suite on a Windows Python under Wine: `python -m tests.windows DIRECTORY [--package NAME]... [-- PYTEST...]`.
+
+Each test file runs in a process of its own, since Wine now and then loses the completion of an operation, and what
+hangs then must not end the others. A file that hangs is run once more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.windows.outcomes import FILE
+from tests.windows.wine import WindowsPython, make_python, windows_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT = Path(__file__).parents[2]
+LONGEST = 1200.0  # seconds for a file
+SELECTION = "not long and not proxies and not pages and not interop and not notebook and not s3 and not postgres"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path, help="where the Windows Python is made")
+    parser.add_argument("--package", action="append", default=[], help="a package that the tests need")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="test files at a time")
+    parser.add_argument("--reasons", action="store_true", help="print why tests were skipped")
+    parser.add_argument("tests", nargs="*", help="files, directories and options of pytest")
+    options = parser.parse_intermixed_args()
+    python = make_python(options.directory.absolute(), options.package)
+    paths = [argument for argument in options.tests if Path(argument.partition("::")[0]).exists()]
+    more = [argument for argument in options.tests if argument not in paths]
+    with python.started(), ThreadPoolExecutor(options.processes) as threads:
+        jobs = [threads.submit(run, python, path, more) for path in test_files(paths or ["tests"])]
+        outcomes: list[tuple[str, str, str]] = []
+        for job in jobs:
+            path, found = job.result()
+            counts = Counter(outcome for _, outcome, _ in found)
+            print(
+                f"{path:55}", ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())), flush=True
+            )
+            outcomes += found
+    return report(outcomes, options.reasons)
+
+
+def test_files(paths: Sequence[str]) -> list[str]:
+    """The test files below paths, the largest first; a path with a test stays as it is."""
+    found: list[str] = []
+    for path in paths:
+        found += [str(file) for file in Path(path).rglob("test_*.py")] if Path(path).is_dir() else [path]
+    left_out = (Path("tests/docs"), Path("tests/corpus"))
+    found = [path for path in found if not any(Path(path).is_relative_to(each) for each in left_out)]
+    return sorted(found, key=lambda path: -Path(path.partition("::")[0]).stat().st_size)
+
+
+def run(python: WindowsPython, path: str, arguments: Sequence[str]) -> tuple[str, list[tuple[str, str, str]]]:
+    """Run one file; return its path, and the name, the outcome and the reason of each test."""
+    found = attempt(python, path, arguments)
+    if any(outcome == "hung" for _, outcome, _ in found):
+        found = attempt(python, path, arguments)
+    return path, found
+
+
+def attempt(python: WindowsPython, path: str, arguments: Sequence[str]) -> list[tuple[str, str, str]]:
+    name = path.replace("/", "+").replace("::", "+")
+    results = python.directory / "outcomes" / f"{name}.jsonl"
+    results.parent.mkdir(exist_ok=True)
+    results.unlink(missing_ok=True)
+    plugins = ["-p", "tests.windows.links", "-p", "tests.windows.outcomes", "-p", "no:cacheprovider"]
+    options = ["-q", "-m", SELECTION, *plugins, *arguments]
+    environment = {
+        FILE: windows_path(results),
+        "PYTHONPATH": windows_path(ROOT),
+        "PYTHONPYCACHEPREFIX": windows_path(python.directory / "bytecode"),
+    }
+    log = ""
+    try:
+        done = python.run(
+            "-m",
+            "pytest",
+            *options,
+            path,
+            env=environment,
+            cwd=ROOT,
+            check=False,
+            timeout=LONGEST,
+            errors="replace",
+            stderr=subprocess.STDOUT,
+            capture_output=False,
+            stdout=subprocess.PIPE,
+        )
+        log, code = done.stdout, done.returncode
+    except subprocess.TimeoutExpired as error:
+        log, code = (error.stdout or b"").decode(errors="replace"), -1
+    results.with_suffix(".log").write_text(log)
+    outcomes: dict[str, tuple[str, str]] = {}
+    if results.exists():
+        for line in results.read_text(encoding="utf-8").splitlines():
+            test, outcome, reason = json.loads(line)
+            if outcomes.get(test, ("running", ""))[0] != "failed":
+                outcomes[test] = outcome, reason
+    found = [
+        (test, "hung" if outcome == "running" else outcome, reason) for test, (outcome, reason) in outcomes.items()
+    ]
+    if code not in {0, 1, 5} and not any(outcome in {"failed", "hung"} for _, outcome, _ in found):
+        found.append((path, "failed", f"pytest ended with {code}:\n{log[-2000:]}"))
+    return found
+
+
+def report(outcomes: Sequence[tuple[str, str, str]], reasons: bool) -> int:
+    counts = Counter(outcome for _, outcome, _ in outcomes)
+    if reasons:
+        skipped = Counter(reason for _, outcome, reason in outcomes if outcome == "skipped")
+        for reason, count in skipped.most_common():
+            print(f"{count:5} skipped: {reason.removeprefix('Skipped: ')}")
+    for test, outcome, reason in outcomes:
+        if outcome in {"failed", "hung"}:
+            last = next((line for line in reversed(reason.splitlines()) if line.startswith("E ")), reason[-200:])
+            print(f"{outcome.upper()} {test}: {last.strip()[:200]}")
+    print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
+    return 1 if counts["failed"] or counts["hung"] or not outcomes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""A pytest plugin: append the outcome of each test to a file, which stays when the process is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+FILE = "TEST_OUTCOMES"
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    _append(nodeid, "running", "")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or not report.passed:
+        reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else report.longreprtext
+        _append(report.nodeid, report.outcome, reason)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if not report.passed:
+        _append(report.nodeid, "failed", report.longreprtext)
+
+
+def _append(test: str, outcome: str, reason: str) -> None:
+    with open(os.environ[FILE], "a", encoding="utf-8") as file:  # noqa: PTH123 - tests replace methods of Path
+        file.write(json.dumps([test, outcome, reason]) + "\n")
