@@ -96,7 +96,7 @@ def types(session: nox.Session) -> None:
 
 
 # Of every session that runs the whole suite; `docs` runs its own tests.
-SUITE = ["-m", "not long and not proxies and not pages", "--ignore=tests/docs"]
+SUITE = ["-m", "not long and not proxies and not pages and not windows", "--ignore=tests/docs"]
 
 
 @nox.session(python=PYTHONS)
@@ -190,6 +190,8 @@ def windows(session: nox.Session) -> None:
     arguments = [f"--package={package}" for package in packages]
     directory = str(Path(session.virtualenv.location, "windows"))
     session.run("python", "-m", "tests.windows", directory, *arguments, *session.posargs)
+    if not session.posargs:
+        session.run("pytest", "-m", "windows", "tests/windows", env={"WINDOWS_PYTHON": directory})
 
 
 @nox.session(default=False)

@@ -80,9 +80,9 @@ def contents(directory: Path) -> dict[str, bytes | str | None]:
     """Every path below a directory: a file's bytes, a link's target, None for a directory."""
     found: dict[str, bytes | str | None] = {}
     for path in sorted(directory.rglob("*")):
-        name = str(path.relative_to(directory))
+        name = path.relative_to(directory).as_posix()
         if path.is_symlink():
-            found[name] = str(path.readlink())
+            found[name] = path.readlink().as_posix()
         else:
             found[name] = path.read_bytes() if path.is_file() else None
     return found
@@ -94,4 +94,4 @@ def left_in_scratch(home: Path, *, kept: bool = True) -> list[str]:
     if not tmp.is_dir():
         return []
     others = ("async-bento-lock-",) if kept else ("async-bento-lock-", "async-bento-kept-")
-    return [name for path in tmp.rglob("*") if not (name := str(path.relative_to(tmp))).startswith(others)]
+    return [name for path in tmp.rglob("*") if not (name := path.relative_to(tmp).as_posix()).startswith(others)]

@@ -236,7 +236,7 @@ if sys.platform == "win32":
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError as error:
-            if error.errno in {errno.EACCES, errno.EDEADLK}:
+            if error.errno in {errno.EACCES, errno.EDEADLK, 0}:  # 0 from Wine
                 return False
             raise
         return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -268,6 +267,8 @@ def test_registry_serve_shows_first_token_on_a_terminal_once(tmp_path: Path) -> 
     ]
     shown = []
     for _ in range(2):
+        import pty
+
         ours, theirs = pty.openpty()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
             os.close(theirs)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import fcntl
 import json
 import os
-import pty
 import signal
 import struct
 import sys
-import termios
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -80,6 +77,10 @@ async def on_terminal(
     *arguments: str, columns: int = 80, program: Sequence[str] = COMMAND, **environment: str
 ) -> AsyncIterator[Terminal]:
     """Run the command, or another program, on a terminal of 24 lines."""
+    import fcntl
+    import pty
+    import termios
+
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     try:

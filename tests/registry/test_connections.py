@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import resource
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -45,6 +44,8 @@ asyncio.run(main())
 
 @pytest.fixture
 def many_descriptors() -> Iterator[None]:
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.platforms import IS_ROOT
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ALICE, BOB, TEAM = 12001, 12002, 12100
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root acts as several users")
+needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root acts as several users")
 
 
 def mount(monkeypatch: pytest.MonkeyPatch, directory: Path, errno: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import logging
 import os
@@ -120,6 +119,8 @@ def warned(caplog):
 
 
 def refuse_locks(monkeypatch, number):
+    import fcntl
+
     def refuse(_, operation):
         if operation != fcntl.LOCK_UN:  # the registry releases locks of its own when it ends
             raise OSError(number, os.strerror(number))

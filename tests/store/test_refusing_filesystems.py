@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import BentoAPI, Config
+from async_bento import BentoAPI, Config, Limits, UnsafeArchiveError
 from async_bento.store.store import BentoStore
+from async_bento.transfer.tar.writer import TreeWriter
 from tests.builders import KiB, contents, left_in_scratch, make_bento, random_bytes
 from tests.store.real_places import outcome, refuse
 from tests.store.stores import fill, put, staging_of
@@ -68,18 +69,44 @@ def test_pull_without_symlinks_copies_targets(bento, there, monkeypatch, number,
     copied = {"a-link": b"pass", "z-link": b"pass"}
     assert contents(there / "bentos" / "svc" / "v1") == contents(bento) | copied
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert "has no symbolic links: 2 links are replaced by copies of their targets" in warning
+    assert ": 2 links are replaced by copies of their targets" in warning
 
 
-@pytest.mark.parametrize("target", ["src", "nowhere"])
+def test_pull_without_symlinks_copies_directories(served: LocalRegistry, home, there, monkeypatch):
+    bento = make_bento(home, files={"src/a/b.py": b"b", "other/file": b"x"})
+    (bento / "src" / "to-file").symlink_to("../other/file")  # first what the other links lead to
+    (bento / "a-link").symlink_to("src")
+    (bento / "other" / "to-link").symlink_to("../a-link/a")
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+    refuse(monkeypatch, errno.EPERM, "symlink")
+    assert pull(there) == "svc:v1"
+    found = contents(there / "bentos" / "svc" / "v1")
+    assert found["a-link/to-file"] == found["src/to-file"] == b"x"
+    assert found["a-link/a/b.py"] == found["other/to-link/b.py"] == b"b"
+
+
+def test_pull_copies_of_directories_are_limited(tmp_path):
+    """Each directory holds two links to the one before: their copies would be 2^40 empty directories."""
+    writer = TreeWriter(tmp_path, Limits(members=1000))
+    for number in range(40):
+        writer.add_directory(f"d{number}", 0)
+        for side in "ab" if number else "":
+            writer.add_symlink(f"d{number}/{side}", f"../d{number - 1}", 0)
+    with pytest.raises(UnsafeArchiveError, match=r"Limits\.members"):
+        writer._copy_targets({**writer.symlinks}, lambda _: None)
+    assert len([*tmp_path.rglob("*")]) <= 1040
+
+
+@pytest.mark.parametrize("target", [".", "nowhere"])
 def test_pull_without_symlinks_names_other_links(served: LocalRegistry, home, there, monkeypatch, target):
     (make_bento(home, files=FILES) / "loop").symlink_to(target)
     with BentoAPI(progress=False) as api:
         api.push("svc:v1")
     refuse(monkeypatch, errno.EPERM, "symlink")
     found = str(pull(there))
-    assert found.startswith("StoreError: cannot pull svc:v1: cannot extract loop: the filesystem of ")
-    assert f"has no symbolic links, and the target {target} is not a file that can be copied." in found
+    assert found.startswith("StoreError: cannot pull svc:v1: cannot extract loop: no symbolic links can be made in ")
+    assert f", and the target {target} cannot be copied. Move the store" in found
     assert left_in_scratch(there) == []
 
 

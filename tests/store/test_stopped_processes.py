@@ -183,6 +183,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.posix("fork")
 def test_forked_child_does_not_hold_locks_on(store):
     with spawn(FORKER) as process:
         child = int(process.stdout.readline())
@@ -204,6 +205,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.posix("fork")
 def test_forked_child_of_killed_process_holds_no_lock(store):
     with spawn(KILLED_PARENT) as process:
         child = int(process.stdout.readline())
@@ -231,6 +233,7 @@ print(staged.exists(), flush=True)
 """
 
 
+@pytest.mark.posix("fork")
 def test_forked_child_that_ends_keeps_directory_of_parent(store):
     with spawn(ENDING_CHILD) as process:
         assert process.stdout.readline() == "True\n"

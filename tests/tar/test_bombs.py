@@ -289,6 +289,7 @@ FLOODS: dict[str, Callable[[int], bytes]] = {
 }
 
 
+@pytest.mark.posix("links without a privilege")
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
 def test_extract_flood_takes_linear_steps(tmp_path: Path, flood: Callable[[int], bytes]) -> None:
     def steps(number: int) -> int:

@@ -9,7 +9,6 @@ import io
 import lzma
 import os
 import random
-import resource
 import shutil
 import stat
 import sys
@@ -25,6 +24,7 @@ from async_bento.config import Limits, MiB
 from async_bento.errors import ArchiveError, StoreError, UnsafeArchiveError
 from async_bento.transfer.tar.extract import Extractor
 from async_bento.transfer.tar.safety import check_links, member_path
+from tests.platforms import IS_ROOT
 from tests.tar.tars import END, block, directory, extract, forge, hard_link, pax, record, symlink
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def there(tmp_path: Path) -> Path:
 @pytest.fixture
 def ordinary_user() -> Iterator[Path]:
     """A directory of someone for whom permissions count, and be that someone: root writes everywhere."""
-    if os.geteuid() != 0:
+    if not IS_ROOT:
         with tempfile.TemporaryDirectory() as directory:
             yield Path(directory)
         return
@@ -70,6 +70,7 @@ def target(link: Path) -> str:
 # What comes back
 
 
+@pytest.mark.posix("links and file modes")
 def test_extract_restores_contents_modes_times_links(there: Path) -> None:
     content = random_bytes(3000)
     extractor = extract(
@@ -132,6 +133,7 @@ def test_extract_every_tarfile_format(there: Path, fmt: int) -> None:
     assert (there / name).read_bytes() == b"x"
 
 
+@pytest.mark.posix("links without a privilege")
 @pytest.mark.parametrize("fmt", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_extract_long_and_unicode_names(there: Path, fmt: int) -> None:
     name = "/".join(["grüße" * 20] * 4)
@@ -146,6 +148,7 @@ def test_extract_old_file_types(there: Path) -> None:
     assert (there / "a").read_bytes() + (there / "c").read_bytes() == b"ac"
 
 
+@pytest.mark.posix("times of a nanosecond")
 def test_header_pax_records_override(there: Path) -> None:
     records = record("path", "./real") + record("mtime", "1234.5678901239") + record("comment", "ignored\0")
     data = pax(record("size", "700")) + pax(records) + block("fake", content=b"")
@@ -155,6 +158,7 @@ def test_header_pax_records_override(there: Path) -> None:
     assert names(there) == ["next", "real"]
 
 
+@pytest.mark.posix("links without a privilege")
 def test_header_pax_linkpath_overrides(there: Path) -> None:
     extract(pax(record("linkpath", "real")) + symlink("link", "fake") + END, there)
     assert target(there / "link") == "real"
@@ -165,6 +169,7 @@ def test_header_pax_empty_record_ignored(there: Path) -> None:
     assert (there / "a").read_bytes() == b"x"
 
 
+@pytest.mark.posix("times of a nanosecond")
 @pytest.mark.parametrize("given", ["-1.5", "-0", "0.000000001", "4102444800"])
 def test_extract_times_negative_and_fractional(there: Path, given: str) -> None:
     extract(pax(record("mtime", given)) + block("a") + END, there)
@@ -188,6 +193,7 @@ def test_extract_name_not_utf8_kept(there: Path) -> None:
     assert names(there) == ["caf\udce9"]
 
 
+@pytest.mark.posix("file modes")
 def test_extract_hard_link_unsupported_copied(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, original: Path) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -200,6 +206,7 @@ def test_extract_hard_link_unsupported_copied(there: Path, monkeypatch: pytest.M
     assert extractor.bytes_written == 1400
 
 
+@pytest.mark.posix("links without a privilege")
 def test_symlink_dangling_or_through_others_kept(there: Path) -> None:
     extract(
         directory("a/b") + symlink("a/b/top", "../..") + symlink("x", "a/b/top/a/b/../b") + symlink("y", "a/z") + END,
@@ -289,6 +296,8 @@ def test_extract_plain_with_bzip2_like_name(there: Path) -> None:
 
 
 def test_extract_disk_full_names_member(there: Path) -> None:
+    import resource
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MiB, before[1]))
     try:
@@ -301,6 +310,7 @@ def test_extract_disk_full_names_member(there: Path) -> None:
     assert isinstance(raised.value.__cause__, OSError)
 
 
+@pytest.mark.posix("file modes")
 def test_extract_permission_denied_names_member(ordinary_user: Path) -> None:
     there = ordinary_user / "there"
     there.mkdir(mode=0o500)
@@ -308,6 +318,7 @@ def test_extract_permission_denied_names_member(ordinary_user: Path) -> None:
         extract(block("src/a") + END, there)
 
 
+@pytest.mark.posix("words of POSIX in errors")
 def test_extract_destination_missing_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"nowhere: No such file"):
         Extractor(tmp_path / "nowhere")

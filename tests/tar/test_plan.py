@@ -25,6 +25,7 @@ from async_bento.errors import ArchiveError, SourceChangedError, TransferError, 
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.reader import AsyncTarReader, TarReader
 from async_bento.transfer.tar.safety import DEFAULT_LIMITS
+from tests.platforms import IS_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
@@ -50,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def ordinary_user() -> Iterator[Path]:
     """A directory of someone for whom permissions count, and be that someone: root reads everything."""
-    if os.geteuid() != 0:
+    if not IS_ROOT:
         with tempfile.TemporaryDirectory() as directory:
             yield Path(directory)
         return
@@ -156,6 +157,7 @@ async def test_plan_member_names_equal_bentoml(root: Path, threads: Threads) -> 
     assert names == [b"./", b"./bento.yaml", b"./src/", b"./src/a.py"]
 
 
+@pytest.mark.posix("file modes")
 async def test_plan_exclude_applies_at_top_only(root: Path, threads: Threads) -> None:
     for directory in ("models", "models/iris", "src", "src/models", "models-too"):
         (root / directory).mkdir()
@@ -199,6 +201,7 @@ def test_plan_memory_per_member_bounded(root: Path) -> None:
     assert held / plan.members < 400
 
 
+@pytest.mark.posix("file modes")
 async def test_plan_file_over_8_gib_has_pax_header(root: Path, threads: Threads) -> None:
     with (root / "huge").open("wb") as file:
         file.truncate(9 * GiB)
@@ -305,6 +308,7 @@ async def test_plan_bentoml_restores_contents(root: Path, tmp_path: Path, thread
     assert contents(restored) == contents(root)
 
 
+@pytest.mark.posix("words of POSIX in errors")
 def test_plan_root_missing_named(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"nothing-here: No such file"):
         TarPlan.scan(tmp_path / "nothing-here")
@@ -333,7 +337,7 @@ def test_plan_socket_or_fifo_named(root: Path, make: Callable[[Path], None], mon
         TarPlan.scan(root)
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs mknod")
+@pytest.mark.skipif(not IS_ROOT or sys.platform != "linux", reason="needs mknod")
 def test_plan_device_named(root: Path) -> None:
     try:
         os.mknod(root / "null", 0o20666, os.makedev(1, 3))
@@ -343,6 +347,7 @@ def test_plan_device_named(root: Path) -> None:
         TarPlan.scan(root)
 
 
+@pytest.mark.posix("file modes")
 def test_plan_unreadable_file_named(ordinary_user: Path) -> None:
     (ordinary_user / "secret").write_bytes(b"x")
     (ordinary_user / "secret").chmod(0)
@@ -350,6 +355,7 @@ def test_plan_unreadable_file_named(ordinary_user: Path) -> None:
         TarPlan.scan(ordinary_user)
 
 
+@pytest.mark.posix("file modes")
 def test_plan_unreadable_directory_named(ordinary_user: Path) -> None:
     (ordinary_user / "secret").mkdir(mode=0)
     with pytest.raises(ArchiveError, match=r"/secret: Permission denied"):
@@ -385,6 +391,7 @@ def test_plan_symlinks_inside_kept(root: Path) -> None:
     assert TarPlan.scan(root).members == 6
 
 
+@pytest.mark.posix("control characters or colons in names")
 @pytest.mark.parametrize("name", ["new\nline", "esc\x1b[31m", "del\x7f", "C:\\x"])
 def test_plan_unpullable_name_named(root: Path, name: str) -> None:
     (root / name).touch()
@@ -480,6 +487,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.posix("time of the last change of a file")
 @pytest.mark.parametrize("size", [5000, 500_000], ids=["small", "large"])
 @pytest.mark.parametrize("change", CHANGES)
 async def test_plan_read_file_changed_since_named(
@@ -613,6 +621,7 @@ async def test_plan_read_empty_file_grown_raises(root: Path, threads: Threads, c
         await read(plan, threads)
 
 
+@pytest.mark.posix("time of the last change of a file")
 @pytest.mark.parametrize("change", [write_more, write_less, write_again])
 async def test_plan_read_file_changing_raises(root: Path, threads: Threads, change: Callable[[Path], None]) -> None:
     path = root / "model.bin"
@@ -648,6 +657,7 @@ async def test_plan_read_small_file_changing_raises(
         await read(plan, threads)
 
 
+@pytest.mark.posix("time of the last change of a file")
 async def test_plan_read_range_within_changed_file_raises(root: Path, threads: Threads) -> None:
     path = root / "model.bin"
     path.write_bytes(random_bytes(10_000))
@@ -659,6 +669,7 @@ async def test_plan_read_range_within_changed_file_raises(root: Path, threads: T
         await anext(chunks)
 
 
+@pytest.mark.posix("file modes")
 @pytest.mark.parametrize("io_chunk", [1000, MiB], ids=["large", "small"])
 async def test_plan_read_unreadable_file_named(ordinary_user: Path, threads: Threads, io_chunk: int) -> None:
     (ordinary_user / "model.bin").write_bytes(bytes(5000))

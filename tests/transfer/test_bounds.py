@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import time
 from contextlib import AsyncExitStack, suppress
@@ -15,6 +14,7 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from async_bento import Config, PartError, RestApiClient, StalledError
+from async_bento._core import platform
 from async_bento._core.concurrency import ByteBudget, Threads
 from async_bento.progress.events import Progress
 from async_bento.transfer import body, http, upload as upload_module
@@ -320,11 +320,7 @@ async def test_upload_slow_where_system_tells_nothing_is_no_stall(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel soon holds all bytes, and the system does not tell how many of them have arrived."""
-
-    def refuse_request(*_: object) -> None:
-        raise OSError(25, "Inappropriate ioctl for device")
-
-    monkeypatch.setattr(fcntl, "ioctl", refuse_request)
+    monkeypatch.setattr(platform, "unacknowledged", lambda _: None)
     make_model(home, files={"weights": random_bytes(3 * MiB)})
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, read_slowly(MiB, 3 * MiB))

@@ -61,9 +61,12 @@ class WindowsPython:
         self, *arguments: str, env: dict[str, str] | None = None, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run it to its end; its streams are pipes, since it does not start with those that are files."""
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.run(
-            self.command(*arguments), env=self.environment | (env or {}), check=check, text=True, **(streams | options)
+            self.command(*arguments),
+            env=self.environment | (env or {}),
+            check=check,
+            **({"text": True} | streams | options),
         )
 
     @contextmanager

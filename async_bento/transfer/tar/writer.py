@@ -10,19 +10,20 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import posixpath
 import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from async_bento._core import platform
-from async_bento._core.files import UNSUPPORTED, copy_file, new_file_mode, set_times
+from async_bento._core.files import UNSUPPORTED, copy_file, copy_tree, new_file_mode, set_times
 from async_bento.config import MiB
 from async_bento.errors import StoreError, UnsafeArchiveError
 from async_bento.transfer.tar.checkpoint import Symlink
 from async_bento.transfer.tar.safety import DEFAULT_LIMITS, check_links, names_memory, over_limit, quoted, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from async_bento.config import Limits
@@ -37,6 +38,9 @@ _NO_HARD_LINKS = UNSUPPORTED | {errno.EMLINK, errno.EXDEV}
 _NO_SYMLINKS = UNSUPPORTED - {errno.EACCES}
 _SETS_SYMLINK_TIMES = os.utime in os.supports_follow_symlinks
 _SETS_TIMES_OF_OPEN_FILES = os.utime in os.supports_fd
+_LINK_REMEDY = (
+    "Turn on the developer mode of Windows." if platform.IS_WINDOWS else "Move the store to another filesystem."
+)
 _WRITE_BACK_SIZE = 32 * MiB  # content of a file between two requests to write it back
 
 
@@ -59,6 +63,7 @@ class TreeWriter:
         self._names_size = 0
         self._descriptor: int | None = None
         self._not_written_back = 0
+        self._copied = 0
         try:
             if checkpoint is not None:
                 self._restore(checkpoint)
@@ -174,8 +179,8 @@ class TreeWriter:
     def finish(self, before_copy: Callable[[int], None]) -> None:
         """Make the symlinks, all or none, and set the directories' times, deepest first.
 
-        Where the filesystem has no symlinks, each is replaced by a copy of the file that it leads to; `before_copy` is
-        that of `add_hard_link`.
+        Where the filesystem has no symlinks, or this user may make none, each is replaced by a copy of the file or the
+        directory that it leads to; `before_copy` is that of `add_hard_link`.
         """
         check_links({path: link.target for path, link in self.symlinks.items()}, self.directories, self._limits)
         pending = {**self.symlinks}
@@ -203,25 +208,35 @@ class TreeWriter:
         platform.make_link(self._root / path, target, is_directory=_target_path(path, target) in self.directories)
 
     def _copy_targets(self, links: dict[str, Symlink], before_copy: Callable[[int], None]) -> None:
-        """Copy the files that symlinks lead to, those that lead to another link after that link."""
+        """Copy what symlinks lead to, each after the links on its way and in its target."""
         logger.warning(
-            "the filesystem of %s has no symbolic links: %d links are replaced by copies of their targets",
+            "no symbolic links can be made in %s: %d links are replaced by copies of their targets",
             self._root,
             len(links),
         )
         while links:
-            ready = [path for path, link in links.items() if _target_path(path, link.target) not in links]
+            ready = _copied_next(links)
             for path in ready or links:
                 self.current = path
                 source = self._root / _target_path(path, links[path].target)
-                if not ready or not source.is_file():
+                if not ready or not source.exists():
                     raise StoreError(
-                        f"cannot extract {path}: the filesystem of {self._root} has no symbolic links, and the target "
-                        f"{links[path].target} is not a file that can be copied. Move the store to another filesystem."
+                        f"cannot extract {path}: no symbolic links can be made in {self._root}, and the target "
+                        f"{links[path].target} cannot be copied. {_LINK_REMEDY}"
                     )
-                before_copy(source.stat().st_size)
-                copy_file(source, self._root / path)
+                self._copy(source, path, before_copy)
                 del links[path]
+
+    def _copy(self, source: Path, path: str, before_copy: Callable[[int], None]) -> None:
+        copied = [source, *source.rglob("*")]
+        self._copied += len(copied)
+        if self._copied > self._limits.members:  # directories of links to directories grow exponentially
+            raise over_limit(path, f"the copies of link targets have more than {self._limits.members} files", "members")
+        before_copy(sum(each.stat().st_size for each in copied if each.is_file()))
+        try:
+            (copy_tree if source.is_dir() else copy_file)(source, self._root / path)
+        except FileExistsError as error:
+            raise self._duplicate(path) from error
 
     def abort(self) -> None:
         """Close the open file, if any."""
@@ -294,6 +309,22 @@ class TreeWriter:
         return platform.path_below(self._prefix, path)  # to make a Path costs as much as to write a small file
 
 
+def _copied_next(links: Mapping[str, Symlink]) -> list[str]:
+    """The symlinks that lead to what has no link on its way or in it."""
+    holders = {parent for path in links for parent in _parents(path)}  # copied once the links in them are
+    return [
+        path
+        for path, link in links.items()
+        if (leads_to := _target_path(path, link.target)) not in holders
+        and not any(each in links for each in (leads_to, *_parents(leads_to)))
+    ]
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(len(parts))]
+
+
 def _target_path(path: str, target: str) -> str:
     """Where a symlink leads, by its text."""
-    return os.path.normpath(f"{os.path.dirname(path)}/{target}").lstrip("/")  # noqa: PTH120 - a path in a tar
+    return posixpath.normpath(f"{posixpath.dirname(path)}/{target}").lstrip("/")

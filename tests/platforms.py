@@ -1,0 +1,67 @@
+"""What a system lacks that a test needs: the test is skipped there, and the reason names what is missing.
+
+A mark names what cannot be seen from the test's code: `@pytest.mark.posix("file modes")`. A test that itself calls a
+function that Python lacks on Windows, or makes a link without the privilege, needs no mark.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+TESTS = Path(__file__).parent
+IS_WINDOWS = sys.platform == "win32"
+IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+NO_PRIVILEGE = 1314  # ERROR_PRIVILEGE_NOT_HELD
+
+_MISSING = re.compile(
+    r"module '(os|signal|socket|time)' has no attribute '(\w+)'|No module named '(fcntl|pty|pwd|resource|termios)'"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip on Windows what is marked `posix`."""
+    if IS_WINDOWS:
+        for item in items:
+            for mark in item.iter_markers("posix"):
+                item.add_marker(pytest.mark.skip(reason=f"Windows has no {mark.args[0]}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report a test as skipped if it, and not the package, needs what Windows lacks."""
+    report = yield
+    if IS_WINDOWS and report.failed and call.excinfo is not None and (reason := missing(call.excinfo)):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {reason}")
+    return report
+
+
+def missing(raised: pytest.ExceptionInfo[BaseException]) -> str | None:
+    """What a test lacks on Windows; None if the error is another, or the package has raised it."""
+    ours = [
+        entry.path
+        for entry in raised.traceback
+        if "site-packages" not in str(entry.path) and _is_of_project(entry.path)
+    ]
+    if not ours or not Path(ours[-1]).is_relative_to(TESTS):
+        return None
+    if getattr(raised.value, "winerror", None) == NO_PRIVILEGE:
+        return "links need a privilege"
+    if isinstance(raised.value, (AttributeError, ImportError)) and (found := _MISSING.search(str(raised.value))):
+        return f"Windows has no {'.'.join(name for name in found.groups() if name)}"
+    return None
+
+
+def _is_of_project(path: os.PathLike[str] | str) -> bool:
+    return Path(path).is_relative_to(TESTS.parent)
