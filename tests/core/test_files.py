@@ -35,6 +35,7 @@ def test_atomic_write_replaces_the_content(tmp_path: Path, data: bytes | str, te
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "elsewhere", path]
 
 
+@pytest.mark.posix("file modes")
 @pytest.mark.parametrize(("mode", "expected"), [(None, 0o600), (0o666, 0o640)])
 def test_atomic_write_mode_follows_the_umask(tmp_path: Path, mode: int | None, expected: int) -> None:
     path = tmp_path / "file"
@@ -103,6 +104,7 @@ def test_fsync_path_unsupported_is_no_error(tmp_path: Path, monkeypatch: pytest.
     fsync_path(tmp_path)
 
 
+@pytest.mark.posix("sync of a directory")
 def test_fsync_path_failed_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")

@@ -213,18 +213,21 @@ def test_html_record_shows_the_reason_of_a_failure_only(status: str, shows: bool
     assert ("cancelled" in one._repr_html_()) is shows
 
 
+@pytest.mark.posix("angle brackets in names")
 def test_html_values_are_escaped(tmp_path: Path) -> None:
     for text in shown(tmp_path):
         cells = "".join(cell for row in Page(text).rows for cell in row)
         assert "<script>alert('&')</script>" in cells
 
 
+@pytest.mark.posix("angle brackets in names")
 def test_html_shows_no_secret(tmp_path: Path) -> None:
     for text in shown(tmp_path):
         assert "5ec4e7" not in text
         assert "storage.example.com" not in text
 
 
+@pytest.mark.posix("angle brackets in names")
 def test_html_sets_no_colour(tmp_path: Path) -> None:
     for text in shown(tmp_path):
         assert set(re.findall(r'style="([^"]*)"', text)) == {"text-align: left; vertical-align: top"}

@@ -125,6 +125,7 @@ def test_commit_without_syncfs_syncs_each_file(store, synced, monkeypatch, numbe
     assert sorted(before) == sorted(["bento.yaml", "text", "item", *deep, "sub", "bentos"])
 
 
+@pytest.mark.posix("sync of a directory")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_commit_failed_sync_keeps_old_item(store, monkeypatch, number):
     def refuse(_):
@@ -140,6 +141,7 @@ def test_commit_failed_sync_keeps_old_item(store, monkeypatch, number):
     assert staging_of(store) == []
 
 
+@pytest.mark.posix("sync of a directory")
 def test_delete_syncs_before_removing_files(store, synced):
     put(store, "iris:v1")
     put(store, "iris:v2")
@@ -200,6 +202,7 @@ def test_commit_without_version_raises(store, tag):
         store.commit(staged, tag)
 
 
+@pytest.mark.posix("words of POSIX in errors")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
 def test_commit_disk_error_becomes_store_error(store, monkeypatch, number):
     def fail(self, target):
@@ -214,6 +217,7 @@ def test_commit_disk_error_becomes_store_error(store, monkeypatch, number):
     assert isinstance(caught.value.__cause__, OSError)
 
 
+@pytest.mark.posix("file modes")
 def test_commit_and_delete_read_only_item_succeed(store):
     for replace in (False, True):
         with store.stage() as staged:

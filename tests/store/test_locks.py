@@ -44,6 +44,7 @@ def test_lock_holder_can_commit_and_delete(store):
         store.delete("iris:v1")
 
 
+@pytest.mark.posix("words of POSIX in errors")
 def test_lock_without_directory_raises_store_error(store, home):
     home.mkdir()
     (home / "bentos").touch()

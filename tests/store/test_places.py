@@ -47,6 +47,7 @@ def owned(path: Path, user: int, group: int, mode: int) -> Path:
 # Mounts
 
 
+@pytest.mark.posix("colons in names")
 def test_mounted_store_takes_item_by_rename(store, monkeypatch):
     store.path.mkdir(parents=True)
     mount(monkeypatch, store.path, errno.EXDEV)
@@ -59,6 +60,7 @@ def test_mounted_store_takes_item_by_rename(store, monkeypatch):
     assert [path.name for path in store.path.iterdir()] == [WITHIN]
 
 
+@pytest.mark.posix("colons in names")
 def test_mounted_store_pull_resumes_in_it(store, monkeypatch):
     def half() -> str:
         with store.stage(resume="iris:v1") as staged:
@@ -135,6 +137,7 @@ def test_parent_not_writable_stages_in_store(store, home, monkeypatch):
     assert outcome(lambda: store.delete("iris:v1")) is None
 
 
+@pytest.mark.posix("sticky directories")
 def test_parent_with_sticky_tmp_stages_in_store(store, home):
     """A store right below `/` must not stage in `/tmp`, where the first user would shut out the others."""
     (home / "tmp").mkdir(parents=True)

@@ -48,6 +48,7 @@ def test_stage_with_exception_removes_directory(store):
     assert staging_of(store) == []
 
 
+@pytest.mark.posix("file modes")
 def test_stage_directory_is_private_until_commit(store, home):
     with store.stage() as staged:
         assert staged.parent.parent == home / "tmp"

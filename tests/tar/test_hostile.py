@@ -18,7 +18,7 @@ import pytest
 from async_bento.config import Limits
 from async_bento.errors import UnsafeArchiveError
 from async_bento.transfer.tar.extract import Extractor
-from async_bento.transfer.tar.safety import check_links
+from async_bento.transfer.tar.safety import check_links, member_path
 from tests.tar.property import as_extracted
 from tests.tar.tars import END, block, directory, extract, forge, hard_link, pax, record, symlink
 
@@ -99,6 +99,11 @@ def test_name_in_plain_header_ends_at_nul(surroundings: Surroundings) -> None:
 )
 def test_name_too_long_refused(assert_refused: AssertRefused, name: str, why: str) -> None:
     assert_name_refused(assert_refused, name, why)
+
+
+def test_name_that_is_not_unicode_refused() -> None:
+    with pytest.raises(UnsafeArchiveError, match="is not Unicode"):
+        member_path("a\ud800")
 
 
 def test_name_too_long_cut_in_message(surroundings: Surroundings) -> None:

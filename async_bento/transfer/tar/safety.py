@@ -98,7 +98,10 @@ def _check_path(member: str, path: str, subject: str, limits: Limits) -> None:
     # Elsewhere a backslash and a colon are ordinary characters of a POSIX file name.
     if _DRIVE.match(path):
         raise refused(member, f"{subject} begins with a Windows drive")
-    encoded = path.encode("utf-8", "surrogateescape")
+    try:
+        encoded = path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:  # NTFS can hold such a name
+        raise refused(member, f"{subject} is not Unicode") from error
     if len(encoded) > limits.path:
         raise over_limit(member, f"{subject} is longer than {limits.path} bytes", "path")
     # Counting slashes first spares the split for all but deep paths.
