@@ -47,6 +47,15 @@ def pytest_runtest_makereport(
     return report
 
 
+def link_if_possible(link: Path, target: str) -> None:
+    """Make a symlink, or nothing where Windows lets this user make none: for a test that is about something else."""
+    try:
+        link.symlink_to(target)
+    except OSError as error:
+        if getattr(error, "winerror", None) != NO_PRIVILEGE:
+            raise
+
+
 def missing(raised: pytest.ExceptionInfo[BaseException]) -> str | None:
     """What a test lacks on Windows; None if the error is another, or the package has raised it."""
     ours = [

@@ -104,7 +104,12 @@ def copy_tree(source: Path, target: Path) -> None:
 
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; a FIFO or a device is an OSError, since reading it may never end. Blocks."""
-    descriptor = os.open(path, os.O_RDONLY | platform.OPEN | platform.NONBLOCK)
+    try:
+        descriptor = platform.patiently(os.open, path, os.O_RDONLY | platform.OPEN | platform.NONBLOCK)
+    except PermissionError as error:
+        if path.is_dir():  # which Windows does not open
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from error
+        raise
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(descriptor, "rb")

@@ -97,7 +97,9 @@ def patiently(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 def is_in_use(error: BaseException | None) -> bool:
     """Whether Windows may have refused an operation because another program holds the file."""
-    return getattr(error, "winerror", None) in _IN_USE
+    winerror: int | None = getattr(error, "winerror", None)
+    # `os.open` states no error of Windows.
+    return winerror in _IN_USE or (IS_WINDOWS and winerror is None and isinstance(error, PermissionError))
 
 
 def rename(source: Path, target: Path) -> None:
@@ -128,8 +130,17 @@ def _make_writable(path: Path) -> None:
             path.chmod(stat.S_IWRITE)
 
 
+def long_path(path: Path) -> Path:
+    """Return a path that Windows does not limit to 260 characters, since staged files have long ones."""
+    text = os.path.abspath(path)  # noqa: PTH100 - as text
+    if not IS_WINDOWS or text.startswith("\\\\?\\"):
+        return path
+    return Path(f"\\\\?\\UNC{text[1:]}" if text.startswith("\\\\") else f"\\\\?\\{text}")
+
+
 def remove_directory(path: Path) -> None:
     """Remove a directory and all below it, on Windows also read-only files."""
+    path = long_path(path)
     if not IS_WINDOWS:
         shutil.rmtree(path)
     elif sys.version_info >= (3, 12):

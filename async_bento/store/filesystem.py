@@ -100,6 +100,7 @@ def remove_files(path: Path) -> None:
 
 def sync_tree(path: Path) -> None:
     """Flush a directory and everything below it, so that they survive a power failure."""
+    path = platform.long_path(path)
     directories = [Path(root) for root, _, _ in os.walk(path)]
     files = [Path(root, name) for root, _, names in os.walk(path) for name in names]
     # One syncfs(2) costs a fraction of an fsync per file, since it writes the metadata of all files together.

@@ -8,6 +8,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from async_bento._core import platform
 from async_bento._core.tag import Tag
 from async_bento.errors import InvalidTagError, NotFoundError, StoreError
 from async_bento.store.errors import as_store_error
@@ -45,7 +46,7 @@ class Layout(Generic[ItemT]):
 
     def has_other_versions(self, tag: Tag) -> bool:
         """Whether a name has versions besides that of a tag; as quick for a thousand versions as for two."""
-        with suppress(FileNotFoundError), os.scandir(self.base / tag.name) as entries:
+        with suppress(FileNotFoundError), platform.patiently(os.scandir, self.base / tag.name) as entries:
             return any(entry.is_dir() and entry.name != tag.version and is_tag_part(entry.name) for entry in entries)
         return False
 
@@ -83,7 +84,11 @@ class Layout(Generic[ItemT]):
 
 def list_tag_parts(path: Path) -> list[str]:
     """List the directories that can be part of a tag, sorted: the names in a store, or the versions of a name."""
-    with as_store_error(f"list {path}"), suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
+    with (
+        as_store_error(f"list {path}"),
+        suppress(FileNotFoundError, NotADirectoryError),
+        platform.patiently(os.scandir, path) as entries,
+    ):
         return sorted(entry.name for entry in entries if entry.is_dir() and is_tag_part(entry.name))
     return []
 

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from async_bento import BentoError, StoreError, UnsafeArchiveError
 from async_bento._core import platform
-from async_bento._core.files import atomic_write
+from async_bento._core.files import atomic_write, open_regular
 from async_bento.store.errors import as_store_error
 from async_bento.store.filesystem import remove_tree, sync_tree
 from async_bento.transfer.journal import Journal, JournalEntries, Source
@@ -23,7 +24,6 @@ from async_bento.transfer.tar.writer import TreeWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 EVERY_BYTE = bytes(range(256)) + b"\r\n\n\x1a\r\n"
 
@@ -302,6 +302,41 @@ def test_macos_boot_is_that_of_the_session(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_boot_is_known_to_other_processes() -> None:
     assert not platform.boot_id().startswith("process")
+
+
+def test_windows_paths_are_not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "IS_WINDOWS", True)
+    monkeypatch.setattr(platform.os.path, "abspath", str)
+    for path, expected in [
+        ("C:\\home\\item", "\\\\?\\C:\\home\\item"),
+        ("\\\\host\\share\\item", "\\\\?\\UNC\\host\\share\\item"),
+        ("\\\\?\\C:\\home", "\\\\?\\C:\\home"),
+    ]:
+        assert str(platform.long_path(Path(path))) == expected
+
+
+def test_extract_to_long_path_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows limits paths to 260 characters unless they are written in another way."""
+    used: list[Path] = []
+    long_path = platform.long_path
+    monkeypatch.setattr(platform, "long_path", lambda path: used.append(path) or long_path(path))
+    name = "/".join(["directory" * 5] * 8)
+    writer = TreeWriter(tmp_path)
+    writer.open_file(f"{name}/file", 0o644)
+    writer.close_file(0)
+    sync_tree(tmp_path)
+    remove_tree(tmp_path)
+    assert not tmp_path.exists()
+    assert used.count(tmp_path) >= 3
+
+
+def test_directory_that_windows_does_not_open_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(platform.os, "open", refuse)
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
 
 
 def test_name_in_another_case_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

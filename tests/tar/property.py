@@ -7,14 +7,13 @@ import os
 import shutil
 import stat
 import tarfile
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from async_bento._core.platform import read_link
 from async_bento.errors import ArchiveError, StoreError
 from async_bento.transfer.tar.decompress import MAGIC_SIZE, decompressor_for
-from tests.platforms import IS_WINDOWS
+from tests.platforms import IS_WINDOWS, link_if_possible
 from tests.tar.tars import extract
 
 
@@ -37,8 +36,7 @@ class Surroundings:
         self.found: dict[str, tuple[bytes, bytes | str]] = {}
         (self.canary / "below").mkdir(parents=True)
         (self.canary / "file").write_bytes(b"sings")
-        with suppress(OSError):  # on Windows, links need a privilege
-            (self.canary / "link").symlink_to("file")
+        link_if_possible(self.canary / "link", "file")
         self._before = snapshot(self.canary)
 
     def check(self) -> None:

@@ -36,6 +36,7 @@ from tests.fault_proxy import (
     stop_sending,
     with_headers,
 )
+from tests.platforms import link_if_possible
 from tests.transfer.quiet import nothing_left, round_trips
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def pushed(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> Star
         model = make_model(home, files=files or SMALL)
         if "sub/tool.sh" in (files or SMALL):
             (model / "sub/tool.sh").chmod(0o755)
-            (model / "link").symlink_to("sub/tool.sh")
+            link_if_possible(model / "link", "sub/tool.sh")
         proxy = await start_proxy(transmission)
         await make_client(proxy).models.push("mod:m1")
         proxy.requests.clear()

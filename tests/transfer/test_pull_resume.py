@@ -26,6 +26,7 @@ from async_bento.transfer import resumable_extract
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.eventually import eventually
 from tests.fault_proxy import DOWNLOAD, GET, FaultProxy, Hold, ignore_range, refuse, with_headers
+from tests.platforms import link_if_possible
 from tests.transfer.processes import Client
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
 async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> FaultProxy:
     """A proxy of a registry that has a model."""
     model = make_model(home, files=FILES)
-    (model / "link").symlink_to("weights")
+    link_if_possible(model / "link", "weights")
     (model / "small/1").chmod(0o755)
     proxy = await start_proxy()
     proxy.hides_checksums = True

@@ -789,6 +789,7 @@ async def test_upload_of_file_changed_within_a_part_is_cut_off(
     assert 0 < sum(arrived) < 5 * MiB
 
 
+@pytest.mark.posix("names that are not Unicode")
 async def test_upload_failure_with_undecodable_filename_is_reported(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:

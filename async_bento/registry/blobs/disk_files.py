@@ -271,6 +271,9 @@ class DiskFiles:
     def _remove(self, key: str) -> None:
         directory = self.directory(key)
         shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            with contextlib.suppress(OSError):
+                platform.remove_directory(directory)
         with contextlib.suppress(OSError):  # not empty, or missing
             for _, parent in zip(range(KEY_PATTERN.count("/")), directory.parents, strict=False):
                 parent.rmdir()

@@ -58,7 +58,8 @@ class TreeWriter:
         self.directories: dict[str, int | None] = {"": None}  # times in nanoseconds; None for a mere parent
         self.symlinks: dict[str, Symlink] = {}
         self._root = root
-        self._prefix = os.fspath(root)
+        self._base = platform.long_path(root)
+        self._prefix = os.fspath(self._base)
         self._limits = limits
         self._names_size = 0
         self._descriptor: int | None = None
@@ -73,7 +74,7 @@ class TreeWriter:
             raise StoreError(f"cannot extract into {root}: {error.strerror}") from error
 
     def _check_empty(self) -> None:
-        with os.scandir(self._root) as entries:
+        with os.scandir(self._base) as entries:
             if next(entries, None) is not None:
                 raise StoreError(f"cannot extract into {self._root}: the directory is not empty")
 
@@ -141,7 +142,7 @@ class TreeWriter:
         """
         self._make_parents(path)
         self._check_storable(path, source)
-        link, original = self._root / path, self._root / source
+        link, original = self._base / path, self._base / source
         try:
             status = original.lstat()
         except (FileNotFoundError, NotADirectoryError):
@@ -205,7 +206,7 @@ class TreeWriter:
                 set_times(self._absolute(path), mtime_ns)
 
     def _make_link(self, path: str, target: str) -> None:
-        platform.make_link(self._root / path, target, is_directory=_target_path(path, target) in self.directories)
+        platform.make_link(self._base / path, target, is_directory=_target_path(path, target) in self.directories)
 
     def _copy_targets(self, links: dict[str, Symlink], before_copy: Callable[[int], None]) -> None:
         """Copy what symlinks lead to, each after the links on its way and in its target."""
@@ -218,7 +219,7 @@ class TreeWriter:
             ready = _copied_next(links)
             for path in ready or links:
                 self.current = path
-                source = self._root / _target_path(path, links[path].target)
+                source = self._base / _target_path(path, links[path].target)
                 if not ready or not source.exists():
                     raise StoreError(
                         f"cannot extract {path}: no symbolic links can be made in {self._root}, and the target "
@@ -234,7 +235,7 @@ class TreeWriter:
             raise over_limit(path, f"the copies of link targets have more than {self._limits.members} files", "members")
         before_copy(sum(each.stat().st_size for each in copied if each.is_file()))
         try:
-            (copy_tree if source.is_dir() else copy_file)(source, self._root / path)
+            (copy_tree if source.is_dir() else copy_file)(source, self._base / path)
         except FileExistsError as error:
             raise self._duplicate(path) from error
 
@@ -271,7 +272,7 @@ class TreeWriter:
     def _make_directory(self, path: str) -> None:
         self._count_names(path)
         self._remove_leftover(path)
-        absolute = self._root / path
+        absolute = self._base / path
         try:
             absolute.mkdir()
         except FileExistsError as error:
@@ -283,7 +284,7 @@ class TreeWriter:
     def _remove_leftover(self, path: str) -> None:
         """Remove a file that an interrupted run left; unlink keeps the target of a link, and directories stay."""
         if self.overwrite:
-            absolute = self._root / path
+            absolute = self._base / path
             with suppress(FileNotFoundError):
                 if not stat.S_ISDIR(absolute.lstat().st_mode):
                     platform.remove(absolute)
