@@ -123,6 +123,7 @@ def test_pull_copies_of_links_count_as_content(served: LocalRegistry, home, ther
     assert "the tar has more than 1048576 bytes of content" in found
 
 
+@pytest.mark.posix("sync of a directory")
 def test_commit_of_few_files_leaves_others_unsynced(store, monkeypatch):
     """syncfs(2) waits for whatever other programs write to the same disk."""
     called = []

@@ -145,6 +145,7 @@ def threads() -> Iterator[Threads]:
     threads.executor.shutdown()
 
 
+@pytest.mark.posix("links without a privilege")
 @unhurried
 @given(forest=forests(), seed=seeds)
 def test_round_trip_any_tree_restored(threads: Threads, forest: tuple, seed: int) -> None:

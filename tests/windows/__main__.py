@@ -1,7 +1,7 @@
 """Run the suite on a Windows Python under Wine: `python -m tests.windows DIRECTORY [--package NAME]... [-- PYTEST...]`.
 
 Each test file runs in a process of its own, since Wine now and then loses the completion of an operation, and what
-hangs then must not end the others. A file that hangs is run once more.
+hangs then must not end the others. A test that hangs is run again.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.windows.outcomes import FILE
+from tests.windows.outcomes import FILE, RUNNING
 from tests.windows.wine import WindowsPython, make_python, windows_path
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 1200.0  # seconds for a file
+ATTEMPTS = 3
 SELECTION = "not long and not proxies and not pages and not interop and not notebook and not s3 and not postgres"
 
 
@@ -41,7 +42,7 @@ def main() -> int:
     with python.started(), ThreadPoolExecutor(options.processes) as threads:
         jobs = [threads.submit(run, python, path, more) for path in test_files(paths or ["tests"])]
         outcomes: list[tuple[str, str, str]] = []
-        for job in jobs:
+        for job in as_completed(jobs):
             path, found = job.result()
             counts = Counter(outcome for _, outcome, _ in found)
             print(
@@ -62,57 +63,49 @@ def test_files(paths: Sequence[str]) -> list[str]:
 
 
 def run(python: WindowsPython, path: str, arguments: Sequence[str]) -> tuple[str, list[tuple[str, str, str]]]:
-    """Run one file; return its path, and the name, the outcome and the reason of each test."""
-    found = attempt(python, path, arguments)
-    if any(outcome == "hung" for _, outcome, _ in found):
-        found = attempt(python, path, arguments)
+    """Run one file, and again from a test that hangs; return its path, and name, outcome and reason of each test."""
+    results = python.directory / "outcomes" / f"{path.replace('/', '+').replace('::', '+')}.jsonl"
+    results.parent.mkdir(exist_ok=True)
+    for file in (results, results.with_suffix(".log")):
+        file.unlink(missing_ok=True)
+    for _ in range(ATTEMPTS):
+        code, log = attempt(python, path, arguments, results)
+        found = read_outcomes(results)
+        if not any(outcome == "hung" for _, outcome, _ in found):
+            break
+    if code not in {0, 1, 5} and not any(outcome in {"failed", "hung"} for _, outcome, _ in found):
+        found.append((path, "failed", f"pytest ended with {code}:\n{log[-2000:]}"))
     return path, found
 
 
-def attempt(python: WindowsPython, path: str, arguments: Sequence[str]) -> list[tuple[str, str, str]]:
-    name = path.replace("/", "+").replace("::", "+")
-    results = python.directory / "outcomes" / f"{name}.jsonl"
-    results.parent.mkdir(exist_ok=True)
-    results.unlink(missing_ok=True)
+def attempt(python: WindowsPython, path: str, arguments: Sequence[str], results: Path) -> tuple[int, str]:
+    """Run one file, without the tests that have an outcome; return the exit code and the output."""
     plugins = ["-p", "tests.windows.links", "-p", "tests.windows.outcomes", "-p", "no:cacheprovider"]
-    options = ["-q", "-m", SELECTION, *plugins, *arguments]
     environment = {
         FILE: windows_path(results),
         "PYTHONPATH": windows_path(ROOT),
         "PYTHONPYCACHEPREFIX": windows_path(python.directory / "bytecode"),
     }
-    log = ""
+    command = ["-m", "pytest", "-q", "-m", SELECTION, *plugins, *arguments, path]
+    options = {"stderr": subprocess.STDOUT, "errors": "replace", "cwd": ROOT, "timeout": LONGEST}
     try:
-        done = python.run(
-            "-m",
-            "pytest",
-            *options,
-            path,
-            env=environment,
-            cwd=ROOT,
-            check=False,
-            timeout=LONGEST,
-            errors="replace",
-            stderr=subprocess.STDOUT,
-            capture_output=False,
-            stdout=subprocess.PIPE,
-        )
+        done = python.run(*command, env=environment, check=False, **options)
         log, code = done.stdout, done.returncode
     except subprocess.TimeoutExpired as error:
         log, code = (error.stdout or b"").decode(errors="replace"), -1
-    results.with_suffix(".log").write_text(log)
+    with results.with_suffix(".log").open("a", encoding="utf-8") as file:
+        file.write(log)
+    return code, log
+
+
+def read_outcomes(results: Path) -> list[tuple[str, str, str]]:
     outcomes: dict[str, tuple[str, str]] = {}
     if results.exists():
         for line in results.read_text(encoding="utf-8").splitlines():
             test, outcome, reason = json.loads(line)
-            if outcomes.get(test, ("running", ""))[0] != "failed":
-                outcomes[test] = outcome, reason
-    found = [
-        (test, "hung" if outcome == "running" else outcome, reason) for test, (outcome, reason) in outcomes.items()
-    ]
-    if code not in {0, 1, 5} and not any(outcome in {"failed", "hung"} for _, outcome, _ in found):
-        found.append((path, "failed", f"pytest ended with {code}:\n{log[-2000:]}"))
-    return found
+            if outcomes.get(test, ("",))[0] != "failed":  # a test that failed may have an error of its teardown, too
+                outcomes[test] = "hung" if outcome == RUNNING else outcome, reason
+    return [(test, *outcome) for test, outcome in outcomes.items()]
 
 
 def report(outcomes: Sequence[tuple[str, str, str]], reasons: bool) -> int:

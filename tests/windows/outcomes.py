@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pytest
 
 FILE = "TEST_OUTCOMES"
+RUNNING = "running"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that an earlier process has run to their end."""
+    ended: dict[str, bool] = {}
+    if Path(os.environ[FILE]).exists():
+        for line in Path(os.environ[FILE]).read_text(encoding="utf-8").splitlines():
+            test, outcome, _ = json.loads(line)
+            ended[test] = outcome != RUNNING
+    left_out = [item for item in items if ended.get(item.nodeid)]
+    items[:] = [item for item in items if not ended.get(item.nodeid)]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    _append(nodeid, "running", "")
+    _append(nodeid, RUNNING, "")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
