@@ -67,6 +67,8 @@ def missing(raised: pytest.ExceptionInfo[BaseException]) -> str | None:
         return None
     if getattr(raised.value, "winerror", None) == NO_PRIVILEGE:
         return "links need a privilege"
+    if isinstance(raised.value, ValueError) and "Unsupported signal" in str(raised.value):
+        return "Windows sends no signals to processes"
     if isinstance(raised.value, (AttributeError, ImportError)) and (found := _MISSING.search(str(raised.value))):
         return f"Windows has no {'.'.join(name for name in found.groups() if name)}"
     return None

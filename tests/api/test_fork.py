@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from async_bento.registry.server import LocalRegistry
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.posix("fork")]
 
 APIS = {
     "blocking": """

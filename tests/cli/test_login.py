@@ -137,6 +137,7 @@ def test_login_strips_the_token_of_a_variable(
     assert read_contexts(path).contexts[0].api_token.get_secret_value() == served.api_token
 
 
+@pytest.mark.posix("shell")
 def test_login_without_standard_input_states_a_remedy(path: Path) -> None:
     result = subprocess.run(
         ["sh", "-c", 'exec "$0" -m async_bento login --endpoint https://r.example "$@" <&-', sys.executable],

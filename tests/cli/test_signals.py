@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from async_bento.registry.server import LocalRegistry
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.posix("signals between processes")]
 
 SECONDS = 60
 

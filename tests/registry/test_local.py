@@ -105,6 +105,7 @@ async def test_two_registries_in_one_loop_are_separate(serve: Serve, tmp_path: P
     assert (await two.api("GET", "/bentos", token=one.registry.api_token)).status == 403
 
 
+@pytest.mark.posix("/proc")
 async def test_close_leaves_no_task_thread_or_socket(tmp_path: Path):
     def sockets() -> int:
         return sum(handle.is_symlink() for handle in Path("/proc/self/fd").iterdir())
@@ -135,6 +136,7 @@ def sockets_in_use() -> int:
     return sum(handle.is_socket() for handle in Path("/proc/self/fd").iterdir())
 
 
+@pytest.mark.posix("/proc")
 @pytest.mark.parametrize("steps", range(5))
 async def test_close_while_connections_arrive_closes_all(tmp_path: Path, steps: int):
     before = sockets_in_use()
@@ -148,6 +150,7 @@ async def test_close_while_connections_arrive_closes_all(tmp_path: Path, steps: 
     assert sockets_in_use() == before
 
 
+@pytest.mark.posix("/proc")
 async def test_close_closes_connection_of_client_that_never_reads(caller: Caller):
     await caller.create()
     await caller.upload(bytes(24 * 2**20))  # more than the sockets hold

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tests.fixtures import MakeClient, StartProxy
 
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.posix("/proc")]
 
 DESCRIPTORS = Path("/proc/self/fd")
 
