@@ -181,6 +181,7 @@ print(api.push("svc:v1").skipped)
     assert run_script(script) == "False\n"
 
 
+@pytest.mark.posix("kill that is not an end")
 @pytest.mark.parametrize(
     "interrupt",
     [

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from async_bento.registry.server import LocalRegistry
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.posix("shell, and no users without a home")]
 
 # A user without a passwd entry: what `os.path.expanduser` asks.
 NO_HOME = """
