@@ -144,6 +144,9 @@ class Copies(Stage):
                 self.complain(f"{item} is a success after a copy was {word}, with other bytes: {why}")
             elif word == "done" and found not in known:
                 self.complain(f"a copy was done, and {item} has the record of other bytes: {found.facts}")
+            is_new = found.tree not in [records[item].tree for records in self._stood]
+            if word == "error" and item == self.main and is_new:
+                self.see_answer_lost("copy", item, self._target)
         self._stood.append(there)
 
     async def _see_failure_reported(self) -> None:

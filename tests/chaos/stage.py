@@ -215,9 +215,11 @@ class Stage:
 
     def see_answer_lost(self, direction: str, item: Item, registry: Registry) -> None:
         """See that a call which failed and is a success all the same had asked for it and heard no answer."""
+        requests, record = registry.proxy.requests, f"/{item.kind}s/{item.version}"
+        uploads = [number for number, request in enumerate(requests) if request.path.endswith(f"{record}/upload")]
         asked = [
             request
-            for request in registry.proxy.requests
+            for number, request in enumerate(requests)
             if (
                 request.forwarded
                 and (
@@ -225,8 +227,8 @@ class Stage:
                     or (request.path.endswith("finish_upload") and b"success" in request.body)
                 )
             )
-            # Of a forced push through the registry, which records the success before the record is updated.
-            or (request.method == "PATCH" and request.path.endswith(f"/{item.kind}s/{item.version}"))
+            # What replaces an item through the registry reads and updates the record after the success.
+            or (request.path.endswith(record) and (request.method == "PATCH" or number > max(uploads, default=number)))
         ]
         if all(request.answered and request.status == HTTPStatus.OK for request in asked):
             self.complain(f"a {direction} failed, {item} is a success, and no answer to that was lost")
