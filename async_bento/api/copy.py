@@ -21,7 +21,8 @@ from async_bento.api.push import Prepared, PushResult, count_models
 from async_bento.api.records import get_record, hub_metadata
 from async_bento.errors import ConfigError, NotFoundError, TransferError, with_message
 from async_bento.rest.schemas import UNFINISHED, BentoManifestSchema
-from async_bento.transfer.copy import CopyReads, CopySource, SourceReadError
+from async_bento.transfer.copy import CopyReads, CopySource
+from async_bento.transfer.copy_bodies import SourceReadError
 from async_bento.transfer.download import DownloadSource
 from async_bento.transfer.verify import DamagedPartError, ObjectChangedError
 

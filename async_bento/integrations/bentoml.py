@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["accelerate", "restore"]
 
 _OFF = "ASYNC_BENTO_ACCELERATE"
-_AUTHORIZATION = "X-YATAI-API-TOKEN"
+_API_HEADER = "X-YATAI-API-TOKEN"
 
 _originals: dict[tuple[Any, str], Callable[..., Any]] = {}
 
@@ -105,7 +105,7 @@ def _find_methods() -> Iterator[tuple[Any, Callable[..., Any], str]]:
             _path_of(store)
         client = cloud.RestApiClient("http://127.0.0.1", "token")
         with client.session as session:
-            if (str(client.endpoint), session.headers[_AUTHORIZATION]) != ("http://127.0.0.1", "token"):
+            if (str(client.endpoint), session.headers[_API_HEADER]) != ("http://127.0.0.1", "token"):
                 raise _OtherReleaseError("its client has the endpoint or the token elsewhere")
     except (ImportError, AttributeError, KeyError, TypeError) as error:
         raise _OtherReleaseError(str(error)) from error
@@ -179,7 +179,7 @@ def _open_api(bentoml_api: Any, *, bento_store: Any = None, model_store: Any = N
     try:
         with BentoAPI(
             endpoint=str(client.endpoint),
-            api_token=str(client.session.headers[_AUTHORIZATION]),
+            api_token=str(client.session.headers[_API_HEADER]),
             bento_store=BentoStore(_path_of(bento_store or container.bento_store.get())),
             model_store=ModelStore(_path_of(model_store or container.model_store.get())),
         ) as api:

@@ -10,28 +10,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from async_bento._core.concurrency import ByteBudget, shielded
 from async_bento._core.retry import Retries
 from async_bento._core.s3 import MAX_PARTS, MIN_PART_SIZE
-from async_bento.errors import BentoError, IntegrityError, TransferError
-from async_bento.transfer.body import UploadBody
+from async_bento.errors import IntegrityError
+from async_bento.transfer.copy_bodies import PartBody, PartRead, StreamedBody, md5_of, reading
 from async_bento.transfer.http import ByteRange, get
 from async_bento.transfer.ranges import NoRangesError, RangeReader
 from async_bento.transfer.source import choose_part_size
 from async_bento.transfer.verify import DamagedPartError, Verifier, check_object
 
 if TYPE_CHECKING:
-    from _hashlib import HASH
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-
-    from aiohttp.abc import AbstractStreamWriter
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from async_bento.progress.events import Progress
     from async_bento.rest.schemas import ChecksumsSchema
+    from async_bento.transfer.body import UploadBody
     from async_bento.transfer.download import DownloadSource
     from async_bento.transfer.http import TransferPool
 
@@ -59,14 +57,6 @@ class CopyReads:
         slots, window = asyncio.Semaphore(transfer.concurrency), ByteBudget(transfer.window)
         reads = replace(pool, slots=slots, window=window)
         return cls(reads, ByteBudget(threads * transfer.part_size), asyncio.Semaphore(threads))
-
-
-class SourceReadError(TransferError):
-    """The source of a copy could not be read; `error` says why. No retry of the upload would help."""
-
-    def __init__(self, error: BentoError) -> None:
-        super().__init__(f"cannot read the source: {error}")
-        self.error = error
 
 
 class CopySource:
@@ -103,7 +93,7 @@ class CopySource:
 
     async def open(self) -> None:
         """Find the size and the checksums, and whether the server sends ranges."""
-        with _reading():
+        with reading():
             total: int | None = None
             try:
                 await self._reader.read(ByteRange(0, 1))
@@ -141,12 +131,12 @@ class CopySource:
 
     async def check(self) -> None:
         """See `UploadSource`."""
-        with _reading():
+        with reading():
             await self._check()
 
     def whole(self, progress: Progress, *, digest: bool) -> UploadBody:
         """See `UploadSource`."""
-        return _StreamedBody(self, self._pool, ByteRange(0, self.size), progress, digest=digest)
+        return StreamedBody(self, self._pool, ByteRange(0, self.size), progress, digest=digest)
 
     @asynccontextmanager
     async def part(self, byte_range: ByteRange, progress: Progress, *, digest: bool) -> AsyncGenerator[UploadBody]:
@@ -166,10 +156,10 @@ class CopySource:
                 return md5
 
             chunks = self._next_part(byte_range) if self.is_sequential else self._reader.pieces(byte_range)
-            async with aclosing(_PartRead(chunks, verify)) as part:
-                with _reading():
+            async with aclosing(PartRead(chunks, verify)) as part:
+                with reading():
                     await part.wait_started()
-                yield _PartBody(part, byte_range, progress)
+                yield PartBody(part, byte_range, progress)
         finally:
             verified.set()
             self._reads.parts.release(share)
@@ -177,7 +167,7 @@ class CopySource:
     async def chunks(self) -> AsyncGenerator[Sequence[bytes]]:
         """All bytes in order, verified, each chunk in pieces. The end comes once the item is known to be unchanged."""
         verifier = None if self._checksums is None else Verifier(self._checksums, self._download.tag)
-        with _reading():
+        with reading():
             everything = ByteRange(0, self.size)
             stream = self._stream_in_pieces() if self.is_sequential else self._reader.chunks_in_pieces(everything)
             async with aclosing(stream) as chunks:
@@ -190,7 +180,7 @@ class CopySource:
     async def _verify_part(self, byte_range: ByteRange, pieces: Sequence[bytes], before: asyncio.Event) -> str:
         """Compare a part with the checksums of the source, once the parts before are, and return its MD5."""
         run = self._pool.threads.run
-        md5 = await run(_md5_of, pieces)
+        md5 = await run(md5_of, pieces)
         if self._checksums is None:
             return md5
         if self._is_aligned:
@@ -280,125 +270,3 @@ class _Stream:
             raise IntegrityError("the tar ended early")
         except Exception as error:  # noqa: BLE001 - raised by `next`
             await self._queue.put(error)
-
-
-class _PartRead:
-    """A part that a task of its own reads and verifies; what has arrived is kept, so that it can be sent again."""
-
-    def __init__(
-        self, chunks: AsyncGenerator[bytes], verify: Callable[[Sequence[bytes]], Awaitable[str | None]]
-    ) -> None:
-        self._pieces: list[bytes] = []
-        self._has_news = asyncio.Event()
-        self._is_read = False
-        self._task = asyncio.create_task(self._read(chunks, verify))
-
-    async def wait_started(self) -> None:
-        """Wait for the first bytes; raises the error of reading them."""
-        while not (self._pieces or self._is_read):
-            await self._wait_for_news()
-
-    async def pieces(self) -> AsyncGenerator[bytes]:
-        """The pieces as they arrive, from the first; raises the error of reading them."""
-        position = 0
-        while True:
-            for piece in self._pieces[position:]:
-                position += 1
-                yield piece
-            if self._is_read and position == len(self._pieces):
-                return
-            if position == len(self._pieces):
-                await self._wait_for_news()
-
-    async def _wait_for_news(self) -> None:
-        if self._task.done():
-            self._task.result()
-        self._has_news.clear()
-        await self._has_news.wait()
-
-    async def verified(self) -> str | None:
-        """Wait until the part is verified, and return its MD5 if one is needed."""
-        return await asyncio.shield(self._task)
-
-    async def aclose(self) -> None:
-        """End the task."""
-        self._task.cancel()
-        await shielded(asyncio.gather(self._task, return_exceptions=True))
-
-    async def _read(
-        self, chunks: AsyncGenerator[bytes], verify: Callable[[Sequence[bytes]], Awaitable[str | None]]
-    ) -> str | None:
-        try:
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    self._pieces.append(chunk)
-                    self._has_news.set()
-            self._is_read = True
-            self._has_news.set()
-            return await verify(self._pieces)
-        finally:
-            self._has_news.set()
-
-
-class _PartBody(UploadBody):
-    """A part that is sent while it arrives; the last bytes once it is verified."""
-
-    def __init__(self, part: _PartRead, byte_range: ByteRange, progress: Progress) -> None:
-        super().__init__(part, byte_range, progress)
-        self._part = part
-
-    async def _write(self, writer: AbstractStreamWriter) -> None:
-        held = memoryview(b"")
-        with _reading():
-            async with aclosing(self._part.pieces()) as pieces:
-                async for piece in pieces:
-                    held = await self._send_chunk(writer, held, piece)
-            self.md5 = await self._part.verified()
-        await self._send_last(writer, held)
-
-
-class _StreamedBody(UploadBody):
-    """A whole tar, which is read while it is sent."""
-
-    def __init__(
-        self, source: CopySource, pool: TransferPool, byte_range: ByteRange, progress: Progress, *, digest: bool
-    ) -> None:
-        super().__init__(source, byte_range, progress)
-        self._source = source
-        self._threads = pool.threads
-        self._digest = digest
-
-    async def _write(self, writer: AbstractStreamWriter) -> None:
-        md5 = hashlib.md5(usedforsecurity=False)
-        held = memoryview(b"")
-        async with aclosing(self._source.chunks()) as chunks:
-            async for pieces in chunks:
-                if self._digest:
-                    await self._threads.run(_hash_pieces, md5, pieces)
-                for piece in pieces:
-                    held = await self._send_chunk(writer, held, piece)
-        if self._digest:
-            self.md5 = md5.hexdigest()
-        await self._send_last(writer, held)
-
-
-@contextmanager
-def _reading() -> Generator[None]:
-    """Mark the errors of reading, which are none of the upload."""
-    try:
-        yield
-    except SourceReadError:
-        raise
-    except BentoError as error:
-        raise SourceReadError(error) from error
-
-
-def _md5_of(pieces: Sequence[bytes]) -> str:
-    md5 = hashlib.md5(usedforsecurity=False)
-    _hash_pieces(md5, pieces)
-    return md5.hexdigest()
-
-
-def _hash_pieces(md5: HASH, pieces: Sequence[bytes]) -> None:
-    for piece in pieces:
-        md5.update(piece)

@@ -39,7 +39,7 @@ def books(monkeypatch: pytest.MonkeyPatch) -> Books:
     books = Books()
     begin, note = Journal.create, Journal.add
 
-    def begun(self: Journal, recorded: Any) -> None:
+    def create_recorded(self: Journal, recorded: Any) -> None:
         begin(self, recorded)
         books.noted[self.path] = set(recorded.etags)
 
@@ -47,7 +47,7 @@ def books(monkeypatch: pytest.MonkeyPatch) -> Books:
         note(self, part_number, etag)
         books.noted[self.path].add(part_number)
 
-    monkeypatch.setattr(Journal, "create", begun)
+    monkeypatch.setattr(Journal, "create", create_recorded)
     monkeypatch.setattr(Journal, "add", record_part)
     return books
 
