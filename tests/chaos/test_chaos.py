@@ -22,7 +22,11 @@ RUNS = {
         ("push", "pull"),
         ("client killed", "registry killed", "reset", "tries after the first"),
     ),
-    "copies": (["--copies", "--cases", "16"], ("copy",), ("client killed", "reset", "tries after the first")),
+    "copies": (
+        ["--copies", "--seed", "8", "--cases", "16"],
+        ("copy",),
+        ("client killed", "reset", "tries after the first"),
+    ),
 }
 
 
