@@ -227,7 +227,7 @@ def notebook(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """How fast it is, beside BentoML and tools that copy a bare tar: two hours; `-- --help` lists the options."""
+    """How fast it is, beside BentoML and tools that copy a bare tar: three hours; `-- --help` lists the options."""
     install_group(session, "bench")
     session.run("python", "-m", "benchmarks.run", *session.posargs)
     if not session.posargs:
@@ -235,6 +235,7 @@ def bench(session: nox.Session) -> None:
         session.run("python", "-m", "benchmarks.scale")
         session.run("python", "-m", "benchmarks.where")
         session.run("python", "-m", "benchmarks.records")
+        session.run("python", "-m", "benchmarks.remote")
         session.run("python", "-m", "benchmarks.table", "--write")
         session.run("python", "-m", "benchmarks.chart")
 

@@ -221,6 +221,18 @@ FREE_CASES = (
 )
 """The cases of `benchmarks.free`, on a storage that costs next to nothing."""
 
+COPIES = ("push", "pull", "copy", "rclone copyto")
+READS = ("ls", "rclone cat and tar")
+LISTS = (*READS, "rclone archive list")
+"""`rclone archive list` sends a request per file: with 10,000 files it takes a quarter of an hour."""
+
+REMOTE_CASES = (
+    Case("", "One file of 512 MiB, 40 ms, 20 MB/s per connection", 512 * MiB, link=NEAR, peers=COPIES),
+    Case("", "One file of 512 MiB, loopback", 512 * MiB, peers=COPIES),
+    Case("", "One file of 2 GiB, 40 ms, 20 MB/s per connection", 2 * GiB, link=NEAR, peers=LISTS),
+    Case("", "10,000 files of 20 kB, 40 ms, 20 MB/s per connection", 20_000, files=10_000, link=NEAR, peers=READS),
+)
+
 START = "start"
 START_TITLE = "Interpreter start and import"
 START_TARGETS = (Target("import", "wall", 0.25), Target("--version", "wall", 0.25))

@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cases import NEAR, Case, GiB, MiB
+from benchmarks.cases import REMOTE_CASES
 from benchmarks.items import Items
 from benchmarks.measure import take
 from benchmarks.measured import REMOTE, RESULTS
@@ -35,18 +35,6 @@ if TYPE_CHECKING:
 
     from benchmarks.measure import Taken
     from benchmarks.servers import Site
-
-COPIES = ("push", "pull", "copy", "rclone copyto")
-READS = ("ls", "rclone cat and tar")
-LISTS = (*READS, "rclone archive list")
-"""`rclone archive list` sends a request per file: with 10,000 files it takes a quarter of an hour."""
-
-CASES = (
-    Case("", "One file of 512 MiB, 40 ms, 20 MB/s per connection", 512 * MiB, link=NEAR, peers=COPIES),
-    Case("", "One file of 512 MiB, loopback", 512 * MiB, peers=COPIES),
-    Case("", "One file of 2 GiB, 40 ms, 20 MB/s per connection", 2 * GiB, link=NEAR, peers=LISTS),
-    Case("", "10,000 files of 20 kB, 40 ms, 20 MB/s per connection", 20_000, files=10_000, link=NEAR, peers=READS),
-)
 
 
 @dataclass(frozen=True)
@@ -148,7 +136,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # ends all started processes
     began = datetime.now(timezone.utc).isoformat(timespec="seconds")
     taken: list[dict[str, Any]] = []
-    for case in (each.scaled(options.size_scale) for each in CASES):
+    for case in (each.scaled(options.size_scale) for each in REMOTE_CASES):
         print(case.title, flush=True)
         with tempfile.TemporaryDirectory(dir=options.scratch) as name:
             run_round(Items(case.scaled(WARM_UP), Path(tempfile.mkdtemp(dir=name))), Path(name), list(case.peers))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from async_bento._core.text import human_size
 from benchmarks.cases import OURS, THEIRS, UNVERIFIED
-from benchmarks.measured import FREE_TITLES, RECORDS, RESULTS, SCALE, TITLES, WHERE, load, load_one
+from benchmarks.measured import FREE_TITLES, RECORDS, REMOTE, RESULTS, SCALE, TITLES, WHERE, load, load_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 MiB = 1024 * 1024
+REMOTE_PEERS = ("copy", "push", "pull", "rclone copyto", "ls", "rclone archive list", "rclone cat and tar")
 LEAST_TOLD = 0.05
 """Seconds; activities below this in all columns are omitted."""
 
@@ -242,6 +243,36 @@ def _figures(measured: dict[str, float]) -> str:
     return ", ".join(form.format(measured[name]) for name, form in words.items() if name in measured)
 
 
+def remote_table(content: dict[str, Any]) -> str:
+    """Compare a copy with a push, a pull and rclone, and `ls` with rclone, one table per case."""
+    taken = cast("list[dict[str, Any]]", content.get("taken", []))
+    return "\n\n".join(
+        f"**{title}**\n\n{_peers_of([each for each in taken if each['title'] == title])}"
+        for title in dict.fromkeys(each["title"] for each in taken)
+    )
+
+
+def _peers_of(taken: Sequence[dict[str, Any]]) -> str:
+    """A table of one case; the ratios are those of the copy, or of `ls`, to each other peer."""
+    peers = sorted({each["peer"] for each in taken}, key=REMOTE_PEERS.index)
+    walls = {peer: [each["wall"] for each in taken if each["peer"] == peer] for peer in peers}
+    medians = {peer: statistics.median(values) for peer, values in walls.items()}
+    rows: list[Sequence[str]] = []
+    for peer in peers:
+        cpu, memory = ([each[name] for each in taken if each["peer"] == peer] for name in ("cpu", "peak_memory"))
+        rows.append(
+            (
+                peer,
+                f"{medians[peer]:.2f}",
+                f"{min(walls[peer]):.2f}, {max(walls[peer]):.2f}",
+                f"{statistics.median(cpu):.2f}",
+                f"{max(memory) / MiB:.0f}",
+                "" if peer == peers[0] else f"{medians[peers[0]] / medians[peer]:.2f}",
+            )
+        )
+    return markdown(f" peer|wall s|min, max|CPU s|memory MiB|{peers[0]} to peer", rows)
+
+
 def machine_line(results: Sequence[Result]) -> str:
     """Describe the machine in a sentence, and in another one where some cases were measured later."""
     of_day: dict[tuple[str, str], list[Result]] = {}
@@ -286,6 +317,7 @@ TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
     "scale": lambda _: scale_table(load_one(SCALE)),
     "where": lambda _: where_table(load_one(WHERE)),
     "records": lambda _: records_table(load_one(RECORDS)),
+    "remote": lambda _: remote_table(load_one(REMOTE)),
 }
 DOCUMENTS = ("README.md", "docs/performance.md")
 

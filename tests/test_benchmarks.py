@@ -11,12 +11,23 @@ from threading import Thread
 
 import pytest
 
-from benchmarks.cases import FREE_CASES, steps
+from benchmarks.cases import FREE_CASES, REMOTE_CASES, steps
 from benchmarks.free import HASHED, SHORT_NAMES, NotHashedError, check_hashed
 from benchmarks.free_servers import Received, WrongUploadError, count_uploads
 from benchmarks.measure import FailedError, take
 from benchmarks.measured import Result, load
-from benchmarks.table import AXES, DOCUMENTS, filled, free_machine, free_table, goals_table, machine_line, scale_table
+from benchmarks.table import (
+    AXES,
+    DOCUMENTS,
+    REMOTE_PEERS,
+    filled,
+    free_machine,
+    free_table,
+    goals_table,
+    machine_line,
+    remote_table,
+    scale_table,
+)
 
 ROOT = Path(__file__).parent.parent
 MiB = 1024 * 1024
@@ -132,6 +143,26 @@ def test_scale_table_has_marginal_costs():
         [" 2.0 GiB ", " 4.50 ", " 1.00 ", " 1 ", " 2.00 s/GiB ", ""],
         [" 4.0 GiB ", " 8.50 ", " 1.00 ", " 1 ", " 2.00 s/GiB ", ""],
     ]
+
+
+def test_remote_table_compares_the_copy_with_each_peer():
+    walls = {"push": [4.0, 2.0, 9.0], "copy": [5.0, 6.0, 4.0], "pull": [2.0, 2.5, 3.0]}
+    taken = [
+        {"title": "One file", "peer": peer, "wall": wall, "cpu": wall / 2, "peak_memory": wall * MiB}
+        for peer, values in walls.items()
+        for wall in values
+    ]
+    title, _, _, _, *rows = remote_table({"taken": taken}).splitlines()
+    assert title == "**One file**"
+    assert rows == [
+        "| copy | 5.00 | 4.00, 6.00 | 2.50 | 6 |  |",
+        "| push | 4.00 | 2.00, 9.00 | 2.00 | 9 | 1.25 |",
+        "| pull | 2.50 | 2.00, 3.00 | 1.25 | 3 | 2.00 |",
+    ]
+
+
+def test_remote_table_knows_every_peer():
+    assert {peer for case in REMOTE_CASES for peer in case.peers} == {*REMOTE_PEERS}
 
 
 def test_steps_cover_every_axis():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import pytest
 
 from async_bento.registry import LocalRegistry
 from tests.fault_proxy import DOWNLOAD, GET, FaultProxy
-from tests.interop.homes import Home
+from tests.interop.homes import OTHERS, Home
 from tests.interop.test_transfers import TAG, check_all
 
 if TYPE_CHECKING:
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.interop
 
-OTHER = next(filter(None, os.environ.get("BENTOML_PYTHONS", "").split(os.pathsep)), sys.executable)
-"""A Python with another release of BentoML, if the session has one."""
+OTHER = next((python for python, name in OTHERS.items() if not name.startswith("bentoml-1.2.")), sys.executable)
+"""A Python with another release of BentoML, if the session has one. The option `--with-models` is from 1.3."""
 
 LONGER_THAN_A_PRESIGNED_URL = 6
 """Seconds. At a presigned URL, BentoML waits for 5 seconds between two bytes."""
