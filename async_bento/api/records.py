@@ -98,9 +98,12 @@ def not_found(routes: Routes[FullT, RecordT], tag: Tag, selector: Selector = ANY
     if selector.labels:
         labels = ", ".join(f"{key}={value}" for key, value in selector.labels)
         matching += f" with the label{'s' if len(selector.labels) > 1 else ''} {labels}"
+    command = _LIST_COMMANDS[routes.kind]
+    if context := routes.session.context:
+        command += f" --context {context}"
     return NotFoundError(
         f"no {routes.kind} {tag}{matching} in the registry at {routes.session.endpoint}. "
-        f"`{_LIST_COMMANDS[routes.kind]}` shows its {routes.kind}s."
+        f"`{command}` shows its {routes.kind}s."
     )
 
 

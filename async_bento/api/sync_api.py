@@ -216,7 +216,7 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
 
         Args:
             tag: The tag, or a list of tags. Without a version, or with `latest`, the newest that was uploaded.
-            target: The API of the other registry. Both APIs belong to the running event loop.
+            target: The API of the other registry.
             force: Copy the bento and its models also when the target has them already.
             keep_labels: With `force`, keep the labels of the target's records; those of the copy win.
             with_models: Copy the models of the bento, too.

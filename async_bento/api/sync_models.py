@@ -130,7 +130,7 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
 
         Args:
             tag: The tag, or a list of tags. Without a version, or with `latest`, the newest that was uploaded.
-            target: The API of the other registry. Both APIs belong to the running event loop.
+            target: The API of the other registry.
             force: Copy the model also when the target has it already.
             keep_labels: With `force`, keep the labels of the target's record; those of the copy win.
             threads: The most parts in flight at once, per item.

@@ -47,9 +47,10 @@ class Credentials(NamedTuple):
 
 
 class LazyCredentials:
-    """Credentials, found at once if that needs no file, and otherwise on first use."""
+    """Credentials, found at once if that needs no file, and otherwise on first use; `context` is the one passed."""
 
     def __init__(self, endpoint: str | None, api_token: str | None, context: str | None) -> None:
+        self.context = context
         self._find: Callable[[], Credentials] = partial(find_credentials, endpoint, api_token, context)
         self.found: Credentials | None = None if needs_contexts(api_token, context) else self._find()
 

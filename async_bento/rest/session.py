@@ -81,6 +81,11 @@ class RestSession:
         return (await self._credentials.load()).endpoint
 
     @property
+    def context(self) -> str | None:
+        """The context that the caller chose, if any."""
+        return self._credentials.context
+
+    @property
     def storages(self) -> Storages:
         """Which storages this client can reach."""
         return self._connections.storages

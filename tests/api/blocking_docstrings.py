@@ -30,6 +30,7 @@ WORDS = {
     "async for ": "for ",
     "await ": "",
     "aclose": "close",
+    ", on the same event loop": "",
 }
 """Words of the async docstrings, and the blocking word for each."""
 

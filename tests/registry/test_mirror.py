@@ -478,6 +478,8 @@ async def test_mirror_refuses_pushes_and_deletions(
     with pytest.raises(APIStatusError, match=f"it only passes on pulls. Push to {upstream.endpoint}") as caught:
         await api.models.push("mod:m2")
     assert caught.value.status == 409
+    with pytest.raises(APIStatusError, match=f"cannot change a record of a mirror.*Change it in {upstream.endpoint}"):
+        await api.models.set_labels("mod:m1", {"stage": "prod"})
     with pytest.raises(APIStatusError, match="cannot delete from a mirror"):
         await api.models.delete("mod:m1")
     assert (await ask.api("PUT", f"{ask.items('mod')}/m1/upload", data=b"x")).status == 409

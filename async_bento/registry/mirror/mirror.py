@@ -112,7 +112,12 @@ class Mirror:
             return await self._send_list(
                 request, handler, await self._upstream.get(f"{path}?{query}" if query else path)
             )
-        done, place = ("delete from", "Delete it in") if request.method == "DELETE" else ("push to", "Push to")
+        if request.method == "DELETE":
+            done, place = "delete from", "Delete it in"
+        elif request.method == "PATCH" and action == "{version}":
+            done, place = "change a record of", "Change it in"
+        else:
+            done, place = "push to", "Push to"
         raise ConflictError(f"cannot {done} a mirror: it only passes on pulls. {place} {self._upstream.url}.")
 
     async def _send_record(self, request: web.Request, handler: Handler, ref: ItemRef) -> web.StreamResponse:
