@@ -227,10 +227,11 @@ LISTS = (*READS, "rclone archive list")
 """`rclone archive list` sends a request per file: with 10,000 files it takes a quarter of an hour."""
 
 REMOTE_CASES = (
-    Case("", "One file of 512 MiB, 40 ms, 20 MB/s per connection", 512 * MiB, link=NEAR, peers=COPIES),
-    Case("", "One file of 512 MiB, loopback", 512 * MiB, peers=COPIES),
-    Case("", "One file of 2 GiB, 40 ms, 20 MB/s per connection", 2 * GiB, link=NEAR, peers=LISTS),
-    Case("", "10,000 files of 20 kB, 40 ms, 20 MB/s per connection", 20_000, files=10_000, link=NEAR, peers=READS),
+    Case("far", "One file of 256 MiB, 100 ms, 5 MB/s per connection", 256 * MiB, link=FAR, peers=COPIES),
+    Case("near", "One file of 512 MiB, 40 ms, 20 MB/s per connection", 512 * MiB, link=NEAR, peers=COPIES),
+    Case("loopback", "One file of 512 MiB, loopback", 512 * MiB, peers=COPIES),
+    Case("file", "One file of 2 GiB, 40 ms, 20 MB/s per connection", 2 * GiB, link=NEAR, peers=LISTS),
+    Case("files", "10,000 files of 20 kB, 40 ms, 20 MB/s per connection", 20_000, 10_000, link=NEAR, peers=READS),
 )
 
 START = "start"

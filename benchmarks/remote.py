@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.cases import REMOTE_CASES
 from benchmarks.items import Items
 from benchmarks.measure import take
-from benchmarks.measured import REMOTE, RESULTS
+from benchmarks.measured import REMOTE, RESULTS, load_one
 from benchmarks.peers import bare_environment
 from benchmarks.run import ROUNDS, WARM_UP, directory_for, given, keep, machine, turned
 from benchmarks.servers import BIN, BUCKET, credentials, site
@@ -128,6 +128,8 @@ def run_round(items: Items, scratch: Path, peers: list[str]) -> list[dict[str, A
 def main() -> None:
     """Run all cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [case.name for case in REMOTE_CASES]
+    parser.add_argument("--case", action="append", choices=names, help="run this case only; can be repeated")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--size-scale", type=float, default=1.0, help="the share of the bytes, for a quick check")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -135,8 +137,9 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # ends all started processes
     began = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    cases = [case for case in REMOTE_CASES if case.name in (options.case or names)]
     taken: list[dict[str, Any]] = []
-    for case in (each.scaled(options.size_scale) for each in REMOTE_CASES):
+    for case in (each.scaled(options.size_scale) for each in cases):
         print(case.title, flush=True)
         with tempfile.TemporaryDirectory(dir=options.scratch) as name:
             run_round(Items(case.scaled(WARM_UP), Path(tempfile.mkdtemp(dir=name))), Path(name), list(case.peers))
@@ -146,7 +149,9 @@ def main() -> None:
                 for each in run_round(items, Path(name), turned(case.peers, number)):
                     print(f"  {number} {each['peer']:20} {each['wall']:7.2f} s  CPU {each['cpu']:6.2f} s", flush=True)
                     taken.append({"title": case.title, "round": number, "load_before": load, **each})
-    facts = {"command": given("benchmarks.remote"), "began": began, "machine": machine(), "taken": taken}
+    titles = {case.title for case in cases}
+    others = [each for each in load_one(REMOTE, options.results).get("taken", []) if each["title"] not in titles]
+    facts = {"command": given("benchmarks.remote"), "began": began, "machine": machine(), "taken": others + taken}
     if options.rounds == ROUNDS and options.size_scale == 1:
         keep(options.results, REMOTE, facts)
 
