@@ -18,7 +18,7 @@ from async_bento._core.concurrency import ByteBudget, shielded
 from async_bento._core.retry import Retries
 from async_bento._core.s3 import MAX_PARTS, MIN_PART_SIZE
 from async_bento.errors import IntegrityError
-from async_bento.transfer.copy_bodies import PartBody, PartRead, StreamedBody, md5_of, reading
+from async_bento.transfer.copy_bodies import PartBody, PartRead, StreamedBody, hashed, reading
 from async_bento.transfer.http import ByteRange, get
 from async_bento.transfer.ranges import NoRangesError, RangeReader
 from async_bento.transfer.source import choose_part_size
@@ -148,14 +148,19 @@ class CopySource:
                 wanted = min(byte_range.size, self._reads.parts.size)
                 await self._reads.parts.acquire(wanted)
                 share = wanted
-            needs_md5 = digest or self._checksums is not None
+            chunks = self._next_part(byte_range) if self.is_sequential else self._reader.pieces(byte_range)
+            md5 = None
+            if digest or self._checksums is not None:
+                md5 = hashlib.md5(usedforsecurity=False)
+                chunks = hashed(chunks, md5, self._pool.threads)
 
             async def verify(pieces: Sequence[bytes]) -> str | None:
-                md5 = await self._verify_part(byte_range, pieces, before) if needs_md5 else None
+                found = None if md5 is None else md5.hexdigest()
+                if found is not None and self._checksums is not None:
+                    await self._verify_part(byte_range, pieces, found, before)
                 verified.set()
-                return md5
+                return found
 
-            chunks = self._next_part(byte_range) if self.is_sequential else self._reader.pieces(byte_range)
             async with aclosing(PartRead(chunks, verify)) as part:
                 with reading():
                     await part.wait_started()
@@ -177,23 +182,21 @@ class CopySource:
                     yield pieces
             await self._check()
 
-    async def _verify_part(self, byte_range: ByteRange, pieces: Sequence[bytes], before: asyncio.Event) -> str:
-        """Compare a part with the checksums of the source, once the parts before are, and return its MD5."""
-        run = self._pool.threads.run
-        md5 = await run(md5_of, pieces)
-        if self._checksums is None:
-            return md5
+    async def _verify_part(
+        self, byte_range: ByteRange, pieces: Sequence[bytes], md5: str, before: asyncio.Event
+    ) -> None:
+        """Compare a part with the checksums of the source, once the parts before are."""
+        assert self._checksums is not None, "the caller has checked it"
         if self._is_aligned:
             number = byte_range.start // self._part_size
             if (expected := self._checksums.parts[number][1].lower()) != md5:
                 raise DamagedPartError(number + 1, *byte_range, expected=expected, actual=md5)
-            return md5
+            return
         await before.wait()
         if self._verifier is None or self._verified != byte_range.start:  # at first, and after parts that have arrived
             self._verifier = Verifier(self._checksums, self._download.tag, byte_range.start)
         await self._verifier.check(pieces, self._pool.threads)
         self._verified = byte_range.stop
-        return md5
 
     async def _next_part(self, byte_range: ByteRange) -> AsyncGenerator[bytes]:
         """Read a part of a server that sends no ranges; the parts come in order."""

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
     from aiohttp.abc import AbstractStreamWriter
 
+    from async_bento._core.concurrency import Threads
     from async_bento.progress.events import Progress
     from async_bento.transfer.copy import CopySource
     from async_bento.transfer.http import ByteRange, TransferPool
+
+
+_HASHED_AT_ONCE = 1024 * 1024  # bytes: a call of a thread for less would take longer than the hashing
 
 
 class SourceReadError(TransferError):
@@ -141,10 +145,17 @@ class StreamedBody(UploadBody):
         await self._send_last(writer, held)
 
 
-def md5_of(pieces: Sequence[bytes]) -> str:
-    md5 = hashlib.md5(usedforsecurity=False)
-    _hash_pieces(md5, pieces)
-    return md5.hexdigest()
+async def hashed(chunks: AsyncGenerator[bytes], md5: HASH, threads: Threads) -> AsyncGenerator[bytes]:
+    """Yield chunks, and hash them while the next ones arrive: at the end, little of a part is left to hash."""
+    pieces: list[bytes] = []
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            yield chunk
+            pieces.append(chunk)
+            if sum(map(len, pieces)) >= _HASHED_AT_ONCE:
+                await threads.run(_hash_pieces, md5, pieces)
+                pieces = []
+    await threads.run(_hash_pieces, md5, pieces)
 
 
 def _hash_pieces(md5: HASH, pieces: Sequence[bytes]) -> None:
