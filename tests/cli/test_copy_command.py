@@ -89,7 +89,11 @@ def test_copy_without_models_copies_the_bento_alone() -> None:
         (("copy", "svc:v1", "--to", "nowhere"), 2, "nowhere"),
         (("copy", "svc:v1", "--to", "there", "--limit-rate", "5"), 2, "'5' is no rate. Use KiB, MiB or GiB per second"),
         (("copy", "svc:v9", "--to", "there"), 3, "no bento svc:v9 in the registry at"),
-        (("copy", "svc:v9", "--to", "there", "--from", "here"), 3, "`async-bento list --context here` shows its bentos"),
+        (
+            ("copy", "svc:v9", "--to", "there", "--from", "here"),
+            3,
+            "`async-bento list --context here` shows its bentos",
+        ),
         (("models", "copy", "none:*", "--to", "there"), 3, "no model in the registry matches 'none:*'"),
     ],
 )
