@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from async_bento._core.concurrency import check_cancelled
 from async_bento.errors import NotFoundError
 from async_bento.store.errors import as_store_error
+from async_bento.transfer.tar.scan import DS_STORE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -138,12 +139,14 @@ class LocalCopy(NamedTuple):
 
 def scan_copy(root: Path, exclude: Collection[str], remote: dict[str, Node], index: TarIndex) -> LocalCopy:
     """Scan the local copy of a remote item, without the names in `exclude` at its top. Blocks."""
-    # Python writes bytecode next to the files that it imports.
-    nodes = {
-        path: node for path, node in _scan(root, exclude).items() if path in remote or _BYTECODE not in path.split("/")
-    }
+    nodes = {path: node for path, node in _scan(root, exclude).items() if path in remote or not _is_added(path)}
     keeps_modes = any(node.type == "file" and not node.mode & EXECUTABLE for node in nodes.values())  # exFAT does not
     return LocalCopy(_without_links(remote, nodes, index), nodes, EXECUTABLE if keeps_modes else 0)
+
+
+def _is_added(path: str) -> bool:
+    """Whether programs add such a file: Python writes bytecode next to the files that it imports, macOS `.DS_Store`."""
+    return not {_BYTECODE, DS_STORE}.isdisjoint(path.split("/"))
 
 
 def _scan(root: Path, exclude: Collection[str]) -> dict[str, Node]:

@@ -201,6 +201,7 @@ async def test_verify_ignores_what_is_added_locally(
     assert (pulled.path / "models/mod/m1/model.yaml").is_file()
     assert (await api.verify(pulled)).is_same  # the models have changed the time of the directory
     (pulled.path / ".async-bento").mkdir()
+    (pulled.path / "src/.DS_Store").touch()
     (pulled.path / "src/__pycache__").mkdir()
     (pulled.path / "src/__pycache__/service.cpython-312.pyc").touch()
     assert words(await api.verify(pulled.path)) == ["index"]

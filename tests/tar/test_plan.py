@@ -167,6 +167,28 @@ async def test_plan_exclude_applies_at_top_only(root: Path, threads: Threads) ->
     assert plan.members == 7
 
 
+def test_plan_leaves_out_files_of_macos(root: Path) -> None:
+    below = root / "src" / "data"
+    below.mkdir(parents=True)
+    before = TarPlan.scan(root)
+    for directory in (below, root):
+        modified = directory.stat().st_mtime_ns
+        (directory / ".DS_Store").write_bytes(b"Bud1")
+        os.utime(directory, ns=(modified, modified))
+    plan = TarPlan.scan(root)
+    assert [entry.name for entry in plan.entries] == [entry.name for entry in before.entries]
+    assert (plan.size, plan.fingerprint()) == (before.size, before.fingerprint())
+
+
+def test_plan_survives_a_file_of_macos(root: Path) -> None:
+    plan = TarPlan.scan(root)
+    (root / ".DS_Store").touch()
+    plan.check_tree()
+    (root / "DS_Store").touch()
+    with pytest.raises(SourceChangedError):
+        plan.check_tree()
+
+
 async def test_plan_bytes_independent_of_creation_order(tmp_path: Path, threads: Threads) -> None:
     names = [f"file{number}" for number in range(30)]
     tars: list[bytes] = []

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+DS_STORE = ".DS_Store"
+"""A file that macOS adds to directories, and that no tar has. BentoML leaves it out when it builds a bento."""
+
 _BY_EFFECTIVE_USER = os.access in os.supports_effective_ids
 
 
@@ -42,7 +45,7 @@ class Entry(NamedTuple):
 
 
 def list_entries(root: Path, exclude: Collection[str] = ()) -> list[Entry]:
-    """List a directory as `tarfile.add` does: parents first, each directory sorted.
+    """List a directory as `tarfile.add` does: parents first, each directory sorted; without any `.DS_Store`.
 
     `exclude` holds names directly below the root. An ArchiveError names whatever cannot be read or would not be pulled.
     """
@@ -137,4 +140,5 @@ class _Scanner:
 
 def _listed(path: str) -> list[os.DirEntry[str]]:
     with os.scandir(path) as entries:
-        return sorted(entries, key=lambda entry: entry.name, reverse=True)  # reversed: the caller pops from the end
+        found = [entry for entry in entries if entry.name != DS_STORE]
+    return sorted(found, key=lambda entry: entry.name, reverse=True)  # reversed: the caller pops from the end

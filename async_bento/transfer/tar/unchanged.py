@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from async_bento._core import platform
 from async_bento.errors import ArchiveError, SourceChangedError
+from async_bento.transfer.tar.scan import DS_STORE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -83,7 +84,7 @@ def check_tree(root: str, entries: Sequence[Entry], exclude: Collection[str]) ->
             names[directory].add(name)
         for directory, path in touched.items():
             with os.scandir(path) as found:
-                present = {one.name for one in found}.difference(() if directory else exclude)
+                present = {one.name for one in found}.difference({DS_STORE}, () if directory else exclude)
             if present != names[directory]:
                 raise changed(path, "files were added to the directory or removed from it")
 
