@@ -80,7 +80,8 @@ async def test_copy_cancelled_at_any_await_leaves_clean_state(
         target.requests.clear()
         async with make_client(source) as here, make_client(target) as there:
             done = await copy(here, there, tags)
-        assert done.skipped == (found.get([*tags][-1]) == "success") or transmission == "proxy", at
+        # A registry may handle the cancelled request that says success, after the one that says failed.
+        assert done.skipped or found.get([*tags][-1]) != "success", at
         if len(tags) == 1:  # the parts that were journaled are not sent again
             sent = {int(step.rpartition(" ")[2]) for step in target.steps("PUT part")}
             assert done.skipped or not sent & noted, at

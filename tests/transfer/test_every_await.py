@@ -89,8 +89,9 @@ async def test_push_cancelled_at_any_await_leaves_clean_state(
         async with make_client(proxy) as other:
             done = await push(other, tags)
         is_there = found.get([*tags][-1]) == "success"
-        # A registry that had all bytes when their sender went away notes the success itself.
-        assert done.skipped == is_there or transmission == "proxy", at
+        # A registry that had all bytes when their sender went away notes the success itself, and it may handle the
+        # cancelled request that says success after the one that says failed.
+        assert done.skipped or not is_there, at
         if pushed == "in parts":
             sent = {int(step.rpartition(" ")[2]) for step in proxy.steps("PUT part")}
             assert done.skipped or not sent & noted, at
