@@ -14,13 +14,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
 from async_bento._core.files import fsync_path
 from async_bento._core.tag import LATEST, Tag
 from async_bento.config import bentoml_home
-from async_bento.errors import InvalidTagError, NotFoundError
+from async_bento.errors import ConfigError, InvalidTagError, NotFoundError
 from async_bento.store.commit import Commit
 from async_bento.store.errors import as_store_error
 from async_bento.store.filesystem import move_aside
@@ -47,12 +48,34 @@ _NAME_TIMEOUT = 60.0
 class Store(Generic[ItemT]):
     """Bentos or models below one directory. Its methods are the public ones of `BentoStore` and `ModelStore`."""
 
-    def __init__(self, item_type: type[ItemT], base_path: Path) -> None:
+    def __init__(self, item_type: type[ItemT], base_path: str | os.PathLike[str] | None, directory: str) -> None:
         self.item_type = item_type
-        self.path = base_path.absolute()
-        self._layout = Layout(item_type, self.path)
-        self._staging = StagingArea(self.path)
-        self._latest = LatestFiles(self._layout, self._staging)
+        self._base_path = base_path
+        self._directory = directory  # below the home, where no path is passed
+        with suppress(ConfigError):  # no home: raised by the first use, since a list or a pull elsewhere uses no store
+            _ = self.path
+
+    @property
+    def path(self) -> Path:
+        """The directory, absolute."""
+        return self._path
+
+    @cached_property
+    def _path(self) -> Path:
+        base = bentoml_home() / self._directory if self._base_path is None else Path(self._base_path)
+        return base.absolute()
+
+    @cached_property
+    def _layout(self) -> Layout[ItemT]:
+        return Layout(self.item_type, self.path)
+
+    @cached_property
+    def _staging(self) -> StagingArea:
+        return StagingArea(self.path)
+
+    @cached_property
+    def _latest(self) -> LatestFiles[ItemT]:
+        return LatestFiles(self._layout, self._staging)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -364,7 +387,7 @@ class BentoStore(Store[Bento]):
     """
 
     def __init__(self, base_path: str | os.PathLike[str] | None = None) -> None:
-        super().__init__(Bento, bentoml_home() / "bentos" if base_path is None else Path(base_path))
+        super().__init__(Bento, base_path, "bentos")
 
 
 class ModelStore(Store[Model]):
@@ -380,7 +403,7 @@ class ModelStore(Store[Model]):
     """
 
     def __init__(self, base_path: str | os.PathLike[str] | None = None) -> None:
-        super().__init__(Model, bentoml_home() / "models" if base_path is None else Path(base_path))
+        super().__init__(Model, base_path, "models")
 
     def total_size(self, bento: Bento) -> int:
         """Count a bento's bytes and those of its models, as BentoML does for `size_bytes` of a manifest.

@@ -104,6 +104,9 @@ def test_full_standard_error_exits_1(pushed: LocalRegistry) -> None:
         ("list", 0),
         ("get svc:v1", 0),
         ("models list", 0),
+        ("ls svc:v1", 0),
+        ("cat svc:v1 bento.yaml", 0),
+        ("pull svc:v1 --output {directory}", 0),
         ("push svc:v1", 2),
         ("pull svc:v1", 2),
         ("login", 2),
@@ -112,8 +115,10 @@ def test_full_standard_error_exits_1(pushed: LocalRegistry) -> None:
         ("completion bash", 0),
     ],
 )
-def test_no_home_is_named_where_a_command_needs_one(pushed: LocalRegistry, command: str, status: int) -> None:
-    result = run_code(COMMAND, *command.split(), BENTOML_HOME="")
+def test_no_home_is_named_where_a_command_needs_one(
+    pushed: LocalRegistry, tmp_path: Path, command: str, status: int
+) -> None:
+    result = run_code(COMMAND, *command.format(directory=tmp_path / "pulled").split(), BENTOML_HOME="")
     assert (result.returncode, "Traceback" in result.stderr) == (status, False), result.stderr
     if status:
         assert (
