@@ -24,6 +24,9 @@ FILE_MODE, EXECUTABLE_MODE = 0o666, 0o777
 UNSUPPORTED = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 """What filesystems such as exFAT, SMB and those of object storage answer to calls that they do not support."""
 
+REFUSED = frozenset({errno.EPERM, errno.EACCES, errno.EROFS})
+"""What a directory answers that this user, or nobody, may write to."""
+
 
 def atomic_write(
     path: Path, data: bytes | str, *, mode: int = 0o600, durable: bool, temp_path: Path | None = None

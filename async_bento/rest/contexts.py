@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from async_bento._core.files import atomic_write, open_regular
+from async_bento._core.files import REFUSED, atomic_write, open_regular
 from async_bento._core.validation import first_error
 from async_bento.config import bentoml_home
 from async_bento.errors import ConfigError
@@ -173,7 +173,9 @@ def _locked(path: Path) -> Generator[Path]:
             "End that process, or try again."
         ) from error
     except (OSError, NotImplementedError) as error:  # filelock raises the latter on filesystems without flock
-        raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+        is_refused = getattr(error, "errno", None) in REFUSED
+        remedy = ". Set BENTOML_HOME to a directory that this user can write." if is_refused else ""
+        raise ConfigError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}{remedy}") from error
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from async_bento._core import platform
+from async_bento._core.files import REFUSED
 from async_bento.errors import StoreError
 
 if TYPE_CHECKING:
@@ -13,8 +14,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def as_store_error(action: str) -> Generator[None]:
-    """Raise an OSError of the block as a StoreError that says `cannot {action}`, the reason, and the path."""
+def as_store_error(action: str, *, if_refused: str = "") -> Generator[None]:
+    """Raise an OSError of the block as a StoreError that says `cannot {action}`, the reason, and the path.
+
+    `if_refused` says what to do where this user may not write, or nobody may.
+    """
     try:
         yield
     except StoreError:  # also one that is an OSError
@@ -22,5 +26,7 @@ def as_store_error(action: str) -> Generator[None]:
     except OSError as error:
         path = str(error.filename or "")
         where = f": {path}" if path not in action else ""
-        remedy = " Another program may have a file of it open: end that program." if platform.is_in_use(error) else ""
-        raise StoreError(f"cannot {action}: {error.strerror or error}{where}{remedy and '.'}{remedy}") from error
+        remedy = if_refused if error.errno in REFUSED else ""
+        if platform.is_in_use(error):
+            remedy = "Another program may have a file of it open: end that program."
+        raise StoreError(f"cannot {action}: {error.strerror or error}{where}{remedy and f'. {remedy}'}") from error

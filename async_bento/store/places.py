@@ -143,7 +143,13 @@ def _elsewhere(base: Path) -> Path:
         beside.mkdir(exist_ok=True)
         if not beside.stat().st_mode & stat.S_ISVTX and is_writable(beside):
             return beside
-    own = Path(tempfile.gettempdir(), f"bento-staging-{platform.user_id()}")
+    try:
+        directory = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"cannot stage items for {base}: no temporary directory is writable. Set TMPDIR to a directory that is."
+        ) from error
+    own = Path(directory, f"bento-staging-{platform.user_id()}")
     with suppress(FileExistsError):
         own.mkdir(mode=platform.PRIVATE_DIRECTORY)
     status = own.lstat()

@@ -62,7 +62,8 @@ class StagingArea:
     @cached_property
     def root(self) -> Path:
         """The directory of the area, made with the first use."""
-        with as_store_error(f"write to {self.base}"):
+        remedy = "Make the directory writable for this user, or set BENTOML_HOME to another directory."
+        with as_store_error(f"write to {self.base}", if_refused=remedy):
             return self._own_root or staging_root(self.base)
 
     def lock(self, name: str) -> Lock:
