@@ -61,7 +61,7 @@ def test_pull_without_fsync_works(bento, there, monkeypatch, number):
     assert (there / "bentos" / "svc" / "latest").read_text() == "v1"
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EIO])
 def test_pull_without_symlinks_copies_targets(bento, there, monkeypatch, number, caplog):
     caplog.set_level(logging.WARNING, logger="async_bento.transfer")
     refuse(monkeypatch, number, "symlink")

@@ -35,7 +35,7 @@ _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | platform.NOFOLLOW | platf
 _REOPEN_FLAGS = os.O_WRONLY | platform.NOFOLLOW | platform.OPEN
 # What link(2) fails with where the filesystem, or its settings, allow no hard link.
 _NO_HARD_LINKS = UNSUPPORTED | {errno.EMLINK, errno.EXDEV}
-_NO_SYMLINKS = UNSUPPORTED - {errno.EACCES}
+_NO_SYMLINKS = UNSUPPORTED - {errno.EACCES} | {errno.EIO}  # EIO: `rclone mount`; on a failing disk, copies fail, too
 _SETS_SYMLINK_TIMES = os.utime in os.supports_follow_symlinks
 _SETS_TIMES_OF_OPEN_FILES = os.utime in os.supports_fd
 _LINK_REMEDY = (
