@@ -26,6 +26,9 @@ PROJECT = Path(__file__).parents[2]
 
 ASYNC_BENTO = (sys.executable, "-m", "async_bento")
 
+PROGRAMS = "/opt/container"
+"""The directory of `async-bento` in a container."""
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -70,7 +73,7 @@ class Container:
             )
 
     def _script(self, layers: Path, command: Sequence[str]) -> list[str]:
-        root, programs = layers / "root", "/opt/container"
+        root = layers / "root"
         options = f"lowerdir=/,upperdir={layers}/upper,workdir={layers}/work"
         lines = [
             # A layer must not lie in another one, so not on the disk of the lower layer.
@@ -79,10 +82,10 @@ class Container:
             f"mount -t overlay overlay -o {options} {root}",
             *(f"mount --rbind /{name} {root}/{name}" for name in ("proc", "dev")),
             *(f"chmod o+x {root}{path}" for path in _closed_directories()),
-            f"mkdir -p {root}{programs}",
+            f"mkdir -p {root}{PROGRAMS}",
         ]
         for name, text in {"async-bento": f'exec {shlex.join(ASYNC_BENTO)} "$@"', **self.commands}.items():
-            program = f"{root}{programs}/{name}"
+            program = f"{root}{PROGRAMS}/{name}"
             lines.append(f"printf '%s\\n' {shlex.quote('#!/bin/sh')} {shlex.quote(text)} > {program}")
             lines.append(f"chmod 755 {program}")
         for each in self.mounts:
@@ -95,7 +98,7 @@ class Container:
         if self.has_read_only_root:
             lines.append(f"mount -o remount,ro {root}")
         variables = {
-            "PATH": f"{programs}:{Path(sys.executable).parent}:/usr/bin:/bin",
+            "PATH": f"{PROGRAMS}:{Path(sys.executable).parent}:/usr/bin:/bin",
             "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "tests" / "loopback")]),
             "PYTHONDONTWRITEBYTECODE": "1",
             **self.environment,
