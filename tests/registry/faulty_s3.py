@@ -20,7 +20,7 @@ class FaultyS3:
     """Keeps objects in memory, addressed in path style; ignores signatures.
 
     `fault` chooses the fault of a request: a status and a code, `lost` for a lost response, or `cut` for an incomplete
-    one. `requests` records requests such as `GET blobs/bentos/iris/v1.tar`.
+    one. `requests` records requests such as `GET blobs/bentos/iris/v1.tar`. It never sends `100 Continue`.
     """
 
     endpoint: str = ""
@@ -89,12 +89,16 @@ def error_response(status: int, code: str) -> web.Response:
     return xml(f"<Error><Code>{code}</Code><Message>said S3</Message></Error>", status)
 
 
+async def _send_nothing(_: web.Request) -> None:
+    """Wait for the body, like a server or a proxy that knows no `Expect`."""
+
+
 @asynccontextmanager
 async def faulty_s3() -> AsyncIterator[FaultyS3]:
     """Run the server."""
     s3 = FaultyS3()
     app = web.Application(client_max_size=2**26)
-    app.router.add_route("*", "/bucket{_:/?}{key:.*}", s3.handle)
+    app.router.add_route("*", "/bucket{_:/?}{key:.*}", s3.handle, expect_handler=_send_nothing)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -226,3 +226,10 @@ async def test_download_of_object_replaced_on_the_way_breaks(caller: Caller, fau
     faulty.fault = replace
     with pytest.raises(aiohttp.ClientPayloadError):
         await caller.download()
+
+
+async def test_upload_to_bucket_without_100_continue_succeeds(caller: Caller):
+    """Some servers and proxies know no `Expect`, and aiohttp would wait for `100 Continue` until it times out."""
+    await caller.create()
+    assert (await caller.upload(b"bytes")).status == 200
+    assert (await caller.download()).body == b"bytes"

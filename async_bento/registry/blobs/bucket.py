@@ -14,6 +14,7 @@ import aiohttp
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError as EndpointError, HTTPClientError
+from botocore.handlers import add_expect_header
 from botocore.session import get_session as get_botocore_session
 
 from async_bento._core.concurrency import Threads
@@ -146,6 +147,9 @@ async def connect(endpoint: str | None, public_endpoint: str | None) -> AsyncGen
             # The stubs cover S3 only.
             create = partial(session.create_client, "s3")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
             client = await stack.enter_async_context(create(endpoint_url=endpoint, config=_config(endpoint)))
+            # aiohttp waits for `100 Continue` without a limit, and some servers and proxies never send it. It costs
+            # little to send one of the small bodies in vain.
+            client.meta.events.unregister("before-call.s3", add_expect_header)
             presigning_client = client
             if public_endpoint:
                 public = create(endpoint_url=public_endpoint, config=_config(public_endpoint))
