@@ -20,6 +20,8 @@ from async_bento.registry.server import LocalRegistry
 from tests.builders import MiB, contents, make_bento, random_bytes
 from tests.eventually import eventually
 from tests.registry.conftest import BENTOS, BUCKET, Caller, clean_up, s3_only
+from tests.registry.s3_probe import probe
+from tests.registry.storage_page import read_table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,6 +43,11 @@ async def test_prefixes_separate_registries(serve: Serve):
     assert (await other.list())["total"] == 0
     await other.create()
     assert (await other.download()).status == 404
+
+
+async def test_seaweedfs_does_what_its_row_states(weed: Seaweed, credentials: None, storage: Storage):
+    row = read_table()["SeaweedFS"]
+    assert await probe(weed.endpoint, BUCKET) == {name: row[name] for name in row if name != "tried"}
 
 
 # Presigned URLs

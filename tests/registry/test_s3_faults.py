@@ -233,3 +233,13 @@ async def test_upload_to_bucket_without_100_continue_succeeds(caller: Caller):
     await caller.create()
     assert (await caller.upload(b"bytes")).status == 200
     assert (await caller.download()).body == b"bytes"
+
+
+async def test_upload_to_bucket_sends_no_checksum_headers(caller: Caller, faulty: FaultyS3):
+    """Backblaze B2 refuses them, and botocore sends them by default."""
+    sent: set[str] = set()
+    faulty.fault = lambda request: sent.update(map(str.lower, request.headers))
+    await caller.create()
+    assert (await caller.upload(b"bytes")).status == 200
+    assert "x-amz-date" in sent
+    assert {name for name in sent if "checksum" in name or name in {"expect", "x-amz-trailer"}} == set()

@@ -18,6 +18,8 @@ from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.server import LocalRegistry
 from tests.builders import KiB, MiB, contents, make_bento, make_model, random_bytes
 from tests.registry import s3_stores
+from tests.registry.s3_probe import probe
+from tests.registry.storage_page import read_table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -73,6 +75,11 @@ def client(registry: LocalRegistry, home: Path, **options: Any) -> AsyncBentoAPI
 
 
 presigned_only = pytest.mark.parametrize("transmission", ["presigned_url"], indirect=True)
+
+
+async def test_store_does_what_its_row_states(store: Store, bucket: S3Bucket):
+    row = read_table()[store.name]
+    assert await probe(store.endpoint, s3_stores.BUCKET) == {name: row[name] for name in row if name != "tried"}
 
 
 async def test_push_list_pull_force_and_delete(registry: LocalRegistry, transmission: str, home: Path, tmp_path: Path):
