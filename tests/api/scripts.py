@@ -60,7 +60,8 @@ class Ended:
 
 def run_program(program: str, *options: str, environ: Mapping[str, str] | None = None) -> Ended:
     """Run a program after the prelude; every warning but Python's own of forks with threads is an error."""
-    command = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", *options]
+    # Unbuffered, or a forked child writes what its parent has printed once more.
+    command = [sys.executable, "-u", "-W", "error", "-W", "ignore:This process:DeprecationWarning", *options]
     process = subprocess.Popen(
         [*command, "-c", PRELUDE + program],
         stdout=subprocess.PIPE,
