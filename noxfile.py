@@ -21,8 +21,10 @@ nox.options.reuse_existing_virtualenvs = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-# The whole suite on the newest Python, a part of it by `wheel` on the oldest; `nox -s tests` and hosted CI run all.
-TESTS = f"tests-{PYTHONS[-1]}"
+NEWEST = next((version for version in reversed(PYTHONS) if shutil.which(f"python{version}")), PYTHONS[-1])
+# The whole suite on the newest Python that is installed, a part of it by `wheel` on the oldest; `nox -s tests` and
+# hosted CI run all.
+TESTS = f"tests-{NEWEST}"
 nox.options.sessions = [
     "lint",
     "types",
@@ -104,8 +106,16 @@ def tests(session: nox.Session) -> None:
     """The suite, but for what `endurance` runs on one Python."""
     install_group(session, "test")
     # Before Python 3.12, coverage doubles the time of the tests, and no line of the package depends on the version.
-    measured = session.python == PYTHONS[-1]
+    measured = session.python == NEWEST
     run_pytest(session, *([] if session.posargs else SUITE), measured=measured)
+
+
+@nox.session(name="free-threading", python="3.14t", default=False)
+def free_threading(session: nox.Session) -> None:
+    """A part of the suite on a Python without a global lock."""
+    install_group(session, "test")
+    part = ["tests/core", "tests/tar", "tests/store", "tests/api", "tests/transfer"]
+    run_pytest(session, *SUITE, *part, measured=False)
 
 
 @nox.session
@@ -313,7 +323,7 @@ def coverage(session: nox.Session) -> None:
     data = {"COVERAGE_FILE": str(ROOT / ".coverage")}
     paths = session.posargs or sorted(str(path) for path in ROOT.glob(".coverage.*") if path.is_file())
     if not paths:
-        session.error(f"no coverage data: run `nox -s tests-{PYTHONS[-1]} backends` first")
+        session.error(f"no coverage data: run `nox -s {TESTS} backends` first")
     session.run("coverage", "combine", "--keep", "--quiet", *paths, env=data)
     with (ROOT / "coverage.md").open("w", encoding="utf-8") as file:
         session.run("coverage", "report", "--format=markdown", "--fail-under=0", env=data, stdout=file)
