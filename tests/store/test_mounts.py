@@ -97,7 +97,13 @@ def bento(served: LocalRegistry, home: Path) -> Path:
     return bento
 
 
-@pytest.fixture(params=PLACES, ids=lambda place: place.name.replace(" ", "-"))
+def as_parameter(place: Place) -> object:
+    """A place of the suite, or one that `nox -s endurance` tries: each takes ten starts of the command."""
+    marks = [] if place.name in {"tmpfs", "overlay"} else [pytest.mark.long]
+    return pytest.param(place, id=place.name.replace(" ", "-"), marks=marks)
+
+
+@pytest.fixture(params=map(as_parameter, PLACES))
 def place(request: pytest.FixtureRequest) -> Place:
     found: Place = request.param
     for name in found.programs:
