@@ -6,6 +6,7 @@ function that Python lacks on Windows, or makes a link without the privilege, ne
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
@@ -21,6 +22,11 @@ TESTS = Path(__file__).parent
 IS_WINDOWS = sys.platform == "win32"
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 NO_PRIVILEGE = 1314  # ERROR_PRIVILEGE_NOT_HELD
+REFUSED = "Connection refused"
+"""Why a connection to a closed port fails, in the words of the system."""
+
+if sys.platform == "win32":
+    REFUSED = ctypes.FormatError(1225).strip().rstrip(".")  # ERROR_CONNECTION_REFUSED
 
 _MISSING = re.compile(
     r"module '(os|signal|socket|time)' has no attribute '(\w+)'|No module named '(fcntl|pty|pwd|resource|termios)'"

@@ -141,7 +141,7 @@ class Target:
         """
         proxy, proxy_auth = split_proxy_auth(self.proxy)
         is_tunnel = self.url.scheme == "https"  # the proxy reads the CONNECT; for http it reads the request itself
-        started = time.monotonic()
+        started = time.perf_counter()
         try:
             async with self.session.request(
                 method,
@@ -312,7 +312,7 @@ def _outcome(response: aiohttp.ClientResponse, started: float) -> str:
 
 
 def _since(started: float) -> int:
-    return round(1000 * (time.monotonic() - started))
+    return round(1000 * (time.perf_counter() - started))
 
 
 def _connection_limit(caller_session: aiohttp.ClientSession | None) -> int:

@@ -354,14 +354,14 @@ class _Download:
                 return data
 
     async def _fetch_once(self, target: Target, byte_range: ByteRange, attempt: int) -> list[bytes] | None:
-        started = time.monotonic()
+        started = time.perf_counter()
         with self._progress.attempt() as count:
             try:
                 numbered = replace(target, attempt=attempt)
                 async with get(numbered, byte_range, self._pool.config, etag=self._etag) as received:
                     if received.is_partial:
                         data = await self._read(received, byte_range, count)
-                        now = time.monotonic()
+                        now = time.perf_counter()
                         self._ranges.record(sum(map(len, data)), now - started, now)
                         return data
                     if self._total is not None:
@@ -370,7 +370,7 @@ class _Download:
                     return None
             except (APIStatusError, PartError) as error:
                 if error.status in BUSY:
-                    self._ranges.throttle(time.monotonic())
+                    self._ranges.throttle(time.perf_counter())
                 self._source.check_refusal(error, target, byte_range)
                 raise
 

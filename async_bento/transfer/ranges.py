@@ -88,7 +88,7 @@ class RangeReader:
             return [piece async for piece in pieces]
 
     async def _read_once(self, numbered: Target, target: Target, byte_range: ByteRange) -> AsyncGenerator[bytes]:
-        started, arrived = time.monotonic(), 0
+        started, arrived = time.perf_counter(), 0
         try:
             async with get(numbered, byte_range, self._pool.config, etag=self.etag) as received:
                 if not received.is_partial:
@@ -103,12 +103,12 @@ class RangeReader:
                     yield piece
         except (APIStatusError, PartError) as error:
             if error.status in BUSY:
-                self._ranges.throttle(time.monotonic())
+                self._ranges.throttle(time.perf_counter())
             if error.status == HTTPStatus.NOT_FOUND and self.total is not None:
                 raise ObjectChangedError("the item was deleted") from error
             self._source.check_refusal(error, target, byte_range)
             raise
-        now = time.monotonic()
+        now = time.perf_counter()
         self._ranges.record(arrived, now - started, now)
 
     async def chunks(self, byte_range: ByteRange, window: ByteBudget | None = None) -> AsyncGenerator[bytes]:
