@@ -18,10 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
+from async_bento._core import platform
 from async_bento._core.files import fsync_path
 from async_bento._core.tag import LATEST, Tag
 from async_bento.config import bentoml_home
-from async_bento.errors import ConfigError, InvalidTagError, NotFoundError
+from async_bento.errors import ConfigError, InvalidTagError, NotFoundError, StoreError
 from async_bento.store.commit import Commit
 from async_bento.store.errors import as_store_error
 from async_bento.store.filesystem import move_aside
@@ -145,7 +146,9 @@ class Store(Generic[ItemT]):
 
         Raises:
             InvalidTagError: The tag breaks the rules for tags, or has no version.
+            StoreError: The tag is the name of a device on Windows.
         """
+        self._check_names(self._with_version(tag))
         return self._staging.lock(self._file_name(tag))
 
     def push_lock(self, tag: AnyTag, endpoint: str) -> Lock:
@@ -296,7 +299,9 @@ class Store(Generic[ItemT]):
             InvalidTagError: As in `commit`.
             StoreError: As in `commit`.
         """
-        commit = Commit(self._latest, Path(staged), self._with_version(tag), replace=replace)
+        tag = self._with_version(tag)
+        self._check_names(tag)
+        commit = Commit(self._latest, Path(staged), tag, replace=replace)
         commit.prepare()
         return commit
 
@@ -356,6 +361,11 @@ class Store(Generic[ItemT]):
                 f"{len(versions)} versions begin with {prefix} ({abbreviate(versions)}). Write the whole version."
             )
         return self._layout.load(Tag(tag.name, versions[0]))
+
+    def _check_names(self, tag: Tag) -> None:
+        """Raise StoreError for a tag like `aux:v1` on Windows, before anything is downloaded."""
+        if reason := platform.refusal_of_name(f"{tag.name}/{tag.version}"):
+            raise StoreError(f"cannot write {tag} to {self.path}: {reason}. Pull to a directory instead.")
 
     def _file_name(self, tag: AnyTag) -> str:
         tag = self._with_version(tag)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from async_bento._core import platform
 from async_bento._core.tag import Tag
 from async_bento.errors import InvalidTagError, NotFoundError, StoreError
 from async_bento.store.items import Model
@@ -69,6 +70,16 @@ def test_get_exact_rejects_version_prefix(store):
 def test_get_invalid_tag_raises(store):
     with pytest.raises(InvalidTagError):
         store.get("../iris")
+
+
+@pytest.mark.parametrize("tag", ["aux:v1", "iris:com1.2"])
+def test_tag_of_a_windows_device_is_refused_at_once(store, monkeypatch, tag):
+    monkeypatch.setattr(platform, "refusal_of_name", platform.windows_refusal)
+    for call in (store.lock, lambda tag: store.start_commit("staged", tag)):
+        with pytest.raises(StoreError, match=rf"^cannot write {tag} to .*device on Windows\. Pull to a"):
+            call(tag)
+    assert not store.path.exists()
+    store.lock("iris:v1")
 
 
 def test_get_missing_item_names_store_and_command(store):
