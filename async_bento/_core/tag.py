@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from dataclasses import dataclass
 from functools import total_ordering
@@ -112,9 +113,14 @@ class Tag:
         return (self.name, self.version or "") < (other.name, other.version or "")
 
 
+def is_path(text: str) -> bool:
+    """Whether a text is a path, and not a tag or a pattern of tags: it has a slash, or on Windows a backslash."""
+    return "/" in text or os.sep in text or text in {".", ".."}
+
+
 def refuse_pattern(tag: object, verb: str, tags: str) -> None:
     """Raise InvalidTagError for a pattern of tags; `tags` is the Python call that lists all of them."""
-    if isinstance(tag, str) and not {"*", "?", "["}.isdisjoint(tag) and "/" not in tag:
+    if isinstance(tag, str) and not {"*", "?", "["}.isdisjoint(tag) and not is_path(tag):
         raise InvalidTagError(
             f"cannot {verb} {tag!r}: only the command expands patterns. "
             f"In Python, select from the tags of `{tags}` and {verb} each."

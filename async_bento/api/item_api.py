@@ -6,7 +6,7 @@ import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Generic
 
-from async_bento._core.tag import Tag, refuse_pattern
+from async_bento._core.tag import Tag, is_path, refuse_pattern
 from async_bento.api.copy import Copier
 from async_bento.api.files import AsyncRemoteFiles
 from async_bento.api.kinds import ItemT, RecordT
@@ -206,7 +206,7 @@ class ItemAPI(Generic[ItemT, RecordT]):
         refuse_pattern(item, verb, f"{item_type.__name__}Store().list()")
         if isinstance(item, StoredItem):
             item = item.path
-        elif isinstance(item, str) and not (os.sep in item or "/" in item or item in {".", ".."}):
+        elif isinstance(item, str) and not is_path(item):
             return await threads.run(self._kind.store.get, item)
         if isinstance(item, (str, os.PathLike)):
             return await threads.run(item_type.from_path, item)

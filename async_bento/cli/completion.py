@@ -17,6 +17,7 @@ from click.shell_completion import (
     split_arg_string,
 )
 
+from async_bento._core.tag import is_path
 from async_bento.errors import BentoError, ConfigError
 
 if TYPE_CHECKING:
@@ -127,17 +128,17 @@ def _install(shell: str, text: str) -> list[Path]:
     path = _write(Path(os.environ.get("XDG_DATA_HOME") or home / ".local/share") / script, text)
     directory = os.environ.get("ZDOTDIR") if shell == "zsh" else None
     startup_file = Path(directory or home) / startup
-    line = f"[ -r {shlex.quote(str(path))} ] && . {shlex.quote(str(path))}  # async-bento completion\n"
-    known = startup_file.read_text() if startup_file.exists() else ""
+    line = os.fsencode(f"[ -r {shlex.quote(str(path))} ] && . {shlex.quote(str(path))}  # async-bento completion\n")
+    known = startup_file.read_bytes() if startup_file.exists() else b""
     if line not in known:
-        with startup_file.open("a") as file:
-            file.write(f"{'' if not known or known.endswith(chr(10)) else chr(10)}{line}")
+        with startup_file.open("ab") as file:
+            file.write(line if not known or known.endswith(b"\n") else b"\n" + line)
     return [path, startup_file]
 
 
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8", newline="\n")  # a shell of Windows, too, takes a CR for a character
     return path
 
 
@@ -202,9 +203,8 @@ def _complete_tag(make_store: Callable[[], Store[Any]], incomplete: str) -> list
 
 
 def _complete_directory(incomplete: str) -> list[CompletionItem]:
-    """Let the shell complete a path; a tag has no slash."""
-    is_path = "/" in incomplete or incomplete in {".", "..", "~"}
-    return [CompletionItem(incomplete, type="dir")] if is_path else []
+    """Let the shell complete a path; no tag looks like one."""
+    return [CompletionItem(incomplete, type="dir")] if is_path(incomplete) or incomplete == "~" else []
 
 
 def _remote_tags(word: str, context: click.Context, incomplete: str) -> list[CompletionItem] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar, 
 
 import click
 
-from async_bento._core.tag import Tag
+from async_bento._core.tag import Tag, is_path
 from async_bento._core.text import human_size
 from async_bento.api.labels import as_dict, lost_labels, written
 from async_bento.api.pull import refuse_hub_model
@@ -234,8 +234,7 @@ async def _find_local(store: Store[Any], wanted: Tag, record: ItemSchema) -> Ben
 
 
 async def _find(store: Store[Any], item: str) -> Any:
-    is_path = "/" in item or item in {".", ".."}
-    return await _run(store.item_type.from_path, item) if is_path else await _run(store.get, item)
+    return await _run(store.item_type.from_path, item) if is_path(item) else await _run(store.get, item)
 
 
 async def _stored(store: Store[Any], tag: str) -> Bento | Model | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from async_bento._core.tag import is_path
 from async_bento.cli.errors import ItemsError, print_error
 from async_bento.cli.output import print_json
 from async_bento.errors import (
@@ -44,7 +45,7 @@ class Selection:
 
 def is_pattern(argument: str) -> bool:
     """Whether an argument is a pattern of tags, and not a tag or a path."""
-    return any(character in argument for character in "*?[") and "/" not in argument
+    return not {"*", "?", "["}.isdisjoint(argument) and not is_path(argument)
 
 
 def is_single(arguments: Sequence[str]) -> bool:

@@ -104,6 +104,7 @@ def test_completion_script_is_valid_for_each_shell(shell: str) -> None:
         subprocess.run([program, "-n"], input=script, text=True, check=True)
 
 
+@pytest.mark.posix("bash with the command")
 @pytest.mark.usefixtures("stores")
 @pytest.mark.parametrize(
     ("breaks", "line", "replies"),
@@ -129,6 +130,7 @@ echo "${{COMPREPLY[@]}}"
     assert (done.stdout, done.stderr) == (f"{replies}\n", "")
 
 
+@pytest.mark.posix("bash with the command")
 @pytest.mark.processes
 @pytest.mark.usefixtures("stores")
 async def test_completion_in_interactive_bash_leaves_word_breaks() -> None:
@@ -149,7 +151,8 @@ async def test_completion_in_interactive_bash_leaves_word_breaks() -> None:
 
 
 def test_completion_install_adds_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HOME", "USERPROFILE"):  # the latter is that of Windows
+        monkeypatch.setenv(name, str(tmp_path))
     for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / ".bashrc").write_text("alias ll='ls -l'")
@@ -168,6 +171,21 @@ def test_completion_install_adds_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SHELL", "/bin/dash")
     unknown = make_runner().invoke(main, ["completion"])
     assert (unknown.exit_code, "Name one: bash, zsh or fish." in unknown.stderr) == (2, True)
+
+
+def test_completion_install_keeps_startup_file_of_any_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "日本"
+    home.mkdir()
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    (home / ".bashrc").write_bytes(b"# caf\xe9\n")
+    for _ in range(2):
+        assert make_runner().invoke(main, ["completion", "bash", "--install"]).exit_code == 0
+    before, line = (home / ".bashrc").read_bytes().splitlines(keepends=True)
+    assert (before, line.endswith(b"async-bento completion\n")) == (b"# caf\xe9\n", True)
+    assert str(home) in line.decode()
+    assert b"\r" not in (home / ".local/share/async-bento/completion.bash").read_bytes()
 
 
 def test_completion_in_zsh_loads_compinit_first() -> None:

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, strategies as st
 
-from async_bento._core.tag import Tag
+from async_bento._core import tag as tag_module
+from async_bento._core.tag import Tag, is_path
 from async_bento.errors import InvalidTagError
 
 PARTS = st.from_regex(r"[a-z0-9]([-._a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
@@ -30,6 +31,18 @@ def test_tag_invalid_part_raises(part):
         Tag(part)
     with pytest.raises(InvalidTagError):
         Tag("name", part)
+
+
+@pytest.mark.parametrize("text", ["./iris", "/", "iris/v1", ".", ".."])
+def test_path_with_slash_is_no_tag(text):
+    assert is_path(text)
+
+
+def test_path_with_backslash_is_no_tag_on_windows(monkeypatch):
+    for separator in ("/", "\\"):
+        monkeypatch.setattr(tag_module, "os", SimpleNamespace(sep=separator))
+        assert [is_path(text) for text in ("C:\\bentos\\[x]", ".\\v1")] == [separator == "\\"] * 2
+        assert not any(map(is_path, ["iris", "iris:v1", "iris:*", "a.b", "..."]))
 
 
 def test_tag_parts_of_63_characters_are_valid():
