@@ -148,6 +148,41 @@ def test_pull_interrupted_on_windows_is_resumed(
     assert contents(there / "models" / "big" / "v1") == contents(home / "models" / "big" / "v1")
 
 
+# Presses Ctrl-Break when a file of the transfer is there.
+BREAK = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from async_bento.cli.main import main
+
+def press():
+    while not any(path.stat().st_size for path in Path(os.environ["BENTOML_HOME"], "tmp").rglob(sys.argv[1])):
+        time.sleep(0.02)
+    signal.raise_signal(signal.SIGBREAK)
+
+threading.Thread(target=press, daemon=True).start()
+main(["models", *sys.argv[2:], "big:v1", "--limit-rate", "5M"])
+"""
+
+
+@pytest.mark.parametrize(("call", "file"), [("push", "async-bento-kept-push+*"), ("pull", "weights")])
+def test_command_on_windows_stops_by_ctrl_break(
+    windows: WindowsPython, served: LocalRegistry, home: Path, there: Path, call: str, file: str
+) -> None:
+    make_model(home if call == "pull" else there, "big:v1", files={"weights": random_bytes(40 * MiB)})
+    if call == "pull":
+        with BentoAPI(progress=False) as api:
+            api.models.push("big:v1")
+
+    stopped = run(windows, served, there, "-c", BREAK, file, call, check=False)
+    run(windows, served, there, "-m", "async_bento", "models", call, "big:v1")
+
+    assert stopped.returncode == 128 + 21  # SIGBREAK
+    assert stopped.stderr.endswith("Interrupted. Run the same command again to resume.\n")
+    if call == "push":
+        pull_on_linux(home)
+    assert contents(there / "models" / "big" / "v1") == contents(home / "models" / "big" / "v1")
+
+
 def test_quickstart_runs_on_windows(windows: WindowsPython, served: LocalRegistry, there: Path) -> None:
     done = run(windows, served, there, str(ROOT / "examples" / "quickstart.py"))
     assert done.stdout.count("are identical, bytes and modes") == 2
