@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from typing import TYPE_CHECKING
 
@@ -44,9 +45,8 @@ current_context_name: office
 
 
 async def test_missing_token_error_names_where_to_set_it(home: Path) -> None:
-    where = (
-        rf"no API token: .*{home}/\.yatai\.yaml has one\. Log in with `async-bento login`, or set BENTO_CLOUD_API_KEY"
-    )
+    contexts = re.escape(str(home / ".yatai.yaml"))
+    where = rf"no API token: .*{contexts} has one\. Log in with `async-bento login`, or set BENTO_CLOUD_API_KEY"
 
     async with AsyncBentoAPI() as api:
         with pytest.raises(ConfigError, match=where):

@@ -22,6 +22,7 @@ from async_bento.cli.output import fit_widths
 from tests.builders import contents, make_bento, make_model
 from tests.cli_runner import make_runner
 from tests.fault_proxy import PUT, refuse
+from tests.platforms import IS_WINDOWS, REFUSED
 
 if TYPE_CHECKING:
     from click.testing import Result
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tests.fixtures import StartProxy
 
 NOWHERE = "http://127.0.0.1:1"
+SETTING = '$env:BENTO_CLOUD_API_ENDPOINT = "{}' if IS_WINDOWS else "export BENTO_CLOUD_API_ENDPOINT={}"
 
 
 def run(*arguments: str) -> Result:
@@ -43,6 +45,12 @@ def done(*arguments: str) -> str:
     result = run(*arguments)
     assert result.exit_code == 0, result.stderr
     return result.stdout
+
+
+def in_words(message: str, served: LocalRegistry, home: Path) -> str:
+    """A message with the paths of the test."""
+    places = {"bentos": home / "bentos", "models": home / "models", "contexts": home / ".yatai.yaml"}
+    return message.format(endpoint=served.endpoint, **places)
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -71,7 +79,7 @@ def test_pushed_bento_can_be_listed_shown_and_pulled(
     assert "Models:      mod:m1\n" in shown
     assert "Labels:      team=nlp\n" in shown
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
-    assert done("pull", "svc", "--with-models") == f"svc:v1 is in {tmp_path}/other/bentos/svc/v1\n"
+    assert done("pull", "svc", "--with-models") == f"svc:v1 is in {tmp_path / 'other/bentos/svc/v1'}\n"
     assert contents(tmp_path / "other" / "bentos" / "svc" / "v1") == before
     assert (tmp_path / "other" / "models" / "mod" / "m1" / "model.yaml").is_file()
 
@@ -88,7 +96,7 @@ def test_models_push_list_get_and_pull(
     assert done("models", "get", "mod").startswith("Tag:         mod:m2\n")
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
     pulled = done("models", "pull", "mod", "--query", "label:stage=prod")
-    assert pulled == f"mod:m1 is in {tmp_path}/other/models/mod/m1\n"
+    assert pulled == f"mod:m1 is in {tmp_path / 'other/models/mod/m1'}\n"
 
 
 def test_json_output_contains_only_json(served: LocalRegistry, home: Path) -> None:
@@ -113,13 +121,13 @@ def test_push_directory_bare_then_forced(served: LocalRegistry, home: Path, tmp_
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("push", "svc:v1"), 3, "no bento svc:v1 in {home}/bentos"),
+        (("push", "svc:v1"), 3, "no bento svc:v1 in {bentos}"),
         (("push", "No Tag"), 2, "invalid name 'No Tag' in a tag"),
         (("pull", "svc:v1"), 3, "no bento svc:v1 in the registry at {endpoint}"),
         (("models", "pull", "mod"), 3, "no model mod in the registry at {endpoint}"),
         (("get", "svc"), 3, "`async-bento list` shows its bentos"),
         (("models", "get", "mod"), 3, "`async-bento models list` shows its models"),
-        (("list", "--context", "prod"), 2, "no context 'prod' in {home}/.yatai.yaml"),
+        (("list", "--context", "prod"), 2, "no context 'prod' in {contexts}"),
         (("push", "svc:v1", "--threads", "0"), 2, "0 is not in the range x>=1"),
         (("list", "--endpoint", "nowhere"), 2, "invalid endpoint 'nowhere'"),
     ],
@@ -129,7 +137,7 @@ def test_error_prints_one_line_and_sets_exit_code(
 ) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (code, "")
-    assert message.format(home=home, endpoint=served.endpoint) in result.stderr
+    assert in_words(message, served, home) in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -164,7 +172,7 @@ def test_unreachable_registry_exits_with_5_after_one_retry(
     assert sum(record.getMessage().startswith("retrying") for record in caplog.records) == 1
     assert len(waits) == 1
     assert waits[0] <= 0.5
-    assert f"cannot reach the registry at {NOWHERE}: Connection refused" in result.stderr
+    assert f"cannot reach the registry at {NOWHERE}: {REFUSED}" in result.stderr
 
 
 def test_error_is_printed_once(served: LocalRegistry, home: Path) -> None:
@@ -235,6 +243,7 @@ main(["push", "svc:v1"])
         assert api.get("svc", "v1").upload_status == "failed"
 
 
+@pytest.mark.posix("shell, and signals between processes")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_registry_serve_runs_until_signal(tmp_path: Path, home: Path, number: signal.Signals) -> None:
     make_bento(home, "svc:v1")
@@ -294,7 +303,7 @@ def test_registry_serve_behind_proxy_prints_public_url(tmp_path: Path, monkeypat
         line = process.stdout.readline()
         process.terminate()
         process.communicate(timeout=30)
-    assert line == "export BENTO_CLOUD_API_ENDPOINT=https://bentos.example/reg\n"
+    assert line.rstrip('"\n') == SETTING.format("https://bentos.example/reg")
 
 
 def test_registry_serve_over_tls_prints_https(tmp_path: Path) -> None:
@@ -305,7 +314,7 @@ def test_registry_serve_over_tls_prints_https(tmp_path: Path) -> None:
         line = process.stdout.readline()
         process.terminate()
         process.communicate(timeout=30)
-    assert line.startswith("export BENTO_CLOUD_API_ENDPOINT=https://127.0.0.1:")
+    assert line.startswith(SETTING.format("https://127.0.0.1:"))
 
 
 @pytest.mark.parametrize(
@@ -363,7 +372,7 @@ def test_push_of_an_archive_names_the_import(
     monkeypatch.chdir(tmp_path)
     result = run("push", "iris.bento")
     assert result.exit_code == 1
-    assert f"it is an exported archive, run `bentoml import {tmp_path}/iris.bento` first." in result.stderr
+    assert f"it is an exported archive, run `bentoml import {tmp_path / 'iris.bento'}` first." in result.stderr
 
 
 def test_push_several_models_by_pattern(served: LocalRegistry, home: Path) -> None:
@@ -571,10 +580,10 @@ def test_push_stops_at_a_fatal_error(served: LocalRegistry, three: None, monkeyp
         (("push",), 2, "Name at least one bento to push, or use --all (not both)."),
         (("push", "iris:v1", "--all"), 2, "Name at least one bento to push, or use --all (not both)."),
         (("models", "push", "iris:v1", "--all"), 2, "Name at least one model to push, or use --all (not both)."),
-        (("push", "rose*"), 3, "no bento in {home}/bentos matches 'rose*'"),
+        (("push", "rose*"), 3, "no bento in {bentos} matches 'rose*'"),
         (("pull", "rose*"), 3, "no bento in the registry matches 'rose*'"),
         (("pull",), 2, "Name at least one bento to pull, or use --all (not both)."),
-        (("models", "push", "--all"), 3, "no model in {home}/models"),
+        (("models", "push", "--all"), 3, "no model in {models}"),
         (("get",), 2, "Pass either TAG, or --search or --label."),
         (("get", "iris", "--search", "iris"), 2, "Pass either TAG, or --search or --label."),
         (("get", "--search", "rose"), 3, "no bento in the registry at {endpoint} matches"),
@@ -587,7 +596,7 @@ def test_invalid_arguments_are_reported(
 ) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (code, "")
-    assert message.format(home=home, endpoint=served.endpoint) in result.stderr
+    assert in_words(message, served, home) in result.stderr
 
 
 # Looking for records

@@ -16,6 +16,7 @@ from async_bento.cli.doctor import Check, check_clock, run_checks
 from async_bento.registry.server import close_server
 from tests.builders import left_in_scratch
 from tests.cli.test_cli import NOWHERE, done, run
+from tests.platforms import REFUSED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +66,7 @@ def test_doctor_reports_unreachable_registry(monkeypatch: pytest.MonkeyPatch) ->
     result = run("doctor")
     word, message = lines(result.stdout)["endpoint"]
     assert (result.exit_code, word) == (5, "FAIL")
-    assert f"cannot reach the registry at {NOWHERE}: Connection refused" in message
+    assert f"cannot reach the registry at {NOWHERE}: {REFUSED}" in message
     assert "Check the URL, and whether a proxy or a VPN is needed." in message
 
 
@@ -132,7 +133,9 @@ def test_doctor_reports_unwritable_store(
     result = run("doctor")
     word, message = lines(result.stdout)["store"]
     assert (result.exit_code, word) == (1, "FAIL")
-    assert message.endswith(f"Make {tmp_path}/file writable for this user, or set BENTOML_HOME to another directory.")
+    assert message.endswith(
+        f"Make {tmp_path / 'file'} writable for this user, or set BENTOML_HOME to another directory."
+    )
 
 
 def test_doctor_reports_full_disk(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,10 +51,10 @@ def bento(served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_pull_output_prints_the_directory(bento: Path, tmp_path: Path) -> None:
-    assert done("pull", "svc", "-o", "svc") == f"svc:v1 is in {tmp_path}/at/svc\n"
+    assert done("pull", "svc", "-o", "svc") == f"svc:v1 is in {tmp_path / 'at/svc'}\n"
     assert contents(tmp_path / "at/svc") == contents(bento)
     pulled = done("pull", "svc:v1", "--output", "new/svc", "-m", "--json")
-    assert json.loads(pulled) == {"tag": "svc:v1", "path": f"{tmp_path}/at/new/svc"}
+    assert json.loads(pulled) == {"tag": "svc:v1", "path": str(tmp_path / "at/new/svc")}
     assert (tmp_path / "at/new/svc/models/mod/m1/model.yaml").is_file()
     assert done("models", "pull", "mod", "-o", "mod", "-q") == ""
     assert names("mod") == ["model.yaml", "weights"]
@@ -67,7 +67,7 @@ def test_pull_output_that_exists_needs_force(bento: Path, tmp_path: Path) -> Non
     assert (result.exit_code, result.stdout) == (1, "")
     error = json.loads(result.stderr)["error"]
     assert error == {
-        "message": f"cannot pull to {tmp_path}/at/svc: the directory already has a bento",
+        "message": f"cannot pull to {tmp_path / 'at/svc'}: the directory already has a bento",
         "type": "PathExistsError",
         "hint": "Pull with force (`--force`) to replace it, or choose another directory.",
     }
@@ -98,9 +98,9 @@ def test_pull_output_of_wrong_arguments_is_a_usage_error(
 def test_pull_output_dry_run_names_the_directory(bento: Path, tmp_path: Path) -> None:
     planned = done("pull", "svc", "-m", "-o", "svc", "--dry-run").splitlines()
     assert planned[0].startswith("Would pull bento svc:v1: ")
-    assert planned[0].endswith(f", to {tmp_path}/at/svc.")
-    assert planned[1].endswith(f", to {tmp_path}/at/svc/models.")
-    assert done("models", "pull", "mod", "-o", "mod", "--dry-run").endswith(f", to {tmp_path}/at/mod.\n")
+    assert planned[0].endswith(f", to {tmp_path / 'at/svc'}.")
+    assert planned[1].endswith(f", to {tmp_path / 'at/svc/models'}.")
+    assert done("models", "pull", "mod", "-o", "mod", "--dry-run").endswith(f", to {tmp_path / 'at/mod'}.\n")
     assert names() == []
     done("pull", "svc", "-o", "svc")
     assert "already has a bento" in run("pull", "svc", "-o", "svc", "--dry-run").stderr
@@ -120,6 +120,7 @@ def test_pull_output_interrupted_leaves_nothing(bento: Path, tmp_path: Path) -> 
     assert names() == []
 
 
+@pytest.mark.posix("/proc")
 def test_pull_output_to_unwritable_place_is_an_error(bento: Path) -> None:
     result = run("pull", "svc:v1", "-o", "/proc/svc")
     assert (result.exit_code, result.stdout) == (1, "")

@@ -53,14 +53,14 @@ def test_store_list_shows_local_items(stored: Path) -> None:
 def test_store_list_of_empty_store_prints_note(home: Path) -> None:
     result = run("list", "--models")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == f"No models in the local store {home}/models.\n"
+    assert result.stderr == f"No models in the local store {home / 'models'}.\n"
     assert not home.exists()
 
 
 def test_store_path_prints_directories(stored: Path) -> None:
-    assert run("path").stdout == f"{stored}/bentos\n"
-    assert run("path", "iris:v1").stdout == f"{stored}/bentos/iris/v1\n"
-    assert run("path", "weights", "--models").stdout == f"{stored}/models/weights/w1\n"
+    assert run("path").stdout == f"{stored / 'bentos'}\n"
+    assert run("path", "iris:v1").stdout == f"{stored / 'bentos/iris/v1'}\n"
+    assert run("path", "weights", "--models").stdout == f"{stored / 'models/weights/w1'}\n"
     result = run("path", "rose")
     assert result.exit_code == 3
     assert result.stderr.endswith("To download the bento, run `async-bento pull rose`.\n")

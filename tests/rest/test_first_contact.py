@@ -11,6 +11,7 @@ from aiohttp import web
 from async_bento import Config, RestApiClient
 from async_bento.errors import APIConnectionError, APITimeoutError
 from async_bento.registry.server import close_server
+from tests.platforms import REFUSED
 from tests.silent import error_of, say_nothing, serving
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ async def test_registry_that_refuses_at_first_is_retried_once(retries: list[str]
         error = await failing(RestApiClient(endpoint, "token", config=Config(**QUICK)))
 
     assert isinstance(error, APIConnectionError)
-    assert f"cannot reach the registry at {endpoint}: Connection refused" in str(error)
+    assert f"cannot reach the registry at {endpoint}: {REFUSED}" in str(error)
     assert sum(message.startswith("retrying") for message in retries) == 1
 
 

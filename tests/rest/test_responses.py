@@ -33,6 +33,7 @@ from async_bento._core.retry import is_transient
 from async_bento.rest.request_schemas import CreateModelSchema, UpdateModelSchema
 from async_bento.rest.responses import RawResponse, is_not_found, parse_response, status_error
 from async_bento.rest.schemas import BentoFullSchema, BentoWithRepositoryListSchema, ModelManifestSchema
+from tests.platforms import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -400,7 +401,7 @@ async def test_connection_refused_asks_to_check_registry(once: Config) -> None:
             with pytest.raises(APIConnectionError) as caught:
                 await client.current_user()
     assert str(caught.value) == (
-        f"cannot reach the registry at {endpoint}: Connection refused. "
+        f"cannot reach the registry at {endpoint}: {REFUSED}. "
         "Check that the registry is running and that the endpoint is right."
     )
     assert isinstance(caught.value.__cause__, aiohttp.ClientConnectorError)
@@ -500,7 +501,7 @@ async def test_proxy_not_listening_is_named_without_password(once: Config) -> No
             with pytest.raises(APIConnectionError) as caught:
                 await client.current_user()
     assert str(caught.value) == (
-        f"cannot reach the registry at {ENDPOINT} through the proxy at {proxy}: Connection refused. Check the proxy."
+        f"cannot reach the registry at {ENDPOINT} through the proxy at {proxy}: {REFUSED}. Check the proxy."
     )
 
 

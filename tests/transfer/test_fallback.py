@@ -14,6 +14,7 @@ import pytest
 from async_bento import BentoError, PartError
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.fault_proxy import DOWNLOAD, GET, PART, PUT, UPLOAD, FaultProxy, answer_json, refuse
+from tests.platforms import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
@@ -166,7 +167,7 @@ async def test_storage_and_registry_out_of_reach_name_both_causes(
     pushed = str(await error_of(make_client(proxy).models.push("mod:m1", force=True)))
     pulled = str(await error_of(make_client(proxy, elsewhere).models.pull("mod:m1")))
 
-    unreachable = f"cannot reach the storage at {closed_port}: Connection refused"
+    unreachable = f"cannot reach the storage at {closed_port}: {REFUSED}"
     assert unreachable in pushed
     assert "413" in pushed
     assert "too large for the registry" in pushed
@@ -189,7 +190,7 @@ async def test_storage_that_worked_is_retried_for_long(
     error = await error_of(api.models.push("mod:m2", threads=1))
 
     assert isinstance(error, PartError)
-    assert "Connection refused" in str(error)
+    assert REFUSED in str(error)
     assert len(waits) == 7
     assert not proxy.matching(UPLOAD)
 
