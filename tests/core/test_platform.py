@@ -21,6 +21,7 @@ from async_bento.store.filesystem import remove_tree, sync_tree
 from async_bento.transfer.journal import Journal, JournalEntries, Source
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.writer import TreeWriter
+from tests.platforms import NO_PRIVILEGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,13 @@ def in_use(winerror: int = 32) -> OSError:
     """What Windows raises for a file that another program has open."""
     error = PermissionError(errno.EACCES, "The process cannot access the file", "item")
     error.winerror = winerror  # type: ignore[attr-defined]
+    return error
+
+
+def denied() -> OSError:
+    """What Windows raises for a lack of rights, which another attempt does not change."""
+    error = PermissionError(errno.EACCES, "Permission denied")
+    error.winerror = NO_PRIVILEGE  # type: ignore[attr-defined]
     return error
 
 
@@ -79,7 +87,7 @@ def test_patience_ends_after_a_second(pauses: list[float]) -> None:
 
 def test_patience_with_another_error_is_none(pauses: list[float]) -> None:
     with pytest.raises(PermissionError):
-        platform.patiently(failing(1, lambda: PermissionError(errno.EACCES, "Permission denied")))
+        platform.patiently(failing(1, denied))
     assert pauses == []
 
 
@@ -91,7 +99,7 @@ def test_file_in_use_names_the_remedy() -> None:
         pytest.raises(StoreError, match=r"^cannot delete svc:v1: Permission denied$"),
         as_store_error("delete svc:v1"),
     ):
-        raise PermissionError(errno.EACCES, "Permission denied")
+        raise denied()
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,7 @@ def test_symlink_chain_limited_to_40() -> None:
         check_links({**chain, "link40": "x"}, {""})
 
 
+@pytest.mark.posix("links without a privilege")
 def test_symlink_made_at_end_only(there: Path) -> None:
     with Extractor(there) as extractor:
         extractor.feed(symlink("link", "x") + END)

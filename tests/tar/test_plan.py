@@ -25,7 +25,7 @@ from async_bento.errors import ArchiveError, SourceChangedError, TransferError, 
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.reader import AsyncTarReader, TarReader
 from async_bento.transfer.tar.safety import DEFAULT_LIMITS
-from tests.platforms import IS_ROOT
+from tests.platforms import IS_ROOT, IS_WINDOWS, link_if_possible
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
@@ -93,6 +93,7 @@ def written_by_tarfile(root: Path, exclude: str | None = None) -> bytes:
             return None
         info.uid = info.gid = 0
         info.uname = info.gname = ""
+        info.mode = 0o755 if IS_WINDOWS else info.mode
         info.mtime = (root / info.name).lstat().st_mtime_ns // 10**9
         return info
 
@@ -112,19 +113,19 @@ def fill(root: Path) -> None:
     (root / "empty" / "within").mkdir(mode=0o700)
     (root / "run.sh").write_text("true")
     (root / "run.sh").chmod(0o751)
-    (root / "latest").symlink_to("src/1.bin")
-    (root / "src" / "up").symlink_to("../empty/./within/")
-    (root / "nowhere").symlink_to("missing")
+    link_if_possible(root / "latest", "src/1.bin")
+    link_if_possible(root / "src" / "up", "../empty/./within/")
+    link_if_possible(root / "nowhere", "missing")
     (root / "src" / "zz_same.bin").hardlink_to(root / "src" / "513.bin")
     (root / ("n" * 120)).write_bytes(b"long")
     (root / ("n" * 97)).mkdir()
     (root / ("n" * 98)).mkdir()
-    (root / ("n" * 98) / "target").symlink_to("t" * 150)
+    link_if_possible(root / ("n" * 98) / "target", "t" * 150)
     deep = root / ("d" * 150) / ("e" * 150)
     deep.mkdir(parents=True)
     (deep / "file").write_bytes(b"deep")
     (root / "grüße 模型.txt").write_text("non-ASCII")
-    (root / "to grüße").symlink_to("grüße 模型.txt")
+    link_if_possible(root / "to grüße", "grüße 模型.txt")
     (root / "sticky").write_bytes(b"")
     (root / "sticky").chmod(0o4755)
     os.utime(root / "run.sh", ns=(1, 1_600_000_000_999_999_999))
