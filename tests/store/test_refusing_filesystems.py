@@ -98,14 +98,18 @@ def test_pull_copies_of_directories_are_limited(tmp_path):
     assert len([*tmp_path.rglob("*")]) <= 1040
 
 
-@pytest.mark.parametrize("target", [".", "nowhere"])
-def test_pull_without_symlinks_names_other_links(served: LocalRegistry, home, there, monkeypatch, target):
-    (make_bento(home, files=FILES) / "loop").symlink_to(target)
+@pytest.mark.parametrize(
+    ("link", "target"), [("loop", "."), ("loop", "nowhere"), ("src/loop", ".."), ("src/deep/loop", "..")]
+)
+def test_pull_without_symlinks_names_other_links(served: LocalRegistry, home, there, monkeypatch, link, target):
+    path = make_bento(home, files=FILES) / link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
     with BentoAPI(progress=False) as api:
         api.push("svc:v1")
     refuse(monkeypatch, errno.EPERM, "symlink")
     found = str(pull(there))
-    assert found.startswith("StoreError: cannot pull svc:v1: cannot extract loop: no symbolic links can be made in ")
+    assert found.startswith(f"StoreError: cannot pull svc:v1: cannot extract {link}: no symbolic links can be made in ")
     assert f", and the target {target} cannot be copied. Move the store" in found
     assert left_in_scratch(there) == []
 

@@ -328,4 +328,4 @@ def _parents(path: str) -> list[str]:
 
 def _target_path(path: str, target: str) -> str:
     """Where a symlink leads, by its text."""
-    return posixpath.normpath(f"{posixpath.dirname(path)}/{target}").lstrip("/")
+    return posixpath.normpath(f"/{posixpath.dirname(path)}/{target}").lstrip("/")
