@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from async_bento._core import platform
 from async_bento._core.concurrency import check_cancelled
 from async_bento.errors import NotFoundError
 from async_bento.store.errors import as_store_error
@@ -140,7 +141,9 @@ class LocalCopy(NamedTuple):
 def scan_copy(root: Path, exclude: Collection[str], remote: dict[str, Node], index: TarIndex) -> LocalCopy:
     """Scan the local copy of a remote item, without the names in `exclude` at its top. Blocks."""
     nodes = {path: node for path, node in _scan(root, exclude).items() if path in remote or not _is_added(path)}
-    keeps_modes = any(node.type == "file" and not node.mode & EXECUTABLE for node in nodes.values())  # exFAT does not
+    # Windows and exFAT have no modes: there each file has the same.
+    files = [node for node in nodes.values() if node.type == "file"]
+    keeps_modes = platform.HAS_MODES and not all(node.mode & EXECUTABLE for node in files)
     return LocalCopy(_without_links(remote, nodes, index), nodes, EXECUTABLE if keeps_modes else 0)
 
 
@@ -169,11 +172,11 @@ def _scan(root: Path, exclude: Collection[str]) -> dict[str, Node]:
 
 
 def _scanned(found: os.DirEntry[str]) -> Node:
-    status = found.stat(follow_symlinks=False)
+    status = platform.entry_status(found)
     if stat.S_ISREG(status.st_mode):
         return Node("file", status.st_size, status.st_mtime_ns, status.st_mode)
     if stat.S_ISLNK(status.st_mode):
-        return Node("symlink", target=os.readlink(found.path))  # noqa: PTH115 - Path normalises the target
+        return Node("symlink", target=platform.read_link(found.path))
     return Node("directory" if stat.S_ISDIR(status.st_mode) else "other")
 
 

@@ -20,6 +20,7 @@ from async_bento import (
     StoreError,
     TransferError,
 )
+from async_bento._core import platform
 from async_bento.transfer.tar.reader import TarReader
 from tests.builders import KiB, MiB, make_bento, make_model, random_bytes
 from tests.fault_proxy import DOWNLOAD, GET, Hold, answer_json
@@ -236,10 +237,11 @@ async def test_verify_of_copies_of_links_is_the_same(
     assert words(await api.verify("svc:v1", full=True)) == ["content", "changed link content"]
 
 
+@pytest.mark.posix("file modes")
 async def test_verify_of_a_copy_without_modes_is_the_same(
-    start_proxy: StartProxy, make_client: MakeClient, origin: Path
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on exFAT, where every file is executable."""
+    """As on exFAT, where every file is executable, and on Windows, where none is."""
     proxy = await start_proxy()
     bento = make(origin)
     api = make_client(proxy, origin)
@@ -249,6 +251,8 @@ async def test_verify_of_a_copy_without_modes_is_the_same(
     assert words(await api.verify("svc:v1")) == ["index"]
     (bento / "src/weights").chmod(0o666)
     assert "changed src/service.py mode" in words(await api.verify("svc:v1"))
+    monkeypatch.setattr(platform, "HAS_MODES", False)
+    assert (await api.verify("svc:v1")).is_same
 
 
 async def test_verify_of_a_directory_that_no_push_accepts_compares_lists(
