@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -372,7 +373,8 @@ def test_push_of_an_archive_names_the_import(
     monkeypatch.chdir(tmp_path)
     result = run("push", "iris.bento")
     assert result.exit_code == 1
-    assert f"it is an exported archive, run `bentoml import {tmp_path / 'iris.bento'}` first." in result.stderr
+    path = shlex.quote(str(tmp_path / "iris.bento"))
+    assert f"it is an exported archive, run `bentoml import {path}` first." in result.stderr
 
 
 def test_push_several_models_by_pattern(served: LocalRegistry, home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -163,7 +164,8 @@ def test_completion_install_adds_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     assert "_ASYNC_BENTO_COMPLETE" in script.read_text()
     before, line = (tmp_path / ".bashrc").read_text().splitlines()
     assert before == "alias ll='ls -l'"
-    assert line == f"[ -r {script} ] && . {script}  # async-bento completion"
+    quoted = shlex.quote(str(script))
+    assert line == f"[ -r {quoted} ] && . {quoted}  # async-bento completion"
     make_runner().invoke(main, ["completion", "zsh", "--install"], catch_exceptions=False)
     assert "completion.zsh" in (tmp_path / ".zshrc").read_text()
     make_runner().invoke(main, ["completion", "fish", "--install"], catch_exceptions=False)

@@ -42,8 +42,11 @@ with BentoAPI(endpoint=endpoint, api_token=token, progress=False, **stores) as a
 
 def run(*arguments: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command, with a redirection of the shell."""
+    command = [sys.executable, "-m", "async_bento", *arguments]
+    if redirect:
+        command = ["sh", "-c", f'exec "$0" "$@" {redirect}', *command]
     return subprocess.run(
-        ["sh", "-c", f'exec "$0" -m async_bento "$@" {redirect}', sys.executable, *arguments],
+        command,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

@@ -107,6 +107,7 @@ def test_pull_output_dry_run_names_the_directory(bento: Path, tmp_path: Path) ->
     assert done("pull", "svc", "-o", "svc", "--dry-run", "--force").startswith("Would pull bento svc:v1: ")
 
 
+@pytest.mark.posix("signals between processes")
 @pytest.mark.processes
 def test_pull_output_interrupted_leaves_nothing(bento: Path, tmp_path: Path) -> None:
     environment = os.environ | {"ASYNC_BENTO_TRANSFER_RANGE_SIZE": "65536"}
