@@ -13,6 +13,8 @@ from async_bento.errors import ConfigError
 
 _EXCLUDED = re.compile(r"(?:(?P<scheme>\w+)://)?(?:\[(?P<ipv6>[^]]+)\]|(?P<host>[^:]+))(?::(?P<port>\d+))?")
 
+_SYSTEM = "the settings of the system"
+
 
 def check_proxy(proxy: str, source: str) -> str:
     """Return a proxy's URL, with a scheme; raise ConfigError, which shows no password, if it cannot be used."""
@@ -46,8 +48,9 @@ def proxy_of_environment(url: URL) -> str | None:
     proxy = proxies.get(scheme, "").strip()
     if not proxy or _is_excluded(url, proxies.get("no", "")) or proxy_bypass(url.host or ""):
         return None
-    names = (f"{scheme}_proxy", f"{scheme}_proxy".upper())
-    return check_proxy(proxy, next((name for name in names if os.environ.get(name)), "the settings of the system"))
+    names = [name for name, value in os.environ.items() if value]  # Windows has only those in upper case
+    source = next((name for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper()) if name in names), _SYSTEM)
+    return check_proxy(proxy, source)
 
 
 def _is_excluded(url: URL, no_proxy: str) -> bool:

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from async_bento import APIConnectionError, BentoError, Config, ConfigError, RestApiClient
 from async_bento.cli.main import main
 from tests.cli_runner import make_runner
+from tests.platforms import IS_WINDOWS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -110,7 +111,7 @@ async def test_proxy_of_socks_is_refused_by_name(scheme: str, variable: str, mon
     error = await failure("http://127.0.0.1:9")
     assert isinstance(error, ConfigError)
     assert str(error) == (
-        f"cannot use the proxy in {variable}: SOCKS proxies are not supported. "
+        f"cannot use the proxy in {variable.upper() if IS_WINDOWS else variable}: SOCKS proxies are not supported. "
         "Use the URL of an HTTP proxy instead, or exclude the host by NO_PROXY."
     )
 
