@@ -29,7 +29,8 @@ if sys.platform == "win32":
     REFUSED = ctypes.FormatError(1225).strip().rstrip(".")  # ERROR_CONNECTION_REFUSED
 
 _MISSING = re.compile(
-    r"module '(os|signal|socket|time)' has no attribute '(\w+)'|No module named '(fcntl|pty|pwd|resource|termios)'"
+    r"(?:module )?'(asyncio|os|signal|socket|time)'(?: object)? has no attribute '(\w+)'"
+    r"|No module named '(fcntl|pty|pwd|resource|termios)'"
 )
 
 

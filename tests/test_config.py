@@ -191,19 +191,24 @@ def test_retry_policy_default_outlasts_20_seconds() -> None:
 # The home
 
 
+def set_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USERPROFILE"):  # the latter is that of Windows
+        monkeypatch.setenv(name, "/home/ada")
+
+
 @pytest.mark.parametrize(
     ("said", "found"),
     [("/data/bentos", "/data/bentos"), ("$WHERE/bentos", "/there/bentos"), ("~/b", "/home/ada/b"), ("", "bentoml")],
 )
 def test_bentoml_home_expands_the_variable(said: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHERE", "/there")
-    monkeypatch.setenv("HOME", "/home/ada")
-    assert str(bentoml_home({"BENTOML_HOME": said})).endswith(found)
+    set_home(monkeypatch)
+    assert bentoml_home({"BENTOML_HOME": said}).as_posix().endswith(found)
 
 
 def test_bentoml_home_unset_is_in_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/ada")
-    assert str(bentoml_home({})) == "/home/ada/bentoml"
+    set_home(monkeypatch)
+    assert bentoml_home({}).as_posix() == "/home/ada/bentoml"
 
 
 # Contexts, as `bentoml cloud login` of BentoML 1.4.39 writes them

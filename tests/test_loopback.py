@@ -58,7 +58,9 @@ def test_what_would_leave_this_machine_is_refused(refused: Refused, call: Callab
     assert refused.take() == [line]
 
 
-@pytest.mark.parametrize("host", [ELSEWHERE, "example.com"])
+@pytest.mark.parametrize(
+    "host", [pytest.param(ELSEWHERE, marks=pytest.mark.posix("audit event of asyncio's connections")), "example.com"]
+)
 async def test_an_http_client_is_refused_at_once(refused: Refused, host: str) -> None:
     async with aiohttp.ClientSession() as session:
         with pytest.raises(LeavesThisMachineError, match=host):

@@ -93,6 +93,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
+@pytest.mark.posix("count of the memory of a process")
 @pytest.mark.parametrize(
     ("status", "expected", "most"),
     [

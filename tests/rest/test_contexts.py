@@ -91,11 +91,13 @@ def test_store_context_keeps_foreign_fields(path: Path) -> None:
     assert document["contexts"][0]["api_token"] == "tk-prod"
 
 
+@pytest.mark.posix("file modes")
 def test_contexts_file_has_mode_600(path: Path) -> None:
     store_context(path, PROD)
     assert mode(path) == 0o600
 
 
+@pytest.mark.posix("file modes")
 def test_contexts_file_with_mode_644_becomes_600_on_write(path: Path) -> None:
     store_context(path, PROD)
     path.chmod(0o644)
@@ -103,6 +105,7 @@ def test_contexts_file_with_mode_644_becomes_600_on_write(path: Path) -> None:
     assert mode(path) == 0o600
 
 
+@pytest.mark.posix("file modes")
 def test_contexts_file_has_mode_600_from_first_byte(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before_the_first_byte: list[tuple[int, int]] = []
     fdopen = os.fdopen

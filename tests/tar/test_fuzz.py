@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from tests.platforms import IS_WINDOWS
 from tests.tar.corpus import COMPRESSED, CORPUS
 from tests.tar.property import as_tarfile_reads_it
 from tests.tar.tars import BLOCK, fix_checksums
@@ -91,7 +93,10 @@ def test_fuzz_mutated_tar_refused_or_as_tarfile(surroundings: Surroundings) -> N
         if fixed:
             tar = fix_checksums(tar)
         if surroundings.feed(tar, step) is None:
-            assert surroundings.found == as_tarfile_reads_it(tar)
+            expected = as_tarfile_reads_it(tar)
+            has_links = any(kind == tarfile.SYMTYPE for kind, _ in expected.values())
+            # Without the privilege to make links, their targets are copied.
+            assert surroundings.found == expected or (IS_WINDOWS and has_links)
 
     check()
 
