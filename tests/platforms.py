@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 IS_WINDOWS = sys.platform == "win32"
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+KILLED = 1 if IS_WINDOWS else -9
+"""The return code of a process that was killed."""
+
 NO_PRIVILEGE = 1314  # ERROR_PRIVILEGE_NOT_HELD
 REFUSED = "Connection refused"
 """Why a connection to a closed port fails, in the words of the system."""

@@ -25,6 +25,7 @@ from async_bento.transfer.tar.reader import TarReader
 from tests.builders import KiB, MiB, make_bento, make_model, random_bytes
 from tests.fault_proxy import DOWNLOAD, GET, Hold, answer_json
 from tests.fixtures import FEW_RANGES
+from tests.platforms import link_if_possible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,11 +54,11 @@ def make(home: Path, tag: str = "svc:v1", files: dict[str, bytes] | None = None)
     path = make_bento(home, tag, files={"README.md": b"# Svc\n", **(FILES if files is None else files)})
     (path / "run.sh").write_bytes(b"#!/bin/sh\n")
     (path / "run.sh").chmod(0o755)
-    (path / "link").symlink_to("src/service.py")
+    link_if_possible(path / "link", "src/service.py")
     (path / "again").hardlink_to(path / "README.md")
     (path / "empty").mkdir()
     for file in path.rglob("*"):
-        os.utime(file, ns=(OLD, OLD + 999_999_999), follow_symlinks=False)
+        os.utime(file, ns=(OLD, OLD + 999_999_999), follow_symlinks=not file.is_symlink())
     return path
 
 
@@ -82,6 +83,7 @@ def set_time(path: Path, ns: int = OLD) -> None:
     os.utime(path, ns=(ns, ns))
 
 
+@pytest.mark.posix("links without a privilege")
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
 async def test_verify_compares_checksums_then_lists_then_contents(
     transmission: str, start_proxy: StartProxy, make_client: MakeClient, origin: Path
@@ -214,6 +216,7 @@ async def test_verify_ignores_what_is_added_locally(
     assert words(await api.verify(pulled)) == ["index", "removed src/__pycache__/old.pyc"]
 
 
+@pytest.mark.posix("links without a privilege")
 async def test_verify_of_copies_of_links_is_the_same(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

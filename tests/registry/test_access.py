@@ -18,6 +18,7 @@ from async_bento.registry.server import LocalRegistry
 from async_bento.registry.tokens import ROLES, Actor
 from async_bento.registry.transmission import TransmissionPolicy
 from tests.eventually import eventually
+from tests.platforms import IS_WINDOWS
 from tests.registry.conftest import MODELS, Caller, disk_only, records_only
 
 if TYPE_CHECKING:
@@ -400,7 +401,7 @@ async def test_first_token_is_in_a_private_file(tmp_path: Path, storage: object)
         assert (registry.token_file, file.read_text()) == (file, f"{registry.api_token}\n")
         assert registry.api_token.startswith("abt_")
         first = registry.api_token
-    assert file.stat().st_mode & 0o777 == 0o600
+    assert IS_WINDOWS or file.stat().st_mode & 0o777 == 0o600
     assert not (tmp_path / "root" / "api_token").exists()
     async with LocalRegistry(tmp_path / "root", token_file=file) as registry:
         assert (registry.api_token, registry.has_new_token) == (first, False)

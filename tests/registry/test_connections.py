@@ -89,6 +89,7 @@ async def get_user(endpoint: str, token: str = "token") -> int:
 @pytest.mark.parametrize(
     "head", [b"", b"GET /api/v1/auth/current HTTP/1.1\r\nHost: x\r\n"], ids=["idle", "half a head"]
 )
+@pytest.mark.posix("limit of open files")
 async def test_connections_above_limit_replace_idle_ones(tmp_path: Path, head: bytes):
     async with limited_registry(tmp_path, 1024) as (endpoint, child):
         idle = []
@@ -103,6 +104,7 @@ async def test_connections_above_limit_replace_idle_ones(tmp_path: Path, head: b
     assert err == b""  # descriptors were left
 
 
+@pytest.mark.posix("limit of open files")
 async def test_connections_without_descriptors_log_once(tmp_path: Path):
     async with limited_registry(tmp_path, 1024, later=40) as (endpoint, child):
         idle = [await connect(endpoint) for _ in range(200)]

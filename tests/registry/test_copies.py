@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 import random
-import signal
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -20,6 +19,7 @@ import pytest
 
 from async_bento.registry.server import LocalRegistry
 from tests.builders import MiB, contents, make_bento
+from tests.platforms import KILLED
 from tests.registry.conftest import BENTOS, BUCKET, BUILD_AT, Caller, clean_up, copies_only
 from tests.registry.test_s3 import FILES, make_api
 
@@ -63,7 +63,7 @@ class Child:
 
     async def kill(self) -> None:
         self.process.kill()
-        assert await self.process.wait() == -signal.SIGKILL
+        assert await self.process.wait() == KILLED
 
 
 @pytest.fixture

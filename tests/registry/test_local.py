@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 import sqlite3
 import sys
@@ -22,6 +21,7 @@ from async_bento import BentoAPI
 from async_bento.errors import ConfigError
 from async_bento.registry.blobs.disk_files import StagedFile
 from async_bento.registry.server import LocalRegistry, _endpoint
+from tests.platforms import KILLED
 from tests.registry.conftest import BENTOS, MODELS, Caller, disk_only, everywhere
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ async def test_registry_killed_keeps_everything(serve: Serve, tmp_path: Path):
             etag = await there.put_part(upload_id, 1, b"one", "v2")
     finally:
         child.kill()
-        assert await child.wait() == -signal.SIGKILL
+        assert await child.wait() == KILLED
     caller = await serve()
     assert caller.registry.api_token == token
     assert (await caller.get())["upload_status"] == "success"
@@ -284,12 +284,14 @@ async def test_start_with_newer_database_raises(tmp_path: Path):
 
 
 @disk_only
+@pytest.mark.posix("file modes")
 async def test_secrets_are_readable_by_owner_only(caller: Caller, tmp_path: Path):
     root = tmp_path / "registry"
     assert {(root / name).stat().st_mode & 0o777 for name in ("api_token", "signing_key")} == {0o600}
     assert root.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.posix("file modes")
 async def test_directory_of_others_hides_files(tmp_path: Path):
     root = tmp_path / "registry"
     root.mkdir(mode=0o755)
@@ -311,6 +313,7 @@ async def test_secret_lost_is_created_again(caller: Caller, tmp_path: Path):
 
 
 @disk_only
+@pytest.mark.posix("file modes")
 async def test_secret_readable_by_others_is_protected(caller: Caller, tmp_path: Path):
     await caller.registry.close()
     (tmp_path / "registry" / "api_token").chmod(0o644)

@@ -233,6 +233,7 @@ async def test_request_on_an_open_connection_during_the_stop(serve: Serve):
 
 
 @disk_only
+@pytest.mark.posix("signals between processes")
 async def test_sigterm_ends_within_the_grace(tmp_path: Path):
     command = [sys.executable, "-m", "async_bento", "registry", "serve", "--root", str(tmp_path / "registry")]
     server = await asyncio.create_subprocess_exec(

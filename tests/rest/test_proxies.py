@@ -148,7 +148,8 @@ def test_command_with_unusable_proxy_says_so(
     done = make_runner().invoke(main, command)
     assert done.exit_code == 2
     text = done.stdout + done.stderr
-    assert "proxy in http_proxy" in " ".join(text.split())
+    variable = "HTTP_PROXY" if IS_WINDOWS else "http_proxy"
+    assert f"proxy in {variable}" in " ".join(text.split())
     assert "Traceback" not in text
 
 
