@@ -136,6 +136,7 @@ async def test_verify_compares_checksums_then_lists_then_contents(
     assert "changed src/weights type" in words(await api.verify("svc:v1"))
 
 
+@pytest.mark.posix("umask")
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 async def test_verify_of_a_pull_under_any_umask_is_the_same(
     mask: int, start_proxy: StartProxy, make_client: MakeClient, origin: Path
@@ -398,6 +399,7 @@ async def test_verify_of_an_item_that_is_pushed_again_fails(
         await api.verify("svc:v1", full=True)
 
 
+@pytest.mark.posix("file modes")
 async def test_diff_compares_lists_or_contents(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     proxy = await start_proxy()
     make(origin)
