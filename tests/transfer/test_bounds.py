@@ -201,6 +201,7 @@ def open_files() -> int:
     return len([*Path("/dev/fd").iterdir()])
 
 
+@pytest.mark.posix("/dev/fd")
 async def test_upload_stalled_leaves_no_connection_open(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:

@@ -171,6 +171,7 @@ LARGE = {
 }
 
 
+@pytest.mark.posix("/proc")
 @pytest.mark.parametrize("large", LARGE)
 async def test_copy_memory_is_constant(
     run: Run, start_proxy: StartProxy, make_client: MakeClient, home: Path, origin: Path, large: str

@@ -105,6 +105,7 @@ def test_journal_lines_after_an_invalid_one_are_ignored(journal: Journal) -> Non
     assert read.etags == {1: '"a"'}
 
 
+@pytest.mark.posix("file modes")
 def test_journal_is_readable_by_its_owner_only(journal: Journal) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1"))
     journal.add(1, '"a"')

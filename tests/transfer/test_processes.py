@@ -65,6 +65,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.posix("/proc")
 async def test_push_memory_is_constant_and_disk_untouched(
     run: Run, start_proxy: StartProxy, home: Path, tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.posix("/proc")
 @pytest.mark.parametrize("is_verified", [True, False])
 async def test_pull_memory_is_constant_and_bytes_written_once(
     run: Run, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, is_verified: bool

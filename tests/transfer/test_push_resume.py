@@ -258,7 +258,7 @@ def rename(home: Path) -> None:
     [
         grow,
         touch,
-        make_executable,
+        pytest.param(make_executable, marks=pytest.mark.posix("file modes")),
         add,
         rename,
         replace_with_same_size_and_time,

@@ -488,7 +488,7 @@ async def test_command_pulls_hub_model_and_prints_its_path(
     printed = await asyncio.to_thread(run)
 
     assert planned.endswith(", to the Hugging Face cache.\n")
-    assert printed == f"{tag} is in {cache}/models--org--bert/snapshots/{COMMIT}\n"
+    assert printed == f"{tag} is in {Path(cache) / 'models--org--bert/snapshots' / COMMIT}\n"
 
 
 def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
