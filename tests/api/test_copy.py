@@ -23,7 +23,9 @@ from async_bento import (
 )
 from async_bento.registry import LocalRegistry
 from async_bento.rest.request_schemas import FinishUploadSchema
+from async_bento.transfer.journal import Journal
 from tests.builders import KiB, MiB, contents, make_bento, make_model, random_bytes
+from tests.eventually import eventually
 from tests.fault_proxy import (
     DOWNLOAD,
     FINISH,
@@ -232,15 +234,18 @@ async def test_source_that_fails_is_named_and_the_target_says_failed(start_pair:
     assert "cannot read the source" in record.upload_finished_reason
 
 
-async def test_interrupted_copy_is_resumed(start_pair: StartPair) -> None:
+def parts_in_journal(home: Path) -> int:
+    journals = [Journal(path) for path in (home / "tmp").glob("async-bento-kept-push+*")]
+    return sum(len(read.etags) for journal in journals if (read := journal.read()))
+
+
+async def test_interrupted_copy_is_resumed(start_pair: StartPair, home: Path) -> None:
     pair = await start_pair()
     hold = Hold(1)
     pair.target.add_fault(f"{PART}3", hold)
     task = asyncio.create_task(pair.here.copy("svc:v1", pair.there, with_models=False))
     await hold.arrived.wait()
-    await pair.target.wait_for(r"PUT part [12]", 2)
-    while [request.status for request in pair.target.matching("PUT part [12]")] != [200, 200]:  # noqa: ASYNC110 - no event
-        await asyncio.sleep(0.01)
+    await eventually(lambda: asyncio.to_thread(lambda: parts_in_journal(home) == 2))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
