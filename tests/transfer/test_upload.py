@@ -1028,7 +1028,8 @@ async def test_upload_stalled_by_storage_times_out(
     make_model(home, files={"weights": FOUR_PARTS})
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, stop_reading(forever), times=None)
-    api = make_client(proxy, timeouts={"stall": 0.2}, retry={"attempts": 1})
+    # `complete` is the bound where the system does not report what the peer has acknowledged.
+    api = make_client(proxy, timeouts={"stall": 0.2, "complete": 0.2}, retry={"attempts": 1})
 
     async with nothing_left(api):
         with pytest.raises(StalledError, match=r"no byte was transferred for 0\.2 s"):
