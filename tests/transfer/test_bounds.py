@@ -296,7 +296,7 @@ async def test_upload_through_stopped_registry_is_sent_again(
     make_model(home, files={"weights": random_bytes(32 * MiB)})
     proxy = await start_proxy("proxy")
     proxy.add_fault(UPLOAD, stop_reading(forever))
-    api = make_client(proxy, timeouts={"stall": 1}, transfer={"io_chunk": 64 * MiB})
+    api = make_client(proxy, timeouts={"stall": 1, "complete": 5}, transfer={"io_chunk": 64 * MiB})
 
     error = await error_of(api.models.push("mod:m1"))
 

@@ -1095,7 +1095,7 @@ async def test_upload_retry_after_a_stall_succeeds(
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, stop_reading(forever))
 
-    await make_client(proxy, timeouts={"stall": 0.5}).models.push("mod:m1")
+    await make_client(proxy, timeouts={"stall": 0.5, "complete": 0.5}).models.push("mod:m1")
     forever.set()
 
     assert len(proxy.matching("PUT blob")) == 2
