@@ -43,6 +43,10 @@ _NO_CONNECTION = frozenset(
 )
 
 
+# Of the proactor loop of Windows, whose errno is EINVAL: timeout, refused, no route to the network or to the host.
+_NO_CONNECTION_ON_WINDOWS = frozenset({121, 1225, 1231, 1232})
+
+
 class UnreachableError(PartError):
     """A storage cannot be reached, and this client has never reached it: no byte was transferred."""
 
@@ -102,7 +106,8 @@ def _reason(target: Target, error: Exception) -> str | None:
         if isinstance(cause, aiohttp.ClientHttpProxyError) and cause.status != HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
             return f"the proxy answered {cause.status} {cause.message}"
         if isinstance(cause, aiohttp.ClientConnectorError) and not isinstance(cause, aiohttp.ClientSSLError):
-            number = cause.os_error.errno
-            if number in _NO_CONNECTION or isinstance(cause, aiohttp.ClientConnectorDNSError):
+            failed = cause.os_error.errno in _NO_CONNECTION
+            failed = failed or getattr(cause.os_error, "winerror", None) in _NO_CONNECTION_ON_WINDOWS
+            if failed or isinstance(cause, aiohttp.ClientConnectorDNSError):
                 return platform.reason(cause.os_error)
     return None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import time
 from contextlib import closing, suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 
 from async_bento import BentoError, PartError
+from async_bento.transfer import fallback
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.fault_proxy import DOWNLOAD, GET, PART, PUT, UPLOAD, FaultProxy, answer_json, refuse
 from tests.platforms import REFUSED
@@ -308,3 +312,18 @@ async def test_storage_that_refuses_the_request_is_not_bypassed(
     assert "InvalidRequest" in str(await error_of(make_client(proxy).models.push("mod:m1")))
     assert not proxy.matching(UPLOAD)
     assert not proxy.matching(PART)
+
+
+def test_storage_that_refuses_is_unreachable_on_windows() -> None:
+    """There, the number of the error is EINVAL, whatever the reason."""
+    refused = ConnectionRefusedError(errno.EINVAL, "The remote computer refused the network connection")
+    refused.winerror = 1225  # type: ignore[attr-defined]
+    error = PartError("cannot reach the storage")
+    error.__cause__ = aiohttp.ClientConnectorError(SimpleNamespace(), refused)  # type: ignore[arg-type]
+    storages = SimpleNamespace(reached=set())
+    target: Any = SimpleNamespace(
+        credentials=None, storage="storage", owner=SimpleNamespace(storages=storages), is_forwarded=False
+    )
+    assert fallback._reason(target, error) is not None
+    refused.winerror = 5  # type: ignore[attr-defined]
+    assert fallback._reason(target, error) is None
