@@ -213,6 +213,7 @@ def linked_tar() -> bytes:
     return output.getvalue()
 
 
+@pytest.mark.posix("links without a privilege")
 async def test_remote_stream_is_extracted_in_one_download(
     ranged: FaultProxy, streaming: FaultProxy, make_client: MakeClient, tmp_path: Path
 ) -> None:
