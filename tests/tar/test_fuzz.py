@@ -126,5 +126,8 @@ def test_fuzz_mutated_gzip_refused_or_complete(surroundings: Surroundings) -> No
 
 @pytest.mark.parametrize("tar", [*CORPUS, COMPRESSED])
 def test_fuzz_corpus_is_valid(surroundings: Surroundings, tar: bytes) -> None:
-    assert surroundings.feed(tar) is None
+    error = surroundings.feed(tar)
+    if IS_WINDOWS and "no symbolic links can be made" in str(error):
+        pytest.skip("links need a privilege")
+    assert error is None
     assert surroundings.found
