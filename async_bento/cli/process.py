@@ -30,6 +30,11 @@ def process_errors(*, as_json: bool) -> Generator[None]:
         reconfigure(errors=_ESCAPE)
     try:
         yield
+    except SystemExit as error:
+        if error.code:  # which Python would replace by 120
+            _discard_unwritable(sys.stdout)
+            _discard_unwritable(sys.stderr)
+        raise
     except OSError as error:
         if not _is_of_click(error):
             raise

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,8 +15,6 @@ from async_bento import BentoAPI
 from tests.builders import make_bento
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from async_bento.registry.server import LocalRegistry
 
 pytestmark = [pytest.mark.processes, pytest.mark.posix("shell, and no users without a home")]
@@ -99,6 +98,15 @@ def test_full_output_exits_1_with_one_line(pushed: LocalRegistry, command: str) 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")  # noqa: PTH110 - at import
 def test_full_standard_error_exits_1(pushed: LocalRegistry) -> None:
     assert run("get", "missing", redirect="2>/dev/full").returncode == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")  # noqa: PTH110 - at import
+def test_failure_with_unwritten_output_keeps_its_code(pushed: LocalRegistry) -> None:
+    program = "import sys; from async_bento.cli import main; sys.stdout.write('x'); main(['get', 'missing'])"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 3
+    assert done.stderr.startswith(b"Error: no bento missing")
 
 
 @pytest.mark.parametrize(
