@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,8 @@ async def test_what_a_killed_kernel_left_is_gone_after_the_next_pull(
 
     killed.client.execute(BLOCKING.format("pull"))
     await held.arrived.wait()
+    while not left_in_scratch(elsewhere):  # the ranges before may not be written yet
+        await asyncio.sleep(0.01)
     await killed.kill()
     held.released.set()
     left = left_in_scratch(elsewhere)
