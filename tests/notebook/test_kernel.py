@@ -161,7 +161,7 @@ async def test_what_a_killed_kernel_left_is_gone_after_the_next_pull(
 
     killed.client.execute(BLOCKING.format("pull"))
     await held.arrived.wait()
-    while not left_in_scratch(elsewhere):  # noqa: ASYNC110 - the ranges before may not be written yet, by a process
+    while not left_in_scratch(elsewhere):  # noqa: ASYNC110 - it may not have written the ranges yet
         await asyncio.sleep(0.01)
     await killed.kill()
     held.released.set()
