@@ -151,7 +151,9 @@ def main() -> None:
                     taken.append({"title": case.title, "round": number, "load_before": load, **each})
     titles = {case.title for case in cases}
     others = [each for each in load_one(REMOTE, options.results).get("taken", []) if each["title"] not in titles]
-    facts = {"command": given("benchmarks.remote"), "began": began, "machine": machine(), "taken": others + taken}
+    order = [case.title for case in REMOTE_CASES]
+    everything = sorted(others + taken, key=lambda each: order.index(each["title"]))
+    facts = {"command": given("benchmarks.remote"), "began": began, "machine": machine(), "taken": everything}
     if options.rounds == ROUNDS and options.size_scale == 1:
         keep(options.results, REMOTE, facts)
 
