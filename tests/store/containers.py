@@ -93,11 +93,10 @@ class Container:
             lines.append(f"mkdir -p {at}")
             source = "-t tmpfs -o mode=1777 tmpfs" if each.source is None else f"--bind {shlex.quote(str(each.source))}"
             lines.append(f"mount {source} {at}")
-            if each.source is None:
-                for directory in (PROJECT, Path(sys.prefix)):
-                    if directory.is_relative_to(each.path):  # a checkout in /tmp, which the mount hides
-                        hidden = shlex.quote(str(directory))
-                        lines.append(f"mkdir -p {root}{hidden}; mount --rbind {hidden} {root}{hidden}")
+            for directory in (PROJECT, Path(sys.prefix)):
+                if directory.is_relative_to(each.path):  # a checkout in /tmp, which the mount hides
+                    hidden = shlex.quote(str(directory))
+                    lines.append(f"mkdir -p {root}{hidden}; mount --rbind {hidden} {root}{hidden}")
             if each.is_read_only:
                 lines.append(f"mount -o remount,bind,ro {at}")
         if self.has_read_only_root:
