@@ -54,7 +54,7 @@ class Store(Generic[ItemT]):
         self._base_path = base_path
         self._directory = directory  # below the home, where no path is passed
         with suppress(ConfigError):  # no home: raised by the first use, since a list or a pull elsewhere uses no store
-            _ = self.path
+            _ = self._latest  # with the rest: several threads would make several of each
 
     @property
     def path(self) -> Path:
