@@ -602,6 +602,7 @@ async def test_plan_read_after_harmless_changes_succeeds(tree: Path, threads: Th
         (tree / "models" / "not in the tar").touch()
         os.utime(tree / "models")
         os.utime(tree)
+        (tree / "models" / "backup").hardlink_to(tree / "src" / "copy")
 
     await threads.run(change)
 
