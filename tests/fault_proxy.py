@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import aiohttp
 from aiohttp import web
 
-from async_bento.registry.server import close_server
+from tests.servers import close_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Sequence

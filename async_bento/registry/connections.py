@@ -93,6 +93,22 @@ async def accepting(
             await connections.close(listening, tasks)
 
 
+async def close_server(runner: web.BaseRunner) -> None:
+    """Stop a server and close all its connections, also those that `cleanup` leaves open.
+
+    These are the ones that were just accepted, and those that wait for a client that does not read.
+    """
+    for _ in range(_ACCEPT_STEPS):
+        await asyncio.sleep(0)
+    connections = [] if runner.server is None else runner.server.connections
+    transports = [connection.transport for connection in connections]
+    await runner.cleanup()
+    for transport in transports:
+        if transport is not None:
+            transport.abort()
+    await asyncio.sleep(0)  # asyncio closes the sockets in the next iteration
+
+
 async def _open_sockets(stack: ExitStack, host: str, port: int) -> list[socket.socket]:
     """Listen on all addresses of a host."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

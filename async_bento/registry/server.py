@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from async_bento.registry.app import Api
 from async_bento.registry.base_url import BaseUrl
 from async_bento.registry.blobs.base import IO_CHUNK
 from async_bento.registry.cleanup import Cleanup, running
-from async_bento.registry.connections import accepting
+from async_bento.registry.connections import accepting, close_server
 from async_bento.registry.directory import TOKEN_FILE, check_token, read_or_create_token
 from async_bento.registry.loading import load_backend, load_pages
 from async_bento.registry.mirror.source import MirrorSource
@@ -47,9 +46,6 @@ log = logging.getLogger(__package__)
 
 _CANCEL_TIMEOUT = 0.01
 """Seconds that aiohttp waits for a request before it cancels it; `Operation.drain` has waited before."""
-
-_ACCEPT_STEPS = 3
-"""Iterations of the event loop until the server knows a connection that was accepted."""
 
 
 class LocalRegistry:
@@ -383,29 +379,6 @@ class _Running:
     cleanup: Cleanup
     retention: RetentionRecords
     stack: AsyncExitStack
-
-
-async def close_server(runner: web.BaseRunner) -> None:
-    """Stop a server and close all its connections.
-
-    `cleanup` leaves open what was just accepted, and what waits for a client that does not read.
-    """
-    loop = asyncio.get_running_loop()
-    for site in runner.sites:
-        # asyncio loses a connection that it accepts in the iteration in which it closes the server.
-        server = getattr(site, "_server", None)  # aiohttp does not publish it
-        for listening in getattr(server, "sockets", ()):
-            with suppress(NotImplementedError):  # by Windows' loop
-                loop.remove_reader(listening)
-    for _ in range(_ACCEPT_STEPS):
-        await asyncio.sleep(0)
-    connections = [] if runner.server is None else runner.server.connections
-    transports = [connection.transport for connection in connections]
-    await runner.cleanup()
-    for transport in transports:
-        if transport is not None:
-            transport.abort()
-    await asyncio.sleep(0)  # asyncio closes the sockets in the next iteration
 
 
 def _is_loopback(host: str) -> bool:

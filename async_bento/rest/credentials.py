@@ -110,34 +110,14 @@ def find_credentials(
     A token that was stored or set together with an endpoint is sent to that endpoint only: if a stronger source names
     another endpoint, ConfigError is raised. `context` names a context of `.yatai.yaml`.
     """
-
-    def from_context(name: str | None) -> Credentials | None:
-        path = contexts_path(environ)
-        known = read_contexts(path)
-        found = known.get(name, path) if name else known.find(known.current_context_name)
-        if found is None:
-            return None
-        token = SecretStr(_strip(found.api_token.get_secret_value()))
-        return Credentials(_strip(found.endpoint), token, f"context {found.name!r} in {path}")
-
-    def from_selected_context() -> Credentials | None:
-        name = context_of_environment(environ)
-        with prefix_errors(f"{_CONTEXT_VARIABLE}={name}") if name else nullcontext():
-            return from_context(name)
-
-    def from_variables(token_variable: str, endpoint_variable: str) -> Credentials | None:
-        token = _strip(environ.get(token_variable))
-        endpoint = _strip(environ.get(endpoint_variable))
-        return Credentials(endpoint, SecretStr(token), token_variable) if token else None
-
     api_token = _strip(api_token)
-    named = from_context(context) if context else None
+    named = _from_context(context, environ) if context else None
     found = (
         (Credentials("", SecretStr(api_token), ARGUMENT) if api_token else None)
         or named
-        or from_variables(_TOKEN_VARIABLES[0], _ENDPOINT_VARIABLES[0])
-        or from_variables(_TOKEN_VARIABLES[1], _ENDPOINT_VARIABLES[1])
-        or from_selected_context()
+        or _from_variables(_TOKEN_VARIABLES[0], _ENDPOINT_VARIABLES[0], environ)
+        or _from_variables(_TOKEN_VARIABLES[1], _ENDPOINT_VARIABLES[1], environ)
+        or _from_selected_context(environ)
     )
     if found is None:
         raise ConfigError(
@@ -164,3 +144,25 @@ def find_credentials(
             f"invalid API token from {found.source}: it has a line break or a character outside ASCII. Copy it again."
         )
     return Credentials(selected, found.api_token, found.source)
+
+
+def _from_variables(token_variable: str, endpoint_variable: str, environ: Mapping[str, str]) -> Credentials | None:
+    token = _strip(environ.get(token_variable))
+    return Credentials(_strip(environ.get(endpoint_variable)), SecretStr(token), token_variable) if token else None
+
+
+def _from_context(name: str | None, environ: Mapping[str, str]) -> Credentials | None:
+    """The credentials of a context, or of the current one; None if there is no current one."""
+    path = contexts_path(environ)
+    known = read_contexts(path)
+    found = known.get(name, path) if name else known.find(known.current_context_name)
+    if found is None:
+        return None
+    token = SecretStr(_strip(found.api_token.get_secret_value()))
+    return Credentials(_strip(found.endpoint), token, f"context {found.name!r} in {path}")
+
+
+def _from_selected_context(environ: Mapping[str, str]) -> Credentials | None:
+    name = context_of_environment(environ)
+    with prefix_errors(f"{_CONTEXT_VARIABLE}={name}") if name else nullcontext():
+        return _from_context(name, environ)

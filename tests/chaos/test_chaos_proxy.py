@@ -13,11 +13,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from async_bento.registry.server import close_server
 from tests.builders import random_bytes
 from tests.chaos.case import KINDS, Silence, Weather
 from tests.chaos.proxy import PAGE, ChaosProxy, Upstream
 from tests.chaos.silence import SilentProxy
+from tests.servers import close_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

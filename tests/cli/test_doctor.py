@@ -13,10 +13,10 @@ from aiohttp import web
 
 from async_bento import __version__
 from async_bento.cli.doctor import Check, check_clock, run_checks
-from async_bento.registry.server import close_server
 from tests.builders import left_in_scratch
 from tests.cli.test_cli import NOWHERE, done, run
 from tests.platforms import REFUSED
+from tests.servers import close_server
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -37,9 +37,10 @@ from async_bento import (
 )
 from async_bento.cli import main
 from async_bento.errors import StoreError
-from async_bento.registry.server import LocalRegistry, close_server
+from async_bento.registry.server import LocalRegistry
 from tests.builders import make_bento, make_model
 from tests.cli_runner import make_runner
+from tests.servers import close_server
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import aiohttp
 from aiohttp import web
 
-from async_bento.registry.server import close_server
 from tests.interop.homes import Registry
+from tests.servers import close_server
 
 
 class Recorded(NamedTuple):

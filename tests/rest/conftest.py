@@ -10,7 +10,7 @@ from aiohttp import ClientResponse, web
 from aioresponses import aioresponses
 
 from async_bento import Config, RestApiClient
-from async_bento.registry.server import close_server
+from tests.servers import close_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

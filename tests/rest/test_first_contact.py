@@ -10,8 +10,8 @@ from aiohttp import web
 
 from async_bento import Config, RestApiClient
 from async_bento.errors import APIConnectionError, APITimeoutError
-from async_bento.registry.server import close_server
 from tests.platforms import REFUSED
+from tests.servers import close_server
 from tests.silent import error_of, say_nothing, serving
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from async_bento import APIConnectionError, AsyncBentoAPI, Config, ModelStore, PartError, RestApiClient
-from async_bento.registry.server import close_server
 from tests.builders import make_model
 from tests.fault_proxy import PUT, answer_json
+from tests.servers import close_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 
 from async_bento import AsyncBentoAPI, BentoError, Config, ModelStore, PartError, RestApiClient
-from async_bento.registry.server import close_server
 from tests.builders import KiB, MiB, contents, make_model, random_bytes
 from tests.fault_proxy import PUT, FaultProxy, answer_json, refuse
+from tests.servers import close_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
