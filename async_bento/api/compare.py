@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from bisect import bisect_left
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -184,11 +185,24 @@ def _without_links(remote: dict[str, Node], local: Mapping[str, Node], index: Ta
     """A remote tree as a pull extracts it where the filesystem has no symlinks: each is a copy of its target."""
     if any(node.type == "symlink" for node in local.values()):
         return remote
-    tree = {**remote}
-    for path, node in remote.items():
-        if node.type == "symlink" and path in local and local[path].type == "file":
-            with suppress(NotFoundError):
+    tree, names = {**remote}, sorted(remote)
+    pending = [path for path, node in remote.items() if node.type == "symlink"]
+    while pending:
+        path = pending.pop()
+        if path not in local:
+            continue
+        with suppress(NotFoundError):
+            if local[path].type == "file":
                 tree[path] = _file(index.resolve(path))
+            elif local[path].type == "directory":
+                target = index.follow(path)
+                tree[path] = Node("directory")
+                # All names below the directory, since "0" comes after "/".
+                for name in names[bisect_left(names, f"{target}/") : bisect_left(names, f"{target}0")]:
+                    copied = path + name[len(target) :]
+                    tree[copied] = remote[name]
+                    if remote[name].type == "symlink":
+                        pending.append(copied)
     return tree
 
 

@@ -222,7 +222,9 @@ async def test_verify_of_copies_of_links_is_the_same(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = await start_proxy()
-    make(origin)
+    bento = make(origin)
+    (bento / "src" / "inner").symlink_to("lib")
+    (bento / "sources").symlink_to("src")
     await make_client(proxy, origin).push("svc:v1")
     api = make_client(proxy)
 
@@ -236,6 +238,11 @@ async def test_verify_of_copies_of_links_is_the_same(
     assert not (pulled / "link").is_symlink()
     assert words(await api.verify("svc:v1")) == ["index"]
     assert words(await api.verify("svc:v1", full=True)) == ["content"]
+    (pulled / "sources" / "inner" / "util.py").unlink()
+    set_time(pulled / "sources" / "inner")
+    assert words(await api.verify("svc:v1")) == ["index", "removed sources/inner/util.py"]
+    (pulled / "sources" / "inner" / "util.py").write_bytes(b"x = 1\n")
+    set_time(pulled / "sources" / "inner" / "util.py")
     (pulled / "link").write_bytes(b"fail\n")
     set_time(pulled / "link")
     assert words(await api.verify("svc:v1", full=True)) == ["content", "changed link content"]

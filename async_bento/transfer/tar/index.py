@@ -128,6 +128,10 @@ class TarIndex:
 
     def resolve(self, path: str) -> IndexEntry:
         """Find the file that a path leads to, by way of links; raise NotFoundError for a directory, and for none."""
+        return self._file(path, self.follow(path))
+
+    def follow(self, path: str) -> str:
+        """The path that a path leads to, by way of links; raise NotFoundError for too many links."""
         resolved, rest, followed = "", [*reversed(path.split("/"))], 0
         while rest:
             part = rest.pop()
@@ -145,7 +149,7 @@ class TarIndex:
                 raise NotFoundError(f"{path} leads through more than {MAX_FOLLOWED} links")
             resolved = resolved.rpartition("/")[0]
             rest += reversed(entry.member.target.split("/"))
-        return self._file(path, resolved)
+        return resolved
 
     def _file(self, path: str, resolved: str) -> IndexEntry:
         leads = "" if path.strip("/") == resolved else f", to which {path} leads"
