@@ -92,12 +92,12 @@ class Transfer(_Frozen):
     allocator needs up to half as much again, since ranges arrive in pieces of any size.
 
     Attributes:
-        part_size: Size of a part of a multipart upload. Parts are smaller where the parts of an item then make whole
-            rounds of `threads` (see `transfer/upload.py`), and larger where the item would need more than 10,000
-            parts, but never below S3's 5 MiB. With ten parts in flight over a link of 40 ms and 20 MB/s per connection,
-            uploads of 128 to 400 MiB take 0.67 to 0.81 of the time they take with parts of 32 MiB, since the last
-            parts leave fewer connections idle. Parts of 8 MiB gain little more and need twice as many presigned URLs
-            (benchmarks/part_size.py).
+        part_size: The largest part of a multipart upload. It is reduced, to 5 MiB at least, so that the number of parts
+            is a multiple of `threads` and no connection idles at the end. It is raised if the item would have more than
+            10,000 parts. See `choose_part_size` in `transfer/source.py`. With ten parts in flight over a link of 40 ms
+            and 20 MB/s per connection, uploads of 128 to 400 MiB take 0.67 to 0.81 of the time they take with parts of
+            32 MiB, since the last parts leave fewer connections idle. Parts of 8 MiB gain little more and need twice as
+            many presigned URLs (benchmarks/part_size.py).
         concurrency: Parts and ranges in flight for the whole client. `threads` bounds them for one item.
         io_chunk: Bytes that a worker thread reads or writes per call. 64 KiB costs about four times the CPU of 1 MiB;
             4 MiB gains nothing and blocks the event loop longer over TLS.

@@ -14,7 +14,7 @@ from async_bento.api.copy import copy_item, copy_with_models
 from async_bento.api.deletion import delete_record
 from async_bento.api.destination import make_puller, pull_bento
 from async_bento.api.item_api import ItemAPI
-from async_bento.api.labels import check_labels, select_version
+from async_bento.api.labels import check_settable_labels, select_version
 from async_bento.api.pull import Puller
 from async_bento.api.push import Pusher, PushOptions, PushResult
 from async_bento.api.push_list import as_list, push_each
@@ -186,7 +186,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             >>> result = await api.push("iris_classifier:v1")
             >>> results = await api.push(["iris_classifier:v1", "fraud_detector:v1"])
         """
-        own = check_labels(labels)
+        own = check_settable_labels(labels)
         options = PushOptions(force=force, threads=threads, bare=bare, labels=own, keep_labels=keep_labels)
         async with self._resources.call():
             bentos = Pusher(self._resources, self._kind, options)

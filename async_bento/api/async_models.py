@@ -11,7 +11,7 @@ from async_bento.api.copy import copy_item
 from async_bento.api.deletion import delete_record
 from async_bento.api.destination import make_puller
 from async_bento.api.item_api import ItemAPI
-from async_bento.api.labels import check_labels, select_version
+from async_bento.api.labels import check_settable_labels, select_version
 from async_bento.api.push import Pusher, PushOptions, PushResult
 from async_bento.api.push_list import as_list, push_each
 from async_bento.api.records import get_record, wanted_tag, wants_newest
@@ -89,7 +89,7 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             >>> result = await api.models.push("iris_weights:w1")
             >>> print(result.tag, result.bytes_sent)
         """
-        own = check_labels(labels)
+        own = check_settable_labels(labels)
         options = PushOptions(force=force, threads=threads, labels=own, keep_labels=keep_labels)
         async with self._resources.call():
             pusher = Pusher(self._resources, self._kind, options)

@@ -44,7 +44,7 @@ def check_changes(labels: Mapping[str, str | None] | None) -> dict[str, str | No
     return {_check_key(key, value): _check_value(key, value) for key, value in changes.items()}
 
 
-def check_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
+def check_settable_labels(labels: Mapping[str, str] | None) -> dict[str, str]:
     """Validate labels to set."""
     changes = check_changes(labels)
     for key, value in changes.items():
@@ -60,10 +60,15 @@ def select_version(tag: Tag, label: str | Mapping[str, str] | None, query: str |
         if not equals:
             raise ConfigError(f"invalid label {label!r}: it has no value. Pass `key=value`, or a dict.")
         label = {key: value}
-    labels = check_labels(label)
+    labels = check_settable_labels(label)
     if labels and not wants_newest(tag):
         raise ConfigError(f"cannot select {tag} by label: the tag names a version. Leave the version or the label out.")
     for key, value in labels.items():
+        if key.endswith("!"):
+            raise ConfigError(
+                f"cannot select {tag} by {key}={value}: a label selects the versions that have it. To leave these out, "
+                f"pass query='-label:{key[:-1]}={value}' to `iter`."
+            )
         if "," in value or value.split() != [value]:
             raise ConfigError(
                 f"cannot select {tag} by the label {key}={value}: registries cannot search for a value that is empty "

@@ -186,6 +186,8 @@ class Puller(Generic[ItemT, RecordT]):
         opened = resumable_extract(staged, state, self.kind.endpoint, pool.config.limits, _announced_size(record))
         try:
             async with pool.threads.entered(opened) as extract:
+                if extract.not_resumed is not None:
+                    logger.warning("an interrupted pull of %s cannot be resumed: %s", tag, extract.not_resumed)
                 source = DownloadSource(self.kind.routes, tag.name, record, verify=pool.config.transfer.verify)
                 await download(source, extract, pool, progress)
                 progress.enter("finishing")

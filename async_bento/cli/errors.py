@@ -23,6 +23,7 @@ from async_bento.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+# The first match counts, so subclasses come first. The epilog of `cli/main.py` and `docs/guides/ci.md` list them, too.
 _EXIT_CODES: Sequence[tuple[type[BentoError], int]] = (
     (ConfigError, 2),
     (InvalidTagError, 2),

@@ -9,7 +9,7 @@ import click
 from async_bento.cli.completion import complete_remote_bento, complete_remote_model
 from async_bento.cli.list_get import explain_other_kind, open_records
 from async_bento.cli.logs import is_quiet
-from async_bento.cli.options import RegistryOptions, asynchronous, check_labels, registry_options
+from async_bento.cli.options import RegistryOptions, asynchronous, check_searchable_labels, registry_options
 from async_bento.cli.output import print_json, terminal_width
 from async_bento.cli.selection import is_pattern
 
@@ -135,7 +135,7 @@ def pull_label_option(command: Callable[..., T]) -> Callable[..., T]:
         "labels",
         multiple=True,
         metavar="KEY=VALUE",
-        callback=check_labels,
+        callback=check_searchable_labels,
         help="Pull the newest version with this label; repeat to require several.",
     )(command)
 

@@ -83,7 +83,7 @@ def _list_command(word: Word) -> click.Command:
         if show_all and limit:
             raise click.UsageError("Pass either --limit or --all.")
         warn_of_unknown_terms(query)
-        query = _with_labels(query, labels)
+        query = _terms(query, labels)
         async with open_records(registry, word) as routes:
             records, total = await _first(routes, None if show_all else limit or _NEWEST, search, query)
         if not records and not registry.as_json:
@@ -111,7 +111,7 @@ def _get_command(word: Word) -> click.Command:
             if tag is not None:
                 print_record(await _get(routes, tag), routes.session.endpoint, tag, as_json=registry.as_json)
                 return
-            records, _ = await _first(routes, 1, search, _with_labels(None, labels))
+            records, _ = await _first(routes, 1, search, _terms(None, labels))
         if not records:
             raise NotFoundError(f"no {word} in the registry at {routes.session.endpoint} matches")
         print_record(records[0], routes.session.endpoint, as_json=registry.as_json)
@@ -197,8 +197,11 @@ async def _get(routes: Records[ItemSchema], tag: str) -> ItemSchema:
     return await get_record(routes, Tag.parse(tag))
 
 
-def _with_labels(query: str | None, labels: tuple[str, ...]) -> str | None:
-    return " ".join([*([query] if query else []), *(f"label:{label}" for label in labels)]) or None
+def _terms(query: str | None, labels: tuple[str, ...]) -> str | None:
+    from async_bento.api.records import Selector
+
+    pairs = (label.partition("=") for label in labels)
+    return Selector(query, tuple((key, value) for key, _, value in pairs)).terms
 
 
 list_bentos = _list_command("bento")

@@ -47,11 +47,11 @@ class RegistryOptions:
         from async_bento.api.async_api import AsyncBentoAPI
 
         resume_collection()
-        if resumable:
+        config = transfer_config()
+        if resumable and config.transfer.resume:
             mark_resumable()
         cancel_on_signals()
         listener = make_listener(is_single=is_single)
-        config = transfer_config()
         return AsyncBentoAPI(endpoint=self.endpoint, context=self.context, config=config, progress=listener)
 
 
@@ -180,15 +180,22 @@ def filter_options(command: Callable[P, T]) -> Callable[P, T]:
         "labels",
         multiple=True,
         metavar="KEY=VALUE",
-        callback=check_labels,
+        callback=check_searchable_labels,
         help="Only records with this label; repeat to require several.",
     )(command)
 
 
-def check_labels(_context: click.Context, _parameter: click.Parameter, labels: tuple[str, ...]) -> tuple[str, ...]:
+def check_searchable_labels(
+    _context: click.Context, _parameter: click.Parameter, labels: tuple[str, ...]
+) -> tuple[str, ...]:
     """Refuse labels that a registry cannot search for."""
     for label in labels:
         key, _, value = label.partition("=")
+        if key.endswith("!"):
+            raise click.BadParameter(
+                f"{label!r} looks like a negation, and labels are only selected by the value that they have. To leave "
+                f"records out, use `async-bento list --query '-label:{key[:-1]}={value}'`."
+            )
         if not key or not value or len(label.split()) > 1:
             raise click.BadParameter(f"{label!r} does not have the form KEY=VALUE without spaces.")
     return labels

@@ -156,7 +156,10 @@ class RestSession:
                 return RawResponse(response.status, response.headers, body, url)
 
     def registry_target(self, path: str, *, is_transfer: bool = False) -> Target:
-        """The target of a path below `/api/v1/`, with the token; `is_transfer` for the bytes of an item."""
+        """The target of a path below `/api/v1/`, with the token; `is_transfer` for the bytes of an item.
+
+        Headers for the registry alone belong here: `Connections.target` adds those that storages get, too.
+        """
         credentials = self._credentials.get()
         url = URL(f"{credentials.endpoint}/api/v1/{path}", encoded=True)
         if url.scheme == "http" and not _is_loopback(url.host or ""):

@@ -59,7 +59,7 @@ def resumable_extract(
     try:
         yield extract
     except (ArchiveError, StoreError):
-        keep_state = False
+        keep_state = not extract.has_fed  # what earlier pulls left is as true as before
         raise
     finally:
         if not extract.finished:
@@ -75,7 +75,10 @@ class ResumableExtract:
 
     def __init__(self, directory: Path, state: Path | None, origin: str, limits: Limits, announced: int) -> None:
         self.resume_point: ResumePoint | None = None
+        self.not_resumed: str | None = None
+        """Why the state of an interrupted pull is of no use; None where it is, and where there is none."""
         self.finished = False
+        self.has_fed = False
         self._directory = directory
         self._state = state
         self._origin = origin
@@ -87,15 +90,18 @@ class ResumableExtract:
         self._covered = 0  # the byte up to which the last checkpoint stays true
         self._longest = 0  # characters of the last checkpoint
         self._next_checkpoint: Callable[[int], int] | None = None
+        extractor: Extractor | None = None
         try:
-            self._extractor = self._resumed()
-        except (OSError, ValueError, StoreError):  # no state, or not the state of this tar
-            self._extractor = self._fresh()
+            extractor = self._resumed()
+        except (OSError, ValueError, StoreError):
+            self.not_resumed = "its state or its files are damaged"
+        self._extractor = self._fresh() if extractor is None else extractor
 
     def start(self, total: int | None, etag: str | None, next_checkpoint: Callable[[int], int] | None = None) -> None:
         """Take the size and ETag of the tar, and check that the disk has room for it.
 
-        `next_checkpoint` returns the first byte, from another on, up to which all bytes are verified when it is fed.
+        `next_checkpoint(byte)` returns the first byte at or after `byte` where a part ends: all bytes before it are
+        verified, so a pull can be resumed there. None where nothing is verified: a pull can be resumed at any byte.
         """
         self._total, self._etag, self._next_checkpoint = total, etag, next_checkpoint
         if total is not None:
@@ -106,6 +112,7 @@ class ResumableExtract:
         end = self._fed + sum(map(len, data))
         if end > self._covered and (self._next_checkpoint is None or self._next_checkpoint(self._fed) == self._fed):
             self._save(end)
+        self.has_fed = True
         for piece in data:
             self._extractor.feed(piece)
         self._fed = end
@@ -126,18 +133,23 @@ class ResumableExtract:
         self._extractor.abort()
         with suppress(StoreError):  # the error that ended the pull is the one to raise
             if keep_state and self._fed:
-                if self._next_checkpoint is None:  # otherwise the last state is the last that was verified
+                # With a verifier, the last state is the last that was verified.
+                if self.has_fed and self._next_checkpoint is None:
                     self._save(self._fed)
             else:
                 self._remove_state()
 
-    def _resumed(self) -> Extractor:
-        if self._state is None:
-            raise FileNotFoundError
-        read: object = json.loads(self._state.read_bytes())
+    def _resumed(self) -> Extractor | None:
+        try:
+            read: object = json.loads(self._state.read_bytes()) if self._state is not None else None
+        except FileNotFoundError:
+            return None
+        if read is None:
+            return None
         state = cast("dict[str, Any]", read) if isinstance(read, dict) else {}
-        if state.get("about") != self._about(state.get("etag"), state.get("total")):
-            raise ValueError("the state belongs to another tar or another boot")
+        self.not_resumed = self._difference(state)
+        if self.not_resumed is not None:
+            return None
         checkpoint = Checkpoint.from_json(state.get("checkpoint"))
         extractor = Extractor(self._directory, self._limits, announced=self._announced, checkpoint=checkpoint)
         self._etag, self._total = state["etag"], state["total"]
@@ -188,6 +200,19 @@ class ResumableExtract:
 
     def _about(self, etag: object, total: object) -> list[object]:
         return [VERSION, platform.boot_id(), self._origin, etag, total]
+
+    def _difference(self, state: dict[str, Any]) -> str | None:
+        """Why a state is not one of this pull; None where it is."""
+        about, expected = state.get("about"), self._about(state.get("etag"), state.get("total"))
+        if about == expected:
+            return None
+        if not isinstance(about, list) or len(about := cast("list[object]", about)) != len(expected):
+            return "its state is damaged"
+        if about[0] != expected[0]:
+            return "another version of async-bento wrote its state"
+        if about[1] != expected[1]:
+            return "the machine was restarted, or another one wrote its state, so its files may be incomplete"
+        return f"it was from {about[2]}"
 
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self._directory).free

@@ -88,6 +88,7 @@ def choose_part_size(size: int, wanted: int, threads: int) -> int:
 
     The parts make whole rounds of `threads`, so that no connection idles while others send the last parts.
     """
+    # `verify` and copies compute the parts of earlier pushes by this: after a change they no longer match those.
     rounds = -(-size // (wanted * threads))
     needed = max(-(-size // (rounds * threads)), -(-size // MAX_PARTS))
     return max(-(-needed // MiB) * MiB, MIN_PART_SIZE)

@@ -266,6 +266,7 @@ async def test_models_pull_label_and_query_both_count(
 
 
 UNSELECTABLE: list[tuple[str, Any, str]] = [
+    ("svc", "stage!=prod", "pass query='-label:stage=prod'"),
     ("svc:v1", "stage=prod", "cannot select svc:v1 by label: the tag names a version. Leave the version or"),
     ("svc", "stage", "invalid label 'stage': it has no value. Pass `key=value`, or a dict."),
     ("svc", {"stage": ""}, "registries cannot search for a value that is empty or has spaces or commas"),

@@ -317,13 +317,14 @@ async def test_pull_resume_without_range_support_restarts(
 
 
 async def test_pull_resume_from_another_registry_restarts(
-    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
     async with FaultProxy(proxy.registry) as other:
         await make_client(other, elsewhere).models.pull("mod:m1")
 
         assert starts(other)[0] == 0
+    assert f"pull of mod:m1 cannot be resumed: it was from {proxy.endpoint}" in caplog.text
     assert same(home, elsewhere)
 
 
@@ -341,7 +342,12 @@ async def test_pull_resume_from_another_registry_restarts(
     ids=["nonsense", "list", "cut short", "no checkpoint", "directory gone", "file gone", "file short"],
 )
 async def test_pull_resume_with_modified_files_restarts(
-    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, spoil: Callable[[Path], object]
+    proxy: FaultProxy,
+    make_client: MakeClient,
+    home: Path,
+    elsewhere: Path,
+    spoil: Callable[[Path], object],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
     spoil(state(elsewhere))
@@ -350,6 +356,10 @@ async def test_pull_resume_with_modified_files_restarts(
         await make_client(proxy, elsewhere).models.pull("mod:m1")
     except (ArchiveError, StoreError):
         await make_client(proxy, elsewhere).models.pull("mod:m1")
+    else:
+        assert re.search(
+            r"pull of mod:m1 cannot be resumed: its (state|state or its files) (is|are) damaged", caplog.text
+        )
 
     assert same(home, elsewhere)
 
@@ -360,7 +370,7 @@ async def test_pull_resume_after_reboot_restarts(
     home: Path,
     elsewhere: Path,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Nothing was synced, so a file may be shorter than the checkpoint says."""
     await interrupt(proxy, make_client(proxy, elsewhere))
@@ -369,6 +379,7 @@ async def test_pull_resume_after_reboot_restarts(
     await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert starts(proxy)[0] == 0
+    assert "pull of mod:m1 cannot be resumed: the machine was restarted" in caplog.text
     assert same(home, elsewhere)
 
 
@@ -500,6 +511,25 @@ async def test_pull_resume_checks_disk_space_of_the_rest_only(
 
     await make_client(proxy, elsewhere).models.pull("mod:m1")
 
+    assert same(home, elsewhere)
+
+
+async def test_pull_resume_refused_for_space_stays_resumable(
+    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await interrupt(proxy, make_client(proxy, elsewhere))
+    before = state(elsewhere).read_text()
+    usage = shutil.disk_usage(elsewhere.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1))
+        with pytest.raises(StoreError, match="not enough disk space"):
+            await make_client(proxy, elsewhere).models.pull("mod:m1")
+    assert state(elsewhere).read_text() == before
+    proxy.requests.clear()
+
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert starts(proxy)[0] == json.loads(before)["checkpoint"]["position"]
     assert same(home, elsewhere)
 
 
