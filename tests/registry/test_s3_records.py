@@ -69,7 +69,7 @@ def test_multipart_etag_of_opaque_parts_is_none():
 )
 def test_part_size_keeps_below_ten_thousand_parts(size: int | None, expected: int):
     pytest.importorskip("aiobotocore")
-    from async_bento.registry.blobs.s3 import part_size
+    from async_bento.registry.blobs.s3 import proxied_part_size
 
-    assert part_size(size) == expected
-    assert size is None or -(-size // part_size(size)) <= 10_000
+    assert proxied_part_size(size) == expected
+    assert size is None or -(-size // proxied_part_size(size)) <= 10_000

@@ -41,7 +41,7 @@ _PART_SIZE_OF_UNKNOWN = 16 * MiB
 log = logging.getLogger(__package__)
 
 
-def part_size(size: int | None) -> int:
+def proxied_part_size(size: int | None) -> int:
     """Choose the part size, in bytes, of a proxied body.
 
     All parts have one size, as R2 demands, and each is held in memory once: 8 MiB, more above 78 GiB. Without a known
@@ -88,9 +88,9 @@ class S3Blobs:
 
     async def put(self, key: str, body: AsyncIterable[bytes], size: int | None) -> Content:
         """See `Blobs`."""
-        chunks = _rechunk(body, part_size(size))
+        chunks = _rechunk(body, proxied_part_size(size))
         chunk = await anext(chunks, b"")
-        if len(chunk) < part_size(size):
+        if len(chunk) < proxied_part_size(size):
             check_body_size(len(chunk), size)
             with translate_s3_errors():
                 etag = (await self._client.put_object(**self._object(key), Body=io.BytesIO(chunk)))["ETag"]

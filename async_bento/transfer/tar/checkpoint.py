@@ -35,7 +35,8 @@ class Checkpoint:
 
     Fields:
         position: Byte of the tar to resume at: within a file, or after a member.
-        covered: Byte of the tar before which members may start that are on the disk already, in part or whole.
+        covered: The byte of the tar up to which the extractor may have gone on afterwards. A member that starts before
+            it may already be on the disk, in part or whole; the resumed extractor overwrites it.
         directories: Times of the directories made so far, in nanoseconds; None for mere parents of a member.
         symlinks: Symlinks to make at the end, by their paths.
         file: The file to resume, if any.
