@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if sys.platform == "win32":
+    import _winapi
     import msvcrt
 else:
     import fcntl
@@ -28,6 +29,7 @@ else:
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from io import FileIO
 
     from typing_extensions import ParamSpec
 
@@ -53,6 +55,8 @@ On Windows, 0o700 gives an access control list that everything below inherits an
 """
 
 _PUSHED_MODE = 0o755
+
+_SHARE_ALL = 1 | 2 | 4  # FILE_SHARE_READ, WRITE and DELETE of CreateFile
 
 # ERROR_ACCESS_DENIED, SHARING_VIOLATION, LOCK_VIOLATION and DIR_NOT_EMPTY, by a file that is removed once it is closed.
 _IN_USE = frozenset({5, 32, 33, 145})
@@ -270,6 +274,16 @@ else:
     def unlock(descriptor: int) -> None:
         """Release the lock of a file."""
         fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def open_shared(path: Path) -> FileIO:
+    """Open a file to read from it; the file can be renamed and removed meanwhile, on Windows as on POSIX."""
+    if sys.platform != "win32":
+        return path.open("rb", buffering=0)
+    else:  # noqa: RET505 - as above
+        name, existing = str(path), _winapi.OPEN_EXISTING
+        handle = _winapi.CreateFile(name, _winapi.GENERIC_READ, _SHARE_ALL, _winapi.NULL, existing, 0, _winapi.NULL)
+        return open(msvcrt.open_osfhandle(handle, os.O_RDONLY | OPEN), "rb", buffering=0)  # noqa: PTH123
 
 
 _read_locks = tuple(threading.Lock() for _ in range(16))

@@ -217,6 +217,20 @@ def test_members_have_slashes_on_every_system(tmp_path: Path, monkeypatch: pytes
     assert platform.read_link("C:\\item\\link") == "../a/b"
 
 
+def test_shared_file_is_renamed_replaced_and_removed_while_read(tmp_path: Path) -> None:
+    (tmp_path / "staged").write_bytes(EVERY_BYTE)
+
+    with platform.open_shared(tmp_path / "staged") as file:
+        platform.replace(tmp_path / "staged", tmp_path / "part")
+        assert platform.read_at(file.fileno(), 1000, 3) == EVERY_BYTE[3:]
+        platform.remove(tmp_path / "part")
+        assert platform.read_at(file.fileno(), 1000, 0) == EVERY_BYTE
+
+    assert [*tmp_path.iterdir()] == []
+    with pytest.raises(FileNotFoundError):
+        platform.open_shared(tmp_path / "part")
+
+
 def test_file_is_read_at_any_position_by_threads(tmp_path: Path) -> None:
     data = os.urandom(1 << 16)
     (tmp_path / "file").write_bytes(data)

@@ -343,7 +343,7 @@ def stored_files(storage: Storage, tmp_path: Path, request: pytest.FixtureReques
             with suppress(FileNotFoundError):  # the registry has removed the directory since it was listed
                 if path.is_file() or not any(path.iterdir()):
                     found.append(path.relative_to(root))
-        return [str(path) for path in found if len(path.parts) > 1 and path.name != "upload"]
+        return [path.as_posix() for path in found if len(path.parts) > 1 and path.name != "upload"]
 
     def find_objects() -> list[str]:
         client = sync_client(request.getfixturevalue("weed"))

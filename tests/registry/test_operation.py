@@ -140,7 +140,7 @@ def test_serve_prints_the_access_log(tmp_path: Path, form: str):
         [*command, "--port", "0", "--access-log", form], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
         assert server.stdout is not None
-        endpoint, _ = (server.stdout.readline().strip().partition("=")[2] for _ in range(2))
+        endpoint, _ = (server.stdout.readline().partition("=")[2].strip(' "\n') for _ in range(2))
         token = (tmp_path / "registry" / "api_token").read_text().strip()
         try:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import ssl
 import subprocess
 from pathlib import Path
@@ -55,21 +56,31 @@ def test_key_without_certificate_raises(tmp_path: Path):
         LocalRegistry(tmp_path, tls_key=KEY)
 
 
+def check_refused(root: Path, cert: Path, key: Path, message: str) -> None:
+    with pytest.raises(ConfigError, match=message), LocalRegistry(root, tls_cert=cert, tls_key=key):
+        pass
+
+
 def test_certificate_unusable_raises(tmp_path: Path):
-    other, text, locked = tmp_path / "other.pem", tmp_path / "text", tmp_path / "locked.pem"
+    missing, text = tmp_path / "none", tmp_path / "text"
     text.write_text("no PEM")
+    for cert, key, message in (
+        (missing, KEY, "cannot read the TLS certificate .*none: No such file"),
+        (CERTIFICATE, missing, "cannot read the TLS key .*none: No such file"),
+        (text, KEY, "cannot use the TLS certificate .*text: it is not a PEM file"),
+    ):
+        check_refused(tmp_path / "r", cert, key, message)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_key_of_another_certificate_raises(tmp_path: Path):
+    other, locked = tmp_path / "other.pem", tmp_path / "locked.pem"
     subprocess.run(["openssl", "genrsa", "-out", other, "2048"], check=True, capture_output=True)
     subprocess.run(
         ["openssl", "rsa", "-in", other, "-aes256", "-passout", "pass:x", "-out", locked],
         check=True,
         capture_output=True,
     )
-    for cert, key, message in (
-        (tmp_path / "none", KEY, "cannot read the TLS certificate .*none: No such file"),
-        (CERTIFICATE, tmp_path / "none", "cannot read the TLS key .*none: No such file"),
-        (text, KEY, "cannot use the TLS certificate .*text: it is not a PEM file"),
-        (CERTIFICATE, other, "cannot use the TLS certificate .* with the key .*other.pem"),
-        (CERTIFICATE, locked, "cannot use the TLS certificate .* with the key .*locked.pem"),
-    ):
-        with pytest.raises(ConfigError, match=message), LocalRegistry(tmp_path / "r", tls_cert=cert, tls_key=key):
-            pass
+    for key in (other, locked):
+        message = f"cannot use the TLS certificate .* with the key .*{key.name}"
+        check_refused(tmp_path / "r", CERTIFICATE, key, message)

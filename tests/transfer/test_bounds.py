@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     Transfer = Callable[..., Awaitable[None]]
 
 SMALL = {"weights": random_bytes(100_000, 7)}
-QUICK = Config(timeouts={"connect": 0.5, "stall": 0.6})
+QUICK = Config(
+    timeouts={"connect": 0.5, "stall": 0.6, "complete": 0.6}
+)  # where sent bytes are not followed: `complete`
 STALLED = "no byte was transferred for "
 NO_CONNECTION = "no connection within 0.5 s"
 REFUSED = b"HTTP/1.1 500 Internal Server Error\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -389,6 +389,7 @@ async def test_pull_resume_without_boot_id_continues_here(
     """Another process does not: the system may have crashed in between."""
     platform.boot_id.cache_clear()
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "")
+    monkeypatch.setattr(platform, "_windows_boot_id", str)
     try:
         assert platform.boot_id().startswith("process ")
         await interrupt(proxy, make_client(proxy, elsewhere))

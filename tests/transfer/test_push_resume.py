@@ -262,7 +262,7 @@ def rename(home: Path) -> None:
         add,
         rename,
         replace_with_same_size_and_time,
-        write_with_same_size_and_time,
+        pytest.param(write_with_same_size_and_time, marks=pytest.mark.posix("time of the last change of attributes")),
     ],
 )
 async def test_push_resume_of_changed_file_restarts_with_reason(
@@ -282,7 +282,9 @@ async def test_push_resume_of_changed_file_restarts_with_reason(
     assert not left_in_scratch(home)
 
 
-@pytest.mark.parametrize("change", [replace_with_same_size_and_time, add])
+@pytest.mark.parametrize(
+    "change", [pytest.param(replace_with_same_size_and_time, marks=pytest.mark.posix("replacement of open files")), add]
+)
 async def test_push_of_model_changed_after_its_last_part_fails(
     proxy: FaultProxy, make_client: MakeClient, home: Path, change: Callable[[Path], None]
 ) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
+import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +17,7 @@ from tests.builders import MiB, contents, make_bento, make_model, random_bytes
 from tests.windows.wine import windows_path
 
 if TYPE_CHECKING:
-    import subprocess
+    from collections.abc import Iterator
 
     from async_bento.registry.server import LocalRegistry
     from tests.windows.wine import WindowsPython
@@ -212,6 +215,49 @@ def test_server_on_windows_stops_by_signal(
     done = run(windows, served, there, "-c", SERVE, number, windows_path(there / "registry"))
     assert "$env:BENTO_CLOUD_API_ENDPOINT = " in done.stdout
     assert done.stderr.endswith("The registry has stopped.\n")
+
+
+@contextmanager
+def serving(windows: WindowsPython, root: Path) -> Iterator[None]:
+    """Run the command's registry on Windows with the variables that lead to it, and kill it after the block."""
+    served = ["-m", "async_bento", "registry", "serve", "--root", windows_path(root), "--port", "0"]
+    environment = windows.environment | {"PYTHONPATH": windows_path(ROOT), "PYTHONUNBUFFERED": "1"}
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(windows.command(*served), env=environment, text=True, **streams)
+    assert process.stdout is not None
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for line in process.stdout:
+                if found := re.search(r'ENDPOINT = "(.*)"', line):
+                    patch.setenv("BENTO_CLOUD_API_ENDPOINT", found[1])
+                    patch.setenv("BENTO_CLOUD_API_KEY", (root / "api_token").read_text().strip())
+                    break
+            yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_registry_on_windows_serves_linux(windows: WindowsPython, home: Path, tmp_path: Path) -> None:
+    make(home)
+    new = random_bytes(20 * MiB)
+    make_model(home, "big:v1", files={"weights": new[::-1]})
+
+    with serving(windows, tmp_path / "registry"), BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+        api.models.push("big:v1")
+        (home / "models" / "big" / "v1" / "weights").write_bytes(new)
+        api.models.push("big:v1", force=True)
+        api.pull("svc:v1", path=tmp_path / "first")
+        api.delete("svc:v1")
+    with serving(windows, tmp_path / "registry"), BentoAPI(progress=False) as api:
+        api.models.pull("big:v1", path=tmp_path / "big")
+        assert not api.list().items
+        api.push("svc:v1")
+        api.pull("svc:v1", path=tmp_path / "second")
+
+    assert contents(tmp_path / "first") == contents(tmp_path / "second") == in_store(home)
+    assert contents(tmp_path / "big") == contents(home / "models" / "big" / "v1")
 
 
 def pull_on_linux(home: Path) -> None:

@@ -204,7 +204,7 @@ class DiskFiles:
         while len(data) < size:
             offset_in_part = offset + len(data) - offsets[index]
             wanted = min(size - len(data), content.parts[index].size - offset_in_part)
-            with self._part(key, content, index).open("rb", buffering=0) as part:
+            with platform.open_shared(self._part(key, content, index)) as part:
                 chunk = platform.read_at(part.fileno(), wanted, offset_in_part)
             if not chunk and wanted:
                 raise OSError(errno.EIO, "a part of the object is truncated")
@@ -218,7 +218,7 @@ class DiskFiles:
             what = f"part {index + 1} of {len(content.parts)}"
             md5, size = hashlib.md5(usedforsecurity=False), 0
             try:
-                with self._part(key, content, index).open("rb", buffering=0) as part:
+                with platform.open_shared(self._part(key, content, index)) as part:
                     while chunk := part.read(IO_CHUNK):
                         check_cancelled()
                         md5.update(chunk)

@@ -130,7 +130,7 @@ class GrowingFile(StagedFile):
     def open_reader(self) -> FileIO:
         """Open the file once more, to read from it."""
         self.write(())
-        return self.path.open("rb", buffering=0)
+        return platform.open_shared(self.path)  # which gets another name meanwhile
 
 
 class GrowingSink:

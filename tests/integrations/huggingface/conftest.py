@@ -6,6 +6,7 @@ import os
 
 # Read once, when huggingface_hub is imported.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_HUB_DISABLE_SYMLINKS_WARNING"] = "1"  # on Windows, without the privilege
 
 from typing import TYPE_CHECKING
 
