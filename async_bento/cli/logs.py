@@ -77,6 +77,7 @@ def _set_levels(ctx: click.Context) -> None:
     """Set what is logged: only errors with --quiet; nothing with --json, whose error is the only output."""
     verbose: int = ctx.meta.get(_VERBOSE, 0)
     logging.getLogger("async_bento").setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    # Retries of requests to the registry, which the command waits for without any other sign of progress.
     logging.getLogger("async_bento.rest").setLevel(logging.NOTSET if verbose else logging.INFO)
     if expects_json(ctx) and not verbose:
         logging.disable(logging.CRITICAL)

@@ -106,6 +106,7 @@ async def prune(
         if not yes:
             _ask(planned, places)
         deleted, released = await _delete(pruner, planned, as_json=as_json)
+        # None for a bucket, whose bytes any process may remove.
         root = Path(places.root) if places.root is not None and places.bucket_name is None else None
         left = await remove_bytes(opened.uploads, released, root)
         _report(deleted, left, dry_run=False, as_json=as_json)
