@@ -116,9 +116,12 @@ class _RepetitionFilter(logging.Filter):
         self._written: dict[tuple[object, ...], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not isinstance(record.args, tuple) or not record.msg.startswith("retrying"):
-            return True
-        attempt, _, _, error = record.args
+        # The handler is the root's: a line may be of any library, and an error here would end the call that logs it.
+        match record.args:
+            case (attempt, _, _, error) if str(record.msg).startswith("retrying"):
+                pass
+            case _:
+                return True
         key, now = (attempt, str(error)), time.monotonic()
         if now - self._written.get(key, -_REPEAT_AFTER) < _REPEAT_AFTER:
             return False
