@@ -219,6 +219,7 @@ class Config(_Frozen):
                 variable = f"{PREFIX}{group}_{field}".upper()
                 if value := environ.get(variable):
                     try:
+                        # One variable at a time, so that the message names it.
                         settings(**{field: value})
                     except ConfigError as error:
                         argument = f"{settings.__name__}.{field}"
@@ -261,12 +262,13 @@ def _closest(name: str, names: Iterable[str], cutoff: float = 0.7) -> str | None
 
 @cache  # one warning, however many clients read the environment
 def _warn_of_misspelling(variable: str) -> None:
-    """Warn if a variable that names no setting looks like one that does; a cluster has unrelated ones of a service."""
+    """Warn if a variable that names no setting resembles one that does."""
     name = variable.removeprefix(PREFIX)
     known = {f"{group}_{field}".upper(): field for group, other in _groups().items() for field in other.model_fields}
     if name in known or name in OTHERS:
         return
     meant = next((full for full, field in known.items() if name == field.upper()), None)
+    # Strict: Kubernetes sets ASYNC_BENTO_PORT and others in the pods of a namespace with a Service `async-bento`.
     if meant := meant or _closest(name, [*known, *OTHERS], 0.85):
         logger.warning("ignored the variable %s: there is no such setting. Did you mean %s%s?", variable, PREFIX, meant)
 

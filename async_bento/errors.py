@@ -74,6 +74,7 @@ def summarize(failures: Sequence[tuple[str, BentoError]]) -> str:
 
 
 def _restore(cls: type[ErrorT], args: tuple[object, ...], state: dict[str, object]) -> ErrorT:
+    # Not `cls(*args)`: the constructors of some classes require keyword arguments, which `args` lacks.
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
@@ -97,6 +98,7 @@ def prefix_errors(prefix: str, *types: type[BentoError]) -> Generator[None]:
     try:
         yield
     except translated as error:
+        # A block within this one has added the prefix.
         if str(error).startswith(prefix):
             raise
         raise with_message(error, f"{prefix}: {error}") from error.__cause__

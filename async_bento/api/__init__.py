@@ -1,1 +1,1 @@
-"""The client API: bentos and models, async and blocking."""
+"""The client API: bentos and models, async and blocking. The command and Python programs call it."""

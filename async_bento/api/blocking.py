@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from async_bento.api.sync_item_api import Push
     from async_bento.rest.client import RestApiClient
 
-_POLL_INTERVAL = 0.05  # seconds; a loop that ends leaves what it was asked to run last undone, so no event would come
+_POLL_INTERVAL = 0.05  # seconds; a loop that has ended runs no further callback, so nothing could set an event
 
 
 def iterate(api: ItemAPI[ItemT, RecordT], loop: LoopThread, search: str | None, query: str | None) -> Iterator[RecordT]:
@@ -37,12 +37,12 @@ def iterate(api: ItemAPI[ItemT, RecordT], loop: LoopThread, search: str | None, 
 async def copy_items(
     copy: Push, target: AsyncBentoAPI, start: Start, tag: object, *, force: bool, threads: int, **options: bool
 ) -> PushResult | list[PushResult]:
-    """Copy to the registry of an API with its own event loop, where `start` starts calls; its end ends the copy."""
+    """Copy to the registry of `target`, on whose event loop `start` starts calls; closing `target` ends the copy."""
     loop, is_copied = asyncio.get_running_loop(), False
     async with target._twin() as twin:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its twin
 
         async def close_twin() -> None:
-            """A call of the target, which waits for the end of the copy; if it is cancelled before, so is the copy."""
+            """Keep a call of the target open during the copy; if the target cancels it, close the twin."""
             async with target._resources.call():  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
                 try:
                     await asyncio.Event().wait()

@@ -1,7 +1,7 @@
 """A copy between registries, step by step: the record, the models, the bytes. Nothing is written to the disk.
 
-The target is pushed to as a directory is: by parts that a killed copy leaves and a later one finds, and with the record
-updated after the bytes.
+The target receives the bytes as in a push of a directory: in parts, which the copy after a killed one finds there. An
+existing record is updated after the bytes.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Copier(Generic[ItemT, RecordT]):
                         prepare = partial(self._prepare, tag, record, stack)
                         return await self.pusher.send(tag, prepare, progress, models)
                 except SourceReadError as error:
+                    # The source's own error: SourceReadError only keeps the upload from retrying it.
                     raise with_message(error.error, f"cannot copy {tag}: {error.error}") from error.error
                 except (ObjectChangedError, DamagedPartError) as error:
                     if is_again:

@@ -6,7 +6,7 @@ import io
 import tempfile
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 from async_bento._core.concurrency import ByteBudget, shielded
@@ -43,6 +43,8 @@ SPOOLED = MiB
 """Bytes of a streamed file that are kept in memory; more are in a temporary file."""
 
 _NS = 1_000_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1 and 9999, since 1970
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ class RemoteEntry:
 
     @property
     def modified(self) -> datetime:
-        """The modification time, in UTC."""
-        return datetime.fromtimestamp(self.mtime_ns // _NS, timezone.utc)
+        """The modification time, in UTC; a time outside the years 1 to 9999 is given as the nearest one in them."""
+        # Not `fromtimestamp`: a tar may state any time, and Windows accepts none before 1970.
+        return _EPOCH + timedelta(seconds=min(max(self.mtime_ns // _NS, _FIRST_SECOND), _LAST_SECOND))
 
 
 class AsyncRemoteFiles:

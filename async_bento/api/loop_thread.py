@@ -93,6 +93,7 @@ class LoopThread:
         """Warn once if the call blocks a running event loop; a notebook's loop has nothing else to run."""
         if self._has_warned or is_notebook():
             return
+        # No event loop is running in this thread.
         with suppress(RuntimeError):
             asyncio.get_running_loop()
             self._has_warned = True
@@ -109,7 +110,7 @@ class LoopThread:
             if self._running is None:
                 self._running = _RunningLoop(self._on_stop)
                 self._finalizer = finalize(self, _stop_unclosed, self._running)
-                self._finalizer.atexit = False
+                self._finalizer.atexit = False  # `_close_at_exit` stops it, and waits
                 _open_at_exit.add(self)
             return self._running
 
@@ -204,6 +205,7 @@ class _CancellableCall:
             await self._ended.wait()
 
 
+# Weak: a registration alone must not keep an API from being collected.
 _open_at_exit: WeakSet[LoopThread] = WeakSet()
 
 

@@ -50,6 +50,7 @@ async def walk(fetch: Fetch[RecordT], page_size: int, limit: int | None = None) 
         count = (size if left is None else min(size, left)) + overlap
         page = await pages.get(start, count, size, left if step == size else 0)
         keys = [_key(record) for record in page.items] if page else []
+        # An empty page does not end the walk if deletions have left fewer records than `start`.
         if page is None or (not keys and not 0 < page.total <= start):
             return
         if start and seen.isdisjoint(keys):
@@ -57,7 +58,7 @@ async def walk(fetch: Fetch[RecordT], page_size: int, limit: int | None = None) 
                 continue
             shift = page.total - total if page.total and step == size else 0  # tried once, where totals are stated
             start = max(0, start + shift if shift else min(start, page.total or start) - step)
-            step *= 2
+            step *= 2  # the record may be any number of pages away
             continue
         new = [record for record, key in zip(page.items, keys, strict=True) if key not in seen][:left]
         seen.update(keys)
@@ -76,6 +77,7 @@ async def walk(fetch: Fetch[RecordT], page_size: int, limit: int | None = None) 
             size = _large_page_size(page.items, page_size)
         pages.total = page.total if page_before and new else 0
         page_before, total, step = keys, page.total, size
+        # Beyond the start in any case, or a page of one record would be requested for ever.
         start = max(end - 1, start + 1)
 
 

@@ -176,6 +176,7 @@ class Puller(Generic[ItemT, RecordT]):
             lambda: progress.enter("finishing", f"waiting: another pull or delete uses {tag.name}"),
         ):
             item = await threads.run(commit.run)
+        # Removes the replaced item, which may take a while: after the lock.
         await threads.run(commit.finish)
         return item
 

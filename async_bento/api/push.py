@@ -195,6 +195,7 @@ class Pusher(Generic[ItemT, RecordT]):
                 case PushResult() as result:
                     return PushResult(result.tag, skipped=True, models=result.models)
                 case error:
+                    # A copy: the first task may still be raising the error itself.
                     raise with_message(error, str(error)) from error.__cause__
             try:
                 result = self._outcomes[tag] = await push()
@@ -209,6 +210,7 @@ class Pusher(Generic[ItemT, RecordT]):
         Raises the errors that every other request would meet, too: a refused token, a registry that is out of reach.
         """
         force, session = self._options.force, self.kind.routes.session
+        # A forced push asks only a registry that was never reached, for its errors.
         if force and session.is_reached:
             return False
         try:

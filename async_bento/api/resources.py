@@ -131,6 +131,7 @@ class Resources:
     async def aclose(self, *, keep_client: bool) -> None:
         """Cancel running calls, stop the threads, and close the client unless it belongs to the caller."""
         self._check_loop()
+        # Before the first await: no call may start meanwhile.
         self._closed = True
         await shielded(self._close(keep_client))
 

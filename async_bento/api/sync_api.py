@@ -210,8 +210,8 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
     ) -> PushResult | list_of[PushResult]:
         """Copy a bento to another registry, its models first; or several bentos concurrently, shared models once.
 
-        The record goes with its labels, its description and the time of the build, and the bytes through memory alone:
-        at most `threads` parts and the window of the source. What the target has is skipped. A copy that was
+        The record is copied with its labels, its description and the time of the build. The bytes pass through memory
+        alone: at most `threads` parts and the window of the source. What the target has is skipped. A copy that was
         interrupted, also by a crash, is resumed by the next one.
 
         Args:
@@ -272,8 +272,8 @@ class BentoAPI(BlockingItemAPI[AsyncBentoAPI, BentoWithRepositorySchema]):
             with_models: Pull its models too, into their store, or into `models` in the directory `path`. Models on the
                 Hugging Face Hub are downloaded to `$BENTOML_HF_CACHE_DIR` or the cache of Hugging Face.
             bento_store: The store to pull into; the API's own store by default.
-            path: The directory for the files, with `bento.yaml` at its top. It is absent or empty, or has a bento that
-                `force` replaces, with all its other files. A mount or the working directory is filled in place.
+            path: The directory for the files, with `bento.yaml` at its top: absent, empty, or with a bento, which
+                `force` replaces along with all other files there. A mount or the working directory is filled in place.
             label: Pull the newest version with this label, `stage=prod`, or with all labels of a mapping. The tag has
                 no version.
 

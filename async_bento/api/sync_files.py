@@ -126,6 +126,7 @@ class _Entered:
         return await self._manager.__aenter__()
 
     async def exit(self) -> None:
+        # Without the error of the block: the manager closes the file alike.
         await self._manager.__aexit__(None, None, None)
 
 

@@ -124,9 +124,9 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
     ) -> PushResult | list_of[PushResult]:
         """Copy a model to another registry, or several models concurrently.
 
-        The record goes with its labels, and the bytes through memory alone: at most `threads` parts and the window of
-        the source. What the target has is skipped. A copy that was interrupted, also by a crash, is resumed by the next
-        one. The model of a Hugging Face Hub is copied as a record.
+        The record is copied with its labels. The bytes pass through memory alone: at most `threads` parts and the
+        window of the source. What the target has is skipped. A copy that was interrupted, also by a crash, is resumed
+        by the next one. Of a model on the Hugging Face Hub, the record alone is copied.
 
         Args:
             tag: The tag, or a list of tags. Without a version, or with `latest`, the newest that was uploaded.

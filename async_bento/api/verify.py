@@ -178,6 +178,7 @@ async def _checksums(remote: RemoteItem, tar: RemoteTar) -> ChecksumsSchema | No
     if remote.record is not None and remote.record.checksums is not None:
         return remote.record.checksums
     await tar.load("")  # its first member is the root
+    # A weak ETag (RFC 9110, 8.8.1) does not identify the bytes.
     if tar.total is None or not tar.etag or tar.etag.startswith("W/"):
         return None
     return ChecksumsSchema(size=tar.total, etag=tar.etag, parts=[])

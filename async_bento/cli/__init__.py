@@ -1,4 +1,4 @@
-"""The `async-bento` command. Each command's module is imported when that command runs."""
+"""The `async-bento` command, on top of `api` and `registry`. Each command's module is imported when it runs."""
 
 from async_bento.cli.main import main
 

@@ -26,6 +26,7 @@ def access_log(form: Literal["text", "json"] | None) -> Generator[logging.Logger
     printed = logging.StreamHandler(sys.stdout)
     printed.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
     listener = QueueListener(queue, printed)
+    # The log of the command is on standard error: these lines are not to appear there, too.
     logger.handlers, logger.propagate = [QueueHandler(queue)], False
     logger.setLevel(logging.INFO)
     listener.start()

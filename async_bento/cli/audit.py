@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from async_bento.cli.registry import Places
     from async_bento.registry.records.audit import Action
 
+# As `records.audit.Action`, whose import loads SQLAlchemy.
 _ACTIONS = ("push", "replace", "delete", "pull", "create", "rotate", "revoke")
 
 

@@ -211,6 +211,7 @@ def _remote_tags(word: str, context: click.Context, incomplete: str) -> list[Com
     """The newest matching tags in the registry; None if it does not answer soon. Prints nothing."""
     import asyncio
 
+    # A warning would be written into the line that the user is typing.
     logging.disable(logging.CRITICAL)
     try:
         tags = asyncio.run(asyncio.wait_for(_list_remote(word, context.params, incomplete), _REMOTE_SECONDS))

@@ -129,6 +129,7 @@ def check_store() -> str:
         except StoreError as error:
             parent = store.path.parent
             remedy = f"Make {parent} writable for this user, or set BENTOML_HOME to another directory."
+            # The message has this remedy already.
             if "BENTOML_HOME" in str(error):
                 raise
             raise StoreError(_with_remedy(error, remedy)) from error

@@ -158,7 +158,7 @@ async def _plan_copy(
     is_on_hub = hub_metadata(record) is not None
     if not is_on_hub and not await api.exists(exact):
         raise NotFoundError(f"cannot copy {exact}: its upload never finished. Push it again.")
-    if not force and await target.exists(exact):
+    if (is_on_hub or not force) and await target.exists(exact):  # a record of the Hub is kept, also with --force
         return Planned(exact, word, "skip", "already copied"), record
     if is_on_hub:
         return Planned(exact, word, "copy", "the record only, its files are on the Hugging Face Hub"), record
@@ -191,6 +191,8 @@ async def _dropped_labels(
 
 async def _plan_push_model(api: AsyncModelAPI, bento: Bento, tag: Tag, is_hub: bool, options: PushPlan) -> Planned:
     if is_hub:
+        if await api.exists(tag):  # an existing record is kept, also with --force
+            return Planned(str(tag), "model", "skip", "already pushed")
         return Planned(str(tag), "model", "push", "the record only, its files are on the Hugging Face Hub")
     for store in (ModelStore(bento.path / "models"), ModelStore()):
         if found := await _stored(store, str(tag)):

@@ -53,6 +53,7 @@ class Group(click.Group):
 
         commands = self.list_commands(ctx)
         words = _SYNONYMS.get(name, "").split()
+        # Several words name a command in a group, which only the root can suggest.
         if words and (words[0] in commands or words[0].startswith("--")) and not (ctx.parent and len(words) > 1):
             return " ".join(words)
         if words and words[-1] in commands:

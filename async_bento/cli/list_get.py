@@ -92,6 +92,7 @@ def _list_command(word: Word) -> click.Command:
             return
         print_records(records, word, routes.session.endpoint, as_json=registry.as_json)
         if total > len(records):
+            # Below the table for people; a pipe gets records only.
             is_below = terminal_width() is not None and not registry.as_json
             click.echo(f"{len(records):,} of {total:,}; --all for the rest", err=not is_below)
 

@@ -77,6 +77,7 @@ def _set_levels(ctx: click.Context) -> None:
     """Set what is logged: only errors with --quiet; nothing with --json, whose error is the only output."""
     verbose: int = ctx.meta.get(_VERBOSE, 0)
     logging.getLogger("async_bento").setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    # Retries of requests to the registry, which the command waits for without any other sign of progress.
     logging.getLogger("async_bento.rest").setLevel(logging.NOTSET if verbose else logging.INFO)
     if expects_json(ctx) and not verbose:
         logging.disable(logging.CRITICAL)
@@ -115,9 +116,12 @@ class _RepetitionFilter(logging.Filter):
         self._written: dict[tuple[object, ...], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not isinstance(record.args, tuple) or not record.msg.startswith("retrying"):
-            return True
-        attempt, _, _, error = record.args
+        # The handler is the root's: a line may be of any library, and an error here would end the call that logs it.
+        match record.args:
+            case (attempt, _, _, error) if str(record.msg).startswith("retrying"):
+                pass
+            case _:
+                return True
         key, now = (attempt, str(error)), time.monotonic()
         if now - self._written.get(key, -_REPEAT_AFTER) < _REPEAT_AFTER:
             return False

@@ -47,6 +47,7 @@ class RootGroup(LazyGroup):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options of the root."""
+        # Before the options are parsed: an error of the parser is to be JSON, too.
         if "--json" in args:
             expect_json(ctx)
         return super().parse_args(ctx, args)

@@ -46,6 +46,7 @@ class RegistryOptions:
         """Create an API for commands that push or pull one item or several; it shows progress."""
         from async_bento.api.async_api import AsyncBentoAPI
 
+        # The imports are done: a transfer may run for hours.
         resume_collection()
         config = transfer_config()
         if resumable and config.transfer.resume:

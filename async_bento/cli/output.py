@@ -137,6 +137,7 @@ def wrap(head: str, text: str) -> str:
 def fit_widths(widths: Sequence[int], columns: int) -> list[int]:
     """Narrow the widest columns of a table until a row fits; the last columns are left out where it cannot."""
     fitted = [*widths]
+    # First the columns, judged by their least widths, then the cells.
     while len(fitted) > 1 and _row_width([min(width, _MIN_WIDTH) for width in fitted]) > columns:
         fitted.pop()
     while _row_width(fitted) > columns and max(fitted) > _MIN_WIDTH:

@@ -27,6 +27,7 @@ def process_errors(*, as_json: bool) -> Generator[None]:
     codecs.register_error(_ESCAPE, _escape)
     reconfigure: Callable[..., None] | None = getattr(sys.stdout, "reconfigure", None)  # a program may replace stdout
     if reconfigure is not None:
+        # A name in a tar may have characters that the encoding of the terminal lacks.
         reconfigure(errors=_ESCAPE)
     try:
         yield

@@ -336,6 +336,7 @@ async def push_each(
     try:
         await run_and_print(push_one, selection, f"{verb} {{}} {word}s", report, push_as_json if as_json else None)
     finally:
+        # Also after an error or Ctrl-C: the items were skipped all the same.
         print_skipped(skipped, word, verb)
 
 

@@ -35,10 +35,15 @@ def parse_age(_context: click.Context, _parameter: click.Parameter, value: str |
     """Parse an age like `12h`, `30d` or `2w` into seconds."""
     if value is None:
         return None
+    from async_bento.registry.retention import MAX_AGE
+
     found = re.fullmatch(r"([0-9]{1,6})([hdw])", value)
     if found is None or int(found[1]) == 0:
         raise click.BadParameter(f"{value!r} is no age. Use hours, days or weeks, like 12h, 30d or 2w.")
-    return float(found[1]) * _HOURS[found[2]] * 3600
+    seconds = float(found[1]) * _HOURS[found[2]] * 3600
+    if seconds > MAX_AGE:
+        raise click.BadParameter(f"{value!r} is too long. Use at most 100 years.")
+    return seconds
 
 
 @click.command()
@@ -106,6 +111,7 @@ async def prune(
         if not yes:
             _ask(planned, places)
         deleted, released = await _delete(pruner, planned, as_json=as_json)
+        # None for a bucket, whose bytes any process may remove.
         root = Path(places.root) if places.root is not None and places.bucket_name is None else None
         left = await remove_bytes(opened.uploads, released, root)
         _report(deleted, left, dry_run=False, as_json=as_json)

@@ -126,6 +126,7 @@ async def run_each(
         try:
             result = await run(item)
         except BentoError as error:
+            # An error that names the item needs no prefix.
             if isinstance(error, _FATAL_ERRORS) or (selection.is_single and item in str(error)):
                 raise
             if selection.is_single:

@@ -140,6 +140,7 @@ async def serve(
     for number in STOPS:
         if not is_ignored(number):
             add_handler(loop, number, stop.set)
+    # Before the server computes its limit of connections.
     raise_descriptor_limit()
     registry_log = logging.getLogger("async_bento.registry")
     registry_log.setLevel(min(registry_log.getEffectiveLevel(), logging.INFO))  # what the cleanup deletes

@@ -167,6 +167,7 @@ def _tags_to_delete(found: Store[Any], argument: str) -> list[str]:
             f"Write `{argument}:VERSION`, or `'{argument}:*'` for all versions."
         )
     try:
+        # The whole version, not a prefix of it: a deletion must not guess.
         return [str(found.get(argument, prefix=False).tag)]
     except StoreError:  # a broken item can be deleted, too
         return [argument]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from async_bento.cli.registry import Places
     from async_bento.registry.tokens import Role, Token
 
+# Names appear in logs, tables and user records of the API.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 _COMMANDS = {

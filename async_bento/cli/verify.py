@@ -115,6 +115,7 @@ def _report(result: VerifyResult | DiffResult, names: tuple[str, str, str], regi
     """Print a result, and exit with 1 for a difference. `names`: the subject, what it equals, what it differs from."""
     how, (subject, like, other) = _METHODS[result.method], names
     if registry.as_json:
+        # `diff` has two tags, `verify` has one.
         tags = {name: str(tag) for name in ("tag", "other") if (tag := getattr(result, name, None))}
         differences = [dataclasses.asdict(difference) for difference in result.differences]
         print_json({**tags, "is_same": result.is_same, "method": result.method, "differences": differences})

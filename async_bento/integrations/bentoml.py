@@ -66,6 +66,7 @@ def accelerate() -> bool:
         warnings.warn("cannot accelerate bentoml: it is not installed. Install bentoml first.", stacklevel=2)
         return False
     try:
+        # A list: all of them are checked before the first is replaced.
         methods = [*_find_methods()]
     except _OtherReleaseError as error:
         remedy = "Use AsyncBentoAPI or BentoAPI instead."
@@ -95,6 +96,7 @@ def _find_methods() -> Iterator[tuple[Any, Callable[..., Any], str]]:
             if (owner := getattr(cloud, owner_name, None)) is None:
                 raise _OtherReleaseError(f"it has no {owner_name} in bentoml._internal.cloud")
             for name, replacement in replacements.items():
+                # Without the first parameter: BentoML's `self` is `bentoml_api` here.
                 found, expected = (list(signature(each).parameters)[1:] for each in (getattr(owner, name), replacement))
                 if found != expected:
                     raise _OtherReleaseError(
@@ -103,6 +105,7 @@ def _find_methods() -> Iterator[tuple[Any, Callable[..., Any], str]]:
                 yield owner, replacement, name
         for store in (_container().bento_store.get(), _container().model_store.get()):
             _path_of(store)
+        # Sends no request: checks that the endpoint and the token are where `_open_api` reads them.
         client = cloud.RestApiClient("http://127.0.0.1", "token")
         with client.session as session:
             if (str(client.endpoint), session.headers[_API_HEADER]) != ("http://127.0.0.1", "token"):

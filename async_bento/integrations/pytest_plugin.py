@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bento_home", "bento_registry"]
 
+# These have precedence over the variables that the fixture sets, or would change the context.
 _OVERRIDING = ("ASYNC_BENTO_ENDPOINT", "ASYNC_BENTO_API_TOKEN", "BENTOML_CLOUD_CONTEXT")
 
 

@@ -1,1 +1,1 @@
-"""Progress of transfers: events, listeners, summaries."""
+"""Progress of transfers: the events that `api` and `transfer` send, and the listeners that show them."""

@@ -251,6 +251,7 @@ class ProgressEvents:
                     yield self._waiting.pop(next(iter(self._waiting)))
                 if task.done():
                     return
+                # No await since the last look at the events, so none is missed.
                 self._arrived.clear()
                 await self._arrived.wait()
         finally:

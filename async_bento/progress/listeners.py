@@ -38,6 +38,7 @@ NAME_COLUMNS, FACTS_COLUMNS = 40, 24
 """Columns that a name may take at most, and those it leaves, where it can, for the bytes and the rate."""
 
 DEFAULT_COLUMNS, BAR_COLUMNS = 80, 10
+"""Columns where the terminal states none, and columns of a bar."""
 
 ECHO_COLUMNS = 2
 """Columns at the right that stay free for the `^C` that the terminal echoes: a wrapped line would shift the bars."""
@@ -60,6 +61,7 @@ def choose_listener(progress: bool | ProgressListener | None) -> ProgressListene
 
 def _can_draw() -> bool:
     if is_notebook():
+        # tqdm.notebook raises ImportError without it.
         return find_spec("ipywidgets") is not None
     return sys.stderr is not None and sys.stderr.isatty()
 
@@ -74,6 +76,7 @@ class _Timer:
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
+        # A listener may outlive its event loop, as with one `asyncio.run` per push.
         if self._loop is None or self._loop.is_closed():
             with suppress(RuntimeError):  # no loop: the listener draws at events alone
                 self._loop = asyncio.get_running_loop()
@@ -300,6 +303,7 @@ class JsonListener:
         """Write an event, or drop it if only counters have changed."""
         key, now = key_of(event), self._clock()
         phase, written_at = self._written.get(key, ("", 0.0))
+        # A change of phase and a message are never dropped: readers wait for them.
         if event.phase == phase and not event.message and now - written_at < self._interval:
             return
         self._written[key] = (event.phase, now)
@@ -313,6 +317,7 @@ def _row_of(item: Item, name: str, now: float) -> _Row:
 
 
 def _draw_row(bar: tqdm[Any], row: _Row, width: int, facts: str) -> None:
+    # tqdm formats `bar_format`: a brace in a name would be a field.
     head = row.name.ljust(width).replace("{", "{{").replace("}", "}}")
     text = facts.replace("{", "{{").replace("}", "}}")
     bar.bar_format = f"{head}  {{percentage:3.0f}} %|{{bar}}| {text}" if row.total else f"{head}  {text}"
@@ -326,6 +331,7 @@ def _draw_row(bar: tqdm[Any], row: _Row, width: int, facts: str) -> None:
 def _columns(stream: TextIO | None) -> int:
     where = stream or sys.stderr
     with suppress(OSError, ValueError, AttributeError):  # no terminal
+        # A pseudo-terminal without a window reports 0 columns.
         return os.get_terminal_size(where.fileno()).columns or DEFAULT_COLUMNS
     return DEFAULT_COLUMNS
 

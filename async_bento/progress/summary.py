@@ -114,6 +114,7 @@ class TransferSummary:
         """Add what an event adds to the sums; the missing bytes of an ended transfer do not count any more."""
         self.done += event.bytes_done - (before.bytes_done if before else 0)
         self.total += _size(event) - (_size(before) if before else 0)
+        # Resumed bytes count as done, but not into the rate.
         self._resumed += event.bytes_resumed - (before.bytes_resumed if before else 0)
         self.retries += event.retries - (before.retries if before else 0)
 

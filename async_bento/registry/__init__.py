@@ -1,4 +1,4 @@
-"""A registry to run yourself."""
+"""A registry to run yourself: `LocalRegistry` serves the API of Yatai. `async-bento registry serve` starts it."""
 
 from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.server import LocalRegistry

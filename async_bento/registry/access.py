@@ -37,12 +37,13 @@ _FREE_GUESSES = 10
 """Wrong tokens of an address that are answered at once."""
 
 _INTERVAL = 1.0
-"""Seconds between two further ones."""
+"""Seconds between two answers to further wrong tokens of an address."""
 
 _MAX_DELAY = 10.0
 """Seconds that a request with a wrong token waits for its answer; beyond, it is refused with 429."""
 
 _MAX_ADDRESSES = 10_000
+"""Addresses that are remembered: guesses from many addresses must not fill the memory."""
 
 _USE_INTERVAL = timedelta(minutes=1)
 """Between two records of the last use of a token."""
@@ -108,7 +109,7 @@ class Access:
         if token.last_used_at is None or now - token.last_used_at > _USE_INTERVAL:
             try:
                 await self._records.set_used(token, now)
-            except RegistryError as error:  # requests that only read go on without the database's lock
+            except RegistryError as error:  # a locked database must not stop requests that only read
                 log.warning("cannot record the use of the token %s: %s", token.name, error.message)
 
 
@@ -148,6 +149,7 @@ async def _authorized(role: Role, handler: Handler, request: web.Request) -> web
         )
     if "name" in request.match_info:
         check_covered(token, request.match_info["name"])
+    # Last: a client that is refused does not send its body.
     await send_continue(request)
     return await handler(request)
 

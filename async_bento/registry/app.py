@@ -93,9 +93,10 @@ class Api:
 
     def application(self) -> web.Application:
         """Build the application; the backend's own routes need a presigned URL instead of the token."""
+        # The first is the outermost: it counts and logs what the others refuse.
         middlewares = [self.operation.follow, _send_errors_as_json, self.access.authenticate]
         if self._pages is not None:
-            middlewares.insert(1, self._pages.show_errors)
+            middlewares.insert(1, self._pages.show_errors)  # around the JSON of errors, which it replaces
         app = web.Application(client_max_size=MAX_REQUEST_SIZE, middlewares=middlewares)
         app.add_routes([] if self._pages is None else self._pages.routes())
         app.add_routes([route("GET", "/auth/current", "read", _get_user)])
@@ -194,6 +195,7 @@ class Api:
             if request.transport is None:  # the client closed the connection while it waited
                 raise ConnectionResetError
             page = await find()
+            # Texts, put together below: the manifests of a page are megabytes of JSON that need not be parsed.
             items = await self._write_items(item_type, page)
             fields: JsonObject = {"start": query.start, "count": query.requested, "total": page.total}
             text = schemas.to_json(fields, items=f"[{', '.join(items)}]")
@@ -240,6 +242,7 @@ class Api:
     async def _delete(self, item_type: ItemType, request: web.Request) -> web.Response:
         force = request.query.get("force", "").lower() in ("true", "1")
         ref = _item_ref(item_type, request)
+        # The bytes are removed after the record: not to be cut off between them.
         found = await shielded(self._uploads.delete(ref, by=request[ACTOR], force=force))
         (text,) = await self._write_items(item_type, found)
         return _json_response(text)

@@ -90,6 +90,7 @@ class Backend:
                 blobs, routes = await self._open_blobs(stack, directory, records, blob_records, url_expiry)
             except OSError as error:
                 raise ConfigError(f"cannot use {self.root}: {error.strerror or error}") from error
+            # Outside of the `try`: an OSError of the block is not about the directory.
             yield assemble(records, blob_records, blobs, url_expiry, policy, routes=routes)
 
     @asynccontextmanager

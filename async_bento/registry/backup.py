@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _ATTEMPTS = 3
 """Snapshots, if bytes are deleted between a snapshot and the copy."""
 
+# Records per query, also held in memory.
 _PER_PAGE = 100
 
 
@@ -62,6 +63,7 @@ async def back_up(root: Path, target: Path, database: Database, copied: Callable
             n_bytes += size
             if not missing:  # else these were deleted after the snapshot, or are damaged
                 break
+        # In this order: the database of the earlier backup names bytes that are removed next.
         await threads.run(_finish, root, target, snapshot)
         await threads.run(_remove_others, target / BLOBS, keys)
     except OSError as error:
@@ -129,6 +131,7 @@ def _copy_blob(source: Path, target: Path, blob: Blob) -> int | None:
         check_cancelled()
         name = part_name(number, part.md5)
         new = target / blob.key / name
+        # Its name has the MD5, and an incomplete copy has another name.
         if new.exists() and new.stat().st_size == part.size:
             continue
         unfinished = new.with_name(f".{name}")
@@ -142,7 +145,7 @@ def _copy_blob(source: Path, target: Path, blob: Blob) -> int | None:
 
 
 def _remove_others(blobs: Path, kept: set[str]) -> None:
-    """Remove what an earlier backup has had and the registry has no more."""
+    """Remove the bytes of an earlier backup that the registry no longer has."""
     for directory in blobs.glob(KEY_PATTERN):
         if directory.relative_to(blobs).as_posix() not in kept:
             shutil.rmtree(directory)
@@ -169,6 +172,7 @@ def _restore(backup: Path, root: Path) -> None:
         with suppress(FileNotFoundError):
             shutil.copyfile(backup / name, root / name)
             (root / name).chmod(0o600)
+    # The database last: a directory without one is no registry.
     unfinished = root / f".{DATABASE}"
     shutil.copyfile(backup / DATABASE, unfinished)
     unfinished.chmod(0o600)

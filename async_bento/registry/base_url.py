@@ -55,8 +55,10 @@ class BaseUrl:
         """Return the IP address of the client: of the peer, or what trusted proxies say of theirs."""
         address = request.remote or ""
         forwarded = [each.strip() for each in ",".join(request.headers.getall("X-Forwarded-For", ())).split(",")]
+        # From the right, where each proxy appends its peer: a client may have written the entries on the left itself.
         while forwarded and self._proxies.trusts(address):
             address = forwarded.pop() or address
+            # With `*`, the walk would end at the leftmost entry.
             if self._proxies.trusts_all:
                 break
         return address
@@ -101,6 +103,7 @@ class TrustedProxies:
             peer = ipaddress.ip_address(address or "")
         except ValueError:
             return False
+        # A dual-stack socket reports an IPv4 peer as ::ffff:10.0.0.1.
         mapped = peer.ipv4_mapped if isinstance(peer, ipaddress.IPv6Address) else None
         return any((mapped or peer) in network for network in self._networks)
 

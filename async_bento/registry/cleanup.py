@@ -148,6 +148,7 @@ async def _repeat(cleanup: Cleanup) -> None:
 async def _logged(step: Callable[[], Awaitable[None]]) -> None:
     try:
         await step()
+    # One step that fails must not end the others, nor the task that repeats them.
     except (RegistryError, OSError) as error:
         log.warning("the cleanup failed: %s", error)
     except Exception:

@@ -180,6 +180,7 @@ class Connections:
                 connecting.add_done_callback(partial(self._finish_connecting, accepted))
             else:
                 accepted.close()  # clients retry
+            # `sock_accept` does not suspend while connections are waiting: other tasks need a turn.
             await asyncio.sleep(0)
 
     async def close(self, listening: Sequence[socket.socket], accepting: Sequence[asyncio.Task[None]]) -> None:

@@ -78,6 +78,7 @@ async def try_lock(root: Path, threads: Threads) -> AsyncGenerator[bool]:
     lock = FileLock(root / "lock", timeout=0, mode=0o600, thread_local=False)
     async with AsyncExitStack() as stack:
         held = ExitStack()
+        # Registered first: a call that is cancelled may still acquire the lock in its thread.
         stack.push_async_callback(threads.run, held.close)
         try:
             await threads.run(held.enter_context, lock)

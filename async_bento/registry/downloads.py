@@ -66,6 +66,7 @@ async def send_chunks(request: web.Request, response: web.StreamResponse, body: 
     except OSError as error:
         if not isinstance(error, SourceLostError):
             log.exception("a download was aborted: the storage failed")
+        # The status and the length are sent: a broken connection is the only way to report the failure.
         if request.transport is not None:
             request.transport.abort()
 

@@ -126,6 +126,7 @@ def translate_errors() -> Generator[None]:
     """Translate broken connections and failures of the disk into `StorageError`."""
     try:
         yield
+    # Before OSError, of which ConnectionError is a subclass.
     except (ConnectionError, web.RequestPayloadError) as error:
         raise StorageError("RequestTimeout", "the request failed: the connection broke") from error
     except OSError as error:

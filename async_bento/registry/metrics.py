@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "async_bento_registry"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
+# All others count as `other`: each value of a label is one more series, which Prometheus keeps.
 _METHODS = {"DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"}
 
 

@@ -35,6 +35,7 @@ _OVERTAKEN_TIMEOUT = 5.0
 _RETRY_AFTER = 5
 """Seconds after which clients try again what a registry that stops has refused."""
 
+# Such an id can be logged and sent back as it is.
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger(__package__)

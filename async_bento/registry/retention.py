@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from async_bento.registry.records.retention import RetentionRecords, Version
     from async_bento.registry.uploads import Uploads
 
-_MAX_AGE = 100 * 365 * 24 * 3600.0
+MAX_AGE = 100 * 365 * 24 * 3600.0
 """Seconds. Databases have no time before the year 1."""
 
 _BATCH = 100
@@ -57,7 +57,7 @@ class RetentionPolicy:
             raise ConfigError("a retention policy needs a condition. Pass a number of versions, an age or both.")
         if self.keep is not None and self.keep < 1:
             raise ConfigError(f"invalid number of versions to keep: {self.keep} is below 1. Keep at least one.")
-        if self.older_than is not None and not 0 < self.older_than <= _MAX_AGE:
+        if self.older_than is not None and not 0 < self.older_than <= MAX_AGE:
             raise ConfigError("invalid age of versions to delete: use more than 0 seconds and at most 100 years.")
 
 

@@ -134,6 +134,7 @@ class S3Bucket:
             await copy_token(bucket, records.database)
             await copy_records(bucket, records.database)
             await adopt_objects(bucket, records, blob_records)
+        # Last: a start that is killed before copies again.
         if stored is None or found < _FORMAT:
             await bucket.write("registry.json", json.dumps({"format": _FORMAT, "database": database_id}).encode())
 

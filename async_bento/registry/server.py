@@ -156,7 +156,7 @@ class LocalRegistry:
         if url_expiry <= 0:
             raise ConfigError(f"invalid url_expiry {url_expiry:g}: it is not above 0 seconds. Use more.")
         if isinstance(root, S3Bucket):
-            raise ConfigError("a bucket holds no records. Pass it as bucket=, beside a directory or database=.")
+            raise ConfigError("a bucket holds no records. Pass it as bucket=, together with a directory or database=.")
         if root is None and (database is None or bucket is None):
             raise ConfigError("the registry has no directory. Pass one, or both database= and bucket=.")
         self._root = None if root is None else Path(root)
@@ -297,6 +297,8 @@ class LocalRegistry:
                 mirror = await stack.enter_async_context(await self._source.open(opened))
             pages = await load_pages() if self._has_pages else None
             api = Api(opened, self._transmission, self._base_url, mirror, pages)
+            # Exits run in reverse: accept no more, drain, close the connections, wait for the handlers, and only then
+            # close the mirror and the storage that they use.
             stack.push_async_callback(api.operation.wait_for_handlers)
             port = await self._listen(stack, api)
             endpoint = _endpoint(self._host, port, is_tls=self._tls is not None)

@@ -122,8 +122,10 @@ class Uploads:
 
     async def remove(self, blob: Blob) -> bool:
         """Remove bytes or an upload, then their record; log failures."""
+        # Of a complete upload, only the object is left to delete.
         if not await self._remove_bytes(blob.key, blob.upload_id if blob.content is None else None):
             return False
+        # The record last: as long as there is one, the cleanup tries again.
         await self._blob_records.remove(blob)
         return True
 

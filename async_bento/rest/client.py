@@ -1,4 +1,4 @@
-"""RestApiClient: the public client of one registry's REST API."""
+"""RestApiClient: the public client of one registry's REST API, which the APIs of `api` build or receive."""
 
 from __future__ import annotations
 
@@ -174,6 +174,7 @@ class RestApiClient:
         response = await self._session.send(_CURRENT_USER)
         seconds = time.time() - began
         date = read_date(response.headers)
+        # The registry wrote its Date about halfway between request and response.
         skew = None if date is None else began + seconds / 2 - date
         if response.status != HTTPStatus.OK:
             return Probe(seconds, skew, None, status_error(response, credentials))

@@ -60,6 +60,7 @@ _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[tuple[socket.AddressFamily, int, str]]:
     """The family, protocol and numeric address of each address of a name. Blocks."""
+    # AI_ADDRCONFIG as in aiohttp's resolver: no IPv6 addresses on a machine that has none.
     infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     # getnameinfo keeps the scope of a link-local IPv6 address, as in fe80::1%eth0.
     numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
@@ -75,12 +76,13 @@ async def keep_session(session: aiohttp.ClientSession) -> AsyncGenerator[aiohttp
     try:
         yield session
     finally:
+        # Not `close`, which closes the connector: in a forked child, its sockets are those of the parent.
         session.detach()
         if connector is not None and os.getpid() == process:
             await connector.close()
 
 
 def run_step(coroutine: Coroutine[Any, Any, object]) -> None:
-    """Run a coroutine that does not wait for anything; none that another thread is running."""
+    """Run a coroutine that waits for nothing. It is left alone if another thread is running it (RuntimeError)."""
     with suppress(StopIteration, StopAsyncIteration, RuntimeError):
         coroutine.send(None)

@@ -138,6 +138,7 @@ def remove_context(path: Path, name: str) -> Context:
         contexts, document = _read(target)
         found = contexts.get(name, path)
         entries = cast("list[dict[str, object]]", document["contexts"])
+        # The name of the current context stays: a name that no context has means that none is current.
         _write(target, document | {"contexts": [entry for entry in entries if entry["name"] != name]})
     return found
 

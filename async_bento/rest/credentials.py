@@ -139,6 +139,7 @@ def find_credentials(
             f"Log in with `async-bento login --endpoint {selected} --name NAME`, or leave the endpoint out."
         )
     token = found.api_token.get_secret_value()
+    # The rules of a header's value (RFC 9110, 5.5).
     if not (token.isascii() and token.isprintable()):
         raise ConfigError(
             f"invalid API token from {found.source}: it has a line break or a character outside ASCII. Copy it again."

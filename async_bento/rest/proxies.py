@@ -44,8 +44,10 @@ def proxy_of_environment(url: URL) -> str | None:
     aiohttp's `trust_env` would also read netrc and send its password to the storage.
     """
     proxies = getproxies()
+    # `getproxies` strips `_proxy` from the names: ALL_PROXY is `all`, and NO_PROXY `no`.
     scheme = url.scheme if url.scheme in proxies else "all"
     proxy = proxies.get(scheme, "").strip()
+    # `proxy_bypass` has the exceptions in the settings of macOS and of Windows.
     if not proxy or _is_excluded(url, proxies.get("no", "")) or proxy_bypass(url.host or ""):
         return None
     names = [name for name, value in os.environ.items() if value]  # Windows has only those in upper case

@@ -122,6 +122,7 @@ def status_error(response: RawResponse, credentials: Credentials) -> APIError:
         return " ".join(without_queries(text.replace(token, "…") if token else text).split())  # servers may echo it
 
     markup = is_markup(headers, response.body)
+    # A registry answers in JSON: this is some other web server.
     if markup and status in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
         return APIResponseError(
             f"{response.request}: the response is not JSON, but a page with status {status}. {_NO_REGISTRY}"
@@ -130,9 +131,11 @@ def status_error(response: RawResponse, credentials: Credentials) -> APIError:
     message = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
     trace_id = one_line(headers.get("x-trace-id", ""))[:_LONGEST_MESSAGE] or None
     error_type: type[APIStatusError] = APIStatusError
+    # Proxies send statuses that HTTPStatus lacks, as nginx's 499.
     hint = _HINTS.get(HTTPStatus(status), "") if status in HTTPStatus.__members__.values() else ""
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and message:
         hint = ""  # a proxy sends a page; the registry gives its own limit
+    # Before 401 and 403: Yatai sends 403 while its database is away.
     if _is_trouble(status, message):
         error_type = ServerError
         hint = "The registry cannot reach its database or its storage: try again later."

@@ -65,6 +65,7 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
         """POST `/bento_repositories`; the log shows the number of the attempt."""
         body = CreateRepositorySchema(name=name)
         request = ApiRequest("POST", f"{self.kind}_repositories", body, attempt=attempt)
+        # `Pusher` retries: after an error, it first looks whether the repository was created.
         return await self.session.request(request, self._repository, retry=False)
 
     async def list(
@@ -96,6 +97,7 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
     async def create(self, name: str, record: CreateBentoSchema | CreateModelSchema, *, attempt: int = 1) -> ItemT:
         """POST `/bento_repositories/{name}/bentos`; the log shows the number of the attempt."""
         request = ApiRequest("POST", self._items(name), record, attempt=attempt)
+        # As for repositories: a second POST would fail where only the first response was lost.
         return await self.session.request(request, self._item, retry=False)
 
     async def update(self, name: str, version: str, record: UpdateBentoSchema | UpdateModelSchema) -> ItemT:
@@ -164,6 +166,7 @@ class ItemRoutes(Generic[RepositoryT, ItemT, ListT]):
         body = CompleteMultipartUploadSchema(upload_id=upload_id, parts=list(parts))
         timeouts = self.session.config.timeouts
         path = f"{self.path(name, version)}/complete_multipart_upload"
+        # The storage assembles the parts before it answers.
         request = ApiRequest("PATCH", path, body, timeout=max(timeouts.complete, timeouts.api))
         return await self.session.request(request, self._item)
 

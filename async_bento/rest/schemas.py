@@ -159,6 +159,7 @@ class BentoManifestSchema(BaseModel):
     def _nulls_to_defaults(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
+        # BentoML sends null for these; in another field, null means that a server omits it.
         optional = {"name", "runners", "version", "image"}
         return {k: v for k, v in cast("JsonObject", data).items() if v is not None or k in optional}
 

@@ -114,6 +114,7 @@ class RestSession:
                     raise
             request = request._replace(attempt=retries.failures + 1)
             if request.timeout is not None:
+                # At least a second, or an attempt that is due could not succeed.
                 request = request._replace(timeout=max(1.0, until - time.monotonic()))
 
     def _attempts(self, error: APIError) -> int | None:
@@ -147,6 +148,7 @@ class RestSession:
                 self.is_reached = True
                 if _STALE in response.headers.get("Cache-Status", ""):
                     _warn_of_stale_mirror(origin(self.endpoint))
+                # An error's body beyond the limit is cut off: it is only quoted.
                 limit = _MAX_RESPONSE if response.status == HTTPStatus.OK else MAX_ERROR_BODY
                 body = await read_body(response, limit)
                 if len(body) > _MAX_RESPONSE:

@@ -44,7 +44,9 @@ AUTH_HEADER = "X-YATAI-API-TOKEN"
 
 USER_AGENT = f"async-bento/{__version__} python/{sys.version_info.major}.{sys.version_info.minor}"
 
+# S3 needs one, to another region; the limit ends a loop.
 _MAX_REDIRECTS = 5
+# Without 303 (RFC 9110, 15.4.4), which turns a PUT into a GET.
 _REDIRECTS = frozenset(
     {
         HTTPStatus.MOVED_PERMANENTLY,
@@ -159,9 +161,11 @@ class Target:
             ) as response:
                 logger.debug("%s %s: %s%s", method, self, _outcome(response, started), self._attempt_note)
                 self.throttle.record(self.host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
+                # A gateway error of a forwarding proxy is not an answer of the storage.
                 if self.credentials is None and not (self.is_forwarded and response.status in GATEWAY_ERRORS):
                     self.owner.storages.reached.add(self.storage)
                 yield response
+        # asyncio's TimeoutError is a class of its own, and no OSError, before Python 3.11.
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             _remove_secrets(error)
             note = self._attempt_note
@@ -265,8 +269,9 @@ class Connections:
 
     def _session(self, name: str, loop: asyncio.AbstractEventLoop) -> aiohttp.ClientSession:
         if (name, loop) not in self._sessions:
+            # Without `trust_env`: netrc would add Authorization to presigned URLs, which S3 answers with 400.
             session = self._sessions[name, loop] = aiohttp.ClientSession(
-                auto_decompress=False,
+                auto_decompress=False,  # sizes, ranges and checksums are those of the bytes sent
                 cookie_jar=aiohttp.DummyCookieJar(),  # cookies ignore ports: a storage would get the registry's
                 # Bounded by `Target.connections` and `Transfer.concurrency`.
                 connector=Connector(limit=0, resolver=Resolver(self._lookup_threads)),
@@ -279,6 +284,7 @@ class Connections:
 
     async def aclose(self) -> None:
         """Close the sessions, except the caller's; sessions of other event loops are closed by their loops."""
+        # First, so that no call opens a session meanwhile.
         self._is_closed = True
         for keeper in self._keepers.pop(asyncio.get_running_loop(), []):
             await keeper.aclose()
@@ -345,6 +351,7 @@ def translate_errors(request: str, target: Target, timeout: aiohttp.ClientTimeou
     """Raise the errors of aiohttp, asyncio and the system as an APIConnectionError or APITimeoutError."""
     try:
         yield
+    # Before TimeoutError, of which it is a subclass.
     except aiohttp.ConnectionTimeoutError as error:
         raise APITimeoutError(no_connection(request, target, timeout)) from error
     except asyncio.TimeoutError as error:
@@ -391,6 +398,7 @@ def explain_failure(target: Target, error: Exception) -> str:
         reason = error.os_error.strerror or str(error.os_error)
     else:
         reason = platform.reason(error.os_error)
+    # aiohttp names the proxy if the connection to the proxy failed.
     if target.proxy is not None and (error.host, error.port) == (proxy.host, proxy.port):
         return f"cannot reach {place} through the proxy at {proxy.host}:{proxy.port}: {reason}. Check the proxy."
     if lacks_tls(error):

@@ -21,6 +21,7 @@ from async_bento import (
     PushesError,
     TransferError,
 )
+from async_bento.cli.dry_run import plan_copy_model
 from async_bento.registry import LocalRegistry
 from async_bento.rest.request_schemas import FinishUploadSchema
 from async_bento.transfer.journal import Journal
@@ -376,7 +377,10 @@ async def test_hub_model_is_copied_as_a_record(start_pair: StartPair, make_clien
     assert (str(result.tag), result.skipped, result.parts) == ("bert:h1", False, 0)
     manifests = [(await api.models.get("bert:h1")).manifest for api in (pair.here, pair.there)]
     assert manifests[0] == manifests[1]
-    assert (await pair.here.models.copy("bert:h1", pair.there)).skipped
+    for force in (False, True):
+        (planned,) = await plan_copy_model(pair.here.models, pair.there.models, "bert:h1", force=force)
+        assert planned.action == "skip"
+        assert (await pair.here.models.copy("bert:h1", pair.there, force=force)).skipped
     assert not pair.source.matching("GET bytes|presign")
 
 

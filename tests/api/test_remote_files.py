@@ -19,6 +19,7 @@ from async_bento import (
     Config,
     NotFoundError,
     PathExistsError,
+    RemoteEntry,
     TransferError,
     UnsafeArchiveError,
 )
@@ -290,6 +291,20 @@ async def test_remote_truncated_tar_is_refused(how: str, served_tar: FaultProxy,
     served_tar.add_fault(GET, serve(gzip.compress(tar) if how == "gzip" else tar, ranges=how != "stream"), times=None)
     with pytest.raises(UnsafeArchiveError, match=r"cannot list files of svc:v1: the tar is truncated"):
         await make_client(served_tar).files("svc:v1").list()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "modified"),
+    [
+        (1_700_000_000, "2023-11-14T22:13:20+00:00"),
+        (-1, "1969-12-31T23:59:59+00:00"),
+        (10**12 - 1, "9999-12-31T23:59:59+00:00"),
+        (1 - 10**12, "0001-01-01T00:00:00+00:00"),
+    ],
+)
+def test_remote_entry_has_a_time_whatever_the_tar_states(seconds: int, modified: str) -> None:
+    entry = RemoteEntry("src/service.py", "file", 1, 0o644, seconds * 10**9 + 1)
+    assert entry.modified.isoformat() == modified
 
 
 async def test_remote_tar_that_leaves_its_root_is_refused(served_tar: FaultProxy, make_client: MakeClient) -> None:

@@ -168,3 +168,13 @@ def test_log_has_one_line_for_the_same_fault_of_many(monkeypatch: pytest.MonkeyP
     assert [is_written(3, "refused"), is_written(2, "reset")] == [True, True]
     now += 6
     assert is_written(2, "refused")
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"), [("retrying %s", ("soon",)), (ValueError("retrying"), ()), ("retrying %(n)d", {"n": 2})]
+)
+def test_log_has_the_lines_of_other_libraries(message: object, arguments: tuple[object, ...]) -> None:
+    record = logging.LogRecord("library", logging.WARNING, "", 0, "", (), None)
+    record.msg, record.args = message, arguments
+    written = logs._RepetitionFilter()
+    assert [written.filter(record) for _ in range(2)] == [True, True]

@@ -113,6 +113,8 @@ async def test_token_on_a_terminal_is_introduced(caller: Caller, storage: Storag
         (["token", "revoke", "ci"], 3, "there is no token ci. List the tokens with: async-bento registry token list"),
         (["token", "rotate", "ci"], 3, "there is no token ci."),
         (["token", "rotate", "ci", "--overlap", "soon"], 2, "'soon' is no age."),
+        (["token", "create", "ci", "--role", "read", "--expires", "999999w"], 2, "at most 100 years"),
+        (["audit", "--since", "999999w"], 2, "at most 100 years"),
     ],
 )
 async def test_token_command_refuses_invalid_options(

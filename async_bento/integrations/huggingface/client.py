@@ -124,6 +124,7 @@ def _ask_or_read(model: HubModel, ask: Callable[[], T], read: Callable[[Path], T
         try:
             snapshot = _snapshot(model, local_files_only=True)
         except LocalEntryNotFoundError:
+            # The Hub's error: that the cache lacks the model explains nothing.
             raise error from error.__cause__
         return read(Path(snapshot))
 
@@ -158,6 +159,7 @@ async def _call(
             future.add_done_callback(_retrieve_result)
             if monitor is not None:
                 monitor.stopped.set()
+            # A second cancellation must not skip what follows.
             with suppress(asyncio.CancelledError):
                 await shielded(asyncio.wait([future], timeout=SECONDS_TO_STOP))
             if monitor is not None and not future.done():
@@ -270,6 +272,7 @@ class DownloadMonitor:
         report()
 
     def _report(self, done: int, total: int | None) -> None:
+        # A call that was scheduled before the cancellation.
         if self.stopped.is_set():
             return
         if self._progress.phase != "transferring" or total != self._progress.bytes_total:

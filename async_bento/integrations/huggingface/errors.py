@@ -24,6 +24,7 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPE
 def translate_error(model: HubModel, error: Exception) -> BentoError:
     """Translate an exception that huggingface_hub raised for a model."""
     causes = [*_causes(error)]
+    # By class first: all but the offline error are HTTP errors, too, and would match the second loop.
     for cause in causes:
         if (translated := _hub_error(model, cause)) is not None:
             return translated
@@ -49,6 +50,7 @@ def _hub_error(model: HubModel, cause: BaseException) -> BentoError | None:
 
     hub = _redact(model.source)
     failed = f"cannot access the model {model.model_id} on {hub}"
+    # Before RepositoryNotFoundError, of which it is a subclass.
     if isinstance(cause, errors.GatedRepoError):
         return HubError(
             f"{failed}: the model is gated. Request access at {hub}/{model.model_id}, then {_authenticate(model)}.",

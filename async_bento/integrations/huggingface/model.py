@@ -118,6 +118,7 @@ class HubModel:
     def tag(self) -> Tag:
         """Its tag in a registry; the version is the MD5 of its content (BentoML's `HuggingFaceModel.to_info`)."""
         content = self._content(self.model_id.lower())
+        # The same bytes as BentoML hashes: one model must have one version.
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         version = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
         return Tag(self.model_id.lower().replace("/", "--"), version)

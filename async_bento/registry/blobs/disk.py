@@ -22,6 +22,7 @@ _THREADS = 8
 """Enough to keep a disk busy; further threads would only wait for the disk."""
 
 _KEYS_PER_STEP = 1000
+"""Keys per call of a thread; a page of S3 has as many."""
 
 
 class DiskBlobs:
@@ -52,6 +53,7 @@ class DiskBlobs:
     async def start_multipart(self, key: str) -> str:
         """See `Blobs`."""
         await self._threads.run(self._files.start, key)
+        # The last segment of a key is random, so it serves as the id of the upload.
         return key.rpartition("/")[2]
 
     async def presign_part(self, key: str, upload_id: str, part_number: int) -> str:
@@ -164,6 +166,7 @@ class DiskBlobs:
                     await self._threads.run(write)
                     chunks, n_bytes = [], 0
             await self._threads.run(write)
+            # Before the sync: a body that was cut off is not worth the flush.
             check_body_size(file.size, size)
             await self._threads.run(file.sync)
             yield file

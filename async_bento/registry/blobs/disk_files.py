@@ -146,6 +146,7 @@ class DiskFiles:
             try:
                 fsync_path(directory)
             except OSError:
+                # The client gets an error, so the part must not be there.
                 platform.remove(directory / name)
                 raise
 
@@ -159,9 +160,11 @@ class DiskFiles:
             uploaded = {(int(name[:5]), name[6:]): name for name in sizes if _PART_NAME.fullmatch(name)}
             check_parts(completed, {part: sizes[name] for part, name in uploaded.items()}, self._min_part_size)
             listed = [(uploaded[part.number, bare_etag(part.etag)], bare_etag(part.etag)) for part in completed]
+            # Among them `upload`, so that no part is added any more, and bodies that are still arriving.
             for unlisted in sizes.keys() - {name for name, _ in listed}:
                 platform.remove(directory / unlisted, missing_ok=True)
             for number, (name, md5) in enumerate(listed, start=1):
+                # Numbered without gaps: a read finds the file of a part by its position.
                 platform.replace(directory / name, directory / part_name(number, md5))
             fsync_path(directory)
         etag = etag_of_parts([md5 for _, md5 in listed])
@@ -209,6 +212,7 @@ class DiskFiles:
             if not chunk and wanted:
                 raise OSError(errno.EIO, "a part of the object is truncated")
             data += chunk
+            # A read may return fewer bytes than wanted: the next one continues in the same part.
             index += len(chunk) == wanted
         return bytes(data)
 
@@ -290,6 +294,7 @@ def _offsets(content: Content) -> list[int]:
 
 
 def _time_of(directory: Path) -> datetime:
+    # The time of a directory changes when a part is added or renamed in it.
     return datetime.fromtimestamp(directory.stat().st_mtime, timezone.utc)
 
 

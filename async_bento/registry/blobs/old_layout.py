@@ -60,6 +60,7 @@ async def adopt_objects(root: Path, records: Records, blob_records: BlobRecords)
             key = f"{ref.item_type.items}/{ref.name}/{ref.version}/{found.id}"
             content = await threads.run(_move, root, found, key)
             await blob_records.adopt(item, Publication(key, content))
+            # Last: a start that is killed before repeats these steps.
             await threads.run(pointer.unlink)
         await threads.run(_remove_rest, root)
     finally:

@@ -264,8 +264,7 @@ class S3Blobs:
                 head = await self._client.head_object(**self._object(key))
         except RecordNotFoundError:
             return None
-        found = Content.of_parts(head["ETag"], [(head["ContentLength"], head["ETag"])])
-        return found._replace(size=head["ContentLength"])
+        return Content.of_parts(head["ETag"], [(head["ContentLength"], head["ETag"])])
 
     def _object(self, key: str) -> _Object:
         return {"Bucket": self._bucket.name, "Key": self._bucket.key(f"blobs/{key}.tar")}

@@ -97,6 +97,7 @@ class Fetch:
         if self._growing is not None:
             return self._growing
         try:
+            # All requests for the version wait for one future: none of them may cancel it.
             return await asyncio.wait_for(asyncio.shield(self._ready), _OPEN_TIMEOUT)
         except asyncio.TimeoutError:
             message = f"cannot fetch {self._ref}: the upstream has not sent a byte yet. Try again."
@@ -163,6 +164,7 @@ class Fetch:
         growing, file = self._growing, sink.file
         assert growing is not None, "a download has opened its sink"
         growing.end(file.size)
+        # From here on, `publish` removes the bytes if it fails, and `cancel` must not.
         self._is_kept = True
         await self._steps.publish(Fetched(self._ref, self.remote, self.key, growing.etag, file))
         self._growing = None

@@ -76,6 +76,7 @@ class Mirror:
         self._upstream = upstream
         self._storage = storage
         self._blobs = blobs
+        # Two pools: clients that read must not hold up the fetch for which they wait.
         self._readers = Threads(_THREADS)
         self._writers = Threads(_THREADS)
         slots, window = asyncio.Semaphore(config.transfer.concurrency), ByteBudget(config.transfer.window)

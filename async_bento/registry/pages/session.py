@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LIFETIME = 12 * 3600
 """Seconds: people log in once on a working day."""
 
+# Numbers that fit the columns of every database.
 _SESSION = re.compile(r"(\d{1,18})\.(\d{1,12})\.[0-9a-f]{64}", re.ASCII)
 _LOCAL_PATH = re.compile(r"/(?!/)[!-\[\]-~]*")
 """A path of this host: of printable ASCII, but no backslash, which browsers take for a slash."""

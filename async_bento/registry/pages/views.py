@@ -75,6 +75,7 @@ _HEADERS = {
 }
 
 _STATIC_HEADERS = {
+    # A new version has another URL: templates add the digest of the file.
     "Cache-Control": "public, max-age=86400",
     "Content-Security-Policy": "default-src 'none'",
     "X-Content-Type-Options": "nosniff",

@@ -1,4 +1,4 @@
-"""The records of repositories and items."""
+"""The records of repositories and items as the API sees them; `sql.py` loads and changes them."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ async def adopt_objects(bucket: Bucket, records: Records, blob_records: BlobReco
         key = found.key.removeprefix("blobs/")
         ref = parse_old_key(key)
         if ref is not None:
-            content = Content.of_parts(found.etag, [(found.size, found.etag)])._replace(size=found.size)
+            content = Content.of_parts(found.etag, [(found.size, found.etag)])
             with suppress(RecordNotFoundError):
                 item = await records.item(*ref)
                 await blob_records.adopt(item, Publication(key.removesuffix(".tar"), content))

@@ -77,8 +77,9 @@ class Database:
             await engine.dispose()
 
     async def snapshot(self, path: Path) -> None:
-        """Copy a file of SQLite, as of one moment, into a new file; writers go on meanwhile."""
+        """Copy a file of SQLite, as of one moment, into a new file; writers need not wait."""
         async with self.reading() as connection:
+            # SQLite refuses VACUUM in a transaction, and `reading` starts none.
             await connection.exec_driver_sql("VACUUM INTO ?", (str(path),))
 
     @asynccontextmanager
@@ -155,6 +156,8 @@ def _create_engine(url: URL) -> AsyncEngine:
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
+    # FULL: in WAL mode, NORMAL may lose the last commits when the power fails. `fullfsync` is for macOS.
+    # SQLite enforces foreign keys only on request.
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "fullfsync = ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
@@ -229,6 +232,7 @@ def _translated() -> Generator[None]:
         raise
     except (exc.DBAPIError, exc.TimeoutError, OSError, asyncio.TimeoutError) as error:
         reason = str(getattr(error, "orig", None) or error)
+        # SQLite's message: sqlite3 has no error codes before Python 3.11.
         if "disk is full" in reason:
             raise disk_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
         what = "is locked by another process" if "locked" in reason else "cannot be reached"

@@ -161,6 +161,7 @@ def _conditions(repository_ids: Sequence[int], policy: RetentionPolicy, now: dat
     conditions = [items.c.repository_id.in_(repository_ids), is_settled]
     if policy.keep is not None:
         is_complete = case((items.c.upload_status == "success", 1), else_=0)
+        # NULL for the newest version, which has none before it in the window: no comparison selects it.
         n_newer = func.sum(is_complete).over(
             partition_by=items.c.repository_id, order_by=items.c.id.desc(), rows=(None, -1)
         )

@@ -95,4 +95,5 @@ def _has_label(wanted: Iterable[Label]) -> ColumnElement[bool]:
         labels.c.key == key if not value else and_(labels.c.key == key, labels.c.value == value)
         for key, value in wanted
     ]
+    # `or_` of nothing is no condition; with `false`, it matches nothing.
     return items.c.id.in_(select(labels.c.item_id).where(or_(false(), *alternatives)))

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from async_bento import Bento, HubError, NotFoundError, StoreError, Tag
+from async_bento.cli.dry_run import PushPlan, plan_push
 from async_bento.integrations.huggingface.model import HubModel
 from tests.builders import make_bento
 from tests.corpus.items import CORPUS
@@ -141,6 +142,22 @@ async def test_push_of_registered_hub_model_skips_the_hub(
         "skipped",
         "already pushed",
     )
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_push_dry_run_of_registered_hub_model_skips_it(
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, force: bool
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    make_bento(home, models=[on_the_hub(hub.endpoint)])
+    client = make_client(await start_proxy())
+
+    async def planned() -> str:
+        return (await plan_push(client, "svc:v1", options=PushPlan(force)))[0].action
+
+    assert await planned() == "push"
+    await client.push("svc:v1", bare=True)
+    assert await planned() == "skip"
 
 
 async def test_hub_model_without_metadata_is_head_of_main(
