@@ -7,7 +7,7 @@ import gc
 import inspect
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +18,7 @@ from tests.fault_proxy import FINISH, GET, PART, FaultProxy, Hold
 from tests.transfer.quiet import nothing_left
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from pathlib import Path
 
     from async_bento import ProgressEvent
@@ -171,6 +172,23 @@ def test_close_from_another_thread_ends_blocking_call(served: LocalRegistry, hom
     assert not thread.is_alive()
     assert len(failures) == 1
     assert failures[0].startswith("the API was closed during this call")
+
+
+def test_call_ended_by_close_raises_the_first_reason(served: LocalRegistry) -> None:
+    """Its cancellation fails, since the loop has ended."""
+    api = BentoAPI()
+    api.list()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def closed(running: _RunningLoop, coroutine: Coroutine[Any, Any, Any]) -> None:
+            patch.undo()
+            coroutine.close()
+            api.close()
+            raise ClosedError("closed during the call")
+
+        patch.setattr(_RunningLoop, "wait_for", closed)
+        with pytest.raises(ClosedError, match="closed during the call"):
+            api.list()
 
 
 def test_call_that_the_loop_has_not_started_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:

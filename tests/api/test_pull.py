@@ -522,6 +522,20 @@ async def test_pull_of_record_without_bytes_names_it(
     assert not left_in_scratch(elsewhere)
 
 
+async def test_pull_of_item_whose_storage_lost_its_bytes_names_it(
+    registry_with: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    proxy = await registry_with("svc:v1")
+    proxy.add_fault(GET, refuse(404, code="NoSuchKey"), times=None)
+
+    with pytest.raises(
+        NotFoundError, match=r"^cannot pull svc:v1: the bento exists in the registry but was never fully uploaded"
+    ):
+        await make_client(proxy).pull("svc:v1")
+
+    assert not left_in_scratch(home)
+
+
 async def left_unfinished(proxy: FaultProxy, api: AsyncBentoAPI, status: str) -> None:
     """Leave `svc:v2` as a push does that failed, that is running, or that sends no files."""
     if status == "bare":
