@@ -11,6 +11,7 @@ import difflib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,13 +25,16 @@ from hashlib import sha256
 from importlib.util import cache_from_source
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from tests.mutants.changes import Change, changes, is_valid
 from tests.mutants.lines import DIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+Runs: TypeAlias = "dict[str, tuple[float, dict[str, list[int]]]]"
+"""The seconds of each test, and the lines that it runs."""
 
 ROOT = Path(__file__).parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
@@ -81,18 +85,19 @@ def main() -> int:
         print(*difflib.unified_diff(before, after, lineterm=""), *mutants[arguments.only].tests, sep="\n")
     counts = {"seen": 0, "NOT SEEN": 0, "equivalent": 0}
     with copies(arguments.lanes) as free, ThreadPoolExecutor(arguments.lanes) as executor:
+        passing: set[str] = set()
 
-        def attempt(number: int) -> tuple[str, str]:
+        def outcome_of(number: int) -> tuple[str, str]:
             mutant = mutants[number]
             if str(mutant) in equivalent:
                 return "equivalent", ""
             tree = free.get()
             try:
-                return run(mutant, tree)
+                return attempt(mutant, tree, passing)
             finally:
                 free.put(tree)
 
-        for number, (outcome, why) in zip(numbers, executor.map(attempt, numbers), strict=True):
+        for number, (outcome, why) in zip(numbers, executor.map(outcome_of, numbers), strict=True):
             counts[outcome] += 1
             mutant = mutants[number]
             print(f"{number} {mutant.path}:{mutant.change.line}: {mutant.change.name}: {outcome} {why}", flush=True)
@@ -103,7 +108,7 @@ def main() -> int:
     return 1 if counts["seen"] < GOAL * tried else 0
 
 
-def measured(path: Path, lanes: int) -> dict[str, tuple[float, list[str]]]:
+def measured(path: Path, lanes: int) -> Runs:
     """What each test runs; test files are measured again if they or the package have changed."""
     package = b"".join(file.read_bytes() for file in sorted((ROOT / "async_bento").rglob("*.py")))
     files = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if file.parent.name != "docs"]
@@ -124,12 +129,13 @@ def measured(path: Path, lanes: int) -> dict[str, tuple[float, list[str]]]:
     return {test: tuple(entry) for entries in known.values() for test, entry in entries["tests"].items()}
 
 
-def draw(runs: dict[str, tuple[float, list[str]]], count: int, seed: int) -> list[Mutant]:
+def draw(runs: Runs, count: int, seed: int) -> list[Mutant]:
     """Draw changes of lines that tests run."""
-    tests_of = defaultdict[str, set[str]](set)
-    for test, (_, lines) in runs.items():
-        for line in lines:
-            tests_of[line].add(test)
+    tests_of = defaultdict[tuple[str, int], set[str]](set)
+    for test, (_, files) in runs.items():
+        for name, lines in files.items():
+            for line in lines:
+                tests_of[name, line].add(test)
     sources = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in (ROOT / "async_bento").rglob("*.py")}
     candidates = [(name, change) for name in sorted(sources) for change in changes(sources[name])]
     random.Random(seed).shuffle(candidates)
@@ -137,7 +143,7 @@ def draw(runs: dict[str, tuple[float, list[str]]], count: int, seed: int) -> lis
     for name, change in candidates:
         if len(mutants) == count:
             break
-        tests = set[str]().union(*(tests_of[f"{name}:{line}"] for line in range(change.line, change.last + 1)))
+        tests = set[str]().union(*(tests_of[name, line] for line in range(change.line, change.last + 1)))
         if tests and is_valid(change.apply(sources[name])):
             selected = select({test: runs[test][0] for test in tests})
             mutants.append(Mutant(name, change, selected, [runs[test][0] for test in selected]))
@@ -165,6 +171,7 @@ def copies(count: int) -> Iterator[SimpleQueue[Path]]:
     """Copies of the tree, to be changed."""
     free = SimpleQueue[Path]()
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
+        Path(directory).chmod(0o755)  # tests that act as another user read the tree, too
         for number in range(count):
             tree = Path(directory, str(number))
             shutil.copytree(ROOT, tree, symlinks=True, ignore=UNCOPIED)
@@ -172,37 +179,62 @@ def copies(count: int) -> Iterator[SimpleQueue[Path]]:
         yield free
 
 
-def run(mutant: Mutant, tree: Path) -> tuple[str, str]:
-    """Run the tests of a change in a copy of the tree; returns whether they saw it, and which one did."""
+def attempt(mutant: Mutant, tree: Path, passing: set[str]) -> tuple[str, str]:
+    """Run the tests of a change; returns whether they saw it, and which one did.
+
+    A test that fails without the change too, such as by chance, has seen nothing; `passing` has those that do not.
+    """
+    tests = dict(zip(mutant.tests, mutant.seconds, strict=True))
+    while tests:
+        with changed(mutant, tree):
+            code, failed = run_tests(tests, tree)
+        if not code:
+            return "NOT SEEN", f"by {len(tests)} tests"
+        if failed not in tests:
+            return "seen", f"by none alone: exit code {code}"
+        if failed in passing or not run_tests({failed: tests[failed]}, tree)[0]:
+            passing.add(failed)
+            return "seen", f"by {failed}"
+        del tests[failed]
+    return "NOT SEEN", "by tests that pass without it"
+
+
+@contextmanager
+def changed(mutant: Mutant, tree: Path) -> Iterator[None]:
+    """Change a module in a copy of the tree."""
     module = tree / mutant.path
     source = module.read_bytes()
     compiled = Path(cache_from_source(str(module)))  # its time stamp is in seconds
     compiled.unlink(missing_ok=True)
     module.write_bytes(mutant.change.apply(source))
+    try:
+        yield
+    finally:
+        module.write_bytes(source)
+        compiled.unlink(missing_ok=True)
+
+
+def run_tests(tests: dict[str, float], tree: Path) -> tuple[int, str]:
+    """Run tests until one fails; returns the exit code of pytest and the test, or -1 if they hang."""
     options = ["-q", "-x", "--no-header", "--tb=no", "-p", "no:cacheprovider", f"--basetemp={tree / '.tmp'}"]
-    options.append(f"--timeout={20 + 5 * max(mutant.seconds)}")
+    options.append(f"--timeout={20 + 5 * max(tests.values())}")
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", *options, *mutant.tests],
+        [sys.executable, "-m", "pytest", *options, *tests],
         cwd=tree,
         env=os.environ | {"PYTHONPATH": str(tree)},
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=60 + 3 * sum(mutant.seconds))
+        output, _ = process.communicate(timeout=60 + 3 * sum(tests.values()))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return "seen", "(hangs)"
-    finally:
-        module.write_bytes(source)
-        compiled.unlink(missing_ok=True)
-    if not process.returncode:
-        return "NOT SEEN", f"by {len(mutant.tests)} tests"
-    failed = [line.split(" ", 2)[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    return "seen", f"by {failed[0]}" if failed else f"(exit code {process.returncode})"
+        return -1, ""
+    failed = re.findall(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", output, re.MULTILINE)
+    return process.returncode, failed[0] if failed else ""
 
 
 if __name__ == "__main__":

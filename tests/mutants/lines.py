@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,10 @@ DIRECTORY = "MUTANTS_LINES"
 # keep a context per test with it, and would take twice the time without it.
 events = sys.monitoring.events
 TOOL = 4
-record: dict[str, tuple[float, list[str]]] = {}
-_lines: set[str] = set()
+record: dict[str, tuple[float, dict[str, list[int]]]] = {}
+"""The seconds of each test, and its lines by the path of their file."""
+
+_lines: set[tuple[str, int]] = set()
 
 
 def _enter(code: CodeType, offset: int) -> object:
@@ -34,7 +37,7 @@ def _enter(code: CodeType, offset: int) -> object:
 
 
 def _record(code: CodeType, line: int) -> object:
-    _lines.add(f"{Path(code.co_filename).relative_to(PACKAGE.parent).as_posix()}:{line}")
+    _lines.add((code.co_filename, line))
     return sys.monitoring.DISABLE
 
 
@@ -53,7 +56,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     sys.monitoring.restart_events()
     result = yield
     if item.session.testsfailed == failed:
-        record[item.nodeid] = time.perf_counter() - began, sorted(_lines)
+        lines = defaultdict[str, list[int]](list)
+        for path, line in sorted(_lines):
+            lines[Path(path).relative_to(PACKAGE.parent).as_posix()].append(line)
+        record[item.nodeid] = time.perf_counter() - began, lines
     return result
 
 
