@@ -257,6 +257,14 @@ def fuzz(session: nox.Session) -> None:
     session.run("python", "tests/fuzz/extractor.py", *(session.posargs or ["-max_total_time=60"]))
 
 
+@nox.session(python=NEWEST, default=False)
+def mutants(session: nox.Session) -> None:
+    """Small changes of the package, and whether its tests see them: `nox -s mutants -- --count 50 --seed 7`."""
+    install_group(session, "backends")
+    lines = str(Path(session.virtualenv.location, "lines.json"))
+    session.run("python", "-m", "tests.mutants", "--lines", lines, *session.posargs)
+
+
 @nox.session(default=False)
 def chaos(session: nox.Session) -> None:
     """A thousand pushes and pulls in bad weather, and copies; `nox -s chaos -- --seed 7 --only 123` replays a case."""

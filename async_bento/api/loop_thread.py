@@ -150,6 +150,7 @@ class _RunningLoop:
         # A thread blocked on a lock without a timeout handles a signal only if the OS delivers it to that thread.
         while not wait([future], _POLL_INTERVAL).done:
             if not self._thread.is_alive():
+                coroutine.close()  # the loop may have ended before the coroutine started: Python would warn
                 raise ClosedError(CLOSED_DURING_CALL)
         try:
             return future.result()

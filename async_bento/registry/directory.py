@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from secrets import token_hex, token_urlsafe
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from async_bento._core import platform
 from async_bento._core.concurrency import Threads
 from async_bento._core.files import atomic_write
 from async_bento.errors import ConfigError
@@ -40,7 +42,7 @@ class Directory:
 
     async def signing_key(self) -> str:
         """Read the key of presigned URLs, or create it."""
-        return (await self._threads.run(_read_or_create_secret, self.root / SIGNING_KEY, secrets.token_urlsafe))[0]
+        return (await self._threads.run(_read_or_create_secret, self.root / SIGNING_KEY, token_urlsafe))[0]
 
     async def private_file(self, name: str) -> Path:
         """Create a file if it does not exist, and let its owner alone read it."""
@@ -126,14 +128,32 @@ def check_token(token: str, source: str) -> None:
 
 
 def _read_or_create_secret(path: Path, generate: Callable[[], str]) -> tuple[str, bool]:
-    """Read a secret file that only its owner may read; create it if it is missing or empty."""
+    """Read a secret file that only its owner may read; create it if it is missing or empty.
+
+    Copies of a registry may start together: all of them get the secret of the one that created the file.
+    """
+    if secret := _read_secret(path):
+        return secret, False
+    secret = generate()
+    written = path.with_name(f".{path.name}.{token_hex(8)}")
+    atomic_write(written, f"{secret}\n", durable=True)
+    try:
+        os.link(written, path)  # unlike a rename, it replaces no file
+    except FileExistsError:
+        if other := _read_secret(path):
+            return other, False
+        platform.replace(written, path)
+    except OSError:  # a filesystem without hard links, where the last copy would win
+        platform.replace(written, path)
+    finally:
+        platform.remove(written, missing_ok=True)
+    return secret, True
+
+
+def _read_secret(path: Path) -> str:
     with suppress(FileNotFoundError):
         secret = path.read_text(encoding="utf-8").strip()
         with suppress(OSError):  # a mounted secret belongs to another user
             path.chmod(0o600)
-        if secret:
-            return secret, False
-    secret = generate()
-    # A fixed temporary name, so that killed processes leave one file at most.
-    atomic_write(path, f"{secret}\n", durable=True, temp_path=path.with_name(f".{path.name}"))
-    return secret, True
+        return secret
+    return ""

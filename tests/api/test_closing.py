@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import threading
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_bento import AsyncBentoAPI, BentoAPI, ClosedError, RestApiClient
+from async_bento.api.loop_thread import _RunningLoop
 from tests.builders import contents, left_in_scratch, make_model, random_bytes
 from tests.fault_proxy import FINISH, GET, PART, FaultProxy, Hold
 from tests.transfer.quiet import nothing_left
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from pathlib import Path
 
     from async_bento import ProgressEvent
@@ -157,7 +161,7 @@ def test_close_from_another_thread_ends_blocking_call(served: LocalRegistry, hom
             try:
                 api.models.push("mod:m1")
             except ClosedError as error:
-                failures.append(error)
+                failures.append(str(error))
 
         thread = threading.Thread(target=push)
         thread.start()
@@ -167,6 +171,41 @@ def test_close_from_another_thread_ends_blocking_call(served: LocalRegistry, hom
 
     assert not thread.is_alive()
     assert len(failures) == 1
+    assert failures[0].startswith("the API was closed during this call")
+
+
+def test_call_ended_by_close_raises_the_first_reason(served: LocalRegistry) -> None:
+    """Its cancellation fails, since the loop has ended."""
+    api = BentoAPI()
+    api.list()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def closed(running: _RunningLoop, coroutine: Coroutine[Any, Any, Any]) -> None:
+            patch.undo()
+            coroutine.close()
+            api.close()
+            raise ClosedError("closed during the call")
+
+        patch.setattr(_RunningLoop, "wait_for", closed)
+        with pytest.raises(ClosedError, match="closed during the call"):
+            api.list()
+
+
+def test_call_that_the_loop_has_not_started_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that ends leaves the last calls undone, and Python warns of a coroutine that was never awaited."""
+
+    async def stop() -> None:
+        pass
+
+    running, call = _RunningLoop(stop), stop()
+    running.stop()
+    running.join()
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", lambda coroutine, loop: Future())
+
+    with pytest.raises(ClosedError, match="the API was closed during this call"):
+        running.wait_for(call)
+
+    assert inspect.getcoroutinestate(call) == inspect.CORO_CLOSED
 
 
 CALLS = {

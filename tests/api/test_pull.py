@@ -25,6 +25,7 @@ from async_bento.progress.events import ENDED
 from async_bento.rest.request_schemas import CreateBentoSchema, CreateModelSchema
 from async_bento.rest.schemas import BentoManifestSchema
 from tests.builders import contents, left_in_scratch, make_bento, make_model, random_bytes
+from tests.calls import calls_of
 from tests.fault_proxy import GET, FaultProxy, Hold, answer_json, refuse
 
 if TYPE_CHECKING:
@@ -416,6 +417,57 @@ async def test_pull_query_selects_among_models_of_a_name(
     assert model.tag == Tag("mod", "prod")
 
 
+async def test_pull_again_by_query_takes_no_lock(
+    start_proxy: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_model(home, "mod:prod", labels={"stage": "prod"})
+    proxy = await start_proxy()
+    await make_client(proxy).models.push("mod:prod")
+    events: list[ProgressEvent] = []
+    api = make_client(proxy, elsewhere, progress=events.append)
+    pulled = await api.models.pull("mod", query="label:stage=prod")
+    locks = calls_of(monkeypatch, ModelStore, "lock")
+
+    again = await api.models.pull("mod", query="label:stage=prod")
+
+    assert again == pulled
+    assert (events[-1].phase, events[-1].message) == ("skipped", "already pulled")
+    assert not locks
+
+
+async def test_pull_again_of_record_without_date_takes_no_lock(
+    registry_with: StartProxy,
+    make_client: MakeClient,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Older registries do not state when an item was built."""
+    proxy = await registry_with("svc:v1")
+    events: list[ProgressEvent] = []
+    api = make_client(proxy, elsewhere, progress=events.append)
+    list_records = api._kind.routes.list
+
+    async def without_date(*arguments: Any, **options: Any) -> Any:
+        page = await list_records(*arguments, **options)
+        for record in page.items if page else []:
+            object.__setattr__(record, "build_at", None)
+        return page
+
+    monkeypatch.setattr(api._kind.routes, "list", without_date)
+    pulled = await api.pull("svc")
+    locks = calls_of(monkeypatch, BentoStore, "lock")
+
+    again = await api.pull("svc")
+
+    assert again == pulled
+    assert (events[-1].phase, events[-1].message) == ("skipped", "already pulled")
+    assert not locks
+
+
 async def test_pull_query_ignores_newer_local_model(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
@@ -454,11 +506,12 @@ async def test_pull_of_missing_item_names_it(registry_with: StartProxy, make_cli
         await make_client(proxy).pull(tag)
 
 
+@pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
 async def test_pull_of_record_without_bytes_names_it(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
     make_bento(home)
-    proxy = await start_proxy()
+    proxy = await start_proxy(transmission)
     await make_client(proxy).push("svc:v1", bare=True)
 
     with pytest.raises(
@@ -467,6 +520,20 @@ async def test_pull_of_record_without_bytes_names_it(
         await make_client(proxy, elsewhere).pull("svc:v1")
 
     assert not left_in_scratch(elsewhere)
+
+
+async def test_pull_of_item_whose_storage_lost_its_bytes_names_it(
+    registry_with: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    proxy = await registry_with("svc:v1")
+    proxy.add_fault(GET, refuse(404, code="NoSuchKey"), times=None)
+
+    with pytest.raises(
+        NotFoundError, match=r"^cannot pull svc:v1: the bento exists in the registry but was never fully uploaded"
+    ):
+        await make_client(proxy).pull("svc:v1")
+
+    assert not left_in_scratch(home)
 
 
 async def left_unfinished(proxy: FaultProxy, api: AsyncBentoAPI, status: str) -> None:

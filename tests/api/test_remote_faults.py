@@ -14,6 +14,7 @@ from async_bento import BentoError, ClosedError, TransferError
 from async_bento.transfer import adaptive
 from tests.api.test_remote_files import serve
 from tests.builders import KiB, MiB, contents, make_bento, random_bytes
+from tests.calls import calls_of
 from tests.fault_proxy import (
     DOWNLOAD,
     GET,
@@ -93,6 +94,18 @@ async def test_remote_extract_and_read_survive_faults(
             assert read == WEIGHTS, name
             assert contents(place) == {"out": None} | {f"out/{path}": value for path, value in TREE.items()}, name
             assert proxy._rules[-1].met >= 4, name
+
+
+@pytest.mark.parametrize(("status", "is_busy"), [(503, True), (429, True), (500, False)])
+async def test_remote_read_from_a_busy_storage_is_throttled(
+    ranged: FaultProxy, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, status: int, is_busy: bool
+) -> None:
+    ranged.add_fault(GET, refuse(status), skip=2)
+    throttled = calls_of(monkeypatch, adaptive.AdaptiveRanges, "throttle")
+
+    assert await make_client(ranged).files("svc:v1").read("src/weights") == WEIGHTS
+
+    assert len(throttled) == is_busy
 
 
 async def test_remote_extract_that_fails_midway_leaves_nothing(

@@ -8,15 +8,17 @@ import subprocess
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_bento import AsyncBentoAPI, AsyncModelAPI, BentoAPI, BentoStore, ModelAPI, ModelStore, NotFoundError
+from async_bento.api.loop_thread import _RunningLoop
 from tests.api.blocking_docstrings import BLOCKING_APIS, CLIENT, with_blocking_docstrings
 from tests.builders import contents, make_bento, make_model, random_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from pathlib import Path
 
     from async_bento.registry.server import LocalRegistry
@@ -213,6 +215,20 @@ with BentoAPI() as api:
     print(api.push("svc:v1").skipped, api.get("svc").upload_status)
 """
     assert run_script(script.replace("INTERRUPT", interrupt)) == "failed cancelled\nFalse success\n"
+
+
+def test_ctrl_c_before_the_call_has_started_is_raised(served: LocalRegistry) -> None:
+    with BentoAPI() as api, pytest.MonkeyPatch.context() as patch:
+
+        def interrupted(running: _RunningLoop, coroutine: Coroutine[Any, Any, Any]) -> None:
+            patch.undo()  # the call is cancelled, although it has not started
+            coroutine.close()
+            raise KeyboardInterrupt
+
+        patch.setattr(_RunningLoop, "wait_for", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            api.list()
+        assert len(api.list()) == 0
 
 
 BLOCKING_TYPES = {"AsyncBentoAPI": "BentoAPI", "AsyncGenerator": "Iterator", "AsyncRemote": "Remote"}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from async_bento._core.concurrency import ByteBudget, Threads, for_each, shielded
+from async_bento._core import concurrency
+from async_bento._core.concurrency import ByteBudget, Threads, background_task, for_each, hold_lock, shielded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -391,7 +392,111 @@ async def test_for_each_cancelled_leaves_no_task() -> None:
     assert len(before) - len(asyncio.all_tasks()) == 4
 
 
+# Locks and background tasks
+
+
+class BusyLock:
+    """A lock that another process holds during the first attempts."""
+
+    def __init__(self, attempts: float) -> None:
+        self.attempts = attempts
+        self.timeouts: list[float | None] = []
+        self.releases = 0
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        self.timeouts.append(timeout)
+        return len(self.timeouts) > self.attempts
+
+    def release(self) -> None:
+        self.releases += 1
+
+
+async def test_hold_lock_never_waits_in_a_worker_thread(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that waits delays the message, and the end of a cancelled call."""
+    monkeypatch.setattr(concurrency, "LOCK_POLL_INTERVAL", 0)
+    lock, messages = BusyLock(3), list[str]()
+
+    async with hold_lock(lock, threads, lambda: messages.append("waiting")):
+        assert (lock.timeouts, messages, lock.releases) == ([0, 0, 0, 0], ["waiting"], 0)
+
+    assert lock.releases == 1
+
+
+async def test_hold_lock_that_is_free_reports_no_wait(threads: Threads) -> None:
+    lock, messages = BusyLock(0), list[str]()
+
+    async with hold_lock(lock, threads, lambda: messages.append("waiting")):
+        assert (lock.timeouts, messages) == ([0], [])
+
+
+async def test_hold_lock_cancelled_while_waiting_releases(threads: Threads) -> None:
+    lock, is_waiting = BusyLock(float("inf")), asyncio.Event()
+
+    async def hold() -> None:
+        async with hold_lock(lock, threads, is_waiting.set):
+            raise AssertionError
+
+    task = asyncio.create_task(hold())
+    await is_waiting.wait()
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    assert lock.releases == 1
+
+
+async def test_background_task_is_cancelled_and_cleans_up() -> None:
+    steps: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            await turns()
+            steps.append("cleaned up")
+
+    async with background_task(work()) as task:
+        await turns()
+        assert not task.done()
+    steps.append("left")
+
+    assert steps == ["cleaned up", "left"]
+    assert task.cancelled()
+
+
+async def test_background_task_error_is_raised_where_it_is_awaited() -> None:
+    async def fail() -> None:
+        raise KeyError("gone")
+
+    async with background_task(fail()) as task:
+        await turns()
+    with pytest.raises(KeyError, match="gone"):
+        await task
+
+
 # A budget
+
+
+async def test_byte_budget_of_exactly_the_share_does_not_block() -> None:
+    budget = ByteBudget(10)
+
+    assert not budget.would_block(10)
+    await budget.acquire(10)
+
+    assert budget.free == 0
+
+
+async def test_byte_budget_waiter_for_exactly_the_free_bytes_is_served() -> None:
+    budget = ByteBudget(10)
+    await budget.acquire(10)
+    waiting = asyncio.create_task(budget.acquire(10))
+    await turns()
+
+    budget.release(10)
+    await turns()
+
+    assert waiting.done()
+    assert budget.free == 0
 
 
 async def test_byte_budget_waiters_are_served_in_order() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import re
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -11,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_bento.cli import main
+from async_bento.registry.directory import _read_or_create_secret
 from async_bento.registry.records.audit import AuditLog
 from async_bento.registry.records.sql import Records
 from tests.cli_runner import make_runner
+from tests.platforms import IS_WINDOWS
 from tests.registry.conftest import MODELS, arguments, clean_up, disk_only
 
 if TYPE_CHECKING:
@@ -234,3 +238,31 @@ async def test_pull_records_its_time(caller: Caller, storage: Storage):
     pulled_at = (await records.item(BENTO, "iris", "v1")).last_pulled_at
     assert pulled_at is not None
     assert datetime.now(timezone.utc) - pulled_at < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize("content", [None, ""], ids=["missing", "empty"])
+def test_token_file_has_the_token_of_one_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, has_links: bool
+):
+    """Another copy of the registry starts while this one creates its token."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def generate() -> str:
+        assert _read_or_create_secret(path, lambda: "other") == ("other", True)
+        return "mine"
+
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_text(content)
+    if not has_links:
+        monkeypatch.setattr("os.link", refuse)
+
+    token, is_new = _read_or_create_secret(path, generate)
+
+    assert (token, is_new) == (("other", False) if has_links else ("mine", True))
+    assert path.read_text() == f"{token}\n"
+    assert IS_WINDOWS or path.stat().st_mode & 0o777 == 0o600
+    assert [*tmp_path.iterdir()] == [path]

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from aiohttp import web
 
 from async_bento.registry.blobs import disk_files
 from async_bento.registry.blobs.disk import DiskBlobs
 from async_bento.registry.blobs.presign import Presigner
-from async_bento.registry.errors import StorageError
+from async_bento.registry.errors import StorageError, translate_errors
 from async_bento.registry.records import sql
 from tests.builders import MiB
 from tests.eventually import eventually
@@ -108,7 +109,9 @@ async def test_proxied_upload_cut_by_client_leaves_nothing(caller: Caller, store
     assert (await caller.download()).status == 404
 
 
-async def test_proxied_upload_of_invalid_chunks_leaves_nothing(caller: Caller, stored_files: Stored):
+async def test_proxied_upload_of_invalid_chunks_leaves_nothing(
+    caller: Caller, stored_files: Stored, caplog: pytest.LogCaptureFixture
+):
     await caller.create()
     url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/upload"
     headers = f"X-YATAI-API-TOKEN: {caller.registry.api_token}\r\nTransfer-Encoding: chunked"
@@ -119,6 +122,17 @@ async def test_proxied_upload_of_invalid_chunks_leaves_nothing(caller: Caller, s
 
     await eventually(failed)
     assert stored_files() == []
+    assert (await caller.get())["upload_finished_reason"] == "the request failed: the connection broke"
+    assert not [record for record in caplog.records if record.exc_info]  # the client's fault, not the registry's
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), web.RequestPayloadError()])
+def test_upload_with_broken_body_is_no_fault_of_the_registry(error: Exception):
+    """Which of the two aiohttp raises depends on its parser, in C or in Python."""
+    with pytest.raises(StorageError, match=r"^the request failed: the connection broke$") as raised, translate_errors():
+        raise error
+
+    assert raised.value.status == 400
 
 
 async def test_download_before_upload_returns_404(either: Caller):

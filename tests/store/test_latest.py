@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from async_bento._core import platform
 from async_bento.store.store import BentoStore
 from tests.store.stores import MIDDLE, NEW, OLD, latest, put
 
@@ -63,6 +64,22 @@ def test_latest_in_read_only_store_is_found(store, monkeypatch):
     opened = os.open
     monkeypatch.setattr("os.open", read_only)  # root may write where permissions forbid it
     monkeypatch.setattr(Path, "touch", refuse)
+    assert store.get("iris").tag.version == "v1"
+    assert not (store.path / "iris" / "latest").exists()
+
+
+def test_latest_in_read_only_directory_of_a_name_is_found(store, monkeypatch):
+    """The staging area is writable, and the directory of the name is not."""
+
+    def replace(source, target):
+        if Path(target).parent == store.path / "iris":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+        replaced(source, target)
+
+    put(store, "iris:v1")
+    (store.path / "iris" / "latest").unlink()
+    replaced = platform.replace
+    monkeypatch.setattr(platform, "replace", replace)
     assert store.get("iris").tag.version == "v1"
     assert not (store.path / "iris" / "latest").exists()
 

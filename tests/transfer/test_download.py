@@ -22,6 +22,7 @@ from async_bento.transfer import download as download_module
 from async_bento.transfer.adaptive import AdaptiveRanges
 from async_bento.transfer.tar.writer import TreeWriter
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, random_bytes
+from tests.calls import calls_of
 from tests.eventually import eventually
 from tests.fault_proxy import (
     DOWNLOAD,
@@ -370,6 +371,24 @@ async def test_download_retry_repeats_only_the_failed_range(
     asked = ranges(proxy)
     assert len(asked) == len(set(asked)) + 1
     assert len(proxy.matching("presign_download")) == 1
+
+
+@pytest.mark.parametrize(("status", "is_busy"), [(503, True), (429, True), (500, False)])
+async def test_download_from_a_busy_storage_is_throttled(
+    pushed: StartProxy,
+    make_client: MakeClient,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    is_busy: bool,
+) -> None:
+    proxy = await pushed()
+    proxy.add_fault(GET, refuse(status), skip=1)
+    throttled = calls_of(monkeypatch, AdaptiveRanges, "throttle")
+
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert len(throttled) == is_busy
 
 
 @pytest.mark.parametrize("status", [403, 400])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -92,9 +93,11 @@ async def test_push_of_hub_model_sends_no_bytes(
     hub.repos["org/bert"] = Repo(FILES)
     make_bento(home, models=[on_the_hub(hub.endpoint)])
     proxy = await start_proxy()
+    started = time.monotonic()
 
-    await make_client(proxy).push("svc:v1", bare=True)
+    result = await make_client(proxy).push("svc:v1", bare=True)
 
+    assert 0 < result.models[0].seconds <= result.seconds <= time.monotonic() - started
     assert [step.partition(" ")[0] for step in proxy.steps("org--bert|model_repositories")] == [
         "GET",  # the record
         "GET",  # the repository
@@ -132,12 +135,14 @@ async def test_push_of_registered_hub_model_skips_the_hub(
     await make_client(proxy).push("svc:v1", bare=True)
     hub.seen.clear()
     proxy.requests.clear()
+    started = time.monotonic()
 
     result = await make_client(proxy, progress=events.append).push("svc:v1", bare=True, force=force)
 
     assert not hub.seen
     assert [step.split()[0] for step in proxy.steps("org--bert")] == ["GET"]
     assert result.models[0].skipped
+    assert 0 < result.models[0].seconds <= time.monotonic() - started
     assert [(event.phase, event.message) for event in events if event.kind == "model"][-1] == (
         "skipped",
         "already pushed",
