@@ -382,16 +382,12 @@ async def test_hub_model_is_copied_as_a_record(start_pair: StartPair, make_clien
     assert 0 < result.seconds <= time.monotonic() - started
     manifests = [(await api.models.get("bert:h1")).manifest for api in (pair.here, pair.there)]
     assert manifests[0] == manifests[1]
-<<<<<<< HEAD
     for force in (False, True):
         (planned,) = await plan_copy_model(pair.here.models, pair.there.models, "bert:h1", force=force)
         assert planned.action == "skip"
-        assert (await pair.here.models.copy("bert:h1", pair.there, force=force)).skipped
-=======
-    again = await pair.here.models.copy("bert:h1", pair.there)
-    assert again.skipped
-    assert 0 < again.seconds <= time.monotonic() - started
->>>>>>> mutants20
+        again = await pair.here.models.copy("bert:h1", pair.there, force=force)
+        assert again.skipped
+        assert 0 < again.seconds <= time.monotonic() - started
     assert not pair.source.matching("GET bytes|presign")
 
 
