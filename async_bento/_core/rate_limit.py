@@ -35,7 +35,7 @@ class RateLimit:
         """Wait until `count` more bytes may pass."""
         now, share = self._clock(), count / self._rate
         start = max(self._free, now - _BURST)
-        self._free = start + share
+        self._free = start + share  # before the wait: later calls queue behind this one
         if start > now:
             try:
                 await self._sleep(start - now)

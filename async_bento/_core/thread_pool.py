@@ -50,7 +50,7 @@ class DaemonThreadPool(Executor):
         with workers.lock:
             if not self._finalizer.alive:
                 raise ClosedError("the worker threads have stopped: the client was closed. Create a new one.")
-            if workers.jobs_left >= workers.threads < self._limit:
+            if workers.jobs_left >= workers.threads < self._limit:  # no thread is idle, and one more is allowed
                 self._start_thread(workers)
             workers.jobs_left += 1
         workers.queue.put(job)
@@ -70,7 +70,7 @@ class DaemonThreadPool(Executor):
     def _no_workers(self) -> tuple[_Workers, finalize[[], Self]]:
         workers = _Workers()
         finalizer = finalize(self, workers.stop)
-        finalizer.atexit = False
+        finalizer.atexit = False  # functions of `atexit` may still use the pool; its threads do not delay the exit
         return workers, finalizer
 
     def _start_thread(self, workers: _Workers) -> None:
@@ -79,7 +79,7 @@ class DaemonThreadPool(Executor):
         try:
             start_thread(threading.Thread(target=_work, args=(workers,), name=name, daemon=True))
         except BentoError:
-            if not workers.threads:
+            if not workers.threads:  # otherwise, a thread that exists runs the job later
                 raise
         else:
             workers.threads += 1
