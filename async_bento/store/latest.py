@@ -32,7 +32,7 @@ def read_latest(directory: Path) -> str | None:
     try:
         with open_regular(directory / LATEST) as file:
             return file.read().decode().strip()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError):  # also a directory or a FIFO; `repair` replaces what it can
         return None
 
 
@@ -101,7 +101,7 @@ class LatestFiles(Generic[ItemT]):
                 return None
             try:
                 lock = self.staging.name_lock(name)
-                with (
+                with (  # the lock last, so that it is held for the write alone
                     self.staging.directory() as aside,
                     hold(lock, _REPAIR_TIMEOUT, f"update the latest version of {name}"),
                 ):
