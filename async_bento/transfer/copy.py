@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__package__)
 
-_TO_THE_END = ByteRange(0, 1 << 62)
+_TO_THE_END = ByteRange(0, 1 << 62)  # more than any tar has: the server ignores ranges
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class CopySource:
     def choose_part_size(self, wanted: int, threads: int) -> int:
         """The part size of the source, where that is possible: its MD5 then verifies each part at once."""
         sizes = [] if self._checksums is None else [size for size, _ in self._checksums.parts]
-        first = sizes[0] if len({*sizes[:-1]}) == 1 else 0
+        first = sizes[0] if len({*sizes[:-1]}) == 1 else 0  # only the last part may have another size
         self._is_aligned = MIN_PART_SIZE <= first <= wanted and sizes[-1] <= first and len(sizes) <= MAX_PARTS
         self._part_size = first if self._is_aligned else choose_part_size(self.size, wanted, threads)
         return self._part_size
@@ -141,6 +141,7 @@ class CopySource:
     @asynccontextmanager
     async def part(self, byte_range: ByteRange, progress: Progress, *, digest: bool) -> AsyncGenerator[UploadBody]:
         """See `UploadSource`."""
+        # Before the first await, so that the events are chained in the order of the parts.
         before, self._turn = self._turn, asyncio.Event()
         verified, share = self._turn, 0
         try:
@@ -166,7 +167,7 @@ class CopySource:
                     await part.wait_started()
                 yield PartBody(part, byte_range, progress)
         finally:
-            verified.set()
+            verified.set()  # also after an error: the next part would wait for ever
             self._reads.parts.release(share)
 
     async def chunks(self) -> AsyncGenerator[Sequence[bytes]]:
@@ -200,7 +201,7 @@ class CopySource:
 
     async def _next_part(self, byte_range: ByteRange) -> AsyncGenerator[bytes]:
         """Read a part of a server that sends no ranges; the parts come in order."""
-        if self._stream is None or self._streamed != byte_range.start:
+        if self._stream is None or self._streamed != byte_range.start:  # not the next part of the stream
             await self.aclose()
             await self._reads.streams.acquire()
             self._stream, self._ahead = _Stream(self._read_stream(byte_range.start)), b""
@@ -249,6 +250,8 @@ class CopySource:
 
 class _Stream:
     """Bytes that a task of its own reads ahead: any task may take them, and close it."""
+
+    # A request holds a cancel scope of anyio, which only the task that has entered it may leave.
 
     def __init__(self, chunks: AsyncGenerator[bytes]) -> None:
         self._queue: asyncio.Queue[bytes | Exception] = asyncio.Queue(1)

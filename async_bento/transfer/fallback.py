@@ -103,6 +103,7 @@ def _reason(target: Target, error: Exception) -> str | None:
     if _is_timeout(error):
         return "no connection in time"
     for cause in causes(error):
+        # 407: the proxy wants a password, so the storage may well be reachable.
         if isinstance(cause, aiohttp.ClientHttpProxyError) and cause.status != HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
             return f"the proxy answered {cause.status} {cause.message}"
         if isinstance(cause, aiohttp.ClientConnectorError) and not isinstance(cause, aiohttp.ClientSSLError):

@@ -1,4 +1,4 @@
-"""Ranges of a remote tar, read at any position, from one object that must not change."""
+"""Ranges of a remote tar, read at any position, from one object that must not change; for remote tars and copies."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RangeReader:
         position = byte_range.start
         while True:
             target = await self._source.target()
-            if has_no_ranges and target.credentials is not None:
+            if has_no_ranges and target.credentials is not None:  # `ask_storage` led to no storage
                 raise NoRangesError
             try:
                 async with self._pool.slot(target):
@@ -76,6 +76,7 @@ class RangeReader:
                 if target.credentials is None or not self._source.ask_storage():
                     raise
             except Exception as error:
+                # After the last byte there is no rest to request: an empty range is not valid (RFC 9110, 14.1.1).
                 is_all = position == min(byte_range.stop, self.total or byte_range.stop)
                 if is_all or not await self._source.wait_after_failure(retries, target, error):
                     raise

@@ -131,9 +131,10 @@ class RemoteTar:
                     if (key := self._key) and (cached := self._cache.get(key)):
                         self.index = cached
                         return
-                self._window, self._window_start = data, position
+                self._window, self._window_start = data, position  # small files of it are not requested again
                 await self.pool.threads.run(self.index.feed, memoryview(data)[self.index.next_byte - position :])
                 position += len(data)
+                # The rest of the window may be the content of a large file, which is skipped.
                 if self.index.is_complete or self.index.next_byte - position >= MIN_RANGE:
                     break
         self._check_window(position)

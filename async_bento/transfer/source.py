@@ -1,4 +1,7 @@
-"""What an upload sends: a tar whose ranges can be read, and read again."""
+"""What an upload sends: a tar whose ranges can be read, and read again.
+
+The tar is that of a directory, or that of an item in another registry (`copy.py`).
+"""
 
 from __future__ import annotations
 

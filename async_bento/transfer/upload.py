@@ -67,7 +67,7 @@ logger = logging.getLogger(__package__)
 REPORT_TIMEOUT = 5.0
 """Seconds that reporting a failed push to the registry may take before the error is raised."""
 
-_STATUS_CHECKS = 10
+_STATUS_CHECKS = 10  # a second in all, well within `REPORT_TIMEOUT`
 _STATUS_INTERVAL = 0.1  # seconds
 FRESH = 300.0  # seconds that a presigned URL may wait for its turn; a Yatai's live an hour
 
@@ -115,6 +115,7 @@ class Upload:
         self._replaced = registration.record if registration.is_whole else None
         async with self.failure_reported():
             strategy, url = await self._strategy(registration.record)
+            # Before the request: a start without a response may have changed the record, too.
             self._is_started, self._is_proxied = True, strategy == "proxy"
             self.progress.enter("transferring", bytes_total=source.size)
             if strategy == "proxy":
@@ -187,7 +188,7 @@ class Upload:
                 check_reachable(place)
             try:
                 async with self.pool.slot(place):
-                    if time.monotonic() - presigned > FRESH:
+                    if time.monotonic() - presigned > FRESH:  # the wait for the slot may have taken minutes
                         place = await target()
                     place = replace(place, attempt=retries.failures + 1)
                     return await put(place, body, self.pool.config, part_number)
@@ -209,6 +210,7 @@ class Upload:
     async def _strategy(self, record: ItemSchema) -> tuple[str, SecretStr | None]:
         if record.transmission_strategy is not None:
             return record.transmission_strategy, None
+        # An old Yatai states no strategy, and sends no URL where it takes the bytes itself; as BentoML decides.
         url = (await self.routes.presign_upload(self.name, self.version)).presigned_upload_url
         return "presigned_url" if url.get_secret_value() else "proxy", url
 
@@ -258,7 +260,7 @@ class Upload:
         try:
             await self.put(body, target)
         finally:
-            self.is_replaced = body.may_have_arrived
+            self.is_replaced = body.may_have_arrived  # a response that was lost leaves this unknown
 
     async def _send_multipart(self, source: UploadSource, threads: int) -> UploadResult:
         threads = 1 if source.is_sequential else threads
