@@ -45,7 +45,7 @@ class TarPlan:
         for entry in entries:
             offset += _header_size(entry) + padded(entry.size)
             self.offsets.append(offset)
-        self.size = padded(offset + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
+        self.size = padded(offset + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)  # as `tarfile` ends a tar
 
     @classmethod
     def scan(cls, root: Path, *, exclude: Collection[str] = ()) -> TarPlan:
