@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# anyio imports it on first use, perhaps in a thread: a child that is forked meanwhile would have a half of it.
+# anyio imports its backend on first use, perhaps in a thread: a child that is forked meanwhile would have half of it.
 import_module("anyio._backends._asyncio")
 
 LOCK_POLL_INTERVAL = 0.2
@@ -53,7 +53,7 @@ def check_cancelled() -> None:
 
 
 def run_abandonable(function: Callable[[], T]) -> T:
-    """Call a function that changes nothing and cannot be stopped; a cancelled call leaves it to a thread of its own."""
+    """Call a function that changes nothing and cannot be stopped, in a thread that a cancelled call leaves behind."""
     if _cancelled.get(None) is None:  # no worker thread of `Threads`, so nothing cancels the call
         return function()
     future: Future[T] = Future()
@@ -119,7 +119,7 @@ class Threads:
 async def _completed(future: asyncio.Future[T], cancelled: threading.Event) -> T:
     """Await a worker thread; if cancelled, set the event, wait for the thread, and raise the cancellation."""
     try:
-        await asyncio.wait([future])  # unshielded, unlike `shielded`: it hears of a cancelled anyio scope, too
+        await asyncio.wait([future])  # not shielded, so that a cancelled anyio scope arrives here, too
     except asyncio.CancelledError:
         cancelled.set()
         with suppress(asyncio.CancelledError, Exception):  # the cancellation takes precedence over the thread's error

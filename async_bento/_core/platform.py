@@ -379,7 +379,7 @@ def unacknowledged(connection: socket.socket) -> int | None:
 
 @cache
 def boot_id() -> str:
-    """Return what identifies the time since the system was started; without it, only this process."""
+    """Return an identifier of the current boot of the system; where there is none, one of this process."""
     with suppress(OSError, AttributeError, ValueError):
         if sys.platform == "win32":
             found = _windows_boot_id()

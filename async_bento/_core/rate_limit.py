@@ -25,7 +25,7 @@ class RateLimit:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.step = max(_MIN_STEP, int(rate * _BURST))
-        """Bytes that should pass at once: with more, parallel transfers would stand still by turns."""
+        """Bytes that should pass at once: with more, parallel transfers would stop and go in turns."""
         self._rate = rate
         self._clock = clock
         self._sleep = sleep
@@ -40,5 +40,5 @@ class RateLimit:
             try:
                 await self._sleep(start - now)
             except BaseException:
-                self._free -= share  # they do not pass
+                self._free -= share  # the bytes do not pass
                 raise

@@ -72,7 +72,7 @@ class LatestFiles(Generic[ItemT]):
         return version if version and is_tag_part(version) and (directory / version).is_dir() else None
 
     def newest(self, name: str, last_committed: str | None = None) -> ItemT | None:
-        """Find the version with the newest creation time; of several, the last committed or else the highest."""
+        """Find the version with the newest creation time; of equals, the last committed or else the highest."""
 
         def age(item: ItemT) -> tuple[datetime, bool, str]:
             version = item.tag.version or ""

@@ -76,7 +76,7 @@ class Lock:
             _held.discard(self)
             if platform.IS_WINDOWS:  # where a file that anyone has open cannot be removed
                 _close(descriptor)
-            # Removed under the lock: who waits for the lock sees that its file is gone, and opens the next one.
+            # Removed under the lock: a process that waits for it sees that the file is gone, and opens the next one.
             with suppress(OSError):
                 self.path.unlink()
             if not platform.IS_WINDOWS:

@@ -75,7 +75,7 @@ class StagingArea:
         return self.lock(self.name_lock_name(name))
 
     def name_lock_name(self, name: str) -> str:
-        """Name that lock: stores with the same parent directory may share a staging area."""
+        """Name the lock of an item's name; with the store, since several stores may share a staging area."""
         return f"{self.base.name}+{name}"
 
     def kept_file(self, name: str) -> Path:

@@ -54,7 +54,7 @@ class UploadBody(Payload):
 
     @abstractmethod
     async def _write(self, writer: AbstractStreamWriter) -> None:
-        """Write all bytes by `_send`, the last of them by `_send_last`, with `md5` set before if it is known."""
+        """Write the bytes by `_send_chunk`, set `md5` if it is known, and write the last bytes by `_send_last`."""
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """A description: aiohttp asks for the text only to show a body."""
@@ -121,7 +121,7 @@ class UploadBody(Payload):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the peer is waited for, and not the disk or the digest."""
+        """Whether the body waits for the peer, and not for the disk or the digest."""
         return self._writer is None or self._is_writing or self.is_sent
 
     @property
@@ -154,7 +154,7 @@ class UploadBody(Payload):
         self.failure = None
 
     def abort(self) -> None:
-        """Drop the connection; one that is closed stays open until the peer has read what is buffered."""
+        """Drop the connection at once; `close` would keep it open until the peer has read what is buffered."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -178,7 +178,7 @@ class TarBody(UploadBody):
         self._reader: TarReader | None = None
 
     async def check_sent(self) -> None:
-        """Raise a SourceChangedError if a file has changed until the peer had received it from the kernel."""
+        """Raise a SourceChangedError if a file changed before the peer had received its bytes from the kernel."""
         if self._reader is not None and self._reader.sent:
             await self._threads.run(self._reader.check_sent)
 

@@ -103,7 +103,7 @@ class DownloadSource:
             self._current = None
 
     def ask_storage(self) -> bool:
-        """Use a presigned URL although the registry serves the bytes itself; False where that was the way before."""
+        """Use a presigned URL although the registry serves the bytes itself; False if the source used one before."""
         if self._strategy != "proxy" or self._asks_storage:
             return False
         self._asks_storage, self._current = True, None

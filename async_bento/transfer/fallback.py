@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__package__)
 
 FIRST_TRIES = 3
-"""Connections to a storage that was never reached, before the transfer goes through the registry. Together with the
+"""Attempts to reach a storage that was never reached, before the transfer goes through the registry. Together with the
 waits between them they take two seconds, where the host is unknown or refuses."""
 
 _NO_CONNECTION = frozenset(

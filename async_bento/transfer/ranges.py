@@ -54,7 +54,7 @@ class RangeReader:
         return b"".join(await self._read_pieces(byte_range))
 
     async def pieces(self, byte_range: ByteRange) -> AsyncGenerator[bytes]:
-        """The same in the pieces that arrive; after an error, the rest is requested."""
+        """Yield the bytes of a range in the pieces that arrive; after an error, request the rest of the range."""
         retries, has_no_ranges = Retries(self._pool.config.retry, progress=lambda: self._ranges_done), False
         position = byte_range.start
         while True:
@@ -121,7 +121,7 @@ class RangeReader:
     async def chunks_in_pieces(
         self, byte_range: ByteRange, window: ByteBudget | None = None
     ) -> AsyncGenerator[list[bytes]]:
-        """The same, each chunk in the pieces that arrived."""
+        """Like `chunks`, with each chunk in the pieces that arrived."""
         window, position = window or self._pool.window, byte_range.start
         pending: deque[_PendingRange] = deque()
         try:

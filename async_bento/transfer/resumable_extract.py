@@ -76,7 +76,7 @@ class ResumableExtract:
     def __init__(self, directory: Path, state: Path | None, origin: str, limits: Limits, announced: int) -> None:
         self.resume_point: ResumePoint | None = None
         self.not_resumed: str | None = None
-        """Why the state of an interrupted pull is of no use; None where it is, and where there is none."""
+        """Why the state of an interrupted pull is not used; None where it is used, and where there is none."""
         self.finished = False
         self.has_fed = False
         self._directory = directory

@@ -27,7 +27,7 @@ class EndOfPiecesError(Exception):
 
 
 class OtherTarError(Exception):
-    """The tar is not the one whose index has led to the pieces."""
+    """The tar is not the one by whose index the pieces were chosen."""
 
 
 class Output(Protocol):

@@ -105,7 +105,7 @@ class Upload:
         self._is_started = False
         self._is_proxied = False
         self._storage_worked = False  # for an interrupted push of these files
-        self.is_replaced = False  # also where that is unknown
+        self.is_replaced = False  # whether the old bytes were replaced; also True where that is unknown
 
     async def send(self, source: UploadSource, registration: Registration, threads: int) -> UploadResult:
         """Send the tar as the registry asks for, update the record, and report the outcome to the registry.
@@ -368,7 +368,7 @@ class Upload:
     async def _restore(self, record: ItemSchema) -> None:
         """Report that the old record and its bytes are as they were."""
         if self._is_proxied:
-            # The registry records a broken request as failed, once it has noticed.
+            # The registry records a broken request as failed once it notices, and would overwrite an earlier report.
             for _ in range(_STATUS_CHECKS):
                 current = await self.routes.get(self.name, self.version)
                 if current is None or current.upload_status != "uploading":

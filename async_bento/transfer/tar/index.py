@@ -125,7 +125,7 @@ class TarIndex:
         return target is not None and target.member.type in {"file", "hard link"}
 
     def origin(self, entry: IndexEntry) -> IndexEntry:
-        """The file that a hard link repeats; any other member is its own."""
+        """The file that a hard link repeats; any other member is its own origin."""
         while entry.member.type == "hard link":  # always to an earlier member
             entry = self.entries[entry.member.target]
         return entry

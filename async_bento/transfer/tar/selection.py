@@ -103,7 +103,7 @@ def _parents(path: str) -> Iterator[str]:
 
 
 class KnownPieces:
-    """The pieces that an index of the same tar has led to."""
+    """Pieces that were chosen by an index of the same tar."""
 
     is_done = True
 

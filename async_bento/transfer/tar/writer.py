@@ -313,7 +313,7 @@ class TreeWriter:
 
 
 def _copied_next(links: Mapping[str, Symlink]) -> list[str]:
-    """The symlinks that lead to what has no link on its way or in it."""
+    """The symlinks whose targets contain no link of `links`, and are not reached through one."""
     holders = {parent for path in links for parent in _parents(path)}  # copied once the links in them are
     return [
         path
