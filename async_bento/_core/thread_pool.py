@@ -53,12 +53,13 @@ class DaemonThreadPool(Executor):
             if workers.jobs_left >= workers.threads < self._limit:  # no thread is idle, and one more is allowed
                 self._start_thread(workers)
             workers.jobs_left += 1
-        workers.queue.put(job)
+            workers.queue.put(job)  # under the lock: after the None of `shutdown`, no thread would run the job
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the threads once they have done what was submitted; `wait` and `cancel_futures` have no effect."""
-        self._finalizer()
+        with self._workers.lock:
+            self._finalizer()
 
     def forget_parent(self) -> None:
         """See `ForkAware`: none of the parent's threads exists here."""
