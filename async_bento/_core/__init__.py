@@ -1,1 +1,1 @@
-"""Code that every package uses."""
+"""Code that every other package uses; it imports only `config` and `errors`."""

@@ -33,14 +33,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# anyio imports it on first use, perhaps in a thread: a child that is forked meanwhile would have a half of it.
+# anyio imports its backend on first use, perhaps in a thread: a child that is forked meanwhile would have half of it.
 import_module("anyio._backends._asyncio")
 
 LOCK_POLL_INTERVAL = 0.2
 """Seconds between two attempts to acquire a lock that another process holds."""
 
 _CANCEL_POLL_INTERVAL = 0.2  # seconds until a call that cannot be stopped is left alone
-
 
 _cancelled: ContextVar[threading.Event] = ContextVar("cancelled")
 """Set once the call that a worker thread runs for was cancelled."""
@@ -54,8 +53,8 @@ def check_cancelled() -> None:
 
 
 def run_abandonable(function: Callable[[], T]) -> T:
-    """Call a function that changes nothing and cannot be stopped; a cancelled call leaves it to a thread of its own."""
-    if _cancelled.get(None) is None:
+    """Call a function that changes nothing and cannot be stopped, in a thread that a cancelled call leaves behind."""
+    if _cancelled.get(None) is None:  # no worker thread of `Threads`, so nothing cancels the call
         return function()
     future: Future[T] = Future()
 
@@ -89,7 +88,7 @@ class Threads:
         try:
             value = await _completed(entering, cancelled)
         except asyncio.CancelledError:
-            if entering.exception() is None:
+            if entering.exception() is None:  # entered by the thread, and no block will exit it
                 await shielded(self.run(manager.__exit__, None, None, None))
             raise
         try:
@@ -120,10 +119,10 @@ class Threads:
 async def _completed(future: asyncio.Future[T], cancelled: threading.Event) -> T:
     """Await a worker thread; if cancelled, set the event, wait for the thread, and raise the cancellation."""
     try:
-        await asyncio.wait([future])  # unshielded, unlike `shielded`: it hears of a cancelled anyio scope, too
+        await asyncio.wait([future])  # not shielded, so that a cancelled anyio scope arrives here, too
     except asyncio.CancelledError:
         cancelled.set()
-        with suppress(asyncio.CancelledError, Exception):
+        with suppress(asyncio.CancelledError, Exception):  # the cancellation takes precedence over the thread's error
             await shielded(future)
         raise
     return future.result()
@@ -172,7 +171,7 @@ class ByteBudget:
                 self.release(share)  # acquired and cancelled in the same iteration of the loop
             else:
                 self._waiting.remove((share, turn))
-                self._serve()
+                self._serve()  # a smaller share behind this one may fit now
             raise
 
     def release(self, share: int) -> None:
@@ -210,7 +209,7 @@ async def hold_lock(lock: Lock, threads: Threads, waiting: Callable[[], None]) -
             while not await threads.run(lock.acquire, timeout=0):  # noqa: ASYNC110 - no event crosses processes
                 await asyncio.sleep(LOCK_POLL_INTERVAL)
         yield
-    finally:
+    finally:  # also after a cancelled `acquire`, whose thread may have got the lock
         await shielded(threads.run(lock.release))
 
 
@@ -244,7 +243,7 @@ async def for_each(operation: Callable[[T], Awaitable[None]], items: Iterable[T]
     async with anyio.create_task_group() as group:
         for _ in range(limit):
             group.start_soon(work)
-    if failures:
+    if failures:  # raised within the group, it would become an ExceptionGroup
         raise failures[0]
 
 

@@ -1,4 +1,4 @@
-"""Open regular files only, write files durably, and copy them."""
+"""Open regular files only, write files durably, and copy them; for the store, for transfers and for the registry."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def atomic_write(
 ) -> None:
     """Replace a file in one step: readers see the old content or the new. Blocks; raises OSError.
 
-    `durable` costs one fsync. Without that, a loss of power may leave the new name on an empty file. The temporary file
-    lies beside `path` under a random name, unless `temp_path`, on the same filesystem, names another place, or a fixed
-    name that does not pile up when processes are killed; a file left there is removed.
+    `durable` costs one fsync. Without it, a loss of power may leave an empty file at `path`. The temporary file gets a
+    random name next to `path`. `temp_path` names another place on the same filesystem, or a fixed name, so that killed
+    processes leave one file at most; a file that is already there is removed.
     """
     if temp_path is None:
         temp_path = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
@@ -61,6 +61,7 @@ def fsync_path(path: Path, *, drive: bool = True) -> None:
     """
     if platform.IS_WINDOWS and path.is_dir():
         return
+    # FlushFileBuffers, by which Windows syncs, needs a handle that may write.
     descriptor = os.open(path, (os.O_RDWR if platform.IS_WINDOWS else os.O_RDONLY) | platform.OPEN)
     try:
         platform.flush(descriptor, drive=drive)
@@ -86,6 +87,7 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy a file to a path that does not exist, with its time and executable bit. Blocks; raises OSError."""
     status = source.stat()
     descriptor = os.open(target, _NEW_FILE, new_file_mode(status.st_mode))
+    # Not `shutil.copyfile`, which opens the target itself, and would write through a link there.
     with os.fdopen(descriptor, "wb") as written, source.open("rb") as read:
         shutil.copyfileobj(read, written)
     set_times(target, status.st_mtime_ns)
@@ -102,12 +104,13 @@ def copy_tree(source: Path, target: Path) -> None:
             copy_tree(entry, copied)
         else:
             copy_file(entry, copied)
-    set_times(target, source.stat().st_mtime_ns)
+    set_times(target, source.stat().st_mtime_ns)  # last, since each new entry changes the time
 
 
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; a FIFO or a device is an OSError, since reading it may never end. Blocks."""
     try:
+        # O_NONBLOCK: without it, to open a FIFO waits for a writer.
         descriptor = platform.patiently(os.open, path, os.O_RDONLY | platform.OPEN | platform.NONBLOCK)
     except PermissionError as error:
         if path.is_dir():  # which Windows does not open

@@ -51,8 +51,9 @@ def _separate_epoll(loop: AbstractEventLoop) -> None:
             return
         with suppress(OSError, ValueError), selectors.EpollSelector() as own:
             for key in [*(selector.get_map() or {}).values()]:
-                with suppress(OSError):
+                with suppress(OSError):  # a descriptor that was closed without `unregister`
                     own.register(key.fd, key.events)
+            # The loop's selector keeps its number, which is the child's own epoll from now on.
             os.dup2(own.fileno(), selector.fileno(), inheritable=False)
 
 

@@ -1,4 +1,4 @@
-"""The running event loop, or an error with a remedy."""
+"""The running event loop, or an error with a remedy; for the resources and connections of a client."""
 
 from __future__ import annotations
 

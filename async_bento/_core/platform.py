@@ -62,7 +62,7 @@ _SHARE_ALL = 1 | 2 | 4  # FILE_SHARE_READ, WRITE and DELETE of CreateFile
 _IN_USE = frozenset({5, 32, 33, 145})
 _RETRY_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.3)  # a second in all, as in Git and pip
 
-_AT_FDCWD = -100
+_AT_FDCWD = -100  # fcntl.h of Linux: paths are relative to the working directory
 _RENAME_EXCHANGE = 2  # linux/fs.h, for renameat2(2)
 _RENAME_SWAP = 2  # sys/stdio.h of macOS, for renamex_np(2)
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h, for sync_file_range(2)
@@ -75,12 +75,13 @@ _SYSTEM_TIME_OF_DAY = 3  # SYSTEM_INFORMATION_CLASS of Windows
 _EXCHANGE_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV, errno.EPERM})
 _SYNCFS_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOTSUP})
 _CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
-_FIRST_WINSOCK_ERROR = 10000
+_FIRST_WINSOCK_ERROR = 10000  # WSABASEERR of winsock2.h
 
+# Windows takes superscript digits for digits of ports (Microsoft, "Naming Files, Paths, and Namespaces").
 _DEVICES = frozenset({"con", "prn", "aux", "nul", "conin$", "conout$"}) | {
     f"{port}{digit}" for port in ("com", "lpt") for digit in "123456789¹²³"
 }
-_WINDOWS_FORBIDS = frozenset('<>:"|?*\\')
+_WINDOWS_FORBIDS = frozenset('<>:"|?*\\')  # and control characters, which no tag and no tar may have anyway
 
 
 def patiently(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -154,6 +155,7 @@ def remove_directory(path: Path) -> None:
 
 
 def _remove_refused(function: Callable[[str], object], path: str, _: object) -> None:
+    # `shutil.rmtree` also reports directories that it cannot list, for which a repeated call is no remedy.
     if function not in {os.unlink, os.rmdir}:
         raise  # noqa: PLE0704 - the error that `shutil.rmtree` handles
     _make_writable(Path(path))
@@ -247,7 +249,7 @@ if sys.platform == "win32":
 
     def try_lock(descriptor: int) -> bool:
         """Lock a file against other processes and other descriptors; return whether it is locked."""
-        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.lseek(descriptor, 0, os.SEEK_SET)  # `locking` starts at the position of the file
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError as error:
@@ -265,6 +267,7 @@ else:
 
     def try_lock(descriptor: int) -> bool:
         """Lock a file against other processes and other descriptors; return whether it is locked."""
+        # Not the locks of fcntl(2): two threads of a process would share one, and closing any descriptor releases it.
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -286,6 +289,8 @@ def open_shared(path: Path) -> FileIO:
         return open(msvcrt.open_osfhandle(handle, os.O_RDONLY | OPEN), "rb", buffering=0)  # noqa: PTH123
 
 
+# Windows has no pread(2), and threads that share a descriptor share its position. Several locks, so that reads of
+# different files seldom wait for each other.
 _read_locks = tuple(threading.Lock() for _ in range(16))
 
 
@@ -345,6 +350,7 @@ def flush_filesystem(path: Path) -> bool:
 def start_write_back(descriptor: int) -> None:
     """Ask the kernel to start writing a file to disk, so that the final sync has little left to do."""
     # It waits for nothing. Other systems lack the call, and some filesystems refuse it; the sync then does all.
+    # Zero bytes from byte 0 mean the whole file.
     if not IS_WINDOWS:
         with suppress(AttributeError):
             ctypes.CDLL(None).sync_file_range(descriptor, ctypes.c_int64(), ctypes.c_int64(), _SYNC_FILE_RANGE_WRITE)
@@ -380,14 +386,14 @@ def unacknowledged(connection: socket.socket) -> int | None:
             queued = bytearray(4)
             fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, queued)
             return int.from_bytes(queued, sys.byteorder)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):  # ValueError: the socket is closed, and its descriptor is -1
         pass
     return None
 
 
 @cache
 def boot_id() -> str:
-    """Return what identifies the time since the system was started; without it, only this process."""
+    """Return an identifier of the current boot of the system; where there is none, one of this process."""
     with suppress(OSError, AttributeError, ValueError):
         if sys.platform == "win32":
             found = _windows_boot_id()

@@ -25,7 +25,7 @@ class RateLimit:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.step = max(_MIN_STEP, int(rate * _BURST))
-        """Bytes that should pass at once: with more, parallel transfers would stand still by turns."""
+        """Bytes that should pass at once: with more, parallel transfers would stop and go in turns."""
         self._rate = rate
         self._clock = clock
         self._sleep = sleep
@@ -35,10 +35,10 @@ class RateLimit:
         """Wait until `count` more bytes may pass."""
         now, share = self._clock(), count / self._rate
         start = max(self._free, now - _BURST)
-        self._free = start + share
+        self._free = start + share  # before the wait: later calls queue behind this one
         if start > now:
             try:
                 await self._sleep(start - now)
             except BaseException:
-                self._free -= share  # they do not pass
+                self._free -= share  # the bytes do not pass
                 raise

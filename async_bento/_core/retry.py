@@ -1,4 +1,7 @@
-"""Which errors are worth a retry, when and how often; and the throttle of a busy host."""
+"""Which errors are worth a retry, when and how often; and the throttle of a busy host.
+
+API requests (`rest`) and transfers of bytes (`transfer`) decide by these functions.
+"""
 
 from __future__ import annotations
 
@@ -191,6 +194,7 @@ def backoff(policy: RetryPolicy, failures: int) -> float:
     # Jitter keeps clients that failed together from returning together (Amazon, "Exponential Backoff and Jitter").
     # Equal jitter waits for half of the limit at least: with full jitter, one call in three of the default policy would
     # fail within twenty seconds.
+    # 64: a float overflows at 2.0 ** 1024, and a wait would have reached its maximum long before.
     longest = min(policy.wait_max, policy.wait_initial * 2.0 ** min(failures - 1, 64))
     return random.uniform(longest / 2, longest)  # noqa: S311 - no secret depends on it
 
@@ -207,6 +211,7 @@ def seconds_to_wait(retry_after: str | None) -> float | None:
         date = parsedate_to_datetime(retry_after)
     except ValueError:
         return None
+    # An HTTP date is in GMT (RFC 9110, 5.6.7); `parsedate_to_datetime` returns -0000 without a zone.
     return max(0.0, date.replace(tzinfo=date.tzinfo or timezone.utc).timestamp() - time.time())
 
 

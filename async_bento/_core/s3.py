@@ -1,4 +1,4 @@
-"""S3's limits, and its ETags of multipart uploads."""
+"""S3's limits, and its ETags of multipart uploads, for the client and for the registry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_PARTS = 10_000
 MAX_PUT_SIZE = 5 * 1024**3
 """Bytes of the largest single PUT, and of the largest part; S3 refuses a larger one with EntityTooLarge."""
 
-_MD5 = re.compile(r"[0-9a-f]{32}")
+_MD5 = re.compile(r"[0-9a-f]{32}")  # an ETag of parts ends in their number, like `-3`
 
 
 def bare_etag(etag: str) -> str:
@@ -39,5 +39,6 @@ def etag_of_parts(etags: Sequence[str]) -> str | None:
     digests = [bare_etag(etag) for etag in etags]
     if not all(map(is_md5, digests)):
         return None
+    # `usedforsecurity=False` here and elsewhere: an OpenSSL in FIPS mode refuses MD5 otherwise.
     binary = b"".join(map(bytes.fromhex, digests))
     return f'"{hashlib.md5(binary, usedforsecurity=False).hexdigest()}-{len(digests)}"'

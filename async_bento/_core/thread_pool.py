@@ -50,15 +50,16 @@ class DaemonThreadPool(Executor):
         with workers.lock:
             if not self._finalizer.alive:
                 raise ClosedError("the worker threads have stopped: the client was closed. Create a new one.")
-            if workers.jobs_left >= workers.threads < self._limit:
+            if workers.jobs_left >= workers.threads < self._limit:  # no thread is idle, and one more is allowed
                 self._start_thread(workers)
             workers.jobs_left += 1
-        workers.queue.put(job)
+            workers.queue.put(job)  # under the lock: after the None of `shutdown`, no thread would run the job
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the threads once they have done what was submitted; `wait` and `cancel_futures` have no effect."""
-        self._finalizer()
+        with self._workers.lock:
+            self._finalizer()
 
     def forget_parent(self) -> None:
         """See `ForkAware`: none of the parent's threads exists here."""
@@ -70,7 +71,7 @@ class DaemonThreadPool(Executor):
     def _no_workers(self) -> tuple[_Workers, finalize[[], Self]]:
         workers = _Workers()
         finalizer = finalize(self, workers.stop)
-        finalizer.atexit = False
+        finalizer.atexit = False  # functions of `atexit` may still use the pool; its threads do not delay the exit
         return workers, finalizer
 
     def _start_thread(self, workers: _Workers) -> None:
@@ -79,7 +80,7 @@ class DaemonThreadPool(Executor):
         try:
             start_thread(threading.Thread(target=_work, args=(workers,), name=name, daemon=True))
         except BentoError:
-            if not workers.threads:
+            if not workers.threads:  # otherwise, a thread that exists runs the job later
                 raise
         else:
             workers.threads += 1

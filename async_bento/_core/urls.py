@@ -45,7 +45,7 @@ def check_endpoint(endpoint: str) -> str:
 def origin(url: str) -> str:
     """Return a URL's scheme, host and port (RFC 6454), without the default port; a token is bound to its origin."""
     parts = urlsplit(url)
-    port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     default = {"http": 80, "https": 443}.get(parts.scheme)
+    port = default if parts.port is None else parts.port
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname  # urlsplit drops the brackets
     return f"{parts.scheme}://{host}" + ("" if port == default else f":{port}")

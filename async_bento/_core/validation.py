@@ -1,4 +1,4 @@
-"""Field types that several schemas share, and the first error of a validation."""
+"""Field types that the schemas of the store and of the HTTP API share, and the first error of a validation."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ class FirstError(NamedTuple):
 def first_error(error: ValidationError) -> FirstError:
     """Return the first error of a validation; it never quotes the input, which may hold a secret."""
     first, *others = error.errors(include_url=False, include_input=False, include_context=False)
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ")  # pydantic's prefix for a ValueError of a validator
     return FirstError(".".join(map(str, first["loc"])), message, first["type"], len(others))

@@ -1,4 +1,7 @@
-"""The commit of a staged item in steps, so that a caller on an event loop waits for the lock without a thread."""
+"""The commit of a staged item in steps, so that a caller on an event loop waits for the lock without a thread.
+
+`Store.commit` runs the steps at once, and pulls run them one by one.
+"""
 
 from __future__ import annotations
 
@@ -48,16 +51,18 @@ class Commit(Generic[ItemT]):
     def run(self) -> ItemT:
         """Move the item to its place, or leave the one that is there and not to be replaced; return what is there."""
         directory = self._target.parent
+        # `aside` holds the old item, the record of the move and the next `latest`, and is removed with the block.
         with as_store_error(self.action), self._staging.directory() as aside:
             keeps = os.path.lexists(self._target) and not self._replace
             item = self._layout.load(self._tag) if keeps else dataclasses.replace(self._item, path=self._target)
+            # Decided before the move, whose record has both for the recovery.
             before, after = read_latest(directory), self._latest.after_commit(item)
             if not keeps:
                 lock = self._staging.name_lock_name(self._tag.name)
                 move_into_store(self._staged, aside, Move(str(self._target), lock, before, after))
-            if after != before:
+            if after != before:  # after the move: `latest` never names a version that is missing
                 write_latest(directory, after, aside / LATEST)
-            fsync_path(directory)
+            fsync_path(directory)  # the new names of the item and of `latest`, at once
         return item
 
     def finish(self) -> None:
@@ -67,6 +72,6 @@ class Commit(Generic[ItemT]):
             self._latest.repair(name)
         if self._replace:
             try:
-                remove_tree(self._staged)
+                remove_tree(self._staged)  # where an exchange left the old item
             except OSError:
                 logger.warning("cannot remove %s, which holds the replaced %s.", self._staged, self._tag, exc_info=True)

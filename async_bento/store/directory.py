@@ -77,13 +77,15 @@ class TargetDirectory(Generic[ItemT]):
         target = self._target()
         with as_store_error(f"write to {self.path}"):
             is_within = target.is_dir() and _stays(target)
+            # The staging area makes the missing parents. Those that stay empty are removed, from the nearest on.
             absent = [parent for parent in target.parents if not parent.exists()]
         root = target / _STAGING if is_within else target.with_name(f".{target.name}{_STAGING}")
         area = StagingArea(target, root)
         try:
             area.recover()
             with area.directory() as temporary:
-                staged = temporary / ITEM  # closed to other users, unlike an item: hence one level deeper
+                # `temporary` is closed to other users, and an item must not be: hence one level deeper.
+                staged = temporary / ITEM
                 with as_store_error(f"write to {self.path}"):
                     staged.mkdir()
                 yield staged
@@ -118,10 +120,12 @@ class TargetDirectory(Generic[ItemT]):
 
 def _stays(target: Path) -> bool:
     """Whether a directory cannot be replaced by a rename: a mount, in a read-only directory, or a working directory."""
+    # After a rename, this process and the shell that started it would be in a directory that is removed.
     with suppress(FileNotFoundError):  # the working directory was removed
         if target.samefile(Path.cwd()):
             return True
     try:
+        # Tried in the parent directory, where the staging would be; what refuses the probe would refuse the staging.
         return not rename_reaches(target.with_name(f".{target.name}{PROBE}"), target)
     except OSError:
         return True
@@ -129,7 +133,7 @@ def _stays(target: Path) -> bool:
 
 def _move(staged: Path, target: Path, *, force: bool) -> None:
     """Move an item to its place by one rename; without `force`, only to a place that is absent or empty."""
-    if target.is_dir():
+    if target.is_dir():  # the item takes the place of a directory that the user made
         share_like(staged, target)
     make_movable(staged)
     if force:

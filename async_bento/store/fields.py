@@ -63,7 +63,7 @@ def _convert(value: object, counter: Iterator[int]) -> JsonValue:
         return {_to_key(key): _convert(member, counter) for key, member in members}
     if isinstance(value, (list, tuple, set)):
         return [_convert(member, counter) for member in cast("list[object]", value)]
-    if isinstance(value, datetime):
+    if isinstance(value, datetime):  # before `date`, of which it is a subclass
         return format_time(value)
     if isinstance(value, date):
         return value.isoformat()
@@ -75,6 +75,7 @@ def _convert(value: object, counter: Iterator[int]) -> JsonValue:
 def _to_key(key: object) -> str:
     if isinstance(key, str):
         return key
+    # As `json.dumps` writes keys: true, null and numbers by their JSON text.
     return json.dumps(key) if key is None or isinstance(key, (bool, int, float)) else str(key)
 
 

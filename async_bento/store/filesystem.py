@@ -1,4 +1,4 @@
-"""Directories as wholes: move, share, remove and sync them."""
+"""Directories as wholes: move, share, remove and sync them, for staging and commits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ fsync per file of thousands takes longer."""
 
 
 def make_movable(path: Path) -> None:
-    """Give the owner write permission, without which nobody but root can move a directory elsewhere."""
+    """Give the owner write permission, without which nobody but root can move a directory elsewhere.
+
+    A move to another parent updates the `..` of the directory (rename(2), EACCES).
+    """
     mode = path.lstat().st_mode  # of a link itself: the mode of its target must not change
     if mode & stat.S_IRWXU != stat.S_IRWXU:
         try:
@@ -45,6 +48,7 @@ def share_like(path: Path, model: Path) -> None:
         platform.set_owner(path, wanted.st_uid, wanted.st_gid)
     inherit_group(path, model)
     with suppress(OSError):
+        # Not sticky: the users of a store remove what each other's killed processes left.
         path.chmod(stat.S_IMODE(wanted.st_mode) & ~stat.S_ISVTX)
 
 
@@ -107,7 +111,7 @@ def sync_tree(path: Path) -> None:
     if len(files) > _FEW_FILES and run_abandonable(partial(platform.flush_filesystem, path)):
         return
     for file in files:
-        check_cancelled()
+        check_cancelled()  # each sync may take long, on a network filesystem above all
         # Links have nothing to flush, and a file's mode may keep even its owner from opening it.
         with suppress(PermissionError):
             if not file.is_symlink():

@@ -148,7 +148,7 @@ class Bento(Item):
         readme = self.path / "README.md"
         with as_store_error(f"read {readme}"), suppress(FileNotFoundError):
             size = readme.stat().st_size
-            if size <= MAX_README_SIZE:
+            if size <= MAX_README_SIZE:  # a regular file only: a FIFO has size 0, and reading it never ends
                 with open_regular(readme) as file:
                     return file.read().decode(errors="replace")
             logger.warning(

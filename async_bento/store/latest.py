@@ -32,7 +32,7 @@ def read_latest(directory: Path) -> str | None:
     try:
         with open_regular(directory / LATEST) as file:
             return file.read().decode().strip()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError):  # also a directory or a FIFO; `repair` replaces what it can
         return None
 
 
@@ -72,7 +72,7 @@ class LatestFiles(Generic[ItemT]):
         return version if version and is_tag_part(version) and (directory / version).is_dir() else None
 
     def newest(self, name: str, last_committed: str | None = None) -> ItemT | None:
-        """Find the version with the newest creation time; of several, the last committed or else the highest."""
+        """Find the version with the newest creation time; of equals, the last committed or else the highest."""
 
         def age(item: ItemT) -> tuple[datetime, bool, str]:
             version = item.tag.version or ""
@@ -101,7 +101,7 @@ class LatestFiles(Generic[ItemT]):
                 return None
             try:
                 lock = self.staging.name_lock(name)
-                with (
+                with (  # the lock last, so that it is held for the write alone
                     self.staging.directory() as aside,
                     hold(lock, _REPAIR_TIMEOUT, f"update the latest version of {name}"),
                 ):

@@ -96,6 +96,7 @@ def list_tag_parts(path: Path) -> list[str]:
 def is_tag_part(name: str) -> bool:
     """Whether a text can be a name or a version as it is; upper case would be lowered."""
     try:
+        # The comparison comes first: `Tag` logs a warning when it lowers a name.
         return name == name.lower() and Tag(name).name == name
     except InvalidTagError:
         return False

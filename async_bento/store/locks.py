@@ -1,4 +1,7 @@
-"""Lock files that other processes and threads respect, removed with the last use."""
+"""Lock files that other processes and threads respect, removed with the last use.
+
+Every change of a store holds the lock of a name, and every temporary directory has a lock of its own (`staging.py`).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__package__)
 
-POLL_INTERVAL = 0.05  # in seconds
+POLL_INTERVAL = 0.05  # in seconds; locks of names are held for moments
 
 # EBADF: NFS locks only what is open for writing, which another user's file may not be.
 _LOCKS_UNSUPPORTED = frozenset(
@@ -73,7 +76,7 @@ class Lock:
             _held.discard(self)
             if platform.IS_WINDOWS:  # where a file that anyone has open cannot be removed
                 _close(descriptor)
-            # Removed under the lock: who waits for the lock sees that its file is gone, and opens the next one.
+            # Removed under the lock: a process that waits for it sees that the file is gone, and opens the next one.
             with suppress(OSError):
                 self.path.unlink()
             if not platform.IS_WINDOWS:
@@ -117,7 +120,7 @@ class Lock:
             except OSError as error:
                 if error.errno not in _LOCKS_UNSUPPORTED:
                     raise
-                if error.errno != errno.EBADF:
+                if error.errno != errno.EBADF:  # with EBADF, the file is another user's, who may hold its lock
                     with suppress(OSError):
                         self.path.unlink()
                 return self._acquire_in_process(error)
@@ -131,13 +134,13 @@ class Lock:
         except FileNotFoundError:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, _NEW_FILE, 0o666)
-        except PermissionError:  # another user's file, or directory
+        except PermissionError:  # another user's file, or directory; flock(2) needs no write permission
             try:
                 return os.open(self.path, _FLAGS | os.O_RDONLY)
-            except FileNotFoundError:
+            except FileNotFoundError:  # no file yet, in a directory where this user can make none
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path)) from None
         with suppress(OSError):  # of another user
-            if self._mode & ~os.fstat(descriptor).st_mode:
+            if self._mode & ~os.fstat(descriptor).st_mode:  # the umask took bits from the mode of a new file
                 platform.set_mode(descriptor, self._mode)
         return descriptor
 
@@ -177,14 +180,14 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
     """Whether a locked file still has its name: its last holder may have removed it after it was opened."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
-    except OSError as error:
+    except OSError as error:  # ESTALE: of NFS, where another machine has removed the file
         if error.errno not in {errno.ENOENT, errno.ESTALE}:
             raise
         return False
 
 
 def _close(descriptor: int) -> None:
-    # A forked child has the descriptor too, and would hold the lock on.
+    # A forked child has the descriptor too, and flock(2) holds a lock until the last copy is closed.
     with suppress(OSError):
         platform.unlock(descriptor)
     os.close(descriptor)

@@ -41,6 +41,7 @@ class Move:
 
     def record(self, aside: Path, moved: Path | None = None) -> None:
         """Write the move into a temporary directory, for the recovery if this process is killed."""
+        # A rename keeps the inode, by which the recovery knows whether the move took place.
         move = self if moved is None else replace(self, inode=moved.stat().st_ino)
         atomic_write(aside / _RECORD, json.dumps(asdict(move)), durable=False)
 
@@ -64,7 +65,7 @@ def recorded_move(aside: Path) -> Move | None:
     """Read what a killed process recorded in a temporary directory."""
     try:
         return Move(**json.loads((aside / _RECORD).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):  # no commit had started, or another release wrote the record
         return None
 
 
@@ -77,7 +78,7 @@ def move_into_store(staged: Path, aside: Path, move: Move) -> None:
     make_movable(staged)
     if not target.parent.exists():
         target.parent.mkdir(parents=True)
-        fsync_path(target.parent.parent)
+        fsync_path(target.parent.parent)  # a power failure must not take the name from a committed item
     _recover_copies(target.parent)
     if rename_reaches(aside / "probe", target.parent):
         move.record(aside, staged)
@@ -89,7 +90,7 @@ def move_into_store(staged: Path, aside: Path, move: Move) -> None:
 def _copy_into_store(staged: Path, aside: Path, move: Move) -> None:
     """Copy a staged item from another filesystem to a hidden directory next to its place, and move that."""
     target = Path(move.target)
-    move.record(aside)
+    move.record(aside)  # with no inode yet: the recovery only removes a copy that was cut short
     copy, old = target.with_name(f"{_COPY}{target.name}"), target.with_name(f"{_OLD}{target.name}")
     try:
         copy_tree(staged, copy)

@@ -57,7 +57,7 @@ def staging_root(base: Path) -> Path:
             _make(root, base)
             if _is_shared(root, base) and is_writable(root) and _is_on_filesystem_of(root, base):
                 return root
-        except OSError as error:
+        except OSError as error:  # the next place may do
             if error.errno not in _UNSUITABLE:
                 raise
     _touch_probe(base)  # fails where the store is not writable, before a download rather than after it
@@ -149,10 +149,11 @@ def _elsewhere(base: Path) -> Path:
         raise StoreError(
             f"cannot stage items for {base}: no temporary directory is writable. Set TMPDIR to a directory that is."
         ) from error
+    # Others may write to the temporary directory, so a directory or a link of this name may be theirs.
     own = Path(directory, f"bento-staging-{platform.user_id()}")
     with suppress(FileExistsError):
         own.mkdir(mode=platform.PRIVATE_DIRECTORY)
-    status = own.lstat()
+    status = own.lstat()  # not that of a link's target
     is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == platform.user_id()
     if not is_own or (platform.HAS_MODES and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
         raise StoreError(f"cannot stage items in {own}: the directory is another user's. Set TMPDIR to your own.")

@@ -75,7 +75,7 @@ class StagingArea:
         return self.lock(self.name_lock_name(name))
 
     def name_lock_name(self, name: str) -> str:
-        """Name that lock: stores with the same parent directory may share a staging area."""
+        """Name the lock of an item's name; with the store, since several stores may share a staging area."""
         return f"{self.base.name}+{name}"
 
     def kept_file(self, name: str) -> Path:
@@ -113,9 +113,10 @@ class StagingArea:
     def recover(self) -> None:
         """Finish interrupted commits, then remove what crashed processes left and what was kept for too long."""
         roots = {*existing_roots(self.base)} if self._own_root is None else {self._own_root}
+        # `root` only where it is known already: to find it makes directories, and the recovery must not.
         for root in {*roots, *([self.root] if "root" in self.__dict__ else [])}:
             for path in root.glob(f"{PREFIX}*"):
-                with suppress(OSError, StoreError):
+                with suppress(OSError, StoreError):  # another process may recover the same path at the same time
                     self._recover(path)
 
     def prune(self, *, dry_run: bool = False) -> dict[Path, int]:
@@ -129,7 +130,7 @@ class StagingArea:
                     with suppress(OSError, StoreError):
                         removed |= self._prune(path, dry_run)
         if not dry_run:
-            self.recover()  # the lock files
+            self.recover()  # removes the lock files
         return removed
 
     def _prune(self, path: Path, dry_run: bool) -> dict[Path, int]:
@@ -167,6 +168,7 @@ class StagingArea:
             try:
                 if not path.is_dir():
                     platform.remove(path)
+                # Without a lock that excludes other processes, the directory may be in use.
                 elif lock.excludes_processes and self._recover_move(path):
                     self._remove(path, lock)
             finally:
@@ -221,7 +223,7 @@ class StagingArea:
             self._make(path)
             if is_writable(path):
                 return path, lock
-        except PermissionError:
+        except PermissionError:  # another user's directory, which is closed to this one
             pass
         except BaseException:
             lock.release()
@@ -233,7 +235,7 @@ class StagingArea:
         with suppress(FileExistsError):
             path.mkdir(mode=platform.PRIVATE_DIRECTORY)
             inherit_group(path, self.base)
-        set_times(path, time.time_ns())
+        set_times(path, time.time_ns())  # the last use of a kept directory, from which `KEPT_SECONDS` count
 
     def _reserve(self, root: Path) -> tuple[Path, Lock]:
         while True:

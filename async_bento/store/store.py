@@ -53,8 +53,9 @@ class Store(Generic[ItemT]):
         self.item_type = item_type
         self._base_path = base_path
         self._directory = directory  # below the home, where no path is passed
+        # Made here with all that it uses: on first use, several threads would make several of each.
         with suppress(ConfigError):  # no home: raised by the first use, since a list or a pull elsewhere uses no store
-            _ = self._latest  # with the rest: several threads would make several of each
+            _ = self._latest
 
     @property
     def path(self) -> Path:
@@ -333,7 +334,7 @@ class Store(Generic[ItemT]):
                 move_aside(self._layout.path(tag), aside / ITEM)
             except FileNotFoundError as error:
                 raise self._layout.not_found(tag, download=False) from error
-            # Before the files are removed: or after a power failure the item may be back, with a part of its files.
+            # Before the files are removed: otherwise a power failure may bring the item back with a part of its files.
             fsync_path(directory)
             if not self._layout.has_other_versions(tag):
                 write_latest(directory, None, aside / LATEST)
@@ -373,7 +374,8 @@ class Store(Generic[ItemT]):
         return f"{self._staging.base.name}+{tag.name}+{tag.version}"
 
     def _push_file_name(self, tag: AnyTag, endpoint: str) -> str:
-        registry = hashlib.sha256(endpoint.encode()).hexdigest()[:16]  # a URL is not a valid file name
+        # A URL is not a valid file name; 64 bits distinguish the few registries of one user.
+        registry = hashlib.sha256(endpoint.encode()).hexdigest()[:16]
         return f"push+{self._file_name(tag)}+{registry}"
 
     @staticmethod

@@ -53,7 +53,7 @@ class AdaptiveRanges:
         self.size = self._nearest_size(self._rate * RANGE_SECONDS)
         self.concurrency = min(self.concurrency, self._max_concurrency)
         if self._since is None:
-            self._since = now - seconds
+            self._since = now - seconds  # the first round starts with its first request, the next with the adjustment
         self._ranges += 1
         self._bytes += size
         if self._ranges >= self.concurrency:
@@ -69,7 +69,7 @@ class AdaptiveRanges:
     def _nearest_size(self, wanted: float) -> int:
         """The nearest power-of-two multiple of the smallest range: buffers of arbitrary sizes would fragment memory."""
         size = min(MIN_RANGE, self._max_size)
-        while size < self._max_size and size * 2**0.5 < wanted:
+        while size < self._max_size and size * 2**0.5 < wanted:  # the geometric mean of this size and the next
             size *= 2
         return min(size, self._max_size)
 

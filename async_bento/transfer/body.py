@@ -54,7 +54,7 @@ class UploadBody(Payload):
 
     @abstractmethod
     async def _write(self, writer: AbstractStreamWriter) -> None:
-        """Write all bytes by `_send`, the last of them by `_send_last`, with `md5` set before if it is known."""
+        """Write the bytes by `_send_chunk`, set `md5` if it is known, and write the last bytes by `_send_last`."""
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """A description: aiohttp asks for the text only to show a body."""
@@ -68,7 +68,7 @@ class UploadBody(Payload):
         """Write all bytes, from the first; `content_length` is always the size of this body."""
         self.rewind()
         self._writer = writer
-        self._transport = getattr(writer, "transport", None)
+        self._transport = getattr(writer, "transport", None)  # None once the connection is lost
         self._idle.clear()
         try:
             await self._write(writer)
@@ -100,10 +100,11 @@ class UploadBody(Payload):
 
     async def _send(self, writer: AbstractStreamWriter, piece: memoryview) -> None:
         step = len(piece) if self.rate_limit is None else self.rate_limit.step
-        for offset in range(0, len(piece), step or 1):
+        for offset in range(0, len(piece), step or 1):  # a step of 0, of an empty piece, is an error
             part = piece[offset : offset + step]
             if self.rate_limit is not None:
                 await self.rate_limit.acquire(len(part))
+            # Counted before the write, which waits for the socket: `acknowledged` subtracts what is buffered.
             self._count(len(part))
             self._is_writing = True
             await writer.write(part)
@@ -120,7 +121,7 @@ class UploadBody(Payload):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the peer is waited for, and not the disk or the digest."""
+        """Whether the body waits for the peer, and not for the disk or the digest."""
         return self._writer is None or self._is_writing or self.is_sent
 
     @property
@@ -153,7 +154,7 @@ class UploadBody(Payload):
         self.failure = None
 
     def abort(self) -> None:
-        """Drop the connection; one that is closed stays open until the peer has read what is buffered."""
+        """Drop the connection at once; `close` would keep it open until the peer has read what is buffered."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -177,7 +178,7 @@ class TarBody(UploadBody):
         self._reader: TarReader | None = None
 
     async def check_sent(self) -> None:
-        """Raise a SourceChangedError if a file has changed until the peer had received it from the kernel."""
+        """Raise a SourceChangedError if a file changed before the peer had received its bytes from the kernel."""
         if self._reader is not None and self._reader.sent:
             await self._threads.run(self._reader.check_sent)
 
@@ -186,11 +187,12 @@ class TarBody(UploadBody):
         tar = AsyncTarReader(reader, asyncio.get_running_loop(), self._threads.executor)
         by_kernel, connection = self.rate_limit is None and sendfile.is_possible(writer), None
         held = memoryview(b"")
+        # Reads one chunk ahead of the socket. A short first read opens the file that the kernel may send.
         ahead = asyncio.ensure_future(self._read(tar, WRITE_SIZE if by_kernel else None))
         try:
             while chunk := await ahead:
                 sends_file = by_kernel and reader.sendable >= self._io_chunk
-                if not sends_file:
+                if not sends_file:  # `send` moves the position, from which the next read starts
                     ahead = asyncio.ensure_future(self._read(tar))
                 held = await self._send_chunk(writer, held, chunk, holds_back=not sends_file)
                 if sends_file:
@@ -201,6 +203,7 @@ class TarBody(UploadBody):
                     ahead = asyncio.ensure_future(self._read(tar))
         finally:
             ahead.cancel()
+            # The descriptor last: a thread may be sending to it, and its number may be reused at once.
             try:
                 await shielded(asyncio.gather(tar.close(), ahead, return_exceptions=True))
             finally:

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__package__)
 
-_TO_THE_END = ByteRange(0, 1 << 62)
+_TO_THE_END = ByteRange(0, 1 << 62)  # more than any tar has: the server ignores ranges
 
 
 @dataclass(frozen=True)
 class CopyReads:
-    """What the reads of one call share. None of it is of the target, so that copies in both directions never block.
+    """What the reads of one call share. The target uses none of it, so that copies in both directions never block.
 
     `parts` bounds the bytes of all parts in memory, and the window of `pool` those of uploads in one request.
     `streams` bounds the tars that are read in one piece: each holds a connection, and one part in memory.
@@ -89,7 +89,7 @@ class CopySource:
         self._verified = 0  # the end of the part that was verified last
         self._stream: _Stream | None = None
         self._streamed = 0  # where the next part of the stream starts
-        self._ahead = b""  # what was read of it
+        self._ahead = b""  # bytes of the stream that were read for that part
 
     async def open(self) -> None:
         """Find the size and the checksums, and whether the server sends ranges."""
@@ -115,9 +115,9 @@ class CopySource:
             await stream.aclose()
 
     def choose_part_size(self, wanted: int, threads: int) -> int:
-        """The part size of the source, where that is possible: its MD5 then verifies each part at once."""
+        """Choose the part size of the source where S3 allows it: each MD5 of the source then verifies one part."""
         sizes = [] if self._checksums is None else [size for size, _ in self._checksums.parts]
-        first = sizes[0] if len({*sizes[:-1]}) == 1 else 0
+        first = sizes[0] if len({*sizes[:-1]}) == 1 else 0  # only the last part may have another size
         self._is_aligned = MIN_PART_SIZE <= first <= wanted and sizes[-1] <= first and len(sizes) <= MAX_PARTS
         self._part_size = first if self._is_aligned else choose_part_size(self.size, wanted, threads)
         return self._part_size
@@ -141,6 +141,7 @@ class CopySource:
     @asynccontextmanager
     async def part(self, byte_range: ByteRange, progress: Progress, *, digest: bool) -> AsyncGenerator[UploadBody]:
         """See `UploadSource`."""
+        # Before the first await, so that the events are chained in the order of the parts.
         before, self._turn = self._turn, asyncio.Event()
         verified, share = self._turn, 0
         try:
@@ -166,11 +167,11 @@ class CopySource:
                     await part.wait_started()
                 yield PartBody(part, byte_range, progress)
         finally:
-            verified.set()
+            verified.set()  # also after an error: the next part would wait for ever
             self._reads.parts.release(share)
 
     async def chunks(self) -> AsyncGenerator[Sequence[bytes]]:
-        """All bytes in order, verified, each chunk in pieces. The end comes once the item is known to be unchanged."""
+        """Yield all bytes in order, verified, each chunk in pieces; end once the item is known to be unchanged."""
         verifier = None if self._checksums is None else Verifier(self._checksums, self._download.tag)
         with reading():
             everything = ByteRange(0, self.size)
@@ -200,11 +201,11 @@ class CopySource:
 
     async def _next_part(self, byte_range: ByteRange) -> AsyncGenerator[bytes]:
         """Read a part of a server that sends no ranges; the parts come in order."""
-        if self._stream is None or self._streamed != byte_range.start:
+        if self._stream is None or self._streamed != byte_range.start:  # not the next part of the stream
             await self.aclose()
             await self._reads.streams.acquire()
             self._stream, self._ahead = _Stream(self._read_stream(byte_range.start)), b""
-        self._streamed, missing = -1, byte_range.size  # of no part, should this one end early
+        self._streamed, missing = -1, byte_range.size  # no part starts at -1, should this part end early
         while missing > 0:
             chunk = self._ahead or await self._stream.next()
             self._ahead = chunk[missing:]
@@ -249,6 +250,8 @@ class CopySource:
 
 class _Stream:
     """Bytes that a task of its own reads ahead: any task may take them, and close it."""
+
+    # A request holds a cancel scope of anyio, which only the task that has entered it may leave.
 
     def __init__(self, chunks: AsyncGenerator[bytes]) -> None:
         self._queue: asyncio.Queue[bytes | Exception] = asyncio.Queue(1)

@@ -75,13 +75,13 @@ class PartRead:
 
     async def _wait_for_news(self) -> None:
         if self._task.done():
-            self._task.result()
+            self._task.result()  # raises its error: a task that succeeded has all pieces
         self._has_news.clear()
         await self._has_news.wait()
 
     async def verified(self) -> str | None:
         """Wait until the part is verified, and return its MD5 if one is needed."""
-        return await asyncio.shield(self._task)
+        return await asyncio.shield(self._task)  # one attempt may be cancelled, and the next needs the task
 
     async def aclose(self) -> None:
         """End the task."""
@@ -100,7 +100,7 @@ class PartRead:
             self._has_news.set()
             return await verify(self._pieces)
         finally:
-            self._has_news.set()
+            self._has_news.set()  # wakes those that wait for a task that has failed
 
 
 class PartBody(UploadBody):

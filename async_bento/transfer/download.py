@@ -1,4 +1,7 @@
-"""Download of a tar: ranges in parallel, fed to the sink in order while later ranges are still arriving."""
+"""Download of a tar: ranges in parallel, fed to the sink in order while later ranges are still arriving.
+
+A pull feeds a `ResumableExtract`, and a remote tar that is streamed (`remote.py`) a `StreamSink`.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,7 @@ class DownloadSource:
             self._current = None
 
     def ask_storage(self) -> bool:
-        """Use a presigned URL although the registry serves the bytes itself; False where that was the way before."""
+        """Use a presigned URL although the registry serves the bytes itself; False if the source used one before."""
         if self._strategy != "proxy" or self._asks_storage:
             return False
         self._asks_storage, self._current = True, None
@@ -110,6 +113,7 @@ class DownloadSource:
         """Raise ObjectChangedError where the object has changed; request a new URL where this one has expired."""
         if error.status == HTTPStatus.FORBIDDEN and target.credentials is None:
             self.expire(target)
+        # 416: the object has become shorter than a range within its first size. 412: it lost the ETag of If-Match.
         beyond_end = error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and byte_range.start > 0
         if beyond_end or error.status == HTTPStatus.PRECONDITION_FAILED:
             raise ObjectChangedError(CHANGED) from error
@@ -145,7 +149,7 @@ class DownloadSource:
                 self.unreachable = self._routes.session.storages.unreachable.get(target.storage)
                 if self.is_resumed or self.unreachable is None:
                     return target
-            elif self._strategy is not None:
+            elif self._strategy is not None:  # an old Yatai states none; without a URL, the registry sends the bytes
                 raise APIResponseError(
                     f"cannot pull {self.tag}: the registry's response has no presigned download URL",
                     field="presigned_download_url",
@@ -177,6 +181,7 @@ async def _download(source: DownloadSource, sink: Sink, pool: TransferPool, prog
         try:
             await job.run()
         except (ObjectChangedError, DamagedPartError) as error:
+            # Before the error is raised: what a later pull would resume is wrong.
             await job.restart(CHANGED if isinstance(error, OtherObjectError) else str(error))
             is_damaged_twice = isinstance(error, DamagedPartError) and await job.is_damaged_again(error)
             if first is not None or is_damaged_twice:
@@ -243,6 +248,7 @@ class _Download:
         finally:
             for one in pending:
                 one.task.cancel()
+            # The window is released after the tasks, which hold its bytes until they end.
             await shielded(asyncio.gather(*(one.task for one in pending), return_exceptions=True))
             for one in pending:
                 self._pool.window.release(one.size)
@@ -267,7 +273,7 @@ class _Download:
                         await run(md5.update, chunk)
                 finally:
                     self._pool.window.release(byte_range.size)
-                self._progress.advance(-byte_range.size)
+                self._progress.advance(-byte_range.size)  # which `_fetch` has counted, but are none of the pull
         except ObjectChangedError:
             return False
         part.repeated = md5.hexdigest()
@@ -317,7 +323,7 @@ class _Download:
             data = first.result()
             if self._progress.phase == "transferring" and start >= (self._total or 0) and _all_done(pending):
                 self._progress.enter("extracting")
-            if data is not None:
+            if data is not None:  # None: `_read_whole` has fed the sink
                 await self._feed(data)
             self._pool.window.release(size)
             pending.popleft()
@@ -407,7 +413,7 @@ class _Download:
             await self._feed(data)
             if self._verifier is not None:
                 self._verifier.finish()
-        except Exception:
+        except Exception:  # a retry gets the whole tar again; after a cancellation, the caller aborts the sink
             await self._pool.threads.run(self._sink.restart)
             raise
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__package__)
 
 FIRST_TRIES = 3
-"""Connections to a storage that was never reached, before the transfer goes through the registry. Together with the
+"""Attempts to reach a storage that was never reached, before the transfer goes through the registry. Together with the
 waits between them they take two seconds, where the host is unknown or refuses."""
 
 _NO_CONNECTION = frozenset(
@@ -103,6 +103,7 @@ def _reason(target: Target, error: Exception) -> str | None:
     if _is_timeout(error):
         return "no connection in time"
     for cause in causes(error):
+        # 407: the proxy wants a password, so the storage may well be reachable.
         if isinstance(cause, aiohttp.ClientHttpProxyError) and cause.status != HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
             return f"the proxy answered {cause.status} {cause.message}"
         if isinstance(cause, aiohttp.ClientConnectorError) and not isinstance(cause, aiohttp.ClientSSLError):

@@ -115,7 +115,7 @@ async def put(target: Target, body: UploadBody, config: Config, part_number: int
                 target = redirect.target
         if part_number is not None and not etag:
             raise IntegrityError(f"{request}: the storage sent no ETag, but the upload cannot be completed without one")
-    except BaseException:
+    except BaseException:  # also a cancellation: the progress must not count bytes that did not arrive
         body.rewind()
         raise
     return etag or ""
@@ -139,12 +139,13 @@ async def _put(target: Target, body: UploadBody, config: Config, request: str, p
                 if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
                     raise refused(target, request, response, text, part_number)
                 if not body.is_sent:
+                    # A ConnectionError is translated below, to an error that is retried.
                     raise ConnectionError("the server replied 2xx before the whole body was sent")
                 if text.strip() and is_markup(response.headers, text):  # a proxy's, or a captive portal's
                     raise ConnectionError("received an HTML page instead of a response")
                 await body.check_sent()
                 return verified_etag(response.headers, body.md5, request)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:  # Python 3.10: a timeout is no OSError
             if body.failure is not None:
                 raise body.failure from None
             raise broken(target, request, error, timeout) from error
@@ -153,6 +154,7 @@ async def _put(target: Target, body: UploadBody, config: Config, request: str, p
             if not (is_answered and body.is_sent):  # otherwise, another request may be using the connection
                 body.abort()
             await shielded(body.wait_idle())
+    # The block returns or raises, unless the watchdog has cancelled its scope.
     seconds = watchdog.exceeded
     if target.credentials is not None and watchdog.reached == body.size:
         raise StalledError(
@@ -211,12 +213,12 @@ async def _get(
             async with target.request("GET", timeout, headers=headers) as response:
                 if response.status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
                     raise refused(target, request, response, await read_body(response, MAX_ERROR_BODY), None)
-                watchdog.rest()
+                watchdog.rest()  # until `read`: the caller may be slow, as with a slow disk
                 partial = is_partial(response.status, response.headers, *byte_range)
                 total = total_size(response.headers, *byte_range, request) if partial else response.content_length
                 limit = target.owner.rate_limit(config.transfer.rate_limit)
                 yield RangeResponse(partial, total, response.headers.get("ETag"), response, watchdog, limit)
-        except aiohttp.ConnectionTimeoutError as error:
+        except aiohttp.ConnectionTimeoutError as error:  # before asyncio.TimeoutError, of which it is a subclass
             raise broken(target, request, error, timeout) from error
         except asyncio.TimeoutError as error:
             raise stalled from error
@@ -224,7 +226,7 @@ async def _get(
             raise broken(target, request, error, timeout) from error
         finally:
             watchdog.stop()
-    if scope.cancelled_caught:
+    if scope.cancelled_caught:  # by the watchdog
         raise stalled
 
 

@@ -80,7 +80,7 @@ class Journal:
             return None
         try:
             upload = _Upload.model_validate_json(first)
-        except ValidationError:
+        except ValidationError:  # empty, cut short, or of another release
             return None
         etags: dict[int, str] = {}
         with suppress(ValidationError):  # cut short by a crash, so the last line
@@ -100,6 +100,7 @@ class Journal:
         """Record a part that has arrived, with its ETag as the storage sent it."""
         line = _encode(_Part(part_number=part_number, etag=etag))
         with _append_lock:
+            # Without a sync: the next push sends a part again whose line was lost.
             descriptor = os.open(self.path, _OPEN_FLAGS)
             try:
                 os.write(descriptor, line)

@@ -1,4 +1,4 @@
-"""One multipart upload: its parts, in parallel, and its completion."""
+"""One multipart upload: its parts, in parallel, and its completion; `Upload` creates or resumes it."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Multipart:
         """Complete the upload; where that fails, the object decides: only the response may have been lost."""
         upload = self.upload
         parts = [CompletePartSchema(part_number=number, etag=etag) for number, etag in enumerate(etags, start=1)]
-        upload.is_replaced = True
+        upload.is_replaced = True  # before the request, since a completion without a response may have worked
         try:
             await upload.routes.complete_multipart_upload(upload.name, upload.version, self.upload_id, parts)
         except APIError:
@@ -115,9 +115,10 @@ class Multipart:
         upload, expected = self.upload, etag_of_parts(etags)
         if expected is None:
             return False
-        with suppress(BentoError):
+        with suppress(BentoError):  # the error of the completion is the one to raise
             presigned = await upload.routes.presign_download(upload.name, upload.version)
             target = upload.routes.session.storage_target(presigned.presigned_download_url)
+            # One byte, not HEAD: a presigned URL is signed for its method (S3, "Signature Version 4").
             async with get(target, ByteRange(0, 1), upload.pool.config) as received:
                 return bare_etag(received.etag or "") == bare_etag(expected) and received.total == self.source.size
         return False

@@ -1,4 +1,4 @@
-"""Ranges of a remote tar, read at any position, from one object that must not change."""
+"""Ranges of a remote tar, read at any position, from one object that must not change; for remote tars and copies."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class RangeReader:
         return b"".join(await self._read_pieces(byte_range))
 
     async def pieces(self, byte_range: ByteRange) -> AsyncGenerator[bytes]:
-        """The same in the pieces that arrive; after an error, the rest is requested."""
+        """Yield the bytes of a range in the pieces that arrive; after an error, request the rest of the range."""
         retries, has_no_ranges = Retries(self._pool.config.retry, progress=lambda: self._ranges_done), False
         position = byte_range.start
         while True:
             target = await self._source.target()
-            if has_no_ranges and target.credentials is not None:
+            if has_no_ranges and target.credentials is not None:  # `ask_storage` led to no storage
                 raise NoRangesError
             try:
                 async with self._pool.slot(target):
@@ -76,6 +76,7 @@ class RangeReader:
                 if target.credentials is None or not self._source.ask_storage():
                     raise
             except Exception as error:
+                # After the last byte there is no rest to request: an empty range is not valid (RFC 9110, 14.1.1).
                 is_all = position == min(byte_range.stop, self.total or byte_range.stop)
                 if is_all or not await self._source.wait_after_failure(retries, target, error):
                     raise
@@ -120,7 +121,7 @@ class RangeReader:
     async def chunks_in_pieces(
         self, byte_range: ByteRange, window: ByteBudget | None = None
     ) -> AsyncGenerator[list[bytes]]:
-        """The same, each chunk in the pieces that arrived."""
+        """Like `chunks`, with each chunk in the pieces that arrived."""
         window, position = window or self._pool.window, byte_range.start
         pending: deque[_PendingRange] = deque()
         try:

@@ -107,7 +107,7 @@ class RemoteTar:
         return self._reader.etag
 
     async def load(self, path: str | None = None, *, stream: bool = True) -> None:
-        """Find all members, or those up to `path`; of one that is streamed, none unless `stream` and all are wanted."""
+        """Find all members, or those up to `path`; a streamed tar is read only for all members, with `stream`."""
         async with self._lock:
             while not (self.index.is_complete or self.is_streamed or path in self.index.entries):
                 try:
@@ -131,15 +131,16 @@ class RemoteTar:
                     if (key := self._key) and (cached := self._cache.get(key)):
                         self.index = cached
                         return
-                self._window, self._window_start = data, position
+                self._window, self._window_start = data, position  # small files of it are not requested again
                 await self.pool.threads.run(self.index.feed, memoryview(data)[self.index.next_byte - position :])
                 position += len(data)
+                # The rest of the window may be the content of a large file, which is skipped.
                 if self.index.is_complete or self.index.next_byte - position >= MIN_RANGE:
                     break
         self._check_window(position)
 
     def _check_window(self, stop: int) -> None:
-        """Keep an index that is complete, and check that one that is not may become so."""
+        """Cache a complete index; of an incomplete one, check that the tar has bytes left for it."""
         if self.index.is_complete:
             if key := self._key:
                 self._cache.add(key, self.index)
@@ -201,9 +202,9 @@ class RemoteTar:
     async def copy_matching(
         self, include: Sequence[str], exclude: Sequence[str], output: Output, progress: Progress
     ) -> bool:
-        """Pass the members that match, and what they need, to an output as a tar is streamed; also index it.
+        """Pass the members that match, and what they need, to an output while the tar is streamed and indexed.
 
-        False where that needs bytes that have passed; they can be copied by the index.
+        False where a member needs bytes that have passed; a second download can copy them by the index.
         """
         selector = MatchingFiles(include, exclude)
         await self._download(selector, output, progress)

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from async_bento.errors import APIConnectionError
     from async_bento.rest.transport import Target
 
+# Not by an XML parser: the text is untrusted, and may be cut at `MAX_ERROR_BODY`.
 _ERROR_CODE = re.compile(r"<Code>([^<]{1,100})</Code>(?:.*?<Message>([^<]{1,200})</Message>)?", re.DOTALL)
 _LOST_BODY: dict[str, type[TransferError]] = {"RequestTimeout": StalledError, "IncompleteBody": IntegrityError}
 """S3's codes for a body that did not arrive, which is worth a retry; S3 sends them with 400."""
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
-_MD5_ETAG = re.compile(r'^(?:W/)?"?([0-9a-fA-F]{32})"?$')
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")  # RFC 9110, 14.4; a size of `*` is of no use
+_MD5_ETAG = re.compile(r'^(?:W/)?"?([0-9a-fA-F]{32})"?$')  # W/: proxies that compress mark ETags as weak
 
 
 def total_size(headers: Mapping[str, str], start: int, stop: int, request: str) -> int:
@@ -55,6 +56,7 @@ def is_partial(status: int, headers: Mapping[str, str], start: int, stop: int) -
 
 
 def verified_etag(headers: Mapping[str, str], md5: str | None, request: str) -> str | None:
+    """Return the ETag; raise IntegrityError if it is an MD5, and not that of the bytes that were sent."""
     etag = headers.get("ETag")
     match = None if _has_opaque_etag(headers) else _MD5_ETAG.match(etag or "")
     if md5 and match and match[1].lower() != md5:
@@ -81,6 +83,7 @@ class RedirectError(PartError):
 def refused(
     target: Target, request: str, response: aiohttp.ClientResponse, body: bytes, part_number: int | None
 ) -> BentoError:
+    """Make the error for a response with another status than 2xx; a RedirectError where the storage redirects."""
     if target.credentials is not None:
         return status_error(RawResponse(response.status, response.headers, body, request), target.credentials)
     if redirected := target.redirected(response.status, response.headers.get("Location")):
@@ -105,6 +108,7 @@ def refused(
 def broken(
     target: Target, request: str, error: Exception, timeout: aiohttp.ClientTimeout
 ) -> APIConnectionError | PartError:
+    """Make the error for a request without a response, of the registry or of the storage."""
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         message = no_connection(request, target, timeout)
         return PartError(message) if target.credentials is None else APITimeoutError(message)

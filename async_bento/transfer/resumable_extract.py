@@ -76,7 +76,7 @@ class ResumableExtract:
     def __init__(self, directory: Path, state: Path | None, origin: str, limits: Limits, announced: int) -> None:
         self.resume_point: ResumePoint | None = None
         self.not_resumed: str | None = None
-        """Why the state of an interrupted pull is of no use; None where it is, and where there is none."""
+        """Why the state of an interrupted pull is not used; None where it is used, and where there is none."""
         self.finished = False
         self.has_fed = False
         self._directory = directory
@@ -93,7 +93,7 @@ class ResumableExtract:
         extractor: Extractor | None = None
         try:
             extractor = self._resumed()
-        except (OSError, ValueError, StoreError):
+        except (OSError, ValueError, StoreError):  # the pull starts from the first byte
             self.not_resumed = "its state or its files are damaged"
         self._extractor = self._fresh() if extractor is None else extractor
 
@@ -124,7 +124,7 @@ class ResumableExtract:
 
     def close(self) -> None:
         """Check that the tar is complete, and apply links and directory times."""
-        self._remove_state()
+        self._remove_state()  # first: from now on, links and times differ from what the state describes
         self._extractor.close()
         self.finished = True
 
@@ -169,6 +169,7 @@ class ResumableExtract:
 
     def _save(self, end: int) -> None:
         """Write the state before the extractor goes beyond what the last state covers."""
+        # A weak ETag may stay when bytes change (RFC 9110, 8.8.1), so nothing would show that the object is the same.
         if self._state is None or not self._etag or self._etag.startswith("W/") or self._total is None:
             return
         covered = max(self._covered, end + max(CHECKPOINT_INTERVAL, _TAR_PER_CHECKPOINT * self._longest))

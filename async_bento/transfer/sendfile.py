@@ -1,4 +1,4 @@
-"""The connection of a request, for sendfile(2): the kernel sends files from its page cache, without a copy in Python.
+"""sendfile(2) to the connection of a `TarBody`: the kernel sends files from its page cache, without a copy in Python.
 
 asyncio's `loop.sendfile` stops reading the connection meanwhile, so that the response of a storage that refuses a part
 early would be lost. Here, the transport goes on reading, while a duplicate of its descriptor is written to.
@@ -35,9 +35,9 @@ def is_possible(writer: AbstractStreamWriter) -> bool:
 
 async def flush(writer: AbstractStreamWriter) -> None:
     """Wait until the kernel has all that was written."""
-    writer.send_headers()
+    writer.send_headers()  # aiohttp holds them back, to send them with the first bytes of a body
     transport = _open_transport(writer)
-    transport.set_write_buffer_limits(high=0)
+    transport.set_write_buffer_limits(high=0)  # so that `drain` waits until the buffer is empty
     try:
         await writer.drain()
     finally:
@@ -46,9 +46,10 @@ async def flush(writer: AbstractStreamWriter) -> None:
 
 def duplicate(writer: AbstractStreamWriter) -> int | None:
     """Return a new descriptor of the connection; None where the process may open no more."""
+    # asyncio refuses `add_writer` for the descriptor of a transport, and the transport may close its own at any time.
     try:
         return os.dup(_open_transport(writer).get_extra_info("socket").fileno())
-    except ConnectionError:
+    except ConnectionError:  # an OSError, too, but no lack of descriptors
         raise
     except OSError:
         return None

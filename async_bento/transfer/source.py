@@ -1,4 +1,7 @@
-"""What an upload sends: a tar whose ranges can be read, and read again."""
+"""What an upload sends: a tar whose ranges can be read, and read again.
+
+The tar is that of a directory, or that of an item in another registry (`copy.py`).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class UploadSource(Protocol):
         ...
 
     async def fingerprint(self) -> str | None:
-        """Hash what identifies the bytes: a later push resumes only an upload of the same; None: no push resumes it."""
+        """Hash what identifies the bytes: a later push resumes only an upload of the same; None to disable resuming."""
         ...
 
     async def check(self) -> None:
@@ -88,7 +91,7 @@ def choose_part_size(size: int, wanted: int, threads: int) -> int:
 
     The parts make whole rounds of `threads`, so that no connection idles while others send the last parts.
     """
-    # `verify` and copies compute the parts of earlier pushes by this: after a change they no longer match those.
+    # `api/verify.py` computes the parts of earlier pushes by this function: a change would make it miss their ETags.
     rounds = -(-size // (wanted * threads))
     needed = max(-(-size // (rounds * threads)), -(-size // MAX_PARTS))
     return max(-(-needed // MiB) * MiB, MIN_PART_SIZE)

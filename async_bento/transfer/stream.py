@@ -1,4 +1,4 @@
-"""Pieces of a tar that arrives as a stream, plain or compressed, and the outputs for pieces."""
+"""Pieces of a tar that arrives as a stream, plain or compressed, and the outputs for pieces; for `RemoteTar`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EndOfPiecesError(Exception):
 
 
 class OtherTarError(Exception):
-    """The tar is not the one whose index has led to the pieces."""
+    """The tar is not the one by whose index the pieces were chosen."""
 
 
 class Output(Protocol):
@@ -124,7 +124,7 @@ class StreamSink:
 
     def restart(self) -> None:
         """Drop all consumed bytes, unless the pieces are complete."""
-        if self._is_done:
+        if self._is_done:  # `download` restarts the sink of a whole tar after every error, this end included
             return
         self._forget()
         if self._output is not None:
@@ -179,7 +179,7 @@ class StreamSink:
             return False
         is_same = self.index.entries.get(piece.entry.member.path) == piece.entry
         if not isinstance(self._selector, KnownPieces):
-            is_same = True  # it has chosen the pieces of this very tar
+            is_same = True  # the selector has chosen the pieces from the index of this stream
         elif not is_same and (self.index.is_complete or self.index.next_byte > piece.entry.content):
             raise OtherTarError
         if not self._is_started:

@@ -67,7 +67,7 @@ logger = logging.getLogger(__package__)
 REPORT_TIMEOUT = 5.0
 """Seconds that reporting a failed push to the registry may take before the error is raised."""
 
-_STATUS_CHECKS = 10
+_STATUS_CHECKS = 10  # a second in all, well within `REPORT_TIMEOUT`
 _STATUS_INTERVAL = 0.1  # seconds
 FRESH = 300.0  # seconds that a presigned URL may wait for its turn; a Yatai's live an hour
 
@@ -105,7 +105,7 @@ class Upload:
         self._is_started = False
         self._is_proxied = False
         self._storage_worked = False  # for an interrupted push of these files
-        self.is_replaced = False  # also where that is unknown
+        self.is_replaced = False  # whether the old bytes were replaced; also True where that is unknown
 
     async def send(self, source: UploadSource, registration: Registration, threads: int) -> UploadResult:
         """Send the tar as the registry asks for, update the record, and report the outcome to the registry.
@@ -115,6 +115,7 @@ class Upload:
         self._replaced = registration.record if registration.is_whole else None
         async with self.failure_reported():
             strategy, url = await self._strategy(registration.record)
+            # Before the request: a start without a response may have changed the record, too.
             self._is_started, self._is_proxied = True, strategy == "proxy"
             self.progress.enter("transferring", bytes_total=source.size)
             if strategy == "proxy":
@@ -187,7 +188,7 @@ class Upload:
                 check_reachable(place)
             try:
                 async with self.pool.slot(place):
-                    if time.monotonic() - presigned > FRESH:
+                    if time.monotonic() - presigned > FRESH:  # the wait for the slot may have taken minutes
                         place = await target()
                     place = replace(place, attempt=retries.failures + 1)
                     return await put(place, body, self.pool.config, part_number)
@@ -209,6 +210,7 @@ class Upload:
     async def _strategy(self, record: ItemSchema) -> tuple[str, SecretStr | None]:
         if record.transmission_strategy is not None:
             return record.transmission_strategy, None
+        # An old Yatai states no strategy, and sends no URL where it takes the bytes itself; as BentoML decides.
         url = (await self.routes.presign_upload(self.name, self.version)).presigned_upload_url
         return "presigned_url" if url.get_secret_value() else "proxy", url
 
@@ -258,7 +260,7 @@ class Upload:
         try:
             await self.put(body, target)
         finally:
-            self.is_replaced = body.may_have_arrived
+            self.is_replaced = body.may_have_arrived  # a response that was lost leaves this unknown
 
     async def _send_multipart(self, source: UploadSource, threads: int) -> UploadResult:
         threads = 1 if source.is_sequential else threads
@@ -366,7 +368,7 @@ class Upload:
     async def _restore(self, record: ItemSchema) -> None:
         """Report that the old record and its bytes are as they were."""
         if self._is_proxied:
-            # The registry records a broken request as failed, once it has noticed.
+            # The registry records a broken request as failed once it notices, and would overwrite an earlier report.
             for _ in range(_STATUS_CHECKS):
                 current = await self.routes.get(self.name, self.version)
                 if current is None or current.upload_status != "uploading":

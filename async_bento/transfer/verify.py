@@ -1,4 +1,4 @@
-"""The checksums of a tar: its size and ETag, and the MD5 of each part, compared while the tar is extracted."""
+"""The checksums of a tar: its size and ETag, and the MD5 of each part, compared while a tar is extracted or copied."""
 
 from __future__ import annotations
 
@@ -80,6 +80,7 @@ class Verifier:
     def next_checkpoint(self, position: int) -> int:
         """The first byte, from `position` on, at which another pull may resume."""
         index = bisect_left(self._ends, position)
+        # A pull resumes at any byte of a part above `MAX_REPEATED`, whose rest is then not verified.
         if not position or index == len(self._ends) or self._start_of(index) < self._ends[index] - MAX_REPEATED:
             return position
         return self._ends[index]
@@ -94,6 +95,7 @@ class Verifier:
             calls: list[Awaitable[None]] = [threads.run(self._hash, piece)]
             if sink is not None and self._refusal is None:
                 calls.append(threads.run(sink.feed, piece))
+            # Both have ended before the next piece: neither the MD5 nor the sink serves two threads.
             for outcome in await asyncio.gather(*calls, return_exceptions=True):
                 if isinstance(outcome, ArchiveError):
                     self._refusal = outcome  # raised at the end of the part, unless the part is damaged

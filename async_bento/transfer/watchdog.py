@@ -1,4 +1,4 @@
-"""The watchdog of a transfer: which of its requests stand still."""
+"""The watchdog of a transfer, which cancels requests that stand still; `http.py` starts one per request."""
 
 from __future__ import annotations
 

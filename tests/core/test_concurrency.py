@@ -6,13 +6,18 @@ import asyncio
 import gc
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
+<<<<<<< HEAD
 from async_bento._core import concurrency
 from async_bento._core.concurrency import ByteBudget, Threads, background_task, for_each, hold_lock, shielded
+=======
+from async_bento._core.concurrency import ByteBudget, Threads, for_each, shielded
+from async_bento._core.thread_pool import DaemonThreadPool
+>>>>>>> comments1
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,6 +159,31 @@ async def test_threads_closed_end() -> None:
     assert not thread.is_alive()
     with pytest.raises(RuntimeError):
         await threads.run(int)
+
+
+class ClosingQueue:
+    """A queue of jobs before each of which another thread tries to close the pool."""
+
+    def __init__(self, pool: DaemonThreadPool) -> None:
+        self._pool = pool
+        self._queue = pool._workers.queue
+
+    def put(self, job: Any) -> None:
+        if job is not None:
+            closing = threading.Thread(target=self._pool.shutdown)
+            closing.start()
+            closing.join(0.2)  # it waits for the job, unless the pool is at fault
+        self._queue.put(job)
+
+    def get(self) -> Any:
+        return self._queue.get()
+
+
+def test_pool_closed_while_a_job_is_submitted_runs_the_job() -> None:
+    pool = DaemonThreadPool(1)
+    pool._workers.queue = ClosingQueue(pool)  # type: ignore[assignment]
+
+    assert pool.submit(int).result(timeout=5) == 0
 
 
 # Threads.entered

@@ -1,4 +1,4 @@
-"""The state of an extraction in a form that outlives its process.
+"""The state of an extraction in a form that outlives its process; `ResumableExtract` writes it to a file.
 
 File contents are on the disk and need no state. A checkpoint holds the rest: the position in the tar, and the symlinks
 and directory times, which are applied last.
@@ -35,8 +35,8 @@ class Checkpoint:
 
     Fields:
         position: Byte of the tar to resume at: within a file, or after a member.
-        covered: The byte of the tar up to which the extractor may have gone on afterwards. A member that starts before
-            it may already be on the disk, in part or whole; the resumed extractor overwrites it.
+        covered: The byte of the tar up to which the extractor may have written after this checkpoint. A member that
+            starts before that byte may be on the disk, in part or whole; the resumed extractor overwrites the member.
         directories: Times of the directories made so far, in nanoseconds; None for mere parents of a member.
         symlinks: Symlinks to make at the end, by their paths.
         file: The file to resume, if any.

@@ -1,4 +1,4 @@
-"""Detection of compressed tars, and gzip decompression of a stream in bounded memory."""
+"""Detection of compressed tars, and gzip decompression of a stream in bounded memory, for all readers of tars."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class GzipDecompressor:
                 raise UnsafeArchiveError(f"the gzip stream of the tar is corrupt ({error})") from error
             if output:
                 yield output
+            # zlib has unread input in `unconsumed_tail`, and what follows the end of a member in `unused_data`.
             data = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
 
     def close(self) -> None:

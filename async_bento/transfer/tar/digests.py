@@ -20,7 +20,7 @@ _digest = hashlib.blake2b  # as strong as SHA-256, and faster where the processo
 
 
 class FileDigests:
-    """Hashes the files of whole members, whose `pieces` arrive in order; `digests` has one per position of a content.
+    """Hashes the files of whole members, whose `pieces` arrive in order; `digests` are by the position of the content.
 
     Directories and links between the files are read too, so that files that follow one another share a request.
     """

@@ -89,7 +89,7 @@ class Extractor:
     def _resume_file(self, file: PartialFile) -> None:
         size = file.written + file.left
         self._file = Member(file.path, file.path, "file", size, 0, file.mtime_ns, "")
-        self._parser.last_name = file.path
+        self._parser.last_name = file.path  # for messages: its header is not parsed again
         self._payload_left = file.left
         self._padding = -size % BLOCK
 
@@ -222,6 +222,7 @@ class Extractor:
     def _take_header(self, block: bytes) -> None:
         member = self._parser.add_block(block)
         if member is not None:
+            # The position is the end of the header: an interrupted run that had not read it has left no such member.
             self._writer.overwrite = self._position <= self._covered
             self._add(member)
             if self._file is None:

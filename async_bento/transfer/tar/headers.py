@@ -98,6 +98,7 @@ def _parse_plain(block: bytes) -> Header | None:
     # In a fifth of the time of tarfile, for each of what may be a hundred thousand small files; each may have two.
     numbers = _PLAIN_NUMBERS.match(block, _MODE)
     end = block.find(0, 0, _MODE)
+    # `_parse_any` has the rest: no name, 100 bytes without a NUL, base-256 numbers, links, old formats, devices.
     if numbers is None or end <= 0 or block[_MAGIC] not in _MAGICS or block[_DEVICES] not in _NO_DEVICES:
         return None
     if block[_PREFIX] or sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" ") != int(numbers["checksum"], 8):

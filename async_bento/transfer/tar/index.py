@@ -1,4 +1,7 @@
-"""The index of a tar, built from its headers alone: the bytes of large files are skipped."""
+"""The index of a tar, built from its headers alone: the bytes of large files are skipped.
+
+`RemoteTar` builds it by ranges, and `StreamSink` from all bytes.
+"""
 
 from __future__ import annotations
 
@@ -104,6 +107,7 @@ class TarIndex:
 
     def _add(self, entry: IndexEntry) -> None:
         path, type_ = entry.member.path, entry.member.type
+        # As in the extractor, only a directory may come again.
         if (earlier := self.entries.get(path)) and not type_ == earlier.member.type == "directory":
             raise refused(entry.member.name, "an earlier member has the same name")
         if type_ == "hard link" and not self._is_file(entry.member.target):
@@ -121,7 +125,7 @@ class TarIndex:
         return target is not None and target.member.type in {"file", "hard link"}
 
     def origin(self, entry: IndexEntry) -> IndexEntry:
-        """The file that a hard link repeats; any other member is its own."""
+        """The file that a hard link repeats; any other member is its own origin."""
         while entry.member.type == "hard link":  # always to an earlier member
             entry = self.entries[entry.member.target]
         return entry
@@ -132,6 +136,7 @@ class TarIndex:
 
     def follow(self, path: str) -> str:
         """The path that a path leads to, by way of links; raise NotFoundError for too many links."""
+        # Component by component, as a kernel does: the parent of a link is not the parent of its target.
         resolved, rest, followed = "", [*reversed(path.split("/"))], 0
         while rest:
             part = rest.pop()

@@ -1,4 +1,4 @@
-"""The headers of a tar, combined into members; the content between them is up to the caller."""
+"""The headers of a tar, combined into members; the caller skips, writes or hashes the content between them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class MemberParser:
                 raise UnsafeArchiveError("the tar ends after an extended header without a member")
             self._end_blocks += 1
             return None
-        if self._end_blocks:
+        if self._end_blocks:  # readers disagree: some end at one block of zeros, some at two
             raise UnsafeArchiveError("a block of zeros is between members of the tar")
         header = parse_block(block)
         self.last_name = header.name

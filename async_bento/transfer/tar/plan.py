@@ -28,7 +28,7 @@ _NS = 1_000_000_000
 
 
 class TarPlan:
-    """The layout of a directory's tar; `size` is the whole tar's and `content_size` the files', in bytes.
+    """The layout of a directory's tar; `size` is that of the whole tar, in bytes.
 
     It holds about 300 bytes per member, and no content.
     """
@@ -36,7 +36,6 @@ class TarPlan:
     def __init__(self, root: Path, entries: list[Entry], exclude: Collection[str] = ()) -> None:
         self.root = root
         self.members = len(entries)
-        self.content_size = sum(entry.size for entry in entries)
         self._root = os.fspath(root)
         self.entries = entries
         self._exclude = exclude
@@ -45,7 +44,7 @@ class TarPlan:
         for entry in entries:
             offset += _header_size(entry) + padded(entry.size)
             self.offsets.append(offset)
-        self.size = padded(offset + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
+        self.size = padded(offset + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)  # as `tarfile` ends a tar
 
     @classmethod
     def scan(cls, root: Path, *, exclude: Collection[str] = ()) -> TarPlan:

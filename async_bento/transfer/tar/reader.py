@@ -1,4 +1,7 @@
-"""One range of a directory's tar: read, hashed and checked by worker threads, or sent by the kernel."""
+"""One range of a directory's tar: read, hashed and checked by worker threads, or sent by the kernel.
+
+`TarBody` sends the range as a part of an upload.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ UNSENT = 128 * KiB
 """The last bytes of a file, which `TarReader.send` leaves to `read`: they are sent once the whole file was checked."""
 
 _OPEN_FLAGS = os.O_RDONLY | platform.OPEN | platform.NOFOLLOW | platform.NONBLOCK
+# sendfile(2) fails with these for the connection, with others for the file. ECONNRESET and EPIPE are ConnectionErrors.
 _NETWORK_ERRORS = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENOTCONN}
 _HASH_SIZE = 256 * KiB  # fits in the cache of a core
 
@@ -93,10 +97,11 @@ class TarReader:
                 if self.md5 is not None and self._hashed == self.position:
                     self._hash_ahead(self._file, stop)
                 until = stop if self.md5 is None else self._hashed
-                self.sent[self._file.path] = self._file.entry
+                self.sent[self._file.path] = self._file.entry  # before the call, which may send a part and fail later
                 try:
                     self._advance(self._file.send(connection, self.position, until - self.position))
                 except BlockingIOError:
+                    # The connection is full: hash meanwhile, but no more than a chunk ahead.
                     if self.md5 is not None and self._hashed - self.position < self._io_chunk:
                         self._hash_ahead(self._file, stop)
                     return True
@@ -131,7 +136,7 @@ class TarReader:
             self._file.check()
             os.close(self._file.descriptor)
             self._file = None
-        if self.position == self._plan.size:
+        if self.position == self._plan.size:  # in the reader of the last part alone
             self._plan.check_tree()
 
     def _hash(self, chunk: bytes) -> None:
@@ -279,6 +284,7 @@ def _read_slice(path: str, entry: Entry, offset: int, length: int) -> bytes:
 
 def _read_fully(descriptor: int, offset: int, length: int) -> bytes:
     data = platform.read_at(descriptor, length, offset)
+    # read(2) may return less than is left, as on a network filesystem or after a signal.
     while 0 < len(data) < length and (more := platform.read_at(descriptor, length - len(data), offset + len(data))):
         data += more
     return data

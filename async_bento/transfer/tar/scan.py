@@ -1,4 +1,4 @@
-"""Listing of a directory's members in the order and with the attributes of its tar."""
+"""Listing of a directory's members in the order and with the attributes of its tar, for `TarPlan`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class _Scanner:
     def run(self, exclude: Collection[str]) -> list[Entry]:
         path = os.fspath(self._root)
         try:
-            status = self._root.stat()
+            status = self._root.stat()  # the root may be a link to a directory, unlike what is below it
             if not stat.S_ISDIR(status.st_mode):
                 raise ArchiveError(f"cannot pack {path}: it is not a directory")
             self._append("", tarfile.DIRTYPE, status)
@@ -106,7 +106,7 @@ class _Scanner:
         return file_type == stat.S_IFDIR
 
     def _add_file(self, name: str, path: str, status: os.stat_result) -> None:
-        if status.st_nlink > 1:
+        if status.st_nlink > 1:  # only these can have another name; the others need no memory
             first = self._first_names.setdefault((status.st_dev, status.st_ino), name)
             if first != name:
                 self._append(name, tarfile.LNKTYPE, status, link=first)

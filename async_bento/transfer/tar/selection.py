@@ -1,4 +1,7 @@
-"""A part of a tar, as a tar of its own: which members to keep, and the bytes that make it."""
+"""A part of a tar, as a tar of its own: which members to keep, and the bytes that make it.
+
+`RemoteTar` and `StreamSink` copy these bytes.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,7 @@ def is_selected(path: str, include: Sequence[str], exclude: Sequence[str]) -> bo
 
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:
+    # `fnmatch` would ignore case on Windows. Its `*` matches slashes, too.
     return any(fnmatchcase(path, f"{pattern}*" if pattern.endswith("/") else pattern) for pattern in patterns)
 
 
@@ -99,7 +103,7 @@ def _parents(path: str) -> Iterator[str]:
 
 
 class KnownPieces:
-    """The pieces that an index of the same tar has led to."""
+    """Pieces that were chosen by an index of the same tar."""
 
     is_done = True
 

@@ -1,4 +1,7 @@
-"""Checks that a directory is still what the scan found, so that a tar never mixes two versions of it."""
+"""Checks that a directory is still what the scan found, so that a tar never mixes two versions of it.
+
+`TarReader` checks each file after reading it, and `TarPlan` directories and links at the end.
+"""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__package__)
 
+# O_EXCL: a path that exists is an error, and a link at the path is not followed (open(2)).
 _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | platform.NOFOLLOW | platform.OPEN
 _REOPEN_FLAGS = os.O_WRONLY | platform.NOFOLLOW | platform.OPEN
 # What link(2) fails with where the filesystem, or its settings, allow no hard link.
@@ -94,6 +95,7 @@ class TreeWriter:
         if os.fstat(self._descriptor).st_size < file.written:
             self.abort()
             raise StoreError(f"cannot resume {file.path}: the file is shorter than its checkpoint")
+        # What was written after the checkpoint comes again.
         os.ftruncate(self._descriptor, file.written)
         os.lseek(self._descriptor, file.written, os.SEEK_SET)
 
@@ -130,7 +132,7 @@ class TreeWriter:
         assert self._descriptor is not None
         if _SETS_TIMES_OF_OPEN_FILES:
             set_times(self._descriptor, mtime_ns)
-        descriptor, self._descriptor = self._descriptor, None
+        descriptor, self._descriptor = self._descriptor, None  # first: close(2) frees it even if it fails
         os.close(descriptor)
         if not _SETS_TIMES_OF_OPEN_FILES:
             set_times(self._absolute(self.current), mtime_ns)
@@ -194,7 +196,7 @@ class TreeWriter:
             except OSError as error:
                 if error.errno not in _NO_SYMLINKS:
                     raise
-                self._copy_targets(pending, before_copy)
+                self._copy_targets(pending, before_copy)  # this link and all after it
                 break
             del pending[path]
             if _SETS_SYMLINK_TIMES:
@@ -311,7 +313,7 @@ class TreeWriter:
 
 
 def _copied_next(links: Mapping[str, Symlink]) -> list[str]:
-    """The symlinks that lead to what has no link on its way or in it."""
+    """The symlinks whose targets contain no link of `links`, and are not reached through one."""
     holders = {parent for path in links for parent in _parents(path)}  # copied once the links in them are
     return [
         path
