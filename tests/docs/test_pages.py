@@ -351,6 +351,12 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     async def page(request: web.Request) -> web.Response:
         return web.Response(text="<html>Welcome</html>", content_type="text/html")
 
+    def refusing(status: int) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def refuse_request(request: web.Request) -> web.Response:
+            return web.Response(text="<html></html>", content_type="text/html", status=status)
+
+        return refuse_request
+
     async def without_database(request: web.Request) -> web.Response:
         return web.json_response({"message": "get api token: dial tcp: connection refused"}, status=403)
 
@@ -413,6 +419,10 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     async def full_registry(request: web.Request) -> web.Response:
         return web.json_response({"error": f"the registry's disk is full: {os.strerror(errno.ENOSPC)}"}, status=507)
 
+    for status in (413, 429, 503):
+        runner, url = await serve(refusing(status))
+        await note(lambda api: api.list(), endpoint=url, api_token="any")
+        await close_server(runner)
     for handler in (no_way, redirected, damaged, full_registry):
         runner, url = await serve(handler)
         await note(lambda api: api.pull("other:v1", bento_store=elsewhere), endpoint=url, api_token="any")
@@ -429,14 +439,14 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     await close_server(hanging_runner)
     await close_server(troubled_runner)
 
-    explained = re.findall(r"^## `(.*)`$", TROUBLESHOOTING.read_text(), re.MULTILINE)
+    explained = re.findall(r"^### `(.*)`$", TROUBLESHOOTING.read_text(), re.MULTILINE)
     patterns = [re.compile(".*".join(map(re.escape, text.split("…"))), re.DOTALL) for text in explained]
     unexplained = [message for message in messages if not any(pattern.search(message) for pattern in patterns)]
     unraised = [
         text for text, pattern in zip(explained, patterns, strict=True) if not any(map(pattern.search, messages))
     ]
     assert (unexplained, unraised) == ([], [])
-    assert len(explained) == TROUBLESHOOTING.read_text().count("\n## ")
+    assert len(explained) == TROUBLESHOOTING.read_text().count("# `")
 
 
 def test_site_builds_without_warnings(tmp_path: Path) -> None:
