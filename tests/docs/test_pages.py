@@ -449,6 +449,52 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     assert len(explained) == TROUBLESHOOTING.read_text().count("# `")
 
 
+@pytest.mark.parametrize(
+    ("query", "page"),
+    [
+        ("401 unauthorized", "guides/troubleshooting.md"),
+        ("403 forbidden", "guides/troubleshooting.md"),
+        ("429 too many requests", "guides/troubleshooting.md"),
+        ("asyncio.run() running event loop", "guides/troubleshooting.md"),
+        ("audit log", "guides/registry.md"),
+        ("backup", "guides/registry.md"),
+        ("bandwidth", "guides/tuning.md"),
+        ("connection refused", "guides/troubleshooting.md"),
+        ("cors", "guides/pages.md"),
+        ("delete old bentos", "guides/registry.md"),
+        ("disk full", "guides/troubleshooting.md"),
+        ("docker", "guides/clusters.md"),
+        ("exit codes", "guides/ci.md"),
+        ("github actions", "guides/ci.md"),
+        ("gunicorn", "guides/threads-and-processes.md"),
+        ("hangs", "guides/troubleshooting.md"),
+        ("interrupt cell", "guides/notebooks.md"),
+        ("kubernetes", "guides/clusters.md"),
+        ("latest version", "guides/push-and-pull.md"),
+        ("minio", "registry-on-s3.md"),
+        ("no space left on device", "guides/troubleshooting.md"),
+        ("permission denied", "guides/troubleshooting.md"),
+        ("private models", "guides/models.md"),
+        ("progress bars", "guides/notebooks.md"),
+        ("proxy", "guides/network.md"),
+        ("rate limit", "guides/troubleshooting.md"),
+        ("resume interrupted push", "guides/push-and-pull.md"),
+        ("roll back", "guides/labels.md"),
+        ("self-signed certificate", "guides/network.md"),
+        ("slow", "guides/troubleshooting.md"),
+        ("timeout", "guides/network.md"),
+        ("token", "guides/login.md"),
+        ("unclosed client session", "guides/troubleshooting.md"),
+        ("windows", "reliability.md"),
+    ],
+)
+def test_heading_or_first_paragraph_has_words_of_query(query: str, page: str) -> None:
+    lines = (ROOT / "docs" / page).read_text().lower().splitlines()
+    first = "\n".join(lines[1:]).strip().partition("\n\n")[0]
+    places = [first, *(line for line in lines if line.startswith("#"))]
+    assert any(all(word in place for word in query.split()) for place in places)
+
+
 def test_site_builds_without_warnings(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
