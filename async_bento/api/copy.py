@@ -1,7 +1,6 @@
 """A copy between registries, step by step: the record, the models, the bytes. Nothing is written to the disk.
 
-The target is pushed to as a directory is: by parts that a killed copy leaves and a later one finds, and with the record
-updated after the bytes.
+The upload is that of a push: a later copy resumes the parts of a killed one, and the record is updated after the bytes.
 """
 
 from __future__ import annotations

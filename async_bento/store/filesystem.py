@@ -1,4 +1,4 @@
-"""Directories as wholes: move, share, remove and sync them."""
+"""Operations on whole directories: move, share, remove and sync."""
 
 from __future__ import annotations
 

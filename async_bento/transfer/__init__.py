@@ -1,1 +1,1 @@
-"""How bytes cross the network."""
+"""Uploads, downloads and copies of tars, with resume and verification."""

@@ -1,4 +1,4 @@
-"""The watchdog of a transfer: which of its requests stand still."""
+"""The watchdog of a transfer: it finds requests that make no progress."""
 
 from __future__ import annotations
 

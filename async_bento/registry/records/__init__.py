@@ -1,1 +1,1 @@
-"""The records of repositories and items, in SQLite or in S3."""
+"""The records of repositories and items, in SQLite or PostgreSQL."""
