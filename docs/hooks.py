@@ -1,4 +1,4 @@
-"""MkDocs hooks: the version, the tables of the environment variables, and the examples of the commands as code."""
+"""MkDocs hooks: version, order of search results, tables of the environment variables, examples of the commands."""
 
 from __future__ import annotations
 
@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 
 KiB = 1024
 
+SEARCH_BOOSTS = {
+    "guides/push-and-pull.md": 2.0,
+    "guides/login.md": 2.0,
+    "guides/troubleshooting.md": 1.5,
+    "acceptance.md": 0.3,
+    "cli.md": 0.5,
+    "design/webhooks-and-quotas.md": 0.2,
+    "parity.md": 0.3,
+    "performance.md": 0.5,
+    "reference.md": 0.5,
+    "reliability.md": 0.5,
+}
+"""Factors for the score of a page in the search, so that guides come before pages that list everything."""
+
 
 def on_config(config: Any) -> None:
     """Set the version in the footer, and register the extension that formats examples."""
@@ -29,8 +43,9 @@ def on_config(config: Any) -> None:
     config["markdown_extensions"].append(CommandExamples())
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace each line `<!-- variables: NAME -->` by the table of that group."""
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Set the search boost of the page, and replace each line `<!-- variables: NAME -->` by the table of that group."""
+    page.meta["search"] = {"boost": SEARCH_BOOSTS.get(page.file.src_uri, 1.0)}
     return re.sub(r"^<!-- variables: (\w+) -->$", lambda found: make_table(found[1]), markdown, flags=re.MULTILINE)
 
 

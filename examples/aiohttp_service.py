@@ -2,8 +2,8 @@
 
     BENTO=iris_classifier python examples/aiohttp_service.py
 
-`GET /ready` answers 503 with the progress until the bento is in the store; a load balancer can use it as a readiness
-check. The service listens during the pull. If the process is stopped, the next start resumes the pull.
+`GET /ready` answers 503 with the progress until the bento is in the store, so you can use it as a readiness check.
+If the process stops during the pull, the next start resumes the pull.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 
 class Startup:
-    """The pull of this service's bento, running or complete."""
+    """The state of the pull: running, complete or failed."""
 
     def __init__(self, tag: str) -> None:
         self.tag = tag
         self.path: str | None = None
         self.error: str | None = None
-        self._events: dict[int, ProgressEvent] = {}  # the last of the bento and of each of its models
+        self._events: dict[int, ProgressEvent] = {}  # the last event of the bento and of each model
 
     def listen(self, event: ProgressEvent) -> None:
         """Record the progress; called on the event loop."""
         self._events[event.id] = event
 
     def progress(self) -> dict[str, int]:
-        """The bytes of the bento and its models so far, and those of all items whose size is known by now."""
+        """Return the transferred bytes of the bento and its models, and the total size as far as it is known."""
         events = self._events.values()
         return {
             "bytes_done": sum(event.bytes_done for event in events),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Push the bento that a CI job built, and print the result. Set BENTO_CLOUD_API_ENDPOINT and BENTO_CLOUD_API_KEY as secrets
-# of the job.
+# of the job. If the registry cannot be reached, the script retries once.
 #
 #     examples/ci.sh iris_classifier:v3
 set -euo pipefail

@@ -2,8 +2,8 @@
 
     uvicorn --app-dir examples fastapi_push:app
 
-`POST /pushes/iris_classifier:v3` answers 202 immediately. `GET /pushes/iris_classifier:v3` returns the progress. Both
-take a name alone, too, for its latest version. The client is closed with the application.
+`POST /pushes/iris_classifier:v3` starts the push and answers 202. `GET /pushes/iris_classifier:v3` returns the
+progress. Without a version, both use the latest one. The client is closed when the application stops.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 async def exact(tag: str) -> str:
-    """Return the tag with its version, which progress events have."""
+    """Return the tag with its version: progress events have the version."""
     try:
         return str((await anyio.to_thread.run_sync(BentoStore().get, tag)).tag)
     except NotFoundError as error:

@@ -2,8 +2,8 @@
 
     python examples/many_at_once.py
 
-All calls of one API share its budget: forty pushes open no more connections than one, and a small bento does not wait
-for a large one. A failed push does not stop the others.
+All calls of one API share its budget, so forty pushes open no more connections than one. A small bento does not wait
+for a large one, and a failed push does not stop the others.
 """
 
 import asyncio

@@ -3,8 +3,8 @@
     pip install opentelemetry-sdk opentelemetry-instrumentation-aiohttp-client
     python examples/opentelemetry_spans.py iris_classifier:v3
 
-async-bento opens its sessions at the first call, so instrument aiohttp before it. A presigned URL grants access to its
-object, so `url_filter` must remove the query; otherwise the traces contain signatures.
+Instrument aiohttp before the first call of async-bento, which opens the sessions. A presigned URL grants access to its
+object, so pass a `url_filter` that removes the query. Otherwise the traces contain signatures.
 """
 
 from __future__ import annotations

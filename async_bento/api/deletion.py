@@ -1,4 +1,4 @@
-"""Delete bentos and models from the registry. No local store is used."""
+"""Delete bentos and models from the registry, without a local store."""
 
 from __future__ import annotations
 

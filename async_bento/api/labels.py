@@ -1,4 +1,4 @@
-"""Labels in the registry: validate, change and search them. No local store is used."""
+"""Labels in the registry: validate, change and search them, without a local store."""
 
 from __future__ import annotations
 

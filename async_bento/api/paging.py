@@ -1,4 +1,4 @@
-"""A walk through a list in the registry, in which records are added and deleted meanwhile."""
+"""Read all pages of a list in the registry while other clients add and delete records."""
 
 from __future__ import annotations
 

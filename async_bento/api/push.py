@@ -1,8 +1,8 @@
 """A push, step by step: the repository, the record, the bytes.
 
 The order is that of BentoML 1.4.39 (`bentoml/_internal/cloud/bento.py`), with two exceptions. The directory is scanned
-before anything is registered: what cannot be read is reported before the registry knows of it. An existing record is
-updated after its bytes: an interrupted push of an item that was whole leaves it whole.
+before anything is registered, so a file that cannot be read leaves no record behind. An existing record is updated
+after its bytes, so an interrupted push of a complete item leaves that item complete.
 """
 
 from __future__ import annotations

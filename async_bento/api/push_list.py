@@ -1,4 +1,4 @@
-"""A push of several items, concurrently: what fails does not stop the others, and is raised at the end."""
+"""Push several items concurrently. A failed item does not stop the others; all failures are raised at the end."""
 
 from __future__ import annotations
 

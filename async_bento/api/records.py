@@ -1,4 +1,4 @@
-"""Find records in the registry: of a tag, or the newest of a name. No local store is used."""
+"""Find records in the registry: by tag, or the newest of a name. No local store is used."""
 
 from __future__ import annotations
 

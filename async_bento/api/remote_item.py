@@ -1,4 +1,4 @@
-"""A bento or a model in the registry, of which calls read without a pull."""
+"""A bento or a model in the registry whose files are read without a pull."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--dry-run` of push and pull: say what would be sent or written, and change nothing."""
+"""`--dry-run` of push and pull: print what would be transferred, and change nothing."""
 
 from __future__ import annotations
 

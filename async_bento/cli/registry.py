@@ -1,4 +1,4 @@
-"""`async-bento registry`: the commands for who runs a registry, and the options that name its places."""
+"""`async-bento registry`: the commands that maintain a registry, and the options for its storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`async-bento registry prune` and `usage`: delete old versions, and show what uses the space."""
+"""`async-bento registry prune` and `usage`: delete old versions, and show the disk usage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The items that a command works on, given by tags, patterns of tags or --all, and the work on each of them."""
+"""Select the items of a command by tags, patterns or --all, and run the command for each of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that interrupt the command: SIGTERM, SIGHUP and Ctrl-Break do to a push or a pull what Ctrl-C does."""
+"""Signals: SIGTERM, SIGHUP and Ctrl-Break interrupt a push or a pull like Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`async-bento store`: list, find and delete what the local store has, and remove what interrupted transfers left."""
+"""`async-bento store`: list, find and delete local items, and remove the files of interrupted transfers."""
 
 from __future__ import annotations
 

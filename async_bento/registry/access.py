@@ -1,4 +1,4 @@
-"""Access to the API: the token of each request, what it allows, and the delay of guesses."""
+"""Access to the API: authenticate tokens, check their rights, and delay wrong guesses."""
 
 from __future__ import annotations
 

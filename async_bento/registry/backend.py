@@ -1,4 +1,4 @@
-"""Where a registry keeps its data: records in a database, and bytes in a directory or in a bucket.
+"""The storage of a registry: records in a database, and bytes in a directory or a bucket.
 
 This module imports SQLAlchemy, and is imported itself when a registry starts.
 """

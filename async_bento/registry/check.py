@@ -1,4 +1,4 @@
-"""The check of a registry: does the storage still have the bytes that the records name?"""
+"""Check a registry: compare the stored bytes with the records."""
 
 from __future__ import annotations
 

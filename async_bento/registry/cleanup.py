@@ -1,4 +1,4 @@
-"""Deletion of old versions, and removal of bytes that nobody needs: replaced ones, and those without a record."""
+"""Delete old versions, and remove replaced bytes and bytes without a record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators see of a running registry: whether it is ready, its requests, and its metrics; and how it stops."""
+"""Operation of a registry: readiness, access log, metrics, and shutdown."""
 
 from __future__ import annotations
 

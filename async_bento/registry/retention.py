@@ -1,4 +1,4 @@
-"""Retention: the versions that a registry no longer keeps, and their deletion."""
+"""Retention: find and delete old versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens: which requests each allows, and who has sent a request."""
+"""Tokens: the requests that a token allows, and the sender of a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the bytes of items travel: in presigned parts, through the registry, or as the client chooses."""
+"""The transmission strategies: presigned parts, through the registry, or the client's choice."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The bytes of items: uploads, downloads and deletions, from the records to the storage.
 
-Each upload has a key of its own, so that no upload changes bytes that someone reads: they become the item's when the
-client reports success, in the transaction that says so. `cleanup.py` removes the replaced ones later.
+Each upload has a key of its own, so no upload changes bytes that a client reads. The bytes become those of the item in
+the transaction that records the client's success. `cleanup.py` removes the replaced bytes later.
 """
 
 from __future__ import annotations

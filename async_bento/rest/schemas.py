@@ -1,8 +1,8 @@
-"""The JSON of the registry's responses, and how people see it.
+"""The JSON of the registry's responses, and its display in notebooks.
 
 Fields are those that BentoML 1.4.39 reads (`bentoml/_internal/cloud/schemas/`) and Yatai sends (yatai-schemas,
 `schemasv1/`). Unknown fields are ignored, since servers add them. A field that one server omits may be null or empty at
-another, so that only fields without which no step works are required.
+another, so only the fields that a step needs are required.
 """
 
 from __future__ import annotations

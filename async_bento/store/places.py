@@ -1,4 +1,4 @@
-"""Where the staging area of a store lies.
+"""Find the staging directory of a store.
 
 1. In `tmp` next to the store, as BentoML's temporary files: if everyone who may write to the store may write there, and
    one rename moves a directory from there into the store.

@@ -1,8 +1,8 @@
 """The tar of an item in one registry as the source of an upload to another: ranges become parts, through memory alone.
 
-A part is sent while its range arrives, its last bytes once it agrees with the checksums of its registry. An upload in
-one request reads several ranges at once and sends them in order. Where the server sends no ranges, the tar is read
-once, in order.
+A part is sent while its range arrives; its last bytes are sent after the checksums of the source are verified. An
+upload in one request reads several ranges at once and sends them in order. Where the server sends no ranges, the tar is
+read once, in order.
 """
 
 from __future__ import annotations

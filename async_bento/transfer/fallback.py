@@ -1,6 +1,6 @@
 """The way through the registry, for a storage that this machine cannot reach.
 
-Presigned URLs may name a host that only the registry's cluster knows. Yatai takes the routes `upload` and `download`
+Presigned URLs may name a host that only the registry's cluster knows. Yatai accepts the routes `upload` and `download`
 whatever its transmission strategy.
 """
 

@@ -1,8 +1,8 @@
 """The journal of a multipart upload: which parts have arrived, readable after a crash.
 
-One file per upload, one JSON object per line: the upload first, then each part as it arrives. A line is written by
-one `write`, so a crash can cut short only the last line, which is dropped on reading. The file holds no secret: an
-upload id opens nothing without a presigned URL.
+One file per upload, one JSON object per line: the upload first, then each part as it arrives. A line is written by one
+`write`, so a crash can cut short only the last line, which is dropped on reading. The file holds no secret: an upload
+id is useless without a presigned URL.
 """
 
 from __future__ import annotations

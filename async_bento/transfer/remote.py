@@ -1,4 +1,4 @@
-"""A tar in the registry, read without a pull: its headers by ranges, and of its contents what is asked for.
+"""A tar in the registry, read without a pull: its headers by ranges, and the contents that a caller requests.
 
 Where the server sends no ranges, or the tar is compressed, the tar is streamed up to the last byte that is needed.
 """

@@ -1,4 +1,4 @@
-"""What the response to a request that moves bytes means: the size, the ETag, or an error."""
+"""Interpret the response to an upload or a download: the size, the ETag, or an error."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Extraction of a tar as it arrives, with state that lets another process resume it.
 
-A state file beside the staging directory names the object and holds the extractor's checkpoint. The file is written
-before any byte is fed beyond what the last checkpoint covers, and removed before the final steps, so that it is true
-however the process ends. It is not synced, so it may be false after a system crash: the file names the boot it was
-written in, and is ignored after another one.
+A state file next to the staging directory names the object and holds the extractor's checkpoint. The file is written
+before any byte is fed beyond what the last checkpoint covers, and removed before the final steps, so that it is valid
+however the process ends. It is not synced, so it may be invalid after a system crash: the file names the boot in which
+it was written, and is ignored after another boot.
 """
 
 from __future__ import annotations

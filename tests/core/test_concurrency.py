@@ -11,13 +11,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-<<<<<<< HEAD
 from async_bento._core import concurrency
 from async_bento._core.concurrency import ByteBudget, Threads, background_task, for_each, hold_lock, shielded
-=======
-from async_bento._core.concurrency import ByteBudget, Threads, for_each, shielded
 from async_bento._core.thread_pool import DaemonThreadPool
->>>>>>> comments1
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -352,6 +352,12 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     async def page(request: web.Request) -> web.Response:
         return web.Response(text="<html>Welcome</html>", content_type="text/html")
 
+    def refusing(status: int) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def refuse_request(request: web.Request) -> web.Response:
+            return web.Response(text="<html></html>", content_type="text/html", status=status)
+
+        return refuse_request
+
     async def without_database(request: web.Request) -> web.Response:
         return web.json_response({"message": "get api token: dial tcp: connection refused"}, status=403)
 
@@ -414,6 +420,10 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     async def full_registry(request: web.Request) -> web.Response:
         return web.json_response({"error": f"the registry's disk is full: {os.strerror(errno.ENOSPC)}"}, status=507)
 
+    for status in (413, 429, 503):
+        runner, url = await serve(refusing(status))
+        await note(lambda api: api.list(), endpoint=url, api_token="any")
+        await close_server(runner)
     for handler in (no_way, redirected, damaged, full_registry):
         runner, url = await serve(handler)
         await note(lambda api: api.pull("other:v1", bento_store=elsewhere), endpoint=url, api_token="any")
@@ -430,14 +440,60 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
     await close_server(hanging_runner)
     await close_server(troubled_runner)
 
-    explained = re.findall(r"^## `(.*)`$", TROUBLESHOOTING.read_text(), re.MULTILINE)
+    explained = re.findall(r"^### `(.*)`$", TROUBLESHOOTING.read_text(), re.MULTILINE)
     patterns = [re.compile(".*".join(map(re.escape, text.split("…"))), re.DOTALL) for text in explained]
     unexplained = [message for message in messages if not any(pattern.search(message) for pattern in patterns)]
     unraised = [
         text for text, pattern in zip(explained, patterns, strict=True) if not any(map(pattern.search, messages))
     ]
     assert (unexplained, unraised) == ([], [])
-    assert len(explained) == TROUBLESHOOTING.read_text().count("\n## ")
+    assert len(explained) == TROUBLESHOOTING.read_text().count("# `")
+
+
+@pytest.mark.parametrize(
+    ("query", "page"),
+    [
+        ("401 unauthorized", "guides/troubleshooting.md"),
+        ("403 forbidden", "guides/troubleshooting.md"),
+        ("429 too many requests", "guides/troubleshooting.md"),
+        ("asyncio.run() running event loop", "guides/troubleshooting.md"),
+        ("audit log", "guides/registry.md"),
+        ("backup", "guides/registry.md"),
+        ("bandwidth", "guides/tuning.md"),
+        ("connection refused", "guides/troubleshooting.md"),
+        ("cors", "guides/pages.md"),
+        ("delete old bentos", "guides/registry.md"),
+        ("disk full", "guides/troubleshooting.md"),
+        ("docker", "guides/clusters.md"),
+        ("exit codes", "guides/ci.md"),
+        ("github actions", "guides/ci.md"),
+        ("gunicorn", "guides/threads-and-processes.md"),
+        ("hangs", "guides/troubleshooting.md"),
+        ("interrupt cell", "guides/notebooks.md"),
+        ("kubernetes", "guides/clusters.md"),
+        ("latest version", "guides/push-and-pull.md"),
+        ("minio", "registry-on-s3.md"),
+        ("no space left on device", "guides/troubleshooting.md"),
+        ("permission denied", "guides/troubleshooting.md"),
+        ("private models", "guides/models.md"),
+        ("progress bars", "guides/notebooks.md"),
+        ("proxy", "guides/network.md"),
+        ("rate limit", "guides/troubleshooting.md"),
+        ("resume interrupted push", "guides/push-and-pull.md"),
+        ("roll back", "guides/labels.md"),
+        ("self-signed certificate", "guides/network.md"),
+        ("slow", "guides/troubleshooting.md"),
+        ("timeout", "guides/network.md"),
+        ("token", "guides/login.md"),
+        ("unclosed client session", "guides/troubleshooting.md"),
+        ("windows", "reliability.md"),
+    ],
+)
+def test_heading_or_first_paragraph_has_words_of_query(query: str, page: str) -> None:
+    lines = (ROOT / "docs" / page).read_text().lower().splitlines()
+    first = "\n".join(lines[1:]).strip().partition("\n\n")[0]
+    places = [first, *(line for line in lines if line.startswith("#"))]
+    assert any(all(word in place for word in query.split()) for place in places)
 
 
 def test_site_builds_without_warnings(tmp_path: Path) -> None:

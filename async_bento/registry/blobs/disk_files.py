@@ -1,4 +1,4 @@
-"""The files of the disk storage. An object consists of the very files in which its parts arrived.
+"""The files of the disk storage. An object consists of the files in which its parts arrived.
 
     <key>/00001.<md5>       a part, or a whole body, named by its number and MD5
     <key>/upload            exists while the upload accepts parts

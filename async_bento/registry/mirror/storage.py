@@ -1,4 +1,4 @@
-"""What a mirror keeps: published like pushes, and evicted in the order of the last pulls."""
+"""The stored items of a mirror: published like pushes, and evicted in the order of the last pulls."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The pages of a registry, for people: server-rendered HTML, which shows and changes nothing."""
+"""The pages of a registry, for people: server-rendered HTML, read-only."""

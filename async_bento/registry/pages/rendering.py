@@ -1,4 +1,4 @@
-"""Templates, and what they show: sizes, times, READMEs and manifests. The import reads and compiles all files."""
+"""Render templates with sizes, times, READMEs and manifests. The import reads and compiles all files."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """The session of a browser: a signed cookie, and which requests may set it.
 
-The cookie names a token by its id and an expiry, signed with the digest of the token. It opens the pages and nothing
-else: a cookie reaches every port of a host, and the token itself would let its finder push and delete. Nothing is
-stored, so that all copies of a registry accept it, and revoking or rotating the token ends it at once. Logging out
-removes it from the browser. Somebody who has read the database could sign one, and sees there what the pages show.
+The cookie names a token by its id and an expiry, signed with the digest of the token. The cookie is valid for the pages
+only: browsers send a cookie to every port of a host, and with the token itself, a thief could push and delete. Nothing
+is stored, so that all copies of a registry accept it, and revoking or rotating the token ends it at once. Logging out
+removes it from the browser. Somebody who can read the database could sign a cookie, but already sees there what the
+pages show.
 """
 
 from __future__ import annotations

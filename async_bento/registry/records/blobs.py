@@ -1,4 +1,4 @@
-"""The records of bytes: under which key of the storage the bytes of each upload are, and what they are."""
+"""The records of uploads: the key of the bytes in the storage, and their checksums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of the tables: what a record is written as, and how it is read."""
+"""Rows of the tables: write a record, and read it."""
 
 from __future__ import annotations
 
