@@ -13,6 +13,7 @@ from async_bento import BentoAPI
 from async_bento.cli import main
 from tests.builders import make_bento, make_model
 from tests.cli_runner import make_runner
+from tests.platforms import IS_WINDOWS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,10 +58,12 @@ def test_verify_command_prints_what_differs(bento: Path) -> None:
 
     (bento / "src/a.py").unlink()
     (bento / "src/service.py").write_bytes(b"fail\n" * 2)
-    (bento / "src/new\nline").touch()
+    new = "new line" if IS_WINDOWS else "new\nline"
+    (bento / "src" / new).touch()
     different = run("verify", "svc:v1", "--quiet")
     assert (different.exit_code, different.stderr) == (1, "")
-    assert different.stdout == "removed src/a.py\nadded src/new\\nline\nchanged src/service.py\n"
+    printed = new.replace("\n", "\\n")
+    assert different.stdout == f"removed src/a.py\nadded src/{printed}\nchanged src/service.py\n"
     found = json.loads(run("verify", "svc:v1", "--json").stdout)
     assert (found["is_same"], found["method"]) == (False, "index")
     assert found["differences"][0] == {"path": "src/a.py", "kind": "removed", "changes": []}

@@ -104,6 +104,7 @@ main(["models", "copy", "mod:m1", "--from", "here", "--to", "there", "--threads"
 """
 
 
+@pytest.mark.posix("signals between processes")
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 async def test_copy_command_interrupted_reports_and_resumes(
     run: Run,
