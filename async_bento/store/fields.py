@@ -61,7 +61,9 @@ def _convert(value: object, counter: Iterator[int]) -> JsonValue:
     if isinstance(value, dict):
         members = cast("dict[object, object]", value).items()
         return {_to_key(key): _convert(member, counter) for key, member in members}
-    if isinstance(value, (list, tuple, set)):
+    if isinstance(value, set):  # sorted, since its order differs from process to process
+        value = sorted(cast("set[object]", value), key=str)
+    if isinstance(value, (list, tuple)):
         return [_convert(member, counter) for member in cast("list[object]", value)]
     if isinstance(value, datetime):  # before `date`, of which it is a subclass
         return format_time(value)

@@ -183,6 +183,11 @@ def test_env_value_as_number_becomes_text(tmp_path):
     assert [env.value for env in envs] == ["1", "True"]
 
 
+def test_set_in_metadata_has_the_same_order_in_every_process(tmp_path):
+    classes = {"setosa", "versicolor", "virginica", "rose", "tulip", "lily", "daisy", "iris"}
+    assert model(tmp_path, metadata={"classes": classes}).info.metadata["classes"] == sorted(classes)
+
+
 def test_null_field_counts_as_missing(tmp_path):
     iris = bento(tmp_path, models=None, services=None, labels=None, envs=None, runners=None)
     assert (iris.models, iris.labels) == ([], {})
