@@ -1,4 +1,4 @@
-"""The check of a registry: does the storage still have the bytes that the records name?"""
+"""The check of a registry, for `registry check`: does the storage still have the bytes that the records name?"""
 
 from __future__ import annotations
 
