@@ -355,6 +355,7 @@ async def _find(tar: RemoteTar, path: str, output: FileOutput) -> IndexEntry | N
         if await tar.copy_streamed(path, output):
             return None
         await tar.load()
+    # A link may lead to any member, before or after it: that takes the whole list.
     if (entry := tar.index.entries.get(path)) is None or entry.member.type != "file":
         await tar.load()
         return tar.index.resolve(path)

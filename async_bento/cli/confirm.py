@@ -1,4 +1,4 @@
-"""The question before a deletion."""
+"""The question before a deletion in a store or a registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Totals, rate and ETA of concurrent transfers, and their lines of text."""
+"""Totals, rate and ETA of concurrent transfers, and their lines of text, for the listeners."""
 
 from __future__ import annotations
 

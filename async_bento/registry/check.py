@@ -1,4 +1,4 @@
-"""Check a registry: compare the stored bytes with the records."""
+"""The check of a registry, for `registry check`: does the storage still have the bytes that the records name?"""
 
 from __future__ import annotations
 

@@ -108,6 +108,7 @@ class Cleanup:
         unknown: list[str] = []
         n_known = 0
         async for stored in self._blobs.stored():
+            # Newer bytes may still get a record: those of an upload that starts, and of the fetch of a mirror.
             keys = [each.key for each in stored if each.modified_at < oldest]
             known = await self._records.named(keys)
             n_known += len(known)

@@ -1,4 +1,4 @@
-"""Responses with the bytes of an object, or a range of them."""
+"""Responses with the bytes of an object, whole or a range: of the API, of presigned URLs on disk, and of a mirror."""
 
 from __future__ import annotations
 

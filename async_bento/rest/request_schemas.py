@@ -1,4 +1,4 @@
-"""The JSON bodies of requests to the registry."""
+"""The JSON bodies of requests to the registry, which `api` and `transfer` build and `routes.py` sends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which storages of a registry a client can reach."""
+"""Which storages of a registry a client can reach: transfers go through the registry where there is none."""
 
 from __future__ import annotations
 

@@ -238,6 +238,7 @@ class Connections:
         return Target(
             url=url,
             session=session,
+            # Identity: a compressed response would have another size and another checksum than the object.
             headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers},
             proxy=self._proxy or proxy_of_environment(url),
             ssl=self._ssl,

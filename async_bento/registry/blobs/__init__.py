@@ -1,1 +1,1 @@
-"""The bytes of bentos and models, on disk or in S3."""
+"""The bytes of bentos and models, on disk or in S3. `registry/uploads.py` calls both by the interface in `base.py`."""

@@ -275,6 +275,7 @@ class DiskFiles:
     def _remove(self, key: str) -> None:
         directory = self.directory(key)
         shutil.rmtree(directory, ignore_errors=True)
+        # On Windows, `rmtree` leaves read-only files.
         if directory.exists():
             with contextlib.suppress(OSError):
                 platform.remove_directory(directory)

@@ -1,4 +1,4 @@
-"""S3's rules for the parts of a multipart upload."""
+"""S3's rules for the parts of a multipart upload, for the disk and for buckets that do not check them."""
 
 from __future__ import annotations
 

@@ -128,7 +128,9 @@ class MirrorStorage:
                 f"from {self._url}, or raise the size of the mirror."
             )
             raise StorageError("EntityTooLarge", message, status=409)
+        # One at a time: two evictions that see the same usage would evict twice as much.
         async with self._lock:
+            # At once, unlike the cleanup: a mirror presigns no URL, and files stay until their last reader has ended.
             for blob in await self._blob_records.unused_since(utc_now()):
                 await self._uploads.remove(blob)
             while (await self._blob_records.usage()).current + size > self._size:

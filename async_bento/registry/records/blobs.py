@@ -76,7 +76,7 @@ class BlobRecords:
         try:
             async with self._database.writing() as connection:
                 await connection.execute(insert(blobs), values)
-        except IntegrityError as error:
+        except IntegrityError as error:  # of the foreign key
             raise RecordNotFoundError(f"get {item.repository}:{item.version}") from error
 
     async def find(self, key: str) -> Blob | None:

@@ -1,4 +1,4 @@
-"""The SQL of retention, and of the space that repositories use."""
+"""The SQL of retention, whose policy is in `registry/retention.py`, and of the space that repositories use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SQL of a list query."""
+"""The SQL of a list query, which `query.py` has parsed and `Records` runs."""
 
 from __future__ import annotations
 

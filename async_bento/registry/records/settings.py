@@ -1,4 +1,4 @@
-"""Values that all copies of a registry share."""
+"""Values that all copies of a registry share, such as the id by which a bucket knows its database."""
 
 from __future__ import annotations
 

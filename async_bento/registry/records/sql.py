@@ -1,4 +1,4 @@
-"""The records of repositories and items, in SQL."""
+"""The records of repositories and items, in SQL: `Records`, which the handlers of the API and of the pages call."""
 
 from __future__ import annotations
 
@@ -331,6 +331,7 @@ async def _load_page(
     rows = (await connection.execute(select_page(query, scope))).all()
     ids = _fitting([(row[0], row[1]) for row in rows])
     loaded = {item.id: item for item in await _load(connection, _ITEMS.where(items.c.id.in_(ids)))}
+    # Each statement sees what was committed before it: an item may have been deleted since the first.
     in_order = [loaded[each] for each in ids if each in loaded]
     return await _with_repositories(connection, in_order, total)
 
