@@ -43,7 +43,11 @@ class Move:
         """Write the move into a temporary directory, for the recovery if this process is killed."""
         # A rename keeps the inode, by which the recovery knows whether the move took place.
         move = self if moved is None else replace(self, inode=moved.stat().st_ino)
-        atomic_write(aside / _RECORD, json.dumps(asdict(move)), durable=False)
+        # Without it, a power failure between the renames of a replacement would leave the old item without a place.
+        is_replaced = os.path.lexists(self.target)
+        atomic_write(aside / _RECORD, json.dumps(asdict(move)), durable=is_replaced)
+        if is_replaced:
+            fsync_path(aside)
 
     def recover(self, aside: Path) -> None:
         """Restore the old item if the new one is missing, and update `latest` if the new one is in its place.

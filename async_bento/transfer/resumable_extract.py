@@ -93,7 +93,7 @@ class ResumableExtract:
         extractor: Extractor | None = None
         try:
             extractor = self._resumed()
-        except (OSError, ValueError, StoreError):  # the pull starts from the first byte
+        except (OSError, ValueError, LookupError, OverflowError, StoreError):  # the pull starts from the first byte
             self.not_resumed = "its state or its files are damaged"
         self._extractor = self._fresh() if extractor is None else extractor
 

@@ -89,6 +89,17 @@ def test_commit_syncs_files_before_rename_and_name_after(store, synced):
     assert synced[3:] == ["rename to v2", "latest", "iris"]
 
 
+def test_commit_with_replace_syncs_record_before_rename(store, synced):
+    """A power failure between two renames leaves the old item aside: only the record says where it belongs."""
+    put(store, "iris:v1", OLD)
+    synced.clear()
+    put(store, "iris:v1", replace=True)
+    record, aside, place = synced[-3:]
+    assert record.startswith("commit.json")
+    assert aside.startswith("async-bento-")
+    assert place == "iris"
+
+
 def put_many(store, tag):
     """Commit an item with more files than are synced one by one."""
     with store.stage() as staged:

@@ -335,11 +335,12 @@ async def test_pull_resume_from_another_registry_restarts(
         lambda path: path.write_text("[1]"),
         lambda path: path.write_bytes(path.read_bytes()[:-20]),
         lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoint": {}})),
+        lambda path: path.write_text(path.read_text().replace('"position": ', '"position": 1e999, "was": ')),
         lambda path: shutil.rmtree(path.parent / "item/small"),
         lambda path: (path.parent / "item/weights").unlink(),
         lambda path: (path.parent / "item/weights").write_bytes(b"short"),
     ],
-    ids=["nonsense", "list", "cut short", "no checkpoint", "directory gone", "file gone", "file short"],
+    ids=["nonsense", "list", "cut short", "no checkpoint", "infinite position", "directory gone", "file gone", "file short"],
 )
 async def test_pull_resume_with_modified_files_restarts(
     proxy: FaultProxy,
