@@ -96,7 +96,7 @@ def shell_actor() -> Actor:
 
     try:
         return Actor(f"shell:{getpass.getuser()}")
-    except (KeyError, OSError):  # a container may run as a user without a name
+    except (KeyError, OSError, ImportError):  # a container's user may have no name; Windows has no `pwd`
         return Actor("shell")
 
 
