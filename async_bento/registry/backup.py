@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from async_bento._core import platform
 from async_bento._core.concurrency import Threads, check_cancelled
+from async_bento._core.files import fsync_path
 from async_bento.errors import BentoError, ConfigError
 from async_bento.registry.blobs.disk_files import KEY_PATTERN, part_name
 from async_bento.registry.directory import BLOBS, DATABASE, SECRETS
@@ -139,6 +140,7 @@ def _copy_blob(source: Path, target: Path, blob: Blob) -> int | None:
             shutil.copyfile(source / blob.key / name, unfinished)
         except FileNotFoundError:
             return None
+        fsync_path(unfinished)  # the next backup takes a part of this name and size as complete
         platform.replace(unfinished, new)
         copied += part.size
     return copied
@@ -157,6 +159,7 @@ def _finish(root: Path, target: Path, snapshot: Path) -> None:
             shutil.copyfile(root / name, target / name)
             (target / name).chmod(0o600)
     snapshot.chmod(0o600)
+    fsync_path(snapshot)
     platform.replace(snapshot, target / DATABASE)
 
 

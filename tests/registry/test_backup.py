@@ -91,6 +91,18 @@ async def test_second_backup_copies_only_what_is_new(caller: Caller, tmp_path: P
     assert sorted(path.name for path in target.iterdir()) == ["api_token", "blobs", "registry.sqlite3", "signing_key"]
 
 
+async def test_backup_syncs_each_part(caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A power failure must not leave a damaged part under the name by which the next backup takes it as complete."""
+    await push(caller, "v1", DATA)
+    synced: list[str] = []
+    monkeypatch.setattr(backup, "fsync_path", lambda path: synced.append(path.name))
+    result = await run("backup", tmp_path / "backup", "--root", tmp_path / "registry")
+    assert result.exit_code == 0, result.stderr
+    parts = [path.name for path in (tmp_path / "backup" / "blobs").rglob("*") if path.is_file()]
+    assert parts
+    assert {*synced} >= {f".{name}" for name in parts}
+
+
 async def test_backup_is_private_and_runs_as_a_registry(caller: Caller, tmp_path: Path):
     await push(caller, "v1", DATA)
     await run("backup", tmp_path / "backup", "--root", tmp_path / "registry")

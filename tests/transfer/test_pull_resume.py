@@ -340,7 +340,16 @@ async def test_pull_resume_from_another_registry_restarts(
         lambda path: (path.parent / "item/weights").unlink(),
         lambda path: (path.parent / "item/weights").write_bytes(b"short"),
     ],
-    ids=["nonsense", "list", "cut short", "no checkpoint", "infinite position", "directory gone", "file gone", "file short"],
+    ids=[
+        "nonsense",
+        "list",
+        "cut short",
+        "no checkpoint",
+        "infinite position",
+        "directory gone",
+        "file gone",
+        "file short",
+    ],
 )
 async def test_pull_resume_with_modified_files_restarts(
     proxy: FaultProxy,
