@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.windows.outcomes import FILE, RUNNING
-from tests.windows.wine import WindowsPython, make_python, windows_path
+from tests.windows.wine import WindowsPython, make_python, refuse_links, windows_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("tests", nargs="*", help="files, directories and options of pytest")
     options = parser.parse_intermixed_args()
     python = make_python(options.directory.absolute(), options.package)
+    refuse_links(python)
     paths = [argument for argument in options.tests if Path(argument.partition("::")[0]).exists()]
     more = [argument for argument in options.tests if argument not in paths]
     with python.started(), ThreadPoolExecutor(options.processes) as threads:
@@ -80,7 +81,7 @@ def run(python: WindowsPython, path: str, arguments: Sequence[str]) -> tuple[str
 
 def attempt(python: WindowsPython, path: str, arguments: Sequence[str], results: Path) -> tuple[int, str]:
     """Run one file, without the tests that have an outcome; return the exit code and the output."""
-    plugins = ["-p", "tests.windows.links", "-p", "tests.windows.outcomes", "-p", "no:cacheprovider"]
+    plugins = ["-p", "tests.windows.outcomes", "-p", "no:cacheprovider"]
     environment = {
         FILE: windows_path(results),
         "PYTHONPATH": windows_path(ROOT),

@@ -1,4 +1,4 @@
-"""A pytest plugin for Wine: a link fails as it does for most users of Windows.
+"""Imported by each Python of the session: a link fails as it does for most users of Windows.
 
 Wine's CreateSymbolicLink makes nothing and reports success.
 """

@@ -128,6 +128,13 @@ def make_python(directory: Path, packages: Sequence[str]) -> WindowsPython:
     return python
 
 
+def refuse_links(python: WindowsPython) -> None:
+    """Let every process of the interpreter import `links.py` when it starts."""
+    site = python.program.parent / "Lib" / "site-packages"
+    shutil.copy(HERE / "links.py", site / "refuse_links.py")
+    (site / "refuse_links.pth").write_text("import refuse_links\n")
+
+
 def _install(target: Path, *arguments: str) -> None:
     """Install wheels for Windows into a directory."""
     target_platform = ["--python-platform", "windows", "--python-version", "3.11", "--only-binary", ":all:"]
