@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from async_bento import RetryPolicy
 
-pytest_plugins = ["tests.fixtures", "tests.platforms"]
+pytest_plugins = ["tests.leaks", "tests.fixtures", "tests.platforms"]
 
 # Under coverage, only the tests' own process is measured: to measure the hundreds that they start doubles the time.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -589,6 +589,8 @@ def test_push_stops_at_a_fatal_error(served: LocalRegistry, three: None, monkeyp
         (("get",), 2, "Pass either TAG, or --search or --label."),
         (("get", "iris", "--search", "iris"), 2, "Pass either TAG, or --search or --label."),
         (("get", "--search", "rose"), 3, "no bento in the registry at {endpoint} matches"),
+        (("list", "--limit", "0"), 2, "0 is not in the range x>=1."),
+        (("push", "iris:v1", "--threads", "0"), 2, "0 is not in the range x>=1."),
         (("list", "--label", "team"), 2, "'team' does not have the form KEY=VALUE without spaces."),
         (("list", "--label", "team!=a"), 2, "use `async-bento list --query '-label:team=a'`"),
         (("list", "--label", "team=a b"), 2, "'team=a b' does not have the form KEY=VALUE without spaces."),

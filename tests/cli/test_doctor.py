@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from async_bento import __version__
+from async_bento import ConfigError, RestApiClient, __version__
 from async_bento.cli.doctor import Check, check_clock, run_checks
 from tests.builders import left_in_scratch
 from tests.cli.test_cli import NOWHERE, done, run
@@ -58,6 +58,20 @@ def test_doctor_without_token_runs_local_checks(home: Path) -> None:
     assert [name for name, (word, _) in message.items() if word == "FAIL"] == ["settings"]
     assert "set BENTO_CLOUD_API_KEY" in message["settings"][1]
     assert message["store"][0] == "ok"
+
+
+def test_doctor_reports_settings_that_fail_with_the_first_request(
+    served: LocalRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: RestApiClient) -> None:
+        raise ConfigError("invalid SSL_CERT_FILE: no such file.")
+
+    monkeypatch.setattr(RestApiClient, "probe", fail)
+    result = run("doctor")
+    word, message = lines(result.stdout)["endpoint"]
+    assert (result.exit_code, word) == (2, "FAIL")
+    assert "invalid SSL_CERT_FILE" in message
+    assert lines(result.stdout)["store"][0] == "ok"
 
 
 def test_doctor_reports_unreachable_registry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -422,6 +422,12 @@ async def test_mirror_serves_what_it_has_while_the_upstream_is_down(
     assert await metric(ask, "upstream_up") == 0
     switch.come_back()
     assert {item["version"] for item in (await ask.list())["items"]} == {"m1", "m2"}
+
+    async def is_up() -> bool:
+        await ask.list()
+        return await metric(ask, "upstream_up") == 1
+
+    await eventually(is_up)  # a fetch that began before may have failed after the list
     warnings = [record.message for record in caplog.records if record.name.startswith("async_bento.registry")]
     assert [message.partition(":")[0] for message in warnings if "upstream" in message] == [
         "the upstream is away, so the mirror serves what it has",

@@ -154,6 +154,8 @@ def test_metadata_without_json_form_is_converted(tmp_path):
         "key": b"\x00\x01",
         True: None,
         7: {"deep": {1.5: "x"}},
+        None: "none",
+        datetime(2024, 1, 3, tzinfo=timezone.utc).date(): "a day",
     }
     sent = model(tmp_path, metadata=metadata).manifest()["metadata"]
     assert sent == {
@@ -163,6 +165,8 @@ def test_metadata_without_json_form_is_converted(tmp_path):
         "key": "AAE=",
         "true": None,
         "7": {"deep": {"1.5": "x"}},
+        "null": "none",
+        "2024-01-03": "a day",
     }
 
 

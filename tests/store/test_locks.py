@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from async_bento.errors import StoreError
+from async_bento.store import locks
 from tests.store.stores import put, spawn
 
 
@@ -36,6 +37,17 @@ def test_lock_of_other_thread_holds_until_released(store):
         two.submit(mine.release).result()
         assert one.submit(other.acquire).result()
         two.submit(other.release).result()
+
+
+def test_lock_released_is_left_alone_by_a_forked_child(store):
+    """The child would close its descriptor, whose number another file may have by then."""
+    lock = store.lock("iris:v1")
+    lock.acquire()
+    assert lock in locks._held
+
+    lock.release()
+
+    assert lock not in locks._held
 
 
 def test_lock_holder_can_commit_and_delete(store):

@@ -21,7 +21,7 @@ import pytest
 
 from async_bento._core.concurrency import Threads, shielded
 from async_bento.config import GiB, KiB, MiB
-from async_bento.errors import ArchiveError, SourceChangedError, TransferError, UnsafeArchiveError
+from async_bento.errors import ArchiveError, ClosedError, SourceChangedError, TransferError, UnsafeArchiveError
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.reader import AsyncTarReader, TarReader
 from async_bento.transfer.tar.safety import DEFAULT_LIMITS
@@ -710,6 +710,18 @@ def open_files(root: Path) -> int:
         with contextlib.suppress(OSError):
             count += descriptor.readlink().is_relative_to(root)
     return count
+
+
+def test_plan_read_after_close_opens_no_file(root: Path) -> None:
+    """A thread may come to its turn only when the request has ended."""
+    (root / "model.bin").write_bytes(bytes(10_000))
+    plan = TarPlan.scan(root)
+    reader = TarReader(plan, 0, plan.size, io_chunk=1000)
+    reader.read()
+    reader.close()
+
+    with pytest.raises(ClosedError, match="its request has ended"):
+        reader.read()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

@@ -20,6 +20,7 @@ from async_bento import IntegrityError, PartError, StalledError, TransferError
 from async_bento.errors import APIConnectionError, APIResponseError, ArchiveError, BentoError, StoreError
 from async_bento.transfer import download as download_module
 from async_bento.transfer.adaptive import AdaptiveRanges
+from async_bento.transfer.download import DownloadSource
 from async_bento.transfer.tar.writer import TreeWriter
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, random_bytes
 from tests.calls import calls_of
@@ -269,6 +270,17 @@ async def test_download_without_range_support_is_streamed(
     assert model is not None
     assert contents(model.path) == contents(home / "models/mod/m1")
     assert len(proxy.matching("GET bytes")) == 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "asks"), [("proxy", [True, False]), ("presigned_url", [False, False])], ids=["proxy", "presigned"]
+)
+def test_download_source_asks_the_storage_once_if_at_all(strategy: str, asks: list[bool]) -> None:
+    """Another time would lead to a storage that has no ranges either, without end."""
+    record = SimpleNamespace(transmission_strategy=strategy, version="m1")
+    source = DownloadSource(SimpleNamespace(kind="model"), "mod", record, verify=True)
+
+    assert [source.ask_storage(), source.ask_storage()] == asks
 
 
 @pytest.mark.parametrize("status", [200, 206])
