@@ -52,13 +52,14 @@ class TargetDirectory(Generic[ItemT]):
         """Raise PathExistsError unless the directory is absent or empty, or `force` may replace the item in it."""
         metadata, action = self.item_type.METADATA_FILE, f"pull to {self.path}"
         with as_store_error(action):
+            # Windows reports what is below a file as missing.
+            existing = next((path for path in (self.path, *self.path.parents) if path.exists()), None)
+            if existing is not None and not existing.is_dir():
+                raise PathExistsError(f"cannot {action}: {existing} is a file. Choose another directory.")
             try:
                 names = {entry.name for entry in self.path.iterdir()} - {PROBE}
             except FileNotFoundError:
                 return
-            except NotADirectoryError as error:
-                file = next(path for path in (self.path, *self.path.parents) if path.exists())
-                raise PathExistsError(f"cannot {action}: {file} is a file. Choose another directory.") from error
         if not names - {_STAGING}:
             return
         if not names & {metadata, _STAGING}:  # a pull that was killed may leave staging and a part of the item

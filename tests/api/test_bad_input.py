@@ -267,6 +267,7 @@ async def test_latest_without_versions_is_not_found(
 # The disk
 
 
+@pytest.mark.posix("unreadable files")
 async def test_unreadable_file_fails_before_any_request(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
