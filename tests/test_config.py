@@ -51,21 +51,21 @@ SETTINGS = {
 # Settings
 
 
-def test_config_every_setting_has_a_variable() -> None:
+def test_every_setting_has_variable() -> None:
     groups = {"timeouts": Timeouts, "retry": RetryPolicy, "transfer": Transfer, "limits": Limits}
     fields = {f"ASYNC_BENTO_{group}_{field}".upper() for group, model in groups.items() for field in model.model_fields}
     assert fields == set(SETTINGS)
 
 
 @pytest.mark.parametrize("variable", SETTINGS)
-def test_config_variable_sets_only_its_setting(variable: str) -> None:
+def test_variable_sets_one_setting(variable: str) -> None:
     text, group, field, value = SETTINGS[variable]
     expected = Config.model_validate({group: {field: value}})
     assert expected != Config()
     assert Config.from_env({variable: text}) == expected
 
 
-def test_config_empty_variable_is_ignored() -> None:
+def test_empty_variable_is_ignored() -> None:
     assert Config.from_env(dict.fromkeys(SETTINGS, "")) == Config()
 
 
@@ -90,18 +90,18 @@ def test_config_empty_variable_is_ignored() -> None:
         ("ASYNC_BENTO_LIMITS_DEPTH", "501"),
     ],
 )
-def test_config_invalid_value_is_named_with_its_variable(variable: str, value: str) -> None:
+def test_invalid_value_names_variable(variable: str, value: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Config.from_env({variable: value})
     assert str(caught.value).startswith(f"{variable}='{value}': ")
 
 
-def test_config_of_a_client_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_config_reads_env(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNC_BENTO_TIMEOUTS_API", "7")
     assert RestApiClient("https://r.example", "t").config.timeouts.api == 7
 
 
-def test_config_argument_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_argument_overrides_env(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNC_BENTO_TIMEOUTS_API", "7")
     assert RestApiClient("https://r.example", "t", config=Config()).config == Config()
 
@@ -113,7 +113,7 @@ def test_config_group_may_be_a_dict() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"transfr": {}}, {"transfer": {"verfy": False}}, {"timeouts": {"api": float("inf")}}]
 )
-def test_config_unknown_or_invalid_setting_is_rejected(wrong: dict[str, Any]) -> None:
+def test_invalid_setting_is_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         Config(**wrong)
     assert "pydantic" not in str(caught.value)
@@ -137,7 +137,7 @@ def test_config_unknown_or_invalid_setting_is_rejected(wrong: dict[str, Any]) ->
         (lambda: Config(retry={"attempts": 0}), "RetryPolicy.attempts=0: Input should be greater than or equal to 1"),
     ],
 )
-def test_config_misspelled_setting_is_named(make: Callable[[], object], message: str) -> None:
+def test_misspelled_setting_is_named(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
     assert str(caught.value) == message
@@ -151,7 +151,7 @@ def test_config_misspelled_setting_is_named(make: Callable[[], object], message:
         ("ASYNC_BENTO_API_TOKN", "ASYNC_BENTO_API_TOKEN"),
     ],
 )
-def test_config_misspelled_variable_is_logged_once(variable: str, meant: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_variable_typo_warns_once(variable: str, meant: str, caplog: pytest.LogCaptureFixture) -> None:
     _warn_of_misspelling.cache_clear()
     for _ in range(2):
         assert Config.from_env({variable: "5ecret"}) == Config()
@@ -171,9 +171,7 @@ def test_config_misspelled_variable_is_logged_once(variable: str, meant: str, ca
         ({"allowance": 0, "size": 500}, 100, 200),
     ],
 )
-def test_limits_content_depends_on_the_announced_size(
-    limits: dict[str, Any], announced: int, content: int | None
-) -> None:
+def test_content_limit_follows_size(limits: dict[str, Any], announced: int, content: int | None) -> None:
     assert Limits(**limits).content(announced) == content
 
 
@@ -182,7 +180,7 @@ def test_config_is_frozen() -> None:
         Config().transfer.verify = False  # type: ignore[misc]
 
 
-def test_retry_policy_default_outlasts_20_seconds() -> None:
+def test_default_retry_outlasts_20_s() -> None:
     policy = RetryPolicy()
     waits = [min(policy.wait_max, policy.wait_initial * 2**number) for number in range(policy.attempts - 1)]
     assert sum(waits) >= 15  # a quarter of a minute, without what is added by chance
@@ -200,13 +198,13 @@ def set_home(monkeypatch: pytest.MonkeyPatch) -> None:
     ("said", "found"),
     [("/data/bentos", "/data/bentos"), ("$WHERE/bentos", "/there/bentos"), ("~/b", "/home/ada/b"), ("", "bentoml")],
 )
-def test_bentoml_home_expands_the_variable(said: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bentoml_home_is_expanded(said: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHERE", "/there")
     set_home(monkeypatch)
     assert bentoml_home({"BENTOML_HOME": said}).as_posix().endswith(found)
 
 
-def test_bentoml_home_unset_is_in_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bentoml_home_has_default(monkeypatch: pytest.MonkeyPatch) -> None:
     set_home(monkeypatch)
     assert bentoml_home({}).as_posix() == "/home/ada/bentoml"
 
@@ -237,20 +235,20 @@ def environ(home: Path, **variables: str) -> dict[str, str]:
     return {"BENTOML_HOME": str(home), **variables}
 
 
-def test_credentials_default_to_the_current_context(log_in: Callable[..., None], home: Path) -> None:
+def test_current_context_is_default(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, LAB, current="lab")
     found = find_credentials(environ=environ(home))
     assert (found.endpoint, found.api_token.get_secret_value()) == ("http://lab.example:3000", "tk-lab")
     assert found.source == f"context 'lab' in {home / '.yatai.yaml'}"
 
 
-def test_credentials_of_a_named_context(log_in: Callable[..., None], home: Path) -> None:
+def test_named_context_is_used(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, LAB, current="lab")
     found = find_credentials(context="prod", environ=environ(home))
     assert (found.endpoint, found.api_token.get_secret_value()) == ("https://prod.example", "tk-prod")
 
 
-def test_credentials_unknown_context_lists_the_known_ones(log_in: Callable[..., None], home: Path) -> None:
+def test_unknown_context_lists_known(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, LAB)
     with pytest.raises(ConfigError) as caught:
         find_credentials(context="staging", environ=environ(home))
@@ -260,19 +258,19 @@ def test_credentials_unknown_context_lists_the_known_ones(log_in: Callable[..., 
     )
 
 
-def test_context_variable_overrides_the_current_context(log_in: Callable[..., None], home: Path) -> None:
+def test_context_variable_beats_current(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, LAB, current="lab")
     found = find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="prod"))
     assert (found.endpoint, found.api_token.get_secret_value()) == ("https://prod.example", "tk-prod")
     assert found.source == f"context 'prod' in {home / '.yatai.yaml'}"
 
 
-def test_context_variable_empty_is_ignored(log_in: Callable[..., None], home: Path) -> None:
+def test_empty_context_variable_ignored(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, LAB, current="lab")
     assert find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="")).endpoint == "http://lab.example:3000"
 
 
-def test_context_variable_unknown_name_is_reported(log_in: Callable[..., None], home: Path) -> None:
+def test_context_variable_unknown_raises(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, LAB)
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home, BENTOML_CLOUD_CONTEXT="staging"))
@@ -282,18 +280,18 @@ def test_context_variable_unknown_name_is_reported(log_in: Callable[..., None], 
     )
 
 
-def test_context_variable_unknown_is_ignored_with_a_token(home: Path) -> None:
+def test_token_beats_context_variable(home: Path) -> None:
     variables = {"BENTO_CLOUD_API_KEY": "t", "BENTOML_CLOUD_CONTEXT": "staging"}
     assert find_credentials(environ=environ(home, **variables)).source == "BENTO_CLOUD_API_KEY"
 
 
-def test_context_variable_token_stays_with_its_endpoint(log_in: Callable[..., None], home: Path) -> None:
+def test_context_variable_token_is_bound(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD)
     with pytest.raises(ConfigError, match=r"to https://evil\.example: it is for https://prod\.example\."):
         find_credentials("https://evil.example", environ=environ(home, BENTOML_CLOUD_CONTEXT="prod"))
 
 
-def test_credentials_unknown_context_fails_despite_a_token(home: Path) -> None:
+def test_unknown_context_fails_with_token(home: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"no context 'staging' in .*: the file has no contexts\. Run `async-bento login"
     ):
@@ -304,16 +302,16 @@ def test_credentials_unknown_context_fails_despite_a_token(home: Path) -> None:
     "text",
     ["", "{}", "contexts: []", "contexts: []\ncurrent_context_name: default", "contexts: []\nsomething_new: 1"],
 )
-def test_contexts_empty_file_is_no_error(text: str, log_in: Callable[..., None], home: Path) -> None:
+def test_empty_context_file_is_valid(text: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(text=text)
     assert read_contexts(home / ".yatai.yaml").contexts == []
 
 
-def test_contexts_missing_file_is_no_error(home: Path) -> None:
+def test_missing_context_file_is_empty(home: Path) -> None:
     assert read_contexts(home / ".yatai.yaml").contexts == []
 
 
-def test_contexts_unknown_fields_are_ignored(log_in: Callable[..., None], home: Path) -> None:
+def test_unknown_context_field_ignored(log_in: Callable[..., None], home: Path) -> None:
     log_in(text="contexts:\n- {name: default, endpoint: 'https://r.example', api_token: t, email: a@b, role: admin}\n")
     (context,) = read_contexts(home / ".yatai.yaml").contexts
     assert (context.name, context.email) == ("default", "a@b")
@@ -331,7 +329,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("text", BROKEN)
-def test_contexts_broken_yaml_is_reported_without_content(text: str, log_in: Callable[..., None], home: Path) -> None:
+def test_broken_yaml_hides_content(text: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(text=text)
     with pytest.raises(ConfigError, match=r"is not valid YAML\. Repair the file, or delete it and log in") as caught:
         read_contexts(home / ".yatai.yaml")
@@ -340,7 +338,7 @@ def test_contexts_broken_yaml_is_reported_without_content(text: str, log_in: Cal
 
 
 @pytest.mark.parametrize("text", ["tk-5ecret", "- tk-5ecret", "5"])
-def test_contexts_other_yaml_is_reported(text: str, log_in: Callable[..., None], home: Path) -> None:
+def test_yaml_without_contexts_raises(text: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(text=text)
     with pytest.raises(ConfigError) as caught:
         read_contexts(home / ".yatai.yaml")
@@ -358,20 +356,20 @@ def test_contexts_other_yaml_is_reported(text: str, log_in: Callable[..., None],
         ("{name: 5, endpoint: 'https://r.example', api_token: tk-5ecret}", "contexts.0.name"),
     ],
 )
-def test_contexts_missing_field_is_named(entry: str, field: str, log_in: Callable[..., None], home: Path) -> None:
+def test_context_names_missing_field(entry: str, field: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(text=f"contexts: [{entry}]")
     with pytest.raises(ConfigError, match=f"{field}: ") as caught:
         read_contexts(home / ".yatai.yaml")
     assert "5ecret" not in f"{caught.value!r} {caught.value.__cause__!r}"
 
 
-def test_contexts_unreadable_file_is_reported(home: Path) -> None:
+def test_unreadable_contexts_raise(home: Path) -> None:
     (home / ".yatai.yaml").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
         read_contexts(home / ".yatai.yaml")
 
 
-def test_contexts_repr_shows_no_token(log_in: Callable[..., None], home: Path) -> None:
+def test_contexts_repr_hides_token(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD)
     contexts = read_contexts(home / ".yatai.yaml")
     found = find_credentials(context="prod", environ=environ(home))
@@ -392,7 +390,7 @@ TOKENS = dict(zip(SOURCES, ["tk-argument", "tk-prod", "tk-own", "tk-bentoml", "t
 
 
 @pytest.mark.parametrize(("stronger", "weaker"), list(itertools.combinations(SOURCES, 2)))
-def test_credentials_token_precedence(stronger: str, weaker: str, log_in: Callable[..., None], home: Path) -> None:
+def test_token_source_precedence(stronger: str, weaker: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, STAGING, LAB, current="lab")
     said = {**SOURCES[weaker], **SOURCES[stronger]}
     arguments = {name: value for name, value in said.items() if name.islower()}
@@ -401,7 +399,7 @@ def test_credentials_token_precedence(stronger: str, weaker: str, log_in: Callab
     assert found.api_token.get_secret_value() == TOKENS[stronger]
 
 
-def test_credentials_endpoint_argument_overrides_all(home: Path) -> None:
+def test_endpoint_argument_wins(home: Path) -> None:
     variables = {
         "BENTO_CLOUD_API_KEY": "t",
         "ASYNC_BENTO_ENDPOINT": "https://own.example",
@@ -411,7 +409,7 @@ def test_credentials_endpoint_argument_overrides_all(home: Path) -> None:
     )
 
 
-def test_credentials_own_endpoint_variable_overrides_bentomls(home: Path) -> None:
+def test_own_endpoint_beats_bentoml(home: Path) -> None:
     variables = {
         "ASYNC_BENTO_API_TOKEN": "t",
         "ASYNC_BENTO_ENDPOINT": "https://own.example",
@@ -421,23 +419,23 @@ def test_credentials_own_endpoint_variable_overrides_bentomls(home: Path) -> Non
 
 
 @pytest.mark.parametrize("arguments", [{"api_token": "t"}, {}])
-def test_credentials_bentomls_variable_overrides_the_default(arguments: dict[str, str], home: Path) -> None:
+def test_bentoml_endpoint_beats_default(arguments: dict[str, str], home: Path) -> None:
     variables = {"BENTO_CLOUD_API_KEY": "t", "BENTO_CLOUD_API_ENDPOINT": "https://bentoml.example/"}
     assert find_credentials(**arguments, environ=environ(home, **variables)).endpoint == "https://bentoml.example"
 
 
-def test_credentials_token_alone_is_for_bentocloud(log_in: Callable[..., None], home: Path) -> None:
+def test_token_defaults_to_bentocloud(log_in: Callable[..., None], home: Path) -> None:
     log_in(LAB, current="lab")
     assert find_credentials(environ=environ(home, BENTO_CLOUD_API_KEY="t")).endpoint == DEFAULT_ENDPOINT
 
 
-def test_credentials_token_with_context_uses_its_endpoint(log_in: Callable[..., None], home: Path) -> None:
+def test_token_uses_context_endpoint(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD)
     found = find_credentials(api_token="t", context="prod", environ=environ(home))
     assert (found.endpoint, found.source) == ("https://prod.example", "the api_token argument")
 
 
-def test_credentials_missing_token_lists_the_sources(home: Path) -> None:
+def test_missing_token_lists_sources(home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home))
     assert str(caught.value) == (
@@ -446,7 +444,7 @@ def test_credentials_missing_token_lists_the_sources(home: Path) -> None:
     )
 
 
-def test_credentials_removed_current_context_has_no_token(log_in: Callable[..., None], home: Path) -> None:
+def test_removed_context_has_no_token(log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, current="lab")
     with pytest.raises(ConfigError, match="no API token"):
         find_credentials(environ=environ(home))
@@ -464,7 +462,7 @@ def test_credentials_removed_current_context_has_no_token(log_in: Callable[..., 
         ({}, {"BENTO_CLOUD_API_KEY": ""}, True),
     ],
 )
-def test_credentials_read_the_file_only_if_needed(
+def test_context_file_read_if_needed(
     arguments: dict[str, str], variables: dict[str, str], needed: bool, log_in: Callable[..., None], home: Path
 ) -> None:
     assert needs_contexts(**arguments, environ=variables) is needed
@@ -486,9 +484,7 @@ def test_credentials_read_the_file_only_if_needed(
 @pytest.mark.parametrize(
     "elsewhere", ["https://evil.example", "http://prod.example", "https://prod.example:8443", "https://x.prod.example"]
 )
-def test_credentials_token_of_variables_stays_with_its_endpoint(
-    elsewhere: str, variables: dict[str, str], home: Path
-) -> None:
+def test_variable_token_bound_to_endpoint(elsewhere: str, variables: dict[str, str], home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         find_credentials(elsewhere, environ=environ(home, **variables))
     assert str(caught.value) == (
@@ -506,7 +502,7 @@ def test_credentials_token_of_variables_stays_with_its_endpoint(
         ({}, {"BENTO_CLOUD_API_ENDPOINT": "https://evil.example"}),
     ],
 )
-def test_credentials_token_of_a_context_stays_with_its_endpoint(
+def test_context_token_bound_to_endpoint(
     arguments: dict[str, str], variables: dict[str, str], log_in: Callable[..., None], home: Path
 ) -> None:
     log_in(PROD, current="prod")
@@ -514,7 +510,7 @@ def test_credentials_token_of_a_context_stays_with_its_endpoint(
         find_credentials(**arguments, environ=environ(home, **variables))
 
 
-def test_credentials_bentomls_token_needs_its_own_endpoint(home: Path) -> None:
+def test_bentoml_token_bound_to_endpoint(home: Path) -> None:
     variables = {
         "BENTO_CLOUD_API_KEY": "t",
         "BENTO_CLOUD_API_ENDPOINT": "https://prod.example",
@@ -525,21 +521,19 @@ def test_credentials_bentomls_token_needs_its_own_endpoint(home: Path) -> None:
 
 
 @pytest.mark.parametrize("same", ["https://PROD.example", "https://prod.example:443/", "https://prod.example/yatai"])
-def test_credentials_same_origin_in_another_form_is_accepted(
-    same: str, log_in: Callable[..., None], home: Path
-) -> None:
+def test_same_origin_is_accepted(same: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, current="prod")
     assert find_credentials(same, environ=environ(home)).endpoint == same.rstrip("/")
 
 
-def test_credentials_invalid_stored_endpoint_is_reported(log_in: Callable[..., None], home: Path) -> None:
+def test_invalid_stored_endpoint_raises(log_in: Callable[..., None], home: Path) -> None:
     log_in(("prod", "https://prod.example:99999", "t"), current="prod")
     with pytest.raises(ConfigError, match=r"invalid endpoint 'https://prod\.example:99999'"):
         find_credentials("https://prod.example", environ=environ(home))
 
 
 @pytest.mark.parametrize("token", ["tk-\n5ecret", "tk\x7f5ecret", "tk-5ecret-é"])
-def test_credentials_invalid_token_is_reported_but_not_shown(token: str, home: Path) -> None:
+def test_invalid_token_is_hidden(token: str, home: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         find_credentials(environ=environ(home, BENTO_CLOUD_API_KEY=token))
     assert str(caught.value) == (
@@ -548,7 +542,7 @@ def test_credentials_invalid_token_is_reported_but_not_shown(token: str, home: P
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n", " \n", "\t"])
-def test_credentials_of_secret_files_are_stripped(ends: str, home: Path, log_in: Callable[..., None]) -> None:
+def test_credentials_are_stripped(ends: str, home: Path, log_in: Callable[..., None]) -> None:
     def found(endpoint: str | None = None, token: str | None = None, **variables: str) -> tuple[str, str]:
         credentials = find_credentials(endpoint, token, environ=environ(home, **variables))
         return credentials.endpoint, credentials.api_token.get_secret_value()
@@ -563,7 +557,7 @@ def test_credentials_of_secret_files_are_stripped(ends: str, home: Path, log_in:
     assert found(BENTO_CLOUD_API_KEY=ends) == expected  # an empty secret is no token
 
 
-def test_settings_ignore_the_variables_of_kubernetes(caplog: pytest.LogCaptureFixture) -> None:
+def test_kubernetes_variables_ignored(caplog: pytest.LogCaptureFixture) -> None:
     service = {  # of a Service named async-bento
         "ASYNC_BENTO_SERVICE_HOST": "10.0.0.1",
         "ASYNC_BENTO_SERVICE_PORT": "3000",
@@ -593,7 +587,7 @@ def test_settings_ignore_the_variables_of_kubernetes(caplog: pytest.LogCaptureFi
         ("http://yatai_1", "http://yatai_1"),
     ],
 )
-def test_endpoint_trailing_slash_and_api_path_are_removed(said: str, read: str) -> None:
+def test_endpoint_is_normalized(said: str, read: str) -> None:
     assert check_endpoint(said) == read
 
 
@@ -622,7 +616,7 @@ def test_endpoint_trailing_slash_and_api_path_are_removed(said: str, read: str) 
         "https://r.example\\api",
     ],
 )
-def test_endpoint_invalid_is_rejected_with_an_example(wrong: str) -> None:
+def test_invalid_endpoint_has_example(wrong: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_endpoint(wrong)
     assert (
@@ -642,14 +636,14 @@ def test_endpoint_invalid_is_rejected_with_an_example(wrong: str) -> None:
         "ftp://ada:5ecret@r.example",
     ],
 )
-def test_endpoint_with_a_secret_is_rejected_but_not_shown(wrong: str) -> None:
+def test_endpoint_secret_is_hidden(wrong: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_endpoint(wrong)
     assert "5ecret" not in f"{caught.value} {caught.value.__cause__}"
 
 
 @given(st.text(max_size=30) | st.from_regex(r"https?://[\x00-\x7f]{0,20}", fullmatch=True))
-def test_endpoint_of_any_text_is_valid_or_a_config_error(text: str) -> None:
+def test_any_endpoint_parses_or_raises(text: str) -> None:
     try:
         assert origin(check_endpoint(text)).startswith("http")
     except ConfigError:
@@ -666,10 +660,10 @@ def test_endpoint_of_any_text_is_valid_or_a_config_error(text: str) -> None:
         ("https://ada:pw@r.example", "https://r.example"),
     ],
 )
-def test_origin_is_scheme_host_and_port(url: str, expected: str) -> None:
+def test_origin_has_scheme_host_port(url: str, expected: str) -> None:
     assert origin(url) == expected
 
 
-def test_transfer_range_is_at_most_the_window() -> None:
+def test_range_size_within_window() -> None:
     assert Transfer(window=MiB).range_in_window == MiB
     assert Transfer(range_size=MiB).range_in_window == MiB

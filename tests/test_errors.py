@@ -66,18 +66,18 @@ def drawn_tree() -> dict[str, set[str]]:
     return tree
 
 
-def test_error_tree_matches_its_docstring() -> None:
+def test_error_tree_matches_docstring() -> None:
     assert drawn_tree() == {
         name: {base.__name__ for base in error.__bases__ if base is not Exception} for name, error in ERRORS.items()
     }
 
 
-def test_error_of_bad_input_is_a_value_error() -> None:
+def test_input_error_is_value_error() -> None:
     assert issubclass(ConfigError, ValueError)
     assert issubclass(errors.InvalidTagError, ValueError)
 
 
-def test_error_prefix_is_not_repeated() -> None:
+def test_error_prefix_not_repeated() -> None:
     with (
         pytest.raises(errors.StoreError, match=r"^cannot pull svc: no space$"),
         errors.prefix_errors("cannot pull svc"),
@@ -87,7 +87,7 @@ def test_error_prefix_is_not_repeated() -> None:
 
 @pytest.mark.parametrize("again", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
 @pytest.mark.parametrize("kind", ERRORS.values(), ids=ERRORS)
-def test_error_pickled_or_copied_keeps_its_attributes(kind: type[BentoError], again: Any) -> None:
+def test_copied_error_keeps_attributes(kind: type[BentoError], again: Any) -> None:
     attributes = ATTRIBUTES.get(kind, {})
     error = kind("what went wrong", **attributes)
     copied = again(error)
@@ -97,7 +97,7 @@ def test_error_pickled_or_copied_keeps_its_attributes(kind: type[BentoError], ag
     assert vars(copied) == vars(error) == attributes
 
 
-def test_error_with_attributes_is_listed_here() -> None:
+def test_attributes_table_is_complete() -> None:
     with_attributes = {error for error in ERRORS.values() if error.__init__ is not Exception.__init__}
     assert {error for error in with_attributes if "self" in inspect.signature(error.__init__).parameters} >= set(
         ATTRIBUTES
@@ -117,7 +117,7 @@ def frames(error: BaseException) -> list[str]:
 
 
 @pytest.mark.parametrize("types", [(), (ConfigError, PartError)])
-def test_error_prefixed_keeps_all_but_the_message(types: tuple[type[BentoError], ...]) -> None:
+def test_prefix_keeps_cause_and_type(types: tuple[type[BentoError], ...]) -> None:
     expected = pytest.raises(PartError, match=r"^cannot push iris:v1: broken pipe$")
     with expected as caught, errors.prefix_errors("cannot push iris:v1", *types):
         failing_request()
@@ -132,20 +132,20 @@ def test_error_prefixed_keeps_all_but_the_message(types: tuple[type[BentoError],
 
 
 @pytest.mark.parametrize("other", [KeyError("a bug"), ConfigError("no token")])
-def test_error_of_other_type_is_not_prefixed(other: Exception) -> None:
+def test_other_type_is_not_prefixed(other: Exception) -> None:
     with pytest.raises(type(other)) as caught, errors.prefix_errors("cannot push iris:v1", PartError):
         raise other
     assert caught.value is other
 
 
-def test_error_with_message_leaves_the_original_alone() -> None:
+def test_with_message_keeps_original() -> None:
     original = HubError("gated", model_id="org/bert", status=403)
     copied = errors.with_message(original, "log in first")
     assert (str(original), str(copied)) == ("gated", "log in first")
     assert vars(copied) == vars(original)
 
 
-def test_error_subclass_of_a_caller_pickles() -> None:
+def test_caller_subclass_pickles() -> None:
     error = pickle.loads(pickle.dumps(CallersError("no", status=409, extra=1)))
     assert (str(error), error.status, error.extra) == ("no", 409, 1)
 
@@ -172,11 +172,11 @@ class CallersError(APIStatusError):
         ("", ""),
     ],
 )
-def test_without_queries_drops_each_query(text: str, left: str) -> None:
+def test_without_queries_drops_query(text: str, left: str) -> None:
     assert without_queries(text) == left
 
 
 @given(st.text(), st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1), st.text())
-def test_without_queries_keeps_the_text_around(before: str, query: str, after: str) -> None:
+def test_without_queries_keeps_text(before: str, query: str, after: str) -> None:
     text = f"{without_queries(before)} https://s3.example/k?{query} {without_queries(after)}"
     assert without_queries(text) == (f"{without_queries(before)} https://s3.example/k?… {without_queries(after)}")

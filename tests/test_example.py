@@ -29,7 +29,7 @@ print(json.dumps({
 
 
 @pytest.mark.parametrize("form", [blocking, asynchronous])
-def test_bentoml_example_runs_with_changed_imports(form: Callable[..., str], served: LocalRegistry, home: Path) -> None:
+def test_example_runs_without_bentoml(form: Callable[..., str], served: LocalRegistry, home: Path) -> None:
     bento = make_bento(home, "my_service:v1", models=["mod:m1"])
     make_model(home, "mod:m1")
 

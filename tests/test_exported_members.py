@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
-def test_public_names_are_sorted_and_complete() -> None:
+def test_public_names_are_complete() -> None:
     assert async_bento.__all__ == sorted(async_bento.__all__) == dir(async_bento)
     bound = {name for name in async_bento.__all__ if getattr(async_bento, name) is not None}
     assert bound == {*async_bento._MODULES, "__version__"}
 
 
-def test_public_names_for_type_checkers_match() -> None:
+def test_type_checker_names_match() -> None:
     tree = ast.parse(Path(async_bento.__file__).read_text(encoding="utf-8"))
     imports = [node for block in tree.body if isinstance(block, ast.If) for node in block.body]
     seen = {
@@ -41,13 +41,13 @@ def test_public_names_for_type_checkers_match() -> None:
     assert seen == async_bento._MODULES
 
 
-def test_public_names_exclude_a_wrong_name() -> None:
+def test_wrong_name_raises() -> None:
     with pytest.raises(AttributeError, match="module 'async_bento' has no attribute 'Bentos'"):
         _ = async_bento.Bentos
 
 
 @pytest.mark.parametrize(("module", "needs"), [("async_bento", ""), ("async_bento.cli", "click")])
-def test_importing_the_package_imports_nothing_heavy(module: str, needs: str) -> None:
+def test_package_import_is_light(module: str, needs: str) -> None:
     script = (
         f"import {module}, sys;"
         "print(*{'aiohttp', 'anyio', 'asyncio', 'click', 'pydantic', 'tqdm', 'yaml'} & {*sys.modules})"
@@ -56,18 +56,18 @@ def test_importing_the_package_imports_nothing_heavy(module: str, needs: str) ->
     assert done.stdout == f"{needs}\n"
 
 
-def test_importing_the_api_does_not_import_stamina() -> None:
+def test_api_does_not_import_stamina() -> None:
     """An application's `stamina.set_active(False)` turned the retries off while they were stamina's."""
     script = "import async_bento.api.async_api, sys; print('stamina' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
-def test_public_names_include_every_error() -> None:
+def test_public_names_include_errors() -> None:
     assert {name for name, value in vars(errors).items() if is_own_class(value)} <= set(async_bento.__all__)
 
 
-def test_public_names_include_classes_in_signatures() -> None:
+def test_signature_classes_are_public() -> None:
     own = {
         name
         for module in modules()
@@ -84,7 +84,7 @@ def test_public_names_include_classes_in_signatures() -> None:
             assert not missing, f"{public.__name__}.{name} mentions {missing}"
 
 
-def test_public_names_include_schemas_in_schemas() -> None:
+def test_nested_schemas_are_public() -> None:
     for name in async_bento.__all__:
         for field, info in getattr(getattr(async_bento, name), "model_fields", {}).items():
             words = set(re.findall(r"\w+Schema", str(info.annotation)))
@@ -156,7 +156,7 @@ def docstrings(node: ast.AST, scope: str = "") -> Iterator[tuple[str, str]]:
         yield from docstrings(child, inside)
 
 
-def test_private_docstrings_have_no_sections() -> None:
+def test_private_docs_have_no_sections() -> None:
     root, public = Path(async_bento.__file__).parent, public_definitions()
     found = [
         f"{path.relative_to(root)}: {name}"
@@ -172,7 +172,7 @@ def module_of(path: Path) -> str:
     return ".".join(parts).removesuffix(".__init__")
 
 
-def test_docstrings_are_a_fifth_of_the_package_at_most() -> None:
+def test_docstring_share_is_bounded() -> None:
     lines = documented = 0
     for path in Path(async_bento.__file__).parent.rglob("*.py"):
         text = path.read_text(encoding="utf-8")

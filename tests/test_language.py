@@ -61,7 +61,7 @@ def test_texts_use_no_excluded_word() -> None:
     assert not found, "\n".join(found)
 
 
-def test_texts_cover_package_docs_and_examples() -> None:
+def test_texts_cover_docs_and_examples() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in texts()}
 
     assert {"async_bento/errors.py", "async_bento/transfer/tar/plan.py", "docs/guides/ci.md"} <= names
@@ -79,5 +79,5 @@ def test_texts_cover_package_docs_and_examples() -> None:
         ("We recommend amendments; a shed, a renewal, unheeded.", []),
     ],
 )
-def test_excluded_words_are_found_in_prose_and_names(line: str, words: list[str]) -> None:
+def test_excluded_words_are_found(line: str, words: list[str]) -> None:
     assert findings(f"\n{line}", "page.md") == [f"page.md:2:{word}" for word in words]

@@ -51,7 +51,7 @@ def on_a_socket(family: socket.AddressFamily, kind: socket.SocketKind, call: str
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_would_leave_this_machine_is_refused(refused: Refused, call: Callable[[], object], line: str) -> None:
+def test_outbound_call_is_refused(refused: Refused, call: Callable[[], object], line: str) -> None:
     with pytest.raises(LeavesThisMachineError):
         call()
 
@@ -61,7 +61,7 @@ def test_what_would_leave_this_machine_is_refused(refused: Refused, call: Callab
 @pytest.mark.parametrize(
     "host", [pytest.param(ELSEWHERE, marks=pytest.mark.posix("audit event of asyncio's connections")), "example.com"]
 )
-async def test_an_http_client_is_refused_at_once(refused: Refused, host: str) -> None:
+async def test_outbound_http_is_refused(refused: Refused, host: str) -> None:
     async with aiohttp.ClientSession() as session:
         with pytest.raises(LeavesThisMachineError, match=host):
             await session.get(f"http://{host}/")
@@ -69,7 +69,7 @@ async def test_an_http_client_is_refused_at_once(refused: Refused, host: str) ->
     assert len(refused.take()) == 1
 
 
-async def test_what_stays_on_this_machine_is_not_refused(refused: Refused, tmp_path: Path) -> None:
+async def test_local_call_is_allowed(refused: Refused, tmp_path: Path) -> None:
     async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"hello")
         writer.close()
@@ -91,7 +91,7 @@ async def test_what_stays_on_this_machine_is_not_refused(refused: Refused, tmp_p
     assert refused.take() == []
 
 
-def test_a_python_that_a_test_starts_is_refused_too(refused: Refused) -> None:
+def test_child_process_is_refused(refused: Refused) -> None:
     code = "import socket; socket.socket().connect(('192.0.2.1', 80))"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
@@ -121,7 +121,7 @@ def test_stays_here():
 """
 
 
-def test_a_test_fails_also_where_the_refusal_was_caught(tmp_path: Path) -> None:
+def test_caught_refusal_fails_test(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(TEST)
     options = ["-c", str(ROOT / "pyproject.toml"), "-p", "tests.conftest", "-p", "no:cacheprovider", "-rA", "--tb=no"]
 

@@ -27,7 +27,7 @@ SECTIONS = {
     "Out of scope",
 }
 
-SHOWN = "`tests/test_parity.py::test_every_row_names_tests_that_exist`"
+SHOWN = "`tests/test_parity.py::test_row_tests_exist`"
 
 TABLE = f"""
 ## BentoAPI
@@ -38,7 +38,7 @@ TABLE = f"""
 """
 
 
-def test_every_row_names_tests_that_exist() -> None:
+def test_row_tests_exist() -> None:
     text = PARITY.read_text(encoding="utf-8")
 
     assert rows_of(text)
@@ -62,7 +62,7 @@ def test_every_call_has_its_table() -> None:
         (f"{SHOWN} | {SHOWN}", "has 5 cells"),
     ],
 )
-def test_a_row_with_a_missing_test_is_reported(shown_by: str, problem: str) -> None:
+def test_missing_test_is_reported(shown_by: str, problem: str) -> None:
     assert problems_of(TABLE) == []
 
     problems = problems_of(TABLE.replace(SHOWN, shown_by))
@@ -71,13 +71,13 @@ def test_a_row_with_a_missing_test_is_reported(shown_by: str, problem: str) -> N
     assert all(found.startswith("line 6 (`client`)") for found in problems)
 
 
-def test_a_row_without_a_verdict_is_reported() -> None:
+def test_missing_verdict_is_reported() -> None:
     (problem,) = problems_of(TABLE.replace("Same.", "Well."))
 
     assert "has no verdict" in problem
 
 
-def test_where_is_table_names_files_and_functions_that_exist() -> None:
+def test_where_is_table_names_exist() -> None:
     rows = [
         row for row in rows_of((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")) if row.section == "Where is …?"
     ]

@@ -44,7 +44,7 @@ current_context_name: office
 # Credentials
 
 
-async def test_missing_token_error_names_where_to_set_it(home: Path) -> None:
+async def test_missing_token_states_remedy(home: Path) -> None:
     contexts = re.escape(str(home / ".yatai.yaml"))
     where = rf"no API token: .*{contexts} has one\. Log in with `async-bento login`, or set BENTO_CLOUD_API_KEY"
 
@@ -53,7 +53,7 @@ async def test_missing_token_error_names_where_to_set_it(home: Path) -> None:
             await api.list()
 
 
-async def test_unknown_context_error_lists_the_known_ones(home: Path) -> None:
+async def test_unknown_context_lists_known(home: Path) -> None:
     home.mkdir()
     (home / ".yatai.yaml").write_text(CONTEXTS)
 
@@ -65,7 +65,7 @@ async def test_unknown_context_error_lists_the_known_ones(home: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "said"), [(401, "who are you"), (403, "not for you")])
-async def test_rejected_token_error_names_its_source(
+async def test_rejected_token_names_source(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, status: int, said: str
 ) -> None:
     make_bento(home)
@@ -80,7 +80,7 @@ async def test_rejected_token_error_names_its_source(
     assert len(proxy.requests) == 5  # nobody knocks again with the same token
 
 
-async def test_rejected_token_is_never_shown(start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rejected_token_never_shown(start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = await start_proxy()
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "wr0ng-s3cret")
     monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", proxy.endpoint)
@@ -95,9 +95,7 @@ async def test_rejected_token_is_never_shown(start_proxy: StartProxy, monkeypatc
 # The registry
 
 
-async def test_unreachable_registry_error_names_it(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_unreachable_registry_named(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
     with socket.socket() as free:
@@ -112,7 +110,7 @@ async def test_unreachable_registry_error_names_it(
 
 
 @pytest.mark.parametrize("status", [200, 404], ids=["page", "not found"])
-async def test_endpoint_without_registry_error_names_it(
+async def test_non_registry_endpoint_named(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, status: int
 ) -> None:
     make_bento(home)
@@ -129,7 +127,7 @@ async def test_endpoint_without_registry_error_names_it(
         assert "secret words" not in str(caught.value)
 
 
-async def test_registry_error_has_its_message(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_registry_error_has_message(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
     proxy.add_fault("", answer_json(500, {"error": "the database is gone"}), times=None)
@@ -140,7 +138,7 @@ async def test_registry_error_has_its_message(start_proxy: StartProxy, make_clie
     assert len(proxy.requests) == 3
 
 
-async def test_unresponsive_registry_times_out(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_silent_registry_times_out(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
     held = Hold()
@@ -155,7 +153,7 @@ async def test_unresponsive_registry_times_out(start_proxy: StartProxy, make_cli
 
 
 @pytest.mark.parametrize("tag", ["svc:", "Svc:!", "svc:v1:v2", "", "-svc", "a" * 64, "svc:" + "v" * 64])
-async def test_malformed_tag_error_quotes_it(start_proxy: StartProxy, make_client: MakeClient, tag: str) -> None:
+async def test_malformed_tag_rejected(start_proxy: StartProxy, make_client: MakeClient, tag: str) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
 
@@ -166,7 +164,7 @@ async def test_malformed_tag_error_quotes_it(start_proxy: StartProxy, make_clien
     assert not proxy.requests
 
 
-async def test_pattern_error_names_the_list_of_tags(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_tag_pattern_states_remedy(start_proxy: StartProxy, make_client: MakeClient) -> None:
     api = make_client(await start_proxy())
 
     for call, tags in (
@@ -185,7 +183,7 @@ async def test_pattern_error_names_the_list_of_tags(start_proxy: StartProxy, mak
 
 
 @pytest.mark.parametrize("thing", [None, 7, b"svc:v1", object()], ids=["None", "int", "bytes", "object"])
-async def test_tag_of_wrong_type_is_refused(start_proxy: StartProxy, make_client: MakeClient, thing: object) -> None:
+async def test_wrong_type_tag_rejected(start_proxy: StartProxy, make_client: MakeClient, thing: object) -> None:
     api = make_client(await start_proxy())
 
     for call in (api.push(thing), api.pull(thing)):  # type: ignore[arg-type]
@@ -193,9 +191,7 @@ async def test_tag_of_wrong_type_is_refused(start_proxy: StartProxy, make_client
             await call
 
 
-async def test_missing_bento_error_lists_local_versions(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_missing_bento_lists_versions(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, "svc:v1")
     make_bento(home, "svd:v2")
     api = make_client(await start_proxy())
@@ -220,7 +216,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("text", "said"), BROKEN.values(), ids=BROKEN.keys())
-async def test_directory_without_bento_error_names_what_is_missing(
+async def test_non_bento_dir_names_fault(
     start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path, text: bytes | None, said: str
 ) -> None:
     directory = tmp_path / "svc"
@@ -236,9 +232,7 @@ async def test_directory_without_bento_error_names_what_is_missing(
     assert not proxy.requests
 
 
-async def test_missing_directory_error_names_it(
-    start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path
-) -> None:
+async def test_missing_directory_named(start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path) -> None:
     with pytest.raises(
         NotFoundError, match=f"cannot read {re.escape(str(tmp_path / 'nowhere'))}: there is no such directory"
     ):
@@ -254,9 +248,7 @@ async def test_dangling_latest_is_repaired(start_proxy: StartProxy, make_client:
     assert str(result.tag) == "svc:v1"
 
 
-async def test_latest_without_versions_is_not_found(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_latest_of_no_versions_fails(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     (home / "bentos/svc").mkdir(parents=True)
     (home / "bentos/svc/latest").write_text("gone")
 
@@ -268,7 +260,7 @@ async def test_latest_without_versions_is_not_found(
 
 
 @pytest.mark.posix("unreadable files")
-async def test_unreadable_file_fails_before_any_request(
+async def test_unreadable_file_fails_early(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = make_bento(home, files={"secret": b"x"}) / "secret"
@@ -285,7 +277,7 @@ async def test_unreadable_file_fails_before_any_request(
     assert "POST svc" not in proxy.steps()
 
 
-async def test_push_disk_error_is_raised_and_reported(
+async def test_push_disk_error_reported(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(home, files={"data": b"x"})
@@ -305,7 +297,7 @@ async def test_push_disk_error_is_raised_and_reported(
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
-async def test_pull_to_full_disk_fails_and_leaves_nothing(
+async def test_pull_full_disk_keeps_store(
     start_proxy: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -340,7 +332,7 @@ async def test_pull_to_full_disk_fails_and_leaves_nothing(
     assert len(asked) == len(set(asked))  # the disk would be no emptier the second time
 
 
-async def test_every_error_is_a_bento_error(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_schema_error_is_bento_error(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     make_model(home)
     proxy.add_fault("start_multipart", answer_json(200, {"upload_id": "x"}))
@@ -349,9 +341,7 @@ async def test_every_error_is_a_bento_error(start_proxy: StartProxy, make_client
         await make_client(proxy).models.push("mod:m1")
 
 
-async def test_broken_local_copy_error_names_the_remedy(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_broken_copy_states_remedy(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     bento = make_bento(home, "svc:v1")
     api = make_client(await start_proxy())
     await api.push("svc:v1")
@@ -362,7 +352,7 @@ async def test_broken_local_copy_error_names_the_remedy(
     assert (await api.pull("svc:v1", force=True)).info.service == "service:Svc"
 
 
-async def test_unreadable_local_copy_error_asks_for_access(
+async def test_unreadable_copy_states_remedy(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pull by force may lack the right to write, too. The superuser may read all, so the answer is set here."""

@@ -32,7 +32,7 @@ async def proxy(start_proxy: StartProxy, home: Path) -> FaultProxy:
     return await start_proxy()
 
 
-async def test_close_during_push_raises_and_is_reported(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_close_during_push_reported(proxy: FaultProxy, make_client: MakeClient) -> None:
     held = Hold()
     proxy.add_fault(PART, held)
     events: list[ProgressEvent] = []
@@ -52,7 +52,7 @@ async def test_close_during_push_raises_and_is_reported(proxy: FaultProxy, make_
     assert not api._resources.client._session._connections._sessions
 
 
-async def test_close_during_pull_raises_and_pull_resumes_later(
+async def test_close_during_pull_can_resume(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     await make_client(proxy).models.push("mod:m1")
@@ -94,7 +94,7 @@ async def test_close_during_request_raises(proxy: FaultProxy, make_client: MakeC
     held.released.set()
 
 
-async def test_context_left_by_error_ends_running_calls(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_error_in_context_ends_calls(proxy: FaultProxy, make_client: MakeClient) -> None:
     held = Hold()
     proxy.add_fault(PART, held)
 
@@ -109,7 +109,7 @@ async def test_context_left_by_error_ends_running_calls(proxy: FaultProxy, make_
         await pushing
 
 
-async def test_cancelled_call_is_not_reported_as_closed(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_cancelled_call_not_closed(proxy: FaultProxy, make_client: MakeClient) -> None:
     held = Hold()
     proxy.add_fault(PART, held)
     api = make_client(proxy)
@@ -123,7 +123,7 @@ async def test_cancelled_call_is_not_reported_as_closed(proxy: FaultProxy, make_
     await api.aclose()
 
 
-async def test_cancelled_close_is_completed(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_cancelled_close_completes(proxy: FaultProxy, make_client: MakeClient) -> None:
     sending, telling = Hold(), Hold()
     proxy.add_fault(PART, sending)
     proxy.add_fault(FINISH, telling)
@@ -145,7 +145,7 @@ async def test_cancelled_close_is_completed(proxy: FaultProxy, make_client: Make
         await pushing
 
 
-def test_close_from_another_thread_ends_blocking_call(served: LocalRegistry, home: Path) -> None:
+def test_close_by_thread_ends_call(served: LocalRegistry, home: Path) -> None:
     make_model(home, files={"weights": random_bytes(300_000, 1)})
     under_way, failures = threading.Event(), []
     api = BentoAPI()
@@ -174,7 +174,7 @@ def test_close_from_another_thread_ends_blocking_call(served: LocalRegistry, hom
     assert failures[0].startswith("the API was closed during this call")
 
 
-def test_call_ended_by_close_raises_the_first_reason(served: LocalRegistry) -> None:
+def test_close_raises_first_reason(served: LocalRegistry) -> None:
     """Its cancellation fails, since the loop has ended."""
     api = BentoAPI()
     api.list()
@@ -191,7 +191,7 @@ def test_call_ended_by_close_raises_the_first_reason(served: LocalRegistry) -> N
             api.list()
 
 
-def test_call_that_the_loop_has_not_started_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_ends_unstarted_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that ends leaves the last calls undone, and Python warns of a coroutine that was never awaited."""
 
     async def stop() -> None:
@@ -221,7 +221,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_async_call_after_close_raises_closed(served: LocalRegistry, call: str) -> None:
+async def test_closed_async_call_raises(served: LocalRegistry, call: str) -> None:
     api = AsyncBentoAPI()
     await api.aclose()
     with pytest.raises(ClosedError, match="the API was closed"):
@@ -230,7 +230,7 @@ async def test_async_call_after_close_raises_closed(served: LocalRegistry, call:
 
 @pytest.mark.parametrize("used", [True, False])
 @pytest.mark.parametrize("call", CALLS)
-def test_blocking_call_after_close_raises_closed(served: LocalRegistry, call: str, used: bool) -> None:
+def test_closed_blocking_call_raises(served: LocalRegistry, call: str, used: bool) -> None:
     api = BentoAPI()
     if used:
         api.list()
@@ -239,7 +239,7 @@ def test_blocking_call_after_close_raises_closed(served: LocalRegistry, call: st
         CALLS[call](api)
 
 
-async def test_iteration_and_context_after_close_raise_closed(served: LocalRegistry) -> None:
+async def test_closed_async_iter_raises(served: LocalRegistry) -> None:
     api = AsyncBentoAPI()
     await api.aclose()
     await api.aclose()
@@ -250,7 +250,7 @@ async def test_iteration_and_context_after_close_raise_closed(served: LocalRegis
         await api.__aenter__()
 
 
-def test_blocking_iteration_and_context_after_close_raise_closed(served: LocalRegistry) -> None:
+def test_closed_blocking_iter_raises(served: LocalRegistry) -> None:
     api = BentoAPI()
     api.list()
     api.close()
@@ -261,21 +261,21 @@ def test_blocking_iteration_and_context_after_close_raise_closed(served: LocalRe
         api.__enter__()
 
 
-async def test_api_leaves_client_of_caller_open(served: LocalRegistry) -> None:
+async def test_callers_client_stays_open(served: LocalRegistry) -> None:
     async with RestApiClient() as client:
         async with AsyncBentoAPI(client) as api:
             await api.list()
         assert (await client.current_user()).name
 
 
-async def test_call_after_close_of_its_client_raises_closed(served: LocalRegistry) -> None:
+async def test_closed_client_call_raises(served: LocalRegistry) -> None:
     client = RestApiClient()
     await client.aclose()
     with pytest.raises(ClosedError, match="the client was closed"):
         await AsyncBentoAPI(client).list()
 
 
-def test_iterator_that_outlives_close_starts_no_thread(served: LocalRegistry, home: Path) -> None:
+def test_dropped_iter_starts_no_thread(served: LocalRegistry, home: Path) -> None:
     for version in ("v1", "v2"):
         make_model(home, f"mod:{version}")
     with BentoAPI() as api:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-async def test_client_reads_contexts_at_first_call_off_the_loop(home: Path) -> None:
+async def test_contexts_read_at_first_call(home: Path) -> None:
     home.mkdir()
     (home / ".yatai.yaml").write_text("contexts: []\n")
     async with AsyncBentoAPI() as api:
@@ -20,7 +20,7 @@ async def test_client_reads_contexts_at_first_call_off_the_loop(home: Path) -> N
             await api.get("svc")
 
 
-async def test_client_with_named_context_finds_it_at_first_call(home: Path) -> None:
+async def test_context_found_at_first_call(home: Path) -> None:
     home.mkdir()
     (home / ".yatai.yaml").write_text("contexts: [{name: dev, endpoint: 'http://127.0.0.1:1', api_token: secret}]\n")
     async with AsyncBentoAPI(context="dev") as api:
@@ -29,19 +29,19 @@ async def test_client_with_named_context_finds_it_at_first_call(home: Path) -> N
             await AsyncBentoAPI(context="prod").get("svc")
 
 
-def test_client_checks_arguments_at_construction() -> None:
+def test_constructor_checks_endpoint() -> None:
     with pytest.raises(ConfigError, match="invalid endpoint"):
         AsyncBentoAPI(endpoint="nowhere", api_token="token")
 
 
-async def test_rest_client_together_with_endpoint_is_refused() -> None:
+async def test_client_and_endpoint_rejected() -> None:
     client = RestApiClient("http://127.0.0.1:1", "token")
     with pytest.raises(ConfigError, match="cannot use an endpoint, token or context with a client"):
         AsyncBentoAPI(client, endpoint="http://127.0.0.1:2")
 
 
 @pytest.mark.parametrize("make", [AsyncBentoAPI, RestApiClient])
-def test_call_without_asyncio_states_a_remedy(make: type[AsyncBentoAPI | RestApiClient]) -> None:
+def test_no_asyncio_states_remedy(make: type[AsyncBentoAPI | RestApiClient]) -> None:
     client = make(endpoint="http://127.0.0.1:9", api_token="t")
     call = client.get("svc") if isinstance(client, AsyncBentoAPI) else client.current_user()
     with pytest.raises(ConfigError, match=r"no running event loop of asyncio \(trio is not supported\)\. Await "):

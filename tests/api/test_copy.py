@@ -139,7 +139,7 @@ async def contents_of_model(api: AsyncBentoAPI, directory: Path) -> dict[str, An
     return contents(directory)
 
 
-async def test_parts_of_a_copy_are_those_of_the_source(start_pair: StartPair) -> None:
+async def test_copy_uses_source_parts(start_pair: StartPair) -> None:
     """So that the checksums of the source verify each part; the memory holds at most `threads` parts."""
     pair = await start_pair()
     await pair.here.copy("svc:v1", pair.there, with_models=False, threads=2)
@@ -151,7 +151,7 @@ async def test_parts_of_a_copy_are_those_of_the_source(start_pair: StartPair) ->
         await pair.there.models.get("mod:m1")
 
 
-async def test_parts_of_another_size_are_verified_in_order(start_pair: StartPair, tmp_path: Path) -> None:
+async def test_other_part_size_is_verified(start_pair: StartPair, tmp_path: Path) -> None:
     pair = await start_pair("auto")
     original = await pulled(pair.here, "svc:v1", tmp_path / "original")
     await pair.here.copy("svc:v1", pair.there)
@@ -167,7 +167,7 @@ async def test_parts_of_another_size_are_verified_in_order(start_pair: StartPair
 
 
 @pytest.mark.parametrize("is_interrupted", [True, False])
-async def test_damaged_parts_are_not_resumed(start_pair: StartPair, tmp_path: Path, is_interrupted: bool) -> None:
+async def test_damaged_parts_not_resumed(start_pair: StartPair, tmp_path: Path, is_interrupted: bool) -> None:
     """The source has one checksum of all bytes, which is reached after the damaged part has arrived."""
     pair = await start_pair("auto")
     pair.source.add_fault(GET, flip, skip=1)
@@ -190,7 +190,7 @@ async def flip(exchange: Exchange) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize("to", STRATEGIES)
-async def test_copy_survives_faults_of_both_sides(start_pair: StartPair, tmp_path: Path, to: str) -> None:
+async def test_copy_survives_faults(start_pair: StartPair, tmp_path: Path, to: str) -> None:
     pair = await start_pair(to=to)
     for skip, fault in enumerate((disconnect, disconnect_while_sending(1000), refuse(503), refuse(403), ignore_range)):
         pair.source.add_fault(GET, fault, skip=2 * skip + 1)
@@ -204,7 +204,7 @@ async def test_copy_survives_faults_of_both_sides(start_pair: StartPair, tmp_pat
     )
 
 
-async def test_part_of_a_copy_is_sent_while_it_arrives(start_pair: StartPair) -> None:
+async def test_copy_streams_each_part(start_pair: StartPair) -> None:
     """And what a broken connection has left of it is requested, not the whole part."""
     pair = await start_pair()
 
@@ -225,7 +225,7 @@ async def test_part_of_a_copy_is_sent_while_it_arrives(start_pair: StartPair) ->
     assert len(ranges) == 5
 
 
-async def test_source_that_fails_is_named_and_the_target_says_failed(start_pair: StartPair) -> None:
+async def test_source_failure_is_reported(start_pair: StartPair) -> None:
     pair = await start_pair()
     pair.target.add_fault("POST .*/models$", refuse(403))
     with pytest.raises(APIError):
@@ -243,7 +243,7 @@ def parts_in_journal(home: Path) -> int:
     return sum(len(read.etags) for journal in journals if (read := journal.read()))
 
 
-async def test_interrupted_copy_is_resumed(start_pair: StartPair, home: Path) -> None:
+async def test_cancelled_copy_is_resumed(start_pair: StartPair, home: Path) -> None:
     pair = await start_pair()
     hold = Hold(1)
     pair.target.add_fault(f"{PART}3", hold)
@@ -260,9 +260,7 @@ async def test_interrupted_copy_is_resumed(start_pair: StartPair, home: Path) ->
     assert (await pair.there.get("svc:v1")).upload_status == "success"
 
 
-async def test_item_pushed_again_during_the_copy_is_copied_whole(
-    start_pair: StartPair, make_client: MakeClient, tmp_path: Path
-) -> None:
+async def test_repushed_item_copied_whole(start_pair: StartPair, make_client: MakeClient, tmp_path: Path) -> None:
     """The target never has parts of both, whether the ETag shows the change or only the record."""
     for to in STRATEGIES:
         pair = await start_pair("proxy", to)
@@ -280,7 +278,7 @@ async def test_item_pushed_again_during_the_copy_is_copied_whole(
         assert hashlib.sha256(copied["src/weights"]).digest() == hashlib.sha256(random_bytes(12 * MiB, 6)).digest()
 
 
-async def test_copies_of_a_list_share_models(
+async def test_list_copy_shares_models(
     start_pair: StartPair, make_client: MakeClient, origin: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pair = await start_pair()
@@ -301,7 +299,7 @@ async def test_copies_of_a_list_share_models(
     assert "has dropped labels of bento svc:v1 in the registry: pinned=yes" in caplog.text
 
 
-async def test_copy_without_files_or_target_is_refused(start_pair: StartPair, make_client: MakeClient) -> None:
+async def test_copy_without_files_rejected(start_pair: StartPair, make_client: MakeClient) -> None:
     pair = await start_pair()
     with pytest.raises(ConfigError, match="source and target are both"):
         await pair.here.copy("svc:v1", make_client(pair.source))
@@ -312,7 +310,7 @@ async def test_copy_without_files_or_target_is_refused(start_pair: StartPair, ma
         await pair.here.copy("svc:v1", pair.there)
 
 
-async def test_copy_during_a_push_copies_the_bytes_before(start_pair: StartPair, tmp_path: Path) -> None:
+async def test_copy_during_push_reads_old_tar(start_pair: StartPair, tmp_path: Path) -> None:
     pair = await start_pair()
     original = await pulled(pair.here, "svc:v1", tmp_path / "original")
     routes = pair.here._resources.client.bentos
@@ -333,7 +331,7 @@ async def test_bare_record_is_copied_bare(start_pair: StartPair, make_client: Ma
     assert await record_of(pair.there, "svc:dev") == await record_of(pair.here, "svc:dev")
 
 
-async def test_unknown_fields_of_a_manifest_are_copied(start_pair: StartPair) -> None:
+async def test_unknown_fields_are_copied(start_pair: StartPair) -> None:
     """A newer BentoML may send fields that no schema knows."""
     pair = await start_pair()
 
@@ -350,7 +348,7 @@ async def test_unknown_fields_of_a_manifest_are_copied(start_pair: StartPair) ->
     assert pair.target.matching("POST .*/bentos$")[0].json["manifest"]["invented"] == {"later": True}
 
 
-async def test_etag_that_contradicts_the_checksums_is_refused(start_pair: StartPair) -> None:
+async def test_mismatched_etag_rejected(start_pair: StartPair) -> None:
     pair = await start_pair()
     pair.source.add_fault(GET, with_headers(ETag='"0123456789abcdef0123456789abcdef"'), times=None)
     with pytest.raises(TransferError, match="twice"):
@@ -371,7 +369,7 @@ def test_blocking_api_copies(tmp_path: Path) -> None:
             assert there.exists("svc:v1")
 
 
-async def test_hub_model_is_copied_as_a_record(start_pair: StartPair, make_client: MakeClient, origin: Path) -> None:
+async def test_hub_model_copied_as_record(start_pair: StartPair, make_client: MakeClient, origin: Path) -> None:
     pair = await start_pair()
     make_model(origin, "bert:h1", {"a": b"1"}, metadata={"registry": "huggingface", "model_id": "org/bert"})
     await make_client(pair.source, origin).models.push("bert:h1")
@@ -391,7 +389,7 @@ async def test_hub_model_is_copied_as_a_record(start_pair: StartPair, make_clien
     assert not pair.source.matching("GET bytes|presign")
 
 
-async def test_stream_is_closed_when_the_copy_fails_and_resumed(start_pair: StartPair) -> None:
+async def test_failed_stream_copy_resumes(start_pair: StartPair) -> None:
     pair = await start_pair("proxy")
     pair.source.hides_checksums = True
     pair.source.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)

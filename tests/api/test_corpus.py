@@ -55,7 +55,7 @@ def listed(home):
 
 
 @pytest.mark.parametrize("line", LINES)
-async def test_corpus_item_pushed_and_pulled_is_identical(line, here, tmp_path, registry):
+async def test_round_trip_is_identical(line, here, tmp_path, registry):
     there = tmp_path / "there"
     bentos, models = tags_of(line, BENTOS), tags_of(line, MODELS)
     assert bentos
@@ -85,7 +85,7 @@ async def test_corpus_item_pushed_and_pulled_is_identical(line, here, tmp_path, 
         ("1.4", "front-_desk:v1", {"files:v2": "newest", "files:v1": "oldest"}),
     ],
 )
-async def test_corpus_bento_keeps_aliases_of_its_models(line, tag, aliases, here, tmp_path, registry):
+async def test_bento_keeps_model_aliases(line, tag, aliases, here, tmp_path, registry):
     async with api_on(here, registry) as api:
         await api.push(tag)
     async with api_on(tmp_path / "there", registry) as api:

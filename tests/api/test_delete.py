@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.fixtures import MakeClient, StartProxy
 
 
-async def test_delete_returns_the_deleted_record(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_delete_returns_record(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     api = make_client(await start_proxy())
     bento = make_bento(home, "svc:v1", models=["mod:m1"])
     make_model(home, "mod:m1")
@@ -35,9 +35,7 @@ async def test_delete_returns_the_deleted_record(start_proxy: StartProxy, make_c
     assert not (await api.push("svc:v1")).skipped
 
 
-async def test_delete_of_a_model_in_use_must_be_forced(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_used_model_needs_force(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     api = make_client(await start_proxy())
     make_bento(home, "svc:v1", models=["mod:m1"])
     make_model(home, "mod:m1")
@@ -50,9 +48,7 @@ async def test_delete_of_a_model_in_use_must_be_forced(
 
 
 @pytest.mark.parametrize("tag", ["svc", "svc:latest"])
-async def test_delete_of_a_tag_without_version_is_refused(
-    start_proxy: StartProxy, make_client: MakeClient, tag: str
-) -> None:
+async def test_delete_needs_version(start_proxy: StartProxy, make_client: MakeClient, tag: str) -> None:
     proxy = await start_proxy()
     with pytest.raises(InvalidTagError, match=r"the tag has no version\. Pass a tag like `svc:VERSION`\.$"):
         await make_client(proxy).delete(tag)
@@ -62,7 +58,7 @@ async def test_delete_of_a_tag_without_version_is_refused(
 @pytest.mark.parametrize(
     "fault", [answer_json(404, "404 page not found"), answer_json(405, {"error": "Method Not Allowed"})]
 )
-async def test_delete_without_such_a_route_says_so(
+async def test_delete_without_route_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, fault: Fault
 ) -> None:
     proxy = await start_proxy()
@@ -75,9 +71,7 @@ async def test_delete_without_such_a_route_says_so(
     assert await api.exists("svc:v1")
 
 
-async def test_delete_whose_response_is_lost_succeeds(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_lost_response_is_retried(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
     make_bento(home, "svc:v1")
@@ -87,7 +81,7 @@ async def test_delete_whose_response_is_lost_succeeds(
     assert len(proxy.matching(r"DELETE .*")) == 2
 
 
-def test_blocking_delete_returns_the_record(served: LocalRegistry, home: Path) -> None:
+def test_blocking_delete_returns_record(served: LocalRegistry, home: Path) -> None:
     make_model(home, "mod:m1")
     with BentoAPI(endpoint=served.endpoint, api_token=served.api_token) as api:
         api.models.push("mod:m1")

@@ -76,7 +76,7 @@ def pushed(served: LocalRegistry, home: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", APIS)
-def test_fork_after_use_leaves_child_and_parent_usable(pushed: Path, kind: str) -> None:
+def test_fork_after_use_is_safe(pushed: Path, kind: str) -> None:
     children = ["calls"] if kind == "async on an open loop" else [*CHILDREN]
     program = "".join(f"{CHILDREN[child]}\nprint(use())\n" for child in children)
 
@@ -87,14 +87,14 @@ def test_fork_after_use_leaves_child_and_parent_usable(pushed: Path, kind: str) 
 
 
 @pytest.mark.parametrize("kind", ["blocking", "async"])
-def test_fork_before_use_leaves_child_and_parent_usable(pushed: Path, kind: str) -> None:
+def test_fork_before_use_is_safe(pushed: Path, kind: str) -> None:
     ended = run_program(APIS[kind] + "print(in_child(lambda: print(use())))\nprint(use())\nclose()")
 
     assert ended == Ended(0, "['v1']\n0\n['v1']\n", "")
 
 
 @pytest.mark.parametrize("kind", ["blocking", "async"])
-def test_fork_pool_of_multiprocessing_uses_inherited_api(pushed: Path, kind: str) -> None:
+def test_fork_pool_inherits_api(pushed: Path, kind: str) -> None:
     ended = run_program(
         APIS[kind]
         + """
@@ -110,7 +110,7 @@ close()
     assert ended == Ended(0, "[['v1'], ['v1'], ['v1'], ['v1']]\n", "")
 
 
-def test_fork_server_with_preloaded_api_serves_and_restarts(pushed: Path, tmp_path: Path) -> None:
+def test_fork_server_preloads_api(pushed: Path, tmp_path: Path) -> None:
     """As gunicorn --preload and celery: a process has used its API, and starts and replaces workers."""
     ended = run_program(f"""
 blocking, api = BentoAPI(progress=False), AsyncBentoAPI(progress=False)
@@ -148,7 +148,7 @@ TRANSFERS = {
 
 @pytest.mark.parametrize("transfer", TRANSFERS)
 @pytest.mark.parametrize("child_ends_by", ["exit", "_exit"])
-def test_fork_during_blocking_transfer_harms_neither(
+def test_fork_in_blocking_call_is_safe(
     pushed: Path, home: Path, tmp_path: Path, transfer: str, child_ends_by: str
 ) -> None:
     big = make_bento(home, "big:v1", {"weights": random_bytes(12_000_000, 1)})
@@ -187,7 +187,7 @@ api.close()
 
 
 @pytest.mark.parametrize("transfer", TRANSFERS)
-def test_fork_during_async_transfer_harms_neither(pushed: Path, home: Path, tmp_path: Path, transfer: str) -> None:
+def test_fork_in_async_call_is_safe(pushed: Path, home: Path, tmp_path: Path, transfer: str) -> None:
     """The fork is made on the event loop, as by a coroutine that starts a process."""
     big = make_bento(home, "big:v1", {"weights": random_bytes(12_000_000, 1)})
     store = tmp_path / "elsewhere"
@@ -220,7 +220,7 @@ asyncio.run(main())
     assert contents(tmp_path / "child/svc/v1") == contents(pushed)
 
 
-def test_connections_aborted_in_child_stay_open_in_parent(pushed: Path) -> None:
+def test_child_abort_spares_parent(pushed: Path) -> None:
     """As where the child collects them: it shares the parent's epoll, unless it is given its own."""
     ended = run_program("""
 loop = asyncio.new_event_loop()
@@ -240,7 +240,7 @@ loop.close()
     assert ended == Ended(0, "['v1']\n0\n['v1']\n", "")
 
 
-def test_connections_aborted_by_fork_hooks_stay_open_in_parent(pushed: Path) -> None:
+def test_hook_abort_spares_parent(pushed: Path) -> None:
     """As where dropping one object in the child collects others: the child's epoll comes first."""
     ended = run_program("""
 from async_bento._core.fork import watch_forks
@@ -265,7 +265,7 @@ loop.close()
     assert ended == Ended(0, "['v1']\n0\n['v1']\n", "")
 
 
-def test_client_imports_no_module_while_it_works(pushed: Path, tmp_path: Path) -> None:
+def test_calls_import_no_module(pushed: Path, tmp_path: Path) -> None:
     """A child that is forked during an import of another thread waits for ever where it imports the same module."""
     ended = run_program(f"""
 os.environ["BENTO_CLOUD_API_ENDPOINT"] = os.environ["BENTO_CLOUD_API_ENDPOINT"].replace("127.0.0.1", "localhost")

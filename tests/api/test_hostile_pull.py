@@ -94,7 +94,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
 @pytest.mark.parametrize(("tar", "member"), HOSTILE.values(), ids=HOSTILE.keys())
-async def test_pull_of_hostile_tar_changes_nothing(
+async def test_hostile_tar_changes_nothing(
     pushed: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -121,9 +121,7 @@ async def test_pull_of_hostile_tar_changes_nothing(
     assert len(proxy.matching("GET bytes=0-|/download$")) == 1, "it was fetched again"
 
 
-async def test_pull_of_more_bytes_than_announced_is_refused(
-    pushed: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_excess_bytes_are_rejected(pushed: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await pushed(gzip.compress(WHOLE + block("bomb", content=bytes(1_000_000)) + END))
 
     with pytest.raises(UnsafeArchiveError, match=r"were announced \(Limits.*\), at 'bomb'\. Raise this limit"):
@@ -144,7 +142,7 @@ async def test_pull_of_more_bytes_than_announced_is_refused(
     ],
     ids=["far too little", "about", "half of it", "nothing", "no manifest"],
 )
-async def test_pull_with_slightly_wrong_record_succeeds(
+async def test_inexact_size_is_accepted(
     pushed: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -161,7 +159,7 @@ async def test_pull_with_slightly_wrong_record_succeeds(
     assert contents(bento.path) == contents(tmp_path / "origin/bentos/svc/v1")
 
 
-async def test_pull_applies_configured_limits(pushed: StartProxy, make_client: MakeClient) -> None:
+async def test_configured_limits_apply(pushed: StartProxy, make_client: MakeClient) -> None:
     proxy = await pushed(WHOLE + END)
 
     with pytest.raises(UnsafeArchiveError, match="more than 1 members"):

@@ -32,7 +32,7 @@ def read(path):
 
 
 @pytest.mark.parametrize("path", [*BENTOS, *MODELS], ids=name_of)
-def test_record_is_created_and_updated_as_by_bentoml(path):
+def test_record_matches_bentoml(path):
     expected = sent_by_bentoml(path)["body"]
     if name_of(path) in OPTIONS_OF_TODAY:
         assert expected["manifest"]["options"] == OPTIONS_OF_TODAY[name_of(path)]
@@ -45,7 +45,7 @@ def test_record_is_created_and_updated_as_by_bentoml(path):
 
 
 @pytest.mark.parametrize("path", BENTOS, ids=name_of)
-def test_record_of_bare_push_is_marked_for_development(path):
+def test_bare_record_is_marked_dev(path):
     whole = record_of(read(path), path.parents[2])
 
     bare = record_of(read(path), path.parents[2], bare=True)
@@ -67,7 +67,7 @@ def test_record_of_bare_push_is_marked_for_development(path):
         ("", ""),
     ],
 )
-def test_record_label_is_converted_to_text_as_by_bentoml(tmp_path, written, sent):
+def test_label_text_matches_bentoml(tmp_path, written, sent):
     bento = read(make_bento(tmp_path, labels={"label": written}))
     model = read(make_model(tmp_path, labels={"label": written}))
 
@@ -79,7 +79,7 @@ def test_record_label_is_converted_to_text_as_by_bentoml(tmp_path, written, sent
     ("path", "of_the_service"),
     [("1.0.0/bentos/runners/v1", {"owner": "me"}), ("1.4/bentos/front-_desk/v1", {"owner": "service", "team": "desk"})],
 )
-def test_record_labels_are_text_for_every_release(path, of_the_service):
+def test_labels_of_releases_are_text(path, of_the_service):
     create, _ = record_of(read(CORPUS / path), (CORPUS / path).parents[2])
 
     assert labels_of(create) == {
@@ -93,7 +93,7 @@ def test_record_labels_are_text_for_every_release(path, of_the_service):
     }
 
 
-def test_record_size_counts_each_store_model_once(tmp_path):
+def test_size_counts_each_model_once(tmp_path):
     models = ["mod:m1", "mod:m1", {"tag": "org--bert:v", "registry": "huggingface"}, "gone:g1"]
     services = [{"name": "S", "service": "", "models": [{"tag": "mod:m1"}, {"tag": "mod:m2"}]}]
     path = make_bento(tmp_path, files={"src/a": bytes(10), "README.md": b"hi"}, models=models, services=services)
@@ -107,7 +107,7 @@ def test_record_size_counts_each_store_model_once(tmp_path):
     assert create["manifest"]["size_bytes"] == update["manifest"]["size_bytes"] == sum(sizes[:3])
 
 
-def test_record_has_the_alias_of_a_model():
+def test_record_has_model_aliases():
     create, update = record_of(read(CORPUS / "by_hand/bentos/before_1_4/20240301"), CORPUS / "by_hand")
 
     for body in (create, update):

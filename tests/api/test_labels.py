@@ -87,9 +87,7 @@ async def push(api: AsyncBentoAPI, home: Path, **stages: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bento", "model"])
-async def test_set_labels_keeps_the_rest_of_the_record(
-    start_proxy: StartProxy, make_client: MakeClient, kind: str
-) -> None:
+async def test_set_labels_keeps_manifest(start_proxy: StartProxy, make_client: MakeClient, kind: str) -> None:
     proxy = await start_proxy()
     yatai = Yatai(kind, {"team": "a b", "stage": "dev", "odd key,": "1"})
     manifest = yatai.manifest
@@ -108,7 +106,7 @@ async def test_set_labels_keeps_the_rest_of_the_record(
     assert (yatai.labels, yatai.sent[-1]["labels"]) == ({}, [])
 
 
-async def test_set_labels_changes_the_registry(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_set_labels_changes_registry(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     """An immutable registry refuses every change of a manifest."""
     api = make_client(await start_proxy(immutable=True))
     make_model(home, "mod:m1", metadata={"a": [1, {"b": None}]})
@@ -125,9 +123,7 @@ async def test_set_labels_changes_the_registry(start_proxy: StartProxy, make_cli
     assert (await api.models.get("mod:m1")).manifest == model.manifest
 
 
-async def test_set_labels_without_version_takes_newest(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_set_labels_defaults_to_latest(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     api = make_client(await start_proxy())
     await push(api, home, v1="", v2="")
     for tag in ("svc", "svc:latest"):
@@ -150,9 +146,7 @@ INVALID: list[tuple[Any, str]] = [
 ]
 
 
-async def test_set_labels_with_invalid_label_is_refused(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_invalid_label_is_rejected(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
     make_bento(home)
@@ -164,16 +158,14 @@ async def test_set_labels_with_invalid_label_is_refused(
     assert proxy.requests == []
 
 
-async def test_set_labels_of_missing_item_is_not_found(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_missing_item_is_not_found(start_proxy: StartProxy, make_client: MakeClient) -> None:
     api = make_client(await start_proxy())
     for tag in ("svc", "svc:v1"):
         with pytest.raises(NotFoundError, match=rf"^no bento {tag} in the registry at "):
             await api.set_labels(tag, {"stage": "prod"})
 
 
-async def test_set_labels_that_registry_refuses_says_so(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_refused_set_labels_raises(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
     make_bento(home)
@@ -195,9 +187,7 @@ async def test_set_labels_that_registry_refuses_says_so(
         await api.set_labels("svc:v1", {"stage": "prod"})
 
 
-async def test_labels_with_read_only_token_are_refused(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_read_only_token_is_rejected(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     make_bento(home)
     await make_client(proxy).push("svc:v1")
@@ -211,7 +201,7 @@ async def test_labels_with_read_only_token_are_refused(
         assert labels_of(await api.set_labels("svc:v1", {"stage": None})) == {}
 
 
-async def test_pull_label_selects_the_newest_that_has_it(
+async def test_pull_label_selects_latest(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await start_proxy()
@@ -229,7 +219,7 @@ async def test_pull_label_selects_the_newest_that_has_it(
         await api.pull("svc", label={"stage": "prod", "region": "us"})
 
 
-async def test_pull_label_passes_over_unfinished_uploads(
+async def test_pull_label_skips_failed_upload(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await start_proxy()
@@ -242,7 +232,7 @@ async def test_pull_label_passes_over_unfinished_uploads(
     assert str((await make_client(proxy, elsewhere).pull("svc", label="stage=prod")).tag) == "svc:v1"
 
 
-async def test_pull_label_of_a_registry_that_ignores_queries(
+async def test_pull_label_filters_locally(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await start_proxy()
@@ -254,7 +244,7 @@ async def test_pull_label_of_a_registry_that_ignores_queries(
     assert str((await make_client(proxy, elsewhere).pull("svc", label="stage=prod")).tag) == "svc:v1"
 
 
-async def test_models_pull_label_and_query_both_count(
+async def test_pull_label_and_query_combine(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await start_proxy()
@@ -276,7 +266,7 @@ UNSELECTABLE: list[tuple[str, Any, str]] = [
 ]
 
 
-async def test_pull_label_that_selects_nothing_is_refused(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_invalid_pull_label_rejected(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
     for tag, label, message in UNSELECTABLE:
@@ -288,9 +278,7 @@ async def test_pull_label_that_selects_nothing_is_refused(start_proxy: StartProx
 
 
 @pytest.mark.parametrize("way", ["presigned_url", "proxy"])
-async def test_push_labels_are_added_to_those_of_the_bento(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path, way: str
-) -> None:
+async def test_push_labels_are_merged(start_proxy: StartProxy, make_client: MakeClient, home: Path, way: str) -> None:
     api = make_client(await start_proxy(way))
     make_model(home, "mod:m1", labels={"kind": "tree"})
     bentos = [make_bento(home, f"svc:{v}", models=["mod:m1"], labels={"team": "a", "stage": "dev"}) for v in "12"]
@@ -303,9 +291,7 @@ async def test_push_labels_are_added_to_those_of_the_bento(
     assert labels_of(await api.models.get("mod:m1")) == {"kind": "tree", "stage": "prod"}
 
 
-async def test_push_labels_of_a_skipped_bento_are_set(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_skipped_push_sets_labels(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     api = make_client(await start_proxy())
     make_model(home, "mod:m1")
     bento = make_bento(home, models=["mod:m1"], labels={"team": "a"})
@@ -320,7 +306,7 @@ async def test_push_labels_of_a_skipped_bento_are_set(
     assert labels_of(await api.models.get("mod:m1")) == {}
 
 
-async def test_push_force_names_the_labels_that_it_drops(
+async def test_push_force_names_dropped(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     api = make_client(await start_proxy())
@@ -343,7 +329,7 @@ async def test_push_force_names_the_labels_that_it_drops(
 
 
 @pytest.mark.parametrize("way", ["presigned_url", "auto", "proxy"])
-async def test_push_keep_labels_keeps_what_the_bento_lacks(
+async def test_keep_labels_keeps_added_labels(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, way: str
 ) -> None:
     api = make_client(await start_proxy(way))
@@ -359,9 +345,7 @@ async def test_push_keep_labels_keeps_what_the_bento_lacks(
     assert labels_of(await api.models.get("mod:m1")) == {"size": "big"}
 
 
-async def test_push_keep_labels_keeps_labels_set_meanwhile(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_keep_labels_set_during_push(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy("proxy")
     api = make_client(proxy)
     bento = make_bento(home)
@@ -380,7 +364,7 @@ async def test_push_keep_labels_keeps_labels_set_meanwhile(
     assert labels_of(await api.get("svc:v1")) == {"stage": "prod"}
 
 
-def test_blocking_labels_return_records(served: LocalRegistry, home: Path) -> None:
+def test_blocking_labels_round_trip(served: LocalRegistry, home: Path) -> None:
     make_model(home, "mod:m1")
     with BentoAPI(endpoint=served.endpoint, api_token=served.api_token, progress=False) as api:
         api.push(make_bento(home), labels={"stage": "prod"})

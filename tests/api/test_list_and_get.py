@@ -47,7 +47,7 @@ async def proxy(
     return proxy
 
 
-async def test_list_returns_all_newest_first(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_paging_returns_newest_first(proxy: FaultProxy, make_client: MakeClient) -> None:
     listed = await make_client(proxy).list()
 
     assert [bento.version for bento in listed.items] == ["v5", "v4", "v3", "v2", "v1"]
@@ -55,7 +55,7 @@ async def test_list_returns_all_newest_first(proxy: FaultProxy, make_client: Mak
     assert [request.query["start"] for request in proxy.requests] == ["0", "1", "3"]  # each begins with a known record
 
 
-async def test_list_is_a_sequence_of_records(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_list_is_a_sequence(proxy: FaultProxy, make_client: MakeClient) -> None:
     bentos = await make_client(proxy).list()
 
     assert [bento.version for bento in bentos] == ["v5", "v4", "v3", "v2", "v1"]
@@ -64,7 +64,7 @@ async def test_list_is_a_sequence_of_records(proxy: FaultProxy, make_client: Mak
     assert [bento.version for bento in bentos[-2:]] == ["v2", "v1"]
 
 
-async def test_list_record_has_the_tag_and_size_of_the_bento(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_record_has_tag_and_size(proxy: FaultProxy, make_client: MakeClient) -> None:
     local = await asyncio.to_thread(BentoStore().get, "svc:v5")
     (record,) = await make_client(proxy).list(limit=1)
 
@@ -72,7 +72,7 @@ async def test_list_record_has_the_tag_and_size_of_the_bento(proxy: FaultProxy, 
     assert record.size_bytes == await asyncio.to_thread(local.size) > 0
 
 
-async def test_list_record_can_be_pulled_and_pushed(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
+async def test_record_is_pulled_and_pushed(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
     api = make_client(proxy)
     make_model(home, "mod:m1")
     await api.models.push("mod:m1")
@@ -86,7 +86,7 @@ async def test_list_record_can_be_pulled_and_pushed(proxy: FaultProxy, make_clie
     assert (model.tag, result.tag) == (record.tag, record.tag)
 
 
-async def test_list_and_record_have_short_reprs(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_list_reprs_are_short(proxy: FaultProxy, make_client: MakeClient) -> None:
     bentos = await make_client(proxy).list()
 
     assert repr(bentos) == str(bentos)
@@ -96,7 +96,7 @@ async def test_list_and_record_have_short_reprs(proxy: FaultProxy, make_client: 
     )
 
 
-async def test_list_items_have_their_repository(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_list_items_have_repository(proxy: FaultProxy, make_client: MakeClient) -> None:
     listed = await make_client(proxy).list()
 
     assert {bento.repository.name for bento in listed.items if bento.repository} == {"svc"}
@@ -106,9 +106,7 @@ async def test_list_items_have_their_repository(proxy: FaultProxy, make_client: 
     ("limit", "counts"),
     [(0, []), (1, ["1"]), (2, ["2"]), (3, ["2", "2"]), (5, ["2", "3", "2"]), (99, ["2", "3", "3"])],
 )
-async def test_list_limit_bounds_items_and_pages(
-    proxy: FaultProxy, make_client: MakeClient, limit: int, counts: list[str]
-) -> None:
+async def test_paging_stops_at_limit(proxy: FaultProxy, make_client: MakeClient, limit: int, counts: list[str]) -> None:
     listed = await make_client(proxy).list(limit=limit)
 
     assert [bento.version for bento in listed.items] == ["v5", "v4", "v3", "v2", "v1"][:limit]
@@ -124,19 +122,19 @@ async def test_list_search_filters_items(proxy: FaultProxy, make_client: MakeCli
     assert [bento.repository.name for bento in listed.items if bento.repository] == ["other"]
 
 
-async def test_list_query_is_sent_to_the_registry(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_list_query_filters_items(proxy: FaultProxy, make_client: MakeClient) -> None:
     listed = await make_client(proxy).list(query="label:parity=even")
 
     assert [bento.version for bento in listed.items] == ["v4", "v2"]
 
 
-async def test_list_of_empty_registry_is_empty(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_empty_registry_lists_none(start_proxy: StartProxy, make_client: MakeClient) -> None:
     listed = await make_client(await start_proxy()).list()
 
     assert (listed.total, [*listed.items]) == (0, [])
 
 
-async def test_list_without_endpoint_fails(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_list_at_non_registry_fails(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     proxy.add_fault("", answer_json(404, {"detail": "Not Found"}), times=None)  # what an endpoint of FastAPI says
     api = make_client(proxy)
@@ -151,7 +149,7 @@ def page_of(*versions: str, total: int = 1000) -> dict[str, object]:
     return {"start": 0, "count": 2, "total": total, "items": items}
 
 
-async def test_list_with_repeated_page_ends(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_paging_repeated_page_ends(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     proxy.add_fault(LIST, answer_json(200, page_of("v2", "v1")), times=None)
 
@@ -161,7 +159,7 @@ async def test_list_with_repeated_page_ends(start_proxy: StartProxy, make_client
     assert len(proxy.requests) == 3  # additions may repeat a page once, by chance
 
 
-async def test_list_with_empty_page_ends(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_paging_empty_page_ends(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     proxy.add_fault(LIST, answer_json(200, page_of("v2", "v1")))
     proxy.add_fault(LIST, answer_json(200, page_of()), times=None)
@@ -170,7 +168,7 @@ async def test_list_with_empty_page_ends(start_proxy: StartProxy, make_client: M
     assert len(proxy.requests) == 2
 
 
-async def test_list_without_total_reads_until_the_end(
+async def test_paging_without_total_ends(
     start_proxy: StartProxy, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api_module, "PAGE_SIZE", 2)
@@ -180,7 +178,7 @@ async def test_list_without_total_reads_until_the_end(
     assert [bento.version for bento in (await make_client(proxy).list()).items] == ["v3", "v2", "v1"]
 
 
-async def test_list_during_push_returns_each_item_once(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_paging_during_push_is_unique(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     proxy.add_fault(LIST, answer_json(200, page_of("v3", "v2", total=3)))
     proxy.add_fault(LIST, answer_json(200, page_of("v2", "v1", total=4)))
@@ -238,7 +236,7 @@ async def walked(make_client: MakeClient, proxy: FaultProxy) -> list[int]:
 @pytest.mark.parametrize(
     ("added", "total"), [(1, True), (99, True), (100, True), (101, True), (250, True), (1, False), (100, False)]
 )
-async def test_iter_finds_all_when_records_are_added(
+async def test_paging_survives_additions(
     start_proxy: StartProxy, make_client: MakeClient, added: int, total: bool
 ) -> None:
     proxy = await start_proxy()
@@ -257,7 +255,7 @@ async def test_iter_finds_all_when_records_are_added(
 @pytest.mark.usefixtures("page_sizes")
 @pytest.mark.parametrize("first", [0, 30, 70, 99])
 @pytest.mark.parametrize("deleted", [1, 30, 100])
-async def test_iter_finds_all_that_stay_when_others_are_deleted(
+async def test_paging_survives_deletions(
     start_proxy: StartProxy, make_client: MakeClient, first: int, deleted: int
 ) -> None:
     proxy = await start_proxy()
@@ -274,7 +272,7 @@ async def test_iter_finds_all_that_stay_when_others_are_deleted(
 
 
 @pytest.mark.usefixtures("page_sizes")
-async def test_iter_finds_all_when_most_records_are_deleted(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_paging_survives_mass_deletion(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     registry = Versions(proxy, range(1000))
 
@@ -289,7 +287,7 @@ async def test_iter_finds_all_when_most_records_are_deleted(start_proxy: StartPr
 
 
 @pytest.mark.usefixtures("page_sizes")
-async def test_iter_ends_when_all_records_are_deleted(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_paging_ends_when_all_deleted(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     registry = Versions(proxy, range(300))
 
@@ -301,9 +299,7 @@ async def test_iter_ends_when_all_records_are_deleted(start_proxy: StartProxy, m
 
 @pytest.mark.usefixtures("page_sizes")
 @pytest.mark.parametrize("seed", [73, 125, 239, 260])
-async def test_iter_with_changes_everywhere_finds_all_that_stay(
-    start_proxy: StartProxy, make_client: MakeClient, seed: int
-) -> None:
+async def test_paging_survives_changes(start_proxy: StartProxy, make_client: MakeClient, seed: int) -> None:
     proxy = await start_proxy()
     registry, random = Versions(proxy, range(0, 50_000, 100)), Random(seed)
     stayed = {*registry.versions}
@@ -321,7 +317,7 @@ async def test_iter_with_changes_everywhere_finds_all_that_stay(
     assert len(found) == len({*found})
 
 
-async def test_list_requests_four_large_pages_at_once(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_paging_reads_four_at_once(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     registry = Versions(proxy, range(5100))
     four_requested = asyncio.Event()
@@ -340,9 +336,7 @@ async def test_list_requests_four_large_pages_at_once(start_proxy: StartProxy, m
 
 
 @pytest.mark.parametrize("total", [True, False])
-async def test_list_from_registry_with_a_largest_page_finds_all(
-    start_proxy: StartProxy, make_client: MakeClient, total: bool
-) -> None:
+async def test_paging_survives_page_cap(start_proxy: StartProxy, make_client: MakeClient, total: bool) -> None:
     proxy = await start_proxy()
     Versions(proxy, range(730), total=total, largest_page=70)
 
@@ -351,7 +345,7 @@ async def test_list_from_registry_with_a_largest_page_finds_all(
     assert [int(bento.version[1:]) for bento in listed.items] == [*range(730)]
 
 
-async def test_list_of_long_records_requests_small_pages(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_paging_shrinks_large_pages(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     Versions(proxy, range(300), description="x" * 120_000)
 
@@ -359,14 +353,14 @@ async def test_list_of_long_records_requests_small_pages(start_proxy: StartProxy
     assert [request.query["count"] for request in proxy.requests] == ["100", "140", "140"]
 
 
-async def test_iter_reads_pages_lazily(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_iter_paging_is_lazy(proxy: FaultProxy, make_client: MakeClient) -> None:
     async with aclosing(make_client(proxy).iter()) as walk:
         pages = [len(proxy.requests) async for _ in walk]
 
     assert pages == [1, 1, 2, 2, 3]
 
 
-async def test_iter_stopped_early_reads_one_page(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_iter_paging_stops_early(proxy: FaultProxy, make_client: MakeClient) -> None:
     async for bento in make_client(proxy).iter():
         if bento.version == "v4":
             break
@@ -374,7 +368,7 @@ async def test_iter_stopped_early_reads_one_page(proxy: FaultProxy, make_client:
     assert len(proxy.requests) == 1
 
 
-async def test_list_and_get_of_models_work_alike(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_list_and_get_models_alike(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "mod:m1", built=OF_DAY.format(1))
     make_model(home, "mod:m2", built=OF_DAY.format(2))
     proxy = await start_proxy()
@@ -401,7 +395,7 @@ async def test_list_and_get_of_models_work_alike(start_proxy: StartProxy, make_c
         (("svc:v2",), "v2"),
     ],
 )
-async def test_get_accepts_name_and_version(
+async def test_get_takes_name_and_version(
     proxy: FaultProxy, make_client: MakeClient, asked: tuple[str], version: str
 ) -> None:
     bento = await make_client(proxy).get(*asked)
@@ -411,9 +405,7 @@ async def test_get_accepts_name_and_version(
     assert bento.manifest.name == "svc"
 
 
-async def test_get_returns_the_models_whatever_the_version(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_get_returns_models(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "mod:m1")
     make_bento(home, "svc:v1", models=["mod:m1"])
     api = make_client(await start_proxy())
@@ -431,7 +423,7 @@ async def test_get_returns_the_models_whatever_the_version(
     assert records[0] == records[-1]
 
 
-async def test_exists_is_true_for_uploaded_items_only(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
+async def test_exists_needs_full_upload(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
     api = make_client(proxy)
     make_bento(home, "broken:v1")
     make_model(home, "mod:m1")
@@ -449,12 +441,12 @@ async def test_exists_is_true_for_uploaded_items_only(proxy: FaultProxy, make_cl
 
 
 @pytest.mark.parametrize("asked", [("nothing",), ("nothing", "latest"), ("svc", "v9"), ("svc:v9",)])
-async def test_get_of_missing_record_names_it(proxy: FaultProxy, make_client: MakeClient, asked: tuple[str]) -> None:
+async def test_get_missing_record_names_it(proxy: FaultProxy, make_client: MakeClient, asked: tuple[str]) -> None:
     with pytest.raises(NotFoundError, match=f"no bento {':'.join(asked)} in the registry at {proxy.endpoint}"):
         await make_client(proxy).get(*asked)
 
 
-async def test_get_latest_of_empty_repository_is_not_found(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_empty_repository_has_no_latest(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
     await api._kind.routes.create_repository("svc")
@@ -463,14 +455,14 @@ async def test_get_latest_of_empty_repository_is_not_found(start_proxy: StartPro
         await api.get("svc", "latest")
 
 
-async def test_get_understands_not_found_of_older_registries(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_old_registry_400_is_not_found(proxy: FaultProxy, make_client: MakeClient) -> None:
     proxy.add_fault("GET .*/v2$", answer_json(400, {"error": "get bento v2: record not found"}))
 
     with pytest.raises(NotFoundError, match="svc:v2"):
         await make_client(proxy).get("svc", "v2")
 
 
-async def test_get_retry_hides_a_transient_fault(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_paging_retries_faults(proxy: FaultProxy, make_client: MakeClient) -> None:
     async def break_off(exchange: Exchange) -> web.StreamResponse:
         return exchange.disconnect()
 
@@ -480,7 +472,7 @@ async def test_get_retry_hides_a_transient_fault(proxy: FaultProxy, make_client:
     assert len((await make_client(proxy).list()).items) == 5
 
 
-async def test_record_of_year_1970_keeps_its_time(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_record_of_1970_keeps_time(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, built="1970-01-02 03:04:05")
     make_bento(home, "svc:v2")
     make_bento(home, "svc:v3", built="0001-01-02 03:04:05")

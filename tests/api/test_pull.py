@@ -55,9 +55,7 @@ def registry_with(start_proxy: StartProxy, make_client: MakeClient, tmp_path: Pa
     return push
 
 
-async def test_pull_of_local_version_sends_no_request(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_pull_local_sends_no_request(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1")
     here = make_bento(home, files={"mine": b"x"})
     events: list[ProgressEvent] = []
@@ -69,9 +67,7 @@ async def test_pull_of_local_version_sends_no_request(
     assert (events[-1].phase, events[-1].message) == ("skipped", "already pulled")
 
 
-async def test_pull_of_version_ignores_longer_local_version(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_pull_matches_whole_version(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1")
     make_bento(home, "svc:v10")
 
@@ -85,7 +81,7 @@ OLD, NEW = "2024-01-01 00:00:00", "2024-06-01 00:00:00"
 
 
 @pytest.mark.parametrize("tag", ["svc", "svc:latest"])
-async def test_pull_latest_is_the_newest_on_the_registry(
+async def test_pull_latest_uses_registry(
     registry_with: StartProxy, make_client: MakeClient, home: Path, tag: str
 ) -> None:
     proxy = await registry_with("svc:a", "svc:z", built={"svc:a": NEW, "svc:z": OLD})
@@ -98,7 +94,7 @@ async def test_pull_latest_is_the_newest_on_the_registry(
 
 
 @pytest.mark.parametrize("built", [NEW, "2024-07-01 00:00:00"], ids=["as new", "newer"])
-async def test_pull_latest_keeps_local_version_as_new(
+async def test_pull_latest_keeps_local(
     registry_with: StartProxy, make_client: MakeClient, home: Path, built: str
 ) -> None:
     proxy = await registry_with("svc:a", built={"svc:a": NEW})
@@ -110,9 +106,7 @@ async def test_pull_latest_keeps_local_version_as_new(
     assert not proxy.matching("GET bytes|presign")
 
 
-async def test_pull_latest_by_force_ignores_newer_local_version(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_forced_latest_ignores_local(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:a", built={"svc:a": OLD})
     make_bento(home, "svc:mine", built=NEW)
 
@@ -121,9 +115,7 @@ async def test_pull_latest_by_force_ignores_newer_local_version(
     assert bento.tag == Tag("svc", "a")
 
 
-async def test_pull_by_force_replaces_local_copy(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_force_pull_replaces_copy(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1")
     make_bento(home, files={"mine": b"x"})
 
@@ -134,9 +126,7 @@ async def test_pull_by_force_replaces_local_copy(
     assert not left_in_scratch(home)
 
 
-async def test_pull_by_force_keeps_old_copy_until_commit(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_force_pull_replaces_at_commit(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1")
     here = make_bento(home, files={"mine": b"x"})
     before = contents(here)
@@ -152,9 +142,7 @@ async def test_pull_by_force_keeps_old_copy_until_commit(
     assert meanwhile == before
 
 
-async def test_pull_by_force_failed_keeps_old_copy(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_force_pull_fault_keeps_copy(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1")
     here = make_bento(home, files={"mine": b"x"})
     (home / "bentos/svc/latest").write_text("v1")
@@ -169,9 +157,7 @@ async def test_pull_by_force_failed_keeps_old_copy(
     assert not left_in_scratch(home, kept=False)
 
 
-async def test_pull_by_force_cancelled_keeps_old_copy(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_force_pull_cancel_keeps_copy(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1")
     here = make_bento(home, files={"mine": b"x"})
     before = contents(here)
@@ -189,9 +175,7 @@ async def test_pull_by_force_cancelled_keeps_old_copy(
     assert not left_in_scratch(home, kept=False)
 
 
-async def test_pull_with_models_downloads_them_concurrently(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_models_download_concurrently(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1", "two:m1"))
     both = Hold(count=2)
     proxy.add_fault("GET /blobs/models", both, times=None)
@@ -206,9 +190,7 @@ async def test_pull_with_models_downloads_them_concurrently(
     assert contents(home / "models/two/m1")
 
 
-async def test_pull_with_local_models_sends_no_request(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_local_models_send_no_request(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1", "two:m1"))
     api = make_client(proxy)
     await api.pull("svc:v1", with_models=True)
@@ -219,9 +201,7 @@ async def test_pull_with_local_models_sends_no_request(
     assert len(proxy.requests) == asked
 
 
-async def test_pull_with_failed_model_raises_after_the_others(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_failed_model_spares_others(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1", "two:m1"))
     slow = Hold()
     refused = refuse(400, code="InvalidRequest")
@@ -242,9 +222,7 @@ async def test_pull_with_failed_model_raises_after_the_others(
     assert not (home / "models/one").exists()
 
 
-async def test_pull_with_missing_models_names_each(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_pull_names_missing_models(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1", "two:m1", "three:m1"))
     for name in ("one", "three"):
         proxy.add_fault(f"GET /api/v1/model_repositories/{name}", refuse(404))
@@ -256,9 +234,7 @@ async def test_pull_with_missing_models_names_each(
     assert contents(home / "models/two/m1")
 
 
-async def test_pull_without_models_downloads_none(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_pull_downloads_no_models(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1",))
 
     await make_client(proxy).pull("svc:v1")
@@ -266,9 +242,7 @@ async def test_pull_without_models_downloads_none(
     assert not (home / "models").exists()
 
 
-async def test_pull_of_local_bento_downloads_its_models(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_local_bento_downloads_models(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1",))
     api = make_client(proxy)
     await api.pull("svc:v1")
@@ -278,9 +252,7 @@ async def test_pull_of_local_bento_downloads_its_models(
     assert contents(home / "models/one/m1")
 
 
-async def test_pull_lock_lets_two_pulls_share_one_download(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_pull_lock_shares_download(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1")
     held = Hold()
     proxy.add_fault(GET, held)
@@ -297,9 +269,7 @@ async def test_pull_lock_lets_two_pulls_share_one_download(
     assert bentos[0] == bentos[1]
 
 
-async def test_pull_lock_released_by_failed_pull_continues(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_failed_pull_releases_lock(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1")
     held = Hold(fault=refuse(400))
     proxy.add_fault(GET, held)
@@ -315,7 +285,7 @@ async def test_pull_lock_released_by_failed_pull_continues(
     assert (await waiting).tag == Tag("svc", "v1")
 
 
-async def test_pull_lock_wait_can_be_cancelled(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_pull_lock_wait_cancellable(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1")
     held = Hold()
     proxy.add_fault(GET, held)
@@ -332,7 +302,7 @@ async def test_pull_lock_wait_can_be_cancelled(registry_with: StartProxy, make_c
     assert (await first).tag == Tag("svc", "v1")
 
 
-async def test_pull_into_another_store_writes_there(
+async def test_pull_into_other_store(
     registry_with: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await registry_with("svc:v1")
@@ -345,7 +315,7 @@ async def test_pull_into_another_store_writes_there(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_pull_into_another_bento_store_keeps_model_store(
+async def test_other_store_keeps_model_store(
     registry_with: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1",))
@@ -356,7 +326,7 @@ async def test_pull_into_another_bento_store_keeps_model_store(
     assert not (elsewhere / "models").exists()
 
 
-async def test_pull_of_model_into_another_store_writes_there(
+async def test_pull_model_into_other_store(
     registry_with: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1",))
@@ -369,7 +339,7 @@ async def test_pull_of_model_into_another_store_writes_there(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_pull_by_force_keeps_local_models(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_force_pull_keeps_models(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1", models=("one:m1",))
     mine = make_model(home, "one:m1", {"mine": b"x"})
 
@@ -380,9 +350,7 @@ async def test_pull_by_force_keeps_local_models(registry_with: StartProxy, make_
     assert not proxy.matching("model_repositories")
 
 
-async def test_pull_of_broken_hub_record_names_the_field(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_bad_hub_record_names_field(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
     await api.models._kind.routes.create_repository("bert")
@@ -401,7 +369,7 @@ async def test_pull_of_broken_hub_record_names_the_field(
     assert not proxy.matching("presign|GET bytes")
 
 
-async def test_pull_query_selects_among_models_of_a_name(
+async def test_pull_query_selects_model(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home, "mod:older", labels={"stage": "prod"}, built="2023-01-01 00:00:00")
@@ -417,7 +385,7 @@ async def test_pull_query_selects_among_models_of_a_name(
     assert model.tag == Tag("mod", "prod")
 
 
-async def test_pull_again_by_query_takes_no_lock(
+async def test_query_again_takes_no_lock(
     start_proxy: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -439,7 +407,7 @@ async def test_pull_again_by_query_takes_no_lock(
     assert not locks
 
 
-async def test_pull_again_of_record_without_date_takes_no_lock(
+async def test_undated_again_takes_no_lock(
     registry_with: StartProxy,
     make_client: MakeClient,
     elsewhere: Path,
@@ -468,7 +436,7 @@ async def test_pull_again_of_record_without_date_takes_no_lock(
     assert not locks
 
 
-async def test_pull_query_ignores_newer_local_model(
+async def test_pull_query_ignores_local(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home, "mod:prod", labels={"stage": "prod"}, built=OLD)
@@ -485,7 +453,7 @@ async def test_pull_query_ignores_newer_local_model(
     assert newest.tag == Tag("mod", "mine")
 
 
-async def test_pull_query_with_version_has_no_effect(
+async def test_query_with_version_warns(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home)
@@ -499,7 +467,7 @@ async def test_pull_query_with_version_has_no_effect(
 
 
 @pytest.mark.parametrize("tag", ["svc:v9", "nothing", "nothing:latest"])
-async def test_pull_of_missing_item_names_it(registry_with: StartProxy, make_client: MakeClient, tag: str) -> None:
+async def test_pull_missing_item_names_it(registry_with: StartProxy, make_client: MakeClient, tag: str) -> None:
     proxy = await registry_with("svc:v1")
 
     with pytest.raises(NotFoundError, match=rf"no bento {tag} in the registry at {proxy.endpoint}.*async-bento list"):
@@ -507,7 +475,7 @@ async def test_pull_of_missing_item_names_it(registry_with: StartProxy, make_cli
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
-async def test_pull_of_record_without_bytes_names_it(
+async def test_pull_bare_record_names_it(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
     make_bento(home)
@@ -522,9 +490,7 @@ async def test_pull_of_record_without_bytes_names_it(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_pull_of_item_whose_storage_lost_its_bytes_names_it(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_pull_lost_bytes_names_item(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v1")
     proxy.add_fault(GET, refuse(404, code="NoSuchKey"), times=None)
 
@@ -552,7 +518,7 @@ async def left_unfinished(proxy: FaultProxy, api: AsyncBentoAPI, status: str) ->
 @pytest.mark.parametrize(
     ("status", "noted"), [("failed", "v2 (failed)"), ("uploading", "v2 (uploading)"), ("bare", "v2 (without files)")]
 )
-async def test_pull_latest_is_the_newest_that_was_uploaded(
+async def test_pull_latest_is_uploaded(
     registry_with: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -582,7 +548,7 @@ async def test_pull_latest_is_the_newest_that_was_uploaded(
     assert f"passed over {noted.partition(' ')[0]}" in caplog.text
 
 
-async def test_pull_latest_of_bare_record_with_files_pulls_it(
+async def test_pull_latest_bare_with_files(
     registry_with: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path
 ) -> None:
     proxy = await registry_with("svc:v1", "svc:v2", built={"svc:v1": OLD, "svc:v2": NEW})
@@ -592,7 +558,7 @@ async def test_pull_latest_of_bare_record_with_files_pulls_it(
 
 
 @pytest.mark.parametrize("status", ["failed", "uploading"])
-async def test_get_latest_is_the_newest_that_was_uploaded(
+async def test_get_latest_is_uploaded(
     registry_with: StartProxy, make_client: MakeClient, tmp_path: Path, status: str
 ) -> None:
     proxy = await registry_with("svc:v1", built={"svc:v1": OLD})
@@ -602,7 +568,7 @@ async def test_get_latest_is_the_newest_that_was_uploaded(
     assert (await make_client(proxy).get("svc")).version == "v1"
 
 
-async def test_get_latest_without_an_uploaded_version_is_the_newest(
+async def test_get_latest_without_upload_is_newest(
     start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     proxy = await start_proxy()
@@ -612,7 +578,7 @@ async def test_get_latest_without_an_uploaded_version_is_the_newest(
     assert (await make_client(proxy).get("svc")).upload_status == "failed"
 
 
-async def test_pull_latest_skips_a_page_of_failed_versions(
+async def test_latest_paging_skips_failed(
     registry_with: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path
 ) -> None:
     proxy = await registry_with("svc:v1", built={"svc:v1": OLD})
@@ -634,9 +600,7 @@ async def test_pull_latest_skips_a_page_of_failed_versions(
     assert pulled == "svc:v1"
 
 
-async def test_pull_latest_with_broken_older_copy_pulls_the_newest(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_latest_ignores_broken_copy(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v2", built={"svc:v2": NEW})
     (make_bento(home, "svc:v1", built=OLD) / "bento.yaml").unlink()
     (home / "bentos/svc/latest").write_text("v1")
@@ -651,9 +615,7 @@ async def test_pull_latest_with_broken_older_copy_pulls_the_newest(
     assert (home / "bentos/svc/v2/bento.yaml").exists()
 
 
-async def test_pull_latest_with_broken_copy_of_it_names_the_remedy(
-    registry_with: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_broken_latest_states_remedy(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await registry_with("svc:v2", built={"svc:v2": NEW})
     (make_bento(home, "svc:v2", built=NEW) / "bento.yaml").unlink()
 
@@ -662,7 +624,7 @@ async def test_pull_latest_with_broken_copy_of_it_names_the_remedy(
 
 
 @pytest.mark.parametrize("status", ["failed", "uploading"])
-async def test_pull_of_unfinished_upload_states_its_facts(
+async def test_unfinished_upload_described(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, status: str
 ) -> None:
     """A real Yatai answers in this way to a download without an object."""
@@ -691,7 +653,7 @@ async def test_pull_of_unfinished_upload_states_its_facts(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_pull_of_unfinished_upload_with_other_error_names_both(
+async def test_unfinished_upload_names_error(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await start_proxy()
@@ -713,7 +675,7 @@ async def call_each(api: AsyncBentoAPI, item: Any) -> None:
         assert await call
 
 
-async def test_pull_accepts_local_items_and_records(registry_with: StartProxy, make_client: MakeClient) -> None:
+async def test_calls_accept_item_objects(registry_with: StartProxy, make_client: MakeClient) -> None:
     proxy = await registry_with("svc:v1")
     api = make_client(proxy)
     bento = await api.pull("svc:v1")

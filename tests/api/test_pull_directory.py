@@ -60,9 +60,7 @@ def entries(directory: Path) -> list[str]:
     return sorted(entry.name for entry in directory.iterdir())
 
 
-async def test_pull_directory_holds_the_item_itself(
-    pushed: Pushed, make_client: MakeClient, home: Path, at: Path
-) -> None:
+async def test_directory_holds_the_item(pushed: Pushed, make_client: MakeClient, home: Path, at: Path) -> None:
     proxy, expected = pushed
     events: list[ProgressEvent] = []
     api = make_client(proxy, progress=events.append)
@@ -80,7 +78,7 @@ async def test_pull_directory_holds_the_item_itself(
     assert await asyncio.to_thread(Bento.from_path, at / "svc") == bento
 
 
-async def test_pull_directory_ignores_the_store(pushed: Pushed, make_client: MakeClient, home: Path, at: Path) -> None:
+async def test_directory_ignores_store(pushed: Pushed, make_client: MakeClient, home: Path, at: Path) -> None:
     proxy, expected = pushed
     make_bento(home, files={"mine": b"x"})
     before = contents(home)
@@ -91,9 +89,7 @@ async def test_pull_directory_ignores_the_store(pushed: Pushed, make_client: Mak
     assert contents(home) == before
 
 
-async def test_pull_directory_may_be_empty_or_without_parents(
-    pushed: Pushed, make_client: MakeClient, at: Path
-) -> None:
+async def test_empty_or_new_directory_works(pushed: Pushed, make_client: MakeClient, at: Path) -> None:
     proxy, expected = pushed
     (at / "empty").mkdir(mode=0o750)
     (at / "link").symlink_to("target")
@@ -109,7 +105,7 @@ async def test_pull_directory_may_be_empty_or_without_parents(
     assert entries(at / "new/er") == ["dir"]
 
 
-async def test_pull_directory_may_be_relative(
+async def test_directory_may_be_relative(
     pushed: Pushed, make_client: MakeClient, at: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy, expected = pushed
@@ -121,7 +117,7 @@ async def test_pull_directory_may_be_relative(
     assert contents(bento.path) == expected
 
 
-async def test_pull_directory_may_be_the_working_directory(
+async def test_directory_may_be_cwd(
     pushed: Pushed, make_client: MakeClient, at: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rename would leave the shell in a directory that is gone."""
@@ -146,7 +142,7 @@ def on_another_filesystem(tmp_path: Path) -> Iterator[Path]:
         yield Path(directory)
 
 
-async def test_pull_directory_on_another_filesystem(
+async def test_directory_on_other_filesystem(
     pushed: Pushed, make_client: MakeClient, on_another_filesystem: Path
 ) -> None:
     proxy, expected = pushed
@@ -176,7 +172,7 @@ def has_bento(path: Path) -> None:
         (lambda path: path.write_bytes(b"x"), True, ".*svc is a file. Choose another directory."),
     ],
 )
-async def test_pull_directory_with_files_is_refused(
+async def test_nonempty_directory_rejected(
     pushed: Pushed, make_client: MakeClient, at: Path, prepare: Callable[[Path], None], force: bool, message: str
 ) -> None:
     proxy, _ = pushed
@@ -192,7 +188,7 @@ async def test_pull_directory_with_files_is_refused(
     assert contents(at) == before
 
 
-async def test_pull_directory_by_force_replaces_the_item(pushed: Pushed, make_client: MakeClient, at: Path) -> None:
+async def test_force_replaces_directory(pushed: Pushed, make_client: MakeClient, at: Path) -> None:
     proxy, expected = pushed
     (at / "svc").mkdir()
     (at / "svc/bento.yaml").write_bytes(b"old")
@@ -219,7 +215,7 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("prepare", [absent, empty, has_bento])
-async def test_pull_directory_failed_halfway_is_unchanged(
+async def test_failure_keeps_directory(
     pushed: Pushed, make_client: MakeClient, at: Path, prepare: Callable[[Path], None]
 ) -> None:
     proxy, _ = pushed
@@ -235,7 +231,7 @@ async def test_pull_directory_failed_halfway_is_unchanged(
 
 
 @pytest.mark.parametrize("prepare", [absent, empty])
-async def test_pull_directory_cancelled_restarts(
+async def test_cancelled_pull_restarts(
     pushed: Pushed, make_client: MakeClient, at: Path, prepare: Callable[[Path], None]
 ) -> None:
     proxy, expected = pushed
@@ -260,7 +256,7 @@ async def test_pull_directory_cancelled_restarts(
     assert proxy.matching("GET bytes=0-")
 
 
-async def test_pull_directory_in_the_working_directory_cancelled(
+async def test_cancelled_pull_cleans_cwd(
     pushed: Pushed, make_client: MakeClient, at: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy, _ = pushed
@@ -280,7 +276,7 @@ async def test_pull_directory_in_the_working_directory_cancelled(
     assert entries(at) == []
 
 
-async def test_pull_directory_filled_meanwhile_is_kept(pushed: Pushed, make_client: MakeClient, at: Path) -> None:
+async def test_files_added_meanwhile_kept(pushed: Pushed, make_client: MakeClient, at: Path) -> None:
     proxy, _ = pushed
     held = Hold()
     proxy.add_fault(GET, held, skip=2)
@@ -295,7 +291,7 @@ async def test_pull_directory_filled_meanwhile_is_kept(pushed: Pushed, make_clie
     assert contents(at) == {"svc": None, "svc/mine": b"x"}
 
 
-async def test_pull_directory_below_a_file_is_refused(pushed: Pushed, make_client: MakeClient, at: Path) -> None:
+async def test_directory_below_file_rejected(pushed: Pushed, make_client: MakeClient, at: Path) -> None:
     proxy, _ = pushed
     (at / "file").write_bytes(b"")
 
@@ -308,14 +304,14 @@ async def test_pull_directory_below_a_file_is_refused(pushed: Pushed, make_clien
 
 
 @pytest.mark.posix("/proc")
-async def test_pull_directory_in_unwritable_place_is_an_error(pushed: Pushed, make_client: MakeClient) -> None:
+async def test_unwritable_directory_fails(pushed: Pushed, make_client: MakeClient) -> None:
     proxy, _ = pushed
 
     with pytest.raises(StoreError, match=r"^cannot pull svc:v1: cannot .*/proc"):
         await make_client(proxy).pull("svc:v1", path="/proc/new/svc")
 
 
-async def test_pull_directory_with_models_is_an_exported_bento(
+async def test_directory_includes_models(
     pushed: Pushed, make_client: MakeClient, start_proxy: StartProxy, home: Path, at: Path
 ) -> None:
     proxy, expected = pushed
@@ -333,7 +329,7 @@ async def test_pull_directory_with_models_is_an_exported_bento(
     assert [str(model.tag) for model in result.models] == ["mod:m1"]
 
 
-async def test_pull_directory_with_failed_model_is_absent(pushed: Pushed, make_client: MakeClient, at: Path) -> None:
+async def test_failed_model_leaves_nothing(pushed: Pushed, make_client: MakeClient, at: Path) -> None:
     proxy, _ = pushed
     proxy.add_fault("GET /blobs/models", refuse(500), times=None)
 
@@ -343,7 +339,7 @@ async def test_pull_directory_with_failed_model_is_absent(pushed: Pushed, make_c
     assert entries(at) == []
 
 
-async def test_pull_directory_of_missing_item_makes_none(pushed: Pushed, make_client: MakeClient, at: Path) -> None:
+async def test_missing_item_leaves_nothing(pushed: Pushed, make_client: MakeClient, at: Path) -> None:
     proxy, _ = pushed
 
     with pytest.raises(NotFoundError, match="no bento gone:v1 in the registry"):
@@ -352,9 +348,7 @@ async def test_pull_directory_of_missing_item_makes_none(pushed: Pushed, make_cl
     assert entries(at) == []
 
 
-async def test_pull_directory_together_with_store_is_refused(
-    pushed: Pushed, make_client: MakeClient, tmp_path: Path
-) -> None:
+async def test_directory_and_store_rejected(pushed: Pushed, make_client: MakeClient, tmp_path: Path) -> None:
     proxy, _ = pushed
 
     with pytest.raises(ConfigError, match="a store and a directory at once"):

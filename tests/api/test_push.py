@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tests.fixtures import MakeClient, StartProxy
 
 
-async def test_push_takes_its_steps_in_order(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_push_steps_are_in_order(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
 
@@ -62,9 +62,7 @@ async def test_push_takes_its_steps_in_order(start_proxy: StartProxy, make_clien
     assert (await make_client(proxy).get("svc:v1")).upload_status == "success"
 
 
-async def test_push_of_unreadable_directory_registers_nothing(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_fifo_fails_before_creation(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     os.mkfifo(make_bento(home) / "pipe")
     proxy = await start_proxy()
 
@@ -74,7 +72,7 @@ async def test_push_of_unreadable_directory_registers_nothing(
     assert proxy.steps() == ["GET svc/v1"]
 
 
-async def test_push_of_model_takes_the_same_steps(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_model_push_steps_in_order(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy()
 
@@ -96,9 +94,7 @@ async def test_push_of_model_takes_the_same_steps(start_proxy: StartProxy, make_
     ]
 
 
-async def test_push_starts_upload_and_multipart_upload_concurrently(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_uploads_start_concurrently(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
     both_requested = asyncio.Event()
@@ -116,7 +112,7 @@ async def test_push_starts_upload_and_multipart_upload_concurrently(
 
 
 @pytest.mark.parametrize("refused", ["start_upload", "start_multipart_upload"])
-async def test_push_reports_failure_once_both_starts_have_ended(
+async def test_failed_upload_start_reported(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, refused: str
 ) -> None:
     """Or the record would say `uploading` for ever, where the registry handled the report first."""
@@ -138,9 +134,7 @@ async def test_push_reports_failure_once_both_starts_have_ended(
     assert report.json["status"] == "failed"
 
 
-async def test_push_uploads_models_first_and_creates_repository_once(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_push_uploads_models_first(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     tags = [f"mod:m{number}" for number in range(4)]
     for tag in tags:
         make_model(home, tag)
@@ -158,9 +152,7 @@ async def test_push_uploads_models_first_and_creates_repository_once(
     assert (await make_client(proxy).get("svc:v1")).manifest.models == tags  # type: ignore[union-attr]
 
 
-async def test_push_of_present_items_sends_one_request_each(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_present_item_costs_one_get(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     tags = [f"mod{number}:m1" for number in range(3)]
     for tag in tags:
         make_model(home, tag)
@@ -182,7 +174,7 @@ async def test_push_of_present_items_sends_one_request_each(
     assert sorted(proxy.steps()) == ["GET mod0/m1", "GET mod1/m1", "GET mod2/m1", "GET svc/v1"]
 
 
-async def test_push_uploads_models_concurrently(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_models_upload_concurrently(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "one:m1")
     make_model(home, "two:m1")
     make_bento(home, models=["one:m1", "two:m1"])
@@ -196,9 +188,7 @@ async def test_push_uploads_models_concurrently(start_proxy: StartProxy, make_cl
     await pushing
 
 
-async def test_push_with_failed_model_uploads_others_but_no_bento(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_failed_model_stops_bento_upload(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "one:m1")
     make_model(home, "two:m1")
     make_bento(home, models=["one:m1", "two:m1"])
@@ -220,9 +210,7 @@ async def test_push_with_failed_model_uploads_others_but_no_bento(
     assert [request.json["status"] for request in proxy.matching("finish_upload")] == ["failed", "success"]
 
 
-async def test_push_with_failed_models_names_each_and_its_reason(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_push_names_failed_models(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "one:m1")
     make_model(home, "two:m1")
     make_bento(home, models=["one:m1", "two:m1", "gone:m1"])
@@ -243,9 +231,7 @@ async def test_push_with_failed_models_names_each_and_its_reason(
     }
 
 
-async def test_push_with_same_error_of_models_states_it_once(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_same_model_error_shown_once(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "one:m1")
     make_bento(home, models=["gone:m2", "one:m1", "gone:m1"])
 
@@ -257,7 +243,7 @@ async def test_push_with_same_error_of_models_states_it_once(
     assert [*failure.value.failures] == ["gone:m2", "gone:m1"]
 
 
-async def test_push_with_unexpected_exception_stops_all_models(
+async def test_unexpected_error_stops_push(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home, "one:m1")
@@ -280,9 +266,7 @@ async def test_push_with_unexpected_exception_stops_all_models(
     slow.released.set()
 
 
-async def test_push_to_existing_repository_creates_none(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_existing_repository_reused(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, "svc:v1")
     make_bento(home, "svc:v2")
     proxy = await start_proxy()
@@ -302,7 +286,7 @@ async def loses_the_race(exchange: Exchange) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize("fault", [loses_the_race, lose_answer], ids=["exists", "lost answer"])
-async def test_push_with_repository_created_meanwhile_uses_it(
+async def test_racing_repository_is_reused(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, fault: Callable[..., Awaitable[web.StreamResponse]]
 ) -> None:
     make_bento(home)
@@ -315,7 +299,7 @@ async def test_push_with_repository_created_meanwhile_uses_it(
 
 
 @pytest.mark.parametrize("fault", [loses_the_race, lose_answer], ids=["exists", "lost answer"])
-async def test_push_with_record_created_meanwhile_updates_it(
+async def test_racing_record_is_updated(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, fault: Callable[..., Awaitable[web.StreamResponse]]
 ) -> None:
     make_bento(home)
@@ -329,9 +313,7 @@ async def test_push_with_record_created_meanwhile_updates_it(
 
 
 @pytest.mark.parametrize("step", ["POST /api/v1/bento_repositories$", "POST .*/bentos$"])
-async def test_push_with_refused_creation_raises_its_message(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path, step: str
-) -> None:
+async def test_refused_creation_raises(start_proxy: StartProxy, make_client: MakeClient, home: Path, step: str) -> None:
     make_bento(home)
     proxy = await start_proxy()
     proxy.add_fault(step, answer_json(400, {"error": "quota exceeded"}))
@@ -342,9 +324,7 @@ async def test_push_with_refused_creation_raises_its_message(
     assert not proxy.matching(PUT)
 
 
-async def test_push_after_failed_upload_updates_the_record(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_push_after_failed_upload_updates(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
     proxy.add_fault(PUT, refuse(400))
@@ -360,7 +340,7 @@ async def test_push_after_failed_upload_updates_the_record(
     assert (await make_client(proxy).get("svc:v1")).upload_status == "success"
 
 
-async def test_push_of_present_item_is_skipped(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_present_item_is_skipped(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     make_bento(home, models=["mod:m1"])
     proxy = await start_proxy()
@@ -382,9 +362,7 @@ async def test_push_of_present_item_is_skipped(start_proxy: StartProxy, make_cli
     ]
 
 
-async def test_push_reports_numbers_of_models_and_skipped_models(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_push_counts_skipped_models(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     for name in ("one", "two", "three"):
         make_model(home, f"{name}:m1")
     make_bento(home, models=["one:m1", "two:m1", "three:m1"])
@@ -397,9 +375,7 @@ async def test_push_reports_numbers_of_models_and_skipped_models(
     assert (events[-1].kind, events[-1].message) == ("bento", "3 models, 1 skipped")
 
 
-async def test_push_by_force_uploads_present_bento_and_models(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_force_push_uploads_again(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     make_bento(home, models=["mod:m1"])
     proxy = await start_proxy()
@@ -413,9 +389,7 @@ async def test_push_by_force_uploads_present_bento_and_models(
     assert {"PATCH svc/v1", "PATCH mod/m1"} <= {*proxy.steps()}
 
 
-async def test_bare_push_creates_record_without_upload(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_bare_push_uploads_nothing(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
 
@@ -429,9 +403,7 @@ async def test_bare_push_creates_record_without_upload(
     assert (result.bytes_sent, result.parts, result.skipped) == (0, 0, False)
 
 
-async def test_bare_push_sends_the_files_of_models(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_bare_push_uploads_models(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, models=["mod:m1"])
     make_model(home, "mod:m1")
     proxy = await start_proxy()
@@ -444,7 +416,7 @@ async def test_bare_push_sends_the_files_of_models(
     assert not proxy.matching("svc/v1/start_upload")
 
 
-async def test_push_is_not_marked_for_development(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_push_is_not_marked_dev(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
 
@@ -453,7 +425,7 @@ async def test_push_is_not_marked_for_development(start_proxy: StartProxy, make_
     assert proxy.matching("POST svc$")[0].json["manifest"]["dev"] is False
 
 
-async def test_push_record_describes_the_bento(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_record_describes_the_bento(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, files={"README.md": b"# Hi\n"}, labels={"team": "blue"})
     proxy = await start_proxy()
 
@@ -498,7 +470,7 @@ FORMS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-async def test_push_accepts_a_bento_in_many_forms(
+async def test_push_accepts_bento_forms(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, form: Callable[[Path], object]
 ) -> None:
     given = await asyncio.to_thread(form, make_bento(home))
@@ -516,9 +488,7 @@ class NamedModel:
     tag = ForeignTag()
 
 
-async def test_push_accepts_a_model_by_object_with_tag(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_push_accepts_tagged_object(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "svc:v1")
     proxy = await start_proxy()
 
@@ -535,7 +505,7 @@ class HubModel:
     revision = "main"
 
 
-async def test_push_of_hub_model_is_refused(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_hub_model_is_rejected(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
 
     with pytest.raises(InvalidTagError, match="invalid tag of type HubModel"):
@@ -544,7 +514,7 @@ async def test_push_of_hub_model_is_refused(start_proxy: StartProxy, make_client
     assert not proxy.requests
 
 
-async def test_push_accepts_relative_path_outside_the_store(
+async def test_push_accepts_relative_path(
     start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(tmp_path / "exported")
@@ -556,7 +526,7 @@ async def test_push_accepts_relative_path_outside_the_store(
     assert result.tag == Tag("svc", "v1")
 
 
-async def test_push_accepts_the_working_directory(
+async def test_push_accepts_cwd(
     start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(make_bento(tmp_path / "exported"))
@@ -566,9 +536,7 @@ async def test_push_accepts_the_working_directory(
     assert (await make_client(proxy).push(Path())).skipped
 
 
-async def test_push_uploads_models_outside_the_tar_of_the_bento(
-    start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path
-) -> None:
+async def test_bento_tar_excludes_models(start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path) -> None:
     bento = make_bento(tmp_path / "exported", models=["mod:m1"], files={"src/models/kept.py": b"pass\n"})
     make_model(bento, files={"weights": random_bytes(1000)})
     proxy = await start_proxy("auto")
@@ -584,7 +552,7 @@ async def test_push_uploads_models_outside_the_tar_of_the_bento(
     assert proxy.matching("PUT /blobs/models")
 
 
-async def test_push_of_model_uploads_every_file(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_model_uploads_every_file(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"models/weights": random_bytes(1000)})
     proxy = await start_proxy("auto")
 
@@ -595,7 +563,7 @@ async def test_push_of_model_uploads_every_file(start_proxy: StartProxy, make_cl
         assert {"./model.yaml", "./models", "./models/weights"} <= {*tar.getnames()}
 
 
-async def test_push_with_model_on_registry_only_succeeds(
+async def test_remote_only_model_suffices(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(elsewhere)
@@ -612,7 +580,7 @@ async def test_push_with_model_on_registry_only_succeeds(
     ]
 
 
-async def test_push_with_missing_model_names_it(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_missing_model_is_named(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, models=["mod:m1"])
     proxy = await start_proxy()
 
@@ -622,7 +590,7 @@ async def test_push_with_missing_model_names_it(start_proxy: StartProxy, make_cl
     assert proxy.steps("svc") == ["GET svc/v1"]  # whether it is there; nothing is said of it
 
 
-async def test_push_with_incomplete_model_on_registry_names_it(
+async def test_incomplete_model_is_named(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(elsewhere)
@@ -646,7 +614,7 @@ def replaced_before_the_scan(monkeypatch: pytest.MonkeyPatch, replace: Callable[
     monkeypatch.setattr(TarPlan, "scan", late)
 
 
-async def test_push_of_bento_replaced_meanwhile_is_consistent(
+async def test_replaced_bento_is_consistent(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(home)
@@ -659,7 +627,7 @@ async def test_push_of_bento_replaced_meanwhile_is_consistent(
     assert record["manifest"]["size_bytes"] > 5000
 
 
-async def test_push_of_directory_with_another_bento_fails(
+async def test_swapped_bento_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_bento(home)
@@ -674,7 +642,7 @@ async def test_push_of_directory_with_another_bento_fails(
 
 
 @pytest.mark.parametrize("threads", [0, -1])
-async def test_push_with_zero_threads_is_refused(
+async def test_zero_threads_are_rejected(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, threads: int
 ) -> None:
     make_bento(home)
@@ -689,7 +657,7 @@ async def test_push_with_zero_threads_is_refused(
     assert not proxy.requests
 
 
-async def test_push_result_describes_the_upload(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_result_describes_the_upload(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     make_bento(home, models=["mod:m1"])
     proxy = await start_proxy("auto")
@@ -705,9 +673,7 @@ async def test_push_result_describes_the_upload(start_proxy: StartProxy, make_cl
     assert 0 < model.seconds <= result.seconds <= time.monotonic() - started
 
 
-async def test_push_with_raising_listener_succeeds(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_raising_listener_is_ignored(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
 
@@ -719,9 +685,7 @@ async def test_push_with_raising_listener_succeeds(
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("fault", ["token", "endpoint"])
-async def test_push_with_wrong_token_or_endpoint_fails_before_models(
-    start_proxy: StartProxy, home: Path, fault: str, force: bool
-) -> None:
+async def test_fatal_error_precedes_models(start_proxy: StartProxy, home: Path, fault: str, force: bool) -> None:
     """One error, and not one for each of thirty models."""
     tags = [f"mod:m{number}" for number in range(30)]
     for tag in tags:
@@ -740,9 +704,7 @@ async def test_push_with_wrong_token_or_endpoint_fails_before_models(
     assert not events
 
 
-async def test_push_of_a_list_returns_results_in_order(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_list_push_keeps_order(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "mod:m1")
     for name in ("a:v1", "b:v1"):
         make_bento(home, name, models=["mod:m1"])
@@ -759,9 +721,7 @@ async def test_push_of_a_list_returns_results_in_order(
     assert await api.push([]) == []
 
 
-async def test_push_of_a_list_names_failures_after_the_others(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_list_push_names_failures(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, "bad:m1")
     make_bento(home, "a:v1", models=["bad:m1"])
     make_bento(home, "b:v1")

@@ -67,7 +67,7 @@ async def streaming(start_proxy: StartProxy, make_client: MakeClient, origin: Pa
     return proxy
 
 
-async def test_remote_extract_and_read_survive_faults(
+async def test_remote_reads_survive_faults(
     ranged: FaultProxy, streaming: FaultProxy, make_client: MakeClient, tmp_path: Path, forever: asyncio.Event
 ) -> None:
     faults = {
@@ -97,7 +97,7 @@ async def test_remote_extract_and_read_survive_faults(
 
 
 @pytest.mark.parametrize(("status", "is_busy"), [(503, True), (429, True), (500, False)])
-async def test_remote_read_from_a_busy_storage_is_throttled(
+async def test_remote_read_is_throttled(
     ranged: FaultProxy, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, status: int, is_busy: bool
 ) -> None:
     ranged.add_fault(GET, refuse(status), skip=2)
@@ -108,7 +108,7 @@ async def test_remote_read_from_a_busy_storage_is_throttled(
     assert len(throttled) == is_busy
 
 
-async def test_remote_extract_that_fails_midway_leaves_nothing(
+async def test_failed_extract_leaves_nothing(
     ranged: FaultProxy, streaming: FaultProxy, make_client: MakeClient, tmp_path: Path, forever: asyncio.Event
 ) -> None:
     place = tmp_path / "place"
@@ -124,7 +124,7 @@ async def test_remote_extract_that_fails_midway_leaves_nothing(
             assert [*place.iterdir()] == []
 
 
-async def test_remote_extract_of_a_replaced_item_has_new_files(
+async def test_extract_replaced_item_is_new(
     ranged: FaultProxy, streaming: FaultProxy, make_client: MakeClient, tmp_path: Path
 ) -> None:
     for number, proxy in enumerate((ranged, streaming)):
@@ -144,7 +144,7 @@ async def test_remote_extract_of_a_replaced_item_has_new_files(
         assert "src/newer.py" in [entry.path for entry in await files.list()]
 
 
-async def test_remote_extract_while_the_item_is_replaced_is_no_mixture(
+async def test_extract_never_mixes_versions(
     ranged: FaultProxy, make_client: MakeClient, origin: Path, tmp_path: Path
 ) -> None:
     held = Hold()
@@ -160,9 +160,7 @@ async def test_remote_extract_while_the_item_is_replaced_is_no_mixture(
     assert contents(tmp_path / "out") in (TREE, new)
 
 
-async def test_remote_reads_continue_without_ranges(
-    ranged: FaultProxy, make_client: MakeClient, tmp_path: Path
-) -> None:
+async def test_reads_survive_lost_ranges(ranged: FaultProxy, make_client: MakeClient, tmp_path: Path) -> None:
     """As through a cache that drops the header."""
     for times in (1, None):
         api = make_client(ranged)
@@ -181,7 +179,7 @@ async def test_remote_reads_continue_without_ranges(
             await file.read(10)
 
 
-async def test_remote_files_without_reachable_storage_stream(
+async def test_unreachable_storage_streams(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, tmp_path: Path
 ) -> None:
     """A Yatai in a cluster: downloads through it have no ranges, and only the cluster knows its storage."""
@@ -227,7 +225,7 @@ def linked_tar() -> bytes:
 
 
 @pytest.mark.posix("links without a privilege")
-async def test_remote_stream_is_extracted_in_one_download(
+async def test_stream_extract_needs_one_download(
     ranged: FaultProxy, streaming: FaultProxy, make_client: MakeClient, tmp_path: Path
 ) -> None:
     long = "b/" + "n" * 120
@@ -263,7 +261,7 @@ async def test_remote_stream_is_extracted_in_one_download(
 # Open files
 
 
-async def test_remote_open_files_do_not_hold_up_others(
+async def test_open_files_stall_no_others(
     ranged: FaultProxy, make_client: MakeClient, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adaptive, "MIN_RANGE", 64 * KiB)
@@ -283,7 +281,7 @@ async def test_remote_open_files_do_not_hold_up_others(
                 assert await asyncio.wait_for(api.files("svc:v2").read("large"), 20) == large
 
 
-async def test_remote_iteration_can_be_left_and_closed(ranged: FaultProxy, make_client: MakeClient) -> None:
+async def test_iteration_may_stop_early(ranged: FaultProxy, make_client: MakeClient) -> None:
     api = make_client(ranged)
     files = api.files("svc:v1")
     async with nothing_left(api), files.open("src/weights") as file:
@@ -300,7 +298,7 @@ async def test_remote_iteration_can_be_left_and_closed(ranged: FaultProxy, make_
             await anext(chunks)
 
 
-async def test_remote_iteration_does_not_cancel_its_caller(ranged: FaultProxy, make_client: MakeClient) -> None:
+async def test_iteration_cancels_no_caller(ranged: FaultProxy, make_client: MakeClient) -> None:
     api = make_client(ranged)
     turns: list[asyncio.Task[None]] = []
 

@@ -83,7 +83,7 @@ async def push(proxy: FaultProxy, make_client: MakeClient, origin: Path, files: 
 
 
 @pytest.mark.parametrize("transmission", TRANSMISSIONS)
-async def test_remote_files_list_read_and_extract(
+async def test_list_read_and_extract(
     transmission: str, start_proxy: StartProxy, make_client: MakeClient, origin: Path, tmp_path: Path
 ) -> None:
     proxy = await start_proxy(transmission)
@@ -121,9 +121,7 @@ async def test_remote_models_have_files(start_proxy: StartProxy, make_client: Ma
     assert await files.read("weights") == b"w" * 1000
 
 
-async def test_remote_read_with_warm_index_costs_the_file(
-    start_proxy: StartProxy, make_client: MakeClient, origin: Path
-) -> None:
+async def test_warm_index_costs_one_file(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     proxy = await start_proxy()
     many = {f"data/{number:03}": random_bytes(20 * KiB, number) for number in range(100)}
     await push(proxy, make_client, origin, {**many, "src/weights": FILES["src/weights"]})
@@ -146,9 +144,7 @@ async def test_remote_read_with_warm_index_costs_the_file(
     assert counted.bytes <= 20 * KiB + 64 * KiB
 
 
-async def test_remote_list_of_many_small_files_reads_ahead(
-    start_proxy: StartProxy, make_client: MakeClient, origin: Path
-) -> None:
+async def test_list_of_small_files_reads_ahead(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     """By several requests at once, none of which reads a byte twice."""
     proxy = await start_proxy()
     await push(
@@ -160,9 +156,7 @@ async def test_remote_list_of_many_small_files_reads_ahead(
     assert counted.bytes <= 300 * 21 * KiB
 
 
-async def test_remote_read_with_cold_index_costs_the_tar(
-    start_proxy: StartProxy, make_client: MakeClient, origin: Path
-) -> None:
+async def test_cold_index_costs_one_tar(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     proxy = await start_proxy()
     await push(proxy, make_client, origin)
     tar_size = sum(-(-len(content) // 512) * 512 + 512 for content in FILES.values()) + 64 * KiB
@@ -172,9 +166,7 @@ async def test_remote_read_with_cold_index_costs_the_tar(
         assert counted.bytes <= tar_size
 
 
-async def test_remote_file_reads_seeks_and_iterates(
-    start_proxy: StartProxy, make_client: MakeClient, origin: Path
-) -> None:
+async def test_file_reads_seeks_iterates(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     proxy = await start_proxy()
     await push(proxy, make_client, origin)
     content = FILES["src/weights"]
@@ -260,7 +252,7 @@ async def served_tar(start_proxy: StartProxy, make_client: MakeClient, origin: P
 
 @pytest.mark.posix("links without a privilege")
 @pytest.mark.parametrize("how", ["ranges", "gzip", "stream"])
-async def test_remote_links_and_long_names_are_read(
+async def test_links_and_long_names_are_read(
     how: str, served_tar: FaultProxy, make_client: MakeClient, tmp_path: Path
 ) -> None:
     tar = gzip.compress(LINKED) if how == "gzip" else LINKED
@@ -286,7 +278,7 @@ async def test_remote_links_and_long_names_are_read(
 
 
 @pytest.mark.parametrize("how", ["ranges", "gzip", "stream"])
-async def test_remote_truncated_tar_is_refused(how: str, served_tar: FaultProxy, make_client: MakeClient) -> None:
+async def test_truncated_tar_is_rejected(how: str, served_tar: FaultProxy, make_client: MakeClient) -> None:
     tar = LINKED[:100_000]
     served_tar.add_fault(GET, serve(gzip.compress(tar) if how == "gzip" else tar, ranges=how != "stream"), times=None)
     with pytest.raises(UnsafeArchiveError, match=r"cannot list files of svc:v1: the tar is truncated"):
@@ -302,18 +294,18 @@ async def test_remote_truncated_tar_is_refused(how: str, served_tar: FaultProxy,
         (1 - 10**12, "0001-01-01T00:00:00+00:00"),
     ],
 )
-def test_remote_entry_has_a_time_whatever_the_tar_states(seconds: int, modified: str) -> None:
+def test_remote_entry_time_is_clamped(seconds: int, modified: str) -> None:
     entry = RemoteEntry("src/service.py", "file", 1, 0o644, seconds * 10**9 + 1)
     assert entry.modified.isoformat() == modified
 
 
-async def test_remote_tar_that_leaves_its_root_is_refused(served_tar: FaultProxy, make_client: MakeClient) -> None:
+async def test_hostile_path_is_rejected(served_tar: FaultProxy, make_client: MakeClient) -> None:
     served_tar.add_fault(GET, serve(tar_of(("../up", b"", tarfile.REGTYPE))), times=None)
     with pytest.raises(UnsafeArchiveError, match=r"its name contains '\.\.'"):
         await make_client(served_tar).files("svc:v1").list()
 
 
-async def test_remote_stream_stops_at_the_end_of_the_file(
+async def test_stream_stops_at_end_of_file(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As from a Yatai whose storage cannot be reached: no ranges, no length, no presigned URL."""
@@ -330,9 +322,7 @@ async def test_remote_stream_stops_at_the_end_of_the_file(
         await api.files("svc:v1").read("nothing")
 
 
-async def test_remote_files_of_a_streaming_registry_use_storage(
-    start_proxy: StartProxy, make_client: MakeClient, origin: Path
-) -> None:
+async def test_proxy_registry_uses_storage(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     """A Yatai presigns a URL whatever its strategy."""
     proxy = await start_proxy("proxy")
     await push(proxy, make_client, origin)
@@ -346,7 +336,7 @@ async def test_remote_files_of_a_streaming_registry_use_storage(
     ]
 
 
-async def test_remote_files_renew_expired_urls(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
+async def test_expired_url_is_renewed(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     proxy = await start_proxy()
     await push(proxy, make_client, origin)
     proxy.requests.clear()
@@ -355,7 +345,7 @@ async def test_remote_files_renew_expired_urls(start_proxy: StartProxy, make_cli
     assert [request.step for request in proxy.requests].count("PATCH svc/v1/presign_download_url") == 2
 
 
-async def test_remote_read_of_a_replaced_item_restarts(served_tar: FaultProxy, make_client: MakeClient) -> None:
+async def test_replaced_item_restarts_read(served_tar: FaultProxy, make_client: MakeClient) -> None:
     old = tar_of(("a", random_bytes(300_000, 1), tarfile.REGTYPE), ("b", b"old", tarfile.REGTYPE))
     new = tar_of(("a", random_bytes(300_000, 2), tarfile.REGTYPE), ("b", b"new", tarfile.REGTYPE))
     served_tar.add_fault(GET, serve(old, etag='"old"'))
@@ -363,9 +353,7 @@ async def test_remote_read_of_a_replaced_item_restarts(served_tar: FaultProxy, m
     assert await make_client(served_tar).files("svc:v1").read("b") == b"new"
 
 
-async def test_remote_extract_of_a_changing_item_fails(
-    served_tar: FaultProxy, make_client: MakeClient, tmp_path: Path
-) -> None:
+async def test_changing_item_fails_extract(served_tar: FaultProxy, make_client: MakeClient, tmp_path: Path) -> None:
     turn = iter(range(100))
 
     async def other(exchange: Exchange) -> web.StreamResponse:
@@ -377,7 +365,7 @@ async def test_remote_extract_of_a_changing_item_fails(
     assert not (tmp_path / "out").exists()
 
 
-async def test_remote_open_file_of_a_replaced_item_fails(served_tar: FaultProxy, make_client: MakeClient) -> None:
+async def test_replaced_item_fails_open_file(served_tar: FaultProxy, make_client: MakeClient) -> None:
     served_tar.add_fault(GET, serve(LINKED, etag='"old"'))
     served_tar.add_fault(GET, serve(LINKED, etag='"new"'), times=None)
     async with make_client(served_tar).files("svc:v1").open("data/one") as file:
@@ -386,7 +374,7 @@ async def test_remote_open_file_of_a_replaced_item_fails(served_tar: FaultProxy,
             await file.read(10)
 
 
-async def test_remote_extract_changes_nothing_on_errors(
+async def test_failed_extract_is_atomic(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, tmp_path: Path
 ) -> None:
     proxy = await start_proxy()
@@ -405,7 +393,7 @@ async def test_remote_extract_changes_nothing_on_errors(
     assert contents(place) == {"full": None, "full/mine": b""}
 
 
-async def test_remote_extract_can_be_cancelled(
+async def test_extract_can_be_cancelled(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, tmp_path: Path, forever: asyncio.Event
 ) -> None:
     proxy = await start_proxy()
@@ -425,9 +413,7 @@ async def test_remote_extract_can_be_cancelled(
     assert not place.exists() or not [*place.iterdir()]
 
 
-async def test_remote_files_of_nothing_are_not_found(
-    start_proxy: StartProxy, make_client: MakeClient, origin: Path
-) -> None:
+async def test_missing_item_is_not_found(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     proxy = await start_proxy()
     with pytest.raises(NotFoundError, match="no bento svc:v9"):
         await make_client(proxy).files("svc:v9").list()
@@ -437,7 +423,7 @@ async def test_remote_files_of_nothing_are_not_found(
         await make_client(proxy).files("svc:v1").list()
 
 
-async def test_remote_errors_have_no_secrets(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
+async def test_errors_have_no_secrets(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     proxy = await start_proxy()
     await push(proxy, make_client, origin)
     proxy.add_fault(GET, refuse(400), times=None)
@@ -448,7 +434,7 @@ async def test_remote_errors_have_no_secrets(start_proxy: StartProxy, make_clien
     assert proxy.registry.api_token not in repr(api.files("svc:v1"))
 
 
-def test_remote_files_serve_event_loops_in_turn(served: LocalRegistry, home: Path) -> None:
+def test_files_serve_loops_in_turn(served: LocalRegistry, home: Path) -> None:
     make_bento(home, files=FILES)
     api = AsyncBentoAPI(progress=False, config=Config(transfer={"concurrency": 1}))
     files = api.files("svc")
@@ -463,7 +449,7 @@ def test_remote_files_serve_event_loops_in_turn(served: LocalRegistry, home: Pat
     asyncio.run(api.aclose())
 
 
-def test_blocking_remote_files_are_python_files(served: LocalRegistry, home: Path, tmp_path: Path) -> None:
+def test_blocking_files_are_file_like(served: LocalRegistry, home: Path, tmp_path: Path) -> None:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as made:
         made.writestr("inner.txt", b"inner\n" * 100_000)
@@ -488,7 +474,7 @@ def test_blocking_remote_files_are_python_files(served: LocalRegistry, home: Pat
         assert contents(tmp_path / "out") == {"src": None, "src/service.py": b"one\ntwo\n"}
 
 
-async def test_remote_list_of_a_huge_file_costs_little(served_tar: FaultProxy, make_client: MakeClient) -> None:
+async def test_huge_file_list_costs_little(served_tar: FaultProxy, make_client: MakeClient) -> None:
     """2 GiB that exist nowhere: the server makes the ranges it is asked for."""
     size = 2 * 1024 * MiB
     head, tail = tar_of(("src/small", b"small", tarfile.REGTYPE))[:1024], tar_of(("z", b"end", tarfile.REGTYPE))

@@ -44,7 +44,7 @@ def run_script(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_blocking_push_and_pull_keep_all_bytes(served: LocalRegistry, home: Path, elsewhere: dict) -> None:
+def test_push_and_pull_keep_bytes(served: LocalRegistry, home: Path, elsewhere: dict) -> None:
     bento = make_bento(home, "svc:v1", {"src/big": random_bytes(300_000)}, models=["mod:m1"])
     model = make_model(home, "mod:m1")
     with BentoAPI() as api:
@@ -56,7 +56,7 @@ def test_blocking_push_and_pull_keep_all_bytes(served: LocalRegistry, home: Path
         assert contents(elsewhere["model_store"].get("mod").path) == contents(model)
 
 
-def test_blocking_models_push_list_get_and_pull(served: LocalRegistry, home: Path, elsewhere: dict) -> None:
+def test_models_push_list_get_pull(served: LocalRegistry, home: Path, elsewhere: dict) -> None:
     model = make_model(home, "mod:m1")
     with BentoAPI(**elsewhere) as api:
         assert not api.models.push(model).skipped
@@ -67,9 +67,7 @@ def test_blocking_models_push_list_get_and_pull(served: LocalRegistry, home: Pat
         assert contents(api.models.pull("mod").path) == contents(model)
 
 
-def test_blocking_iter_crosses_threads_once_per_page(
-    served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paging_crosses_threads_by_page(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with BentoAPI(progress=False) as api:
         for number in range(5):
             make_bento(home, f"svc:v{number}")
@@ -83,7 +81,7 @@ def test_blocking_iter_crosses_threads_once_per_page(
     assert len(calls) <= 3  # the page, the end, the close
 
 
-def test_blocking_iter_can_be_closed_early(served: LocalRegistry, home: Path) -> None:
+def test_iter_can_be_closed_early(served: LocalRegistry, home: Path) -> None:
     for version in ("v1", "v2", "v3"):
         make_bento(home, f"svc:{version}", built=f"2024-01-0{version[1]} 00:00:00")
     with BentoAPI() as api:
@@ -95,12 +93,12 @@ def test_blocking_iter_can_be_closed_early(served: LocalRegistry, home: Path) ->
         assert [record.version for record in api.iter()] == ["v3", "v2", "v1"]
 
 
-def test_blocking_errors_are_raised_unchanged(served: LocalRegistry) -> None:
+def test_errors_are_raised_unchanged(served: LocalRegistry) -> None:
     with BentoAPI() as api, pytest.raises(NotFoundError, match="no bento svc:v1 in the registry"):
         api.get("svc", "v1")
 
 
-def test_blocking_api_works_from_several_threads(served: LocalRegistry, home: Path) -> None:
+def test_api_serves_several_threads(served: LocalRegistry, home: Path) -> None:
     versions = [f"v{number}" for number in range(6)]
     for version in versions:
         make_bento(home, f"svc:{version}")
@@ -113,7 +111,7 @@ def test_blocking_api_works_from_several_threads(served: LocalRegistry, home: Pa
         assert sorted(record.version for record in api.list().items) == versions
 
 
-def test_closed_blocking_api_leaves_no_thread(served: LocalRegistry, home: Path) -> None:
+def test_closed_api_leaves_no_thread(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     api = BentoAPI()
     api.push("svc:v1")
@@ -122,7 +120,7 @@ def test_closed_blocking_api_leaves_no_thread(served: LocalRegistry, home: Path)
     assert not [thread for thread in threading.enumerate() if thread.name == "async-bento"]
 
 
-def test_blocking_call_works_inside_a_running_loop(served: LocalRegistry, home: Path) -> None:
+def test_call_in_running_loop_works(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     script = """
 import asyncio, warnings
@@ -145,7 +143,7 @@ asyncio.run(cell())
         ("[*api.iter()]", "script.py:5"),
     ],
 )
-def test_blocking_call_in_a_running_loop_warns_once(
+def test_call_in_running_loop_warns(
     served: LocalRegistry, home: Path, tmp_path: Path, call: str, warned_at: str
 ) -> None:
     make_bento(home, "svc:v1")
@@ -165,7 +163,7 @@ with BentoAPI() as api:
     assert "Await the same method of AsyncBentoAPI instead." in run.stderr
 
 
-def test_blocking_call_without_a_loop_does_not_warn(served: LocalRegistry, home: Path) -> None:
+def test_call_without_loop_is_silent(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     with warnings.catch_warnings(), BentoAPI() as api:
         warnings.simplefilter("error", RuntimeWarning)
@@ -191,7 +189,7 @@ print(api.push("svc:v1").skipped)
         "signal.pthread_kill(threading.get_ident(), signal.SIGINT)",  # which does not wake the main thread
     ],
 )
-def test_ctrl_c_cancels_cleans_up_and_keeps_api_usable(served: LocalRegistry, home: Path, interrupt: str) -> None:
+def test_ctrl_c_cancels_and_cleans_up(served: LocalRegistry, home: Path, interrupt: str) -> None:
     make_bento(home, "svc:v1")
     script = """
 import asyncio, os, signal, threading
@@ -217,7 +215,7 @@ with BentoAPI() as api:
     assert run_script(script.replace("INTERRUPT", interrupt)) == "failed cancelled\nFalse success\n"
 
 
-def test_ctrl_c_before_the_call_has_started_is_raised(served: LocalRegistry) -> None:
+def test_early_ctrl_c_is_raised(served: LocalRegistry) -> None:
     with BentoAPI() as api, pytest.MonkeyPatch.context() as patch:
 
         def interrupted(running: _RunningLoop, coroutine: Coroutine[Any, Any, Any]) -> None:
@@ -241,7 +239,7 @@ def public_methods(api: type) -> dict[str, inspect.Signature]:
 
 
 @pytest.mark.parametrize(("blocking", "asynchronous"), [(BentoAPI, AsyncBentoAPI), (ModelAPI, AsyncModelAPI)])
-def test_blocking_methods_have_the_async_signatures(blocking: type, asynchronous: type) -> None:
+def test_methods_match_async(blocking: type, asynchronous: type) -> None:
     ours, theirs = public_methods(blocking), public_methods(asynchronous)
     assert (ours.pop("close", None), theirs.pop("aclose", None)).count(None) in {0, 2}
     assert ours.keys() == theirs.keys()
@@ -259,18 +257,18 @@ def blocking_type(annotation: str) -> str:
     return annotation
 
 
-def test_blocking_constructor_has_the_async_signature() -> None:
+def test_constructor_matches_async() -> None:
     assert inspect.signature(BentoAPI) == inspect.signature(AsyncBentoAPI)
 
 
-def test_blocking_docstrings_equal_the_async_ones() -> None:
+def test_docstrings_match_async() -> None:
     for path in BLOCKING_APIS:
         source = path.read_text(encoding="utf-8")
 
         assert source == with_blocking_docstrings(source), "run `python -m tests.api.blocking_docstrings`"
 
 
-def test_blocking_docstrings_are_in_the_source() -> None:
+def test_docstrings_are_in_source() -> None:
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in BLOCKING_APIS]
     classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     for api in (BentoAPI, ModelAPI):
@@ -284,7 +282,7 @@ def test_blocking_docstrings_are_in_the_source() -> None:
             assert inspect.getdoc(getattr(api, name)) == written[name]
 
 
-def test_blocking_class_documents_each_argument() -> None:
+def test_class_documents_arguments() -> None:
     text = inspect.getdoc(BentoAPI) or ""
     for name in inspect.signature(BentoAPI).parameters:
         assert f"\n    {name}: " in text, name

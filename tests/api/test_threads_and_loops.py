@@ -53,7 +53,7 @@ def by_name(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", CALLS)
 @pytest.mark.usefixtures("by_name")
 @pytest.mark.processes
-def test_thread_transfers_while_main_thread_has_ended(home: Path, tmp_path: Path, kind: str) -> None:
+def test_thread_outlives_main_thread(home: Path, tmp_path: Path, kind: str) -> None:
     bento = make_bento(home, "svc:v1", {"weights": random_bytes(12_000_000)})
     ended = run_program(f"""
 {CALLS[kind]}
@@ -99,7 +99,7 @@ under_way.wait(30)
 @pytest.mark.parametrize("kind", CALLS)
 @pytest.mark.usefixtures("by_name")
 @pytest.mark.processes
-def test_thread_that_starts_after_main_thread_transfers(home: Path, kind: str) -> None:
+def test_thread_after_main_transfers(home: Path, kind: str) -> None:
     make_bento(home, "svc:v1")
     ended = run_program(f"""
 {CALLS[kind]}
@@ -119,7 +119,7 @@ thread.start()
 
 
 @pytest.mark.processes
-def test_dropped_blocking_apis_leave_no_thread_and_no_descriptor(served: LocalRegistry) -> None:
+def test_dropped_blocking_api_is_freed(served: LocalRegistry) -> None:
     ended = run_program("""
 import warnings
 def descriptors():
@@ -144,7 +144,7 @@ print(len(warned), {str(one.message) for one in warned if one.category is Resour
 
 
 @pytest.mark.processes
-def test_dropped_async_api_leaves_no_thread_and_no_descriptor(served: LocalRegistry, home: Path) -> None:
+def test_dropped_async_api_is_freed(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     ended = run_program("""
 import warnings
@@ -196,7 +196,7 @@ def call():
 
 
 @pytest.mark.processes
-def test_client_serves_loops_in_turn_and_logs_nothing(served: LocalRegistry, home: Path) -> None:
+def test_client_serves_loops_in_turn(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     ended = run_program("""
 api = AsyncBentoAPI(progress=False)
@@ -211,7 +211,7 @@ gc.collect()
 
 
 @pytest.mark.processes
-def test_client_left_open_by_its_loop_logs_nothing(served: LocalRegistry) -> None:
+def test_unclosed_client_logs_nothing(served: LocalRegistry) -> None:
     """Also where a loop is closed in a way that leaves its connections open, which only a warning of Python tells."""
     ended = run_program(
         """
@@ -235,7 +235,7 @@ gc.collect()
 
 
 @pytest.mark.processes
-def test_client_on_two_loops_at_once_raises_and_first_goes_on(served: LocalRegistry, home: Path) -> None:
+def test_client_on_two_loops_raises(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1", {"weights": random_bytes(3_000_000)})
     ended = run_program("""
 from async_bento import BentoError
@@ -270,7 +270,7 @@ asyncio.run(api.aclose())
 
 
 @pytest.mark.processes
-def test_rest_client_serves_two_loops_at_once(served: LocalRegistry) -> None:
+def test_rest_client_serves_two_loops(served: LocalRegistry) -> None:
     ended = run_program("""
 from async_bento import RestApiClient
 client = RestApiClient()
@@ -293,7 +293,7 @@ print(sorted(ended))
 
 
 @pytest.mark.processes
-def test_blocking_call_from_its_own_listener_raises(served: LocalRegistry, home: Path) -> None:
+def test_call_from_listener_raises(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     ended = run_program("""
 from async_bento import ConfigError
@@ -310,7 +310,7 @@ with BentoAPI(progress=listen) as api:
     assert ended == Ended(0, f"1 {refused}Call it from another thread.\n", "")
 
 
-async def test_context_variables_reach_worker_threads() -> None:
+async def test_context_vars_reach_threads() -> None:
     variable = ContextVar("variable", default="unset")
     threads = Threads(1)
     found = []
@@ -324,9 +324,7 @@ async def test_context_variables_reach_worker_threads() -> None:
 
 
 @pytest.mark.parametrize("by_scope", [True, False])
-async def test_cancelled_scan_of_many_files_ends_early(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_scope: bool
-) -> None:
+async def test_cancelled_scan_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_scope: bool) -> None:
     root = tmp_path / "many"
     for directory in range(10):
         (root / f"{directory}").mkdir(parents=True)
@@ -364,7 +362,7 @@ async def test_cancelled_scan_of_many_files_ends_early(
     assert len(names) < 900
 
 
-async def test_cancelled_pull_leaves_a_blocked_sync_behind(
+async def test_cancelled_pull_abandons_sync(
     served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sync waits for what other programs write to the disk, for minutes in the worst case."""
@@ -391,7 +389,7 @@ async def test_cancelled_pull_leaves_a_blocked_sync_behind(
         assert contents((await api.pull("svc:v1", bento_store=store)).path) == contents(home / "bentos/svc/v1")
 
 
-async def test_cancelled_pull_stops_removing_what_a_killed_one_left(
+async def test_cancelled_pull_stops_cleanup(
     served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(home, "svc:v1")

@@ -47,9 +47,7 @@ async def push_both(proxy: FaultProxy, make_client: MakeClient, home: Path) -> A
     return one
 
 
-async def test_two_pushes_create_each_repository_once(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_repositories_created_once(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     let_them_meet(proxy, r"GET .*/model_repositories/\w+$", 2 * len(REPOSITORIES))
 
@@ -62,7 +60,7 @@ async def test_two_pushes_create_each_repository_once(
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
-async def test_two_pushes_upload_everything(
+async def test_two_pushes_upload_all(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
     proxy = await start_proxy(transmission)

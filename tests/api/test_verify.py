@@ -85,7 +85,7 @@ def set_time(path: Path, ns: int = OLD) -> None:
 
 @pytest.mark.posix("links without a privilege")
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
-async def test_verify_compares_checksums_then_lists_then_contents(
+async def test_verify_compares_in_stages(
     transmission: str, start_proxy: StartProxy, make_client: MakeClient, origin: Path
 ) -> None:
     proxy = await start_proxy(transmission)
@@ -138,9 +138,7 @@ async def test_verify_compares_checksums_then_lists_then_contents(
 
 @pytest.mark.posix("umask")
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-async def test_verify_of_a_pull_under_any_umask_is_the_same(
-    mask: int, start_proxy: StartProxy, make_client: MakeClient, origin: Path
-) -> None:
+async def test_verify_ignores_umask(mask: int, start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     proxy = await start_proxy()
     with umask(0o022):
         make(origin)
@@ -155,9 +153,7 @@ async def test_verify_of_a_pull_under_any_umask_is_the_same(
     assert (await api.models.verify("mod")).is_same
 
 
-async def test_verify_uses_the_etag_of_the_storage(
-    start_proxy: StartProxy, make_client: MakeClient, origin: Path
-) -> None:
+async def test_verify_uses_storage_etag(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     """A registry without checksums, such as Yatai, has a storage that sends an ETag: of one body, or of parts."""
     proxy = await start_proxy()
     proxy.hides_checksums = True
@@ -174,9 +170,7 @@ async def test_verify_uses_the_etag_of_the_storage(
         proxy.requests.clear()
 
 
-async def test_verify_streams_where_there_are_no_ranges(
-    start_proxy: StartProxy, make_client: MakeClient, origin: Path
-) -> None:
+async def test_verify_streams_without_ranges(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     proxy = await start_proxy("proxy")
     proxy.hides_checksums = True
     proxy.add_fault(r"presign_download", answer_json(404, {"error": "no such route"}), times=None)
@@ -193,7 +187,7 @@ async def test_verify_streams_where_there_are_no_ranges(
     assert proxy.steps(GET) == []
 
 
-async def test_verify_ignores_what_is_added_locally(
+async def test_verify_ignores_local_extras(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, tmp_path: Path
 ) -> None:
     proxy = await start_proxy()
@@ -218,7 +212,7 @@ async def test_verify_ignores_what_is_added_locally(
 
 
 @pytest.mark.posix("links without a privilege")
-async def test_verify_of_copies_of_links_is_the_same(
+async def test_verify_accepts_copied_links(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = await start_proxy()
@@ -249,7 +243,7 @@ async def test_verify_of_copies_of_links_is_the_same(
 
 
 @pytest.mark.posix("file modes")
-async def test_verify_of_a_copy_without_modes_is_the_same(
+async def test_verify_works_without_modes(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on exFAT, where every file is executable, and on Windows, where none is."""
@@ -266,9 +260,7 @@ async def test_verify_of_a_copy_without_modes_is_the_same(
     assert (await api.verify("svc:v1")).is_same
 
 
-async def test_verify_of_a_directory_that_no_push_accepts_compares_lists(
-    start_proxy: StartProxy, make_client: MakeClient, origin: Path
-) -> None:
+async def test_verify_unpushable_uses_index(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     proxy = await start_proxy()
     bento = make(origin)
     api = make_client(proxy, origin)
@@ -277,9 +269,7 @@ async def test_verify_of_a_directory_that_no_push_accepts_compares_lists(
     assert words(await api.verify("svc:v1")) == ["index", "added outside"]
 
 
-async def test_verify_of_a_missing_item_is_not_found(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_missing_item_is_not_found(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
     with pytest.raises(NotFoundError, match="no bento svc:v1 in"):
@@ -294,7 +284,7 @@ async def test_verify_of_a_missing_item_is_not_found(
         await api.diff("svc:v1", "svc")
 
 
-async def test_verify_of_a_hub_model_is_refused(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_verify_rejects_hub_model(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
     make_model(home, "mod:m1", metadata={"registry": "huggingface"})
@@ -307,7 +297,7 @@ async def test_verify_of_a_hub_model_is_refused(start_proxy: StartProxy, make_cl
         await api.models.verify("mod:m1")
 
 
-async def test_verify_shows_progress_and_stops_at_a_change(
+async def test_verify_stops_at_change(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = await start_proxy()
@@ -365,7 +355,7 @@ async def test_verify_can_be_cancelled(
     assert (events[-1].phase, events[-1].bytes_done) == ("interrupted", 4 * KiB)
 
 
-async def test_verify_of_an_unreadable_directory_fails(
+async def test_verify_unreadable_dir_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = await start_proxy()
@@ -384,9 +374,7 @@ async def test_verify_of_an_unreadable_directory_fails(
         await api.verify("svc:v1")
 
 
-async def test_verify_of_an_item_that_is_pushed_again_fails(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_verify_repushed_item_fails(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     make(home)
     api = make_client(proxy)
@@ -407,7 +395,7 @@ async def test_verify_of_an_item_that_is_pushed_again_fails(
 
 
 @pytest.mark.posix("file modes")
-async def test_diff_compares_lists_or_contents(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
+async def test_diff_compares_in_stages(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     proxy = await start_proxy()
     make(origin)
     second = make(origin, "svc:v2", {**FILES, "src/new.py": b"new\n"})
@@ -453,9 +441,7 @@ def test_blocking_verify_and_diff(served: LocalRegistry, home: Path) -> None:
         assert words(api.diff("svc", "svc:v1")) == words(api.models.diff("mod", "mod")) == ["checksums"]
 
 
-async def test_verify_reads_a_tar_of_another_program(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_verify_reads_foreign_tar(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     """BentoML's tar has owners and fractions of seconds; this one also lacks directories, and may be compressed."""
     proxy = await start_proxy()
     bento = make(home)

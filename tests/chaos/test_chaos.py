@@ -33,7 +33,7 @@ RUNS = {
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("run", RUNS)
-async def test_chaos_run_finds_every_result_true(run: str) -> None:
+async def test_run_verifies_all_results(run: str) -> None:
     options, ways, events = RUNS[run]
     command = ["-m", "tests.chaos", "--seed", "7", "--lanes", "8", *options]
     process = await asyncio.create_subprocess_exec(
@@ -55,14 +55,14 @@ async def test_chaos_run_finds_every_result_true(run: str) -> None:
         assert f"| {event} |" in output
 
 
-def test_chaos_case_depends_on_seed_and_number_only() -> None:
+def test_case_depends_on_seed_and_number() -> None:
     assert draw(7, 3) == draw(7, 3)
     assert draw_copies(7, 3) == draw_copies(7, 3)
     assert len({draw(seed, number) for seed in range(3) for number in range(10)}) == 30
     assert all(draw_copies(7, number).copy for number in range(10))
 
 
-def test_chaos_fault_of_request_is_independent_of_order() -> None:
+def test_faults_ignore_request_order() -> None:
     weather = draw(7, 0).pushes[0].weather
 
     def befalls(step: str, nth: int) -> str | None:
@@ -75,7 +75,7 @@ def test_chaos_fault_of_request_is_independent_of_order() -> None:
     assert forwards == backwards
 
 
-def test_chaos_run_reports_events_that_never_happened() -> None:
+def test_run_reports_missing_events() -> None:
     missing = not_happened(Counts(), own_disks=True)
 
     assert {*KINDS, "client killed", "registry's disk full", "push: resumed", "pull killed"} <= {*missing}

@@ -123,20 +123,20 @@ async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("fault", [None, "slow"])
-async def test_chaos_proxy_forwards_whole_bodies(send: Send, storage: Storage, fault: str | None) -> None:
+async def test_forwards_whole_bodies(send: Send, storage: Storage, fault: str | None) -> None:
     outcome = await send(fault)
 
     assert storage.whole == [BODY]
     assert (outcome.status, outcome.body) == (200, ANSWER)
 
 
-async def test_chaos_proxy_stall_forwards_whole_bodies_later(send: Send, storage: Storage) -> None:
+async def test_stall_delays_whole_bodies(send: Send, storage: Storage) -> None:
     for fault in ("stall", "stall answer"):
         assert (await send(fault)).body == ANSWER
     assert storage.whole == [BODY, BODY]
 
 
-async def test_chaos_proxy_reset_sends_nothing_to_the_registry(send: Send, storage: Storage) -> None:
+async def test_reset_sends_nothing(send: Send, storage: Storage) -> None:
     outcome = await send("reset")
 
     assert outcome == Outcome(b"", was_reset=True)
@@ -144,7 +144,7 @@ async def test_chaos_proxy_reset_sends_nothing_to_the_registry(send: Send, stora
     assert not storage.cut
 
 
-async def test_chaos_proxy_reset_body_cuts_the_body(send: Send, storage: Storage) -> None:
+async def test_reset_body_cuts_body(send: Send, storage: Storage) -> None:
     outcome = await send("reset body")
     await storage.arrived.wait()
 
@@ -153,7 +153,7 @@ async def test_chaos_proxy_reset_body_cuts_the_body(send: Send, storage: Storage
     assert len(storage.cut[0]) < len(BODY)
 
 
-async def test_chaos_proxy_flip_changes_one_bit(send: Send, storage: Storage) -> None:
+async def test_flip_changes_one_bit(send: Send, storage: Storage) -> None:
     await send("flip")
 
     (stored,) = storage.whole
@@ -161,19 +161,19 @@ async def test_chaos_proxy_flip_changes_one_bit(send: Send, storage: Storage) ->
     assert [(a ^ b).bit_count() for a, b in zip(stored, BODY, strict=True) if a != b] == [1]
 
 
-async def test_chaos_proxy_flip_changes_one_bit_of_a_download(send: Send) -> None:
+async def test_flip_changes_one_download_bit(send: Send) -> None:
     outcome = await send("flip", "GET")
 
     assert len(outcome.body) == len(ANSWER)
     assert [(a ^ b).bit_count() for a, b in zip(outcome.body, ANSWER, strict=True) if a != b] == [1]
 
 
-async def test_chaos_proxy_lose_answer_forwards_and_resets(send: Send, storage: Storage) -> None:
+async def test_lose_answer_forwards_and_resets(send: Send, storage: Storage) -> None:
     assert await send("lose answer") == Outcome(b"", was_reset=True)
     assert storage.whole == [BODY]
 
 
-async def test_chaos_proxy_truncate_closes_within_the_response(send: Send) -> None:
+async def test_truncate_closes_in_response(send: Send) -> None:
     outcome = await send("truncate", "GET")
 
     assert not outcome.was_reset
@@ -181,14 +181,14 @@ async def test_chaos_proxy_truncate_closes_within_the_response(send: Send) -> No
     assert ANSWER.startswith(outcome.body)
 
 
-async def test_chaos_proxy_truncate_reset_resets_within_the_response(send: Send) -> None:
+async def test_truncate_reset_in_response(send: Send) -> None:
     outcome = await send("truncate reset", "GET")
 
     assert outcome.was_reset
     assert len(outcome.body) < len(ANSWER)
 
 
-async def test_chaos_proxy_shorten_declares_the_shorter_length(send: Send) -> None:
+async def test_shorten_sets_shorter_length(send: Send) -> None:
     outcome = await send("shorten", "GET")
 
     assert not outcome.was_reset
@@ -197,7 +197,7 @@ async def test_chaos_proxy_shorten_declares_the_shorter_length(send: Send) -> No
 
 
 @pytest.mark.parametrize("fault", [kind for kind in KINDS if kind[0].isdigit()])
-async def test_chaos_proxy_answers_in_place_of_the_registry(send: Send, storage: Storage, fault: str) -> None:
+async def test_status_fault_skips_registry(send: Send, storage: Storage, fault: str) -> None:
     outcome = await send(fault, "GET")
 
     assert outcome.status == int(fault[:3])
@@ -206,7 +206,7 @@ async def test_chaos_proxy_answers_in_place_of_the_registry(send: Send, storage:
     assert not storage.whole
 
 
-async def test_chaos_proxy_hang_lasts_until_the_call_ends(send: Send, proxy: ChaosProxy, storage: Storage) -> None:
+async def test_hang_lasts_until_call_ends(send: Send, proxy: ChaosProxy, storage: Storage) -> None:
     sending = asyncio.create_task(send("hang", "GET"))
     await proxy.wait_for("", 1)
     await proxy.end()
@@ -216,7 +216,7 @@ async def test_chaos_proxy_hang_lasts_until_the_call_ends(send: Send, proxy: Cha
 
 
 @pytest.mark.parametrize("streams", [True, False])
-async def test_chaos_proxy_streams_downloads_without_ranges(proxy: ChaosProxy, storage: Storage, streams: bool) -> None:
+async def test_streams_download_without_ranges(proxy: ChaosProxy, storage: Storage, streams: bool) -> None:
     proxy.streams = streams
     async with aiohttp.ClientSession() as session:
         for path in ("a/download", "blobs/a"):
@@ -227,13 +227,13 @@ async def test_chaos_proxy_streams_downloads_without_ranges(proxy: ChaosProxy, s
     assert storage.ranges == [None if streams else "bytes=0-9", "bytes=0-9"]
 
 
-async def test_chaos_proxy_without_registry_resets(send: Send, proxy: ChaosProxy) -> None:
+async def test_no_registry_resets(send: Send, proxy: ChaosProxy) -> None:
     proxy.registry.endpoint = ""
 
     assert await send(None) == Outcome(b"", was_reset=True)
 
 
-async def test_chaos_silent_proxy_answers_later_connections() -> None:
+async def test_silent_proxy_answers_later() -> None:
     runner = web.ServerRunner(web.Server(Storage().answer), shutdown_timeout=0)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -63,7 +63,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_pushed_bento_can_be_listed_shown_and_pulled(
+def test_push_list_get_and_pull(
     served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bento = make_bento(home, "svc:v1", models=["mod:m1"], labels={"team": "nlp"})
@@ -85,7 +85,7 @@ def test_pushed_bento_can_be_listed_shown_and_pulled(
     assert (tmp_path / "other" / "models" / "mod" / "m1" / "model.yaml").is_file()
 
 
-def test_models_push_list_get_and_pull(
+def test_models_push_list_get_pull(
     served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home, "mod:m1", labels={"stage": "prod"})
@@ -100,7 +100,7 @@ def test_models_push_list_get_and_pull(
     assert pulled == f"mod:m1 is in {tmp_path / 'other/models/mod/m1'}\n"
 
 
-def test_json_output_contains_only_json(served: LocalRegistry, home: Path) -> None:
+def test_json_output_is_only_json(served: LocalRegistry, home: Path) -> None:
     bento = make_bento(home, "svc:v1", models=["mod:m1"])
     make_model(home, "mod:m1")
     pushed = json.loads(done("push", "svc:v1", "--json"))
@@ -113,7 +113,7 @@ def test_json_output_contains_only_json(served: LocalRegistry, home: Path) -> No
     assert json.loads(done("pull", "svc:v1", "--json")) == {"tag": "svc:v1", "path": str(bento)}
 
 
-def test_push_directory_bare_then_forced(served: LocalRegistry, home: Path, tmp_path: Path) -> None:
+def test_push_bare_then_forced(served: LocalRegistry, home: Path, tmp_path: Path) -> None:
     bento = make_bento(tmp_path / "build", "svc:v1")
     assert done("push", str(bento), "--bare") == "Pushed the record of bento svc:v1.\n"
     assert done("push", str(bento), "--force", "--threads", "2").startswith("Pushed bento svc:v1")
@@ -133,7 +133,7 @@ def test_push_directory_bare_then_forced(served: LocalRegistry, home: Path, tmp_
         (("list", "--endpoint", "nowhere"), 2, "invalid endpoint 'nowhere'"),
     ],
 )
-def test_error_prints_one_line_and_sets_exit_code(
+def test_error_is_one_line_with_code(
     served: LocalRegistry, home: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     result = run(*arguments)
@@ -142,13 +142,13 @@ def test_error_prints_one_line_and_sets_exit_code(
     assert "Traceback" not in result.stderr
 
 
-def test_missing_token_error_states_a_remedy() -> None:
+def test_missing_token_states_remedy() -> None:
     result = run("list")
     assert result.exit_code == 2
     assert "BENTO_CLOUD_API_KEY" in result.stderr
 
 
-def test_rejected_token_error_names_its_source(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_token_names_source(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "not-this-one")
     result = run("list")
     assert result.exit_code == 4
@@ -157,7 +157,7 @@ def test_rejected_token_error_names_its_source(served: LocalRegistry, monkeypatc
 
 
 @pytest.mark.parametrize("command", [("list",), ("push", "svc:v1"), ("models", "pull", "mod:m1")])
-def test_unreachable_registry_exits_with_5_after_one_retry(
+def test_unreachable_registry_exits_5(
     command: tuple[str, ...],
     home: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -185,7 +185,7 @@ def test_error_is_printed_once(served: LocalRegistry, home: Path) -> None:
     assert result.stderr.startswith("Error: no bento nope in ")
 
 
-def test_list_of_empty_registry_prints_note(served: LocalRegistry) -> None:
+def test_empty_registry_prints_note(served: LocalRegistry) -> None:
     result = run("list")
     assert (result.exit_code, result.stdout, result.stderr) == (
         0,
@@ -197,7 +197,7 @@ def test_list_of_empty_registry_prints_note(served: LocalRegistry) -> None:
     assert json.loads(done("list", "--json")) == []
 
 
-def test_version_option_prints_version() -> None:
+def test_version_is_printed() -> None:
     assert done("-V") == done("--version") == f"async-bento, version {__version__}\n"
 
 
@@ -215,7 +215,7 @@ def test_help_lists_exit_codes() -> None:
     assert "5    the registry cannot be reached" in help_text
 
 
-def test_push_ctrl_c_exits_130_and_marks_upload_failed(served: LocalRegistry, home: Path, tmp_path: Path) -> None:
+def test_push_ctrl_c_fails_upload(served: LocalRegistry, home: Path, tmp_path: Path) -> None:
     make_bento(home, "svc:v1")
     fifo = tmp_path / "signal"
     os.mkfifo(fifo)
@@ -246,7 +246,7 @@ main(["push", "svc:v1"])
 
 @pytest.mark.posix("shell, and signals between processes")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_registry_serve_runs_until_signal(tmp_path: Path, home: Path, number: signal.Signals) -> None:
+def test_serve_runs_until_signal(tmp_path: Path, home: Path, number: signal.Signals) -> None:
     make_bento(home, "svc:v1")
     with start("registry", "serve", "--root", str(tmp_path / "root"), "--port", "0") as process:
         assert process.stdout is not None
@@ -263,7 +263,7 @@ def test_registry_serve_runs_until_signal(tmp_path: Path, home: Path, number: si
     assert err.splitlines()[-1] == "The registry has stopped."
 
 
-def test_registry_serve_shows_first_token_on_a_terminal_once(tmp_path: Path) -> None:
+def test_serve_shows_token_once(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -297,7 +297,7 @@ def test_registry_serve_shows_first_token_on_a_terminal_once(tmp_path: Path) -> 
     assert shown == [True, False]
 
 
-def test_registry_serve_behind_proxy_prints_public_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_prints_public_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNC_BENTO_REGISTRY_PUBLIC_URL", "https://bentos.example/reg/")
     with start("registry", "serve", "--root", str(tmp_path / "root"), "--port", "0") as process:
         assert process.stdout is not None
@@ -307,7 +307,7 @@ def test_registry_serve_behind_proxy_prints_public_url(tmp_path: Path, monkeypat
     assert line.rstrip('"\n') == SETTING.format("https://bentos.example/reg")
 
 
-def test_registry_serve_over_tls_prints_https(tmp_path: Path) -> None:
+def test_serve_tls_prints_https(tmp_path: Path) -> None:
     files = Path(__file__).parents[1] / "tls"
     arguments = ("--tls-cert", str(files / "certificate.pem"), "--tls-key", str(files / "key.pem"))
     with start("registry", "serve", "--root", str(tmp_path / "root"), "--port", "0", *arguments) as process:
@@ -327,13 +327,13 @@ def test_registry_serve_over_tls_prints_https(tmp_path: Path) -> None:
         (("--public-url", "bentos.example"), "invalid endpoint"),
     ],
 )
-def test_registry_serve_invalid_option_exits_with_2(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_serve_invalid_option_exits_2(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     result = run("registry", "serve", "--root", str(tmp_path / "root"), "--port", "0", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
 
 
-def test_registry_serve_port_in_use_exits_with_2(served: LocalRegistry, tmp_path: Path) -> None:
+def test_serve_used_port_exits_2(served: LocalRegistry, tmp_path: Path) -> None:
     port = served.endpoint.rpartition(":")[2]
     result = run("registry", "serve", "--root", str(tmp_path / "root"), "--port", port)
     assert result.exit_code == 2
@@ -359,16 +359,14 @@ def three(home: Path) -> None:
         (("--all",), ["fraud:v1", "iris:v1", "iris:v2"]),
     ],
 )
-def test_push_several_pushes_each_once(
+def test_push_several_once_each(
     served: LocalRegistry, three: None, arguments: tuple[str, ...], pushed: list[str]
 ) -> None:
     assert [line.split()[2].rstrip(":") for line in done("push", *arguments).splitlines()] == pushed
     assert sorted(line.split()[0] for line in done("list").splitlines()[1:]) == sorted(pushed)
 
 
-def test_push_of_an_archive_names_the_import(
-    served: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_push_archive_names_import(served: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "iris.bento").write_bytes(b"PK")
     monkeypatch.chdir(tmp_path)
     result = run("push", "iris.bento")
@@ -377,18 +375,18 @@ def test_push_of_an_archive_names_the_import(
     assert f"it is an exported archive, run `bentoml import {path}` first." in result.stderr
 
 
-def test_push_several_models_by_pattern(served: LocalRegistry, home: Path) -> None:
+def test_push_models_by_pattern(served: LocalRegistry, home: Path) -> None:
     for tag in ("mod:m1", "mod:m2"):
         make_model(home, tag)
     assert [result["tag"] for result in json.loads(done("models", "push", "mod*", "--json"))] == ["mod:m1", "mod:m2"]
 
 
-def test_push_json_of_pattern_is_a_list(served: LocalRegistry, three: None) -> None:
+def test_push_pattern_json_is_list(served: LocalRegistry, three: None) -> None:
     assert [result["tag"] for result in json.loads(done("push", "fraud:*", "--json"))] == ["fraud:v1"]
     assert json.loads(done("push", "iris:v1", "--json"))["tag"] == "iris:v1"
 
 
-def test_push_failure_does_not_stop_the_others(served: LocalRegistry, three: None) -> None:
+def test_push_failure_spares_others(served: LocalRegistry, three: None) -> None:
     result = run("push", "iris:v1", "gone:v1", "fraud:v1")
     assert result.exit_code == 1
     assert [line.split()[2] for line in result.stdout.splitlines()] == ["iris:v1:", "fraud:v1:"]
@@ -396,7 +394,7 @@ def test_push_failure_does_not_stop_the_others(served: LocalRegistry, three: Non
     assert result.stderr.splitlines()[-1] == "Error: cannot push 1 of 3 bentos: gone:v1"
 
 
-def test_push_missing_pattern_does_not_stop_the_others(served: LocalRegistry, three: None) -> None:
+def test_push_no_match_spares_others(served: LocalRegistry, three: None) -> None:
     result = run("push", "rose*", "iris:*")
     assert result.exit_code == 1
     assert [line.split()[2] for line in result.stdout.splitlines()] == ["iris:v1:", "iris:v2:"]
@@ -412,7 +410,7 @@ def test_push_missing_pattern_does_not_stop_the_others(served: LocalRegistry, th
         (("--all",), ["fraud:v1", "iris:v1", "iris:v2"]),
     ],
 )
-def test_pull_several_pulls_each_once(
+def test_pull_several_once_each(
     served: LocalRegistry,
     three: None,
     tmp_path: Path,
@@ -427,7 +425,7 @@ def test_pull_several_pulls_each_once(
     assert sorted(item["tag"] for item in json.loads(done("store", "list", "--json"))) == sorted(pulled)
 
 
-def test_pull_failure_does_not_stop_the_others(
+def test_pull_failure_spares_others(
     served: LocalRegistry, three: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done("push", "--all")
@@ -462,9 +460,7 @@ def test_models_pull_pattern(
         (("models", "push", "svc:v1"), "async-bento push svc:v1"),
     ],
 )
-def test_other_kind_is_named_with_its_command(
-    served: LocalRegistry, home: Path, arguments: tuple[str, ...], command: str
-) -> None:
+def test_other_kind_names_command(served: LocalRegistry, home: Path, arguments: tuple[str, ...], command: str) -> None:
     make_bento(home, "svc:v1")
     make_model(home, "mod:m1")
     done("push", "--all")
@@ -475,7 +471,7 @@ def test_other_kind_is_named_with_its_command(
 
 
 @pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
-def test_push_of_missing_item_names_the_local_list(served: LocalRegistry, home: Path, dry_run: tuple[str, ...]) -> None:
+def test_push_missing_names_local_list(served: LocalRegistry, home: Path, dry_run: tuple[str, ...]) -> None:
     make_bento(home, "svc:v1")
     result = run("push", "svc:v2", *dry_run)
     assert result.exit_code == 3
@@ -505,7 +501,7 @@ def test_json_error_is_one_object(
     assert error["hint"] is None if hint is None else error["hint"].startswith(hint)
 
 
-def test_json_is_indented_on_a_terminal(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_json_is_indented(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(done("doctor", "--json").splitlines()) == 1
     monkeypatch.setattr("async_bento.cli.output.terminal_width", lambda: 80)
     assert len(done("doctor", "--json").splitlines()) > 10
@@ -537,7 +533,7 @@ def test_dry_run_changes_nothing(
     assert not (tmp_path / "other").exists()
 
 
-def test_dry_run_counts_a_shared_model_once(
+def test_dry_run_counts_shared_once(
     served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):
@@ -561,7 +557,7 @@ def test_dry_run_counts_a_shared_model_once(
     assert (len(json.loads(failed.stdout)), failed.exit_code) == (3, 1)
 
 
-def test_hints_name_no_python_argument(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hints_are_shell_remedies(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     garbled = make_runner().invoke(main, ["login", "--endpoint", served.endpoint, "--api-token-stdin"], input="a\tb\n")
     assert garbled.stderr.startswith("Error: invalid API token from the input: ")
     monkeypatch.delenv("BENTO_CLOUD_API_KEY")
@@ -570,7 +566,7 @@ def test_hints_name_no_python_argument(served: LocalRegistry, home: Path, monkey
     assert "api_token" not in garbled.stderr + missing
 
 
-def test_push_stops_at_a_fatal_error(served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_stops_at_fatal_error(served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "not-this-one")
     result = run("push", "--all")
     assert (result.exit_code, result.stderr.count("Error:")) == (4, 1)
@@ -596,7 +592,7 @@ def test_push_stops_at_a_fatal_error(served: LocalRegistry, three: None, monkeyp
         (("list", "--label", "team=a b"), 2, "'team=a b' does not have the form KEY=VALUE without spaces."),
     ],
 )
-def test_invalid_arguments_are_reported(
+def test_invalid_arguments_reported(
     served: LocalRegistry, three: None, home: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     result = run(*arguments)
@@ -607,7 +603,7 @@ def test_invalid_arguments_are_reported(
 # Looking for records
 
 
-def test_list_and_get_filter_by_name_and_labels(served: LocalRegistry, home: Path) -> None:
+def test_list_and_get_filter(served: LocalRegistry, home: Path) -> None:
     for tag, labels, year in (
         ("iris:v1", {"team": "nlp", "stage": "prod"}, 2021),
         ("iris:v2", {"team": "nlp"}, 2022),
@@ -628,7 +624,7 @@ def test_list_and_get_filter_by_name_and_labels(served: LocalRegistry, home: Pat
     assert done("get", "--search", "iris", "--label", "stage=prod").startswith("Tag:         iris:v1\n")
 
 
-def test_json_of_a_record_has_its_readme_once(served: LocalRegistry, home: Path) -> None:
+def test_json_record_has_readme_once(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1", {"README.md": b"# What it does"}, models=["mod:m1"])
     make_model(home)
     done("push", "svc:v1")
@@ -641,7 +637,7 @@ def test_json_of_a_record_has_its_readme_once(served: LocalRegistry, home: Path)
 
 
 @pytest.mark.parametrize("command", ["list", "models list", "models pull mod"])
-def test_query_with_unknown_terms_is_a_warning(
+def test_unknown_query_term_warns(
     served: LocalRegistry, home: Path, command: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_model(home)
@@ -656,7 +652,7 @@ def test_query_with_unknown_terms_is_a_warning(
     assert warning.startswith("the registry may ignore foo:bar, sort:what, label: in the query: unknown. Known are ")
 
 
-def test_list_counts_what_it_leaves_out(served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_paging_counts_omitted(served: LocalRegistry, three: None, monkeypatch: pytest.MonkeyPatch) -> None:
     done("push", "--all")
     monkeypatch.setattr("async_bento.cli.list_get._NEWEST", 2)
     piped = run("list")
@@ -674,7 +670,7 @@ def test_list_counts_what_it_leaves_out(served: LocalRegistry, three: None, monk
     assert (shown.stdout.splitlines()[-1], shown.stderr) == ("2 of 3; --all for the rest", "")
 
 
-def test_exists_sets_the_exit_code(served: LocalRegistry, home: Path, three: None) -> None:
+def test_exists_sets_exit_code(served: LocalRegistry, home: Path, three: None) -> None:
     done("push", "iris:v1")
     assert done("exists", "iris:v1") == done("exists", "iris") == ""
     assert json.loads(done("exists", "iris:v1", "--json")) == {"tag": "iris:v1", "exists": True}
@@ -695,18 +691,18 @@ def test_exists_sets_the_exit_code(served: LocalRegistry, home: Path, three: Non
         (("context", "ls"), "async-bento context list"),
     ],
 )
-def test_unknown_command_suggests_a_known_one(arguments: tuple[str, ...], suggested: str) -> None:
+def test_typo_suggests_command(arguments: tuple[str, ...], suggested: str) -> None:
     result = make_runner().invoke(main, arguments, prog_name="async-bento")
     assert result.exit_code == 2
     assert f"No such command {arguments[-1]!r}. Did you mean `{suggested}`?" in result.stderr
 
 
-def test_unknown_names_suggest_nothing_unlike_them() -> None:
+def test_unlike_name_suggests_none() -> None:
     assert "No such command 'xyzzy'.\n" in run("xyzzy").stderr
     assert "--force" in run("push", "--forse").stderr
 
 
-def test_output_is_cut_for_a_terminal_only(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_is_cut_on_terminal(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "a" * 63
     models = [f"model-with-a-long-name-{number}:v1" for number in range(6)]
     make_bento(home, f"{name}:v1", models=models)
@@ -740,11 +736,11 @@ def test_output_is_cut_for_a_terminal_only(served: LocalRegistry, home: Path, mo
         ([45, 16, 16, 7], 40, [22, 16]),
     ],
 )
-def test_fit_widths_narrows_columns_then_drops_the_last(widths: list[int], columns: int, fitting: list[int]) -> None:
+def test_fit_widths_narrows_columns(widths: list[int], columns: int, fitting: list[int]) -> None:
     assert fit_widths(widths, columns) == fitting
 
 
-def test_every_command_help_has_an_example() -> None:
+def test_help_has_examples() -> None:
     def commands(group: Group, *path: str) -> list[tuple[str, ...]]:
         found: list[tuple[str, ...]] = []
         context = Context(group)
@@ -761,9 +757,7 @@ def test_every_command_help_has_an_example() -> None:
         assert f"async-bento {' '.join(path)}" in text.partition("Examples:")[2], path
 
 
-async def test_push_failure_of_the_storage_names_the_item(
-    start_proxy: StartProxy, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_storage_failure_names_item(start_proxy: StartProxy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_bento(home)
     proxy = await start_proxy()
     proxy.add_fault(PUT, refuse(403, code="AccessDenied"), times=None)

@@ -45,7 +45,7 @@ def stores(home: Path) -> Path:
 
 @pytest.mark.usefixtures("stores")
 @pytest.mark.parametrize("command", ["push", "pull", "get"])
-def test_completion_offers_local_tags(command: str) -> None:
+def test_offers_local_tags(command: str) -> None:
     assert completed(command, "iris") == ["iris:v1", "iris:v2"]
     assert completed(command, "iris:v2") == ["iris:v2"]
     assert completed(command, "") == ["fraud:v1", "iris:v1", "iris:v2"]
@@ -55,7 +55,7 @@ def test_completion_offers_local_tags(command: str) -> None:
 
 @pytest.mark.usefixtures("stores")
 @pytest.mark.parametrize("command", ["pull", "get", "exists"])
-def test_completion_offers_the_registry_s_tags(served: LocalRegistry, home: Path, command: str) -> None:
+def test_offers_registry_tags(served: LocalRegistry, home: Path, command: str) -> None:
     with BentoAPI(progress=False) as api:
         api.push("iris:v1")
         api.models.push("iris_weights:m1")
@@ -69,26 +69,26 @@ def test_completion_offers_the_registry_s_tags(served: LocalRegistry, home: Path
 
 
 @pytest.mark.parametrize("group", [[], ["models"]])
-def test_completion_of_a_push_offers_directories(group: list[str]) -> None:
+def test_push_offers_directories(group: list[str]) -> None:
     complete = ShellComplete(main, {}, "async-bento", "_ASYNC_BENTO_COMPLETE")
     for word in ("./", "../ben", "~/", "/tmp", "."):
         (found,) = complete.get_completions([*group, "push"], word)
         assert (found.type, found.value) == ("dir", word)
 
 
-def test_completion_without_store_creates_nothing(home: Path) -> None:
+def test_no_store_creates_nothing(home: Path) -> None:
     assert completed("push", "") == []
     assert not home.exists()
 
 
-def test_completion_offers_commands_and_options() -> None:
+def test_offers_commands_and_options() -> None:
     assert completed("re") == ["registry"]
     assert completed("models", "pu") == ["pull", "push"]
     assert "--with-models" in completed("pull", "--")
 
 
 @pytest.mark.parametrize("words", [("context", "use"), ("push", "--context")])
-def test_completion_offers_contexts(home: Path, words: tuple[str, str]) -> None:
+def test_offers_contexts(home: Path, words: tuple[str, str]) -> None:
     for name in ("staging", "production"):
         store_context(contexts_path(), Context(name=name, endpoint="http://127.0.0.1:1", api_token=SecretStr("t")))
     assert completed(*words, "sta") == ["staging"]
@@ -97,7 +97,7 @@ def test_completion_offers_contexts(home: Path, words: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_script_is_valid_for_each_shell(shell: str) -> None:
+def test_script_is_valid_shell(shell: str) -> None:
     script = make_runner().invoke(main, ["completion", shell]).stdout
     assert f"_ASYNC_BENTO_COMPLETE={shell}_complete" in script
     program = shutil.which(shell)
@@ -116,7 +116,7 @@ def test_completion_script_is_valid_for_each_shell(shell: str) -> None:
         (":", "async-bento contex", "context"),
     ],
 )
-def test_completion_in_bash_offers_whole_tags(breaks: str, line: str, replies: str) -> None:
+def test_bash_completes_whole_tags(breaks: str, line: str, replies: str) -> None:
     script = f"""
 COMP_WORDBREAKS=' {breaks}'
 source <(async-bento completion bash)
@@ -134,7 +134,7 @@ echo "${{COMPREPLY[@]}}"
 @pytest.mark.posix("bash with the command")
 @pytest.mark.processes
 @pytest.mark.usefixtures("stores")
-async def test_completion_in_interactive_bash_leaves_word_breaks() -> None:
+async def test_bash_keeps_word_breaks() -> None:
     bash = ("bash", "--norc", "--noprofile", "-i")
     async with on_terminal(program=bash, columns=200, TERM="dumb", PS1="> ", PATH=PATH, HISTFILE="") as terminal:
         terminal.type('before="$COMP_WORDBREAKS"; source <(async-bento completion bash); echo ready\n')
@@ -151,7 +151,7 @@ async def test_completion_in_interactive_bash_leaves_word_breaks() -> None:
         assert await terminal.end() == 7
 
 
-def test_completion_install_adds_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_adds_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "USERPROFILE"):  # the latter is that of Windows
         monkeypatch.setenv(name, str(tmp_path))
     for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
@@ -175,7 +175,7 @@ def test_completion_install_adds_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     assert (unknown.exit_code, "Name one: bash, zsh or fish." in unknown.stderr) == (2, True)
 
 
-def test_completion_install_keeps_startup_file_of_any_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_keeps_file_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "日本"
     home.mkdir()
     for name in ("HOME", "USERPROFILE"):
@@ -190,7 +190,7 @@ def test_completion_install_keeps_startup_file_of_any_encoding(tmp_path: Path, m
     assert b"\r" not in (home / ".local/share/async-bento/completion.bash").read_bytes()
 
 
-def test_completion_in_zsh_loads_compinit_first() -> None:
+def test_zsh_loads_compinit_first() -> None:
     first, second, *_ = make_runner().invoke(main, ["completion", "zsh"]).stdout.splitlines()
     assert first == "#compdef async-bento"
     assert "$+functions[compdef]" in second

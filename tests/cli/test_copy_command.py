@@ -50,7 +50,7 @@ def target(served: LocalRegistry, home: Path, tmp_path: Path) -> Iterator[LocalR
 
 
 @pytest.mark.usefixtures("target")
-def test_copy_reports_what_it_copies() -> None:
+def test_copy_reports_copied_items() -> None:
     planned = out("copy", "svc:v1", "--to", "there", "--dry-run").splitlines()
     assert [line.partition(": ")[0] for line in planned] == [
         "Would copy model mod:m1",
@@ -72,7 +72,7 @@ def test_copy_reports_what_it_copies() -> None:
 
 
 @pytest.mark.usefixtures("target")
-def test_copy_without_models_copies_the_bento_alone() -> None:
+def test_copy_may_exclude_models() -> None:
     out("copy", "svc:v1", "--to", "there", "--without-models")
     assert json.loads(out("models", "list", "--context", "there", "--json")) == []
     planned = out("copy", "svc:v1", "--to", "there", "--without-models", "--force", "--dry-run")
@@ -97,13 +97,13 @@ def test_copy_without_models_copies_the_bento_alone() -> None:
         (("models", "copy", "none:*", "--to", "there"), 3, "no model in the registry matches 'none:*'"),
     ],
 )
-def test_copy_that_cannot_work_says_why(arguments: tuple[str, ...], code: int, message: str) -> None:
+def test_invalid_copy_states_reason(arguments: tuple[str, ...], code: int, message: str) -> None:
     done = run(*arguments)
     assert (done.exit_code, done.stdout) == (code, "")
     assert message in " ".join(done.stderr.split())
 
 
-def test_copy_with_a_wrong_token_names_the_registry(target: LocalRegistry) -> None:
+def test_wrong_token_names_registry(target: LocalRegistry) -> None:
     done = run("copy", "svc:v1", "--to", "wrong", "--without-models")
     assert done.exit_code == 4
     assert target.endpoint in done.stderr

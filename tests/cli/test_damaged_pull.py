@@ -48,7 +48,7 @@ def is_empty(home: Path) -> bool:
 
 
 @pytest.mark.parametrize("tag", ["mod:m1", "mod"])
-def test_pull_of_damaged_item_names_part_and_remedy(damaged: Path, tag: str) -> None:
+def test_damaged_part_states_remedy(damaged: Path, tag: str) -> None:
     result = run("models", "pull", tag, "--json")
 
     assert (result.exit_code, result.stdout) == (1, "")
@@ -64,9 +64,7 @@ def test_pull_of_damaged_item_names_part_and_remedy(damaged: Path, tag: str) -> 
     assert is_empty(damaged)
 
 
-def test_pull_of_damaged_item_after_forced_push_succeeds(
-    damaged: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forced_push_repairs_item(damaged: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("models", "pull", "mod:m1").exit_code == 1
     monkeypatch.setenv("BENTOML_HOME", str(home))
     assert run("models", "push", "mod:m1", "--force", "-q").exit_code == 0
@@ -77,9 +75,7 @@ def test_pull_of_damaged_item_after_forced_push_succeeds(
     assert contents(damaged / "models/mod/m1") == contents(home / "models/mod/m1")
 
 
-def test_pull_of_damaged_item_without_verify_succeeds(
-    damaged: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unverified_pull_succeeds(damaged: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNC_BENTO_TRANSFER_VERIFY", "0")
 
     assert run("models", "pull", "mod:m1").exit_code == 0

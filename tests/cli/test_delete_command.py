@@ -43,7 +43,7 @@ def tags(*group: str) -> list[str]:
     return sorted(f"{record['repository']['name']}:{record['version']}" for record in records)
 
 
-def test_delete_removes_items_from_the_registry_only(pushed: LocalRegistry, home: Path) -> None:
+def test_delete_keeps_local_store(pushed: LocalRegistry, home: Path) -> None:
     result = run("delete", "fraud:v1", "iris:*", "--yes")
     assert result.exit_code == 0
     assert sorted(result.stdout.splitlines()) == [
@@ -54,7 +54,7 @@ def test_delete_removes_items_from_the_registry_only(pushed: LocalRegistry, home
     assert (home / "bentos/iris/v1").is_dir()
 
 
-def test_delete_asks_on_a_terminal_only(pushed: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delete_asks_on_terminal(pushed: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = run("delete", "iris:v1")
     assert refused.exit_code == 2
     assert refused.stderr.endswith("standard input is not a terminal. Pass --yes.\n")
@@ -68,7 +68,7 @@ def test_delete_asks_on_a_terminal_only(pushed: LocalRegistry, monkeypatch: pyte
     assert tags() == ["fraud:v1", "iris:v2"]
 
 
-def test_delete_dry_run_changes_nothing(pushed: LocalRegistry) -> None:
+def test_dry_run_changes_nothing(pushed: LocalRegistry) -> None:
     lines = run("delete", "iris:*", "--dry-run").stdout.splitlines()
     assert sorted(lines[:2]) == ["Would delete bento iris:v1: 136 B.", "Would delete bento iris:v2: 136 B."]
     assert lines[2:] == [f"Would delete 2 bentos from the registry at {pushed.endpoint}."]
@@ -77,13 +77,13 @@ def test_delete_dry_run_changes_nothing(pushed: LocalRegistry) -> None:
     assert tags() == ["fraud:v1", "iris:v1", "iris:v2"]
 
 
-def test_delete_json_has_the_deleted_items(pushed: LocalRegistry) -> None:
+def test_json_has_deleted_items(pushed: LocalRegistry) -> None:
     result = run("delete", "iris:v1", "-y", "--json")
     assert json.loads(result.stdout) == [{"tag": "iris:v1", "size_bytes": 136, "upload_status": "success"}]
     assert result.stderr == ""
 
 
-def test_models_delete_of_used_model_must_be_forced(pushed: LocalRegistry) -> None:
+def test_used_model_needs_force(pushed: LocalRegistry) -> None:
     result = run("models", "delete", "weights:w1", "--yes")
     assert result.exit_code == 1
     assert result.stderr == (
@@ -108,7 +108,7 @@ def test_models_delete_of_used_model_must_be_forced(pushed: LocalRegistry) -> No
         ("weights:w1", 3, "no bento weights:w1: it is a model. Run `async-bento models delete weights:w1`."),
     ],
 )
-def test_delete_of_wrong_tag_deletes_nothing(pushed: LocalRegistry, tag: str, code: int, message: str) -> None:
+def test_wrong_tag_deletes_nothing(pushed: LocalRegistry, tag: str, code: int, message: str) -> None:
     result = run("delete", "fraud:v1", tag, "--yes")
     assert result.exit_code == code
     assert message in result.stderr

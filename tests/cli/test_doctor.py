@@ -30,7 +30,7 @@ def lines(text: str) -> dict[str, tuple[str, str]]:
     return {name.rstrip(":"): (word, message) for word, name, message in found}
 
 
-def test_doctor_without_faults_prints_ok(served: LocalRegistry, home: Path) -> None:
+def test_doctor_prints_ok(served: LocalRegistry, home: Path) -> None:
     message = lines(done("doctor"))
     assert [*message] == ["settings", "endpoint", "token", "clock", "store", "space", "versions"]
     assert {word for word, _ in message.values()} == {"ok"}
@@ -42,7 +42,7 @@ def test_doctor_without_faults_prints_ok(served: LocalRegistry, home: Path) -> N
     assert not left_in_scratch(home)
 
 
-def test_doctor_wraps_long_lines_on_a_terminal(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_wraps_long_lines(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("async_bento.cli.output.terminal_width", lambda: 40)
     message = done("doctor").splitlines()
     at = next(number for number, line in enumerate(message) if "versions:" in line)
@@ -51,7 +51,7 @@ def test_doctor_wraps_long_lines_on_a_terminal(served: LocalRegistry, monkeypatc
     assert max(map(len, message[at:])) <= 40
 
 
-def test_doctor_without_token_runs_local_checks(home: Path) -> None:
+def test_no_token_runs_local_checks(home: Path) -> None:
     result = run("doctor")
     message = lines(result.stdout)
     assert result.exit_code == 2
@@ -60,9 +60,7 @@ def test_doctor_without_token_runs_local_checks(home: Path) -> None:
     assert message["store"][0] == "ok"
 
 
-def test_doctor_reports_settings_that_fail_with_the_first_request(
-    served: LocalRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_late_settings_error_is_reported(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(_: RestApiClient) -> None:
         raise ConfigError("invalid SSL_CERT_FILE: no such file.")
 
@@ -74,7 +72,7 @@ def test_doctor_reports_settings_that_fail_with_the_first_request(
     assert lines(result.stdout)["store"][0] == "ok"
 
 
-def test_doctor_reports_unreachable_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_registry_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "a-secret")
     monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", NOWHERE)
     result = run("doctor")
@@ -84,9 +82,7 @@ def test_doctor_reports_unreachable_registry(monkeypatch: pytest.MonkeyPatch) ->
     assert "Check the URL, and whether a proxy or a VPN is needed." in message
 
 
-def test_doctor_reports_rejected_token_without_showing_it(
-    served: LocalRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rejected_token_not_shown(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "not-this-one")
     result = run("doctor")
     message = lines(result.stdout)
@@ -128,20 +124,18 @@ async def checks_at(date: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Che
         await close_server(runner)
 
 
-async def test_doctor_compares_clock_with_date_header(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clock_uses_date_header(monkeypatch: pytest.MonkeyPatch) -> None:
     found = await checks_at(formatdate(time.time() - 600, usegmt=True), monkeypatch)
     assert found["token"].message == "valid, for user me"
     assert "ahead of the registry's clock" in found["clock"].message
     assert found["clock"].message.startswith(("10 min 0", "9 min 5"))
 
 
-async def test_doctor_ignores_invalid_date_header(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_date_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (await checks_at("yesterday", monkeypatch))["clock"].message == "not compared: the registry sends no time"
 
 
-def test_doctor_reports_unwritable_store(
-    served: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_store_fails(served: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "file"))
     result = run("doctor")
@@ -162,7 +156,7 @@ def test_doctor_reports_full_disk(served: LocalRegistry, monkeypatch: pytest.Mon
     assert "Free some space" in message
 
 
-def test_doctor_json_has_name_ok_and_message(served: LocalRegistry) -> None:
+def test_json_has_name_ok_message(served: LocalRegistry) -> None:
     found = json.loads(done("doctor", "--json"))
     assert [check["name"] for check in found][:3] == ["settings", "endpoint", "token"]
     assert all(check.keys() == {"name", "ok", "message"} for check in found)

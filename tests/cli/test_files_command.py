@@ -39,7 +39,7 @@ def run(*arguments: str) -> Result:
 
 
 @pytest.mark.usefixtures("pushed")
-def test_ls_lists_sizes_times_and_paths() -> None:
+def test_ls_lists_sizes_and_paths() -> None:
     done = run("ls", "svc")
     assert done.exit_code == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
@@ -76,20 +76,20 @@ def test_ls_prints_json() -> None:
         (("models", "cat", "svc:v1", "model.yaml"), "Error: no model svc:v1 in the registry"),
     ],
 )
-def test_missing_remote_file_is_not_found(arguments: tuple[str, ...], message: str) -> None:
+def test_missing_file_is_not_found(arguments: tuple[str, ...], message: str) -> None:
     done = run(*arguments)
     assert (done.exit_code, done.stdout) == (3, "")
     assert done.stderr.startswith(message)
 
 
 @pytest.mark.usefixtures("pushed")
-def test_cat_prints_the_bytes_of_a_file() -> None:
+def test_cat_prints_file_bytes() -> None:
     assert run("cat", "svc:v1", "weights").stdout_bytes == WEIGHTS
     assert run("models", "cat", "mod", "weights").stdout_bytes == b"w" * 10
 
 
 @pytest.mark.usefixtures("pushed")
-def test_cat_into_a_closed_pipe_is_quiet() -> None:
+def test_cat_closed_pipe_is_quiet() -> None:
     command = [sys.executable, "-m", "async_bento", "cat", "svc:v1", "weights"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
@@ -101,7 +101,7 @@ def test_cat_into_a_closed_pipe_is_quiet() -> None:
 
 
 @pytest.mark.usefixtures("pushed")
-def test_pull_include_extracts_some_files(tmp_path: Path) -> None:
+def test_pull_include_extracts_files(tmp_path: Path) -> None:
     place = tmp_path / "out"
     done = run("pull", "svc:v1", "-o", str(place), "--include", "src/*", "--exclude", "*/a.py", "--progress", "none")
     assert (done.exit_code, done.stdout) == (0, f"1 file of svc:v1 in {place}\n"), done.stderr
@@ -122,7 +122,7 @@ def test_pull_include_extracts_some_files(tmp_path: Path) -> None:
         (("models", "pull", "svc", "-o", "out", "--exclude", "*", "--dry-run"), "do not support --dry-run"),
     ],
 )
-def test_files_command_with_wrong_usage_is_refused(arguments: tuple[str, ...], message: str) -> None:
+def test_wrong_usage_is_rejected(arguments: tuple[str, ...], message: str) -> None:
     done = run(*arguments)
     assert done.exit_code == 2
     assert message in " ".join(done.stderr.split())

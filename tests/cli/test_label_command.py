@@ -47,7 +47,7 @@ def pushed(served: LocalRegistry, home: Path) -> LocalRegistry:
 
 
 @pytest.mark.usefixtures("pushed")
-def test_label_sets_removes_and_prints() -> None:
+def test_label_sets_removes_prints() -> None:
     assert out("label", "svc", "stage=beta", "team-", "no-") == "Labelled bento svc:v2: stage=beta, team removed.\n"
     assert out("label", "svc:v2", "stage=beta") == "The labels of bento svc:v2 are unchanged.\n"
     assert out("label", "svc:v2", "a=b=c d", "-q") == ""
@@ -74,7 +74,7 @@ WRONG: list[tuple[tuple[str, ...], int, str]] = [
 
 
 @pytest.mark.usefixtures("pushed")
-def test_label_with_wrong_arguments_is_refused() -> None:
+def test_wrong_arguments_rejected() -> None:
     for arguments, code, message in WRONG:
         done = run("label", *arguments)
         assert (done.exit_code, done.stdout) == (code, ""), arguments
@@ -83,7 +83,7 @@ def test_label_with_wrong_arguments_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("pushed")
-def test_label_with_read_only_token_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_token_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     created = run("registry", "token", "create", "reader", "--role", "read", "--root", str(tmp_path / "registry"))
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", created.stdout.strip())
     done = run("label", "svc:v1", "stage=dev")
@@ -93,7 +93,7 @@ def test_label_with_read_only_token_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("pushed")
-def test_pull_label_gets_the_promoted_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_label_gets_promoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
     planned = json.loads(out("pull", "svc", "--label", "stage=prod", "--dry-run", "--json"))
     assert [(plan["tag"], plan["action"]) for plan in planned] == [("svc:v1", "pull")]
@@ -111,7 +111,7 @@ def test_pull_label_gets_the_promoted_version(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("arguments", [("svc:v1",), ("svc", "iris:v2"), ("svc*",), ("--all",)])
-def test_pull_label_of_a_version_is_wrong_usage(arguments: tuple[str, ...]) -> None:
+def test_pull_label_with_version_fails(arguments: tuple[str, ...]) -> None:
     for group in ((), ("models",)):
         done = run(*group, "pull", *arguments, "--label", "stage=prod")
         assert done.exit_code == 2
@@ -120,7 +120,7 @@ def test_pull_label_of_a_version_is_wrong_usage(arguments: tuple[str, ...]) -> N
 
 
 @pytest.mark.usefixtures("pushed")
-def test_push_label_labels_pushed_and_skipped_items(home: Path) -> None:
+def test_push_label_covers_skipped(home: Path) -> None:
     make_bento(home, "svc:v3")
     planned = out("push", "svc:v1", "svc:v3", "--label", "stage=beta", "--dry-run")
     assert planned.startswith(
@@ -140,7 +140,7 @@ def test_push_label_labels_pushed_and_skipped_items(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("pushed")
-def test_push_force_warns_of_dropped_labels() -> None:
+def test_push_force_names_dropped() -> None:
     out("label", "svc:v2", "stage=prod")
     planned = out("push", "svc:v2", "--force", "--dry-run", "-l", "a=b")
     assert planned.endswith(", labelled a=b, drops the labels stage=prod.\n")
@@ -158,7 +158,7 @@ def test_push_force_warns_of_dropped_labels() -> None:
     ("label", "message"),
     [("stage", "'stage' does not have the form KEY=VALUE."), ("=x", "'=x' does not have the form KEY=VALUE.")],
 )
-def test_push_label_of_wrong_form_is_refused(label: str, message: str) -> None:
+def test_push_label_form_is_checked(label: str, message: str) -> None:
     done = run("push", "svc:v1", "--label", label)
     assert done.exit_code == 2
     assert message in done.stderr

@@ -57,7 +57,7 @@ def log_in(registry: LocalRegistry, *more: str) -> Result:
     return run("login", "--endpoint", registry.endpoint, "--api-token-stdin", *more, typed=f"{registry.api_token}\n")
 
 
-def test_login_stores_the_context(registry: LocalRegistry, path: Path) -> None:
+def test_login_stores_context(registry: LocalRegistry, path: Path) -> None:
     result = log_in(registry)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
@@ -70,7 +70,7 @@ def test_login_stores_the_context(registry: LocalRegistry, path: Path) -> None:
     assert run("list").stderr == f"No bentos in the registry at {registry.endpoint}.\n"
 
 
-def test_login_prompts_for_endpoint_and_token(registry: LocalRegistry, path: Path, at_a_terminal: None) -> None:
+def test_login_prompts_at_terminal(registry: LocalRegistry, path: Path, at_a_terminal: None) -> None:
     result = run("login", typed=f"{registry.endpoint}\n{registry.api_token}\n")
     assert result.exit_code == 0, result.output
     assert f"Endpoint [{DEFAULT_ENDPOINT}]" in result.output
@@ -101,7 +101,7 @@ def prompted_for_token(endpoint: str) -> Iterator[tuple[subprocess.Popen[bytes],
     os.close(ours)
 
 
-def test_login_prompt_does_not_echo_the_token(registry: LocalRegistry, path: Path) -> None:
+def test_login_prompt_hides_token(registry: LocalRegistry, path: Path) -> None:
     with prompted_for_token(registry.endpoint) as (process, terminal):
         os.write(terminal, f"{registry.api_token}\n".encode())
         shown = b""
@@ -112,7 +112,7 @@ def test_login_prompt_does_not_echo_the_token(registry: LocalRegistry, path: Pat
     assert registry.api_token.encode() not in shown
 
 
-def test_login_uses_environment_variables(served: LocalRegistry, path: Path) -> None:
+def test_login_uses_env_variables(served: LocalRegistry, path: Path) -> None:
     result = run("login")
     assert result.exit_code == 0, result.stderr
     assert read_contexts(path).contexts[0].api_token.get_secret_value() == served.api_token
@@ -123,22 +123,20 @@ def test_login_uses_environment_variables(served: LocalRegistry, path: Path) -> 
     )
 
 
-def test_login_keeps_env_token_from_other_endpoints(served: LocalRegistry, path: Path) -> None:
+def test_login_withholds_env_token(served: LocalRegistry, path: Path) -> None:
     result = run("login", "--endpoint", "https://evil.example")
     assert (result.exit_code, path.exists()) == (2, False)
     assert "to https://evil.example: it is for " in result.stderr
 
 
-def test_login_strips_the_token_of_a_variable(
-    served: LocalRegistry, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_login_strips_env_token(served: LocalRegistry, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", f"{served.api_token}\n")
     assert run("login").exit_code == 0
     assert read_contexts(path).contexts[0].api_token.get_secret_value() == served.api_token
 
 
 @pytest.mark.posix("shell")
-def test_login_without_standard_input_states_a_remedy(path: Path) -> None:
+def test_closed_stdin_states_remedy(path: Path) -> None:
     result = subprocess.run(
         ["sh", "-c", 'exec "$0" -m async_bento login --endpoint https://r.example "$@" <&-', sys.executable],
         capture_output=True,
@@ -149,7 +147,7 @@ def test_login_without_standard_input_states_a_remedy(path: Path) -> None:
     assert result.stderr.startswith("Error: no API token: standard input is not a terminal. Pipe the token in")
 
 
-def test_login_with_rejected_token_stores_nothing(registry: LocalRegistry, path: Path) -> None:
+def test_rejected_token_not_stored(registry: LocalRegistry, path: Path) -> None:
     result = run("login", "--endpoint", registry.endpoint, "--api-token-stdin", typed="tk-5ecret\n")
     assert (result.exit_code, result.stdout, path.exists()) == (4, "", False)
     assert (
@@ -159,7 +157,7 @@ def test_login_with_rejected_token_stores_nothing(registry: LocalRegistry, path:
     assert "5ecret" not in result.output
 
 
-def test_login_to_unreachable_registry_stores_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_stores_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNC_BENTO_RETRY_ATTEMPTS", "1")
     result = run("login", "--endpoint", NOWHERE, "--api-token-stdin", typed="tk-5ecret\n")
     assert (result.exit_code, path.exists()) == (5, False)
@@ -173,7 +171,7 @@ def test_login_has_no_token_option(path: Path) -> None:
     assert "5ecret" not in result.output
 
 
-def test_login_without_terminal_states_a_remedy() -> None:
+def test_no_terminal_states_remedy() -> None:
     result = run("login", "--endpoint", NOWHERE)
     assert result.exit_code == 2
     assert "Pipe the token in with --api-token-stdin, or set BENTO_CLOUD_API_KEY." in result.stderr
@@ -185,14 +183,14 @@ def test_login_rejects_empty_input(registry: LocalRegistry, path: Path) -> None:
     assert "no API token: the input is empty." in result.stderr
 
 
-def test_login_interrupted_prompt_stores_nothing(path: Path) -> None:
+def test_prompt_eof_stores_nothing(path: Path) -> None:
     with prompted_for_token(NOWHERE) as (process, terminal):
         os.write(terminal, b"\x04")  # Ctrl-D
         process.wait(30)
     assert (process.returncode, path.exists()) == (130, False)
 
 
-def test_login_reports_broken_file_before_prompts(registry: LocalRegistry, path: Path) -> None:
+def test_login_checks_file_first(registry: LocalRegistry, path: Path) -> None:
     path.parent.mkdir()
     path.write_text("contexts: [")
     result = log_in(registry)
@@ -200,7 +198,7 @@ def test_login_reports_broken_file_before_prompts(registry: LocalRegistry, path:
     assert "is not valid YAML" in result.stderr
 
 
-def test_login_does_not_replace_another_registry(registry: LocalRegistry, path: Path) -> None:
+def test_login_keeps_other_registry(registry: LocalRegistry, path: Path) -> None:
     path.parent.mkdir()
     path.write_text("contexts: [{name: default, endpoint: 'https://prod.example', api_token: t}]")
     result = log_in(registry)
@@ -211,7 +209,7 @@ def test_login_does_not_replace_another_registry(registry: LocalRegistry, path: 
     assert "prod.example" not in path.read_text()
 
 
-def test_login_again_keeps_the_context_endpoint(registry: LocalRegistry, path: Path) -> None:
+def test_login_again_keeps_endpoint(registry: LocalRegistry, path: Path) -> None:
     path.parent.mkdir()
     text = f"contexts: [{{name: lab, endpoint: '{registry.endpoint}', api_token: old}}]\ncurrent_context_name: lab"
     path.write_text(text)
@@ -232,7 +230,7 @@ def two(registry: LocalRegistry) -> LocalRegistry:
     return registry
 
 
-def test_context_list_marks_current_and_hides_tokens(two: LocalRegistry) -> None:
+def test_context_list_marks_current(two: LocalRegistry) -> None:
     result = run("context", "list")
     assert [line.split() for line in result.stdout.splitlines()] == [
         ["NAME", "ENDPOINT", "EMAIL"],
@@ -242,7 +240,7 @@ def test_context_list_marks_current_and_hides_tokens(two: LocalRegistry) -> None
     assert two.api_token not in result.output
 
 
-def test_context_list_json_hides_tokens(two: LocalRegistry) -> None:
+def test_context_json_hides_tokens(two: LocalRegistry) -> None:
     result = run("context", "list", "--json")
     assert [(context["name"], context["current"]) for context in json.loads(result.stdout)] == [
         ("prod", False),
@@ -251,19 +249,19 @@ def test_context_list_json_hides_tokens(two: LocalRegistry) -> None:
     assert two.api_token not in result.output
 
 
-def test_context_list_empty_states_a_remedy() -> None:
+def test_empty_list_states_remedy() -> None:
     result = run("context", "list")
     assert (result.exit_code, result.stdout) == (0, "")
     assert "Run `async-bento login` to add one." in result.stderr
 
 
-def test_context_use_switches_the_current_context(two: LocalRegistry) -> None:
+def test_context_use_switches(two: LocalRegistry) -> None:
     assert run("context", "current").stdout == "lab\n"
     assert run("context", "use", "prod").stdout == f"Switched to the context 'prod' for {two.endpoint}\n"
     assert json.loads(run("context", "current", "--json").stdout)["name"] == "prod"
 
 
-def test_context_use_unknown_name_lists_the_known(two: LocalRegistry) -> None:
+def test_context_use_lists_known(two: LocalRegistry) -> None:
     result = run("context", "use", "staging")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no context 'staging'" in result.stderr
@@ -284,7 +282,7 @@ def test_context_remove_and_rename(two: LocalRegistry, path: Path) -> None:
     assert run("context", "rename", "prod", "lab").exit_code == 2
 
 
-def test_logout_removes_the_current_context(two: LocalRegistry, path: Path) -> None:
+def test_logout_removes_current(two: LocalRegistry, path: Path) -> None:
     result = run("logout")
     assert result.stdout == f"Logged out of {two.endpoint}: removed the context 'lab' from {path}\n"
     assert result.stderr == "No context is current now. Select prod with `async-bento context use NAME`.\n"
@@ -294,13 +292,13 @@ def test_logout_removes_the_current_context(two: LocalRegistry, path: Path) -> N
     assert two.api_token not in path.read_text()
 
 
-def test_logout_names_variables_that_remain(two: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logout_names_env_variables(two: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "tk-5ecret")
     result = run("logout")
     assert result.stderr.endswith("Note: BENTO_CLOUD_API_KEY still selects a registry. Unset it to log out.\n")
 
 
-def test_whoami_names_user_registry_and_source(two: LocalRegistry, path: Path) -> None:
+def test_whoami_names_token_source(two: LocalRegistry, path: Path) -> None:
     assert run("whoami").stdout == (
         f"admin (admin@localhost) at {two.endpoint}, with the token from context 'lab' in {path}\n"
     )
@@ -312,14 +310,14 @@ def test_whoami_names_user_registry_and_source(two: LocalRegistry, path: Path) -
     }
 
 
-def test_context_current_without_contexts_fails() -> None:
+def test_no_current_context_fails() -> None:
     result = run("context", "current")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no current context in " in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("current",), ("use", "prod")])
-def test_context_commands_name_overriding_token_variable(
+def test_token_variable_is_noted(
     arguments: tuple[str, ...], two: LocalRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENTO_CLOUD_API_KEY", "tk-5ecret")
@@ -332,7 +330,7 @@ def test_context_commands_name_overriding_token_variable(
 
 
 @pytest.mark.parametrize("arguments", [("list",), ("current",), ("use", "lab")])
-def test_context_commands_name_overriding_context_variable(
+def test_context_variable_is_noted(
     arguments: tuple[str, ...], two: LocalRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENTOML_CLOUD_CONTEXT", "prod")
@@ -344,16 +342,12 @@ def test_context_commands_name_overriding_context_variable(
 
 
 @pytest.mark.parametrize("named", ["lab", ""])
-def test_context_variable_for_current_context_prints_no_note(
-    named: str, two: LocalRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_matching_variable_not_noted(named: str, two: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTOML_CLOUD_CONTEXT", named)
     assert run("context", "current").stderr == ""
 
 
-def test_login_stores_under_the_context_variable(
-    two: LocalRegistry, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_login_uses_context_variable(two: LocalRegistry, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENTOML_CLOUD_CONTEXT", "staging")
     assert log_in(two).exit_code == 0
     known = read_contexts(path)

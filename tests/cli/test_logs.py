@@ -36,7 +36,7 @@ async def proxy(start_proxy: StartProxy, home: Path, monkeypatch: pytest.MonkeyP
     return proxy
 
 
-async def test_log_with_vv_shows_requests_without_secrets(proxy: FaultProxy) -> None:
+async def test_vv_request_has_no_secrets(proxy: FaultProxy) -> None:
     ended = await asyncio.to_thread(run, "-vv", "list")
 
     (line,) = ended.stderr.splitlines()[:1]
@@ -51,20 +51,20 @@ async def test_log_with_vv_shows_requests_without_secrets(proxy: FaultProxy) -> 
 @pytest.mark.parametrize(
     "line", ["-vv list", "list -vv", "-v list -v", "models -v list --verbose", "store list -vv", "doctor -vv"]
 )
-async def test_log_options_are_accepted_anywhere_and_add_up(line: str, proxy: FaultProxy) -> None:
+async def test_verbose_works_anywhere(line: str, proxy: FaultProxy) -> None:
     ended = await asyncio.to_thread(run, *line.split())
     assert ended.returncode == 0
     assert ("DEBUG: GET " in ended.stderr) is ("store" not in line)
 
 
-def test_log_option_is_shown_by_the_help_of_the_root() -> None:
+def test_root_help_shows_verbose() -> None:
     assert "--verbose" in make_runner().invoke(main, ["--help"]).stdout
     for command in (["list", "--help"], ["models", "--help"], ["models", "push", "-h"], ["store", "list", "--help"]):
         shown = make_runner().invoke(main, command)
         assert (shown.exit_code, "--verbose" in shown.stdout) == (0, False)
 
 
-async def test_log_numbers_the_attempts_of_a_request(proxy: FaultProxy, home: Path) -> None:
+async def test_request_attempts_numbered(proxy: FaultProxy, home: Path) -> None:
     make_model(home)
     proxy.add_fault("GET /api/v1/models", answer_json(503, {"error": "later"}), times=2)
     proxy.add_fault(PUT, refuse(503))
@@ -80,7 +80,7 @@ async def test_log_numbers_the_attempts_of_a_request(proxy: FaultProxy, home: Pa
         assert [re.findall("attempt .", line) for line in lines] == [[], ["attempt 2"]]
 
 
-async def test_log_numbers_the_attempts_of_a_creation(proxy: FaultProxy, home: Path) -> None:
+async def test_creation_attempts_numbered(proxy: FaultProxy, home: Path) -> None:
     make_model(home)
     proxy.add_fault("POST /api/v1/model_repositories$", answer_json(503, {"error": "later"}))
     proxy.add_fault("POST /api/v1/model_repositories/mod/models$", answer_json(503, {"error": "later"}), times=2)
@@ -90,7 +90,7 @@ async def test_log_numbers_the_attempts_of_a_creation(proxy: FaultProxy, home: P
     assert [re.findall("attempt .", line) for line in lines] == [[], ["attempt 2"], [], ["attempt 2"], ["attempt 3"]]
 
 
-async def test_log_tells_that_the_registry_is_waited_for(proxy: FaultProxy) -> None:
+async def test_retries_are_logged(proxy: FaultProxy) -> None:
     proxy.add_fault("GET", answer_json(503, {"error": "later"}), times=2)
     ended = await asyncio.to_thread(run, "list")
 
@@ -102,7 +102,7 @@ async def test_log_tells_that_the_registry_is_waited_for(proxy: FaultProxy) -> N
 
 
 @pytest.mark.parametrize("command", ["list", "push svc:v1", "pull svc"])
-async def test_json_error_of_a_registry_that_is_down_is_alone(command: str, proxy: FaultProxy, home: Path) -> None:
+async def test_json_error_has_no_log_lines(command: str, proxy: FaultProxy, home: Path) -> None:
     make_bento(home)
     proxy.add_fault("", answer_json(503, {"error": "down"}), times=None)
     ended = await asyncio.to_thread(run, *command.split(), "--json", ASYNC_BENTO_RETRY_ATTEMPTS="3")
@@ -113,7 +113,7 @@ async def test_json_error_of_a_registry_that_is_down_is_alone(command: str, prox
     assert json.loads(ended.stderr)["error"]["type"] == "APIConnectionError"
 
 
-async def test_json_result_after_a_retry_is_alone_unless_asked(proxy: FaultProxy, home: Path) -> None:
+async def test_json_retry_logs_if_verbose(proxy: FaultProxy, home: Path) -> None:
     make_model(home)
     proxy.add_fault("GET", answer_json(503, {"error": "later"}), times=2)
     ended = await asyncio.to_thread(run, "models", "push", "mod:m1", "--json")
@@ -126,7 +126,7 @@ async def test_json_result_after_a_retry_is_alone_unless_asked(proxy: FaultProxy
     assert json.loads(ended.stderr.splitlines()[-1])["phase"] == "skipped"
 
 
-async def test_json_error_of_an_interruption_is_one_object(proxy: FaultProxy, home: Path) -> None:
+async def test_json_interrupt_is_one_object(proxy: FaultProxy, home: Path) -> None:
     make_model(home)
     held = Hold()
     proxy.add_fault(PUT, held)
@@ -146,7 +146,7 @@ async def test_json_error_of_an_interruption_is_one_object(proxy: FaultProxy, ho
     }
 
 
-def test_log_has_tracebacks_with_vv_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_tracebacks_need_vv(caplog: pytest.LogCaptureFixture) -> None:
     error = PermissionError(13, "Permission denied", "item")
     record = logging.LogRecord("x", logging.WARNING, "", 0, "cannot remove item.", (), (type(error), error, None))
     caplog.set_level("WARNING", logger="async_bento")
@@ -155,7 +155,7 @@ def test_log_has_tracebacks_with_vv_only(caplog: pytest.LogCaptureFixture) -> No
     assert logs._Handler().format(record).startswith("cannot remove item.\nPermissionError: [Errno 13]")
 
 
-def test_log_has_one_line_for_the_same_fault_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_fault_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     written = logs._RepetitionFilter()
@@ -173,7 +173,7 @@ def test_log_has_one_line_for_the_same_fault_of_many(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("message", "arguments"), [("retrying %s", ("soon",)), (ValueError("retrying"), ()), ("retrying %(n)d", {"n": 2})]
 )
-def test_log_has_the_lines_of_other_libraries(message: object, arguments: tuple[object, ...]) -> None:
+def test_log_of_other_libraries(message: object, arguments: tuple[object, ...]) -> None:
     record = logging.LogRecord("library", logging.WARNING, "", 0, "", (), None)
     record.msg, record.args = message, arguments
     written = logs._RepetitionFilter()

@@ -83,7 +83,7 @@ def test_closed_output_is_no_error(pushed: LocalRegistry, command: str) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")  # noqa: PTH110 - at import
 @pytest.mark.parametrize("command", ["list", "get svc:v1 --json", "doctor", "--help"])
-def test_full_output_exits_1_with_one_line(pushed: LocalRegistry, command: str) -> None:
+def test_full_output_exits_1(pushed: LocalRegistry, command: str) -> None:
     result = run(*command.split(), redirect=">/dev/full")
     *_, line = result.stderr.splitlines()
     message, hint = "cannot write the output: No space left on device", "Check the disk or the program that reads it."
@@ -101,7 +101,7 @@ def test_full_standard_error_exits_1(pushed: LocalRegistry) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")  # noqa: PTH110 - at import
-def test_failure_with_unwritten_output_keeps_its_code() -> None:
+def test_unwritten_output_keeps_code() -> None:
     program = """
 import sys
 from async_bento.cli.process import process_errors
@@ -133,9 +133,7 @@ with process_errors(as_json=False):
         ("completion bash", 0),
     ],
 )
-def test_no_home_is_named_where_a_command_needs_one(
-    pushed: LocalRegistry, tmp_path: Path, command: str, status: int
-) -> None:
+def test_no_home_named_when_needed(pushed: LocalRegistry, tmp_path: Path, command: str, status: int) -> None:
     result = run_code(COMMAND, *command.format(directory=tmp_path / "pulled").split(), BENTOML_HOME="")
     assert (result.returncode, "Traceback" in result.stderr) == (status, False), result.stderr
     if status:
@@ -145,12 +143,12 @@ def test_no_home_is_named_where_a_command_needs_one(
         ) in result.stdout + result.stderr
 
 
-def test_no_home_with_bentoml_home_pulls(pushed: LocalRegistry, tmp_path: Path) -> None:
+def test_bentoml_home_replaces_home(pushed: LocalRegistry, tmp_path: Path) -> None:
     result = run_code(COMMAND, "pull", "svc:v1", BENTOML_HOME=str(tmp_path / "other"))
     assert (result.returncode, result.stdout) == (0, f"svc:v1 is in {tmp_path}/other/bentos/svc/v1\n")
 
 
-def test_no_home_with_stores_lists_and_pushes(served: LocalRegistry, home: Path) -> None:
+def test_no_home_with_stores_works(served: LocalRegistry, home: Path) -> None:
     make_bento(home)
     result = run_code(
         LIST_WITH_STORES, served.endpoint, served.api_token, str(home), BENTOML_HOME="", BENTO_CLOUD_API_KEY=""
@@ -158,7 +156,7 @@ def test_no_home_with_stores_lists_and_pushes(served: LocalRegistry, home: Path)
     assert result.stdout == "0 svc:v1\n", result.stderr
 
 
-def test_ascii_locale_pulls_the_same_names(pushed: LocalRegistry, home: Path, tmp_path: Path) -> None:
+def test_ascii_locale_pulls_names(pushed: LocalRegistry, home: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     result = run("pull", "svc:v1", BENTOML_HOME=str(other), LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
@@ -166,20 +164,20 @@ def test_ascii_locale_pulls_the_same_names(pushed: LocalRegistry, home: Path, tm
     assert os.listdir(directories[1]) == os.listdir(directories[0]) == ["é日本.txt".encode()]  # noqa: PTH208 - bytes
 
 
-def test_ascii_locale_pushes_the_same_names(pushed: LocalRegistry, home: Path) -> None:
+def test_ascii_locale_pushes_names(pushed: LocalRegistry, home: Path) -> None:
     result = run("push", "svc:v1", "--force", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_output_escapes_what_its_encoding_lacks(pushed: LocalRegistry, encoding: str) -> None:
+def test_output_escapes_unencodable(pushed: LocalRegistry, encoding: str) -> None:
     result = run("get", "svc:v1", PYTHONIOENCODING=encoding)
     assert (result.returncode, result.stderr) == (0, "")
     # click takes ASCII for a wrong configuration, and writes UTF-8.
     assert ("team=→日本" if encoding == "ascii" else "team=\\u2192\\u65e5\\u672c") in result.stdout
 
 
-def test_output_keeps_the_bytes_of_paths(pushed: LocalRegistry, tmp_path: Path) -> None:
+def test_output_keeps_path_bytes(pushed: LocalRegistry, tmp_path: Path) -> None:
     other = os.fsencode(tmp_path) + b"/b\xe9"
     result = subprocess.run(
         [sys.executable, "-m", "async_bento", "pull", "svc:v1"],
@@ -212,7 +210,7 @@ main(["list", *{options}])
         ),
     ],
 )
-def test_refused_resource_exits_1_with_one_line(error: str, message: str) -> None:
+def test_refused_resource_exits_1(error: str, message: str) -> None:
     result = run_code(REFUSED.format(error=error, options=[]))
     assert (result.stderr, result.returncode) == (message, 1)
     result = run_code(REFUSED.format(error=error, options=["--json"]))

@@ -124,9 +124,7 @@ def make_models(home: Path, count: int) -> list[str]:
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("count", "columns"), [(1, 80), (8, 120), (30, 80), (30, 120)])
-async def test_terminal_shows_block_of_bars_and_then_lines(
-    count: int, columns: int, proxy: FaultProxy, home: Path
-) -> None:
+async def test_terminal_bars_become_lines(count: int, columns: int, proxy: FaultProxy, home: Path) -> None:
     tags, held = make_models(home, count), Hold(count)
     proxy.add_fault(PUT, held, times=None)
     async with on_terminal("push", "svc:v1", columns=columns) as terminal:
@@ -147,7 +145,7 @@ async def test_terminal_shows_block_of_bars_and_then_lines(
 
 
 @pytest.mark.processes
-async def test_terminal_after_pull_of_name_has_two_lines(proxy: FaultProxy, home: Path, elsewhere: Path) -> None:
+async def test_terminal_pull_has_two_lines(proxy: FaultProxy, home: Path, elsewhere: Path) -> None:
     make_bento(home)
     async with on_terminal("push", "svc:v1") as terminal:
         assert await terminal.end() == 0
@@ -160,7 +158,7 @@ async def test_terminal_after_pull_of_name_has_two_lines(proxy: FaultProxy, home
 
 
 @pytest.mark.processes
-async def test_terminal_after_ctrl_c_names_the_interruption(proxy: FaultProxy, home: Path) -> None:
+async def test_ctrl_c_shows_interruption(proxy: FaultProxy, home: Path) -> None:
     make_model(home, files={"weights": random_bytes(40 * MiB)})
     held = Hold()
     proxy.add_fault(PART, held, times=None, skip=1)
@@ -178,7 +176,7 @@ async def test_terminal_after_ctrl_c_names_the_interruption(proxy: FaultProxy, h
 
 
 @pytest.mark.processes
-async def test_terminal_after_ctrl_c_counts_many_items(proxy: FaultProxy, home: Path) -> None:
+async def test_ctrl_c_counts_many_items(proxy: FaultProxy, home: Path) -> None:
     make_models(home, 12)
     held = Hold(12)
     proxy.add_fault(PUT, held, times=None)
@@ -193,7 +191,7 @@ async def test_terminal_after_ctrl_c_counts_many_items(proxy: FaultProxy, home: 
 
 
 @pytest.mark.processes
-async def test_terminal_after_failure_has_one_error(proxy: FaultProxy, home: Path) -> None:
+async def test_failure_shows_one_error(proxy: FaultProxy, home: Path) -> None:
     make_model(home)
     proxy.add_fault(PUT, refuse(403, code="AccessDenied"), times=None)
     async with on_terminal("models", "push", "mod:m1", columns=200) as terminal:
@@ -204,7 +202,7 @@ async def test_terminal_after_failure_has_one_error(proxy: FaultProxy, home: Pat
 
 
 @pytest.mark.processes
-async def test_terminal_shows_how_long_a_transfer_stalls(proxy: FaultProxy, home: Path) -> None:
+async def test_terminal_shows_stalled_time(proxy: FaultProxy, home: Path) -> None:
     make_model(home, files={"weights": random_bytes(MiB)})
     async with on_terminal("models", "push", "mod:m1", "-q") as terminal:
         assert await terminal.end() == 0
@@ -222,7 +220,7 @@ async def test_terminal_shows_how_long_a_transfer_stalls(proxy: FaultProxy, home
 
 
 @pytest.mark.processes
-async def test_terminal_resumes_where_the_interrupted_push_ended(proxy: FaultProxy, home: Path) -> None:
+async def test_terminal_push_shows_resume(proxy: FaultProxy, home: Path) -> None:
     make_model(home, files={"weights": random_bytes(40 * MiB)})
     for number in range(2):
         held = Hold()
@@ -239,7 +237,7 @@ async def test_terminal_resumes_where_the_interrupted_push_ended(proxy: FaultPro
 
 
 @pytest.mark.processes
-async def test_terminal_counts_skipped_items_of_a_command(proxy: FaultProxy, home: Path) -> None:
+async def test_terminal_counts_skipped(proxy: FaultProxy, home: Path) -> None:
     for number in range(12):
         make_bento(home, f"svc_{number}:v1", models=["mod:m1"])
     make_model(home)
@@ -252,7 +250,7 @@ async def test_terminal_counts_skipped_items_of_a_command(proxy: FaultProxy, hom
 
 
 @pytest.mark.processes
-async def test_terminal_ctrl_c_in_pull_of_files_leaves_nothing(proxy: FaultProxy, home: Path, tmp_path: Path) -> None:
+async def test_ctrl_c_in_extract_cleans_up(proxy: FaultProxy, home: Path, tmp_path: Path) -> None:
     make_bento(home, files={"src/weights": random_bytes(MiB)})
     async with on_terminal("push", "svc:v1", "-q") as terminal:
         assert await terminal.end() == 0
@@ -272,14 +270,14 @@ async def test_terminal_ctrl_c_in_pull_of_files_leaves_nothing(proxy: FaultProxy
 # Options
 
 
-def test_progress_in_pipe_is_silent_where_short(served: LocalRegistry, home: Path) -> None:
+def test_pipe_is_silent_when_short(served: LocalRegistry, home: Path) -> None:
     make_model(home)
     result = make_runner().invoke(main, ["models", "push", "mod:m1"])
     assert result.stdout.startswith("Pushed model mod:m1: ")
     assert result.stderr == ""
 
 
-def test_progress_in_pipe_writes_lines(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipe_writes_lines(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_model(home)
     monkeypatch.setattr("async_bento.progress.listeners.LineListener", partial(LineListener, interval=0))
     result = make_runner().invoke(main, ["models", "push", "mod:m1"])
@@ -289,9 +287,7 @@ def test_progress_in_pipe_writes_lines(served: LocalRegistry, home: Path, monkey
 
 
 @pytest.mark.parametrize("place", ["before", "after", "environment"])
-def test_progress_json_has_each_item_to_its_end(
-    place: str, served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_json_ends_each_item(place: str, served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_models(home, 3)
     option, command = ["--progress", "json"], ["push", "svc:v1"]
     if place == "environment":
@@ -306,9 +302,7 @@ def test_progress_json_has_each_item_to_its_end(
     assert {event["tag"] for event in events if event["phase"] == "planning"} == {event["tag"] for event in events}
 
 
-def test_progress_option_is_stronger_than_the_variable(
-    served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_option_overrides_variable(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_model(home)
     monkeypatch.setenv("ASYNC_BENTO_PROGRESS", "json")
     assert make_runner().invoke(main, ["--progress", "none", "models", "push", "mod:m1"]).stderr == ""
@@ -330,7 +324,7 @@ def test_quiet_prints_errors_only(option: str, served: LocalRegistry, home: Path
     assert result.stderr.startswith("Error: no bento nope in ")
 
 
-def test_pipe_counts_skipped_items_of_a_command(served: LocalRegistry, home: Path) -> None:
+def test_pipe_counts_skipped(served: LocalRegistry, home: Path) -> None:
     for number in range(12):
         make_bento(home, f"svc_{number}:v1")
     make_runner().invoke(main, ["push", "svc_*", "-q"])
@@ -347,7 +341,7 @@ def test_pipe_counts_skipped_items_of_a_command(served: LocalRegistry, home: Pat
         assert [item["tag"] for item in json.loads(as_json.stdout)] == ["svc_1:v1", "svc_2:v1"]
 
 
-def test_quiet_leaves_asked_output(served: LocalRegistry, home: Path) -> None:
+def test_quiet_keeps_results(served: LocalRegistry, home: Path) -> None:
     make_bento(home)
     with BentoAPI(progress=False) as api:
         api.push("svc:v1")

@@ -50,7 +50,7 @@ def bento(served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest
     return bento
 
 
-def test_pull_output_prints_the_directory(bento: Path, tmp_path: Path) -> None:
+def test_output_prints_directory(bento: Path, tmp_path: Path) -> None:
     assert done("pull", "svc", "-o", "svc") == f"svc:v1 is in {tmp_path / 'at/svc'}\n"
     assert contents(tmp_path / "at/svc") == contents(bento)
     pulled = done("pull", "svc:v1", "--output", "new/svc", "-m", "--json")
@@ -61,7 +61,7 @@ def test_pull_output_prints_the_directory(bento: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_pull_output_that_exists_needs_force(bento: Path, tmp_path: Path) -> None:
+def test_existing_output_needs_force(bento: Path, tmp_path: Path) -> None:
     done("pull", "svc", "-o", "svc")
     result = run("pull", "svc", "-o", "svc", "--json")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -85,7 +85,7 @@ def test_pull_output_that_exists_needs_force(bento: Path, tmp_path: Path) -> Non
         (("pull", "svc:v1"), "Directory 'file' is a file."),
     ],
 )
-def test_pull_output_of_wrong_arguments_is_a_usage_error(
+def test_output_misuse_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -95,7 +95,7 @@ def test_pull_output_of_wrong_arguments_is_a_usage_error(
     assert message in result.stderr
 
 
-def test_pull_output_dry_run_names_the_directory(bento: Path, tmp_path: Path) -> None:
+def test_dry_run_names_directory(bento: Path, tmp_path: Path) -> None:
     planned = done("pull", "svc", "-m", "-o", "svc", "--dry-run").splitlines()
     assert planned[0].startswith("Would pull bento svc:v1: ")
     assert planned[0].endswith(f", to {tmp_path / 'at/svc'}.")
@@ -109,7 +109,7 @@ def test_pull_output_dry_run_names_the_directory(bento: Path, tmp_path: Path) ->
 
 @pytest.mark.posix("signals between processes")
 @pytest.mark.processes
-def test_pull_output_interrupted_leaves_nothing(bento: Path, tmp_path: Path) -> None:
+def test_interrupt_leaves_nothing(bento: Path, tmp_path: Path) -> None:
     environment = os.environ | {"ASYNC_BENTO_TRANSFER_RANGE_SIZE": "65536"}
     with transferring(tmp_path, "pull", "svc:v1", "-o", "svc", env=environment) as process:
         meanwhile = names()
@@ -122,7 +122,7 @@ def test_pull_output_interrupted_leaves_nothing(bento: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.posix("/proc")
-def test_pull_output_to_unwritable_place_is_an_error(bento: Path) -> None:
+def test_unwritable_output_fails(bento: Path) -> None:
     result = run("pull", "svc:v1", "-o", "/proc/svc")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "cannot pull svc:v1: cannot " in result.stderr

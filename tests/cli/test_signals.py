@@ -95,9 +95,7 @@ def bento(served: LocalRegistry, home: Path) -> Path:
 @pytest.mark.parametrize(
     ("number", "code", "times"), [(signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 2), (SIGHUP, 129, 1)]
 )
-def test_signal_during_push_is_reported(
-    bento: Path, tmp_path: Path, number: signal.Signals, code: int, times: int
-) -> None:
+def test_signal_in_push_is_reported(bento: Path, tmp_path: Path, number: signal.Signals, code: int, times: int) -> None:
     with transferring(tmp_path, "push", "svc:v1") as process:
         for _ in range(times):
             process.send_signal(number)
@@ -108,7 +106,7 @@ def test_signal_during_push_is_reported(
     assert status() == "failed"
 
 
-def test_signal_during_pull_cleans_up(bento: Path, tmp_path: Path) -> None:
+def test_signal_in_pull_cleans_up(bento: Path, tmp_path: Path) -> None:
     with BentoAPI(progress=False) as api:
         api.push("svc:v1")
     elsewhere = tmp_path / "elsewhere"
@@ -126,7 +124,7 @@ def test_signal_during_pull_cleans_up(bento: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [SIGHUP, signal.SIGINT, signal.SIGTERM])
-def test_signal_ignored_at_start_stays_ignored(bento: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_ignored_signal_stays_ignored(bento: Path, tmp_path: Path, number: signal.Signals) -> None:
     with transferring(tmp_path, "push", "svc:v1", ignored=number) as process:
         process.send_signal(number)
         time.sleep(0.5)
@@ -137,7 +135,7 @@ def test_signal_ignored_at_start_stays_ignored(bento: Path, tmp_path: Path, numb
     assert status() == "success"
 
 
-def test_signal_sigterm_with_sigint_ignored_interrupts(bento: Path, tmp_path: Path) -> None:
+def test_sigterm_ends_with_sigint_ignored(bento: Path, tmp_path: Path) -> None:
     """As a script ends what it started with `&`."""
     with transferring(tmp_path, "push", "svc:v1", ignored=signal.SIGINT) as process:
         process.send_signal(signal.SIGTERM)
@@ -146,7 +144,7 @@ def test_signal_sigterm_with_sigint_ignored_interrupts(bento: Path, tmp_path: Pa
     assert (process.returncode, status()) == (143, "failed")
 
 
-def test_signal_of_closed_terminal_is_reported(bento: Path, tmp_path: Path) -> None:
+def test_closed_terminal_is_reported(bento: Path, tmp_path: Path) -> None:
     ours, terminal = os.openpty()
     with transferring(
         tmp_path,
@@ -165,7 +163,7 @@ def test_signal_of_closed_terminal_is_reported(bento: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ignored_by_registry_serve_stays_ignored(tmp_path: Path, number: signal.Signals) -> None:
+def test_serve_keeps_signal_ignored(tmp_path: Path, number: signal.Signals) -> None:
     program = f"""
 import signal
 signal.signal({int(number)}, signal.SIG_IGN)

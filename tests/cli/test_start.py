@@ -66,7 +66,7 @@ def pushed(served: LocalRegistry, home: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "models list --limit 3", "get svc:v1", "get svc"])
-def test_start_imports_nothing_unused(pushed: None, command: str) -> None:
+def test_imports_nothing_unused(pushed: None, command: str) -> None:
     done = run_python("-X", "importtime", "-m", "async_bento", *command.split())
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "aiohttp" in imported
@@ -74,17 +74,17 @@ def test_start_imports_nothing_unused(pushed: None, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "get svc:v1", "push svc:v1 --force", "pull svc:v1 --force"])
-def test_start_defers_collection_until_requests(pushed: None, command: str) -> None:
+def test_gc_waits_for_requests(pushed: None, command: str) -> None:
     done = run_python("-c", WATCH, *command.split())
     assert {*done.stderr.splitlines()} & {"collected", "deferred"} == {"collected"}
 
 
-def test_start_restores_the_collector_after_errors() -> None:
+def test_gc_restored_after_errors() -> None:
     code = "import gc; from async_bento.__main__ import main\ntry: main()\nexcept SystemExit: print(gc.isenabled())"
     assert run_python("-c", code, "--no-such-option").stdout == "True\n"
 
 
-def test_start_in_a_program_leaves_its_collector_alone(pushed: None) -> None:
+def test_programs_gc_is_unchanged(pushed: None) -> None:
     frozen = gc.get_freeze_count()
     make_runner().invoke(main, ["list"], catch_exceptions=False)
     assert gc.isenabled()

@@ -40,7 +40,7 @@ def tags(*arguments: str) -> list[str]:
     return [item["tag"] for item in json.loads(run("list", "--json", *arguments).stdout)]
 
 
-def test_store_list_shows_local_items(stored: Path) -> None:
+def test_list_shows_local_items(stored: Path) -> None:
     head, *rows = run("list").stdout.splitlines()
     assert head.split() == ["TAG", "SIZE", "BUILT", "(UTC)"]
     assert rows[0].split() == ["fraud:v1", "137", "B", "2024-05-06", "07:08"]
@@ -50,14 +50,14 @@ def test_store_list_shows_local_items(stored: Path) -> None:
     assert tags("--models") == ["weights:w1"]
 
 
-def test_store_list_of_empty_store_prints_note(home: Path) -> None:
+def test_list_empty_prints_note(home: Path) -> None:
     result = run("list", "--models")
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == f"No models in the local store {home / 'models'}.\n"
     assert not home.exists()
 
 
-def test_store_path_prints_directories(stored: Path) -> None:
+def test_path_prints_directories(stored: Path) -> None:
     assert run("path").stdout == f"{stored / 'bentos'}\n"
     assert run("path", "iris:v1").stdout == f"{stored / 'bentos/iris/v1'}\n"
     assert run("path", "weights", "--models").stdout == f"{stored / 'models/weights/w1'}\n"
@@ -68,7 +68,7 @@ def test_store_path_prints_directories(stored: Path) -> None:
     assert run("list", "weights").stderr.endswith("Run `async-bento store list weights --models`.\n")
 
 
-def test_store_delete_removes_the_named_items(stored: Path) -> None:
+def test_delete_removes_named_items(stored: Path) -> None:
     assert run("delete", "iris:latest", "--yes").stdout.startswith("Deleted bento iris:v")
     assert run("delete", "iris:*", "-y").exit_code == 0
     assert tags() == ["fraud:v1"]
@@ -76,7 +76,7 @@ def test_store_delete_removes_the_named_items(stored: Path) -> None:
     assert tags("--models") == []
 
 
-def test_store_delete_removes_a_broken_item(stored: Path) -> None:
+def test_delete_removes_broken_item(stored: Path) -> None:
     (stored / "bentos/fraud/v1/bento.yaml").write_text("[")
     assert run("delete", "fraud:v1", "--yes").exit_code == 0
     assert not (stored / "bentos/fraud").exists()
@@ -103,7 +103,7 @@ def test_store_delete_asks_first(stored: Path, monkeypatch: pytest.MonkeyPatch) 
         ("rose:*", 3, "matches 'rose:*'"),
     ],
 )
-def test_store_delete_of_wrong_tag_deletes_nothing(stored: Path, tag: str, code: int, message: str) -> None:
+def test_wrong_tag_deletes_nothing(stored: Path, tag: str, code: int, message: str) -> None:
     result = run("delete", "fraud:v1", tag, "--yes")
     assert (result.exit_code, result.stdout) == (code, "")
     assert message in result.stderr
@@ -118,7 +118,7 @@ def interrupt_pull(tag: str) -> None:
         raise InterruptedError
 
 
-def test_store_prune_removes_unused_leftovers_only(stored: Path) -> None:
+def test_prune_removes_unlocked_only(stored: Path) -> None:
     store = BentoStore()
     for tag in ("svc:gone", "svc:used"):
         interrupt_pull(tag)

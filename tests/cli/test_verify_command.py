@@ -39,7 +39,7 @@ def run(*arguments: str) -> Result:
     return make_runner().invoke(main, arguments)
 
 
-def test_verify_command_prints_what_differs(bento: Path) -> None:
+def test_verify_prints_differences(bento: Path) -> None:
     same = run("verify", "svc:v1")
     assert (same.exit_code, same.output) == (0, "svc:v1 is the same as in the registry (by checksums).\n")
     assert run("verify", "svc:v1", "-q").output == ""
@@ -70,7 +70,7 @@ def test_verify_command_prints_what_differs(bento: Path) -> None:
     assert {"size"} <= {*found["differences"][2]["changes"]}
 
 
-def test_diff_command_prints_what_differs(bento: Path) -> None:
+def test_diff_prints_differences(bento: Path) -> None:
     done = run("diff", "svc:v1", "svc:v2")
     assert done.exit_code == 1
     lines = done.stdout.splitlines()
@@ -91,7 +91,7 @@ def test_diff_command_prints_what_differs(bento: Path) -> None:
     }
 
 
-def test_verify_command_of_a_missing_item_fails(bento: Path, home: Path) -> None:
+def test_missing_item_fails(bento: Path, home: Path) -> None:
     shutil.copytree(bento, home / "bentos/mine/v1")
     text = (bento / "bento.yaml").read_text()
     (home / "bentos/mine/v1/bento.yaml").write_text(text.replace("name: svc", "name: mine"))
@@ -107,7 +107,7 @@ def test_verify_command_of_a_missing_item_fails(bento: Path, home: Path) -> None
 
 
 @pytest.mark.parametrize("arguments", [("verify", "svc:*"), ("diff", "svc:v1", "svc:*")])
-def test_verify_command_of_a_pattern_is_refused(arguments: tuple[str, ...]) -> None:
+def test_pattern_is_rejected(arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert done.exit_code == 2
     assert "'svc:*' is a pattern. Name one bento." in done.stderr

@@ -55,7 +55,7 @@ class Gate:
 # Threads.run
 
 
-async def test_threads_run_the_function_in_a_thread_of_ours(threads: Threads) -> None:
+async def test_threads_run_in_own_thread(threads: Threads) -> None:
     def where(*args: int, **kwargs: int) -> tuple[object, ...]:
         return threading.current_thread().name, args, kwargs
 
@@ -64,12 +64,12 @@ async def test_threads_run_the_function_in_a_thread_of_ours(threads: Threads) ->
     assert (args, kwargs) == ((1,), {"two": 2})
 
 
-async def test_threads_raise_the_error_of_the_function(threads: Threads) -> None:
+async def test_threads_reraise_error(threads: Threads) -> None:
     with pytest.raises(KeyError, match="gone"):
         await threads.run({}.__getitem__, "gone")
 
 
-async def test_threads_stay_within_the_limit(threads: Threads) -> None:
+async def test_threads_stay_within_limit(threads: Threads) -> None:
     gates = [Gate() for _ in range(3)]
     running = [asyncio.ensure_future(threads.run(gate)) for gate in gates]
     await gates[0].has_begun()
@@ -81,7 +81,7 @@ async def test_threads_stay_within_the_limit(threads: Threads) -> None:
     await asyncio.gather(*running)
 
 
-async def test_threads_cancelled_call_waits_for_its_thread(threads: Threads) -> None:
+async def test_cancelled_call_awaits_thread(threads: Threads) -> None:
     gate = Gate()
     call = asyncio.ensure_future(threads.run(gate))
     await gate.has_begun()
@@ -94,7 +94,7 @@ async def test_threads_cancelled_call_waits_for_its_thread(threads: Threads) -> 
     assert gate.ended
 
 
-async def test_threads_call_cancelled_twice_waits_for_its_thread(threads: Threads) -> None:
+async def test_cancelled_twice_awaits_thread(threads: Threads) -> None:
     gate = Gate()
     call = asyncio.ensure_future(threads.run(gate))
     await gate.has_begun()
@@ -107,7 +107,7 @@ async def test_threads_call_cancelled_twice_waits_for_its_thread(threads: Thread
         await call
 
 
-async def test_threads_cancelled_scope_waits_for_its_thread(threads: Threads) -> None:
+async def test_cancelled_scope_awaits_thread(threads: Threads) -> None:
     gate = Gate()
     left = False
 
@@ -130,7 +130,7 @@ async def test_threads_cancelled_scope_waits_for_its_thread(threads: Threads) ->
     assert left
 
 
-async def test_threads_cancelled_call_with_an_error_is_cancelled(threads: Threads) -> None:
+async def test_cancelled_call_drops_error(threads: Threads) -> None:
     gate = Gate()
     told: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
@@ -175,7 +175,7 @@ class ClosingQueue:
         return self._queue.get()
 
 
-def test_pool_closed_while_a_job_is_submitted_runs_the_job() -> None:
+def test_pool_close_keeps_submitted_job() -> None:
     pool = DaemonThreadPool(1)
     pool._workers.queue = ClosingQueue(pool)  # type: ignore[assignment]
 
@@ -198,7 +198,7 @@ def noting(notes: list[str], *, swallow: bool = False) -> Iterator[str]:
         notes.append(f"out {threading.current_thread().name[:11]}")
 
 
-async def test_threads_entered_enters_and_exits_in_threads(threads: Threads) -> None:
+async def test_entered_runs_in_threads(threads: Threads) -> None:
     notes: list[str] = []
     async with threads.entered(noting(notes)) as value:
         assert value == "value"
@@ -206,7 +206,7 @@ async def test_threads_entered_enters_and_exits_in_threads(threads: Threads) -> 
     assert notes == ["in async-bento", "out async-bento"]
 
 
-async def test_threads_entered_passes_the_error_to_exit(threads: Threads) -> None:
+async def test_entered_passes_error_to_exit(threads: Threads) -> None:
     notes: list[str] = []
     with pytest.raises(ValueError, match="wrong"):
         async with threads.entered(noting(notes)):
@@ -214,14 +214,14 @@ async def test_threads_entered_passes_the_error_to_exit(threads: Threads) -> Non
     assert notes == ["in async-bento", "saw wrong", "out async-bento"]
 
 
-async def test_threads_entered_may_suppress_the_error(threads: Threads) -> None:
+async def test_entered_may_suppress_error(threads: Threads) -> None:
     notes: list[str] = []
     async with threads.entered(noting(notes, swallow=True)):
         raise ValueError("wrong")
     assert notes[-1] == "out async-bento"
 
 
-async def test_threads_entered_cancelled_body_exits(threads: Threads) -> None:
+async def test_entered_cancelled_body_exits(threads: Threads) -> None:
     notes: list[str] = []
     inside = asyncio.Event()
 
@@ -238,7 +238,7 @@ async def test_threads_entered_cancelled_body_exits(threads: Threads) -> None:
     assert notes == ["in async-bento", "out async-bento"]
 
 
-async def test_threads_entered_cancelled_while_entering_exits(threads: Threads) -> None:
+async def test_entered_cancelled_enter_exits(threads: Threads) -> None:
     gate = Gate()
     notes: list[str] = []
 
@@ -263,7 +263,7 @@ async def test_threads_entered_cancelled_while_entering_exits(threads: Threads) 
     assert notes == ["in", "out"]
 
 
-async def test_threads_entered_failed_enter_does_not_exit(threads: Threads) -> None:
+async def test_entered_failed_enter_no_exit(threads: Threads) -> None:
     class Locked:
         def __enter__(self) -> None:
             raise OSError("locked")
@@ -279,11 +279,11 @@ async def test_threads_entered_failed_enter_does_not_exit(threads: Threads) -> N
 # finish
 
 
-async def test_shielded_returns_the_result() -> None:
+async def test_shielded_returns_result() -> None:
     assert await shielded(asyncio.sleep(0, "result")) == "result"
 
 
-async def test_shielded_raises_the_error() -> None:
+async def test_shielded_raises_error() -> None:
     async def fail() -> None:
         raise KeyError("gone")
 
@@ -291,7 +291,7 @@ async def test_shielded_raises_the_error() -> None:
         await shielded(fail())
 
 
-async def test_shielded_cancelled_raises_after_completion() -> None:
+async def test_shielded_cancelled_completes() -> None:
     go, ended = asyncio.Event(), False
 
     async def work() -> None:
@@ -310,7 +310,7 @@ async def test_shielded_cancelled_raises_after_completion() -> None:
     assert ended
 
 
-async def test_shielded_cancelled_awaitable_raises_cancelled() -> None:
+async def test_shielded_awaitable_cancelled() -> None:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(future.cancel)
     with pytest.raises(asyncio.CancelledError):
@@ -320,7 +320,7 @@ async def test_shielded_cancelled_awaitable_raises_cancelled() -> None:
 # for_each
 
 
-async def test_for_each_runs_up_to_the_limit_at_once() -> None:
+async def test_for_each_stays_within_limit() -> None:
     running, most, done = 0, 0, list[int]()
 
     async def operation(item: int) -> None:
@@ -356,11 +356,11 @@ async def test_for_each_takes_items_lazily() -> None:
     assert taken == [0, 1, 2, 3, 4]
 
 
-async def test_for_each_without_items_returns() -> None:
+async def test_for_each_no_items_returns() -> None:
     await for_each(asyncio.sleep, [], 3)
 
 
-async def test_for_each_error_cancels_the_others() -> None:
+async def test_for_each_error_cancels_others() -> None:
     ended: list[str] = []
 
     async def operation(item: str) -> None:
@@ -377,7 +377,7 @@ async def test_for_each_error_cancels_the_others() -> None:
     assert sorted(ended) == ["fails", "waits", "waits too"]
 
 
-async def test_for_each_error_during_cleanup_does_not_hide_the_first() -> None:
+async def test_for_each_raises_first_error() -> None:
     async def operation(item: int) -> None:
         if item == 1:
             raise KeyError("first")
@@ -390,7 +390,7 @@ async def test_for_each_error_during_cleanup_does_not_hide_the_first() -> None:
         await for_each(operation, [0, 1, 2], 3)
 
 
-async def test_for_each_error_of_the_iterator_is_raised() -> None:
+async def test_for_each_raises_iterator_error() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise OSError("the disk is gone")
@@ -399,7 +399,7 @@ async def test_for_each_error_of_the_iterator_is_raised() -> None:
         await for_each(lambda item: asyncio.sleep(0), items(), 2)
 
 
-async def test_for_each_cancelled_leaves_no_task() -> None:
+async def test_for_each_cancelled_ends_tasks() -> None:
     ended: list[int] = []
 
     async def operation(item: int) -> None:
@@ -437,7 +437,7 @@ class BusyLock:
         self.releases += 1
 
 
-async def test_hold_lock_never_waits_in_a_worker_thread(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hold_lock_never_blocks_thread(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that waits delays the message, and the end of a cancelled call."""
     monkeypatch.setattr(concurrency, "LOCK_POLL_INTERVAL", 0)
     lock, messages = BusyLock(3), list[str]()
@@ -448,14 +448,14 @@ async def test_hold_lock_never_waits_in_a_worker_thread(threads: Threads, monkey
     assert lock.releases == 1
 
 
-async def test_hold_lock_that_is_free_reports_no_wait(threads: Threads) -> None:
+async def test_hold_lock_free_reports_no_wait(threads: Threads) -> None:
     lock, messages = BusyLock(0), list[str]()
 
     async with hold_lock(lock, threads, lambda: messages.append("waiting")):
         assert (lock.timeouts, messages) == ([0], [])
 
 
-async def test_hold_lock_cancelled_while_waiting_releases(threads: Threads) -> None:
+async def test_hold_lock_cancel_releases(threads: Threads) -> None:
     lock, is_waiting = BusyLock(float("inf")), asyncio.Event()
 
     async def hold() -> None:
@@ -471,7 +471,7 @@ async def test_hold_lock_cancelled_while_waiting_releases(threads: Threads) -> N
     assert lock.releases == 1
 
 
-async def test_background_task_is_cancelled_and_cleans_up() -> None:
+async def test_background_task_cancel_cleans_up() -> None:
     steps: list[str] = []
 
     async def work() -> None:
@@ -490,7 +490,7 @@ async def test_background_task_is_cancelled_and_cleans_up() -> None:
     assert task.cancelled()
 
 
-async def test_background_task_error_is_raised_where_it_is_awaited() -> None:
+async def test_background_task_error_is_raised() -> None:
     async def fail() -> None:
         raise KeyError("gone")
 
@@ -503,7 +503,7 @@ async def test_background_task_error_is_raised_where_it_is_awaited() -> None:
 # A budget
 
 
-async def test_byte_budget_of_exactly_the_share_does_not_block() -> None:
+async def test_byte_budget_exact_share() -> None:
     budget = ByteBudget(10)
 
     assert not budget.would_block(10)
@@ -512,7 +512,7 @@ async def test_byte_budget_of_exactly_the_share_does_not_block() -> None:
     assert budget.free == 0
 
 
-async def test_byte_budget_waiter_for_exactly_the_free_bytes_is_served() -> None:
+async def test_byte_budget_exact_waiter() -> None:
     budget = ByteBudget(10)
     await budget.acquire(10)
     waiting = asyncio.create_task(budget.acquire(10))
@@ -525,7 +525,7 @@ async def test_byte_budget_waiter_for_exactly_the_free_bytes_is_served() -> None
     assert budget.free == 0
 
 
-async def test_byte_budget_waiters_are_served_in_order() -> None:
+async def test_budget_serves_in_order() -> None:
     budget = ByteBudget(10)
     await budget.acquire(6)
     order: list[str] = []
@@ -545,7 +545,7 @@ async def test_byte_budget_waiters_are_served_in_order() -> None:
     assert budget.free == 1
 
 
-async def test_byte_budget_cancelled_waiter_is_skipped() -> None:
+async def test_budget_skips_cancelled_waiter() -> None:
     budget = ByteBudget(10)
     await budget.acquire(6)
     first, second = asyncio.create_task(budget.acquire(8)), asyncio.create_task(budget.acquire(2))
@@ -558,7 +558,7 @@ async def test_byte_budget_cancelled_waiter_is_skipped() -> None:
     assert budget.free == 2
 
 
-async def test_byte_budget_cancelled_after_grant_releases() -> None:
+async def test_budget_cancelled_grant_released() -> None:
     budget = ByteBudget(10)
     await budget.acquire(10)
     waiting = asyncio.create_task(budget.acquire(4))

@@ -24,7 +24,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("data", ["naïve", "naïve".encode()])
 @pytest.mark.parametrize("temp_name", [None, "elsewhere/temp"])
-def test_atomic_write_replaces_the_content(tmp_path: Path, data: bytes | str, temp_name: str | None) -> None:
+def test_write_replaces_content(tmp_path: Path, data: bytes | str, temp_name: str | None) -> None:
     (tmp_path / "elsewhere").mkdir()
     path = tmp_path / "file"
     path.write_text("a longer, older content")
@@ -37,7 +37,7 @@ def test_atomic_write_replaces_the_content(tmp_path: Path, data: bytes | str, te
 
 @pytest.mark.posix("file modes")
 @pytest.mark.parametrize(("mode", "expected"), [(None, 0o600), (0o666, 0o640)])
-def test_atomic_write_mode_follows_the_umask(tmp_path: Path, mode: int | None, expected: int) -> None:
+def test_write_mode_follows_umask(tmp_path: Path, mode: int | None, expected: int) -> None:
     path = tmp_path / "file"
     path.touch(0o777)
     umask = os.umask(0o027)
@@ -52,14 +52,12 @@ def test_atomic_write_mode_follows_the_umask(tmp_path: Path, mode: int | None, e
 
 
 @pytest.mark.parametrize(("durable", "expected"), [(True, [7]), (False, [])])
-def test_atomic_write_durable_syncs_the_whole_file(
-    tmp_path: Path, synced: list[int], durable: bool, expected: list[int]
-) -> None:
+def test_durable_write_syncs_file(tmp_path: Path, synced: list[int], durable: bool, expected: list[int]) -> None:
     atomic_write(tmp_path / "file", b"content", durable=durable)
     assert synced == expected
 
 
-def test_atomic_write_failed_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -74,7 +72,7 @@ def test_atomic_write_failed_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_atomic_write_replaces_a_left_temp_file(tmp_path: Path) -> None:
+def test_write_replaces_left_temp_file(tmp_path: Path) -> None:
     path, temp_path, target = tmp_path / "file", tmp_path / "temp", tmp_path / "target"
     target.write_text("not ours")
     temp_path.symlink_to(target)
@@ -85,7 +83,7 @@ def test_atomic_write_replaces_a_left_temp_file(tmp_path: Path) -> None:
     assert not temp_path.is_symlink()
 
 
-def test_atomic_write_replaces_a_link_and_not_its_target(tmp_path: Path) -> None:
+def test_write_replaces_link_itself(tmp_path: Path) -> None:
     path, target = tmp_path / "file", tmp_path / "target"
     target.write_text("not ours")
     path.symlink_to(target)
@@ -96,7 +94,7 @@ def test_atomic_write_replaces_a_link_and_not_its_target(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_fsync_path_unsupported_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_fsync_unsupported_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def refuse(_: int) -> None:
         raise OSError(number, os.strerror(number))
 

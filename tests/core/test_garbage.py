@@ -20,7 +20,7 @@ def collector() -> Iterator[None]:
     gc.enable()
 
 
-def test_deferred_collection_ends_with_an_error() -> None:
+def test_gc_deferral_ends_on_error() -> None:
     enabled = True
 
     def fail() -> None:
@@ -35,14 +35,14 @@ def test_deferred_collection_ends_with_an_error() -> None:
     assert gc.isenabled()
 
 
-def test_resumed_collection_leaves_older_objects_out() -> None:
+def test_gc_resume_freezes_objects() -> None:
     with deferred_collection():
         resume_collection()
         assert gc.isenabled()
     assert gc.get_freeze_count() > 1000
 
 
-def test_deferred_collection_keeps_a_disabled_collector_disabled() -> None:
+def test_disabled_gc_stays_disabled() -> None:
     frozen = gc.get_freeze_count()
     gc.disable()
     with deferred_collection():
@@ -51,7 +51,7 @@ def test_deferred_collection_keeps_a_disabled_collector_disabled() -> None:
     assert gc.get_freeze_count() <= frozen
 
 
-def test_resumed_collection_without_deferral_changes_nothing() -> None:
+def test_gc_resume_without_deferral() -> None:
     frozen = gc.get_freeze_count()
     gc.disable()
     resume_collection()

@@ -78,7 +78,7 @@ def bentos(*records: dict[str, object]) -> BentoWithRepositoryListSchema:
     return BentoWithRepositoryListSchema.model_validate({"items": records})
 
 
-def test_html_list_is_a_table_with_a_count() -> None:
+def test_html_list_is_counted_table() -> None:
     page = Page(bentos(record("v2", manifest={"size_bytes": 2048}), record("v1"))._repr_html_())
     assert page.rows == [
         ["TAG", "SIZE", "BUILT (UTC)", "UPLOAD"],
@@ -88,7 +88,7 @@ def test_html_list_is_a_table_with_a_count() -> None:
     assert page.text == "2 bentos"
 
 
-def test_html_list_longer_than_20_is_cut_and_counted() -> None:
+def test_html_list_over_20_is_cut() -> None:
     page = Page(bentos(*(record(f"v{number}") for number in range(1000)))._repr_html_())
     assert [row[0] for row in page.rows[1:]] == [f"svc:v{number}" for number in range(20)]
     assert page.text == "the first 20 of 1,000 bentos"
@@ -100,7 +100,7 @@ def test_html_list_of_20_is_complete() -> None:
     assert page.text == "20 bentos"
 
 
-def test_html_list_of_one_is_counted_in_the_singular() -> None:
+def test_html_list_of_one_is_singular() -> None:
     models = ModelWithRepositoryListSchema.model_validate({"items": [record()]})
     assert Page(models._repr_html_()).text == "1 model"
 
@@ -109,7 +109,7 @@ def test_html_list_of_one_is_counted_in_the_singular() -> None:
     ("found", "said"),
     [(BentoWithRepositoryListSchema(), "no bentos"), (ModelWithRepositoryListSchema(), "no models")],
 )
-def test_html_list_empty_is_a_sentence(
+def test_html_empty_list_is_sentence(
     found: BentoWithRepositoryListSchema | ModelWithRepositoryListSchema, said: str
 ) -> None:
     page = Page(found._repr_html_())
@@ -134,7 +134,7 @@ def test_html_record_shows_its_facts() -> None:
     ]
 
 
-def test_html_store_item_shows_its_facts(tmp_path: Path) -> None:
+def test_html_store_item_shows_facts(tmp_path: Path) -> None:
     bento = make_bento(tmp_path, "svc:v1", models=["mod:m1"], labels={"team": "nlp"})
     model = make_model(tmp_path, "mod:m1")
     assert Page(Bento.from_path(bento)._repr_html_()).rows == [
@@ -148,7 +148,7 @@ def test_html_store_item_shows_its_facts(tmp_path: Path) -> None:
     assert ["Tag", "mod:m1"] in Page(Model.from_path(model)._repr_html_()).rows
 
 
-def test_html_push_result_shows_its_models() -> None:
+def test_html_push_result_lists_models() -> None:
     result = PushResult(
         Tag("svc", "v1"),
         resumed=True,
@@ -186,7 +186,7 @@ def test_html_push_result_shows_its_models() -> None:
         ),
     ],
 )
-def test_html_push_result_ends_with_what_was_pushed(result: PushResult, text: str) -> None:
+def test_html_push_result_has_summary(result: PushResult, text: str) -> None:
     assert Page(result._repr_html_()).text == text
 
 
@@ -205,7 +205,7 @@ def shown(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("status", "shows"), [("failed", True), ("success", False), ("uploading", False)])
-def test_html_record_shows_the_reason_of_a_failure_only(status: str, shows: bool) -> None:
+def test_html_failure_shows_reason(status: str, shows: bool) -> None:
     """Yatai keeps the reason of an earlier failure in the record of a later success."""
     one = BentoSchema.model_validate(record("v1", upload_status=status, upload_finished_reason="cancelled"))
 
@@ -214,7 +214,7 @@ def test_html_record_shows_the_reason_of_a_failure_only(status: str, shows: bool
 
 
 @pytest.mark.posix("angle brackets in names")
-def test_html_values_are_escaped(tmp_path: Path) -> None:
+def test_html_escapes_hostile_values(tmp_path: Path) -> None:
     for text in shown(tmp_path):
         cells = "".join(cell for row in Page(text).rows for cell in row)
         assert "<script>alert('&')</script>" in cells
@@ -234,7 +234,7 @@ def test_html_sets_no_colour(tmp_path: Path) -> None:
         assert not re.search(r"<style|class=|bgcolor|\bcolor=", text)
 
 
-def test_html_of_a_real_registry_lists_the_bento(served: LocalRegistry, home: Path) -> None:
+def test_html_of_registry_lists_bento(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1", models=["mod:m1"])
     make_model(home, "mod:m1")
     with BentoAPI() as api:

@@ -73,25 +73,25 @@ def test_open_flags_keep_every_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("winerror", [5, 32, 33])
-def test_patience_with_a_file_in_use_succeeds(pauses: list[float], winerror: int) -> None:
+def test_file_in_use_is_retried(pauses: list[float], winerror: int) -> None:
     assert platform.patiently(failing(3, lambda: in_use(winerror))) == "done"
     assert pauses == sorted(pauses)
     assert len(pauses) == 3
 
 
-def test_patience_ends_after_a_second(pauses: list[float]) -> None:
+def test_file_in_use_retry_ends(pauses: list[float]) -> None:
     with pytest.raises(PermissionError):
         platform.patiently(failing(100, in_use))
     assert 0.5 < sum(pauses) < 2
 
 
-def test_patience_with_another_error_is_none(pauses: list[float]) -> None:
+def test_other_error_is_not_retried(pauses: list[float]) -> None:
     with pytest.raises(PermissionError):
         platform.patiently(failing(1, denied))
     assert pauses == []
 
 
-def test_file_in_use_names_the_remedy() -> None:
+def test_file_in_use_names_remedy() -> None:
     message = r"cannot delete svc:v1: The process .*: item\. Another program may have .* open"
     with pytest.raises(StoreError, match=message), as_store_error("delete svc:v1"):
         raise in_use()
@@ -122,9 +122,7 @@ def test_file_in_use_names_the_remedy() -> None:
     ]
     + [f"a{character}b" for character in '<>"|?*'],
 )
-def test_windows_name_that_is_stored_otherwise_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_windows_unsafe_name_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(platform, "refusal_of_name", platform.windows_refusal)
     writer = TreeWriter(tmp_path)
     calls: list[Callable[[], Any]] = [
@@ -143,11 +141,11 @@ def test_windows_name_that_is_stored_otherwise_is_refused(
 @pytest.mark.parametrize(
     "name", ["foo", ".foo", "a.b/c", "../x", "null", "auxiliary", "com", "com10", "console.txt", "a b"]
 )
-def test_windows_name_that_is_ordinary_is_accepted(name: str) -> None:
+def test_windows_plain_name_accepted(name: str) -> None:
     assert platform.windows_refusal(name) is None
 
 
-def test_journal_of_concurrent_parts_is_complete(tmp_path: Path) -> None:
+def test_upload_journal_is_thread_safe(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     source = Source(endpoint="http://registry", kind="bento", tag="svc:v1", part_size=1, fingerprint="f")
     journal.create(JournalEntries(source, "upload"))
@@ -167,7 +165,7 @@ def test_journal_of_concurrent_parts_is_complete(tmp_path: Path) -> None:
     assert entries.etags == {number: f'"{number}"' for number in range(1, 201)}
 
 
-def test_read_only_file_is_removed_with_its_tree(tmp_path: Path) -> None:
+def test_read_only_tree_is_removed(tmp_path: Path) -> None:
     """Windows refuses that; BentoML and shutil leave such files."""
     directory = tmp_path / "item" / "below"
     directory.mkdir(parents=True)
@@ -177,7 +175,7 @@ def test_read_only_file_is_removed_with_its_tree(tmp_path: Path) -> None:
     assert not (tmp_path / "item").exists()
 
 
-def test_read_only_file_is_removed_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_file_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "IS_WINDOWS", True)
     old, new = tmp_path / "old", tmp_path / "new"
     for path in (old, new):
@@ -190,7 +188,7 @@ def test_read_only_file_is_removed_and_replaced(tmp_path: Path, monkeypatch: pyt
     assert [*tmp_path.iterdir()] == []
 
 
-def test_rename_replaces_an_empty_directory(tmp_path: Path) -> None:
+def test_rename_replaces_empty_dir(tmp_path: Path) -> None:
     for name in ("source", "target", "full"):
         (tmp_path / name).mkdir()
     (tmp_path / "full" / "file").touch()
@@ -200,7 +198,7 @@ def test_rename_replaces_an_empty_directory(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "target"]
 
 
-def test_modes_pushed_from_windows_are_executable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_modes_are_executable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "directory" / "script.sh").write_bytes(b"#!/bin/sh\n")
     monkeypatch.setattr(platform, "IS_WINDOWS", True)
@@ -209,7 +207,7 @@ def test_modes_pushed_from_windows_are_executable(tmp_path: Path, monkeypatch: p
     plan.check_tree()
 
 
-def test_members_have_slashes_on_every_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_have_slashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "IS_WINDOWS", True)
     monkeypatch.setattr(platform, "os", SimpleNamespace(sep="\\", readlink=lambda _: "..\\a\\b"))
     assert platform.name_below("C:\\item", "C:\\item\\a\\b") == "a/b"
@@ -217,7 +215,7 @@ def test_members_have_slashes_on_every_system(tmp_path: Path, monkeypatch: pytes
     assert platform.read_link("C:\\item\\link") == "../a/b"
 
 
-def test_shared_file_is_renamed_replaced_and_removed_while_read(tmp_path: Path) -> None:
+def test_open_shared_allows_rename(tmp_path: Path) -> None:
     (tmp_path / "staged").write_bytes(EVERY_BYTE)
 
     with platform.open_shared(tmp_path / "staged") as file:
@@ -231,7 +229,7 @@ def test_shared_file_is_renamed_replaced_and_removed_while_read(tmp_path: Path) 
         platform.open_shared(tmp_path / "part")
 
 
-def test_file_is_read_at_any_position_by_threads(tmp_path: Path) -> None:
+def test_threads_read_at_any_position(tmp_path: Path) -> None:
     data = os.urandom(1 << 16)
     (tmp_path / "file").write_bytes(data)
     wrong: list[int] = []
@@ -251,7 +249,7 @@ def test_file_is_read_at_any_position_by_threads(tmp_path: Path) -> None:
     assert wrong == []
 
 
-def test_reason_is_that_of_the_system() -> None:
+def test_reason_comes_from_system() -> None:
     refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 9)")
     if not platform.IS_WINDOWS:  # whose number for it is another
         assert platform.reason(refused) == os.strerror(errno.ECONNREFUSED)
@@ -264,7 +262,7 @@ def test_reason_is_that_of_the_system() -> None:
 
 
 @pytest.mark.posix("sync of a directory")
-def test_macos_flushes_the_drive_once_for_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_macos_flushes_drive_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"x")
@@ -279,7 +277,7 @@ def test_macos_flushes_the_drive_once_for_a_tree(tmp_path: Path, monkeypatch: py
     assert calls.count("file") == 3
 
 
-def test_macos_without_full_flush_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_macos_falls_back_to_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SMB has no such call."""
 
     def refuse(*_: object) -> None:
@@ -293,7 +291,7 @@ def test_macos_without_full_flush_syncs(tmp_path: Path, monkeypatch: pytest.Monk
     assert synced == [7]
 
 
-def test_macos_reports_what_is_not_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_macos_unacknowledged_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
     def getsockopt(level: int, option: int) -> int:
@@ -306,7 +304,7 @@ def test_macos_reports_what_is_not_acknowledged(monkeypatch: pytest.MonkeyPatch)
     assert asked == [(socket.SOL_SOCKET, 0x1024)]
 
 
-def test_macos_boot_is_that_of_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_macos_boot_id_of_session(monkeypatch: pytest.MonkeyPatch) -> None:
     class Libc:
         def sysctlbyname(self, name: bytes, buffer: Any, *_: object) -> int:
             assert name == b"kern.bootsessionuuid"
@@ -322,11 +320,11 @@ def test_macos_boot_is_that_of_the_session(monkeypatch: pytest.MonkeyPatch) -> N
         platform.boot_id.cache_clear()
 
 
-def test_boot_is_known_to_other_processes() -> None:
+def test_boot_id_shared_by_processes() -> None:
     assert not platform.boot_id().startswith("process")
 
 
-def test_windows_paths_are_not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_paths_are_unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "IS_WINDOWS", True)
     monkeypatch.setattr(platform.os.path, "abspath", str)
     for path, expected in [
@@ -337,7 +335,7 @@ def test_windows_paths_are_not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         assert str(platform.long_path(Path(path))) == expected
 
 
-def test_extract_to_long_path_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extract_uses_long_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows limits paths to 260 characters unless they are written in another way."""
     used: list[Path] = []
     long_path = platform.long_path
@@ -352,7 +350,7 @@ def test_extract_to_long_path_succeeds(tmp_path: Path, monkeypatch: pytest.Monke
     assert used.count(tmp_path) >= 3
 
 
-def test_directory_that_windows_does_not_open_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_open_directory_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
 
@@ -361,7 +359,7 @@ def test_directory_that_windows_does_not_open_is_named(tmp_path: Path, monkeypat
         open_regular(tmp_path)
 
 
-def test_name_in_another_case_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_case_collision_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On macOS and Windows, `readme` is `README`."""
     writer = TreeWriter(tmp_path)
     writer.open_file("README", 0o644)

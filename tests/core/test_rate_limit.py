@@ -25,7 +25,7 @@ class Clock:
         self.now = max(self.now, self.now + seconds)
 
 
-async def test_rate_limit_lets_bytes_pass_at_its_rate() -> None:
+async def test_rate_limit_paces_bytes() -> None:
     clock = Clock()
     limit = RateLimit(1000, clock, clock.sleep)
     for _ in range(10):
@@ -33,7 +33,7 @@ async def test_rate_limit_lets_bytes_pass_at_its_rate() -> None:
     assert clock.now == pytest.approx(4.5)  # the first pass at once
 
 
-async def test_rate_limit_keeps_little_of_a_pause() -> None:
+async def test_rate_limit_bounds_burst() -> None:
     clock = Clock()
     limit = RateLimit(1000, clock, clock.sleep)
     await limit.acquire(1000)
@@ -43,7 +43,7 @@ async def test_rate_limit_keeps_little_of_a_pause() -> None:
     assert clock.now == pytest.approx(102 - 0.125)
 
 
-async def test_rate_limit_returns_what_was_cancelled() -> None:
+async def test_rate_limit_cancel_refunds() -> None:
     clock = Clock()
     limit = RateLimit(1000, clock, clock.sleep)
     await limit.acquire(1000)

@@ -71,12 +71,12 @@ def name(error: Exception) -> str:
 
 
 @pytest.mark.parametrize("error", AGAIN, ids=name)
-def test_retry_transient_errors_are_retried(error: Exception) -> None:
+def test_transient_error_is_retried(error: Exception) -> None:
     assert is_transient(error)
 
 
 @pytest.mark.parametrize("error", NEVER, ids=name)
-def test_retry_permanent_errors_are_not_retried(error: Exception) -> None:
+def test_permanent_error_not_retried(error: Exception) -> None:
     assert not is_transient(error)
 
 
@@ -96,12 +96,12 @@ def test_retry_permanent_errors_are_not_retried(error: Exception) -> None:
         ("Wed, 99 Oct 2015 07:28:00 GMT", None),
     ],
 )
-def test_retry_after_in_seconds_is_parsed(header: str | None, seconds: float | None) -> None:
+def test_retry_after_seconds_parsed(header: str | None, seconds: float | None) -> None:
     assert seconds_to_wait(header) == seconds
 
 
 @pytest.mark.parametrize("zone", ["GMT", "-0000", "+0000"])
-def test_retry_after_as_a_date_is_parsed(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_date_is_parsed(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1_445_412_480.0 - 90)  # a minute and a half before
     assert seconds_to_wait(f"Wed, 21 Oct 2015 07:28:00 {zone}") == 90.0
 
@@ -121,33 +121,33 @@ class Operation:
         return "done"
 
 
-async def test_retry_success_is_called_once() -> None:
+async def test_success_is_called_once() -> None:
     operation = Operation()
     assert await with_retries(AT_ONCE, operation) == "done"
     assert operation.tries == 1
 
 
-async def test_retry_transient_error_then_success_returns() -> None:
+async def test_retry_until_success_returns() -> None:
     operation = Operation(errors.StalledError("1"), errors.APIConnectionError("2"))
     assert await with_retries(AT_ONCE, operation) == "done"
     assert operation.tries == 3
 
 
-async def test_retry_exhausted_raises_the_last_error() -> None:
+async def test_exhausted_raises_last_error() -> None:
     operation = Operation(*(errors.StalledError(str(number)) for number in range(1, 9)))
     with pytest.raises(errors.StalledError, match=r"^3$"):
         await with_retries(AT_ONCE, operation)
     assert operation.tries == 3
 
 
-async def test_retry_permanent_error_is_raised_at_once() -> None:
+async def test_permanent_error_ends_retry() -> None:
     operation = Operation(errors.StalledError("1"), errors.StoreError("no space"))
     with pytest.raises(errors.StoreError, match="no space"):
         await with_retries(AT_ONCE, operation)
     assert operation.tries == 2
 
 
-async def test_retry_waits_as_long_as_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retry_waits_decided_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("async_bento._core.retry.wait_before_retry", lambda *_, **__: 0.02)
     began = asyncio.get_running_loop().time()
 
@@ -156,7 +156,7 @@ async def test_retry_waits_as_long_as_decided(monkeypatch: pytest.MonkeyPatch) -
     assert asyncio.get_running_loop().time() - began >= 0.019
 
 
-async def test_retry_wait_is_cancelled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retry_wait_is_cancellable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("async_bento._core.retry.wait_before_retry", lambda *_, **__: 3600.0)
     operation = Operation(errors.StalledError("1"))
     retried = asyncio.Event()
@@ -177,13 +177,13 @@ async def test_retry_errors_do_not_chain() -> None:
     assert caught.value.__context__ is None
 
 
-async def test_retry_is_logged_with_wait_and_reason(caplog: pytest.LogCaptureFixture) -> None:
+async def test_retry_logs_wait_and_reason(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="async_bento")
     await with_retries(AT_ONCE, Operation(errors.StalledError("no byte for 60 s. Try again.")))
     assert caplog.messages == ["retrying (2 of 3) in 0.0 s: no byte for 60 s"]
 
 
-def test_retry_without_logging_setup_prints_nothing() -> None:
+def test_retry_prints_nothing() -> None:
     script = """
 import asyncio
 from async_bento import RetryPolicy, StalledError
@@ -203,21 +203,21 @@ asyncio.run(main())
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
-async def test_retry_cancellation_propagates() -> None:
+async def test_cancellation_propagates() -> None:
     operation = Operation(asyncio.CancelledError())
     with pytest.raises(asyncio.CancelledError):
         await with_retries(AT_ONCE, operation)
     assert operation.tries == 1
 
 
-async def test_retry_with_one_attempt_does_not_retry() -> None:
+async def test_one_attempt_means_no_retry() -> None:
     operation = Operation(errors.StalledError("1"))
     with pytest.raises(errors.StalledError):
         await with_retries(RetryPolicy(attempts=1), operation)
     assert operation.tries == 1
 
 
-async def test_retry_wait_limit_doubles_with_jitter(waits: list[float]) -> None:
+async def test_wait_doubles_with_jitter(waits: list[float]) -> None:
     policy = RetryPolicy(attempts=6, wait_initial=0.001, wait_max=0.004)
     for _ in range(20):
         await with_retries(policy, Operation(*(errors.StalledError("x") for _ in range(5))))
@@ -230,18 +230,18 @@ async def test_retry_wait_limit_doubles_with_jitter(waits: list[float]) -> None:
         assert min(those) < longest * 3 / 4
 
 
-def test_retry_default_policy_outlasts_twenty_seconds() -> None:
+def test_default_policy_outlasts_20_s() -> None:
     policy = RetryPolicy()
     totals = [sum(backoff(policy, failures) for failures in range(1, policy.attempts)) for _ in range(200)]
     assert min(totals) > 20
     assert max(totals) < 60
 
 
-def test_retry_wait_after_many_failures_is_finite() -> None:
+def test_wait_never_exceeds_max() -> None:
     assert 0 <= backoff(RetryPolicy(), 100_000) <= RetryPolicy().wait_max
 
 
-async def test_retry_count_restarts_on_progress() -> None:
+async def test_progress_resets_retry_count() -> None:
     moved = iter([0, 0, 1, 1, 1, 1])  # asked before the first try and after each that failed
     operation = Operation(*(errors.StalledError(str(number)) for number in range(1, 9)))
     with pytest.raises(errors.StalledError, match=r"^4$"):
@@ -249,14 +249,14 @@ async def test_retry_count_restarts_on_progress() -> None:
     assert operation.tries == 4
 
 
-async def test_retry_expired_url_is_immediate_and_bounded(waits: list[float]) -> None:
+async def test_expired_url_retry_is_immediate(waits: list[float]) -> None:
     operation = Operation(*(errors.PartError(str(number), status=403) for number in range(1, 9)))
     with pytest.raises(errors.PartError, match=r"^3$"):
         await with_retries(RetryPolicy(attempts=8, wait_initial=9), operation)
     assert waits == [0.0, 0.0]
 
 
-def test_retry_untrusted_certificate_is_not_retried() -> None:
+def test_untrusted_cert_not_retried() -> None:
     for error in (errors.APIConnectionError("registry"), errors.PartError("storage")):
         error.__cause__ = OSError("tls")
         assert is_transient(error)
@@ -264,23 +264,21 @@ def test_retry_untrusted_certificate_is_not_retried() -> None:
         assert not is_transient(error)
 
 
-def test_retry_proxy_authentication_is_not_retried() -> None:
+def test_proxy_407_is_not_retried() -> None:
     refused = errors.APIConnectionError("proxy")
     refused.__cause__ = errors.APIStatusError("as aiohttp's ClientHttpProxyError, it has a status", status=407)
     assert not is_transient(refused)
 
 
 @pytest.mark.parametrize("kind", [APIStatusError, PartError])
-async def test_retry_after_longer_than_the_policy_is_obeyed(
-    kind: type[APIStatusError | PartError], waits: list[float]
-) -> None:
+async def test_longer_retry_after_is_obeyed(kind: type[APIStatusError | PartError], waits: list[float]) -> None:
     policy = RetryPolicy(attempts=2, wait_initial=0.001, wait_max=0.001)
     await with_retries(policy, Operation(kind("busy", status=503, retry_after=0.002)))
     assert waits == [0.002]
 
 
 @pytest.mark.parametrize("asked", [0.0, 1.0])
-def test_retry_after_short_still_outlasts_a_restart(asked: float) -> None:
+def test_short_retry_after_backs_off(asked: float) -> None:
     policy, busy = RetryPolicy(), errors.ServerError("busy", status=503, retry_after=asked)
     waits = [wait_before_retry(policy, busy, failures=failures, expired=0) for failures in range(1, policy.attempts)]
     assert sum(wait or 0 for wait in waits) > 20
@@ -289,20 +287,20 @@ def test_retry_after_short_still_outlasts_a_restart(asked: float) -> None:
 CAPPED = RetryPolicy(attempts=3, wait_initial=0, wait_max=0, retry_after_cap=0.002)
 
 
-async def test_retry_after_up_to_the_cap_is_obeyed(waits: list[float]) -> None:
+async def test_retry_after_at_cap_is_obeyed(waits: list[float]) -> None:
     assert await with_retries(CAPPED, Operation(errors.RateLimitError("busy", status=429, retry_after=0.002))) == "done"
     assert waits == [0.002]
 
 
 @pytest.mark.parametrize("asked", [0.0021, 3600.0, float("inf")])
-async def test_retry_after_beyond_the_cap_raises(asked: float) -> None:
+async def test_retry_after_beyond_cap_raises(asked: float) -> None:
     operation = Operation(errors.RateLimitError("busy", status=429, retry_after=asked))
     with pytest.raises(errors.RateLimitError):
         await with_retries(CAPPED, operation)
     assert operation.tries == 1
 
 
-async def test_retry_after_of_a_permanent_error_is_ignored() -> None:
+async def test_permanent_retry_after_ignored() -> None:
     operation = Operation(errors.APIStatusError("too large", status=413, retry_after=0.0))
     with pytest.raises(errors.APIStatusError):
         await with_retries(AT_ONCE, operation)
@@ -322,7 +320,7 @@ async def paused(throttle: HostThrottle, host: str) -> bool:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_throttle_busy_host_pauses_only_that_host(status: int) -> None:
+async def test_throttle_is_per_host(status: int) -> None:
     throttle = HostThrottle(SLOW)
     throttle.record("busy:1", status, 100.0)
 
@@ -331,14 +329,14 @@ async def test_throttle_busy_host_pauses_only_that_host(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 206, 400, 403, 404, 500, 502, 504])
-async def test_throttle_other_statuses_do_not_pause(status: int) -> None:
+async def test_throttle_ignores_other_status(status: int) -> None:
     throttle = HostThrottle(SLOW)
     throttle.record("host:1", status, 100.0)
 
     assert not await paused(throttle, "host:1")
 
 
-async def test_throttle_late_success_does_not_end_the_pause() -> None:
+async def test_throttle_outlasts_late_success() -> None:
     throttle = HostThrottle(SLOW)
     throttle.record("host:1", 503, 100.0)
     throttle.record("host:1", 200, None)
@@ -357,14 +355,14 @@ async def test_throttle_pause_ends() -> None:
     assert asyncio.get_running_loop().time() - began >= 0.019
 
 
-async def test_throttle_pause_beyond_the_cap_is_ignored() -> None:
+async def test_throttle_ignores_pause_over_cap() -> None:
     throttle = HostThrottle(SLOW)
     throttle.record("host:1", 503, 121.0)
 
     assert not await paused(throttle, "host:1")
 
 
-async def test_throttle_without_retry_after_backs_off(
+async def test_throttle_backs_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[int] = []
@@ -381,7 +379,7 @@ async def test_throttle_without_retry_after_backs_off(
     assert asked == [1, 2, 1]
 
 
-async def test_throttle_refusals_during_a_pause_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_throttle_counts_pause_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def remember(policy: RetryPolicy, failures: int) -> float:

@@ -13,14 +13,14 @@ EXPECTED = f'"{hashlib.md5(b"".join(DIGESTS)).hexdigest()}-2"'
 
 
 @pytest.mark.parametrize("form", ["{}", '"{}"'])
-def test_etag_of_parts_is_the_md5_of_their_md5s(form: str) -> None:
+def test_etag_is_md5_of_part_md5s(form: str) -> None:
     assert etag_of_parts([form.format(digest.hex()) for digest in DIGESTS]) == EXPECTED
     assert etag_of_parts([form.format(digest.hex().upper()) for digest in DIGESTS]) == EXPECTED
 
 
-def test_etag_of_parts_without_md5_is_unknown() -> None:
+def test_etag_without_md5_is_unknown() -> None:
     assert etag_of_parts([f'"{DIGESTS[0].hex()}"', '"opaque"']) is None
 
 
-def test_bare_etag_drops_quotes_and_case() -> None:
+def test_bare_etag_is_normalized() -> None:
     assert bare_etag('"ABC-2"') == bare_etag("abc-2") == "abc-2"

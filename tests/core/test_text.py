@@ -20,7 +20,7 @@ from async_bento._core.text import human_size, human_time, shorten
         (3000 * 2**40, "3000.0 TiB"),
     ],
 )
-def test_human_size_uses_binary_units(count: int, text: str) -> None:
+def test_human_size_is_binary(count: int, text: str) -> None:
     assert human_size(count) == text
 
 
@@ -40,6 +40,6 @@ def test_human_time_uses_two_units(seconds: float, text: str) -> None:
     assert human_time(seconds) == text
 
 
-def test_shorten_long_name_replaces_its_middle() -> None:
+def test_shorten_replaces_middle() -> None:
     assert shorten("pushing bento iris:v1", 21) == "pushing bento iris:v1"
     assert shorten("pushing bento iris:v1", 11) == "pushi…is:v1"

@@ -35,7 +35,7 @@ class Upload(BaseModel):
         ([], ("", "Input should be a valid dictionary or instance of Upload", "model_type", 0)),
     ],
 )
-def test_first_error_names_field_and_reason(document: object, expected: tuple[str, str, str, int]) -> None:
+def test_first_error_names_field(document: object, expected: tuple[str, str, str, int]) -> None:
     with pytest.raises(ValidationError) as caught:
         Upload.model_validate(document)
     assert first_error(caught.value) == expected
@@ -52,12 +52,12 @@ EAST = timezone(timedelta(hours=2))
         (datetime(7, 1, 2, 3, 4, 5, tzinfo=timezone.utc), "0007-01-02 03:04:05.000000"),
     ],
 )
-def test_request_time_is_written_in_utc(time: datetime, text: str) -> None:
+def test_request_time_is_utc(time: datetime, text: str) -> None:
     assert format_time(time) == text
     assert TypeAdapter(RequestTime).dump_python(in_utc(time), mode="json") == text
     assert datetime.strptime(text, TIME_FORMAT).replace(tzinfo=timezone.utc) == in_utc(time)
 
 
-def test_utc_time_out_of_range_does_not_validate() -> None:
+def test_utc_time_out_of_range_fails() -> None:
     with pytest.raises(ValidationError, match="date value out of range"):
         TypeAdapter(UtcTime).validate_python("0001-01-01T00:00:00+02:00")

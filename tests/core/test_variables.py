@@ -23,7 +23,7 @@ def names_in_code() -> set[str]:
     }
 
 
-def test_variables_list_has_each_name_in_the_code() -> None:
+def test_variables_list_is_complete() -> None:
     listed = {*variables.REGISTRY, *variables.BEHAVIOUR, *variables.SERVER, *variables.HUGGING_FACE}
 
     assert names_in_code() - listed == set()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.proxies
-async def test_push_and_pull_through_caddyfile(home: Path, tmp_path: Path):
+async def test_push_and_pull_round_trip(home: Path, tmp_path: Path):
     ports = free_ports(2)
     endpoint = f"https://127.0.0.1:{ports[0]}"
     block = (DEPLOY / "Caddyfile").read_text().partition("\n\n")[0]

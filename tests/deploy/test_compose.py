@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.s3, pytest.mark.postgres, pytest.mark.processes]
 
 
 @pytest.mark.usefixtures("credentials")
-def test_copies_of_compose_share_token_and_items(home: Path, tmp_path: Path, weed: Seaweed, postgres_server: str):
+def test_copies_share_token_and_items(home: Path, tmp_path: Path, weed: Seaweed, postgres_server: str):
     client = sync_client(weed)
     client.create_bucket(Bucket="bentos")
     client.close()

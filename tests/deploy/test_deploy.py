@@ -44,7 +44,7 @@ COMMANDS = [image, compose, kubernetes, unit]
 
 
 @pytest.mark.parametrize("make", COMMANDS)
-def test_command_of_deployment_is_accepted(make, monkeypatch: pytest.MonkeyPatch):
+def test_deployment_command_is_valid(make, monkeypatch: pytest.MonkeyPatch):
     command = make()
     for name, value in command.environment.items():
         monkeypatch.setenv(name, value)
@@ -61,7 +61,7 @@ def test_command_of_deployment_is_accepted(make, monkeypatch: pytest.MonkeyPatch
     assert (bucket is None) == (given["root"] is not None)
 
 
-def test_backup_unit_backs_up_the_directory_of_the_service():
+def test_backup_unit_matches_service():
     service, backup = (read_unit(DEPLOY / f"async-bento-registry{name}.service") for name in ("", "-backup"))
     arguments = shlex.split(backup["ExecStart"])
     assert arguments[1:3] == ["registry", "backup"]
@@ -71,7 +71,7 @@ def test_backup_unit_backs_up_the_directory_of_the_service():
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
-def test_units_are_valid_and_hardened(tmp_path: Path):
+def test_units_valid_and_hardened(tmp_path: Path):
     for path in UNITS:
         (tmp_path / path.name).write_text(path.read_text().replace("/opt/async-bento/bin/async-bento", sys.executable))
     names = [str(tmp_path / path.name) for path in UNITS]
@@ -87,14 +87,14 @@ def test_units_are_valid_and_hardened(tmp_path: Path):
         assert rated.returncode == 0, rated.stdout[-200:]
 
 
-def test_services_of_compose_are_hardened():
+def test_compose_is_hardened():
     for name, service in read_compose()["services"].items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
-def test_compose_has_no_secret_and_no_default():
+def test_compose_requires_variables():
     text = (DEPLOY / "compose.yaml").read_text()
     required = {found[1] for found in VARIABLE.finditer(text) if found[2]}
     assert (
@@ -121,7 +121,7 @@ def test_pods_are_restricted():
     }
 
 
-def test_images_have_a_version():
+def test_images_have_version():
     images = [service["image"] for service in read_compose()["services"].values()]
     images += re.findall(r"^FROM (\S+)", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)
     images += [read_documents()["Deployment"]["spec"]["template"]["spec"]["containers"][0]["image"]]
@@ -129,7 +129,7 @@ def test_images_have_a_version():
     assert all(re.search(r":\d+\.\d+", name) for name in images if name != built), images
 
 
-def test_kubernetes_objects_select_the_pods():
+def test_kubernetes_selectors_match():
     objects = read_documents()
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert objects["Deployment"]["spec"]["selector"]["matchLabels"] == labels
@@ -139,7 +139,7 @@ def test_kubernetes_objects_select_the_pods():
     assert path["backend"]["service"]["name"] == objects["Service"]["metadata"]["name"]
 
 
-def test_alerts_name_metrics_of_the_registry(served: LocalRegistry):
+def test_alerts_name_known_metrics(served: LocalRegistry):
     text = (DEPLOY / "prometheus-alerts.yaml").read_text()
     with urllib.request.urlopen(f"{served.endpoint}/metrics") as response:
         exposed = set(re.findall(r"^# TYPE (\w+)", response.read().decode(), re.MULTILINE))
@@ -152,7 +152,7 @@ def test_alerts_name_metrics_of_the_registry(served: LocalRegistry):
 
 
 @pytest.mark.processes
-def test_command_of_image_runs_until_its_stop_signal(tmp_path: Path):
+def test_image_runs_until_stop_signal(tmp_path: Path):
     instructions = read_containerfile()
     probe = json.loads(instructions["HEALTHCHECK"].partition("CMD ")[2])
     (container,) = read_documents()["Deployment"]["spec"]["template"]["spec"]["containers"]

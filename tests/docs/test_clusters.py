@@ -52,7 +52,7 @@ def read(page: str, title: str) -> dict[str, Any]:
     return yaml.safe_load(block.text)  # type: ignore[no-any-return]  # YAML
 
 
-def test_yaml_of_guides_has_tests() -> None:
+def test_guide_yaml_has_tests() -> None:
     titles = {each.title for page in ("ci.md", "clusters.md") for each in blocks("yaml", [GUIDES / page])}
     assert titles == {"deployment.yaml", "job.yaml", ".github/workflows/push.yml", ".gitlab-ci.yml"}
 
@@ -120,7 +120,7 @@ def pushed(served: LocalRegistry, home: Path) -> LocalRegistry:
 
 
 @pytest.mark.usefixtures("containers")
-def test_init_container_pulls_for_the_service(pushed: LocalRegistry, home: Path, volumes: Path) -> None:
+def test_init_container_pulls(pushed: LocalRegistry, home: Path, volumes: Path) -> None:
     pod = read("clusters.md", "deployment.yaml")["spec"]["template"]["spec"]
     pulled, served = run_pod(pod, volumes, pushed)
     assert pulled.returncode == 0, pulled.stderr
@@ -131,7 +131,7 @@ def test_init_container_pulls_for_the_service(pushed: LocalRegistry, home: Path,
 
 
 @pytest.mark.usefixtures("containers")
-def test_init_container_of_root_pulls_for_the_service(pushed: LocalRegistry, volumes: Path) -> None:
+def test_root_init_container_pulls(pushed: LocalRegistry, volumes: Path) -> None:
     pod = read("clusters.md", "deployment.yaml")["spec"]["template"]["spec"]
     pod["initContainers"][0]["securityContext"]["runAsUser"] = 0
     done = run_pod(pod, volumes, pushed)
@@ -154,7 +154,7 @@ def test_job_pulls_once(pushed: LocalRegistry, volumes: Path) -> None:
 
 
 @pytest.mark.parametrize("title", ["deployment.yaml", "job.yaml"])
-def test_pods_of_guide_are_restricted(title: str) -> None:
+def test_guide_pods_are_restricted(title: str) -> None:
     """What the Pod Security Standard `restricted` asks for, and a root that is read-only."""
     pod = read("clusters.md", title)["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsUser"] > 0
@@ -208,7 +208,7 @@ def check_pushed(version: str) -> None:
         )
 
 
-def test_github_job_pushes_and_labels(served: LocalRegistry, tmp_path: Path) -> None:
+def test_github_job_pushes(served: LocalRegistry, tmp_path: Path) -> None:
     workflow = read("ci.md", ".github/workflows/push.yml")
     job = workflow["jobs"]["push"]
     contexts = {
@@ -226,7 +226,7 @@ def test_github_job_pushes_and_labels(served: LocalRegistry, tmp_path: Path) -> 
     check_pushed("0123456789ab")
 
 
-def test_gitlab_job_pushes_and_labels(served: LocalRegistry, tmp_path: Path) -> None:
+def test_gitlab_job_pushes(served: LocalRegistry, tmp_path: Path) -> None:
     job = read("ci.md", ".gitlab-ci.yml")["push"]
     given = {"CI_PROJECT_DIR": str(tmp_path), "CI_COMMIT_SHORT_SHA": "01234567"}
     variables = {

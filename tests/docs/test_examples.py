@@ -46,20 +46,20 @@ def versions(name: str) -> list[str]:
         return [record.version for record in api.list(search=name).items]
 
 
-def test_every_example_has_a_test() -> None:
+def test_every_example_has_test() -> None:
     here = Path(__file__).read_text()
     for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.sh")]:
         assert path.stem in here, f"{path.name} has no test"
 
 
-def test_quickstart_pulls_what_it_pushed() -> None:
+def test_quickstart_round_trip() -> None:
     done = run(sys.executable, str(EXAMPLES / "quickstart.py"))
 
     assert done.returncode == 0, done.stderr
     assert "are identical, bytes and modes" in done.stdout
 
 
-async def test_aiohttp_service_reports_progress_until_ready(
+async def test_aiohttp_reports_progress(
     served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home, "mod:m1")
@@ -81,7 +81,7 @@ async def test_aiohttp_service_reports_progress_until_ready(
     assert (tmp_path / "other" / "models" / "mod" / "m1" / "model.yaml").exists()
 
 
-async def test_aiohttp_service_reports_a_missing_bento(served: LocalRegistry) -> None:
+async def test_aiohttp_missing_bento_fails(served: LocalRegistry) -> None:
     async with TestClient(TestServer(example("aiohttp_service").make_app("svc:v1"))) as client:
         while (response := await client.get("/ready")).status == 503:
             await asyncio.sleep(0.01)
@@ -90,7 +90,7 @@ async def test_aiohttp_service_reports_a_missing_bento(served: LocalRegistry) ->
         assert "no bento svc:v1 in the registry" in (await response.json())["error"]
 
 
-async def test_aiohttp_service_counts_the_models(served: LocalRegistry) -> None:
+async def test_aiohttp_counts_models(served: LocalRegistry) -> None:
     startup = example("aiohttp_service").Startup("svc:v1")
     for number, kind, tag, done in ((1, "bento", "svc:v1", 10), (2, "model", "mod:m1", 30), (2, "model", "mod:m1", 40)):
         startup.listen(ProgressEvent("pull", kind, tag, "transferring", done, 50, id=number))
@@ -98,7 +98,7 @@ async def test_aiohttp_service_counts_the_models(served: LocalRegistry) -> None:
     assert startup.progress() == {"bytes_done": 50, "bytes_total": 100}
 
 
-async def test_fastapi_push_runs_in_the_background(served: LocalRegistry, home: Path) -> None:
+async def test_fastapi_push_in_background(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1")
     app = example("fastapi_push").app
     transport = httpx.ASGITransport(app)
@@ -144,7 +144,7 @@ def test_ci_script_explains_failures(
     assert (done.returncode, message in done.stderr) == (code, True), done.stderr
 
 
-def test_many_at_once_continues_after_a_failure(served: LocalRegistry, home: Path) -> None:
+def test_many_at_once_skips_failures(served: LocalRegistry, home: Path) -> None:
     for number in range(5):
         make_bento(home, f"svc{number}:v1", {"data": random_bytes(10_000, number)})
     make_bento(home, "broken:v1", models=["missing:m1"])
@@ -157,7 +157,7 @@ def test_many_at_once_continues_after_a_failure(served: LocalRegistry, home: Pat
     assert versions("svc") == ["v1"] * 5
 
 
-def test_listener_writes_a_line_per_tenth(served: LocalRegistry, home: Path) -> None:
+def test_listener_writes_per_tenth(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1", {"big": random_bytes(12 * MiB)})
 
     done = run(sys.executable, str(EXAMPLES / "listener.py"), "svc:v1")
@@ -169,7 +169,7 @@ def test_listener_writes_a_line_per_tenth(served: LocalRegistry, home: Path) -> 
     assert len(events) < 30
 
 
-def test_opentelemetry_spans_have_no_signature(served: LocalRegistry, home: Path) -> None:
+def test_spans_have_no_signature(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1", {"big": random_bytes(18 * MiB)})  # more than one part
 
     done = run(sys.executable, str(EXAMPLES / "opentelemetry_spans.py"), "svc:v1")

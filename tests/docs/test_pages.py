@@ -175,7 +175,7 @@ def test_tests_on_pages_pass(block: Block, tmp_path: Path) -> None:
     assert f"{wanted} passed" in done.stdout, done.stdout
 
 
-def test_all_python_on_pages_is_covered() -> None:
+def test_all_python_is_covered() -> None:
     assert {block.title for block in blocks()} == {
         "",
         "accelerate.py",
@@ -192,9 +192,7 @@ def is_run(line: str) -> bool:
     return re.match(r"(models )?(push|pull|list|get)\b(?! \./)", line) is not None and not line.endswith(names)
 
 
-def test_commands_on_pages_that_transfer_run(
-    ready: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transfer_commands_run(ready: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [line for line in commands() if is_run(line)]
     assert len(lines) > 10
     for number, line in enumerate(lines):
@@ -205,7 +203,7 @@ def test_commands_on_pages_that_transfer_run(
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if not is_run(line)])
-def test_other_commands_on_pages_are_valid(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_commands_are_valid(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     parse(main, shlex.split(line))
 
@@ -220,7 +218,7 @@ def parse(command: click.Command, arguments: list[str]) -> None:
         parse(sub, rest)
 
 
-def test_reference_documents_every_public_name_and_no_other() -> None:
+def test_reference_has_public_names() -> None:
     documented = set(
         re.findall(r"^::: async_bento\.(\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     )
@@ -232,7 +230,7 @@ def test_reference_documents_every_public_name_and_no_other() -> None:
     assert errors == {name for name in vars(async_bento.errors) if name.endswith("Error")}
 
 
-def test_invalid_commands_are_reported() -> None:
+def test_invalid_commands_raise() -> None:
     for line in ("pul iris_classifier", "pull iris_classifier --with-model", "registry serve --port x"):
         with pytest.raises(Exception, match=r"No such|is not a valid"):
             parse(main, shlex.split(line))
@@ -319,7 +317,7 @@ async def other_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
     return [*messages, done.stderr.strip()]
 
 
-async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - one statement per message
+async def test_troubleshooting_is_current(  # noqa: PLR0915 - one statement per message
     ready: LocalRegistry,
     home: Path,
     tmp_path: Path,
@@ -489,14 +487,14 @@ async def test_troubleshooting_explains_the_actual_messages(  # noqa: PLR0915 - 
         ("windows", "reliability.md"),
     ],
 )
-def test_heading_or_first_paragraph_has_words_of_query(query: str, page: str) -> None:
+def test_search_words_are_prominent(query: str, page: str) -> None:
     lines = (ROOT / "docs" / page).read_text().lower().splitlines()
     first = "\n".join(lines[1:]).strip().partition("\n\n")[0]
     places = [first, *(line for line in lines if line.startswith("#"))]
     assert any(all(word in place for word in query.split()) for place in places)
 
 
-def test_site_builds_without_warnings(tmp_path: Path) -> None:
+def test_site_build_has_no_warnings(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,

@@ -9,7 +9,7 @@ import pytest
 from async_bento.integrations import bentoml
 
 
-def test_accelerate_without_bentoml_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accelerate_no_bentoml_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 

@@ -65,9 +65,7 @@ def test_variables_are_restored():
 """
 
 
-def test_plugin_fixture_serves_a_registry(
-    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fixture_serves_registry(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = {
         "blocking": BLOCKING,
         "asyncio": ASYNC.replace("{mark}", "asyncio"),
@@ -87,7 +85,7 @@ def test_plugin_fixture_serves_a_registry(
     result.assert_outcomes(passed=7)
 
 
-def test_plugin_not_enabled_has_no_fixture(pytester: pytest.Pytester) -> None:
+def test_disabled_plugin_has_no_fixture(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(bento_registry): pass")
 
     result = pytester.runpytest_subprocess()
@@ -96,7 +94,7 @@ def test_plugin_not_enabled_has_no_fixture(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*fixture 'bento_registry' not found*"])
 
 
-def test_plugin_is_the_only_module_to_import_pytest() -> None:
+def test_package_does_not_import_pytest() -> None:
     modules = "async_bento.cli.serve, async_bento.cli.push_pull, async_bento.registry, async_bento.api.sync_api"
     script = f"import sys, {modules}; print('pytest' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -94,7 +94,7 @@ def last_line(out: str) -> object:
     return json.loads(out.splitlines()[-1])
 
 
-async def test_bentoml_s_own_calls_go_through_async_bento(with_bento, built, registry):
+async def test_calls_use_async_bento(with_bento, built, registry):
     out = await with_bento.python("-c", COUNTED + ROUND_TRIP, registry=registry)
 
     assert last_line(out) == [True, ["my_service:v1", "large:m2", "small:m1"], []]
@@ -103,7 +103,7 @@ async def test_bentoml_s_own_calls_go_through_async_bento(with_bento, built, reg
         assert tree(with_bento.path / item) == tree(built.path / item)
 
 
-async def test_what_the_page_shows_runs(with_bento, registry):
+async def test_example_on_page_runs(with_bento, registry):
     (block,) = (block for block in blocks(pages=[ROOT / "docs" / "migrating.md"]) if block.title == "accelerate.py")
 
     out = await with_bento.python("-c", COUNTED + block.text + "assert not theirs", registry=registry)
@@ -111,30 +111,30 @@ async def test_what_the_page_shows_runs(with_bento, registry):
     assert "bento my_service:v1: " in out
 
 
-async def test_what_they_raise_is_bentoml_s(there, registry):
+async def test_errors_are_bentoml_errors(there, registry):
     out = await there.python("-c", COUNTED + ERRORS, registry=registry)
 
     assert last_line(out) == [[True, "NotFoundError"], [False, "InvalidTagError"]]
 
 
-async def test_a_model_that_is_in_no_store_is_left_to_bentoml(there, registry):
+async def test_unstored_model_falls_back(there, registry):
     out = await there.python("-c", COUNTED + LEFT_TO_BENTOML, registry=registry)
 
     assert last_line(out) == "asked for by bentoml itself"
 
 
-async def test_it_can_be_undone(with_bento, registry):
+async def test_restore_ends_acceleration(with_bento, registry):
     assert last_line(await with_bento.python("-c", COUNTED + UNDONE, registry=registry)) == [True, True]
 
 
-async def test_a_variable_switches_it_off(with_bento, registry):
+async def test_env_variable_disables(with_bento, registry):
     environment = {**with_bento.environment(registry), "ASYNC_BENTO_ACCELERATE": "0"}
     script = COUNTED + 'bentoml.push("my_service:v1")\nprint("\\n" + json.dumps([accelerated, len(theirs) > 0]))'
 
     assert last_line(await with_bento.python("-c", script, environment=environment)) == [False, True]
 
 
-async def test_another_release_is_left_as_it_is_and_a_warning_says_so(with_bento, registry):
+async def test_other_release_only_warns(with_bento, registry):
     declined, said, asked_by_itself = last_line(
         await with_bento.python("-c", COUNTED + OTHER_RELEASE, registry=registry)
     )
@@ -146,7 +146,7 @@ async def test_another_release_is_left_as_it_is_and_a_warning_says_so(with_bento
     ]
 
 
-async def test_bentoml_s_commands_go_through_async_bento(with_bento, there, built, registry):
+async def test_commands_use_async_bento(with_bento, there, built, registry):
     pushed = await with_bento.python("-c", NO_HTTPX, "push", "my_service:v1", registry=registry)
     again = await with_bento.python("-c", NO_HTTPX, "push", "my_service:v1", registry=registry)
     await there.python("-c", NO_HTTPX, "pull", "my_service:v1", "--with-models", registry=registry)

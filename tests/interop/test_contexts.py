@@ -24,21 +24,21 @@ async def store(home, entry):
     await asyncio.to_thread(store_context, home.path / ".yatai.yaml", context)
 
 
-async def test_bentoml_reads_what_we_store(there):
+async def test_bentoml_reads_contexts(there):
     for entry in ENTRIES:
         await store(there, entry)
     (seen,) = await there.calls(["contexts", {}])
     assert seen == {"current": "läb", "contexts": ENTRIES}
 
 
-async def test_we_read_what_bentoml_stores(there):
+async def test_bentoml_contexts_are_read(there):
     await there.calls(*(["store_context", entry] for entry in ENTRIES))
     read = await asyncio.to_thread(read_contexts, there.path / ".yatai.yaml")
     contexts = [one.model_dump() | {"api_token": one.api_token.get_secret_value()} for one in read.contexts]
     assert (contexts, read.current_context_name) == (ENTRIES, "default")
 
 
-async def test_both_write_the_same_bytes(there):
+async def test_context_bytes_equal_bentoml(there):
     file = there.path / ".yatai.yaml"
     await there.calls(["store_context", ENTRIES[0]])
     theirs = file.read_bytes()
@@ -47,7 +47,7 @@ async def test_both_write_the_same_bytes(there):
     assert file.read_bytes() == theirs
 
 
-async def test_a_context_stored_by_both_stays_one(there):
+async def test_context_stored_by_both_is_one(there):
     await store(there, ENTRIES[0])
     await there.calls(["store_context", {**ENTRIES[0], "api_token": "tk-new"}])
     await store(there, ENTRIES[1])
@@ -70,7 +70,7 @@ KEY = {"BENTO_CLOUD_API_KEY": "tk-key", "BENTO_CLOUD_API_ENDPOINT": "https://key
         ),
     ],
 )
-async def test_both_take_the_same_context(there, variables, expected):
+async def test_credentials_equal_bentoml(there, variables, expected):
     for entry in ENTRIES:
         await store(there, entry)
     said_nothing = {name: value for name, value in there.environment().items() if not name.startswith("BENTO_CLOUD")}

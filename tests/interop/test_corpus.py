@@ -32,7 +32,7 @@ def here(line, tmp_path, monkeypatch) -> Home:
     return here
 
 
-async def test_bentoml_says_of_it_what_is_kept_as_its_word(line, tmp_path):
+async def test_sent_json_matches_bentoml(line, tmp_path):
     home = Home(tmp_path / "here")
     copy_to(home.path, line)
 
@@ -77,7 +77,7 @@ def needed_in(home):
     return [str(model.tag) for bento in home.bentos.list() for model in bento.models]
 
 
-async def test_we_say_of_it_what_bentoml_says(line, here, theirs, ours):
+async def test_requests_equal_bentoml(line, here, theirs, ours):
     bentos, models = tags_of(line, BENTOS), tags_of(line, MODELS)
     pushes = [{}, {"bare": True, "force": True}]
     await here.calls(
@@ -103,7 +103,7 @@ async def test_we_say_of_it_what_bentoml_says(line, here, theirs, ours):
     assert len(they) == 2 * len(bentos) + len(repositories([*models, *needed]))
 
 
-async def test_bentoml_loads_what_we_pushed_and_pulled(line, here, there, registry):
+async def test_bentoml_loads_pulled_items(line, here, there, registry):
     bentos, models = tags_of(line, BENTOS), tags_of(line, MODELS)
     async with here.api(registry) as api:
         for tag in models:

@@ -26,7 +26,7 @@ def digests(path):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("force", [False, True])
-def test_bentoml_finds_the_old_item_or_the_new_one_wherever_a_pull_was_killed(crasher, tmp_path, home, force):
+def test_killed_pull_is_atomic(crasher, tmp_path, home, force):
     new = make_bento(home, built="2024-01-03 00:00:00", files={"new": b"new", "src/noise": random_bytes(150 * KiB)})
     crasher.run("push", home)
     begin = tmp_path / "begin"

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.interop
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("deleting", [False, True])
-def test_bentoml_sees_one_side_of_an_item_whatever_a_crowd_does(served, home, tmp_path, deleting):
+def test_bentoml_reads_whole_items(served, home, tmp_path, deleting):
     sides = [make_side(tmp_path / side, side) and tmp_path / side for side in "ab"]
     with BentoAPI(progress=False, bento_store=BentoStore(sides[0] / "bentos")) as api:
         api.push("svc:v1")

@@ -120,7 +120,7 @@ def told(registry):
 
 
 @pytest.mark.parametrize("forgetful", [False, True], ids=["built", "built-by-an-older-one"])
-async def test_both_register_a_model_of_the_hub_alike(with_hub_models, theirs, ours, hub, forgetful):
+async def test_hub_records_equal_bentoml(with_hub_models, theirs, ours, hub, forgetful):
     if forgetful:
         forget_metadata(with_hub_models, "org--capital")
     await with_hub_models.calls(["push", {"tag": TAG}], registry=theirs)
@@ -142,7 +142,7 @@ async def test_both_register_a_model_of_the_hub_alike(with_hub_models, theirs, o
     assert not hub.asked("/resolve/")  # nobody fetched a file
 
 
-async def test_bentoml_pulls_a_bento_with_models_of_the_hub_that_we_pushed(with_hub_models, registry, elsewhere):
+async def test_hub_push_pulled_by_bentoml(with_hub_models, registry, elsewhere):
     async with with_hub_models.api(registry) as api:
         await api.push(TAG)
 
@@ -153,7 +153,7 @@ async def test_bentoml_pulls_a_bento_with_models_of_the_hub_that_we_pushed(with_
     assert snapshots(elsewhere.path / "hf" / "hub") == FETCHED
 
 
-async def test_we_pull_a_bento_with_models_of_the_hub_that_bentoml_pushed(with_hub_models, registry, elsewhere, cache):
+async def test_hub_pull_of_bentoml_push(with_hub_models, registry, elsewhere, cache):
     await with_hub_models.calls(["push", {"tag": TAG}], registry=registry)
 
     async with elsewhere.api(registry) as api:

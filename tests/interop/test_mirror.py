@@ -27,7 +27,7 @@ LONGER_THAN_A_PRESIGNED_URL = 6
 """Seconds. At a presigned URL, BentoML waits for 5 seconds between two bytes."""
 
 
-async def test_bentoml_pulls_through_a_mirror(with_bento, there, registry, tmp_path):
+async def test_bentoml_pulls_from_mirror(with_bento, there, registry, tmp_path):
     async with with_bento.api(registry) as api:
         await api.push(TAG)
 
@@ -55,7 +55,7 @@ async def test_bentoml_pulls_through_a_mirror(with_bento, there, registry, tmp_p
         check_all(home, with_bento, modes=False)
 
 
-async def test_bentoml_push_to_a_mirror_names_the_upstream(with_bento, registry, tmp_path):
+async def test_bentoml_push_names_upstream(with_bento, registry, tmp_path):
     mirror = LocalRegistry(tmp_path / "mirror", upstream=registry.endpoint, upstream_token=registry.api_token)
     async with mirror:
         (result,) = await with_bento.try_calls(["push", {"tag": TAG}], registry=mirror)

@@ -37,7 +37,7 @@ def check_both(got, sent, *, modes):
 
 
 @every_way
-async def test_bentoml_pulls_the_models_that_we_pushed(with_bento, there, registry):
+async def test_push_pulled_by_bentoml(with_bento, there, registry):
     async with with_bento.api(registry) as api:
         pushed = [await api.models.push(tag) for tag in (SMALL, LARGE)]
     check_the_way(registry)
@@ -51,7 +51,7 @@ async def test_bentoml_pulls_the_models_that_we_pushed(with_bento, there, regist
 
 
 @every_way
-async def test_we_pull_the_models_that_bentoml_pushed(with_bento, there, registry):
+async def test_pull_of_bentoml_push(with_bento, there, registry):
     await with_bento.calls(
         ["set_part_size", {"size": PART_SIZE}],
         *(["push_model", {"tag": tag, "threads": 2}] for tag in (SMALL, LARGE)),
@@ -66,7 +66,7 @@ async def test_we_pull_the_models_that_bentoml_pushed(with_bento, there, registr
     await asyncio.to_thread(check_both, there, with_bento, modes=True)
 
 
-async def test_we_see_on_the_registry_what_bentoml_pushed_from_its_store(with_bento, registry):
+async def test_list_of_bentoml_push(with_bento, registry):
     await with_bento.bentoml("models", "push", SMALL, registry=registry)
     await with_bento.bentoml("models", "push", LARGE, registry=registry)
     stored = await with_bento.calls(*(["get_model", {"tag": tag}] for tag in (SMALL, LARGE)))
@@ -89,7 +89,7 @@ async def test_we_see_on_the_registry_what_bentoml_pushed_from_its_store(with_be
     assert [[record.uid for record in records] for records in (found, labelled)] == [[listed["small"].uid]] * 2
 
 
-async def test_bentoml_sees_on_the_registry_what_we_pushed_from_our_store(with_bento, registry):
+async def test_push_listed_by_bentoml(with_bento, registry):
     async with with_bento.api(registry) as api:
         for tag in (SMALL, LARGE):
             await api.models.push(tag)

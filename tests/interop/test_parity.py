@@ -48,7 +48,7 @@ def calls_of(name):
     return [getattr(each, call) for each in ours] if call else ours
 
 
-async def test_every_parameter_of_bentoml_s_is_one_of_ours(theirs):
+async def test_bentoml_parameters_exist(theirs):
     assert {"BentoAPI.push", "BentoAPI.pull", "BentoAPI.list", "BentoAPI.get"} <= theirs.keys()
     for name, taken in theirs.items():
         for call in calls_of(name):
@@ -66,7 +66,7 @@ async def test_every_parameter_of_bentoml_s_is_one_of_ours(theirs):
                     assert ours[parameter].default is None  # what BentoML injects is found by us
 
 
-async def test_every_parameter_of_bentoml_s_has_a_row(theirs):
+async def test_page_has_bentoml_parameters(theirs):
     text = await asyncio.to_thread(PARITY.read_text, encoding="utf-8")
     have = {(row.section, name) for row in rows_of(text) for name in re.findall(r"^`(\w+)[`=]", row.cells[0])}
 
@@ -75,7 +75,7 @@ async def test_every_parameter_of_bentoml_s_has_a_row(theirs):
     assert wanted - have == set()
 
 
-async def test_every_field_of_what_bentoml_returns_is_one_of_ours(there):
+async def test_bentoml_fields_exist(there):
     (theirs,) = await there.calls(["fields", {"names": RETURNED}])
 
     for name, fields in theirs.items():
@@ -83,7 +83,7 @@ async def test_every_field_of_what_bentoml_returns_is_one_of_ours(there):
         assert {*fields} <= {*ours} | {field.alias for field in ours.values()}, name
 
 
-async def test_what_bentoml_s_client_asks_besides_is_not_about_bentos_and_models(there):
+async def test_other_requests_out_of_scope(there):
     (theirs,) = await there.calls(["asked_for", {}])
 
     assert {name for name in theirs if not OUT_OF_SCOPE.search(name)} == {

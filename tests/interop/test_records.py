@@ -36,7 +36,7 @@ def ours(record):
     return of(record.model_dump(mode="json", by_alias=True))
 
 
-async def test_we_list_and_get_what_bentoml_lists_and_gets(with_bento, registry):
+async def test_list_and_get_equal_bentoml(with_bento, registry):
     async with with_bento.api(registry) as api:
         await with_bento.calls(
             ["build", {"project": "project", "version": "v2"}],
@@ -77,7 +77,7 @@ async def test_we_list_and_get_what_bentoml_lists_and_gets(with_bento, registry)
         assert {**ours(record), "repository": None} == {**of(theirs), "repository": None}
 
 
-async def test_a_push_tells_what_bentoml_sees_on_the_registry(with_bento, registry):
+async def test_push_result_equals_bentoml(with_bento, registry):
     sizes = {}
     for item, excluded in {"bentos/my_service/v1": ("models",), "models/large/m2": (), "models/small/m1": ()}.items():
         plan = await asyncio.to_thread(TarPlan.scan, with_bento.path / item, exclude=excluded)

@@ -33,7 +33,7 @@ def home(tmp_path: Path, name: str) -> Home:
 
 
 @every_release
-async def test_each_pulls_what_the_other_pushed(tmp_path: Path, python: str) -> None:
+async def test_release_round_trip(tmp_path: Path, python: str) -> None:
     """Without modes: BentoML sets none when it pulls."""
     theirs, ours = home(tmp_path, "theirs"), home(tmp_path, "ours")
     async with LocalRegistry(tmp_path / "first", strategies=STRATEGIES) as registry:
@@ -56,7 +56,7 @@ async def test_each_pulls_what_the_other_pushed(tmp_path: Path, python: str) -> 
 
 
 @every_release
-async def test_release_that_fits_is_accelerated(tmp_path: Path, python: str) -> None:
+async def test_accelerate_checks_release(tmp_path: Path, python: str) -> None:
     theirs = home(tmp_path, "theirs")
     if fits(python):
         async with LocalRegistry(tmp_path / "registry", strategies=STRATEGIES) as registry:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.interop
 TAG = "my_service:v1"
 
 
-async def test_commands_read_what_bentoml_pushed(with_bento, there, registry):
+async def test_commands_read_bentoml_push(with_bento, there, registry):
     bento, expected = await pushed_bento(with_bento, registry)
 
     async def run(*arguments):
@@ -35,7 +35,7 @@ async def test_commands_read_what_bentoml_pushed(with_bento, there, registry):
 
 
 @pytest.mark.parametrize("transmission", ["auto", "proxy"])
-async def test_files_of_a_bento_that_bentoml_pushed(with_bento, there, registry):
+async def test_files_read_bentoml_push(with_bento, there, registry):
     bento, expected = await pushed_bento(with_bento, registry)
     async with there.api(registry) as api:
         files = api.files("my_service")
@@ -62,7 +62,7 @@ async def check_extracted(place, expected):
     }
 
 
-async def test_bentoml_takes_a_pulled_directory_for_an_export(with_bento, there, registry):
+async def test_bentoml_imports_pull_output(with_bento, there, registry):
     await with_bento.calls(["push", {"tag": TAG}], ["export", {"tag": TAG, "into": "exported"}], registry=registry)
     command = ("-m", "async_bento", "pull", TAG, "-o", "pulled", "--with-models")
     planned = await there.python(*command, "--dry-run", registry=registry)

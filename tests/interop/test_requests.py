@@ -65,9 +65,7 @@ def questions(said):
         ),
     ],
 )
-async def test_we_say_of_a_bento_and_its_models_what_bentoml_says(
-    with_bento, theirs, ours, pushes, created_as_dev, renewed_as_dev
-):
+async def test_requests_equal_bentoml(with_bento, theirs, ours, pushes, created_as_dev, renewed_as_dev):
     await with_bento.calls(*(["push", {"tag": TAG, **options}] for options in pushes), registry=theirs)
 
     # With parts as large as BentoML's, and one thread, there are as many: more threads would make more of them.

@@ -34,7 +34,7 @@ print(json.dumps({
 
 @pytest.mark.parametrize("form", [blocking, asynchronous])
 @pytest.mark.parametrize("in_between", ["", WITHOUT_THEM], ids=["as-it-stands", "with-something-to-pull"])
-async def test_the_seeds_example_runs(with_bento, built, registry, form, in_between):
+async def test_seed_example_runs(with_bento, built, registry, form, in_between):
     script = form(BENTOML, before_the_pull=in_between, after=REPORT)
     arguments = (registry.endpoint, registry.api_token)
 

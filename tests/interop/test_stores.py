@@ -72,7 +72,7 @@ LOOK = [
 ]
 
 
-async def test_we_see_in_bentomls_store_what_bentoml_sees(with_bento):
+async def test_bentoml_store_reads_equal(with_bento):
     writing = [
         ["create_model", {"tag": "other:abc1", "files": {"text": "1"}, "labels": {"a": "b"}, "metadata": {"n": 1}}],
         ["create_model", {"tag": "other:abd2", "files": {"text": "22", "more": "333"}}],
@@ -122,7 +122,7 @@ async def test_we_see_in_bentomls_store_what_bentoml_sees(with_bento):
     }
 
 
-async def test_bentoml_sees_in_our_store_what_we_see(with_bento, there, registry):
+async def test_pulled_store_reads_equal(with_bento, there, registry):
     await with_bento.calls(
         ["create_model", {"tag": "other:abc1", "files": {"text": "1"}, "labels": {"a": "b"}}],
         ["create_model", {"tag": "other:abd2", "files": {"text": "22"}}],
@@ -170,7 +170,7 @@ async def test_bentoml_sees_in_our_store_what_we_see(with_bento, there, registry
     assert json.loads(got)["version"] == "v2"
 
 
-async def test_bentoml_goes_on_with_a_store_that_we_began(with_bento, there, registry):
+async def test_bentoml_edits_pulled_store(with_bento, there, registry):
     async with with_bento.api(registry) as api:
         await api.push("my_service:v1")
     async with there.api(registry) as api:
@@ -191,7 +191,7 @@ async def test_bentoml_goes_on_with_a_store_that_we_began(with_bento, there, reg
     assert (ours["bentos"], ours["models"]) == (["my_service:v2"], ["large:m2"])
 
 
-async def test_bentoml_lists_store_with_staging_directory_inside(with_bento):
+async def test_bentoml_ignores_staging_dir(with_bento):
     """An interrupted pull leaves its staging directory for a week, within a store that is a mount of its own."""
     for store in (with_bento.bentos, with_bento.models):
         staged = store.path / "async-bento:tmp" / "async-bento-kept-x" / "item"

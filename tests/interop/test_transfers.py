@@ -44,7 +44,7 @@ def check_all(got, sent, *, modes):
         assert tree(got.path / model, modes=modes) == tree(sent.path / model, modes=modes)
 
 
-def test_the_bento_has_all_that_is_hard_to_carry(built):
+def test_built_bento_has_edge_cases(built):
     inside = tree(built.bentos.get(TAG).path)
 
     assert inside["src/scripts/run.sh"][1] is True
@@ -56,7 +56,7 @@ def test_the_bento_has_all_that_is_hard_to_carry(built):
 
 
 @every_way
-async def test_bentoml_pulls_what_we_pushed(with_bento, there, registry, tmp_path):
+async def test_push_pulled_by_bentoml(with_bento, there, registry, tmp_path):
     async with with_bento.api(registry) as api:
         pushed = await api.push(TAG)
     check_the_way(registry)
@@ -73,7 +73,7 @@ async def test_bentoml_pulls_what_we_pushed(with_bento, there, registry, tmp_pat
 
 
 @every_way
-async def test_we_pull_what_bentoml_pushed(with_bento, there, registry, tmp_path):
+async def test_pull_of_bentoml_push(with_bento, there, registry, tmp_path):
     await with_bento.calls(
         ["set_part_size", {"size": PART_SIZE}], ["push", {"tag": TAG, "threads": 2}], registry=registry
     )
@@ -86,7 +86,7 @@ async def test_we_pull_what_bentoml_pushed(with_bento, there, registry, tmp_path
 
 
 @every_way
-async def test_we_pull_what_we_pushed(with_bento, there, registry, tmp_path):
+async def test_pull_of_own_push(with_bento, there, registry, tmp_path):
     async with with_bento.api(registry) as api:
         await api.push(TAG)
     check_the_way(registry)
@@ -97,7 +97,7 @@ async def test_we_pull_what_we_pushed(with_bento, there, registry, tmp_path):
         await restart(registry)
 
 
-async def test_copy_of_what_bentoml_pushed_is_pulled_by_bentoml(with_bento, there, registry, tmp_path):
+async def test_copy_pulled_by_bentoml(with_bento, there, registry, tmp_path):
     await with_bento.bentoml("push", TAG, registry=registry)
     async with LocalRegistry(tmp_path / "other-registry") as other:
         async with there.api(registry) as source, there.api(other) as target:
@@ -108,7 +108,7 @@ async def test_copy_of_what_bentoml_pushed_is_pulled_by_bentoml(with_bento, ther
     check_all(there, with_bento, modes=False)
 
 
-async def test_verify_accepts_what_bentoml_pushed(with_bento, there, registry):
+async def test_verify_of_bentoml_push(with_bento, there, registry):
     await with_bento.calls(["push", {"tag": TAG}], registry=registry)
 
     async with there.api(registry) as api, with_bento.api(registry) as author:
@@ -119,7 +119,7 @@ async def test_verify_accepts_what_bentoml_pushed(with_bento, there, registry):
             assert (await client.verify(TAG, full=True)).is_same
 
 
-async def test_verify_of_a_pull_by_bentoml_finds_times_and_modes(with_bento, there, registry):
+async def test_verify_of_bentoml_pull_differs(with_bento, there, registry):
     async with with_bento.api(registry) as api:
         await api.push(TAG)
     await there.calls(["pull", {"tag": TAG}], registry=registry)
@@ -130,7 +130,7 @@ async def test_verify_of_a_pull_by_bentoml_finds_times_and_modes(with_bento, the
     assert {each.changes for each in by_content.differences} == {("mode",)}
 
 
-async def test_bentoml_pulls_through_its_command_what_bentoml_pushed_through_its_own(with_bento, there, registry):
+async def test_bentoml_commands_round_trip(with_bento, there, registry):
     await with_bento.bentoml("push", TAG, registry=registry)
 
     await there.bentoml("pull", TAG, "--with-models", registry=registry)

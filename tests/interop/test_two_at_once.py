@@ -76,7 +76,7 @@ async def check_everything_is_there(proxy, many, there):
         assert await asyncio.to_thread(tree, there.path / path) == await asyncio.to_thread(tree, many.path / path)
 
 
-async def test_two_of_ours_push_the_same_bento(many, proxy, there, tmp_path):
+async def test_concurrent_pushes_succeed(many, proxy, there, tmp_path):
     another = Home(tmp_path / "another")  # with one home, the second would wait for the first
     for store in ("bentos", "models"):
         shutil.copytree(many.path / store, another.path / store)
@@ -122,7 +122,7 @@ class Winner:
         pytest.param(False, None, id="bentoml-wins"),
     ],
 )
-async def test_one_of_ours_and_bentoml_push_the_same_bento(many, proxy, there, is_ours, what_bentoml_says):
+async def test_push_racing_bentoml_succeeds(many, proxy, there, is_ours, what_bentoml_says):
     proxy.add_fault(r"POST .*/(model_repositories|bento_repositories|models|bentos)$", Winner(is_ours), times=None)
 
     ours, (theirs,) = await asyncio.gather(

@@ -29,12 +29,12 @@ from tests.mutants.changes import changes, is_valid
         ),
     ],
 )
-def test_changes_of_a_source_are_all_of_its_kinds(source: str, changed: set[str]) -> None:
+def test_changes_cover_all_kinds(source: str, changed: set[str]) -> None:
     found = {change.apply(source.encode()).decode() for change in changes(source.encode())}
 
     assert {text.replace(", )", ")").replace("( ", "(") for text in found} == changed
 
 
-def test_changes_that_cannot_be_compiled_are_not_valid() -> None:
+def test_uncompilable_is_invalid() -> None:
     assert is_valid(b"x = 1")
     assert not is_valid(b"x = ")

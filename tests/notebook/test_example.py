@@ -14,13 +14,13 @@ pytestmark = pytest.mark.notebook
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "notebook.ipynb"
 
 
-def test_the_notebook_is_stored_without_output() -> None:
+def test_notebook_stores_no_output() -> None:
     cells = [cell for cell in read().cells if cell.cell_type == "code"]
     assert cells
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
 
 
-async def test_the_notebook_runs_from_its_first_cell_to_its_last() -> None:
+async def test_notebook_runs_every_cell() -> None:
     notebook = read()
     await NotebookClient(notebook, timeout=30, kernel_name="python3").async_execute()  # raises where a cell does
     result = {cell.id: outputs(cell) for cell in notebook.cells if cell.cell_type == "code"}

@@ -54,9 +54,7 @@ settings = {{
     assert cell.error == ""
 
 
-async def test_the_blocking_api_works_where_the_kernel_s_loop_runs(
-    kernel: Kernel, proxy: FaultProxy, home: Path, elsewhere: Path
-) -> None:
+async def test_blocking_api_works_in_loop(kernel: Kernel, proxy: FaultProxy, home: Path, elsewhere: Path) -> None:
     await ready(kernel, proxy, elsewhere)
 
     loop = await kernel.run("import asyncio; asyncio.get_running_loop().is_running()")
@@ -69,9 +67,7 @@ async def test_the_blocking_api_works_where_the_kernel_s_loop_runs(
 
 
 @pytest.mark.parametrize("call", [BLOCKING, AWAITED])
-async def test_bars_are_widgets_where_there_are_ipywidgets(
-    kernel: Kernel, proxy: FaultProxy, elsewhere: Path, call: str
-) -> None:
+async def test_ipywidgets_show_bars(kernel: Kernel, proxy: FaultProxy, elsewhere: Path, call: str) -> None:
     await ready(kernel, proxy, elsewhere)
 
     cell = await kernel.run(call.format("pull") + "\nNone")
@@ -83,9 +79,7 @@ async def test_bars_are_widgets_where_there_are_ipywidgets(
 
 
 @pytest.mark.parametrize("call", [BLOCKING_CLOSED, AWAITED_CLOSED])
-async def test_without_ipywidgets_there_are_lines_of_text_and_nothing_warns(
-    kernel: Kernel, proxy: FaultProxy, elsewhere: Path, call: str
-) -> None:
+async def test_no_ipywidgets_prints_lines(kernel: Kernel, proxy: FaultProxy, elsewhere: Path, call: str) -> None:
     await kernel.run("import sys, warnings; sys.modules['ipywidgets'] = None; warnings.simplefilter('error')")
     await ready(kernel, proxy, elsewhere)
 
@@ -98,9 +92,7 @@ async def test_without_ipywidgets_there_are_lines_of_text_and_nothing_warns(
 
 
 @pytest.mark.parametrize("call", [BLOCKING, AWAITED])
-async def test_uncaught_error_shows_the_cell_s_line_and_the_message(
-    kernel: Kernel, proxy: FaultProxy, elsewhere: Path, call: str
-) -> None:
+async def test_uncaught_error_is_short(kernel: Kernel, proxy: FaultProxy, elsewhere: Path, call: str) -> None:
     await ready(kernel, proxy, elsewhere, progress=False)
 
     cell = await kernel.run(call.format("pull").replace("mod:m1", "nothing"))
@@ -114,7 +106,7 @@ async def test_uncaught_error_shows_the_cell_s_line_and_the_message(
 
 @pytest.mark.parametrize("call", [BLOCKING, AWAITED])
 @pytest.mark.parametrize("direction", ["push", "pull"])
-async def test_a_cell_that_is_interrupted_in_mid_transfer_ends_and_the_next_brings_it(
+async def test_interrupt_cancels_transfer(
     kernel: Kernel, proxy: FaultProxy, home: Path, elsewhere: Path, direction: str, call: str
 ) -> None:
     at, held = elsewhere, Hold()
@@ -151,7 +143,7 @@ async def test_a_cell_that_is_interrupted_in_mid_transfer_ends_and_the_next_brin
         assert contents(at / "models/mod/m1") == contents(home / "models/mod/m1")
 
 
-async def test_what_a_killed_kernel_left_is_gone_after_the_next_pull(
+async def test_pull_cleans_up_after_kill(
     start_kernel: StartKernel, proxy: FaultProxy, home: Path, elsewhere: Path
 ) -> None:
     held = Hold()

@@ -32,7 +32,7 @@ def heard() -> Heard:
 # Events
 
 
-def test_progress_transfer_sends_each_step(heard: Heard) -> None:
+def test_transfer_sends_each_step(heard: Heard) -> None:
     with Progress("push", "bento", "iris:v1", heard) as progress:
         progress.enter("transferring", bytes_total=100)
         progress.advance(60)
@@ -49,13 +49,13 @@ def test_progress_transfer_sends_each_step(heard: Heard) -> None:
     assert {(event.direction, event.kind, event.tag) for event in heard} == {("push", "bento", "iris:v1")}
 
 
-def test_progress_note_is_sent_at_the_end(heard: Heard) -> None:
+def test_note_is_sent_at_end(heard: Heard) -> None:
     with Progress("pull", "model", "m:1", heard) as progress:
         progress.note = "resumed"
     assert heard.steps[-1] == ("done", 0, None, "resumed")
 
 
-def test_progress_skipped_item_is_not_done(heard: Heard) -> None:
+def test_skipped_item_is_not_done(heard: Heard) -> None:
     with Progress("push", "model", "m:1", heard) as progress:
         progress.enter("skipped", "already pushed")
     assert heard.steps == [("planning", 0, None, ""), ("skipped", 0, None, "already pushed")]
@@ -68,20 +68,20 @@ def test_progress_skipped_item_is_not_done(heard: Heard) -> None:
         (ValueError(), "ValueError"),
     ],
 )
-def test_progress_failure_is_one_line_and_raised(error: BaseException, message: str, heard: Heard) -> None:
+def test_failure_is_one_line(error: BaseException, message: str, heard: Heard) -> None:
     progress = Progress("push", "model", "m:1", heard, note="resumed")
     with pytest.raises(type(error)), progress:
         raise error
     assert heard.steps[-1] == ("failed", 0, None, message)
 
 
-def test_progress_cancelled_item_is_interrupted(heard: Heard) -> None:
+def test_cancelled_item_interrupted(heard: Heard) -> None:
     with pytest.raises(asyncio.CancelledError), Progress("push", "model", "m:1", heard):
         raise asyncio.CancelledError("via a scope of <Task …>")
     assert heard.steps[-1] == ("interrupted", 0, None, "")
 
 
-def test_progress_has_one_id_whatever_the_tag(heard: Heard) -> None:
+def test_changed_tag_keeps_id(heard: Heard) -> None:
     with Progress("pull", "model", "m", heard) as progress:
         progress.tag = "m:v1"
     with Progress("pull", "model", "m", heard):
@@ -97,7 +97,7 @@ def fail_after(progress: Progress, error: BaseException, *moved: int) -> None:
         raise error
 
 
-def test_progress_failed_attempt_takes_its_bytes_back(heard: Heard) -> None:
+def test_failed_attempt_rolls_back(heard: Heard) -> None:
     progress = Progress("push", "bento", "iris:v1", heard)
     progress.advance(10)
     with pytest.raises(OSError, match="reset"):
@@ -107,14 +107,14 @@ def test_progress_failed_attempt_takes_its_bytes_back(heard: Heard) -> None:
     assert [event.bytes_done for event in heard] == [10, 13, 17, 10, 17]
 
 
-def test_progress_cancelled_attempt_takes_its_bytes_back() -> None:
+def test_cancelled_attempt_rolls_back() -> None:
     progress = Progress("push", "bento", "iris:v1")
     with pytest.raises(asyncio.CancelledError):
         fail_after(progress, asyncio.CancelledError(), 3)
     assert progress.bytes_done == 0
 
 
-def test_progress_concurrent_attempts_count_separately() -> None:
+def test_attempts_count_separately() -> None:
     progress = Progress("push", "bento", "iris:v1")
     with progress.attempt() as lasting:
         lasting(5)
@@ -124,13 +124,13 @@ def test_progress_concurrent_attempts_count_separately() -> None:
     assert progress.bytes_done == 10
 
 
-def test_progress_empty_attempt_sends_nothing(heard: Heard) -> None:
+def test_empty_attempt_sends_nothing(heard: Heard) -> None:
     with pytest.raises(OSError, match="reset"):
         fail_after(Progress("push", "bento", "iris:v1", heard), OSError("reset"))
     assert heard == []
 
 
-def test_progress_listener_that_raises_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+def test_raising_listener_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     told: list[ProgressEvent] = []
 
     def broken(event: ProgressEvent, /) -> None:
@@ -147,13 +147,13 @@ def test_progress_listener_that_raises_is_dropped(caplog: pytest.LogCaptureFixtu
     assert record.exc_info is not None
 
 
-def test_progress_without_a_listener_works() -> None:
+def test_no_listener_works() -> None:
     with Progress("push", "bento", "iris:v1") as progress:
         progress.advance(1)
     assert progress.phase == "done"
 
 
-def test_progress_resume_starts_at_the_resumed_bytes(heard: Heard) -> None:
+def test_resume_counts_resumed_bytes(heard: Heard) -> None:
     with Progress("push", "model", "m:1", heard) as progress:
         progress.resume(62, 100)
         progress.advance(38)
@@ -165,7 +165,7 @@ def test_progress_resume_starts_at_the_resumed_bytes(heard: Heard) -> None:
     assert {event.bytes_resumed for event in heard[1:]} == {62}
 
 
-def test_progress_restart_resets_the_counters(heard: Heard) -> None:
+def test_restart_resets_counters(heard: Heard) -> None:
     progress = Progress("push", "model", "m:1", heard)
     progress.parts_done, progress.parts_total = 3, 5
     progress.resume(62, 100)
@@ -175,7 +175,7 @@ def test_progress_restart_resets_the_counters(heard: Heard) -> None:
     assert (last.bytes_done, last.bytes_resumed, last.parts_done, last.parts_total) == (0, 0, 0, None)
 
 
-def test_progress_counts_parts_and_retries(heard: Heard) -> None:
+def test_counts_parts_and_retries(heard: Heard) -> None:
     progress = Progress("push", "model", "m:1", heard)
     progress.parts_total = 2
     progress.part_arrived()
@@ -187,7 +187,7 @@ def test_progress_counts_parts_and_retries(heard: Heard) -> None:
 # Events that are awaited
 
 
-async def test_progress_events_end_with_the_task() -> None:
+async def test_events_end_with_task() -> None:
     events = ProgressEvents()
 
     async def push() -> str:
@@ -204,7 +204,7 @@ async def test_progress_events_end_with_the_task() -> None:
     assert await task == "pushed"
 
 
-async def test_progress_events_slow_consumer_gets_coalesced() -> None:
+async def test_events_coalesce_when_slow() -> None:
     events = ProgressEvents()
 
     async def push() -> None:
@@ -225,7 +225,7 @@ async def test_progress_events_slow_consumer_gets_coalesced() -> None:
     ]
 
 
-async def test_progress_events_nobody_iterates_are_bounded() -> None:
+async def test_unread_events_are_bounded() -> None:
     events = ProgressEvents()
     for number in range(MAX_WAITING + 10):
         with Progress("push", "bento", f"iris:{number}", events):
@@ -236,7 +236,7 @@ async def test_progress_events_nobody_iterates_are_bounded() -> None:
     assert (heard[-1].tag, heard[-1].phase) == (f"iris:{MAX_WAITING + 9}", "done")
 
 
-async def test_progress_events_do_not_raise_the_tasks_error() -> None:
+async def test_task_error_is_not_raised() -> None:
     events = ProgressEvents()
 
     async def push() -> None:
@@ -265,14 +265,14 @@ def test_is_watched_file_is_false() -> None:
     assert not is_watched(io.StringIO())
 
 
-def test_is_watched_uses_stderr_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_watched_uses_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert is_watched()
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert not is_watched()
 
 
-def test_is_watched_without_stderr_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_watched_no_stderr_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     assert not is_watched()
 
@@ -289,7 +289,7 @@ def test_is_watched_notebook_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("shell", [None, SimpleNamespace()])
-def test_is_watched_imported_ipython_is_no_notebook(shell: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_watched_needs_kernel(shell: object, monkeypatch: pytest.MonkeyPatch) -> None:
     in_ipython(monkeypatch, shell)
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
     assert not is_watched(io.StringIO())

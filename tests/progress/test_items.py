@@ -46,9 +46,7 @@ async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) ->
 
 
 @pytest.mark.parametrize("tag", ["svc", "svc:latest", "svc:v1"])
-async def test_items_of_pull_end_with_exact_tags(
-    tag: str, proxy: FaultProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_pull_ends_with_exact_tags(tag: str, proxy: FaultProxy, make_client: MakeClient, elsewhere: Path) -> None:
     heard = Heard()
     api = make_client(proxy, elsewhere, progress=heard)
     await api.pull(tag, with_models=True)
@@ -59,13 +57,13 @@ async def test_items_of_pull_end_with_exact_tags(
     assert heard.ends() == [("bento", "svc:v1", "skipped"), *((*model, "skipped") for model in models)]
 
 
-async def test_items_of_push_that_are_skipped_end(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_skipped_push_items_end(proxy: FaultProxy, make_client: MakeClient) -> None:
     heard = Heard()
     await make_client(proxy, progress=heard).push("svc:v1")
     assert [phase for *_, phase in heard.ends()] == ["skipped", "skipped", "skipped"]
 
 
-async def test_items_that_fail_end(proxy: FaultProxy, make_client: MakeClient, elsewhere: Path) -> None:
+async def test_failed_items_end(proxy: FaultProxy, make_client: MakeClient, elsewhere: Path) -> None:
     heard = Heard()
     api = make_client(proxy, elsewhere, progress=heard)
     with pytest.raises(BentoError):
@@ -78,9 +76,7 @@ async def test_items_that_fail_end(proxy: FaultProxy, make_client: MakeClient, e
     assert heard.ends() == [("model", "one:m1", "failed")]
 
 
-async def test_items_that_are_cancelled_are_interrupted(
-    proxy: FaultProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_cancelled_items_interrupted(proxy: FaultProxy, make_client: MakeClient, elsewhere: Path) -> None:
     heard, hold = Heard(), Hold()
     proxy.add_fault(GET, hold)
     task = asyncio.create_task(make_client(proxy, elsewhere, progress=heard).models.pull("one"))

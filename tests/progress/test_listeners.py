@@ -78,7 +78,7 @@ def lines_left(screen: Terminal) -> list[str]:
     return [line.strip() for line in display.lines if line.strip()]
 
 
-def test_bar_is_drawn_and_leaves_one_line(screen: Terminal, clock: Clock) -> None:
+def test_bar_leaves_one_line(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     for told in (
         event("planning"),
@@ -122,7 +122,7 @@ def test_bar_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch, cl
     assert ("12 retries" in frames[-1]) is (columns == 120)
 
 
-def test_bar_follows_bytes_taken_back(screen: Terminal, clock: Clock) -> None:
+def test_bar_follows_rollback(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     listener(event("transferring", 80, 100))
     (bar,) = listener._bars
@@ -134,7 +134,7 @@ def test_bar_follows_bytes_taken_back(screen: Terminal, clock: Clock) -> None:
     assert not listener._bars
 
 
-def test_bar_adopts_a_size_known_later(screen: Terminal, clock: Clock) -> None:
+def test_bar_adopts_late_size(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     listener(event("transferring", 10, None, direction="pull"))
     (bar,) = listener._bars
@@ -146,7 +146,7 @@ def test_bar_adopts_a_size_known_later(screen: Terminal, clock: Clock) -> None:
     assert lines_left(screen) == ["pulled bento iris:v1, 100 B"]
 
 
-def test_bar_is_not_redrawn_for_every_event(screen: Terminal, clock: Clock) -> None:
+def test_bar_redraws_are_throttled(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     for done in range(1000):
         listener(event("transferring", done, 1000))
@@ -155,7 +155,7 @@ def test_bar_is_not_redrawn_for_every_event(screen: Terminal, clock: Clock) -> N
     assert screen.getvalue().count("%|") <= 11
 
 
-def test_bar_message_is_a_line_and_retry_a_counter(screen: Terminal, clock: Clock) -> None:
+def test_bar_messages_become_lines(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     listener(event("planning", message="waiting: another process is pushing this version"))
     listener(event("transferring", 62, 100, "resuming at 62 %", bytes_resumed=62))
@@ -187,13 +187,13 @@ def test_bar_message_is_a_line_and_retry_a_counter(screen: Terminal, clock: Cloc
         (event("interrupted", 5, 10, direction="verify"), "checking bento iris:v1 was interrupted at 50 %"),
     ],
 )
-def test_bar_item_without_bar_ends_with_one_line(told: ProgressEvent, line: str, screen: Terminal) -> None:
+def test_item_without_bar_leaves_line(told: ProgressEvent, line: str, screen: Terminal) -> None:
     TqdmListener(screen)(told)
     assert lines_left(screen) == [line]
 
 
 @pytest.mark.parametrize("direction", ["verify", "diff"])
-def test_bar_of_a_comparison_leaves_nothing(direction: str, screen: Terminal) -> None:
+def test_comparison_leaves_no_line(direction: str, screen: Terminal) -> None:
     """The call returns the result, and its caller reports it."""
     listener = TqdmListener(screen)
     listener(event("transferring", 5, 10, direction=direction))
@@ -201,7 +201,7 @@ def test_bar_of_a_comparison_leaves_nothing(direction: str, screen: Terminal) ->
     assert lines_left(screen) == []
 
 
-def test_bar_of_a_failure_leaves_nothing(screen: Terminal) -> None:
+def test_failure_leaves_no_line(screen: Terminal) -> None:
     """The call raises the error, and its caller reports it."""
     listener = TqdmListener(screen)
     listener(event("transferring", 5, 10))
@@ -209,7 +209,7 @@ def test_bar_of_a_failure_leaves_nothing(screen: Terminal) -> None:
     assert lines_left(screen) == []
 
 
-def test_bar_skipped_and_interrupted_items_are_counted(screen: Terminal) -> None:
+def test_bar_counts_skipped_items(screen: Terminal) -> None:
     listener = TqdmListener(screen)
     models = many(30)
     for model in models:
@@ -221,7 +221,7 @@ def test_bar_skipped_and_interrupted_items_are_counted(screen: Terminal) -> None
     assert lines_left(screen) == ["skipped 28 models: already pushed", "2 models were interrupted"]
 
 
-def test_bar_of_a_command_counts_skipped_items_at_its_end(screen: Terminal) -> None:
+def test_command_bar_counts_skipped(screen: Terminal) -> None:
     bars = CommandBars(screen)
     for item in many(12):
         bars(event("planning", **item))
@@ -232,7 +232,7 @@ def test_bar_of_a_command_counts_skipped_items_at_its_end(screen: Terminal) -> N
     assert lines_left(screen) == ["pushed bento shared:v1, 0 B (already pushed)", "skipped 12 models: already pushed"]
 
 
-def test_bar_last_lines_start_at_the_left_margin(screen: Terminal) -> None:
+def test_bar_lines_start_at_margin(screen: Terminal) -> None:
     listener = TqdmListener(screen)
     for tag in ("m:1", "m:2", "m:3"):
         listener(event("transferring", 5, 10, tag=tag))
@@ -242,7 +242,7 @@ def test_bar_last_lines_start_at_the_left_margin(screen: Terminal) -> None:
     assert {drawn[drawn.index(f"pushed bento {tag}") - 1] for tag in ("m:1", "m:2", "m:3")} <= set("\r\n")
 
 
-def test_bar_per_item_and_one_for_all(screen: Terminal, clock: Clock) -> None:
+def test_bar_per_item_and_total(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     several = [
         {"tag": "iris:v1"},
@@ -272,7 +272,7 @@ def many(count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("count", [2, 8, 9, 30])
-def test_bar_block_has_no_holes_and_ends_with_total(count: int, screen: Terminal, clock: Clock) -> None:
+def test_bar_block_has_no_gaps(count: int, screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     for item in many(count):
         listener(event("transferring", 2 * MiB, 4 * MiB, **item))
@@ -296,7 +296,7 @@ def test_bar_block_has_no_holes_and_ends_with_total(count: int, screen: Terminal
     assert all(line.startswith("pushed model model_") for line in lines_left(screen))
 
 
-def test_bar_of_the_busiest_items_stay_while_they_move(screen: Terminal, clock: Clock) -> None:
+def test_busiest_bars_stay(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     for second in range(4):
         for number, item in enumerate(many(30)):
@@ -320,12 +320,12 @@ def test_bar_of_the_busiest_items_stay_while_they_move(screen: Terminal, clock: 
         (8, "weig…-a5"),
     ],
 )
-def test_bar_name_loses_the_version_before_the_name(width: int, name: str) -> None:
+def test_fit_name_cuts_version_first(width: int, name: str) -> None:
     told = event("transferring", kind="model", tag="weights:2026.11.25-a5")
     assert fit_name(told, width) == name
 
 
-def test_bar_without_bytes_says_since_when(screen: Terminal, clock: Clock) -> None:
+def test_bar_shows_stalled_time(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
     for second in range(3):
         listener(event("transferring", second * MiB, 40 * MiB))
@@ -339,7 +339,7 @@ def test_bar_without_bytes_says_since_when(screen: Terminal, clock: Clock) -> No
     assert "finishing for 7 s" in lines_left(screen)[0]
 
 
-async def test_bar_is_redrawn_after_the_last_event(screen: Terminal) -> None:
+async def test_bar_shows_last_event(screen: Terminal) -> None:
     """Events closer than two redraws must not freeze a bar below its last value."""
     listener = TqdmListener(screen)
     for item in many(3):
@@ -363,7 +363,7 @@ async def test_bar_ages_without_events(screen: Terminal, clock: Clock) -> None:
     listener(event("interrupted", 10, 100))
 
 
-async def test_bar_of_a_blocking_call_ages(start_proxy: StartProxy, home: Path, screen: Terminal, clock: Clock) -> None:
+async def test_blocking_call_bar_ages(start_proxy: StartProxy, home: Path, screen: Terminal, clock: Clock) -> None:
     """The thread of the event loop redraws while that of the caller waits."""
     make_model(home, files={"weights": random_bytes(MiB)})
     proxy, held = await start_proxy(), Hold()
@@ -386,7 +386,7 @@ async def test_bar_of_a_blocking_call_ages(start_proxy: StartProxy, home: Path, 
     assert lines_left(screen)[-1].startswith("pushed model mod:m1, ")
 
 
-def test_bar_timer_outlives_no_loop(screen: Terminal) -> None:
+def test_bar_timer_ends_with_loop(screen: Terminal) -> None:
     listener = TqdmListener(screen)
 
     async def start(item: dict[str, Any]) -> None:
@@ -406,7 +406,7 @@ def test_bar_timer_outlives_no_loop(screen: Terminal) -> None:
     assert threading.active_count() == threads
 
 
-def test_bar_is_drawn_on_stderr_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_defaults_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     TqdmListener()(event("skipped", message="already pushed"))
     assert capsys.readouterr() == ("", "skipped bento iris:v1: already pushed\n")
 
@@ -421,24 +421,24 @@ def looked_at(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *, notebook:
     monkeypatch.setattr(sys, "stderr", stream)
 
 
-def test_listener_default_without_a_viewer_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwatched_default_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at(monkeypatch, io.StringIO())
     assert choose_listener(None) is None
 
 
-def test_listener_requested_without_a_terminal_writes_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_true_writes_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at(monkeypatch, io.StringIO())
     assert isinstance(choose_listener(True), LineListener)
 
 
-def test_listener_default_on_a_terminal_draws_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_default_draws_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at(monkeypatch, Terminal())
     assert isinstance(choose_listener(None), TqdmListener)
     assert isinstance(choose_listener(True), TqdmListener)
     assert choose_listener(False) is None
 
 
-def test_listener_in_a_notebook_depends_on_ipywidgets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_needs_ipywidgets(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at(monkeypatch, io.StringIO(), notebook=True)
     monkeypatch.setattr("async_bento.progress.listeners.find_spec", lambda name: find_spec("io"))
     assert isinstance(choose_listener(None), TqdmListener)
@@ -457,7 +457,7 @@ async def test_listener_may_be_a_function() -> None:
 # Rates
 
 
-def test_rate_covers_the_last_seconds() -> None:
+def test_rate_covers_last_seconds() -> None:
     rate = Rate()
     for second in range(60):
         rate.record(second * (100 if second < 30 else 0) + 30 * (100 if second >= 30 else 0), float(second))
@@ -469,7 +469,7 @@ def test_rate_covers_the_last_seconds() -> None:
     assert rate.per_second(30.0) == 50  # ten samples of the last 20 seconds
 
 
-def test_rate_is_unknown_in_the_first_second() -> None:
+def test_rate_starts_unknown() -> None:
     rate = Rate()
     assert rate.per_second(0.0) is None
     rate.record(0, 0.0)
@@ -477,7 +477,7 @@ def test_rate_is_unknown_in_the_first_second() -> None:
     assert rate.per_second(0.6) is None
 
 
-def test_rate_excludes_the_time_of_planning() -> None:
+def test_rate_excludes_planning() -> None:
     summary = TransferSummary()
     summary.record(event("planning"), 0.0)
     summary.record(event("transferring", 0, 1000), 60.0)
@@ -486,7 +486,7 @@ def test_rate_excludes_the_time_of_planning() -> None:
     assert facts_of(active(summary), 62.0)[1] == "100 B/s"
 
 
-def test_rate_is_steady_across_bursts() -> None:
+def test_rate_smooths_bursts() -> None:
     rate, told = Rate(), []
     for tenth in range(300):  # 100 bytes a second, all of them in the last tenth of each second
         rate.record(100 * (tenth // 10), tenth / 10)
@@ -506,7 +506,7 @@ def test_rate_excludes_resumed_bytes() -> None:
     assert summary.facts(4.0) == facts_of(active(summary), 4.0)
 
 
-def test_summary_restarts_after_an_idle_time() -> None:
+def test_summary_restarts_after_idle() -> None:
     summary = TransferSummary()
     summary.record(event("done", 10, 10, kind="model"), 0.0)
     summary.record(event("transferring", 0, 10), 0.5)
@@ -517,7 +517,7 @@ def test_summary_restarts_after_an_idle_time() -> None:
     assert active(summary).event.tag == "iris:v2"
 
 
-def test_summary_keeps_sums_and_forgets_ended_items() -> None:
+def test_summary_forgets_ended_items() -> None:
     """Transfers that overlap never leave the summary idle; its memory and its work must not grow with them."""
     summary, now = TransferSummary(), 0.0
     for number in range(1, 2001):
@@ -532,7 +532,7 @@ def test_summary_keeps_sums_and_forgets_ended_items() -> None:
     assert (summary.done, summary.total) == (19_997, 19_997)
 
 
-def test_summary_event_costs_the_same_with_many_items() -> None:
+def test_event_cost_is_constant() -> None:
     """Counts what runs for an event, rather than its time."""
     steps: dict[int, int] = {}
     for count in (10, 1000):
@@ -566,7 +566,7 @@ def active(summary: TransferSummary) -> Item:
     return item
 
 
-def test_fit_drops_facts_from_the_end() -> None:
+def test_fit_drops_last_facts() -> None:
     assert fit(["1.0/2.0 MiB", "1.0 MiB/s", "1 s left"], 24) == "1.0/2.0 MiB, 1.0 MiB/s"
     assert fit(["1.0/2.0 MiB"], 3) == "1.0/2.0 MiB"
 
@@ -574,7 +574,7 @@ def test_fit_drops_facts_from_the_end() -> None:
 # Lines
 
 
-def test_lines_are_written_every_few_seconds(clock: Clock) -> None:
+def test_lines_written_at_interval(clock: Clock) -> None:
     log = io.StringIO()
     listener = LineListener(log, clock=clock)
     listener(event("planning"))
@@ -606,7 +606,7 @@ def test_lines_summarise_all_items(clock: Clock) -> None:
     assert "\r" not in log.getvalue()
 
 
-def test_lines_of_items_without_a_size_count_them(clock: Clock) -> None:
+def test_lines_count_unsized_items(clock: Clock) -> None:
     log = io.StringIO()
     listener = LineListener(log, interval=2, clock=clock)
     for item in many(3):
@@ -616,7 +616,7 @@ def test_lines_of_items_without_a_size_count_them(clock: Clock) -> None:
     assert log.getvalue() == "pushing 3 items, 0 done\n"
 
 
-def test_lines_without_results_are_those_of_progress(clock: Clock) -> None:
+def test_lines_may_omit_results(clock: Clock) -> None:
     log = io.StringIO()
     listener = LineListener(log, clock=clock, results=False)
     listener(event("transferring", 0, 10))
@@ -626,7 +626,7 @@ def test_lines_without_results_are_those_of_progress(clock: Clock) -> None:
     assert log.getvalue().splitlines() == ["pushing bento iris:v1: 50 %, 5/10 B, 1 B/s, 5 s left"]
 
 
-async def test_lines_are_written_while_nothing_moves(clock: Clock) -> None:
+async def test_lines_continue_when_stalled(clock: Clock) -> None:
     """A CI system ends a job that is silent for long."""
     log = io.StringIO()
     listener = LineListener(log, interval=0.05, clock=clock)
@@ -640,7 +640,7 @@ async def test_lines_are_written_while_nothing_moves(clock: Clock) -> None:
 # JSON
 
 
-def test_json_has_first_phases_messages_samples_and_last(clock: Clock) -> None:
+def test_json_samples_events(clock: Clock) -> None:
     log = io.StringIO()
     listener = JsonListener(log, clock=clock)
     listener(event("planning", id=7))

@@ -155,7 +155,7 @@ async def call(caller: Caller, route: str, token: str) -> Response:
 # Roles
 
 
-async def test_every_route_has_a_role(tmp_path: Path):
+async def test_every_route_has_role(tmp_path: Path):
     routes = await routes_of(tmp_path / "registry")
     with_token = [route.replace(f" {API_PREFIX}", " ") for route in routes if f" {API_PREFIX}" in route]
     refused = [route for route in with_token if route.startswith("*")]
@@ -166,7 +166,7 @@ async def test_every_route_has_a_role(tmp_path: Path):
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_token_of_role_calls_what_role_allows(item: Caller, role: str):
+async def test_role_limits_routes(item: Caller, role: str):
     token = await create_token(item, "robot", role)
     for route, needed in ROLE_OF.items():
         is_allowed = ROLES.index(role) >= ROLES.index(needed)
@@ -188,7 +188,7 @@ async def test_refused_upload_is_not_read(item: Caller):
 # Prefixes
 
 
-async def test_prefix_limits_every_route_with_a_name(item: Caller):
+async def test_prefix_limits_named_routes(item: Caller):
     token = await create_token(item, "team", "admin", prefix="team-")
     named = [route for route in ROLE_OF if "{name}" in route]
     assert len(named) > len(ROLE_OF) / 2
@@ -198,7 +198,7 @@ async def test_prefix_limits_every_route_with_a_name(item: Caller):
         assert (response.status, response.json) == (403, {"message": message}), route
 
 
-async def test_prefix_limits_creation_of_repositories(caller: Caller):
+async def test_prefix_limits_creation(caller: Caller):
     token = await create_token(caller, "team", "push", prefix="team-")
     for name, status in (("other", 403), ("team", 403), ("team-a", 200)):
         body = {"name": name, "description": ""}
@@ -225,7 +225,7 @@ async def test_prefix_limits_lists(caller: Caller):
     assert await listed("/labels") == [{"key": "owner", "values": ["team_b"]}]
 
 
-async def test_prefix_hides_models_of_others(caller: Caller):
+async def test_prefix_hides_other_models(caller: Caller):
     models = caller.about(MODELS)
     for name in ("team-weights", "secret-weights"):
         await models.create(name)
@@ -241,12 +241,12 @@ async def test_prefix_hides_models_of_others(caller: Caller):
 # Expiry, revocation and rotation
 
 
-async def test_expired_token_is_refused_by_every_route(item: Caller):
+async def test_expired_token_is_refused(item: Caller):
     past = datetime.now(timezone.utc) - timedelta(seconds=1)
     await refused_everywhere(item, await create_token(item, "old", "admin", expires_at=past))
 
 
-async def test_revoked_token_is_refused_by_every_route(item: Caller):
+async def test_revoked_token_is_refused(item: Caller):
     token = await create_token(item, "gone", "admin")
     assert (await call(item, "GET /auth/current", token)).status == 200
     await records_of(item).revoke("gone", by=Actor("test"))
@@ -259,7 +259,7 @@ async def refused_everywhere(caller: Caller, token: str) -> None:
         assert response.status == 403, route
 
 
-async def test_rotated_token_keeps_role_until_it_expires(item: Caller):
+async def test_rotated_token_keeps_role(item: Caller):
     old = await create_token(item, "robot", "push", prefix="iris")
     soon = datetime.now(timezone.utc) + timedelta(seconds=1)
     new = await records_of(item).rotate("robot", old_until=soon, expires_at=None, by=Actor("test"))
@@ -274,7 +274,7 @@ async def test_rotated_token_keeps_role_until_it_expires(item: Caller):
     assert (await call(item, "GET /auth/current", new)).status == 200
 
 
-async def test_tokens_of_one_name_are_created_once(caller: Caller):
+async def test_token_name_is_unique(caller: Caller):
     await create_token(caller, "robot", "push")
     with pytest.raises(ConfigError, match="cannot create the token robot: it exists"):
         await create_token(caller, "robot", "read")
@@ -287,7 +287,7 @@ async def test_tokens_of_one_name_are_created_once(caller: Caller):
     await create_token(caller, "robot", "read")
 
 
-async def test_token_is_stored_as_digest_only(caller: Caller):
+async def test_token_is_stored_as_digest(caller: Caller):
     token = await create_token(caller, "robot", "push")
     async with records_of(caller)._database.reading() as connection:
         rows = (await connection.exec_driver_sql("SELECT * FROM tokens")).all()
@@ -298,7 +298,7 @@ async def test_token_is_stored_as_digest_only(caller: Caller):
     assert caller.registry.api_token not in stored
 
 
-async def test_token_records_its_last_use(caller: Caller):
+async def test_token_records_last_use(caller: Caller):
     token = await create_token(caller, "robot", "read")
 
     async def last_use() -> datetime | None:
@@ -312,7 +312,7 @@ async def test_token_records_its_last_use(caller: Caller):
     assert await last_use() == used_at  # at most once per minute
 
 
-async def test_user_and_creator_are_the_token(caller: Caller):
+async def test_user_and_creator_are_token(caller: Caller):
     token = await create_token(caller, "robot", "push")
     user = await caller.ok("GET", "/auth/current", token=token)
     assert (user["name"], user["email"], user["is_super_admin"]) == ("robot", "robot@localhost", False)
@@ -327,7 +327,7 @@ async def test_user_and_creator_are_the_token(caller: Caller):
 # Guesses
 
 
-async def test_wrong_tokens_are_slowed_down_per_address(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+async def test_wrong_tokens_are_throttled(serve: Serve, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("async_bento.registry.access._FREE_GUESSES", 2)
     monkeypatch.setattr("async_bento.registry.access._MAX_DELAY", 0.5)
     caller = await serve(forwarded_allow_ips=["127.0.0.1"])
@@ -343,7 +343,7 @@ async def test_wrong_tokens_are_slowed_down_per_address(serve: Serve, monkeypatc
     assert (await guess("10.0.0.2")).status == 403
 
 
-def test_guesses_wait_longer_and_recover():
+def test_throttle_grows_and_recovers():
     now = 1000.0
     throttle = GuessThrottle(lambda: now)
     assert [throttle.delay("10.0.0.1") for _ in range(12)] == [0.0] * 10 + [1.0, 2.0]
@@ -353,14 +353,14 @@ def test_guesses_wait_longer_and_recover():
     assert throttle.delay("10.0.0.1") == 0.0
 
 
-def test_guesses_count_per_ipv6_network():
+def test_throttle_by_ipv6_network():
     throttle = GuessThrottle(lambda: 1000.0)
     delays = [throttle.delay(f"2001:db8:1:2::{number:x}") for number in range(11)]
     assert delays[-1] == 1.0
     assert throttle.delay("2001:db8:1:3::1") == 0.0
 
 
-def test_guesses_remember_a_bounded_number_of_addresses():
+def test_throttle_bounds_addresses():
     throttle = GuessThrottle(lambda: 1000.0)
     for number in range(10_050):
         throttle.delay(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
@@ -378,7 +378,7 @@ def test_guesses_remember_a_bounded_number_of_addresses():
         (["127.0.0.1"], None, "127.0.0.1"),
     ],
 )
-async def test_wrong_token_is_logged_with_client_address(
+async def test_wrong_token_logs_address(
     serve: Serve, caplog: pytest.LogCaptureFixture, allowed: list[str], forwarded: str | None, expected: str
 ):
     caller = await serve(forwarded_allow_ips=allowed)
@@ -393,7 +393,7 @@ async def test_wrong_token_is_logged_with_client_address(
 
 
 @disk_only
-async def test_first_token_is_in_a_private_file(tmp_path: Path, storage: object):
+async def test_first_token_file_is_private(tmp_path: Path, storage: object):
     file = tmp_path / "secrets" / "token"
     file.parent.mkdir()
     async with LocalRegistry(tmp_path / "root", token_file=file) as registry:
@@ -408,7 +408,7 @@ async def test_first_token_is_in_a_private_file(tmp_path: Path, storage: object)
 
 
 @disk_only
-async def test_new_token_in_the_file_replaces_the_old(tmp_path: Path, storage: object):
+async def test_edited_file_replaces_token(tmp_path: Path, storage: object):
     root = tmp_path / "root"
     async with LocalRegistry(root) as registry:
         old = registry.api_token
@@ -422,7 +422,7 @@ async def test_new_token_in_the_file_replaces_the_old(tmp_path: Path, storage: o
 
 
 @disk_only
-async def test_revoked_first_token_stays_revoked(tmp_path: Path, storage: object, caplog: pytest.LogCaptureFixture):
+async def test_revoked_token_stays_revoked(tmp_path: Path, storage: object, caplog: pytest.LogCaptureFixture):
     async with LocalRegistry(tmp_path / "root") as registry:
         await tokens_of(registry).revoke("admin", by=Actor("test"))
     async with LocalRegistry(tmp_path / "root") as registry:
@@ -432,7 +432,7 @@ async def test_revoked_first_token_stays_revoked(tmp_path: Path, storage: object
 
 @disk_only
 @pytest.mark.parametrize("content", [b"two\nlines\n", b"\xff\xfe"])
-async def test_token_file_with_something_else_is_refused(tmp_path: Path, storage: object, content: bytes):
+async def test_invalid_token_file_raises(tmp_path: Path, storage: object, content: bytes):
     file = tmp_path / "token"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match="token"):
@@ -441,13 +441,13 @@ async def test_token_file_with_something_else_is_refused(tmp_path: Path, storage
 
 
 @disk_only
-async def test_token_file_in_missing_directory_is_refused(tmp_path: Path, storage: object):
+async def test_missing_token_dir_raises(tmp_path: Path, storage: object):
     with pytest.raises(ConfigError, match=r"cannot use the token file .*: No such file or directory"):
         await LocalRegistry(tmp_path / "root", token_file=tmp_path / "none" / "token").start()
 
 
 @disk_only
-async def test_first_token_of_another_role_is_refused(tmp_path: Path, storage: object):
+async def test_first_token_must_be_admin(tmp_path: Path, storage: object):
     async with LocalRegistry(tmp_path / "root") as registry:
         token = await tokens_of(registry).create("ci", "push", by=Actor("test"))
     with pytest.raises(ConfigError, match="it is the token ci of the role push"):
@@ -455,7 +455,7 @@ async def test_first_token_of_another_role_is_refused(tmp_path: Path, storage: o
 
 
 @pytest.mark.storages("postgres-s3")
-async def test_registry_without_directory_needs_a_first_token(storage: Any, tmp_path: Path):
+async def test_no_directory_requires_token(storage: Any, tmp_path: Path):
     places = {name: value for name, value in storage("registry").items() if name != "token_file"}
     with pytest.raises(ConfigError, match=r"the registry has no token yet. Pass --token-file"):
         await LocalRegistry(**places).start()

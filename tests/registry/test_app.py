@@ -24,7 +24,7 @@ async def open_database(directory: Path) -> Database:
     return database
 
 
-async def test_records_on_a_full_disk_raise_507(tmp_path: Path):
+async def test_full_disk_raises_507(tmp_path: Path):
     database = await open_database(tmp_path)
     records = Records(database)
     try:

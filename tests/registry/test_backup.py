@@ -42,7 +42,7 @@ def files(directory: Path) -> dict[str, bytes]:
     }
 
 
-async def test_backup_under_load_restores_clean(serve: Serve, tmp_path: Path):
+async def test_backup_under_load_restores(serve: Serve, tmp_path: Path):
     caller = await serve()
     bodies = {f"v{number}": os.urandom(20_000) for number in range(40)}
     for version in ("v0", "v1"):
@@ -75,7 +75,7 @@ async def test_backup_under_load_restores_clean(serve: Serve, tmp_path: Path):
                 assert (await there.download(version)).body == bodies[version]
 
 
-async def test_second_backup_copies_only_what_is_new(caller: Caller, tmp_path: Path):
+async def test_next_backup_is_incremental(caller: Caller, tmp_path: Path):
     root, target = tmp_path / "registry", tmp_path / "backup"
     await push(caller, "v1", DATA)
     await push(caller, "v2", DATA)
@@ -103,7 +103,7 @@ async def test_backup_syncs_each_part(caller: Caller, tmp_path: Path, monkeypatc
     assert {*synced} >= {f".{name}" for name in parts}
 
 
-async def test_backup_is_private_and_runs_as_a_registry(caller: Caller, tmp_path: Path):
+async def test_backup_is_private_registry(caller: Caller, tmp_path: Path):
     await push(caller, "v1", DATA)
     await run("backup", tmp_path / "backup", "--root", tmp_path / "registry")
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "backup").iterdir()}
@@ -115,7 +115,7 @@ async def test_backup_is_private_and_runs_as_a_registry(caller: Caller, tmp_path
         assert (await Caller(registry, caller.session, caller.words).download()).body == DATA
 
 
-async def test_backup_that_fails_keeps_the_earlier_one(caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_failed_backup_keeps_earlier(caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root, target = tmp_path / "registry", tmp_path / "backup"
     await push(caller, "v1", DATA)
     await run("backup", target, "--root", root)
@@ -133,7 +133,7 @@ async def test_backup_that_fails_keeps_the_earlier_one(caller: Caller, tmp_path:
     assert (await run("check", "--root", tmp_path / "new")).exit_code == 0
 
 
-async def test_backup_of_damaged_registry_names_what_is_missing(caller: Caller, tmp_path: Path):
+async def test_backup_names_missing_bytes(caller: Caller, tmp_path: Path):
     root = tmp_path / "registry"
     await push(caller, "v1", DATA)
     await push(caller, "v2", DATA)
@@ -154,7 +154,7 @@ async def test_backup_of_damaged_registry_names_what_is_missing(caller: Caller, 
         (("restore", "registry", "--root", "other"), "it is not empty"),
     ],
 )
-async def test_backup_into_wrong_place_is_refused(
+async def test_backup_to_wrong_dir_fails(
     caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], reason: str
 ):
     await push(caller, "v1", DATA)

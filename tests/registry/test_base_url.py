@@ -40,24 +40,24 @@ async def presigned(caller: Caller, headers: dict[str, str]) -> str:
         ({"Host": "a.example"}, "http://a.example"),
     ],
 )
-async def test_forwarded_headers_of_trusted_proxy_are_used(serve: Serve, headers: dict[str, str], expected: str):
+async def test_trusted_proxy_sets_base_url(serve: Serve, headers: dict[str, str], expected: str):
     assert await presigned(await serve(**TRUSTED), headers) == expected
 
 
 @pytest.mark.parametrize("options", [{}, {"forwarded_allow_ips": ["10.0.0.0/8"]}], ids=["default", "other address"])
-async def test_forwarded_headers_of_others_are_ignored(serve: Serve, options: dict[str, Any]):
+async def test_untrusted_proxy_is_ignored(serve: Serve, options: dict[str, Any]):
     headers = HTTPS | {"X-Forwarded-Host": "evil.example", "Forwarded": "host=evil.example", "Host": "a.example"}
     assert await presigned(await serve(**options), headers) == "http://a.example"
 
 
-async def test_public_url_overrides_headers(serve: Serve):
+async def test_public_url_has_precedence(serve: Serve):
     caller = await serve(public_url="https://bentos.example/reg/", **TRUSTED)
     assert caller.registry.public_url == "https://bentos.example/reg"
     assert await presigned(caller, HTTPS | {"X-Forwarded-Host": "other.example"}) == "https://bentos.example/reg"
 
 
 @pytest.mark.parametrize("host", ["a.example/x?y=", "user@a.example", "a b"])
-async def test_forwarded_host_invalid_returns_400(serve: Serve, host: str):
+async def test_invalid_host_returns_400(serve: Serve, host: str):
     caller = await serve(**TRUSTED)
     await caller.create()
     path = f"{caller.items()}/v1/presign_upload_url"
@@ -74,7 +74,7 @@ async def test_forwarded_host_invalid_returns_400(serve: Serve, host: str):
         ({"public_url": "https://bentos.example"}, HTTPS, 0),
     ],
 )
-async def test_tls_proxy_without_public_url_warns_once(
+async def test_tls_proxy_without_url_warns(
     serve: Serve, caplog: pytest.LogCaptureFixture, options: dict[str, Any], headers: dict[str, str], warnings: int
 ):
     caller = await serve(**options)
@@ -102,6 +102,6 @@ def test_proxy_address_is_trusted(allowed: list[str], address: str | None, is_tr
     assert TrustedProxies(allowed).trusts(address) is is_trusted
 
 
-def test_proxy_address_invalid_raises(tmp_path: Path):
+def test_invalid_address_raises(tmp_path: Path):
     with pytest.raises(ConfigError, match="invalid forwarded_allow_ips: 'localhost'"):
         LocalRegistry(tmp_path, forwarded_allow_ips=["localhost"])

@@ -25,14 +25,14 @@ newest = pytest.mark.parametrize("python", [OWN, *OTHERS[-1:]], ids=lambda pytho
 
 @everywhere
 @newest
-async def test_bentoml_commands_work_on_every_storage(serve: Serve, home: Path, python: str):
+async def test_commands_work_on_storages(serve: Serve, home: Path, python: str):
     caller = await serve(strategies={"proxy": "proxy", "auto": "auto"})
     await Home(home).commands("both", caller.registry, python=python)
 
 
 @newest
 @pytest.mark.parametrize("proxy", [pytest.param("nginx", marks=pytest.mark.proxies)] if HAS_PROXIES else [])
-async def test_bentoml_commands_work_behind_nginx(tmp_path: Path, home: Path, python: str, proxy: str):
+async def test_commands_work_behind_nginx(tmp_path: Path, home: Path, python: str, proxy: str):
     ports = free_ports(2)
     endpoint = f"https://127.0.0.1:{ports[0]}"
     directory = tmp_path / proxy

@@ -90,7 +90,7 @@ async def get_user(endpoint: str, token: str = "token") -> int:
     "head", [b"", b"GET /api/v1/auth/current HTTP/1.1\r\nHost: x\r\n"], ids=["idle", "half a head"]
 )
 @pytest.mark.posix("limit of open files")
-async def test_connections_above_limit_replace_idle_ones(tmp_path: Path, head: bytes):
+async def test_connection_limit_drops_idle(tmp_path: Path, head: bytes):
     async with limited_registry(tmp_path, 1024) as (endpoint, child):
         idle = []
         for _ in range(1100):
@@ -105,7 +105,7 @@ async def test_connections_above_limit_replace_idle_ones(tmp_path: Path, head: b
 
 
 @pytest.mark.posix("limit of open files")
-async def test_connections_without_descriptors_log_once(tmp_path: Path):
+async def test_descriptor_limit_logs_once(tmp_path: Path):
     async with limited_registry(tmp_path, 1024, later=40) as (endpoint, child):
         idle = [await connect(endpoint) for _ in range(200)]
         assert await asyncio.wait_for(get_user(endpoint), 30) == 200
@@ -119,7 +119,7 @@ async def test_connections_without_descriptors_log_once(tmp_path: Path):
     assert float(out) < 20
 
 
-async def test_connection_without_head_is_closed(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+async def test_head_timeout_closes(caller: Caller, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.2)
     reader, writer = await connect(caller.registry.endpoint)
     writer.write(b"GET /api/v1/auth/current HTTP/1.1\r\n")
@@ -127,7 +127,7 @@ async def test_connection_without_head_is_closed(caller: Caller, monkeypatch: py
     writer.close()
 
 
-async def test_connection_idle_after_request_is_closed(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+async def test_idle_connection_is_closed(caller: Caller, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(connections, "KEEP_ALIVE", 0.2)
     reader, writer = await connect(caller.registry.endpoint)
     writer.write(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -136,7 +136,7 @@ async def test_connection_idle_after_request_is_closed(caller: Caller, monkeypat
     writer.close()
 
 
-async def test_request_longer_than_head_timeout_succeeds(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+async def test_slow_upload_succeeds(caller: Caller, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.2)
     await caller.create()
 
@@ -172,21 +172,21 @@ async def upload_endlessly(caller: Caller, path: str, *headers: str) -> tuple[by
 
 
 @pytest.mark.parametrize("token", [[], ["X-YATAI-API-TOKEN: wrong"]], ids=["missing", "wrong"])
-async def test_upload_without_token_is_not_read(caller: Caller, token: list[str]):
+async def test_upload_without_token_closes(caller: Caller, token: list[str]):
     response, sent = await upload_endlessly(caller, "/api/v1/bento_repositories/iris/bentos/v1/upload", *token)
     assert response.startswith(b"HTTP/1.1 403 Forbidden\r\n")
     assert b"Connection: close\r\n" in response
     assert sent < 64 << 20  # what the buffers of the kernel hold
 
 
-async def test_upload_with_forged_url_is_not_read(caller: Caller):
+async def test_forged_upload_url_closes(caller: Caller):
     response, sent = await upload_endlessly(caller, "/blobs/bentos/iris/v1.tar?expires=99999999999999&signature=x")
     assert response.startswith(b"HTTP/1.1 403 Forbidden\r\n")
     assert sent < 64 << 20
 
 
 @pytest.mark.parametrize("path", ["/api/v1/bento_repositories/iris/bentos/v1/upload", "/blobs/x?expires=9&signature=x"])
-async def test_expect_without_token_returns_403_only(caller: Caller, path: str):
+async def test_expect_without_token_is_403(caller: Caller, path: str):
     reader, writer = await connect(caller.registry.endpoint)
     writer.write(f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n".encode())
     assert await asyncio.wait_for(reader.readline(), 20) == b"HTTP/1.1 403 Forbidden\r\n"
@@ -202,13 +202,13 @@ async def test_expect_with_token_continues(caller: Caller):
     assert (await caller.download()).body == b"other"
 
 
-async def test_rejected_small_request_keeps_connection(caller: Caller):
+async def test_rejection_keeps_connection(caller: Caller):
     response = await caller.api("POST", "/bento_repositories", token="wrong", json={"name": "x"})
     assert response.status == 403
     assert "Connection" not in response.headers
 
 
-async def test_malformed_request_is_not_logged(caller: Caller, caplog: pytest.LogCaptureFixture):
+async def test_malformed_request_is_unlogged(caller: Caller, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
     reader, writer = await connect(caller.registry.endpoint)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-YATAI-API-TOKEN: s3cret\0\r\n\r\n")
@@ -220,18 +220,18 @@ async def test_malformed_request_is_not_logged(caller: Caller, caplog: pytest.Lo
 
 
 @pytest.mark.parametrize(("path", "status"), [("/auth/current", 200), ("/nowhere", 404)])
-async def test_server_header_names_no_version(caller: Caller, path: str, status: int):
+async def test_server_header_hides_version(caller: Caller, path: str, status: int):
     response = await caller.api("GET", path)
     assert (response.status, response.headers["Server"]) == (status, "async-bento")
 
 
-async def test_wrong_method_returns_allowed_methods(caller: Caller):
+async def test_wrong_method_returns_allow(caller: Caller):
     response = await caller.api("DELETE", "/bento_repositories")
     assert response.status == 405
     assert "POST" in response.headers["Allow"].split(",")
 
 
-async def test_upload_with_repeated_content_type_succeeds(caller: Caller):
+async def test_upload_with_repeated_header(caller: Caller):
     """As BentoML before 1.3.7 sends it; the bytes that follow the head in one packet are left as they are."""
     await caller.create()
     body = b"\r\ncontent-type: a\r\ncontent-type: b\r\n\r\n"

@@ -72,13 +72,13 @@ async def copies(serve: Serve) -> tuple[Caller, Caller]:
     return await serve(), await serve()
 
 
-async def test_copies_share_the_token(copies: tuple[Caller, Caller]):
+async def test_copies_share_token(copies: tuple[Caller, Caller]):
     one, other = copies
     assert one.registry.api_token == other.registry.api_token
     assert one.registry.endpoint != other.registry.endpoint
 
 
-async def test_copies_starting_together_create_one_token(storage: Storage):
+async def test_start_race_makes_one_token(storage: Storage):
     places = storage("new")
     registries = [LocalRegistry(**places) for _ in range(4)]
     await asyncio.gather(*(registry.start() for registry in registries))
@@ -87,7 +87,7 @@ async def test_copies_starting_together_create_one_token(storage: Storage):
     assert len(tokens) == 1
 
 
-async def test_copies_creating_one_repository_succeed_once(copies: tuple[Caller, Caller]):
+async def test_repository_race_has_winner(copies: tuple[Caller, Caller]):
     for name in ("iris", "rose", "oak"):
         body = {"name": name, "description": ""}
         responses = await asyncio.gather(*(copy.api("POST", "/bento_repositories", json=body) for copy in copies))
@@ -98,7 +98,7 @@ async def test_copies_creating_one_repository_succeed_once(copies: tuple[Caller,
         assert uids == {won.json["uid"]}
 
 
-async def test_copies_creating_one_item_succeed_once(copies: tuple[Caller, Caller]):
+async def test_item_race_has_winner(copies: tuple[Caller, Caller]):
     await copies[0].create(version="v0")
     for version in ("v1", "v2", "v3"):
         bodies = [
@@ -114,7 +114,7 @@ async def test_copies_creating_one_item_succeed_once(copies: tuple[Caller, Calle
         assert {(await copy.get(version=version))["description"] for copy in copies} == {won.json["description"]}
 
 
-async def test_copies_updating_one_item_lose_no_change(copies: tuple[Caller, Caller]):
+async def test_update_race_loses_nothing(copies: tuple[Caller, Caller]):
     one, other = copies
     await one.create()
     changes: list[dict[str, Any]] = [
@@ -135,7 +135,7 @@ async def test_copies_updating_one_item_lose_no_change(copies: tuple[Caller, Cal
         assert item["upload_status"] == "uploading"
 
 
-async def test_copies_see_each_other_s_writes_at_once(copies: tuple[Caller, Caller]):
+async def test_writes_are_visible_at_once(copies: tuple[Caller, Caller]):
     one, other = copies
     for number in range(4):
         version = f"v{number}"
@@ -150,7 +150,7 @@ async def test_copies_see_each_other_s_writes_at_once(copies: tuple[Caller, Call
         assert (await other.ok("GET", "/bento_repositories/iris"))["n_bentos"] == number + 1
 
 
-async def test_multipart_continues_at_another_copy(copies: tuple[Caller, Caller]):
+async def test_upload_parts_span_copies(copies: tuple[Caller, Caller]):
     one, other = copies
     await one.create()
     upload_id = await one.start_multipart()
@@ -180,7 +180,7 @@ async def child(weed: Seaweed, storage: Storage) -> AsyncIterator[Child]:
             await process.wait()
 
 
-async def test_registry_killed_keeps_everything(serve: Serve, child: Child):
+async def test_killed_copy_loses_nothing(serve: Serve, child: Child):
     there = child.caller
     await there.create()
     await there.upload(b"bytes")
@@ -230,7 +230,7 @@ class Storm:
             await copy.finish(version)
 
 
-async def test_copies_racing_with_one_killed_lose_nothing(serve: Serve, child: Child, stored_files: Stored):
+async def test_kill_in_race_loses_nothing(serve: Serve, child: Child, stored_files: Stored):
     here, there = await serve(), child.caller
     await here.ok("POST", "/bento_repositories", json={"name": "iris", "description": ""})
     storm = Storm()
@@ -258,7 +258,7 @@ async def test_copies_racing_with_one_killed_lose_nothing(serve: Serve, child: C
     assert len(stored_files()) == sum([(await here.download(version)).status == 200 for version in alive])
 
 
-async def test_push_cancelled_resumes_at_another_copy(serve: Serve, home: Path, tmp_path: Path):
+async def test_cancelled_push_resumes(serve: Serve, home: Path, tmp_path: Path):
     one = await serve()
     bento = make_bento(home, files=FILES)
     halfway = asyncio.Event()

@@ -25,7 +25,7 @@ pytestmark = everywhere
 DATA = os.urandom(3_000_001)
 
 
-async def test_delete_removes_record_and_bytes(either: Caller, stored_files: Stored):
+async def test_delete_removes_bytes(either: Caller, stored_files: Stored):
     labels = [{"key": "team", "value": "a"}]
     await either.create(labels=labels)
     await either.create(version="v2")
@@ -44,7 +44,7 @@ async def test_delete_removes_record_and_bytes(either: Caller, stored_files: Sto
     assert (await either.download("v2")).body == DATA
 
 
-async def test_deleted_version_can_be_created_again(either: Caller):
+async def test_deleted_version_is_reusable(either: Caller):
     created = await either.create(labels=[{"key": "team", "value": "a"}])
     await either.upload(b"old")
     await either.ok("DELETE", f"{either.items()}/v1")
@@ -56,7 +56,7 @@ async def test_deleted_version_can_be_created_again(either: Caller):
     assert (await either.download()).body == b"new"
 
 
-async def test_delete_of_unknown_item_returns_404(either: Caller):
+async def test_delete_unknown_returns_404(either: Caller):
     await either.create()
     for item in ("iris/{}/v2", "none/{}/v1"):
         path = f"/{either.words.repositories}/{item.format(either.words.items)}"
@@ -67,7 +67,7 @@ async def test_delete_of_unknown_item_returns_404(either: Caller):
     assert (await either.list())["total"] == 1
 
 
-async def test_deleted_repository_must_be_empty(either: Caller):
+async def test_repository_must_be_empty(either: Caller):
     await either.create()
     path = f"/{either.words.repositories}/iris"
     refused = await either.api("DELETE", path)
@@ -80,7 +80,7 @@ async def test_deleted_repository_must_be_empty(either: Caller):
     await either.create()
 
 
-async def test_delete_of_a_model_in_use_names_bentos(caller: Caller):
+async def test_model_in_use_names_bentos(caller: Caller):
     models = caller.about(MODELS)
     await models.create("clf", "m1")
     for version in ("v1", "v2", "v3", "v4", "v5"):
@@ -96,7 +96,7 @@ async def test_delete_of_a_model_in_use_names_bentos(caller: Caller):
     assert (await caller.get())["models"] == []
 
 
-async def test_delete_of_a_model_succeeds_after_its_bento(caller: Caller):
+async def test_unused_model_is_deleted(caller: Caller):
     models = caller.about(MODELS)
     await models.create("clf", "m1")
     await caller.create(manifest={"models": ["clf:m1"]})
@@ -120,7 +120,7 @@ async def test_racing_deletes_succeed_once(either: Caller, stored_files: Stored)
     assert stored_files() == []
 
 
-async def test_delete_beside_create_keeps_new_bytes(caller: Caller):
+async def test_delete_race_keeps_new_bytes(caller: Caller):
     for _ in range(5):
         await caller.create()
         await caller.upload(b"old")
@@ -137,7 +137,7 @@ async def test_delete_beside_create_keeps_new_bytes(caller: Caller):
         await caller.ok("DELETE", f"{caller.items()}/v1")
 
 
-async def test_create_beside_repository_delete_is_whole(caller: Caller):
+async def test_repository_delete_is_atomic(caller: Caller):
     for _ in range(5):
         await caller.ok("POST", "/bento_repositories", json={"name": "iris", "description": ""})
         body = {"version": "v1", "description": "", "manifest": {}, "build_at": "2024-05-01 10:20:30.123456"}
@@ -150,7 +150,7 @@ async def test_create_beside_repository_delete_is_whole(caller: Caller):
 
 
 @disk_only
-async def test_delete_during_download_keeps_its_bytes(caller: Caller, stored_files: Stored):
+async def test_download_survives_delete(caller: Caller, stored_files: Stored):
     data = os.urandom(20_000_000)
     await caller.create()
     await caller.upload(data)
@@ -164,7 +164,7 @@ async def test_delete_during_download_keeps_its_bytes(caller: Caller, stored_fil
     await eventually(lambda: stored_files() == [])
 
 
-async def test_multipart_upload_of_deleted_item_ends(caller: Caller, stored_files: Stored):
+async def test_delete_ends_multipart_upload(caller: Caller, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     etag = await caller.put_part(upload_id, 1, DATA)
@@ -180,7 +180,7 @@ async def test_multipart_upload_of_deleted_item_ends(caller: Caller, stored_file
     assert stored_files() == []
 
 
-async def test_finished_upload_of_deleted_item_stays_not(caller: Caller, stored_files: Stored):
+async def test_upload_after_delete_fails(caller: Caller, stored_files: Stored):
     await caller.create()
     url = await caller.put_url()
     await caller.ok("DELETE", f"{caller.items()}/v1")
@@ -197,7 +197,7 @@ async def test_finished_upload_of_deleted_item_stays_not(caller: Caller, stored_
 
 
 @pytest.mark.parametrize("proxied", [True, False])
-async def test_upload_running_during_delete_leaves_nothing(caller: Caller, stored_files: Stored, proxied: bool):
+async def test_upload_during_delete_is_gone(caller: Caller, stored_files: Stored, proxied: bool):
     await caller.create()
     started, deleted = asyncio.Event(), asyncio.Event()
 
@@ -226,7 +226,7 @@ async def test_upload_running_during_delete_leaves_nothing(caller: Caller, store
     await eventually(lambda: stored_files() == [])
 
 
-async def test_push_during_delete_fails_clearly(caller: Caller, stored_files: Stored, home: Path):
+async def test_push_during_delete_raises(caller: Caller, stored_files: Stored, home: Path):
     make_bento(home, "svc:v1", files={"big.bin": os.urandom(12_000_000)})
     async with AsyncBentoAPI(endpoint=caller.registry.endpoint, api_token=caller.registry.api_token) as api:
         push = asyncio.create_task(api.push("svc:v1"))
@@ -240,7 +240,7 @@ async def test_push_during_delete_fails_clearly(caller: Caller, stored_files: St
 
 
 @disk_only
-async def test_delete_with_failing_disk_is_repeated_later(
+async def test_failed_delete_is_retried(
     caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     def fail(_files: DiskFiles, _key: str) -> None:

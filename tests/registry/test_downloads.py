@@ -48,7 +48,7 @@ RANGES = [
 
 
 @disk_only
-async def test_range_across_parts_returns_its_bytes(serve: Serve, words):
+async def test_range_spans_parts(serve: Serve, words):
     caller = await fill(await serve(words=words, min_part_size=0))
     url = await caller.get_url()
     for header, start, stop in RANGES:
@@ -66,7 +66,7 @@ async def simple(caller: Caller) -> Caller:
     return caller
 
 
-async def test_download_without_range_has_size_and_etag(simple: Caller):
+async def test_full_get_has_size_and_etag(simple: Caller):
     got = await simple.bare("GET", await simple.get_url())
     assert (got.status, got.body) == (200, DATA)
     assert got.headers["Content-Length"] == str(SIZE)
@@ -76,7 +76,7 @@ async def test_download_without_range_has_size_and_etag(simple: Caller):
 
 
 @pytest.mark.parametrize("header", [f"bytes={SIZE}-", f"bytes={SIZE + 5}-{SIZE + 9}", "bytes=-0"])
-async def test_range_beyond_the_end_returns_416(simple: Caller, header: str):
+async def test_range_past_end_returns_416(simple: Caller, header: str):
     got = await simple.bare("GET", await simple.get_url(), headers={"Range": header})
     assert got.status == 416
     assert b"<Code>InvalidRange</Code>" in got.body
@@ -85,18 +85,18 @@ async def test_range_beyond_the_end_returns_416(simple: Caller, header: str):
 
 @pytest.mark.parametrize("header", ["bytes=0-1,5-6", "bytes=5-1", "bytes=-", "bytes=x-", "items=0-1", ""])
 @disk_only
-async def test_range_with_invalid_syntax_is_ignored(simple: Caller, header: str):
+async def test_invalid_range_is_ignored(simple: Caller, header: str):
     got = await simple.bare("GET", await simple.get_url(), headers={"Range": header})
     assert (got.status, got.body) == (200, DATA)
 
 
-def test_range_of_empty_object_returns_416():
+def test_range_of_empty_returns_416():
     assert parse_range(None, 0) is None
     with pytest.raises(StorageError):
         parse_range("bytes=0-", 0)
 
 
-async def test_if_match_compares_the_etag(simple: Caller):
+async def test_if_match_compares_etag(simple: Caller):
     url = await simple.get_url()
     etag = (await simple.bare("GET", url)).headers["ETag"]
     for header in (etag, f'"other", {etag}', "*"):
@@ -106,7 +106,7 @@ async def test_if_match_compares_the_etag(simple: Caller):
     assert b"<Code>PreconditionFailed</Code>" in got.body
 
 
-async def test_presigned_get_before_upload_returns_404(caller: Caller):
+async def test_url_before_upload_is_404(caller: Caller):
     await caller.create()
     for status in ("failed", "success"):
         response = await caller.api("PATCH", f"{caller.items()}/v1/presign_download_url")
@@ -115,7 +115,7 @@ async def test_presigned_get_before_upload_returns_404(caller: Caller):
         await caller.finish(status=status)
 
 
-async def test_proxied_download_has_length_etag_and_ranges(simple: Caller):
+async def test_proxied_download_has_ranges(simple: Caller):
     path = f"{simple.items()}/v1/download"
     whole = await simple.api("GET", path)
     assert (whole.status, whole.body, whole.headers["Content-Length"]) == (200, DATA, str(SIZE))
@@ -130,7 +130,7 @@ async def test_proxied_download_has_length_etag_and_ranges(simple: Caller):
     assert (await simple.api("GET", path, headers={"If-Match": '"other"'})).status == 412
 
 
-async def test_proxied_download_by_http_1_0_is_whole(simple: Caller):
+async def test_http_1_0_download_is_whole(simple: Caller):
     url = urlsplit(simple.registry.endpoint)
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     path = f"/api/v1{simple.items()}/v1/download"
@@ -143,7 +143,7 @@ async def test_proxied_download_by_http_1_0_is_whole(simple: Caller):
 
 
 @disk_only
-async def test_download_during_replacement_keeps_the_old_bytes(caller: Caller, stored_files: Stored):
+async def test_replace_keeps_open_download(caller: Caller, stored_files: Stored):
     old = os.urandom(24 * 2**20)
     await caller.create()
     await caller.bare("PUT", await caller.put_url(), data=_stream(old), headers={"Content-Length": str(len(old))})
@@ -158,9 +158,7 @@ async def test_download_during_replacement_keeps_the_old_bytes(caller: Caller, s
     assert len(stored_files()) == 1
 
 
-async def test_download_cut_by_client_releases_the_object(
-    caller: Caller, stored_files: Stored, caplog: pytest.LogCaptureFixture
-):
+async def test_client_abort_releases_blob(caller: Caller, stored_files: Stored, caplog: pytest.LogCaptureFixture):
     large = os.urandom(24 * 2**20)
     await caller.create()
     await caller.upload(_stream(large))
@@ -183,7 +181,7 @@ async def _stream(data: bytes):
 
 
 @disk_only
-async def test_download_of_truncated_part_breaks_the_connection(simple: Caller, tmp_path, stored_files):
+async def test_truncated_part_disconnects(simple: Caller, tmp_path, stored_files):
     (part,) = stored_files()
     os.truncate(tmp_path / "registry" / "blobs" / part, SIZE - 10)
     with pytest.raises(aiohttp.ClientPayloadError):
@@ -210,25 +208,25 @@ async def denied(caller: Caller, method: str, url: str, **kwargs) -> bool:
 
 
 @pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE"])
-async def test_presigned_get_rejects_other_methods(simple: Caller, method: str):
+async def test_get_url_allows_get_only(simple: Caller, method: str):
     assert await denied(simple, method, await simple.get_url())
     assert (await simple.download()).body == DATA
 
 
-async def test_presigned_put_rejects_other_methods(simple: Caller):
+async def test_put_url_allows_put_only(simple: Caller):
     for method in ("GET", "HEAD", "DELETE"):
         assert await denied(simple, method, await simple.put_url()), method
 
 
 @disk_only
-async def test_presigned_url_rejects_unsupported_methods(simple: Caller):
+async def test_url_rejects_other_methods(simple: Caller):
     for url in (await simple.get_url(), await simple.put_url()):
         for method in ("POST", "OPTIONS", "PATCH"):
             assert await denied(simple, method, url), method
 
 
 @disk_only
-async def test_presigned_url_with_changed_field_is_denied(simple: Caller):
+async def test_changed_url_is_denied(simple: Caller):
     await simple.create(version="v2")
     await simple.upload(b"two", "v2")
     upload_id = await simple.start_multipart()
@@ -263,7 +261,7 @@ async def test_presigned_url_expires(serve: Serve):
     assert (await caller.download()).body == DATA
 
 
-async def test_presigned_url_survives_restart(serve: Serve):
+async def test_url_survives_restart(serve: Serve):
     caller = await serve()
     await caller.create()
     await caller.upload(DATA)
@@ -274,14 +272,14 @@ async def test_presigned_url_survives_restart(serve: Serve):
 
 
 @disk_only
-async def test_presigned_url_uses_the_request_host(simple: Caller):
+async def test_url_uses_request_host(simple: Caller):
     path = f"{simple.items()}/v1/presign_download_url"
     item = await simple.ok("PATCH", path, headers={"Host": "forwarded.example:1234"})
     assert item["presigned_download_url"].startswith("http://forwarded.example:1234/blobs/")
 
 
 @disk_only
-async def test_presigned_url_uses_public_url(serve: Serve):
+async def test_url_uses_public_url(serve: Serve):
     caller = await serve(public_url="https://registry.example/prefix/")
     await caller.create()
     assert (await caller.put_url()).startswith("https://registry.example/prefix/blobs/bentos/iris/v1/")

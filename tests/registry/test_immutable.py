@@ -44,9 +44,7 @@ async def complete(serve: Serve) -> Caller:
         ("PUT", "/upload", None),
     ],
 )
-async def test_change_of_complete_version_returns_409(
-    complete: Caller, method: str, path: str, body: dict[str, object] | None
-):
+async def test_change_returns_409(complete: Caller, method: str, path: str, body: dict[str, object] | None):
     response = await complete.api(method, f"{complete.items()}/v1{path}", json=body)
     assert (response.status, response.json) == (409, {"error": REFUSED})
     item = await complete.get()
@@ -58,7 +56,7 @@ async def test_change_of_complete_version_returns_409(
     assert (await complete.download()).body == DATA
 
 
-async def test_complete_version_accepts_what_changes_no_bytes(complete: Caller):
+async def test_metadata_change_is_accepted(complete: Caller):
     changes = {"manifest": {"size_bytes": 7}, "description": "read me", "labels": [{"key": "k", "value": "v"}]}
     await complete.ok("PATCH", f"{complete.items()}/v1", json=changes)
     await complete.finish()  # the response to the first call may have been lost
@@ -68,7 +66,7 @@ async def test_complete_version_accepts_what_changes_no_bytes(complete: Caller):
     assert (await complete.upload(b"again")).status == 200
 
 
-async def test_failed_version_can_be_pushed_again(serve: Serve):
+async def test_failed_version_takes_upload(serve: Serve):
     caller = await serve(immutable=True)
     await caller.create()
     await caller.finish(status="failed")
@@ -76,7 +74,7 @@ async def test_failed_version_can_be_pushed_again(serve: Serve):
 
 
 @pytest.mark.parametrize("way", ["proxy", "parts"])
-async def test_racing_first_uploads_have_one_winner(serve: Serve, way: str):
+async def test_upload_race_has_one_winner(serve: Serve, way: str):
     caller = await serve(immutable=True)
     await caller.create()
     bodies = [bytes([number]) * 50_000 for number in range(5)]
@@ -104,7 +102,7 @@ async def test_racing_first_uploads_have_one_winner(serve: Serve, way: str):
     assert (await caller.download()).body == first
 
 
-async def test_forced_push_fails_clearly(serve: Serve, home: Path):
+async def test_forced_push_raises(serve: Serve, home: Path):
     caller = await serve(immutable=True)
     bento = make_bento(home, "iris:v1", files={"weights": DATA})
     endpoint, token = caller.registry.endpoint, caller.registry.api_token

@@ -43,7 +43,7 @@ async def push_in_parts(caller: Caller, *parts: bytes, version: str = "v1") -> N
 # Checksums
 
 
-async def test_checksums_have_size_and_md5_of_each_part(either: Caller):
+async def test_checksums_have_md5_per_part(either: Caller):
     await either.create()
     assert (await either.get())["checksums"] is None
     await push_in_parts(either, PART, DATA)
@@ -59,7 +59,7 @@ async def test_checksums_have_size_and_md5_of_each_part(either: Caller):
 
 
 @pytest.mark.parametrize("way", ["proxy", "presigned_put"])
-async def test_checksums_of_one_body_are_its_md5(caller: Caller, way: str):
+async def test_checksum_of_one_body_is_md5(caller: Caller, way: str):
     await caller.create()
     if way == "proxy":
         await caller.upload(DATA)
@@ -73,7 +73,7 @@ async def test_checksums_of_one_body_are_its_md5(caller: Caller, way: str):
 # What becomes the bytes of an item
 
 
-async def test_finish_as_failed_keeps_old_bytes(caller: Caller):
+async def test_failed_upload_keeps_bytes(caller: Caller):
     await caller.create()
     await caller.upload(b"old")
     upload_id = await caller.start_multipart()
@@ -85,7 +85,7 @@ async def test_finish_as_failed_keeps_old_bytes(caller: Caller):
     assert (await caller.download()).body == b"new"
 
 
-async def test_presigned_get_serves_the_bytes_it_was_signed_for(caller: Caller):
+async def test_download_url_keeps_bytes(caller: Caller):
     await caller.create()
     await caller.upload(b"old")
     url = await caller.get_url()
@@ -98,7 +98,7 @@ async def test_presigned_get_serves_the_bytes_it_was_signed_for(caller: Caller):
     assert (await caller.download()).body == b"new"
 
 
-async def test_replaced_bytes_stay_as_long_as_their_urls(serve: Serve, stored_files: Stored):
+async def test_replaced_bytes_outlive_urls(serve: Serve, stored_files: Stored):
     caller = await serve(url_expiry=7200)
     await caller.create()
     await caller.upload(b"old")
@@ -110,7 +110,7 @@ async def test_replaced_bytes_stay_as_long_as_their_urls(serve: Serve, stored_fi
 
 
 @disk_only
-async def test_presigned_put_ends_with_its_push(caller: Caller, stored_files: Stored):
+async def test_upload_url_ends_at_finish(caller: Caller, stored_files: Stored):
     await caller.create()
     older, used = await caller.put_url(), await caller.put_url()
     for url, body in ((older, b"older"), (used, DATA)):
@@ -126,7 +126,7 @@ async def test_presigned_put_ends_with_its_push(caller: Caller, stored_files: St
     assert len(stored_files()) == 1
 
 
-async def test_finish_leaves_the_put_of_another_push_open(caller: Caller):
+async def test_other_upload_url_stays_open(caller: Caller):
     await caller.create()
     other, mine = await caller.put_url(), await caller.put_url()
     await caller.bare("PUT", mine, data=b"mine")
@@ -137,7 +137,7 @@ async def test_finish_leaves_the_put_of_another_push_open(caller: Caller):
     assert (await caller.download()).body == b"other"
 
 
-async def test_finish_leaves_uploads_in_parts_open(caller: Caller):
+async def test_multipart_upload_stays_open(caller: Caller):
     await caller.create()
     upload_id = await caller.start_multipart()
     first = await caller.put_part(upload_id, 1, PART)
@@ -149,7 +149,7 @@ async def test_finish_leaves_uploads_in_parts_open(caller: Caller):
 
 
 @disk_only
-async def test_presigned_urls_end_with_the_signing_key(caller: Caller, tmp_path: Path):
+async def test_lost_key_invalidates_urls(caller: Caller, tmp_path: Path):
     await caller.create()
     await caller.upload(DATA)
     get, put = await caller.get_url(), await caller.put_url()
@@ -163,7 +163,7 @@ async def test_presigned_urls_end_with_the_signing_key(caller: Caller, tmp_path:
 
 
 @disk_only
-async def test_part_sent_again_replaces_the_older_body(caller: Caller, stored_files: Stored):
+async def test_part_upload_again_replaces(caller: Caller, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     url = await caller.part_url(upload_id, 1)
@@ -175,9 +175,7 @@ async def test_part_sent_again_replaces_the_older_body(caller: Caller, stored_fi
 # Cleanup of what no record names
 
 
-async def test_bytes_without_a_record_are_removed_after_a_day(
-    caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch
-):
+async def test_orphaned_bytes_are_removed(caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch):
     await caller.create()
     await caller.upload(DATA)
     await caller.create(version="v2")
@@ -195,7 +193,7 @@ async def test_bytes_without_a_record_are_removed_after_a_day(
     assert (await caller.download()).body == DATA
 
 
-async def test_bytes_of_a_lost_database_are_kept(
+async def test_lost_database_keeps_bytes(
     caller: Caller, stored_files: Stored, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     await caller.create()
@@ -246,7 +244,7 @@ async def test_check_names_damaged_items(
 
 
 @disk_only
-async def test_check_prints_lines_for_people(caller: Caller, tmp_path: Path, stored_files: Stored):
+async def test_check_prints_text(caller: Caller, tmp_path: Path, stored_files: Stored):
     root = tmp_path / "registry"
     await caller.create()
     await caller.upload(DATA)
@@ -261,7 +259,7 @@ async def test_check_prints_lines_for_people(caller: Caller, tmp_path: Path, sto
     assert "1 damaged. Push these again with --force, or restore them from a backup." in result.stderr
 
 
-def test_check_of_no_registry_creates_nothing(tmp_path: Path):
+def test_check_creates_no_registry(tmp_path: Path):
     result = make_runner().invoke(main, ["registry", "check", "--root", str(tmp_path / "none")])
     assert result.exit_code == 2
     assert "it holds no registry" in result.stderr
@@ -302,7 +300,7 @@ async def old_registry(caller: Caller, root: Path, stored_files: Stored) -> None
 
 
 @disk_only
-async def test_old_directory_is_adopted_with_its_checksums(caller: Caller, tmp_path: Path, stored_files: Stored):
+async def test_old_layout_is_migrated(caller: Caller, tmp_path: Path, stored_files: Stored):
     root = tmp_path / "registry"
     before = [PART + DATA, b"two"]
     await old_registry(caller, root, stored_files)
@@ -320,7 +318,7 @@ async def test_old_directory_is_adopted_with_its_checksums(caller: Caller, tmp_p
 
 
 @disk_only
-async def test_old_directory_with_damaged_file_starts(
+async def test_damaged_old_layout_starts(
     caller: Caller, tmp_path: Path, stored_files: Stored, caplog: pytest.LogCaptureFixture
 ):
     root = tmp_path / "registry"
@@ -339,7 +337,7 @@ async def test_old_directory_with_damaged_file_starts(
 
 
 @disk_only
-async def test_start_without_blobs_deletes_nothing(caller: Caller, tmp_path: Path, stored_files: Stored):
+async def test_start_without_blobs_is_safe(caller: Caller, tmp_path: Path, stored_files: Stored):
     await caller.create()
     await caller.upload(DATA)
     await caller.registry.close()
@@ -357,7 +355,7 @@ async def test_start_without_blobs_deletes_nothing(caller: Caller, tmp_path: Pat
 
 
 @disk_only
-async def test_files_of_killed_processes_are_removed(caller: Caller, tmp_path: Path, stored_files: Stored):
+async def test_stale_files_are_removed(caller: Caller, tmp_path: Path, stored_files: Stored):
     await caller.create()
     await caller.upload(DATA)
     (name,) = stored_files()
@@ -374,7 +372,7 @@ async def test_files_of_killed_processes_are_removed(caller: Caller, tmp_path: P
 # A whole pull
 
 
-async def test_pull_beside_forced_push_gets_one_version(caller: Caller, home: Path, tmp_path: Path):
+async def test_pull_during_push_is_atomic(caller: Caller, home: Path, tmp_path: Path):
     endpoint, token = caller.registry.endpoint, caller.registry.api_token
     bento = make_bento(home, "svc:v1", files={"weights.bin": os.urandom(12_000_000)})
     old = contents(bento)

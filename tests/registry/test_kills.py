@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-async def test_registry_killed_under_load_loses_nothing(tmp_path: Path) -> None:
+async def test_kill_loses_nothing(tmp_path: Path) -> None:
     storm = await play(tmp_path, kills=2, seed=1)
     assert storm.complaints == []
     assert storm.n_pushes + storm.n_pulls >= 2

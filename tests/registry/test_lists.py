@@ -31,14 +31,14 @@ async def test_list_sorts_by_newest_build(either: Caller):
     assert tags(await either.list(either.items())) == ["iris:c", "iris:b", "iris:a"]
 
 
-async def test_list_of_repository_has_its_items_only(either: Caller):
+async def test_repository_lists_own_items(either: Caller):
     await either.create("iris", "v1")
     await either.create("rose", "v1")
     page = await either.list(either.items("rose"))
     assert (tags(page), page["total"]) == (["rose:v1"], 1)
 
 
-async def test_paging_covers_each_item_once(either: Caller):
+async def test_paging_returns_items_once(either: Caller):
     # With equal build times, only a stable order keeps an item from being on two pages.
     for number in range(7):
         await either.create(version=f"v{number}")
@@ -52,7 +52,7 @@ async def test_paging_covers_each_item_once(either: Caller):
     assert [tag for page in pages for tag in tags(page)] == [f"iris:v{number}" for number in reversed(range(7))]
 
 
-async def test_paging_without_count_returns_all_items(caller: Caller):
+async def test_paging_without_count_is_full(caller: Caller):
     for number in range(25):
         await caller.create(version=f"v{number}")
     for query in ({}, {"count": 0}):
@@ -60,15 +60,15 @@ async def test_paging_without_count_returns_all_items(caller: Caller):
         assert (len(page["items"]), page["total"], page["count"]) == (25, 25, 0)
 
 
-async def test_list_of_empty_registry_is_empty(either: Caller):
+async def test_paging_of_empty_registry(either: Caller):
     assert await either.list() == {"start": 0, "count": 0, "total": 0, "items": []}
 
 
-async def test_list_of_unknown_repository_returns_404(either: Caller):
+async def test_unknown_repository_is_404(either: Caller):
     assert (await either.api("GET", either.items("none"))).status == 404
 
 
-async def test_paging_with_invalid_number_returns_400(caller: Caller):
+async def test_invalid_paging_returns_400(caller: Caller):
     for query in ("start=-1", "count=-1", "start=x", "count=1.5", "count=1e3", "start=99999999999999999999"):
         response = await caller.api("GET", f"/bentos?{query}")
         assert (response.status, list(response.json)) == (400, ["error"]), query
@@ -137,13 +137,13 @@ async def test_list_query_finds_items(garden: Caller):
         assert page["total"] == (2 if "count" in query else len(expected)), query
 
 
-async def test_list_sorts_invalid_sizes_as_zero(caller: Caller):
+async def test_invalid_sizes_sort_as_zero(caller: Caller):
     for number, size in enumerate([2**63, -1, "7", None, 1.5, True, [1]]):
         await caller.create(version=f"v{number}", manifest={"size_bytes": size})
     assert (await caller.list(q="sort:size-asc"))["total"] == 7
 
 
-def test_query_is_parsed():
+def test_query_with_paging_is_parsed():
     query = parse_list_query(
         {"start": "2", "count": "3", "search": "s", "q": " a  label:k=v=w,l -label:m sort:size-asc b "}
     )
@@ -160,10 +160,10 @@ def test_query_is_parsed():
 
 
 @pytest.mark.parametrize("q", ["", "sort:", "sort:size", "sort:size-up", "label:", "label:,", "in:", ":x", "x:y"])
-def test_query_with_unknown_terms_ignores_them(q: str):
+def test_unknown_terms_are_ignored(q: str):
     assert parse_list_query({"q": q}) == ListQuery()
 
 
-def test_paging_with_non_ascii_digits_is_rejected():
+def test_paging_needs_ascii_digits():
     with pytest.raises(BadRequestError):
         parse_list_query({"start": "٣"})

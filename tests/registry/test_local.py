@@ -44,7 +44,7 @@ asyncio.run(main())
 """
 
 
-async def test_registry_restart_keeps_everything(either: Caller):
+async def test_restart_keeps_everything(either: Caller):
     manifest, labels = {"models": [], "x": 1}, [{"key": "k", "value": "v"}]
     await either.create(manifest=manifest, labels=labels)
     await either.upload(b"bytes")
@@ -57,7 +57,7 @@ async def test_registry_restart_keeps_everything(either: Caller):
 
 
 @disk_only
-async def test_registry_killed_keeps_everything(serve: Serve, tmp_path: Path):
+async def test_kill_keeps_everything(serve: Serve, tmp_path: Path):
     root = tmp_path / "registry"
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", CHILD, str(root), stdout=asyncio.subprocess.PIPE)
     try:
@@ -89,7 +89,7 @@ async def test_registry_killed_keeps_everything(serve: Serve, tmp_path: Path):
 
 
 @disk_only
-async def test_directory_in_use_is_rejected(caller: Caller, tmp_path: Path):
+async def test_directory_lock_is_exclusive(caller: Caller, tmp_path: Path):
     with pytest.raises(ConfigError, match="another registry is using it"):
         await LocalRegistry(tmp_path / "registry").start()
     await caller.registry.close()
@@ -97,7 +97,7 @@ async def test_directory_in_use_is_rejected(caller: Caller, tmp_path: Path):
         pass
 
 
-async def test_two_registries_in_one_loop_are_separate(serve: Serve, tmp_path: Path):
+async def test_two_registries_are_separate(serve: Serve, tmp_path: Path):
     one, two = await serve("one"), await serve("two")
     await one.create("only-here")
     assert (one.registry.endpoint, one.registry.api_token) != (two.registry.endpoint, two.registry.api_token)
@@ -106,7 +106,7 @@ async def test_two_registries_in_one_loop_are_separate(serve: Serve, tmp_path: P
 
 
 @pytest.mark.posix("/proc")
-async def test_close_leaves_no_task_thread_or_socket(tmp_path: Path):
+async def test_close_leaves_no_resources(tmp_path: Path):
     def sockets() -> int:
         return sum(handle.is_symlink() for handle in Path("/proc/self/fd").iterdir())
 
@@ -138,7 +138,7 @@ def sockets_in_use() -> int:
 
 @pytest.mark.posix("/proc")
 @pytest.mark.parametrize("steps", range(5))
-async def test_close_while_connections_arrive_closes_all(tmp_path: Path, steps: int):
+async def test_close_ends_new_connections(tmp_path: Path, steps: int):
     before = sockets_in_use()
     async with LocalRegistry(tmp_path, grace=0.1) as registry:
         port = urlsplit(registry.endpoint).port
@@ -151,7 +151,7 @@ async def test_close_while_connections_arrive_closes_all(tmp_path: Path, steps: 
 
 
 @pytest.mark.posix("/proc")
-async def test_close_closes_connection_of_client_that_never_reads(caller: Caller):
+async def test_close_drops_stalled_client(caller: Caller):
     await caller.create()
     await caller.upload(bytes(24 * 2**20))  # more than the sockets hold
     url = urlsplit(f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/download")
@@ -165,7 +165,7 @@ async def test_close_closes_connection_of_client_that_never_reads(caller: Caller
 
 
 @pytest.mark.parametrize("way", ["upload", "put_url", "download"])
-async def test_close_cuts_hanging_transfers(caller: Caller, stored_files: Stored, way: str):
+async def test_close_cancels_transfers(caller: Caller, stored_files: Stored, way: str):
     await caller.create()
     await caller.upload(bytes(24 * 2**20))  # more than the sockets hold
     files = stored_files()
@@ -191,7 +191,7 @@ async def test_close_cuts_hanging_transfers(caller: Caller, stored_files: Stored
 
 @pytest.mark.parametrize("grace", [0, 0.05])
 @disk_only
-async def test_close_waits_for_clean_up_of_cut_transfers(
+async def test_close_waits_for_cleanup(
     serve: Serve, stored_files: Stored, monkeypatch: pytest.MonkeyPatch, grace: float
 ):
     discard = StagedFile.discard
@@ -219,7 +219,7 @@ async def test_close_twice_is_harmless(caller: Caller):
     await caller.registry.close()
 
 
-def test_blocking_registry_runs_in_its_own_thread(tmp_path: Path):
+def test_blocking_use_has_own_thread(tmp_path: Path):
     threads = {*threading.enumerate()}
     with (
         LocalRegistry(tmp_path) as registry,
@@ -243,14 +243,14 @@ async def test_start_twice_raises(caller: Caller):
         await caller.registry.start()
 
 
-async def test_endpoint_before_start_raises(tmp_path: Path):
+async def test_unstarted_endpoint_raises(tmp_path: Path):
     registry = LocalRegistry(tmp_path)
     for name in ("endpoint", "api_token"):
         with pytest.raises(ConfigError, match="not running"):
             getattr(registry, name)
 
 
-async def test_start_on_used_port_raises_and_unlocks_directory(caller: Caller, tmp_path: Path):
+async def test_start_on_used_port_unlocks(caller: Caller, tmp_path: Path):
     port = urlsplit(caller.registry.endpoint).port
     with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
         await LocalRegistry(tmp_path / "other", port=port).start()
@@ -258,19 +258,19 @@ async def test_start_on_used_port_raises_and_unlocks_directory(caller: Caller, t
         pass
 
 
-async def test_start_in_unusable_directory_raises(tmp_path: Path):
+async def test_unusable_directory_raises(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot use"):
         await LocalRegistry(tmp_path / "file" / "below").start()
 
 
-async def test_start_with_invalid_database_raises(tmp_path: Path):
+async def test_invalid_database_raises(tmp_path: Path):
     (tmp_path / "registry.sqlite3").write_text("no database at all, but long enough to be taken for one" * 100)
     with pytest.raises(ConfigError, match="cannot open"):
         await LocalRegistry(tmp_path).start()
 
 
-async def test_start_with_newer_database_raises(tmp_path: Path):
+async def test_newer_database_raises(tmp_path: Path):
     async with LocalRegistry(tmp_path):
         pass
     with closing(sqlite3.connect(tmp_path / "registry.sqlite3")) as connection:
@@ -285,14 +285,14 @@ async def test_start_with_newer_database_raises(tmp_path: Path):
 
 @disk_only
 @pytest.mark.posix("file modes")
-async def test_secrets_are_readable_by_owner_only(caller: Caller, tmp_path: Path):
+async def test_secrets_are_private(caller: Caller, tmp_path: Path):
     root = tmp_path / "registry"
     assert {(root / name).stat().st_mode & 0o777 for name in ("api_token", "signing_key")} == {0o600}
     assert root.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.posix("file modes")
-async def test_directory_of_others_hides_files(tmp_path: Path):
+async def test_open_directory_hides_files(tmp_path: Path):
     root = tmp_path / "registry"
     root.mkdir(mode=0o755)
     (root / "blobs").mkdir(mode=0o755)
@@ -303,7 +303,7 @@ async def test_directory_of_others_hides_files(tmp_path: Path):
 
 
 @disk_only
-async def test_secret_lost_is_created_again(caller: Caller, tmp_path: Path):
+async def test_lost_token_is_replaced(caller: Caller, tmp_path: Path):
     lost = caller.registry.api_token
     await caller.registry.close()
     (tmp_path / "registry" / "api_token").write_text("\n")
@@ -314,14 +314,14 @@ async def test_secret_lost_is_created_again(caller: Caller, tmp_path: Path):
 
 @disk_only
 @pytest.mark.posix("file modes")
-async def test_secret_readable_by_others_is_protected(caller: Caller, tmp_path: Path):
+async def test_readable_token_is_protected(caller: Caller, tmp_path: Path):
     await caller.registry.close()
     (tmp_path / "registry" / "api_token").chmod(0o644)
     await caller.registry.start()
     assert (tmp_path / "registry" / "api_token").stat().st_mode & 0o777 == 0o600
 
 
-async def test_token_argument_is_used_and_not_stored(serve: Serve, tmp_path: Path):
+async def test_given_token_is_not_stored(serve: Serve, tmp_path: Path):
     caller = await serve(api_token="my-token")
     assert caller.registry.api_token == "my-token"
     assert (await caller.api("GET", "/auth/current")).status == 200
@@ -339,7 +339,7 @@ async def test_token_not_ascii_returns_403(caller: Caller):
 
 
 @disk_only
-async def test_access_log_has_path_and_no_secret(serve: Serve, caplog: pytest.LogCaptureFixture):
+async def test_access_log_hides_secrets(serve: Serve, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
     caller = await serve(access_log=logging.getLogger("access"))
     await caller.create()
@@ -350,7 +350,7 @@ async def test_access_log_has_path_and_no_secret(serve: Serve, caplog: pytest.Lo
     assert caller.registry.api_token not in caplog.text
 
 
-async def test_access_log_is_off_by_default(caller: Caller, caplog: pytest.LogCaptureFixture):
+async def test_access_log_defaults_to_off(caller: Caller, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
     await caller.create()
     await caller.api("GET", "/nowhere")
@@ -372,9 +372,7 @@ async def test_access_log_is_off_by_default(caller: Caller, caplog: pytest.LogCa
         ({"transmission": "proxy", "presign": False}, "proxy", False),
     ],
 )
-async def test_transmission_sets_strategy_and_presigning(
-    serve: Serve, options: dict[str, Any], strategy: str | None, presigned: bool
-):
+async def test_transmission_sets_strategy(serve: Serve, options: dict[str, Any], strategy: str | None, presigned: bool):
     caller = await serve(**options)
     await caller.create()
     assert (await caller.get())["transmission_strategy"] == strategy
@@ -383,7 +381,7 @@ async def test_transmission_sets_strategy_and_presigning(
     assert bool(await caller.get_url()) == presigned
 
 
-async def test_transmission_per_repository_overrides_default(serve: Serve):
+async def test_transmission_per_repository(serve: Serve):
     caller = await serve(transmission="proxy", strategies={"iris": "presigned_url", "rose": None})
     for name in ("iris", "rose", "oak"):
         await caller.create(name)
@@ -416,11 +414,11 @@ def test_invalid_argument_raises(tmp_path: Path, options: dict[str, Any]):
 @pytest.mark.parametrize(
     ("host", "reachable"), [("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]"), ("localhost", "localhost")]
 )
-def test_endpoint_is_a_reachable_url(host: str, reachable: str):
+def test_endpoint_is_reachable_url(host: str, reachable: str):
     assert _endpoint(host, 3000) == f"http://{reachable}:3000"
 
 
-async def test_host_is_the_only_address_listened_on(tmp_path):
+async def test_only_host_is_listened_on(tmp_path):
     async with LocalRegistry(tmp_path, host="127.0.0.2") as registry:
         parts = urlsplit(registry.endpoint)
         assert parts.hostname == "127.0.0.2"
@@ -431,7 +429,7 @@ async def test_host_is_the_only_address_listened_on(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bentos", "models", ".yatai.yaml"])
-async def test_registry_in_a_local_store_is_refused(tmp_path: Path, name: str):
+async def test_local_store_is_refused(tmp_path: Path, name: str):
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=f"cannot use .*: its {name} belongs to a local store of BentoML"):
         async with LocalRegistry(tmp_path):

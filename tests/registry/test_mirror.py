@@ -195,7 +195,7 @@ def is_once(upstream: FaultProxy, size: int) -> bool:
     return [start for start, _ in bounds] == ends[:-1] and ends[-2] < size <= ends[-1]
 
 
-async def test_mirror_fetches_once_for_many_pulls(
+async def test_many_pulls_fetch_once(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, make_api: MakeApi, ask: Caller
 ):
     source = await push_model(publisher, tmp_path, "mod:m1", 20 * MiB)
@@ -221,7 +221,7 @@ async def test_mirror_fetches_once_for_many_pulls(
     assert is_once(upstream, size)
 
 
-async def test_mirror_fetches_once_if_a_fetch_ends_meanwhile(
+async def test_late_request_fetches_once(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, monkeypatch: pytest.MonkeyPatch
 ):
     """A request that looked for the bytes before they were stored finds them, and fetches nothing."""
@@ -245,7 +245,7 @@ async def test_mirror_fetches_once_if_a_fetch_ends_meanwhile(
     assert len(fetched_ranges(upstream)) == 1
 
 
-async def test_mirror_streams_what_has_arrived(
+async def test_fetch_streams_arrived_bytes(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, switch: Switch, ask: Caller
 ):
     await push_model(publisher, tmp_path, "mod:m1", 4 * MiB)
@@ -270,7 +270,7 @@ async def test_mirror_streams_what_has_arrived(
     assert is_once(upstream, size)
 
 
-async def test_mirror_resumes_a_fetch_after_the_upstream_died(
+async def test_fetch_resumes_after_outage(
     tmp_path: Path,
     upstream: FaultProxy,
     publisher: AsyncBentoAPI,
@@ -302,7 +302,7 @@ async def test_mirror_resumes_a_fetch_after_the_upstream_died(
     assert "upstream-secret" not in caplog.text
 
 
-async def test_mirror_fetches_damaged_bytes_again(
+async def test_damaged_bytes_are_refetched(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
 ):
     source = await push_model(publisher, tmp_path, "mod:m1", 4 * MiB)
@@ -324,7 +324,7 @@ async def test_mirror_fetches_damaged_bytes_again(
     assert len(fetched_ranges(upstream)) > len({*fetched_ranges(upstream)})
 
 
-async def test_mirror_does_not_wait_for_a_silent_upstream(
+async def test_silent_upstream_times_out(
     start_mirror: StartMirror, session: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("async_bento.registry.mirror.upstream._ANSWER_TIMEOUT", 0.5)
@@ -335,7 +335,7 @@ async def test_mirror_does_not_wait_for_a_silent_upstream(
     assert answer.headers["Cache-Status"] == "async-bento; hit; detail=upstream-down"
 
 
-async def test_mirror_removes_what_a_killed_mirror_was_fetching(tmp_path: Path, start_mirror: StartMirror):
+async def test_start_removes_stale_fetches(tmp_path: Path, start_mirror: StartMirror):
     left = tmp_path / "mirror" / "blobs" / "models" / "mod" / "m1" / "3f9c"
     left.mkdir(parents=True)
     for name in ("upload", ".5d41"):
@@ -344,7 +344,7 @@ async def test_mirror_removes_what_a_killed_mirror_was_fetching(tmp_path: Path, 
     assert not left.exists()
 
 
-async def test_mirror_fetches_lost_bytes_again(tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller):
+async def test_lost_bytes_are_refetched(tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller):
     await push_model(publisher, tmp_path, "mod:m1", 1000)
     await eventually(lambda: is_hit(ask, "m1"))
     shutil.rmtree(tmp_path / "mirror" / "blobs" / "models")
@@ -352,7 +352,7 @@ async def test_mirror_fetches_lost_bytes_again(tmp_path: Path, publisher: AsyncB
     await eventually(lambda: is_hit(ask, "m1"))
 
 
-async def test_mirror_serves_what_it_cannot_store(
+async def test_unstorable_bytes_are_served(
     tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, monkeypatch: pytest.MonkeyPatch
 ):
     await push_model(publisher, tmp_path, "mod:m1", 1000)
@@ -368,13 +368,13 @@ async def test_mirror_serves_what_it_cannot_store(
     await eventually(lambda: is_hit(ask, "m1"))
 
 
-async def test_mirror_of_itself_is_refused(start_mirror: StartMirror):
+async def test_own_upstream_is_refused(start_mirror: StartMirror):
     (port,) = free_ports(1)
     with pytest.raises(ConfigError, match="a mirror cannot be its own upstream"):
         await start_mirror(port=port, upstream=f"http://127.0.0.1:{port}")
 
 
-async def test_mirror_finishes_a_fetch_whose_first_client_hung_up(
+async def test_fetch_outlives_first_client(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, switch: Switch, ask: Caller
 ):
     await push_model(publisher, tmp_path, "mod:m1", 4 * MiB)
@@ -390,7 +390,7 @@ async def test_mirror_finishes_a_fetch_whose_first_client_hung_up(
     assert is_once(upstream, len(body))
 
 
-async def test_mirror_serves_what_it_has_while_the_upstream_is_down(
+async def test_outage_serves_cached_items(
     tmp_path: Path,
     publisher: AsyncBentoAPI,
     switch: Switch,
@@ -435,9 +435,7 @@ async def test_mirror_serves_what_it_has_while_the_upstream_is_down(
     ]
 
 
-async def test_mirror_fetches_a_version_that_was_pushed_again(
-    tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
-):
+async def test_repushed_version_is_fetched(tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi):
     await push_model(publisher, tmp_path, "mod:m1", 1000)
     old = await make_api(ask.registry, "first").models.pull("mod:m1")
     source = await push_model(publisher, tmp_path, "mod:m1", 1000, seed=1)
@@ -447,9 +445,7 @@ async def test_mirror_fetches_a_version_that_was_pushed_again(
     await eventually(lambda: is_hit(ask, "m1"))
 
 
-async def test_mirror_has_no_version_that_the_upstream_deleted(
-    tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
-):
+async def test_deleted_version_is_gone(tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi):
     await push_model(publisher, tmp_path, "mod:m1", 1000)
     await make_api(ask.registry, "first").models.pull("mod:m1")
     await publisher.models.delete("mod:m1")
@@ -457,7 +453,7 @@ async def test_mirror_has_no_version_that_the_upstream_deleted(
         assert (await ask.api("GET", f"{ask.items('mod')}/{path}")).status == 404
 
 
-async def test_mirror_evicts_what_was_pulled_least_recently(
+async def test_eviction_by_last_pull(
     tmp_path: Path, publisher: AsyncBentoAPI, start_mirror: StartMirror, make_api: MakeApi, session: Any
 ):
     for number in range(3):
@@ -476,7 +472,7 @@ async def test_mirror_evicts_what_was_pulled_least_recently(
     assert "more than this mirror may keep: 2.5 MiB" in refused.json["error"]
 
 
-async def test_mirror_refuses_pushes_and_deletions(
+async def test_push_and_delete_are_refused(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
 ):
     await push_model(publisher, tmp_path, "mod:m1", 1000)
@@ -493,7 +489,7 @@ async def test_mirror_refuses_pushes_and_deletions(
     assert not upstream.matching("(POST|PUT|DELETE) .*m2")
 
 
-async def test_mirror_keeps_the_upstream_token_secret(
+async def test_upstream_token_is_secret(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level(logging.DEBUG)
@@ -509,7 +505,7 @@ async def test_mirror_keeps_the_upstream_token_secret(
     assert "signature=" not in str(answers).lower()
 
 
-async def test_mirror_passes_on_no_invalid_name(upstream: FaultProxy, ask: Caller):
+async def test_hostile_name_is_rejected(upstream: FaultProxy, ask: Caller):
     """An encoded slash in a name would be another path of the upstream."""
     upstream.requests.clear()
     for path in ("..%2Fapi_tokens/models", "mod/models/..%2F..", "mod/models/..%2Fx/download", "..%2Fx"):
@@ -519,14 +515,14 @@ async def test_mirror_passes_on_no_invalid_name(upstream: FaultProxy, ask: Calle
     assert upstream.requests == []
 
 
-async def test_mirror_reports_a_rejected_token(start_mirror: StartMirror, session: aiohttp.ClientSession):
+async def test_rejected_token_is_reported(start_mirror: StartMirror, session: aiohttp.ClientSession):
     ask = Caller(await start_mirror(upstream_token="wrong"), session, MODELS)
     answer = await ask.api("GET", "/models")
     assert answer.status == 502
     assert "rejects the token of this mirror" in answer.json["error"]
 
 
-async def test_client_resumes_a_download_from_a_mirror(
+async def test_client_resumes_download(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, mirror: LocalRegistry, make_api: MakeApi
 ):
     source = await push_model(publisher, tmp_path, "mod:m1", 4 * MiB)
@@ -546,7 +542,7 @@ async def test_client_resumes_a_download_from_a_mirror(
         assert len(between.matching(DOWNLOAD)) > 10
 
 
-async def test_mirror_close_ends_its_fetches(
+async def test_close_cancels_fetches(
     tmp_path: Path, publisher: AsyncBentoAPI, switch: Switch, start_mirror: StartMirror, session: aiohttp.ClientSession
 ):
     await push_model(publisher, tmp_path, "mod:m1", 4 * MiB)
@@ -565,7 +561,7 @@ async def test_mirror_close_ends_its_fetches(
     await eventually(lambda: not [task for task in asyncio.all_tasks() - before if "mirror" in repr(task.get_coro())])
 
 
-async def test_mirror_passes_on_bentos_with_their_models(
+async def test_bento_pull_includes_models(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
 ):
     await asyncio.to_thread(make_model, tmp_path / "publisher", "mod:m1", {"weights": random_bytes(1000)})
@@ -584,7 +580,7 @@ async def test_mirror_passes_on_bentos_with_their_models(
     assert record.transmission_strategy == "proxy"
 
 
-async def test_mirror_keeps_the_records_of_hub_models(upstream: FaultProxy, switch: Switch, ask: Caller):
+async def test_hub_model_records_are_kept(upstream: FaultProxy, switch: Switch, ask: Caller):
     """Their files are on the Hub, so that no client downloads them from the mirror."""
     origin = Caller(upstream.registry, ask.session, MODELS)
     manifest = {"metadata": {"registry": "huggingface", "model_id": "org/model", "revision": "abc"}}
@@ -597,9 +593,7 @@ async def test_mirror_keeps_the_records_of_hub_models(upstream: FaultProxy, swit
         assert kept[name] == fresh[name]
 
 
-async def test_mirror_shows_a_token_its_prefix_only(
-    tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
-):
+async def test_token_sees_own_prefix(tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi):
     await push_model(publisher, tmp_path, "mod:m1", 1000)
     await asyncio.to_thread(make_bento, tmp_path / "publisher", "team-svc:v1", models=["mod:m1"])
     await publisher.push("team-svc:v1")
@@ -625,7 +619,7 @@ async def test_mirror_shows_a_token_its_prefix_only(
     assert pulls == [("team", "team-svc:v1")]
 
 
-async def test_mirror_of_a_registry_without_lengths_streams(
+async def test_unknown_length_streams(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
 ):
     """Yatai streams downloads through it without a length, and has no checksums."""
@@ -659,13 +653,13 @@ async def test_mirror_of_a_registry_without_lengths_streams(
         ({"bucket": S3Bucket("bucket")}, "in a directory"),
     ],
 )
-def test_mirror_with_invalid_arguments_is_refused(tmp_path: Path, options: dict[str, Any], problem: str):
+def test_invalid_arguments_raise(tmp_path: Path, options: dict[str, Any], problem: str):
     defaults = {"upstream": "http://127.0.0.1:9", "upstream_token": "token"}
     with pytest.raises(ConfigError, match=problem):
         LocalRegistry(tmp_path, **(defaults | options))
 
 
-def test_serve_as_mirror_names_the_upstream(tmp_path: Path):
+def test_serve_names_upstream(tmp_path: Path):
     """The token comes from a file, and appears nowhere."""
     (tmp_path / "token").write_text("upstream-secret\n")
     arguments = ["registry", "serve", "--root", str(tmp_path / "mirror"), "--port", "0", "--mirror-size", "200G"]
@@ -694,7 +688,7 @@ def test_serve_as_mirror_names_the_upstream(tmp_path: Path):
         (["--upstream", "http://x.example", "--upstream-token-file", os.devnull], "is empty. Write the token"),
     ],
 )
-def test_serve_as_mirror_with_invalid_options_fails(tmp_path: Path, options: list[str], problem: str):
+def test_invalid_serve_options_fail(tmp_path: Path, options: list[str], problem: str):
     result = make_runner().invoke(main, ["registry", "serve", "--root", str(tmp_path), *options])
     assert result.exit_code == 2
     assert problem in " ".join(result.stderr.split())

@@ -36,13 +36,13 @@ async def call(caller: Caller, path: str, **kwargs: object) -> Response:
 # Health and readiness
 
 
-async def test_health_and_readiness_need_no_token(caller: Caller):
+async def test_health_needs_no_token(caller: Caller):
     for path in ("/healthz", "/readyz"):
         response = await call(caller, path)
         assert (response.status, response.json) == (200, {"status": "ok"})
 
 
-async def test_readiness_fails_without_the_database(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+async def test_readiness_needs_database(caller: Caller, monkeypatch: pytest.MonkeyPatch):
     async def fail(_: object) -> None:
         raise StorageError("ServiceUnavailable", "the registry's database cannot be reached", status=503)
 
@@ -54,14 +54,14 @@ async def test_readiness_fails_without_the_database(caller: Caller, monkeypatch:
 
 
 @disk_only
-async def test_readiness_fails_without_the_directory(caller: Caller, tmp_path: Path):
+async def test_readiness_needs_directory(caller: Caller, tmp_path: Path):
     shutil.rmtree(tmp_path / "registry" / "blobs")
     response = await call(caller, "/readyz")
     assert (response.status, response.json) == (503, {"status": "unavailable", "error": "the storage does not answer"})
 
 
 @disk_only
-async def test_readiness_is_bounded(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+async def test_readiness_times_out(caller: Caller, monkeypatch: pytest.MonkeyPatch):
     async def hang(_: object) -> None:
         await asyncio.sleep(60)
 
@@ -79,7 +79,7 @@ def values(text: str) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
-async def test_metrics_count_requests_bytes_and_storage(caller: Caller):
+async def test_metrics_count_requests(caller: Caller):
     await caller.create()
     await caller.upload(b"x" * 1000)
     await caller.download()
@@ -115,7 +115,7 @@ async def test_metrics_have_bounded_labels(caller: Caller):
 # The access log
 
 
-async def test_access_log_has_the_id_of_the_request(serve: Serve, caplog: pytest.LogCaptureFixture):
+async def test_access_log_has_request_id(serve: Serve, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     caller = await serve(access_log=logging.getLogger("access"))
     given = await call(caller, "/healthz", headers={"X-Request-ID": "from-the-proxy"})
@@ -126,7 +126,7 @@ async def test_access_log_has_the_id_of_the_request(serve: Serve, caplog: pytest
     assert re.search(r"127\.0\.0\.1 GET /healthz 200 \d+ 0\.\d{3} from-the-proxy", caplog.text)
 
 
-async def test_access_log_behind_a_proxy_has_the_client_address(serve: Serve, caplog: pytest.LogCaptureFixture):
+async def test_access_log_has_client_ip(serve: Serve, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     caller = await serve(access_log=logging.getLogger("access"), forwarded_allow_ips=["127.0.0.1"])
     await call(caller, "/healthz", headers={"X-Forwarded-For": "10.9.9.9"})
@@ -134,7 +134,7 @@ async def test_access_log_behind_a_proxy_has_the_client_address(serve: Serve, ca
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_serve_prints_the_access_log(tmp_path: Path, form: str):
+def test_serve_prints_access_log(tmp_path: Path, form: str):
     command = [sys.executable, "-m", "async_bento", "registry", "serve", "--root", str(tmp_path / "registry")]
     with subprocess.Popen(
         [*command, "--port", "0", "--access-log", form], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -173,7 +173,7 @@ async def slow_body(started: asyncio.Event, go_on: asyncio.Event) -> AsyncIterat
     yield b"second"
 
 
-async def test_stop_finishes_a_running_upload_and_refuses_new_ones(serve: Serve):
+async def test_stop_finishes_uploads(serve: Serve):
     caller = await serve(grace=20)
     await caller.create()
     await caller.create(version="v2")
@@ -197,7 +197,7 @@ async def test_stop_finishes_a_running_upload_and_refuses_new_ones(serve: Serve)
     assert (await caller.download()).body == b"first second"
 
 
-async def test_stop_cancels_after_the_grace_once(serve: Serve):
+async def test_stop_cancels_after_grace(serve: Serve):
     caller = await serve(grace=1.0)
     await caller.create()
     started = asyncio.Event()
@@ -212,7 +212,7 @@ async def test_stop_cancels_after_the_grace_once(serve: Serve):
     assert (await caller.get())["upload_status"] == "failed"
 
 
-async def test_request_on_an_open_connection_during_the_stop(serve: Serve):
+async def test_stop_serves_queued_request(serve: Serve):
     caller = await serve(grace=20)
     await caller.create()
     reader, writer = await asyncio.open_connection("127.0.0.1", int(caller.registry.endpoint.rpartition(":")[2]))
@@ -234,7 +234,7 @@ async def test_request_on_an_open_connection_during_the_stop(serve: Serve):
 
 @disk_only
 @pytest.mark.posix("signals between processes")
-async def test_sigterm_ends_within_the_grace(tmp_path: Path):
+async def test_sigterm_ends_within_grace(tmp_path: Path):
     command = [sys.executable, "-m", "async_bento", "registry", "serve", "--root", str(tmp_path / "registry")]
     server = await asyncio.create_subprocess_exec(
         *command, "--port", "0", "--grace", "1", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
@@ -262,14 +262,12 @@ async def test_sigterm_ends_within_the_grace(tmp_path: Path):
         ({"host": "0.0.0.0", "forwarded_allow_ips": ["127.0.0.1"]}, False),
     ],
 )
-def test_plain_http_for_others_is_noticed(tmp_path: Path, options: dict[str, Any], is_exposed: bool):
+def test_plain_http_is_detected(tmp_path: Path, options: dict[str, Any], is_exposed: bool):
     assert LocalRegistry(tmp_path, **options)._is_exposed() == is_exposed
 
 
 @disk_only
-async def test_plain_http_for_others_gets_a_warning(
-    serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
+async def test_plain_http_warns(serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(LocalRegistry, "_is_exposed", lambda _: True)
     caller = await serve()
     assert f"{caller.registry.endpoint.removeprefix('http://')} is plain HTTP" in caplog.text

@@ -113,7 +113,7 @@ async def create_items(caller: Caller, count: int, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize("route", PAGES)
-async def test_page_without_session_leads_to_login(caller: Caller, route: str):
+async def test_page_requires_login(caller: Caller, route: str):
     path = route.removeprefix("GET ").format(name="iris", version="v1")
     response = await Browser(caller).get(path)
     wanted = "" if path == "/" else f"?next={path.replace('/', '%2F')}"
@@ -121,7 +121,7 @@ async def test_page_without_session_leads_to_login(caller: Caller, route: str):
     assert response.body == b""
 
 
-async def test_login_leads_to_the_page_that_was_asked_for(caller: Caller):
+async def test_login_returns_to_page(caller: Caller):
     browser = Browser(caller)
     location = (await browser.get("/bentos?q=label%3Ateam%3Da%26b&start=1")).headers["Location"]
     form = await browser.page(location)
@@ -132,7 +132,7 @@ async def test_login_leads_to_the_page_that_was_asked_for(caller: Caller):
     assert (await browser.get(response.headers["Location"])).status == 200
 
 
-async def test_login_sets_a_cookie_without_the_token(caller: Caller):
+async def test_login_cookie_hides_token(caller: Caller):
     response = await Browser(caller).log_in()
     name = cookie_name(caller.registry.endpoint)
     cookie, *attributes = response.headers["Set-Cookie"].split("; ")
@@ -142,7 +142,7 @@ async def test_login_sets_a_cookie_without_the_token(caller: Caller):
     assert response.headers["Cache-Control"] == "no-store"
 
 
-async def test_login_behind_a_proxy_keeps_its_prefix(serve: Serve):
+async def test_login_keeps_url_prefix(serve: Serve):
     caller = await serve(public_url="https://example.com/team/bentos")
     await caller.create(labels=[{"key": "team", "value": "vision"}])
     browser = Browser(caller)
@@ -162,7 +162,7 @@ async def test_login_behind_a_proxy_keeps_its_prefix(serve: Serve):
     assert "async-bento pull iris:v1 --endpoint https://example.com/team/bentos" in text
 
 
-async def test_login_reads_the_prefix_of_trusted_proxies(serve: Serve):
+async def test_forwarded_prefix_is_used(serve: Serve):
     caller = await serve(forwarded_allow_ips=["127.0.0.1"])
     headers = {"X-Forwarded-Prefix": "/x", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "example.com"}
     browser = Browser(caller, headers=headers)
@@ -170,7 +170,7 @@ async def test_login_reads_the_prefix_of_trusted_proxies(serve: Serve):
     assert "Secure" in (await browser.log_in()).headers["Set-Cookie"]
 
 
-async def test_wrong_token_shows_the_login_again(caller: Caller):
+async def test_wrong_token_shows_login(caller: Caller):
     response = await Browser(caller).post("/login", token="wr0ng", next="/models")
     page = Html(response.body.decode())
     assert response.status == 403
@@ -181,7 +181,7 @@ async def test_wrong_token_shows_the_login_again(caller: Caller):
     assert (await Browser(caller).post("/login", token=" ")).status == 403
 
 
-async def test_wrong_tokens_at_the_login_are_slowed_down(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+async def test_wrong_logins_are_throttled(serve: Serve, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("async_bento.registry.access._FREE_GUESSES", 1)
     monkeypatch.setattr("async_bento.registry.access._MAX_DELAY", 0.5)
     caller = await serve()
@@ -205,7 +205,7 @@ async def test_wrong_tokens_at_the_login_are_slowed_down(serve: Serve, monkeypat
     ],
 )
 @pytest.mark.parametrize("path", ["/login", "/logout"])
-async def test_form_of_another_site_is_refused(caller: Caller, path: str, headers: dict[str, str], status: int):
+async def test_cross_site_form_is_refused(caller: Caller, path: str, headers: dict[str, str], status: int):
     sent = {name: value.format(origin=caller.registry.endpoint) for name, value in headers.items()}
     response = await Browser(caller).post(path, token=caller.registry.api_token, headers=sent)
     assert response.status == status
@@ -216,7 +216,7 @@ async def test_form_of_another_site_is_refused(caller: Caller, path: str, header
     "wanted",
     ["https://evil.example", "//evil.example", "/\\evil.example", "\\\\evil.example", "/\t/evil.example", "evil", ""],
 )
-async def test_login_leads_to_no_other_host(caller: Caller, wanted: str):
+async def test_login_rejects_open_redirect(caller: Caller, wanted: str):
     assert (await Browser(caller).log_in(next=wanted)).headers["Location"] == "/"
 
 
@@ -225,7 +225,7 @@ def test_local_path_is_kept(path: str):
     assert local_path(path) == path
 
 
-async def test_login_accepts_nothing_but_a_small_form(caller: Caller):
+async def test_login_rejects_other_bodies(caller: Caller):
     address = f"{caller.registry.endpoint}/login"
     for options in (
         {"json": {"token": caller.registry.api_token}},
@@ -240,21 +240,21 @@ async def test_login_accepts_nothing_but_a_small_form(caller: Caller):
 # Sessions
 
 
-async def test_logout_removes_the_cookie(browser: Browser):
+async def test_logout_removes_cookie(browser: Browser):
     response = await browser.post("/logout")
     assert (response.status, response.headers["Location"]) == (303, "/login")
     assert "Max-Age=0" in response.headers["Set-Cookie"]
 
 
 @records_only
-async def test_session_ends_when_its_token_is_revoked(caller: Caller):
+async def test_revoked_token_ends_session(caller: Caller):
     browser = await logged_in(caller, await create_token(caller, "gone", "read"))
     assert (await browser.get("/bentos")).status == 200
     await records_of(caller).revoke("gone", by=Actor("test"))
     assert (await browser.get("/bentos")).status == 303
 
 
-async def test_session_ends_when_its_token_expires(caller: Caller):
+async def test_expired_token_ends_session(caller: Caller):
     browser = await logged_in(caller, await create_token(caller, "robot", "read"))
     past = datetime.now(timezone.utc) - timedelta(seconds=1)
     await records_of(caller).rotate("robot", old_until=past, expires_at=None, by=Actor("test"))
@@ -290,7 +290,7 @@ async def test_session_opens_no_api(browser: Browser):
 # Lists
 
 
-async def test_list_shows_the_newest_first_in_pages(caller: Caller, browser: Browser):
+async def test_paging_shows_newest_first(caller: Caller, browser: Browser):
     await create_items(caller, 51)
     page = await browser.page("/bentos")
     tags = [link for link in page.links if link.startswith("/bentos/iris/")]
@@ -305,7 +305,7 @@ async def test_list_shows_the_newest_first_in_pages(caller: Caller, browser: Bro
     assert previous["href"] == "/bentos"
 
 
-async def test_list_shows_labels_size_date_status_and_creator(caller: Caller, browser: Browser):
+async def test_list_shows_item_columns(caller: Caller, browser: Browser):
     token = await create_token(caller, "robot", "push")
     labels = [{"key": f"key{number}", "value": f"value{number}"} for number in range(6)]
     await caller.ok("POST", "/model_repositories", json={"name": "weights", "description": "Theirs."}, token=token)
@@ -321,7 +321,7 @@ async def test_list_shows_labels_size_date_status_and_creator(caller: Caller, br
     assert "Theirs." in page.text
 
 
-async def test_list_is_searched_by_words_and_labels(caller: Caller, browser: Browser):
+async def test_search_by_words_and_labels(caller: Caller, browser: Browser):
     await caller.create("iris", labels=[{"key": "team", "value": "a&b"}])
     await caller.create("other", labels=[{"key": "team", "value": "them"}])
     for query in ("q=ir", "q=label%3Ateam%3Da%26b", "q=-label%3Ateam%3Dthem"):
@@ -338,7 +338,7 @@ async def test_empty_registry_has_pages(browser: Browser):
     assert "The registry has no repositories yet." in (await browser.page("/storage")).text
 
 
-async def test_start_leads_to_the_bentos(browser: Browser):
+async def test_root_redirects_to_bentos(browser: Browser):
     assert (await browser.get("/")).headers["Location"] == "/bentos"
 
 
@@ -353,18 +353,18 @@ async def test_start_leads_to_the_bentos(browser: Browser):
         ("", "c", None),
     ],
 )
-def test_label_is_a_link_if_it_can_be_searched(key: str, value: str, expected: str | None):
+def test_searchable_label_is_link(key: str, value: str, expected: str | None):
     assert label_query(LabelItemSchema(key=key, value=value)) == expected
 
 
-def test_url_escapes_its_parts():
+def test_url_escapes_parts():
     assert url("/x", "a/b", "c?", q="d&e", start=0) == "/x/a%2Fb/c%3F?q=d%26e"
 
 
 # Items
 
 
-async def test_bento_shows_readme_models_manifest_and_commands(caller: Caller, browser: Browser):
+async def test_bento_page_shows_record(caller: Caller, browser: Browser):
     await caller.about(MODELS).create("weights", "w1")
     manifest = {"models": ["weights:w1", "missing:v1"], "service": "service:Iris"}
     readme = "# Iris\n\nClassifies *irises*. See [the docs](https://docs.example).\n"
@@ -409,7 +409,7 @@ async def files_on_page(caller: Caller, browser: Browser, body: bytes) -> str:
     return page.text.partition("Files")[2].partition("Manifest")[0]
 
 
-async def test_item_lists_its_files(caller: Caller, browser: Browser):
+async def test_item_lists_files(caller: Caller, browser: Browser):
     long = "deep/" * 40 + "weights.bin"
     shown = await files_on_page(caller, browser, tar_of("src/service.py", "<script>alert(1)</script>", long))
     assert "4 files" in shown
@@ -419,29 +419,29 @@ async def test_item_lists_its_files(caller: Caller, browser: Browser):
 
 
 @pytest.mark.parametrize("body", [tar_of("a", mode="w:gz"), b"no tar", tar_of("a")[:300]])
-async def test_item_with_other_bytes_says_so(caller: Caller, browser: Browser, body: bytes):
+async def test_invalid_tar_lists_no_files(caller: Caller, browser: Browser, body: bytes):
     shown = await files_on_page(caller, browser, body)
     assert "The files cannot be listed: the tar is compressed or damaged." in shown
 
 
-async def test_item_with_many_files_shows_the_first(caller: Caller, browser: Browser, monkeypatch: pytest.MonkeyPatch):
+async def test_many_files_are_truncated(caller: Caller, browser: Browser, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("async_bento.registry.pages.files._MAX_FILES", 2)
     assert "the first 2 files" in await files_on_page(caller, browser, tar_of("a", "b", "c"))
 
 
-async def test_item_list_of_files_has_bounded_cost(caller: Caller, browser: Browser, monkeypatch: pytest.MonkeyPatch):
+async def test_file_list_cost_is_bounded(caller: Caller, browser: Browser, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("async_bento.registry.pages.files._MAX_WINDOWS", 2)
     assert "the first 2 files" in await files_on_page(caller, browser, tar_of("a", "b", "c"))
 
 
-async def test_item_header_that_claims_a_gigabyte_is_not_read(caller: Caller, browser: Browser):
+async def test_hostile_tar_size_is_ignored(caller: Caller, browser: Browser):
     header = tarfile.TarInfo("./PaxHeaders/x")
     header.type, header.size = tarfile.XHDTYPE, 2**30
     body = header.tobuf(tarfile.USTAR_FORMAT) + bytes(20_000)
     assert "cannot be listed" in await files_on_page(caller, browser, body)
 
 
-async def test_model_shows_the_bentos_that_use_it(caller: Caller, browser: Browser):
+async def test_model_shows_its_bentos(caller: Caller, browser: Browser):
     await caller.about(MODELS).create("weights", "w1")
     for number in range(22):
         await caller.create("iris", f"v{number}", manifest={"models": ["weights:w1"]})
@@ -452,14 +452,14 @@ async def test_model_shows_the_bentos_that_use_it(caller: Caller, browser: Brows
     assert "bentoml models pull weights:w1" in page.text
 
 
-async def test_failed_upload_shows_its_reason(caller: Caller, browser: Browser):
+async def test_failed_upload_shows_reason(caller: Caller, browser: Browser):
     await caller.create()
     await caller.ok("PATCH", f"{caller.items()}/v1/finish_upload", json={"status": "failed", "reason": "disk full"})
     assert "The upload failed: disk full" in (await browser.page("/bentos/iris/v1")).text
 
 
 @records_only
-async def test_events_are_shown_to_admins_alone(caller: Caller, browser: Browser):
+async def test_only_admins_see_events(caller: Caller, browser: Browser):
     for version in ("v1", "v2"):
         await caller.create(version=version)
         assert (await caller.upload(b"bytes", version)).status == 200
@@ -483,7 +483,7 @@ async def test_long_manifest_is_cut(caller: Caller, browser: Browser):
 # Hostile records
 
 
-async def test_hostile_record_runs_no_script(caller: Caller, browser: Browser):
+async def test_hostile_record_is_escaped(caller: Caller, browser: Browser):
     await caller.api("POST", "/bento_repositories", json={"name": "iris", "description": HOSTILE})
     labels = [{"key": HOSTILE, "value": HOSTILE}, {"key": "k", "value": "<script>alert(1)</script>"}]
     manifest = {HOSTILE: HOSTILE, "models": [HOSTILE]}
@@ -500,7 +500,7 @@ async def test_hostile_record_runs_no_script(caller: Caller, browser: Browser):
         assert ("{{ 7 * 7 }}" in page.text) == (path in ("/bentos", "/bentos/iris", "/bentos/iris/v1")), path
 
 
-async def test_hostile_login_runs_no_script(caller: Caller):
+async def test_hostile_login_is_escaped(caller: Caller):
     response = await Browser(caller).post("/login", token=HOSTILE, next=f"/{HOSTILE}")
     assert b"alert(1)" not in response.body
     page = await Browser(caller).get("/login?next=/%22%3E%3Cscript%3Ealert(1)%3C/script%3E")
@@ -529,7 +529,7 @@ async def test_hostile_login_runs_no_script(caller: Caller):
         ("[" * 501, f"<pre>{'[' * 501}</pre>"),
     ],
 )
-def test_readme_is_rendered_without_html(text: str, expected: str):
+def test_readme_drops_hostile_html(text: str, expected: str):
     assert render_readme(text) == expected
 
 
@@ -558,7 +558,7 @@ async def test_prefix_limits_every_page(caller: Caller):
 
 
 @records_only
-async def test_storage_shows_repositories_and_totals(caller: Caller, browser: Browser):
+async def test_storage_shows_totals(caller: Caller, browser: Browser):
     await caller.create("iris")
     assert (await caller.upload(b"x" * 3072)).status == 200
     models = caller.about(MODELS)
@@ -622,20 +622,20 @@ async def test_errors_are_pages(browser: Browser, path: str, status: int, shown:
     assert shown in Html(response.body.decode()).text
 
 
-async def test_wrong_method_is_a_page(browser: Browser):
+async def test_wrong_method_shows_page(browser: Browser):
     response = await browser.post("/bentos")
     assert (response.status, response.headers["Allow"]) == (405, "GET,HEAD")
     assert "Not allowed" in Html(response.body.decode()).text
 
 
-async def test_unexpected_error_is_a_page(browser: Browser, monkeypatch: pytest.MonkeyPatch):
+async def test_unexpected_error_shows_page(browser: Browser, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("async_bento.registry.records.sql.Records.list_items", None)
     response = await browser.get("/bentos")
     assert response.status == 500
     assert "The registry's log has the reason." in Html(response.body.decode()).text
 
 
-async def test_errors_of_the_api_stay_json(caller: Caller):
+async def test_api_errors_stay_json(caller: Caller):
     browser = Browser(caller)
     for path, headers in (("/api/v1/bentos", {}), ("/api/v1/nothing", {}), ("/nothing", {"Accept": "*/*"})):
         response = await browser.get(path, **headers)
@@ -643,12 +643,12 @@ async def test_errors_of_the_api_stay_json(caller: Caller):
         assert json.loads(response.body)
 
 
-async def test_request_without_host_is_refused(browser: Browser):
+async def test_missing_host_is_refused(browser: Browser):
     response = await browser.get("/bentos", Host="")
     assert response.status == 400
 
 
-async def test_registry_without_pages_has_none(serve: Serve):
+async def test_pages_can_be_disabled(serve: Serve):
     caller = await serve(pages=False)
     for path in ("/", "/login", "/bentos", "/static/style.css"):
         response = await Browser(caller).get(path)

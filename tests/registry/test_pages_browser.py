@@ -89,7 +89,7 @@ def opened(chromium: Browser, registry: LocalRegistry) -> Iterator[Watched]:
     watched.close()
 
 
-def test_login_search_and_open_an_item(chromium: Browser, registry: LocalRegistry):
+def test_login_search_and_open_item(chromium: Browser, registry: LocalRegistry):
     watched = Watched(chromium, registry)
     page = watched.page
     page.goto("/models?q=none")
@@ -186,7 +186,7 @@ def test_command_is_copied(opened: Watched, registry: LocalRegistry):
     assert copied == f"async-bento pull iris:v1 --endpoint {registry.endpoint}"
 
 
-def test_command_is_copied_without_the_clipboard_api(opened: Watched):
+def test_copy_without_clipboard_api(opened: Watched):
     page = opened.page
     page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as on http://host
     page.goto("/bentos/iris/v1")
@@ -195,7 +195,7 @@ def test_command_is_copied_without_the_clipboard_api(opened: Watched):
     assert page.evaluate("getSelection().toString()") == "bentoml pull iris:v1"
 
 
-def test_pages_work_without_javascript(chromium: Browser, registry: LocalRegistry):
+def test_pages_need_no_javascript(chromium: Browser, registry: LocalRegistry):
     watched = Watched(chromium, registry, java_script_enabled=False)
     watched.log_in(registry.api_token)
     page = watched.page
@@ -207,7 +207,7 @@ def test_pages_work_without_javascript(chromium: Browser, registry: LocalRegistr
     watched.close()
 
 
-def test_policy_stops_injected_scripts(opened: Watched):
+def test_policy_stops_scripts(opened: Watched):
     page = opened.page
     page.evaluate(
         "() => { const element = document.createElement('script'); element.text = 'window.injected = 1';"

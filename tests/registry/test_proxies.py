@@ -63,5 +63,5 @@ async def test_push_and_pull_through_proxy(home: Path, tmp_path: Path, variant: 
     assert contents(pulled.path) == before
 
 
-def test_guide_has_all_configurations():
+def test_guide_covers_all_proxies():
     assert (len(NGINX), len(CADDY)) == (3, 2)

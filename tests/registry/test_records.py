@@ -90,7 +90,7 @@ def make_old_registry(path: Path) -> None:
 
 
 @disk_only
-async def test_database_of_an_older_release_is_migrated(serve: Serve, tmp_path: Path):
+async def test_old_database_is_migrated(serve: Serve, tmp_path: Path):
     (tmp_path / "registry").mkdir()
     make_old_registry(tmp_path / "registry" / "registry.sqlite3")
     caller = await serve()
@@ -137,7 +137,7 @@ def old_item(name: str, version: str, created_at: str) -> bytes:
 
 
 @s3_only
-async def test_bucket_of_an_older_release_is_migrated(serve: Serve, storage: Storage, weed: Seaweed):
+async def test_old_bucket_is_migrated(serve: Serve, storage: Storage, weed: Seaweed):
     places = storage("registry")
     prefix = str(places["bucket"]).partition("registries/")[2].partition(" ")[0]
     repository = {"uid": "r1", "name": "iris", "description": "d", "created_at": "2024-05-01T10:20:30Z"}
@@ -198,7 +198,7 @@ def first_tables(storage: Storage) -> None:
 
 @records_only
 @pytest.mark.usefixtures("first_tables")
-async def test_database_without_tokens_keeps_its_only_token(serve: Serve):
+async def test_migration_keeps_only_token(serve: Serve):
     caller = await serve()
     repository = await caller.ok("GET", "/bento_repositories/iris", token="the-token-of-before")
     assert repository["creator"]["name"] == "admin"
@@ -210,13 +210,13 @@ async def test_database_without_tokens_keeps_its_only_token(serve: Serve):
         assert "the-token-of-before" not in str((await connection.exec_driver_sql("SELECT * FROM settings")).all())
 
 
-def test_version_is_that_of_the_newest_migration():
+def test_version_is_newest_migration():
     config = AlembicConfig()
     config.set_main_option("script_location", "async_bento.registry.records:migrations")
     assert ScriptDirectory.from_config(config).get_current_head() == VERSION
 
 
-async def test_migrations_make_the_tables_that_are_declared(tmp_path: Path):
+async def test_migrations_match_metadata(tmp_path: Path):
     url = parse_database_url(f"sqlite:///{tmp_path}/records.sqlite3")
     await asyncio.to_thread(database_module._migrate, url)
     database = Database(url)
@@ -253,7 +253,7 @@ for _ in range(80):
         ({"labels": [{"key": str(number), "value": ""} for number in range(300)]}, "labels"),
     ],
 )
-async def test_record_beyond_the_limits_returns_400(caller: Caller, fields: dict[str, Any], words: str):
+async def test_record_limits_return_400(caller: Caller, fields: dict[str, Any], words: str):
     await caller.create()
     body = {"version": "v2", "description": "", "manifest": {}, "build_at": BUILD_AT, "labels": []} | fields
     response = await caller.api("POST", caller.items(), data=io.BytesIO(json.dumps(body).encode()))
@@ -262,7 +262,7 @@ async def test_record_beyond_the_limits_returns_400(caller: Caller, fields: dict
     assert (await caller.list())["total"] == 1
 
 
-async def test_infinite_number_in_manifest_returns_400(caller: Caller):
+async def test_infinity_returns_400(caller: Caller):
     await caller.create()
     response = await caller.api("PATCH", f"{caller.items()}/v1", data=b'{"manifest": {"x": 1e999}}')
     assert (response.status, "1.7e308" in response.json["error"]) == (400, True)
@@ -279,7 +279,7 @@ async def test_long_query_returns_400(caller: Caller, query: dict[str, str]):
 
 
 @disk_only
-async def test_page_of_long_records_is_short(caller: Caller):
+async def test_paging_splits_long_records(caller: Caller):
     manifest = {"x": "y" * 1_000_000}
     for number in range(10):
         await caller.create(version=f"v{number}", manifest=manifest)
@@ -290,7 +290,7 @@ async def test_page_of_long_records_is_short(caller: Caller):
 
 
 @disk_only
-async def test_page_without_count_is_bounded(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+async def test_paging_bounds_page_size(caller: Caller, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("async_bento.registry.records.query.MAX_PAGE", 3)
     for number in range(5):
         await caller.create(version=f"v{number}")
@@ -299,7 +299,7 @@ async def test_page_without_count_is_bounded(caller: Caller, monkeypatch: pytest
     assert len((await caller.list(count=2))["items"]) == 2
 
 
-async def test_models_of_a_bento_are_bounded_and_checked(caller: Caller):
+async def test_bento_models_are_bounded(caller: Caller):
     models = caller.about(MODELS)
     await models.create("weights", "m1")
     tags = [
@@ -314,7 +314,7 @@ async def test_models_of_a_bento_are_bounded_and_checked(caller: Caller):
     assert [model["version"] for model in (await caller.get())["models"]] == ["m1"]
 
 
-async def test_repository_in_a_list_has_no_latest_item(caller: Caller):
+async def test_list_omits_latest_item(caller: Caller):
     await caller.create(manifest={"x": "y" * 1000})
     (item,) = (await caller.list())["items"]
     assert (item["manifest"], item["repository"]["latest_bento"]) == ({"x": "y" * 1000}, None)
@@ -325,9 +325,7 @@ async def test_repository_in_a_list_has_no_latest_item(caller: Caller):
 
 
 @disk_only
-async def test_locked_database_returns_503_and_reads_go_on(
-    caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+async def test_locked_database_returns_503(caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     await caller.create()
     await caller.registry.close()
     monkeypatch.setattr(database_module, "_BUSY_TIMEOUT", 0.2)
@@ -344,7 +342,7 @@ async def test_locked_database_returns_503_and_reads_go_on(
     assert (await caller.api("PATCH", f"{caller.items()}/v1", json={"description": "x"})).status == 200
 
 
-def test_database_url_shows_no_password():
+def test_database_url_hides_password():
     database = Database(parse_database_url("postgresql://bento:5ecret@db.example/bentos"))
     assert str(database) == "postgresql+asyncpg://bento:***@db.example/bentos"
     registry = LocalRegistry("/srv/x", database="postgresql://bento:5ecret@db.example/bentos")

@@ -71,7 +71,7 @@ async def prune_at(caller: Caller, policy: RetentionPolicy, *, hours: float) -> 
 # What is deleted
 
 
-async def test_prune_keeps_the_newest_of_each_repository(caller: Caller, storage: Storage):
+async def test_prune_keeps_newest_versions(caller: Caller, storage: Storage):
     await push(caller, "v1", "v2", "v3")
     await push(caller, "w1", "w2", name="other")
     await push(caller.about(MODELS), "m1", "m2", "m3", name="clf")
@@ -86,7 +86,7 @@ async def test_prune_keeps_the_newest_of_each_repository(caller: Caller, storage
     assert tags(await prune(storage, "--keep", "2")) == []
 
 
-async def test_prune_counts_complete_versions_only(caller: Caller, storage: Storage):
+async def test_prune_counts_complete_only(caller: Caller, storage: Storage):
     await push(caller, "v1", "v2")
     for version in ("v3", "v4"):
         await caller.create(version=version)
@@ -96,7 +96,7 @@ async def test_prune_counts_complete_versions_only(caller: Caller, storage: Stor
     assert await versions(caller) == ["v2", "v3", "v4"]
 
 
-async def test_prune_keeps_uploads_that_may_be_resumed(caller: Caller):
+async def test_prune_keeps_uploads_to_resume(caller: Caller):
     await caller.create(version="v1")
     await caller.start_multipart("v1")
     await push(caller, "v2", "v3")
@@ -107,7 +107,7 @@ async def test_prune_keeps_uploads_that_may_be_resumed(caller: Caller):
     assert await versions(caller) == ["v3", "v4"]
 
 
-async def test_prune_by_age_counts_from_the_last_push(caller: Caller):
+async def test_prune_age_is_since_push(caller: Caller):
     await push(caller, "v1", "v2")
     policy = RetentionPolicy(older_than=DAY)
     assert await prune_at(caller, policy, hours=23.9) == []
@@ -125,7 +125,7 @@ async def test_prune_needs_both_conditions(caller: Caller):
     assert await prune_at(caller, policy, hours=25) == ["iris:v1"]
 
 
-async def test_prune_keeps_models_of_remaining_bentos(caller: Caller, storage: Storage):
+async def test_prune_keeps_used_models(caller: Caller, storage: Storage):
     models = caller.about(MODELS)
     await push(models, "m1", "m2", "m3", "m4", name="clf")
     await push(caller, "v1", manifest={"models": ["clf:m1"]})
@@ -138,14 +138,14 @@ async def test_prune_keeps_models_of_remaining_bentos(caller: Caller, storage: S
     assert (await caller.get(version="v2"))["models"][0]["version"] == "m2"
 
 
-async def test_prune_of_models_only_keeps_named_ones(caller: Caller, storage: Storage):
+async def test_prune_only_models_or_bentos(caller: Caller, storage: Storage):
     await push(caller.about(MODELS), "m1", "m2", "m3", name="clf")
     await push(caller, "v1", "v2", manifest={"models": ["clf:m1"]})
     assert tags(await prune(storage, "--keep", "1", "--only", "models")) == ["model clf:m2"]
     assert tags(await prune(storage, "--keep", "1", "--only", "bentos")) == ["bento iris:v1"]
 
 
-async def test_prune_of_a_pattern_leaves_the_rest(caller: Caller, storage: Storage):
+async def test_prune_by_pattern_keeps_rest(caller: Caller, storage: Storage):
     for name in ("iris", "iris-2", "other"):
         await push(caller, "v1", "v2", name=name)
     pruned = await prune(storage, "--keep", "1", "--repository", "iris*")
@@ -155,7 +155,7 @@ async def test_prune_of_a_pattern_leaves_the_rest(caller: Caller, storage: Stora
     assert "matches 'none*'" in missed.stderr
 
 
-async def test_model_named_after_the_plan_stays(caller: Caller):
+async def test_prune_rechecks_plan(caller: Caller):
     models = caller.about(MODELS)
     await push(models, "m1", "m2", name="clf")
     await push(caller, "v1", "v2", "v3")
@@ -172,16 +172,14 @@ async def test_model_named_after_the_plan_stays(caller: Caller):
     assert await versions(models, "clf") == ["m1", "m2"]
 
 
-async def test_racing_prunes_delete_each_version_once(caller: Caller):
+async def test_racing_prunes_delete_once(caller: Caller):
     await push(caller, *(f"v{number}" for number in range(8)))
     pruned = await asyncio.gather(*(prune_at(caller, RetentionPolicy(keep=2), hours=1) for _ in range(3)))
     assert sorted(itertools.chain(*pruned)) == [f"iris:v{number}" for number in range(6)]
     assert (await caller.ok("GET", "/bento_repositories/iris"))["n_bentos"] == 2
 
 
-async def test_prune_of_many_versions_works_in_batches(
-    caller: Caller, storage: Storage, monkeypatch: pytest.MonkeyPatch
-):
+async def test_prune_works_in_batches(caller: Caller, storage: Storage, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(retention, "_BATCH", 10)
     running = caller.registry._running
     assert running is not None
@@ -217,7 +215,7 @@ async def test_prune_leaves_no_bytes(caller: Caller, storage: Storage, stored_fi
 
 
 @disk_only
-async def test_prune_beside_a_registry_keeps_its_pulls(caller: Caller, storage: Storage, stored_files: Stored):
+async def test_prune_keeps_open_downloads(caller: Caller, storage: Storage, stored_files: Stored):
     await push(caller, "v1", "v2")
     url = await caller.get_url("v1")
     assert (await prune(storage, "--keep", "1"))["waiting_bytes"] == 1_000
@@ -230,7 +228,7 @@ async def test_prune_beside_a_registry_keeps_its_pulls(caller: Caller, storage: 
 
 
 @disk_only
-async def test_prune_that_is_killed_leaves_whole_records(caller: Caller, storage: Storage, stored_files: Stored):
+async def test_killed_prune_is_consistent(caller: Caller, storage: Storage, stored_files: Stored):
     await push(caller, "v1", "v2")
     assert await prune_at(caller, RetentionPolicy(keep=1), hours=1) == ["iris:v1"]
     await clean_up(caller, hours=2)  # nobody has removed the bytes
@@ -242,7 +240,7 @@ async def test_prune_that_is_killed_leaves_whole_records(caller: Caller, storage
 
 
 @disk_only
-async def test_prune_prints_lines_and_a_total(caller: Caller, storage: Storage):
+async def test_prune_prints_total(caller: Caller, storage: Storage):
     await push(caller, "v1", "v2", "v3")
     await push(caller.about(MODELS), "m1", "m2", name="clf")
     dry = await run(storage, "prune", "--keep", "1", "--dry-run")
@@ -263,7 +261,7 @@ async def test_prune_prints_lines_and_a_total(caller: Caller, storage: Storage):
 
 
 @disk_only
-async def test_prune_without_terminal_needs_yes(caller: Caller, storage: Storage, monkeypatch: pytest.MonkeyPatch):
+async def test_prune_without_tty_needs_yes(caller: Caller, storage: Storage, monkeypatch: pytest.MonkeyPatch):
     await push(caller, *(f"v{number}" for number in range(13)))
     refused = await run(storage, "prune", "--keep", "1")
     assert refused.exit_code == 2
@@ -289,7 +287,7 @@ async def test_prune_without_terminal_needs_yes(caller: Caller, storage: Storage
         (["--older-than", "99999w"], "at most 100 years"),
     ],
 )
-def test_prune_refuses_invalid_conditions(tmp_path: Path, options: list[str], message: str):
+def test_invalid_conditions_fail(tmp_path: Path, options: list[str], message: str):
     result = make_runner().invoke(main, ["registry", "prune", "--root", str(tmp_path), *options])
     assert result.exit_code == 2
     assert message in result.stderr
@@ -298,7 +296,7 @@ def test_prune_refuses_invalid_conditions(tmp_path: Path, options: list[str], me
 # The scheduled policy
 
 
-async def test_cleanup_prunes_by_the_policy(serve: Serve, stored_files: Stored, caplog: pytest.LogCaptureFixture):
+async def test_cleanup_prunes_by_policy(serve: Serve, stored_files: Stored, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", "async_bento.registry")
     caller = await serve(prune_keep=1, prune_older_than=1800.0)
     await push(caller, "v1", "v2")
@@ -312,7 +310,7 @@ async def test_cleanup_prunes_by_the_policy(serve: Serve, stored_files: Stored, 
     assert stored_files.has_count(disk=1, s3=1)
 
 
-def test_registry_refuses_an_invalid_policy(tmp_path: Path):
+def test_registry_validates_policy(tmp_path: Path):
     with pytest.raises(ConfigError, match="Keep at least one"):
         LocalRegistry(tmp_path, prune_keep=0)
     with pytest.raises(ConfigError, match="at most 100 years"):
@@ -322,7 +320,7 @@ def test_registry_refuses_an_invalid_policy(tmp_path: Path):
 # Space
 
 
-async def test_usage_shows_the_largest_repository_first(caller: Caller, storage: Storage):
+async def test_usage_shows_largest_first(caller: Caller, storage: Storage):
     await push(caller, "v1", "v2", size=200)
     await caller.create(version="v3")
     await push(caller.about(MODELS), "m1", name="clf", size=900)

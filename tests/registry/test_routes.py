@@ -54,7 +54,7 @@ ITEM_ROUTES = [
 ]
 
 
-async def test_item_route_without_token_returns_403(either: Caller):
+async def test_item_route_needs_token(either: Caller):
     await either.create()
     for method, tail, body in ITEM_ROUTES:
         response = await either.api(method, f"{either.items()}/v1{tail}", json=body, token="wrong")
@@ -62,7 +62,7 @@ async def test_item_route_without_token_returns_403(either: Caller):
 
 
 @pytest.mark.parametrize("item", ["iris/{}/v2", "none/{}/v1"])
-async def test_item_route_of_unknown_item_returns_404(either: Caller, item: str):
+async def test_unknown_item_returns_404(either: Caller, item: str):
     await either.create()
     for method, tail, body in ITEM_ROUTES:
         path = f"/{either.words.repositories}/{item.format(either.words.items)}{tail}"
@@ -72,7 +72,7 @@ async def test_item_route_of_unknown_item_returns_404(either: Caller, item: str)
 
 
 @pytest.mark.parametrize("version", ["V1", "%2e%2e", "..%2f..%2fx", "-a", "a-", "a" * 64, "a%0a", "a%00"])
-async def test_item_route_with_invalid_version_returns_400(caller: Caller, version: str):
+async def test_invalid_version_returns_400(caller: Caller, version: str):
     for method, tail, body in ITEM_ROUTES:
         url = URL(f"{caller.registry.endpoint}/api/v1{caller.items()}/{version}{tail}", encoded=True)
         response = await caller.bare(method, url, json=body, headers={"X-YATAI-API-TOKEN": caller.registry.api_token})
@@ -81,17 +81,17 @@ async def test_item_route_with_invalid_version_returns_400(caller: Caller, versi
 
 
 @pytest.mark.parametrize("path", ["/auth/current", "/current_org", "/bentos", "/models", "/bento_repositories/a"])
-async def test_other_route_without_token_returns_403(caller: Caller, path: str):
+async def test_other_route_needs_token(caller: Caller, path: str):
     response = await caller.bare("GET", f"{caller.registry.endpoint}/api/v1{path}")
     assert (response.status, list(response.json)) == (403, ["message"])
 
 
-async def test_current_user_has_its_fields(caller: Caller):
+async def test_current_user_has_fields(caller: Caller):
     user = await caller.ok("GET", "/auth/current")
     assert user.keys() >= {"name", "email", "first_name", "last_name"}
 
 
-async def test_create_item_returns_every_field(either: Caller):
+async def test_create_item_returns_fields(either: Caller):
     manifest = {"size_bytes": 7, "a field of the future": {"x": [None, 1.5]}}
     labels = [{"key": "team", "value": "a"}, {"key": "stage", "value": ""}]
     created = await either.create(description="read me", manifest=manifest, labels=labels)
@@ -115,7 +115,7 @@ async def test_create_item_returns_every_field(either: Caller):
     )
 
 
-async def test_get_item_includes_its_repository(either: Caller):
+async def test_get_item_has_repository(either: Caller):
     created = await either.create()
     got = await either.get()
     repository = await either.ok("GET", f"/{either.words.repositories}/iris")
@@ -124,7 +124,7 @@ async def test_get_item_includes_its_repository(either: Caller):
     assert got | created == got
 
 
-async def test_get_bento_includes_its_existing_models(caller: Caller):
+async def test_get_bento_has_known_models(caller: Caller):
     await caller.about(MODELS).create("clf", "m1")
     await caller.about(MODELS).create("clf", "m2")
     await caller.create(manifest={"models": ["clf:m2", "clf:gone", "other:m1"]})
@@ -132,13 +132,13 @@ async def test_get_bento_includes_its_existing_models(caller: Caller):
     assert [(model["repository"]["name"], model["version"]) for model in bento["models"]] == [("clf", "m2")]
 
 
-async def test_create_repository_returns_every_field(either: Caller):
+async def test_new_repository_has_fields(either: Caller):
     created = await either.ok("POST", f"/{either.words.repositories}", json={"name": "iris", "description": "flowers"})
     assert created.keys() >= RESOURCE | {"description", "creator", "organization", either.words.latest}
     assert (created["name"], created["description"], created[either.words.latest]) == ("iris", "flowers", None)
 
 
-async def test_failure_reported_during_the_creation_is_kept(either: Caller, monkeypatch: pytest.MonkeyPatch):
+async def test_finish_waits_for_create(either: Caller, monkeypatch: pytest.MonkeyPatch):
     await either.create(version="v0")
     create, started, go_on = Records.create_item, asyncio.Event(), asyncio.Event()
 
@@ -160,7 +160,7 @@ async def test_failure_reported_during_the_creation_is_kept(either: Caller, monk
     assert (await either.api("PATCH", f"{either.items()}/v9/finish_upload", json=body)).status == 404
 
 
-async def test_failure_reported_during_the_start_is_kept(either: Caller, monkeypatch: pytest.MonkeyPatch):
+async def test_finish_waits_for_start(either: Caller, monkeypatch: pytest.MonkeyPatch):
     await either.create()
     update, started, go_on = Records.update_item, asyncio.Event(), asyncio.Event()
 
@@ -181,7 +181,7 @@ async def test_failure_reported_during_the_start_is_kept(either: Caller, monkeyp
     assert (await either.get())["upload_status"] == "failed"
 
 
-async def test_repository_description_can_change(either: Caller):
+async def test_description_can_change(either: Caller):
     await either.create()
     path = f"/{either.words.repositories}/iris"
     changed = await either.ok("PATCH", path, json={"description": "Ä flower"})
@@ -192,33 +192,33 @@ async def test_repository_description_can_change(either: Caller):
     assert (await either.api("PATCH", f"{path}2", json={"description": ""})).status == 404
 
 
-async def test_repository_latest_is_the_last_registered(either: Caller):
+async def test_latest_is_last_created(either: Caller):
     await either.create(version="v1")
     await either.create(version="v2", build_at="2020-01-01 00:00:00.000000")
     repository = await either.ok("GET", f"/{either.words.repositories}/iris")
     assert repository[either.words.latest]["version"] == "v2"
 
 
-async def test_bento_repository_counts_its_bentos(caller: Caller):
+async def test_repository_counts_bentos(caller: Caller):
     await caller.create(version="v1")
     await caller.create(version="v2")
     await caller.create("other", "v1")
     assert (await caller.ok("GET", "/bento_repositories/iris"))["n_bentos"] == 2
 
 
-async def test_get_unknown_repository_returns_404(either: Caller):
+async def test_unknown_repository_is_404(either: Caller):
     response = await either.api("GET", f"/{either.words.repositories}/none")
     assert response.status == 404
     assert response.json["error"].endswith("record not found")
 
 
-async def test_create_item_without_repository_returns_404(either: Caller):
+async def test_create_needs_repository(either: Caller):
     body = {"version": "v1", "build_at": "2024-05-01 10:20:30.123456"}
     response = await either.api("POST", either.items(), json=body)
     assert response.status == 404
 
 
-async def test_bentos_and_models_of_one_name_are_separate(caller: Caller):
+async def test_item_types_are_separate(caller: Caller):
     await caller.create(version="v1")
     models = caller.about(MODELS)
     assert (await models.api("GET", "/model_repositories/iris")).status == 404
@@ -227,7 +227,7 @@ async def test_bentos_and_models_of_one_name_are_separate(caller: Caller):
     assert [item["version"] for item in (await models.list())["items"]] == ["m1"]
 
 
-async def test_update_keeps_fields_it_omits(either: Caller):
+async def test_update_keeps_omitted_fields(either: Caller):
     created = await either.create(description="old", manifest={"a": 1}, labels=[{"key": "k", "value": "v"}])
     nothing = {"description": None, "manifest": None, "labels": None, "new": 1}
     updated = await either.ok("PATCH", f"{either.items()}/v1", json=nothing)
@@ -235,7 +235,7 @@ async def test_update_keeps_fields_it_omits(either: Caller):
     assert {field: updated[field] for field in same} == {field: created[field] for field in same}
 
 
-async def test_update_changes_fields_it_names(either: Caller):
+async def test_update_changes_named_fields(either: Caller):
     await either.create(description="old", manifest={"a": 1}, labels=[{"key": "k", "value": "v"}])
     body = {"description": "", "manifest": {"b": 2}, "labels": [{"key": "l", "value": "w"}]}
     await either.ok("PATCH", f"{either.items()}/v1", json=body)
@@ -243,7 +243,7 @@ async def test_update_changes_fields_it_names(either: Caller):
     assert {field: got[field] for field in body} == body
 
 
-async def test_upload_status_follows_start_and_finish(either: Caller):
+async def test_upload_status_transitions(either: Caller):
     await either.create()
     started = await either.ok("PATCH", f"{either.items()}/v1/start_upload")
     assert (started["upload_status"], started["upload_finished_at"]) == ("uploading", None)
@@ -256,7 +256,7 @@ async def test_upload_status_follows_start_and_finish(either: Caller):
     assert (done["upload_status"], done["upload_finished_reason"]) == ("success", "")
 
 
-async def test_create_repository_concurrently_succeeds_once(either: Caller):
+async def test_repository_race_has_winner(either: Caller):
     async def create() -> int:
         response = await either.api("POST", f"/{either.words.repositories}", json={"name": "iris", "description": ""})
         assert response.status == 200 or "duplicate key value" in response.json["error"]
@@ -266,7 +266,7 @@ async def test_create_repository_concurrently_succeeds_once(either: Caller):
     assert sorted(statuses) == [200] + [400] * 7
 
 
-async def test_create_item_concurrently_succeeds_once(either: Caller):
+async def test_item_race_has_winner(either: Caller):
     await either.create(version="v0")
 
     async def create() -> int:
@@ -314,14 +314,14 @@ async def test_invalid_name_returns_400(either: Caller, name: str):
         "2024-13-01 10:20:30.123456",
     ],
 )
-async def test_invalid_build_time_returns_400(caller: Caller, build_at: Any):
+async def test_invalid_build_at_is_400(caller: Caller, build_at: Any):
     await caller.create()
     response = await caller.api("POST", caller.items(), json={"version": "v2", "build_at": build_at})
     assert response.status == 400
     assert "build_at" in response.json["error"]
 
 
-async def test_body_above_four_mebibytes_returns_413(caller: Caller):
+async def test_large_body_returns_413(caller: Caller):
     await caller.create()
     body = json.dumps({"ignored": "x" * (4 * 2**20 - 100)}).encode()
     await caller.ok("PATCH", f"{caller.items()}/v1", data=io.BytesIO(body))

@@ -36,7 +36,7 @@ pytestmark = s3_only
 PART = os.urandom(5 * MiB)
 
 
-async def test_prefixes_separate_registries(serve: Serve):
+async def test_prefix_separates_registries(serve: Serve):
     one, other = await serve("one"), await serve("one-more")
     await one.create()
     await one.upload(b"bytes")
@@ -45,7 +45,7 @@ async def test_prefixes_separate_registries(serve: Serve):
     assert (await other.download()).status == 404
 
 
-async def test_seaweedfs_does_what_its_row_states(weed: Seaweed, credentials: None, storage: Storage):
+async def test_seaweedfs_matches_its_row(weed: Seaweed, credentials: None, storage: Storage):
     row = read_table()["SeaweedFS"]
     assert await probe(weed.endpoint, BUCKET) == {name: row[name] for name in row if name != "tried"}
 
@@ -58,7 +58,7 @@ def changed(url: str, **query: str) -> str:
     return parts._replace(query=urlencode(dict(parse_qsl(parts.query)) | query)).geturl()
 
 
-async def test_presigned_url_with_changed_field_is_denied(caller: Caller):
+async def test_changed_url_is_denied(caller: Caller):
     await caller.create()
     await caller.create(version="v2")
     for version in ("v1", "v2"):
@@ -83,7 +83,7 @@ async def test_presigned_url_with_changed_field_is_denied(caller: Caller):
     assert (await caller.download("v2")).body == b"bytes"
 
 
-async def test_presigned_put_accepts_any_content_type(caller: Caller):
+async def test_upload_of_any_content_type(caller: Caller):
     await caller.create()
     for content_type in (None, "application/octet-stream", "application/x-tar"):
         headers = {"Content-Type": content_type} if content_type else {}
@@ -93,7 +93,7 @@ async def test_presigned_put_accepts_any_content_type(caller: Caller):
         assert response.status == 200, content_type
 
 
-async def test_presigned_urls_are_sigv4_for_an_hour(caller: Caller):
+async def test_url_is_sigv4_for_one_hour(caller: Caller):
     await caller.create()
     await caller.upload(b"bytes")
     part = await caller.part_url(await caller.start_multipart(), 1)
@@ -117,7 +117,7 @@ async def test_presigned_url_expires(serve: Serve):
     assert (await caller.download()).body == b"bytes"
 
 
-async def test_presigned_url_uses_public_endpoint(weed: Seaweed, storage: Storage, tmp_path: Path):
+async def test_url_uses_public_endpoint(weed: Seaweed, storage: Storage, tmp_path: Path):
     storage("registry")
     public = S3Bucket(BUCKET, endpoint=weed.endpoint, public_endpoint="https://s3.example", prefix="public")
     async with LocalRegistry(tmp_path, bucket=public) as registry, aiohttp.ClientSession() as session:
@@ -129,7 +129,7 @@ async def test_presigned_url_uses_public_endpoint(weed: Seaweed, storage: Storag
 # Abandoned and interrupted uploads
 
 
-async def test_multipart_without_new_parts_is_aborted(caller: Caller, serve: Serve, stored_files: Stored):
+async def test_idle_upload_is_aborted(caller: Caller, serve: Serve, stored_files: Stored):
     await caller.create()
     idle, busy = await caller.start_multipart(), await caller.start_multipart()
     await caller.put_part(idle, 1, PART)
@@ -145,7 +145,7 @@ async def test_multipart_without_new_parts_is_aborted(caller: Caller, serve: Ser
     assert (await elsewhere.complete(foreign, [(1, late)])).status == 200
 
 
-async def test_proxied_upload_interrupted_is_aborted(caller: Caller, stored_files: Stored):
+async def test_broken_upload_is_aborted(caller: Caller, stored_files: Stored):
     async def body() -> AsyncIterator[bytes]:
         for _ in range(20):
             yield bytes(MiB)
@@ -165,7 +165,7 @@ async def test_proxied_upload_interrupted_is_aborted(caller: Caller, stored_file
 # Transfers
 
 
-async def test_proxied_upload_of_any_size_is_stored(caller: Caller):
+async def test_upload_stores_any_size(caller: Caller):
     for size in (0, 8 * MiB - 1, 8 * MiB, 8 * MiB + 1, 16 * MiB, 33 * MiB):
         data = random_bytes(size, size)
 
@@ -180,7 +180,7 @@ async def test_proxied_upload_of_any_size_is_stored(caller: Caller):
             assert (await caller.download(version)).body == data, version
 
 
-async def test_proxied_upload_of_large_body_bounds_memory(caller: Caller):
+async def test_large_upload_bounds_memory(caller: Caller):
     size, block = 96 * MiB, os.urandom(2**16)
 
     async def body() -> AsyncIterator[bytes]:
@@ -205,7 +205,7 @@ async def test_proxied_upload_of_large_body_bounds_memory(caller: Caller):
 
 
 @pytest.mark.parametrize(("size", "announced"), [(5, 4), (5, 6), (9 * MiB, 8 * MiB), (9 * MiB, 10 * MiB)])
-async def test_put_of_wrong_size_is_rejected(storage: Storage, stored_files: Stored, size: int, announced: int):
+async def test_upload_of_wrong_size_fails(storage: Storage, stored_files: Stored, size: int, announced: int):
     # aiohttp rejects such a body, but the storage does not rely on that.
     async def body() -> AsyncIterator[bytes]:
         yield bytes(size)
@@ -244,7 +244,7 @@ async def test_push_and_pull_round_trip(serve: Serve, home: Path, tmp_path: Path
         assert not (await api.push("svc:v1", force=True)).skipped
 
 
-async def test_remote_files_are_read_with_every_strategy(serve: Serve, home: Path, tmp_path: Path):
+async def test_remote_files_by_strategy(serve: Serve, home: Path, tmp_path: Path):
     """By ranges from the bucket, also where other transfers go through the registry."""
     make_bento(home, files=FILES)
     for transmission in ("presigned_url", "auto", "proxy"):
@@ -280,7 +280,7 @@ async def test_remote_files_are_read_with_every_strategy(serve: Serve, home: Pat
         assert cat == FILES["src/service.py"]
 
 
-async def test_copies_from_and_to_a_bucket_are_the_same(serve: Serve, home: Path, tmp_path: Path):
+async def test_copy_from_and_to_bucket(serve: Serve, home: Path, tmp_path: Path):
     made = contents(make_bento(home, files=FILES))
     for transmission in ("presigned_url", "auto", "proxy"):
         caller, here = await serve(f"copy-{transmission}", transmission=transmission), tmp_path / transmission
@@ -298,7 +298,7 @@ async def test_copies_from_and_to_a_bucket_are_the_same(serve: Serve, home: Path
         assert contents(here / "copy") == made
 
 
-async def test_verify_compares_with_the_bucket(caller: Caller, home: Path, tmp_path: Path):
+async def test_verify_compares_with_bucket(caller: Caller, home: Path, tmp_path: Path):
     bento = make_bento(home, files={"weights": random_bytes(6 * MiB), "src/service.py": b"pass\n"})
     async with make_api(caller, home) as api, make_api(caller, tmp_path / "there") as there:
         assert (await api.push("svc:v1")).parts == 2

@@ -61,32 +61,26 @@ async def rejection(where: S3Bucket, **options: Any) -> str:
 # Start
 
 
-async def test_start_with_unknown_bucket_raises(weed: Seaweed, credentials: None, storage: str):
+async def test_unknown_bucket_raises(weed: Seaweed, credentials: None, storage: str):
     message = await rejection(S3Bucket("no-such-bucket", endpoint=weed.endpoint))
     assert message.startswith(f"cannot use s3://no-such-bucket/ at {weed.endpoint}: ")
     assert "NoSuchBucket" in message
 
 
-async def test_start_with_wrong_credentials_raises(
-    weed: Seaweed, credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch
-):
+async def test_wrong_credentials_raise(weed: Seaweed, credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a wrong one")
     message = await rejection(S3Bucket(BUCKET, endpoint=weed.endpoint))
     assert "SignatureDoesNotMatch" in message
     assert "a wrong one" not in message
 
 
-async def test_start_without_write_permission_raises(
-    weed: Seaweed, credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch
-):
+async def test_read_only_bucket_raises(weed: Seaweed, credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "reader")
     assert "AccessDenied" in await rejection(S3Bucket(BUCKET, endpoint=weed.endpoint))
 
 
-def test_start_without_credentials_prints_one_line(
-    credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_missing_credentials_fail(credentials: None, storage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     command = [sys.executable, "-m", "async_bento", "registry", "serve", "--root", tmp_path, "--s3", "bucket"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
@@ -95,13 +89,13 @@ def test_start_without_credentials_prints_one_line(
     assert len(result.stderr.splitlines()) == 1
 
 
-async def test_start_with_unreachable_endpoint_raises(faulty: FaultyS3):
+async def test_unreachable_endpoint_raises(faulty: FaultyS3):
     message = await rejection(S3Bucket("bucket", endpoint="http://127.0.0.1:1"))
     assert message == "cannot use s3://bucket/ at http://127.0.0.1:1: cannot reach the registry's bucket"
 
 
 @pytest.mark.parametrize(("is_aws", "ours"), [(True, None), (True, "us-west-2"), (True, "eu-west-1"), (False, None)])
-async def test_start_in_another_region_raises(
+async def test_wrong_region_raises(
     faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_aws: bool, ours: str | None
 ):
     faulty.region = "eu-west-1"
@@ -117,19 +111,19 @@ async def test_start_in_another_region_raises(
             pass
 
 
-async def test_start_with_newer_format_raises(faulty: FaultyS3):
+async def test_newer_format_raises(faulty: FaultyS3):
     faulty.objects["registry.json"] = b'{"format": 99}'
     assert "newer async-bento" in await rejection(S3Bucket("bucket", endpoint=faulty.endpoint))
 
 
-async def test_start_with_foreign_registry_json_raises(faulty: FaultyS3):
+async def test_foreign_json_raises(faulty: FaultyS3):
     faulty.objects["registry.json"] = b"a page"
     message = await rejection(S3Bucket("bucket", endpoint=faulty.endpoint))
     assert "async-bento did not write its registry.json" in message
 
 
 @pytest.mark.parametrize("options", [{"url_expiry": 604_801}, {"url_expiry": 0}])
-async def test_url_expiry_out_of_range_raises(faulty: FaultyS3, tmp_path: Path, options: dict[str, Any]):
+async def test_invalid_url_expiry_raises(faulty: FaultyS3, tmp_path: Path, options: dict[str, Any]):
     with pytest.raises(ConfigError, match="url_expiry"):
         await LocalRegistry(tmp_path, bucket=S3Bucket("bucket", endpoint=faulty.endpoint), **options).start()
 
@@ -140,7 +134,7 @@ def serve(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_serve_command_reports_an_error_in_one_line(credentials: None, storage: str, tmp_path: Path):
+def test_serve_error_is_one_line(credentials: None, storage: str, tmp_path: Path):
     code, message = serve("--root", str(tmp_path), "--s3", "bucket", "--s3-endpoint", "http://127.0.0.1:1")
     assert code == 2
     assert [line for line in message.splitlines() if line.startswith("Error")] == [
@@ -148,7 +142,7 @@ def test_serve_command_reports_an_error_in_one_line(credentials: None, storage: 
     ]
 
 
-def test_serve_command_without_extra_names_it(monkeypatch: pytest.MonkeyPatch, storage: str, tmp_path: Path):
+def test_serve_names_missing_extra(monkeypatch: pytest.MonkeyPatch, storage: str, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "async_bento.registry.blobs.bucket", None)
     code, message = serve("--root", str(tmp_path), "--s3", "bucket")
     assert code == 2
@@ -179,14 +173,14 @@ async def test_bucket_error_returns_json(
     assert message in response.json["error"]
 
 
-async def test_bucket_error_does_not_pass_on_its_words(caller: Caller, faulty: FaultyS3):
+async def test_bucket_error_hides_message(caller: Caller, faulty: FaultyS3):
     await caller.create()
     faulty.fault = lambda _: (403, "AccessDenied")
     response = await caller.api("PATCH", f"{caller.items()}/v1/start_multipart_upload")
     assert response.json["error"] == "the registry's bucket failed: AccessDenied"
 
 
-async def test_download_cut_by_bucket_breaks_the_connection(caller: Caller, faulty: FaultyS3):
+async def test_cut_download_disconnects(caller: Caller, faulty: FaultyS3):
     await caller.create()
     await caller.upload(bytes(2**20))
     faulty.fault = lambda request: "cut" if request.method == "GET" and request.path.endswith(".tar") else None
@@ -205,7 +199,7 @@ async def test_cleanup_failure_is_logged(caller: Caller, faulty: FaultyS3, caplo
 
 
 @pytest.mark.parametrize("status", [405, 501])
-async def test_cleanup_of_uploads_unsupported_is_logged_once(
+async def test_unlistable_uploads_log_once(
     caller: Caller, faulty: FaultyS3, caplog: pytest.LogCaptureFixture, status: int
 ):
     faulty.fault = lambda request: (status, "NotImplemented") if "uploads" in request.query else None
@@ -215,7 +209,7 @@ async def test_cleanup_of_uploads_unsupported_is_logged_once(
     assert "stay in the bucket: the registry's bucket does not support ListMulti" in record.getMessage()
 
 
-async def test_download_of_object_replaced_on_the_way_breaks(caller: Caller, faulty: FaultyS3):
+async def test_download_detects_change(caller: Caller, faulty: FaultyS3):
     await caller.create()
     await caller.upload(bytes(2**20))
 
@@ -228,14 +222,14 @@ async def test_download_of_object_replaced_on_the_way_breaks(caller: Caller, fau
         await caller.download()
 
 
-async def test_upload_to_bucket_without_100_continue_succeeds(caller: Caller):
+async def test_upload_without_100_continue(caller: Caller):
     """Some servers and proxies know no `Expect`, and aiohttp would wait for `100 Continue` until it times out."""
     await caller.create()
     assert (await caller.upload(b"bytes")).status == 200
     assert (await caller.download()).body == b"bytes"
 
 
-async def test_upload_to_bucket_sends_no_checksum_headers(caller: Caller, faulty: FaultyS3):
+async def test_upload_sends_no_checksums(caller: Caller, faulty: FaultyS3):
     """Backblaze B2 refuses them, and botocore sends them by default."""
     sent: set[str] = set()
     faulty.fault = lambda request: sent.update(map(str.lower, request.headers))

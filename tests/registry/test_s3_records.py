@@ -15,7 +15,7 @@ from tests.builders import MiB
 from tests.cli_runner import make_runner
 
 
-def test_import_of_registry_loads_no_extra():
+def test_import_loads_no_extra():
     modules = "async_bento.cli.serve, async_bento.registry"
     extras = {"aiobotocore", "aiosqlite", "alembic", "asyncpg", "botocore", "sqlalchemy"}
     script = f"import {modules}, sys; print(*{extras} & {{*sys.modules}})"
@@ -33,7 +33,7 @@ def test_import_of_registry_loads_no_extra():
         (("--root", "here", "--s3", ""), "name is empty"),
     ],
 )
-def test_serve_options_that_conflict_are_rejected(arguments: tuple[str, ...], message: str):
+def test_conflicting_options_fail(arguments: tuple[str, ...], message: str):
     result = make_runner().invoke(main, ["registry", "serve", *arguments])
     assert result.exit_code == 2
     assert message in result.stderr
@@ -53,7 +53,7 @@ def test_bucket_without_name_raises():
         S3Bucket("")
 
 
-def test_multipart_etag_of_opaque_parts_is_none():
+def test_opaque_parts_have_no_etag():
     assert etag_of_parts(['"' + "0" * 32 + '"', '"opaque"']) is None
 
 
@@ -67,7 +67,7 @@ def test_multipart_etag_of_opaque_parts_is_none():
         (None, 16 * MiB),
     ],
 )
-def test_part_size_keeps_below_ten_thousand_parts(size: int | None, expected: int):
+def test_part_size_limits_part_count(size: int | None, expected: int):
     pytest.importorskip("aiobotocore")
     from async_bento.registry.blobs.s3 import proxied_part_size
 

@@ -23,7 +23,7 @@ def body_of(session: str) -> str:
     return found[0]
 
 
-def test_tried_storages_are_those_of_the_sessions():
+def test_page_lists_tried_storages():
     assert named("`nox -s stores`") == set(s3_stores.NAMES)
     assert named("`nox -s backends`") == {"SeaweedFS"}
     assert named("by hand") == {"MinIO"}
@@ -31,7 +31,7 @@ def test_tried_storages_are_those_of_the_sessions():
     assert len(read_table()) == len(s3_stores.NAMES) + 2 + len(NOT_TRIED)
 
 
-def test_sessions_run_what_the_page_states():
+def test_sessions_match_page():
     stores = body_of("stores")
     assert '"tests/registry/test_stores.py", "-m", "stores"' in stores
     assert f"s3rver@{re.search(r'stores` tests (3[.0-9]+), a server for development', PAGE.read_text())[1]}" in stores

@@ -77,12 +77,12 @@ def client(registry: LocalRegistry, home: Path, **options: Any) -> AsyncBentoAPI
 presigned_only = pytest.mark.parametrize("transmission", ["presigned_url"], indirect=True)
 
 
-async def test_store_does_what_its_row_states(store: Store, bucket: S3Bucket):
+async def test_store_matches_its_row(store: Store, bucket: S3Bucket):
     row = read_table()[store.name]
     assert await probe(store.endpoint, s3_stores.BUCKET) == {name: row[name] for name in row if name != "tried"}
 
 
-async def test_push_list_pull_force_and_delete(registry: LocalRegistry, transmission: str, home: Path, tmp_path: Path):
+async def test_push_pull_force_and_delete(registry: LocalRegistry, transmission: str, home: Path, tmp_path: Path):
     bento = make_bento(home, files={"src/service.py": b"pass\n", "weights": WEIGHTS}, models=["mod:m1"])
     model = make_model(home, files={"weights": random_bytes(MiB, 2), "empty": b""})
     async with client(registry, home) as api:
@@ -128,7 +128,7 @@ async def interrupt(
 
 
 @presigned_only
-async def test_push_and_pull_interrupted_resume(registry: LocalRegistry, store: Store, home: Path, tmp_path: Path):
+async def test_cancelled_transfers_resume(registry: LocalRegistry, store: Store, home: Path, tmp_path: Path):
     model = make_model(home, files={f"weights/{number}": random_bytes(MiB, number) for number in range(21)})
     await interrupt(lambda api: api.models.push("mod:m1", threads=1), registry, home)
     async with client(registry, home) as api:
@@ -145,7 +145,7 @@ async def test_push_and_pull_interrupted_resume(registry: LocalRegistry, store: 
     assert (events[-1].bytes_resumed > 0) == (store.name != "s3rver")
 
 
-async def test_completion_of_upload_twice_succeeds(bucket: S3Bucket, tmp_path: Path):
+async def test_upload_completes_twice(bucket: S3Bucket, tmp_path: Path):
     # The records of a registry answer a repeated request; here, the response of the bucket was lost.
     backend = await load_backend(root=tmp_path, database=None, bucket=bucket)
     async with backend.open(url_expiry=60) as opened, aiohttp.ClientSession() as session:
@@ -163,7 +163,7 @@ async def test_completion_of_upload_twice_succeeds(bucket: S3Bucket, tmp_path: P
             assert b"".join([chunk async for chunk in blob.read(0, blob.size)]) == b"".join(bodies)
 
 
-async def test_registry_that_starts_again_serves_the_bytes(bucket: S3Bucket, home: Path, tmp_path: Path):
+async def test_restart_serves_bytes(bucket: S3Bucket, home: Path, tmp_path: Path):
     bento = make_bento(home, files={"weights": WEIGHTS})
     async with LocalRegistry(tmp_path / "registry", bucket=bucket) as registry, client(registry, home) as api:
         await api.push("svc:v1")
@@ -172,6 +172,6 @@ async def test_registry_that_starts_again_serves_the_bytes(bucket: S3Bucket, hom
         assert contents((await api.pull("svc:v1")).path) == contents(bento)
 
 
-async def test_start_with_unknown_bucket_raises(store: Store, bucket: S3Bucket, tmp_path: Path):
+async def test_unknown_bucket_raises(store: Store, bucket: S3Bucket, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"cannot use s3://no-such-bucket/ at .*NoSuchBucket"):
         await LocalRegistry(tmp_path, bucket=S3Bucket("no-such-bucket", endpoint=store.endpoint)).start()

@@ -32,7 +32,7 @@ async def test_push_and_pull_over_tls(home: Path, tmp_path: Path, transmission: 
         assert contents(pulled.path) == before
 
 
-async def test_connection_without_handshake_does_not_block_close(tmp_path: Path):
+async def test_close_without_tls_handshake(tmp_path: Path):
 
     async with LocalRegistry(tmp_path / "r", tls_cert=CERTIFICATE, tls_key=KEY, grace=0.2) as registry:
         port = registry.endpoint.rpartition(":")[2]
@@ -44,14 +44,14 @@ async def test_connection_without_handshake_does_not_block_close(tmp_path: Path)
     plain.close()
 
 
-def test_certificate_and_key_may_be_one_file(tmp_path: Path):
+def test_cert_and_key_in_one_file(tmp_path: Path):
     both = tmp_path / "both.pem"
     both.write_bytes(CERTIFICATE.read_bytes() + KEY.read_bytes())
     with LocalRegistry(tmp_path / "r", tls_cert=both) as registry:
         assert registry.endpoint.startswith("https://")
 
 
-def test_key_without_certificate_raises(tmp_path: Path):
+def test_key_without_cert_raises(tmp_path: Path):
     with pytest.raises(ConfigError, match="there is a TLS key, but no certificate"):
         LocalRegistry(tmp_path, tls_key=KEY)
 
@@ -73,7 +73,7 @@ def test_certificate_unusable_raises(tmp_path: Path):
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-def test_key_of_another_certificate_raises(tmp_path: Path):
+def test_key_mismatch_raises(tmp_path: Path):
     other, locked = tmp_path / "other.pem", tmp_path / "locked.pem"
     subprocess.run(["openssl", "genrsa", "-out", other, "2048"], check=True, capture_output=True)
     subprocess.run(

@@ -49,7 +49,7 @@ async def events(storage: Storage, *options: str) -> list[list[str]]:
 # Tokens
 
 
-async def test_token_created_is_alone_on_stdout_and_works(caller: Caller, storage: Storage):
+async def test_create_prints_token_only(caller: Caller, storage: Storage):
     result = await run(storage, "token", "create", "ci", "--role", "push")
     assert (result.exit_code, result.stderr) == (0, "")
     assert TOKEN.fullmatch(result.stdout)
@@ -74,7 +74,7 @@ async def test_token_list_shows_no_secret(caller: Caller, storage: Storage):
     assert datetime.fromisoformat(listed["last_used_at"]) <= datetime.now(timezone.utc)
 
 
-async def test_token_revoked_is_refused_at_once(caller: Caller, storage: Storage):
+async def test_revoked_token_is_refused(caller: Caller, storage: Storage):
     secret = (await done(storage, "token", "create", "ci", "--role", "push")).strip()
     await caller.ok("GET", "/auth/current", token=secret)
     result = await run(storage, "token", "revoke", "ci")
@@ -84,7 +84,7 @@ async def test_token_revoked_is_refused_at_once(caller: Caller, storage: Storage
     assert refused.json["message"].startswith("access denied: the API token is unknown, was revoked or has expired.")
 
 
-async def test_token_rotated_leaves_the_old_one_valid(caller: Caller, storage: Storage):
+async def test_rotation_keeps_old_token(caller: Caller, storage: Storage):
     old = (await done(storage, "token", "create", "ci", "--role", "push")).strip()
     new = (await done(storage, "token", "rotate", "ci", "--overlap", "1h")).strip()
     assert new != old
@@ -99,7 +99,7 @@ async def test_token_rotated_leaves_the_old_one_valid(caller: Caller, storage: S
         assert (await caller.api("GET", "/auth/current", token=secret)).status == 403
 
 
-async def test_token_on_a_terminal_is_introduced(caller: Caller, storage: Storage, monkeypatch: pytest.MonkeyPatch):
+async def test_create_on_terminal_explains(caller: Caller, storage: Storage, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("async_bento.cli.token.terminal_width", lambda: 80)
     first, last = (await done(storage, "token", "create", "ci", "--role", "push")).splitlines()
     assert first == "Created the token ci with the role push. The token is shown only now:"
@@ -121,7 +121,7 @@ async def test_token_on_a_terminal_is_introduced(caller: Caller, storage: Storag
         (["audit", "--since", "999999w"], 2, "at most 100 years"),
     ],
 )
-async def test_token_command_refuses_invalid_options(
+async def test_invalid_token_options_fail(
     caller: Caller, storage: Storage, command: list[str], code: int, message: str
 ):
     result = await run(storage, *command)
@@ -129,7 +129,7 @@ async def test_token_command_refuses_invalid_options(
     assert message in result.stderr
 
 
-def test_token_command_needs_a_registry(tmp_path: Path):
+def test_command_needs_registry(tmp_path: Path):
     result = make_runner().invoke(main, ["registry", "token", "list"])
     assert result.exit_code == 2
     assert "Pass --root or --database." in result.stderr
@@ -187,7 +187,7 @@ async def test_audit_shows_pruned_versions(caller: Caller, storage: Storage):
     assert event == ["delete", "bento", "iris", "v1"]
 
 
-async def test_audit_of_failed_replacement_has_no_event(caller: Caller, storage: Storage):
+async def test_audit_omits_failed_replace(caller: Caller, storage: Storage):
     await caller.create()
     assert (await caller.upload(b"bytes")).status == 200
     await caller.ok("PATCH", f"{caller.items()}/v1/start_upload")
@@ -195,7 +195,7 @@ async def test_audit_of_failed_replacement_has_no_event(caller: Caller, storage:
     assert [event[1] for event in await events(storage, "--name", "iris")] == ["push"]
 
 
-async def test_audit_counts_a_pull_in_ranges_once(caller: Caller, storage: Storage):
+async def test_audit_counts_ranges_once(caller: Caller, storage: Storage):
     await caller.create()
     assert (await caller.upload(b"0123456789")).status == 200
     for range_ in ("bytes=0-4", "bytes=5-9"):
@@ -204,7 +204,7 @@ async def test_audit_counts_a_pull_in_ranges_once(caller: Caller, storage: Stora
     assert [event[1] for event in await events(storage, "--name", "iris")] == ["push", "pull"]
 
 
-async def test_pull_without_audit_log_succeeds(caller: Caller, monkeypatch: pytest.MonkeyPatch, storage: Storage):
+async def test_audit_failure_allows_pull(caller: Caller, monkeypatch: pytest.MonkeyPatch, storage: Storage):
     from async_bento.registry.errors import disk_error
 
     await caller.create()
@@ -217,7 +217,7 @@ async def test_pull_without_audit_log_succeeds(caller: Caller, monkeypatch: pyte
     assert (await caller.download()).body == b"bytes"
 
 
-async def test_audit_events_are_removed_after_a_year(caller: Caller, storage: Storage):
+async def test_audit_events_expire(caller: Caller, storage: Storage):
     assert len(await events(storage)) == 1
     await clean_up(caller, hours=24 * 364)
     assert len(await events(storage)) == 1
@@ -225,7 +225,7 @@ async def test_audit_events_are_removed_after_a_year(caller: Caller, storage: St
     assert await events(storage) == []
 
 
-async def test_pull_records_its_time(caller: Caller, storage: Storage):
+async def test_pull_records_time(caller: Caller, storage: Storage):
     await caller.create()
     assert (await caller.upload(b"bytes")).status == 200
     running = caller.registry._running
@@ -242,7 +242,7 @@ async def test_pull_records_its_time(caller: Caller, storage: Storage):
 
 @pytest.mark.parametrize("has_links", [True, False])
 @pytest.mark.parametrize("content", [None, ""], ids=["missing", "empty"])
-def test_token_file_has_the_token_of_one_copy(
+def test_token_file_race_has_one_winner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, has_links: bool
 ):
     """Another copy of the registry starts while this one creates its token."""

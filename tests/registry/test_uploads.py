@@ -72,7 +72,7 @@ async def test_proxied_upload_round_trip(either: Caller):
     assert (await either.download()).body == DATA
 
 
-async def test_proxied_upload_of_unknown_length_is_stored(caller: Caller):
+async def test_chunked_body_is_stored(caller: Caller):
     async def body() -> AsyncIterator[bytes]:
         for start in range(0, len(DATA), 1000):
             yield DATA[start : start + 1000]
@@ -82,19 +82,19 @@ async def test_proxied_upload_of_unknown_length_is_stored(caller: Caller):
     assert (await caller.download()).body == DATA
 
 
-async def test_proxied_upload_of_empty_body_is_stored(caller: Caller):
+async def test_empty_body_is_stored(caller: Caller):
     await caller.create()
     assert (await caller.upload(b"")).status == 200
     assert (await caller.download()).body == b""
 
 
-async def test_proxied_upload_of_gzip_stays_compressed(caller: Caller):
+async def test_gzip_stays_compressed(caller: Caller):
     await caller.create()
     assert (await caller.upload(DATA, headers={"Content-Encoding": "gzip"})).status == 200
     assert (await caller.download()).body == DATA
 
 
-async def test_proxied_upload_cut_by_client_leaves_nothing(caller: Caller, stored_files: Stored):
+async def test_cut_upload_leaves_nothing(caller: Caller, stored_files: Stored):
     await caller.create()
     url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/upload"
     token = caller.registry.api_token
@@ -109,9 +109,7 @@ async def test_proxied_upload_cut_by_client_leaves_nothing(caller: Caller, store
     assert (await caller.download()).status == 404
 
 
-async def test_proxied_upload_of_invalid_chunks_leaves_nothing(
-    caller: Caller, stored_files: Stored, caplog: pytest.LogCaptureFixture
-):
+async def test_bad_chunks_leave_nothing(caller: Caller, stored_files: Stored, caplog: pytest.LogCaptureFixture):
     await caller.create()
     url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/upload"
     headers = f"X-YATAI-API-TOKEN: {caller.registry.api_token}\r\nTransfer-Encoding: chunked"
@@ -127,7 +125,7 @@ async def test_proxied_upload_of_invalid_chunks_leaves_nothing(
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), web.RequestPayloadError()])
-def test_upload_with_broken_body_is_no_fault_of_the_registry(error: Exception):
+def test_upload_broken_body_is_400(error: Exception):
     """Which of the two aiohttp raises depends on its parser, in C or in Python."""
     with pytest.raises(StorageError, match=r"^the request failed: the connection broke$") as raised, translate_errors():
         raise error
@@ -135,7 +133,7 @@ def test_upload_with_broken_body_is_no_fault_of_the_registry(error: Exception):
     assert raised.value.status == 400
 
 
-async def test_download_before_upload_returns_404(either: Caller):
+async def test_early_download_returns_404(either: Caller):
     await either.create()
     response = await either.download()
     assert response.status == 404
@@ -156,7 +154,7 @@ async def test_presigned_put_round_trip(either: Caller):
 
 
 @disk_only
-async def test_presigned_put_without_length_returns_411(caller: Caller, stored_files: Stored):
+async def test_put_without_length_is_411(caller: Caller, stored_files: Stored):
     async def body() -> AsyncIterator[bytes]:
         yield DATA
 
@@ -167,7 +165,7 @@ async def test_presigned_put_without_length_returns_411(caller: Caller, stored_f
     assert stored_files() == []
 
 
-async def test_presigned_put_cut_by_client_leaves_nothing(caller: Caller, stored_files: Stored):
+async def test_cut_put_leaves_nothing(caller: Caller, stored_files: Stored):
     await caller.create()
     url = await caller.put_url()
     await cut_off(url, "Content-Length: 100000", DATA[:50_000])
@@ -177,7 +175,7 @@ async def test_presigned_put_cut_by_client_leaves_nothing(caller: Caller, stored
 
 
 @pytest.mark.parametrize("size", [4, 6])
-async def test_put_of_wrong_size_is_rejected(tmp_path: Path, size: int):
+async def test_put_of_wrong_size_fails(tmp_path: Path, size: int):
     # aiohttp rejects such a body, but the storage does not rely on that.
     async def body() -> AsyncIterator[bytes]:
         yield b"12345"
@@ -192,7 +190,7 @@ async def test_put_of_wrong_size_is_rejected(tmp_path: Path, size: int):
 
 
 @disk_only
-async def test_presigned_put_above_max_size_is_rejected(serve: Serve):
+async def test_put_above_max_size_fails(serve: Serve):
     caller = await serve(max_put_size=len(DATA) - 1)
     await caller.create()
     response = await caller.bare("PUT", await caller.put_url(), data=DATA)
@@ -220,7 +218,7 @@ async def test_multipart_round_trip(either: Caller, stored_files: Stored):
 
 
 @disk_only
-async def test_multipart_completion_copies_no_bytes(caller: Caller, tmp_path: Path, stored_files: Stored):
+async def test_completion_copies_no_bytes(caller: Caller, tmp_path: Path, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     etag = await caller.put_part(upload_id, 1, DATA)
@@ -232,7 +230,7 @@ async def test_multipart_completion_copies_no_bytes(caller: Caller, tmp_path: Pa
     assert len(after) == 1
 
 
-async def test_multipart_part_sent_twice_uses_the_listed_etag(caller: Caller, stored_files: Stored):
+async def test_listed_etag_selects_part(caller: Caller, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     await caller.put_part(upload_id, 1, b"old")
@@ -243,7 +241,7 @@ async def test_multipart_part_sent_twice_uses_the_listed_etag(caller: Caller, st
     assert stored_files.has_count(disk=1, s3=1)
 
 
-async def test_multipart_completion_drops_unlisted_parts(caller: Caller, stored_files: Stored):
+async def test_unlisted_parts_are_dropped(caller: Caller, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     first = await caller.put_part(upload_id, 1, ONE)
@@ -268,9 +266,7 @@ async def test_multipart_completion_drops_unlisted_parts(caller: Caller, stored_
         ([(10_001, md5(ONE))], "part_number"),
     ],
 )
-async def test_multipart_completion_with_invalid_parts_returns_400(
-    caller: Caller, parts: list[tuple[int, str]], why: str
-):
+async def test_invalid_parts_return_400(caller: Caller, parts: list[tuple[int, str]], why: str):
     await caller.create()
     upload_id = await caller.start_multipart()
     etags = [(1, await caller.put_part(upload_id, 1, ONE)), (2, await caller.put_part(upload_id, 2, b"two"))]
@@ -281,14 +277,14 @@ async def test_multipart_completion_with_invalid_parts_returns_400(
     assert (await caller.complete(upload_id, etags)).status == 200
 
 
-async def test_multipart_etags_without_quotes_are_accepted(caller: Caller):
+async def test_unquoted_etags_are_accepted(caller: Caller):
     await caller.create()
     upload_id = await caller.start_multipart()
     etag = await caller.put_part(upload_id, 1, DATA)
     assert (await caller.complete(upload_id, [(1, etag.strip('"'))])).status == 200
 
 
-async def test_multipart_part_below_min_size_is_rejected(serve: Serve):
+async def test_part_below_min_size_fails(serve: Serve):
     caller = await serve()
     await caller.create()
     upload_id = await caller.start_multipart()
@@ -301,7 +297,7 @@ async def test_multipart_part_below_min_size_is_rejected(serve: Serve):
     assert (await caller.complete(upload_id, etags[:2])).status == 200
 
 
-async def test_multipart_completion_twice_succeeds(caller: Caller):
+async def test_completion_twice_succeeds(caller: Caller):
     await caller.create()
     upload_id = await caller.start_multipart()
     etags = [(1, await caller.put_part(upload_id, 1, DATA))]
@@ -309,7 +305,7 @@ async def test_multipart_completion_twice_succeeds(caller: Caller):
     assert (await caller.complete(upload_id, [(1, md5(b"other"))])).status == 404
 
 
-async def test_multipart_completions_racing_all_succeed(caller: Caller):
+async def test_racing_completions_succeed(caller: Caller):
     await caller.create()
     upload_id = await caller.start_multipart()
     etags = [(1, await caller.put_part(upload_id, 1, DATA))]
@@ -319,7 +315,7 @@ async def test_multipart_completions_racing_all_succeed(caller: Caller):
     assert (await caller.download()).body == DATA
 
 
-async def test_multipart_part_after_completion_returns_404(caller: Caller):
+async def test_late_part_returns_404(caller: Caller):
     await caller.create()
     upload_id = await caller.start_multipart()
     url = await caller.part_url(upload_id, 1)
@@ -334,7 +330,7 @@ async def test_multipart_part_after_completion_returns_404(caller: Caller):
 
 
 @pytest.mark.parametrize("upload_id", ["0" * 32, "..", "../objects", "x\ny", "é", ""])
-async def test_multipart_completion_of_unknown_upload_returns_404(caller: Caller, upload_id: str, stored_files: Stored):
+async def test_unknown_completion_is_404(caller: Caller, upload_id: str, stored_files: Stored):
     await caller.create()
     response = await caller.complete(upload_id, [(1, md5(DATA))])
     assert response.status == 404
@@ -343,14 +339,14 @@ async def test_multipart_completion_of_unknown_upload_returns_404(caller: Caller
 
 
 @pytest.mark.parametrize("upload_id", ["0" * 32, "..", "../objects", "x\ny", "é"])
-async def test_multipart_part_of_unknown_upload_returns_404(caller: Caller, upload_id: str, stored_files: Stored):
+async def test_unknown_part_upload_is_404(caller: Caller, upload_id: str, stored_files: Stored):
     await caller.create()
     assert await no_part_url(caller, upload_id)
     assert stored_files() == []
 
 
 @disk_only
-async def test_multipart_upload_id_has_no_aliases(caller: Caller, tmp_path: Path):
+async def test_upload_id_has_no_aliases(caller: Caller, tmp_path: Path):
     await caller.create()
     upload_id = await caller.start_multipart()
     directory = tmp_path / "registry" / "blobs" / "bentos" / "iris" / "v1" / upload_id
@@ -359,7 +355,7 @@ async def test_multipart_upload_id_has_no_aliases(caller: Caller, tmp_path: Path
         assert (await caller.complete(other, [(1, md5(DATA))])).status == 404, other
 
 
-async def test_multipart_upload_of_another_item_returns_404(caller: Caller):
+async def test_foreign_upload_id_is_404(caller: Caller):
     await caller.create(version="v1")
     await caller.create(version="v2")
     upload_id = await caller.start_multipart("v1")
@@ -369,14 +365,14 @@ async def test_multipart_upload_of_another_item_returns_404(caller: Caller):
 
 
 @disk_only
-async def test_multipart_part_cut_by_client_leaves_nothing(caller: Caller, stored_files: Stored):
+async def test_cut_part_leaves_nothing(caller: Caller, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     await cut_off(await caller.part_url(upload_id, 1), "Content-Length: 100000", DATA[:50_000])
     await eventually(lambda: stored_files() == [])
 
 
-async def test_multipart_parts_survive_restart(serve: Serve):
+async def test_multipart_survives_restart(serve: Serve):
     caller = await serve()
     await caller.create()
     upload_id = await caller.start_multipart()
@@ -389,7 +385,7 @@ async def test_multipart_parts_survive_restart(serve: Serve):
     assert (await caller.download()).body == ONE + b"two"
 
 
-async def test_multipart_abandoned_upload_is_removed(caller: Caller, stored_files: Stored):
+async def test_abandoned_upload_is_removed(caller: Caller, stored_files: Stored):
     await caller.create()
     upload_id = await caller.start_multipart()
     await caller.put_part(upload_id, 1, ONE)
@@ -404,7 +400,7 @@ async def test_multipart_abandoned_upload_is_removed(caller: Caller, stored_file
     assert (await caller.download()).body == DATA
 
 
-async def test_presigned_put_that_is_not_finished_is_removed(caller: Caller, stored_files: Stored):
+async def test_unfinished_put_is_removed(caller: Caller, stored_files: Stored):
     await caller.create()
     url = await caller.put_url()
     await caller.bare("PUT", url, data=DATA)
@@ -419,7 +415,7 @@ async def test_presigned_put_that_is_not_finished_is_removed(caller: Caller, sto
 # Replacement of an object
 
 
-async def test_replacement_serves_old_bytes_until_completion(caller: Caller, stored_files: Stored):
+async def test_replacement_waits_for_finish(caller: Caller, stored_files: Stored):
     await caller.create()
     await caller.upload(b"old")
     upload_id = await caller.start_multipart()
@@ -436,7 +432,7 @@ async def test_replacement_serves_old_bytes_until_completion(caller: Caller, sto
     assert (await caller.download()).body == b"new"
 
 
-async def test_replacement_cut_by_client_keeps_old_bytes(caller: Caller, stored_files: Stored):
+async def test_cut_replacement_keeps_bytes(caller: Caller, stored_files: Stored):
     await caller.create()
     await caller.upload(b"old")
     await cut_off(await caller.put_url(), "Content-Length: 100000", DATA[:50_000])
@@ -444,7 +440,7 @@ async def test_replacement_cut_by_client_keeps_old_bytes(caller: Caller, stored_
     assert (await caller.download()).body == b"old"
 
 
-async def test_replacement_that_fails_leaves_the_item_as_it_was(caller: Caller):
+async def test_failed_replace_keeps_item(caller: Caller):
     await caller.create()
     await caller.upload(b"old")
     url = f"{caller.registry.endpoint}/api/v1{caller.items()}/v1/upload"
@@ -463,7 +459,7 @@ async def test_replacement_that_fails_leaves_the_item_as_it_was(caller: Caller):
     assert (await caller.download()).body == b"old"
 
 
-async def test_upload_that_fails_keeps_a_complete_one(caller: Caller):
+async def test_failure_keeps_other_upload(caller: Caller):
     await caller.create()
     upload_id = await caller.start_multipart()
     etag = await caller.put_part(upload_id, 1, b"complete")
@@ -481,7 +477,7 @@ async def test_upload_that_fails_keeps_a_complete_one(caller: Caller):
     assert (await caller.download()).body == b"complete"
 
 
-async def test_replacement_by_racing_uploads_keeps_one_body(caller: Caller, stored_files: Stored):
+async def test_upload_race_keeps_one_body(caller: Caller, stored_files: Stored):
     await caller.create()
     bodies = [bytes([number]) * 50_000 for number in range(6)]
     await asyncio.gather(*(caller.upload(body) for body in bodies))
@@ -495,7 +491,7 @@ async def test_replacement_by_racing_uploads_keeps_one_body(caller: Caller, stor
 
 @pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EIO, 500)])
 @disk_only
-async def test_disk_failure_during_upload_leaves_nothing(
+async def test_disk_error_leaves_nothing(
     caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ):
     await caller.create()
@@ -520,9 +516,7 @@ async def test_disk_failure_during_upload_leaves_nothing(
 
 
 @disk_only
-async def test_upload_that_would_use_reserved_space_returns_507(
-    serve: Serve, stored_files: Stored, monkeypatch: pytest.MonkeyPatch
-):
+async def test_reserved_space_returns_507(serve: Serve, stored_files: Stored, monkeypatch: pytest.MonkeyPatch):
     caller = await serve(min_free=1 * MiB)
     size = 3 * MiB
     usage = type(shutil.disk_usage("/"))
@@ -554,9 +548,7 @@ async def test_upload_that_would_use_reserved_space_returns_507(
 
 
 @disk_only
-async def test_full_disk_at_the_end_of_an_upload_leaves_nothing(
-    caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch
-):
+async def test_full_disk_leaves_nothing(caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch):
     await caller.create()
     url = await caller.put_url()
 
@@ -569,9 +561,7 @@ async def test_full_disk_at_the_end_of_an_upload_leaves_nothing(
     assert stored_files() == []
 
 
-async def test_full_database_after_an_upload_leaves_nothing(
-    caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch
-):
+async def test_full_database_leaves_nothing(caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch):
     await caller.create()
 
     async def fail(*_: object) -> None:
@@ -583,7 +573,7 @@ async def test_full_database_after_an_upload_leaves_nothing(
     assert (await caller.get())["upload_status"] == "failed"
 
 
-async def test_presigned_transfer_of_large_body_bounds_memory(caller: Caller):
+async def test_large_body_bounds_memory(caller: Caller):
     size = 64 * 2**20
     block = os.urandom(2**16)
 

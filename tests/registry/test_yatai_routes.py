@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 pytestmark = records_only
 
 
-async def test_repositories_are_listed_by_the_page(either: Caller):
+async def test_paging_of_repositories(either: Caller):
     for name in ("iris", "rose", "iris-2"):
         await either.create(name)
     path = f"/{either.words.repositories}"
@@ -30,7 +30,7 @@ async def test_repositories_are_listed_by_the_page(either: Caller):
     assert (await either.list(path, search="%"))["total"] == 0
 
 
-async def test_bentos_of_a_model_are_listed(caller: Caller):
+async def test_paging_of_bentos_of_model(caller: Caller):
     models = caller.about(MODELS)
     await models.create("clf", "m1")
     await models.create("clf", "m2")
@@ -44,7 +44,7 @@ async def test_bentos_of_a_model_are_listed(caller: Caller):
     assert (await caller.api("GET", path.format("m3"))).status == 404
 
 
-async def test_labels_have_their_values(caller: Caller):
+async def test_labels_have_values(caller: Caller):
     assert await caller.ok("GET", "/labels") == []
     await caller.create(labels=[{"key": "team", "value": "b"}, {"key": "stage", "value": "x"}])
     await caller.create(version="v2", labels=[{"key": "team", "value": "b"}])
@@ -54,7 +54,7 @@ async def test_labels_have_their_values(caller: Caller):
     assert await caller.ok("GET", "/labels?resource_type=model") == [{"key": "team", "values": ["a"]}]
 
 
-async def test_version_is_that_of_the_package(caller: Caller):
+async def test_version_is_package_version(caller: Caller):
     assert (await caller.ok("GET", "/version"))["version"] == __version__
 
 
@@ -69,7 +69,7 @@ async def test_version_is_that_of_the_package(caller: Caller):
         ("/api/v1/instance_types", "instance types"),
     ],
 )
-async def test_route_for_other_things_returns_501(caller: Caller, path: str, subject: str):
+async def test_other_routes_return_501(caller: Caller, path: str, subject: str):
     headers = {"X-YATAI-API-TOKEN": caller.registry.api_token}
     for method in ("GET", "POST"):
         response = await caller.bare(method, f"{caller.registry.endpoint}{path}", headers=headers)

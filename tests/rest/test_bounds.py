@@ -25,7 +25,7 @@ ONCE = {"retry": {"attempts": 1}, "timeouts": {"connect": 0.5, "api": 90}}
 CONNECT_TIMEOUT = "no connection within 0.5 s"
 
 
-async def test_api_proxy_that_never_answers_connect_times_out() -> None:
+async def test_silent_proxy_times_out() -> None:
     async with serving(say_nothing) as proxy:
         client = RestApiClient(
             "https://registry.example", "token", config=Config(**ONCE), proxy=f"http://ada:5ecret@{proxy}"
@@ -38,7 +38,7 @@ async def test_api_proxy_that_never_answers_connect_times_out() -> None:
     assert "5ecret" not in str(error)
 
 
-async def test_api_tls_handshake_that_never_ends_times_out() -> None:
+async def test_tls_handshake_times_out() -> None:
     async with (
         serving(say_nothing) as registry,
         RestApiClient(f"https://{registry}", "token", config=Config(**ONCE)) as client,
@@ -59,7 +59,7 @@ async def test_api_tls_handshake_that_never_ends_times_out() -> None:
     ],
     ids=["nothing", "header", "informational", "body"],
 )
-async def test_api_response_that_never_ends_times_out(
+async def test_endless_response_times_out(
     answer: Answer,
 ) -> None:
     config = Config(retry={"attempts": 1}, timeouts={"api": 0.5})
@@ -101,7 +101,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         (b"400 Bad Request", "APIStatusError", 200),
     ],
 )
-async def test_api_response_without_end_is_cut_off(status: bytes, expected: str, most: int) -> None:
+async def test_response_flood_is_cut_off(status: bytes, expected: str, most: int) -> None:
     piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     connections = 0
 
@@ -122,7 +122,7 @@ async def test_api_response_without_end_is_cut_off(status: bytes, expected: str,
     assert connections == 1
 
 
-async def test_api_response_as_large_as_allowed_is_parsed(serve: Callable[..., Awaitable[str]]) -> None:
+async def test_largest_response_is_parsed(serve: Callable[..., Awaitable[str]]) -> None:
     name = "a" * (8 << 20)
 
     async def answer(request: web.Request) -> web.Response:
@@ -149,7 +149,7 @@ class Crowd:
         return web.json_response({"name": "svc", "version": "v1"})
 
 
-async def test_api_calls_share_a_bounded_number_of_connections(serve: Callable[..., Awaitable[str]]) -> None:
+async def test_api_calls_bound_connections(serve: Callable[..., Awaitable[str]]) -> None:
     crowd = Crowd(0.1)
     config = Config(retry={"attempts": 1}, timeouts={"connect": 60, "api": 120})  # for a busy machine
     async with AsyncBentoAPI(endpoint=await serve(crowd.answer), api_token="token", config=config) as api:
@@ -160,7 +160,7 @@ async def test_api_calls_share_a_bounded_number_of_connections(serve: Callable[.
     assert [kind.__name__ for kind in outcomes] == ["BentoFullSchema"]
 
 
-async def test_api_calls_do_not_time_out_in_a_callers_small_pool(serve: Callable[..., Awaitable[str]]) -> None:
+async def test_small_pool_causes_no_timeout(serve: Callable[..., Awaitable[str]]) -> None:
     crowd = Crowd(0.1)
     config = Config(retry={"attempts": 1}, timeouts={"api": 2})  # less than all calls take together
     async with (

@@ -255,7 +255,7 @@ def path_of(route: Route, kind: Kind) -> str:
 
 @both_kinds
 @every_route
-async def test_route_sends_request_of_protocol(
+async def test_route_sends_request(
     route: Route, kind: Kind, client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
     registry_mock.answer(route.method, path_of(route, kind), payload=route.payload)
@@ -307,36 +307,34 @@ async def test_current_user_returns_user(client: RestApiClient, registry_mock: R
 
 @both_kinds
 @pytest.mark.parametrize("way", ["upload", "download"])
-async def test_transfer_through_registry_sends_token(way: str, kind: Kind, client: RestApiClient) -> None:
+async def test_upload_download_send_token(way: str, kind: Kind, client: RestApiClient) -> None:
     address = getattr(routes(client, kind), f"{way}_target")("iris", "v1")
     assert str(address.url) == f"{ENDPOINT}/api/v1/{kind.word}_repositories/iris/{kind.word}s/v1/{way}"
     assert address.headers["X-YATAI-API-TOKEN"] == TOKEN
     assert address.credentials.source == "the api_token argument"
 
 
-async def test_endpoint_with_path_keeps_path(registry_mock: RegistryMock) -> None:
+async def test_endpoint_path_is_kept(registry_mock: RegistryMock) -> None:
     registry_mock.add(f"{ENDPOINT}/yatai/api/v1/auth/current", payload={"name": "ada"})
     async with RestApiClient(f"{ENDPOINT}/yatai/", TOKEN) as client:
         assert (await client.current_user()).name == "ada"
 
 
 @both_kinds
-async def test_path_quotes_names_and_versions(kind: Kind, client: RestApiClient) -> None:
+async def test_url_quotes_name_and_version(kind: Kind, client: RestApiClient) -> None:
     assert str(routes(client, kind).upload_target("a b?c#d", "1%2e").url).endswith(
         f"/{kind.word}_repositories/a%20b%3Fc%23d/{kind.word}s/1%252e/upload"
     )
 
 
-async def test_request_disables_redirects_and_raise_for_status(
-    client: RestApiClient, registry_mock: RegistryMock
-) -> None:
+async def test_request_disables_redirects(client: RestApiClient, registry_mock: RegistryMock) -> None:
     registry_mock.answer("GET", "auth/current", payload={"name": "ada"})
     await client.current_user()
     _, _, sent = registry_mock.only_request()
     assert (sent["allow_redirects"], sent["raise_for_status"]) == (False, False)
 
 
-async def test_timeout_comes_from_argument_and_settings(registry_mock: RegistryMock) -> None:
+async def test_timeout_argument_is_used(registry_mock: RegistryMock) -> None:
     registry_mock.answer("GET", "auth/current", payload={"name": "ada"})
     async with RestApiClient(ENDPOINT, TOKEN, 7) as client:
         await client.current_user()
@@ -344,7 +342,7 @@ async def test_timeout_comes_from_argument_and_settings(registry_mock: RegistryM
     assert sent["timeout"] == aiohttp.ClientTimeout(total=7, connect=10)
 
 
-async def test_timeout_of_complete_multipart_upload_is_longer(registry_mock: RegistryMock) -> None:
+async def test_complete_upload_own_timeout(registry_mock: RegistryMock) -> None:
     registry_mock.answer(
         "PATCH", "bento_repositories/svc/bentos/v1/complete_multipart_upload", payload={"version": "v1"}
     )
@@ -355,7 +353,7 @@ async def test_timeout_of_complete_multipart_upload_is_longer(registry_mock: Reg
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
-def test_timeout_not_positive_and_finite_is_refused(timeout: float) -> None:
+def test_invalid_timeout_is_refused(timeout: float) -> None:
     with pytest.raises(ConfigError, match="invalid timeout"):
         RestApiClient(ENDPOINT, TOKEN, timeout)
 
@@ -368,20 +366,18 @@ async def test_proxy_argument_is_used(registry_mock: RegistryMock) -> None:
 
 
 @pytest.mark.parametrize("value", ["http://proxy.example:3128", "proxy.example:3128"])
-async def test_proxy_of_environment_may_lack_scheme(
-    value: str, client: RestApiClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_env_proxy_may_lack_scheme(value: str, client: RestApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", value)
     assert client.bentos.session.registry_target("auth/current").proxy == "http://proxy.example:3128"
 
 
-async def test_proxy_is_skipped_for_hosts_in_no_proxy(client: RestApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_proxy_host_skips_proxy(client: RestApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "registry.example")
     assert client.bentos.session.registry_target("auth/current").proxy is None
 
 
-async def test_aclose_keeps_caller_session_open() -> None:
+async def test_aclose_keeps_caller_session() -> None:
     async with aiohttp.ClientSession() as lent:
         async with RestApiClient(ENDPOINT, TOKEN, session=lent) as client:
             own = client.bentos.upload_target("iris", "v1").session
@@ -393,9 +389,7 @@ async def test_aclose_keeps_caller_session_open() -> None:
 
 
 @pytest.mark.parametrize("call", ["current_user", "probe", "bentos.get", "models.list"])
-async def test_client_call_after_aclose_raises_closed(
-    client: RestApiClient, registry_mock: RegistryMock, call: str
-) -> None:
+async def test_call_after_aclose_raises(client: RestApiClient, registry_mock: RegistryMock, call: str) -> None:
     await client.aclose()
     calls = {
         "current_user": client.current_user,
@@ -410,7 +404,7 @@ async def test_client_call_after_aclose_raises_closed(
     await client.aclose()
 
 
-def test_client_serves_consecutive_event_loops(registry_mock: RegistryMock) -> None:
+def test_client_reused_across_loops(registry_mock: RegistryMock) -> None:
     client = RestApiClient(ENDPOINT, TOKEN)
 
     async def ask() -> str:
@@ -421,11 +415,11 @@ def test_client_serves_consecutive_event_loops(registry_mock: RegistryMock) -> N
     asyncio.run(client.aclose())
 
 
-async def test_aclose_without_connections_succeeds() -> None:
+async def test_aclose_without_connections() -> None:
     await RestApiClient(ENDPOINT, TOKEN).aclose()
 
 
-async def test_caller_session_with_raise_for_status_is_harmless(
+async def test_raise_for_status_is_ignored(
     serve: Callable[..., Awaitable[str]],
 ) -> None:
     async def nothing_here(request: aiohttp.web.Request) -> aiohttp.web.Response:
@@ -448,9 +442,7 @@ def logged_in(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("logged_in")
-async def test_context_file_is_read_without_blocking_loop(
-    registry_mock: RegistryMock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_context_file_read_in_thread(registry_mock: RegistryMock, monkeypatch: pytest.MonkeyPatch) -> None:
     readers: list[threading.Thread] = []
 
     def read(path: Path) -> Contexts:

@@ -50,20 +50,20 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_contexts_are_written_byte_for_byte_like_bentoml(path: Path) -> None:
+def test_file_matches_bentoml_bytes(path: Path) -> None:
     store_context(path, PROD)
     store_context(path, LAB)
     assert path.read_bytes() == WRITTEN_BY_BENTOML.encode()
 
 
-def test_contexts_stored_are_read_back(path: Path) -> None:
+def test_contexts_round_trip(path: Path) -> None:
     store_context(path, PROD)
     store_context(path, LAB)
     read = read_contexts(path)
     assert (read.contexts, read.current_context_name) == ([PROD, LAB], "läb")
 
 
-def test_store_context_replaces_context_of_same_name(path: Path) -> None:
+def test_store_replaces_same_name(path: Path) -> None:
     for context in (PROD, LAB, made("prod", "https://new.example", "tk-new")):
         store_context(path, context)
     read = read_contexts(path)
@@ -75,7 +75,7 @@ def test_store_context_replaces_context_of_same_name(path: Path) -> None:
     assert "tk-prod" not in path.read_text()
 
 
-def test_store_context_keeps_foreign_fields(path: Path) -> None:
+def test_store_keeps_foreign_fields(path: Path) -> None:
     path.parent.mkdir()
     path.write_text(
         "theirs: {since: 2024-05-06}\ncontexts:\n"
@@ -98,7 +98,7 @@ def test_contexts_file_has_mode_600(path: Path) -> None:
 
 
 @pytest.mark.posix("file modes")
-def test_contexts_file_with_mode_644_becomes_600_on_write(path: Path) -> None:
+def test_write_restores_mode_600(path: Path) -> None:
     store_context(path, PROD)
     path.chmod(0o644)
     use_context(path, "prod")
@@ -106,7 +106,7 @@ def test_contexts_file_with_mode_644_becomes_600_on_write(path: Path) -> None:
 
 
 @pytest.mark.posix("file modes")
-def test_contexts_file_has_mode_600_from_first_byte(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mode_600_from_first_byte(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before_the_first_byte: list[tuple[int, int]] = []
     fdopen = os.fdopen
 
@@ -124,7 +124,7 @@ def test_contexts_file_has_mode_600_from_first_byte(path: Path, monkeypatch: pyt
     assert before_the_first_byte == [(0o600, 0)]
 
 
-def test_store_context_failing_keeps_old_file_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_store_keeps_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store_context(path, PROD)
     before = path.read_bytes()
 
@@ -139,7 +139,7 @@ def test_store_context_failing_keeps_old_file_only(path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("text", ["contexts: [{api_token: tk-5ecret", "tk-5ecret", "contexts: [{name: a}]"])
-def test_store_context_keeps_invalid_file(text: str, path: Path) -> None:
+def test_store_keeps_invalid_file(text: str, path: Path) -> None:
     path.parent.mkdir()
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"\.yatai\.yaml"):
@@ -147,7 +147,7 @@ def test_store_context_keeps_invalid_file(text: str, path: Path) -> None:
     assert path.read_text() == text
 
 
-def test_store_context_through_symlink_keeps_link(path: Path, tmp_path: Path) -> None:
+def test_store_keeps_symlink(path: Path, tmp_path: Path) -> None:
     real = tmp_path / "dotfiles" / "yatai.yaml"
     store_context(real, PROD)
     path.parent.mkdir()
@@ -158,7 +158,7 @@ def test_store_context_through_symlink_keeps_link(path: Path, tmp_path: Path) ->
     assert mode(real) == 0o600
 
 
-def test_lock_of_contexts_serializes_threads(path: Path) -> None:
+def test_lock_serializes_threads(path: Path) -> None:
     start = threading.Barrier(8)
 
     def write(number: int) -> None:
@@ -173,7 +173,7 @@ def test_lock_of_contexts_serializes_threads(path: Path) -> None:
     assert sorted(one.name for one in read_contexts(path).contexts) == [f"c{number}" for number in range(8)]
 
 
-def test_lock_of_contexts_held_too_long_is_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_timeout_is_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store_context(path, PROD)
     monkeypatch.setattr(contexts, "LOCK_TIMEOUT", 0.05)
     with (
@@ -183,14 +183,14 @@ def test_lock_of_contexts_held_too_long_is_error(path: Path, monkeypatch: pytest
         store_context(path, LAB)
 
 
-def test_use_context_changes_current_context(path: Path) -> None:
+def test_use_context_sets_current(path: Path) -> None:
     store_context(path, PROD)
     store_context(path, LAB)
     assert use_context(path, "prod") == PROD
     assert read_contexts(path).current_context_name == "prod"
 
 
-def test_use_context_unknown_is_error_and_keeps_file(path: Path) -> None:
+def test_use_unknown_context_raises(path: Path) -> None:
     store_context(path, PROD)
     before = path.read_bytes()
     with pytest.raises(ConfigError) as caught:
@@ -202,7 +202,7 @@ def test_use_context_unknown_is_error_and_keeps_file(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_contexts_fifo_does_not_block(path: Path) -> None:
+def test_fifo_does_not_block(path: Path) -> None:
     path.parent.mkdir()
     os.mkfifo(path)
     messages: list[str] = []

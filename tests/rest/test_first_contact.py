@@ -35,7 +35,7 @@ async def failing(client: RestApiClient) -> BaseException:
         return await error_of(client.current_user())
 
 
-async def test_registry_that_refuses_at_first_is_retried_once(retries: list[str]) -> None:
+async def test_refusal_is_retried_once(retries: list[str]) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -46,7 +46,7 @@ async def test_registry_that_refuses_at_first_is_retried_once(retries: list[str]
     assert sum(message.startswith("retrying") for message in retries) == 1
 
 
-async def test_registry_of_unknown_host_is_retried_once(retries: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unknown_host_is_retried_once(retries: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def look_up(*_: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -57,7 +57,7 @@ async def test_registry_of_unknown_host_is_retried_once(retries: list[str], monk
     assert sum(message.startswith("retrying") for message in retries) == 1
 
 
-async def test_registry_that_never_completes_tls_is_not_retried(retries: list[str]) -> None:
+async def test_silent_tls_is_not_retried(retries: list[str]) -> None:
     async with serving(say_nothing) as registry:
         error = await failing(RestApiClient(f"https://{registry}", "token", config=Config(**QUICK)))
 
@@ -65,7 +65,7 @@ async def test_registry_that_never_completes_tls_is_not_retried(retries: list[st
     assert not [message for message in retries if message.startswith("retrying")]
 
 
-async def test_registry_that_has_answered_is_retried_by_policy(retries: list[str]) -> None:
+async def test_policy_applies_after_contact(retries: list[str]) -> None:
     async def user(_: web.Request) -> web.Response:
         return web.json_response({"name": "ada", "email": "", "first_name": "", "last_name": ""})
 

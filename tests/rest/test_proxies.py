@@ -32,12 +32,12 @@ async def proxy_for(url: str) -> str | None:
 
 @pytest.mark.parametrize("variable", ["ALL_PROXY", "all_proxy"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_all_proxy_is_used_for_every_scheme(variable: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_proxy_for_any_scheme(variable: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, PROXY)
     assert await proxy_for(f"{scheme}://registry.example") == PROXY
 
 
-async def test_all_proxy_yields_to_the_proxy_of_the_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_scheme_proxy_beats_all_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "http://all.example:3128")
     monkeypatch.setenv("HTTPS_PROXY", PROXY)
     assert await proxy_for("https://registry.example") == PROXY
@@ -72,9 +72,7 @@ INCLUDED = [
 
 
 @pytest.mark.parametrize(("no_proxy", "url"), EXCLUDED)
-async def test_no_proxy_excludes_by_name_port_and_network(
-    no_proxy: str, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_proxy_match_skips_proxy(no_proxy: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", PROXY)
     monkeypatch.setenv("HTTPS_PROXY", PROXY)
     monkeypatch.setenv("NO_PROXY", no_proxy)
@@ -82,9 +80,7 @@ async def test_no_proxy_excludes_by_name_port_and_network(
 
 
 @pytest.mark.parametrize(("no_proxy", "url"), INCLUDED)
-async def test_no_proxy_of_another_host_or_port_is_ignored(
-    no_proxy: str, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_proxy_mismatch_uses_proxy(no_proxy: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", PROXY)
     monkeypatch.setenv("HTTPS_PROXY", PROXY)
     monkeypatch.setenv("NO_PROXY", no_proxy)
@@ -106,7 +102,7 @@ async def failure(url: str) -> BaseException | None:
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h", "socks4", "socks"])
 @pytest.mark.parametrize("variable", ["ALL_PROXY", "http_proxy"])
-async def test_proxy_of_socks_is_refused_by_name(scheme: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_socks_proxy_is_refused(scheme: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, f"{scheme}://ada:5ecret@127.0.0.1:1080")
     error = await failure("http://127.0.0.1:9")
     assert isinstance(error, ConfigError)
@@ -120,7 +116,7 @@ MALFORMED = ["http://[::1", "http://", "http://proxy.example:port", "ftp://proxy
 
 
 @pytest.mark.parametrize("proxy", MALFORMED)
-async def test_proxy_malformed_is_a_config_error(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_malformed_proxy_is_refused(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", proxy.replace("://", "://ada:5ecret@"))
     error = await failure("http://127.0.0.1:9")
     assert isinstance(error, ConfigError)
@@ -129,7 +125,7 @@ async def test_proxy_malformed_is_a_config_error(proxy: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("proxy", "message"), [("socks5://127.0.0.1:1080", "SOCKS"), ("http://[::1", "invalid proxy")])
-def test_proxy_argument_unusable_is_refused_at_once(proxy: str, message: str) -> None:
+def test_proxy_argument_is_validated(proxy: str, message: str) -> None:
     error: BaseException | None = None
     try:
         RestApiClient("http://127.0.0.1:9", TOKEN, proxy=proxy)
@@ -141,7 +137,7 @@ def test_proxy_argument_unusable_is_refused_at_once(proxy: str, message: str) ->
 
 @pytest.mark.parametrize("command", [["list"], ["doctor"]])
 @pytest.mark.parametrize("proxy", ["socks5h://127.0.0.1:1080", "http://[::1"])
-def test_command_with_unusable_proxy_says_so(
+def test_command_names_unusable_proxy(
     command: list[str], proxy: str, served: LocalRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", proxy)
@@ -154,7 +150,7 @@ def test_command_with_unusable_proxy_says_so(
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "http://[::1"])
-async def test_proxy_unusable_for_storage_is_config_error(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unusable_storage_proxy_raises(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with RestApiClient("https://registry.example", TOKEN) as client:
         monkeypatch.setenv("http_proxy", proxy)
         error: BaseException | None = None
@@ -168,7 +164,7 @@ async def test_proxy_unusable_for_storage_is_config_error(proxy: str, monkeypatc
 # TLS
 
 
-async def test_https_to_plain_port_is_no_certificate_problem(serve: Callable[..., Awaitable[str]]) -> None:
+async def test_https_to_http_port_is_named(serve: Callable[..., Awaitable[str]]) -> None:
     async def answer(request: web.BaseRequest) -> web.Response:
         return web.json_response({"name": "ada"})
 
@@ -181,7 +177,7 @@ async def test_https_to_plain_port_is_no_certificate_problem(serve: Callable[...
     )
 
 
-async def test_https_to_plain_port_is_tried_once() -> None:
+async def test_https_to_http_port_tried_once() -> None:
     connections = 0
 
     async def count(reader: Any, writer: Any) -> None:

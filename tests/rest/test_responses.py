@@ -62,13 +62,13 @@ def parse(body: bytes, schema: type[BaseModel]) -> BaseModel:
 # Statuses
 
 
-def test_status_401_names_token_source() -> None:
+def test_401_names_token_source() -> None:
     error = error_of(401)
     assert isinstance(error, AuthenticationError)
     assert str(error) == (f"{REQUEST}: 401 Unauthorized: the registry does not know this token. {CHECK_TOKEN}")
 
 
-def test_status_403_shows_server_message_and_token_source() -> None:
+def test_403_shows_server_message() -> None:
     error = error_of(403, b'{"message": "yatai login failed"}')
     assert isinstance(error, AuthenticationError)
     assert str(error) == (f"{REQUEST}: 403 Forbidden: yatai login failed. {CHECK_TOKEN}")
@@ -82,14 +82,14 @@ def test_status_403_shows_server_message_and_token_source() -> None:
         ("", "the registry does not know this token"),
     ],
 )
-def test_status_403_gives_one_reason_and_one_remedy(message: str, reason: str) -> None:
+def test_403_has_one_reason_and_remedy(message: str, reason: str) -> None:
     error = error_of(403, json.dumps({"message": message}).encode())
     assert isinstance(error, AuthenticationError)
     assert str(error) == f"{REQUEST}: 403 Forbidden: {reason}. {CHECK_TOKEN}"
     assert error.server_message == message
 
 
-def test_status_403_for_a_role_names_the_token_and_its_source() -> None:
+def test_403_for_role_names_source() -> None:
     reason = "access denied: the token ci has the role read, and this request needs the role push"
     error = error_of(403, json.dumps({"message": f"{reason}. Use another token."}).encode())
     assert str(error) == f"{REQUEST}: 403 Forbidden: {reason}. The token comes from BENTO_CLOUD_API_KEY."
@@ -117,7 +117,7 @@ TROUBLE = [
 
 
 @pytest.mark.parametrize(("status", "message"), TROUBLE)
-def test_status_4xx_of_database_or_storage_is_server_error(status: int, message: str) -> None:
+def test_backend_4xx_is_server_error(status: int, message: str) -> None:
     error = error_of(status, json.dumps({"message": message}).encode())
     assert type(error) is ServerError
     assert error.status == status
@@ -136,7 +136,7 @@ def test_status_4xx_of_database_or_storage_is_server_error(status: int, message:
         (409, "duplicate key value violates unique constraint (SQLSTATE 23505)"),
     ],
 )
-def test_status_4xx_of_the_request_is_not_retried(status: int, message: str) -> None:
+def test_request_4xx_is_not_retried(status: int, message: str) -> None:
     error = error_of(status, json.dumps({"error": message}).encode())
     assert not isinstance(error, ServerError)
     assert not is_transient(error)
@@ -152,7 +152,7 @@ def test_status_4xx_of_the_request_is_not_retried(status: int, message: str) -> 
         (504, ServerError, "got no response in time"),
     ],
 )
-def test_status_with_proxy_page_gives_hint_without_markup(status: int, kind: type[APIStatusError], hint: str) -> None:
+def test_proxy_page_becomes_hint(status: int, kind: type[APIStatusError], hint: str) -> None:
     error = error_of(status, HTML.encode(), Content_Type="text/html; charset=utf-8")
     assert type(error) is kind
     assert isinstance(error, APIStatusError)
@@ -162,19 +162,19 @@ def test_status_with_proxy_page_gives_hint_without_markup(status: int, kind: typ
     assert "nginx" not in str(error).replace("(nginx: client_max_body_size)", "")
 
 
-def test_status_413_of_the_registry_blames_no_proxy() -> None:
+def test_registry_413_blames_no_proxy() -> None:
     error = error_of(413, b'{"error": "the body is larger than 4194304 bytes"}', Content_Type="application/json")
     assert str(error) == f"{REQUEST}: 413 {HTTPStatus(413).phrase}: the body is larger than 4194304 bytes"
 
 
 @pytest.mark.parametrize("body", [HTML, f"\n  {HTML}", "<?xml version='1.0'?><Error/>", f'{{"message": "{HTML}"}}'])
-def test_page_without_content_type_is_recognized(body: str) -> None:
+def test_untyped_page_is_recognized(body: str) -> None:
     error = error_of(500, body.encode())
     assert isinstance(error, ServerError)
     assert str(error) == f"{REQUEST}: 500 Internal Server Error"
 
 
-def test_status_500_shows_server_message() -> None:
+def test_500_shows_server_message() -> None:
     error = error_of(500, b'{"error": "create bento: duplicate key"}', Content_Type="application/json")
     assert isinstance(error, ServerError)
     assert str(error) == f"{REQUEST}: 500 Internal Server Error: create bento: duplicate key"
@@ -195,22 +195,22 @@ def test_status_500_shows_server_message() -> None:
         (b"x" * 301, "x" * 300 + "…"),
     ],
 )
-def test_server_message_of_any_form_fits_one_line(body: bytes, message: str) -> None:
+def test_server_message_fits_one_line(body: bytes, message: str) -> None:
     error = error_of(500, body)
     assert isinstance(error, ServerError)
     assert error.server_message == message
 
 
-def test_server_message_nested_too_deep_is_server_error() -> None:
+def test_deep_json_is_server_error() -> None:
     assert isinstance(error_of(500, b"[" * 60_000), ServerError)
 
 
 @pytest.mark.parametrize("status", [418, 499, 520, 599, 999])
-def test_status_unregistered_is_shown_as_number(status: int) -> None:
+def test_unknown_status_is_shown(status: int) -> None:
     assert f"{REQUEST}: {status}" in str(error_of(status))
 
 
-def test_trace_id_is_in_message_and_attribute() -> None:
+def test_trace_id_is_in_error() -> None:
     error = error_of(500, x_trace_id="4bf92f35")
     assert isinstance(error, APIStatusError)
     assert error.trace_id == "4bf92f35"
@@ -220,33 +220,33 @@ def test_trace_id_is_in_message_and_attribute() -> None:
 @pytest.mark.parametrize(
     ("header", "seconds"), [("7", 7.0), ("0", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("soon", None)]
 )
-def test_retry_after_header_becomes_seconds(header: str, seconds: float | None) -> None:
+def test_retry_after_becomes_seconds(header: str, seconds: float | None) -> None:
     error = error_of(429, Retry_After=header)
     assert isinstance(error, RateLimitError)
     assert error.retry_after == seconds
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirect_absolute_is_shown_without_secrets(status: int) -> None:
+def test_redirect_hides_secrets(status: int) -> None:
     error = error_of(status, Location="https://user:pw@elsewhere.example/api?X-Amz-Signature=5ecret#top")
     assert isinstance(error, APIStatusError)
     assert "The registry redirects to https://elsewhere.example/api, where the token is not sent" in str(error)
 
 
-def test_redirect_relative_is_shown_without_query() -> None:
+def test_relative_redirect_hides_query() -> None:
     assert "redirects to /login, where" in str(error_of(302, Location="/login?session=5ecret"))
 
 
-def test_redirect_without_location_is_an_error() -> None:
+def test_redirect_without_location() -> None:
     assert "redirects to elsewhere, where" in str(error_of(302))
 
 
-def test_server_message_with_presigned_url_loses_query() -> None:
+def test_server_message_hides_query() -> None:
     error = error_of(500, b'{"error": "PUT https://s3.example/b/k?X-Amz-Signature=5ecret: timeout"}')
     assert str(error).endswith(": PUT https://s3.example/b/k?… timeout")
 
 
-def test_server_message_with_token_hides_token() -> None:
+def test_server_message_hides_token() -> None:
     body = b'{"message": "bad token ' + b"x" * 280 + TOKEN.encode() + b'"}'
     headers = {"x-trace-id": TOKEN, "Location": f"/login/{TOKEN}"}
     for status in (302, 403, 500):
@@ -257,7 +257,7 @@ def test_server_message_with_token_hides_token() -> None:
 
 @pytest.mark.parametrize("status", [404, 405])
 @pytest.mark.parametrize("headers", [{"Content_Type": "text/html"}, {}])
-def test_page_with_404_or_405_asks_to_check_endpoint(headers: dict[str, str], status: int) -> None:
+def test_404_page_hints_at_endpoint(headers: dict[str, str], status: int) -> None:
     error = error_of(status, HTML.encode(), **headers)
     assert isinstance(error, APIResponseError)
     assert str(error) == (
@@ -267,7 +267,7 @@ def test_page_with_404_or_405_asks_to_check_endpoint(headers: dict[str, str], st
 
 
 @pytest.mark.parametrize("body", [b"", b"404 page not found", b'{"error": "Not Found"}'])
-def test_404_of_an_unknown_path_asks_to_check_endpoint(body: bytes) -> None:
+def test_unknown_path_hints_at_endpoint(body: bytes) -> None:
     error = error_of(404, body)
     assert str(error).endswith("Check that the endpoint is a BentoCloud or Yatai registry.")
     assert "Check" not in str(error_of(404, b'{"error": "no such upload"}'))
@@ -308,7 +308,7 @@ async def test_missing_record_is_none(
 
 
 @may_be_missing
-async def test_status_400_with_other_message_is_error(
+async def test_400_other_message_is_error(
     call: Callable[[RestApiClient], Awaitable[Any]], client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
     respond_to_any(registry_mock, status=400, payload={"error": "start must be a number"})
@@ -316,14 +316,14 @@ async def test_status_400_with_other_message_is_error(
         await call(client)
 
 
-async def test_status_500_with_not_found_message_is_error(client: RestApiClient, registry_mock: RegistryMock) -> None:
+async def test_500_not_found_is_error(client: RestApiClient, registry_mock: RegistryMock) -> None:
     respond_to_any(registry_mock, status=500, payload={"error": "record not found"})
     with pytest.raises(ServerError, match="500 Internal Server Error: record not found"):
         await client.bentos.get("iris", "v1")
 
 
 @may_be_missing
-async def test_page_with_404_is_not_a_missing_record(
+async def test_404_page_is_no_missing_record(
     call: Callable[[RestApiClient], Awaitable[Any]], client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
     respond_to_any(registry_mock, status=404, body=HTML, content_type="text/html")
@@ -331,7 +331,7 @@ async def test_page_with_404_is_not_a_missing_record(
         await call(client)
 
 
-async def test_missing_record_on_upload_route_is_error(client: RestApiClient, registry_mock: RegistryMock) -> None:
+async def test_upload_missing_record_raises(client: RestApiClient, registry_mock: RegistryMock) -> None:
     respond_to_any(registry_mock, "PATCH", status=404, payload={"error": "record not found"})
     with pytest.raises(APIStatusError, match="404 Not Found: record not found") as caught:
         await client.bentos.start_upload("iris", "v1")
@@ -342,7 +342,7 @@ async def test_missing_record_on_upload_route_is_error(client: RestApiClient, re
 
 
 @pytest.mark.parametrize("body", [HTML.encode(), b"", b"{", b"\xff", b'{"version": "\\ud800"}'])
-def test_response_not_json_asks_to_check_endpoint(body: bytes) -> None:
+def test_non_json_hints_at_endpoint(body: bytes) -> None:
     with pytest.raises(
         APIResponseError, match=r"not JSON\. Check that the endpoint is a BentoCloud or Yatai registry"
     ) as caught:
@@ -360,25 +360,25 @@ def test_response_not_json_asks_to_check_endpoint(body: bytes) -> None:
         (b'{"version": "v1", "created_at": "yesterday"}', "created_at"),
     ],
 )
-def test_response_not_fitting_names_first_wrong_field(body: bytes, field: str) -> None:
+def test_invalid_response_names_field(body: bytes, field: str) -> None:
     with pytest.raises(APIResponseError, match=f"does not fit the protocol: {field}: ") as caught:
         parse(body, BentoFullSchema)
     assert caught.value.field == field
 
 
-def test_response_list_not_fitting_names_index() -> None:
+def test_invalid_list_names_index() -> None:
     with pytest.raises(APIResponseError) as caught:
         parse(b'{"items": [{"version": "v1"}, {}]}', BentoWithRepositoryListSchema)
     assert caught.value.field == "items.1.version"
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"v1"', b"null", b"7"])
-def test_response_not_an_object_does_not_fit(body: bytes) -> None:
+def test_non_object_is_invalid(body: bytes) -> None:
     with pytest.raises(APIResponseError, match="does not fit the protocol: the response: "):
         parse(body, BentoFullSchema)
 
 
-async def test_page_with_200_is_error_without_retry(client: RestApiClient, registry_mock: RegistryMock) -> None:
+async def test_200_page_is_not_retried(client: RestApiClient, registry_mock: RegistryMock) -> None:
     respond_to_any(registry_mock, status=200, body=HTML, content_type="text/html")
     with pytest.raises(APIResponseError, match="Check that the endpoint is"):
         await client.current_user()
@@ -393,7 +393,7 @@ def once() -> Config:
     return Config(retry={"attempts": 1})
 
 
-async def test_connection_refused_asks_to_check_registry(once: Config) -> None:
+async def test_connection_refused_has_remedy(once: Config) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -407,7 +407,7 @@ async def test_connection_refused_asks_to_check_registry(once: Config) -> None:
     assert isinstance(caught.value.__cause__, aiohttp.ClientConnectorError)
 
 
-async def test_connection_to_unknown_host_names_reason(once: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unknown_host_names_reason(once: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*args: Any, **kwargs: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -419,7 +419,7 @@ async def test_connection_to_unknown_host_names_reason(once: Config, monkeypatch
             await client.current_user()
 
 
-async def test_timeout_without_response_names_seconds(once: Config, serve: Callable[..., Awaitable[str]]) -> None:
+async def test_response_timeout_names_seconds(once: Config, serve: Callable[..., Awaitable[str]]) -> None:
     enough = asyncio.Event()
 
     async def silent(request: web.Request) -> web.Response:
@@ -437,14 +437,14 @@ async def test_timeout_without_response_names_seconds(once: Config, serve: Calla
     )
 
 
-async def test_timeout_on_connect_names_connect_seconds(once: Config, registry_mock: RegistryMock) -> None:
+async def test_connect_timeout_names_seconds(once: Config, registry_mock: RegistryMock) -> None:
     respond_to_any(registry_mock, exception=aiohttp.ConnectionTimeoutError())
     async with RestApiClient(ENDPOINT, TOKEN, config=once) as client:
         with pytest.raises(APITimeoutError, match=r"no connection within 10 s\. Check the endpoint and the network\.$"):
             await client.current_user()
 
 
-async def test_connection_closed_by_registry_is_error(once: Config, serve: Callable[..., Awaitable[str]]) -> None:
+async def test_connection_closed_is_error(once: Config, serve: Callable[..., Awaitable[str]]) -> None:
     async def abort(request: web.Request) -> web.Response:
         assert request.transport is not None
         request.transport.abort()
@@ -456,7 +456,7 @@ async def test_connection_closed_by_registry_is_error(once: Config, serve: Calla
             await client.current_user()
 
 
-async def test_response_truncated_is_broken_connection(once: Config, serve: Callable[..., Awaitable[str]]) -> None:
+async def test_truncated_response_is_error(once: Config, serve: Callable[..., Awaitable[str]]) -> None:
     async def half(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "100", "Content-Type": "application/json"})
         await response.prepare(request)
@@ -481,7 +481,7 @@ _MORE: dict[str, Any] = {
 }
 
 
-async def test_certificate_unknown_names_remedy(once: Config, registry_mock: RegistryMock) -> None:
+async def test_certificate_error_has_remedy(once: Config, registry_mock: RegistryMock) -> None:
     failure = ssl.SSLCertVerificationError(1, "certificate verify failed: self-signed certificate")
     respond_to_any(
         registry_mock, exception=aiohttp.ClientConnectorCertificateError(connection_key("registry.example"), failure)
@@ -493,7 +493,7 @@ async def test_certificate_unknown_names_remedy(once: Config, registry_mock: Reg
             await client.current_user()
 
 
-async def test_proxy_not_listening_is_named_without_password(once: Config) -> None:
+async def test_proxy_error_hides_password(once: Config) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         proxy = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -544,7 +544,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 @safe
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-async def test_retry_of_safe_request_after_transient_fault(
+async def test_safe_request_is_retried(
     fault: dict[str, Any],
     method: str,
     call: Callable[[RestApiClient], Awaitable[Any]],
@@ -558,7 +558,7 @@ async def test_retry_of_safe_request_after_transient_fault(
 
 
 @safe
-async def test_retry_exhausted_raises_last_error(
+async def test_exhausted_retries_raise(
     method: str,
     call: Callable[[RestApiClient], Awaitable[Any]],
     client: RestApiClient,
@@ -570,7 +570,7 @@ async def test_retry_exhausted_raises_last_error(
     assert registry_mock.request_count == 3
 
 
-async def test_retry_after_lost_response_succeeds(config: Config, serve: Callable[..., Awaitable[str]]) -> None:
+async def test_retry_after_lost_response(config: Config, serve: Callable[..., Awaitable[str]]) -> None:
     methods: list[str] = []
 
     async def abort_first(request: web.Request) -> web.Response:
@@ -587,7 +587,7 @@ async def test_retry_after_lost_response_succeeds(config: Config, serve: Callabl
 
 @pytest.mark.parametrize("call", UNSAFE.values(), ids=UNSAFE)
 @pytest.mark.parametrize("fault", [FAULTS["503"], FAULTS["429"], FAULTS["lost"], FAULTS["silent"]])
-async def test_retry_never_repeats_a_create(
+async def test_create_is_never_retried(
     fault: dict[str, Any],
     call: Callable[[RestApiClient], Awaitable[Any]],
     client: RestApiClient,
@@ -601,7 +601,7 @@ async def test_retry_never_repeats_a_create(
 
 @safe
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 409, 413, 422])
-async def test_retry_not_on_permanent_status(
+async def test_permanent_status_not_retried(
     status: int,
     method: str,
     call: Callable[[RestApiClient], Awaitable[Any]],
@@ -622,7 +622,7 @@ async def test_retry_not_on_404(client: RestApiClient, registry_mock: RegistryMo
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_retry_after_header_overrides_backoff(
+async def test_retry_after_overrides_backoff(
     status: int, waits: list[float], client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
     respond_to_any(registry_mock, repeat=False, status=status, headers={"Retry-After": "0.015625"})
@@ -631,7 +631,7 @@ async def test_retry_after_header_overrides_backoff(
     assert waits == [0.015625]
 
 
-async def test_retry_after_beyond_cap_raises_at_once(
+async def test_retry_after_beyond_cap_raises(
     waits: list[float], client: RestApiClient, registry_mock: RegistryMock
 ) -> None:
     respond_to_any(registry_mock, status=429, headers={"Retry-After": "121"})

@@ -72,7 +72,7 @@ async def test_token_is_sent_to_registry(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_token_is_not_sent_to_redirect_target(status: int, serve: Serve) -> None:
+async def test_token_not_sent_to_redirect(status: int, serve: Serve) -> None:
     elsewhere = Recorder()
     target = await serve(elsewhere)
     registry = Recorder(lambda request: web.Response(status=status, headers={"Location": f"{target}/api?a={TOKEN}"}))
@@ -83,7 +83,7 @@ async def test_token_is_not_sent_to_redirect_target(status: int, serve: Serve) -
     assert TOKEN not in all_texts(caught.value)
 
 
-async def test_upload_through_registry_follows_no_redirect(serve: Serve) -> None:
+async def test_registry_upload_no_redirect(serve: Serve) -> None:
     elsewhere = Recorder()
     target = await serve(elsewhere)
     registry = Recorder(lambda request: web.Response(status=307, headers={"Location": target}))
@@ -93,7 +93,7 @@ async def test_upload_through_registry_follows_no_redirect(serve: Serve) -> None
     assert elsewhere.requests == []
 
 
-async def test_token_is_not_sent_to_storage(serve: Serve) -> None:
+async def test_token_not_sent_to_storage(serve: Serve) -> None:
     storage = Recorder()
     url = await serve(storage)
     async with RestApiClient(await serve(Recorder()), TOKEN) as client:
@@ -104,7 +104,7 @@ async def test_token_is_not_sent_to_storage(serve: Serve) -> None:
     assert TOKEN not in storage.headers_seen()
 
 
-async def test_token_is_not_sent_to_storage_on_registry_host(serve: Serve) -> None:
+async def test_storage_on_registry_gets_no_token(serve: Serve) -> None:
     both = Recorder()
     endpoint = await serve(both)
     async with RestApiClient(endpoint, TOKEN) as client:
@@ -120,9 +120,7 @@ class Unreadable(aiohttp.BytesPayload):
 
 
 @pytest.mark.parametrize("says", ["Connection timeout to host", "Can not write request body for"])
-async def test_presigned_query_is_removed_from_aiohttp_errors(
-    says: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_aiohttp_error_hides_query(says: str, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     url = await serve(Recorder())
     if "timeout" in says:
         monkeypatch.setattr(aiohttp.TCPConnector, "connect", mock.AsyncMock(side_effect=asyncio.TimeoutError))
@@ -135,7 +133,7 @@ async def test_presigned_query_is_removed_from_aiohttp_errors(
     assert SIGNATURE not in all_texts(caught.value)
 
 
-async def test_request_to_storage_follows_no_redirect_itself(serve: Serve) -> None:
+async def test_storage_upload_no_redirect(serve: Serve) -> None:
     elsewhere = Recorder()
     target = await serve(elsewhere)
     storage = Recorder(lambda request: web.Response(status=307, headers={"Location": target}))
@@ -145,7 +143,7 @@ async def test_request_to_storage_follows_no_redirect_itself(serve: Serve) -> No
     assert elsewhere.requests == []
 
 
-async def test_presigned_url_is_sent_unchanged(serve: Serve) -> None:
+async def test_presigned_url_sent_unchanged(serve: Serve) -> None:
     storage = Recorder()
     url = await serve(storage)
     signed = "/bucket/a%2Fb%20c+d/%7Etar?X-Amz-Credential=AK%2F2024%2Fs3&b=%7E&a=1+2&X-Amz-Signature=ab%2Bcd%3D"
@@ -154,7 +152,7 @@ async def test_presigned_url_is_sent_unchanged(serve: Serve) -> None:
     assert storage.requests[0].raw_path == signed
 
 
-async def test_presigned_put_has_no_content_type(serve: Serve) -> None:
+async def test_storage_upload_no_content_type(serve: Serve) -> None:
     storage = Recorder()
     url = await serve(storage)
     async with RestApiClient(await serve(Recorder()), TOKEN) as client:
@@ -192,7 +190,7 @@ def netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("netrc")
-async def test_netrc_password_is_never_sent(serve: Serve) -> None:
+async def test_netrc_is_never_sent(serve: Serve) -> None:
     registry, storage = Recorder(), Recorder()
     url = await serve(storage)
     async with RestApiClient(await serve(registry), TOKEN) as client:
@@ -203,7 +201,7 @@ async def test_netrc_password_is_never_sent(serve: Serve) -> None:
 
 
 @pytest.mark.usefixtures("netrc")
-async def test_caller_session_headers_are_not_sent_to_storage(serve: Serve) -> None:
+async def test_storage_gets_no_caller_headers(serve: Serve) -> None:
     registry, storage = Recorder(), Recorder()
     url = (await serve(storage)).replace("127.0.0.1", "localhost")
     async with (
@@ -265,7 +263,7 @@ ECHOES = {
 
 
 @pytest.mark.parametrize("answer", ECHOES.values(), ids=ECHOES)
-async def test_secret_echoed_by_server_is_in_no_error_or_log(
+async def test_echoed_secret_is_hidden(
     answer: Callable[[web.Request], web.Response], serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -278,7 +276,7 @@ async def test_secret_echoed_by_server_is_in_no_error_or_log(
     assert_logs_hold_no_secret(caplog)
 
 
-async def test_secret_is_in_no_error_or_log_of_lost_connection(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_lost_connection_hides_secret(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     def abort(request: web.Request) -> web.Response:
         assert request.transport is not None
         request.transport.abort()
@@ -304,14 +302,14 @@ async def test_secret_is_in_no_error_or_log_of_lost_connection(serve: Serve, cap
         "",
     ],
 )
-async def test_presigned_url_invalid_is_refused_and_not_shown(presigned: str, serve: Serve) -> None:
+async def test_invalid_presigned_url_is_hidden(presigned: str, serve: Serve) -> None:
     async with RestApiClient(await serve(Recorder()), TOKEN) as client:
         with pytest.raises(BentoError, match="presigned URL: it is not an http or https URL") as caught:
             client.bentos.session.storage_target(SecretStr(presigned))
     assert SIGNATURE not in all_texts(caught.value)
 
 
-async def test_proxy_rejecting_password_shows_no_secret(serve: Serve) -> None:
+async def test_proxy_407_hides_password(serve: Serve) -> None:
     refusing = Recorder(lambda request: web.Response(status=407))
     proxy = (await serve(refusing)).replace("http://", f"http://ada:{SIGNATURE}@")
     async with RestApiClient("https://registry.example", TOKEN, config=ONCE, proxy=proxy) as client:
@@ -328,7 +326,7 @@ async def test_proxy_rejecting_password_shows_no_secret(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_proxy_password_is_sent_to_proxy(scheme: str, serve: Serve) -> None:
+async def test_proxy_gets_its_password(scheme: str, serve: Serve) -> None:
     proxy_server = Recorder(lambda request: web.Response(status=407))
     proxy = (await serve(proxy_server)).replace("http://", "http://ada:p%40ss@")
     async with RestApiClient(f"{scheme}://registry.example", TOKEN, config=ONCE, proxy=proxy) as client:
@@ -345,7 +343,7 @@ def assert_logs_hold_no_secret(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("token", ["tk-\n5ecret", "tk-5ecret\x00", "tk-5ecret-é"])
-def test_token_invalid_in_header_is_refused_and_not_shown(token: str) -> None:
+def test_invalid_token_is_hidden(token: str) -> None:
     with pytest.raises(
         BentoError,
         match="invalid API token from the api_token argument: it has a line break",
@@ -366,9 +364,7 @@ def test_token_invalid_in_header_is_refused_and_not_shown(token: str) -> None:
         ("http://[::1]:3000", False),
     ],
 )
-async def test_token_over_plain_http_warns_once_per_registry(
-    endpoint: str, warned: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_token_over_http_warns_once(endpoint: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         async with RestApiClient(endpoint, "5ecret-token") as client:
             client.bentos.session.registry_target("auth/current")

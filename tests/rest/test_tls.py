@@ -79,7 +79,7 @@ def trusting() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(CERTIFICATE))
 
 
-async def test_registry_with_unknown_certificate_is_refused_once(server: TlsServer) -> None:
+async def test_registry_certificate_refused(server: TlsServer) -> None:
     async with RestApiClient(server.url, TOKEN, config=THREE_TRIES) as client:
         with pytest.raises(APIConnectionError, match=r"certificate verify failed.*authority, set SSL_CERT_FILE"):
             await client.current_user()
@@ -88,12 +88,12 @@ async def test_registry_with_unknown_certificate_is_refused_once(server: TlsServ
     assert not server.seen
 
 
-async def test_registry_is_trusted_by_ssl_context(server: TlsServer, trusting: ssl.SSLContext) -> None:
+async def test_registry_trusted_by_context(server: TlsServer, trusting: ssl.SSLContext) -> None:
     async with RestApiClient(server.url, TOKEN, ssl=trusting) as client:
         assert (await client.current_user()).name == "ada"
 
 
-async def test_registry_without_verification_is_trusted(server: TlsServer) -> None:
+async def test_ssl_false_skips_verification(server: TlsServer) -> None:
     async with RestApiClient(server.url, TOKEN, ssl=False) as client:
         assert (await client.current_user()).name == "ada"
 
@@ -111,7 +111,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-async def test_registry_is_trusted_by_ssl_cert_file(server: TlsServer, trusted: bool) -> None:
+async def test_registry_trusted_by_cert_file(server: TlsServer, trusted: bool) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "SSL_CERT_FILE"}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -136,9 +136,7 @@ async def pushing_there(server: TlsServer, start_proxy: StartProxy, home: Path) 
     return proxy
 
 
-async def test_storage_with_unknown_certificate_is_refused_once(
-    server: TlsServer, pushing_there: FaultProxy, home: Path
-) -> None:
+async def test_storage_certificate_refused(server: TlsServer, pushing_there: FaultProxy, home: Path) -> None:
     client = RestApiClient(pushing_there.endpoint, pushing_there.registry.api_token, config=THREE_TRIES)
     async with client, AsyncBentoAPI(client, model_store=ModelStore(home / "models")) as api:
         with pytest.raises(PartError, match="certificate verify failed") as caught:
@@ -149,7 +147,7 @@ async def test_storage_with_unknown_certificate_is_refused_once(
     assert "5ignature" not in str(caught.value)
 
 
-async def test_storage_is_trusted_by_ssl_context(
+async def test_storage_trusted_by_context(
     server: TlsServer, pushing_there: FaultProxy, home: Path, trusting: ssl.SSLContext
 ) -> None:
     client = RestApiClient(pushing_there.endpoint, pushing_there.registry.api_token, ssl=trusting)
@@ -199,9 +197,7 @@ async def tunnel() -> AsyncIterator[Tunnel]:
         yield tunnel
 
 
-async def test_proxy_gets_its_password_and_not_the_token(
-    server: TlsServer, tunnel: Tunnel, trusting: ssl.SSLContext
-) -> None:
+async def test_proxy_gets_password_not_token(server: TlsServer, tunnel: Tunnel, trusting: ssl.SSLContext) -> None:
     async with RestApiClient(server.url, TOKEN, ssl=trusting, proxy=tunnel.url) as client:
         await client.current_user()
         storage = client.bentos.session.storage_target(SecretStr(f"{server.url}/key?signature=5ecret-5ignature"))

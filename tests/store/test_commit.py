@@ -53,7 +53,7 @@ def test_commit_moves_without_copy(store):
     assert staging_of(store) == []
 
 
-def test_commit_existing_item_is_kept(store):
+def test_commit_keeps_existing_item(store):
     put(store, "iris:v1", text="first")
     with store.stage() as staged:
         fill(staged, "iris:v1", text="second")
@@ -63,7 +63,7 @@ def test_commit_existing_item_is_kept(store):
     assert staging_of(store) == []
 
 
-def test_commit_with_replace_replaces_item(store):
+def test_commit_replaces_item(store):
     put(store, "iris:v1", text="first", labels={"n": "1"})
     item = put(store, "iris:v1", text="second", replace=True)
     assert (item.path / "text").read_text() == "second"
@@ -71,7 +71,7 @@ def test_commit_with_replace_replaces_item(store):
     assert staging_of(store) == []
 
 
-def test_commit_with_replace_removes_old_item(store):
+def test_commit_replace_removes_old(store):
     put(store, "iris:v1", text="first")
     with store.stage() as staged:
         fill(staged, "iris:v1", text="second")
@@ -80,7 +80,7 @@ def test_commit_with_replace_removes_old_item(store):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="syncfs is Linux's")
-def test_commit_syncs_files_before_rename_and_name_after(store, synced):
+def test_commit_syncs_around_rename(store, synced):
     put(store, "iris:v1", OLD)
     assert sorted(synced[:3]) == ["bento.yaml", "item", "text"]
     assert synced[3:] == ["bentos", "rename to v1", "latest", "iris"]
@@ -89,7 +89,7 @@ def test_commit_syncs_files_before_rename_and_name_after(store, synced):
     assert synced[3:] == ["rename to v2", "latest", "iris"]
 
 
-def test_commit_with_replace_syncs_record_before_rename(store, synced):
+def test_replace_syncs_record_first(store, synced):
     """A power failure between two renames leaves the old item aside: only the record says where it belongs."""
     put(store, "iris:v1", OLD)
     synced.clear()
@@ -110,14 +110,14 @@ def put_many(store, tag):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="syncfs is Linux's")
-def test_commit_many_files_synced_at_once(store, synced):
+def test_commit_many_files_use_syncfs(store, synced):
     put_many(store, "iris:v1")
     assert synced == ["everything", "bentos", "rename to v1", "latest", "iris"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, None])
-def test_commit_without_syncfs_syncs_each_file(store, synced, monkeypatch, number):
+def test_commit_without_syncfs_fsyncs(store, synced, monkeypatch, number):
     def refuse(_):
         ctypes.set_errno(number)
         return -1
@@ -138,7 +138,7 @@ def test_commit_without_syncfs_syncs_each_file(store, synced, monkeypatch, numbe
 
 @pytest.mark.posix("sync of a directory")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-def test_commit_failed_sync_keeps_old_item(store, monkeypatch, number):
+def test_commit_sync_error_keeps_old(store, monkeypatch, number):
     def refuse(_):
         ctypes.set_errno(number)
         return -1
@@ -153,7 +153,7 @@ def test_commit_failed_sync_keeps_old_item(store, monkeypatch, number):
 
 
 @pytest.mark.posix("sync of a directory")
-def test_delete_syncs_before_removing_files(store, synced):
+def test_delete_syncs_before_removal(store, synced):
     put(store, "iris:v1")
     put(store, "iris:v2")
     synced.clear()
@@ -161,7 +161,7 @@ def test_delete_syncs_before_removing_files(store, synced):
     assert synced[:2] == ["rename to item", "iris"]
 
 
-def test_commit_without_exchange_replaces_item(store, monkeypatch):
+def test_replace_without_exchange_works(store, monkeypatch):
     monkeypatch.setattr("async_bento._core.platform.exchange", lambda *_: False)
     put(store, "iris:v1", text="first")
     item = put(store, "iris:v1", text="second", replace=True)
@@ -169,7 +169,7 @@ def test_commit_without_exchange_replaces_item(store, monkeypatch):
     assert staging_of(store) == []
 
 
-def test_commit_failed_replace_restores_old_item(store, monkeypatch):
+def test_failed_replace_restores_old(store, monkeypatch):
     monkeypatch.setattr("async_bento._core.platform.exchange", lambda *_: False)
     put(store, "iris:v1", text="first")
     rename = Path.rename
@@ -185,7 +185,7 @@ def test_commit_failed_replace_restores_old_item(store, monkeypatch):
     assert (store.get("iris:v1").path / "text").read_text() == "first"
 
 
-def test_commit_over_broken_item_needs_replace(store):
+def test_broken_item_needs_replace(store):
     (store.path / "iris" / "v1").mkdir(parents=True)
     with pytest.raises(StoreError, match=r"has no bento\.yaml"):
         put(store, "iris:v1")
@@ -201,21 +201,21 @@ def test_commit_as_other_tag_raises(store, tag):
     assert list(store.path.iterdir()) == []
 
 
-def test_commit_unfinished_directory_raises(store):
+def test_commit_without_yaml_raises(store):
     with store.stage() as staged, pytest.raises(StoreError, match=r"has no bento\.yaml"):
         store.commit(staged, "iris:v1")
     assert list(store.path.iterdir()) == []
 
 
 @pytest.mark.parametrize("tag", ["iris", "iris:latest"])
-def test_commit_without_version_raises(store, tag):
+def test_commit_no_version_raises(store, tag):
     with store.stage() as staged, pytest.raises(InvalidTagError):
         store.commit(staged, tag)
 
 
 @pytest.mark.posix("words of POSIX in errors")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
-def test_commit_disk_error_becomes_store_error(store, monkeypatch, number):
+def test_disk_error_is_store_error(store, monkeypatch, number):
     def fail(self, target):
         raise OSError(number, os.strerror(number), str(self))
 
@@ -229,7 +229,7 @@ def test_commit_disk_error_becomes_store_error(store, monkeypatch, number):
 
 
 @pytest.mark.posix("file modes")
-def test_commit_and_delete_read_only_item_succeed(store):
+def test_commit_delete_read_only_item(store):
     for replace in (False, True):
         with store.stage() as staged:
             fill(staged, "iris:v1", text=str(replace))

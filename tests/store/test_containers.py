@@ -72,7 +72,7 @@ def run(container: Container, *commands: str) -> list[tuple[int, str]]:
 # No home
 
 
-def test_no_home_and_no_store_lists_and_pulls_to_directory(container, volume):
+def test_no_home_list_and_pull_output(container, volume):
     os.chown(volume, USER, USER)
     in_directory = replace(container, mounts=(Mount("/data", volume),))
     found = run(in_directory, "list", "ls svc:v1", "cat svc:v1 src/service.py", "pull svc:v1 --output /data/svc")
@@ -81,7 +81,7 @@ def test_no_home_and_no_store_lists_and_pulls_to_directory(container, volume):
     assert (volume / "svc" / "bento.yaml").exists()
 
 
-def test_no_home_pull_names_the_variable(container):
+def test_no_home_names_variable(container):
     reason = "cannot find the local store in ~/bentoml: there is no such home directory."
     assert (
         run(container, "pull svc:v1", "pull svc", "push svc:v1", "login")
@@ -89,7 +89,7 @@ def test_no_home_pull_names_the_variable(container):
     )
 
 
-def test_read_only_home_pull_names_the_variable(container):
+def test_read_only_home_pull_remedy(container):
     """Docker sets `HOME=/` for a user without a name."""
     at_root = replace(container, environment={**container.environment, "HOME": "/"})
     (pulled,) = run(at_root, "pull svc:v1")
@@ -97,7 +97,7 @@ def test_read_only_home_pull_names_the_variable(container):
     assert pulled == (1, f"Error: {reason} {REMEDY}")
 
 
-def test_read_only_home_login_names_the_variable(container):
+def test_read_only_home_login_remedy(container):
     at_root = replace(container, environment={**container.environment, "HOME": "/"})
     login = "async-bento login --name x --endpoint $BENTO_CLOUD_API_ENDPOINT --api-token-stdin"
     done = at_root.run("sh", "-c", f'echo "$BENTO_CLOUD_API_KEY" | {login}')
@@ -109,7 +109,7 @@ def test_read_only_home_login_names_the_variable(container):
 # One writable mount, and nothing else
 
 
-def test_read_only_root_needs_one_writable_mount(container):
+def test_read_only_root_needs_one_mount(container):
     commands = [
         "pull svc:v1 --with-models",
         "pull svc",
@@ -127,7 +127,7 @@ def test_read_only_root_needs_one_writable_mount(container):
 # A volume of another user
 
 
-def test_volume_filled_by_root_serves_any_user(container, volume, home):
+def test_root_volume_serves_any_user(container, volume, home):
     """As an init container of root does, whose volume the next container mounts for reading."""
     (filled,) = run(mounted(container, volume, user=0), "pull svc:v1 --with-models")
     assert filled[0] == 0, filled
@@ -142,7 +142,7 @@ def test_volume_filled_by_root_serves_any_user(container, volume, home):
 
 
 @pytest.mark.parametrize(("is_read_only", "reason"), [(True, "Read-only file system"), (False, "Permission denied")])
-def test_volume_not_writable_names_what_to_do(container, volume, is_read_only, reason):
+def test_volume_not_writable_remedy(container, volume, is_read_only, reason):
     run(mounted(container, volume, user=0), "pull svc:v1")
     probe = "/bentoml/bentos/.async-bento-probe"
     pulled, pushed, deleted, checked = run(
@@ -162,7 +162,7 @@ def test_volume_not_writable_names_what_to_do(container, volume, is_read_only, r
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o022])
-def test_volume_of_group_is_shared_by_umask(container, volume, umask):
+def test_group_volume_follows_umask(container, volume, umask):
     """Kubernetes gives a volume to the group `fsGroup`, with set-gid; files follow the umask of their container."""
     os.chown(volume, 0, TEAM)
     volume.chmod(0o2775)
@@ -180,7 +180,7 @@ def test_volume_of_group_is_shared_by_umask(container, volume, umask):
 # What is in the image
 
 
-def test_image_layer_item_is_replaced_and_deleted(container, volume, home):
+def test_image_layer_replace_delete(container, volume, home):
     """A directory of a lower layer cannot be renamed: an overlayfs answers EXDEV."""
     make_bento(volume, files={"old": b"old"})
     (volume / "bentos" / "svc" / "latest").write_text("v1")
@@ -201,7 +201,7 @@ def test_image_layer_item_is_replaced_and_deleted(container, volume, home):
     assert contents(volume / "bentos" / "svc" / "v1")["old"] == b"old"  # the layer is unchanged
 
 
-def test_image_layer_item_is_read_under_read_only_root(container, volume):
+def test_image_layer_read_only_root(container, volume):
     """As of a bento that the build of the image has pulled."""
     make_bento(volume)
     (volume / "bentos" / "svc" / "latest").write_text("v1")
@@ -213,7 +213,7 @@ def test_image_layer_item_is_read_under_read_only_root(container, volume):
 # Staging
 
 
-def test_staging_without_temporary_directory_names_variable(tmp_path, monkeypatch):
+def test_staging_no_tmp_names_tmpdir(tmp_path, monkeypatch):
     """A mount without colons in names, below a directory that cannot be written, in a container without `/tmp`."""
 
     def refuse() -> str:

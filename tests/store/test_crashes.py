@@ -68,7 +68,7 @@ def recover(home: Path) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("scene", ["first", "forced", "forced without exchange"])
-def test_crash_in_pull_commit_leaves_old_or_new_item(crasher: Crasher, tmp_path: Path, home: Path, scene: str) -> None:
+def test_pull_crash_keeps_whole_item(crasher: Crasher, tmp_path: Path, home: Path, scene: str) -> None:
     new = whole(make_new(home))
     crasher.run("push", home)
     begin = tmp_path / "begin"
@@ -101,7 +101,7 @@ def test_crash_in_pull_commit_leaves_old_or_new_item(crasher: Crasher, tmp_path:
 
 
 @pytest.mark.timeout(300)
-def test_crash_in_push_is_recovered_by_next(crasher: Crasher, tmp_path: Path, home: Path) -> None:
+def test_push_crash_is_recovered(crasher: Crasher, tmp_path: Path, home: Path) -> None:
     """A push changes the registry, so each message to the registry is a step, too."""
     begin = tmp_path / "begin"
     sent = whole(make_bento(begin, files={"src/large": random_bytes(6 * MiB), "src/service.py": b"pass"}))

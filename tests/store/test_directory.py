@@ -56,20 +56,20 @@ def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return path
 
 
-def test_directory_commit_moves_the_item(path: Path) -> None:
+def test_commit_moves_item(path: Path) -> None:
     assert pull(path).path == path
     assert contents(path).keys() == {"bento.yaml", "data", "src", "src/service.py"}
     assert names(path.parent) == ["svc"]
 
 
-def test_directory_force_replaces_all_entries(path: Path) -> None:
+def test_force_replaces_all_entries(path: Path) -> None:
     fill(path, {"old/data": b"old"})
     (path / "old").chmod(0o500)
     pull(path, force=True)
     assert contents(path).keys() == {"bento.yaml", "data", "src", "src/service.py"}
 
 
-def test_directory_force_without_exchange_replaces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_force_without_exchange_works(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "exchange", lambda _first, _second: False)
     fill(path, {"old": b"old"})
     pull(path, force=True)
@@ -77,7 +77,7 @@ def test_directory_force_without_exchange_replaces(path: Path, monkeypatch: pyte
     assert names(path.parent) == ["svc"]
 
 
-def test_directory_failed_commit_restores_entries(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_commit_rolls_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(path, {"old/data": b"old"})
     before = contents(path)
     rename, failed = Path.rename, False
@@ -116,14 +116,14 @@ def killed(path: Path, monkeypatch: pytest.MonkeyPatch, at: Callable[[Path], boo
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_directory_of_killed_pull_counts_as_empty(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_pull_counts_as_empty(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed(path, monkeypatch, lambda target: target in {path, path / "data", path / "src"}, force=False)
     pull(path)
     assert contents(path).keys() == {"bento.yaml", "data", "src", "src/service.py"}
     assert names(path.parent) == ["svc"]
 
 
-def test_directory_of_pull_killed_halfway_needs_force(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_replace_needs_force(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(path, {"old": b"old"})
     killed(path, monkeypatch, lambda target: target in {path, path / "bento.yaml"}, force=True)
     assert not (path / "bento.yaml").exists()
@@ -138,7 +138,7 @@ def test_directory_of_pull_killed_halfway_needs_force(path: Path, monkeypatch: p
     assert names(path.parent) == ["svc"]
 
 
-def test_directory_commit_of_other_tag_raises(path: Path) -> None:
+def test_commit_of_other_tag_raises(path: Path) -> None:
     target = TargetDirectory(Bento, path)
     with target.stage() as staged:
         fill(staged, NEW)

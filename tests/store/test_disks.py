@@ -52,7 +52,7 @@ def pull(home: Path):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_pull_disk_error_at_any_step_keeps_store_whole(crasher: Crasher, there, home, tmp_path, number):
+def test_disk_error_keeps_store_whole(crasher: Crasher, there, home, tmp_path, number):
     old, new = whole(there / "bentos" / "svc" / "v1"), whole(home / "bentos" / "svc" / "v1")
     for step in itertools.count(1, EVERY):
         at = tmp_path / f"at-{step}"
@@ -75,7 +75,7 @@ def test_pull_disk_error_at_any_step_keeps_store_whole(crasher: Crasher, there, 
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_pull_disk_error_at_start_names_store(crasher: Crasher, there, number):
+def test_disk_error_names_store(crasher: Crasher, there, number):
     outcome = crasher.run("pull", there, at=1, force=True, error=number)
     assert str(outcome).startswith(
         f"StoreError: cannot pull svc:v1: cannot write to {there / 'bentos'}: {os.strerror(number)}: "
@@ -92,7 +92,7 @@ def deep(home: Path, length: int) -> Path:
     return home / ("d" * (length - len(os.fsencode(home)) - 1))
 
 
-def test_pull_too_long_member_path_is_named(there, tmp_path):
+def test_long_member_path_is_named(there, tmp_path):
     longest_that_fits = "/tmp/async-bento-kept-bentos+svc+v1/item/src/service.py"
     home = deep(tmp_path, 4095 - len(longest_that_fits))
     with pytest.raises(
@@ -103,7 +103,7 @@ def test_pull_too_long_member_path_is_named(there, tmp_path):
     assert list((home / "bentos").iterdir()) == []
 
 
-def test_pull_too_long_store_path_is_named(there, tmp_path):
+def test_long_store_path_is_named(there, tmp_path):
     home = deep(tmp_path, 4096 - len("/tmp"))
     with pytest.raises(StoreError, match=r"cannot pull svc:v1: cannot write to /.*/.*: File name too long"):
         pull(home)
@@ -129,7 +129,7 @@ def refuse_locks(monkeypatch, number):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
-def test_locks_unsupported_store_works_with_warning(there, home, monkeypatch, warned, number):
+def test_unsupported_locks_warn_once(there, home, monkeypatch, warned, number):
     refuse_locks(monkeypatch, number)
     store = BentoStore(there / "bentos")
     for _ in range(2):
@@ -143,7 +143,7 @@ def test_locks_unsupported_store_works_with_warning(there, home, monkeypatch, wa
     assert f"in {there / 'tmp'}: {os.strerror(number)}. Let only one process at a time" in warned()[0]
 
 
-def test_locks_unsupported_threads_still_exclude(there, monkeypatch):
+def test_thread_locks_without_flock(there, monkeypatch):
     refuse_locks(monkeypatch, errno.ENOSYS)
     store = BentoStore(there / "bentos")
     mine, other = store.lock("svc:v1"), store.lock("svc:v1")
@@ -163,7 +163,7 @@ def test_locks_unsupported_threads_still_exclude(there, monkeypatch):
     other.release()
 
 
-def test_locks_unsupported_recover_removes_nothing(there, monkeypatch):
+def test_recover_without_locks_keeps_all(there, monkeypatch):
     refuse_locks(monkeypatch, errno.ENOLCK)
     store = BentoStore(there / "bentos")
     with store.stage() as staged:
@@ -173,14 +173,14 @@ def test_locks_unsupported_recover_removes_nothing(there, monkeypatch):
         assert (staged / "file").exists()
 
 
-def test_lock_io_error_raises_store_error(there, monkeypatch):
+def test_lock_io_error_raises(there, monkeypatch):
     refuse_locks(monkeypatch, errno.EIO)
     with pytest.raises(StoreError, match=r"cannot lock .*/async-bento-lock-.*: Input/output error"):
         BentoStore(there / "bentos").lock("svc:v1").acquire()
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
-def test_pull_without_links_locks_and_exchange_works(there, home, monkeypatch, number):
+def test_pull_without_links_and_locks(there, home, monkeypatch, number):
     def refuse(self, target):
         raise OSError(number, os.strerror(number))
 

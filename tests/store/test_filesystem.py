@@ -13,7 +13,7 @@ from async_bento.store import filesystem
 from async_bento.store.errors import as_store_error
 
 
-def test_remove_tree_keeps_link_targets(tmp_path):
+def test_remove_tree_follows_no_link(tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
     (tmp_path / "tree").mkdir()
@@ -24,7 +24,7 @@ def test_remove_tree_keeps_link_targets(tmp_path):
     assert (tmp_path / "kept" / "file").exists()
 
 
-def test_exchange_swaps_two_directories(tmp_path):
+def test_exchange_swaps_directories(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
@@ -43,7 +43,7 @@ def test_exchange_swaps_two_directories(tmp_path):
         ("read /store/iris", "cannot read /store/iris: No space left on device"),  # the path is in the message already
     ],
 )
-def test_store_error_names_action_reason_and_path_once(action, message):
+def test_store_error_names_path_once(action, message):
     with pytest.raises(StoreError) as caught, as_store_error(action):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/store/iris")
     assert str(caught.value) == message

@@ -43,7 +43,7 @@ def model(path, **fields):
 
 
 @pytest.mark.parametrize("name", ["bento.yaml", "README.md"])
-def test_bento_with_fifo_does_not_block(tmp_path, name):
+def test_bento_fifo_does_not_block(tmp_path, name):
     bento(tmp_path)
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
@@ -52,7 +52,7 @@ def test_bento_with_fifo_does_not_block(tmp_path, name):
     )
 
 
-def test_store_with_fifo_as_latest_does_not_block(tmp_path):
+def test_latest_fifo_does_not_block(tmp_path):
     (tmp_path / "iris").mkdir()
     bento(tmp_path / "iris" / "v1")
     os.mkfifo(tmp_path / "iris" / "latest")
@@ -77,7 +77,7 @@ def error_of_thread(function):
     return messages[0]
 
 
-def test_bento_that_is_an_archive_names_the_import(tmp_path):
+def test_archive_suggests_import(tmp_path):
     archive = tmp_path / "my iris.bento"
     archive.write_bytes(b"PK")
     with pytest.raises(StoreError) as raised:
@@ -96,17 +96,17 @@ def test_bento_models_match_bentoml(path):
     ] == sent_by_bentoml(path)["models"]
 
 
-def test_bento_manifest_for_bare_push_sets_dev(tmp_path):
+def test_bare_push_manifest_sets_dev(tmp_path):
     assert bento(tmp_path).manifest(size_bytes=1, dev=True)["dev"] is True
 
 
-def test_model_manifest_without_size_counts_bytes(tmp_path):
+def test_model_manifest_counts_bytes(tmp_path):
     iris = model(tmp_path)
     (tmp_path / "weights").write_bytes(bytes(1000))
     assert iris.manifest()["size_bytes"] == 1000 + (tmp_path / "model.yaml").stat().st_size
 
 
-def test_bento_models_on_hugging_face_are_marked():
+def test_hugging_face_models_marked():
     models = Bento.from_path(CORPUS / "1.3" / "bentos" / "front" / "v1").models
     assert [str(model.tag) for model in models if model.is_huggingface] == [
         "google-bert--bert-base-uncased:58c930053a6cc68fcfe6288ea586df72"
@@ -123,7 +123,7 @@ def test_bento_models_on_hugging_face_are_marked():
         ("2024-01-01", "2024-01-01 00:00:00.000000"),
     ],
 )
-def test_creation_time_in_any_form_becomes_utc(tmp_path, written, sent):
+def test_creation_time_becomes_utc(tmp_path, written, sent):
     fields = "".join(f"{key}: {value}\n" for key, value in BENTO.items() if key != "creation_time")
     (tmp_path / "bento.yaml").write_text(f"{fields}creation_time: {written}\n")
     created = Bento.from_path(tmp_path).creation_time
@@ -131,13 +131,13 @@ def test_creation_time_in_any_form_becomes_utc(tmp_path, written, sent):
     assert format_time(created) == sent
 
 
-def test_creation_time_missing_is_that_of_file(tmp_path):
+def test_creation_time_from_mtime(tmp_path):
     bento(tmp_path, creation_time=None)
     os.utime(tmp_path / "bento.yaml", (1000, 1000))
     assert Bento.from_path(tmp_path).creation_time == datetime.fromtimestamp(1000, timezone.utc)
 
 
-def test_bento_model_named_twice_keeps_last_fields(tmp_path):
+def test_duplicate_model_keeps_last(tmp_path):
     services = [
         {"name": "A", "service": "", "models": [{"tag": "x:1", "alias": "a"}, {"tag": "y:1"}]},
         {"name": "B", "service": "", "models": [{"tag": "x:1", "alias": "b"}]},
@@ -146,7 +146,7 @@ def test_bento_model_named_twice_keeps_last_fields(tmp_path):
     assert [(str(model.tag), model.alias) for model in models] == [("z:1", None), ("x:1", "b"), ("y:1", None)]
 
 
-def test_metadata_without_json_form_is_converted(tmp_path):
+def test_metadata_converted_to_json(tmp_path):
     metadata = {
         "at": datetime(2024, 1, 2, 3, 4, 5, tzinfo=timezone.utc),
         "day": datetime(2024, 1, 2, tzinfo=timezone.utc).date(),
@@ -170,39 +170,39 @@ def test_metadata_without_json_form_is_converted(tmp_path):
     }
 
 
-def test_model_options_without_module_are_not_sent(tmp_path):
+def test_options_dropped_without_module(tmp_path):
     options = {"partial_kwargs": {"a": 1}}
     assert model(tmp_path, module="bentoml.sklearn", options=options).manifest()["options"] == options
     assert model(tmp_path, module="", options=options).manifest()["options"] == {}
 
 
-def test_bento_model_given_by_tag_has_oldest_time(tmp_path):
+def test_model_tag_gets_oldest_time(tmp_path):
     (wanted,) = bento(tmp_path, models=["iris:v1"]).models
     assert (str(wanted.tag), wanted.module) == ("iris:v1", "unknown")
     assert wanted.creation_time == datetime(1, 1, 1, tzinfo=timezone.utc)  # BentoML's `fromordinal(1)`
 
 
-def test_env_value_as_number_becomes_text(tmp_path):
+def test_env_number_becomes_text(tmp_path):
     envs = bento(tmp_path, envs=[{"name": "A", "value": 1}, {"name": "B", "value": True}]).info.envs
     assert [env.value for env in envs] == ["1", "True"]
 
 
-def test_set_in_metadata_has_the_same_order_in_every_process(tmp_path):
+def test_metadata_set_is_ordered(tmp_path):
     classes = {"setosa", "versicolor", "virginica", "rose", "tulip", "lily", "daisy", "iris"}
     assert model(tmp_path, metadata={"classes": classes}).info.metadata["classes"] == sorted(classes)
 
 
-def test_null_field_counts_as_missing(tmp_path):
+def test_null_field_equals_missing(tmp_path):
     iris = bento(tmp_path, models=None, services=None, labels=None, envs=None, runners=None)
     assert (iris.models, iris.labels) == ([], {})
 
 
-def test_from_path_missing_directory_raises_not_found(tmp_path):
+def test_from_path_missing_directory(tmp_path):
     with pytest.raises(NotFoundError, match=r"cannot read .*nowhere: there is no such directory"):
         Bento.from_path(tmp_path / "nowhere")
 
 
-def test_from_path_without_yaml_raises(tmp_path):
+def test_from_path_no_yaml_raises(tmp_path):
     with pytest.raises(StoreError, match=r"has no bento\.yaml"):
         Bento.from_path(tmp_path)
     with pytest.raises(StoreError, match=r"has no model\.yaml"):
@@ -226,20 +226,20 @@ def test_from_path_of_file_raises(tmp_path):
         ("!!python/object/apply:os.system [true]", r"bento\.yaml: the file is not valid YAML"),
     ],
 )
-def test_broken_yaml_error_names_file_and_line(tmp_path, text, complaint):
+def test_broken_yaml_error_names_line(tmp_path, text, complaint):
     (tmp_path / "bento.yaml").write_text(text)
     with pytest.raises(StoreError, match=complaint):
         Bento.from_path(tmp_path)
 
 
 @pytest.mark.parametrize("field", ["name", "version", "service"])
-def test_bento_missing_field_is_named_with_file(tmp_path, field):
+def test_bento_names_missing_field(tmp_path, field):
     with pytest.raises(StoreError, match=rf"bento\.yaml: the field `{field}` is missing"):
         bento(tmp_path, **{field: None})
 
 
 @pytest.mark.parametrize("field", ["name", "version", "module", "api_version", "context"])
-def test_model_missing_field_is_named_with_file(tmp_path, field):
+def test_model_names_missing_field(tmp_path, field):
     with pytest.raises(StoreError, match=rf"model\.yaml: the field `{field}` is missing"):
         model(tmp_path, **{field: None})
 
@@ -256,18 +256,18 @@ def test_model_missing_field_is_named_with_file(tmp_path, field):
         ({"schema": []}, "schema"),
     ],
 )
-def test_bento_wrong_field_is_named_with_path(tmp_path, fields, name):
+def test_bento_names_wrong_field(tmp_path, fields, name):
     with pytest.raises(StoreError, match=rf"bento\.yaml: the field `{name}`"):
         bento(tmp_path, **fields)
 
 
-def test_validation_error_hides_env_values(tmp_path):
+def test_error_hides_env_values(tmp_path):
     with pytest.raises(StoreError) as caught:
         bento(tmp_path, envs=[{"name": "TOKEN", "value": ["hunter2"]}])
     assert "hunter2" not in str(caught.value) + str(caught.value.__cause__)
 
 
-def test_yaml_over_size_limit_is_not_read(tmp_path):
+def test_large_yaml_is_not_read(tmp_path):
     with (tmp_path / "model.yaml").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(StoreError, match=rf"cannot read .*model\.yaml: the file is larger than {MAX_YAML_SIZE} bytes"):
@@ -275,7 +275,7 @@ def test_yaml_over_size_limit_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["metadata", "labels"])
-def test_yaml_alias_bomb_is_refused(tmp_path, field):
+def test_hostile_alias_bomb_refused(tmp_path, field):
     bomb = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 10)}]\n" for n in range(10))
     text = yaml.safe_dump({**MODEL, field: None}) + f"{field}:\n" + "".join(f"  {line}\n" for line in bomb.splitlines())
     (tmp_path / "model.yaml").write_text(text)
@@ -283,13 +283,13 @@ def test_yaml_alias_bomb_is_refused(tmp_path, field):
         Model.from_path(tmp_path)
 
 
-def test_yaml_recursive_alias_is_refused(tmp_path):
+def test_hostile_alias_loop_refused(tmp_path):
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(MODEL) + "metadata: {a: &a [*a]}\n")
     with pytest.raises(StoreError, match=r"model\.yaml"):
         Model.from_path(tmp_path)
 
 
-def test_bento_doc_over_3_mib_is_not_sent(tmp_path, caplog):
+def test_doc_over_3_mib_is_not_sent(tmp_path, caplog):
     iris = bento(tmp_path)
     assert iris.doc == ""
     assert not caplog.records
@@ -301,7 +301,7 @@ def test_bento_doc_over_3_mib_is_not_sent(tmp_path, caplog):
     assert "README.md" in caplog.text
 
 
-def test_size_follows_links_to_files_only(tmp_path):
+def test_size_follows_file_links(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "weights").write_bytes(bytes(100))
@@ -321,7 +321,7 @@ def test_item_path_is_absolute(tmp_path, monkeypatch):
     assert Bento.from_path("iris").path == tmp_path / "iris"
 
 
-def test_item_is_hashable_and_picklable(tmp_path):
+def test_item_hashes_and_pickles(tmp_path):
     iris = bento(tmp_path)
     again = pickle.loads(pickle.dumps(iris))
     assert again == iris

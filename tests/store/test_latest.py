@@ -13,19 +13,19 @@ from async_bento.store.store import BentoStore
 from tests.store.stores import MIDDLE, NEW, OLD, latest, put
 
 
-def test_latest_of_equal_age_is_last_committed(store):
+def test_equal_age_last_commit_wins(store):
     put(store, "iris:b", OLD)
     put(store, "iris:a", OLD)
     assert latest(store) == "a"
 
 
-def test_latest_older_commit_is_ignored(store):
+def test_older_commit_is_ignored(store):
     put(store, "iris:a", NEW)
     put(store, "iris:b", OLD)
     assert latest(store) == "a"
 
 
-def test_latest_replaced_by_older_moves_to_newest(store):
+def test_older_replace_moves_latest(store):
     put(store, "iris:a", NEW)
     put(store, "iris:b", MIDDLE)
     put(store, "iris:a", OLD, replace=True)
@@ -33,7 +33,7 @@ def test_latest_replaced_by_older_moves_to_newest(store):
 
 
 @pytest.mark.parametrize("content", [None, "", "gone", "../iris/v1", "V1 V2", "\xff"])
-def test_latest_wrong_or_missing_is_repaired(store, content):
+def test_invalid_latest_is_repaired(store, content):
     put(store, "iris:v1", NEW)
     put(store, "iris:v2", OLD)
     file = store.path / "iris" / "latest"
@@ -51,7 +51,7 @@ def test_latest_with_newline_is_read(store):
     assert store.get("iris").tag.version == "v1"
 
 
-def test_latest_in_read_only_store_is_found(store, monkeypatch):
+def test_latest_in_read_only_store(store, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -68,7 +68,7 @@ def test_latest_in_read_only_store_is_found(store, monkeypatch):
     assert not (store.path / "iris" / "latest").exists()
 
 
-def test_latest_in_read_only_directory_of_a_name_is_found(store, monkeypatch):
+def test_latest_read_only_is_found(store, monkeypatch):
     """The staging area is writable, and the directory of the name is not."""
 
     def replace(source, target):

@@ -11,7 +11,7 @@ from async_bento.store import locks
 from tests.store.stores import put, spawn
 
 
-def test_lock_of_other_process_holds_until_killed(store):
+def test_process_lock_ends_with_kill(store):
     script = (
         "from async_bento.store.store import BentoStore\n"
         "with BentoStore().lock('iris:v1'): print('locked', flush=True); input()"
@@ -28,7 +28,7 @@ def test_lock_of_other_process_holds_until_killed(store):
     lock.release()
 
 
-def test_lock_of_other_thread_holds_until_released(store):
+def test_thread_lock_excludes_others(store):
     mine, other = store.lock("iris:v1"), store.lock("iris:v1")
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
         assert one.submit(mine.acquire).result()
@@ -39,7 +39,7 @@ def test_lock_of_other_thread_holds_until_released(store):
         two.submit(other.release).result()
 
 
-def test_lock_released_is_left_alone_by_a_forked_child(store):
+def test_released_lock_survives_fork(store):
     """The child would close its descriptor, whose number another file may have by then."""
     lock = store.lock("iris:v1")
     lock.acquire()
@@ -50,14 +50,14 @@ def test_lock_released_is_left_alone_by_a_forked_child(store):
     assert lock not in locks._held
 
 
-def test_lock_holder_can_commit_and_delete(store):
+def test_lock_holder_changes_item(store):
     with store.lock("iris:v1"):
         put(store, "iris:v1")
         store.delete("iris:v1")
 
 
 @pytest.mark.posix("words of POSIX in errors")
-def test_lock_without_directory_raises_store_error(store, home):
+def test_lock_without_directory_raises(store, home):
     home.mkdir()
     (home / "bentos").touch()
     with pytest.raises(StoreError, match=r"cannot write to .*bentos: File exists"):

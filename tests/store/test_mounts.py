@@ -132,7 +132,7 @@ cp -r /place/. /out/place
 @pytest.mark.posix("mounts")
 @pytest.mark.processes
 @pytest.mark.usefixtures("containers")
-def test_store_on_file_system_is_whole(place: Place, bento: Path, volume: Path, tmp_path: Path) -> None:
+def test_store_works_on_file_system(place: Place, bento: Path, volume: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     names = ("BENTO_CLOUD_API_ENDPOINT", "BENTO_CLOUD_API_KEY")
@@ -154,7 +154,7 @@ def test_store_on_file_system_is_whole(place: Place, bento: Path, volume: Path, 
     assert warnings == (set() if place.has_links else {"WARNING: no symbolic links can be made"})
 
 
-def test_guide_names_the_file_systems_that_are_tried() -> None:
+def test_guide_lists_tried_mounts() -> None:
     rows = re.findall(r"^\| ([^|]+?) \| yes \|", GUIDE.read_text(), re.MULTILINE)
     assert sorted(place.name for place in PLACES for row in rows if row.startswith(place.name)) == sorted(
         place.name for place in PLACES

@@ -48,7 +48,7 @@ def owned(path: Path, user: int, group: int, mode: int) -> Path:
 
 
 @pytest.mark.posix("colons in names")
-def test_mounted_store_takes_item_by_rename(store, monkeypatch):
+def test_mount_commits_by_rename(store, monkeypatch):
     store.path.mkdir(parents=True)
     mount(monkeypatch, store.path, errno.EXDEV)
     assert version_of(store, "iris:v1") == "v1"
@@ -61,7 +61,7 @@ def test_mounted_store_takes_item_by_rename(store, monkeypatch):
 
 
 @pytest.mark.posix("colons in names")
-def test_mounted_store_pull_resumes_in_it(store, monkeypatch):
+def test_resume_within_mounted_store(store, monkeypatch):
     def half() -> str:
         with store.stage(resume="iris:v1") as staged:
             (staged / "half").write_text("half")
@@ -76,7 +76,7 @@ def test_mounted_store_pull_resumes_in_it(store, monkeypatch):
         assert (staged / "half").read_text() == "half"
 
 
-def test_mounted_name_directory_gets_copies(store, monkeypatch):
+def test_mounted_name_gets_copies(store, monkeypatch):
     put(store, "iris:v0", OLD)
     mount(monkeypatch, store.path / "iris", errno.EXDEV)
     assert version_of(store, "iris:v1") == "v1"
@@ -88,7 +88,7 @@ def test_mounted_name_directory_gets_copies(store, monkeypatch):
     assert latest(store) == "v0"
 
 
-def test_mounted_name_directory_failed_copy_keeps_old(store, monkeypatch):
+def test_failed_copy_keeps_old_item(store, monkeypatch):
     put(store, "iris:v1", text="old")
     mount(monkeypatch, store.path / "iris", errno.EXDEV)
 
@@ -102,7 +102,7 @@ def test_mounted_name_directory_failed_copy_keeps_old(store, monkeypatch):
     assert sorted(path.name for path in (store.path / "iris").iterdir()) == ["latest", "v1"]
 
 
-def test_mounted_store_without_colons_gets_copies(store, monkeypatch):
+def test_mount_without_colons_copies(store, monkeypatch):
     make = Path.mkdir
 
     def refuse_colons(path: Path, *arguments: object, **options: object) -> None:
@@ -122,7 +122,7 @@ def test_mounted_store_without_colons_gets_copies(store, monkeypatch):
 # Parents that cannot be written
 
 
-def test_parent_not_writable_stages_in_store(store, home, monkeypatch):
+def test_read_only_parent_stages_inside(store, home, monkeypatch):
     store.path.mkdir(parents=True)
     make = Path.mkdir
 
@@ -138,7 +138,7 @@ def test_parent_not_writable_stages_in_store(store, home, monkeypatch):
 
 
 @pytest.mark.posix("sticky directories")
-def test_parent_with_sticky_tmp_stages_in_store(store, home):
+def test_sticky_tmp_is_not_used(store, home):
     """A store right below `/` must not stage in `/tmp`, where the first user would shut out the others."""
     (home / "tmp").mkdir(parents=True)
     (home / "tmp").chmod(0o1777)
@@ -147,7 +147,7 @@ def test_parent_with_sticky_tmp_stages_in_store(store, home):
     assert [path.name for path in (home / "tmp").iterdir()] == ["async-bento-of-somebody-else"]
 
 
-def test_store_not_writable_fails_before_staging(store, monkeypatch):
+def test_read_only_store_fails_early(store, monkeypatch):
     def refuse(path: Path, **_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
@@ -162,7 +162,7 @@ def test_store_not_writable_fails_before_staging(store, monkeypatch):
 
 
 @needs_root
-def test_parent_of_other_user_stages_in_store(shared):
+def test_foreign_parent_stages_inside(shared):
     home = owned(shared / "home", 0, 0, 0o755)
     base = owned(home / "bentos", ALICE, ALICE, 0o755)
     with acting_as(ALICE, ALICE, 0o022):
@@ -175,7 +175,7 @@ def test_parent_of_other_user_stages_in_store(shared):
 
 
 @needs_root
-def test_shared_store_follows_umask_and_set_gid(served: LocalRegistry, home, shared):
+def test_shared_store_umask_and_setgid(served: LocalRegistry, home, shared):
     bento = make_bento(home, files={"src/a.py": b"pass", "run.sh": b"#!"})
     (bento / "run.sh").chmod(0o700)
     (bento / "src").chmod(0o500)
@@ -206,7 +206,7 @@ def test_shared_store_follows_umask_and_set_gid(served: LocalRegistry, home, sha
 
 @needs_root
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
-def test_shared_store_first_user_shuts_nobody_out(shared, umask):
+def test_shared_store_serves_group(shared, umask):
     owned(shared, 0, TEAM, 0o2775)
     base = owned(shared / "bentos", 0, TEAM, 0o2775)
     with acting_as(ALICE, TEAM, umask):
@@ -219,7 +219,7 @@ def test_shared_store_first_user_shuts_nobody_out(shared, umask):
 
 
 @needs_root
-def test_shared_store_locks_exclude_other_users(shared):
+def test_locks_exclude_other_users(shared):
     owned(shared, 0, TEAM, 0o2775)
     base = owned(shared / "bentos", 0, TEAM, 0o2775)
     with acting_as(ALICE, TEAM, 0o077):
@@ -232,7 +232,7 @@ def test_shared_store_locks_exclude_other_users(shared):
 
 
 @needs_root
-def test_store_used_by_root_stays_usable(shared):
+def test_root_use_keeps_store_usable(shared):
     owned(shared, ALICE, ALICE, 0o755)
     base = owned(shared / "bentos", ALICE, ALICE, 0o755)
     assert version_of(BentoStore(base), "iris:v1") == "v1"
@@ -241,7 +241,7 @@ def test_store_used_by_root_stays_usable(shared):
 
 
 @needs_root
-def test_interrupted_pull_of_other_user_is_no_obstacle(shared):
+def test_resume_unaffected_by_other_user(shared):
     def interrupted() -> None:
         with BentoStore(base).stage(resume="iris:v1") as staged:
             BentoStore.state_of(staged).touch()
@@ -255,7 +255,7 @@ def test_interrupted_pull_of_other_user_is_no_obstacle(shared):
         assert outcome(interrupted) == "ValueError: interrupted"
 
 
-def test_lock_file_refused_store_works_with_warning(served: LocalRegistry, home, tmp_path, monkeypatch, caplog):
+def test_refused_lock_file_warns(served: LocalRegistry, home, tmp_path, monkeypatch, caplog):
     make_bento(home)
     with BentoAPI(progress=False) as api:
         api.push("svc:v1")
@@ -274,7 +274,7 @@ def test_lock_file_refused_store_works_with_warning(served: LocalRegistry, home,
     assert "Permission denied. Let only one process at a time" in warnings[0]
 
 
-def test_pulled_directory_follows_umask_not_the_build(served: LocalRegistry, home, tmp_path):
+def test_pulled_mode_follows_umask(served: LocalRegistry, home, tmp_path):
     """BentoML makes the directory of a build by mkdtemp, with mode 0700, and packs the mode."""
     bento = make_bento(home)
     bento.chmod(0o700)

@@ -28,9 +28,7 @@ def sides(tmp_path: Path) -> list[Path]:
 @pytest.mark.long
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("deleting", [False, True])
-def test_crowd_of_processes_shows_readers_whole_items(
-    served: object, home: Path, sides: list[Path], deleting: bool
-) -> None:
+def test_readers_see_whole_items(served: object, home: Path, sides: list[Path], deleting: bool) -> None:
     with BentoAPI(progress=False, bento_store=BentoStore(sides[0] / "bentos")) as api:
         api.push("svc:v1")
     make_bento(home, "svc:v0", built=OLDEST)
@@ -55,7 +53,7 @@ def test_crowd_of_processes_shows_readers_whole_items(
         assert side_of(api.pull("svc:v1", force=True).path) in {"a", "b"}
 
 
-def test_get_during_replace_finds_new_item(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_get_during_replace_gets_new(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = make_side(home, "a")
     item.rename(home / "other")
     opened = os.open

@@ -50,7 +50,7 @@ def finish(processes):
     return [process.returncode for process in processes]
 
 
-def test_commit_and_delete_race_keeps_store_whole(store, tmp_path):
+def test_commit_delete_race_is_safe(store, tmp_path):
     fill(tmp_path / "source", "iris:v1")
     put(store, "iris:v0", OLD)
     ways = ("commit", "replace", "replace", "delete", "delete")
@@ -67,7 +67,7 @@ def test_delete_race_removes_item(store, tmp_path):
     assert list(store.path.iterdir()) == []
 
 
-def test_commit_race_reader_sees_old_or_new_item(store, tmp_path):
+def test_reader_sees_old_or_new_item(store, tmp_path):
     for side in ("left", "right"):
         fill(tmp_path / side, "iris:v1", service=side, labels={"side": side})
     if not platform.exchange(tmp_path / "left", tmp_path / "right"):
@@ -84,7 +84,7 @@ def test_commit_race_reader_sees_old_or_new_item(store, tmp_path):
     assert seen == {"left", "right"}
 
 
-def test_commit_race_of_threads_keeps_latest(store):
+def test_thread_race_keeps_latest(store):
     def one(day):
         put(store, f"iris:v{day}", f"2024-01-{day:02}T00:00:00+00:00")
 

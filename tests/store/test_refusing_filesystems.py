@@ -46,7 +46,7 @@ def pull(there: Path) -> object:
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
 @pytest.mark.parametrize("function", ["chmod", "fchmod", "utime", "chown"])
-def test_pull_without_modes_or_times_works(bento, there, monkeypatch, function, number):
+def test_pull_without_modes_or_times(bento, there, monkeypatch, function, number):
     refuse(monkeypatch, number, function)
     assert pull(there) == "svc:v1"
     assert pull(there) == "svc:v1"
@@ -62,7 +62,7 @@ def test_pull_without_fsync_works(bento, there, monkeypatch, number):
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EIO])
-def test_pull_without_symlinks_copies_targets(bento, there, monkeypatch, number, caplog):
+def test_no_symlinks_copies_files(bento, there, monkeypatch, number, caplog):
     caplog.set_level(logging.WARNING, logger="async_bento.transfer")
     refuse(monkeypatch, number, "symlink")
     assert pull(there) == "svc:v1"
@@ -72,7 +72,7 @@ def test_pull_without_symlinks_copies_targets(bento, there, monkeypatch, number,
     assert ": 2 links are replaced by copies of their targets" in warning
 
 
-def test_pull_without_symlinks_copies_directories(served: LocalRegistry, home, there, monkeypatch):
+def test_no_symlinks_copies_directories(served: LocalRegistry, home, there, monkeypatch):
     bento = make_bento(home, files={"src/a/b.py": b"b", "other/file": b"x"})
     (bento / "src" / "to-file").symlink_to("../other/file")  # first what the other links lead to
     (bento / "a-link").symlink_to("src")
@@ -86,7 +86,7 @@ def test_pull_without_symlinks_copies_directories(served: LocalRegistry, home, t
     assert found["a-link/a/b.py"] == found["other/to-link/b.py"] == b"b"
 
 
-def test_pull_copies_of_directories_are_limited(tmp_path):
+def test_hostile_link_copies_limited(tmp_path):
     """Each directory holds two links to the one before: their copies would be 2^40 empty directories."""
     writer = TreeWriter(tmp_path, Limits(members=1000))
     for number in range(40):
@@ -101,7 +101,7 @@ def test_pull_copies_of_directories_are_limited(tmp_path):
 @pytest.mark.parametrize(
     ("link", "target"), [("loop", "."), ("loop", "nowhere"), ("src/loop", ".."), ("src/deep/loop", "..")]
 )
-def test_pull_without_symlinks_names_other_links(served: LocalRegistry, home, there, monkeypatch, link, target):
+def test_uncopyable_link_is_named(served: LocalRegistry, home, there, monkeypatch, link, target):
     path = make_bento(home, files=FILES) / link
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
@@ -114,7 +114,7 @@ def test_pull_without_symlinks_names_other_links(served: LocalRegistry, home, th
     assert left_in_scratch(there) == []
 
 
-def test_pull_copies_of_links_count_as_content(served: LocalRegistry, home, there, monkeypatch):
+def test_link_copies_count_as_content(served: LocalRegistry, home, there, monkeypatch):
     bento = make_bento(home, files={"weights": random_bytes(300 * KiB)})
     for number in range(5):
         (bento / f"link{number}").symlink_to("weights")
@@ -128,7 +128,7 @@ def test_pull_copies_of_links_count_as_content(served: LocalRegistry, home, ther
 
 
 @pytest.mark.posix("sync of a directory")
-def test_commit_of_few_files_leaves_others_unsynced(store, monkeypatch):
+def test_small_commit_skips_syncfs(store, monkeypatch):
     """syncfs(2) waits for whatever other programs write to the same disk."""
     called = []
 

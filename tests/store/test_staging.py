@@ -26,7 +26,7 @@ def fail_halfway(store, *, state=True):
         raise RuntimeError
 
 
-def test_stage_without_commit_removes_directory(store):
+def test_uncommitted_stage_removed(store):
     with store.stage() as staged:
         fill(staged / "sub", "iris:v1")
         (staged / "sub" / "deeper").mkdir()
@@ -36,20 +36,20 @@ def test_stage_without_commit_removes_directory(store):
     assert list(store.path.iterdir()) == []
 
 
-def test_stage_after_removal_of_store_makes_it_again(store, home):
+def test_stage_recreates_store(store, home):
     put(store, "iris:v1")
     shutil.rmtree(home)
     assert put(store, "iris:v1").path.is_dir()
 
 
-def test_stage_with_exception_removes_directory(store):
+def test_stage_removed_on_exception(store):
     with pytest.raises(KeyboardInterrupt), store.stage():
         raise KeyboardInterrupt
     assert staging_of(store) == []
 
 
 @pytest.mark.posix("file modes")
-def test_stage_directory_is_private_until_commit(store, home):
+def test_stage_private_until_commit(store, home):
     with store.stage() as staged:
         assert staged.parent.parent == home / "tmp"
         assert staged.parent.name.startswith("async-bento-")
@@ -60,7 +60,7 @@ def test_stage_directory_is_private_until_commit(store, home):
     assert path.stat().st_mode == (home / "sample").stat().st_mode
 
 
-def test_stage_full_disk_raises_store_error(store, monkeypatch):
+def test_stage_full_disk_raises(store, monkeypatch):
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -69,7 +69,7 @@ def test_stage_full_disk_raises_store_error(store, monkeypatch):
         pass
 
 
-def test_stage_linked_store_uses_target_filesystem(tmp_path, home):
+def test_stage_follows_store_link(tmp_path, home):
     home.mkdir()
     (tmp_path / "disk" / "bentos").mkdir(parents=True)
     (home / "bentos").symlink_to(tmp_path / "disk" / "bentos")
@@ -80,7 +80,7 @@ def test_stage_linked_store_uses_target_filesystem(tmp_path, home):
         assert store.commit(staged, "iris:v1").path == home / "bentos" / "iris" / "v1"
 
 
-def test_stage_failed_with_state_is_resumed(store):
+def test_stage_with_state_is_resumed(store):
     fail_halfway(store)
     with store.stage(resume="iris:v2") as staged:
         assert list(staged.iterdir()) == []
@@ -92,19 +92,19 @@ def test_stage_failed_with_state_is_resumed(store):
     assert staging_of(store) == []
 
 
-def test_stage_failed_without_state_is_removed(store):
+def test_stage_without_state_removed(store):
     fail_halfway(store, state=False)
     assert staging_of(store) == []
 
 
-def test_recover_killed_stage_without_state_removes_it(store, home):
+def test_recover_removes_stateless_stage(store, home):
     left = home / "tmp" / "async-bento-kept-bentos+iris+v1"
     (left / "item").mkdir(parents=True)
     with store.stage(resume="iris:v2"):
         assert not left.exists()
 
 
-def test_stage_waits_for_recover_of_other_process(store, home):
+def test_stage_waits_for_recover_lock(store, home):
     fail_halfway(store)
     (kept,) = (home / "tmp").glob("async-bento-kept-*")
     lock = locks.Lock(home / "tmp" / f"async-bento-lock-{kept.name}")
@@ -114,7 +114,7 @@ def test_stage_waits_for_recover_of_other_process(store, home):
         assert (staged / "half").exists()
 
 
-def test_recover_kept_stage_after_a_week_removes_it(store, home):
+def test_recover_expires_kept_stage(store, home):
     fail_halfway(store)
     (kept,) = staging_of(store)
     with store.stage():
@@ -125,7 +125,7 @@ def test_recover_kept_stage_after_a_week_removes_it(store, home):
         assert kept not in staging_of(store)
 
 
-def test_recover_journal_after_a_week_removes_it(store, home):
+def test_recover_expires_journal(store, home):
     journal = store.journal("iris:v1", "https://registry.example")
     journal.write_text("half of it")
     assert store.journal("iris:v1", "https://registry.example").exists()
@@ -135,7 +135,7 @@ def test_recover_journal_after_a_week_removes_it(store, home):
         assert not journal.exists()
 
 
-def test_journal_differs_by_tag_and_registry(store, home):
+def test_journal_per_tag_and_registry(store, home):
     journals = {
         store.journal(tag, endpoint)
         for tag in ("iris:v1", "iris:v2")
@@ -144,7 +144,7 @@ def test_journal_differs_by_tag_and_registry(store, home):
     assert len(journals) == 4
 
 
-def test_stage_resumed_twice_at_once_raises(store, monkeypatch):
+def test_stage_resume_twice_raises(store, monkeypatch):
     monkeypatch.setattr(staging, "_RECOVERY_TIMEOUT", 0.1)
     with (
         store.stage(resume="iris:v1"),
@@ -154,7 +154,7 @@ def test_stage_resumed_twice_at_once_raises(store, monkeypatch):
         pytest.fail("two must not have it")
 
 
-def test_recover_killed_process_removes_its_directory(store, home):
+def test_recover_spares_live_process(store, home):
     script = (
         "import os; from async_bento.store.store import BentoStore\n"
         "with BentoStore().stage() as staged: (staged / 'x').touch(); print(staged.parent.name, flush=True); input()"
@@ -169,7 +169,7 @@ def test_recover_killed_process_removes_its_directory(store, home):
         assert left not in staging_of(store)
 
 
-def test_recover_keeps_directories_of_others(store, home):
+def test_recover_keeps_foreign_dirs(store, home):
     (home / "tmp" / "bentoml_bento_iris").mkdir(parents=True)
     with store.stage():
         pass
@@ -185,7 +185,7 @@ def crash_in_commit(store, tag, *, moved, before, after):
     return aside
 
 
-def test_recover_commit_between_renames_restores_old_item(store, home):
+def test_recover_restores_old_item(store, home):
     path = put(store, "iris:v1", text="old").path
     path.rename(crash_in_commit(store, "iris:v1", moved=home, before="v1", after="v1") / "item")
     store.recover("iris:v1")
@@ -194,7 +194,7 @@ def test_recover_commit_between_renames_restores_old_item(store, home):
     assert staging_of(store) == []
 
 
-def test_recover_commit_after_renames_keeps_new_item(store):
+def test_recover_keeps_new_item(store):
     path = put(store, "iris:v1", text="new").path
     fill(crash_in_commit(store, "iris:v1", moved=path, before="v1", after="v1") / "item", "iris:v1", text="old")
     store.recover("iris:v1")
@@ -202,7 +202,7 @@ def test_recover_commit_after_renames_keeps_new_item(store):
     assert staging_of(store) == []
 
 
-def test_recover_commit_before_update_of_latest_updates_it(store):
+def test_recover_updates_latest(store):
     put(store, "iris:v1", OLD)
     path = put(store, "iris:v2", NEW).path
     (store.path / "iris" / "latest").write_text("v1")

@@ -72,7 +72,7 @@ async def name_locked(store: BentoStore) -> AsyncIterator[subprocess.Popen[str]]
         await asyncio.to_thread(held.__exit__, None, None, None)
 
 
-async def test_pull_cancelled_while_name_is_locked_ends(
+async def test_cancelled_pull_ends_lock_wait(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_bento(home)
@@ -89,7 +89,7 @@ async def test_pull_cancelled_while_name_is_locked_ends(
     assert ended == {pull}
 
 
-async def test_client_closes_while_name_is_locked(
+async def test_client_close_ends_lock_wait(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_bento(home)
@@ -106,7 +106,7 @@ async def test_client_closes_while_name_is_locked(
     assert ended == {closing}
 
 
-def test_delete_and_commit_of_locked_name_end(store, monkeypatch):
+def test_name_lock_timeout_is_error(store, monkeypatch):
     monkeypatch.setattr(store_module, "_NAME_TIMEOUT", 0.5, raising=False)
     put(store, "svc:v1")
     with name_lock_held(store) as process, ThreadPoolExecutor(2) as threads:
@@ -122,7 +122,7 @@ def test_delete_and_commit_of_locked_name_end(store, monkeypatch):
     assert messages[1].startswith(f"StoreError: cannot write svc:v2 to {store.path}: another process has held ")
 
 
-def test_get_of_locked_name_finds_newest(store):
+def test_get_latest_of_locked_name(store):
     put(store, "svc:v1", OLD)
     with name_lock_held(store) as process:
         (store.path / "svc" / "latest").unlink()
@@ -134,7 +134,7 @@ def test_get_of_locked_name_finds_newest(store):
     assert still_held
 
 
-def test_commit_reads_as_much_whatever_the_versions(store, monkeypatch):
+def test_commit_reads_are_constant(store, monkeypatch):
     """The lock of a name is held meanwhile."""
     read = []
     read_info = items.read_info
@@ -184,7 +184,7 @@ except Exception as error:
 
 
 @pytest.mark.posix("fork")
-def test_forked_child_does_not_hold_locks_on(store):
+def test_forked_child_holds_no_lock(store):
     with spawn(FORKER) as process:
         child = int(process.stdout.readline())
         try:
@@ -206,7 +206,7 @@ time.sleep(600)
 
 
 @pytest.mark.posix("fork")
-def test_forked_child_of_killed_process_holds_no_lock(store):
+def test_killed_parent_releases_lock(store):
     with spawn(KILLED_PARENT) as process:
         child = int(process.stdout.readline())
         try:
@@ -234,12 +234,12 @@ print(staged.exists(), flush=True)
 
 
 @pytest.mark.posix("fork")
-def test_forked_child_that_ends_keeps_directory_of_parent(store):
+def test_forked_child_keeps_parent_dir(store):
     with spawn(ENDING_CHILD) as process:
         assert process.stdout.readline() == "True\n"
 
 
-def test_recover_of_large_directory_disturbs_no_pull(store, home, monkeypatch):
+def test_slow_recover_blocks_no_pull(store, home, monkeypatch):
     left = home / "tmp" / "async-bento-kept-bentos+iris+v1"
     (left / "item" / "half").mkdir(parents=True)
     removing, may_remove, rmtree = threading.Event(), threading.Event(), shutil.rmtree
@@ -281,7 +281,7 @@ put(BentoStore(sys.argv[1]), "iris:v0", OLD)
 """
 
 
-def test_recover_for_other_name_keeps_valid_latest(store):
+def test_recover_keeps_valid_latest(store):
     put(store, "iris:v1", NEW)
     with spawn(KILLED_COMMIT, store.path) as process:
         process.wait()
@@ -291,7 +291,7 @@ def test_recover_for_other_name_keeps_valid_latest(store):
     assert latest(store) == "v1"
 
 
-def test_lock_file_removed_while_waiting_is_not_taken_for_lock(store):
+def test_removed_lock_file_is_no_lock(store):
     """Who waits for a lock has opened its file; who releases the lock removes that file."""
     turns, inside = [], threading.Lock()
 
@@ -309,7 +309,7 @@ def test_lock_file_removed_while_waiting_is_not_taken_for_lock(store):
     assert locks.Lock(store.path.parent / "tmp" / "unused").acquire(timeout=0)
 
 
-async def test_pull_cancelled_while_leftover_is_removed_ends(
+async def test_cancelled_pull_ends_recover(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(home)
@@ -336,7 +336,7 @@ async def test_pull_cancelled_while_leftover_is_removed_ends(
     assert ended == {pull}
 
 
-async def test_pull_cancelled_while_files_are_synced_ends(
+async def test_cancelled_pull_ends_sync(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(home, files={str(number): b"" for number in range(200)})
@@ -361,7 +361,7 @@ async def test_pull_cancelled_while_files_are_synced_ends(
     assert not (elsewhere / "bentos" / "svc").exists()
 
 
-async def test_pull_cancelled_while_file_is_reopened_closes_it(
+async def test_cancelled_resume_closes_file(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_bento(home, files={"weights": random_bytes(3 * MiB)})

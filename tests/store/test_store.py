@@ -18,12 +18,12 @@ from async_bento.store.store import BentoStore, ModelStore
 from tests.store.stores import MIDDLE, NEW, OLD, fill, fill_model, latest, put, staging_of
 
 
-def test_store_default_path_is_bentoml_home(home):
+def test_default_path_is_bentoml_home(home):
     assert BentoStore().path == home / "bentos"
     assert ModelStore().path == home / "models"
 
 
-def test_store_base_path_replaces_default(tmp_path):
+def test_base_path_replaces_default(tmp_path):
     store = BentoStore(str(tmp_path / "mine"))
     put(store, "iris:v1")
     assert (tmp_path / "mine" / "iris" / "v1" / "bento.yaml").is_file()
@@ -36,32 +36,32 @@ def test_get_tag_finds_item(store):
         assert store.get(tag).tag == Tag("iris", "v1")
 
 
-def test_get_name_finds_latest_version(store):
+def test_get_name_finds_latest(store):
     put(store, "iris:b", NEW)
     put(store, "iris:c", OLD)
     assert store.get("iris").tag == store.get("iris:latest").tag == Tag("iris", "b")
 
 
-def test_get_version_prefix_finds_item(store):
+def test_get_prefix_finds_version(store):
     put(store, "iris:abc")
     put(store, "iris:xyz")
     assert store.get("iris:ab").tag.version == "abc"
 
 
-def test_get_whole_version_beats_prefix(store):
+def test_get_version_beats_prefix(store):
     put(store, "iris:abc")
     put(store, "iris:ab")
     assert store.get("iris:ab").tag.version == "ab"
 
 
-def test_get_ambiguous_prefix_lists_versions(store):
+def test_get_ambiguous_prefix_raises(store):
     put(store, "iris:abc")
     put(store, "iris:abd")
     with pytest.raises(NotFoundError, match=r"2 versions begin with ab \(abc, abd\)"):
         store.get("iris:ab")
 
 
-def test_get_exact_rejects_version_prefix(store):
+def test_get_exact_rejects_prefix(store):
     put(store, "iris:abc")
     with pytest.raises(NotFoundError):
         store.get("iris:ab", prefix=False)
@@ -73,7 +73,7 @@ def test_get_invalid_tag_raises(store):
 
 
 @pytest.mark.parametrize("tag", ["aux:v1", "iris:com1.2"])
-def test_tag_of_a_windows_device_is_refused_at_once(store, monkeypatch, tag):
+def test_windows_device_tag_refused(store, monkeypatch, tag):
     monkeypatch.setattr(platform, "refusal_of_name", platform.windows_refusal)
     for call in (store.lock, lambda tag: store.start_commit("staged", tag)):
         with pytest.raises(StoreError, match=rf"^cannot write {tag} to .*device on Windows\. Pull to a"):
@@ -82,7 +82,7 @@ def test_tag_of_a_windows_device_is_refused_at_once(store, monkeypatch, tag):
     store.lock("iris:v1")
 
 
-def test_get_missing_item_names_store_and_command(store):
+def test_missing_item_names_pull(store):
     with pytest.raises(NotFoundError) as caught:
         store.get("iris:v1")
     assert (
@@ -91,39 +91,39 @@ def test_get_missing_item_names_store_and_command(store):
     )
 
 
-def test_get_missing_name_lists_similar_names_first(store):
+def test_missing_name_lists_similar(store):
     for name in ("aaa", "bbb", "ccc", "ddd", "eee", "fff", "irsi"):
         put(store, f"{name}:v1")
     with pytest.raises(NotFoundError, match=r": the store has irsi, aaa, bbb, ccc, ddd and 2 more\. "):
         store.get("iris")
 
 
-def test_get_missing_version_lists_versions(store):
+def test_missing_version_lists_known(store):
     put(store, "iris:v1")
     with pytest.raises(NotFoundError, match=r": iris has v1\. "):
         store.get("iris:w1")
 
 
-def test_get_missing_model_names_models_pull():
+def test_missing_model_names_pull():
     with pytest.raises(NotFoundError, match=r"no model iris .* `async-bento models pull iris`"):
         ModelStore().get("iris")
 
 
-def test_get_missing_item_creates_nothing(store, home):
+def test_get_missing_creates_nothing(store, home):
     for tag in ("iris", "iris:v1"):
         with pytest.raises(NotFoundError):
             store.get(tag)
     assert not home.exists()
 
 
-def test_get_directory_with_other_tag_raises(store):
+def test_get_mismatched_tag_raises(store):
     put(store, "iris:v1")
     shutil.copytree(store.path / "iris" / "v1", store.path / "iris" / "v2")
     with pytest.raises(StoreError, match=r"bento\.yaml: the file describes iris:v1, not iris:v2"):
         store.get("iris:v2")
 
 
-def test_list_items_are_sorted_by_tag(store):
+def test_list_is_sorted_by_tag(store):
     assert list(store.list()) == []
     for tag in ("rose:v1", "iris:v2", "iris:v10"):
         put(store, tag)
@@ -138,7 +138,7 @@ def test_list_unknown_name_raises(store):
         store.list("iris")
 
 
-def test_list_broken_item_is_skipped_with_warning(store, caplog):
+def test_list_skips_broken_item(store, caplog):
     put(store, "iris:v1")
     (store.path / "iris" / "v2").mkdir()
     (store.path / ".ipynb_checkpoints").mkdir()
@@ -147,7 +147,7 @@ def test_list_broken_item_is_skipped_with_warning(store, caplog):
     assert "the directory has no bento.yaml" in caplog.text
 
 
-def test_model_store_commits_and_gets_model():
+def test_model_store_round_trips():
     store = ModelStore()
     with store.stage() as staged:
         fill_model(staged, "iris:v1")
@@ -155,7 +155,7 @@ def test_model_store_commits_and_gets_model():
     assert store.get("iris").tag == Tag("iris", "v1")
 
 
-def test_delete_makes_next_newest_the_latest(store):
+def test_delete_moves_latest(store):
     put(store, "iris:a", OLD)
     put(store, "iris:b", NEW)
     put(store, "iris:c", MIDDLE)
@@ -166,20 +166,20 @@ def test_delete_makes_next_newest_the_latest(store):
     assert staging_of(store) == []
 
 
-def test_delete_last_version_removes_name(store):
+def test_delete_last_removes_name(store):
     put(store, "iris:v1")
     store.delete("iris:latest")
     assert list(store.path.iterdir()) == []
 
 
-def test_delete_without_version_raises(store):
+def test_delete_no_version_raises(store):
     put(store, "iris:v1")
     with pytest.raises(InvalidTagError, match=r"Did you mean `iris:latest`\?"):
         store.delete("iris")
     assert store.get("iris:v1")
 
 
-def test_delete_version_prefix_raises(store):
+def test_delete_prefix_raises(store):
     put(store, "iris:v10")
     with pytest.raises(NotFoundError, match="v10"):
         store.delete("iris:v1")
@@ -202,7 +202,7 @@ def test_delete_link_keeps_target(store, tmp_path):
     assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o555
 
 
-def test_delete_unmovable_item_removes_it_in_place(store, monkeypatch):
+def test_delete_unmovable_in_place(store, monkeypatch):
     put(store, "iris:v1")
     rename = Path.rename
 
@@ -216,7 +216,7 @@ def test_delete_unmovable_item_removes_it_in_place(store, monkeypatch):
     assert list(store.path.iterdir()) == []
 
 
-def test_total_size_counts_each_model_once(store, home, caplog):
+def test_size_counts_models_once(store, home, caplog):
     models = ModelStore()
     for tag, size in (("iris:v1", 100), ("rose:v1", 1000), ("own:v1", 10_000)):
         fill_model(models.path / tag.replace(":", "/"), tag, size)

@@ -38,30 +38,30 @@ def test_path_with_slash_is_no_tag(text):
     assert is_path(text)
 
 
-def test_path_with_backslash_is_no_tag_on_windows(monkeypatch):
+def test_windows_path_is_no_tag(monkeypatch):
     for separator in ("/", "\\"):
         monkeypatch.setattr(tag_module, "os", SimpleNamespace(sep=separator))
         assert [is_path(text) for text in ("C:\\bentos\\[x]", ".\\v1")] == [separator == "\\"] * 2
         assert not any(map(is_path, ["iris", "iris:v1", "iris:*", "a.b", "..."]))
 
 
-def test_tag_parts_of_63_characters_are_valid():
+def test_tag_parts_of_63_chars_valid():
     assert str(Tag("a" * 63, "b" * 63)) == f"{'a' * 63}:{'b' * 63}"
 
 
-def test_tag_error_names_invalid_part():
+def test_error_names_invalid_part():
     with pytest.raises(InvalidTagError, match=r"invalid version 'v 1' in a tag"):
         Tag.parse("iris:v 1")
     with pytest.raises(InvalidTagError, match=r"64 characters"):
         Tag("a" * 64)
 
 
-def test_tag_trailing_colon_suggests_latest():
+def test_final_colon_suggests_latest():
     with pytest.raises(InvalidTagError, match=r"Did you mean `iris:latest`\?"):
         Tag.parse("iris:")
 
 
-def test_tag_upper_case_is_lowered_with_warning(caplog):
+def test_tag_is_lowered_with_warning(caplog):
     assert Tag.parse("Iris:V1") == Tag("iris", "v1")
     assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.WARNING]
     caplog.clear()
@@ -81,13 +81,13 @@ def test_tag_of_other_type_raises(other):
         Tag.parse(other)
 
 
-def test_tags_sort_by_name_then_version():
+def test_tags_sort_by_name_version():
     tags = [Tag("b"), Tag("a", "v2"), Tag("a", "v10"), Tag("a")]
     assert [str(tag) for tag in sorted(tags)] == ["a", "a:v10", "a:v2", "b"]
     assert Tag("a") <= Tag("a")
 
 
-def test_tag_is_hashable_and_picklable():
+def test_tag_hashes_and_pickles():
     tag = Tag("iris", "v1")
     assert {tag: 1}[Tag("iris", "v1")] == 1
     assert pickle.loads(pickle.dumps(tag)) == tag

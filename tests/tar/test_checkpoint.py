@@ -73,7 +73,7 @@ def go_on(root: Path, checkpoint: Checkpoint, data: bytes = TAR) -> None:
 
 
 @pytest.mark.parametrize("further", [0, 1, 600, 2000, len(TAR)])
-def test_checkpoint_at_any_byte_resumes(tmp_path: Path, expected: dict[str, object], further: int) -> None:
+def test_resume_at_any_byte(tmp_path: Path, expected: dict[str, object], further: int) -> None:
     """The checkpoint is taken at some byte, and the process goes on for a while before it is killed."""
     for at in range(10, len(TAR) + 1, 389):
         root = tmp_path / "root"
@@ -92,7 +92,7 @@ def test_checkpoint_at_any_byte_resumes(tmp_path: Path, expected: dict[str, obje
 
 
 @pytest.mark.posix("file modes")
-def test_checkpoint_within_file_resumes_there(tmp_path: Path) -> None:
+def test_resume_within_file(tmp_path: Path) -> None:
     content = random_bytes(10_000, 4)
     data = block("large", content=content, mode=0o740) + END
     extractor = Extractor(tmp_path)
@@ -106,7 +106,7 @@ def test_checkpoint_within_file_resumes_there(tmp_path: Path) -> None:
     assert (tmp_path / "large").stat().st_mode & 0o777 == 0o755
 
 
-def test_checkpoint_between_members_follows_last_complete(tmp_path: Path) -> None:
+def test_checkpoint_between_members(tmp_path: Path) -> None:
     first = block("first", content=b"1")
     data = first + pax(record("path", LONG)) + block("second", content=b"2") + END
     for at in range(len(first), len(first) + 3 * 512):
@@ -119,7 +119,7 @@ def test_checkpoint_between_members_follows_last_complete(tmp_path: Path) -> Non
         assert (checkpoint.position, checkpoint.members, checkpoint.files) == (len(first), 1, 1)
 
 
-def test_checkpoint_interrupted_repeatedly_resumes(tmp_path: Path, expected: dict[str, object]) -> None:
+def test_resume_repeatedly(tmp_path: Path, expected: dict[str, object]) -> None:
     root = tmp_path / "root"
     root.mkdir()
     checkpoint = None
@@ -141,13 +141,13 @@ def test_checkpoint_of_gzip_is_none(tmp_path: Path) -> None:
     assert extractor.checkpoint(0) is None
 
 
-def test_checkpoint_before_detection_is_none(tmp_path: Path) -> None:
+def test_checkpoint_before_detection(tmp_path: Path) -> None:
     extractor = Extractor(tmp_path)
     extractor.feed(TAR[:9])
     assert extractor.checkpoint(0) is None
 
 
-def test_checkpoint_duplicate_after_covered_refused(
+def test_duplicate_on_resume_refused(
     tmp_path: Path,
 ) -> None:
     data = block("a", content=b"1") + block("b", content=b"2") + block("a", content=b"3") + END
@@ -159,7 +159,7 @@ def test_checkpoint_duplicate_after_covered_refused(
         go_on(tmp_path, saved(extractor, 2048), data)
 
 
-def test_checkpoint_leftover_links_not_written_through(tmp_path: Path) -> None:
+def test_leftover_links_removed(tmp_path: Path) -> None:
     """A hard link that an interrupted run has made is another name of a file that was whole before."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
@@ -182,7 +182,7 @@ def test_checkpoint_leftover_links_not_written_through(tmp_path: Path) -> None:
     assert outside.read_bytes() == b"precious"
 
 
-def test_checkpoint_file_replaced_by_symlink_refused(tmp_path: Path) -> None:
+def test_symlinked_file_refused(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.write_bytes(bytes(9000))
@@ -198,7 +198,7 @@ def test_checkpoint_file_replaced_by_symlink_refused(tmp_path: Path) -> None:
     assert outside.read_bytes() == bytes(9000)
 
 
-def test_checkpoint_file_too_short_refused(tmp_path: Path) -> None:
+def test_short_file_refused(tmp_path: Path) -> None:
     data = block("large", content=random_bytes(9000)) + END
     extractor = Extractor(tmp_path)
     extractor.feed(data[:5000])
@@ -209,7 +209,7 @@ def test_checkpoint_file_too_short_refused(tmp_path: Path) -> None:
         go_on(tmp_path, saved(extractor, 5000), data)
 
 
-def test_checkpoint_limits_keep_counting(tmp_path: Path) -> None:
+def test_limits_kept_on_resume(tmp_path: Path) -> None:
     data = block("a", content=bytes(600)) + block("b", content=bytes(600)) + END
     extractor = Extractor(tmp_path)
     extractor.feed(data[:1536])
@@ -225,7 +225,7 @@ def test_checkpoint_limits_keep_counting(tmp_path: Path) -> None:
             again.feed(data[1536:])
 
 
-def test_checkpoint_symlinks_leading_out_refused(tmp_path: Path) -> None:
+def test_symlink_escape_refused(tmp_path: Path) -> None:
     data = directory("a") + symlink("a/up", "..") + symlink("b", "a/up/../x") + END
     extractor = Extractor(tmp_path)
     extractor.feed(data[:1024])
@@ -254,12 +254,12 @@ def test_checkpoint_symlinks_leading_out_refused(tmp_path: Path) -> None:
         Checkpoint().to_json() | {"file": 7},
     ],
 )
-def test_checkpoint_from_invalid_json_raises(data: Any) -> None:
+def test_invalid_json_raises(data: Any) -> None:
     with pytest.raises(ValueError):
         Checkpoint.from_json(data)
 
 
-def test_checkpoint_of_empty_tar_resumes(tmp_path: Path) -> None:
+def test_resume_empty_tar(tmp_path: Path) -> None:
     extractor = Extractor(tmp_path)
     extractor.feed(END[:100])
     go_on(tmp_path, saved(extractor, 100), bytes(tarfile.RECORDSIZE))

@@ -71,7 +71,7 @@ def target(link: Path) -> str:
 
 
 @pytest.mark.posix("links and file modes")
-def test_extract_restores_contents_modes_times_links(there: Path) -> None:
+def test_extract_restores_tree(there: Path) -> None:
     content = random_bytes(3000)
     extractor = extract(
         directory("./", mode=0o750, mtime=1000)
@@ -101,33 +101,33 @@ def test_extract_restores_contents_modes_times_links(there: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 7, 511, 512, 513, 4096])
-def test_extract_any_chunk_size_same_result(there: Path, step: int) -> None:
+def test_extract_any_chunk_size(there: Path, step: int) -> None:
     content = random_bytes(1500)
     extract(directory("./") + block("./" + "n" * 120, content=content) + END, there, step)
     assert (there / ("n" * 120)).read_bytes() == content
 
 
-def test_extract_non_byte_memoryview_accepted(there: Path) -> None:
+def test_extract_non_byte_memoryview(there: Path) -> None:
     with Extractor(there) as extractor:
         extractor.feed(memoryview(block("a", content=b"x" * 512) + END).cast("I"))
         extractor.close()
     assert (there / "a").read_bytes() == b"x" * 512
 
 
-def test_extract_read_only_directory_filled(ordinary_user: Path) -> None:
+def test_extract_fills_read_only_dir(ordinary_user: Path) -> None:
     there = ordinary_user / "there"
     there.mkdir()
     extract(directory("d", mode=0) + directory("d/e", mode=0) + block("d/e/f", content=b"x") + END, there)
     assert (there / "d" / "e" / "f").read_bytes() == b"x"
 
 
-def test_extract_missing_parents_made(there: Path) -> None:
+def test_extract_creates_parents(there: Path) -> None:
     extract(block("a/b/c", content=b"x") + END, there)
     assert (there / "a" / "b" / "c").read_bytes() == b"x"
 
 
 @pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_extract_every_tarfile_format(there: Path, fmt: int) -> None:
+def test_extract_all_tarfile_formats(there: Path, fmt: int) -> None:
     name = "d" * 90 + "/" + "n" * 95
     extract(directory("d" * 90 + "/", fmt=fmt) + block(name, content=b"x", fmt=fmt) + END, there)
     assert (there / name).read_bytes() == b"x"
@@ -135,7 +135,7 @@ def test_extract_every_tarfile_format(there: Path, fmt: int) -> None:
 
 @pytest.mark.posix("links without a privilege")
 @pytest.mark.parametrize("fmt", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_extract_long_and_unicode_names(there: Path, fmt: int) -> None:
+def test_extract_long_unicode_names(there: Path, fmt: int) -> None:
     name = "/".join(["grüße" * 20] * 4)
     extract(
         block(name, content=b"x", fmt=fmt) + hard_link("h", name, fmt=fmt) + symlink("s", name, fmt=fmt) + END, there
@@ -159,24 +159,24 @@ def test_header_pax_records_override(there: Path) -> None:
 
 
 @pytest.mark.posix("links without a privilege")
-def test_header_pax_linkpath_overrides(there: Path) -> None:
+def test_header_pax_linkpath_override(there: Path) -> None:
     extract(pax(record("linkpath", "real")) + symlink("link", "fake") + END, there)
     assert target(there / "link") == "real"
 
 
-def test_header_pax_empty_record_ignored(there: Path) -> None:
+def test_pax_empty_record_ignored(there: Path) -> None:
     extract(pax(record("path", "") + record("size", "")) + block("a", content=b"x") + END, there)
     assert (there / "a").read_bytes() == b"x"
 
 
 @pytest.mark.posix("times of a nanosecond")
 @pytest.mark.parametrize("given", ["-1.5", "-0", "0.000000001", "4102444800"])
-def test_extract_times_negative_and_fractional(there: Path, given: str) -> None:
+def test_extract_unusual_times(there: Path, given: str) -> None:
     extract(pax(record("mtime", given)) + block("a") + END, there)
     assert (there / "a").stat().st_mtime_ns == round(float(given) * 10**9)
 
 
-def test_header_global_comment_ignored(there: Path) -> None:
+def test_pax_global_comment_ignored(there: Path) -> None:
     extract(pax(record("comment", "a commit"), tarfile.XGLTYPE) + block("a") + END, there)
     assert (there / "a").exists()
 
@@ -194,7 +194,7 @@ def test_extract_name_not_utf8_kept(there: Path) -> None:
 
 
 @pytest.mark.posix("file modes")
-def test_extract_hard_link_unsupported_copied(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hard_link_unsupported_copied(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, original: Path) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -207,7 +207,7 @@ def test_extract_hard_link_unsupported_copied(there: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.posix("links without a privilege")
-def test_symlink_dangling_or_through_others_kept(there: Path) -> None:
+def test_symlink_valid_targets_kept(there: Path) -> None:
     extract(
         directory("a/b") + symlink("a/b/top", "../..") + symlink("x", "a/b/top/a/b/../b") + symlink("y", "a/z") + END,
         there,
@@ -244,7 +244,7 @@ def test_extract_at_limits_accepted(there: Path) -> None:
     assert extract(data + END, there, limits=Limits(size=1000, members=2)).bytes_written == 1000
 
 
-def test_extract_zeros_after_end_ignored(there: Path) -> None:
+def test_zeros_after_end_ignored(there: Path) -> None:
     assert extract(block("a") + END + bytes(10_000), there).finished
 
 
@@ -264,7 +264,7 @@ def test_extract_gzip_any_chunk_size(there: Path, step: int | None) -> None:
 
 
 @pytest.mark.parametrize("step", [1, None])
-def test_extract_gzip_concatenated_members(there: Path, step: int | None) -> None:
+def test_extract_concatenated_gzip(there: Path, step: int | None) -> None:
     data = block("a", content=b"x" * 1000) + END
     parts = [gzip.compress(data[:700]), gzip.compress(b""), gzip.compress(data[700:])]
     extract(b"".join(parts) + bytes(100), there, step)
@@ -273,7 +273,7 @@ def test_extract_gzip_concatenated_members(there: Path, step: int | None) -> Non
 
 @pytest.mark.parametrize("step", [1, 100, None])
 @pytest.mark.parametrize("name", COMPRESS_UNSUPPORTED)
-def test_extract_bzip2_or_xz_refused_by_name(there: Path, name: str, step: int | None) -> None:
+def test_unsupported_compression_refused(there: Path, name: str, step: int | None) -> None:
     data = COMPRESS_UNSUPPORTED[name](block("a", content=b"x") + END)
     with pytest.raises(
         ArchiveError, match=rf"compressed with {name}, and only .* gzip .*\. Push the item again"
@@ -283,12 +283,12 @@ def test_extract_bzip2_or_xz_refused_by_name(there: Path, name: str, step: int |
     assert not names(there)
 
 
-def test_extract_empty_bzip2_refused_by_name(there: Path) -> None:
+def test_empty_bzip2_refused(there: Path) -> None:
     with pytest.raises(ArchiveError, match="compressed with bzip2"):
         extract(bz2.compress(b""), there)
 
 
-def test_extract_plain_with_bzip2_like_name(there: Path) -> None:
+def test_plain_tar_with_bzip2_like_name(there: Path) -> None:
     extract(block("BZh9.txt", content=b"x") + END, there)
     assert (there / "BZh9.txt").read_bytes() == b"x"
 
@@ -296,7 +296,7 @@ def test_extract_plain_with_bzip2_like_name(there: Path) -> None:
 # Memory, the disk, the end
 
 
-def test_extract_disk_full_names_member(there: Path) -> None:
+def test_disk_full_names_member(there: Path) -> None:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -312,7 +312,7 @@ def test_extract_disk_full_names_member(there: Path) -> None:
 
 
 @pytest.mark.posix("file modes")
-def test_extract_permission_denied_names_member(ordinary_user: Path) -> None:
+def test_permission_denied_names_member(ordinary_user: Path) -> None:
     there = ordinary_user / "there"
     there.mkdir(mode=0o500)
     with pytest.raises(StoreError, match="cannot write src/a: Permission denied"):
@@ -320,12 +320,12 @@ def test_extract_permission_denied_names_member(ordinary_user: Path) -> None:
 
 
 @pytest.mark.posix("words of POSIX in errors")
-def test_extract_destination_missing_named(tmp_path: Path) -> None:
+def test_missing_destination_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"nowhere: No such file"):
         Extractor(tmp_path / "nowhere")
 
 
-def test_extract_destination_not_empty_refused(there: Path) -> None:
+def test_nonempty_destination_refused(there: Path) -> None:
     (there / "something").touch()
     with pytest.raises(StoreError, match="not empty"):
         Extractor(there)
@@ -356,9 +356,7 @@ def test_extract_abort_closes_files(there: Path, give_up: Callable[[Extractor], 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone lets a file begin its way to the disk")
 @pytest.mark.parametrize(("size", "times"), [(31, 0), (70, 2)])
-def test_extract_large_file_starts_write_back(
-    there: Path, monkeypatch: pytest.MonkeyPatch, size: int, times: int
-) -> None:
+def test_large_file_starts_write_back(there: Path, monkeypatch: pytest.MonkeyPatch, size: int, times: int) -> None:
     asked: list[tuple[str, int]] = []
 
     class Libc:
@@ -380,7 +378,7 @@ def test_extract_large_file_starts_write_back(
     assert asked == [("large", 0)] * times
 
 
-def test_extract_without_sync_file_range_works(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sync_file_range(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("async_bento._core.platform.ctypes", SimpleNamespace(CDLL=lambda _: object()))
     with Extractor(there) as extractor:
         extractor.feed(block("large", content=bytes(33 * MiB)) + END)
@@ -398,7 +396,7 @@ def test_extract_after_error_raises(there: Path) -> None:
         extractor.close()
 
 
-def test_extract_context_exit_does_not_finish(there: Path) -> None:
+def test_context_exit_does_not_finish(there: Path) -> None:
     with Extractor(there) as extractor:
         extractor.feed(symlink("link", "x") + END)
     assert not extractor.finished

@@ -149,7 +149,7 @@ async def test_plan_name_not_utf8_kept(root: Path, threads: Threads) -> None:
     assert b"path=./caf\xe9\n" in data
 
 
-async def test_plan_member_names_equal_bentoml(root: Path, threads: Threads) -> None:
+async def test_member_names_equal_bentoml(root: Path, threads: Threads) -> None:
     (root / "src").mkdir()
     (root / "src" / "a.py").write_bytes(b"")
     (root / "bento.yaml").write_bytes(b"")
@@ -159,7 +159,7 @@ async def test_plan_member_names_equal_bentoml(root: Path, threads: Threads) -> 
 
 
 @pytest.mark.posix("file modes")
-async def test_plan_exclude_applies_at_top_only(root: Path, threads: Threads) -> None:
+async def test_exclude_applies_at_top_only(root: Path, threads: Threads) -> None:
     for directory in ("models", "models/iris", "src", "src/models", "models-too"):
         (root / directory).mkdir()
         (root / directory / "file").write_bytes(b"x")
@@ -168,7 +168,7 @@ async def test_plan_exclude_applies_at_top_only(root: Path, threads: Threads) ->
     assert plan.members == 7
 
 
-def test_plan_leaves_out_files_of_macos(root: Path) -> None:
+def test_ds_store_left_out(root: Path) -> None:
     below = root / "src" / "data"
     below.mkdir(parents=True)
     before = TarPlan.scan(root)
@@ -181,7 +181,7 @@ def test_plan_leaves_out_files_of_macos(root: Path) -> None:
     assert (plan.size, plan.fingerprint()) == (before.size, before.fingerprint())
 
 
-def test_plan_survives_a_file_of_macos(root: Path) -> None:
+def test_check_tree_ignores_ds_store(root: Path) -> None:
     plan = TarPlan.scan(root)
     (root / ".DS_Store").touch()
     plan.check_tree()
@@ -190,7 +190,7 @@ def test_plan_survives_a_file_of_macos(root: Path) -> None:
         plan.check_tree()
 
 
-async def test_plan_bytes_independent_of_creation_order(tmp_path: Path, threads: Threads) -> None:
+async def test_bytes_ignore_creation_order(tmp_path: Path, threads: Threads) -> None:
     names = [f"file{number}" for number in range(30)]
     tars: list[bytes] = []
     for order in (names, names[::-1]):
@@ -212,7 +212,7 @@ def test_plan_counts_without_reading(root: Path) -> None:
     assert (plan.members, plan.size) == (4, 10_240)
 
 
-def test_plan_memory_per_member_bounded(root: Path) -> None:
+def test_memory_per_member_bounded(root: Path) -> None:
     for number in range(3000):
         (root / f"a_name_of_usual_length_{number}").touch()
     tracemalloc.start()
@@ -225,7 +225,7 @@ def test_plan_memory_per_member_bounded(root: Path) -> None:
 
 
 @pytest.mark.posix("file modes")
-async def test_plan_file_over_8_gib_has_pax_header(root: Path, threads: Threads) -> None:
+async def test_file_over_8_gib_has_pax_header(root: Path, threads: Threads) -> None:
     with (root / "huge").open("wb") as file:
         file.truncate(9 * GiB)
         file.write(b"begin")
@@ -244,7 +244,7 @@ async def test_plan_file_over_8_gib_has_pax_header(root: Path, threads: Threads)
 
 
 @pytest.mark.parametrize("io_chunk", [1000, 4096, MiB])
-async def test_plan_read_chunks_bounded_by_io_chunk(root: Path, threads: Threads, io_chunk: int) -> None:
+async def test_chunks_bounded_by_io_chunk(root: Path, threads: Threads, io_chunk: int) -> None:
     fill(root)
     plan = await threads.run(TarPlan.scan, root)
     chunks = [chunk async for chunk in chunks_of(plan, threads, 0, plan.size, io_chunk=io_chunk)]
@@ -252,14 +252,14 @@ async def test_plan_read_chunks_bounded_by_io_chunk(root: Path, threads: Threads
     assert b"".join(chunks) == written_by_tarfile(root)
 
 
-async def test_plan_read_small_files_share_chunk(root: Path, threads: Threads) -> None:
+async def test_small_files_share_chunk(root: Path, threads: Threads) -> None:
     for number in range(200):
         (root / f"{number}").write_bytes(b"small")
     plan = await threads.run(TarPlan.scan, root)
     assert len([chunk async for chunk in chunks_of(plan, threads, 0, plan.size)]) == 1
 
 
-async def test_plan_read_large_file_bounded_memory(root: Path, threads: Threads) -> None:
+async def test_large_file_bounded_memory(root: Path, threads: Threads) -> None:
     with (root / "large").open("wb") as file:
         file.truncate(32 * MiB)
     plan = await threads.run(TarPlan.scan, root)
@@ -273,7 +273,7 @@ async def test_plan_read_large_file_bounded_memory(root: Path, threads: Threads)
     assert peak < 2 * MiB
 
 
-async def test_plan_read_concurrently(root: Path, threads: Threads) -> None:
+async def test_read_concurrently(root: Path, threads: Threads) -> None:
     fill(root)
     plan = await threads.run(TarPlan.scan, root)
     expected = written_by_tarfile(root)
@@ -284,19 +284,19 @@ async def test_plan_read_concurrently(root: Path, threads: Threads) -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (5, 4), (0, 10_241)])
-async def test_plan_read_range_outside_raises(root: Path, threads: Threads, start: int, stop: int) -> None:
+async def test_read_invalid_range_raises(root: Path, threads: Threads, start: int, stop: int) -> None:
     plan = await threads.run(TarPlan.scan, root)
     with pytest.raises(ValueError, match="no range"):
         await read(plan, threads, start, stop)
 
 
-async def test_plan_read_empty_range(root: Path, threads: Threads) -> None:
+async def test_read_empty_range(root: Path, threads: Threads) -> None:
     plan = await threads.run(TarPlan.scan, root)
     assert await read(plan, threads, plan.size, plan.size) == b""
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="no tar here")
-async def test_plan_tar_command_restores_tree(root: Path, tmp_path: Path, threads: Threads) -> None:
+async def test_tar_command_restores_tree(root: Path, tmp_path: Path, threads: Threads) -> None:
     fill(root)
     packed, restored = tmp_path / "bento.tar", tmp_path / "restored"
     packed.write_bytes(await read(await threads.run(TarPlan.scan, root), threads))
@@ -319,7 +319,7 @@ def contents(root: Path) -> dict[str, object]:
 
 @pytest.mark.interop
 @pytest.mark.skipif(importlib.util.find_spec("bentoml") is None, reason="bentoml is not installed")
-async def test_plan_bentoml_restores_contents(root: Path, tmp_path: Path, threads: Threads) -> None:
+async def test_bentoml_restores_contents(root: Path, tmp_path: Path, threads: Threads) -> None:
     fill(root)
     packed, restored = tmp_path / "bento.tar", tmp_path / "restored"
     packed.write_bytes(await read(await threads.run(TarPlan.scan, root), threads))
@@ -379,7 +379,7 @@ def test_plan_unreadable_file_named(ordinary_user: Path) -> None:
 
 
 @pytest.mark.posix("file modes")
-def test_plan_unreadable_directory_named(ordinary_user: Path) -> None:
+def test_plan_unreadable_dir_named(ordinary_user: Path) -> None:
     (ordinary_user / "secret").mkdir(mode=0)
     with pytest.raises(ArchiveError, match=r"/secret: Permission denied"):
         TarPlan.scan(ordinary_user)
@@ -396,7 +396,7 @@ def test_plan_unreadable_directory_named(ordinary_user: Path) -> None:
         pytest.param({"out": "missing/../a"}, r"out.*'missing/\.\./a'", id="climbs-out-of-nothing"),
     ],
 )
-def test_plan_symlink_leading_out_named(root: Path, links: dict[str, str], named: str) -> None:
+def test_symlink_escape_named(root: Path, links: dict[str, str], named: str) -> None:
     (root / "a" / "b").mkdir(parents=True)
     for name, target in links.items():
         (root / name).symlink_to(target)
@@ -423,9 +423,7 @@ def test_plan_unpullable_name_named(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(("setting", "limit"), [("members", 3), ("names", 1500)])
-def test_plan_tree_above_a_limit_of_pulls_is_refused(
-    root: Path, setting: str, limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tree_above_pull_limit_refused(root: Path, setting: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEFAULT_LIMITS.__dict__, setting, limit)
     (root / "a").mkdir()
     (root / "b").symlink_to("a")
@@ -513,9 +511,7 @@ CHANGES = [
 @pytest.mark.posix("time of the last change of a file")
 @pytest.mark.parametrize("size", [5000, 500_000], ids=["small", "large"])
 @pytest.mark.parametrize("change", CHANGES)
-async def test_plan_read_file_changed_since_named(
-    root: Path, threads: Threads, change: Callable[[Path], None], size: int
-) -> None:
+async def test_read_changed_file_named(root: Path, threads: Threads, change: Callable[[Path], None], size: int) -> None:
     path = root / "model.bin"
     path.write_bytes(random_bytes(size))
     plan = await threads.run(TarPlan.scan, root)
@@ -582,7 +578,7 @@ def tree(root: Path) -> Path:
         (break_hard_link, "src/file"),
     ],
 )
-async def test_plan_read_tree_changing_raises(
+async def test_read_changed_tree_raises(
     tree: Path, threads: Threads, change: Callable[[Path], None], named: str
 ) -> None:
     plan = await threads.run(TarPlan.scan, tree, exclude=["models"])
@@ -593,7 +589,7 @@ async def test_plan_read_tree_changing_raises(
     assert raised.value.path == str(tree / named)
 
 
-async def test_plan_read_after_harmless_changes_succeeds(tree: Path, threads: Threads) -> None:
+async def test_read_after_harmless_changes(tree: Path, threads: Threads) -> None:
     plan = await threads.run(TarPlan.scan, tree, exclude=["models"])
 
     def change() -> None:
@@ -610,7 +606,7 @@ async def test_plan_read_after_harmless_changes_succeeds(tree: Path, threads: Th
 
 
 @pytest.mark.parametrize("size", [0, 5000, 500_000])
-async def test_plan_read_where_fstat_and_lstat_differ_succeeds(
+async def test_read_with_fstat_unlike_lstat(
     root: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """GlusterFS answers from another brick; sshfs asks the server by handle instead of by path."""
@@ -635,7 +631,7 @@ async def test_plan_read_where_fstat_and_lstat_differ_succeeds(
 
 
 @pytest.mark.parametrize("change", [write_more, replace_by_fifo])
-async def test_plan_read_empty_file_grown_raises(root: Path, threads: Threads, change: Callable[[Path], None]) -> None:
+async def test_read_grown_empty_file_raises(root: Path, threads: Threads, change: Callable[[Path], None]) -> None:
     (root / "log").touch()
     os.utime(root / "log", (0, 1000))
     plan = await threads.run(TarPlan.scan, root)
@@ -647,7 +643,7 @@ async def test_plan_read_empty_file_grown_raises(root: Path, threads: Threads, c
 
 @pytest.mark.posix("time of the last change of a file")
 @pytest.mark.parametrize("change", [write_more, write_less, write_again])
-async def test_plan_read_file_changing_raises(root: Path, threads: Threads, change: Callable[[Path], None]) -> None:
+async def test_file_changed_during_read_raises(root: Path, threads: Threads, change: Callable[[Path], None]) -> None:
     path = root / "model.bin"
     path.write_bytes(random_bytes(10_000))
     plan = await threads.run(TarPlan.scan, root)
@@ -663,9 +659,7 @@ async def test_plan_read_file_changing_raises(root: Path, threads: Threads, chan
         await read_on()
 
 
-async def test_plan_read_small_file_changing_raises(
-    root: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_small_file_changed_during_read(root: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
     path = root / "config.yaml"
     path.write_bytes(b"a: 1")
     plan = await threads.run(TarPlan.scan, root)
@@ -682,7 +676,7 @@ async def test_plan_read_small_file_changing_raises(
 
 
 @pytest.mark.posix("time of the last change of a file")
-async def test_plan_read_range_within_changed_file_raises(root: Path, threads: Threads) -> None:
+async def test_range_of_changed_file_raises(root: Path, threads: Threads) -> None:
     path = root / "model.bin"
     path.write_bytes(random_bytes(10_000))
     chunks = chunks_of(await threads.run(TarPlan.scan, root), threads, 1024, 4024, io_chunk=1000)
@@ -695,7 +689,7 @@ async def test_plan_read_range_within_changed_file_raises(root: Path, threads: T
 
 @pytest.mark.posix("file modes")
 @pytest.mark.parametrize("io_chunk", [1000, MiB], ids=["large", "small"])
-async def test_plan_read_unreadable_file_named(ordinary_user: Path, threads: Threads, io_chunk: int) -> None:
+async def test_read_unreadable_file_named(ordinary_user: Path, threads: Threads, io_chunk: int) -> None:
     (ordinary_user / "model.bin").write_bytes(bytes(5000))
     plan = await threads.run(TarPlan.scan, ordinary_user)
     (ordinary_user / "model.bin").chmod(0)
@@ -712,7 +706,7 @@ def open_files(root: Path) -> int:
     return count
 
 
-def test_plan_read_after_close_opens_no_file(root: Path) -> None:
+def test_plan_read_after_close(root: Path) -> None:
     """A thread may come to its turn only when the request has ended."""
     (root / "model.bin").write_bytes(bytes(10_000))
     plan = TarPlan.scan(root)
@@ -725,7 +719,7 @@ def test_plan_read_after_close_opens_no_file(root: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-async def test_plan_read_abandoned_closes_file(root: Path, threads: Threads) -> None:
+async def test_read_abandoned_closes_file(root: Path, threads: Threads) -> None:
     (root / "model.bin").write_bytes(bytes(10_000))
     plan = await threads.run(TarPlan.scan, root)
     chunks = chunks_of(plan, threads, 1024, plan.size, io_chunk=1000)
@@ -736,7 +730,7 @@ async def test_plan_read_abandoned_closes_file(root: Path, threads: Threads) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-async def test_plan_read_cancelled_closes_file(root: Path, threads: Threads) -> None:
+async def test_read_cancelled_closes_file(root: Path, threads: Threads) -> None:
     (root / "model.bin").write_bytes(bytes(100_000))
     plan = await threads.run(TarPlan.scan, root)
     cancelled = 0
@@ -769,9 +763,7 @@ class SlowDisk:
             self.running -= 1
 
 
-async def test_plan_read_cancelled_waits_for_thread(
-    root: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_read_cancelled_waits_for_thread(root: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "model.bin").write_bytes(bytes(30_000))
     plan = await asyncio.to_thread(TarPlan.scan, root)
     disk = SlowDisk()
@@ -838,7 +830,7 @@ def touch_nothing(root: Path) -> None:
         (touch_nothing, False),
     ],
 )
-def test_plan_fingerprint_changes_with_tree(root: Path, touch: Callable[[Path], None], differs: bool) -> None:
+def test_fingerprint_changes_with_tree(root: Path, touch: Callable[[Path], None], differs: bool) -> None:
     (root / "file").write_bytes(b"x")
     (root / "file").chmod(0o644)
     (root / "link").symlink_to("file")

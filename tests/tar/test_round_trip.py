@@ -151,7 +151,7 @@ def threads() -> Iterator[Threads]:
 @pytest.mark.posix("links without a privilege")
 @unhurried
 @given(forest=forests(), seed=seeds)
-def test_round_trip_any_tree_restored(threads: Threads, forest: tuple, seed: int) -> None:
+def test_any_tree_restored(threads: Threads, forest: tuple, seed: int) -> None:
     random = Random(seed)
     with tempfile.TemporaryDirectory() as here:
         source, there = Path(here, "source"), Path(here, "there")
@@ -171,7 +171,7 @@ def test_round_trip_any_tree_restored(threads: Threads, forest: tuple, seed: int
 
 @unhurried
 @given(forest=forests(), seed=seeds)
-def test_plan_read_any_ranges_equal_tarfile(threads: Threads, forest: tuple, seed: int) -> None:
+def test_any_ranges_equal_tarfile(threads: Threads, forest: tuple, seed: int) -> None:
     random = Random(seed)
     with tempfile.TemporaryDirectory() as here:
         root = Path(here)
@@ -187,7 +187,7 @@ def test_plan_read_any_ranges_equal_tarfile(threads: Threads, forest: tuple, see
 
 @unhurried
 @given(forest=forests())
-def test_plan_members_listed_by_tarfile(threads: Threads, forest: tuple) -> None:
+def test_tarfile_lists_plan_members(threads: Threads, forest: tuple) -> None:
     with tempfile.TemporaryDirectory() as here:
         root = Path(here)
         plant(root, forest)

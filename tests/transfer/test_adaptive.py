@@ -38,7 +38,7 @@ def pull(pace: AdaptiveRanges, total: int, each: float, altogether: float, laten
     ],
     ids=["5 MB/s", "20 MB/s", "loopback"],
 )
-def test_ranges_of_slow_connections_grow_until_link_is_full(
+def test_ranges_grow_until_link_is_full(
     each: float, altogether: float, latency: float, size: int, at_once: int
 ) -> None:
     pace = AdaptiveRanges(Transfer())
@@ -49,12 +49,12 @@ def test_ranges_of_slow_connections_grow_until_link_is_full(
     assert pace.concurrency == pytest.approx(at_once, abs=6)
 
 
-def test_ranges_fill_slow_link_faster_than_one_connection() -> None:
+def test_ranges_outpace_one_connection() -> None:
     took, _ = pull(AdaptiveRanges(Transfer()), 256 * MiB, 5 * MiB, 1e12, 0.1)
     assert took < 256 / 5 / 10
 
 
-def test_ranges_without_more_throughput_are_not_added() -> None:
+def test_ranges_stop_at_max_throughput() -> None:
     pace = AdaptiveRanges(Transfer(range_size=MiB))
 
     _, most = pull(pace, 512 * MiB, 100 * MiB, 100 * MiB, 0.01)
@@ -68,7 +68,7 @@ def test_ranges_without_more_throughput_are_not_added() -> None:
     st.integers(1, 64),
     st.lists(st.tuples(st.integers(1, 16 * MiB), st.floats(0, 100), st.booleans()), max_size=60),
 )
-def test_ranges_stay_within_bounds_for_any_events(
+def test_ranges_stay_within_bounds(
     range_size: int, window: int, concurrency: int, events: list[tuple[int, float, bool]]
 ) -> None:
     transfer = Transfer(range_size=range_size, window=window, concurrency=concurrency)
@@ -84,7 +84,7 @@ def test_ranges_stay_within_bounds_for_any_events(
         assert pace.concurrency * pace.size <= window or pace.concurrency == 1
 
 
-def test_ranges_halve_when_throttled_then_grow_slowly() -> None:
+def test_ranges_halve_when_throttled() -> None:
     pace = AdaptiveRanges(Transfer(range_size=MiB))
     assert pace.concurrency == 8
 
@@ -102,7 +102,7 @@ def test_ranges_halve_when_throttled_then_grow_slowly() -> None:
     assert pace.concurrency > 8
 
 
-def test_ranges_throttled_repeatedly_stay_at_least_one() -> None:
+def test_throttled_ranges_min_one() -> None:
     pace = AdaptiveRanges(Transfer())
     for number in range(10):
         pace.throttle(10.0 * number)

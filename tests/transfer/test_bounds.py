@@ -92,7 +92,7 @@ def transfer(request: pytest.FixtureRequest, transfers: dict[str, Transfer]) -> 
     return transfers[request.param]
 
 
-async def test_transfer_proxy_that_never_answers_connect_fails(transfer: Transfer) -> None:
+async def test_silent_connect_proxy_fails(transfer: Transfer) -> None:
     async with serving(say_nothing) as proxy:
         error = await error_of(transfer("https://storage.example/key?sig=5ignature", f"http://ada:5ecret@{proxy}"))
 
@@ -102,7 +102,7 @@ async def test_transfer_proxy_that_never_answers_connect_fails(transfer: Transfe
     assert "5ignature" not in str(error)
 
 
-async def test_transfer_tls_handshake_that_never_ends_fails(transfer: Transfer) -> None:
+async def test_endless_tls_handshake_fails(transfer: Transfer) -> None:
     async with serving(say_nothing) as storage:
         error = await error_of(transfer(f"https://{storage}/key?sig=5ignature"))
 
@@ -121,14 +121,14 @@ async def test_transfer_tls_handshake_that_never_ends_fails(transfer: Transfer) 
     ],
     ids=["nothing", "header", "informational", "error"],
 )
-async def test_transfer_response_that_never_ends_fails(transfer: Transfer, answer: Answer) -> None:
+async def test_endless_response_fails(transfer: Transfer, answer: Answer) -> None:
     async with serving(answer) as storage:
         error = await error_of(transfer(f"http://{storage}/key"))
 
     assert isinstance(error, (StalledError, PartError))
 
 
-async def test_transfer_error_without_end_is_cut_off(transfer: Transfer) -> None:
+async def test_endless_error_body_cut_off(transfer: Transfer) -> None:
     reason = b"<Error><Code>SlowDown</Code><Message>busy</Message></Error>"
     start = REFUSED + b"%x\r\n%b\r\n" % (len(reason), reason)
     async with serving(flood(start, b"1000\r\n" + b" " * 0x1000 + b"\r\n")) as storage:
@@ -139,7 +139,7 @@ async def test_transfer_error_without_end_is_cut_off(transfer: Transfer) -> None
     assert "SlowDown: busy" in str(error)
 
 
-async def test_transfer_error_in_two_pieces_is_read_whole(transfer: Transfer) -> None:
+async def test_split_error_body_read_whole(transfer: Transfer) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n<Error><Code>")
@@ -160,7 +160,7 @@ async def test_transfer_error_in_two_pieces_is_read_whole(transfer: Transfer) ->
 
 
 @pytest.mark.parametrize("direction", ["push", "pull"])
-async def test_transfer_with_silent_proxy_of_storage_ends(
+async def test_silent_storage_proxy_ends(
     start_proxy: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -183,7 +183,7 @@ async def test_transfer_with_silent_proxy_of_storage_ends(
     assert error is None or NO_CONNECTION in str(error)
 
 
-async def test_download_trailer_that_never_ends_fails(
+async def test_download_endless_trailer_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home, files=SMALL)
@@ -204,9 +204,7 @@ def open_files() -> int:
 
 
 @pytest.mark.posix("/dev/fd")
-async def test_upload_stalled_leaves_no_connection_open(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_upload_stall_closes_connections(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     """The storage has closed none of them, and will never read what was buffered."""
     make_model(home, files={"weights": random_bytes(32 * MiB)})
     proxy = await start_proxy("auto")
@@ -228,9 +226,7 @@ async def test_upload_stalled_leaves_no_connection_open(
     assert opened < 12 + 8  # the storage's own ends, and a few connections to the registry
 
 
-async def test_upload_completion_without_response_is_asked_once(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_upload_completion_requested_once(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files=SMALL)
     proxy = await start_proxy()
     silent = Hold()
@@ -252,9 +248,7 @@ async def without_response(exchange: Exchange) -> web.StreamResponse:
     return web.Response()
 
 
-async def test_upload_completed_without_response_succeeds(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_upload_completed_no_response(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files=SMALL)
     proxy = await start_proxy()
     proxy.add_fault("complete_multipart_upload", without_response, times=None)
@@ -273,9 +267,7 @@ async def silent_after_body(exchange: Exchange) -> web.StreamResponse:
     return web.Response()
 
 
-async def test_upload_through_silent_registry_is_sent_once(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_upload_silent_registry_sent_once(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files=SMALL)
     proxy = await start_proxy("proxy")
     proxy.add_fault(UPLOAD, silent_after_body, times=None)
@@ -287,7 +279,7 @@ async def test_upload_through_silent_registry_is_sent_once(
     assert len(proxy.matching(UPLOAD)) == 1
 
 
-async def test_upload_through_stopped_registry_is_sent_again(
+async def test_upload_stopped_registry_retried(
     start_proxy: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -306,9 +298,7 @@ async def test_upload_through_stopped_registry_is_sent_again(
     assert len(proxy.matching(UPLOAD)) == 2
 
 
-async def test_upload_recorded_by_silent_registry_succeeds(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_upload_recorded_no_response(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files=SMALL)
     proxy = await start_proxy("proxy")
     proxy.add_fault(UPLOAD, without_response, times=None)
@@ -319,7 +309,7 @@ async def test_upload_recorded_by_silent_registry_succeeds(
     assert len(proxy.matching(UPLOAD)) == 1
 
 
-async def test_upload_slow_where_system_tells_nothing_is_no_stall(
+async def test_upload_slow_without_ack_counter(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel soon holds all bytes, and the system does not tell how many of them have arrived."""
@@ -332,7 +322,7 @@ async def test_upload_slow_where_system_tells_nothing_is_no_stall(
     assert await error_of(api.models.push("mod:m1")) is None
 
 
-async def test_upload_from_slow_disk_is_no_stall(
+async def test_upload_slow_disk_no_stall(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = TarReader.read
@@ -349,7 +339,7 @@ async def test_upload_from_slow_disk_is_no_stall(
     assert await error_of(api.models.push("mod:m1")) is None
 
 
-async def test_upload_that_waited_for_its_turn_has_a_new_url(
+async def test_upload_after_wait_has_new_url(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upload_module, "FRESH", -1.0, raising=False)
@@ -382,7 +372,7 @@ async def two_hosts(start_proxy: StartProxy) -> AsyncIterator[tuple[FaultProxy, 
         yield proxy, storage
 
 
-async def test_upload_to_paused_host_holds_no_slot(
+async def test_upload_paused_host_holds_no_slot(
     two_hosts: tuple[FaultProxy, FaultProxy], make_client: MakeClient, home: Path
 ) -> None:
     proxy, storage = two_hosts
@@ -401,7 +391,7 @@ async def test_upload_to_paused_host_holds_no_slot(
     assert error is None
 
 
-async def test_download_from_paused_host_holds_no_slot(
+async def test_download_paused_host_frees_slot(
     two_hosts: tuple[FaultProxy, FaultProxy], make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy, storage = two_hosts

@@ -47,7 +47,7 @@ COPIES = {
 @pytest.mark.timeout(3600 if ALL else 180)
 @pytest.mark.parametrize("way", ["task", "scope"])
 @pytest.mark.parametrize("copied", COPIES)
-async def test_copy_cancelled_at_any_await_leaves_clean_state(
+async def test_copy_cancelled_at_any_await(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path, books: Books, copied: str, way: str
 ) -> None:
     strategy, transmission, make = COPIES[copied]

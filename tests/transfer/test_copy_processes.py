@@ -59,7 +59,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["ranges", "whole"])
-async def test_copy_that_was_killed_is_resumed(
+async def test_copy_resumed_after_kill(
     run: Run,
     source: FaultProxy,
     start_proxy: StartProxy,
@@ -106,7 +106,7 @@ main(["models", "copy", "mod:m1", "--from", "here", "--to", "there", "--threads"
 
 @pytest.mark.posix("signals between processes")
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_copy_command_interrupted_reports_and_resumes(
+async def test_copy_command_interrupted_resumes(
     run: Run,
     source: FaultProxy,
     there: FaultProxy,

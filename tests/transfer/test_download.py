@@ -99,7 +99,7 @@ def ranges(proxy: FaultProxy) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
-async def test_download_returns_what_was_pushed(
+async def test_download_equals_pushed_item(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
     proxy = await pushed(transmission)
@@ -112,7 +112,7 @@ async def test_download_returns_what_was_pushed(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_download_requests_each_range_once(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
+async def test_each_range_requested_once(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
 
     await make_client(proxy, elsewhere).models.pull("mod:m1")
@@ -123,7 +123,7 @@ async def test_download_requests_each_range_once(pushed: StartProxy, make_client
     assert len(asked) == -(-asked[-1][1] // RANGE)
 
 
-async def test_download_clock_of_ranges_has_small_steps(
+async def test_range_clock_is_precise(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before Python 3.13, `time.monotonic` has steps of 16 ms on Windows: ranges would arrive at once."""
@@ -139,9 +139,7 @@ async def test_download_clock_of_ranges_has_small_steps(
     assert min(seconds) > 0
 
 
-async def test_download_ranges_send_if_match_of_first_range(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_ranges_send_if_match(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
     etags: list[str] = []
 
@@ -160,9 +158,7 @@ async def test_download_ranges_send_if_match_of_first_range(
     assert {request.headers["If-Match"] for request in others} == set(etags)
 
 
-async def test_download_with_weak_etag_sends_no_if_match(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_weak_etag_sends_no_if_match(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
     proxy.add_fault(GET, with_headers(ETag='W/"abc"'), times=None)
 
@@ -171,9 +167,7 @@ async def test_download_with_weak_etag_sends_no_if_match(
     assert not any("If-Match" in request.headers for request in proxy.requests)
 
 
-async def test_download_from_storage_sends_no_token_or_encoding(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_no_token_sent_to_storage(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
 
     await make_client(proxy, elsewhere).models.pull("mod:m1")
@@ -183,7 +177,7 @@ async def test_download_from_storage_sends_no_token_or_encoding(
         assert request.headers["Accept-Encoding"] == "identity"
 
 
-async def test_download_ranges_out_of_order_are_reordered(
+async def test_out_of_order_ranges_reordered(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -207,9 +201,7 @@ async def test_download_ranges_out_of_order_are_reordered(
     assert others >= 3
 
 
-async def test_download_holds_no_more_ranges_than_the_window(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_ranges_limited_by_window(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed(files=LARGE)
     second = Hold()
     proxy.add_fault(GET, in_sequence(no_fault, second, no_fault), times=None)
@@ -226,7 +218,7 @@ async def test_download_holds_no_more_ranges_than_the_window(
     assert len(ranges(proxy)) == 13
 
 
-async def test_download_window_shared_by_pulls_starves_none(
+async def test_shared_window_starves_no_pull(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -242,9 +234,7 @@ async def test_download_window_shared_by_pulls_starves_none(
         assert contents(elsewhere / f"models/mod{number}/m1").keys() == contents(home / f"models/mod{number}/m1").keys()
 
 
-async def test_download_concurrency_is_shared_by_all_items(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_concurrency_limits_downloads(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed(files=LARGE)
     held = Hold(count=3)
     proxy.add_fault(GET, held, times=None, skip=1)
@@ -259,7 +249,7 @@ async def test_download_concurrency_is_shared_by_all_items(
     assert proxy.max_concurrent["GET"] == 3
 
 
-async def test_download_without_range_support_is_streamed(
+async def test_no_range_support_is_streamed(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -275,7 +265,7 @@ async def test_download_without_range_support_is_streamed(
 @pytest.mark.parametrize(
     ("strategy", "asks"), [("proxy", [True, False]), ("presigned_url", [False, False])], ids=["proxy", "presigned"]
 )
-def test_download_source_asks_the_storage_once_if_at_all(strategy: str, asks: list[bool]) -> None:
+def test_download_asks_storage_once(strategy: str, asks: list[bool]) -> None:
     """Another time would lead to a storage that has no ranges either, without end."""
     record = SimpleNamespace(transmission_strategy=strategy, version="m1")
     source = DownloadSource(SimpleNamespace(kind="model"), "mod", record, verify=True)
@@ -284,7 +274,7 @@ def test_download_source_asks_the_storage_once_if_at_all(strategy: str, asks: li
 
 
 @pytest.mark.parametrize("status", [200, 206])
-async def test_download_range_is_known_by_its_content_range(
+async def test_content_range_overrules_status(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, status: int
 ) -> None:
     async def answer(exchange: Exchange) -> web.StreamResponse:
@@ -303,7 +293,7 @@ async def test_download_range_is_known_by_its_content_range(
     assert len(proxy.matching("GET bytes")) > 4
 
 
-async def test_download_of_compressed_tar_is_extracted_as_a_stream(
+async def test_content_encoding_is_decoded(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed("auto")
@@ -321,9 +311,7 @@ async def test_download_of_compressed_tar_is_extracted_as_a_stream(
     assert contents(model.path) == contents(home / "models/mod/m1")
 
 
-async def test_download_incomplete_is_not_in_the_store(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_incomplete_item_not_in_store(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
     last = Hold()
     proxy.add_fault(GET, last, skip=3, times=None)
@@ -342,9 +330,7 @@ async def test_download_incomplete_is_not_in_the_store(
     assert not any(name.endswith(".tar") for name in staged)
 
 
-async def test_download_progress_ends_at_the_size_of_the_tar(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_progress_ends_at_tar_size(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
     proxy.add_fault(GET, disconnect_while_sending(10_000), skip=2)
     events: list[ProgressEvent] = []
@@ -370,7 +356,7 @@ TRANSIENT = {
 
 @pytest.mark.parametrize("nth", [0, 2], ids=["first", "later"])
 @pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT.keys())
-async def test_download_retry_repeats_only_the_failed_range(
+async def test_retry_repeats_failed_range_only(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, fault: Fault, nth: int
 ) -> None:
     proxy = await pushed()
@@ -386,7 +372,7 @@ async def test_download_retry_repeats_only_the_failed_range(
 
 
 @pytest.mark.parametrize(("status", "is_busy"), [(503, True), (429, True), (500, False)])
-async def test_download_from_a_busy_storage_is_throttled(
+async def test_download_busy_is_throttled(
     pushed: StartProxy,
     make_client: MakeClient,
     elsewhere: Path,
@@ -405,7 +391,7 @@ async def test_download_from_a_busy_storage_is_throttled(
 
 @pytest.mark.parametrize("status", [403, 400])
 @pytest.mark.parametrize("nth", [0, 2], ids=["first", "later"])
-async def test_download_with_expired_url_presigns_once_for_all_ranges(
+async def test_expired_url_presigned_once(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, nth: int, status: int
 ) -> None:
     proxy = await pushed()
@@ -418,9 +404,7 @@ async def test_download_with_expired_url_presigns_once_for_all_ranges(
     assert len(proxy.matching("presign_download")) == 2
 
 
-async def test_download_ranges_with_same_expired_url_presign_once(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_late_refusal_presigns_once(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
     late = Hold(fault=refuse(403, code="AccessDenied"))
     proxy.add_fault(GET, in_sequence(no_fault, late, refuse(403, code="AccessDenied"), no_fault), times=None)
@@ -437,7 +421,7 @@ async def test_download_ranges_with_same_expired_url_presign_once(
 
 
 @pytest.mark.parametrize("transmission", ["proxy", "auto"])
-async def test_download_retry_of_a_broken_stream_restarts(
+async def test_broken_stream_restarts(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
     proxy = await pushed(transmission, files=LARGE)
@@ -465,7 +449,7 @@ def disconnect_while_sending_whole(size: int) -> Fault:
     return fault
 
 
-async def test_download_retry_after_a_stall_succeeds(
+async def test_retry_after_stall_succeeds(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, forever: asyncio.Event
 ) -> None:
     proxy = await pushed()
@@ -505,7 +489,7 @@ LIES: dict[str, tuple[Fault, type[BentoError], str]] = {
 
 
 @pytest.mark.parametrize(("fault", "error", "said"), LIES.values(), ids=LIES.keys())
-async def test_download_of_wrong_response_leaves_nothing_behind(
+async def test_wrong_response_leaves_nothing(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, fault: Fault, error: type[BentoError], said: str
 ) -> None:
     proxy = await pushed()
@@ -521,9 +505,7 @@ async def test_download_of_wrong_response_leaves_nothing_behind(
     assert nothing_came(elsewhere)
 
 
-async def test_download_range_longer_than_requested_is_cut_off(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_overlong_range_cut_off(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
     gone = 0
 
@@ -548,7 +530,7 @@ async def test_download_range_longer_than_requested_is_cut_off(
     assert nothing_came(elsewhere)
 
 
-async def test_download_losing_range_support_requests_the_whole(
+async def test_lost_range_support_restarts(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed()
@@ -564,9 +546,7 @@ async def test_download_losing_range_support_requests_the_whole(
     ]
 
 
-async def test_download_toggling_range_support_fails(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_toggling_range_support_fails(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
     proxy.add_fault("GET /blobs/", in_sequence(*[no_fault, ignore_range] * 2, no_fault), times=None)
 
@@ -583,9 +563,7 @@ CHANGED: dict[str, Fault] = {
 
 
 @pytest.mark.parametrize("fault", CHANGED.values(), ids=CHANGED.keys())
-async def test_download_of_object_with_new_etag_is_never_mixed(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, fault: Fault
-) -> None:
+async def test_new_etag_never_mixed(pushed: StartProxy, make_client: MakeClient, elsewhere: Path, fault: Fault) -> None:
     proxy = await pushed()
     proxy.hides_checksums = True
     proxy.add_fault(GET, fault, skip=2, times=None)
@@ -598,9 +576,7 @@ async def test_download_of_object_with_new_etag_is_never_mixed(
     assert nothing_came(elsewhere)
 
 
-async def test_download_of_object_with_new_size_is_never_mixed(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_new_size_never_mixed(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
 
     async def other_size(exchange: Exchange) -> web.StreamResponse:
@@ -618,7 +594,7 @@ async def test_download_of_object_with_new_size_is_never_mixed(
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
-async def test_download_of_object_pushed_again_is_never_mixed(
+async def test_pushed_again_never_mixed(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
     """A presigned URL is that of the old bytes; the registry itself sends the new ones."""
@@ -642,7 +618,7 @@ async def test_download_of_object_pushed_again_is_never_mixed(
     assert came(home, elsewhere) if restarted else contents(elsewhere / "models/mod/m1") == old
 
 
-async def test_download_of_truncated_stream_fails(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
+async def test_truncated_stream_fails(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed("proxy")
     proxy.hides_checksums = True
     proxy.add_fault(DOWNLOAD, end_early(100_000), times=None)
@@ -681,7 +657,7 @@ OTHER = (
     ],
     ids=["no yaml", "another model", "broken yaml", "unsafe", "noise", "empty", "empty tar"],
 )
-async def test_download_of_another_items_tar_stays_out_of_store(
+async def test_wrong_tar_not_in_store(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, body: bytes, error: type[BentoError], said: str
 ) -> None:
     proxy = await pushed("proxy")
@@ -698,7 +674,7 @@ async def test_download_of_another_items_tar_stays_out_of_store(
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
-async def test_download_stalled_by_server_times_out(
+async def test_stalled_download_times_out(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, forever: asyncio.Event, transmission: str
 ) -> None:
     proxy = await pushed(transmission)
@@ -713,9 +689,7 @@ async def test_download_stalled_by_server_times_out(
     assert nothing_came(elsewhere)
 
 
-async def test_download_retry_exhausted_reports_storage_message(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_last_retry_reports_storage_error(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
     proxy.add_fault(GET, refuse(503, code="SlowDown"), skip=1, times=None)
     api = make_client(proxy, elsewhere)
@@ -727,9 +701,7 @@ async def test_download_retry_exhausted_reports_storage_message(
     assert nothing_came(elsewhere)
 
 
-async def test_download_retry_exhausted_reports_lost_connection(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_last_retry_reports_connection(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed("proxy")
     proxy.add_fault(DOWNLOAD, disconnect_while_sending(50_000), times=None)
 
@@ -739,9 +711,7 @@ async def test_download_retry_exhausted_reports_lost_connection(
     assert nothing_came(elsewhere)
 
 
-async def test_download_without_presigned_url_fails(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_no_presigned_url_fails(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed()
     proxy.add_fault("presign_download", answer_json(200, {"version": "m1"}), times=None)
 
@@ -762,7 +732,7 @@ async def test_download_without_presigned_url_fails(
         ("proxy", DOWNLOAD, 0),
     ],
 )
-async def test_download_cancelled_at_any_step_leaves_nothing(
+async def test_cancelled_at_any_step(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, transmission: str, step: str, nth: int
 ) -> None:
     proxy = await pushed(transmission)
@@ -781,7 +751,7 @@ async def test_download_cancelled_at_any_step_leaves_nothing(
     assert nothing_came(elsewhere)
 
 
-async def test_download_cancelled_in_mid_stream_leaves_nothing(
+async def test_cancelled_in_mid_stream(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, forever: asyncio.Event
 ) -> None:
     proxy = await pushed("proxy", files=LARGE)
@@ -805,7 +775,7 @@ async def test_download_cancelled_in_mid_stream_leaves_nothing(
     assert nothing_came(elsewhere)
 
 
-async def test_download_cancelled_waits_for_its_writing_threads(
+async def test_cancel_waits_for_write_threads(
     pushed: StartProxy, make_client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = await pushed()
@@ -834,7 +804,7 @@ async def test_download_cancelled_waits_for_its_writing_threads(
     assert nothing_came(elsewhere)
 
 
-async def test_download_after_a_cancelled_one_is_complete(
+async def test_pull_after_cancel_is_complete(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await pushed()

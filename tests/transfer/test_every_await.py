@@ -58,7 +58,7 @@ PUSHES = {
     [(pushed, way) for pushed in PUSHES for way in ("task", "scope")]
     + [("in parts", way) for way in ("group", "fail_after", "wait_for")],
 )
-async def test_push_cancelled_at_any_await_leaves_clean_state(
+async def test_push_cancelled_at_any_await(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path, books: Books, pushed: str, way: str
 ) -> None:
     transmission, make = PUSHES[pushed]
@@ -106,9 +106,7 @@ async def test_push_cancelled_at_any_await_leaves_clean_state(
         await once(steps, number)
 
 
-async def test_bare_push_cancelled_at_any_await_leaves_clean_state(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_bare_push_cancelled_at_any_await(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
 
     async def once(steps: Steps, number: int = 0) -> None:
@@ -123,9 +121,7 @@ async def test_bare_push_cancelled_at_any_await_leaves_clean_state(
         await once(steps, number)
 
 
-async def test_forced_push_cancelled_before_start_keeps_the_item(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_forced_push_cancelled_keeps_item(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     """Its record says `success`, since its bytes are there."""
     make_model(home)
     proxy = await start_proxy()
@@ -157,7 +153,7 @@ PULLS = {
     [(pulled, way) for pulled in PULLS for way in ("task", "scope")]
     + [("in ranges", way) for way in ("group", "fail_after", "wait_for")],
 )
-async def test_pull_cancelled_at_any_await_leaves_clean_state(
+async def test_pull_cancelled_at_any_await(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path, pulled: str, way: str
 ) -> None:
     transmission, models = PULLS[pulled]
@@ -197,7 +193,7 @@ async def test_pull_cancelled_at_any_await_leaves_clean_state(
 
 @pytest.mark.timeout(3600 if ALL else 120)
 @pytest.mark.parametrize("way", ["task", "scope"])
-async def test_pull_directory_cancelled_at_any_await_leaves_none(
+async def test_pull_to_dir_cancelled(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path, way: str
 ) -> None:
     proxy = await start_proxy(min_part_size=PART)
@@ -225,7 +221,7 @@ async def test_pull_directory_cancelled_at_any_await_leaves_none(
 
 @pytest.mark.timeout(3600 if ALL else 120)
 @pytest.mark.parametrize(("transmission", "way"), [("presigned_url", "task"), ("proxy", "scope")])
-async def test_remote_extract_cancelled_at_any_await_leaves_none(
+async def test_remote_extract_cancelled(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path, transmission: str, way: str
 ) -> None:
     proxy = await start_proxy(transmission, min_part_size=PART)

@@ -95,7 +95,7 @@ def unknown_host(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("storage", ["closed_port", "unknown_host", "silent_port"])
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto"])
-async def test_storage_out_of_reach_is_bypassed(
+async def test_unreachable_storage_bypassed(
     storage: str,
     transmission: str,
     request: pytest.FixtureRequest,
@@ -126,7 +126,7 @@ async def test_storage_out_of_reach_is_bypassed(
     assert not any("signature" in record.getMessage() for record in caplog.records)
 
 
-async def test_storage_out_of_reach_is_remembered(
+async def test_unreachable_storage_remembered(
     closed_port: str,
     start_proxy: StartProxy,
     make_client: MakeClient,
@@ -153,7 +153,7 @@ async def test_storage_out_of_reach_is_remembered(
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto"])
-async def test_storage_and_registry_out_of_reach_name_both_causes(
+async def test_error_names_both_causes(
     transmission: str,
     closed_port: str,
     start_proxy: StartProxy,
@@ -179,7 +179,7 @@ async def test_storage_and_registry_out_of_reach_name_both_causes(
     assert "no such way" in pulled
 
 
-async def test_storage_that_worked_is_retried_for_long(
+async def test_reached_storage_is_retried(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, waits: list[float], closed_port: str
 ) -> None:
     make_model(home, files={"weights": WEIGHTS})
@@ -233,7 +233,7 @@ class _Port:
         writer.close()
 
 
-async def test_storage_of_an_interrupted_push_is_not_bypassed(
+async def test_resumed_push_not_bypassed(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, closed_port: str
 ) -> None:
     make_model(home, files={"weights": WEIGHTS})
@@ -252,7 +252,7 @@ async def test_storage_of_an_interrupted_push_is_not_bypassed(
     assert proxy.steps("PUT part") == ["PUT part 3"]
 
 
-async def test_storage_of_an_interrupted_pull_is_not_bypassed(
+async def test_resumed_pull_not_bypassed(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, closed_port: str
 ) -> None:
     make_model(home, files={"weights": WEIGHTS})
@@ -275,7 +275,7 @@ async def test_storage_of_an_interrupted_pull_is_not_bypassed(
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-async def test_storage_unknown_to_the_proxy_is_bypassed(
+async def test_storage_unknown_to_http_proxy(
     status: int,
     start_proxy: StartProxy,
     make_client: MakeClient,
@@ -302,9 +302,7 @@ async def test_storage_unknown_to_the_proxy_is_bypassed(
     assert len(proxy.matching(UPLOAD)) == len(proxy.matching(DOWNLOAD)) == 1
 
 
-async def test_storage_that_refuses_the_request_is_not_bypassed(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_refused_request_not_bypassed(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, refuse(400, code="InvalidRequest"), times=None)
@@ -314,7 +312,7 @@ async def test_storage_that_refuses_the_request_is_not_bypassed(
     assert not proxy.matching(PART)
 
 
-def test_storage_that_refuses_is_unreachable_on_windows() -> None:
+def test_windows_refused_is_unreachable() -> None:
     """There, the number of the error is EINVAL, whatever the reason."""
     refused = ConnectionRefusedError(errno.EINVAL, "The remote computer refused the network connection")
     refused.winerror = 1225  # type: ignore[attr-defined]

@@ -30,14 +30,14 @@ def test_journal_reads_added_parts(journal: Journal) -> None:
     assert journal.read() == JournalEntries(SOURCE, "upload-1", {1: '"a"', 3: '"c"'})
 
 
-def test_journal_reads_parts_it_was_created_with(journal: Journal) -> None:
+def test_journal_reads_initial_parts(journal: Journal) -> None:
     recorded = JournalEntries(SOURCE, "upload-1", {2: '"b"'})
     journal.create(recorded)
 
     assert journal.read() == recorded
 
 
-def test_journal_of_new_upload_replaces_the_old(journal: Journal) -> None:
+def test_new_upload_replaces_journal(journal: Journal) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1", {2: '"b"'}))
     journal.create(JournalEntries(SOURCE, "upload-2"))
 
@@ -56,7 +56,7 @@ def test_journal_removed_reads_none(journal: Journal) -> None:
     assert journal.read() is None
 
 
-def test_journal_truncated_anywhere_reads_whole_lines_only(journal: Journal) -> None:
+def test_journal_truncated_at_any_byte(journal: Journal) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1"))
     first = journal.path.stat().st_size
     journal.add(1, '"a"')
@@ -92,7 +92,7 @@ def test_journal_invalid_reads_none(journal: Journal, text: bytes) -> None:
     assert journal.read() is None
 
 
-def test_journal_lines_after_an_invalid_one_are_ignored(journal: Journal) -> None:
+def test_lines_after_invalid_ignored(journal: Journal) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1", {1: '"a"'}))
     with journal.path.open("ab") as file:
         file.write(b'{"part_num')  # a full disk
@@ -106,13 +106,13 @@ def test_journal_lines_after_an_invalid_one_are_ignored(journal: Journal) -> Non
 
 
 @pytest.mark.posix("file modes")
-def test_journal_is_readable_by_its_owner_only(journal: Journal) -> None:
+def test_journal_readable_by_owner_only(journal: Journal) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1"))
     journal.add(1, '"a"')
     assert stat.S_IMODE(journal.path.stat().st_mode) == 0o600
 
 
-def test_journal_failing_to_be_replaced_stays(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_journal_kept_if_replace_fails(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     journal.create(JournalEntries(SOURCE, "upload-1"))
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
 
@@ -132,7 +132,7 @@ def test_journal_failing_to_be_replaced_stays(journal: Journal, monkeypatch: pyt
         ({"endpoint": "https://elsewhere.example"}, "another registry"),
     ],
 )
-def test_journal_difference_gives_the_reason(change: dict[str, object], why: str) -> None:
+def test_journal_difference_has_reason(change: dict[str, object], why: str) -> None:
     said = SOURCE.model_copy(update=change).difference(SOURCE)
     assert why in said
     assert bool(said) == bool(why)

@@ -98,7 +98,7 @@ async def held() -> Hold:
 
 @pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="Linux alone says what a process holds")
 @pytest.mark.timeout(180)
-async def test_transfers_with_faults_leak_nothing(
+async def test_faulty_transfers_leak_nothing(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     logging.disable()  # pytest keeps what is logged

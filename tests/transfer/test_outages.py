@@ -56,7 +56,7 @@ async def error_of(call: Awaitable[object]) -> BentoError | None:
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
-async def test_outage_of_database_costs_push_list_and_pull_nothing(
+async def test_database_outage_is_survived(
     transmission: str, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_bento(home, models=["mod:m1"])
@@ -75,7 +75,7 @@ async def test_outage_of_database_costs_push_list_and_pull_nothing(
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
-async def test_outage_of_storage_costs_a_push_nothing(
+async def test_storage_outage_during_push(
     transmission: str, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": WEIGHTS})
@@ -85,7 +85,7 @@ async def test_outage_of_storage_costs_a_push_nothing(
     assert await error_of(make_client(proxy).models.push("mod:m1")) is None
 
 
-async def test_outage_without_end_is_no_wrong_token(start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_endless_outage_is_no_auth_error(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
     proxy.add_fault(r"GET", DATABASE_AWAY[1], times=None)
 
@@ -97,9 +97,7 @@ async def test_outage_without_end_is_no_wrong_token(start_proxy: StartProxy, mak
     assert len(proxy.requests) == 3
 
 
-async def test_outage_of_storage_keeps_resume_state(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_storage_outage_keeps_resume(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": WEIGHTS})
     proxy = await start_proxy()
     proxy.add_fault("PUT .*partNumber=3", refuse(400, code="InvalidRequest"))
@@ -115,9 +113,7 @@ async def test_outage_of_storage_keeps_resume_state(
     assert result.resumed
 
 
-async def test_upload_cut_off_on_the_way_is_retried(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_incomplete_upload_is_retried(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": WEIGHTS})
     proxy = await start_proxy()
     proxy.add_fault("PUT .*partNumber=1", refuse(400, code="RequestTimeout"))
@@ -173,7 +169,7 @@ class Restarting:
 
 
 @pytest.mark.parametrize("shortest", [True, False])
-async def test_outage_of_registry_costs_push_list_and_pull_nothing(
+async def test_registry_restart_is_survived(
     shortest: bool, tmp_path: Path, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home, files={"weights": random_bytes(16 * MiB, 5)})
@@ -200,7 +196,7 @@ async def test_outage_of_registry_costs_push_list_and_pull_nothing(
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
 
 
-async def test_presigning_that_fails_is_retried_once_per_request(
+async def test_failed_presign_retry_count(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home, files={"weights": b"w"})

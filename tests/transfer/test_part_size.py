@@ -16,7 +16,7 @@ threads = st.integers(1, 100)
 
 
 @given(sizes, wanted_sizes, threads)
-def test_part_size_is_within_the_limits_of_s3(size: int, wanted: int, threads: int) -> None:
+def test_part_size_within_s3_limits(size: int, wanted: int, threads: int) -> None:
     part_size = choose_part_size(size, wanted, threads)
 
     assert 5 * MiB <= part_size <= 5 * GiB
@@ -25,30 +25,30 @@ def test_part_size_is_within_the_limits_of_s3(size: int, wanted: int, threads: i
 
 
 @given(sizes, wanted_sizes, threads)
-def test_part_size_exceeds_request_only_for_10_000_parts(size: int, wanted: int, threads: int) -> None:
+def test_part_size_raised_at_max_parts(size: int, wanted: int, threads: int) -> None:
     part_size = choose_part_size(size, wanted, threads)
 
     assert part_size < wanted + MiB or -(-size // (part_size - MiB)) > MAX_PARTS
 
 
 @given(sizes, wanted_sizes, threads)
-def test_part_size_needs_no_more_rounds_than_requested_size(size: int, wanted: int, threads: int) -> None:
+def test_part_size_adds_no_rounds(size: int, wanted: int, threads: int) -> None:
     part_size = choose_part_size(size, wanted, threads)
 
     assert -(-size // (part_size * threads)) <= -(-size // (wanted * threads))
 
 
-def test_part_size_fills_the_last_round() -> None:
+def test_part_size_fills_last_round() -> None:
     assert choose_part_size(60 * MiB, 16 * MiB, 10) == 6 * MiB  # ten parts where there would be four
     assert choose_part_size(256 * MiB, 16 * MiB, 10) == 13 * MiB  # two rounds of ten, where the second would be of six
     assert choose_part_size(1600 * MiB, 16 * MiB, 10) == 16 * MiB
 
 
 @given(sizes, st.integers(1, 5 * MiB), threads)
-def test_part_size_is_at_least_the_minimum_of_s3(size: int, wanted: int, threads: int) -> None:
+def test_part_size_at_least_s3_minimum(size: int, wanted: int, threads: int) -> None:
     assert choose_part_size(size, wanted, threads) >= MIN_PART_SIZE
 
 
-def test_part_size_of_exactly_10_000_parts_is_kept() -> None:
+def test_part_size_kept_at_10_000_parts() -> None:
     assert choose_part_size(10_000 * 32 * MiB, 32 * MiB, 10) == 32 * MiB
     assert choose_part_size(10_000 * 32 * MiB + 1, 32 * MiB, 10) == 33 * MiB

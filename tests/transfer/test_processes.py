@@ -66,9 +66,7 @@ asyncio.run(main())
 
 
 @pytest.mark.posix("/proc")
-async def test_push_memory_is_constant_and_disk_untouched(
-    run: Run, start_proxy: StartProxy, home: Path, tmp_path: Path
-) -> None:
+async def test_push_memory_and_disk_constant(run: Run, start_proxy: StartProxy, home: Path, tmp_path: Path) -> None:
     for name, size in (("small", 1), ("medium", 64), ("large", 192)):
         weights = make_model(home, f"mod:{name}") / "weights"
         with weights.open("wb") as file:
@@ -109,7 +107,7 @@ asyncio.run(main())
 
 @pytest.mark.posix("/proc")
 @pytest.mark.parametrize("is_verified", [True, False])
-async def test_pull_memory_is_constant_and_bytes_written_once(
+async def test_pull_memory_and_writes_bounded(
     run: Run, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, is_verified: bool
 ) -> None:
     make_model(home)
@@ -163,9 +161,7 @@ async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) ->
     return proxy
 
 
-async def test_pull_by_two_processes_shares_one_download(
-    run: Run, proxy: FaultProxy, home: Path, elsewhere: Path
-) -> None:
+async def test_two_pulls_share_one_download(run: Run, proxy: FaultProxy, home: Path, elsewhere: Path) -> None:
     held = Hold()
     proxy.add_fault(GET, held)
 
@@ -182,7 +178,7 @@ async def test_pull_by_two_processes_shares_one_download(
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
 
 
-async def test_pull_process_with_failed_download_exits(run: Run, proxy: FaultProxy, elsewhere: Path) -> None:
+async def test_failed_download_exits(run: Run, proxy: FaultProxy, elsewhere: Path) -> None:
     proxy.add_fault(GET, disconnect_while_sending(100_000), skip=1, times=None)
 
     code, said, error = await (await run(PULL_ONE, proxy, elsewhere)).ended()
@@ -194,7 +190,7 @@ async def test_pull_process_with_failed_download_exits(run: Run, proxy: FaultPro
 
 
 @pytest.mark.parametrize("direction", ["pull", "push"])
-async def test_process_interrupted_exits_and_leaves_nothing(
+async def test_interrupt_leaves_no_files(
     run: Run, proxy: FaultProxy, home: Path, elsewhere: Path, direction: str
 ) -> None:
     held = Hold()
@@ -220,9 +216,7 @@ async def test_process_interrupted_exits_and_leaves_nothing(
     assert direction == "pull" or proxy.matching("finish_upload")[-1].json["status"] == "success"
 
 
-async def test_pull_after_a_killed_process_removes_its_files(
-    run: Run, proxy: FaultProxy, home: Path, elsewhere: Path
-) -> None:
+async def test_pull_removes_files_after_kill(run: Run, proxy: FaultProxy, home: Path, elsewhere: Path) -> None:
     held = Hold()
     proxy.add_fault(GET, held, skip=2)
 
@@ -247,9 +241,7 @@ main(json.loads(os.environ["ARGUMENTS"]))
 
 
 @pytest.mark.parametrize("presses", [1, 2])  # a third may meet Python in the midst of its own end
-async def test_command_interrupted_exits_soon_without_registry(
-    run: Run, proxy: FaultProxy, home: Path, presses: int
-) -> None:
+async def test_cli_interrupt_silent_registry(run: Run, proxy: FaultProxy, home: Path, presses: int) -> None:
     sending, telling = Hold(), Hold()
     proxy.add_fault(PART, sending, times=None)
     proxy.add_fault(FINISH, telling, times=None)
@@ -272,9 +264,7 @@ async def test_command_interrupted_exits_soon_without_registry(
     assert len(lines) <= 2  # and that the registry got no report
 
 
-async def test_command_interrupted_prints_how_to_resume(
-    run: Run, proxy: FaultProxy, elsewhere: Path, home: Path
-) -> None:
+async def test_cli_interrupt_prints_resume_hint(run: Run, proxy: FaultProxy, elsewhere: Path, home: Path) -> None:
     held = Hold()
     proxy.hides_checksums = True  # a verified pull would not resume within the only part
     proxy.add_fault(GET, held, skip=3, times=None)
@@ -308,9 +298,7 @@ with BentoAPI(progress=False) as api:
 
 
 @pytest.mark.parametrize("presses", [1, 3])
-async def test_script_interrupted_exits_soon_without_registry(
-    run: Run, proxy: FaultProxy, home: Path, presses: int
-) -> None:
+async def test_script_interrupt_silent_registry(run: Run, proxy: FaultProxy, home: Path, presses: int) -> None:
     sending, telling = Hold(), Hold()
     proxy.add_fault(PART, sending, times=None)
     proxy.add_fault(FINISH, telling, times=None)

@@ -103,7 +103,7 @@ def same(home: Path, elsewhere: Path) -> bool:
     return contents(there) == contents(here) and all(modes) and not left_in_scratch(elsewhere)
 
 
-async def test_pull_resume_after_a_failure_downloads_the_rest(
+async def test_download_resume_after_failure(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     reached = await interrupt(proxy, make_client(proxy, elsewhere))
@@ -121,7 +121,7 @@ async def test_pull_resume_after_a_failure_downloads_the_rest(
     assert {request.headers["If-Match"] for request in proxy.matching("GET (blob|bytes)")} != set()
 
 
-async def test_pull_resume_through_registry_downloads_the_rest(
+async def test_download_resume_by_registry(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home, files=FILES)
@@ -143,7 +143,7 @@ async def test_pull_resume_through_registry_downloads_the_rest(
     assert starts_again >= 10 * RANGE
 
 
-async def test_pull_resume_after_cancel_downloads_the_rest(
+async def test_download_resume_after_cancel(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     held = Hold()
@@ -175,7 +175,7 @@ asyncio.run(main())
 """
 
 
-async def test_pull_resume_after_kill_downloads_the_rest(proxy: FaultProxy, home: Path, elsewhere: Path) -> None:
+async def test_download_resume_after_kill(proxy: FaultProxy, home: Path, elsewhere: Path) -> None:
     held = Hold()
     proxy.add_fault(GET, held, skip=30, times=None)
     first = await Client.start(KILLED, proxy, elsewhere)
@@ -198,9 +198,7 @@ async def test_pull_resume_after_kill_downloads_the_rest(proxy: FaultProxy, home
 
 
 @pytest.mark.parametrize("tag", ["mod:m1", "mod"])
-async def test_pull_resume_after_kill_at_commit_cleans_up(
-    proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, tag: str
-) -> None:
+async def test_kill_at_commit_cleaned_up(proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, tag: str) -> None:
     await make_client(proxy, elsewhere).models.pull("mod:m1")
     (elsewhere / "tmp/async-bento-kept-models+mod+m1").mkdir()
 
@@ -210,7 +208,7 @@ async def test_pull_resume_after_kill_at_commit_cleans_up(
 
 
 @pytest.mark.parametrize("tag", ["mod:m1", "mod"])
-async def test_pull_resume_after_kill_before_latest_sets_latest(
+async def test_kill_before_latest_sets_latest(
     proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, tag: str
 ) -> None:
     make_model(elsewhere, "mod:m0", built="2020-01-01 00:00:00")
@@ -228,9 +226,7 @@ async def test_pull_resume_after_kill_before_latest_sets_latest(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_failed_pull_after_kill_before_latest_sets_latest(
-    proxy: FaultProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_failed_pull_sets_latest(proxy: FaultProxy, make_client: MakeClient, elsewhere: Path) -> None:
     await make_client(proxy, elsewhere).models.pull("mod:m1")
     aside = elsewhere / "tmp/async-bento-killed"
     aside.mkdir()
@@ -242,9 +238,7 @@ async def test_failed_pull_after_kill_before_latest_sets_latest(
     assert (elsewhere / "models/mod/latest").read_text() == "m1"
 
 
-async def test_pull_of_local_item_keeps_state_of_forced_pull(
-    proxy: FaultProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_local_item_keeps_forced_state(proxy: FaultProxy, make_client: MakeClient, elsewhere: Path) -> None:
     make_model(elsewhere)
     await interrupt(proxy, make_client(proxy, elsewhere), force=True)
 
@@ -253,7 +247,7 @@ async def test_pull_of_local_item_keeps_state_of_forced_pull(
     assert state(elsewhere)
 
 
-async def test_pull_resume_repeated_advances_each_time(
+async def test_repeated_resume_advances(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     reached = []
@@ -271,9 +265,7 @@ async def test_pull_resume_repeated_advances_each_time(
     assert same(home, elsewhere)
 
 
-async def test_pull_resume_of_changed_object_restarts(
-    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
-) -> None:
+async def test_changed_object_restarts(proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
     model = make_model(home, files={"other": random_bytes(300_000, 5)})
     await make_client(proxy).models.push("mod:m1", force=True)
@@ -293,7 +285,7 @@ async def test_pull_resume_of_changed_object_restarts(
     [refuse(412, code="PreconditionFailed"), refuse(416, code="InvalidRange"), with_headers(ETag='"another"')],
     ids=["412", "416", "another ETag"],
 )
-async def test_pull_resume_with_any_mismatch_response_restarts(
+async def test_mismatch_response_restarts(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, fault: Any
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
@@ -305,7 +297,7 @@ async def test_pull_resume_with_any_mismatch_response_restarts(
     assert same(home, elsewhere)
 
 
-async def test_pull_resume_without_range_support_restarts(
+async def test_no_range_support_restarts(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
@@ -316,7 +308,7 @@ async def test_pull_resume_without_range_support_restarts(
     assert same(home, elsewhere)
 
 
-async def test_pull_resume_from_another_registry_restarts(
+async def test_another_registry_restarts(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
@@ -351,7 +343,7 @@ async def test_pull_resume_from_another_registry_restarts(
         "file short",
     ],
 )
-async def test_pull_resume_with_modified_files_restarts(
+async def test_modified_files_restart(
     proxy: FaultProxy,
     make_client: MakeClient,
     home: Path,
@@ -374,7 +366,7 @@ async def test_pull_resume_with_modified_files_restarts(
     assert same(home, elsewhere)
 
 
-async def test_pull_resume_after_reboot_restarts(
+async def test_restart_after_reboot(
     proxy: FaultProxy,
     make_client: MakeClient,
     home: Path,
@@ -393,7 +385,7 @@ async def test_pull_resume_after_reboot_restarts(
     assert same(home, elsewhere)
 
 
-async def test_pull_resume_without_boot_id_continues_here(
+async def test_resume_without_boot_id(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process does not: the system may have crashed in between."""
@@ -412,7 +404,7 @@ async def test_pull_resume_without_boot_id_continues_here(
     assert same(home, elsewhere)
 
 
-async def test_pull_resume_disabled_keeps_nothing(
+async def test_resume_disabled_keeps_nothing(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     api = make_client(proxy, elsewhere, transfer={"resume": False})
@@ -425,7 +417,7 @@ async def test_pull_resume_disabled_keeps_nothing(
     assert same(home, elsewhere)
 
 
-async def test_pull_resume_by_force_replaces_the_item(
+async def test_forced_resume_replaces_item(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(elsewhere, files={"old": b"old"})
@@ -439,7 +431,7 @@ async def test_pull_resume_by_force_replaces_the_item(
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
-async def test_pull_resume_without_strong_etag_keeps_nothing(
+async def test_no_strong_etag_keeps_nothing(
     proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, etag: str | None
 ) -> None:
     async def fault(exchange: Exchange) -> web.StreamResponse:
@@ -458,9 +450,7 @@ async def test_pull_resume_without_strong_etag_keeps_nothing(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_pull_resume_of_refused_tar_keeps_nothing(
-    proxy: FaultProxy, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_refused_tar_keeps_nothing(proxy: FaultProxy, make_client: MakeClient, elsewhere: Path) -> None:
     async def spoil(exchange: Exchange) -> web.StreamResponse:
         answer = await exchange.forward()
         assert isinstance(answer.body, bytes)
@@ -475,7 +465,7 @@ async def test_pull_resume_of_refused_tar_keeps_nothing(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_pull_resume_with_unwritable_checkpoint_succeeds(
+async def test_unwritable_checkpoint_tolerated(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = 0
@@ -498,7 +488,7 @@ async def test_pull_resume_with_unwritable_checkpoint_succeeds(
     assert same(home, elsewhere)
 
 
-async def test_pull_without_disk_space_fails_before_writing(
+async def test_no_disk_space_fails_early(
     proxy: FaultProxy, make_client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(elsewhere.parent)
@@ -511,7 +501,7 @@ async def test_pull_without_disk_space_fails_before_writing(
     assert not left_in_scratch(elsewhere)
 
 
-async def test_pull_resume_checks_disk_space_of_the_rest_only(
+async def test_resume_needs_space_for_rest_only(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
@@ -525,7 +515,7 @@ async def test_pull_resume_checks_disk_space_of_the_rest_only(
     assert same(home, elsewhere)
 
 
-async def test_pull_resume_refused_for_space_stays_resumable(
+async def test_resume_without_space_keeps_state(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await interrupt(proxy, make_client(proxy, elsewhere))
@@ -544,9 +534,7 @@ async def test_pull_resume_refused_for_space_stays_resumable(
     assert same(home, elsewhere)
 
 
-async def test_pull_resume_of_compressed_tar_restarts(
-    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
-) -> None:
+async def test_compressed_tar_restarts(proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         tar.add(home / "models/mod/m1", ".")
@@ -572,9 +560,7 @@ async def test_pull_resume_of_compressed_tar_restarts(
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
 
 
-async def test_pull_resume_of_bento_resumes_its_models(
-    proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
-) -> None:
+async def test_bento_resumes_models(proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path) -> None:
     make_bento(home, models=["mod:m1"])
     await make_client(proxy).push("svc:v1")
     proxy.add_fault("GET /blobs/models", refuse_late, skip=20, times=None)

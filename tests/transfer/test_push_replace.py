@@ -58,7 +58,7 @@ async def pulled(make_client: MakeClient, proxy: FaultProxy, elsewhere: Path) ->
     return contents(elsewhere / "models/mod/m1")["weights"]
 
 
-async def test_push_by_force_updates_the_record_after_the_bytes(
+async def test_record_updated_after_bytes(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await whole(start_proxy, make_client, home, "presigned_url")
@@ -77,7 +77,7 @@ async def test_push_by_force_updates_the_record_after_the_bytes(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_push_by_force_cancelled_leaves_the_old_item(
+async def test_cancelled_push_keeps_old_item(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, way: str, forever: asyncio.Event
 ) -> None:
     proxy = await whole(start_proxy, make_client, home, way)
@@ -95,7 +95,7 @@ async def test_push_by_force_cancelled_leaves_the_old_item(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_push_by_force_refused_leaves_the_old_item(
+async def test_refused_push_keeps_old_item(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, way: str
 ) -> None:
     proxy = await whole(start_proxy, make_client, home, way)
@@ -108,7 +108,7 @@ async def test_push_by_force_refused_leaves_the_old_item(
     assert await pulled(make_client, proxy, elsewhere) == OLD
 
 
-async def test_push_by_force_through_registry_broken_off_leaves_old(
+async def test_broken_request_keeps_old_item(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     """The registry records the broken request as failed once it has noticed."""
@@ -140,7 +140,7 @@ async def test_push_by_force_through_registry_broken_off_leaves_old(
 
 
 @pytest.mark.parametrize("way", ["auto", "presigned_url"])
-async def test_push_by_force_with_unknown_outcome_is_failed(
+async def test_unknown_outcome_is_failed(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, way: str
 ) -> None:
     proxy = await whole(start_proxy, make_client, home, way)
@@ -154,9 +154,7 @@ async def test_push_by_force_with_unknown_outcome_is_failed(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_push_by_force_with_refused_record_is_failed(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path, way: str
-) -> None:
+async def test_refused_record_is_failed(start_proxy: StartProxy, make_client: MakeClient, home: Path, way: str) -> None:
     proxy = await whole(start_proxy, make_client, home, way)
     proxy.add_fault("PATCH .*/m1$", answer_json(400, {"error": "no such label"}), times=None)
 
@@ -167,7 +165,7 @@ async def test_push_by_force_with_refused_record_is_failed(
     assert proxy.matching(BODY)
 
 
-async def test_push_by_force_interrupted_then_resumed_replaces_the_item(
+async def test_resumed_push_replaces_item(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await whole(start_proxy, make_client, home, "presigned_url")
@@ -182,9 +180,7 @@ async def test_push_by_force_interrupted_then_resumed_replaces_the_item(
     assert await pulled(make_client, proxy, elsewhere) == NEW
 
 
-async def test_bare_push_by_force_failed_leaves_the_item_whole(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_failed_bare_push_keeps_item(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
     api = make_client(proxy)
@@ -198,9 +194,7 @@ async def test_bare_push_by_force_failed_leaves_the_item_whole(
     assert [request.json["status"] for request in proxy.matching(FINISH)] == ["success"]
 
 
-async def test_push_of_unpushed_record_interrupted_is_failed(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_failed_push_records_failed(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy()
     proxy.add_fault(PUT, refuse(400), times=None)
@@ -212,9 +206,7 @@ async def test_push_of_unpushed_record_interrupted_is_failed(
         assert (await api.get("mod:m1")).upload_status == "failed"
 
 
-async def test_push_finds_item_pushed_by_another_process_meanwhile(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_concurrent_push_is_skipped(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home)
     proxy = await start_proxy()
     held = Hold(fault=lose_answer)

@@ -57,7 +57,7 @@ async def pulled(make_client: MakeClient, proxy: FaultProxy, elsewhere: Path) ->
     return contents(elsewhere / "models/mod/m1")
 
 
-async def test_push_resume_after_a_failure_uploads_the_rest(
+async def test_upload_resume_after_failure(
     interrupted: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     events: list[ProgressEvent] = []
@@ -76,9 +76,7 @@ async def test_push_resume_after_a_failure_uploads_the_rest(
     assert await pulled(make_client, interrupted, elsewhere) == contents(home / "models/mod/m1")
 
 
-async def test_push_succeeded_keeps_no_resume_state(
-    interrupted: FaultProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_success_removes_resume_state(interrupted: FaultProxy, make_client: MakeClient, home: Path) -> None:
     assert left_in_scratch(home)
 
     await make_client(interrupted).models.push("mod:m1")
@@ -86,7 +84,7 @@ async def test_push_succeeded_keeps_no_resume_state(
     assert not left_in_scratch(home)
 
 
-async def test_push_skipped_removes_resume_state(interrupted: FaultProxy, make_client: MakeClient, home: Path) -> None:
+async def test_skip_removes_resume_state(interrupted: FaultProxy, make_client: MakeClient, home: Path) -> None:
     (journal,) = (home / "tmp").glob("async-bento-kept-push+*")
     notes = journal.read_text()
     await make_client(interrupted).models.push("mod:m1")
@@ -98,7 +96,7 @@ async def test_push_skipped_removes_resume_state(interrupted: FaultProxy, make_c
     assert not left_in_scratch(home)
 
 
-async def test_push_resume_then_force_uploads_everything(interrupted: FaultProxy, make_client: MakeClient) -> None:
+async def test_force_after_resume_uploads_all(interrupted: FaultProxy, make_client: MakeClient) -> None:
     api = make_client(interrupted)
     await api.models.push("mod:m1")
     interrupted.requests.clear()
@@ -109,7 +107,7 @@ async def test_push_resume_then_force_uploads_everything(interrupted: FaultProxy
     assert not result.resumed
 
 
-async def test_push_resume_after_cancel_uploads_the_rest(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_upload_resume_after_cancel(proxy: FaultProxy, make_client: MakeClient) -> None:
     held = Hold()
     proxy.add_fault("PUT .*partNumber=5", held)
     pushing = asyncio.create_task(make_client(proxy).models.push("mod:m1", threads=1))
@@ -136,7 +134,7 @@ asyncio.run(main())
 """
 
 
-async def test_push_resume_after_kill_uploads_the_rest(
+async def test_upload_resume_after_kill(
     proxy: FaultProxy, home: Path, elsewhere: Path, make_client: MakeClient
 ) -> None:
     held = Hold(count=2)
@@ -161,7 +159,7 @@ async def test_push_resume_after_kill_uploads_the_rest(
     assert await pulled(make_client, proxy, elsewhere) == contents(home / "models/mod/m1")
 
 
-async def test_push_resume_with_all_parts_only_completes(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_resume_with_all_parts_completes(proxy: FaultProxy, make_client: MakeClient) -> None:
     proxy.add_fault(COMPLETE, answer_json(403, {"message": "not you"}))
     with pytest.raises(Exception, match="not you"):
         await make_client(proxy).models.push("mod:m1")
@@ -178,7 +176,7 @@ MINIO = "complete multipart upload: The specified multipart upload does not exis
 
 
 @pytest.mark.parametrize("status", [500, 403, 422])
-async def test_push_resume_that_cannot_be_completed_restarts(
+async def test_failed_completion_restarts(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, status: int
 ) -> None:
     """The storage has dropped an upload whose parts had all arrived, and the registry says so in its own words."""
@@ -207,7 +205,7 @@ async def test_push_resume_that_cannot_be_completed_restarts(
     assert await pulled(make_client, proxy, elsewhere) == contents(home / "models/mod/m1")
 
 
-async def test_push_that_never_completes_restarts_once(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
+async def test_repeated_failure_restarts_once(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
     proxy.add_fault(COMPLETE, answer_json(500, {"error": "broken"}), times=None)
     for sent in (6, 12, 18):
         with pytest.raises(APIError, match="broken"):
@@ -265,7 +263,7 @@ def rename(home: Path) -> None:
         pytest.param(write_with_same_size_and_time, marks=pytest.mark.posix("time of the last change of attributes")),
     ],
 )
-async def test_push_resume_of_changed_file_restarts_with_reason(
+async def test_changed_file_restarts(
     interrupted: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, change: Callable[[Path], None]
 ) -> None:
     change(home)
@@ -285,7 +283,7 @@ async def test_push_resume_of_changed_file_restarts_with_reason(
 @pytest.mark.parametrize(
     "change", [pytest.param(replace_with_same_size_and_time, marks=pytest.mark.posix("replacement of open files")), add]
 )
-async def test_push_of_model_changed_after_its_last_part_fails(
+async def test_changed_after_last_part_fails(
     proxy: FaultProxy, make_client: MakeClient, home: Path, change: Callable[[Path], None]
 ) -> None:
     """The last part may arrive first, so the end of the tar has been read long before the push ends."""
@@ -306,7 +304,7 @@ async def test_push_of_model_changed_after_its_last_part_fails(
 
 
 @pytest.mark.parametrize(("part_size", "threads"), [(7, 1), (5, 3), (26, 10), (60, 1)])
-async def test_push_resume_uses_the_part_size_of_the_journal(
+async def test_resume_uses_journal_part_size(
     interrupted: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, part_size: int, threads: int
 ) -> None:
     client = make_client(interrupted, transfer={"part_size": part_size * MiB})
@@ -318,9 +316,7 @@ async def test_push_resume_uses_the_part_size_of_the_journal(
     assert await pulled(make_client, interrupted, elsewhere) == contents(home / "models/mod/m1")
 
 
-async def test_push_resume_in_parts_that_s3_refuses_restarts(
-    interrupted: FaultProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_too_small_parts_restart(interrupted: FaultProxy, make_client: MakeClient, home: Path) -> None:
     (journal,) = (home / "tmp").glob("async-bento-kept-push+*")
     journal.write_text(journal.read_text().replace(f'"part_size":{5 * MiB}', f'"part_size":{4 * MiB}'))
 
@@ -330,7 +326,7 @@ async def test_push_resume_in_parts_that_s3_refuses_restarts(
     assert len(parts(interrupted)) == 6
 
 
-async def test_push_resume_to_another_registry_restarts(
+async def test_another_registry_restarts(
     interrupted: FaultProxy, start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path
 ) -> None:
     async with FaultProxy(interrupted.registry) as other:  # the same one, by another address
@@ -339,7 +335,7 @@ async def test_push_resume_to_another_registry_restarts(
     assert not result.resumed
 
 
-async def test_push_resume_unknown_to_storage_restarts(
+async def test_unknown_to_storage_restarts(
     interrupted: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     interrupted.add_fault(PART, refuse(404, code="NoSuchUpload"))
@@ -357,7 +353,7 @@ async def test_push_resume_unknown_to_storage_restarts(
     assert await pulled(make_client, interrupted, elsewhere) == contents(home / "models/mod/m1")
 
 
-async def test_push_resume_unknown_to_registry_restarts(interrupted: FaultProxy, make_client: MakeClient) -> None:
+async def test_unknown_to_registry_restarts(interrupted: FaultProxy, make_client: MakeClient) -> None:
     interrupted.add_fault("presign_multipart", answer_json(400, {"error": "no such upload"}))
 
     result = await make_client(interrupted).models.push("mod:m1")
@@ -366,7 +362,7 @@ async def test_push_resume_unknown_to_registry_restarts(interrupted: FaultProxy,
     assert result.parts == 6
 
 
-async def test_push_resume_after_unrelated_error_keeps_parts(interrupted: FaultProxy, make_client: MakeClient) -> None:
+async def test_unrelated_error_keeps_parts(interrupted: FaultProxy, make_client: MakeClient) -> None:
     interrupted.add_fault(PART, refuse(500), times=None)
     with pytest.raises(PartError):
         await make_client(interrupted).models.push("mod:m1")
@@ -377,16 +373,14 @@ async def test_push_resume_after_unrelated_error_keeps_parts(interrupted: FaultP
     assert len(parts(interrupted)) == 4
 
 
-async def test_push_resume_disabled_uploads_everything(
-    interrupted: FaultProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_resume_disabled_uploads_all(interrupted: FaultProxy, make_client: MakeClient, home: Path) -> None:
     result = await make_client(interrupted, transfer={"resume": False}).models.push("mod:m1")
 
     assert not result.resumed
     assert len(parts(interrupted)) == 6
 
 
-async def test_push_without_journal_directory_succeeds(
+async def test_no_journal_dir_succeeds(
     proxy: FaultProxy,
     make_client: MakeClient,
     home: Path,
@@ -404,7 +398,7 @@ async def test_push_without_journal_directory_succeeds(
 
 
 @pytest.mark.parametrize("method", ["read", "create", "add", "remove"])
-async def test_push_with_unusable_journal_succeeds(
+async def test_unusable_journal_succeeds(
     proxy: FaultProxy,
     make_client: MakeClient,
     monkeypatch: pytest.MonkeyPatch,
@@ -422,7 +416,7 @@ async def test_push_with_unusable_journal_succeeds(
     assert proxy.matching(FINISH)[-1].json["status"] == "success"
 
 
-async def test_push_lock_held_by_other_waits_then_skips(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
+async def test_lock_held_waits_then_skips(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
     held = Hold()
     proxy.add_fault("PUT .*partNumber=6", held)
     events: list[ProgressEvent] = []
@@ -448,7 +442,7 @@ async def test_push_lock_held_by_other_waits_then_skips(proxy: FaultProxy, make_
     ]
 
 
-async def test_push_lock_released_by_failed_push_resumes(proxy: FaultProxy, make_client: MakeClient) -> None:
+async def test_lock_of_failed_push_resumes(proxy: FaultProxy, make_client: MakeClient) -> None:
     held = Hold(fault=refuse(400, code="InvalidRequest"))
     proxy.add_fault("PUT .*partNumber=6", held)
     waits = asyncio.Event()
@@ -470,7 +464,7 @@ async def test_push_lock_released_by_failed_push_resumes(proxy: FaultProxy, make
     assert result.parts == 1
 
 
-async def test_push_lock_is_per_registry(proxy: FaultProxy, start_proxy: StartProxy, make_client: MakeClient) -> None:
+async def test_lock_is_per_registry(proxy: FaultProxy, start_proxy: StartProxy, make_client: MakeClient) -> None:
     other = await start_proxy("auto")
     held = Hold()
     proxy.add_fault(PART, held, times=None)
@@ -483,7 +477,7 @@ async def test_push_lock_is_per_registry(proxy: FaultProxy, start_proxy: StartPr
     await first
 
 
-async def test_push_with_lost_completion_response_succeeds(
+async def test_lost_completion_succeeds(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy.add_fault(
@@ -497,9 +491,7 @@ async def test_push_with_lost_completion_response_succeeds(
     assert await pulled(make_client, proxy, elsewhere) == contents(home / "models/mod/m1")
 
 
-async def test_push_with_failed_completion_of_old_object_fails(
-    proxy: FaultProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_completion_of_old_object_fails(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
     api = make_client(proxy)
     await api.models.push("mod:m1")
     weights = home / "models/mod/m1/weights"
@@ -510,9 +502,7 @@ async def test_push_with_failed_completion_of_old_object_fails(
         await api.models.push("mod:m1", force=True)
 
 
-async def test_push_resume_of_bento_resumes_its_models(
-    interrupted: FaultProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_bento_resumes_models(interrupted: FaultProxy, make_client: MakeClient, home: Path) -> None:
     make_bento(home, models=["mod:m1"])
 
     result = await make_client(interrupted).push("svc:v1")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("transmission", ["auto", "proxy"])
-async def test_limited_transfers_share_the_rate_and_never_stall(
+async def test_limited_transfers_share_rate(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
     proxy = await start_proxy(transmission)

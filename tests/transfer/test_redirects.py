@@ -59,7 +59,7 @@ async def storages(start_proxy: StartProxy) -> AsyncIterator[Callable[..., Await
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto"])
-async def test_redirect_of_storage_is_followed(
+async def test_storage_redirect_followed(
     status: int,
     transmission: str,
     storages: Callable[..., Awaitable[tuple[FaultProxy, FaultProxy]]],
@@ -84,7 +84,7 @@ async def test_redirect_of_storage_is_followed(
     assert not [request for request in region.requests if "X-YATAI-API-TOKEN" in request.headers]
 
 
-async def test_redirect_before_the_body_is_read_is_followed(
+async def test_redirect_before_body_followed(
     storages: Callable[..., Awaitable[tuple[FaultProxy, FaultProxy]]], make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": WEIGHTS})
@@ -95,7 +95,7 @@ async def test_redirect_before_the_body_is_read_is_followed(
     assert len(region.matching(PUT)) == 1
 
 
-async def test_redirect_without_end_is_an_error(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_endless_redirect_is_error(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, redirect_to(proxy.endpoint), times=None)
@@ -107,7 +107,7 @@ async def test_redirect_without_end_is_an_error(start_proxy: StartProxy, make_cl
     assert len(proxy.matching(PUT)) == 6
 
 
-async def test_redirect_gets_no_query_but_its_own(
+async def test_redirect_has_own_query_only(
     storages: Callable[..., Awaitable[tuple[FaultProxy, FaultProxy]]], make_client: MakeClient, home: Path
 ) -> None:
     make_model(home)
@@ -121,9 +121,7 @@ async def test_redirect_gets_no_query_but_its_own(
     assert [request.query for request in region.requests] == [{}]
 
 
-async def test_redirect_to_a_path_stays_on_the_host(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_redirect_to_path_stays_on_host(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, redirect_to(""))
@@ -133,7 +131,7 @@ async def test_redirect_to_a_path_stays_on_the_host(
 
 
 @pytest.mark.parametrize("location", ["ftp://127.0.0.1/key", "http://[::1", "https://"])
-async def test_redirect_to_no_url_is_an_error(
+async def test_redirect_to_invalid_url_is_error(
     location: str, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home)
@@ -146,7 +144,7 @@ async def test_redirect_to_no_url_is_an_error(
     assert "the storage redirects to something that is not an http or https URL" in str(error)
 
 
-async def test_redirect_of_registry_is_not_followed(
+async def test_registry_redirect_not_followed(
     storages: Callable[..., Awaitable[tuple[FaultProxy, FaultProxy]]], make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"weights": random_bytes(100 * KiB)})
@@ -173,7 +171,7 @@ async def serve_tls(handler: Callable[[web.Request], Awaitable[web.StreamRespons
         await close_server(runner)
 
 
-async def test_redirect_from_https_to_http_is_not_followed(start_proxy: StartProxy, home: Path) -> None:
+async def test_https_to_http_not_followed(start_proxy: StartProxy, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
 
@@ -195,7 +193,7 @@ async def test_redirect_from_https_to_http_is_not_followed(start_proxy: StartPro
     assert not proxy.matching("stolen")
 
 
-async def test_https_registry_with_http_storage_warns_once(
+async def test_http_storage_warns_once(
     start_proxy: StartProxy, home: Path, elsewhere: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_model(home, files={"weights": WEIGHTS})

@@ -181,7 +181,7 @@ async def test_pull_failure_shows_no_secret(
         output.check_files("*/state.json")
 
 
-async def test_push_result_and_record_show_no_secret(
+async def test_push_result_shows_no_secret(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, log: pytest.LogCaptureFixture
 ) -> None:
     make_model(home, files={"weights": random_bytes(3 * SIZE)})

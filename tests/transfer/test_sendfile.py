@@ -59,7 +59,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
-async def test_large_files_sent_by_kernel_arrive(
+async def test_kernel_sends_large_files(
     kernel: Kernel,
     start_proxy: StartProxy,
     make_client: MakeClient,
@@ -79,7 +79,7 @@ async def test_large_files_sent_by_kernel_arrive(
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM])
-async def test_filesystem_without_sendfile_is_read(
+async def test_no_sendfile_falls_back(
     kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, number: int
 ) -> None:
     model = make_model(home, files=BOTH)
@@ -112,7 +112,7 @@ def append(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [write_same_size, truncate, append])
-async def test_file_changed_while_kernel_sends_raises(
+async def test_change_during_send_raises(
     kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, change: Callable[[Path], None]
 ) -> None:
     model = make_model(home, files={"large": LARGE})
@@ -132,7 +132,7 @@ async def test_file_changed_while_kernel_sends_raises(
 
 
 @pytest.mark.parametrize("transmission", ["auto", "proxy"])
-async def test_file_changed_before_the_storage_has_it_raises(
+async def test_change_before_arrival_raises(
     kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str
 ) -> None:
     """The kernel sends the pages of a file, not copies: a change may reach the storage although all bytes were read."""
@@ -151,7 +151,7 @@ async def test_file_changed_before_the_storage_has_it_raises(
     assert kernel.sent
 
 
-async def test_process_without_descriptors_reads(
+async def test_no_descriptors_falls_back(
     kernel: Kernel,
     start_proxy: StartProxy,
     make_client: MakeClient,
@@ -173,7 +173,7 @@ async def test_process_without_descriptors_reads(
     assert not kernel.sent
 
 
-async def test_storage_that_takes_nothing_before_the_file_is_a_stall(
+async def test_unflushed_headers_stall(
     start_proxy: StartProxy,
     make_client: MakeClient,
     home: Path,
@@ -192,7 +192,7 @@ async def test_storage_that_takes_nothing_before_the_file_is_a_stall(
     assert isinstance(await asyncio.wait_for(error_of(api.models.push("mod:m1")), 30), StalledError)
 
 
-async def test_refusal_before_the_body_is_read_is_obeyed(
+async def test_early_refusal_is_obeyed(
     kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     """The response is read although the kernel still sends: its Retry-After is longer than the client accepts."""
@@ -207,7 +207,7 @@ async def test_refusal_before_the_body_is_read_is_obeyed(
     assert error.retry_after == 500
 
 
-async def test_connection_lost_while_kernel_sends_is_retried(
+async def test_lost_connection_is_retried(
     kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     model = make_model(home, files={"large": LARGE})
@@ -220,7 +220,7 @@ async def test_connection_lost_while_kernel_sends_is_retried(
     assert contents(elsewhere / "models/mod/m1") == contents(model)
 
 
-async def test_storage_that_stops_reading_is_a_stall(
+async def test_stopped_storage_is_stall(
     kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, forever: asyncio.Event
 ) -> None:
     make_model(home, files={"large": random_bytes(40 * MiB, 14)})
@@ -251,7 +251,7 @@ def open_files(root: Path) -> list[str]:
     return [str(path) for path in paths if path.is_relative_to(root)]
 
 
-async def test_push_cancelled_while_kernel_sends_leaves_nothing(
+async def test_cancelled_send_leaves_nothing(
     kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path, forever: asyncio.Event
 ) -> None:
     make_model(home, files={"large": random_bytes(40 * MiB, 14)})
@@ -271,7 +271,7 @@ async def test_push_cancelled_while_kernel_sends_leaves_nothing(
     assert open_files(home) == []
 
 
-async def test_kernel_sends_in_a_worker_thread(
+async def test_kernel_sends_in_thread(
     kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"large": LARGE})
@@ -283,7 +283,7 @@ async def test_kernel_sends_in_a_worker_thread(
     assert kernel.sent
 
 
-async def test_progress_grows_while_kernel_sends(
+async def test_progress_during_kernel_send(
     kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_model(home, files={"large": random_bytes(40 * MiB, 14)})

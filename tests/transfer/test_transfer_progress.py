@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from tests.fixtures import MakeClient, StartProxy
 
 
-async def test_push_progress_reports_parts_and_retry(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_push_reports_parts_and_retry(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": random_bytes(11 * MiB)})
     proxy = await start_proxy()
     proxy.add_fault(PART, answer_json(503, {}))
@@ -30,7 +28,7 @@ async def test_push_progress_reports_parts_and_retry(
     assert [event.parts_done for event in events] == sorted(event.parts_done for event in events)
 
 
-async def test_pull_progress_reports_retry_and_phases(
+async def test_pull_reports_retry_and_phases(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(home, files={"weights": random_bytes(MiB)})

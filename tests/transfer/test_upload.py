@@ -78,7 +78,7 @@ def outcomes(proxy: FaultProxy) -> list[tuple[str, str]]:
 # The three ways
 
 
-async def test_upload_through_registry_is_one_put(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_registry_upload_is_one_put(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": SMALL})
     proxy = await start_proxy("proxy")
 
@@ -111,9 +111,7 @@ async def test_upload_presigned_is_one_put(start_proxy: StartProxy, make_client:
     assert outcomes(proxy) == [("success", "")]
 
 
-async def test_upload_without_presigned_url_goes_to_registry(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_no_presigned_url_uses_registry(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": SMALL})
     proxy = await start_proxy("auto", presign=False)
 
@@ -122,9 +120,7 @@ async def test_upload_without_presigned_url_goes_to_registry(
     assert proxy.steps("presign|PUT") == ["PATCH mod/m1/presign_upload_url", "PUT mod/m1/upload"]
 
 
-async def test_multipart_upload_parts_make_up_the_tar(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_multipart_parts_make_up_tar(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": THREE_PARTS})
     proxy = await start_proxy()
 
@@ -139,7 +135,7 @@ async def test_multipart_upload_parts_make_up_the_tar(
 
 
 @pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
-async def test_upload_presigned_sends_only_signed_headers(
+async def test_presigned_put_has_signed_headers(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str
 ) -> None:
     make_model(home)
@@ -153,7 +149,7 @@ async def test_upload_presigned_sends_only_signed_headers(
     assert not put.headers.keys() & {"X-YATAI-API-TOKEN", "X-Yatai-Api-Token", "Authorization"}
 
 
-async def test_upload_above_put_limit_is_multipart(
+async def test_above_put_limit_is_multipart(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home, files={"weights": THREE_PARTS})
@@ -168,7 +164,7 @@ async def test_upload_above_put_limit_is_multipart(
 
 @pytest.mark.parametrize("status", [201, 204])
 @pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
-async def test_upload_accepts_any_success_status(
+async def test_any_success_status_accepted(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str, status: int
 ) -> None:
     make_model(home)
@@ -194,9 +190,7 @@ def test_upload_put_limit_is_5_gib() -> None:
 # Parts in flight
 
 
-async def test_upload_has_as_many_parts_in_flight_as_threads(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_threads_limit_parts_in_flight(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": FOUR_PARTS})
     proxy = await start_proxy()
     held = Hold(count=2)
@@ -215,7 +209,7 @@ async def test_upload_has_as_many_parts_in_flight_as_threads(
     assert presigned_meanwhile == 4  # each worker's, and the one that follows
 
 
-async def test_upload_presigns_one_part_ahead(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_presigns_one_part_ahead(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": FOUR_PARTS})
     proxy = await start_proxy()
     held = Hold()
@@ -233,9 +227,7 @@ async def test_upload_presigns_one_part_ahead(start_proxy: StartProxy, make_clie
     assert len(proxy.matching("presign")) == 4
 
 
-async def test_upload_failed_requests_no_more_urls(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_failure_stops_presigning(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": FOUR_PARTS})
     proxy = await start_proxy()
     asked = Hold()
@@ -250,9 +242,7 @@ async def test_upload_failed_requests_no_more_urls(
     assert not [task for task in asyncio.all_tasks() if "_presign" in repr(task.get_coro())]
 
 
-async def test_upload_concurrency_is_shared_by_all_items(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_concurrency_limits_uploads(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     for number in range(4):
         make_model(home, f"mod{number}:m1")
     proxy = await start_proxy()
@@ -269,9 +259,7 @@ async def test_upload_concurrency_is_shared_by_all_items(
     assert proxy.max_concurrent["PUT"] == 2
 
 
-async def test_upload_completes_parts_in_order_with_their_etags(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_completes_parts_in_order(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": THREE_PARTS})
     proxy = await start_proxy()
     others_are_in = asyncio.Event()
@@ -322,7 +310,7 @@ TRANSIENT = {
         if (way, name) != ("proxy", "damaged")  # the registry gives no ETag
     ],
 )
-async def test_upload_retry_sends_the_whole_body(
+async def test_retry_sends_whole_body(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str, fault: Fault
 ) -> None:
     make_model(home, files={"weights": SMALL})
@@ -343,9 +331,7 @@ async def test_upload_retry_sends_the_whole_body(
     assert all(request.body in {b"", whole[0]} for request in proxy.matching("^PUT"))
 
 
-async def test_upload_retry_of_a_part_sends_it_whole(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_part_retry_sends_whole_part(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": THREE_PARTS})
     proxy = await start_proxy()
     proxy.add_fault(
@@ -362,9 +348,7 @@ async def test_upload_retry_of_a_part_sends_it_whole(
     assert outcomes(proxy) == [("success", "")]
 
 
-async def test_upload_retry_of_a_part_has_its_own_url(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_part_retry_has_own_url(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy()
     proxy.add_fault(PART, refuse(500))
@@ -380,7 +364,7 @@ async def test_upload_retry_of_a_part_has_its_own_url(
 
 
 @pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
-async def test_upload_with_expired_url_presigns_again(
+async def test_expired_url_presigned_again(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str
 ) -> None:
     make_model(home, files={"weights": SMALL})
@@ -394,9 +378,7 @@ async def test_upload_with_expired_url_presigns_again(
     assert outcomes(proxy) == [("success", "")]
 
 
-async def test_upload_retry_subtracts_failed_bytes_from_progress(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_retry_reduces_progress(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": SMALL})
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, refuse(500))
@@ -410,9 +392,7 @@ async def test_upload_retry_subtracts_failed_bytes_from_progress(
     assert [event.phase for event in events if event.phase != "transferring"] == ["planning", "finishing", "done"]
 
 
-async def test_upload_retry_exhausted_reports_storage_message(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_last_retry_reports_storage_error(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy()
     proxy.add_fault(PART, refuse(503, code="SlowDown"), times=None)
@@ -430,7 +410,7 @@ async def test_upload_retry_exhausted_reports_storage_message(
 
 
 @pytest.mark.parametrize("status", [400, 404, 411, 413])
-async def test_upload_permanent_error_has_no_retry(
+async def test_permanent_error_has_no_retry(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, status: int
 ) -> None:
     make_model(home)
@@ -446,7 +426,7 @@ async def test_upload_permanent_error_has_no_retry(
 
 
 @pytest.mark.parametrize("through", ["presigned_url", "auto", "proxy"])
-async def test_upload_to_a_full_disk_has_no_retry(
+async def test_full_disk_has_no_retry(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, through: str
 ) -> None:
     make_model(home)
@@ -463,7 +443,7 @@ async def test_upload_to_a_full_disk_has_no_retry(
     assert outcomes(proxy)[0][0] == "failed"
 
 
-async def test_record_on_a_full_disk_has_no_retry(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_record_on_full_disk_has_no_retry(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy()
     proxy.add_fault("POST", answer_json(507, {"error": "the registry's disk is full"}), times=None)
@@ -474,9 +454,7 @@ async def test_record_on_a_full_disk_has_no_retry(start_proxy: StartProxy, make_
     assert len(proxy.matching("POST")) == 1
 
 
-async def test_upload_retry_after_above_limit_fails(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_retry_after_above_limit_fails(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, refuse(503, headers={"Retry-After": "86400"}), times=None)
@@ -488,9 +466,7 @@ async def test_upload_retry_after_above_limit_fails(
     assert len(proxy.matching("PUT blob")) == 1
 
 
-async def test_upload_refused_by_registry_names_the_registry(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_registry_refusal_is_raised(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("proxy")
     proxy.add_fault(UPLOAD, answer_json(403, {"message": "not you"}), times=None)
@@ -501,9 +477,7 @@ async def test_upload_refused_by_registry_names_the_registry(
     assert len(proxy.matching(UPLOAD)) == 1
 
 
-async def test_upload_retry_exhausted_reports_lost_connection(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_last_retry_reports_connection(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("proxy")
     proxy.add_fault(UPLOAD, disconnect, times=None)
@@ -517,7 +491,7 @@ async def test_upload_retry_exhausted_reports_lost_connection(
 @pytest.mark.parametrize(
     "step", ["start_upload", "start_multipart", "presign_multipart", "complete_multipart", "finish_upload"]
 )
-async def test_upload_retry_of_step_with_lost_response_succeeds(
+async def test_lost_response_is_retried(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, step: str
 ) -> None:
     make_model(home)
@@ -535,7 +509,7 @@ async def test_upload_retry_of_step_with_lost_response_succeeds(
 
 
 @pytest.mark.parametrize("transmission", ["auto", "presigned_url"])
-async def test_upload_with_wrong_digest_fails(
+async def test_wrong_digest_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str
 ) -> None:
     make_model(home)
@@ -551,7 +525,7 @@ async def test_upload_with_wrong_digest_fails(
 
 
 @pytest.mark.parametrize("etag", ['"d41d8cd98f00b204e9800998ecf8427e-1"', '"0x8DB1"', '"' + "0" * 40 + '"', "W/abc"])
-async def test_upload_etag_without_md5_is_not_verified(
+async def test_etag_without_md5_not_verified(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, etag: str
 ) -> None:
     make_model(home)
@@ -572,7 +546,7 @@ async def test_upload_etag_without_md5_is_not_verified(
     ],
     ids=["kms", "dsse", "customer"],
 )
-async def test_upload_etag_of_kms_encryption_is_not_verified(
+async def test_etag_of_kms_not_verified(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, encrypted: dict[str, str]
 ) -> None:
     make_model(home)
@@ -584,9 +558,7 @@ async def test_upload_etag_of_kms_encryption_is_not_verified(
     assert len(proxy.matching("PUT blob")) == 1
 
 
-async def test_upload_etag_of_s3_encryption_is_verified(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_etag_of_sse_s3_verified(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, with_headers(ETag=f'"{"0" * 32}"', x_amz_server_side_encryption="AES256"), times=None)
@@ -595,7 +567,7 @@ async def test_upload_etag_of_s3_encryption_is_verified(
         await make_client(proxy).models.push("mod:m1")
 
 
-async def test_upload_without_verify_computes_no_digest(
+async def test_no_verify_computes_no_digest(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home)
@@ -614,7 +586,7 @@ async def test_upload_without_verify_computes_no_digest(
     assert len(proxy.matching("PUT blob")) == 1
 
 
-async def test_upload_digest_is_known_before_the_response(
+async def test_digest_known_before_response(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A storage that is quicker than the hash would be believed without it: the last bytes go when it is known."""
@@ -654,9 +626,7 @@ async def test_upload_digest_is_known_before_the_response(
     assert known[0] < arrived[0]
 
 
-async def test_upload_success_before_whole_body_has_retry(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_early_success_is_retried(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": random_bytes(8 * MiB)})
     proxy = await start_proxy("auto")
 
@@ -671,7 +641,7 @@ async def test_upload_success_before_whole_body_has_retry(
 
 
 @pytest.mark.parametrize(("way", "pattern"), [("presigned_url", PART), ("auto", PUT), ("proxy", UPLOAD)])
-async def test_upload_html_response_is_no_success(
+async def test_html_response_is_failure(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, way: str, pattern: str
 ) -> None:
     make_model(home)
@@ -695,7 +665,7 @@ async def test_upload_part_without_etag_fails(start_proxy: StartProxy, make_clie
     assert not proxy.matching("complete")
 
 
-async def test_upload_put_without_etag_succeeds(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_put_without_etag_succeeds(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, with_headers(ETag=None))
@@ -722,7 +692,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("transmission", ["auto", "presigned_url", "proxy"])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-async def test_upload_of_changed_file_fails(
+async def test_changed_file_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str, change: Callable[[Path], object]
 ) -> None:
     weights = make_model(home, files={"weights": SMALL}) / "weights"
@@ -745,9 +715,7 @@ async def test_upload_of_changed_file_fails(
     assert len(proxy.matching("^PUT")) <= 1  # it would change nothing to try again
 
 
-async def test_upload_of_file_changed_between_parts_is_not_completed(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_changed_between_parts_fails(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     weights = make_model(home, files={"weights": THREE_PARTS}) / "weights"
     proxy = await start_proxy()
 
@@ -766,9 +734,7 @@ async def test_upload_of_file_changed_between_parts_is_not_completed(
     assert outcomes(proxy)[0][0] == "failed"
 
 
-async def test_upload_of_file_changed_within_a_part_is_cut_off(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_changed_within_part_cut_off(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     weights = make_model(home, files={"weights": random_bytes(6 * MiB)}) / "weights"
     proxy = await start_proxy()
     arrived: list[int] = []
@@ -790,9 +756,7 @@ async def test_upload_of_file_changed_within_a_part_is_cut_off(
 
 
 @pytest.mark.posix("names that are not Unicode")
-async def test_upload_failure_with_undecodable_filename_is_reported(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_undecodable_filename_reported(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     model = make_model(home)
     strange = model / os.fsdecode(b"w\xff")
     strange.write_bytes(b"x")
@@ -813,9 +777,7 @@ async def test_upload_failure_with_undecodable_filename_is_reported(
 # Failure and cancellation
 
 
-async def test_upload_failed_part_cancels_the_others(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_failed_part_cancels_others(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": THREE_PARTS})
     proxy = await start_proxy()
     held = Hold(count=2)
@@ -836,9 +798,7 @@ async def test_upload_failed_part_cancels_the_others(
     assert [status for status, _ in outcomes(proxy)] == ["failed"]
 
 
-async def test_upload_with_several_failed_parts_raises_one(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_several_failed_parts_raise_one(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": THREE_PARTS})
     proxy = await start_proxy()
     proxy.add_fault(PART, refuse(400, code="BadDigest"), times=None)
@@ -858,7 +818,7 @@ EACH_STEP = [(way, step) for way, steps in STEPS.items() for step in steps]
 
 
 @pytest.mark.parametrize(("transmission", "step"), EACH_STEP)
-async def test_upload_failed_at_any_step_is_reported(
+async def test_failed_at_any_step_reported(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str, step: str
 ) -> None:
     make_model(home)
@@ -877,7 +837,7 @@ async def test_upload_failed_at_any_step_is_reported(
 
 
 @pytest.mark.parametrize(("transmission", "step"), EACH_STEP)
-async def test_upload_cancelled_at_any_step_is_reported(
+async def test_cancelled_at_any_step_reported(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, transmission: str, step: str
 ) -> None:
     make_model(home)
@@ -897,7 +857,7 @@ async def test_upload_cancelled_at_any_step_is_reported(
     assert outcomes(proxy)[-1] == ("failed", "cancelled")
 
 
-async def test_upload_cancelled_twice_is_reported(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_cancelled_twice_reported(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
     sending, telling = Hold(), Hold()
@@ -921,7 +881,7 @@ async def test_upload_cancelled_twice_is_reported(start_proxy: StartProxy, make_
     assert (await api.models.get("mod:m1")).upload_status == "failed"
 
 
-async def test_upload_cancelled_waits_for_its_reading_threads(
+async def test_cancel_waits_for_read_threads(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home)
@@ -951,9 +911,7 @@ async def test_upload_cancelled_waits_for_its_reading_threads(
     assert outcomes(proxy) == [("failed", "cancelled")]
 
 
-async def test_upload_in_cancelled_scope_is_reported(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_cancelled_scope_reported(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy()
     held = Hold()
@@ -974,7 +932,7 @@ async def test_upload_in_cancelled_scope_is_reported(
     [answer_json(500, {"error": "also broken"}), disconnect, answer_json(200, ["no item"]), refuse(404)],
     ids=["500", "hang-up", "no item", "404"],
 )
-async def test_upload_failure_that_cannot_be_reported_is_raised(
+async def test_unreportable_failure_raised(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, fault: Fault
 ) -> None:
     make_model(home)
@@ -988,7 +946,7 @@ async def test_upload_failure_that_cannot_be_reported_is_raised(
     assert proxy.matching(FINISH)
 
 
-async def test_upload_failure_with_closed_client_is_raised(
+async def test_closed_client_failure_raised(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home)
@@ -1005,7 +963,7 @@ async def test_upload_failure_with_closed_client_is_raised(
         await api.models.push("mod:m1")
 
 
-async def test_upload_failure_report_times_out(
+async def test_failure_report_times_out(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(home)
@@ -1022,7 +980,7 @@ async def test_upload_failure_report_times_out(
     held.released.set()
 
 
-async def test_upload_stalled_by_storage_times_out(
+async def test_stalled_storage_times_out(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, forever: asyncio.Event
 ) -> None:
     make_model(home, files={"weights": FOUR_PARTS})
@@ -1039,7 +997,7 @@ async def test_upload_stalled_by_storage_times_out(
     assert outcomes(proxy)[0][0] == "failed"
 
 
-async def test_upload_slow_connection_is_no_stall(
+async def test_slow_connection_no_stall(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(body_module, "WRITE_SIZE", 64 * MiB)  # one write takes all the time
@@ -1053,7 +1011,7 @@ async def test_upload_slow_connection_is_no_stall(
     assert outcomes(proxy) == [("success", "")]
 
 
-async def test_upload_throttled_pauses_all_parts(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_throttling_pauses_all_parts(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": FOUR_PARTS})
     proxy = await start_proxy()
     proxy.add_fault("PUT .*partNumber=1", refuse(503, headers={"Retry-After": "0.5"}, read=False))
@@ -1066,7 +1024,7 @@ async def test_upload_throttled_pauses_all_parts(start_proxy: StartProxy, make_c
     assert [request.step for request in others if request.at < refused.at + 0.5] in ([], ["PUT part 2"])  # it had begun
 
 
-async def test_body_rewound_has_nothing_acknowledged(tmp_path: Path) -> None:
+async def test_rewind_resets_acknowledged(tmp_path: Path) -> None:
     """Or the watchdog of the next attempt would begin with the bytes of the last one."""
     await asyncio.to_thread((tmp_path / "weights").write_bytes, b"weights")
     threads = Threads(1)
@@ -1088,7 +1046,7 @@ async def test_body_rewound_has_nothing_acknowledged(tmp_path: Path) -> None:
     threads.close()
 
 
-async def test_upload_retry_after_a_stall_succeeds(
+async def test_retry_after_stall_succeeds(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, forever: asyncio.Event
 ) -> None:
     make_model(home, files={"weights": SMALL})
@@ -1103,7 +1061,7 @@ async def test_upload_retry_after_a_stall_succeeds(
 
 
 @pytest.mark.parametrize("said", [{"upload_id": ""}, {}], ids=["empty", "absent"])
-async def test_multipart_upload_without_upload_id_fails(
+async def test_multipart_no_upload_id_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, said: dict[str, str]
 ) -> None:
     make_model(home)
@@ -1116,9 +1074,7 @@ async def test_multipart_upload_without_upload_id_fails(
     assert outcomes(proxy)[0][0] == "failed"
 
 
-async def test_multipart_upload_without_part_url_fails(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_multipart_no_part_url_fails(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy()
     proxy.add_fault("presign_multipart", answer_json(200, {"version": "m1"}), times=None)
@@ -1130,7 +1086,7 @@ async def test_multipart_upload_without_part_url_fails(
     assert len(proxy.matching("presign")) == 1
 
 
-async def test_upload_registry_error_is_raised(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+async def test_registry_error_raised(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy()
     proxy.add_fault("complete", answer_json(500, {"error": "no disk"}), times=None)
@@ -1139,9 +1095,7 @@ async def test_upload_registry_error_is_raised(start_proxy: StartProxy, make_cli
         await make_client(proxy).models.push("mod:m1")
 
 
-async def test_upload_retry_of_part_without_etag_succeeds(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_part_without_etag_is_retried(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home, files={"weights": FOUR_PARTS})
     proxy = await start_proxy()
     proxy.add_fault("PUT .*partNumber=2", with_headers(ETag=None))

@@ -118,7 +118,7 @@ def is_clean(elsewhere: Path) -> bool:
 
 @pytest.mark.parametrize("tag", ["mod:m1", "mod"])
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
-async def test_verified_pull_returns_what_was_pushed(
+async def test_verified_pull_equals_pushed_item(
     push: Push, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str, tag: str
 ) -> None:
     proxy = await push(transmission)
@@ -140,7 +140,7 @@ AT_REST = {"first byte": 0, "header": 1000, "content": 2 * PART + 5, "first of a
         ("proxy", "mod", AT_REST["content"]),
     ],
 )
-async def test_verified_pull_of_damaged_tar_fails(
+async def test_damaged_tar_fails(
     push: Push, make_client: MakeClient, elsewhere: Path, transmission: str, tag: str, offset: int
 ) -> None:
     proxy = await push(transmission)
@@ -168,9 +168,7 @@ async def test_verified_pull_of_damaged_tar_fails(
     assert all(abs(start - offset) < PART + RANGE for start in twice)  # only the part is downloaded again
 
 
-async def test_verified_pull_of_damaged_tar_keeps_the_old_copy(
-    push: Push, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_damaged_tar_keeps_old_copy(push: Push, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await push()
     old = make_model(elsewhere, files={"old": b"old"})
     before = contents(old)
@@ -182,9 +180,7 @@ async def test_verified_pull_of_damaged_tar_keeps_the_old_copy(
     assert contents(old) == before
 
 
-async def test_verified_pull_of_damaged_tar_to_directory_fails(
-    push: Push, make_client: MakeClient, tmp_path: Path, elsewhere: Path
-) -> None:
+async def test_damaged_tar_to_dir_fails(push: Push, make_client: MakeClient, tmp_path: Path, elsewhere: Path) -> None:
     proxy = await push()
     proxy.add_fault(GET, flip(2 * PART), times=None)
 
@@ -195,7 +191,7 @@ async def test_verified_pull_of_damaged_tar_to_directory_fails(
 
 
 @pytest.mark.parametrize("offset", [1000, 2 * PART + 5])
-async def test_verified_pull_with_damaged_transmission_restarts(
+async def test_damage_in_transit_restarts(
     push: Push, make_client: MakeClient, home: Path, elsewhere: Path, offset: int
 ) -> None:
     proxy = await push()
@@ -210,9 +206,7 @@ async def test_verified_pull_with_damaged_transmission_restarts(
     assert events[-1].bytes_done == events[-1].bytes_total
 
 
-async def test_verified_pull_over_damaging_connection_fails(
-    push: Push, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_damaging_connection_fails(push: Push, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await push()
     proxy.add_fault(GET, flip(2 * PART + 5, bits=[1, 2, 4, 8]), times=None)
 
@@ -222,9 +216,7 @@ async def test_verified_pull_over_damaging_connection_fails(
     assert is_clean(elsewhere)
 
 
-async def test_pull_without_verify_stores_damaged_bytes(
-    push: Push, make_client: MakeClient, home: Path, elsewhere: Path
-) -> None:
+async def test_no_verify_stores_damaged_bytes(push: Push, make_client: MakeClient, home: Path, elsewhere: Path) -> None:
     proxy = await push()
     proxy.add_fault(GET, flip(2 * PART + 5), times=None)
 
@@ -238,7 +230,7 @@ async def test_pull_without_verify_stores_damaged_bytes(
 
 
 @pytest.mark.parametrize("times", [1, None])
-async def test_verified_stream_with_damaged_bytes(
+async def test_stream_with_damaged_bytes(
     push: Push, make_client: MakeClient, home: Path, elsewhere: Path, times: int | None
 ) -> None:
     proxy = await push("proxy")
@@ -256,9 +248,7 @@ async def test_verified_stream_with_damaged_bytes(
     assert len(starts(proxy)) == 2
 
 
-async def test_verified_stream_cut_short_is_retried(
-    push: Push, make_client: MakeClient, home: Path, elsewhere: Path
-) -> None:
+async def test_truncated_stream_is_retried(push: Push, make_client: MakeClient, home: Path, elsewhere: Path) -> None:
     proxy = await push("proxy")
     proxy.streams_downloads = True
     proxy.add_fault(DOWNLOAD, end_early(100_000))
@@ -268,7 +258,7 @@ async def test_verified_stream_cut_short_is_retried(
     assert is_pulled(home, elsewhere)
 
 
-async def test_verified_stream_of_too_many_bytes_fails(push: Push, make_client: MakeClient, elsewhere: Path) -> None:
+async def test_overlong_stream_fails(push: Push, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await push("proxy")
     tar, _ = await stored(proxy)
     proxy.streams_downloads = True
@@ -297,7 +287,7 @@ async def test_verified_stream_of_too_many_bytes_fails(push: Push, make_client: 
     [({"size": 10, "parts": []}, r"\d+ bytes instead of 10"), ({"etag": '"abc"'}, r'the ETag "\S+" instead of "abc"')],
     ids=["size", "etag"],
 )
-async def test_verified_pull_of_another_object_fails(
+async def test_another_object_fails(
     push: Push, make_client: MakeClient, elsewhere: Path, changed: dict[str, Any], difference: str, transmission: str
 ) -> None:
     proxy = await push(transmission, **changed)
@@ -309,7 +299,7 @@ async def test_verified_pull_of_another_object_fails(
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
-async def test_verified_pull_of_item_pushed_meanwhile_restarts(
+async def test_item_pushed_meanwhile_restarts(
     push: Push, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
     """The first answer has the checksums of the object before."""
@@ -327,7 +317,7 @@ async def test_verified_pull_of_item_pushed_meanwhile_restarts(
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
-async def test_verified_pull_without_strong_etag_compares_parts(
+async def test_no_strong_etag_compares_parts(
     push: Push, make_client: MakeClient, home: Path, elsewhere: Path, etag: str | None
 ) -> None:
     proxy = await push()
@@ -339,7 +329,7 @@ async def test_verified_pull_without_strong_etag_compares_parts(
 
 
 @pytest.mark.parametrize("checksums", [None, {"sha256": "abc"}, "abc", {"size": 5, "etag": 7, "parts": [[1]]}])
-async def test_pull_with_unknown_checksums_verifies_nothing(
+async def test_unknown_checksums_ignored(
     push: Push, make_client: MakeClient, home: Path, elsewhere: Path, checksums: object
 ) -> None:
     proxy = await push()
@@ -360,7 +350,7 @@ async def test_pull_with_unknown_checksums_verifies_nothing(
         ([[5, "0" * 31]], "part 1 has no MD5"),
     ],
 )
-async def test_pull_with_contradictory_checksums_fails(
+async def test_contradictory_checksums_fail(
     push: Push, make_client: MakeClient, elsewhere: Path, parts: list[Any], problem: str
 ) -> None:
     proxy = await push(parts=parts)
@@ -372,7 +362,7 @@ async def test_pull_with_contradictory_checksums_fails(
     assert is_clean(elsewhere)
 
 
-async def test_record_has_the_checksums(push: Push, make_client: MakeClient) -> None:
+async def test_record_has_checksums(push: Push, make_client: MakeClient) -> None:
     proxy = await push()
     tar, etag = await stored(proxy)
 
@@ -383,9 +373,7 @@ async def test_record_has_the_checksums(push: Push, make_client: MakeClient) -> 
     assert checksums.parts[0] == (PART, hashlib.md5(tar[:PART]).hexdigest())
 
 
-async def test_verified_pull_of_unsafe_tar_reports_the_tar(
-    push: Push, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_unsafe_tar_with_valid_checksums(push: Push, make_client: MakeClient, elsewhere: Path) -> None:
     """The bytes are as they were pushed: another push of the same bytes is no remedy."""
     bad = random_bytes(PART + 5)
     parts = [[PART, hashlib.md5(bad[:PART]).hexdigest()], [5, hashlib.md5(bad[PART:]).hexdigest()]]
@@ -421,7 +409,7 @@ async def interrupt(proxy: FaultProxy, make_client: MakeClient, elsewhere: Path,
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
-async def test_verified_pull_resume_starts_with_a_part(
+async def test_resume_starts_at_part(
     push: Push, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
     proxy = await push(transmission)
@@ -433,9 +421,7 @@ async def test_verified_pull_resume_starts_with_a_part(
     assert min(starts(proxy)) == 20 * RANGE // PART * PART
 
 
-async def test_verified_pull_interrupted_in_its_first_part_keeps_nothing(
-    push: Push, make_client: MakeClient, elsewhere: Path
-) -> None:
+async def test_interrupted_first_part_not_kept(push: Push, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await push()
 
     await interrupt(proxy, make_client, elsewhere, 3)
@@ -443,9 +429,7 @@ async def test_verified_pull_interrupted_in_its_first_part_keeps_nothing(
     assert is_clean(elsewhere)
 
 
-async def test_verified_pull_resume_replaces_files_of_the_part(
-    push: Push, make_client: MakeClient, home: Path, elsewhere: Path
-) -> None:
+async def test_resume_replaces_files_of_part(push: Push, make_client: MakeClient, home: Path, elsewhere: Path) -> None:
     """Files that were extracted after the start of the part are no duplicates."""
     proxy = await push(files={f"small/{number}": random_bytes(10_000, number) for number in range(150)}, part=7 * RANGE)
     await interrupt(proxy, make_client, elsewhere, 20)
@@ -459,7 +443,7 @@ async def test_verified_pull_resume_replaces_files_of_the_part(
 @pytest.mark.parametrize(
     ("part", "ranges"), [(PART, 1), (PART, 14), (PART, 25), (40 * KiB, 14), (RANGE, 5), (7 * RANGE, 25)]
 )
-async def test_verified_pull_resume_verifies_the_whole_part(
+async def test_resume_verifies_whole_part(
     push: Push, make_client: MakeClient, elsewhere: Path, ranges: int, part: int
 ) -> None:
     """The damaged byte has arrived before the interruption, in the part that was interrupted."""
@@ -473,9 +457,7 @@ async def test_verified_pull_resume_verifies_the_whole_part(
     assert is_clean(elsewhere)
 
 
-async def test_verified_pull_resume_of_unverified_pull_restarts(
-    push: Push, make_client: MakeClient, home: Path, elsewhere: Path
-) -> None:
+async def test_resume_of_unverified_restarts(push: Push, make_client: MakeClient, home: Path, elsewhere: Path) -> None:
     proxy = await push()
     await interrupt(proxy, make_client, elsewhere, 20, verify=False)
     events: list[ProgressEvent] = []
@@ -487,7 +469,7 @@ async def test_verified_pull_resume_of_unverified_pull_restarts(
     assert [event.message for event in events if event.message] == ["restarting: the interrupted pull was not verified"]
 
 
-async def test_pull_resume_without_verify_of_verified_pull_continues(
+async def test_resume_without_verify_continues(
     push: Push, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     proxy = await push()
@@ -500,7 +482,7 @@ async def test_pull_resume_without_verify_of_verified_pull_continues(
 
 
 @pytest.mark.parametrize("damaged", [18 * RANGE, 30 * RANGE])
-async def test_verified_pull_resume_continues_within_a_large_part(
+async def test_resume_within_large_part(
     push: Push,
     make_client: MakeClient,
     home: Path,
@@ -525,9 +507,7 @@ async def test_verified_pull_resume_continues_within_a_large_part(
     assert 10 * RANGE < min(starts(proxy)) <= 15 * RANGE
 
 
-async def test_pull_after_damaged_one_starts_from_the_first_byte(
-    push: Push, make_client: MakeClient, home: Path, elsewhere: Path
-) -> None:
+async def test_pull_after_damage_restarts(push: Push, make_client: MakeClient, home: Path, elsewhere: Path) -> None:
     proxy = await push()
     proxy.add_fault(GET, flip(20 * RANGE), times=None)
     with pytest.raises(IntegrityError):
@@ -541,7 +521,7 @@ async def test_pull_after_damaged_one_starts_from_the_first_byte(
     assert min(starts(proxy)) == 0
 
 
-async def test_pull_interrupted_after_damage_was_found_keeps_nothing(
+async def test_damage_then_error_keeps_nothing(
     push: Push, make_client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a large part, the state lies behind the damaged byte."""

@@ -91,9 +91,7 @@ def in_store(home: Path) -> dict[str, bytes | str | None]:
     return contents(home / "bentos" / "svc" / "v1")
 
 
-def test_push_from_linux_is_pulled_on_windows(
-    windows: WindowsPython, served: LocalRegistry, home: Path, there: Path
-) -> None:
+def test_windows_pulls_linux_push(windows: WindowsPython, served: LocalRegistry, home: Path, there: Path) -> None:
     make(home)
     with BentoAPI(progress=False) as api:
         api.push("svc:v1")
@@ -105,7 +103,7 @@ def test_push_from_linux_is_pulled_on_windows(
 
 
 @pytest.mark.parametrize("item", ["svc:v1", "{store}\\bentos\\svc\\v1"])
-def test_push_from_windows_is_pulled_on_linux(
+def test_linux_pulls_windows_push(
     windows: WindowsPython, served: LocalRegistry, home: Path, there: Path, item: str
 ) -> None:
     make(there)
@@ -120,9 +118,7 @@ def test_push_from_windows_is_pulled_on_linux(
     assert all(path.stat().st_mode & stat.S_IXUSR for path in files)  # Windows knows no modes, and scripts must start
 
 
-def test_push_killed_on_windows_is_resumed(
-    windows: WindowsPython, served: LocalRegistry, home: Path, there: Path
-) -> None:
+def test_killed_push_resumes(windows: WindowsPython, served: LocalRegistry, home: Path, there: Path) -> None:
     make_model(there, "big:v1", files={"weights": random_bytes(20 * MiB)})
 
     killed = run(windows, served, there, "-c", TRANSFER, "push", "kill", "0.6", check=False)
@@ -135,7 +131,7 @@ def test_push_killed_on_windows_is_resumed(
 
 
 @pytest.mark.parametrize("how", ["kill", "interrupt"])
-def test_pull_interrupted_on_windows_is_resumed(
+def test_interrupted_pull_resumes(
     windows: WindowsPython, served: LocalRegistry, home: Path, there: Path, how: str
 ) -> None:
     make_model(home, "big:v1", files={"weights": random_bytes(40 * MiB)})
@@ -168,7 +164,7 @@ main(["models", *sys.argv[2:], "big:v1", "--limit-rate", "5M"])
 
 
 @pytest.mark.parametrize(("call", "file"), [("push", "async-bento-kept-push+*"), ("pull", "weights")])
-def test_command_on_windows_stops_by_ctrl_break(
+def test_ctrl_break_allows_resume(
     windows: WindowsPython, served: LocalRegistry, home: Path, there: Path, call: str, file: str
 ) -> None:
     make_model(home if call == "pull" else there, "big:v1", files={"weights": random_bytes(40 * MiB)})
@@ -186,7 +182,7 @@ def test_command_on_windows_stops_by_ctrl_break(
     assert contents(there / "models" / "big" / "v1") == contents(home / "models" / "big" / "v1")
 
 
-def test_quickstart_runs_on_windows(windows: WindowsPython, served: LocalRegistry, there: Path) -> None:
+def test_quickstart_runs(windows: WindowsPython, served: LocalRegistry, there: Path) -> None:
     done = run(windows, served, there, str(ROOT / "examples" / "quickstart.py"))
     assert done.stdout.count("are identical, bytes and modes") == 2
 
@@ -209,9 +205,7 @@ main(["registry", "serve", "--root", sys.argv[2], "--port", "0"])
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGBREAK"])
-def test_server_on_windows_stops_by_signal(
-    windows: WindowsPython, served: LocalRegistry, there: Path, number: str
-) -> None:
+def test_server_stops_by_signal(windows: WindowsPython, served: LocalRegistry, there: Path, number: str) -> None:
     done = run(windows, served, there, "-c", SERVE, number, windows_path(there / "registry"))
     assert "$env:BENTO_CLOUD_API_ENDPOINT = " in done.stdout
     assert done.stderr.endswith("The registry has stopped.\n")
@@ -238,7 +232,7 @@ def serving(windows: WindowsPython, root: Path) -> Iterator[None]:
         process.communicate()
 
 
-def test_registry_on_windows_serves_linux(windows: WindowsPython, home: Path, tmp_path: Path) -> None:
+def test_registry_serves_linux(windows: WindowsPython, home: Path, tmp_path: Path) -> None:
     make(home)
     new = random_bytes(20 * MiB)
     make_model(home, "big:v1", files={"weights": new[::-1]})

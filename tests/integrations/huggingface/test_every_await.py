@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 
 @pytest.mark.timeout(3600 if ALL else 120)
 @pytest.mark.parametrize("direction", ["push", "pull"])
-async def test_hub_call_cancelled_at_any_await_stops(
+async def test_hub_call_cancelled_at_any_await(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, direction: str
 ) -> None:
     proxy = await start_proxy()

@@ -59,7 +59,7 @@ def snapshot(cache: Path, model_id: str = "org/bert") -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-async def test_hub_items_that_begin_also_end(hub: Hub, pull: StartProxy) -> None:
+async def test_progress_ends_for_every_item(hub: Hub, pull: StartProxy) -> None:
     heard: list[ProgressEvent] = []
     hub.repos["org/bert"] = Repo(FILES)
 
@@ -71,7 +71,7 @@ async def test_hub_items_that_begin_also_end(hub: Hub, pull: StartProxy) -> None
     assert [event.phase for event in heard if event.kind == "model" and event.phase in ENDED] == ["done", "skipped"]
 
 
-async def test_hub_pull_downloads_into_the_hf_cache(hub: Hub, pull: StartProxy, cache: Path) -> None:
+async def test_download_into_hf_cache(hub: Hub, pull: StartProxy, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
 
     proxy = await pull(on_the_hub(hub.endpoint))
@@ -80,7 +80,7 @@ async def test_hub_pull_downloads_into_the_hf_cache(hub: Hub, pull: StartProxy, 
     assert not proxy.matching("model")  # the bento says all there is to know
 
 
-async def test_hub_pull_downloads_into_bentoml_hf_cache_dir(
+async def test_download_into_bentoml_cache_dir(
     hub: Hub, pull: StartProxy, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -92,7 +92,7 @@ async def test_hub_pull_downloads_into_bentoml_hf_cache_dir(
     assert not cache.exists()
 
 
-async def test_hub_pull_downloads_only_matching_files(hub: Hub, pull: StartProxy, cache: Path) -> None:
+async def test_download_only_matching_files(hub: Hub, pull: StartProxy, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
 
     await pull(on_the_hub(hub.endpoint, include=["weights*"], exclude=["*.h5"]))
@@ -101,7 +101,7 @@ async def test_hub_pull_downloads_only_matching_files(hub: Hub, pull: StartProxy
     assert len(hub.asked("GET /org/bert/resolve")) == 1
 
 
-async def test_hub_pull_skips_cached_files(hub: Hub, pull: StartProxy, cache: Path) -> None:
+async def test_pull_skips_cached_files(hub: Hub, pull: StartProxy, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     await pull(on_the_hub(hub.endpoint))
     hub.seen.clear()
@@ -115,7 +115,7 @@ async def test_hub_pull_skips_cached_files(hub: Hub, pull: StartProxy, cache: Pa
     assert model.message.startswith(f"nothing to download: its files are in {cache}")
 
 
-async def test_hub_pull_downloads_models_concurrently(hub: Hub, pull: StartProxy, cache: Path) -> None:
+async def test_concurrent_model_downloads(hub: Hub, pull: StartProxy, cache: Path) -> None:
     names = ["org/one", "org/two", "org/three"]
     hub.repos.update({name: Repo({"weights": random_bytes(1000, len(name))}) for name in names})
     hub.together = 3
@@ -125,7 +125,7 @@ async def test_hub_pull_downloads_models_concurrently(hub: Hub, pull: StartProxy
     assert all(snapshot(cache, name) == hub.repos[name].files for name in names)
 
 
-async def test_hub_progress_counts_bytes_on_the_event_loop(hub: Hub, pull: StartProxy, cache: Path) -> None:
+async def test_progress_on_event_loop(hub: Hub, pull: StartProxy, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     events: list[ProgressEvent] = []
     threads = set()
@@ -149,7 +149,7 @@ async def test_hub_progress_counts_bytes_on_the_event_loop(hub: Hub, pull: Start
     assert threads == {threading.get_ident()}
 
 
-async def test_hub_pull_draws_no_bars_of_its_own(hub: Hub, pull: StartProxy, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_pull_draws_no_hub_bars(hub: Hub, pull: StartProxy, capfd: pytest.CaptureFixture[str]) -> None:
     hub.repos["org/bert"] = Repo(FILES)
 
     await pull(on_the_hub(hub.endpoint))
@@ -193,7 +193,7 @@ async def test_hub_pull_draws_no_bars_of_its_own(hub: Hub, pull: StartProxy, cap
     ],
     ids=["gated", "gated files", "missing", "removed", "broken"],
 )
-async def test_hub_errors_state_a_remedy(
+async def test_hub_errors_state_remedy(
     hub: Hub,
     pull: StartProxy,
     monkeypatch: pytest.MonkeyPatch,
@@ -214,7 +214,7 @@ async def test_hub_errors_state_a_remedy(
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
 
-async def test_unreachable_hub_error_names_the_hub(pull: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_hub_named_in_error(pull: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub's backoff
 
     with pytest.raises(
@@ -223,7 +223,7 @@ async def test_unreachable_hub_error_names_the_hub(pull: StartProxy, monkeypatch
         await pull(on_the_hub("http://127.0.0.1:9"))
 
 
-async def test_hub_offline_mode_uses_the_cache(
+async def test_offline_mode_uses_cache(
     hub: Hub, pull: StartProxy, cache: Path, set_offline: Callable[[bool], None]
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -243,7 +243,7 @@ async def test_hub_offline_mode_uses_the_cache(
     assert not hub.seen
 
 
-async def test_hub_pull_asks_hf_endpoint_for_the_default(
+async def test_hf_endpoint_replaces_default(
     hub: Hub, pull: StartProxy, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -256,7 +256,7 @@ async def test_hub_pull_asks_hf_endpoint_for_the_default(
     assert {seen.token for seen in hub.seen} == {f"Bearer {TOKEN}"}
 
 
-async def test_unwritable_hf_cache_error_names_the_cache(
+async def test_unwritable_cache_error(
     hub: Hub, pull: StartProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> str:
@@ -270,7 +270,7 @@ async def test_unwritable_hf_cache_error_names_the_cache(
         await pull(on_the_hub(hub.endpoint))
 
 
-async def test_hf_token_is_sent_to_hf_endpoint(hub: Hub, pull: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hf_token_sent_to_hf_endpoint(hub: Hub, pull: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
 
@@ -279,9 +279,7 @@ async def test_hf_token_is_sent_to_hf_endpoint(hub: Hub, pull: StartProxy, monke
     assert {seen.token for seen in hub.seen} == {f"Bearer {TOKEN}"}
 
 
-async def test_hf_token_is_not_sent_to_a_bentos_endpoint(
-    hub: Hub, pull: StartProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_hf_token_not_sent_elsewhere(hub: Hub, pull: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repos["org/bert"] = Repo(FILES, gated="files")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.delenv("HF_ENDPOINT")
@@ -292,7 +290,7 @@ async def test_hf_token_is_not_sent_to_a_bentos_endpoint(
     assert {seen.token for seen in hub.seen} == {None}
 
 
-async def test_invalid_hf_token_is_not_shown(hub: Hub, pull: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_hf_token_not_shown(hub: Hub, pull: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x01mine")
 
     with pytest.raises(HubError) as raised:
@@ -301,7 +299,7 @@ async def test_invalid_hf_token_is_not_shown(hub: Hub, pull: StartProxy, monkeyp
     assert TOKEN not in str(raised.value)
 
 
-async def test_hub_pull_cancelled_stops_downloading(
+async def test_cancelled_pull_stops_download(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, cache: Path
 ) -> None:
     hub.repos["org/bert"] = Repo({f"weights{number}": random_bytes(4_000_000, number) for number in range(12)})
@@ -335,7 +333,7 @@ async def test_hub_pull_cancelled_stops_downloading(
     assert len(hub.cut) == len(hub.asked("GET /org/bert/resolve")) < 12
 
 
-async def test_hub_pull_cancelled_leaves_a_stalled_hub(
+async def test_cancelled_pull_with_stalled_hub(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("async_bento.integrations.huggingface.client.SECONDS_TO_STOP", 0.2)
@@ -362,7 +360,7 @@ async def test_hub_pull_cancelled_leaves_a_stalled_hub(
     await asyncio.sleep(0.3)
 
 
-async def test_hub_pull_cancelled_before_start_sends_nothing(
+async def test_cancelled_before_model_start(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     names = [f"org/m{number}" for number in range(6)]  # more than come at once
@@ -386,7 +384,7 @@ async def test_hub_pull_cancelled_before_start_sends_nothing(
     assert len({seen.line for seen in hub.asked("GET /org")}) == 4
 
 
-async def test_hub_model_failure_does_not_stop_the_others(hub: Hub, pull: StartProxy, cache: Path) -> None:
+async def test_failed_model_spares_others(hub: Hub, pull: StartProxy, cache: Path) -> None:
     hub.repos["org/slow"] = Repo({"weights": random_bytes(500_000)})
     hub.pause = 0.05
 
@@ -396,7 +394,7 @@ async def test_hub_model_failure_does_not_stop_the_others(hub: Hub, pull: StartP
     assert snapshot(cache, "org/slow") == hub.repos["org/slow"].files
 
 
-async def test_hub_pull_without_the_extra_names_the_extra(
+async def test_missing_extra_named_in_error(
     hub: Hub, pull: StartProxy, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [*sys.modules]:
@@ -424,7 +422,7 @@ async def registered(hub: Hub, start_proxy: StartProxy, make_client: MakeClient,
     return proxy, str(result.models[0].tag)
 
 
-async def test_pull_of_hub_model_tag_returns_its_files(
+async def test_pull_by_tag_returns_files(
     registered: tuple[FaultProxy, str], make_client: MakeClient, home: Path, cache: Path
 ) -> None:
     proxy, tag = registered
@@ -443,7 +441,7 @@ async def test_pull_of_hub_model_tag_returns_its_files(
     assert not (home / "models").exists()
 
 
-async def test_pull_of_hub_model_into_directory_is_refused(
+async def test_pull_hub_model_to_dir_refused(
     registered: tuple[FaultProxy, str], make_client: MakeClient, hub: Hub, tmp_path: Path
 ) -> None:
     proxy, tag = registered
@@ -455,7 +453,7 @@ async def test_pull_of_hub_model_into_directory_is_refused(
     assert not hub.asked("resolve")
 
 
-async def test_pull_into_directory_leaves_hub_models_in_the_cache(
+async def test_pull_to_dir_caches_hub_models(
     registered: tuple[FaultProxy, str], make_client: MakeClient, tmp_path: Path, cache: Path
 ) -> None:
     proxy, _ = registered
@@ -472,7 +470,7 @@ async def test_pull_into_directory_leaves_hub_models_in_the_cache(
     assert snapshot(cache).keys() == {"weights.bin", "weights.h5"}
 
 
-async def test_command_pulls_hub_model_and_prints_its_path(
+async def test_cli_pull_prints_model_path(
     registered: tuple[FaultProxy, str], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy, tag = registered
@@ -503,7 +501,7 @@ def run_python(code: str, *arguments: str, **environment: str) -> subprocess.Com
     )
 
 
-def test_import_does_not_import_huggingface_hub() -> None:
+def test_import_excludes_huggingface_hub() -> None:
     code = "import async_bento, sys; sys.exit(any('huggingface_hub' in name for name in sys.modules))"
 
     assert run_python(code).returncode == 0
@@ -517,7 +515,7 @@ with BentoAPI(endpoint="http://127.0.0.1:9", api_token="x", progress=False) as a
 """
 
 
-def test_hub_pull_obeys_hf_variables(hub: Hub, home: Path, tmp_path: Path) -> None:
+def test_pull_obeys_hf_variables(hub: Hub, home: Path, tmp_path: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     make_bento(home, models=[{"tag": "org--bert:v1", "registry": "huggingface"}])  # HF_ENDPOINT says where
     environment = {"HF_HOME": str(tmp_path / "mine"), "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN}
@@ -541,9 +539,7 @@ main(["pull", "svc:v1", "--with-models"])
 """
 
 
-async def test_ctrl_c_ends_the_process_while_the_hub_stalls(
-    hub: Hub, start_proxy: StartProxy, home: Path, tmp_path: Path
-) -> None:
+async def test_ctrl_c_during_hub_stall_exits(hub: Hub, start_proxy: StartProxy, home: Path, tmp_path: Path) -> None:
     hub.repos["org/bert"] = Repo({f"weights{number}": random_bytes(1_000_000, number) for number in range(3)})
     hub.stall_after = 500_000
     make_bento(home, models=[on_the_hub(hub.endpoint)])

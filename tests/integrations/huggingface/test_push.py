@@ -35,7 +35,7 @@ def on_the_hub(endpoint: str, model_id: str = "org/bert", **metadata: Any) -> di
     return {"tag": str(model.tag), "registry": "huggingface", "metadata": content | metadata}
 
 
-def test_hub_model_version_equals_bentomls() -> None:
+def test_hub_version_equals_bentoml() -> None:
     models = Bento.from_path(CORPUS / "1.4" / "bentos" / "front-_desk" / "v1").models
     wanted = [model for model in models if model.is_huggingface]
 
@@ -43,7 +43,7 @@ def test_hub_model_version_equals_bentomls() -> None:
     assert len(wanted) == 2
 
 
-async def test_push_registers_hub_model_as_bentoml_does(
+async def test_registers_model_like_bentoml(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -87,9 +87,7 @@ async def test_push_registers_hub_model_as_bentoml_does(
     assert (str(pushed.tag), pushed.skipped, pushed.bytes_sent) == (model["tag"], False, 0)
 
 
-async def test_push_of_hub_model_sends_no_bytes(
-    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
+async def test_hub_model_sends_no_bytes(hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     make_bento(home, models=[on_the_hub(hub.endpoint)])
     proxy = await start_proxy()
@@ -111,7 +109,7 @@ async def test_push_of_hub_model_sends_no_bytes(
     ("patterns", "size"),
     [({}, 21_002), ({"include": ["*.bin", "*.json"]}, 1002), ({"include": ["w*"], "exclude": ["*.h5"]}, 1000)],
 )
-async def test_hub_model_size_counts_matching_files(
+async def test_size_counts_matching_files(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, patterns: dict[str, list[str]], size: int
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -125,7 +123,7 @@ async def test_hub_model_size_counts_matching_files(
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_push_of_registered_hub_model_skips_the_hub(
+async def test_registered_model_skips_hub(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, force: bool
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -150,7 +148,7 @@ async def test_push_of_registered_hub_model_skips_the_hub(
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_push_dry_run_of_registered_hub_model_skips_it(
+async def test_dry_run_skips_registered(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, force: bool
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -165,7 +163,7 @@ async def test_push_dry_run_of_registered_hub_model_skips_it(
     assert await planned() == "skip"
 
 
-async def test_hub_model_without_metadata_is_head_of_main(
+async def test_no_metadata_uses_head_of_main(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -179,7 +177,7 @@ async def test_hub_model_without_metadata_is_head_of_main(
     assert str(result.models[0].tag) == on_the_hub(hub.endpoint)["tag"]
 
 
-async def test_hub_model_with_old_version_is_registered_once(
+async def test_old_version_registered_once(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -194,7 +192,7 @@ async def test_hub_model_with_old_version_is_registered_once(
     assert len(proxy.matching("POST .*/org--bert/models$")) == 1
 
 
-async def test_hub_models_of_one_repository_create_it_once(
+async def test_shared_repository_created_once(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -207,7 +205,7 @@ async def test_hub_models_of_one_repository_create_it_once(
     assert len(proxy.matching("POST .*/org--bert/models$")) == 3
 
 
-async def test_push_accepts_concurrently_created_hub_record(
+async def test_concurrent_record_accepted(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     async def loses_the_race(exchange: Exchange) -> web.StreamResponse:
@@ -233,7 +231,7 @@ async def test_push_accepts_concurrently_created_hub_record(
     ],
     ids=["gated", "missing", "removed"],
 )
-async def test_push_with_missing_hub_model_creates_no_records(
+async def test_missing_model_creates_no_record(
     hub: Hub,
     start_proxy: StartProxy,
     make_client: MakeClient,
@@ -253,7 +251,7 @@ async def test_push_with_missing_hub_model_creates_no_records(
     assert not proxy.matching("^POST|^PUT|^PATCH")
 
 
-async def test_push_asks_hf_endpoint_for_the_default(
+async def test_hf_endpoint_replaces_default(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -271,7 +269,7 @@ async def test_push_asks_hf_endpoint_for_the_default(
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-async def test_push_offline_measures_the_cached_hub_model(
+async def test_offline_measures_cached_model(
     hub: Hub,
     start_proxy: StartProxy,
     make_client: MakeClient,
@@ -295,7 +293,7 @@ async def test_push_offline_measures_the_cached_hub_model(
     assert create.json["manifest"]["metadata"]["revision"] == COMMIT
 
 
-async def test_push_offline_without_the_cached_hub_model_fails(
+async def test_offline_uncached_model_fails(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, set_offline: Callable[[bool], None]
 ) -> None:
     make_bento(home, models=[on_the_hub(hub.endpoint)])
@@ -308,7 +306,7 @@ async def test_push_offline_without_the_cached_hub_model_fails(
     assert not proxy.matching("^POST")
 
 
-async def test_push_without_network_measures_cached_hub_model(
+async def test_no_network_uses_cached_model(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repos["org/bert"] = Repo(FILES)
@@ -324,7 +322,7 @@ async def test_push_without_network_measures_cached_hub_model(
     assert create.json["manifest"]["size_bytes"] == 21_002
 
 
-async def test_push_with_invalid_hub_metadata_names_the_field(
+async def test_invalid_metadata_names_field(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
     make_bento(home, models=[on_the_hub(hub.endpoint) | {"tag": "org--bert:v1", "metadata": {"revision": 3}}])
