@@ -135,6 +135,7 @@ def test_close_by_thread_ends_copy(served: LocalRegistry, home: Path, tmp_path: 
             assert api.get("svc:v1").upload_status == "failed"
 
 
+@pytest.mark.posix("fork")
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", ["blocking", "async"])
 def test_fork_during_copy_is_safe(served: LocalRegistry, home: Path, tmp_path: Path, kind: str) -> None:
