@@ -15,6 +15,7 @@ from async_bento._core.urls import check_endpoint, origin
 from async_bento.config import MiB, _warn_of_misspelling, bentoml_home
 from async_bento.rest.contexts import read_contexts
 from async_bento.rest.credentials import DEFAULT_ENDPOINT, find_credentials, needs_contexts
+from tests.properties import unhurried
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -642,6 +643,7 @@ def test_endpoint_secret_is_hidden(wrong: str) -> None:
     assert "5ecret" not in f"{caught.value} {caught.value.__cause__}"
 
 
+@unhurried
 @given(st.text(max_size=30) | st.from_regex(r"https?://[\x00-\x7f]{0,20}", fullmatch=True))
 def test_any_endpoint_parses_or_raises(text: str) -> None:
     try:

@@ -29,6 +29,7 @@ from async_bento.errors import (
     SourceChangedError,
     UnsafeArchiveError,
 )
+from tests.properties import unhurried
 
 ERRORS = {
     name: error
@@ -176,6 +177,7 @@ def test_without_queries_drops_query(text: str, left: str) -> None:
     assert without_queries(text) == left
 
 
+@unhurried
 @given(st.text(), st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1), st.text())
 def test_without_queries_keeps_text(before: str, query: str, after: str) -> None:
     text = f"{without_queries(before)} https://s3.example/k?{query} {without_queries(after)}"

@@ -30,6 +30,7 @@ from async_bento.rest.schemas import (
     ModelWithRepositorySchema,
     UserSchema,
 )
+from tests.properties import unhurried
 
 ANSWERS: list[type[BaseModel]] = [
     UserSchema,
@@ -218,6 +219,7 @@ def test_build_at_has_yatai_format(when: datetime) -> None:
     assert build_at(when) == "2024-05-01 10:20:30.000000"
 
 
+@unhurried
 @given(st.datetimes())
 def test_build_at_round_trips(when: datetime) -> None:
     assert len(build_at(when)) == len("2024-05-01 10:20:30.123456")
@@ -290,7 +292,7 @@ def alike(schema: type[BaseModel]) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("schema", [*ANSWERS, BentoManifestSchema, ModelManifestSchema])
-@settings(max_examples=60, deadline=None)
+@settings(unhurried, max_examples=60)
 @given(data=st.data())
 def test_any_json_parses_or_raises(schema: type[BaseModel], data: st.DataObject) -> None:
     answer = data.draw(ANYTHING | alike(schema))
@@ -300,7 +302,7 @@ def test_any_json_parses_or_raises(schema: type[BaseModel], data: st.DataObject)
         return
 
 
-@settings(max_examples=200, deadline=None)
+@settings(unhurried, max_examples=200)
 @given(TIMES)
 def test_any_time_parses_or_raises(when: Any) -> None:
     try:
@@ -309,6 +311,7 @@ def test_any_time_parses_or_raises(when: Any) -> None:
         return
 
 
+@unhurried
 @given(st.binary())
 def test_any_bytes_parse_or_raise(body: bytes) -> None:
     try:

@@ -306,7 +306,9 @@ def test_removed_lock_file_is_no_lock(store):
         for each in [threads.submit(work, number) for number in range(4)]:
             each.result(timeout=LONG)
     assert len(turns) == 200
-    assert locks.Lock(store.path.parent / "tmp" / "unused").acquire(timeout=0)
+    unused = locks.Lock(store.path.parent / "tmp" / "unused")
+    assert unused.acquire(timeout=0)
+    unused.release()
 
 
 async def test_cancelled_pull_ends_recover(

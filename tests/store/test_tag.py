@@ -14,10 +14,12 @@ from hypothesis import given, strategies as st
 from async_bento._core import tag as tag_module
 from async_bento._core.tag import Tag, is_path
 from async_bento.errors import InvalidTagError
+from tests.properties import unhurried
 
 PARTS = st.from_regex(r"[a-z0-9]([-._a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
 
 
+@unhurried
 @given(PARTS, st.none() | PARTS)
 def test_tag_text_parses_to_same_tag(name, version):
     tag = Tag(name, version)

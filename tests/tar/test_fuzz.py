@@ -9,9 +9,10 @@ import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests.platforms import IS_WINDOWS
+from tests.properties import unhurried
 from tests.tar.corpus import COMPRESSED, CORPUS
 from tests.tar.property import as_tarfile_reads_it
 from tests.tar.tars import BLOCK, fix_checksums
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of a tar that fails
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 steps = st.sampled_from([None, 1, 13, 511, 512, 1000])
 
 FIELDS = {

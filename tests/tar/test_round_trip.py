@@ -13,7 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from async_bento._core.concurrency import Threads
 from async_bento._core.platform import refusal_of_name
@@ -22,13 +22,13 @@ from async_bento.transfer.tar.extract import Extractor
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.reader import TarReader
 from tests.platforms import IS_WINDOWS, link_if_possible
+from tests.properties import unhurried
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PATTERN = bytes(range(251)) * (2 * MiB // 251)
-settings.register_profile("archive", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-unhurried = settings(settings.get_profile("archive"), max_examples=60)
+sixty = settings(unhurried, max_examples=60)
 seeds = st.integers(0, 2**32)
 
 
@@ -149,7 +149,7 @@ def threads() -> Iterator[Threads]:
 
 
 @pytest.mark.posix("links without a privilege")
-@unhurried
+@sixty
 @given(forest=forests(), seed=seeds)
 def test_any_tree_restored(threads: Threads, forest: tuple, seed: int) -> None:
     random = Random(seed)
@@ -169,7 +169,7 @@ def test_any_tree_restored(threads: Threads, forest: tuple, seed: int) -> None:
         assert described(there) == described(source)
 
 
-@unhurried
+@sixty
 @given(forest=forests(), seed=seeds)
 def test_any_ranges_equal_tarfile(threads: Threads, forest: tuple, seed: int) -> None:
     random = Random(seed)
@@ -185,7 +185,7 @@ def test_any_ranges_equal_tarfile(threads: Threads, forest: tuple, seed: int) ->
         assert packed(root, threads, ranges, random.choice([4 * KiB, 64 * KiB, MiB])) == expected
 
 
-@unhurried
+@sixty
 @given(forest=forests())
 def test_tarfile_lists_plan_members(threads: Threads, forest: tuple) -> None:
     with tempfile.TemporaryDirectory() as here:

@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 from async_bento import Transfer
 from async_bento.transfer.adaptive import AdaptiveRanges
 from tests.builders import KiB, MiB
+from tests.properties import unhurried
 
 
 def pull(pace: AdaptiveRanges, total: int, each: float, altogether: float, latency: float) -> tuple[float, int]:
@@ -62,6 +63,7 @@ def test_ranges_stop_at_max_throughput() -> None:
     assert most <= 16
 
 
+@unhurried
 @given(
     st.integers(64 * KiB, 16 * MiB),
     st.integers(MiB, 128 * MiB),
