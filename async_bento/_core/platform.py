@@ -253,7 +253,7 @@ if sys.platform == "win32":
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError as error:
-            if error.errno in {errno.EACCES, errno.EDEADLK, 0}:  # 0 from Wine
+            if error.errno in {errno.EACCES, errno.EDEADLK, errno.ENOENT, 0}:  # ENOENT, 0: Wine, of removed files
                 return False
             raise
         return True
