@@ -212,7 +212,7 @@ class ResumableExtract:
         if about[0] != expected[0]:
             return "another version of async-bento wrote its state"
         if about[1] != expected[1]:
-            return "the machine was restarted, or another one wrote its state, so its files may be incomplete"
+            return "the machine was restarted, or another machine wrote its state, so files may be incomplete"
         return f"it was from {about[2]}"
 
     def _check_space(self, needed: int) -> None:
