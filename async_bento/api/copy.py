@@ -23,7 +23,7 @@ from async_bento.errors import ConfigError, NotFoundError, TransferError, with_m
 from async_bento.rest.schemas import UNFINISHED, BentoManifestSchema
 from async_bento.transfer.copy import CopyReads, CopySource
 from async_bento.transfer.copy_bodies import SourceReadError
-from async_bento.transfer.download import DownloadSource
+from async_bento.transfer.download_source import DownloadSource
 from async_bento.transfer.verify import DamagedPartError, ObjectChangedError
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from async_bento.rest.schemas import (
     ModelManifestSchema,
     failure_reason,
 )
-from async_bento.transfer.download import DownloadSource, download
+from async_bento.transfer.download import download
+from async_bento.transfer.download_source import DownloadSource
 from async_bento.transfer.resumable_extract import resumable_extract
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from async_bento.errors import (
     TransferError,
     prefix_errors,
 )
-from async_bento.transfer.download import DownloadSource
+from async_bento.transfer.download_source import DownloadSource
 from async_bento.transfer.remote import RemoteTar
 from async_bento.transfer.verify import ObjectChangedError
 

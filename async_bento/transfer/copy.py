@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from async_bento.progress.events import Progress
     from async_bento.rest.schemas import ChecksumsSchema
     from async_bento.transfer.body import UploadBody
-    from async_bento.transfer.download import DownloadSource
+    from async_bento.transfer.download_source import DownloadSource
     from async_bento.transfer.http import TransferPool
 
 logger = logging.getLogger(__package__)

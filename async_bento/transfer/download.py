@@ -8,22 +8,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import deque
-from contextlib import suppress
+from contextlib import aclosing
 from dataclasses import replace
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from async_bento._core.concurrency import shielded
 from async_bento._core.retry import BUSY, Retries
-from async_bento.errors import APIError, APIResponseError, APIStatusError, IntegrityError, PartError, TransferError
+from async_bento.errors import APIError, APIStatusError, IntegrityError, PartError, TransferError
 from async_bento.transfer.adaptive import AdaptiveRanges
-from async_bento.transfer.fallback import (
-    UnreachableError,
-    remember_unreachable,
-    wait_after_failure,
-    with_both_causes,
-)
+from async_bento.transfer.download_source import CHANGED
+from async_bento.transfer.fallback import with_both_causes
 from async_bento.transfer.http import ByteRange, get
 from async_bento.transfer.verify import (
     DamagedPartError,
@@ -32,18 +25,16 @@ from async_bento.transfer.verify import (
     Verifier,
     check_object,
 )
+from async_bento.transfer.window import PendingRanges
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from async_bento.progress.events import Progress
-    from async_bento.rest.routes import AnyRoutes
-    from async_bento.rest.schemas import ChecksumsSchema, ItemSchema
     from async_bento.rest.transport import Target
+    from async_bento.transfer.download_source import DownloadSource
     from async_bento.transfer.http import RangeResponse, TransferPool
     from async_bento.transfer.resumable_extract import ResumePoint
-
-CHANGED = "the item was pushed again during the download"
 
 
 class Sink(Protocol):
@@ -66,102 +57,6 @@ class Sink(Protocol):
     def restart(self) -> None:
         """Drop all consumed bytes: the tar comes again from its first byte."""
         ...
-
-
-class DownloadSource:
-    """Where an item's tar is: a presigned URL, requested again once it has expired, or the registry itself.
-
-    `checksums` are those of the bytes at the current target; None without `verify`, and where the registry has none.
-    """
-
-    def __init__(self, routes: AnyRoutes, name: str, record: ItemSchema, *, verify: bool) -> None:
-        self.tag = f"{name}:{record.version}"
-        self.kind = routes.kind
-        self.checksums: ChecksumsSchema | None = None
-        self._routes = routes
-        self._name = name
-        self._record: ItemSchema | None = record
-        self._strategy = record.transmission_strategy
-        self._version = record.version
-        self._verify = verify
-        self._asks_storage = False
-        self._current: Target | None = None
-        self.is_resumed = False  # so the storage has worked
-        self.unreachable: str | None = None  # why the bytes go through the registry instead
-        self._lock = asyncio.Lock()
-
-    async def target(self) -> Target:
-        """The current target; concurrent callers share one request for it."""
-        async with self._lock:
-            if self._current is None:
-                self._current = await self._presign()
-            return self._current
-
-    def expire(self, target: Target) -> None:
-        """Request a new URL next time, unless that has happened since this target was handed out."""
-        if self._current is target:
-            self._current = None
-
-    def ask_storage(self) -> bool:
-        """Use a presigned URL although the registry serves the bytes itself; False if the source used one before."""
-        if self._strategy != "proxy" or self._asks_storage:
-            return False
-        self._asks_storage, self._current = True, None
-        return True
-
-    def check_refusal(self, error: APIStatusError | PartError, target: Target, byte_range: ByteRange) -> None:
-        """Raise ObjectChangedError where the object has changed; request a new URL where this one has expired."""
-        if error.status == HTTPStatus.FORBIDDEN and target.credentials is None:
-            self.expire(target)
-        # 416: the object has become shorter than a range within its first size. 412: it lost the ETag of If-Match.
-        beyond_end = error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and byte_range.start > 0
-        if beyond_end or error.status == HTTPStatus.PRECONDITION_FAILED:
-            raise ObjectChangedError(CHANGED) from error
-
-    def refresh(self) -> None:
-        """Request the URL and the checksums again next time: the item may have been pushed again."""
-        self._current = self._record = None
-
-    async def wait_after_failure(self, retries: Retries, target: Target | None, error: Exception) -> bool:
-        """Wait before the next attempt, which may go through the registry; False where the error is to be raised."""
-        try:
-            return await wait_after_failure(retries, None if self.is_resumed else target, error)
-        except UnreachableError as unreachable:
-            remember_unreachable(self._routes.session.storages, unreachable)
-            self._current = None
-            return True
-
-    async def _presign(self) -> Target:
-        name, version = self._name, self._version
-        if self._asks_storage:
-            with suppress(APIStatusError):  # then the registry's own way remains
-                record = await self._routes.presign_download(name, version)
-                self._set_checksums(record)
-                if record.presigned_download_url.get_secret_value():
-                    target = self._routes.session.storage_target(record.presigned_download_url)
-                    if target.storage not in self._routes.session.storages.unreachable:
-                        return target
-        elif self._strategy != "proxy":
-            record = await self._routes.presign_download(name, version)
-            self._set_checksums(record)
-            if record.presigned_download_url.get_secret_value():
-                target = self._routes.session.storage_target(record.presigned_download_url)
-                self.unreachable = self._routes.session.storages.unreachable.get(target.storage)
-                if self.is_resumed or self.unreachable is None:
-                    return target
-            elif self._strategy is not None:  # an old Yatai states none; without a URL, the registry sends the bytes
-                raise APIResponseError(
-                    f"cannot pull {self.tag}: the registry's response has no presigned download URL",
-                    field="presigned_download_url",
-                )
-        elif self._verify:
-            if self._record is None or self._record.checksums is None:  # the records of a list have none
-                self._record = await self._routes.get(name, version)
-            self._set_checksums(self._record)
-        return self._routes.download_target(name, version)
-
-    def _set_checksums(self, record: ItemSchema | None) -> None:
-        self.checksums = record.checksums if record is not None and self._verify else None
 
 
 async def download(source: DownloadSource, sink: Sink, pool: TransferPool, progress: Progress) -> None:
@@ -210,13 +105,6 @@ def _final(source: DownloadSource, error: ObjectChangedError | DamagedPartError)
     )
 
 
-class _PendingRange(NamedTuple):
-    """A requested range, and the bytes of the window that it holds."""
-
-    task: asyncio.Task[list[bytes] | None]
-    size: int
-
-
 class _Download:
     def __init__(self, source: DownloadSource, sink: Sink, pool: TransferPool, progress: Progress) -> None:
         self._source = source
@@ -240,18 +128,10 @@ class _Download:
             await self._source.target()  # whose response has the checksums
             await self._start_sink(point.total, point.etag, point)
             self._progress.resume(start, point.total)
-        pending: deque[_PendingRange] = deque()
-        try:
+        async with aclosing(PendingRanges(self._fetch, self._ranges, self._pool.window)) as pending:
             if point is None:
                 start = await self._request_first(pending)
             await self._request_rest(start, pending)
-        finally:
-            for one in pending:
-                one.task.cancel()
-            # The window is released after the tasks, which hold its bytes until they end.
-            await shielded(asyncio.gather(*(one.task for one in pending), return_exceptions=True))
-            for one in pending:
-                self._pool.window.release(one.size)
 
     async def restart(self, reason: str) -> None:
         """Drop what has arrived."""
@@ -298,51 +178,29 @@ class _Download:
         else:
             await self._verifier.feed(data, self._sink, self._pool.threads)
 
-    async def _request_first(self, pending: deque[_PendingRange]) -> int:
+    async def _request_first(self, pending: PendingRanges[list[bytes] | None]) -> int:
         """Request the first range, and wait until its headers state size and ETag, or until it has ended."""
-        size = self._ranges.size
-        await self._pool.window.acquire(size)
         self._size_known = asyncio.get_running_loop().create_future()
-        first = asyncio.create_task(self._fetch(ByteRange(0, size)))
-        pending.append(_PendingRange(first, size))
-        headers_or_end: list[asyncio.Future[Any]] = [first, self._size_known]
+        start = await pending.request(0, self._ranges.size)
+        headers_or_end: list[asyncio.Future[Any]] = [pending.first, self._size_known]
         await asyncio.wait(headers_or_end, return_when=asyncio.FIRST_COMPLETED)
-        return size
+        return start
 
-    async def _request_rest(self, start: int, pending: deque[_PendingRange]) -> None:
+    async def _request_rest(self, start: int, pending: PendingRanges[list[bytes] | None]) -> None:
         """Request the bytes from `start` on, several ranges at once within the window, and feed them in order."""
         while pending or start < (self._total or 0):
-            start = await self._request_more(start, pending)
-            first, size = pending[0]
-            if not first.done():
-                running = [one.task for one in pending if not one.task.done()]
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            start = await pending.request(start, self._total or 0)
+            if not pending.first.done():
+                done, _ = await asyncio.wait(pending.running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()  # a failed range ends the download before its turn
                 continue
-            data = first.result()
-            if self._progress.phase == "transferring" and start >= (self._total or 0) and _all_done(pending):
+            data = pending.first.result()
+            if self._progress.phase == "transferring" and start >= (self._total or 0) and not pending.running:
                 self._progress.enter("extracting")
             if data is not None:  # None: `_read_whole` has fed the sink
                 await self._feed(data)
-            self._pool.window.release(size)
-            pending.popleft()
-
-    async def _request_more(self, start: int, pending: deque[_PendingRange]) -> int:
-        """Request as many ranges as pace and window allow.
-
-        The window is waited for only while none of it is held, so that items that share it never wait for each other.
-        """
-        total, window = self._total or 0, self._pool.window
-        while start < total:
-            size, running = self._ranges.size, sum(not one.task.done() for one in pending)
-            if pending and (running >= self._ranges.concurrency or window.would_block(size)):
-                break
-            await window.acquire(size)
-            stop = min(start + size, total)
-            pending.append(_PendingRange(asyncio.create_task(self._fetch(ByteRange(start, stop))), size))
-            start = stop
-        return start
+            pending.release_first()
 
     async def _fetch(self, byte_range: ByteRange) -> list[bytes] | None:
         """Fetch a range, with retries; None where the server sent the whole tar instead and the sink has it."""
@@ -428,7 +286,3 @@ async def read_range(received: RangeResponse, size: int, failed: str) -> AsyncGe
         yield piece
     if arrived < size:
         raise IntegrityError(f"{failed}: the connection ended within a range")
-
-
-def _all_done(ranges: Iterable[_PendingRange]) -> bool:
-    return all(one.task.done() for one in ranges)

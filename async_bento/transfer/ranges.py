@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import deque
 from contextlib import aclosing
 from dataclasses import replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from async_bento._core.concurrency import shielded
 from async_bento._core.retry import BUSY, Retries
 from async_bento.errors import APIStatusError, PartError
 from async_bento.transfer.adaptive import AdaptiveRanges
-from async_bento.transfer.download import CHANGED, read_range
+from async_bento.transfer.download import read_range
+from async_bento.transfer.download_source import CHANGED
 from async_bento.transfer.http import ByteRange, get
 from async_bento.transfer.verify import ObjectChangedError
+from async_bento.transfer.window import PendingRanges
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from async_bento._core.concurrency import ByteBudget
     from async_bento.rest.transport import Target
-    from async_bento.transfer.download import DownloadSource
+    from async_bento.transfer.download_source import DownloadSource
     from async_bento.transfer.http import TransferPool
 
 
 class NoRangesError(Exception):
     """The server sends the whole tar, whatever range was asked for."""
-
-
-class _PendingRange(NamedTuple):
-    """A requested range, and the bytes of the window that it holds."""
-
-    task: asyncio.Task[list[bytes]]
-    size: int
 
 
 class RangeReader:
@@ -122,25 +114,10 @@ class RangeReader:
         self, byte_range: ByteRange, window: ByteBudget | None = None
     ) -> AsyncGenerator[list[bytes]]:
         """Like `chunks`, with each chunk in the pieces that arrived."""
-        window, position = window or self._pool.window, byte_range.start
-        pending: deque[_PendingRange] = deque()
-        try:
+        position = byte_range.start
+        async with aclosing(PendingRanges(self._read_pieces, self._ranges, window or self._pool.window)) as pending:
             while pending or position < byte_range.stop:
-                while position < byte_range.stop:
-                    size = min(self._ranges.size, byte_range.stop - position)
-                    # Waited for only while none of it is held, so that transfers never wait for each other.
-                    if pending and (len(pending) >= self._ranges.concurrency or window.would_block(size)):
-                        break
-                    await window.acquire(size)
-                    task = asyncio.create_task(self._read_pieces(ByteRange(position, position + size)))
-                    pending.append(_PendingRange(task, size))
-                    position += size
-                pieces = await pending[0].task
-                window.release(pending.popleft().size)
+                position = await pending.request(position, byte_range.stop)
+                pieces = await pending.first
+                pending.release_first()
                 yield pieces
-        finally:
-            for one in pending:
-                one.task.cancel()
-            await shielded(asyncio.gather(*(one.task for one in pending), return_exceptions=True))
-            for one in pending:
-                window.release(one.size)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from async_bento.config import KiB, MiB
 from async_bento.progress.events import Progress
 from async_bento.transfer.adaptive import MIN_RANGE
-from async_bento.transfer.download import CHANGED, download
+from async_bento.transfer.download import download
+from async_bento.transfer.download_source import CHANGED
 from async_bento.transfer.http import ByteRange
 from async_bento.transfer.ranges import NoRangesError, RangeReader
 from async_bento.transfer.stream import EndOfPiecesError, OtherTarError, StreamSink
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from async_bento._core.concurrency import ByteBudget
-    from async_bento.transfer.download import DownloadSource
+    from async_bento.transfer.download_source import DownloadSource
     from async_bento.transfer.http import TransferPool
     from async_bento.transfer.stream import Output
     from async_bento.transfer.tar.index import IndexEntry

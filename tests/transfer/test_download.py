@@ -20,7 +20,7 @@ from async_bento import IntegrityError, PartError, StalledError, TransferError
 from async_bento.errors import APIConnectionError, APIResponseError, ArchiveError, BentoError, StoreError
 from async_bento.transfer import download as download_module
 from async_bento.transfer.adaptive import AdaptiveRanges
-from async_bento.transfer.download import DownloadSource
+from async_bento.transfer.download_source import DownloadSource
 from async_bento.transfer.tar.writer import TreeWriter
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, random_bytes
 from tests.calls import calls_of

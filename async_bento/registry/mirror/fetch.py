@@ -15,7 +15,8 @@ from async_bento.progress.events import Progress
 from async_bento.registry.errors import RecordNotFoundError, RegistryError, StorageError, disk_error
 from async_bento.registry.item_types import BENTO
 from async_bento.registry.mirror.growing import Growing, GrowingSink
-from async_bento.transfer.download import DownloadSource, download
+from async_bento.transfer.download import download
+from async_bento.transfer.download_source import DownloadSource
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_bento._core.concurrency import Threads
-    from async_bento.transfer.download import DownloadSource
+    from async_bento.transfer.download_source import DownloadSource
 
 
 class Growing:
