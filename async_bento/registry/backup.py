@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_bento._core import platform
@@ -26,7 +27,6 @@ from async_bento.registry.records.database import Database, sqlite_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from async_bento.registry.records.blobs import Blob
 
@@ -75,7 +75,7 @@ async def back_up(root: Path, target: Path, database: Database, copied: Callable
 
 
 async def restore(backup: Path, root: Path) -> None:
-    """Copy a backup into a directory that is empty or does not exist.
+    """Copy a backup into a directory that is empty or does not exist, or where an earlier copy was interrupted.
 
     Raise `ConfigError` for another one, and `BentoError` if the disk fails.
     """
@@ -166,17 +166,23 @@ def _finish(root: Path, target: Path, snapshot: Path) -> None:
 def _restore(backup: Path, root: Path) -> None:
     if not (backup / DATABASE).exists():
         raise ConfigError(f"cannot restore {backup}: it holds no complete backup. Pass the directory of one.")
-    if root.exists() and any(root.iterdir()):
+    unfinished = root / f".restoring-{DATABASE}"
+    # Unless an interrupted restore has left what it holds.
+    if root.exists() and any(root.iterdir()) and not unfinished.exists():
         raise ConfigError(f"cannot restore into {root}: it is not empty. Choose an empty directory.")
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    shutil.copytree(backup / BLOBS, root / BLOBS, dirs_exist_ok=True)
+    unfinished.touch(mode=0o600)
+    shutil.copytree(backup / BLOBS, root / BLOBS, copy_function=_copy_durably, dirs_exist_ok=True)
     (root / BLOBS).chmod(0o700)
     for name in SECRETS:
         with suppress(FileNotFoundError):
             shutil.copyfile(backup / name, root / name)
             (root / name).chmod(0o600)
     # The database last: a directory without one is no registry.
-    unfinished = root / f".{DATABASE}"
-    shutil.copyfile(backup / DATABASE, unfinished)
-    unfinished.chmod(0o600)
+    _copy_durably(backup / DATABASE, unfinished)
     platform.replace(unfinished, root / DATABASE)
+
+
+def _copy_durably(source: str | Path, target: str | Path) -> None:
+    shutil.copyfile(source, target)
+    fsync_path(Path(target))

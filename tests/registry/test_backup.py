@@ -133,6 +133,27 @@ async def test_failed_backup_keeps_earlier(caller: Caller, tmp_path: Path, monke
     assert (await run("check", "--root", tmp_path / "new")).exit_code == 0
 
 
+async def test_failed_restore_can_be_repeated(caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    await push(caller, "v1", DATA)
+    await run("backup", tmp_path / "backup", "--root", tmp_path / "registry")
+    copy, copies = shutil.copyfile, iter(range(100))
+
+    def fail(*args: object) -> object:
+        if next(copies) == 1:
+            raise OSError(28, "No space left on device")
+        return copy(*args)
+
+    arguments = ("restore", tmp_path / "backup", "--root", tmp_path / "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(backup.shutil, "copyfile", fail)
+        failed = await run(*arguments)
+    assert (failed.exit_code, "No space left on device" in failed.stderr) == (1, True)
+    assert not (tmp_path / "new" / "registry.sqlite3").exists()
+    assert (await run(*arguments)).exit_code == 0
+    assert files(tmp_path / "new") == files(tmp_path / "backup")
+    assert (await run(*arguments)).exit_code == 2
+
+
 async def test_backup_names_missing_bytes(caller: Caller, tmp_path: Path):
     root = tmp_path / "registry"
     await push(caller, "v1", DATA)
