@@ -17,7 +17,7 @@ from async_bento.cli.errors import exit_code
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
 from async_bento.cli.output import print_json, wrap
 from async_bento.config import BENTOML_VERSION, Config, GiB, bentoml_home
-from async_bento.errors import APIError, AuthenticationError, BentoError, ConfigError, StoreError
+from async_bento.errors import APIError, AuthenticationError, BentoError, ConfigError, ServerError, StoreError
 from async_bento.rest.client import RestApiClient
 from async_bento.store.store import BentoStore, ModelStore
 
@@ -31,6 +31,7 @@ MAX_CLOCK_SKEW = 60.0
 MIN_FREE_SPACE = GiB
 """Bytes; the size of a bento with a model."""
 
+_ASK = "Ask the administrator of the registry."
 _PACKAGES = ("aiohttp", "bentoml", "huggingface_hub", "aiobotocore")
 
 
@@ -97,12 +98,14 @@ async def _check_registry(endpoint: str | None, context: str | None) -> AsyncGen
                 "endpoint", _with_remedy(error, "Check the URL, and whether a proxy or a VPN is needed."), error
             )
             return
-    yield Check("endpoint", f"{credentials.endpoint} responds in {probe.seconds * 1000:.0f} ms")
+    if isinstance(probe.error, ServerError):  # its cause is not the token
+        yield Check("endpoint", _with_remedy(probe.error, _ASK), probe.error)
+    else:
+        yield Check("endpoint", f"{credentials.endpoint} responds in {probe.seconds * 1000:.0f} ms")
     if isinstance(probe.error, AuthenticationError):
         yield Check("token", str(probe.error), probe.error)
-    elif probe.error is not None:
-        message = _with_remedy(probe.error, "Ask the administrator of the registry.")
-        yield Check("token", message, probe.error)
+    elif probe.error is not None and not isinstance(probe.error, ServerError):
+        yield Check("token", _with_remedy(probe.error, _ASK), probe.error)
     elif probe.user is not None:
         yield Check("token", f"valid, for user {probe.user.name}")
     yield check_clock(probe.clock_skew)

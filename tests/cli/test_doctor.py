@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from async_bento import ConfigError, RestApiClient, __version__
+from async_bento import ConfigError, RestApiClient, ServerError, __version__
 from async_bento.cli.doctor import Check, check_clock, run_checks
 from tests.builders import left_in_scratch
 from tests.cli.test_cli import NOWHERE, done, run
@@ -106,9 +106,9 @@ def test_check_clock_reports_skew(skew: float | None, ok: bool, message: str) ->
     assert (check.error is None, check.message) == (ok, message)
 
 
-async def checks_at(date: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Check]:
+async def checks_at(date: str, monkeypatch: pytest.MonkeyPatch, status: int = 200) -> dict[str, Check]:
     async def current(_: web.Request) -> web.Response:
-        return web.json_response({"name": "me"}, headers={"Date": date})
+        return web.json_response({"name": "me"}, headers={"Date": date}, status=status)
 
     app = web.Application()
     app.router.add_get("/api/v1/auth/current", current)
@@ -133,6 +133,14 @@ async def test_clock_uses_date_header(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_invalid_date_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (await checks_at("yesterday", monkeypatch))["clock"].message == "not compared: the registry sends no time"
+
+
+async def test_server_error_is_no_token_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = await checks_at(formatdate(time.time(), usegmt=True), monkeypatch, status=503)
+    assert "token" not in found
+    assert isinstance(found["endpoint"].error, ServerError)
+    assert found["endpoint"].message.endswith("try again later. Ask the administrator of the registry.")
+    assert found["clock"].error is None
 
 
 def test_unwritable_store_fails(served: LocalRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
