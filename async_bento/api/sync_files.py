@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from async_bento.api.files import READ_AHEAD
+from async_bento.errors import ClosedError
 
 if TYPE_CHECKING:
     import os
@@ -87,7 +88,8 @@ class RemoteFiles:
             with io.BufferedReader(_RawFile(file, self._loop), READ_AHEAD) as buffered:
                 yield buffered
         finally:
-            self._loop.run(opened.exit)
+            with suppress(ClosedError):  # the end of the API has closed the file
+                self._loop.run(opened.exit)
 
     def extract(
         self,

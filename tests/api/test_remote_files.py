@@ -474,6 +474,20 @@ def test_blocking_files_are_file_like(served: LocalRegistry, home: Path, tmp_pat
         assert contents(tmp_path / "out") == {"src": None, "src/service.py": b"one\ntwo\n"}
 
 
+def test_open_file_block_error_outlives_api(served: LocalRegistry, home: Path) -> None:
+    make_bento(home, files={"src/service.py": b"one"})
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+
+        def fail() -> None:
+            with api.files("svc:v1").open("src/service.py"):
+                api.close()
+                raise LookupError("of the block")
+
+        with pytest.raises(LookupError, match="of the block"):
+            fail()
+
+
 async def test_huge_file_list_costs_little(served_tar: FaultProxy, make_client: MakeClient) -> None:
     """2 GiB that exist nowhere: the server makes the ranges it is asked for."""
     size = 2 * 1024 * MiB
