@@ -148,7 +148,8 @@ def _pull_bento(
 def _push_model(bentoml_api: Any, model: Any, *, force: bool = False, threads: int = 10) -> None:
     stored = (import_module("bentoml").Model, import_module("_bentoml_sdk.models").BentoModel)
     if not isinstance(model, stored):
-        _originals[type(bentoml_api), "push"](bentoml_api, model, force=force, threads=threads)
+        owner = next(each for each in type(bentoml_api).__mro__ if (each, "push") in _originals)
+        _originals[owner, "push"](bentoml_api, model, force=force, threads=threads)
         return
     with _open_api(bentoml_api) as api:
         _print_pushed(bentoml_api, "model", api.models.push(str(model.tag), force=force, threads=threads))
