@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from async_bento.errors import ConfigError
@@ -49,3 +50,13 @@ def origin(url: str) -> str:
     port = default if parts.port is None else parts.port
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname  # urlsplit drops the brackets
     return f"{parts.scheme}://{host}" + ("" if port == default else f":{port}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine."""
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, 6.3
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

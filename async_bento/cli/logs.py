@@ -117,13 +117,11 @@ class _RepetitionFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         # The handler is the root's: a line may be of any library, and an error here would end the call that logs it.
-        match record.args:
-            case (attempt, _, _, error) if str(record.msg).startswith("retrying"):
-                pass
-            case _:
-                return True
-        key, now = (attempt, str(error)), time.monotonic()
-        if now - self._written.get(key, -_REPEAT_AFTER) < _REPEAT_AFTER:
-            return False
-        self._written[key] = now
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        if str(record.msg).startswith("retrying") and len(arguments) == 4:  # noqa: PLR2004 - as `Retries` logs them
+            attempt, _, _, error = arguments
+            key, now = (attempt, str(error)), time.monotonic()
+            if now - self._written.get(key, -_REPEAT_AFTER) < _REPEAT_AFTER:
+                return False
+            self._written[key] = now
         return True

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from async_bento._core.concurrency import open_portal
 from async_bento._core.s3 import MAX_PUT_SIZE, MIN_PART_SIZE
+from async_bento._core.urls import is_loopback
 from async_bento.errors import ConfigError
 from async_bento.registry.app import Api
 from async_bento.registry.base_url import BaseUrl
@@ -345,7 +346,7 @@ class LocalRegistry:
 
     def _is_exposed(self) -> bool:
         """Whether other machines reach the registry by plain HTTP, as far as it knows."""
-        return self._tls is None and not self._base_url.is_behind_proxy and not _is_loopback(self._host)
+        return self._tls is None and not self._base_url.is_behind_proxy and not is_loopback(self._host)
 
     async def _listen(self, stack: AsyncExitStack, api: Api) -> int:
         tls = None if self._tls is None else await self._tls.load()
@@ -381,13 +382,6 @@ class _Running:
     cleanup: Cleanup
     retention: RetentionRecords
     stack: AsyncExitStack
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _endpoint(host: str, port: int, *, is_tls: bool = False) -> str:

@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 from functools import cache
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import aiohttp
@@ -17,7 +16,7 @@ from yarl import URL
 
 from async_bento._core.retry import Retries
 from async_bento._core.text import human_size
-from async_bento._core.urls import origin
+from async_bento._core.urls import is_loopback, origin
 from async_bento.config import BENTOML_VERSION, MiB
 from async_bento.errors import APIError, APIResponseError, APIStatusError, APITimeoutError
 from async_bento.rest.responses import RawResponse, is_not_found, parse_response, status_error
@@ -164,7 +163,7 @@ class RestSession:
         """
         credentials = self._credentials.get()
         url = URL(f"{credentials.endpoint}/api/v1/{path}", encoded=True)
-        if url.scheme == "http" and not _is_loopback(url.host or ""):
+        if url.scheme == "http" and not is_loopback(url.host or ""):
             _warn_of_plain_http(origin(credentials.endpoint))
         headers = {AUTH_HEADER: credentials.api_token.get_secret_value(), "X-Bentoml-Version": BENTOML_VERSION}
         return self._connections.target(url, headers, credentials, is_transfer=is_transfer)
@@ -185,16 +184,6 @@ class RestSession:
         if url.scheme == "http" and endpoint.startswith("https:"):
             _warn_of_plain_storage(origin(endpoint), origin(str(url)))
         return self._connections.target(url, {}, None)
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine."""
-    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, 6.3
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @cache
