@@ -1,9 +1,9 @@
-"""What the tests run stays on this machine: who would connect elsewhere, or resolve a name, is refused.
+"""The tests stay on this machine: connections to other hosts are refused, and so are lookups of their names.
 
-The process of the tests imports this module. Each Python that it starts has it for its `sitecustomize`, by way of
-`PYTHONPATH`, and notes what it refused in the file that `LOOPBACK_LOG` names, since a parent may not look at how a
-child ends. An audit hook sees every library that uses Python's sockets. It does not see a library that has sockets of
-its own, a program that is no Python, or a Python that was told to ignore its environment (`-I`, `-E`, `-S`).
+The process of the tests imports this module. Each Python that the process starts has the module as its `sitecustomize`,
+through `PYTHONPATH`, and records refusals in the file that `LOOPBACK_LOG` names: a parent may not check how a child
+ends. An audit hook sees every library that uses Python's sockets. The hook does not see libraries with sockets of their
+own, programs that are not Python, or Pythons that ignore the environment (`-I`, `-E`, `-S`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ipaddress
 import os
 import sys
 
-WHERE = {  # the audit events of the module socket that name a host, and where in their arguments they do
+WHERE = {  # the audit events of the module socket that name a host, and the position of the host in their arguments
     "socket.connect": 1,
     "socket.sendto": 1,
     "socket.sendmsg": 1,
@@ -26,11 +26,11 @@ refused: list[str] = []
 
 
 class LeavesThisMachineError(RuntimeError):
-    """No OSError, which a client would take for bad weather and try again."""
+    """Not an OSError: a client would retry after one."""
 
 
 def is_here(host: object) -> bool:
-    """Whether a host is this machine. Any address of it will do to listen on, and so will none."""
+    """Whether a host is this machine, or an address to listen on."""
     if isinstance(host, (bytes, bytearray)):
         host = host.decode()
     if not isinstance(host, str) or host in {"", "localhost"}:
@@ -42,14 +42,14 @@ def is_here(host: object) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def refuse(event: str, arguments: tuple[object, ...]) -> None:
-    """Raise for what would leave this machine."""
-    if event not in WHERE:
+def refuse(event: str, arguments: tuple[object, ...], where: dict[str, int] = WHERE) -> None:  # globals end earlier
+    """Raise for an event that would leave this machine."""
+    if event not in where:
         return
-    target = arguments[WHERE[event]]
+    target = arguments[where[event]]
     if isinstance(target, tuple):
         target = target[0]
-    elif WHERE[event]:  # a path, or the address that the socket is connected to already
+    elif where[event]:  # a path, or the address that the socket is connected to already
         return
     if is_here(target):
         return
