@@ -173,6 +173,7 @@ class FaultProxy:
     _concurrent: Counter[str] = field(default_factory=Counter)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _arrival: asyncio.Event = field(default_factory=asyncio.Event)
+    _handlers: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def __aenter__(self) -> Self:
         self._session = await self._stack.enter_async_context(
@@ -188,6 +189,7 @@ class FaultProxy:
             app, auto_decompress=False, shutdown_timeout=0.1, lingering_time=self.lingering_time
         )
         await self._runner.setup()
+        self._stack.push_async_callback(self._cancel_handlers)
         self._stack.push_async_callback(close_server, self._runner)
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         host, port = self.address = self._runner.addresses[0][:2]
@@ -198,6 +200,12 @@ class FaultProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    async def _cancel_handlers(self) -> None:
+        """Cancel the handlers that still wait: aiohttp cancels no handler whose client has disconnected."""
+        for handler in self._handlers:
+            handler.cancel()
+        await asyncio.gather(*self._handlers, return_exceptions=True)
 
     def add_fault(self, pattern: str, fault: Fault, *, times: int | None = 1, skip: int = 0) -> None:
         """Answer requests whose `METHOD path?query` matches by a fault: `times` of them (None: all), after `skip`."""
@@ -226,6 +234,9 @@ class FaultProxy:
         logged = LoggedRequest(request.method, request.path, dict(request.query), dict(request.headers))
         self.requests.append(logged)
         self._arrival.set()
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._handlers.add(handler)
         kind = request.method if "/blobs/" in request.path or request.path.endswith(("/upload", "/download")) else ""
         self._concurrent[kind] += 1
         self.max_concurrent[kind] = max(self.max_concurrent[kind], self._concurrent[kind])
@@ -243,6 +254,7 @@ class FaultProxy:
             return response
         finally:
             self._concurrent[kind] -= 1
+            self._handlers.discard(handler)
 
     @asynccontextmanager
     async def send_upstream(
