@@ -122,7 +122,7 @@ def free_threading(session: nox.Session) -> None:
 def endurance(session: nox.Session) -> None:
     """Run the long tests on one Python: kills at each step, cancellation at each await, random faults."""
     install_group(session, "test")
-    run_pytest(session, "-m", "long", "--maxschedchunk=1", measured=False)  # one test at a time: each takes minutes
+    run_pytest(session, "-m", "long", "--maxschedchunk=1", measured=True)  # one test at a time: each takes minutes
 
 
 @nox.session(name="every-await", default=False)
@@ -165,7 +165,7 @@ def interop(session: nox.Session) -> None:
     """Run with the real BentoML: each client pulls the other's pushes. The newest releases run on every storage."""
     install_group(session, "interop")
     install_releases(session, BENTOML)
-    run_pytest(session, "-m", "interop", measured=False)  # coverage would also trace bentoml
+    run_pytest(session, "-m", "interop", measured=True)
 
 
 @nox.session(name="bentoml-releases", default=False)
@@ -326,12 +326,12 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Combine the coverage of tests and backends, or of the named files; fail below the floor."""
+    """Combine the coverage of all sessions that measure it, or of the named files; fail below the floor."""
     install_group(session, "coverage", package=False)
     data = {"COVERAGE_FILE": str(ROOT / ".coverage")}
     paths = session.posargs or sorted(str(path) for path in ROOT.glob(".coverage.*") if path.is_file())
     if not paths:
-        session.error(f"no coverage data: run `nox -s {TESTS} backends` first")
+        session.error(f"no coverage data: run `nox -s {TESTS} backends endurance interop` first")
     session.run("coverage", "combine", "--keep", "--quiet", *paths, env=data)
     with (ROOT / "coverage.md").open("w", encoding="utf-8") as file:
         session.run("coverage", "report", "--format=markdown", "--fail-under=0", env=data, stdout=file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,13 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.leaks", "tests.fixtures", "tests.platforms"]
 
-# Under coverage, only the tests' own process is measured: to measure the hundreds that they start doubles the time.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+COVERAGE = "COVERAGE_PROCESS_CONFIG"
+"""The variable by which coverage measures the processes that a measured process starts."""
+
+MEASURED = re.compile(r"(api|cli|core|integrations|store)/|interop/test_accelerate|registry/test_operation")
+"""The tests whose processes are measured, too: those of the others run the same lines, and would double the time."""
+
+_coverage = os.environ.pop(COVERAGE, None) if "PYTEST_XDIST_WORKER" in os.environ else None
 
 # A run in the background ignores Ctrl-C, and one under nohup SIGHUP; the processes that tests start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -63,6 +68,13 @@ class Refused:
             lines += self.log.read_text().splitlines()
             self.log.unlink()
         return lines
+
+
+@pytest.fixture(autouse=True)
+def measured_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let coverage measure the processes of a test."""
+    if _coverage is not None and MEASURED.match(request.node.nodeid.removeprefix("tests/")):
+        monkeypatch.setenv(COVERAGE, _coverage)
 
 
 @pytest.fixture(scope="session", autouse=True)

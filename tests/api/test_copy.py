@@ -18,6 +18,7 @@ from async_bento import (
     BentoError,
     BentoStore,
     ConfigError,
+    ModelStore,
     NotFoundError,
     PushesError,
     TransferError,
@@ -357,16 +358,21 @@ async def test_mismatched_etag_rejected(start_pair: StartPair) -> None:
 
 def test_blocking_api_copies(tmp_path: Path) -> None:
     make_bento(tmp_path, "svc:v1", {"a": b"1"})
-    store = BentoStore(tmp_path / "bentos")
+    make_model(tmp_path, "mod:m1", {"weights": b"2"})
+    stores = {"bento_store": BentoStore(tmp_path / "bentos"), "model_store": ModelStore(tmp_path / "models")}
     with LocalRegistry(tmp_path / "one") as one, LocalRegistry(tmp_path / "two") as two:
-        here = BentoAPI(endpoint=one.endpoint, api_token=one.api_token, bento_store=store)
-        there = BentoAPI(endpoint=two.endpoint, api_token=two.api_token, bento_store=store)
+        here = BentoAPI(endpoint=one.endpoint, api_token=one.api_token, **stores)
+        there = BentoAPI(endpoint=two.endpoint, api_token=two.api_token, **stores)
         with here, there:
             here.push("svc:v1")
             assert not there.exists("svc:v1")
             assert not here.copy("svc:v1", there).skipped
             assert [result.skipped for result in here.copy(["svc:v1"], there)] == [True]
             assert there.exists("svc:v1")
+            here.models.push("mod:m1")
+            assert not here.models.copy("mod:m1", there).skipped
+            model = there.models.pull("mod:m1", path=tmp_path / "model")
+            assert (model.path / "weights").read_bytes() == b"2"
 
 
 async def test_hub_model_copied_as_record(start_pair: StartPair, make_client: MakeClient, origin: Path) -> None:
