@@ -319,7 +319,7 @@ TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
     "records": lambda _: records_table(load_one(RECORDS)),
     "remote": lambda _: remote_table(load_one(REMOTE)),
 }
-DOCUMENTS = ("README.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/benchmarks.md")
 
 
 def filled(text: str, results: Sequence[Result]) -> str:

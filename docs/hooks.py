@@ -27,6 +27,7 @@ SEARCH_BOOSTS = {
     "guides/login.md": 2.0,
     "guides/troubleshooting.md": 1.5,
     "acceptance.md": 0.3,
+    "benchmarks.md": 0.3,
     "cli.md": 0.5,
     "design/webhooks-and-quotas.md": 0.2,
     "parity.md": 0.3,
