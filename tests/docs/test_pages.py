@@ -494,6 +494,12 @@ def test_search_words_are_prominent(query: str, page: str) -> None:
     assert any(all(word in place for word in query.split()) for place in places)
 
 
+@pytest.mark.parametrize("block", blocks("mermaid"), ids=str)
+def test_diagram_has_no_semicolon(block: Block) -> None:
+    """Mermaid ends a statement at a semicolon, and shows the page an error instead of the diagram."""
+    assert ";" not in block.text
+
+
 def test_site_build_has_no_warnings(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
