@@ -44,10 +44,22 @@ def on_config(config: Any) -> None:
     config["markdown_extensions"].append(CommandExamples())
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Set the search boost of the page, and replace each line `<!-- variables: NAME -->` by the table of that group."""
+def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
+    """Set the search boost of the page, replace each `<!-- variables: NAME -->` by that table, and link the tests."""
     page.meta["search"] = {"boost": SEARCH_BOOSTS.get(page.file.src_uri, 1.0)}
+    if page.file.src_uri == "parity.md":
+        markdown = link_tests(markdown, config["repo_url"])
     return re.sub(r"^<!-- variables: (\w+) -->$", lambda found: make_table(found[1]), markdown, flags=re.MULTILINE)
+
+
+def link_tests(markdown: str, repository: str) -> str:
+    """Replace each test id by the name of the test, which breaks at underscores and links to the file."""
+
+    def link(found: re.Match[str]) -> str:
+        file, name = found.groups()
+        return f'<a href="{repository}/blob/main/{file}" title="{file}"><code>{name.replace("_", "_<wbr>")}</code></a>'
+
+    return re.sub(r"`(tests/[\w/]+\.py)::(\w+)`", link, markdown)
 
 
 def make_table(group: str) -> str:
