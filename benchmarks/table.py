@@ -66,16 +66,16 @@ def goals_table(results: Sequence[Result], titles: Mapping[str, str] = TITLES) -
             against = "" if goal.against == THEIRS else f" to {goal.against}"
             peer = ", verify off" if goal.peer == UNVERIFIED else ""
             what = f"{goal.direction}, {'CPU' if goal.measure == 'cpu' else goal.measure}{peer}{against}"
-            met = "" if goal.is_met else "**missed**"
+            met = "met" if goal.is_met else "**missed**"
             rows.append((goal.title, what, f"{goal.ratio:.2f}", f"{goal.at_most:.2f}", met))
     measured = {result.content["name"] for result in results}
     rows += [(title, "", "", "", "not measured") for name, title in titles.items() if name not in measured]
-    return markdown(" case| measure|ratio|target| ", rows)
+    return markdown(" case| measure|ratio|target| result", rows)
 
 
 def full_table(results: Sequence[Result]) -> str:
     """List all measurements, one table per case."""
-    head = " | |wall s|min, max|CPU s|servers' CPU s|memory MiB|disk MiB|written MiB"
+    head = " step| client|wall s|min, max|CPU s|servers' CPU s|memory MiB|disk MiB|written MiB"
     tables: list[str] = []
     for result in results:
         rounds = max(each["round"] for each in result.content["rounds"])
@@ -167,7 +167,7 @@ def short_table(results: Sequence[Result]) -> str:
             cpu = result.median(direction, OURS, "cpu") / result.median(direction, THEIRS, "cpu")
             seconds = f"{ours:.2f} s", f"{theirs:.2f} s"
             rows.append((result.title, direction, *seconds, f"{ours / theirs:.2f}", f"{cpu:.2f}"))
-    return markdown(" | |async-bento|bentoml 1.4.39|ratio|CPU, ratio", rows)
+    return markdown(" case| step|async-bento|bentoml 1.4.39|ratio|CPU, ratio", rows)
 
 
 def three_numbers(results: Sequence[Result]) -> str:
@@ -319,7 +319,7 @@ TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
     "records": lambda _: records_table(load_one(RECORDS)),
     "remote": lambda _: remote_table(load_one(REMOTE)),
 }
-DOCUMENTS = ("README.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/benchmarks.md")
 
 
 def filled(text: str, results: Sequence[Result]) -> str:

@@ -1,4 +1,4 @@
-"""MkDocs hooks: version, order of search results, tables of the environment variables, examples of the commands."""
+"""MkDocs hooks: version, order of search results, environment variables, examples and options of the commands."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ SEARCH_BOOSTS = {
     "guides/login.md": 2.0,
     "guides/troubleshooting.md": 1.5,
     "acceptance.md": 0.3,
+    "benchmarks.md": 0.3,
     "cli.md": 0.5,
     "design/webhooks-and-quotas.md": 0.2,
     "parity.md": 0.3,
@@ -38,15 +39,27 @@ SEARCH_BOOSTS = {
 
 
 def on_config(config: Any) -> None:
-    """Set the version in the footer, and register the extension that formats examples."""
+    """Set the version in the footer, and register the extension that formats the help of commands."""
     config["copyright"] = f"async-bento {__version__}"
-    config["markdown_extensions"].append(CommandExamples())
+    config["markdown_extensions"].append(CommandHelp())
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Set the search boost of the page, and replace each line `<!-- variables: NAME -->` by the table of that group."""
+def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
+    """Set the search boost of the page, replace each `<!-- variables: NAME -->` by that table, and link the tests."""
     page.meta["search"] = {"boost": SEARCH_BOOSTS.get(page.file.src_uri, 1.0)}
+    if page.file.src_uri == "parity.md":
+        markdown = link_tests(markdown, config["repo_url"])
     return re.sub(r"^<!-- variables: (\w+) -->$", lambda found: make_table(found[1]), markdown, flags=re.MULTILINE)
+
+
+def link_tests(markdown: str, repository: str) -> str:
+    """Replace each test id by the name of the test, which breaks at underscores and links to the file."""
+
+    def link(found: re.Match[str]) -> str:
+        file, name = found.groups()
+        return f'<a href="{repository}/blob/main/{file}" title="{file}"><code>{name.replace("_", "_<wbr>")}</code></a>'
+
+    return re.sub(r"`(tests/[\w/]+\.py)::(\w+)`", link, markdown)
 
 
 def make_table(group: str) -> str:
@@ -80,19 +93,35 @@ def show_default(default: object) -> str:
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
 
 
-class CommandExamples(Extension):
-    """Make the examples in the help of a command a block of code; mkdocs-click takes them for a paragraph."""
+class CommandHelp(Extension):
+    """Make a block of code of the examples in the help of a command, and a table of its options.
+
+    mkdocs-click takes the examples for a paragraph, and makes a block of the options, which does not fit a phone.
+    """
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - Markdown's name
-        md.preprocessors.register(_Examples(md), "command_examples", 140)  # mkdocs-click's has 141
+        md.preprocessors.register(_CommandHelp(md), "command_help", 140)  # mkdocs-click's has 141
 
 
-class _Examples(Preprocessor):
+class _CommandHelp(Preprocessor):
     def run(self, lines: list[str]) -> list[str]:
         text = "\n".join(lines)
-        return re.sub(r"^Examples:\n((?:  .+\n)+)", _as_code, text, flags=re.MULTILINE).split("\n")
+        text = re.sub(r"^Examples:\n((?:  .+\n)+)", _as_code, text, flags=re.MULTILINE)
+        options = re.compile(r"(?<=^\*\*Options:\*\*\n\n)```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+        return options.sub(_as_table, text).split("\n")
 
 
 def _as_code(found: re.Match[str]) -> str:
     commands = "".join(f"{line.strip()}\n" for line in found[1].splitlines())
     return f"**Examples:**\n\n```sh\n{commands}```\n"
+
+
+def _as_table(found: re.Match[str]) -> str:
+    rows: list[list[str]] = []
+    for line in found[1].splitlines():
+        if option := re.match(r"  (-.*?)(?:  +(.*))?$", line):
+            rows.append([option[1], option[2] or ""])
+        elif line:
+            rows[-1][1] += f" {line.strip()}"
+    escaped = ((option, re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", meaning.strip())) for option, meaning in rows)
+    return "\n".join(["| option | meaning |", "| --- | --- |", *(f"| `{each[0]}` | {each[1]} |" for each in escaped)])

@@ -211,7 +211,8 @@ class AsyncRemoteFiles:
             BentoError: The files could not be downloaded; the directory is unchanged.
 
         Examples:
-            >>> await api.files("iris_classifier:v1").extract("src/*.py", "sources", exclude="*_test.py")
+            >>> files = api.files("iris_classifier:v1")
+            >>> await files.extract("src/*.py", "sources", exclude="*_test.py")
         """
         include, without = _patterns(patterns), _patterns(exclude)
         target = TargetDirectory(self._kind.store.item_type, directory)

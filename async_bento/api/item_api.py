@@ -168,7 +168,8 @@ class ItemAPI(Generic[ItemT, RecordT]):
             APIError: The registry could not be reached, or refused the change.
 
         Examples:
-            >>> record = await api.set_labels("iris_classifier:v1", {"stage": "prod", "candidate": None})
+            >>> changes = {"stage": "prod", "candidate": None}
+            >>> record = await api.set_labels("iris_classifier:v1", changes)
             >>> print({label.key: label.value for label in record.labels})
         """
         changes = check_changes(labels)

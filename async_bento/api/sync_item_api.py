@@ -148,7 +148,8 @@ class BlockingItemAPI(Generic[ApiT, RecordT]):
             APIError: The registry could not be reached, or refused the change.
 
         Examples:
-            >>> record = api.set_labels("iris_classifier:v1", {"stage": "prod", "candidate": None})
+            >>> changes = {"stage": "prod", "candidate": None}
+            >>> record = api.set_labels("iris_classifier:v1", changes)
             >>> print({label.key: label.value for label in record.labels})
         """
         record: RecordT = self._loop.run(self._async.set_labels, tag, labels)

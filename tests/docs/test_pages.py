@@ -494,6 +494,12 @@ def test_search_words_are_prominent(query: str, page: str) -> None:
     assert any(all(word in place for word in query.split()) for place in places)
 
 
+@pytest.mark.parametrize("block", blocks("mermaid"), ids=str)
+def test_diagram_has_no_semicolon(block: Block) -> None:
+    """Mermaid ends a statement at a semicolon, and shows the page an error instead of the diagram."""
+    assert ";" not in block.text
+
+
 def test_site_build_has_no_warnings(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
@@ -505,17 +511,21 @@ def test_site_build_has_no_warnings(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    reference, cli, variables, architecture = (
+    reference, cli, variables, architecture, parity = (
         (tmp_path / "site" / page / "index.html").read_text()
-        for page in ("reference", "cli", "environment-variables", "architecture")
+        for page in ("reference", "cli", "environment-variables", "architecture", "parity")
     )
     assert "the most parts in flight at once" in reference.lower()  # from a docstring
     assert 'class="mermaid"' in architecture
+    assert "blob/main/tests/api/test_push.py" in parity
+    assert "::test" not in parity  # each test is a link
     signatures = [line for line in text_of_code(reference) if line[0] not in "│├└"]  # the tree of the errors is wider
     assert max(map(len, signatures)) <= 100
     for command in ("push", "models pull", "store prune", "registry serve", "registry prune", "completion"):
         assert f'id="async-bento-{command.replace(" ", "-")}"' in cli, command
     assert "async-bento push ./bentos/iris_classifier/v3 --force" in text_of_code(cli)
+    assert "<td><code>-t, --threads INTEGER RANGE</code></td>\n<td>Maximum number of parts" in cli
+    assert "  --" not in "\n".join(text_of_code(cli))  # the options are in tables
     assert "<code>ASYNC_BENTO_PROGRESS</code>" in variables
     assert "ASYNC_BENTO_TRANSFER_PART_SIZE</code></td>\n<td><code>16777216</code> (16.0 MiB)</td>" in variables
 
