@@ -80,7 +80,10 @@ class Store(Generic[ItemT]):
         return LatestFiles(self._layout, self._staging)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.path)!r})"
+        path = ""
+        with suppress(ConfigError):  # no home
+            path = repr(str(self.path))
+        return f"{type(self).__name__}({path})"
 
     def get(self, tag: AnyTag, *, prefix: bool = True) -> ItemT:
         """Find one item.

@@ -12,7 +12,7 @@ import pytest
 
 from async_bento._core import platform
 from async_bento._core.tag import Tag
-from async_bento.errors import InvalidTagError, NotFoundError, StoreError
+from async_bento.errors import ConfigError, InvalidTagError, NotFoundError, StoreError
 from async_bento.store.items import Model
 from async_bento.store.store import BentoStore, ModelStore
 from tests.store.stores import MIDDLE, NEW, OLD, fill, fill_model, latest, put, staging_of
@@ -27,6 +27,14 @@ def test_base_path_replaces_default(tmp_path):
     store = BentoStore(str(tmp_path / "mine"))
     put(store, "iris:v1")
     assert (tmp_path / "mine" / "iris" / "v1" / "bento.yaml").is_file()
+
+
+def test_repr_without_home_has_no_path(home, monkeypatch):
+    monkeypatch.setenv("BENTOML_HOME", "~nobody-at-all/bentoml")
+    store = BentoStore()
+    assert repr(store) == "BentoStore()"
+    with pytest.raises(ConfigError, match="Set BENTOML_HOME"):
+        _ = store.path
 
 
 def test_get_tag_finds_item(store):
