@@ -113,7 +113,7 @@ with contextlib.suppress(Exception):
 def test_catches_it():
     exec(CODE)
 
-def test_is_not_told_by_its_child():
+def test_child_refusal_fails_parent():
     subprocess.run([sys.executable, "-c", CODE], check=True)
 
 def test_stays_here():
@@ -134,9 +134,9 @@ def test_caught_refusal_fails_test(tmp_path: Path) -> None:
         timeout=100,
     )
 
-    told = [line.split(" - ")[0].replace(f"{tmp_path}/", "") for line in done.stdout.splitlines()]
-    assert [line.rpartition("::")[2] for line in told if line.startswith("ERROR")] == [
+    reports = [line.split(" - ")[0].replace(f"{tmp_path}/", "") for line in done.stdout.splitlines()]
+    assert [line.rpartition("::")[2] for line in reports if line.startswith("ERROR")] == [
         "test_catches_it",
-        "test_is_not_told_by_its_child",
+        "test_child_refusal_fails_parent",
     ], done.stdout
     assert "3 passed, 2 errors" in done.stdout
