@@ -24,6 +24,7 @@ __all__ = ["containers"]
 pytestmark = [
     pytest.mark.posix("containers"),
     pytest.mark.processes,
+    pytest.mark.long,
     pytest.mark.usefixtures("containers"),
 ]
 

@@ -131,6 +131,7 @@ cp -r /place/. /out/place
 
 @pytest.mark.posix("mounts")
 @pytest.mark.processes
+@pytest.mark.long
 @pytest.mark.usefixtures("containers")
 def test_store_works_on_file_system(place: Place, bento: Path, volume: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

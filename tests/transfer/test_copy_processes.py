@@ -170,10 +170,13 @@ LARGE = {
     "parts of a stream": ("stream", "presigned_url", 8 * MiB, 8 * MiB),
     "a stream in one PUT": ("stream", "auto", 8 * MiB, MiB),
 }
+LONG = {*LARGE} - {"parts of the source", "parts of a stream"}
 
 
 @pytest.mark.posix("/proc")
-@pytest.mark.parametrize("large", LARGE)
+@pytest.mark.parametrize(
+    "large", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in LARGE]
+)
 async def test_copy_memory_is_constant(
     run: Run, start_proxy: StartProxy, make_client: MakeClient, home: Path, origin: Path, large: str
 ) -> None:
