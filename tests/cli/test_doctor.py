@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import time
 from email.utils import formatdate
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 
 from async_bento import ConfigError, RestApiClient, ServerError, __version__
-from async_bento.cli.doctor import Check, check_clock, run_checks
+from async_bento.cli.doctor import Check, check_clock, list_versions, run_checks
+from async_bento.config import BENTOML_VERSION
 from tests.builders import left_in_scratch
 from tests.cli.test_cli import NOWHERE, done, run
 from tests.platforms import REFUSED
@@ -162,6 +165,17 @@ def test_doctor_reports_full_disk(served: LocalRegistry, monkeypatch: pytest.Mon
     assert (result.exit_code, word) == (1, "FAIL")
     assert "only 5.0 MiB are free on the disk of " in message
     assert "Free some space" in message
+
+
+def test_versions_list_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def installed(name: str) -> str:
+        if name not in {"aiohttp", "aiobotocore"}:
+            raise PackageNotFoundError(name)
+        return "4.5.6"
+
+    monkeypatch.setattr("async_bento.cli.doctor.version", installed)
+    own = f"async-bento {__version__}, Python {platform.python_version()}"
+    assert list_versions() == f"{own}, aiohttp 4.5.6, aiobotocore 4.5.6; compatible with BentoML {BENTOML_VERSION}"
 
 
 def test_json_has_name_ok_message(served: LocalRegistry) -> None:

@@ -475,6 +475,8 @@ def test_rate_starts_unknown() -> None:
     rate.record(0, 0.0)
     rate.record(10**9, 0.5)
     assert rate.per_second(0.6) is None
+    rate.record(10**9, 1.0)
+    assert rate.per_second(1.0) == 10**9
 
 
 def test_rate_excludes_planning() -> None:
