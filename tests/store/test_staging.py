@@ -207,6 +207,24 @@ def test_recover_restores_old_item(store, home):
     assert staging_of(store) == []
 
 
+def test_recover_restores_removed_directories(store, home):
+    path = put(store, "iris:v1", text="old").path
+    path.rename(crash_in_commit(store, "iris:v1", moved=home, before="v1", after="v1") / "item")
+    shutil.rmtree(store.path)
+    store.recover("iris:v1")
+    assert (path / "text").read_text() == "old"
+    assert staging_of(store) == []
+
+
+def test_recover_before_move_keeps_latest(store, home):
+    put(store, "iris:v1", OLD)
+    put(store, "iris:v2", NEW)
+    crash_in_commit(store, "iris:v1", moved=home, before="v2", after="v1")
+    store.recover("iris:v1")
+    assert latest(store) == "v2"
+    assert staging_of(store) == []
+
+
 def test_recover_keeps_new_item(store):
     path = put(store, "iris:v1", text="new").path
     fill(crash_in_commit(store, "iris:v1", moved=path, before="v1", after="v1") / "item", "iris:v1", text="old")
