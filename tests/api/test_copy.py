@@ -279,6 +279,28 @@ async def test_repushed_item_copied_whole(start_pair: StartPair, make_client: Ma
         assert hashlib.sha256(copied["src/weights"]).digest() == hashlib.sha256(random_bytes(12 * MiB, 6)).digest()
 
 
+@pytest.mark.parametrize("to", ["presigned_url", "proxy"])
+async def test_repush_during_stream_is_copied(
+    to: str, start_pair: StartPair, make_client: MakeClient, tmp_path: Path
+) -> None:
+    """From a server without ranges, ETags and checksums: only the record shows the change."""
+    pair = await start_pair("proxy", to)
+    pair.source.hides_checksums = True
+    pair.source.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)
+    new = tmp_path / "new"
+    make_bento(new, "svc:v1", FILES | {"src/service.py": b"more\n"}, labels=LABELS)
+
+    async def push_meanwhile(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        await make_client(pair.source, new).push("svc:v1", force=True)
+        return answer
+
+    pair.source.add_fault(DOWNLOAD, push_meanwhile, skip=2)
+    await pair.here.copy("svc:v1", pair.there, with_models=False)
+    copied = await pulled(pair.there, "svc:v1", tmp_path / "copy")
+    assert copied["src/service.py"] == b"more\n"
+
+
 async def test_list_copy_shares_models(
     start_pair: StartPair, make_client: MakeClient, origin: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

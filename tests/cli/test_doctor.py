@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import platform
 import shutil
 import time
 from email.utils import formatdate
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 
-from async_bento import ConfigError, RestApiClient, ServerError, __version__
-from async_bento.cli.doctor import Check, check_clock, run_checks
+from async_bento import BentoStore, ConfigError, RestApiClient, ServerError, StoreError, __version__
+from async_bento.cli.doctor import (
+    MIN_FREE_SPACE,
+    Check,
+    check_clock,
+    check_space,
+    check_store,
+    list_versions,
+    run_checks,
+)
+from async_bento.config import BENTOML_VERSION
 from tests.builders import left_in_scratch
 from tests.cli.test_cli import NOWHERE, done, run
 from tests.platforms import REFUSED
@@ -97,6 +110,8 @@ def test_rejected_token_not_shown(served: LocalRegistry, monkeypatch: pytest.Mon
     [
         (None, True, "not compared: the registry sends no time"),
         (-59, True, "agrees with the registry's clock"),
+        (60, True, "agrees with the registry's clock"),
+        (61, False, "1 min 01 s ahead of the registry's clock. Set this clock, or synchronize it by NTP."),
         (3700, False, "1 h 01 min ahead of the registry's clock. Set this clock, or synchronize it by NTP."),
         (-300, False, "5 min 00 s behind the registry's clock. Set this clock, or synchronize it by NTP."),
     ],
@@ -162,6 +177,50 @@ def test_doctor_reports_full_disk(served: LocalRegistry, monkeypatch: pytest.Mon
     assert (result.exit_code, word) == (1, "FAIL")
     assert "only 5.0 MiB are free on the disk of " in message
     assert "Free some space" in message
+
+
+def test_space_of_missing_home_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "new" / "bentoml"))
+    free = {tmp_path: MIN_FREE_SPACE}
+    monkeypatch.setattr("async_bento.cli.doctor.shutil.disk_usage", lambda path: SimpleNamespace(free=free[path]))
+    assert check_space() == f"1.0 GiB are free on the disk of {tmp_path}"
+    free[tmp_path] -= 1
+    with pytest.raises(StoreError, match="are free on the disk of"):
+        check_space()
+
+
+async def test_unreadable_disk_is_reported(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/srv")
+
+    monkeypatch.setattr("async_bento.cli.doctor.shutil.disk_usage", refuse)
+    found = {check.name: check async for check in run_checks()}
+    assert found["space"].message == "cannot read /srv: Permission denied"
+    assert isinstance(found["space"].error, StoreError)
+    assert found["versions"].error is None
+
+
+def test_store_remedy_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "cannot write into /srv: read-only. Set BENTOML_HOME to another directory."
+
+    def fail(_: BentoStore) -> None:
+        raise StoreError(message)
+
+    monkeypatch.setattr(BentoStore, "stage", fail)
+    with pytest.raises(StoreError) as caught:
+        check_store()
+    assert str(caught.value) == message
+
+
+def test_versions_list_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def installed(name: str) -> str:
+        if name not in {"aiohttp", "aiobotocore"}:
+            raise PackageNotFoundError(name)
+        return "4.5.6"
+
+    monkeypatch.setattr("async_bento.cli.doctor.version", installed)
+    own = f"async-bento {__version__}, Python {platform.python_version()}"
+    assert list_versions() == f"{own}, aiohttp 4.5.6, aiobotocore 4.5.6; compatible with BentoML {BENTOML_VERSION}"
 
 
 def test_json_has_name_ok_message(served: LocalRegistry) -> None:

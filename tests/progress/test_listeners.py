@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from async_bento import AsyncBentoAPI, BentoAPI, LineListener, ProgressEvent, TqdmListener
 from async_bento.progress.listeners import REDRAW_INTERVAL, CommandBars, JsonListener, choose_listener
-from async_bento.progress.summary import Rate, TransferSummary, facts_of, fit, fit_name
+from async_bento.progress.summary import SAMPLE_INTERVAL, Rate, TransferSummary, facts_of, fit, fit_name
 from tests.builders import KiB, MiB, make_model, random_bytes
 from tests.eventually import eventually
 from tests.fault_proxy import PUT, Hold
@@ -475,6 +475,23 @@ def test_rate_starts_unknown() -> None:
     rate.record(0, 0.0)
     rate.record(10**9, 0.5)
     assert rate.per_second(0.6) is None
+    rate.record(10**9, 1.0)
+    assert rate.per_second(1.0) == 10**9
+
+
+def test_rate_samples_each_interval() -> None:
+    rate = Rate()
+    rate.record(0, 0.0)
+    rate.record(100, SAMPLE_INTERVAL)
+    rate.record(900, 2 * SAMPLE_INTERVAL - 0.01)
+    assert rate.per_second(2.0) == 100
+
+
+def test_rate_keeps_two_samples() -> None:
+    rate = Rate()
+    for moved, now in ((0, 0.0), (100, 1.0), (1550, 30.0)):
+        rate.record(moved, now)
+    assert rate.per_second(30.0) == 50
 
 
 def test_rate_excludes_planning() -> None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from async_bento.registry import connections
 from tests.registry.conftest import disk_only
@@ -102,6 +103,68 @@ async def test_connection_limit_drops_idle(tmp_path: Path, head: bytes):
         for _, writer in idle:
             writer.transport.abort()
     assert err == b""  # descriptors were left
+
+
+@pytest.mark.usefixtures("many_descriptors")
+@pytest.mark.posix("limit of open files")
+def test_descriptor_limit_is_raised():
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
+    connections.raise_descriptor_limit()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError])
+@pytest.mark.posix("limit of open files")
+def test_descriptor_limit_refused_is_kept(error: type[Exception], monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("resource.setrlimit", refuse)
+    connections.raise_descriptor_limit()
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "count"), [(10, 1), (66, 1), (68, 2), (1024, 480), (16446, 8191), (16448, 8192), (10**6, 8192)]
+)
+@pytest.mark.posix("limit of open files")
+def test_connection_limit_halves_descriptors(descriptors: int, count: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (descriptors, descriptors))
+    assert connections.connection_limit() == count
+
+
+@pytest.mark.posix("limit of open files")
+def test_unlimited_descriptors_limit_connections(monkeypatch: pytest.MonkeyPatch):
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert connections.connection_limit() == connections.MAX_CONNECTIONS
+
+
+async def test_closed_server_has_no_sockets():
+    """Not even that of a client that does not read its response."""
+
+    async def send(_: web.Request) -> web.Response:
+        return web.Response(body=bytes(32 << 20))
+
+    app = web.Application()
+    app.router.add_get("/", send)
+    runner = web.AppRunner(app, shutdown_timeout=0.01)
+    await runner.setup()
+    async with connections.accepting(runner, ("127.0.0.1", 0), None, {}) as port:
+        reader, writer = await connect(f"http://127.0.0.1:{port}")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readline()
+        assert runner.server is not None
+        (connection,) = runner.server.connections
+        assert connection.transport is not None
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.fileno() >= 0
+    await connections.close_server(runner)
+    assert accepted.fileno() == -1
+    writer.transport.abort()
 
 
 @pytest.mark.posix("limit of open files")

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -20,6 +21,7 @@ from async_bento import APIStatusError, AsyncBentoAPI, BentoStore, Config, Confi
 from async_bento.cli import main
 from async_bento.registry import LocalRegistry, S3Bucket
 from async_bento.registry.errors import StorageError
+from async_bento.registry.mirror import mirror as mirror_module
 from async_bento.registry.mirror.storage import MirrorStorage
 from async_bento.registry.records.audit import AuditLog
 from async_bento.registry.records.sql import Records
@@ -300,6 +302,72 @@ async def test_fetch_resumes_after_outage(
     starts = [int(each.removeprefix("bytes=").partition("-")[0]) for each in fetched_ranges(upstream)]
     assert min(starts) == 5 * MiB
     assert "upstream-secret" not in caplog.text
+
+
+@pytest.mark.parametrize("etag", ['"one object"', 'W/"any object"', None], ids=["strong", "weak", "none"])
+async def test_fetch_resumes_by_strong_etag(
+    etag: str | None,
+    tmp_path: Path,
+    upstream: FaultProxy,
+    publisher: AsyncBentoAPI,
+    switch: Switch,
+    ask: Caller,
+    make_api: MakeApi,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Without checksums, only a strong ETag shows that the rest is of the same object."""
+    source = await push_model(publisher, tmp_path, "mod:m1", MiB)
+    upstream.hides_checksums = True
+    forward = Exchange.forward
+
+    async def forward_with_etag(exchange: Exchange) -> web.Response:
+        response = await forward(exchange, without=["if-match"])
+        if response.headers.pop("ETag", None) is not None and etag is not None:
+            response.headers["ETag"] = etag
+        return response
+
+    monkeypatch.setattr(Exchange, "forward", forward_with_etag)
+    switch.n_free = 3
+    headers = {"X-YATAI-API-TOKEN": ask.registry.api_token}
+    url = f"{ask.registry.endpoint}/api/v1{ask.items('mod')}/m1/download"
+    async with ask.session.get(url, headers=headers) as response:
+        await response.content.readexactly(MiB // 4)
+        await switch.held.wait()
+        switch.go_down()
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+    switch.come_back()
+    upstream.requests.clear()
+    model = await make_api(ask.registry, "home").models.pull("mod:m1")
+    assert contents(model.path) == contents(source)
+    starts = [int(each.removeprefix("bytes=").partition("-")[0]) for each in fetched_ranges(upstream)]
+    assert (min(starts) > 0) is (etag == '"one object"')
+
+
+async def test_recent_record_is_not_requested(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, monkeypatch: pytest.MonkeyPatch
+):
+    """A client that has just got the record gets its bytes; the mirror remembers a number of records for a time."""
+    now = 0.0
+    monkeypatch.setattr(mirror_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(mirror_module, "_MAX_RECORDS", 2)
+    for number in range(3):
+        await push_model(publisher, tmp_path, f"mod:m{number}", 1000, seed=number)
+
+    async def requested_by_download(*versions: str) -> list[str]:
+        upstream.requests.clear()
+        for version in versions:
+            await is_hit(ask, version)
+        return [request.path[-2:] for request in upstream.matching(r"GET .*/models/m\d$")]
+
+    for number in range(3):
+        await ask.get("mod", f"m{number}")
+    assert await requested_by_download("m1", "m2", "m0") == ["m0"]
+    now += mirror_module._FRESH
+    await ask.get("mod", "m1")
+    assert await requested_by_download("m0", "m1") == []
+    now += 0.1
+    assert await requested_by_download("m0", "m1") == ["m0"]
 
 
 async def test_damaged_bytes_are_refetched(

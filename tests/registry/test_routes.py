@@ -302,6 +302,11 @@ async def test_invalid_name_returns_400(either: Caller, name: str):
     assert "invalid name" in response.json["error"]
 
 
+async def test_name_and_version_of_63_characters(either: Caller):
+    await either.create("a" * 63, "b" * 63)
+    assert (await either.get("a" * 63, "b" * 63))["version"] == "b" * 63
+
+
 @pytest.mark.parametrize(
     "build_at",
     [

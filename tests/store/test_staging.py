@@ -185,12 +185,43 @@ def crash_in_commit(store, tag, *, moved, before, after):
     return aside
 
 
+@pytest.mark.parametrize(
+    "record", [b"", b"\xff", b"[]", b'{"place": "iris/v1"}'], ids=["empty", "no text", "a list", "of another release"]
+)
+def test_recover_removes_unreadable_record(store, record):
+    """A power failure leaves an empty one: without an old item, the record is not synced."""
+    path = put(store, "iris:v1").path
+    aside = crash_in_commit(store, "iris:v2", moved=path, before="v1", after="v2")
+    (aside / "commit.json").write_bytes(record)
+    store.recover("iris:v1")
+    assert latest(store) == "v1"
+    assert staging_of(store) == []
+
+
 def test_recover_restores_old_item(store, home):
     path = put(store, "iris:v1", text="old").path
     path.rename(crash_in_commit(store, "iris:v1", moved=home, before="v1", after="v1") / "item")
     store.recover("iris:v1")
     assert (path / "text").read_text() == "old"
     assert latest(store) == "v1"
+    assert staging_of(store) == []
+
+
+def test_recover_restores_removed_directories(store, home):
+    path = put(store, "iris:v1", text="old").path
+    path.rename(crash_in_commit(store, "iris:v1", moved=home, before="v1", after="v1") / "item")
+    shutil.rmtree(store.path)
+    store.recover("iris:v1")
+    assert (path / "text").read_text() == "old"
+    assert staging_of(store) == []
+
+
+def test_recover_before_move_keeps_latest(store, home):
+    put(store, "iris:v1", OLD)
+    put(store, "iris:v2", NEW)
+    crash_in_commit(store, "iris:v1", moved=home, before="v2", after="v1")
+    store.recover("iris:v1")
+    assert latest(store) == "v2"
     assert staging_of(store) == []
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.builders import MiB, make_model, random_bytes
 from tests.fault_proxy import GET, PART, answer_json
 
@@ -28,16 +30,18 @@ async def test_push_reports_parts_and_retry(start_proxy: StartProxy, make_client
     assert [event.parts_done for event in events] == sorted(event.parts_done for event in events)
 
 
+@pytest.mark.parametrize("range_size", [MiB // 4, MiB], ids=["ranges at once", "one at a time"])
 async def test_pull_reports_retry_and_phases(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
+    range_size: int, start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    make_model(home, files={"weights": random_bytes(MiB)})
+    make_model(home, files={"weights": random_bytes(2 * MiB)})
     proxy = await start_proxy()
     await make_client(proxy).models.push("mod:m1")
     proxy.add_fault(GET, answer_json(503, {}), skip=1)
     events: list[ProgressEvent] = []
 
-    await make_client(proxy, elsewhere, progress=events.append).models.pull("mod:m1")
+    transfer = {"range_size": range_size, "window": MiB}
+    await make_client(proxy, elsewhere, progress=events.append, transfer=transfer).models.pull("mod:m1")
 
     phases = list(dict.fromkeys(event.phase for event in events))
     assert phases == ["planning", "transferring", "extracting", "finishing", "done"]

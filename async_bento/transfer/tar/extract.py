@@ -65,7 +65,6 @@ class Extractor:
         self.files = start.files
         self.bytes_written = start.bytes_written
         self.finished = False
-        self._limits = limits
         self._announced = announced
         self._max_bytes = limits.content(announced)
         self._writer = TreeWriter(destination, limits, checkpoint)
