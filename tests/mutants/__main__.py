@@ -41,7 +41,10 @@ EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 GOAL = 0.97
 MOST_TESTS = 200
 MOST_SECONDS = 90.0
-"""That the tests of one change take without it."""
+"""That the tests of one run take without the change."""
+
+MOST_RUNS = 4
+"""Of the tests of one change."""
 
 SELECTION = "not (long or proxies or pages or windows or notebook or interop or stores)"
 UNCOPIED = shutil.ignore_patterns(".git", ".nox", ".venv", ".*_cache", ".hypothesis", ".coverage*", "__pycache__")
@@ -49,12 +52,11 @@ UNCOPIED = shutil.ignore_patterns(".git", ".nox", ".venv", ".*_cache", ".hypothe
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change of a module and the tests that run its line."""
+    """A change of a module and the tests that run its line, with their seconds, the most promising run first."""
 
     path: str
     change: Change
-    tests: Sequence[str]
-    seconds: Sequence[float]
+    runs: Sequence[dict[str, float]]
 
     def lines(self) -> list[tuple[str, str]]:
         """Each line of the module before and after the change, as far as both have it."""
@@ -82,7 +84,8 @@ def main() -> int:
     numbers = range(arguments.first, len(mutants)) if arguments.only is None else [arguments.only]
     if arguments.only is not None:
         before, after = zip(*mutants[arguments.only].lines(), strict=True)
-        print(*difflib.unified_diff(before, after, lineterm=""), *mutants[arguments.only].tests, sep="\n")
+        print(*difflib.unified_diff(before, after, lineterm=""), sep="\n")
+        print(*(test for tests in mutants[arguments.only].runs for test in tests), sep="\n")
     counts = {"seen": 0, "NOT SEEN": 0, "equivalent": 0}
     with copies(arguments.lanes) as free, ThreadPoolExecutor(arguments.lanes) as executor:
         passing: set[str] = set()
@@ -145,25 +148,24 @@ def draw(runs: Runs, count: int, seed: int) -> list[Mutant]:
             break
         tests = set[str]().union(*(tests_of[name, line] for line in range(change.line, change.last + 1)))
         if tests and is_valid(change.apply(sources[name])):
-            selected = select(tests, name, runs)
-            mutants.append(Mutant(name, change, selected, [runs[test][0] for test in selected]))
+            mutants.append(Mutant(name, change, select(tests, name, runs)))
     return mutants
 
 
-def select(tests: set[str], name: str, runs: Runs) -> list[str]:
-    """The tests that run the rarest lines of the module in the least time; the fastest alone are about other things."""
+def select(tests: set[str], name: str, runs: Runs) -> list[dict[str, float]]:
+    """First the tests that run the rarest lines in the least time; the fastest alone are about other things."""
     counts = Counter(line for test in tests for line in runs[test][1][name])
 
     def order(test: str) -> tuple[float, str]:
         seconds, files = runs[test]
         return -sum(1 / counts[line] for line in files[name]) / seconds, test
 
-    selected, total = list[str](), 0.0
-    for test in sorted(tests, key=order)[:MOST_TESTS]:
-        if not selected or total + runs[test][0] <= MOST_SECONDS:
-            selected.append(test)
-            total += runs[test][0]
-    return selected
+    selected = [dict[str, float]()]
+    for test in sorted(tests, key=order):
+        if len(selected[-1]) == MOST_TESTS or sum(selected[-1].values()) > MOST_SECONDS:
+            selected.append({})
+        selected[-1][test] = runs[test][0]
+    return selected[:MOST_RUNS]
 
 
 @contextmanager
@@ -184,19 +186,20 @@ def attempt(mutant: Mutant, tree: Path, passing: set[str]) -> tuple[str, str]:
 
     A test that fails without the change too, such as by chance, has seen nothing; `passing` has those that do not.
     """
-    tests = dict(zip(mutant.tests, mutant.seconds, strict=True))
-    while tests:
-        with changed(mutant, tree):
-            code, failed = run_tests(tests, tree)
-        if not code:
-            return "NOT SEEN", f"by {len(tests)} tests"
-        if failed not in tests:
-            return "seen", f"by none alone: exit code {code}"
-        if failed in passing or not run_tests({failed: tests[failed]}, tree)[0]:
-            passing.add(failed)
-            return "seen", f"by {failed}"
-        del tests[failed]
-    return "NOT SEEN", "by tests that pass without it"
+    for run in mutant.runs:
+        tests = dict(run)
+        while tests:
+            with changed(mutant, tree):
+                code, failed = run_tests(tests, tree)
+            if not code:
+                break
+            if failed not in tests:
+                return "seen", f"by none alone: exit code {code}"
+            if failed in passing or not run_tests({failed: tests[failed]}, tree)[0]:
+                passing.add(failed)
+                return "seen", f"by {failed}"
+            del tests[failed]
+    return "NOT SEEN", f"by {sum(map(len, mutant.runs))} tests"
 
 
 @contextmanager
