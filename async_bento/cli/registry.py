@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -52,7 +51,6 @@ class Places:
         """Return the bucket; raise `UsageError` if the options contradict each other."""
         from async_bento.registry.s3_bucket import S3Bucket
 
-        _limit_logs()
         if self.root is None and (self.database is None or self.bucket_name is None):
             raise click.UsageError("Pass --root, or both --database and --s3.")
         if self.bucket_name is not None:
@@ -71,7 +69,6 @@ class Places:
         """Open the database of a registry that exists, also while it runs."""
         from async_bento.registry.loading import load_backend
 
-        _limit_logs()
         if self.root is None and self.database is None:
             raise click.UsageError("Pass --root or --database.")
         root = None if self.root is None else Path(self.root)
@@ -98,11 +95,6 @@ def shell_actor() -> Actor:
         return Actor(f"shell:{getpass.getuser()}")
     except (KeyError, OSError, ImportError):  # a container's user may have no name; Windows has no `pwd`
         return Actor("shell")
-
-
-def _limit_logs() -> None:
-    for name in ("aiosqlite", "botocore"):
-        logging.getLogger(name).setLevel(logging.INFO)  # their debug logs contain tokens
 
 
 def storage_options(command: Callable[Concatenate[Places, P], T]) -> Callable[..., T]:

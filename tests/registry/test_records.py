@@ -14,10 +14,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import insert
+from sqlalchemy.exc import IntegrityError
 
 from async_bento.registry.records import database as database_module
 from async_bento.registry.records.database import Database, parse_database_url
-from async_bento.registry.records.tables import VERSION, metadata
+from async_bento.registry.records.tables import VERSION, metadata, settings
 from async_bento.registry.server import LocalRegistry
 from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, records_only, s3_only, sync_client
 
@@ -340,6 +342,19 @@ async def test_locked_database_returns_503(caller: Caller, tmp_path: Path, monke
         assert (response.status, response.headers["Retry-After"]) == (503, "2")
         assert "locked" in response.json["error"]
     assert (await caller.api("PATCH", f"{caller.items()}/v1", json={"description": "x"})).status == 200
+
+
+async def test_database_error_hides_parameters(tmp_path: Path):
+    database = Database(parse_database_url(f"sqlite:///{tmp_path / 'records.sqlite3'}"))
+    await database.open()
+    row = insert(settings).values({"name": "n", "value": "the secret"})
+    async with database.writing() as connection:
+        await connection.execute(row)
+    with pytest.raises(IntegrityError, match="settings") as caught:
+        async with database.writing() as connection:
+            await connection.execute(row)
+    assert "the secret" not in str(caught.value)
+    await database.close()
 
 
 def test_database_url_hides_password():
