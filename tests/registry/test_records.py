@@ -14,7 +14,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 
 from async_bento.registry.records import database as database_module
@@ -22,6 +21,7 @@ from async_bento.registry.records.database import Database, parse_database_url
 from async_bento.registry.records.tables import VERSION, metadata, settings
 from async_bento.registry.server import LocalRegistry
 from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, records_only, s3_only, sync_client
+from tests.registry.test_tokens import events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,6 +167,7 @@ async def test_old_bucket_is_migrated(serve: Serve, storage: Storage, weed: Seaw
     assert (item["labels"], item["repository"]["n_bentos"]) == ([{"key": "team", "value": "red"}], 2)
     assert item["repository"]["latest_bento"]["version"] == "v2"
     assert (await caller.download()).body == b"bytes"
+    assert ["registry", "create", "token", "admin", ""] in await events(storage)
     await caller.registry.close()
     await caller.registry.start()
     assert (await caller.list())["total"] == 2
@@ -347,7 +348,7 @@ async def test_locked_database_returns_503(caller: Caller, tmp_path: Path, monke
 async def test_database_error_hides_parameters(tmp_path: Path):
     database = Database(parse_database_url(f"sqlite:///{tmp_path / 'records.sqlite3'}"))
     await database.open()
-    row = insert(settings).values({"name": "n", "value": "the secret"})
+    row = settings.insert().values({"name": "n", "value": "the secret"})
     async with database.writing() as connection:
         await connection.execute(row)
     with pytest.raises(IntegrityError, match="settings") as caught:
