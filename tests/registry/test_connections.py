@@ -7,20 +7,21 @@ import contextlib
 import logging
 import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 
 from async_bento.registry import connections
+from tests.eventually import eventually
 from tests.registry.conftest import disk_only
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from tests.registry.conftest import Caller
+    from tests.registry.conftest import Caller, Serve
 
 pytestmark = disk_only
 
@@ -117,6 +118,21 @@ async def test_descriptor_limit_logs_once(tmp_path: Path):
         "cannot accept connections: Too many open files. Raise the limit of open files."
     ]
     assert float(out) < 20
+
+
+async def test_closed_connection_leaves_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    made: list[connections.Connections] = []
+    start = connections.Connections.__init__
+
+    def note(self: connections.Connections, *arguments: Any) -> None:
+        made.append(self)
+        start(self, *arguments)
+
+    monkeypatch.setattr(connections.Connections, "__init__", note)
+    caller = await serve()
+    assert await get_user(caller.registry.endpoint, caller.registry.api_token) == 200
+    (served,) = made
+    await eventually(lambda: not (served._connecting or served._open or served._idle))
 
 
 async def test_head_timeout_closes(caller: Caller, monkeypatch: pytest.MonkeyPatch):
