@@ -441,7 +441,7 @@ def _remove_secrets(error: Exception) -> None:
     """Remove queries and headers from an aiohttp error, in place: it is raised as a cause, and logged."""
     if isinstance(error, aiohttp.ClientResponseError):  # for a response that is not HTTP; shows the whole request
         request = error.request_info
-        url = request.url.with_query(None).with_user(None)
+        url = request.url.with_query(None)  # aiohttp has removed the user
         error.request_info = aiohttp.RequestInfo(url, request.method, CIMultiDictProxy(CIMultiDict[str]()), url)
         error.args = (error.request_info, error.history)
         return

@@ -291,6 +291,26 @@ async def test_lost_connection_hides_secret(serve: Serve, caplog: pytest.LogCapt
     assert_logs_hold_no_secret(caplog)
 
 
+async def test_invalid_response_hides_secret() -> None:
+    """aiohttp's error has the whole request."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 no status\r\n\r\n")
+        writer.close()
+
+    async with (
+        await asyncio.start_server(answer, "127.0.0.1", 0) as server,
+        RestApiClient("http://127.0.0.1", TOKEN, config=ONCE) as client,
+    ):
+        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        url = SecretStr(f"http://ada:{SIGNATURE}@{host}/k?s={SIGNATURE}")
+        with pytest.raises(aiohttp.ClientResponseError) as caught:
+            await put(client.bentos.session.storage_target(url))
+    assert f"http://{host}/k" in all_texts(caught.value)
+    assert SIGNATURE not in all_texts(caught.value)
+
+
 @pytest.mark.parametrize(
     "presigned",
     [
