@@ -14,8 +14,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy.exc import IntegrityError
 
+from async_bento import ConfigError
+from async_bento.registry.backend import Backend
 from async_bento.registry.records import database as database_module
 from async_bento.registry.records.database import Database, parse_database_url
 from async_bento.registry.records.tables import VERSION, metadata, settings
@@ -359,8 +362,19 @@ async def test_database_error_hides_parameters(tmp_path: Path):
     await database.close()
 
 
+def test_newer_database_hides_password(monkeypatch: pytest.MonkeyPatch):
+    async def migrate(_engine: object) -> None:
+        raise CommandError("no such revision")
+
+    monkeypatch.setattr(database_module, "_create_engine", lambda url: None)
+    monkeypatch.setattr(database_module, "_migrate_on", migrate)
+    with pytest.raises(ConfigError, match=r"//bento:\*\*\*@db\.example/bentos: a newer async-bento wrote it"):
+        database_module._migrate(parse_database_url("postgresql://bento:5ecret@db.example/bentos"))
+
+
 def test_database_url_hides_password():
     database = Database(parse_database_url("postgresql://bento:5ecret@db.example/bentos"))
     assert str(database) == "postgresql+asyncpg://bento:***@db.example/bentos"
-    registry = LocalRegistry("/srv/x", database="postgresql://bento:5ecret@db.example/bentos")
-    assert "5ecret" not in repr(registry)
+    url = "postgresql://bento:5ecret@db.example/bentos"
+    assert "5ecret" not in repr(LocalRegistry("/srv/x", database=url))
+    assert "5ecret" not in repr(Backend(None, url, None, 1, 1))
