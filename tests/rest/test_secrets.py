@@ -237,7 +237,8 @@ async def test_repr_shows_no_secret(serve: Serve) -> None:
 def echo_the_token(status: int, content_type: str) -> Callable[[web.Request], web.Response]:
     def answer(request: web.Request) -> web.Response:
         token = request.headers["X-YATAI-API-TOKEN"]
-        body = f'{{"message": "no such token: {token}", "version": 5, "url": "https://s3.example/k?s={SIGNATURE}"}}'
+        url = f"https://s3.example/k?s={SIGNATURE}"
+        body = f'{{"message": "no such token: {token} at {url}", "version": 5, "url": "{url}"}}'
         return web.Response(
             status=status, body=body.encode(), headers={"Content-Type": content_type, "x-trace-id": token}
         )
