@@ -120,7 +120,10 @@ class Unreadable(aiohttp.BytesPayload):
 
 
 @pytest.mark.parametrize("says", ["Connection timeout to host", "Can not write request body for"])
-async def test_aiohttp_error_hides_query(says: str, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_aiohttp_error_hides_query(
+    says: str, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "async_bento.rest")
     url = await serve(Recorder())
     if "timeout" in says:
         monkeypatch.setattr(aiohttp.TCPConnector, "connect", mock.AsyncMock(side_effect=asyncio.TimeoutError))
@@ -130,7 +133,8 @@ async def test_aiohttp_error_hides_query(says: str, serve: Serve, monkeypatch: p
             async with address.request("PUT", SECONDS, data=Unreadable(b"bytes")):
                 pass
     assert f"{url}/bucket/key?…" in str(caught.value)
-    assert SIGNATURE not in all_texts(caught.value)
+    assert f"PUT {url}/bucket/key: failed" in caplog.text
+    assert SIGNATURE not in all_texts(caught.value) + caplog.text
 
 
 async def test_storage_upload_no_redirect(serve: Serve) -> None:
@@ -293,23 +297,24 @@ async def test_lost_connection_hides_secret(serve: Serve, caplog: pytest.LogCapt
 
 
 async def test_invalid_response_hides_secret() -> None:
-    """aiohttp's error has the whole request."""
+    """aiohttp's error has the whole request, and bytes of the response, which may echo it."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 no status\r\n\r\n")
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 no status for " + head.replace(b"\r\n", b" ") + b"\r\n\r\n")
         writer.close()
 
-    async with (
-        await asyncio.start_server(answer, "127.0.0.1", 0) as server,
-        RestApiClient("http://127.0.0.1", TOKEN, config=ONCE) as client,
-    ):
+    async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
         host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        url = SecretStr(f"http://ada:{SIGNATURE}@{host}/k?s={SIGNATURE}")
-        with pytest.raises(aiohttp.ClientResponseError) as caught:
-            await put(client.bentos.session.storage_target(url))
+        async with RestApiClient(f"http://{host}", TOKEN, config=ONCE) as client:
+            url = SecretStr(f"http://ada:{SIGNATURE}@{host}/k?s={SIGNATURE}")
+            with pytest.raises(aiohttp.ClientResponseError, match="Bad status line") as caught:
+                await put(client.bentos.session.storage_target(url))
+            with pytest.raises(BentoError, match="Bad status line") as refused:
+                await client.current_user()
     assert f"http://{host}/k" in all_texts(caught.value)
     assert SIGNATURE not in all_texts(caught.value)
+    assert TOKEN not in all_texts(refused.value)
 
 
 @pytest.mark.parametrize(
