@@ -105,6 +105,20 @@ async def test_connection_limit_drops_idle(tmp_path: Path, head: bytes):
     assert err == b""  # descriptors were left
 
 
+async def test_connection_limit_keeps_newest(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections, "connection_limit", lambda: 2)
+    caller = await serve()
+    (oldest, first), (newer, second) = await connect(caller.registry.endpoint), await connect(caller.registry.endpoint)
+    reader, third = await connect(caller.registry.endpoint)
+    assert await asyncio.wait_for(oldest.read(), 20) == b""
+    for writer in (second, third):
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    for open_one in (newer, reader):
+        assert await asyncio.wait_for(open_one.readline(), 20) == b"HTTP/1.1 200 OK\r\n"
+    for writer in (first, second, third):
+        writer.close()
+
+
 @pytest.mark.posix("limit of open files")
 async def test_descriptor_limit_logs_once(tmp_path: Path):
     async with limited_registry(tmp_path, 1024, later=40) as (endpoint, child):
