@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import signal
@@ -68,6 +69,16 @@ class Refused:
             lines += self.log.read_text().splitlines()
             self.log.unlink()
         return lines
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Restore the levels that the command sets: other tests expect to see all that is logged."""
+    loggers = [logging.getLogger(name) for name in ("async_bento", "async_bento.rest", "async_bento.registry")]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

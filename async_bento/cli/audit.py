@@ -11,7 +11,6 @@ from async_bento.cli.options import asynchronous, json_option
 from async_bento.cli.output import print_json, print_table
 from async_bento.cli.registry import storage_options
 from async_bento.cli.retention import parse_age
-from async_bento.cli.signals import cancel_on_signals
 
 if TYPE_CHECKING:
     from async_bento.cli.registry import Places
@@ -50,7 +49,6 @@ async def audit(
     from async_bento.registry.records.audit import AuditLog
     from async_bento.registry.records.base import utc_now
 
-    cancel_on_signals()
     oldest = None if since is None else utc_now() - timedelta(seconds=since)
     async with places.database_only() as database:
         found = await AuditLog(database).list(count=limit, since=oldest, name=name, action=action)

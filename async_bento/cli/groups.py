@@ -28,7 +28,7 @@ _SYNONYMS = {
     "upload": "push",
     "version": "--version",
 }
-"""What people type who know other tools, and the command it means; the last word also in a group."""
+"""What people type who know other tools, and the command or option it means, in each group that has it."""
 
 
 class Group(click.Group):
@@ -52,12 +52,10 @@ class Group(click.Group):
         import difflib
 
         commands = self.list_commands(ctx)
-        words = _SYNONYMS.get(name, "").split()
-        # Several words name a command in a group, which only the root can suggest.
-        if words and (words[0] in commands or words[0].startswith("--")) and not (ctx.parent and len(words) > 1):
-            return " ".join(words)
-        if words and words[-1] in commands:
-            return words[-1]
+        synonym = _SYNONYMS.get(name, "")
+        # Only the root suggests its options.
+        if synonym.partition(" ")[0] in commands or (synonym.startswith("--") and ctx.parent is None):
+            return synonym
         return next(iter(difflib.get_close_matches(name.lower(), commands, n=1)), None)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -52,7 +51,6 @@ class Places:
         """Return the bucket; raise `UsageError` if the options contradict each other."""
         from async_bento.registry.s3_bucket import S3Bucket
 
-        _limit_logs()
         if self.root is None and (self.database is None or self.bucket_name is None):
             raise click.UsageError("Pass --root, or both --database and --s3.")
         if self.bucket_name is not None:
@@ -68,12 +66,12 @@ class Places:
 
     @asynccontextmanager
     async def database_only(self) -> AsyncGenerator[Database]:
-        """Open the database of a registry that exists, also while it runs."""
+        """Open the database of a registry that exists, also while it runs; signals cancel the command from now on."""
         from async_bento.registry.loading import load_backend
 
-        _limit_logs()
         if self.root is None and self.database is None:
             raise click.UsageError("Pass --root or --database.")
+        cancel_on_signals()
         root = None if self.root is None else Path(self.root)
         backend = await load_backend(root=root, database=self.database, bucket=None)
         async with backend.attached_database() as database:
@@ -81,9 +79,10 @@ class Places:
 
     @asynccontextmanager
     async def attached(self) -> AsyncGenerator[OpenBackend]:
-        """Open the places of a registry that exists, also while it runs."""
+        """Open the places of a registry that exists, also while it runs; signals cancel the command from now on."""
         from async_bento.registry.loading import load_backend
 
+        cancel_on_signals()
         root = None if self.root is None else Path(self.root)
         backend = await load_backend(root=root, database=self.database, bucket=self.bucket())
         async with backend.attached() as opened:
@@ -98,11 +97,6 @@ def shell_actor() -> Actor:
         return Actor(f"shell:{getpass.getuser()}")
     except (KeyError, OSError, ImportError):  # a container's user may have no name; Windows has no `pwd`
         return Actor("shell")
-
-
-def _limit_logs() -> None:
-    for name in ("aiosqlite", "botocore"):
-        logging.getLogger(name).setLevel(logging.INFO)  # their debug logs contain tokens
 
 
 def storage_options(command: Callable[Concatenate[Places, P], T]) -> Callable[..., T]:
@@ -156,7 +150,6 @@ async def _find_damage(places: Places, checked: Callable[[int, int], None]) -> l
     """Check a registry; `checked` gets the bytes of each item and those of all."""
     from async_bento.registry.check import find_damage
 
-    cancel_on_signals()
     async with places.attached() as opened:
         total = (await opened.blob_records.usage()).current
         return await find_damage(opened.blob_records, opened.blobs, lambda size: checked(size, total))
@@ -230,7 +223,6 @@ def backup(directory: Path, root: str) -> None:
 async def _back_up(root: str, directory: Path, copied: Callable[[int], object]) -> Copied:
     from async_bento.registry.backup import back_up
 
-    cancel_on_signals()
     async with Places(root, None, None, None, None).attached() as opened:
         return await back_up(Path(root), directory, opened.records.database, copied)
 

@@ -14,7 +14,6 @@ from async_bento.cli.confirm import confirm
 from async_bento.cli.options import asynchronous, json_option
 from async_bento.cli.output import print_json, print_table
 from async_bento.cli.registry import shell_actor, storage_options
-from async_bento.cli.signals import cancel_on_signals
 from async_bento.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -99,7 +98,6 @@ async def prune(
         raise click.UsageError("Pass --keep, --older-than or both.")
     item_types = [each for each in ITEM_TYPES if only in (None, each.items)]
     policy = RetentionPolicy(keep, older_than, pattern, item_types)
-    cancel_on_signals()
     async with places.attached() as opened:
         pruner = Pruner(opened.retention, policy, by=shell_actor())
         planned = await pruner.plan()
@@ -183,7 +181,6 @@ async def usage(places: Places, as_json: bool) -> None:
       async-bento registry usage --root /srv/bentos
       async-bento registry usage --database postgresql://bento@db.example/bentos --s3 my-bucket --json
     """
-    cancel_on_signals()
     async with places.attached() as opened:
         used = await opened.retention.usage()
         total = await opened.blob_records.usage()

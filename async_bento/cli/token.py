@@ -13,7 +13,6 @@ from async_bento.cli.options import asynchronous, json_option
 from async_bento.cli.output import print_json, print_table, terminal_width
 from async_bento.cli.registry import shell_actor, storage_options
 from async_bento.cli.retention import parse_age
-from async_bento.cli.signals import cancel_on_signals
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -75,7 +74,6 @@ async def create(places: Places, name: str, role: Role, prefix: str, expires: fl
     """
     from async_bento.registry.records.tokens import TokenRecords
 
-    cancel_on_signals()
     async with places.database_only() as database:
         records = TokenRecords(database)
         secret = await records.create(name, role, prefix=prefix, expires_at=_after(expires), by=shell_actor())
@@ -108,7 +106,6 @@ async def rotate(places: Places, name: str, overlap: float, expires: float | Non
     from async_bento.registry.records.base import utc_now
     from async_bento.registry.records.tokens import TokenRecords
 
-    cancel_on_signals()
     old_until = utc_now() + timedelta(seconds=overlap)
     async with places.database_only() as database:
         records = TokenRecords(database)
@@ -129,7 +126,6 @@ async def revoke(places: Places, name: str) -> None:
     """
     from async_bento.registry.records.tokens import TokenRecords
 
-    cancel_on_signals()
     async with places.database_only() as database:
         await TokenRecords(database).revoke(name, by=shell_actor())
     click.echo(f"Revoked the token {name}.", err=True)
@@ -148,7 +144,6 @@ async def list_tokens(places: Places, as_json: bool) -> None:
     """
     from async_bento.registry.records.tokens import TokenRecords
 
-    cancel_on_signals()
     async with places.database_only() as database:
         found = await TokenRecords(database).list()
     if as_json:

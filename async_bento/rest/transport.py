@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import ssl as ssl_module
 import sys
 import time
@@ -437,13 +438,19 @@ def split_proxy_auth(proxy: str | None) -> tuple[URL | None, dict[str, str]]:
     return url.with_user(None), {"Proxy-Authorization": aiohttp.encode_basic_auth(url.user, url.password or "")}
 
 
+_QUOTED = re.compile(r"\sb?['\"].*", re.DOTALL)
+"""The bytes of a response that is not HTTP, in the message of aiohttp's error; they may echo the request."""
+
+
 def _remove_secrets(error: Exception) -> None:
     """Remove queries and headers from an aiohttp error, in place: it is raised as a cause, and logged."""
     if isinstance(error, aiohttp.ClientResponseError):  # for a response that is not HTTP; shows the whole request
         request = error.request_info
-        url = request.url.with_query(None).with_user(None)
+        url = request.url.with_query(None)  # aiohttp has removed the user
         error.request_info = aiohttp.RequestInfo(url, request.method, CIMultiDictProxy(CIMultiDict[str]()), url)
         error.args = (error.request_info, error.history)
+        error.message = " ".join(_QUOTED.sub("", error.message).split()).rstrip(":")
+        error.__cause__ = error.__context__ = None  # the parser's error, of the same message
         return
     error.args = tuple(without_queries(value) if isinstance(value, str) else value for value in error.args)
     if isinstance(error, OSError) and isinstance(error.strerror, str):

@@ -26,6 +26,7 @@ from async_bento import (
 from async_bento.cli.dry_run import plan_copy_model
 from async_bento.registry import LocalRegistry
 from async_bento.rest.request_schemas import FinishUploadSchema
+from async_bento.transfer.copy import CopyReads
 from async_bento.transfer.journal import Journal
 from tests.builders import KiB, MiB, contents, make_bento, make_model, random_bytes
 from tests.eventually import eventually
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from async_bento.transfer.http import TransferPool
     from tests.fault_proxy import Exchange, FaultProxy
     from tests.fixtures import MakeClient, StartProxy
 
@@ -203,6 +205,37 @@ async def test_copy_survives_faults(start_pair: StartPair, tmp_path: Path, to: s
     assert await pulled(pair.there, "svc:v1", tmp_path / "copy") == await pulled(
         pair.here, "svc:v1", tmp_path / "original"
     )
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["ranges", "whole"])
+async def test_copy_memory_is_bounded(start_pair: StartPair, monkeypatch: pytest.MonkeyPatch, streams: bool) -> None:
+    """Each part, or each tar that is read in one piece, has its share of what `threads` allows."""
+    made: list[CopyReads] = []
+    make_reads = CopyReads.of
+
+    def make(pool: TransferPool, threads: int) -> CopyReads:
+        made.append(make_reads(pool, threads))
+        return made[-1]
+
+    held: list[tuple[int, bool]] = []
+
+    async def note(exchange: Exchange) -> web.StreamResponse:
+        held.append((made[0].parts.size - made[0].parts.free, made[0].streams.locked()))
+        return await exchange.forward()
+
+    monkeypatch.setattr(CopyReads, "of", make)
+    pair = await start_pair("proxy" if streams else "auto")
+    if streams:
+        pair.source.hides_checksums = True
+        pair.source.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)
+    pair.target.add_fault(PART, note, times=None)
+    result = await pair.here.copy("svc:v1", pair.there, with_models=False, threads=1)
+    shares, are_streams = zip(*held, strict=True)
+    assert are_streams == (streams,) * result.parts
+    assert sum(shares) == (0 if streams else result.bytes_sent)
+    assert made[0].parts.free == made[0].parts.size
+    await asyncio.wait_for(made[0].streams.acquire(), 1)
+    assert made[0].streams.locked()
 
 
 async def test_copy_streams_each_part(start_pair: StartPair) -> None:

@@ -338,11 +338,12 @@ async def test_paging_reads_four_at_once(start_proxy: StartProxy, make_client: M
 @pytest.mark.parametrize("total", [True, False])
 async def test_paging_survives_page_cap(start_proxy: StartProxy, make_client: MakeClient, total: bool) -> None:
     proxy = await start_proxy()
-    Versions(proxy, range(730), total=total, largest_page=70)
+    registry = Versions(proxy, range(730), total=total, largest_page=70)
 
     listed = await make_client(proxy).list()
 
     assert [int(bento.version[1:]) for bento in listed.items] == [*range(730)]
+    assert sorted(registry.starts) == [*range(0, 700, 69), *([] if total else [729])]  # each page once
 
 
 async def test_paging_shrinks_large_pages(start_proxy: StartProxy, make_client: MakeClient) -> None:

@@ -31,12 +31,14 @@ from tests.transfer.test_fallback import presign_at
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from async_bento import ProgressEvent
     from async_bento.api.files import AsyncRemoteFile
     from tests.fault_proxy import FaultProxy
     from tests.fixtures import MakeClient, StartProxy
 
 WEIGHTS = random_bytes(MiB + 17, 5)
 FILES = {"README.md": b"# Svc\n", "src/service.py": b"pass\n", "src/weights": WEIGHTS, "z/last": b"end"}
+RESTARTING = "restarting: a hard link leads to a file that was left out"
 TREE: dict[str, Any] = {"src": None, "src/service.py": b"pass\n", "src/weights": WEIGHTS}
 """What `src/*` extracts."""
 
@@ -235,6 +237,7 @@ async def test_stream_extract_needs_one_download(
         ("a/l*", "c/h*"): ({"a": None, "a/large": WEIGHTS, "c": None, "c/hard": WEIGHTS, "c/harder": WEIGHTS}, 1),
         ("c/s*", "a/r*"): ({"c": None, "c/soft": "../a/run.sh", "a": None, "a/run.sh": b"run" * 200}, 1),
         ("c/hard", "c/harder"): ({"c": None, "c/hard": WEIGHTS, "c/harder": WEIGHTS}, 2),
+        ("a/r*", "c/hard"): ({"a": None, "a/run.sh": b"run" * 200, "c": None, "c/hard": WEIGHTS}, 2),
         ("d",): ({"d": None}, 1),
     }
     tar = linked_tar()
@@ -246,11 +249,16 @@ async def test_stream_extract_needs_one_download(
         for number, (patterns, (expected, downloads)) in enumerate(cases.items()):
             place = tmp_path / f"{len(body)}-{number}"
             streaming.requests.clear()
-            entries = await make_client(streaming).files("svc:v1").extract(patterns, place)
+            events: list[ProgressEvent] = []
+            entries = await make_client(streaming, progress=events.append).files("svc:v1").extract(patterns, place)
+            assert (RESTARTING in [event.message for event in events]) == (downloads == 2), patterns
             assert contents(place) == expected, patterns
             assert len(streaming.matching(DOWNLOAD)) == downloads + 1, patterns  # and one that looks for ranges
             other = place.with_name(f"{place.name}-ranges")
-            assert await make_client(ranged).files("svc:v1").extract(patterns, other) == entries
+            events.clear()
+            by_ranges = make_client(ranged, progress=events.append).files("svc:v1")
+            assert await by_ranges.extract(patterns, other) == entries
+            assert RESTARTING not in [event.message for event in events]
             assert contents(other) == expected, patterns
             for path in expected.keys() - {"c"}:  # the tar has no such directory
                 one, same = place / path, other / path

@@ -375,6 +375,17 @@ def test_push_archive_names_import(served: LocalRegistry, tmp_path: Path, monkey
     assert f"it is an exported archive, run `bentoml import {path}` first." in result.stderr
 
 
+def test_push_tag_like_file_name(
+    served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bento(home, "iris:v1")
+    make_bento(home, "my.bento:v1")
+    (tmp_path / "iris").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert "Pushed bento iris:v1" in done("push", "iris")
+    assert "Pushed bento my.bento:v1" in done("push", "my.bento")
+
+
 def test_push_models_by_pattern(served: LocalRegistry, home: Path) -> None:
     for tag in ("mod:m1", "mod:m2"):
         make_model(home, tag)
@@ -686,6 +697,7 @@ def test_exists_sets_exit_code(served: LocalRegistry, home: Path, three: None) -
         (("pusj",), "async-bento push"),
         (("rm",), "async-bento delete"),
         (("version",), "async-bento --version"),
+        (("prune",), "async-bento store prune"),
         (("models", "show"), "async-bento models get"),
         (("store", "rm"), "async-bento store delete"),
         (("context", "ls"), "async-bento context list"),
@@ -699,6 +711,8 @@ def test_typo_suggests_command(arguments: tuple[str, ...], suggested: str) -> No
 
 def test_unlike_name_suggests_none() -> None:
     assert "No such command 'xyzzy'.\n" in run("xyzzy").stderr
+    assert "--version" not in run("models", "version").stderr
+    assert "No such command 'serve'.\n" in run("models", "serve").stderr
     assert "--force" in run("push", "--forse").stderr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_bento import BentoAPI, BentoStore
+from async_bento.cli import main
 from tests.builders import contents, make_bento, random_bytes
+from tests.cli_runner import make_runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,3 +180,36 @@ main(["registry", "serve", "--root", {str(tmp_path / "root")!r}, "--port", "0"])
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
         process.kill()
+
+
+@pytest.fixture
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM fail the test, and not end it, where the command does not handle it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm_interrupts")
+@pytest.mark.parametrize(
+    ("command", "step"),
+    [
+        ("token list", "loading.load_backend"),
+        ("usage", "loading.load_backend"),
+        ("restore backup", "backup.restore"),
+    ],
+)
+def test_sigterm_cancels_maintenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, step: str) -> None:
+    cleaned_up: list[bool] = []
+
+    async def wait(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cleaned_up.append(True)
+            raise
+
+    monkeypatch.setattr(f"async_bento.registry.{step}", wait)
+    result = make_runner().invoke(main, ["registry", *command.split(), "--root", str(tmp_path)])
+    assert (result.exit_code, cleaned_up) == (128 + signal.SIGTERM, [True])

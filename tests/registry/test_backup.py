@@ -111,6 +111,8 @@ async def test_backup_is_private_registry(caller: Caller, tmp_path: Path):
     assert IS_WINDOWS or {name for name, mode in modes.items() if mode == 0o700} == {"blobs"}
     assert IS_WINDOWS or {name for name, mode in modes.items() if mode == 0o600} == {*modes} - {"blobs"}
     assert IS_WINDOWS or (tmp_path / "backup").stat().st_mode & 0o777 == 0o700
+    await run("restore", tmp_path / "backup", "--root", tmp_path / "new")
+    assert IS_WINDOWS or {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()} == modes
     async with LocalRegistry(tmp_path / "backup") as registry:
         assert (await Caller(registry, caller.session, caller.words).download()).body == DATA
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -15,13 +15,14 @@ import pytest
 from aiohttp import web
 
 from async_bento.registry import connections
+from tests.eventually import eventually
 from tests.registry.conftest import disk_only
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from tests.registry.conftest import Caller
+    from tests.registry.conftest import Caller, Serve
 
 pytestmark = disk_only
 
@@ -167,6 +168,20 @@ async def test_closed_server_has_no_sockets():
     writer.transport.abort()
 
 
+async def test_connection_limit_keeps_newest(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections, "connection_limit", lambda: 2)
+    caller = await serve()
+    (oldest, first), (newer, second) = await connect(caller.registry.endpoint), await connect(caller.registry.endpoint)
+    reader, third = await connect(caller.registry.endpoint)
+    assert await asyncio.wait_for(oldest.read(), 20) == b""
+    for writer in (second, third):
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    for open_one in (newer, reader):
+        assert await asyncio.wait_for(open_one.readline(), 20) == b"HTTP/1.1 200 OK\r\n"
+    for writer in (first, second, third):
+        writer.close()
+
+
 @pytest.mark.posix("limit of open files")
 async def test_descriptor_limit_logs_once(tmp_path: Path):
     async with limited_registry(tmp_path, 1024, later=40) as (endpoint, child):
@@ -180,6 +195,21 @@ async def test_descriptor_limit_logs_once(tmp_path: Path):
         "cannot accept connections: Too many open files. Raise the limit of open files."
     ]
     assert float(out) < 20
+
+
+async def test_closed_connection_leaves_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    made: list[connections.Connections] = []
+    start = connections.Connections.__init__
+
+    def note(self: connections.Connections, *arguments: Any) -> None:
+        made.append(self)
+        start(self, *arguments)
+
+    monkeypatch.setattr(connections.Connections, "__init__", note)
+    caller = await serve()
+    assert await get_user(caller.registry.endpoint, caller.registry.api_token) == 200
+    (served,) = made
+    await eventually(lambda: not (served._connecting or served._open or served._idle))
 
 
 async def test_head_timeout_closes(caller: Caller, monkeypatch: pytest.MonkeyPatch):

@@ -18,6 +18,7 @@ from async_bento.registry.tokens import Actor
 from async_bento.rest.schemas import LabelItemSchema
 from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, records_only
 from tests.registry.test_access import PAGES, create_token, records_of
+from tests.registry.test_operation import values
 
 if TYPE_CHECKING:
     from tests.registry.conftest import Response, Serve
@@ -620,6 +621,12 @@ async def test_errors_are_pages(browser: Browser, path: str, status: int, shown:
     assert response.status == status
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
     assert shown in Html(response.body.decode()).text
+
+
+async def test_error_page_bytes_are_counted(browser: Browser):
+    before, page, after = [await browser.get(path) for path in ("/metrics", "/nothing", "/metrics")]
+    sent = [values(each.body.decode())["async_bento_registry_sent_bytes_total"] for each in (before, after)]
+    assert sent[1] - sent[0] == len(before.body) + len(page.body)
 
 
 async def test_wrong_method_shows_page(browser: Browser):

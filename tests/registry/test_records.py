@@ -14,12 +14,17 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy.exc import IntegrityError
 
+from async_bento import ConfigError
+from async_bento.registry.backend import Backend
 from async_bento.registry.records import database as database_module
 from async_bento.registry.records.database import Database, parse_database_url
-from async_bento.registry.records.tables import VERSION, metadata
+from async_bento.registry.records.tables import VERSION, metadata, settings
 from async_bento.registry.server import LocalRegistry
 from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, records_only, s3_only, sync_client
+from tests.registry.test_tokens import events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -165,6 +170,8 @@ async def test_old_bucket_is_migrated(serve: Serve, storage: Storage, weed: Seaw
     assert (item["labels"], item["repository"]["n_bentos"]) == ([{"key": "team", "value": "red"}], 2)
     assert item["repository"]["latest_bento"]["version"] == "v2"
     assert (await caller.download()).body == b"bytes"
+    created = ["registry", "create", "token", "admin", ""]
+    assert (await events(storage)).count(created) == 2  # of the bucket, and of this start
     await caller.registry.close()
     await caller.registry.start()
     assert (await caller.list())["total"] == 2
@@ -342,8 +349,32 @@ async def test_locked_database_returns_503(caller: Caller, tmp_path: Path, monke
     assert (await caller.api("PATCH", f"{caller.items()}/v1", json={"description": "x"})).status == 200
 
 
+async def test_database_error_hides_parameters(tmp_path: Path):
+    database = Database(parse_database_url(f"sqlite:///{tmp_path / 'records.sqlite3'}"))
+    await database.open()
+    row = settings.insert().values({"name": "n", "value": "the secret"})
+    async with database.writing() as connection:
+        await connection.execute(row)
+    with pytest.raises(IntegrityError, match="settings") as caught:
+        async with database.writing() as connection:
+            await connection.execute(row)
+    assert "the secret" not in str(caught.value)
+    await database.close()
+
+
+def test_newer_database_hides_password(monkeypatch: pytest.MonkeyPatch):
+    async def migrate(_engine: object) -> None:
+        raise CommandError("no such revision")
+
+    monkeypatch.setattr(database_module, "_create_engine", lambda url: None)
+    monkeypatch.setattr(database_module, "_migrate_on", migrate)
+    with pytest.raises(ConfigError, match=r"//bento:\*\*\*@db\.example/bentos: a newer async-bento wrote it"):
+        database_module._migrate(parse_database_url("postgresql://bento:5ecret@db.example/bentos"))
+
+
 def test_database_url_hides_password():
     database = Database(parse_database_url("postgresql://bento:5ecret@db.example/bentos"))
     assert str(database) == "postgresql+asyncpg://bento:***@db.example/bentos"
-    registry = LocalRegistry("/srv/x", database="postgresql://bento:5ecret@db.example/bentos")
-    assert "5ecret" not in repr(registry)
+    url = "postgresql://bento:5ecret@db.example/bentos"
+    assert "5ecret" not in repr(LocalRegistry("/srv/x", database=url))
+    assert "5ecret" not in repr(Backend(None, url, None, 1, 1))

@@ -57,6 +57,12 @@ async def test_create_prints_token_only(caller: Caller, storage: Storage):
     assert user["name"] == "ci"
 
 
+async def test_vv_logs_no_library(caller: Caller, storage: Storage, caplog: pytest.LogCaptureFixture):
+    """The drivers of databases and botocore log digests and session tokens for debugging."""
+    await done(storage, "token", "create", "ci", "--role", "push", "-vv")
+    assert not [record for record in caplog.records if not record.name.startswith("async_bento")]
+
+
 async def test_token_list_shows_no_secret(caller: Caller, storage: Storage):
     secret = (
         await done(storage, "token", "create", "ci", "--role", "read", "--prefix", "iris", "--expires", "2d")

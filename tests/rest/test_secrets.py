@@ -120,7 +120,10 @@ class Unreadable(aiohttp.BytesPayload):
 
 
 @pytest.mark.parametrize("says", ["Connection timeout to host", "Can not write request body for"])
-async def test_aiohttp_error_hides_query(says: str, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_aiohttp_error_hides_query(
+    says: str, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "async_bento.rest")
     url = await serve(Recorder())
     if "timeout" in says:
         monkeypatch.setattr(aiohttp.TCPConnector, "connect", mock.AsyncMock(side_effect=asyncio.TimeoutError))
@@ -130,7 +133,8 @@ async def test_aiohttp_error_hides_query(says: str, serve: Serve, monkeypatch: p
             async with address.request("PUT", SECONDS, data=Unreadable(b"bytes")):
                 pass
     assert f"{url}/bucket/key?…" in str(caught.value)
-    assert SIGNATURE not in all_texts(caught.value)
+    assert f"PUT {url}/bucket/key: failed" in caplog.text
+    assert SIGNATURE not in all_texts(caught.value) + caplog.text
 
 
 async def test_storage_upload_no_redirect(serve: Serve) -> None:
@@ -237,7 +241,8 @@ async def test_repr_shows_no_secret(serve: Serve) -> None:
 def echo_the_token(status: int, content_type: str) -> Callable[[web.Request], web.Response]:
     def answer(request: web.Request) -> web.Response:
         token = request.headers["X-YATAI-API-TOKEN"]
-        body = f'{{"message": "no such token: {token}", "version": 5, "url": "https://s3.example/k?s={SIGNATURE}"}}'
+        url = f"https://s3.example/k?s={SIGNATURE}"
+        body = f'{{"message": "no such token: {token} at {url}", "version": 5, "url": "{url}"}}'
         return web.Response(
             status=status, body=body.encode(), headers={"Content-Type": content_type, "x-trace-id": token}
         )
@@ -289,6 +294,27 @@ async def test_lost_connection_hides_secret(serve: Serve, caplog: pytest.LogCapt
     assert TOKEN not in all_texts(caught.value)
     assert "retrying (2 of" in caplog.text  # so the log had something to hide
     assert_logs_hold_no_secret(caplog)
+
+
+async def test_invalid_response_hides_secret() -> None:
+    """aiohttp's error has the whole request, and bytes of the response, which may echo it."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 no status for " + head.replace(b"\r\n", b" ") + b"\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with RestApiClient(f"http://{host}", TOKEN, config=ONCE) as client:
+            url = SecretStr(f"http://ada:{SIGNATURE}@{host}/k?s={SIGNATURE}")
+            with pytest.raises(aiohttp.ClientResponseError, match="Bad status line") as caught:
+                await put(client.bentos.session.storage_target(url))
+            with pytest.raises(BentoError, match="Bad status line") as refused:
+                await client.current_user()
+    assert f"http://{host}/k" in all_texts(caught.value)
+    assert SIGNATURE not in all_texts(caught.value)
+    assert TOKEN not in all_texts(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,6 @@ class _RangeFile(io.RawIOBase):
     """A file of a worker thread, whose bytes an event loop reads."""
 
     def __init__(self, blob: OpenBlob, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
         self._blob = blob
         self._loop = loop
         self._position = 0
