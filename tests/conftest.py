@@ -50,6 +50,11 @@ if hasattr(signal, "SIGHUP"):
 LONGEST = {"test_leaks.py", "test_chaos.py", "test_crashes.py", "test_kills.py"}
 
 
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Run one worker more than there are cores: the tests also wait."""
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest tests first: the last of a session would run in one process while the others wait."""
