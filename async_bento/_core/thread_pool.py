@@ -108,7 +108,7 @@ class _Job(NamedTuple):
 
 
 def start_thread(thread: threading.Thread) -> None:
-    """Start a thread, or raise a BentoError that says why there is none."""
+    """Start a thread, or raise a BentoError with the reason."""
     try:
         thread.start()
     except RuntimeError as error:

@@ -179,7 +179,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
         Raises:
             NotFoundError: The store has no such bento, or neither the store nor the registry has one of its models.
             ModelsError: More than one of its models could not be pushed.
-            BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
+            BentoError: The push failed. If it has a record and the registry can be reached, the status is `failed`.
             PushesError: Bentos of a list failed. The others were pushed.
 
         Examples:
@@ -255,7 +255,7 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             NotFoundError: The registry has no such bento, or no files of it.
             ConfigError: Both APIs are of the same registry.
             ModelsError: More than one of its models could not be copied.
-            BentoError: The copy failed. The target's record says so, unless it cannot be reached.
+            BentoError: The copy failed. The status of the target's record is `failed`, if the target can be reached.
             PushesError: Bentos of a list failed. The others were copied.
 
         Examples:

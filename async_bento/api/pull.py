@@ -235,7 +235,7 @@ def upload_facts(record: ItemSchema) -> str:
 
 
 def is_bare(record: ItemSchema) -> bool:
-    """Whether a record says that it was pushed without files. It may have files of another push all the same."""
+    """Whether a record was pushed without files. It can still have the files of another push."""
     manifest = getattr(record, "manifest", None)
     is_dev = isinstance(manifest, BentoManifestSchema) and manifest.dev
     return record.upload_status == UPLOADED and (is_dev or record.upload_finished_reason == BARE_REASON)

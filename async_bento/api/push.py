@@ -361,7 +361,7 @@ async def _exists(request: Awaitable[object | None]) -> bool:
 
 
 def count_models(models: tuple[PushResult, ...]) -> str:
-    """Say how many models were pushed, and how many of them skipped."""
+    """Return the number of models, and how many of them were skipped, in words."""
     if not models:
         return ""
     skipped = sum(model.skipped for model in models)

@@ -81,7 +81,7 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
 
         Raises:
             NotFoundError: The store has no such model.
-            BentoError: The push failed. If its record exists and the registry can be reached, the record says so.
+            BentoError: The push failed. If it has a record and the registry can be reached, the status is `failed`.
             PushesError: Models of a list failed. The others were pushed.
 
         Examples:
@@ -141,7 +141,7 @@ class ModelAPI(BlockingItemAPI[AsyncModelAPI, ModelWithRepositorySchema]):
         Raises:
             NotFoundError: The registry has no such model, or no files of it.
             ConfigError: Both APIs are of the same registry.
-            BentoError: The copy failed. The target's record says so, unless it cannot be reached.
+            BentoError: The copy failed. The status of the target's record is `failed`, if the target can be reached.
             PushesError: Models of a list failed. The others were copied.
 
         Examples:

@@ -51,7 +51,7 @@ def accelerate() -> bool:
     """Make BentoML push and pull with async-bento until `restore` is called.
 
     Calling it again has no effect. Nothing is changed if `ASYNC_BENTO_ACCELERATE` is `0`. If BentoML is not installed,
-    or what is replaced has another signature in its release, nothing is changed and a `UserWarning` says so.
+    or what is replaced has another signature in its release, nothing is changed and a `UserWarning` states the reason.
 
     Returns:
         True if BentoML now uses async-bento, False if nothing was changed.

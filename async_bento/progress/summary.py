@@ -102,7 +102,7 @@ class TransferSummary:
         elif (item.event.bytes_done, item.event.phase) != (event.bytes_done, event.phase):
             item.changed_at = self.changed_at = now
         item.event = event
-        if event.phase == "transferring":  # other phases say nothing about the network
+        if event.phase == "transferring":  # the other phases do not depend on the network
             item.rate.record(event.bytes_done - event.bytes_resumed, now)
             self._rate.record(self.done - self._resumed, now)
         if event.phase in ENDED:

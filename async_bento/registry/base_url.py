@@ -52,7 +52,7 @@ class BaseUrl:
             raise BadRequestError("cannot presign a URL: the headers of the request name no valid host.") from error
 
     def client_address(self, request: web.BaseRequest) -> str:
-        """Return the IP address of the client: of the peer, or what trusted proxies say of theirs."""
+        """Return the IP address of the client: that of the peer, or the one that trusted proxies name."""
         address = request.remote or ""
         forwarded = [each.strip() for each in ",".join(request.headers.getall("X-Forwarded-For", ())).split(",")]
         # From the right, where each proxy appends its peer: a client may have written the entries on the left itself.

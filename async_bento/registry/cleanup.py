@@ -82,7 +82,7 @@ class Cleanup:
         async with aclosing(pruner.delete(await pruner.plan())) as batches:
             async for deleted, _ in batches:
                 for version in deleted:
-                    log.info("deleted %s %s, as the retention policy says", version.kind, version.tag)
+                    log.info("deleted %s %s, by the retention policy", version.kind, version.tag)
 
     async def _remove_unused(self, oldest: datetime) -> None:
         for blob in await self._records.unused_since(oldest):

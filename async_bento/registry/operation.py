@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 REQUEST_ID = web.RequestKey("request_id", str)
 ADDRESS = web.RequestKey("address", str)
-"""The IP address of the client, as the proxies in front say."""
+"""The IP address of the client, as the proxies in front name it."""
 
 _READY_TIMEOUT = 5.0
 """Seconds until database and storage must have answered."""

@@ -93,7 +93,7 @@ class Pruner:
     async def delete(self, planned: Sequence[Version]) -> AsyncGenerator[tuple[list[Version], list[Blob]]]:
         """Delete planned versions, unless they are to be kept now; yield those of each transaction, with their bytes.
 
-        The bytes stay in the storage; the records of them say that they are unused.
+        The bytes stay in the storage; their records mark them as unused.
         """
         for _, versions in groupby(planned, key=lambda version: version.kind):
             of_kind = [*versions]

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def as_store_error(action: str, *, if_refused: str = "") -> Generator[None]:
-    """Raise an OSError of the block as a StoreError that says `cannot {action}`, the reason, and the path.
+    """Raise an OSError of the block as a StoreError: `cannot {action}`, the reason, and the path.
 
-    `if_refused` says what to do where this user may not write, or nobody may.
+    `if_refused` is the remedy where this user, or every user, may not write.
     """
     try:
         yield

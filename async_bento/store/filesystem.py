@@ -98,7 +98,7 @@ def remove_files(path: Path) -> None:
     for root, _, names in os.walk(path):
         for name in names:
             check_cancelled()
-            with suppress(OSError):  # in a read-only directory, say, which `remove_tree` can remove
+            with suppress(OSError):  # such as in a read-only directory, which `remove_tree` can remove
                 platform.remove(Path(root, name))
 
 

@@ -68,7 +68,7 @@ class Item(ABC):
 
         Raises:
             NotFoundError: There is no such directory.
-            StoreError: The YAML file is missing or broken, or lacks a field; the message says which.
+            StoreError: The YAML file is missing or broken, or lacks a field; the message names the file and the field.
         """
         root = Path(path).absolute()
         if root.is_file():

@@ -164,7 +164,7 @@ class Lock:
 
 @contextmanager
 def hold(lock: Lock, timeout: float, action: str) -> Generator[None]:
-    """Hold a lock in a worker thread; raise a StoreError that says `cannot {action}` after so many seconds."""
+    """Hold a lock in a worker thread; raise a StoreError, `cannot {action}`, after `timeout` seconds."""
     if not lock.acquire(timeout):
         raise StoreError(
             f"cannot {action}: another process has held {lock.path} for {timeout:g} s. "

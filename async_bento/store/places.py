@@ -30,7 +30,7 @@ PREFIX = "async-bento-"
 
 LOCK = f"{PREFIX}lock-"
 
-_BESIDE = "tmp"
+_SIBLING = "tmp"
 
 # Every directory in a store is an item for BentoML, but not this one: BentoML (1.2 to 1.4) takes the name for a tag,
 # finds no such version, and goes to the next directory. Other names would be listed as items, or break its listing.
@@ -110,11 +110,11 @@ def _is_on_filesystem_of(root: Path, base: Path) -> bool:
 
 
 def _on_filesystem_of(base: Path) -> tuple[Path, ...]:
-    beside, within = base.parent / _BESIDE, base / _WITHIN
+    sibling, within = base.parent / _SIBLING, base / _WITHIN
     if platform.refusal_of_name(_WITHIN):
-        return (beside,)
+        return (sibling,)
     # Where one user of a store had to stage within it, the others do too, or they would not share locks.
-    return (within, beside) if within.is_dir() else (beside, within)
+    return (within, sibling) if within.is_dir() else (sibling, within)
 
 
 def _is_shared(root: Path, base: Path) -> bool:
@@ -138,11 +138,11 @@ def _touch_probe(base: Path) -> None:
 
 
 def _elsewhere(base: Path) -> Path:
-    beside = base.parent / _BESIDE
+    sibling = base.parent / _SIBLING
     with suppress(OSError):
-        beside.mkdir(exist_ok=True)
-        if not beside.stat().st_mode & stat.S_ISVTX and is_writable(beside):
-            return beside
+        sibling.mkdir(exist_ok=True)
+        if not sibling.stat().st_mode & stat.S_ISVTX and is_writable(sibling):
+            return sibling
     try:
         directory = tempfile.gettempdir()
     except FileNotFoundError as error:

@@ -27,7 +27,7 @@ _HASHED_AT_ONCE = 1024 * 1024  # bytes: a call of a thread for less would take l
 
 
 class SourceReadError(TransferError):
-    """The source of a copy could not be read; `error` says why. No retry of the upload would help."""
+    """The source of a copy could not be read, because of `error`. A retry of the upload would not help."""
 
     def __init__(self, error: BentoError) -> None:
         super().__init__(f"cannot read the source: {error}")

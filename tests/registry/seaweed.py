@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SECONDS_TO_START = 40
+
+LOWEST_PORT, EPHEMERAL_PORT = 10_000, 32_768
+"""Ports from the second on are those that Linux gives to connections; other systems' are higher."""
 
 PORTS = (
     "master.port",
@@ -54,12 +58,15 @@ class Seaweed:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens on."""
+    """Return random ports that no program uses; the system gives none of them to connections, which would take them."""
+    ports = set[int]()
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(ports) < count:
+            port = LOWEST_PORT + secrets.randbelow(EPHEMERAL_PORT - LOWEST_PORT)
+            with suppress(OSError):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                ports.add(port)
+    return [*ports]
 
 
 @contextmanager

@@ -303,7 +303,7 @@ async def test_cleanup_prunes_by_policy(serve: Serve, stored_files: Stored, capl
     await clean_up(caller, hours=0.4)
     assert await versions(caller) == ["v1", "v2"]
     await clean_up(caller, hours=0.6)
-    assert "deleted bento iris:v1, as the retention policy says" in caplog.text
+    assert "deleted bento iris:v1, by the retention policy" in caplog.text
     assert await versions(caller) == ["v2"]
     assert stored_files.has_count(disk=2, s3=2)
     await clean_up(caller, hours=1.1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +13,7 @@ from async_bento.registry.server import LocalRegistry
 from tests.builders import MiB, contents, make_bento, make_model, random_bytes
 from tests.fault_proxy import answer_json, in_sequence, no_fault, refuse
 from tests.fixtures import RETRY
+from tests.registry.seaweed import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -122,19 +122,12 @@ async def test_incomplete_upload_is_retried(start_proxy: StartProxy, make_client
     assert await error_of(make_client(proxy).models.push("mod:m1")) is None
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
-
-
 class Restarting:
     """A registry on a fixed port that stops for a second at the first progress of a transfer."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._port = free_port()
+        (self._port,) = free_ports(1)
         self.restart: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

@@ -219,7 +219,7 @@ class AsyncTarReader(AsyncBase):  # type: ignore[type-arg]  # not generic at run
 
 
 class _NoSendfileError(Exception):
-    """The kernel does not send this file; where the file is at fault, `read` says so."""
+    """The kernel does not send this file; if the file has changed, `read` raises the error."""
 
 
 class _LargeFile(NamedTuple):
