@@ -113,7 +113,7 @@ async def act(role: str, until: Until) -> Counter[str]:
             except (ArchiveError, TransferError) as error:
                 # A push fails when its item is deleted or replaced, and a pull when its item is pushed again.
                 raced = isinstance(error, SourceChangedError) or re.search(
-                    "pushed (anew|again)|cannot pack .*: No such file", str(error)
+                    "pushed again|cannot pack .*: No such file", str(error)
                 )
                 happened["raced" if raced else f"broken: {error}"] += 1
             except Exception as error:  # noqa: BLE001 - the test reports it

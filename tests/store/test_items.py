@@ -60,7 +60,7 @@ def test_latest_fifo_does_not_block(tmp_path):
 
 
 def error_of_thread(function):
-    """Call a function in a thread that may block for ever, and return the message of its error."""
+    """Call a function in a thread that may block forever, and return the message of its error."""
     messages = []
 
     def call():
