@@ -3,8 +3,8 @@
     python -m benchmarks.free                                              # everything: about 15 minutes on two cores
     python -m benchmarks.free --case http-one-file --peers ours,loop-md5 --direction push --rounds 3
 
-Everything is in memory (/dev/shm): the files to push, the bodies in nginx and the pulled files. All peers take their
-turns in each round, with another one first. The storage counts the bytes that it receives; the SHA-256 of each pulled
+Everything is in memory (/dev/shm): the files to push, the bodies in nginx and the pulled files. All peers run
+in each round, in rotating order. The storage counts the bytes that it receives; the SHA-256 of each pulled
 file is compared. Peers that hash each part with MD5 are measured with a counter of the hashed bytes, and the run fails
 if they are fewer than the sent bytes. A warm-up round with a sixteenth of the bytes is not counted.
 """
@@ -71,7 +71,7 @@ HASHED = Path(__file__).with_name("hashed")
 """The directory whose `sitecustomize.py` counts the hashed bytes."""
 
 READY = "ready"
-"""The version that all peers pull."""
+"""The version pulled by all peers."""
 
 
 class NotHashedError(Exception):
@@ -79,7 +79,7 @@ class NotHashedError(Exception):
 
 
 class Turns:
-    """The turns of the peers on running servers."""
+    """The runs of the peers on running servers."""
 
     def __init__(self, items: Items, directory: Path, here: Site, storage: Storage) -> None:
         self._items = items
@@ -90,7 +90,7 @@ class Turns:
         self._turn = 0
 
     def prepare(self) -> None:
-        """Make the tar that all peers pull, and its record."""
+        """Make the tar pulled by all peers, and its record."""
         with self._home() as name:
             errand = self._errand(OURS, "push", READY, Path(name))
             self._items.lay_out(errand.home / "bentoml", READY)

@@ -52,7 +52,7 @@ class FreeBlobs:
         return Content(0, '"unknown"')
 
     def _url(self, key: str) -> str:
-        """Return a URL without the id of the upload: the ready file is there before it is uploaded."""
+        """Return a URL without the id of the upload: the served file exists before the upload."""
         return f"{self._storage}/{key.rpartition('/')[0]}.tar"
 
 

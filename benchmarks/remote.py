@@ -1,4 +1,4 @@
-"""Measure copies between two registries, and lists of remote tars, beside rclone.
+"""Measure copies between two registries, and lists of remote tars, against rclone.
 
     python -m benchmarks.remote
     python -m benchmarks.remote --rounds 1 --size-scale .05   # a quick check

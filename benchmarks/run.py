@@ -149,7 +149,7 @@ def _slug(peer: str) -> str:
 
 
 def turned(peers: Sequence[str], number: int) -> list[str]:
-    """Rotate the peers, so that another peer is first in each round."""
+    """Rotate the peers, so that each round starts with another peer."""
     first = number % len(peers)
     return [*peers[first:], *peers[:first]]
 

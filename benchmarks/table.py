@@ -41,7 +41,7 @@ class Axis:
     unit: int
     cost: str
     scale: float
-    says: Callable[[int], str]
+    label: Callable[[int], str]
 
 
 AXES = {
@@ -205,7 +205,7 @@ def _growth(name: str, axis: Axis, direction: str, floor: float, taken: Sequence
     table = markdown(
         f"{name}|wall s|CPU s|memory above the imports, MiB|marginal cost",
         (
-            (axis.says(much), f"{wall:.2f}", f"{cpu:.2f}", f"{(peak - floor) / MiB:.0f}", cost)
+            (axis.label(much), f"{wall:.2f}", f"{cpu:.2f}", f"{(peak - floor) / MiB:.0f}", cost)
             for much, wall, cpu, peak, cost in zip(steps, walls, cpus, peaks, more, strict=True)
         ),
     )

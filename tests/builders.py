@@ -1,4 +1,4 @@
-"""Small bentos and models on disk, and what a directory holds."""
+"""Small bentos and models on disk, and the content of directories."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_bento(
     built: str = BUILT,
     **fields: object,
 ) -> Path:
-    """A bento in the store of a home; its models are named, not made."""
+    """Make a bento in the store of a home; its models are only named."""
     name, _, version = tag.partition(":")
     info = {
         "service": "service:Svc",
@@ -50,7 +50,7 @@ def make_bento(
 def make_model(
     home: Path, tag: str = "mod:m1", files: Mapping[str, bytes] | None = None, *, built: str = BUILT, **fields: object
 ) -> Path:
-    """A model in the store of a home."""
+    """Make a model in the store of a home."""
     name, _, version = tag.partition(":")
     info = {
         "name": name,
@@ -77,7 +77,7 @@ def _fill(directory: Path, files: Mapping[str, bytes]) -> None:
 
 
 def contents(directory: Path) -> dict[str, bytes | str | None]:
-    """Every path below a directory: a file's bytes, a link's target, None for a directory."""
+    """Return the bytes of each file, the target of each link, and None for each directory, by path."""
     found: dict[str, bytes | str | None] = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
@@ -89,7 +89,7 @@ def contents(directory: Path) -> dict[str, bytes | str | None]:
 
 
 def left_in_scratch(home: Path, *, kept: bool = True) -> list[str]:
-    """Return the files below a home's `tmp` but for locks; `kept` counts the state for a resume too."""
+    """Return the files below a home's `tmp` except locks; with `kept`, also those of a resume."""
     tmp = home / "tmp"
     if not tmp.is_dir():
         return []

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[tuple[Any, ...]]:
-    """The arguments of each call of a method from now on; the method still runs."""
+    """Record the arguments of each further call of a method; the method still runs."""
     calls: list[tuple[Any, ...]] = []
     method = getattr(owner, name)
 

@@ -1,4 +1,4 @@
-"""click's runner of commands, with stdout and stderr apart on every supported click."""
+"""click's CliRunner with separate stdout and stderr on every supported release."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 
 def make_runner() -> CliRunner:
-    """Make a runner; click before 8.2 mixes stderr into stdout unless it is asked not to."""
+    """Make a runner; click before 8.2 needs an option for separate streams."""
     if "mix_stderr" in inspect.signature(CliRunner).parameters:
         return CliRunner(mix_stderr=False)
     return CliRunner()

@@ -1,4 +1,4 @@
-"""Every test runs under two guards: one fails it when it blocks the event loop, one when it leaves this machine."""
+"""Two guards for every test: one against calls that block the event loop, one against connections to other hosts."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.leaks", "tests.fixtures", "tests.platforms"]
 
 COVERAGE = "COVERAGE_PROCESS_CONFIG"
-"""The variable by which coverage measures the processes that a measured process starts."""
+"""The variable that lets coverage measure child processes."""
 
 MEASURED = re.compile(r"(api|cli|core|integrations|store)/|interop/test_accelerate|registry/test_operation")
-"""The tests whose processes are measured, too: those of the others run the same lines, and would double the time."""
+"""Tests whose processes are also measured; those of other tests run the same lines, and would double the time."""
 
 _coverage = os.environ.pop(COVERAGE, None) if "PYTEST_XDIST_WORKER" in os.environ else None
 
-# A run in the background ignores Ctrl-C, and one under nohup SIGHUP; the processes that tests start inherit that.
+# Background jobs ignore SIGINT, and nohup ignores SIGHUP; the processes of tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -51,24 +51,24 @@ LONGEST = {"test_leaks.py", "test_chaos.py", "test_crashes.py", "test_kills.py"}
 
 
 def pytest_xdist_auto_num_workers() -> int | None:
-    """Run one worker more than there are cores: the tests also wait."""
+    """Run one worker more than cores, since tests also wait."""
     return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest tests first: the last of a session would run in one process while the others wait."""
+    """Run the longest tests first, so that no worker runs a long test alone at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @dataclass
 class Refused:
-    """What would have left this machine, here or in a Python that was started from here."""
+    """The refused connections of this process and of its Python children."""
 
     log: Path
 
     def take(self) -> list[str]:
-        """All of it, once."""
+        """Return the refused connections, and forget them."""
         lines, loopback.refused[:] = [*loopback.refused], []
         if self.log.exists():
             lines += self.log.read_text().splitlines()
@@ -78,7 +78,7 @@ class Refused:
 
 @pytest.fixture(autouse=True)
 def log_levels() -> Iterator[None]:
-    """Restore the levels that the command sets: other tests expect to see all that is logged."""
+    """Restore the levels that the command sets: other tests expect all log records."""
     loggers = [logging.getLogger(name) for name in ("async_bento", "async_bento.rest", "async_bento.registry")]
     before = [logger.level for logger in loggers]
     yield
@@ -95,7 +95,7 @@ def measured_processes(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="session", autouse=True)
 def refused_anywhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Refused]:
-    """Let each Python that is started stay on this machine too."""
+    """Guard each Python child process against connections to other hosts."""
     refused = Refused(tmp_path_factory.mktemp("loopback") / "refused")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOOPBACK_LOG", str(refused.log))
@@ -106,26 +106,26 @@ def refused_anywhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Refus
 
 @pytest.fixture(autouse=True)
 def refused(refused_anywhere: Refused) -> Iterator[Refused]:
-    """Fail a test that would have left this machine, also where someone caught the refusal."""
+    """Fail a test that tried to reach another host, even if the code caught the refusal."""
     yield refused_anywhere
     assert refused_anywhere.take() == [], "a test must not leave this machine"
 
 
 @functools.cache
 def blocking_detector() -> BlockBuster:
-    """What raises BlockingError; to create it takes longer than many a test."""
+    """The guard that raises BlockingError; creating one takes longer than many tests."""
     detector = BlockBuster("async_bento")
-    for function in detector.functions.values():  # coverage holds a lock when it meets code for the first time
+    for function in detector.functions.values():  # coverage takes a lock at the first run of code
         function.can_block_in("coverage/collector.py", "lock_data")
         function.can_block_in("coverage/control.py", "_should_trace")
-        function.can_block_in("registry/records/database.py", "_upgrade")  # on a loop of its own, in a thread
+        function.can_block_in("registry/records/database.py", "_upgrade")  # on its own loop, in a thread
         function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")  # looks for `~/.pgpass`
     return detector
 
 
 @pytest.fixture(autouse=True)
 def no_blocking_call_on_the_event_loop() -> Iterator[None]:
-    """Raise BlockingError in whatever blocks the loop."""
+    """Raise BlockingError in calls that block the loop."""
     detector = blocking_detector()
     detector.activate()
     yield
@@ -134,7 +134,7 @@ def no_blocking_call_on_the_event_loop() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def statements_compiled_once() -> Iterator[None]:
-    """Share compiled statements between the registries of a process: to compile them takes a fourth of a test."""
+    """Share compiled statements between the registries of a process; compiling takes a fourth of a test."""
     compiled: LRUCache[Any, Any] = LRUCache(1000)
     create_async_engine = database.create_async_engine
 
@@ -169,7 +169,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty `$BENTOML_HOME`, and no credentials but a test's own."""
+    """An empty `$BENTOML_HOME`, without the credentials of the user."""
     home = tmp_path / "bentoml"
     monkeypatch.setenv("BENTOML_HOME", str(home))
     for name in (
@@ -185,7 +185,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[LocalRegistry]:
-    """A registry on an event loop of its own, for what blocks, and the variables that lead to it."""
+    """A registry on its own event loop, for blocking tests, and the variables that name it."""
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(LocalRegistry(tmp_path / "registry")) as registry,
@@ -197,6 +197,6 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> Itera
 
 @pytest.fixture
 def crasher(tmp_path: Path, served: LocalRegistry) -> Iterator[Crasher]:
-    """A process that can be killed at any step of what it does with the registry that is served."""
+    """A process that a test can kill at any step of a push to or a pull from `served`."""
     with crashing(tmp_path) as crasher:
         yield crasher

@@ -225,7 +225,7 @@ class FaultProxy:
         ]
 
     async def wait_for(self, pattern: str, count: int) -> None:
-        """Wait until `count` requests that match a pattern were received."""
+        """Wait for `count` requests that match a pattern."""
         while len(self.matching(pattern)) < count:
             self._arrival.clear()
             await self._arrival.wait()
@@ -275,7 +275,7 @@ class FaultProxy:
             yield answer
 
     async def close_connections(self) -> None:
-        """Close all connections of clients, and with them the requests that are being answered."""
+        """Close all client connections, including those with unanswered requests."""
         assert self._runner.server is not None
         await self._runner.server.shutdown(0.01)
 
@@ -286,7 +286,7 @@ def end_to_end(answer: aiohttp.ClientResponse) -> dict[str, str]:
 
 
 def reset(transport: asyncio.BaseTransport | None) -> None:
-    """Abort a connection with a RST, also when all that was received has been read."""
+    """Abort a connection with a RST, even if all received bytes were read."""
     if transport is None:
         return
     connection: socket.socket | None = transport.get_extra_info("socket")
@@ -308,7 +308,7 @@ def refuse(
     status: int,
     *,
     code: str = "SlowDown",
-    message: str = "said the storage",
+    message: str = "injected fault",
     headers: dict[str, str] | None = None,
     read: bool = True,
 ) -> Fault:

@@ -25,7 +25,7 @@ MakeClient = Callable[..., AsyncBentoAPI]
 RETRY = {"attempts": 3, "wait_initial": 0, "wait_max": 0}
 TRANSFER = {"part_size": 5 * MiB, "range_size": 64 * KiB, "window": MiB}
 FEW_RANGES = {"range_size": 8 * MiB, "window": 32 * MiB}
-"""For the pull of a large item whose ranges do not matter; with those of 64 KiB, it takes most of a test's time."""
+"""A range size for pulls of large items in tests of other subjects; ranges of 64 KiB take most of the time."""
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ async def make_client(home: Path) -> AsyncIterator[MakeClient]:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """Another home, to pull into."""
+    """Another home, for pulls."""
     return tmp_path / "elsewhere"
 
 

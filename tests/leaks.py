@@ -1,4 +1,4 @@
-"""Tests end with the descriptors, the threads and the tasks that they started with."""
+"""Checks that a test leaves no descriptor, no thread and no task."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 SECONDS = 5
-"""How long a thread that was asked to end may take for it, and for the descriptors that it closes then."""
+"""Seconds until a stopped thread must have ended and closed its descriptors."""
 
 OF_THE_PROCESS = {"tqdm_monitor"}
-"""Threads of libraries that start with the first use and never end."""
+"""Threads of libraries that start at the first use and never end."""
 
 HANDLER = "RequestHandler.start"
 """The task of aiohttp that waits for the rest of a body to which a server has responded, until its loop ends."""
@@ -31,7 +31,7 @@ _tasks: list[str] = []
 
 
 def held() -> set[object]:
-    """The threads and, on Linux, the descriptors of this process, each with what it is open on."""
+    """Return the threads and, on Linux, the descriptors of this process with their targets."""
     found: set[object] = {thread for thread in threading.enumerate() if thread.name not in OF_THE_PROCESS}
     if sys.platform == "linux":
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a tenth of the time of a Path, for every test
@@ -61,8 +61,8 @@ def tasks_seen_at_the_end_of_a_loop() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest, tasks_seen_at_the_end_of_a_loop: None) -> Iterator[None]:
-    """Compare what this process holds after a test and its other fixtures with what it held before."""
-    if not request.path.is_relative_to(TESTS):  # such as a test that a test runs
+    """Compare the resources of this process after a test and its other fixtures with those before."""
+    if not request.path.is_relative_to(TESTS):  # such as a nested test run
         yield
         return
     _tasks.clear()
@@ -78,7 +78,7 @@ def nothing_is_left(request: pytest.FixtureRequest, tasks_seen_at_the_end_of_a_l
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
-    """Let fixtures that outlive a test keep what they open, though a fixture of the test asks for them first."""
+    """Allow the resources of fixtures with a wider scope, which may be set up during a test."""
     before = held() if fixturedef.scope != "function" else set()
     result = yield
     if fixturedef.scope != "function":

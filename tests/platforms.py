@@ -1,7 +1,7 @@
-"""What a system lacks that a test needs: the test is skipped there, and the reason names what is missing.
+"""Skips tests on systems that lack a feature; the reason names the feature.
 
-A mark names what cannot be seen from the test's code: `@pytest.mark.posix("file modes")`. A test that itself calls a
-function that Python lacks on Windows, or makes a link without the privilege, needs no mark.
+A mark names a need that the code of the test does not show: `@pytest.mark.posix("file modes")`. A test needs no mark if
+the test itself calls a function that Python lacks on Windows, or makes a link without the privilege.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KILLED = 1 if IS_WINDOWS else -9
 
 NO_PRIVILEGE = 1314  # ERROR_PRIVILEGE_NOT_HELD
 REFUSED = "Connection refused"
-"""Why a connection to a closed port fails, in the words of the system."""
+"""The error text of the system for a connection to a closed port."""
 
 if sys.platform == "win32":
     REFUSED = ctypes.FormatError(1225).strip().rstrip(".")  # ERROR_CONNECTION_REFUSED
@@ -38,7 +38,7 @@ _MISSING = re.compile(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip on Windows what is marked `posix`."""
+    """Skip tests marked `posix` on Windows."""
     if IS_WINDOWS:
         for item in items:
             for mark in item.iter_markers("posix"):
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Report a test as skipped if it, and not the package, needs what Windows lacks."""
+    """Report a test as skipped if the test itself, not the package, needs a feature that Windows lacks."""
     report = yield
     if IS_WINDOWS and report.failed and call.excinfo is not None and (reason := missing(call.excinfo)):
         report.outcome = "skipped"
@@ -58,7 +58,7 @@ def pytest_runtest_makereport(
 
 
 def link_if_possible(link: Path, target: str) -> None:
-    """Make a symlink, or nothing where Windows lets this user make none: for a test that is about something else."""
+    """Make a symlink if Windows allows this user to; for tests of other subjects."""
     try:
         link.symlink_to(target)
     except OSError as error:
@@ -67,7 +67,7 @@ def link_if_possible(link: Path, target: str) -> None:
 
 
 def missing(raised: pytest.ExceptionInfo[BaseException]) -> str | None:
-    """What a test lacks on Windows; None if the error is another, or the package has raised it."""
+    """Return the missing feature; None for another error, or an error raised by the package."""
     ours = [
         entry.path
         for entry in raised.traceback

@@ -1,4 +1,4 @@
-"""The screen of a terminal: what stands on it after a program has written to it."""
+"""The screen of a terminal after the output of a program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _INCOMPLETE = re.compile(r"\x1b(\[\d*)?$")
 
 
 class Screen:
-    """A terminal of some size. It knows what tqdm and click write: text, carriage returns, line feeds, cursor up."""
+    """A terminal that supports the output of tqdm and click: text, carriage returns, line feeds, cursor up."""
 
     def __init__(self, columns: int = 80, rows: int = 24) -> None:
         self.columns = columns
@@ -20,13 +20,13 @@ class Screen:
 
     @property
     def lines(self) -> list[str]:
-        """The lines down to the last one with text, and those that have scrolled off the top."""
+        """The lines up to the last one with text, including those scrolled off the top."""
         return "\n".join(line.rstrip() for line in self._lines).rstrip("\n").split("\n")
 
     def write(self, text: str) -> None:
-        """Show what a program wrote."""
+        """Show the output of a program."""
         text = self._rest + text
-        self._rest = found[0] if (found := _INCOMPLETE.search(text)) else ""  # a read may end anywhere
+        self._rest = found[0] if (found := _INCOMPLETE.search(text)) else ""  # a read may end inside an escape sequence
         for piece in _PIECE.finditer(text.removesuffix(self._rest)):
             command, character = piece["command"], piece["character"]
             if command == "A":
@@ -49,7 +49,7 @@ class Screen:
         self._column += 1
 
     def _down(self) -> None:
-        """Move the cursor down; the carriage returns only where the program says so, as a terminal sees it."""
+        """Move the cursor down without a carriage return, since programs write CR and LF separately."""
         self._line += 1
         if self._line == len(self._lines):
             self._lines.append("")

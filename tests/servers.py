@@ -17,8 +17,8 @@ async def close_server(runner: web.BaseRunner) -> None:
     loop = asyncio.get_running_loop()
     for site in runner.sites:
         # asyncio loses a connection that it accepts in the iteration in which it closes the server.
-        server = getattr(site, "_server", None)  # aiohttp does not publish it
+        server = getattr(site, "_server", None)  # not public in aiohttp
         for listening in getattr(server, "sockets", ()):
-            with suppress(NotImplementedError):  # by Windows' loop
+            with suppress(NotImplementedError):  # on the loop of Windows
                 loop.remove_reader(listening)
     await connections.close_server(runner)

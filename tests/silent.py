@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 SECONDS = 30
-"""Long enough for a bound of a second on a busy machine."""
+"""Seconds; enough for a bound of one second on a busy machine."""
 
 
 @asynccontextmanager
 async def serving(
     answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[str]:
-    """Answer each connection by a function, until the end of the block; yields host and port."""
+    """Serve each connection by a function until the block ends; yield host and port."""
     running: set[asyncio.Task[Any]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -45,12 +45,12 @@ async def serving(
 
 
 async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Take the connection, and neither read nor write."""
+    """Accept the connection without reads and writes."""
     await asyncio.Event().wait()
 
 
 def trickle(start: bytes, again: bytes) -> Answer:
-    """Send some bytes, then others every 50 ms for ever."""
+    """Send some bytes, then others every 50 ms without end."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -64,7 +64,7 @@ def trickle(start: bytes, again: bytes) -> Answer:
 
 
 def flood(start: bytes, again: bytes) -> Answer:
-    """Send some bytes, then others as fast as they are read, for ever."""
+    """Send some bytes, then others at the speed of the reader without end."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -77,7 +77,7 @@ def flood(start: bytes, again: bytes) -> Answer:
 
 
 async def error_of(call: Coroutine[Any, Any, Any]) -> BaseException | None:
-    """The error that ends a call, None for success; fails if the call does not end in time."""
+    """Return the error of a call, None for success; fail if the call does not end in time."""
     task = asyncio.ensure_future(call)
     done, _ = await asyncio.wait({task}, timeout=SECONDS)
     if not done:

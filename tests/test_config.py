@@ -1,4 +1,4 @@
-"""Where each setting comes from, what is refused, and which registry a token may be sent to."""
+"""The sources of settings, invalid values, and the registry that a token may be sent to."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_config_is_frozen() -> None:
 def test_default_retry_outlasts_20_s() -> None:
     policy = RetryPolicy()
     waits = [min(policy.wait_max, policy.wait_initial * 2**number) for number in range(policy.attempts - 1)]
-    assert sum(waits) >= 15  # a quarter of a minute, without what is added by chance
+    assert sum(waits) >= 15  # 15 seconds, without the jitter
 
 
 # The home
@@ -196,13 +196,13 @@ def set_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "found"),
+    ("value", "found"),
     [("/data/bentos", "/data/bentos"), ("$WHERE/bentos", "/there/bentos"), ("~/b", "/home/ada/b"), ("", "bentoml")],
 )
-def test_bentoml_home_is_expanded(said: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bentoml_home_is_expanded(value: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHERE", "/there")
     set_home(monkeypatch)
-    assert bentoml_home({"BENTOML_HOME": said}).as_posix().endswith(found)
+    assert bentoml_home({"BENTOML_HOME": value}).as_posix().endswith(found)
 
 
 def test_bentoml_home_has_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,9 +393,9 @@ TOKENS = dict(zip(SOURCES, ["tk-argument", "tk-prod", "tk-own", "tk-bentoml", "t
 @pytest.mark.parametrize(("stronger", "weaker"), list(itertools.combinations(SOURCES, 2)))
 def test_token_source_precedence(stronger: str, weaker: str, log_in: Callable[..., None], home: Path) -> None:
     log_in(PROD, STAGING, LAB, current="lab")
-    said = {**SOURCES[weaker], **SOURCES[stronger]}
-    arguments = {name: value for name, value in said.items() if name.islower()}
-    variables = {name: value for name, value in said.items() if name.isupper()}
+    values = {**SOURCES[weaker], **SOURCES[stronger]}
+    arguments = {name: value for name, value in values.items() if name.islower()}
+    variables = {name: value for name, value in values.items() if name.isupper()}
     found = find_credentials(**arguments, environ=environ(home, **variables))
     assert found.api_token.get_secret_value() == TOKENS[stronger]
 
@@ -472,7 +472,7 @@ def test_context_file_read_if_needed(
         assert find_credentials(**arguments, environ=environ(home, **variables)).api_token
 
 
-# A token is sent to its endpoint alone
+# A token is sent only to its endpoint
 
 
 @pytest.mark.parametrize(
@@ -576,7 +576,7 @@ def test_kubernetes_variables_ignored(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "read"),
+    ("endpoint", "read"),
     [
         ("https://cloud.bentoml.com", "https://cloud.bentoml.com"),
         ("http://127.0.0.1:3000/", "http://127.0.0.1:3000"),
@@ -588,8 +588,8 @@ def test_kubernetes_variables_ignored(caplog: pytest.LogCaptureFixture) -> None:
         ("http://yatai_1", "http://yatai_1"),
     ],
 )
-def test_endpoint_is_normalized(said: str, read: str) -> None:
-    assert check_endpoint(said) == read
+def test_endpoint_is_normalized(endpoint: str, read: str) -> None:
+    assert check_endpoint(endpoint) == read
 
 
 @pytest.mark.parametrize(

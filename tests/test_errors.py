@@ -1,4 +1,4 @@
-"""The tree of errors, and what an error carries with it."""
+"""The tree of errors, and their attributes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ATTRIBUTES: dict[type[BentoError], dict[str, Any]] = {
 
 
 def drawn_tree() -> dict[str, set[str]]:
-    """Each error of the docstring's tree, with the names it says are above it."""
+    """Return each error of the docstring's tree, with the names of its bases."""
     tree: dict[str, set[str]] = {"BentoError": set()}
     above = ["BentoError"]
     for line in (errors.__doc__ or "").splitlines():

@@ -102,7 +102,7 @@ SECTION = re.compile(r"^ *(Args|Attributes|Raises|Returns|Yields):$", re.MULTILI
 
 
 def exports() -> dict[str, object]:
-    """Each class and function that a public module exports."""
+    """Return each class and function that a public module exports."""
     found: dict[str, object] = {}
     for module in map(importlib.import_module, PUBLIC_MODULES):
         for name in module.__all__:
@@ -120,7 +120,7 @@ def unwrap(member: object) -> object:
 
 
 def own_bases(value: object) -> list[type]:
-    """A class and those of its bases that are ours: what they document is part of the class."""
+    """Return a class and its bases from this package, whose documentation is part of the class."""
     return [base for base in inspect.getmro(value) if is_own_class(base)] if inspect.isclass(value) else []
 
 

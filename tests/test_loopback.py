@@ -1,4 +1,4 @@
-"""The guard under which all tests run: nothing leaves this machine."""
+"""The guard of all tests against connections to other hosts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 
-ELSEWHERE = "192.0.2.1"  # for documentation (RFC 5737), as 2001:db8::/32 is (RFC 3849): nobody is there
+ELSEWHERE = "192.0.2.1"  # for documentation (RFC 5737), like 2001:db8::/32 (RFC 3849): no host has these addresses
 
 
 def on_a_socket(family: socket.AddressFamily, kind: socket.SocketKind, call: str, *arguments: object) -> None:

@@ -32,7 +32,7 @@ WORDS = {
     "aclose": "close",
     ", on the same event loop": "",
 }
-"""Words of the async docstrings, and the blocking word for each."""
+"""The replacements for words of the async docstrings."""
 
 CLIENT = re.compile(r"^    client: .*(?:\n {8}.*)*", re.MULTILINE)
 """The argument that differs: BentoAPI closes a client that it was given, AsyncBentoAPI does not."""
@@ -47,7 +47,7 @@ def blocking_words(text: str) -> str:
 def method_docstring(name: str, method: str) -> str | None:
     """The docstring for a method of a blocking class; None if the async class has no such method."""
     original = getattr(ORIGINALS[name], method, None)
-    text = original and inspect.getdoc(original)  # not of None: Python 3.13 has a docstring for it
+    text = original and inspect.getdoc(original)  # None would have the docstring of NoneType since Python 3.13
     return text and blocking_words(text)
 
 

@@ -1,4 +1,4 @@
-"""Programs that fork, start threads and exit, each in a Python of its own."""
+"""Programs that fork, start threads and exit, each in a new Python process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SECONDS = 60
-"""After this long a program counts as hung. It takes seconds, on a busy machine too."""
+"""Seconds until a program counts as hung; even on a busy machine, a program takes only a few."""
 
 PRELUDE = """
 import atexit
@@ -51,7 +51,7 @@ def in_child(function):
 
 @dataclass
 class Ended:
-    """How a program ended."""
+    """The end of a program."""
 
     code: int | str
     output: str
@@ -59,8 +59,8 @@ class Ended:
 
 
 def run_program(program: str, *options: str, environ: Mapping[str, str] | None = None) -> Ended:
-    """Run a program after the prelude; every warning but Python's own of forks with threads is an error."""
-    # Unbuffered, or a forked child writes what its parent has printed once more.
+    """Run a program after the prelude. Warnings are errors, except the one of Python about forks with threads."""
+    # Unbuffered: a forked child would write the buffered output of its parent again.
     command = [sys.executable, "-u", "-W", "error", "-W", "ignore:This process:DeprecationWarning", *options]
     process = subprocess.Popen(
         [*command, "-c", PRELUDE + program],
@@ -73,7 +73,7 @@ def run_program(program: str, *options: str, environ: Mapping[str, str] | None =
     try:
         output, errors = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # with the children, which hold the pipes
+        os.killpg(process.pid, signal.SIGKILL)  # including the children, which hold the pipes
         output, errors = process.communicate()
         return Ended("hangs", output, errors)
     return Ended(process.returncode, output, errors)

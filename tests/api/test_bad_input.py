@@ -1,4 +1,4 @@
-"""Errors of users, and their messages: what is wrong, and the remedy."""
+"""Messages for errors of users: what failed, why, and the remedy."""
 
 from __future__ import annotations
 
@@ -64,20 +64,20 @@ async def test_unknown_context_lists_known(home: Path) -> None:
             await api.list()
 
 
-@pytest.mark.parametrize(("status", "said"), [(401, "who are you"), (403, "not for you")])
+@pytest.mark.parametrize(("status", "message"), [(401, "who are you"), (403, "not for you")])
 async def test_rejected_token_names_source(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path, status: int, said: str
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, status: int, message: str
 ) -> None:
     make_bento(home)
     proxy = await start_proxy()
-    proxy.add_fault("/api/v1/", answer_json(status, {"message": said}), times=None)
+    proxy.add_fault("/api/v1/", answer_json(status, {"message": message}), times=None)
     api = make_client(proxy)
 
     for call in (api.push("svc:v1"), api.pull("svc:v2"), api.list(), api.get("svc"), api.models.pull("mod:m1")):
-        with pytest.raises(AuthenticationError, match=f"{said}.*API token from the api_token argument"):
+        with pytest.raises(AuthenticationError, match=f"{message}.*API token from the api_token argument"):
             await call
 
-    assert len(proxy.requests) == 5  # nobody knocks again with the same token
+    assert len(proxy.requests) == 5  # no retry with the same token
 
 
 async def test_rejected_token_never_shown(start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ async def test_silent_registry_times_out(start_proxy: StartProxy, make_client: M
     held.released.set()
 
 
-# Tags, and what lies here
+# Tags and local items
 
 
 @pytest.mark.parametrize("tag", ["svc:", "Svc:!", "svc:v1:v2", "", "-svc", "a" * 64, "svc:" + "v" * 64])
@@ -215,9 +215,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("text", "said"), BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize(("text", "message"), BROKEN.values(), ids=BROKEN.keys())
 async def test_non_bento_dir_names_fault(
-    start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path, text: bytes | None, said: str
+    start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path, text: bytes | None, message: str
 ) -> None:
     directory = tmp_path / "svc"
     directory.mkdir()
@@ -225,7 +225,7 @@ async def test_non_bento_dir_names_fault(
         (directory / "bento.yaml").write_bytes(text)
     proxy = await start_proxy()
 
-    with pytest.raises(StoreError, match=said) as caught:
+    with pytest.raises(StoreError, match=message) as caught:
         await make_client(proxy).push(directory)
 
     assert str(directory) in str(caught.value)
@@ -266,7 +266,7 @@ async def test_unreadable_file_fails_early(
     secret = make_bento(home, files={"secret": b"x"}) / "secret"
     secret.chmod(0)
     allowed = os.access
-    monkeypatch.setattr(  # root may read everything
+    monkeypatch.setattr(  # root can read every file
         scan_module.os, "access", lambda path, *args, **kwargs: path != str(secret) and allowed(path, *args, **kwargs)
     )
     proxy = await start_proxy()
@@ -293,7 +293,7 @@ async def test_push_disk_error_reported(
 
     (finish,) = proxy.matching("finish_upload")
     assert finish.json == {"status": "failed", "reason": "cannot read data: Input/output error"}
-    assert len(proxy.matching("^PUT")) <= 1  # the file would be no better the second time
+    assert len(proxy.matching("^PUT")) <= 1  # a retry would read the same file
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy"])
@@ -329,7 +329,7 @@ async def test_pull_full_disk_keeps_store(
     assert contents(elsewhere / "bentos") == before
     assert not left_in_scratch(elsewhere)
     asked = proxy.steps("^GET (bytes|svc/v1/download)")
-    assert len(asked) == len(set(asked))  # the disk would be no emptier the second time
+    assert len(asked) == len(set(asked))  # a retry would meet the same full disk
 
 
 async def test_schema_error_is_bento_error(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
@@ -355,7 +355,7 @@ async def test_broken_copy_states_remedy(start_proxy: StartProxy, make_client: M
 async def test_unreadable_copy_states_remedy(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pull by force may lack the right to write, too. The superuser may read all, so the answer is set here."""
+    """A forced pull may lack the write permission, too. Root can read every file, so the answer is simulated."""
     make_bento(home, "svc:v1")
     api = make_client(await start_proxy())
     await api.push("svc:v1")

@@ -1,4 +1,4 @@
-"""An API that is closed while calls run: they end as if they had been cancelled, and say why."""
+"""An API that is closed during calls: the calls end like cancelled ones, with an error that states the reason."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_error_in_context_ends_calls(proxy: FaultProxy, make_client: MakeC
     held = Hold()
     proxy.add_fault(PART, held)
 
-    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block of the context is what is tested
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the test is about the context's block
         async with make_client(proxy) as api:
             pushing = asyncio.create_task(api.models.push("mod:m1"))
             await held.arrived.wait()
@@ -175,7 +175,7 @@ def test_close_by_thread_ends_call(served: LocalRegistry, home: Path) -> None:
 
 
 def test_close_raises_first_reason(served: LocalRegistry) -> None:
-    """Its cancellation fails, since the loop has ended."""
+    """The cancellation fails, since the loop has ended."""
     api = BentoAPI()
     api.list()
     with pytest.MonkeyPatch.context() as patch:
@@ -192,7 +192,7 @@ def test_close_raises_first_reason(served: LocalRegistry) -> None:
 
 
 def test_close_ends_unstarted_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that ends leaves the last calls undone, and Python warns of a coroutine that was never awaited."""
+    """At its end, a loop drops the last callbacks, and Python warns of a coroutine that was never awaited."""
 
     async def stop() -> None:
         pass

@@ -1,4 +1,4 @@
-"""An API is made in a coroutine as well as anywhere, so making one touches no disk."""
+"""Constructing an API, possibly in a coroutine, touches no disk."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ async def record_of(api: AsyncBentoAPI, tag: str) -> dict[str, Any]:
 async def test_copied_bento_is_the_same(
     start_pair: StartPair, origin: Path, tmp_path: Path, to: str, streams: bool
 ) -> None:
-    """From a registry with ranges, and from one that sends the whole tar without a length and without checksums."""
+    """Copy from a registry with ranges, and from one without ranges, length and checksums."""
     pair = await start_pair("proxy" if streams else "auto", to)
     if streams:
         pair.source.hides_checksums = True
@@ -143,7 +143,7 @@ async def contents_of_model(api: AsyncBentoAPI, directory: Path) -> dict[str, An
 
 
 async def test_copy_uses_source_parts(start_pair: StartPair) -> None:
-    """So that the checksums of the source verify each part; the memory holds at most `threads` parts."""
+    """The checksums of the source verify each part, and the memory holds at most `threads` parts."""
     pair = await start_pair()
     await pair.here.copy("svc:v1", pair.there, with_models=False, threads=2)
     sent = {request.step: len(request.body) for request in pair.target.matching("PUT part")}
@@ -160,18 +160,18 @@ async def test_other_part_size_is_verified(start_pair: StartPair, tmp_path: Path
     await pair.here.copy("svc:v1", pair.there)
     assert await pulled(pair.there, "svc:v1", tmp_path / "copy") == original
     pair.source.add_fault(GET, flip, skip=2)
-    await pair.here.copy("svc:v1", pair.there, force=True, with_models=False)  # damaged once, and again from the start
+    await pair.here.copy("svc:v1", pair.there, force=True, with_models=False)  # damaged once, then restarted
     assert await pulled(pair.there, "svc:v1", tmp_path / "second") == original
     pair.source.add_fault(GET, flip, times=None)
     with pytest.raises(TransferError, match=r"cannot copy svc:v1: part 1 arrived damaged, twice\. Copy again"):
         await pair.here.copy("svc:v1", pair.there, force=True, with_models=False)
-    assert (await pair.there.get("svc:v1")).upload_status == "success"  # still the bytes of the copy before
+    assert (await pair.there.get("svc:v1")).upload_status == "success"  # still the bytes of the earlier copy
     assert await pulled(pair.there, "svc:v1", tmp_path / "third") == original
 
 
 @pytest.mark.parametrize("is_interrupted", [True, False])
 async def test_damaged_parts_not_resumed(start_pair: StartPair, tmp_path: Path, is_interrupted: bool) -> None:
-    """The source has one checksum of all bytes, which is reached after the damaged part has arrived."""
+    """The only checksum covers all bytes, so it is verified after the target has the damaged part."""
     pair = await start_pair("auto")
     pair.source.add_fault(GET, flip, skip=1)
     if is_interrupted:
@@ -209,7 +209,7 @@ async def test_copy_survives_faults(start_pair: StartPair, tmp_path: Path, to: s
 
 @pytest.mark.parametrize("streams", [False, True], ids=["ranges", "whole"])
 async def test_copy_memory_is_bounded(start_pair: StartPair, monkeypatch: pytest.MonkeyPatch, streams: bool) -> None:
-    """Each part, or each tar that is read in one piece, has its share of what `threads` allows."""
+    """Each part, or each tar read as a whole, counts against the limit of `threads`."""
     made: list[CopyReads] = []
     make_reads = CopyReads.of
 
@@ -239,7 +239,7 @@ async def test_copy_memory_is_bounded(start_pair: StartPair, monkeypatch: pytest
 
 
 async def test_copy_streams_each_part(start_pair: StartPair) -> None:
-    """And what a broken connection has left of it is requested, not the whole part."""
+    """After a broken connection, the copy requests only the rest of the part."""
     pair = await start_pair()
 
     async def send_half(exchange: Exchange) -> web.StreamResponse:
@@ -295,7 +295,7 @@ async def test_cancelled_copy_is_resumed(start_pair: StartPair, home: Path) -> N
 
 
 async def test_repushed_item_copied_whole(start_pair: StartPair, make_client: MakeClient, tmp_path: Path) -> None:
-    """The target never has parts of both, whether the ETag shows the change or only the record."""
+    """The target never mixes parts of both, whether the ETag or only the record shows the change."""
     for to in STRATEGIES:
         pair = await start_pair("proxy", to)
         pair.source.streams_downloads = False
@@ -316,7 +316,7 @@ async def test_repushed_item_copied_whole(start_pair: StartPair, make_client: Ma
 async def test_repush_during_stream_is_copied(
     to: str, start_pair: StartPair, make_client: MakeClient, tmp_path: Path
 ) -> None:
-    """From a server without ranges, ETags and checksums: only the record shows the change."""
+    """Without ranges, ETags and checksums, only the record shows the change."""
     pair = await start_pair("proxy", to)
     pair.source.hides_checksums = True
     pair.source.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)

@@ -38,7 +38,7 @@ def origin(tmp_path: Path) -> Path:
 async def test_opposite_copies_both_finish(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, tmp_path: Path, strategy: str
 ) -> None:
-    """With one request at a time for each API, none of them waits for the other's for ever."""
+    """With one request slot per API, two opposite copies do not deadlock."""
     proxies = [await start_proxy(strategy, name=name) for name in ("one", "two")]
     held = [Hold(), Hold()]
     for proxy, hold, tag in zip(proxies, held, ("one:v1", "two:v1"), strict=True):

@@ -1,4 +1,4 @@
-"""What every BentoML so far has built comes back as it went."""
+"""A pull restores the pushed items of every release of BentoML."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def registry(tmp_path):
 
 @pytest.fixture
 def here(line, tmp_path, monkeypatch):
-    """A home with what a release built, and a Hub that answers."""
+    """A home with the items of a release, and a Hub that answers."""
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     copy_to(tmp_path / "here", line)
     make_missing_models(tmp_path / "here")
@@ -38,7 +38,7 @@ def api_on(home, registry):
 
 
 def without_models(contents):
-    """BentoML 1.0.0 put the models of a bento inside it; they travel by themselves."""
+    """BentoML 1.0.0 put the models of a bento into the bento; a push sends them separately."""
     return {name: content for name, content in contents.items() if name.split("/")[0] != "models"}
 
 
@@ -63,7 +63,7 @@ async def test_round_trip_is_identical(line, here, tmp_path, registry):
     async with api_on(here, registry) as api:
         for tag in bentos:
             await api.push(tag)
-        for tag in models:  # those that no bento needs are not there yet
+        for tag in models:  # pushes of bentos skip models of no bento
             await api.models.push(tag)
 
     async with api_on(there, registry) as api:

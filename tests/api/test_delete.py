@@ -1,4 +1,4 @@
-"""`delete` of the API: from the registry only, and where the registry has no such route."""
+"""`delete` of the API deletes from the registry only, and reports a registry without the route."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ print(outcome(pid))
 
 @pytest.fixture
 def pushed(served: LocalRegistry, home: Path) -> Path:
-    """A bento that the registry has."""
+    """A pushed bento."""
     bento = make_bento(home, "svc:v1", {"weights": random_bytes(3_000_000)})
     with BentoAPI(progress=False) as api:
         api.push("svc:v1")
@@ -111,7 +111,7 @@ close()
 
 
 def test_fork_server_preloads_api(pushed: Path, tmp_path: Path) -> None:
-    """As gunicorn --preload and celery: a process has used its API, and starts and replaces workers."""
+    """Like gunicorn --preload and celery: a process uses its API, then starts and replaces workers."""
     ended = run_program(f"""
 blocking, api = BentoAPI(progress=False), AsyncBentoAPI(progress=False)
 async def get():
@@ -188,7 +188,7 @@ api.close()
 
 @pytest.mark.parametrize("transfer", TRANSFERS)
 def test_fork_in_async_call_is_safe(pushed: Path, home: Path, tmp_path: Path, transfer: str) -> None:
-    """The fork is made on the event loop, as by a coroutine that starts a process."""
+    """A fork on the event loop, as by a coroutine that starts a process."""
     big = make_bento(home, "big:v1", {"weights": random_bytes(12_000_000, 1)})
     store = tmp_path / "elsewhere"
     call = TRANSFERS[transfer].format(store=str(store))
@@ -221,7 +221,7 @@ asyncio.run(main())
 
 
 def test_child_abort_spares_parent(pushed: Path) -> None:
-    """As where the child collects them: it shares the parent's epoll, unless it is given its own."""
+    """Garbage collection in the child may abort transports, which must stay in the epoll of the parent."""
     ended = run_program("""
 loop = asyncio.new_event_loop()
 api = AsyncBentoAPI(progress=False, config=Config(timeouts={"api": 5}, retry={"attempts": 1}))
@@ -241,7 +241,7 @@ loop.close()
 
 
 def test_hook_abort_spares_parent(pushed: Path) -> None:
-    """As where dropping one object in the child collects others: the child's epoll comes first."""
+    """Hooks of the fork may abort transports, too, so the child replaces its epoll first."""
     ended = run_program("""
 from async_bento._core.fork import watch_forks
 loop = asyncio.new_event_loop()
@@ -266,7 +266,7 @@ loop.close()
 
 
 def test_calls_import_no_module(pushed: Path, tmp_path: Path) -> None:
-    """A child that is forked during an import of another thread waits for ever where it imports the same module."""
+    """A child forked during an import of another thread would wait forever on the lock of the module."""
     ended = run_program(f"""
 os.environ["BENTO_CLOUD_API_ENDPOINT"] = os.environ["BENTO_CLOUD_API_ENDPOINT"].replace("127.0.0.1", "localhost")
 store = BentoStore({str(tmp_path / "other/bentos")!r})

@@ -1,4 +1,4 @@
-"""A registry that serves tars that mean harm: the store, and everything beside it, stays as it was."""
+"""Hostile tars from a registry change neither the store nor the files next to the store."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def announce(size: int | None) -> Fault:
 
 @pytest.fixture
 async def pushed(start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path) -> StartProxy:
-    """A registry that has `svc:v1`, pushed from elsewhere; its bytes may be others."""
+    """A registry with `svc:v1`, whose bytes a test can replace."""
 
     async def push(tar: bytes | None, transmission: str = "presigned_url") -> FaultProxy:
         origin = tmp_path / "origin"

@@ -1,4 +1,4 @@
-"""The record of an item is the record that BentoML sends."""
+"""The record of each item equals the record that BentoML sends."""
 
 from __future__ import annotations
 

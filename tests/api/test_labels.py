@@ -1,4 +1,4 @@
-"""Labels: set on records, selected by pulls, set and kept by pushes; on our registry and on one that is like Yatai."""
+"""Labels: changes, selection by pulls, and pushes, on our registry and on a simulated Yatai."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Yatai:
     sent: list[Any] = field(default_factory=list)
 
     def item(self) -> dict[str, Any]:
-        labels = [{"key": key, "value": value} for key, value in reversed(self.labels.items())]  # by id, the last first
+        labels = [{"key": key, "value": value} for key, value in reversed(self.labels.items())]  # by descending id
         return {
             "uid": "u1",
             "name": "v1",
@@ -196,7 +196,7 @@ async def test_read_only_token_is_rejected(start_proxy: StartProxy, make_client:
     async with AsyncBentoAPI(endpoint=proxy.endpoint, api_token=token, progress=False) as api:
         with pytest.raises(AuthenticationError, match=message):
             await api.set_labels("svc:v1", {"stage": "prod"})
-        with pytest.raises(AuthenticationError, match=message):  # of an item that it would skip
+        with pytest.raises(AuthenticationError, match=message):  # the push would skip the item
             await api.push("svc:v1", labels={"stage": "prod"})
         assert labels_of(await api.set_labels("svc:v1", {"stage": None})) == {}
 

@@ -1,4 +1,4 @@
-"""What is in the registry: all of it, page by page, or one record."""
+"""Lists of the registry, page by page, and single records."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHANGES = 20
 async def proxy(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> FaultProxy:
-    """Five bentos, the newest of which is `svc:v5`, read two at a time."""
+    """Five bentos up to `svc:v5`, with two per page."""
     monkeypatch.setattr(api_module, "PAGE_SIZE", 2)
     monkeypatch.setattr(paging, "LARGE_PAGE_SIZE", 2)
     proxy = await start_proxy()
@@ -52,7 +52,7 @@ async def test_paging_returns_newest_first(proxy: FaultProxy, make_client: MakeC
 
     assert [bento.version for bento in listed.items] == ["v5", "v4", "v3", "v2", "v1"]
     assert (listed.total, listed.count) == (5, 5)
-    assert [request.query["start"] for request in proxy.requests] == ["0", "1", "3"]  # each begins with a known record
+    assert [request.query["start"] for request in proxy.requests] == ["0", "1", "3"]  # each begins with a known item
 
 
 async def test_list_is_a_sequence(proxy: FaultProxy, make_client: MakeClient) -> None:
@@ -136,7 +136,7 @@ async def test_empty_registry_lists_none(start_proxy: StartProxy, make_client: M
 
 async def test_list_at_non_registry_fails(start_proxy: StartProxy, make_client: MakeClient) -> None:
     proxy = await start_proxy()
-    proxy.add_fault("", answer_json(404, {"detail": "Not Found"}), times=None)  # what an endpoint of FastAPI says
+    proxy.add_fault("", answer_json(404, {"detail": "Not Found"}), times=None)  # the 404 of FastAPI
     api = make_client(proxy)
 
     for call in (api.list(), api.models.list()):
@@ -156,7 +156,7 @@ async def test_paging_repeated_page_ends(start_proxy: StartProxy, make_client: M
     listed = await make_client(proxy).list()
 
     assert [bento.version for bento in listed.items] == ["v2", "v1"]
-    assert len(proxy.requests) == 3  # additions may repeat a page once, by chance
+    assert len(proxy.requests) == 3  # concurrent additions may repeat a page once
 
 
 async def test_paging_empty_page_ends(start_proxy: StartProxy, make_client: MakeClient) -> None:
@@ -187,7 +187,7 @@ async def test_paging_during_push_is_unique(start_proxy: StartProxy, make_client
 
 
 class Versions:
-    """A registry's list of bentos, as faults answer for it; `change` adds and deletes versions between two requests."""
+    """A simulated list of bentos; `change` adds and deletes versions between two requests."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class Versions:
     async def _answer(self, exchange: Exchange) -> web.StreamResponse:
         if self.wait is not None:
             await self.wait()
-        if 0 < len(self.starts) < CHANGES:  # a list that grows by a page for each request has no end
+        if 0 < len(self.starts) < CHANGES:  # a list that grows by a page per request never ends
             self.change(len(self.starts))
         start, count = (int(exchange.logged.query[name]) for name in ("start", "count"))
         self.starts.append(start)
@@ -222,7 +222,7 @@ class Versions:
 
 @pytest.fixture(params=["large pages", "small pages"])
 def page_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages as they are, and small ones, of which many are requested concurrently."""
+    """Default pages, and small pages that are requested concurrently."""
     if request.param == "small pages":
         monkeypatch.setattr(paging, "LARGE_PAGE_SIZE", 100)
 
@@ -343,7 +343,7 @@ async def test_paging_survives_page_cap(start_proxy: StartProxy, make_client: Ma
     listed = await make_client(proxy).list()
 
     assert [int(bento.version[1:]) for bento in listed.items] == [*range(730)]
-    assert sorted(registry.starts) == [*range(0, 700, 69), *([] if total else [729])]  # each page once
+    assert sorted(registry.starts) == [*range(0, 700, 69), *([] if total else [729])]  # one request per page
 
 
 async def test_paging_shrinks_large_pages(start_proxy: StartProxy, make_client: MakeClient) -> None:

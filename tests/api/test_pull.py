@@ -1,4 +1,4 @@
-"""A pull through the public API: when the registry is asked, and what stands meanwhile."""
+"""Pulls through the public API: requests, choice of the version, and the store during the pull."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def registry_with(start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path) -> StartProxy:
-    """A registry that has bentos, each pushed from another machine."""
+    """A registry with bentos that another machine has pushed."""
 
     async def push(*tags: str, models: tuple[str, ...] = (), built: dict[str, str] | None = None) -> FaultProxy:
         origin = tmp_path / "origin"
@@ -211,7 +211,7 @@ async def test_failed_model_spares_others(registry_with: StartProxy, make_client
     pulling = asyncio.create_task(make_client(proxy).pull("svc:v1", with_models=True))
     await slow.arrived.wait()
     await proxy.wait_for("GET /blobs/models/one", 1)
-    await asyncio.sleep(0.05)  # it has failed by now, and would have stopped the other
+    await asyncio.sleep(0.05)  # the first has failed by now and would have cancelled the other
     slow.released.set()
 
     message = r"pulled svc:v1, but its model one:m1 failed: .*InvalidRequest"
@@ -260,7 +260,7 @@ async def test_pull_lock_shares_download(registry_with: StartProxy, make_client:
 
     pulling = [asyncio.create_task(api.pull("svc:v1")) for api in (first, second)]
     await held.arrived.wait()
-    await proxy.wait_for("GET svc/v1", 2)  # both want it now
+    await proxy.wait_for("GET svc/v1", 2)  # both calls have requested the record
     held.released.set()
     bentos = await asyncio.gather(*pulling)
 
@@ -503,7 +503,7 @@ async def test_pull_lost_bytes_names_item(registry_with: StartProxy, make_client
 
 
 async def left_unfinished(proxy: FaultProxy, api: AsyncBentoAPI, status: str) -> None:
-    """Leave `svc:v2` as a push does that failed, that is running, or that sends no files."""
+    """Leave `svc:v2` like a failed push, a running push, or a push without files."""
     if status == "bare":
         await api.push("svc:v2", bare=True)
         return
@@ -627,7 +627,7 @@ async def test_broken_latest_states_remedy(registry_with: StartProxy, make_clien
 async def test_unfinished_upload_described(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, status: str
 ) -> None:
-    """A real Yatai answers in this way to a download without an object."""
+    """The response of a real Yatai to a download without an object."""
     proxy = await start_proxy("proxy")
     make_bento(home, "svc:v2")
     proxy.add_fault("PUT .*/upload", answer_json(400, {"error": "the disk is on fire"}))
@@ -660,7 +660,7 @@ async def test_unfinished_upload_names_error(
     make_bento(home, "svc:v2")
     await left_unfinished(proxy, make_client(proxy), "failed")
     presigned = {"version": "v2", "presigned_download_url": f"{proxy.endpoint}/blobs/v2"}
-    proxy.add_fault("presign_download", answer_json(200, presigned), times=None)  # Yatai, which does not look at S3
+    proxy.add_fault("presign_download", answer_json(200, presigned), times=None)  # Yatai checks no bucket
     proxy.add_fault("GET /blobs", refuse(403, code="AccessDenied"), times=None)  # S3, where listing is not allowed
 
     with pytest.raises(PartError, match="AccessDenied") as failure:

@@ -38,7 +38,7 @@ Pushed = tuple[FaultProxy, dict[str, Any]]
 
 @pytest.fixture
 async def pushed(start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path) -> Pushed:
-    """A registry that has `svc:v1` with its model `mod:m1`, from another machine, and the contents of the bento."""
+    """A registry with `svc:v1` and its model `mod:m1`, and the contents of the bento."""
     origin = tmp_path / "origin"
     proxy = await start_proxy()
     make_model(origin, "mod:m1", {"weights": random_bytes(100_000, 3)})
@@ -50,7 +50,7 @@ async def pushed(start_proxy: StartProxy, make_client: MakeClient, tmp_path: Pat
 
 @pytest.fixture
 def at(tmp_path: Path) -> Path:
-    """The place of the directories that the tests pull into; at the end it has nothing else."""
+    """The parent of the pulled directories; the fixture checks that nothing else is left in it."""
     place = tmp_path / "at"
     place.mkdir()
     return place
@@ -120,7 +120,7 @@ async def test_directory_may_be_relative(
 async def test_directory_may_be_cwd(
     pushed: Pushed, make_client: MakeClient, at: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rename would leave the shell in a directory that is gone."""
+    """A rename would leave the shell in a deleted directory."""
     proxy, expected = pushed
     monkeypatch.chdir(at)
     inode = at.stat().st_ino

@@ -1,4 +1,4 @@
-"""A push through the public API: the order of its steps, and every form of what is pushed."""
+"""Pushes through the public API: the order of the steps, and all forms of the argument."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def test_uploads_start_concurrently(start_proxy: StartProxy, make_client: 
 async def test_failed_upload_start_reported(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, refused: str
 ) -> None:
-    """Or the record would say `uploading` for ever, where the registry handled the report first."""
+    """Otherwise, a registry that handles the report first would keep `uploading` forever."""
     make_bento(home)
     proxy = await start_proxy()
     other = "start_multipart_upload" if refused == "start_upload" else "start_upload"
@@ -144,7 +144,7 @@ async def test_push_uploads_models_first(start_proxy: StartProxy, make_client: M
     result = await make_client(proxy).push("svc:v1")
 
     steps = proxy.steps()
-    assert steps.count("GET svc/v1") == 2  # at first, and when the models were there
+    assert steps.count("GET svc/v1") == 2  # before the models, and after them
     first_of_the_bento = steps.index("GET bento_repositories/svc")
     assert all(steps.index(f"PATCH mod/m{number}/finish_upload") < first_of_the_bento for number in range(4))
     assert steps.count("GET model_repositories/mod") == steps.count("POST model_repositories") == 1
@@ -199,14 +199,14 @@ async def test_failed_model_stops_bento_upload(start_proxy: StartProxy, make_cli
 
     pushing = asyncio.create_task(make_client(proxy).push("svc:v1"))
     await slow.arrived.wait()
-    await proxy.wait_for("finish_upload", 1)  # the one that failed
+    await proxy.wait_for("finish_upload", 1)  # the failed push
     slow.released.set()
 
     message = r"cannot push svc:v1: its model one:m1 failed: .*InvalidRequest"
     with pytest.raises(PartError, match=message) as failure:
         await pushing
     assert failure.value.status == 400
-    assert proxy.steps("/bento") == ["GET svc/v1"]  # whether it is there; nothing is said of it
+    assert proxy.steps("/bento") == ["GET svc/v1"]  # a check only: no report
     assert [request.json["status"] for request in proxy.matching("finish_upload")] == ["failed", "success"]
 
 
@@ -280,7 +280,7 @@ async def test_existing_repository_reused(start_proxy: StartProxy, make_client: 
 
 
 async def loses_the_race(exchange: Exchange) -> web.StreamResponse:
-    """Another process was quicker: what is to be created is there, and the registry says so."""
+    """Another process has created the record first, and the registry refuses a second one."""
     await exchange.forward()
     return web.json_response({"error": "name already exists"}, status=400)
 
@@ -439,7 +439,7 @@ async def test_record_describes_the_bento(start_proxy: StartProxy, make_client: 
 
 
 class Foreign:
-    """Like `bentoml.Bento`: a tag and a path, and nothing of ours."""
+    """Like `bentoml.Bento`: a tag and a path."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -587,7 +587,7 @@ async def test_missing_model_is_named(start_proxy: StartProxy, make_client: Make
     with pytest.raises(NotFoundError, match=r"cannot push svc:v1: its model mod:m1 .* neither in .*models nor in"):
         await make_client(proxy).push("svc:v1")
 
-    assert proxy.steps("svc") == ["GET svc/v1"]  # whether it is there; nothing is said of it
+    assert proxy.steps("svc") == ["GET svc/v1"]  # a check only: no report
 
 
 async def test_incomplete_model_is_named(
@@ -686,7 +686,7 @@ async def test_raising_listener_is_ignored(start_proxy: StartProxy, make_client:
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("fault", ["token", "endpoint"])
 async def test_fatal_error_precedes_models(start_proxy: StartProxy, home: Path, fault: str, force: bool) -> None:
-    """One error, and not one for each of thirty models."""
+    """Thirty models raise one error, not thirty."""
     tags = [f"mod:m{number}" for number in range(30)]
     for tag in tags:
         make_model(home, tag)
@@ -715,7 +715,7 @@ async def test_list_push_keeps_order(start_proxy: StartProxy, make_client: MakeC
     models = await api.models.push(("mod:m1",))
 
     assert [str(result.tag) for result in results] == ["b:v1", "a:v1", "b:v1"]
-    assert sorted(result.skipped for result in results) == [False, False, True]  # b:v1 is there twice
+    assert sorted(result.skipped for result in results) == [False, False, True]  # b:v1 appears twice
     assert len(proxy.matching("PATCH .*/models/m1/start_upload")) == 1  # shared by both bentos
     assert [(str(result.tag), result.skipped) for result in models] == [("mod:m1", True)]
     assert await api.push([]) == []

@@ -1,4 +1,4 @@
-"""Remote files on a network with faults, of items that change meanwhile, and on servers without ranges."""
+"""Remote files with network faults, with items that change, and from servers without ranges."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WEIGHTS = random_bytes(MiB + 17, 5)
 FILES = {"README.md": b"# Svc\n", "src/service.py": b"pass\n", "src/weights": WEIGHTS, "z/last": b"end"}
 RESTARTING = "restarting: a hard link leads to a file that was left out"
 TREE: dict[str, Any] = {"src": None, "src/service.py": b"pass\n", "src/weights": WEIGHTS}
-"""What `src/*` extracts."""
+"""The files that `src/*` selects."""
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def origin(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def ranged(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> FaultProxy:
-    """A registry that has `svc:v1`, and presigns URLs."""
+    """A registry with `svc:v1` that presigns URLs."""
     proxy = await start_proxy()
     make_bento(origin, files=FILES)
     await make_client(proxy, origin).push("svc:v1")
@@ -60,7 +60,7 @@ async def ranged(start_proxy: StartProxy, make_client: MakeClient, origin: Path)
 
 @pytest.fixture
 async def streaming(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> FaultProxy:
-    """The same as a Yatai that streams, and presigns no URL."""
+    """The same bento behind a proxy that streams like Yatai and presigns no URL."""
     proxy = await start_proxy("proxy")
     proxy.hides_checksums = True
     proxy.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)
@@ -83,13 +83,13 @@ async def test_remote_reads_survive_faults(
     for proxy, pattern in ((ranged, GET), (streaming, DOWNLOAD)):
         for name, fault in faults.items():
             if name in {"expired", "short"} and proxy is streaming:
-                continue  # no URL, and no length that a response could be short of
+                continue  # no URL, and no length to detect a truncated response
             place = tmp_path / f"{name}-{proxy is ranged}"
-            # A loaded machine may take its time for any byte.
+            # On a loaded machine, any byte may be delayed.
             stall = 1 if name == "stalled" else 20
             api = make_client(proxy, timeouts={"stall": stall}, retry={"attempts": 8})
             proxy._rules[:] = proxy._rules[: int(proxy is streaming)]
-            proxy.add_fault(pattern, fault, skip=2, times=2)  # the first requests look for headers, and for ranges
+            proxy.add_fault(pattern, fault, skip=2, times=2)  # the first requests read headers and detect ranges
             async with nothing_left(api):
                 one, other = api.files("svc:v1"), api.files("svc:v1")
                 _, read = await asyncio.gather(one.extract("src/*", place / "out"), other.read("src/weights"))
@@ -163,7 +163,7 @@ async def test_extract_never_mixes_versions(
 
 
 async def test_reads_survive_lost_ranges(ranged: FaultProxy, make_client: MakeClient, tmp_path: Path) -> None:
-    """As through a cache that drops the header."""
+    """A cache on the way may drop the header."""
     for times in (1, None):
         api = make_client(ranged)
         ranged._rules.clear()
@@ -184,7 +184,7 @@ async def test_reads_survive_lost_ranges(ranged: FaultProxy, make_client: MakeCl
 async def test_unreachable_storage_streams(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, tmp_path: Path
 ) -> None:
-    """A Yatai in a cluster: downloads through it have no ranges, and only the cluster knows its storage."""
+    """A Yatai in a cluster: no ranges, and a storage that only the cluster can resolve."""
     proxy = await start_proxy("proxy")
     make_bento(origin, files=FILES)
     await make_client(proxy, origin).push("svc:v1")
@@ -202,7 +202,7 @@ async def test_unreachable_storage_streams(
 
 
 def linked_tar() -> bytes:
-    """Hard links, a directory that comes again, and one that comes after its file."""
+    """Hard links, a repeated directory, and a directory after its file."""
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w", format=tarfile.PAX_FORMAT) as tar:
 
@@ -253,7 +253,7 @@ async def test_stream_extract_needs_one_download(
             entries = await make_client(streaming, progress=events.append).files("svc:v1").extract(patterns, place)
             assert (RESTARTING in [event.message for event in events]) == (downloads == 2), patterns
             assert contents(place) == expected, patterns
-            assert len(streaming.matching(DOWNLOAD)) == downloads + 1, patterns  # and one that looks for ranges
+            assert len(streaming.matching(DOWNLOAD)) == downloads + 1, patterns  # and one to detect ranges
             other = place.with_name(f"{place.name}-ranges")
             events.clear()
             by_ranges = make_client(ranged, progress=events.append).files("svc:v1")

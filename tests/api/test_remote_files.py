@@ -61,7 +61,7 @@ class Counted:
         proxy.add_fault(f"{GET}|{DOWNLOAD}", self, times=None)
 
     async def reset(self) -> None:
-        """Count from zero, once the requests that the client has cancelled have ended."""
+        """Wait for the end of cancelled requests, then count from zero."""
         await eventually(lambda: not self._running)
         self.bytes = 0
 
@@ -145,7 +145,7 @@ async def test_warm_index_costs_one_file(start_proxy: StartProxy, make_client: M
 
 
 async def test_list_of_small_files_reads_ahead(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
-    """By several requests at once, none of which reads a byte twice."""
+    """Several concurrent requests read each byte once."""
     proxy = await start_proxy()
     await push(
         proxy, make_client, origin, {f"data/{number:03}": random_bytes(20 * KiB, number) for number in range(300)}
@@ -223,7 +223,7 @@ LINKED = tar_of(
 
 
 def serve(tar: bytes, *, etag: str = '"one"', ranges: bool = True) -> Callable[[Exchange], Any]:
-    """Answer downloads with a tar of the test's own."""
+    """Answer downloads with the tar of a test."""
     from aiohttp import web
 
     async def answer(exchange: Exchange) -> web.StreamResponse:
@@ -308,7 +308,7 @@ async def test_hostile_path_is_rejected(served_tar: FaultProxy, make_client: Mak
 async def test_stream_stops_at_end_of_file(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As from a Yatai whose storage cannot be reached: no ranges, no length, no presigned URL."""
+    """Like a Yatai with an unreachable storage: no ranges, no length, no presigned URL."""
     caplog.set_level(logging.INFO, logger="async_bento")
     proxy = await start_proxy("proxy")
     proxy.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)
@@ -489,7 +489,7 @@ def test_open_file_block_error_outlives_api(served: LocalRegistry, home: Path) -
 
 
 async def test_huge_file_list_costs_little(served_tar: FaultProxy, make_client: MakeClient) -> None:
-    """2 GiB that exist nowhere: the server makes the ranges it is asked for."""
+    """A server of a simulated file of 2 GiB, which generates each requested range."""
     size = 2 * 1024 * MiB
     head, tail = tar_of(("src/small", b"small", tarfile.REGTYPE))[:1024], tar_of(("z", b"end", tarfile.REGTYPE))
     info = tarfile.TarInfo("./src/model.bin")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> dict[str, BentoStore | ModelStore]:
-    """Stores that are empty."""
+    """Empty stores."""
     home = tmp_path / "elsewhere"
     return {"bento_store": BentoStore(home / "bentos"), "model_store": ModelStore(home / "models")}
 
@@ -219,7 +219,7 @@ def test_early_ctrl_c_is_raised(served: LocalRegistry) -> None:
     with BentoAPI() as api, pytest.MonkeyPatch.context() as patch:
 
         def interrupted(running: _RunningLoop, coroutine: Coroutine[Any, Any, Any]) -> None:
-            patch.undo()  # the call is cancelled, although it has not started
+            patch.undo()  # cancels the call before its start
             coroutine.close()
             raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Programs that end with work in a thread, drop their clients, call at exit, or use a client on several loops."""
+"""Programs that exit during work in a thread, drop clients, call at exit, or use a client on several loops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def call(work, progress=False):
 
 @pytest.fixture
 def by_name(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An endpoint that has to be looked up."""
+    """An endpoint whose host needs a DNS lookup."""
     monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", served.endpoint.replace("127.0.0.1", "localhost"))
 
 
@@ -173,7 +173,7 @@ asyncio.run(main())
 @pytest.mark.parametrize("is_last", [True, False])
 @pytest.mark.processes
 def test_call_at_exit_ends(served: LocalRegistry, home: Path, is_last: bool) -> None:
-    """Before the exit has closed the API, a call works; afterwards it raises, and an open iterator says nothing."""
+    """A call works until the exit closes the API; later calls raise, and an open iterator logs nothing."""
     for version in ("v1", "v2"):
         make_bento(home, f"svc:{version}")
     register = "last.append" if is_last else "atexit.register"
@@ -212,7 +212,7 @@ gc.collect()
 
 @pytest.mark.processes
 def test_unclosed_client_logs_nothing(served: LocalRegistry) -> None:
-    """Also where a loop is closed in a way that leaves its connections open, which only a warning of Python tells."""
+    """Some loops are closed with open connections, which only a warning of Python shows."""
     ended = run_program(
         """
 async def use(api):
@@ -365,7 +365,7 @@ async def test_cancelled_scan_ends_early(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_cancelled_pull_abandons_sync(
     served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sync waits for what other programs write to the disk, for minutes in the worst case."""
+    """A sync also waits for the writes of other programs, for minutes in the worst case."""
     make_bento(home, "svc:v1", {f"files/{number}": b"content" for number in range(100)})
     store = BentoStore(tmp_path / "elsewhere" / "bentos")
     blocked, go_on = threading.Event(), threading.Event()

@@ -32,14 +32,14 @@ def pushed(home: Path) -> None:
 
 
 def let_them_meet(proxy: FaultProxy, pattern: str, count: int) -> None:
-    """Answer requests when so many have come: each client asks before either hears what the other did."""
+    """Hold requests until `count` have arrived, so that each client asks before the other creates."""
     meeting = Hold(count=count)
     meeting.released = meeting.arrived
     proxy.add_fault(pattern, meeting, times=count)
 
 
 async def push_both(proxy: FaultProxy, make_client: MakeClient, home: Path) -> AsyncBentoAPI:
-    """From two machines: on one of them, the second would wait for the first."""
+    """Push from two homes: in one home, the second push would wait for the first."""
     another = home.with_name("another")
     shutil.copytree(home, another)
     one, other = make_client(proxy), make_client(proxy, another)

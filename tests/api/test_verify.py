@@ -1,4 +1,4 @@
-"""A local copy compared with the registry's, and two items of the registry compared."""
+"""Comparisons of a local copy with the registry, and of two items of the registry."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def make(home: Path, tag: str = "svc:v1", files: dict[str, bytes] | None = None)
 
 
 def words(result: VerifyResult | DiffResult) -> list[str]:
-    """The result: how it was decided, and what differs."""
+    """Return the method and the differences of a result."""
     return [
         result.method,
         *(f"{each.kind} {each.path} {' '.join(each.changes)}".strip() for each in result.differences),
@@ -154,7 +154,7 @@ async def test_verify_ignores_umask(mask: int, start_proxy: StartProxy, make_cli
 
 
 async def test_verify_uses_storage_etag(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
-    """A registry without checksums, such as Yatai, has a storage that sends an ETag: of one body, or of parts."""
+    """Without checksums in the record, as with Yatai, the storage sends an ETag of one body or of parts."""
     proxy = await start_proxy()
     proxy.hides_checksums = True
     for tag, size in (("small:v1", 100), ("large:v1", 11 * MiB)):
@@ -197,7 +197,7 @@ async def test_verify_ignores_local_extras(
     await api.push("svc:v1")
     pulled = await make_client(proxy).pull("svc:v1", path=tmp_path / "out", with_models=True)
     assert (pulled.path / "models/mod/m1/model.yaml").is_file()
-    assert (await api.verify(pulled)).is_same  # the models have changed the time of the directory
+    assert (await api.verify(pulled)).is_same  # the models change the time of the directory
     (pulled.path / ".async-bento").mkdir()
     (pulled.path / "src/.DS_Store").touch()
     (pulled.path / "src/__pycache__").mkdir()
@@ -246,7 +246,7 @@ async def test_verify_accepts_copied_links(
 async def test_verify_works_without_modes(
     start_proxy: StartProxy, make_client: MakeClient, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on exFAT, where every file is executable, and on Windows, where none is."""
+    """On exFAT, every file is executable; on Windows, no file is."""
     proxy = await start_proxy()
     bento = make(origin)
     api = make_client(proxy, origin)
@@ -399,7 +399,7 @@ async def test_diff_compares_in_stages(start_proxy: StartProxy, make_client: Mak
     proxy = await start_proxy()
     make(origin)
     second = make(origin, "svc:v2", {**FILES, "src/new.py": b"new\n"})
-    for name in ("bento.yaml", "src/lib"):  # the name of a version is in one of them
+    for name in ("bento.yaml", "src/lib"):  # one of them contains the version
         set_time(second / name, OLD)
     (second / "README.md").write_bytes(b"# SVC\n")
     set_time(second / "README.md", OLD)

@@ -1,4 +1,4 @@
-"""What happens in a case: drawn from a seed and the case's number, and from nothing else."""
+"""The events of a case, drawn only from a seed and the number of the case."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Literal
 KiB = 1024
 MiB = 1024 * KiB
 
-KINDS = {  # what the proxy does to a request, and how often in relation to the others
-    "reset": 4,  # before it is passed on
-    "reset body": 4,  # with a part of its body passed on
-    "lose answer": 4,  # it is passed on, and its answer is not
-    "truncate": 4,  # the answer ends early: closed
-    "truncate reset": 3,  # the answer ends early: reset
-    "shorten": 2,  # the answer ends early, and says that this is all of it
-    "stall": 3,  # nothing moves for a while, before it is passed on
-    "stall answer": 3,  # nothing moves for a while, in the middle of the answer
-    "hang": 1,  # nothing moves any more
+KINDS = {  # faults of the proxy, with their relative frequency
+    "reset": 4,  # before the request is forwarded
+    "reset body": 4,  # after a part of the request body
+    "lose answer": 4,  # the request is forwarded, its response is not
+    "truncate": 4,  # the response ends early, by a close
+    "truncate reset": 3,  # the response ends early, by a reset
+    "shorten": 2,  # the response ends early, with a matching Content-Length
+    "stall": 3,  # a pause before the request is forwarded
+    "stall answer": 3,  # a pause in the middle of the response
+    "hang": 1,  # no response at all
     "slow": 3,
-    "flip": 12,  # a bit of a body that goes to the storage or comes from it; of no other
+    "flip": 12,  # one bit of a body to or from the storage
     "429": 2,
     "429 retry-after": 2,
     "429 long": 1,  # longer than a client waits
@@ -34,7 +34,7 @@ KINDS = {  # what the proxy does to a request, and how often in relation to the 
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment in a call: so many requests have come, and so many seconds have passed since."""
+    """A moment in a call: `delay` seconds after the request with this number."""
 
     request: int
     delay: float
@@ -42,14 +42,14 @@ class Moment:
 
 @dataclass(frozen=True)
 class Weather:
-    """Which requests of a call meet a fault, and which fault.
+    """The faults on the network during a call.
 
     Attributes:
-        key: What every draw derives from.
-        rate: How many of them do, from 0 to 1.
-        first: The first that may.
-        last: The last that may.
-        kinds: Which faults there are.
+        key: The seed of every draw.
+        rate: The share of requests that meet a fault, from 0 to 1.
+        first: The first request that may meet a fault.
+        last: The last request that may meet a fault.
+        kinds: The possible faults.
     """
 
     key: str
@@ -59,14 +59,14 @@ class Weather:
     kinds: tuple[str, ...] = tuple(KINDS)
 
     def draw(self, ordinal: int, step: str, nth: int) -> tuple[str | None, Random]:
-        """Draw what happens to a request.
+        """Draw the fault of a request.
 
-        What decides is the request itself and how often it was made, not the moment at which it happened to come.
+        The draw depends on the request and on its number of earlier tries, not on the order of arrival.
 
         Args:
-            ordinal: Its number in the call.
-            step: What is asked for.
-            nth: How often it was asked for before.
+            ordinal: The number of the request in the call.
+            step: The method and the target of the request.
+            nth: The number of earlier requests for the same step.
         """
         random = Random(f"{self.key}/{step}/{nth}")
         if not self.first <= ordinal <= self.last or random.random() >= self.rate:
@@ -76,12 +76,12 @@ class Weather:
 
 @dataclass(frozen=True)
 class Silence:
-    """Which connections to the client's proxy are accepted and never answered.
+    """The connections that the client's proxy accepts and never answers.
 
     Attributes:
-        key: What every draw derives from.
-        rate: How many of them, from 0 to 1.
-        last: The last that may be.
+        key: The seed of every draw.
+        rate: The share of silent connections, from 0 to 1.
+        last: The last connection that may be silent.
     """
 
     key: str
@@ -89,27 +89,27 @@ class Silence:
     last: int
 
     def draw(self, ordinal: int) -> bool:
-        """Draw whether a connection meets silence, by its number in the call."""
+        """Draw whether a connection is silent, by its number in the call."""
         return ordinal <= self.last and Random(f"{self.key}/{ordinal}").random() < self.rate
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What happens during one call.
+    """The events during one call; None for an event that does not happen.
 
     Attributes:
-        weather: On the network.
-        silence: Of the proxy on the client's way, if there is one.
-        kill_client: When the client is killed, if it is.
-        terminate: When the client, the command then, gets SIGTERM, if it does.
-        fork: When the client forks a process that uses its API, too, if it does.
-        kill_registry: When the registry is killed, if it is.
-        down_for: How long it then stays so, in seconds.
-        fill: Whose disk fills up, if one does.
-        fill_at: When it does.
-        room: What is left on it, in bytes.
-        full_for: How long it stays so, in seconds.
-        side: The registry whose requests the moments count, and which is killed or whose disk fills up.
+        weather: The faults on the network.
+        silence: The silent connections of the client's proxy.
+        kill_client: When the client is killed.
+        terminate: When the client gets SIGTERM; the client is the command then.
+        fork: When the client forks a process that also uses the client's API.
+        kill_registry: When the registry is killed.
+        down_for: How long the registry stays down, in seconds.
+        fill: Whose disk fills up.
+        fill_at: When the disk fills up.
+        room: The free space on the full disk, in bytes.
+        full_for: How long the disk stays full, in seconds.
+        side: The registry whose requests define the moments, and that is killed or gets a full disk.
     """
 
     weather: Weather
@@ -127,24 +127,23 @@ class Turn:
 
     @property
     def weathers(self) -> dict[str, Weather]:
-        """The weather on the way to each registry, by its side."""
+        """The weather between the client and each registry, by side."""
         return {"registry": self.weather}
 
     @property
     def is_calm(self) -> bool:
-        """Whether nothing happens to the network, the registry and the disks."""
+        """Whether the network, the registry and the disks have no faults."""
         has_weather = any(weather.rate for weather in self.weathers.values())
         return not (has_weather or self.silence or self.kill_registry or self.fill)
 
 
 @dataclass(frozen=True)
 class CopyTurn(Turn):
-    """What happens during one copy; `weather` is that of the source.
+    """The events during one copy; `weather` is that of the source.
 
     Attributes:
-        target_weather: On the way to the target.
-        push_again: When the item is pushed to the source again, with other bytes, if it is. If the copy ends before,
-            the item is pushed then.
+        target_weather: The faults between the client and the target.
+        push_again: When the item is pushed to the source again, with other bytes: at the latest when the copy ends.
     """
 
     target_weather: Weather = Weather("")
@@ -161,11 +160,11 @@ class CopyPlan:
     """The copies of a case to a second registry.
 
     Attributes:
-        transmission: Which way the bytes go to the target.
-        url_expiry: How long presigned URLs of the target live, in seconds.
-        streams: Whether the source, like a Yatai, sends no ranges and no size through itself.
-        copied_before: Whether the target has another item under the tag already, so that it is copied by force.
-        turns: What happens during each copy, until one is done.
+        transmission: The transmission strategy of the target.
+        url_expiry: The lifetime of presigned URLs of the target, in seconds.
+        streams: Whether downloads through the source have no ranges and no size, as those of a Yatai.
+        copied_before: Whether the target already has another item under the tag; the copy is forced then.
+        turns: The events during each copy, until one succeeds.
     """
 
     transmission: Literal["presigned_url", "proxy", "auto"]
@@ -180,21 +179,21 @@ class Case:
     """A bento or a model that is pushed and pulled.
 
     Attributes:
-        number: Of the case.
-        kind: What is pushed.
-        transmission: Which way the bytes go.
-        sizes: The sizes of its files, in bytes.
-        models: How many models the bento has.
-        url_expiry: How long presigned URLs live, in seconds.
-        range_size: Of the pull, in bytes.
-        threads: Of the push.
-        pushed_before: Whether the registry has another item under its tag already, so that it is pushed by force.
-        pulled_before: What the store has before the pull: nothing, another item under its tag, an older version.
-        changed: Whether its files change after a push that was not done, before it is pushed again.
-        replaced: Whether it is pushed anew, with other files, after a pull that was not done.
-        pushes: What happens during each push, until one is done.
-        pulls: What happens during each pull, until one is done.
-        copy: Its copies to a second registry, after the pulls; None for a case without.
+        number: The number of the case.
+        kind: The kind of the item.
+        transmission: The transmission strategy of the registry.
+        sizes: The sizes of the item's files, in bytes.
+        models: The number of the bento's models.
+        url_expiry: The lifetime of presigned URLs, in seconds.
+        range_size: The range size of the pull, in bytes.
+        threads: The threads of the push.
+        pushed_before: Whether the registry already has another item under the tag; the push is forced then.
+        pulled_before: The content of the store before the pull.
+        changed: Whether the files change after each incomplete push.
+        replaced: Whether the item is pushed again, with other files, after each incomplete pull.
+        pushes: The events during each push, until one succeeds.
+        pulls: The events during each pull, until one succeeds.
+        copy: The copies to a second registry, after the pulls; None for a case without copies.
     """
 
     number: int
@@ -250,7 +249,7 @@ def draw(seed: int, number: int) -> Case:
 
 
 def draw_copies(seed: int, number: int) -> Case:
-    """Draw a case that is pushed and pulled without a fault, and copied."""
+    """Draw a case with copies, whose pushes and pulls meet no faults."""
     case, random = draw(seed, number), Random(f"{seed}/{number}/copies")
     if random.random() < 0.5:  # only large items have parts
         case = replace(case, sizes=(random.randint(5 * MiB, 15 * MiB), random.randint(0, MiB)), range_size=MiB)
@@ -290,21 +289,21 @@ def _turn(random: Random, key: str, requests: int, size: int) -> Turn:
 
 
 def _signals(key: str, requests: int) -> tuple[Moment | None, Moment | None]:
-    random = Random(f"{key}/signals")  # its own, so that it changes nothing else of a case
+    random = Random(f"{key}/signals")  # a separate generator, so that the other draws of a case stay the same
     moment = Moment(random.randint(1, requests), random.uniform(0, random.choice([0.02, 0.1, 0.3])))
     signal = random.choices(["terminate", "fork", None], [12, 12, 76])[0]
     return (moment if signal == "terminate" else None, moment if signal == "fork" else None)
 
 
 def _silence(key: str) -> Silence | None:
-    random = Random(f"{key}/silence")  # its own, so that it changes nothing else of a case
+    random = Random(f"{key}/silence")  # a separate generator, so that the other draws of a case stay the same
     if random.random() >= 0.15:
         return None
     return Silence(f"{key}/silence", random.choice([0.3, 1.0]), random.choice([1, 3, 1_000_000]))
 
 
 def _copy(key: str, size: int, share: float) -> CopyPlan | None:
-    random = Random(key)  # its own, so that it changes nothing else of a case
+    random = Random(key)  # a separate generator, so that the other draws of a case stay the same
     if random.random() >= share:
         return None
     requests = 10 + 2 * size // (5 * MiB)
@@ -312,7 +311,7 @@ def _copy(key: str, size: int, share: float) -> CopyPlan | None:
     url_expiry = random.choice([0.3, 1.0, 2.0, 3600.0])
     return CopyPlan(
         transmission=transmission,
-        # The request of an upload in one PUT is sent with its first bytes, once the source has sent them.
+        # An upload in one PUT sends its request with the first bytes, which the source has to send before.
         url_expiry=max(url_expiry, 2.0) if transmission == "auto" else url_expiry,
         streams=random.random() < 0.5,
         copied_before=random.random() < 0.3,
@@ -338,7 +337,7 @@ def _copy_turn(random: Random, key: str, requests: int, size: int) -> CopyTurn:
     if happens == "target full":
         side = "target"
     is_pushed_again = happens == "pushed again"
-    if happens.startswith("client"):  # or also of a copy that is interrupted, and resumed
+    if happens.startswith("client"):  # covers a changed source between an interrupted copy and its resume
         is_pushed_again = random.random() < 0.3
     disturbed = random.choice([("source",), ("target",), ("source", "target")])
     if happens != "network" and random.random() < 0.5:

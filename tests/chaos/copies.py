@@ -1,4 +1,4 @@
-"""The copies of a case to a second registry, compared past the proxies with what the source has and had."""
+"""The copies of a case to a second registry, compared directly with the current and earlier items of the source."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Copies(Stage):
-    """Copies the items of another stage from its registry; `author` is the home that they were pushed from."""
+    """Copies the items of another stage from its registry; `author` is the home that pushed the items."""
 
     def __init__(self, stage: Stage, plan: CopyPlan, source: Registry, author: Path) -> None:
         super().__init__(
@@ -35,10 +35,10 @@ class Copies(Stage):
         self._source = source
         self._author = author
         self._copier = stage.client_disk.path / "copier"
-        self._pushing: Process | None = None  # what pushes the item again
+        self._pushing: Process | None = None  # pushes the item again
 
     async def play(self) -> None:
-        """Copy to a new registry."""
+        """Run the copies to a new registry."""
         options: dict[str, object] = {"transmission": self._plan.transmission, "url_expiry": self._plan.url_expiry}
         self._source.proxy.streams = self._plan.streams
         async with running_registry(
@@ -50,20 +50,20 @@ class Copies(Stage):
 
     async def _prepare(self) -> None:
         self._now = await self._records(self._source)
-        self._had: list[Records] = [self._now]  # all that the source ever had
+        self._had: list[Records] = [self._now]  # all records that the source ever had
         if self._plan.copied_before:
             other = self.client_disk.path / "other"
             await asyncio.to_thread(self.make, other, "elsewhere")
             await self._pushed(self.start_client("push", other, {"registry": self._target.direct}))
-        self._stood: list[Records] = [await self._records(self._target)]  # all that the target had
+        self._stood: list[Records] = [await self._records(self._target)]  # all records that the target ever had
 
     async def _copy(self) -> None:
-        """Copy until a copy is done, and then once without a fault, unless the target has what the source has."""
+        """Copy until a copy succeeds, then once without faults, unless the target equals the source."""
         forced, is_current = self._plan.copied_before, False
         for number, turn in enumerate(self._plan.turns):
             if turn.push_again:
                 await asyncio.to_thread(self.make, self._author, f"replaced {number}")
-            word = await self._call(turn, force=forced)
+            outcome = await self._call(turn, force=forced)
             possible = [self._now]
             if turn.push_again:
                 when = "between copies" if self._pushing is None else "during a copy"
@@ -73,24 +73,24 @@ class Copies(Stage):
                 self._now, forced = await self._records(self._source), True
                 self._had.append(self._now)
                 possible += [self._now] if when == "during a copy" else []
-            await self._check(word, possible)
-            if word == "interrupted" and turn.is_calm:
+            await self._check(outcome, possible)
+            if outcome == "interrupted" and turn.is_calm:
                 await self._see_failure_reported()
-            if word == "done":
+            if outcome == "done":
                 self.see_scratch_empty(self._copier)
                 is_current = not turn.push_again
                 break
         if not is_current:
-            word = await self._call(None, force=forced)
-            if word != "done":
-                self.complain(f"a copy that nothing disturbed was {word}")
+            outcome = await self._call(None, force=forced)
+            if outcome != "done":
+                self.complain(f"a copy without faults was {outcome}")
             self.counts.others["copies without a fault"] += 1
             await self._check("done", [self._now])
             self.see_scratch_empty(self._copier)
 
     async def _call(self, turn: CopyTurn | None, **options: object) -> str:
         registries = {"source": self._source, "target": self._target}
-        word = await self.call(
+        result = await self.call(
             "copy", turn, self._copier, registries, options={"threads": self.case.threads, **options}
         )
         changes = [
@@ -99,11 +99,11 @@ class Copies(Stage):
             if request.method != "GET" and not request.path.endswith("/presign_download_url")
         ]
         if changes:
-            self.complain(f"a copy has sent to its source: {[(one.method, one.path) for one in changes]}")
-        return str(word["word"])
+            self.complain(f"a copy has changed its source: {[(one.method, one.path) for one in changes]}")
+        return str(result["outcome"])
 
     def events(self, turn: Turn, client: Process, registries: Mapping[str, Registry]) -> list[Awaitable[None]]:
-        """See `Stage`; and the push of the item to the source, past its proxy."""
+        """Add to the events of `Stage` a direct push of the item to the source."""
         doing = super().events(turn, client, registries)
 
         async def push_again(proxy: ChaosProxy, moment: Moment) -> None:
@@ -120,37 +120,37 @@ class Copies(Stage):
 
     async def _pushed(self, pushing: Process) -> None:
         await pushing.ended.wait()
-        if pushing.said.get("word") != "done":
-            self.complain(f"a push past the proxy was {pushing.said}")
+        if pushing.report.get("outcome") != "done":
+            self.complain(f"a push without the proxy was {pushing.report}")
 
-    async def _check(self, word: str, possible: Sequence[Records]) -> None:
-        """Compare a copy's word with what both registries have; `possible` is what the source had meanwhile."""
+    async def _check(self, outcome: str, possible: Sequence[Records]) -> None:
+        """Compare a copy's outcome with both registries; `possible` are the source's records during the copy."""
         here, there = await self._records(self._source), await self._records(self._target)
         for item in self.items:
             if here[item] != self._now[item] or here[item].status != "success":
                 why = difference(here[item].tree, self._now[item].tree)
-                self.complain(f"a copy was {word}, and its source's {item} is {here[item].status}: {why}")
+                self.complain(f"a copy was {outcome}, and {item} of its source is {here[item].status}: {why}")
             found = there[item]
-            if word == "done" and found.status != "success":
+            if outcome == "done" and found.status != "success":
                 self.complain(f"a copy was done, and {item} is {found.status}")
             if found.status != "success":
                 continue
             if found.broken:
                 self.complain(f"{item} is a success, and its tar is broken: {found.broken}")
                 continue
-            known = [records[item] for records in (possible if word == "done" else [*self._had, *self._stood])]
+            known = [records[item] for records in (possible if outcome == "done" else [*self._had, *self._stood])]
             if found.tree not in [record.tree for record in known]:
                 why = difference(self._now[item].tree, found.tree)
-                self.complain(f"{item} is a success after a copy was {word}, with other bytes: {why}")
-            elif word == "done" and found not in known:
+                self.complain(f"{item} is a success after a copy was {outcome}, with wrong bytes: {why}")
+            elif outcome == "done" and found not in known:
                 self.complain(f"a copy was done, and {item} has the record of other bytes: {found.facts}")
             is_new = found.tree not in [records[item].tree for records in self._stood]
-            if word == "error" and item == self.main and is_new:
+            if outcome == "error" and item == self.main and is_new:
                 self.see_answer_lost("copy", item, self._target)
         self._stood.append(there)
 
     async def _see_failure_reported(self) -> None:
-        """See that the target knows of an interrupted copy."""
+        """Check that the target has a final status after an interrupted copy."""
         for item, record in (await self._records(self._target)).items():
             if record.status in {"uploading", "pending"}:
                 self.complain(f"a copy was interrupted, and the target's {item} is {record.status}")

@@ -1,4 +1,4 @@
-"""A disk of a known size, which can be filled up."""
+"""A disk of a fixed size that a test can fill."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMESPACE = ["unshare", "--map-root-user", "--mount", "--propagation", "private"]
-"""What gives a command mounts of its own; Linux lets everyone do so, where nobody has forbidden it."""
+"""Runs a command in its own mount namespace; Linux allows that to every user unless an administrator forbids it."""
 
 
 def can_mount() -> bool:
-    """Whether a process may have mounts of its own here."""
+    """Whether a process may have its own mounts."""
     if sys.platform != "linux":
         return False
     try:
@@ -25,11 +25,11 @@ def can_mount() -> bool:
 
 
 class Disk:
-    """A directory, with a disk of its own where there can be one.
+    """A directory, on its own disk if the process may mount one.
 
     Args:
         path: The directory.
-        size: How much there is room for, in bytes; None for as much as there is, on a disk that is never filled.
+        size: The size of the disk, in bytes; None for a plain directory, which `fill` leaves alone.
     """
 
     def __init__(self, path: Path, size: int | None) -> None:
@@ -41,18 +41,18 @@ class Disk:
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "chaos", path], check=True)
 
     def fill(self, left: int) -> bool:
-        """Take all room but some.
+        """Fill the disk.
 
         Args:
-            left: What is left, in bytes.
+            left: The remaining free space, in bytes.
 
         Returns:
-            Whether it was done.
+            Whether the disk was filled.
         """
         if not self._mounted:
             return False
-        there = os.statvfs(self.path)
-        taken = there.f_bavail * there.f_frsize - left
+        space = os.statvfs(self.path)
+        taken = space.f_bavail * space.f_frsize - left
         if taken <= 0:
             return False
         with self._ballast.open("ab") as file:
@@ -60,10 +60,10 @@ class Disk:
         return True
 
     def relieve(self) -> None:
-        """Give the room back."""
+        """Free the filled space."""
         self._ballast.unlink(missing_ok=True)
 
     def unmount(self) -> None:
-        """End it, with all that is on it."""
+        """Unmount the disk; its content is lost."""
         if self._mounted:
             subprocess.run(["umount", "--lazy", self.path], check=True)

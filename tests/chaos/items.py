@@ -1,4 +1,4 @@
-"""What a case pushes and pulls, and the figures of all cases."""
+"""The items of a case, and the counts of all cases."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Item:
-    """Something that is pushed and pulled."""
+    """A bento or a model that a case pushes and pulls."""
 
     kind: str
     name: str
     version: str
 
     def path(self, home: Path) -> Path:
-        """Where it lies in a home."""
+        """Return the path of the item in a home."""
         return home / f"{self.kind}s" / self.name / self.version
 
     @property
     def left_out(self) -> str | None:
-        """What of it stays at home."""
+        """The directory of the item that a push excludes."""
         return "models" if self.kind == "bento" else None
 
     def __str__(self) -> str:
@@ -33,13 +33,13 @@ class Item:
 
 @dataclass
 class Counts:
-    """What has happened in all cases.
+    """The counts of all cases.
 
     Attributes:
-        calls: Pushes and pulls, by direction and their word.
-        errors: By direction and type.
-        faults: By kind.
-        others: What else is worth counting.
+        calls: Pushes, pulls and copies, by direction and outcome.
+        errors: Errors, by direction and type.
+        faults: Faults, by kind.
+        others: Other events, by name.
     """
 
     calls: Counter[str] = field(default_factory=Counter)

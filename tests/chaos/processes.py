@@ -1,4 +1,4 @@
-"""Clients and registries as processes of their own, as the driver sees them."""
+"""Clients and registries in their own processes, controlled by the driver."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ class Process:
     """A process that the zygote has forked.
 
     Attributes:
-        said: The last it said of itself.
-        spoke: Set when it has said something, or has ended.
-        ended: Set when it has ended, with its status.
+        report: The last report of the process.
+        reported: Set at the first report, or at the end of the process.
+        ended: Set at the end of the process, together with `status`.
     """
 
     id: int
     zygote: Zygote
-    said: dict[str, Any] = field(default_factory=dict)
-    spoke: asyncio.Event = field(default_factory=asyncio.Event)
+    report: dict[str, Any] = field(default_factory=dict)
+    reported: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     status: int | None = None
 
     def kill(self) -> None:
-        """Send it SIGKILL; nothing happens to one that has ended."""
+        """Send SIGKILL to the process, unless the process has ended."""
         self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send it a signal; nothing happens to one that has ended."""
+        """Send a signal to the process, unless the process has ended."""
         self.zygote.send({"kill": self.id, "signal": number})
 
 
 class Zygote:
-    """The process that forks the others; all of them end with the block."""
+    """The process that forks all others and ends them when the block ends."""
 
     def __init__(self) -> None:
         self._processes: dict[int, Process] = {}
@@ -81,20 +81,20 @@ class Zygote:
         self.send({"id": self._next, **job})
         return process
 
-    def send(self, what: object) -> None:
-        """Tell the zygote something."""
+    def send(self, message: object) -> None:
+        """Send a message to the zygote."""
         assert self._process.stdin
-        self._process.stdin.write(json.dumps(what).encode() + b"\n")
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
     async def _listen(self) -> None:
         assert self._process.stdout
         async for line in self._process.stdout:
-            said = json.loads(line)
-            process = self._processes[said.pop("id")]
-            process.spoke.set()
-            if "ended" in said:
-                process.status = said["ended"]
+            report = json.loads(line)
+            process = self._processes[report.pop("id")]
+            process.reported.set()
+            if "ended" in report:
+                process.status = report["ended"]
                 process.ended.set()
                 del self._processes[process.id]
             else:
-                process.said = said
+                process.report = report

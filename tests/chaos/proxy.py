@@ -50,13 +50,13 @@ class ChaosProxy(FaultProxy):
         self.add_fault("", self._draw, times=None)
 
     def begin(self, weather: Weather | None) -> None:
-        """Begin a call."""
+        """Start a call with this weather."""
         self.weather = weather
         self.requests = []
         self._drawn = Counter()
 
     async def end(self) -> None:
-        """End a call, with all of its connections."""
+        """End a call and close all connections."""
         self.weather = None
         await self.close_connections()
 
@@ -127,13 +127,13 @@ class _Relay:
         self.logged.answered = True
         return web.Response(
             status=int(fault[:3]),
-            body=PAGE if page else b'{"error": "the proxy says so"}',
+            body=PAGE if page else b'{"error": "fault of the proxy"}',
             content_type="text/html" if page else "application/json",
             headers={"429 retry-after": {"Retry-After": "1"}, "429 long": {"Retry-After": "3600"}}.get(fault),
         )
 
     async def _client_closes(self, seconds: float) -> bool:
-        """Wait until the client has closed the connection, or so long; its body is not read meanwhile."""
+        """Wait until the client closes the connection, at most `seconds`, without reading the body."""
         end = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < end:
             if self.transport is None or self.transport.is_closing():
@@ -145,7 +145,7 @@ class _Relay:
         self.logged.forwarded = not self.length and bool(self.exchange.proxy.registry.endpoint)
         body, without = self._body() if self.length else None, ("range", "if-match") if self.streams else ()
         async with self.exchange.proxy.send_upstream(self.request, body, without) as answer:
-            if self.fault == "reset body":  # it has none
+            if self.fault == "reset body":  # a request without a body
                 reset(answer.connection.transport if answer.connection else None)
                 return self._reset()
             self.logged.forwarded, self.logged.status = True, answer.status
@@ -174,7 +174,7 @@ class _Relay:
         self.logged.forwarded = True
 
     async def _paced(self, piece: bytes, sent: int) -> AsyncIterator[bytes]:
-        """Split a piece into twenty, with a pause after each, where the fault asks for that."""
+        """Split a piece into twenty with a pause after each, if the fault is `slow`."""
         if self.fault != "slow" or sent >= PIECE:
             yield piece
             return
@@ -188,7 +188,7 @@ class _Relay:
         if self.streams and answer.status == HTTPStatus.OK:
             headers = {key: value for key, value in headers.items() if key not in _OF_RANGES}
             length = None
-        # A response without a length is cut anywhere, and maybe after its end.
+        # The cut of a response without a length may lie after the end of the response.
         cut = None
         if self.fault in {"truncate", "truncate reset", "shorten", "stall answer"}:
             cut = self.random.randrange(length or PIECE)
@@ -209,7 +209,7 @@ class _Relay:
                     return self._close()
                 if await self._client_closes(self.random.uniform(0.2, 3.0)):
                     return self._reset()
-                piece, sent, cut = piece[cut - sent :], cut, None  # noqa: PLW2901 - the rest of it
+                piece, sent, cut = piece[cut - sent :], cut, None  # noqa: PLW2901 - the rest of the piece
             if flip is not None and sent <= flip < sent + len(piece):
                 piece = _flipped(piece, flip - sent)  # noqa: PLW2901 - the same piece, damaged
             async for part in self._paced(piece, sent):
@@ -220,7 +220,7 @@ class _Relay:
         return response
 
     def _close(self) -> web.StreamResponse:
-        """Close the connection after what was written."""
+        """Close the connection after the written bytes."""
         if self.transport is not None:
             self.transport.close()
         return web.Response()
@@ -236,7 +236,7 @@ def _flipped(piece: bytes, offset: int) -> bytes:
 
 
 def target_of(request: LoggedRequest) -> str:
-    """Return what is requested, without what differs from run to run."""
+    """Return the method and the target of a request, without the parts that vary from run to run."""
     if request.path.startswith("/blobs/"):
         name = "/".join(request.path.split("/")[2:])
         number = request.query.get("partNumber")

@@ -25,7 +25,7 @@ TOKEN = "token"
 
 @dataclass
 class Registry:
-    """A registry, its proxy and its disk; `direct` is the endpoint behind the proxy."""
+    """A registry with its proxy and disk; `direct` is the endpoint behind the proxy."""
 
     proxy: ChaosProxy
     disk: Disk
@@ -37,7 +37,7 @@ class Registry:
     _killed: Process | None = field(default=None, init=False)
 
     async def start(self) -> None:
-        """Start the process, unless it runs."""
+        """Start the process, unless the process runs."""
         if self._killed is not None:  # `stop` may have been cancelled, and the directory is still locked
             await self._killed.ended.wait()
         if self._process is None:
@@ -48,10 +48,10 @@ class Registry:
                 log=str(self.log),
             )
         process = self._process
-        await process.spoke.wait()
+        await process.reported.wait()
         if process.ended.is_set():
             raise RuntimeError(f"the registry did not start: {self.log.read_text()[-3000:]}")
-        self.direct = process.said["endpoint"]
+        self.direct = process.report["endpoint"]
         self.proxy.registry.endpoint = self.direct
 
     async def stop(self) -> None:
@@ -64,18 +64,18 @@ class Registry:
             await self._killed.ended.wait()
 
     async def record(self, item: Item) -> Record:
-        """Read the record and the bytes of an item past the proxy."""
+        """Read the record and the bytes of an item, without the proxy."""
         return await asyncio.to_thread(record_of, self.direct, TOKEN, item.kind, item.name, item.version)
 
     async def left_over(self) -> list[Path]:
-        """Return what no record names: anything but the bytes of items, replaced ones, and open uploads."""
+        """Return the paths that no record names, except open uploads."""
         root = self.disk.path / "root"
 
         def left() -> Iterator[Path]:
             with closing(sqlite3.connect(f"file:{root}/registry.sqlite3?mode=ro", uri=True)) as records:
                 known = {key for (key,) in records.execute("SELECT key FROM blobs")}
             for directory in (root / "blobs").glob("*/*/*/*"):
-                if (directory / "upload").exists():  # it accepts parts, also if the registry was killed meanwhile
+                if (directory / "upload").exists():  # an open upload, which survives a kill of the registry
                     continue
                 yield from directory.glob(".*")
                 if directory.relative_to(root / "blobs").as_posix() not in known:
@@ -94,7 +94,7 @@ class Registry:
 async def running_registry(
     zygote: Zygote, work: Path, name: str, size: int | None, options: dict[str, object], faults: Counter[str]
 ) -> AsyncIterator[Registry]:
-    """Run a registry behind a proxy, on a disk of `size` bytes; in the end, `faults` has those of the proxy."""
+    """Run a registry behind a proxy, on a disk of `size` bytes, and add the faults of the proxy to `faults`."""
     disk = Disk(work / name, size)
     try:
         async with ChaosProxy(Upstream(api_token=TOKEN)) as proxy:

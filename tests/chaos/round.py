@@ -1,4 +1,4 @@
-"""A case, played: what is called, what goes wrong meanwhile, and whether the call's word was true."""
+"""The pushes and pulls of a case, and the comparison of each outcome with the registry and the store."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Round(Stage):
-    """A case with a registry of its own: it is pushed, pulled, and maybe copied to another one."""
+    """A case with its own registry: a push, a pull, and maybe a copy to a second registry."""
 
     async def play(self) -> None:
-        """Play the case."""
+        """Run the case."""
         case = self.case
         self.client_disk = Disk(self.work / "client", self.disk_size)
         self.author, self.puller = self.client_disk.path / "author", self.client_disk.path / "puller"
@@ -55,15 +55,15 @@ class Round(Stage):
             await self._calm("push", force=True)
         await asyncio.to_thread(self.make, self.author, "now")
         for turn in case.pushes:
-            word = await self._call("push", turn, force=forced)
-            await self._check_push(word["word"])
-            if word["word"] == "interrupted" and turn.is_calm:
+            result = await self._call("push", turn, force=forced)
+            await self._check_push(result["outcome"])
+            if result["outcome"] == "interrupted" and turn.is_calm:
                 await self._see_failure_reported()
-            if word["word"] == "done":
+            if result["outcome"] == "done":
                 self.see_scratch_empty(self.author)
                 break
             if case.changed:
-                forced = True  # or a push that has only lost its answer has nothing more to do
+                forced = True  # a push whose last response was lost would skip the item otherwise
                 await asyncio.to_thread(self.make, self.author, "changed")
                 self.counts.others["files changed before the push was repeated"] += 1
         else:
@@ -71,29 +71,29 @@ class Round(Stage):
             self.see_scratch_empty(self.author)
         self.pushed = await asyncio.to_thread(self.trees, self.author)
 
-    async def _check_push(self, word: str) -> None:
-        """Compare a push's word with what the registry has."""
+    async def _check_push(self, outcome: str) -> None:
+        """Compare the outcome of a push with the registry."""
         here = await asyncio.to_thread(self.trees, self.author)
         for item, tree in here.items():
             record = await self.registry.record(item)
-            if word == "done" and record.status != "success":
+            if outcome == "done" and record.status != "success":
                 self.complain(f"a push was done, and {item} is {record.status}")
             if record.status != "success":
                 continue
             if record.broken:
                 self.complain(f"{item} is a success, and its tar is broken: {record.broken}")
                 continue
-            known = [tree] if word == "done" else [tree, *self.before[item]]
+            known = [tree] if outcome == "done" else [tree, *self.before[item]]
             if not any(record.tree is not None and record.tree == one for one in known):
                 why = difference(tree, record.tree)
-                self.complain(f"{item} is a success after a push was {word}, with other bytes: {why}")
-            if word == "error" and item == self.main and record.tree == tree and tree not in self.before[item]:
+                self.complain(f"{item} is a success after a push was {outcome}, with wrong bytes: {why}")
+            if outcome == "error" and item == self.main and record.tree == tree and tree not in self.before[item]:
                 self.see_answer_lost("push", item, self.registry)
             if record.tree == tree and tree not in self.before[item]:
                 self.before[item].append(tree)
 
     async def _see_failure_reported(self) -> None:
-        """See that the registry knows of an interrupted push."""
+        """Check that the registry has a final status after an interrupted push."""
         record = await self.registry.record(self.main)
         if record.status in {"uploading", "pending"}:
             self.complain(f"a push was interrupted, and {self.main} is {record.status}")
@@ -116,16 +116,16 @@ class Round(Stage):
         self.latest = {latest}
         self.stood = await asyncio.to_thread(self.trees, self.puller)
         for turn in case.pulls:
-            word = await self._call("pull", turn, tag, force=forced)
-            await self._check_pull(word["word"])
-            if word["word"] == "done":
+            result = await self._call("pull", turn, tag, force=forced)
+            await self._check_pull(result["outcome"])
+            if result["outcome"] == "done":
                 break
             if case.replaced:
                 await asyncio.to_thread(self.make, self.author, "replaced")
                 await self._calm("push", force=True)
                 self.pushed = await asyncio.to_thread(self.trees, self.author)
-                self.counts.others["item pushed anew before the pull was repeated"] += 1
-                # What a killed pull had brought is there, and is not as new: only by force it is replaced.
+                self.counts.others["item pushed again before the pull was repeated"] += 1
+                # A killed pull may have committed the old item, which only a forced pull replaces.
                 forced = True
         else:
             await self._calm("pull", tag, force=forced)
@@ -133,34 +133,34 @@ class Round(Stage):
         self.see_scratch_empty(self.puller)
         self._see_store_tidy()
 
-    async def _check_pull(self, word: str) -> None:
-        """Compare a pull's word with what the store has."""
+    async def _check_pull(self, outcome: str) -> None:
+        """Compare the outcome of a pull with the store."""
         found = await asyncio.to_thread(self.trees, self.puller)
         for item, tree in found.items():
-            # Of what was killed after the commit, and of models that came before their bento failed, all is there.
+            # A pull killed after its commit, and models pulled before their bento failed, leave complete items.
             came = difference(tree, self.pushed[item]) == "" and tree is not None
-            if word == "done" and not came:
+            if outcome == "done" and not came:
                 self.complain(f"a pull was done, and {item} is not: {difference(tree, self.pushed[item])}")
-            if word != "done" and not came and tree != self.stood[item]:
-                self.complain(f"a pull was {word}, and left of {item}: {difference(tree, self.stood[item])}")
-            if word == "error" and item == self.main and came and tree != self.stood[item] and len(self.items) == 1:
-                self.complain(f"a pull failed, and {item} is there, whole")
+            if outcome != "done" and not came and tree != self.stood[item]:
+                self.complain(f"a pull was {outcome}, and {item} has changed: {difference(tree, self.stood[item])}")
+            if outcome == "error" and item == self.main and came and tree != self.stood[item] and len(self.items) == 1:
+                self.complain(f"a pull failed, and {item} is complete")
             if came:
                 self.stood[item] = tree
                 self.latest |= {item.version} if item == self.main else set()
         latest = self.puller / f"{self.case.kind}s" / NAME / "latest"
-        says = latest.read_text() if latest.exists() else None
-        wanted = {self.main.version} if word == "done" else self.latest
-        if says not in wanted:
-            self.complain(f"a pull was {word}, and `latest` says {says!r} instead of {wanted}")
+        content = latest.read_text() if latest.exists() else None
+        wanted = {self.main.version} if outcome == "done" else self.latest
+        if content not in wanted:
+            self.complain(f"a pull was {outcome}, and `latest` contains {content!r} instead of {wanted}")
 
     # One call
 
     async def _calm(self, direction: str, tag: str | None = None, **options: object) -> None:
-        """A call that nothing disturbs, which must be done."""
-        word = await self._call(direction, None, tag, **options)
-        if word["word"] != "done":
-            self.complain(f"a {direction} that nothing disturbed was {word}")
+        """Run a call without faults, which must succeed."""
+        result = await self._call(direction, None, tag, **options)
+        if result["outcome"] != "done":
+            self.complain(f"a {direction} without faults was {result['outcome']}")
         self.counts.others[f"{direction}es without a fault".replace("pulles", "pulls")] += 1
         if direction == "push":
             trees = await asyncio.to_thread(self.trees, self.author)
@@ -197,4 +197,4 @@ class Round(Stage):
                 known |= {"older"} if name.name == NAME and kind == self.main.kind else set()
                 inside = {path.name for path in name.iterdir()} if name.is_dir() else {""}
                 if inside - known:
-                    self.complain(f"in the store lies {name} with {sorted(inside)}")
+                    self.complain(f"the store has unexpected entries in {name}: {sorted(inside - known)}")

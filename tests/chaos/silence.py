@@ -1,4 +1,4 @@
-"""An HTTP proxy on the client's way that accepts some connections and never says anything on them."""
+"""An HTTP proxy between client and registry that accepts some connections and never answers them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PIECE = 64 * 1024
 
 
 class SilentProxy:
-    """Passes connections on to a server, except those for which the call's silence asks; `counts` counts these."""
+    """Forwards connections to a server, except the silent ones of a call, which `counts` counts."""
 
     def __init__(self, host: str, port: int, counts: Counter[str]) -> None:
         self.url = ""
@@ -40,7 +40,7 @@ class SilentProxy:
         await self._serving.__aexit__(kind, error, trace)
 
     def begin(self, silence: Silence) -> None:
-        """Begin a call."""
+        """Start a call."""
         self._silence, self._accepted = silence, 0
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -48,15 +48,15 @@ class SilentProxy:
         if self._silence is None or self._silence.draw(self._accepted):
             self._counts["silent proxy"] += 1
             await asyncio.Event().wait()
-        there_reader, there_writer = await asyncio.open_connection(*self._server)
+        server_reader, server_writer = await asyncio.open_connection(*self._server)
         try:
-            passing = [asyncio.create_task(_pass(*ends)) for ends in ((reader, there_writer), (there_reader, writer))]
+            passing = [asyncio.create_task(_pass(*ends)) for ends in ((reader, server_writer), (server_reader, writer))]
             await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
             for task in passing:
                 task.cancel()
             await asyncio.gather(*passing, return_exceptions=True)
         finally:
-            there_writer.transport.abort()
+            server_writer.transport.abort()
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""What the phases of a case share: its items, and calls in processes of their own while faults occur."""
+"""The common part of the phases of a case: items, and calls in their own processes under faults."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ RETRY = {"attempts": 4, "wait_initial": 0.02, "wait_max": 0.1, "retry_after_cap"
 
 
 _SIGNALS = {int(number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)}
-"""What may end a client: the last two before the client has a handler, or after the call."""
+"""Signals that may end a client: the last two only before its handler is set, or after the call."""
 
 
 def _way(turn: Turn | None) -> str:
-    """By what a client pushes, pulls or copies."""
+    """Return how a client makes its call: by the command, in a process that forks, or by the API."""
     if turn and turn.terminate:
         return "command"
     return "forked" if turn and turn.fork else "call"
@@ -49,11 +49,11 @@ def _way(turn: Turn | None) -> str:
 
 @dataclass
 class Stage:
-    """A case on disks of its own.
+    """A case on its own disks.
 
     Attributes:
-        complaints: What was not as it should be.
-        story: What happened, for the reader of a complaint.
+        complaints: The violations found.
+        story: The events, for the reader of a complaint.
     """
 
     case: Case
@@ -71,11 +71,11 @@ class Stage:
 
     @property
     def disk_size(self) -> int | None:
-        """The size of each disk in bytes; None where there are none of a size of their own."""
+        """The size of each disk in bytes; None without disks of a fixed size."""
         return DISK if self.own_disks else None
 
     def start_client(self, direction: str, home: Path, endpoints: Mapping[str, str], **job: Any) -> Process:
-        """Start a client; `endpoints` are those of its registry, and of the target of a copy."""
+        """Start a client; `endpoints` are those of the registry and, for a copy, of the target."""
         first, *others = endpoints.values()
         return self.zygote.start(
             **{"way": "call", "kind": self.main.kind, "tag": f"{NAME}:{self.main.version}", "options": {}}
@@ -101,7 +101,7 @@ class Stage:
         silent: SilentProxy | None = None,
         **job: Any,
     ) -> dict[str, Any]:
-        """Push, pull or copy in a process of its own, with what a turn brings; `registries` by their side."""
+        """Push, pull or copy in a separate process, with the events of a turn; `registries` are by side."""
         for side, registry in registries.items():
             registry.proxy.begin(turn.weathers[side] if turn else None)
         if turn and turn.silence and silent:
@@ -127,50 +127,50 @@ class Stage:
             await registry.proxy.end()
             if not registry.proxy.registry.endpoint:
                 await registry.start()
-        word = client.said or {"word": "killed"}
-        if not client.said and client.status not in _SIGNALS:
-            word = {"word": "crashed", "message": (self.work / "client.log").read_text()[-3000:]}
-        if word["word"] == "crashed":
-            self.complain(f"a {direction} crashed: {word}")
-        if word["word"] != "killed" and client.status not in {0, *_SIGNALS}:
-            self.complain(f"a {direction} was {word['word']}, and its process ended with {client.status}")
-        self._note(direction, turn, word, registries, job.get("options", {}), time.monotonic() - began)
-        return word
+        result = client.report or {"outcome": "killed"}
+        if not client.report and client.status not in _SIGNALS:
+            result = {"outcome": "crashed", "message": (self.work / "client.log").read_text()[-3000:]}
+        if result["outcome"] == "crashed":
+            self.complain(f"a {direction} crashed: {result}")
+        if result["outcome"] != "killed" and client.status not in {0, *_SIGNALS}:
+            self.complain(f"a {direction} was {result['outcome']}, and its process ended with {client.status}")
+        self._note(direction, turn, result, registries, job.get("options", {}), time.monotonic() - began)
+        return result
 
     def complain(self, complaint: str) -> None:
-        """Note what was not as it should be."""
+        """Record a violation."""
         self.complaints.append(complaint)
 
     def _note(
         self,
         direction: str,
         turn: Turn | None,
-        word: dict[str, Any],
+        result: dict[str, Any],
         registries: Mapping[str, Registry],
         options: dict[str, object],
         seconds: float,
     ) -> None:
-        self.story += [f"{direction} {options}: {word} after {seconds:.2f} s", f"  {turn}"]
+        self.story += [f"{direction} {options}: {result} after {seconds:.2f} s", f"  {turn}"]
         for side, registry in registries.items():
             requests = registry.proxy.requests
             self.story += [f"  {side} {describe(number, request)}" for number, request in enumerate(requests, start=1)]
-            self.counts.others["URLs that had expired"] += sum(request.status == 403 for request in requests)
+            self.counts.others["expired URLs"] += sum(request.status == 403 for request in requests)
             self.counts.others["requests"] += len(requests)
-        self.counts.others["tries after the first"] += word.get("retries", 0)
-        if word.get("resumed"):
+        self.counts.others["retries"] += result.get("retries", 0)
+        if result.get("resumed"):
             self.counts.others[f"{direction}: resumed"] += 1
         if turn is None:
             return
-        self.counts.calls[f"{direction} {word['word']}"] += 1
-        if word["word"] == "error":
-            self.counts.errors[f"{direction} {word['type']}"] += 1
+        self.counts.calls[f"{direction} {result['outcome']}"] += 1
+        if result["outcome"] == "error":
+            self.counts.errors[f"{direction} {result['type']}"] += 1
 
     async def _happen(self, turn: Turn, client: Process, registries: Mapping[str, Registry]) -> None:
-        """Kill, and fill disks, when the moment is there."""
+        """Run the events of a turn, each at its moment."""
         await asyncio.gather(*self.events(turn, client, registries))
 
     def events(self, turn: Turn, client: Process, registries: Mapping[str, Registry]) -> list[Awaitable[None]]:
-        """What happens during a call, at moments of the registry that the turn is about."""
+        """Return the events of a call; the moments count the requests to the registry of the turn's side."""
         registry = registries[turn.side]
 
         async def kill_client(moment: Moment) -> None:
@@ -211,10 +211,10 @@ class Stage:
             doing.append(fill())
         return doing
 
-    # What is compared
+    # Checks
 
     def see_answer_lost(self, direction: str, item: Item, registry: Registry) -> None:
-        """See that a call which failed and is a success all the same had asked for it and heard no answer."""
+        """Check that a failed call whose upload is complete had lost the response to its last request."""
         requests, record = registry.proxy.requests, f"/{item.kind}s/{item.version}"
         uploads = [number for number, request in enumerate(requests) if request.path.endswith(f"{record}/upload")]
         asked = [
@@ -227,36 +227,36 @@ class Stage:
                     or (request.path.endswith("finish_upload") and b"success" in request.body)
                 )
             )
-            # What replaces an item through the registry reads and updates the record after the success.
+            # A replacement through the registry reads and updates the record after the upload.
             or (request.path.endswith(record) and (request.method == "PATCH" or number > max(uploads, default=number)))
         ]
         if all(request.answered and request.status == HTTPStatus.OK for request in asked):
-            self.complain(f"a {direction} failed, {item} is a success, and no answer to that was lost")
+            self.complain(f"a {direction} failed, {item} is a success, and no response was lost")
         else:
             plural = "copies" if direction == "copy" else f"{direction}es"
-            self.counts.others[f"{plural} that failed with the last answer alone lost"] += 1
+            self.counts.others[f"{plural} that failed only by a lost last response"] += 1
 
     def see_scratch_empty(self, home: Path) -> None:
-        """See that a call which was done has left nothing but locks."""
+        """Check that a completed call has left only locks."""
         tmp = home / "tmp"
         left = [str(path.relative_to(tmp)) for path in tmp.rglob("*") if not path.name.startswith("async-bento-lock-")]
         if left:
-            self.complain(f"after a call that was done, there is left: {left}")
+            self.complain(f"a completed call has left {left}")
 
     async def see_tidy(self, registry: Registry, side: str = "registry") -> None:
-        """See that a registry has nothing left over."""
+        """Check that a registry has no leftovers."""
         if left := await registry.left_over():
             self.complain(f"the {side} has left {left}")
 
     # Trees
 
     def make(self, home: Path, what: str) -> None:
-        """Make the items, whatever was there before. What is pulled is a bento by force, but never its models."""
+        """Replace the items by new ones; for a forced pull only the first, since a pull never replaces models."""
         for item in self.items[:1] if what.startswith(("local", "replaced")) else self.items:
             self.make_one(item, home, what, [*self.case.sizes] if item == self.main else [2000, 70_000])
 
     def make_one(self, item: Item, home: Path, what: str, sizes: list[int]) -> None:
-        """Make an item; its label says what it is, so that its record differs as its bytes do."""
+        """Make an item with a label of its content, so that its record differs if its bytes differ."""
         random = Random(f"{self.case.number}/{item}/{what}")
         shutil.rmtree(item.path(home), ignore_errors=True)
         files = {f"{'deep/er/' * (n % 2)}file{n}": random.randbytes(size) for n, size in enumerate(sizes)}
@@ -272,5 +272,5 @@ class Stage:
         (path / "file0").chmod(0o755)
 
     def trees(self, home: Path) -> dict[Item, Tree | None]:
-        """Look at the items of a home."""
+        """Return the trees of the items in a home."""
         return {item: tree_of(item.path(home), item.left_out) for item in self.items}

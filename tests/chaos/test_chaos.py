@@ -1,4 +1,4 @@
-"""The short form of the chaos: the command itself, with a few cases, since it has processes and disks of its own."""
+"""A short chaos run by its command, which needs its own processes and disks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ RUNS = {
     "all": (
         ["--cases", "24"],
         ("push", "pull"),
-        ("client killed", "registry killed", "reset", "tries after the first"),
+        ("client killed", "registry killed", "reset", "retries"),
     ),
     "copies": (
         ["--copies", "--seed", "8", "--cases", "16"],
         ("copy",),
-        ("client killed", "reset", "tries after the first"),
+        ("client killed", "reset", "retries"),
     ),
 }
 

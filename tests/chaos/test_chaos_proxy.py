@@ -28,7 +28,7 @@ ANSWER = random_bytes(200_000, 2)
 
 @dataclass
 class Storage:
-    """A server that records the bodies of requests, also of those that are cut."""
+    """A server that records request bodies, including truncated ones."""
 
     whole: list[bytes] = field(default_factory=list)
     cut: list[bytes] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Storage:
 
 @dataclass
 class Outcome:
-    """What a client received, and whether the connection ended with a RST."""
+    """The bytes that a client received, and whether the connection ended with a RST."""
 
     received: bytes
     was_reset: bool

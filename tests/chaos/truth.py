@@ -1,6 +1,6 @@
-"""What is so, whatever a call says of it: the registry's record and bytes, and trees on disk, by hash.
+"""The actual state, read without the client: the registry's records and bytes, and trees on disk, by hash.
 
-Nothing of the client is used here. The registry is asked past the proxy, and its tar is read by `tarfile`.
+The requests bypass the proxy, and `tarfile` reads the tars.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Tree = dict[str, tuple[str, int, str]]
 
 
 def tree_of(directory: Path, leaving_out: str | None = None) -> Tree | None:
-    """Look at a directory.
+    """Return the tree of a directory.
 
     Args:
         directory: The directory.
-        leaving_out: A name in it that does not count.
+        leaving_out: A name in the directory to exclude.
 
     Returns:
-        The tree; None where there is no directory.
+        The tree; None without a directory.
     """
     if not directory.is_dir():
         return None
@@ -52,13 +52,13 @@ def tree_of(directory: Path, leaving_out: str | None = None) -> Tree | None:
 
 @dataclass(frozen=True)
 class Record:
-    """What the registry has of an item.
+    """An item in the registry.
 
     Attributes:
-        status: Of its upload; None where there is no record.
-        tree: What its tar holds; None where there is no tar.
-        broken: What is wrong with the tar, if something is.
-        facts: What the record says of the item, as JSON: its manifest, its labels, its description, its build time.
+        status: The status of the upload; None without a record.
+        tree: The content of the tar; None without a tar.
+        broken: The error of a broken tar, otherwise empty.
+        facts: The manifest, the labels, the description and the build time in the record, as JSON.
     """
 
     status: str | None
@@ -68,7 +68,7 @@ class Record:
 
 
 def record_of(endpoint: str, token: str, kind: str, name: str, version: str) -> Record:
-    """Ask a registry for a record and its bytes."""
+    """Read a record and its bytes from a registry."""
     item = f"{endpoint}/api/v1/{kind}_repositories/{name}/{kind}s/{version}"
     answer = _get(item, token)
     if answer is None:
@@ -118,8 +118,8 @@ def _get(url: str, token: str) -> urllib.response.addinfourl | None:  # type: ig
 
 
 def difference(one: Tree | None, other: Tree | None) -> str:
-    """Say how two trees differ."""
+    """Return the first differences of two trees; empty for equal trees."""
     if one is None or other is None:
-        return "there is none" if one is not other else ""
+        return "one tree is missing" if one is not other else ""
     names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
     return "; ".join(f"{name}: {one.get(name)} and {other.get(name)}" for name in names[:3])

@@ -1,8 +1,8 @@
-"""A process that has everything imported and forks clients and registries: a fork takes a hundredth of a start.
+"""A process with all imports done that forks clients and registries: a fork takes a hundredth of a start.
 
-It reads a JSON object a line: `{"id", "do", …}` forks a child for a job, `{"kill": id, "signal"}` signals it. It says
-`{"id", "ended"}` when a child has ended, and each child says `{"id", …}` of its own, all down the same pipe: a line
-is shorter than PIPE_BUF, so that a kill leaves no partial line.
+The input has one JSON object per line: `{"id", "do", …}` forks a child for a job, `{"kill": id, "signal"}` sends a
+signal to the child. The output has `{"id", "ended"}` for each ended child, and `{"id", …}` for each report of a child.
+All processes write to the same pipe, and a line is shorter than PIPE_BUF, so that a kill leaves no partial line.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from async_bento.cli.main import main as main_command
 from async_bento.registry.server import LocalRegistry
 
 HANGS_AFTER = 60.0
-"""Seconds after which a call that has not ended says in its log where it stands."""
+"""Seconds; a call that runs for almost as long writes its traceback to its log."""
 
 
-def say(job: dict[str, Any], **words: object) -> None:
-    """Say something of a job, in one line that is short enough to be written in one go."""
-    os.write(1, json.dumps({"id": job["id"], **words})[:2000].encode() + b"\n")
+def report(job: dict[str, Any], **values: object) -> None:
+    """Report the values of a job, in one line that is short enough for one atomic write."""
+    os.write(1, json.dumps({"id": job["id"], **values})[:2000].encode() + b"\n")
 
 
 async def call(job: dict[str, Any]) -> None:
-    """One push, pull or copy, and its word on how it went."""
+    """Push, pull or copy once, and report the outcome."""
     seen = {"resumed": False, "retries": 0}
 
     def listen(event: ProgressEvent) -> None:
@@ -52,7 +52,7 @@ async def call(job: dict[str, Any]) -> None:
     log.setLevel(logging.INFO)
     log.addHandler(Count())
     config = Config.model_validate(job["config"])
-    word: dict[str, object]
+    result: dict[str, object]
     async with AsyncExitStack() as stack:
         bentos, *targets = [
             await stack.enter_async_context(
@@ -63,20 +63,20 @@ async def call(job: dict[str, Any]) -> None:
         api = bentos if job["kind"] == "bento" else bentos.models
         try:
             await getattr(api, job["do"])(job["tag"], *targets, **job["options"])
-            word = {"word": "done"}
+            result = {"outcome": "done"}
         except BentoError as error:
-            word = {"word": "error", "type": type(error).__name__, "message": str(error)[:600]}
-        except Exception as error:  # noqa: BLE001 - the driver is who judges it
-            word = {"word": "crashed", "type": type(error).__name__, "message": repr(error)[:600]}
-    say(job, **word, **seen)
+            result = {"outcome": "error", "type": type(error).__name__, "message": str(error)[:600]}
+        except Exception as error:  # noqa: BLE001 - the driver checks the outcome
+            result = {"outcome": "crashed", "type": type(error).__name__, "message": repr(error)[:600]}
+    report(job, **result, **seen)
 
 
 def forked_call(job: dict[str, Any]) -> None:
-    """One push or pull by a blocking API in a thread; on SIGUSR1, a forked process uses the API, too, and exits."""
+    """Push or pull once by a blocking API in a thread; on SIGUSR1, fork a process that uses the API and exits."""
     asked: list[bool] = []  # not an Event, whose lock this thread may hold when the signal arrives
     signal.signal(signal.SIGUSR1, lambda *_: asked.append(True))
     config = Config.model_validate(job["config"])
-    word: dict[str, object] = {}
+    result: dict[str, object] = {}
     children: list[int] = []
     with BentoAPI(endpoint=job["endpoint"], api_token=job["token"], config=config, progress=False) as bentos:
         api = bentos if job["kind"] == "bento" else bentos.models
@@ -84,11 +84,11 @@ def forked_call(job: dict[str, Any]) -> None:
         def transfer() -> None:
             try:
                 getattr(api, job["do"])(job["tag"], **job["options"])
-                word.update(word="done")
+                result.update(outcome="done")
             except BentoError as error:
-                word.update(word="error", type=type(error).__name__, message=str(error)[:600])
-            except Exception as error:  # noqa: BLE001 - the driver is who judges it
-                word.update(word="crashed", type=type(error).__name__, message=repr(error)[:600])
+                result.update(outcome="error", type=type(error).__name__, message=str(error)[:600])
+            except Exception as error:  # noqa: BLE001 - the driver checks the outcome
+                result.update(outcome="crashed", type=type(error).__name__, message=repr(error)[:600])
 
         thread = threading.Thread(target=transfer)
         thread.start()
@@ -104,13 +104,13 @@ def forked_call(job: dict[str, Any]) -> None:
                 sys.exit()
         thread.join()
     for child in children:
-        if (status := outcome(child)) != 0:
-            word.update(word="crashed", message=f"a forked process ended with {status}")
-    say(job, **word)
+        if (status := exit_status(child)) != 0:
+            result.update(outcome="crashed", message=f"a forked process ended with {status}")
+    report(job, **result)
 
 
-def outcome(process: int) -> int | None:
-    """The status of a child, None where it does not end."""
+def exit_status(process: int) -> int | None:
+    """Return the status of a child; None for a child that does not end."""
     until = time.monotonic() + HANGS_AFTER / 2
     while time.monotonic() < until:
         ended, status = os.waitpid(process, os.WNOHANG)
@@ -123,7 +123,7 @@ def outcome(process: int) -> int | None:
 
 
 def command(job: dict[str, Any]) -> None:
-    """One push, pull or copy by the command, and what its exit code says."""
+    """Push, pull or copy once by the command, and report the outcome by its exit code."""
     os.environ.update(BENTO_CLOUD_API_ENDPOINT=job["endpoint"], BENTO_CLOUD_API_KEY=job["token"])
     for group, settings in job["config"].items():
         os.environ.update({f"ASYNC_BENTO_{group}_{name}".upper(): str(value) for name, value in settings.items()})
@@ -133,7 +133,7 @@ def command(job: dict[str, Any]) -> None:
     if "target" in job:
         options += contexts_of(job)
     pipe = os.dup(1)
-    os.dup2(2, 1)  # what it prints goes to the log
+    os.dup2(2, 1)  # the output of the command goes to the log
     code: object = 0
     try:
         main_command([*(["models"] if job["kind"] == "model" else []), job["do"], job["tag"], *options])
@@ -141,12 +141,12 @@ def command(job: dict[str, Any]) -> None:
         code = ended.code
     sys.stdout.flush()
     os.dup2(pipe, 1)
-    word = {0: "done", 128 + signal.SIGTERM: "interrupted"}.get(code if isinstance(code, int) else 1, "error")
-    say(job, word=word, type=f"exit code {code}")
+    outcome = {0: "done", 128 + signal.SIGTERM: "interrupted"}.get(code if isinstance(code, int) else 1, "error")
+    report(job, outcome=outcome, type=f"exit code {code}")
 
 
 def contexts_of(job: dict[str, Any]) -> list[str]:
-    """Write the file of contexts that a copy needs, and return the options that name them."""
+    """Write the contexts file of a copy, and return the options that name its contexts."""
     endpoints = {"source": job["endpoint"], "target": job["target"]}
     contexts = [{"name": name, "endpoint": url, "api_token": job["token"]} for name, url in endpoints.items()]
     home = Path(os.environ["BENTOML_HOME"])
@@ -156,14 +156,14 @@ def contexts_of(job: dict[str, Any]) -> list[str]:
 
 
 async def serve(job: dict[str, Any]) -> None:
-    """A registry, until it is killed."""
+    """Run a registry until the process is killed."""
     async with LocalRegistry(job["root"], **job["options"]) as registry:
-        say(job, endpoint=registry.endpoint, token=registry.api_token)
+        report(job, endpoint=registry.endpoint, token=registry.api_token)
         await asyncio.Event().wait()
 
 
 def work(job: dict[str, Any]) -> None:
-    """What a child does; it ends as every Python does, so that a thread that is left behind shows."""
+    """Do the job of a child. The interpreter exits as usual, so that a leftover thread blocks the exit and shows."""
     os.environ.update(job.get("environment", {}))
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 2)
@@ -172,7 +172,7 @@ def work(job: dict[str, Any]) -> None:
         asyncio.run(serve(job))
         return
     if job["way"] == "forked":
-        forked_call(job)  # without faulthandler, whose thread a forked process would wait for at its end
+        forked_call(job)  # without faulthandler: a forked process would wait for its thread at exit
         return
     faulthandler.dump_traceback_later(HANGS_AFTER - 5)
     if job["way"] == "command":
@@ -182,12 +182,12 @@ def work(job: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Fork, kill and reap until nobody asks any more."""
+    """Fork, kill and reap until the input ends."""
     awake, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake)
-    children: dict[int, int] = {}  # the id of each process's job
+    children: dict[int, int] = {}  # job id by process id
     rest = b""
     gc.collect()
     gc.freeze()
@@ -209,7 +209,7 @@ def main() -> None:
         for line in lines:
             job = json.loads(line)
             if "kill" in job:
-                for process, number in children.items():  # one that has been reaped is no longer among them
+                for process, number in children.items():  # a reaped child is no longer in `children`
                     if number == job["kill"]:
                         os.kill(process, job["signal"])
                 continue

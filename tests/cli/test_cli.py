@@ -340,7 +340,7 @@ def test_serve_used_port_exits_2(served: LocalRegistry, tmp_path: Path) -> None:
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
 
 
-# Several at once
+# Several items
 
 
 @pytest.fixture
@@ -445,7 +445,7 @@ def test_pull_failure_spares_others(
     assert result.exit_code == 1
     assert result.stdout.startswith("iris:v1 is in ")
     assert result.stderr.splitlines()[-1] == "Error: cannot pull 2 of 3 bentos: rose*, gone"
-    assert run("pull", "gone", "rose*").exit_code == 3  # all of them failed alike
+    assert run("pull", "gone", "rose*").exit_code == 3  # all failed with the same error
     as_json = run("pull", "gone", "iris:v1", "--json")
     assert [item["tag"] for item in json.loads(as_json.stdout)] == ["iris:v1"]
     assert [*json.loads(as_json.stderr)["error"]["failures"]] == ["gone"]
@@ -562,7 +562,7 @@ def test_dry_run_counts_shared_once(
     *items, last = done("pull", "svc*", "--dry-run", "-m").splitlines()
     assert (len(items), last) == (4, f"Would pull 4 of 4 items: {total}.")
     *items, last = done("pull", "svc*", "--dry-run").splitlines()
-    assert (len(items), last) == (3, "Would pull 3 of 3 items.")  # the records' sizes count the model
+    assert (len(items), last) == (3, "Would pull 3 of 3 items.")  # the sizes in the records include the model
     assert ": at most " in items[0]
     failed = run("pull", "svc*", "gone", "--dry-run", "--json")
     assert (len(json.loads(failed.stdout)), failed.exit_code) == (3, 1)
@@ -611,7 +611,7 @@ def test_invalid_arguments_reported(
     assert in_words(message, served, home) in result.stderr
 
 
-# Looking for records
+# Search
 
 
 def test_list_and_get_filter(served: LocalRegistry, home: Path) -> None:

@@ -138,7 +138,7 @@ async def test_bash_keeps_word_breaks() -> None:
     bash = ("bash", "--norc", "--noprofile", "-i")
     async with on_terminal(program=bash, columns=200, TERM="dumb", PS1="> ", PATH=PATH, HISTFILE="") as terminal:
         terminal.type('before="$COMP_WORDBREAKS"; source <(async-bento completion bash); echo ready\n')
-        await eventually(lambda: terminal.lines[-2:] == ["ready", ">"])  # before it, the terminal echoes a tab
+        await eventually(lambda: terminal.lines[-2:] == ["ready", ">"])  # before the prompt, the terminal echoes a tab
         for keys, line in (
             ("async-bento pus\t", "async-bento push "),
             ("iris:\t", "async-bento push iris:v"),

@@ -32,7 +32,7 @@ def out(*arguments: str) -> str:
 
 @pytest.fixture
 def target(served: LocalRegistry, home: Path, tmp_path: Path) -> Iterator[LocalRegistry]:
-    """The registry to copy to, the context `there`; the current one has two versions of a bento, and a model."""
+    """The target registry, as context `there`; the current registry has two versions of a bento, and a model."""
     make_model(home, "mod:m1")
     make_bento(home, "svc:v1", built="2024-01-01 00:00:00", models=["mod:m1"])
     make_bento(home, "svc:v2", built="2024-02-01 00:00:00")
@@ -44,7 +44,7 @@ def target(served: LocalRegistry, home: Path, tmp_path: Path) -> Iterator[LocalR
             {"name": "there", "endpoint": there.endpoint, "api_token": there.api_token},
             {"name": "wrong", "endpoint": there.endpoint, "api_token": "wrong"},
         ]
-        text = json.dumps({"contexts": contexts, "current_context_name": "here"})  # which is YAML, too
+        text = json.dumps({"contexts": contexts, "current_context_name": "here"})  # JSON is valid YAML
         (home / ".yatai.yaml").write_text(text)
         yield there
 

@@ -23,7 +23,7 @@ SIZE = 11 * MiB
 
 @pytest.fixture
 def damaged(served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home to pull `mod:m1` into; one bit of the second of its three parts has changed in the registry."""
+    """A home for the pull of `mod:m1`, whose second of three parts has a flipped bit in the registry."""
     make_model(home, files={"weights": random_bytes(SIZE, 1)})
     monkeypatch.setenv("ASYNC_BENTO_TRANSFER_PART_SIZE", str(5 * MiB))
     assert run("models", "push", "mod:m1", "-q").exit_code == 0

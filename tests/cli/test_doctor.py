@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def lines(text: str) -> dict[str, tuple[str, str]]:
-    """For each check, `ok` or `FAIL`, and the message."""
+    """Return `ok` or `FAIL`, and the message, for each check."""
     found = [line.split(maxsplit=2) for line in text.splitlines()]
     return {name.rstrip(":"): (word, message) for word, name, message in found}
 

@@ -42,7 +42,7 @@ def path(home: Path) -> Path:
 
 @pytest.fixture
 def registry(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> LocalRegistry:
-    """A registry that no variable leads to."""
+    """A registry that no variable names."""
     monkeypatch.delenv("BENTO_CLOUD_API_ENDPOINT")
     monkeypatch.delenv("BENTO_CLOUD_API_KEY")
     return served
@@ -94,7 +94,7 @@ def prompted_for_token(endpoint: str) -> Iterator[tuple[subprocess.Popen[bytes],
         shown = b""
         while b"hidden" not in shown:
             shown += os.read(ours, 4096)
-        # click before 8.4 prints the prompt before it turns the echo off, which discards earlier input.
+        # click before 8.4 turns the echo off after the prompt, which discards earlier input.
         while termios.tcgetattr(ours)[3] & termios.ECHO:
             time.sleep(0.01)
         yield process, ours
@@ -224,7 +224,7 @@ def test_login_again_keeps_endpoint(registry: LocalRegistry, path: Path) -> None
 
 @pytest.fixture
 def two(registry: LocalRegistry) -> LocalRegistry:
-    """Logged in twice; the later one is current."""
+    """Log in twice; the later context is current."""
     assert log_in(registry, "--name", "prod").exit_code == 0
     assert log_in(registry, "--name", "lab").exit_code == 0
     return registry

@@ -1,4 +1,4 @@
-"""The log of a command: what it writes without options, with -v and with -vv."""
+"""The log of a command without options, with -v and with -vv."""
 
 from __future__ import annotations
 

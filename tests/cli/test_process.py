@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.processes, pytest.mark.posix("shell, and no users without a home")]
 
-# A user without a passwd entry: what `os.path.expanduser` asks.
+# A user without a passwd entry, by the call of `os.path.expanduser`.
 NO_HOME = """
 import os, pwd
 def missing(_): raise KeyError
@@ -67,7 +67,7 @@ def run_code(code: str, *arguments: str, **environment: str) -> subprocess.Compl
 
 @pytest.fixture
 def pushed(served: LocalRegistry, home: Path) -> LocalRegistry:
-    """A registry with a bento that has non-ASCII labels and files."""
+    """A registry with a bento with non-ASCII labels and files."""
     make_bento(home, "svc:v1", {"src/é日本.txt": b"text"}, labels={"team": "→日本"})
     with BentoAPI(progress=False) as api:
         api.push("svc:v1")
@@ -173,7 +173,7 @@ def test_ascii_locale_pushes_names(pushed: LocalRegistry, home: Path) -> None:
 def test_output_escapes_unencodable(pushed: LocalRegistry, encoding: str) -> None:
     result = run("get", "svc:v1", PYTHONIOENCODING=encoding)
     assert (result.returncode, result.stderr) == (0, "")
-    # click takes ASCII for a wrong configuration, and writes UTF-8.
+    # click treats ASCII as a wrong configuration and writes UTF-8.
     assert ("team=→日本" if encoding == "ascii" else "team=\\u2192\\u65e5\\u672c") in result.stdout
 
 

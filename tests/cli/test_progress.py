@@ -1,4 +1,4 @@
-"""What the command shows of its progress: on a terminal, in a pipe, and as JSON."""
+"""The progress of the command on a terminal, in a pipe, and as JSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECONDS = 60
 
 
 class Terminal:
-    """A command on a terminal of its own."""
+    """A command on its own terminal."""
 
     def __init__(self, process: asyncio.subprocess.Process, master: int, screen: Screen) -> None:
         self.process = process
@@ -76,7 +76,7 @@ COMMAND = (sys.executable, "-m", "async_bento")
 async def on_terminal(
     *arguments: str, columns: int = 80, program: Sequence[str] = COMMAND, **environment: str
 ) -> AsyncIterator[Terminal]:
-    """Run the command, or another program, on a terminal of 24 lines."""
+    """Run the command or another program on a terminal of 24 lines."""
     import fcntl
     import pty
     import termios

@@ -40,7 +40,7 @@ def names(directory: str = ".") -> list[str]:
 
 @pytest.fixture
 def bento(served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bento and a model that the registry has; the working directory is empty, and so is the store."""
+    """A pushed bento and model; the working directory and the store are empty."""
     bento = make_bento(home, "svc:v1", {"weights": random_bytes(300_000)}, models=["mod:m1"])
     make_model(home, "mod:m1")
     done("push", "svc:v1")

@@ -1,4 +1,4 @@
-"""Signals that end the command while it pushes or pulls, and signals that it was started with ignored."""
+"""Signals that end the command during a push or a pull, and signals that are ignored at its start."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.processes, pytest.mark.posix("signals between processes")]
 
 SECONDS = 60
-SIGHUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows, where nothing of this runs, has none
+SIGHUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # missing on Windows, where these tests are skipped
 
 COMMAND = """
 import asyncio, fcntl, os, pathlib, signal, sys, termios
@@ -59,14 +59,14 @@ download._Download._request_rest = request_rest
 from async_bento.cli import main
 main(sys.argv[3:])
 """
-"""The command, which waits in the middle of its transfer until a file exists."""
+"""Run the command, which waits in the middle of its transfer until a file exists."""
 
 
 @contextmanager
 def transferring(
     tmp_path: Path, *arguments: str, ignored: int | None = None, **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """A command in the middle of its transfer, started with a signal ignored."""
+    """Start a command with an ignored signal, and wait until its transfer runs."""
     under_way = tmp_path / "under-way"
     command = [sys.executable, "-c", COMMAND, str(under_way), str(tmp_path / "go-on"), *arguments]
     if ignored is not None:
@@ -139,7 +139,7 @@ def test_ignored_signal_stays_ignored(bento: Path, tmp_path: Path, number: signa
 
 
 def test_sigterm_ends_with_sigint_ignored(bento: Path, tmp_path: Path) -> None:
-    """As a script ends what it started with `&`."""
+    """A script ends its background jobs in this way."""
     with transferring(tmp_path, "push", "svc:v1", ignored=signal.SIGINT) as process:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=SECONDS)
@@ -184,7 +184,7 @@ main(["registry", "serve", "--root", {str(tmp_path / "root")!r}, "--port", "0"])
 
 @pytest.fixture
 def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM fail the test, and not end it, where the command does not handle it."""
+    """Let an unhandled SIGTERM fail the test instead of ending pytest."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
     signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""The start of the command: what it imports, and garbage collection meanwhile."""
+"""The start of the command: imports and garbage collection."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UNUSED = {
     "tqdm",
     "yaml",
 }
-"""What takes long to import, and neither a list nor a record needs."""
+"""Modules with a slow import that neither a list nor a record needs."""
 if sys.version_info >= (3, 11):
     UNUSED.add("anyio")
 
@@ -50,7 +50,7 @@ def watched(self, *args, **kwargs):
 RestSession.send = watched
 main()
 """
-"""The command, which prints at each request whether garbage is collected."""
+"""A command that prints at each request whether the garbage collector is enabled."""
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:

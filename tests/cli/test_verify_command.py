@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def bento(served: LocalRegistry, home: Path) -> Path:
-    """The local copy of `svc:v1`; the registry also has `svc:v2`, and `mod:m1`."""
+    """A local copy of `svc:v1`; the registry also has `svc:v2` and `mod:m1`."""
     path = make_bento(home, files={"src/service.py": b"pass\n", "src/a.py": b"a\n"})
     make_bento(home, "svc:v2", {"src/service.py": b"pass\n" * 2, "src/b.py": b"b\n"})
     make_model(home)

@@ -1,4 +1,4 @@
-"""Threads that are waited for, and tasks that end together."""
+"""Threads, task groups, locks and budgets."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def threads() -> Iterator[Threads]:
 
 
 async def turns(count: int = 10) -> None:
-    """Let everything that can run, run."""
+    """Run all ready callbacks of the loop."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 class Gate:
-    """A blocking call that says when it has begun and ends when it is told to."""
+    """A blocking call that signals its start and ends on request."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
@@ -132,8 +132,8 @@ async def test_cancelled_scope_awaits_thread(threads: Threads) -> None:
 
 async def test_cancelled_call_drops_error(threads: Threads) -> None:
     gate = Gate()
-    told: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    contexts: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: contexts.append(context))
     call = asyncio.ensure_future(threads.run(gate, OSError("no space")))
     await gate.has_begun()
     call.cancel()
@@ -143,8 +143,8 @@ async def test_cancelled_call_drops_error(threads: Threads) -> None:
         await call
     del call
     await turns()  # the loop itself holds it until the next
-    gc.collect()  # an exception that nobody retrieved is told now
-    assert told == []
+    gc.collect()  # the loop reports unretrieved exceptions now
+    assert contexts == []
 
 
 async def test_threads_closed_end() -> None:
@@ -158,7 +158,7 @@ async def test_threads_closed_end() -> None:
 
 
 class ClosingQueue:
-    """A queue of jobs before each of which another thread tries to close the pool."""
+    """A queue in which another thread tries to close the pool before each job."""
 
     def __init__(self, pool: DaemonThreadPool) -> None:
         self._pool = pool
@@ -438,7 +438,7 @@ class BusyLock:
 
 
 async def test_hold_lock_never_blocks_thread(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that waits delays the message, and the end of a cancelled call."""
+    """A waiting thread delays the message, and the end of a cancelled call."""
     monkeypatch.setattr(concurrency, "LOCK_POLL_INTERVAL", 0)
     lock, messages = BusyLock(3), list[str]()
 
@@ -536,7 +536,7 @@ async def test_budget_serves_in_order() -> None:
 
     waiting = [asyncio.create_task(take("large", 8)), asyncio.create_task(take("small", 1))]
     await asyncio.sleep(0)
-    assert budget.would_block(1)  # someone waits, and is served first
+    assert budget.would_block(1)  # the first waiter is served first
     assert order == []
 
     budget.release(6)

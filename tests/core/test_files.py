@@ -1,4 +1,4 @@
-"""Atomic writes: content, mode, durability, and what a failure leaves."""
+"""Atomic writes: content, mode, durability and leftovers of failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a notebook shows of lists, records, items and results."""
+"""The HTML of lists, records, items and results in a notebook."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SECRET = "https://storage.example.com/svc?X-Amz-Signature=5ec4e7"
 class Page(HTMLParser):
     """A page as a browser reads it: rows of cells, and the text outside of them.
 
-    Every element that is opened must be closed, and in its turn.
+    Every opened element must be closed, in the reverse order.
     """
 
     def __init__(self, text: str) -> None:
@@ -106,14 +106,14 @@ def test_html_list_of_one_is_singular() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "text"),
     [(BentoWithRepositoryListSchema(), "no bentos"), (ModelWithRepositoryListSchema(), "no models")],
 )
 def test_html_empty_list_is_sentence(
-    found: BentoWithRepositoryListSchema | ModelWithRepositoryListSchema, said: str
+    found: BentoWithRepositoryListSchema | ModelWithRepositoryListSchema, text: str
 ) -> None:
     page = Page(found._repr_html_())
-    assert (page.rows, page.text) == ([], said)
+    assert (page.rows, page.text) == ([], text)
 
 
 def test_html_record_shows_its_facts() -> None:
@@ -191,7 +191,7 @@ def test_html_push_result_has_summary(result: PushResult, text: str) -> None:
 
 
 def shown(tmp_path: Path) -> list[str]:
-    """All that can be shown, with what must not be in it and what must be escaped."""
+    """All displayable objects, with texts that must be missing and texts that must be escaped."""
     hostile = "<script>alert('&')</script>"
     one = record(
         f"v1{hostile}", upload_status=hostile, upload_finished_reason=hostile, labels=[{"key": hostile, "value": "<b>"}]

@@ -1,4 +1,4 @@
-"""What differs between systems: here by simulation, for real in the `windows` session and in hosted CI."""
+"""Differences between systems: simulated here, real in the `windows` session and in hosted CI."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ EVERY_BYTE = bytes(range(256)) + b"\r\n\n\x1a\r\n"
 
 
 def in_use(winerror: int = 32) -> OSError:
-    """What Windows raises for a file that another program has open."""
+    """Return the error of Windows for a file that another program has open."""
     error = PermissionError(errno.EACCES, "The process cannot access the file", "item")
     error.winerror = winerror  # type: ignore[attr-defined]
     return error
 
 
 def denied() -> OSError:
-    """What Windows raises for a lack of rights, which another attempt does not change."""
+    """Return the error of Windows for missing rights, which a retry cannot fix."""
     error = PermissionError(errno.EACCES, "Permission denied")
     error.winerror = NO_PRIVILEGE  # type: ignore[attr-defined]
     return error
@@ -56,7 +56,7 @@ def failing(times: int, error: Callable[[], OSError]) -> Callable[[], str]:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds between attempts, none of which is waited for."""
+    """Record the seconds between attempts, without waits."""
     waited: list[float] = []
     monkeypatch.setattr(platform, "time", SimpleNamespace(sleep=waited.append))
     return waited
@@ -251,7 +251,7 @@ def test_threads_read_at_any_position(tmp_path: Path) -> None:
 
 def test_reason_comes_from_system() -> None:
     refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 9)")
-    if not platform.IS_WINDOWS:  # whose number for it is another
+    if not platform.IS_WINDOWS:  # Windows has another number for it
         assert platform.reason(refused) == os.strerror(errno.ECONNREFUSED)
     assert platform.reason(socket.gaierror(11001, "getaddrinfo failed")) == "getaddrinfo failed"
     assert platform.reason(OSError(10060, "timed out")) == "timed out"
@@ -336,7 +336,7 @@ def test_windows_paths_are_unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_extract_uses_long_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows limits paths to 260 characters unless they are written in another way."""
+    """Windows limits paths to 260 characters, unless they have the prefix for long paths."""
     used: list[Path] = []
     long_path = platform.long_path
     monkeypatch.setattr(platform, "long_path", lambda path: used.append(path) or long_path(path))

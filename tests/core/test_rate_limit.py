@@ -10,7 +10,7 @@ from async_bento._core.rate_limit import RateLimit
 
 
 class Clock:
-    """A clock that goes on only while someone sleeps."""
+    """A clock that advances only by sleeps."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -30,7 +30,7 @@ async def test_rate_limit_paces_bytes() -> None:
     limit = RateLimit(1000, clock, clock.sleep)
     for _ in range(10):
         await limit.acquire(500)
-    assert clock.now == pytest.approx(4.5)  # the first pass at once
+    assert clock.now == pytest.approx(4.5)  # the first pass without a wait
 
 
 async def test_rate_limit_bounds_burst() -> None:

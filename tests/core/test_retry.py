@@ -1,4 +1,4 @@
-"""What is tried again, how often, and after which wait."""
+"""The errors that are retried, the number of attempts, and the waits."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ def test_retry_after_seconds_parsed(header: str | None, seconds: float | None) -
 
 @pytest.mark.parametrize("zone", ["GMT", "-0000", "+0000"])
 def test_retry_after_date_is_parsed(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.time", lambda: 1_445_412_480.0 - 90)  # a minute and a half before
+    monkeypatch.setattr("time.time", lambda: 1_445_412_480.0 - 90)  # 90 seconds earlier
     assert seconds_to_wait(f"Wed, 21 Oct 2015 07:28:00 {zone}") == 90.0
 
 
 class Operation:
-    """Fails as it is told to, one try after another, then succeeds."""
+    """Raises the given errors, one per attempt, then succeeds."""
 
     def __init__(self, *faults: BaseException) -> None:
         self.faults = list(faults)
@@ -242,7 +242,7 @@ def test_wait_never_exceeds_max() -> None:
 
 
 async def test_progress_resets_retry_count() -> None:
-    moved = iter([0, 0, 1, 1, 1, 1])  # asked before the first try and after each that failed
+    moved = iter([0, 0, 1, 1, 1, 1])  # checked before the first attempt and after each failed one
     operation = Operation(*(errors.StalledError(str(number)) for number in range(1, 9)))
     with pytest.raises(errors.StalledError, match=r"^4$"):
         await with_retries(AT_ONCE, operation, progress=lambda: next(moved))
@@ -311,7 +311,7 @@ SLOW = RetryPolicy(wait_initial=60, wait_max=60, retry_after_cap=120)
 
 
 async def paused(throttle: HostThrottle, host: str) -> bool:
-    """Whether a host is to be left alone for longer than anyone would wait here."""
+    """Return whether a host must not be used for longer than a test waits."""
     try:
         await asyncio.wait_for(throttle.wait(host), 0.01)
     except asyncio.TimeoutError:

@@ -1,4 +1,4 @@
-"""Sizes, durations and names, as a person reads them."""
+"""Sizes, durations and names, formatted for people."""
 
 from __future__ import annotations
 

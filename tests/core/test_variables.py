@@ -1,4 +1,4 @@
-"""The list of the environment variables, from which a page of the documentation is made."""
+"""The list of environment variables, from which a page of the documentation is generated."""
 
 from __future__ import annotations
 

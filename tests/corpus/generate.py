@@ -1,16 +1,15 @@
-"""Build the corpus: bentos and models as the releases of BentoML write them.
+"""Build the corpus: bentos and models, written by releases of BentoML.
 
     nox -s corpus              every release
-    nox -s corpus -- 1.0 1.4   these
+    nox -s corpus -- 1.0 1.4   these releases
 
-For each line below, BentoML is installed at its version in an environment of its own, saves the models of
-`projects/<line>/models.py`, and builds each directory there by `bentoml build --version v1`. What it wrote is
-copied to `<line>/bentos` and `<line>/models`, byte for byte, but for API documents that no schema is made of. Then
-BentoML 1.4.39 says what it would send to a registry of every item, in `<line>/sent.json` (see `sent.py`).
+Each release of BentoML is installed in a separate environment, saves the models of `projects/<line>/models.py`, and
+builds each directory there by `bentoml build --version v1`. The results are copied byte for byte to `<line>/bentos` and
+`<line>/models`, except API documents, which are not sent. Then BentoML 1.4.39 writes the request body of every item to
+`<line>/sent.json` (see `sent.py`).
 
-It needs uv, Python 3.10 and a package index that tells when a file was uploaded. A new run gives the same but for
-creation times and what is called after a random directory. `$CORPUS_ENVIRONMENTS` names a directory in which the
-environments are kept for the next run.
+The script needs uv, Python 3.10 and a package index with upload times. A new run differs only in creation times and in
+names of random directories. `$CORPUS_ENVIRONMENTS` names a directory that keeps the environments for the next run.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ NEWEST = "1.4"
 BY_HAND = "by_hand"
 
 LEFT_OUT = ("openapi.yaml", "__pycache__", "latest")
-"""Of no schema's making: the larger half of a bento's bytes, what running a service left, and the store's own file."""
+"""Files that no request body depends on: API documents, half of a bento's bytes; bytecode; the store's `latest`."""
 
 BENTOML = "import runpy; runpy.run_module('bentoml', run_name='__main__', alter_sys=True)"
 
@@ -46,13 +45,13 @@ class Release:
     """A release of BentoML.
 
     Attributes:
-        version: Which; the last patch of its line, or the first of all.
-        until: The last day on which what it depends on may have been uploaded, so that every run installs the same.
-            The releases before 1.4 do not start with what came later: their `fs` imports pkg_resources, which
-            setuptools gave up, and 1.2 imports insides of pydantic's that are gone.
-        needs: What its projects need besides.
-        variables: The environment it builds a project with, by the project's name.
-        options: More of the command line, by the project's name.
+        version: The version: the last patch of its line, or the first release of all.
+        until: The last upload day of dependencies, so that every run installs the same files. Releases before 1.4 do
+            not start with later ones: `fs` imports pkg_resources, which setuptools has removed, and 1.2 imports
+            private modules of pydantic that are gone.
+        needs: Additional requirements of the projects.
+        variables: The environment variables of a build, by the project's name.
+        options: Additional arguments of a build, by the project's name.
     """
 
     version: str
@@ -63,7 +62,7 @@ class Release:
 
 
 CONFIGURED = {"runners": {"BENTOML_CONFIG": "configuration.yaml"}}
-HUGGINGFACE = ("huggingface_hub",)  # for models of the Hub, which BentoML knows since 1.3
+HUGGINGFACE = ("huggingface_hub",)  # for models of the Hub, which BentoML supports since 1.3
 NO_IMAGE = {"BENTOML_ENABLE_FEATURES": "no_image"}
 
 RELEASES = {
@@ -83,7 +82,7 @@ RELEASES = {
 
 
 def install(line: str, into: Path) -> Path:
-    """Install a release; its Python is returned."""
+    """Install a release and return its Python."""
     release = RELEASES[line]
     python = into / line / "bin" / "python"
     if not python.exists():
@@ -95,7 +94,7 @@ def install(line: str, into: Path) -> Path:
 
 
 def run(home: Path, command: list[str | Path], **variables: str) -> str:
-    """Run a command on a home of BentoML's, and return what it prints."""
+    """Run a command in a home of BentoML and return its output."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BENTO")}
     own = {"HOME": str(home), "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "PYTHONUTF8": "1"}
     done = subprocess.run(
@@ -105,11 +104,11 @@ def run(home: Path, command: list[str | Path], **variables: str) -> str:
 
 
 def build(line: str, python: Path, home: Path) -> None:
-    """Let a release save its models and build its projects."""
+    """Save the models and build the projects of a release."""
     release = RELEASES[line]
     run(home, [python, PROJECTS / line / "models.py"])
     for project in sorted(path for path in (PROJECTS / line).iterdir() if path.is_dir()):
-        # A copy, so that nothing is left beside the project.
+        # A copy, so that the build leaves no files in the project.
         context = home / project.name
         shutil.copytree(project, context)
         code = WITHOUT_HUB if "HuggingFaceModel" in (project / "service.py").read_text() else BENTOML
@@ -121,7 +120,7 @@ def build(line: str, python: Path, home: Path) -> None:
 
 
 def keep(line: str, home: Path) -> None:
-    """Copy what a release wrote into the corpus."""
+    """Copy the items of a release into the corpus."""
     for kind in ("bentos", "models"):
         target = CORPUS / line / kind
         shutil.rmtree(target, ignore_errors=True)
@@ -129,14 +128,14 @@ def keep(line: str, home: Path) -> None:
 
 
 def describe(line: str, newest: Path, home: Path) -> None:
-    """Let BentoML 1.4 say what it would send of a line's items."""
+    """Write the request bodies of BentoML 1.4 for the items of a line."""
     for kind in ("bentos", "models"):
         shutil.copytree(CORPUS / line / kind, home / kind)
     (CORPUS / line / "sent.json").write_text(run(home, [newest, CORPUS / "sent.py"]), encoding="utf-8")
 
 
 def main(lines: list[str], environments: Path) -> None:
-    """Build these lines, or all."""
+    """Build these lines, or all lines."""
     newest = install(NEWEST, environments)
     for line in lines or [*RELEASES, BY_HAND]:
         if line != BY_HAND:

@@ -1,4 +1,4 @@
-"""What the Hub says of every model, said without it: `HfApi.model_info` for those who build and push the corpus."""
+"""A fixed answer of the Hub for every model: `HfApi.model_info` for builds and pushes of the corpus."""
 
 from __future__ import annotations
 

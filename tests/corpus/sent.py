@@ -1,6 +1,6 @@
-"""What BentoML 1.4.39 would send to create each item of `$BENTOML_HOME`, as JSON; run by `generate.py` and by tests.
+"""Print the request bodies of BentoML 1.4.39 for all items of `$BENTOML_HOME`; run by `generate.py` and by tests.
 
-The bodies are put together as `bentoml/_internal/cloud/bento.py` and `cloud/model.py` do.
+The bodies are built as in `bentoml/_internal/cloud/bento.py` and `cloud/model.py`.
 """
 
 from __future__ import annotations

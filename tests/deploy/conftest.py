@@ -1,4 +1,4 @@
-"""What the compose file needs: SeaweedFS, PostgreSQL and Caddy; a test is left out without the one that it uses."""
+"""SeaweedFS, PostgreSQL and Caddy for the tests of the compose file; without its program, a test is skipped."""
 
 from __future__ import annotations
 

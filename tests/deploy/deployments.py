@@ -1,4 +1,4 @@
-"""Reads the files in deploy/, and runs the commands that they have."""
+"""Reads the files in deploy/, and runs their commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VARIABLE = re.compile(r"\$\{(\w+)(:\?[^}]*)?\}")
 
 
 class Command(NamedTuple):
-    """A command that runs a registry: its arguments and variables, what is mounted, and the seconds it has to stop."""
+    """A command that runs a registry: arguments, variables, mounts, and the seconds until a kill."""
 
     arguments: list[str]
     environment: dict[str, str]
@@ -108,7 +108,7 @@ def unit() -> Command:
 
 
 def read_only(writable: Path) -> list[str]:
-    """Return a prefix of commands that makes the root read-only but for a directory, where the system allows that."""
+    """Return a command prefix that makes all but a directory read-only, if the system allows that."""
     script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"'
     prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(writable)]
     try:

@@ -1,4 +1,4 @@
-"""The copies of the registry that compose runs, on a real PostgreSQL and SeaweedFS."""
+"""The registry copies of the compose file, on a real PostgreSQL and SeaweedFS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files in deploy/: the commands are accepted, what they need is mounted, and the command of the image runs."""
+"""The files in deploy/: valid commands, all needed mounts, and a run of the image's command."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 UNITS = sorted(DEPLOY.glob("*.service")) + sorted(DEPLOY.glob("*.timer"))
 
 EXPOSURE = 20
-"""What `systemd-analyze security` may find at most, in tenths; without any hardening, a unit has 96."""
+"""The highest allowed exposure by `systemd-analyze security`, in tenths; a unit without hardening has 96."""
 
 COMMANDS = [image, compose, kubernetes, unit]
 
@@ -108,7 +108,7 @@ def test_compose_requires_variables():
 
 
 def test_pods_are_restricted():
-    """What the Pod Security Standard `restricted` asks for, and a root that is read-only."""
+    """Check the Pod Security Standard `restricted`, and a read-only root."""
     pod = read_documents()["Deployment"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"]

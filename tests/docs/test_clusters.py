@@ -35,7 +35,7 @@ test -w "$HOME"
 async-bento store list
 async-bento store list --models
 """
-"""What `bentoml serve` needs: the directories that it makes at its start, a home, the bento and its model."""
+"""A script with the needs of `bentoml serve`: writable directories, a home, the bento and its model."""
 
 BENTOML_BUILD = f"""
 test "$1 $2" = "build --version"
@@ -69,7 +69,7 @@ def volumes() -> Iterator[Path]:
 
 
 def make_volumes(pod: dict[str, Any], directory: Path) -> dict[str, Path]:
-    """Make the volumes as Kubernetes does: those of `emptyDir` for everyone, others for root, with the `fsGroup`."""
+    """Make the volumes like Kubernetes: `emptyDir` writable by all, others owned by root, with the `fsGroup`."""
     made = {}
     for each in pod["volumes"]:
         path = made[each["name"]] = directory / each["name"]
@@ -97,7 +97,7 @@ def as_container(pod: dict[str, Any], spec: dict[str, Any], volumes: dict[str, P
 
 
 def run_pod(pod: dict[str, Any], volumes: Path, registry: LocalRegistry) -> list[subprocess.CompletedProcess[str]]:
-    """Run the containers of a pod after each other, and return their outcomes."""
+    """Run the containers of a pod one after another, and return their outcomes."""
     made = make_volumes(pod, volumes)
     variables = {"endpoint": registry.endpoint, "BENTO_CLOUD_API_KEY": registry.api_token}
     done = []
@@ -111,7 +111,7 @@ def run_pod(pod: dict[str, Any], volumes: Path, registry: LocalRegistry) -> list
 
 @pytest.fixture
 def pushed(served: LocalRegistry, home: Path) -> LocalRegistry:
-    """A registry with a bento that has the label of the guide, and its model."""
+    """A registry with a bento with the label of the guide, and its model."""
     make_model(home, "iris_weights:w1")
     make_bento(home, "iris_classifier:v1", models=["iris_weights:w1"], labels={"stage": "prod"})
     with BentoAPI(progress=False) as api:
@@ -155,7 +155,7 @@ def test_job_pulls_once(pushed: LocalRegistry, volumes: Path) -> None:
 
 @pytest.mark.parametrize("title", ["deployment.yaml", "job.yaml"])
 def test_guide_pods_are_restricted(title: str) -> None:
-    """What the Pod Security Standard `restricted` asks for, and a root that is read-only."""
+    """Check the Pod Security Standard `restricted`, and a read-only root."""
     pod = read("clusters.md", title)["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -172,7 +172,7 @@ def test_guide_pods_are_restricted(title: str) -> None:
 
 
 def run_script(lines: list[str], directory: Path, variables: dict[str, str]) -> str:
-    """Run the lines of a job, without pip's downloads and BentoML's build; return what pip would install."""
+    """Run the lines of a job without pip's downloads and BentoML's build; return the arguments of pip."""
     programs = directory / "programs"
     programs.mkdir()
     scripts = {

@@ -97,7 +97,7 @@ TESTS = [block for block in blocks() if block.title.startswith("test_")]
 
 @pytest.fixture
 def ready(served: LocalRegistry, home: Path) -> LocalRegistry:
-    """Provide a registry and a home that have the items of the pages."""
+    """Provide a registry and a home with the items of the pages."""
     make_model(home, "iris_weights:w1", labels={"stage": "prod"})
     make_bento(home, "iris_classifier:v1", models=["iris_weights:w1"], labels={"stage": "prod"})
     for name in ("fraud_detector", "greeter"):
@@ -255,7 +255,7 @@ def refuse(number: int) -> Callable[..., None]:
 
 
 async def store_messages(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Pull into stores that refuse something, and return what is reported."""
+    """Pull into stores with refused calls, and return the reported errors."""
     (make_bento(home, "linked:v2") / "link").symlink_to("nowhere")
     messages = []
     async with AsyncBentoAPI() as api:

@@ -1,8 +1,8 @@
-"""Feeds the extractor what a coverage-guided fuzzer makes up; run by `nox -s fuzz -- -max_total_time=600`.
+"""Feed the extractor with the inputs of a coverage-guided fuzzer: `nox -s fuzz -- -max_total_time=600`.
 
-It fails where the extractor raises what is not ours, touches anything outside, or leaves another tree than tarfile
-reads. Arguments are libFuzzer's: directories of a corpus, which grows in the first of them, and options. The first byte
-of an input says how the rest is fed; see `feed`.
+The run fails if the extractor raises a foreign error, touches a file outside, or leaves another tree than tarfile
+reads. The arguments are those of libFuzzer: corpus directories, the first of which gets new inputs, and options. The
+first byte of an input selects how the rest is fed; see `feed`.
 """
 
 from __future__ import annotations

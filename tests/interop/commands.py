@@ -1,9 +1,9 @@
 """BentoML's own commands against one registry: `python commands.py both ENDPOINT TOKEN`, with an empty `$BENTOML_HOME`.
 
-It builds a bento with models, logs in, pushes, lists, deletes the local copies, pulls, and compares. A start of BentoML
-takes seconds, so one process runs all commands. The names of the models are the ways of their bytes. `pull` instead of
-`both` replaces what is in the stores by what the registry has, and compares. `accelerated` is `both` by way of
-async-bento. It runs with every release of BentoML since 1.2.
+The script builds a bento with models, logs in, pushes, lists, deletes the local copies, pulls, and compares. A start of
+BentoML takes seconds, so one process runs all commands. Each model is named after its transmission strategy. `pull`
+replaces the items in the stores by those of the registry, and compares. `accelerated` is `both` accelerated by
+async-bento. The script runs with every release of BentoML since 1.2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PART_SIZE = 5 * 2**20
 TRANSMISSIONS = ("presigned_url", "proxy", "auto")
 MODELS = [f"{name}:v1" for name in TRANSMISSIONS]
 
-# BentoML 1.2.0 to 1.2.4 pulls no model through the registry: it opens a presigned URL that it has not asked for.
+# BentoML 1.2.0 to 1.2.4 cannot pull a model through the registry: the pull opens a URL that was never presigned.
 HAS_FAULT = re.fullmatch(r"1\.2\.[0-4]", metadata.version("bentoml"))
 PULLED = [model for model in MODELS if not (HAS_FAULT and model == "proxy:v1")]
 
@@ -50,14 +50,14 @@ Greeter = bentoml.Service("greeter", models=[bentoml.models.get("presigned_url:v
 
 
 def service():
-    """The source of a service with a model, as its release wants it."""
+    """Return the source of a service with a model, in the form of the installed release."""
     if not hasattr(bentoml, "service"):
         return OLD_SERVICE
     return SERVICE.format(find="BentoModel" if hasattr(bentoml.models, "BentoModel") else "get")
 
 
 def set_part_size():
-    """Cut uploads into small parts, in whichever modules have the size."""
+    """Upload in small parts: set the part size in each module that has one."""
     for name in ("base", "bento", "bentocloud", "model"):
         module = sys.modules.get(f"bentoml._internal.cloud.{name}")
         if hasattr(module, "FILE_CHUNK_SIZE"):
@@ -65,7 +65,7 @@ def set_part_size():
 
 
 def run(*arguments):
-    """Run a command, and return what it prints."""
+    """Run a command and return its output."""
     output = io.StringIO()
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -109,7 +109,7 @@ def build():
 def push():
     assert "pushed" in run("push", "greeter:v1")
     again = run("push", "greeter:v1")
-    if not metadata.version("bentoml").startswith("1.2."):  # of which some say nothing
+    if not metadata.version("bentoml").startswith("1.2."):  # some of 1.2 print nothing
         assert "skipped" in again or "already pushed" in again, again
     assert "pushed" in run("push", "greeter:v1", "--force")
     for model in MODELS:
@@ -117,7 +117,7 @@ def push():
 
 
 def check_records():
-    """See what the registry lists, by BentoML's client."""
+    """Check the lists of the registry by BentoML's client."""
     client = BentoMLContainer.bentocloud_client.get()
     is_old = not hasattr(client, "bento")
     bentos = (client.list_bentos() if is_old else client.bento.list()).items
@@ -134,7 +134,7 @@ def check_records():
 
 
 def pull():
-    """Replace all that is in the stores, and see that it is the same."""
+    """Delete all items of the stores, pull them, and compare."""
     built = stored()
     run("delete", "greeter:v1", "--yes")
     for model in PULLED:

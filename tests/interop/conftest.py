@@ -1,7 +1,7 @@
-"""A bento that `bentoml build` made, and fixtures to push and pull it with.
+"""A bento from `bentoml build`, and fixtures for its pushes and pulls.
 
-Where the Python that runs the tests has no bentoml, these tests are not collected; a session that asks for them alone
-fails then, since it finds no tests.
+Without bentoml in the Python of the tests, these tests are not collected. A session that selects only them then fails,
+since pytest finds no tests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if find_spec("bentoml") is None:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> Home:
-    """A home with `my_service:v1`, as bentoml built it, and its models. Not to be changed: `with_bento` is a copy."""
+    """A home with `my_service:v1`, built by bentoml, and its models. Do not change it: use the copy `with_bento`."""
     home = Home(tmp_path_factory.mktemp("built"))
     write_project(home.path / "project")
     for command in (
@@ -39,16 +39,16 @@ def built(tmp_path_factory) -> Home:
     ):
         subprocess.run([sys.executable, *command], cwd=home.path, env=home.environment(), check=True, timeout=60)
 
-    # `bentoml build` copies files and leaves out directories without any; a bento may come by one all the same.
+    # `bentoml build` copies no empty directories, but a bento may have one.
     (home.bentos.path / "my_service" / "v1" / "src" / "empty").mkdir()
     return home
 
 
 @pytest.fixture(scope="session", autouse=True)
 def driver(tmp_path_factory, refused_anywhere) -> Iterator[None]:
-    """Let the real bentoml wait for the calls of tests; it is imported once."""
+    """Start the driver, which imports the real bentoml once and runs the calls of all tests."""
     home = Home(tmp_path_factory.mktemp("driver"))
-    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:  # a socket has a short path
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:  # a socket needs a short path
         path = Path(directory, "socket")
         process = subprocess.Popen(
             [sys.executable, DRIVER, path],
@@ -70,13 +70,13 @@ def driver(tmp_path_factory, refused_anywhere) -> Iterator[None]:
 
 @pytest.fixture
 def there(tmp_path) -> Home:
-    """A home with nothing in it."""
+    """An empty home."""
     return Home(tmp_path / "there")
 
 
 @pytest.fixture
 def with_bento(built, tmp_path) -> Home:
-    """A home of the test's own, with the bento and its models."""
+    """A copy of the home `built`, for one test."""
     path = tmp_path / "with_bento"
     for name in ("bentos", "models", "project"):
         shutil.copytree(built.path / name, path / name, symlinks=True)
@@ -85,13 +85,13 @@ def with_bento(built, tmp_path) -> Home:
 
 @pytest.fixture
 def transmission() -> str:
-    """Which way the bytes go; a test that wants all of them parametrizes it."""
+    """The transmission strategy; a test of all strategies parametrizes this name."""
     return "presigned_url"
 
 
 @pytest.fixture
 async def registry(tmp_path, transmission):
-    """A registry that runs."""
+    """A running registry."""
     registry = Registry(tmp_path / "registry", transmission)
     await registry.open()
     yield registry
@@ -100,13 +100,13 @@ async def registry(tmp_path, transmission):
 
 @pytest.fixture
 async def theirs(tmp_path):
-    """A registry for bentoml, and what it is told."""
+    """A recorded registry for bentoml."""
     async with recorded(tmp_path / "theirs") as registry:
         yield registry
 
 
 @pytest.fixture
 async def ours(tmp_path):
-    """A registry for us, and what it is told."""
+    """A recorded registry for async-bento."""
     async with recorded(tmp_path / "ours") as registry:
         yield registry

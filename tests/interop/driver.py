@@ -1,9 +1,8 @@
 """The real bentoml, called from tests: `python driver.py <path of a socket>`.
 
-Each connection to the socket has a process of its own, forked from this one, since bentoml imports for a second. The
-process sends its id, receives a line of JSON with the calls, the environment and the directory, and sends as JSON what
-the calls returned. An error is returned as `{"error": ...}`, for what is to fail; `Home.calls` raises where that is not
-expected.
+Each connection to the socket is served by a fork of this process, since the import of bentoml takes a second. The fork
+sends its process id, receives a line of JSON with the calls, the environment and the directory, and sends the results
+as JSON. A failed call has the result `{"error": ...}`, which `Home.calls` raises and `Home.try_calls` returns.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def cloud():
 
 
 def see(homes, name):
-    """What lies in the bento stores of several homes: the latest, and of each version its files by their digest."""
+    """Return the latest version and the file digests of each version, for the bento stores of several homes."""
     found = []
     for home in homes:
         store = BentoStore(Path(home, "bentos"))
@@ -56,12 +55,12 @@ def see(homes, name):
 
 
 def set_part_size(size):
-    """Cut uploads into parts of this many bytes; BentoML's own are of 100 MiB, and no test should send so much."""
+    """Upload in parts of `size` bytes; those of BentoML have 100 MiB, too much for a test."""
     cloud_bento.FILE_CHUNK_SIZE = cloud_model.FILE_CHUNK_SIZE = size
 
 
 def know_the_hub():
-    """Let the Hub say what the corpus has it say, without it."""
+    """Replace the requests to the Hub by the answers of the corpus."""
     from huggingface_hub import HfApi
 
     HfApi.model_info = runpy.run_path(str(CORPUS / "hub.py"))["model_info"]
@@ -92,7 +91,7 @@ def import_bento(path):
 
 
 def loaded_models(path):
-    """Where the service of a bento in a directory finds its models."""
+    """Return the paths at which the service of a bento in a directory finds its models."""
     instance = bentoml.load(path).inner()
     return {name: instance.__getattribute__(name).path for name in ("small", "large")}
 
@@ -186,7 +185,7 @@ def extract(tar, into):
 
 
 def parameters():
-    """What the APIs and their client take: kind and default, `…` where there is one that is no JSON."""
+    """Return the kind and default of each parameter of the APIs and their client; `…` for defaults other than JSON."""
 
     def of(call):
         found = {}
@@ -207,19 +206,19 @@ def parameters():
 
 
 def fields(*, names):
-    """The fields of schemas."""
+    """Return the fields of schemas."""
     return {name: [field.name for field in attrs.fields(getattr(schemasv1, name))] for name in names}
 
 
-def asked_for():
-    """What its client can ask of the first version of the registry's API."""
+def requests():
+    """Return the requests of BentoML's client for version 1 of the API."""
     return [name for name in dir(cloud_client.RestApiClientV1) if not name.startswith("_")]
 
 
 def run(name, arguments):
     try:
         return globals()[name](**arguments)
-    except Exception as error:  # noqa: BLE001 - the test that called is told
+    except Exception as error:  # noqa: BLE001 - the test receives the error
         return {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -239,7 +238,7 @@ def listen(path):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{path}.new")
         listening.listen()
-        os.rename(f"{path}.new", path)  # noqa: PTH104 - it exists when it can be connected to
+        os.rename(f"{path}.new", path)  # noqa: PTH104 - the path exists only once the socket listens
         while True:
             connection, _ = listening.accept()
             if os.fork() == 0:

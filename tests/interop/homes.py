@@ -1,6 +1,6 @@
-"""Where async-bento and the real bentoml meet: homes that both live in, and a registry between them.
+"""Homes and registries that async-bento and the real bentoml share.
 
-bentoml is never imported here. It runs as a process of its own, with the Python that runs the tests.
+bentoml is never imported here, but runs in separate processes with the Python of the tests.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from async_bento import AsyncBentoAPI, BentoStore, Config, ModelStore
 from async_bento.registry.server import LocalRegistry
 
 MiB = 1024 * 1024
-PART_SIZE = 5 * MiB  # S3's smallest
+PART_SIZE = 5 * MiB  # the minimum of S3
 SECONDS_TO_RUN = 100
 DRIVER = Path(__file__).with_name("driver.py")
 COMMANDS = Path(__file__).with_name("commands.py")
 
 OTHERS = {path: Path(path).parents[1].name for path in os.environ.get("BENTOML_PYTHONS", "").split(os.pathsep) if path}
 RELEASES = {sys.executable: "own", **OTHERS}
-"""The Pythons that have a release of BentoML, by their release: the one that runs the tests first, the newest last."""
+"""The Pythons with a release of BentoML, and its name: first the Python of the tests, last the newest release."""
 
 
 def tree(path: Path, *, modes: bool = True) -> dict[str, object]:
-    """What lies at and below a path, to be compared: kinds, contents, where links lead, and executable bits."""
+    """Return the entries at and below a path: kinds, digests, link targets and executable bits."""
     found: dict[str, object] = {}
     for entry in [path, *path.rglob("*")]:
         name = entry.relative_to(path).as_posix()
@@ -46,7 +46,7 @@ def tree(path: Path, *, modes: bool = True) -> dict[str, object]:
 
 
 class Requests(logging.Handler):
-    """The requests that a registry had, like `PATCH /api/v1/… 200`."""
+    """The requests to a registry, such as `PATCH /api/v1/… 200`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,13 +57,13 @@ class Requests(logging.Handler):
         self.lines.append(f"{fields['method']} {fields['path']} {fields['status']}")
 
     def count(self, ending: str) -> int:
-        """How many of them went to a route, by the end of its path."""
+        """Count the requests to a route, by the end of its path."""
         return sum(line.split()[1].endswith(ending) for line in self.lines)
 
 
 @dataclass
 class Registry:
-    """A `LocalRegistry` that can be closed and opened again, and the requests it had."""
+    """A `LocalRegistry` that tests can close and reopen, with a record of its requests."""
 
     root: Path
     transmission: str = "presigned_url"
@@ -72,18 +72,18 @@ class Registry:
 
     @property
     def endpoint(self) -> str:
-        """Where it listens."""
+        """The endpoint of the running registry."""
         assert self.running
         return self.running.endpoint
 
     @property
     def api_token(self) -> str:
-        """What to send."""
+        """The token of the running registry."""
         assert self.running
         return self.running.api_token
 
     async def open(self) -> None:
-        """Open it on its directory, as another process would."""
+        """Open a registry on the directory, as another process would."""
         logger = logging.getLogger(str(self.root))
         logger.setLevel(logging.INFO)
         logger.handlers = [self.requests]
@@ -92,23 +92,23 @@ class Registry:
         await self.running.start()
 
     async def close(self) -> None:
-        """Close it."""
+        """Close the registry, if one runs."""
         if self.running:
             await self.running.close()
         self.running = None
 
 
 class Home:
-    """A `$BENTOML_HOME` in which async-bento and the real bentoml both live.
+    """A `$BENTOML_HOME` that async-bento and the real bentoml share.
 
     Args:
-        path: The directory; it is made where there is none. Blocks.
+        path: The directory, which is created if missing. Blocks.
 
     Attributes:
         path: The directory.
-        bentos: Its bentos, as async-bento sees them.
-        models: Its models, as async-bento sees them.
-        driver: The path of the socket at which `driver.py` listens, for all homes.
+        bentos: The bento store, by async-bento.
+        models: The model store, by async-bento.
+        driver: The path of the socket of `driver.py`, for all homes.
     """
 
     driver: ClassVar[Path]
@@ -120,7 +120,7 @@ class Home:
         self.models = ModelStore(path / "models")
 
     def api(self, registry, *, part_size: int = PART_SIZE) -> AsyncBentoAPI:
-        """async-bento on this home; its parts and ranges are small, so that there are several."""
+        """Return an API on this home, with small parts and ranges, so that an item has several."""
         return AsyncBentoAPI(
             endpoint=registry.endpoint,
             api_token=registry.api_token,
@@ -130,7 +130,7 @@ class Home:
         )
 
     def environment(self, registry=None) -> dict[str, str]:
-        """Nothing of the caller's BentoML, and a registry that answers or none at all."""
+        """Return an environment without the caller's BentoML settings; without a registry, no endpoint answers."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("BENTO", "ASYNC_BENTO"))}
         own = {
             "HOME": str(self.path),
@@ -144,7 +144,7 @@ class Home:
         return {**kept, **own, **cloud, "NO_PROXY": "127.0.0.1", "PYTHONUTF8": "1", "COLUMNS": "200"}
 
     async def python(self, *arguments, registry=None, environment=None, interpreter=sys.executable) -> str:
-        """Run Python here, and return what it prints."""
+        """Run Python in this home and return its output."""
         process = await asyncio.create_subprocess_exec(
             interpreter,
             *arguments,
@@ -165,17 +165,17 @@ class Home:
     async def commands(
         self, what: str, registry, *, endpoint: str = "", python=sys.executable, **variables: str
     ) -> None:
-        """Run `commands.py`, without a registry in the environment: it logs in."""
+        """Run `commands.py`, which logs in, so that the environment has no registry."""
         kept = {name: value for name, value in self.environment().items() if not name.startswith("BENTO_CLOUD_")}
         arguments = [str(COMMANDS), what, endpoint or registry.endpoint, registry.api_token]
         await self.python(*arguments, interpreter=python, environment=kept | variables)
 
     async def bentoml(self, *arguments, registry=None) -> str:
-        """Run bentoml's own command, and return what it prints."""
+        """Run a command of bentoml and return its output."""
         return await self.python("-m", "bentoml", *arguments, registry=registry)
 
     async def try_calls(self, *calls, registry=None, environment=None) -> list:
-        """Make calls to `driver.py`, of which some may return an error."""
+        """Make calls to `driver.py`; some of them may fail."""
         request = {
             "calls": calls,
             "environment": self.environment(registry) if environment is None else environment,
@@ -195,7 +195,7 @@ class Home:
         return json.loads(out)
 
     async def calls(self, *calls, registry=None) -> list:
-        """Make calls to `driver.py` that have to succeed."""
+        """Make calls to `driver.py`; all of them must succeed."""
         results = await self.try_calls(*calls, registry=registry)
         for call, result in zip(calls, results, strict=True):
             assert not (isinstance(result, dict) and "error" in result), f"{call}: {result}"

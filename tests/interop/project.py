@@ -1,4 +1,4 @@
-"""The project that is built into a bento, and the models it needs."""
+"""The project of the test bento, and its models."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ with bentoml.models.create("large:m2", labels={}, metadata={}) as model:
 """
 
 LABELS = {"owner": "me", "stage": "prod", "year": "2024", "team": "interop"}
-"""What the bento has for labels: those of the bentofile, as text, and those of the service."""
+"""The labels of the bento: those of the bentofile, as text, and those of the service."""
 
 
 def write_project(project: Path) -> None:
-    """Write what `bentoml build` is to build: a script to run, a link, a file whose name is no ASCII, random bytes."""
+    """Write a project for `bentoml build` with an executable, a link, a name outside ASCII and random bytes."""
     (project / "scripts").mkdir(parents=True)
     (project / "service.py").write_text(SERVICE, encoding="utf-8")
     (project / "bentofile.yaml").write_text(BENTOFILE, encoding="utf-8")

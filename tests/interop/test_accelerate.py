@@ -1,4 +1,4 @@
-"""`async_bento.integrations.bentoml.accelerate`: the real bentoml's own calls and commands, by way of async-bento."""
+"""`async_bento.integrations.bentoml.accelerate`: calls and commands of the real bentoml, run by async-bento."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import json, warnings
 import bentoml, httpx
 import async_bento.integrations.bentoml
 
-theirs = []  # the requests that bentoml makes by itself, all by httpx
+theirs = []  # the requests of bentoml itself, all by httpx
 send = httpx.Client.send
 httpx.Client.send = lambda self, request, **kwargs: theirs.append(str(request.url)) or send(self, request, **kwargs)
 
@@ -41,7 +41,7 @@ print("\\n" + json.dumps([accelerated, [str(item.tag) for item in pulled], their
 LEFT_TO_BENTOML = """
 class OnTheHub:
     def to_info(self):
-        raise RuntimeError("asked for by bentoml itself")
+        raise RuntimeError("called by bentoml itself")
 
 client = bentoml._internal.configuration.containers.BentoMLContainer.bentocloud_client.get()
 
@@ -69,7 +69,7 @@ for call in (lambda: bentoml.pull("nothing:v1"), lambda: bentoml.models.pull("no
 print("\\n" + json.dumps(found))
 """
 
-UNDONE = """
+RESTORED = """
 async_bento.integrations.bentoml.restore()
 bentoml.push("my_service:v1")
 print("\\n" + json.dumps([accelerated, len(theirs) > 0]))
@@ -91,7 +91,7 @@ NO_HTTPX = """
 import httpx, runpy, sys
 
 def refuse(*args, **kwargs):
-    raise AssertionError("bentoml asked by itself")
+    raise AssertionError("bentoml sent a request")
 
 httpx.Client.send = refuse
 runpy.run_module("async_bento.integrations.bentoml", run_name="__main__", alter_sys=True)
@@ -128,11 +128,11 @@ async def test_errors_are_bentoml_errors(there, registry):
 async def test_unstored_model_falls_back(there, registry):
     out = await there.python("-c", COUNTED + LEFT_TO_BENTOML, registry=registry)
 
-    assert last_line(out) == ["asked for by bentoml itself"] * 2
+    assert last_line(out) == ["called by bentoml itself"] * 2
 
 
 async def test_restore_ends_acceleration(with_bento, registry):
-    assert last_line(await with_bento.python("-c", COUNTED + UNDONE, registry=registry)) == [True, True]
+    assert last_line(await with_bento.python("-c", COUNTED + RESTORED, registry=registry)) == [True, True]
 
 
 async def test_env_variable_disables(with_bento, registry):
@@ -143,13 +143,13 @@ async def test_env_variable_disables(with_bento, registry):
 
 
 async def test_other_release_only_warns(with_bento, registry):
-    declined, said, asked_by_itself = last_line(
+    declined, warned, sent_requests = last_line(
         await with_bento.python("-c", COUNTED + OTHER_RELEASE, registry=registry)
     )
 
-    assert (declined, asked_by_itself) == (False, True)
+    assert (declined, sent_requests) == (False, True)
     taken = "bento, force, parallel instead of bento, force, bare, threads"
-    assert said == [
+    assert warned == [
         f"cannot accelerate bentoml 1.4.39: BentoAPI.push takes {taken}. Use AsyncBentoAPI or BentoAPI instead."
     ]
 

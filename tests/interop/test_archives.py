@@ -1,4 +1,4 @@
-"""The tar that is never written, once it is: bentoml's own extractor takes it."""
+"""A tar plan, written to a file and extracted by bentoml's own extractor."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.interop.homes import MiB, tree
 
 pytestmark = pytest.mark.interop
 
-RANGE = MiB + 7  # of no block's size
+RANGE = MiB + 7  # not a multiple of the block size
 
 
 def write_out(plan, path):
-    """The tar, range by range, last range first: as parts come from it."""
+    """Write the tar range by range, last range first, as concurrent parts do."""
     with path.open("wb") as tar:
         for start in reversed(range(0, plan.size, RANGE)):
             tar.seek(start)

@@ -1,4 +1,4 @@
-"""Contexts that one of the two stored, the other reads; and both write the same file."""
+"""async-bento and bentoml read each other's contexts and write the same file."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ KEY = {"BENTO_CLOUD_API_KEY": "tk-key", "BENTO_CLOUD_API_ENDPOINT": "https://key
 async def test_credentials_equal_bentoml(there, variables, expected):
     for entry in ENTRIES:
         await store(there, entry)
-    said_nothing = {name: value for name, value in there.environment().items() if not name.startswith("BENTO_CLOUD")}
+    environment = {name: value for name, value in there.environment().items() if not name.startswith("BENTO_CLOUD")}
 
-    (theirs,) = await there.try_calls(["credentials", {}], environment=said_nothing | variables)
+    (theirs,) = await there.try_calls(["credentials", {}], environment=environment | variables)
     try:
         found = await asyncio.to_thread(find_credentials, environ={"BENTOML_HOME": str(there.path), **variables})
         ours = (found.endpoint, found.api_token.get_secret_value())

@@ -1,4 +1,4 @@
-"""What every BentoML so far has built, and bentoml itself: what is said of it, and what comes back."""
+"""Items of every release of BentoML: async-bento and bentoml push the same records and pull the same files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.interop.homes import Home, MiB, tree
 
 pytestmark = [pytest.mark.interop, pytest.mark.parametrize("line", LINES)]
 
-EXCEPTIONS = {  # All that may differ, and why.
+EXCEPTIONS = {  # All accepted differences, with reasons.
     "build_at of a model of the Hub": (
-        "Nobody built it here, so it is the moment of the push: in UTC, where BentoML has the clock of its zone."
+        "The field has the time of the push: in UTC by async-bento, in local time by BentoML."
     ),
     "a model's record is renewed": "See test_requests.py.",
     "the options of a model": "See `OPTIONS_OF_TODAY` in tests/corpus/items.py.",
@@ -24,7 +24,7 @@ EXCEPTIONS = {  # All that may differ, and why.
 
 @pytest.fixture
 def here(line, tmp_path, monkeypatch) -> Home:
-    """A home with what a release built, and a Hub that answers."""
+    """A home with the items of a release, and a Hub that answers."""
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     here = Home(tmp_path / "here")
     copy_to(here.path, line)
@@ -36,21 +36,21 @@ async def test_sent_json_matches_bentoml(line, tmp_path):
     home = Home(tmp_path / "here")
     copy_to(home.path, line)
 
-    said = json.loads(await home.python(str(CORPUS / "sent.py")))
+    sent = json.loads(await home.python(str(CORPUS / "sent.py")))
 
-    assert said == json.loads((CORPUS / line / "sent.json").read_text(encoding="utf-8"))
-    assert [*said["bentos"]] == tags_of(line, BENTOS)
-    assert [*said["models"]] == tags_of(line, MODELS)
+    assert sent == json.loads((CORPUS / line / "sent.json").read_text(encoding="utf-8"))
+    assert [*sent["bentos"]] == tags_of(line, BENTOS)
+    assert [*sent["models"]] == tags_of(line, MODELS)
 
 
-def records(said):
-    """What was said of bentos and of models, by request. Models go in parallel, so their order does not matter."""
+def records(requests):
+    """Return the sent records by request, sorted: models are pushed concurrently, in any order."""
     return {
         request: sorted(
             ({**body, "build_at": "…"} if is_of_the_hub(body) else body for body in bodies),
             key=lambda body: body.get("version", ""),
         )
-        for request, bodies in said.items()
+        for request, bodies in requests.items()
         if all("manifest" in (body or {}) for body in bodies)
     }
 
@@ -59,12 +59,12 @@ def is_of_the_hub(body):
     return body["manifest"].get("metadata", {}).get("registry") == "huggingface"
 
 
-def take_options_back(line, said):
-    """Undo what `OPTIONS_OF_TODAY` lists."""
+def remove_new_options(line, requests):
+    """Undo the differences of `OPTIONS_OF_TODAY`."""
     for name, options in OPTIONS_OF_TODAY.items():
         of_line, _, repository, version = name.split("/")
         if of_line == line:
-            (body,) = said[f"POST /api/v1/model_repositories/{repository}/models"]
+            (body,) = requests[f"POST /api/v1/model_repositories/{repository}/models"]
             assert (body["version"], body["manifest"]["options"]) == (version, options)
             body["manifest"]["options"] = {}
 
@@ -94,8 +94,8 @@ async def test_requests_equal_bentoml(line, here, theirs, ours):
             for options in pushes:
                 await api.push(tag, **options)
 
-    we, they = records(ours.said), records(theirs.said)
-    take_options_back(line, they)
+    we, they = records(ours.bodies), records(theirs.bodies)
+    remove_new_options(line, they)
     renewed = {request for request in we if request.startswith("PATCH /api/v1/model_repositories/")}
     assert we.keys() - they.keys() == renewed != set(), EXCEPTIONS["a model's record is renewed"]
     assert {request: bodies for request, bodies in we.items() if request not in renewed} == they
@@ -127,7 +127,7 @@ async def test_bentoml_loads_pulled_items(line, here, there, registry):
     assert [f"{info['name']}:{info['version']}" for info in infos] == [*bentos, *models]
     assert listed == {"bentos": bentos, "models": models}
     for path in [*(f"bentos/{tag}" for tag in bentos), *(f"models/{tag}" for tag in models)]:
-        sent = tree(here.path / path.replace(":", "/"))
-        # BentoML 1.0.0 put the models of a bento inside it; they travel by themselves.
-        expected = {name: content for name, content in sent.items() if name.split("/")[0] != "models"}
+        pushed = tree(here.path / path.replace(":", "/"))
+        # BentoML 1.0.0 put the models of a bento into the bento; a push sends them separately.
+        expected = {name: content for name, content in pushed.items() if name.split("/")[0] != "models"}
         assert tree(there.path / path.replace(":", "/")) == expected

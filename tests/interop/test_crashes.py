@@ -1,4 +1,4 @@
-"""A pull of ours that is killed at any instant leaves a store in which bentoml finds the old item or the new one."""
+"""After a kill of async-bento's pull at any step, bentoml finds the old item or the new one in the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVERY = int(os.environ.get("CRASH_EVERY", "2"))
 
 
 def digests(path):
-    """The files of an item, as the driver tells them."""
+    """Return the digests of the files of an item, in the form of the driver."""
     files = (file for file in path.rglob("*") if file.is_file())
     return {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 

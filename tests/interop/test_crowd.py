@@ -1,4 +1,4 @@
-"""bentoml reads a store while several processes of ours pull, push and delete in it."""
+"""bentoml reads a store while several async-bento processes pull, push and delete items."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_bentoml_reads_whole_items(served, home, tmp_path, deleting):
 
     looked, *acted = happened
     broken = [what for each in happened for what in each if what.startswith("broken")]
-    if deleting:  # what goes between its finding and its reading is no "not found" to bentoml
+    if deleting:  # for an item deleted between lookup and read, bentoml raises no NotFound
         broken = [what for what in broken if "contain a" not in what]
     assert not broken
     assert min(looked["a"], looked["b"]) > ENOUGH

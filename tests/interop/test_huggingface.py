@@ -1,4 +1,4 @@
-"""A bento whose models live on the Hub: what a registry is told of them, by bentoml and by us, and its pull."""
+"""A bento with models on the Hub: the records of bentoml and async-bento are the same, and pulls fetch the files."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ FILES = {
     "small.bin": random_bytes(1000, 2),
     "weights.h5": random_bytes(20_000, 3),
 }
-EXCEPTIONS = {  # All that may differ, and why. The test also fails when one of them is no difference any more.
-    "build_at": "The record is made when it is pushed: BentoML says its local time, and we say the time in UTC.",
+EXCEPTIONS = {  # All accepted differences, with reasons. The test also fails if one of them no longer differs.
+    "build_at": "The field has the time of the push: in local time by BentoML, in UTC by async-bento.",
     "created_at": "The registry's time.",
     "updated_at": "The registry's time.",
-    "uid": "The registry's word.",
-    "model_uid": "The registry's word.",
+    "uid": "The registry generates it.",
+    "model_uid": "The registry generates it.",
 }
 
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """Another home, to pull into."""
+    """Another home, for pulls."""
     return Home(tmp_path / "elsewhere")
 
 
 @pytest.fixture
 async def with_hub_models(hub, there):
-    """A home with `hub_service:v1`, as bentoml built it; the Hub has its models."""
+    """A home with `hub_service:v1`, built by bentoml; the Hub has its models."""
     hub.repos.update({name: Repo(FILES) for name in ("org/bert", "Org/Capital", "org/capital")})
     project = there.path / "project"
     project.mkdir()
@@ -70,7 +70,7 @@ async def with_hub_models(hub, there):
 
 
 def forget_metadata(home, name):
-    """Let the bento say of a model no more than an older BentoML did: where it lives."""
+    """Remove the metadata of a model from bento.yaml, which older releases of BentoML did not write."""
     file = home.path / "bentos" / "hub_service" / "v1" / "bento.yaml"
     info = yaml.safe_load(file.read_text())
     places = [info, *info["services"]]
@@ -82,7 +82,7 @@ def forget_metadata(home, name):
 
 
 async def records(registry):
-    """All models that a registry has, by tag, as it has them."""
+    """Return the records of all models of a registry, by tag."""
     headers = {"X-YATAI-API-TOKEN": registry.api_token}
     async with (
         aiohttp.ClientSession(registry.endpoint, headers=headers) as session,
@@ -100,7 +100,7 @@ async def records(registry):
 
 
 def differing(one, other, name=""):
-    """The names of the fields in which two JSON values differ."""
+    """Return the names of the fields that differ in two JSON values."""
     if isinstance(one, dict) and isinstance(other, dict):
         pairs = [(key, one.get(key, ...), other.get(key, ...)) for key in one.keys() | other.keys()]
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
@@ -110,11 +110,11 @@ def differing(one, other, name=""):
     return set().union(*(differing(ones, others, key) for key, ones, others in pairs))
 
 
-def told(registry):
-    """What is created, by request, in no order: models go in parallel."""
+def created(registry):
+    """Return the bodies of the POST requests, sorted: models are pushed concurrently."""
     return {
         request: sorted(bodies, key=lambda body: body.get("version") or body["name"])
-        for request, bodies in registry.said.items()
+        for request, bodies in registry.bodies.items()
         if request.startswith("POST")
     }
 
@@ -127,19 +127,19 @@ async def test_hub_records_equal_bentoml(with_hub_models, theirs, ours, hub, for
     async with with_hub_models.api(ours) as api:
         await api.push(TAG)
 
-    assert differing(told(ours), told(theirs)) == {"build_at"}, EXCEPTIONS
+    assert differing(created(ours), created(theirs)) == {"build_at"}, EXCEPTIONS
     kept, expected = await records(ours), await records(theirs)
     assert differing(kept, expected) == EXCEPTIONS.keys()
 
     manifests = [record["manifest"] for record in kept.values()]
-    said = [(one["metadata"]["model_id"], one["metadata"]["include"], one["size_bytes"]) for one in manifests]
-    assert sorted(said, key=str) == [
+    models = [(one["metadata"]["model_id"], one["metadata"]["include"], one["size_bytes"]) for one in manifests]
+    assert sorted(models, key=str) == [
         ("org/bert", None, 221_002),
         ("org/bert", ["*.bin", "*.json"], 1002),
         ("org/capital", None, 221_002),
     ]
     assert {one["metadata"]["revision"] for one in manifests} == {COMMIT}
-    assert not hub.asked("/resolve/")  # nobody fetched a file
+    assert not hub.asked("/resolve/")  # no file was fetched
 
 
 async def test_hub_push_pulled_by_bentoml(with_hub_models, registry, elsewhere):
@@ -168,7 +168,7 @@ FETCHED = {f"models--org--{name}/snapshots/{COMMIT}": FILES for name in ("bert",
 
 
 def snapshots(hf_cache):
-    """What HF's cache has of each model."""
+    """Return the files of each snapshot in the Hub cache."""
     return {
         str(snapshot.relative_to(hf_cache)): {file.name: file.read_bytes() for file in snapshot.iterdir()}
         for snapshot in hf_cache.glob("models--*/snapshots/*")

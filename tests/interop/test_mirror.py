@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.interop
 
 OTHER = [sys.executable, *OTHERS][-1]
-"""A Python with the newest release of BentoML, if the session has one. Old ones make files of links."""
+"""A Python with the newest release of BentoML, if the session has one. Old releases pull links as files."""
 
 LONGER_THAN_A_PRESIGNED_URL = 6
-"""Seconds. At a presigned URL, BentoML waits for 5 seconds between two bytes."""
+"""Seconds. BentoML's read timeout for a presigned URL is 5 seconds."""
 
 
 async def test_bentoml_pulls_from_mirror(with_bento, there, registry, tmp_path):

@@ -1,4 +1,4 @@
-"""Models by themselves: what one of the two pushes, the other lists, gets and pulls, whichever way the bytes go."""
+"""Models: async-bento and bentoml list, get and pull each other's pushes, with each transmission strategy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.interop
 
 SMALL, LARGE = "small:m1", "large:m2"
 
-ROUTES_TAKEN = {  # per way: the end of a route that only this way takes, and how often for the two models
+ROUTES_TAKEN = {  # by strategy: the end of a route that only this strategy uses, and its requests for two models
     "presigned_url": ("/presign_multipart_upload_url", 1 + 2),
     "auto": ("/presign_upload_url", 2),
     "proxy": ("/upload", 2),

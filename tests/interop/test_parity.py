@@ -1,4 +1,4 @@
-"""What BentoML's APIs take and return, against ours and against the tables of docs/parity.md."""
+"""BentoML's parameters and return types, compared with ours and with the tables of docs/parity.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.parity import PARITY, rows_of
 
 pytestmark = pytest.mark.interop
 
-NOT_OURS = {("BentoAPI", "spinner"), ("ModelAPI", "spinner"), ("ModelAPI", "client")}  # docs/parity.md says why
+NOT_OURS = {("BentoAPI", "spinner"), ("ModelAPI", "spinner"), ("ModelAPI", "client")}  # docs/parity.md has the reasons
 RETURNED = [
     "BentoManifestSchema",
     "BentoRepositorySchema",
@@ -40,7 +40,7 @@ async def theirs(there):
 
 
 def calls_of(name):
-    """Our calls of that name: blocking, and not."""
+    """Return our blocking and asynchronous calls of this name."""
     if name == "RestApiClient":
         return [RestApiClient]
     api, _, call = name.partition(".")
@@ -60,10 +60,13 @@ async def test_bentoml_parameters_exist(theirs):
                 assert ours[parameter].kind.name == kind, (call, parameter)
                 if kind == "POSITIONAL_OR_KEYWORD":
                     assert in_place[place] == parameter
-                if name != "RestApiClient" and default not in {"none", "…"}:  # the client's comes from the settings
+                if name != "RestApiClient" and default not in {
+                    "none",
+                    "…",
+                }:  # the client's default comes from the settings
                     assert ours[parameter].default == default, (call, parameter)
                 if default == "…":
-                    assert ours[parameter].default is None  # what BentoML injects is found by us
+                    assert ours[parameter].default is None  # BentoML injects the value; async-bento finds it
 
 
 async def test_page_has_bentoml_parameters(theirs):
@@ -84,7 +87,7 @@ async def test_bentoml_fields_exist(there):
 
 
 async def test_other_requests_out_of_scope(there):
-    (theirs,) = await there.calls(["asked_for", {}])
+    (theirs,) = await there.calls(["requests", {}])
 
     assert {name for name in theirs if not OUT_OF_SCOPE.search(name)} == {
         name for name in theirs if ABOUT_ITEMS.search(name)

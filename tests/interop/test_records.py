@@ -1,4 +1,4 @@
-"""What `list`, `get` and a push's result say, against what bentoml sees on the same registry."""
+"""The results of `list`, `get` and a push, compared with those of bentoml on the same registry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMES = ["created_at", "build_at", "upload_started_at", "upload_finished_at"]
 
 
 def of(record):
-    """What both have of a record, bentoml's or ours as JSON."""
+    """Return the common fields of a JSON record of bentoml or async-bento."""
     repository = record.get("repository")
     return {
         **{name: record[name] for name in COMPARED},
@@ -29,7 +29,7 @@ def of(record):
 
 def time_of(text):
     time = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)  # BentoML means UTC where it says nothing
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)  # BentoML writes UTC without an offset
 
 
 def ours(record):
@@ -71,7 +71,10 @@ async def test_list_and_get_equal_bentoml(with_bento, registry):
 
     assert by_tag(map(ours, bentos.items)) == by_tag(map(of, listed["bentos"]))
     assert by_tag(map(ours, models.items)) == by_tag(map(of, listed["models"]))
-    assert [record.version for record in bentos.items] == ["v2", "v1"]  # the newest first, whenever it was pushed
+    assert [record.version for record in bentos.items] == [
+        "v2",
+        "v1",
+    ]  # the newest build first, whatever the order of the pushes
     assert [record.version for record in got] == ["v1", "v2", "v2", "m1", "m3"]
     for record, theirs in zip(got, gotten, strict=True):
         assert {**ours(record), "repository": None} == {**of(theirs), "repository": None}
@@ -85,15 +88,15 @@ async def test_push_result_equals_bentoml(with_bento, registry):
     async with with_bento.api(registry) as api:
         first = await api.push(TAG)
         parts = registry.requests.count("/presign_multipart_upload_url")
-        told = len(registry.requests.lines)
-        # BentoML finds everything in place, and sends nothing.
+        before = len(registry.requests.lines)
+        # BentoML finds all items in the registry and sends nothing.
         record, *_ = await with_bento.calls(
             ["get_remote", {"name": "my_service", "version": "v1"}],
             ["push", {"tag": TAG}],
             ["push_model", {"tag": "small:m1"}],
             registry=registry,
         )
-        assert all(line.startswith("GET ") for line in registry.requests.lines[told:])
+        assert all(line.startswith("GET ") for line in registry.requests.lines[before:])
         again = await api.push(TAG)
         await with_bento.calls(["push", {"tag": TAG, "force": True}], registry=registry)
         after_bentoml = await api.push(TAG)

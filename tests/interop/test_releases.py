@@ -1,4 +1,4 @@
-"""Releases of BentoML and async-bento, both ways, with each strategy; `tests/interop/commands.py` has the commands."""
+"""async-bento and each release of BentoML pull each other's pushes, with each strategy; see `commands.py`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ every_release = pytest.mark.parametrize("python", OTHERS, ids=OTHERS.values())
 STRATEGIES = {"proxy": "proxy", "auto": "auto"}
 MODELS = ("presigned_url:v1", "proxy:v1", "auto:v1")
 ITEMS = ("bentos/greeter/v1", *(f"models/{tag.replace(':', '/')}" for tag in MODELS))
-FIRST_FITTING = (1, 3, 19)
-"""The first of the tested releases that `accelerate` fits."""
+FIRST_SUPPORTED = (1, 3, 19)
+"""The first tested release that `accelerate` supports."""
 
 
-def fits(python: str) -> bool:
+def is_supported(python: str) -> bool:
     release = OTHERS[python].partition("-")[2]
-    return tuple(int(part) for part in release.split(".")[:3]) >= FIRST_FITTING
+    return tuple(int(part) for part in release.split(".")[:3]) >= FIRST_SUPPORTED
 
 
 def home(tmp_path: Path, name: str) -> Home:
@@ -34,7 +34,7 @@ def home(tmp_path: Path, name: str) -> Home:
 
 @every_release
 async def test_release_round_trip(tmp_path: Path, python: str) -> None:
-    """Without modes: BentoML sets none when it pulls."""
+    """The comparison ignores modes, since BentoML sets none when it pulls."""
     theirs, ours = home(tmp_path, "theirs"), home(tmp_path, "ours")
     async with LocalRegistry(tmp_path / "first", strategies=STRATEGIES) as registry:
         await theirs.commands("both", registry, python=python)
@@ -58,7 +58,7 @@ async def test_release_round_trip(tmp_path: Path, python: str) -> None:
 @every_release
 async def test_accelerate_checks_release(tmp_path: Path, python: str) -> None:
     theirs = home(tmp_path, "theirs")
-    if fits(python):
+    if is_supported(python):
         async with LocalRegistry(tmp_path / "registry", strategies=STRATEGIES) as registry:
             await theirs.commands("accelerated", registry, python=python)
         return
@@ -70,6 +70,6 @@ with warnings.catch_warnings(record=True) as caught:
     assert not accelerate()
 print(*(warning.message for warning in caught if "accelerate" in str(warning.message)))
 """
-    said = await theirs.python("-c", script, interpreter=python)
-    assert "cannot accelerate bentoml 1." in said
-    assert said.endswith(". Use AsyncBentoAPI or BentoAPI instead.\n")
+    output = await theirs.python("-c", script, interpreter=python)
+    assert "cannot accelerate bentoml 1." in output
+    assert output.endswith(". Use AsyncBentoAPI or BentoAPI instead.\n")

@@ -1,4 +1,4 @@
-"""A bento that bentoml pushed, read without a pull and pulled into a directory; bentoml takes that for an export."""
+"""A bento pushed by bentoml: read remotely, and pulled into a directory that bentoml imports as an export."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ async def test_files_read_bentoml_push(with_bento, there, registry):
 
 
 async def pushed_bento(with_bento, registry):
-    """Let bentoml push the bento; return its path and its tree."""
+    """Push the bento by bentoml and return its path and its tree."""
     await with_bento.calls(["set_part_size", {"size": PART_SIZE}], ["push", {"tag": TAG}], registry=registry)
     bento = await asyncio.to_thread(lambda: with_bento.bentos.get(TAG).path)
     return bento, await asyncio.to_thread(tree, bento)
 
 
 async def check_extracted(place, expected):
-    """The directory has `src` of the bento but for the modules."""
+    """Check that the directory has the bento's `src` without its modules."""
     pulled = await asyncio.to_thread(tree, place)
     assert pulled == {
         path: kind
@@ -71,12 +71,12 @@ async def test_bentoml_imports_pull_output(with_bento, there, registry):
     await there.python(*command, registry=registry)
     exported, pulled = with_bento.path / "exported", there.path / "pulled"
     expected, got = [await asyncio.to_thread(tree, path, modes=False) for path in (exported, pulled)]
-    link = "src/scripts/start"  # bentoml exports what it leads to
+    link = "src/scripts/start"  # bentoml exports the target instead of the link
     assert (got.pop(link), expected.pop(link)) == (("link", "run.sh"), got["src/scripts/run.sh"])
     assert got == expected
 
     models, listed, imported = [
-        (await there.calls(call))[0]  # each in a process of its own: the first selects the store of the directory
+        (await there.calls(call))[0]  # each in its own process: the first selects the store of the directory
         for call in (
             ["loaded_models", {"path": str(pulled)}],
             ["list_all", {}],

@@ -1,4 +1,4 @@
-"""What a registry is told of a bento and its models: by bentoml, and by us."""
+"""bentoml and async-bento send the same requests for a bento and its models."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ MODEL_RECORDS = {
     "PATCH /api/v1/model_repositories/small/models/m1",
 }
 
-EXCEPTIONS = {  # All that may differ, and why. The test also fails when one of them is no difference any more.
+EXCEPTIONS = {  # All accepted differences, with reasons. The test also fails if one of them no longer differs.
     "a model's record is renewed": (
-        "A push by force renews the record of a model as it renews that of a bento. BentoML sends the new bytes and "
-        "leaves the record as it was: `_do_push_model` (bentoml/_internal/cloud/model.py) does nothing for one that "
-        "is there."
+        "A forced push of async-bento updates the records of bentos and models. BentoML uploads the new bytes and "
+        "keeps the old record of a model: `_do_push_model` (bentoml/_internal/cloud/model.py) only creates records."
     ),
     "GET": (
-        "BentoML asks for the repository first, and then for the item. Of an item that is there, its repository need "
-        "not be asked for."
+        "BentoML requests the repository and then the item. async-bento requests the repository only for a missing "
+        "item."
     ),
-    "etag": "It is the store's word for the bytes of a tar, and the two tars differ in owners and times.",
-    "upload_id": "It is the registry's word, said back to it.",
+    "etag": "The storage computes it from the bytes of a tar, and the two tars differ in owners and times.",
+    "upload_id": "The registry generates it.",
 }
 
 
@@ -40,20 +39,20 @@ def without_exceptions(body):
     return [without_exceptions(value) for value in body] if isinstance(body, list) else body
 
 
-def comparable(said):
-    """All that was said, by request. Models go in parallel: which of their repositories came first does not matter."""
+def comparable(requests):
+    """Return the bodies by request; concurrent pushes of models create the repositories in any order."""
     bodies = {
         request: [*map(without_exceptions, bodies)]
-        for request, bodies in said.items()
+        for request, bodies in requests.items()
         if request.partition(" ")[0] not in EXCEPTIONS
     }
     bodies["POST /api/v1/model_repositories"].sort(key=json.dumps)
     return bodies
 
 
-def questions(said):
-    """How many there were that change nothing."""
-    return sum(len(bodies) for request, bodies in said.items() if request.startswith("GET "))
+def count_reads(requests):
+    """Count the GET requests."""
+    return sum(len(bodies) for request, bodies in requests.items() if request.startswith("GET "))
 
 
 @pytest.mark.parametrize(
@@ -68,23 +67,23 @@ def questions(said):
 async def test_requests_equal_bentoml(with_bento, theirs, ours, pushes, created_as_dev, renewed_as_dev):
     await with_bento.calls(*(["push", {"tag": TAG, **options}] for options in pushes), registry=theirs)
 
-    # With parts as large as BentoML's, and one thread, there are as many: more threads would make more of them.
+    # The part size of BentoML and one thread give the same number of parts; more threads would give more parts.
     async with with_bento.api(ours, part_size=100 * MiB) as api:
         for options in pushes:
             await api.push(TAG, threads=1, **options)
 
-    created, renewed = ours.said[f"POST {BENTOS}"], ours.said[f"PATCH {BENTOS}/v1"]
+    created, renewed = ours.bodies[f"POST {BENTOS}"], ours.bodies[f"PATCH {BENTOS}/v1"]
     assert [body["manifest"]["dev"] for body in created] == created_as_dev
     assert [body["manifest"]["dev"] for body in renewed] == renewed_as_dev
     assert {label["key"]: label["value"] for label in created[0]["labels"]} == LABELS
     assert created[0]["description"] == NOTES
     assert ours.versions == theirs.versions == {"1.4.39"}
 
-    assert ours.said.keys() - theirs.said.keys() == MODEL_RECORDS, EXCEPTIONS["a model's record is renewed"]
+    assert ours.bodies.keys() - theirs.bodies.keys() == MODEL_RECORDS, EXCEPTIONS["a model's record is renewed"]
     for request in MODEL_RECORDS:
         create = request.replace("PATCH", "POST").rpartition("/")[0]
         only_created = {"version", "build_at"}
-        body = {name: value for name, value in theirs.said[create][0].items() if name not in only_created}
-        assert all(renewal == body for renewal in ours.said.pop(request))
-    assert comparable(ours.said) == comparable(theirs.said)
-    assert questions(ours.said) < questions(theirs.said), EXCEPTIONS["GET"]
+        body = {name: value for name, value in theirs.bodies[create][0].items() if name not in only_created}
+        assert all(renewal == body for renewal in ours.bodies.pop(request))
+    assert comparable(ours.bodies) == comparable(theirs.bodies)
+    assert count_reads(ours.bodies) < count_reads(theirs.bodies), EXCEPTIONS["GET"]

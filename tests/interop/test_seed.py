@@ -1,4 +1,4 @@
-"""The seed's example, with its imports changed, beside the real bentoml."""
+"""The seed's example with changed imports, in one process with the real bentoml."""
 
 from __future__ import annotations
 

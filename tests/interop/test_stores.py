@@ -1,4 +1,4 @@
-"""A store that one of the two wrote, the other reads; and both see the same."""
+"""async-bento and bentoml read each other's stores with the same results."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ BENTO_TAGS = ["my_service", "my_service:latest", "my_service:v1", "my_service:v2
 MODEL_TAGS = ["other", "other:latest", "other:abc1", "other:abc", "other:ab", "other:x", "small", "large", "large:m"]
 
 
-def what_we_see(home):
-    """The same as `what_bentoml_sees`, by our stores."""
+def seen_by_us(home):
+    """Return the lists and items of a home by our stores, in the form of `seen_by_bentoml`."""
 
     def bento_of(tag):
         bento = home.bentos.get(tag)
@@ -55,13 +55,13 @@ def what_we_see(home):
 
 def seen_by_bentoml(results):
     listed, *gotten = results
-    # `get` has one error for what is not there and another for what is ambiguous.
+    # `get` raises different errors for missing and for ambiguous tags.
     items = [None if "error" in item else item for item in gotten]
     return {**listed, **dict(zip(BENTO_TAGS + MODEL_TAGS, items, strict=True))}
 
 
 def latest_in(home):
-    """What the `latest` files say. To be asked before bentoml or we look, since both mend what they find wrong."""
+    """Return the content of the `latest` files. Call this before any read of the store, which repairs wrong files."""
     return {file.parent.name: file.read_text() for file in home.path.glob("*/*/latest")}
 
 
@@ -77,7 +77,7 @@ async def test_bentoml_store_reads_equal(with_bento):
         ["create_model", {"tag": "other:abc1", "files": {"text": "1"}, "labels": {"a": "b"}, "metadata": {"n": 1}}],
         ["create_model", {"tag": "other:abd2", "files": {"text": "22", "more": "333"}}],
         ["create_model", {"tag": "other:newest", "files": {}}],
-        ["delete_model", {"tag": "other:newest"}],  # so another one is the latest
+        ["delete_model", {"tag": "other:newest"}],  # the previous model becomes the latest
         ["create_model", {"tag": "small:gone", "files": {}}],
         ["delete_model", {"tag": "small:gone"}],
         ["create_model", {"tag": "gone:entirely", "files": {}}],
@@ -97,7 +97,7 @@ async def test_bentoml_store_reads_equal(with_bento):
         "my_service:v2",
     ]
 
-    ours = await asyncio.to_thread(what_we_see, with_bento)
+    ours = await asyncio.to_thread(seen_by_us, with_bento)
 
     assert ours == seen_by_bentoml(results[len(writing) :])
     assert ours["bentos"] == ["my_service:v1", "my_service:v2"]
@@ -107,14 +107,14 @@ async def test_bentoml_store_reads_equal(with_bento):
         "my_service:latest": "my_service:v2",
         "my_service:v1": "my_service:v1",
         "my_service:v2": "my_service:v2",
-        "my_service:v": None,  # two begin so
+        "my_service:v": None,  # an ambiguous prefix
         "my_service:x": None,
         "no": None,
         "other": "other:abd2",
         "other:latest": "other:abd2",
         "other:abc1": "other:abc1",
         "other:abc": "other:abc1",
-        "other:ab": None,  # two begin so
+        "other:ab": None,  # an ambiguous prefix
         "other:x": None,
         "small": "small:m1",
         "large": "large:m2",
@@ -135,13 +135,13 @@ async def test_pulled_store_reads_equal(with_bento, there, registry):
     )
 
     async with there.api(registry) as api:
-        for version in ("v3", "v1", "v2"):  # the newest comes first, and has to remain the latest
+        for version in ("v3", "v1", "v2"):  # the newest is pulled first and must stay the latest
             await api.pull(f"my_service:{version}", with_models=True)
         for version in ("newest", "abd2", "abc1"):
             await api.models.pull(f"other:{version}")
         assert latest_in(there) == {"my_service": "v3", "large": "m2", "small": "m1", "other": "newest"}
         before = await there.try_calls(*LOOK)
-        assert seen_by_bentoml(before) == await asyncio.to_thread(what_we_see, there)
+        assert seen_by_bentoml(before) == await asyncio.to_thread(seen_by_us, there)
         assert [seen_by_bentoml(before)[name]["tag"] for name in ("my_service", "other")] == [
             "my_service:v3",
             "other:newest",
@@ -161,7 +161,7 @@ async def test_pulled_store_reads_equal(with_bento, there, registry):
     )
 
     theirs = seen_by_bentoml(after)
-    assert theirs == await asyncio.to_thread(what_we_see, there)
+    assert theirs == await asyncio.to_thread(seen_by_us, there)
     assert theirs["bentos"] == ["my_service:v1", "my_service:v2"]
     assert theirs["models"] == ["large:m2", "other:abc1", "other:abd2"]
     assert (theirs["my_service"]["tag"], theirs["other"]["tag"]) == ("my_service:v2", "other:abd2")
@@ -184,7 +184,7 @@ async def test_bentoml_edits_pulled_store(with_bento, there, registry):
         ["delete_model", {"tag": "small:m1"}],
     ]
     results = await there.try_calls(*writing, *LOOK)
-    ours = await asyncio.to_thread(what_we_see, there)
+    ours = await asyncio.to_thread(seen_by_us, there)
 
     assert results[: len(writing)] == ["my_service:v2", None, None]
     assert ours == seen_by_bentoml(results[len(writing) :])
@@ -192,14 +192,14 @@ async def test_bentoml_edits_pulled_store(with_bento, there, registry):
 
 
 async def test_bentoml_ignores_staging_dir(with_bento):
-    """An interrupted pull leaves its staging directory for a week, within a store that is a mount of its own."""
+    """In a store on its own mount, an interrupted pull keeps its staging directory for a week."""
     for store in (with_bento.bentos, with_bento.models):
         staged = store.path / "async-bento:tmp" / "async-bento-kept-x" / "item"
         staged.mkdir(parents=True)
         (staged / "half").touch()
         (store.path / "async-bento:tmp" / "async-bento-lock-x").touch()
 
-    ours = await asyncio.to_thread(what_we_see, with_bento)
+    ours = await asyncio.to_thread(seen_by_us, with_bento)
 
     assert ours == seen_by_bentoml(await with_bento.try_calls(*LOOK))
     assert ours["bentos"] == ["my_service:v1"]

@@ -1,4 +1,4 @@
-"""What one of the two pushes, the other pulls, whichever way the bytes go."""
+"""async-bento and bentoml pull each other's pushes, with each transmission strategy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.interop
 TAG = "my_service:v1"
 MODELS = ["large:m2", "small:m1"]
 
-ROUTES_TAKEN = {  # per way: the end of a route that only this way takes, and how often, for the bento and its models
+ROUTES_TAKEN = {  # by strategy: the end of a route that only this strategy uses, and its requests for all items
     "presigned_url": ("/presign_multipart_upload_url", 3 + 2 + 1),
     "auto": ("/presign_upload_url", 3),
     "proxy": ("/upload", 3),
@@ -24,9 +24,8 @@ every_way = pytest.mark.parametrize("transmission", [*ROUTES_TAKEN])
 
 
 def check_the_way(registry):
-    """The bytes went the way that the test is about, and no other."""
+    """Check that all uploads used the transmission strategy of the test."""
     taken = {way: registry.requests.count(route) for way, (route, _) in ROUTES_TAKEN.items()}
-    # Whoever is told nothing asks for a URL; who is told, need not.
     assert taken == {way: count if way == registry.transmission else 0 for way, (_, count) in ROUTES_TAKEN.items()}, (
         registry.requests.lines
     )
@@ -65,7 +64,7 @@ async def test_push_pulled_by_bentoml(with_bento, there, registry, tmp_path):
 
     await there.calls(["pull", {"tag": TAG, "with_models": True}], registry=registry)
 
-    check_all(there, with_bento, modes=False)  # BentoML drops them: every file of its pull is 0644
+    check_all(there, with_bento, modes=False)  # BentoML drops modes: every pulled file is 0644
     await restart(registry)
     later = Home(tmp_path / "later")
     await later.bentoml("pull", TAG, "--with-models", registry=registry)

@@ -23,7 +23,7 @@ MODELS = [f"{name}:m{number}" for name in REPOSITORIES for number in range(4)]
 
 @pytest.fixture
 async def many(tmp_path) -> Home:
-    """A home with a bento that bentoml built, and its twelve models in three repositories."""
+    """A home with a bento built by bentoml, and its twelve models in three repositories."""
     home = Home(tmp_path / "many")
     project = home.path / "project"
     project.mkdir()
@@ -42,7 +42,7 @@ async def many(tmp_path) -> Home:
 
 @pytest.fixture
 async def proxy(registry):
-    """A proxy at which both ask for each repository before either learns that it is missing."""
+    """A proxy that holds each repository request until both clients have sent it."""
     async with FaultProxy(registry.running) as proxy:
         for name in REPOSITORIES:
             meeting = Hold(count=2)
@@ -56,7 +56,7 @@ def through(proxy):
 
 
 async def push(home, proxy):
-    """Our own push, in a process of its own."""
+    """Push by async-bento, in a separate process."""
     return json.loads(await home.python("-m", "async_bento", "push", TAG, "--json", registry=through(proxy)))
 
 
@@ -77,7 +77,7 @@ async def check_everything_is_there(proxy, many, there):
 
 
 async def test_concurrent_pushes_succeed(many, proxy, there, tmp_path):
-    another = Home(tmp_path / "another")  # with one home, the second would wait for the first
+    another = Home(tmp_path / "another")  # in one home, the second push would wait for the first
     for store in ("bentos", "models"):
         shutil.copytree(many.path / store, another.path / store)
     results = await asyncio.gather(push(many, proxy), push(another, proxy))
@@ -91,11 +91,11 @@ async def test_concurrent_pushes_succeed(many, proxy, there, tmp_path):
 
 @dataclass
 class Winner:
-    """Lets one of the two create everything first; the other, which found nothing either, is refused then.
+    """Holds each create request of one client until the other has created the item.
 
     Attributes:
-        is_ours: Whether it is our client.
-        created: What the winner has created, by path and name.
+        is_ours: Whether async-bento creates first.
+        created: Set once the winner has created the item, by path and name.
     """
 
     is_ours: bool
@@ -103,8 +103,8 @@ class Winner:
 
     async def __call__(self, exchange):
         await exchange.read()
-        said = exchange.logged.json
-        created = self.created[f"{exchange.logged.path} {said.get('version') or said['name']}"]
+        body = exchange.logged.json
+        created = self.created[f"{exchange.logged.path} {body.get('version') or body['name']}"]
         wins = exchange.request.headers["User-Agent"].startswith("async-bento") == self.is_ours
         if not wins:
             await created.wait()
@@ -115,14 +115,14 @@ class Winner:
 
 
 @pytest.mark.parametrize(
-    ("is_ours", "what_bentoml_says"),
+    ("is_ours", "bentoml_error"),
     [
-        # It creates what it did not find, and takes the refusal for an error: `_do_push_model`, `_do_push_bento`.
-        pytest.param(True, "create model_repository", id="we-win"),
+        # BentoML creates the missing items, and fails if they exist by then: `_do_push_model`, `_do_push_bento`.
+        pytest.param(True, "create model_repository", id="async-bento-wins"),
         pytest.param(False, None, id="bentoml-wins"),
     ],
 )
-async def test_push_racing_bentoml_succeeds(many, proxy, there, is_ours, what_bentoml_says):
+async def test_push_racing_bentoml_succeeds(many, proxy, there, is_ours, bentoml_error):
     proxy.add_fault(r"POST .*/(model_repositories|bento_repositories|models|bentos)$", Winner(is_ours), times=None)
 
     ours, (theirs,) = await asyncio.gather(
@@ -130,9 +130,9 @@ async def test_push_racing_bentoml_succeeds(many, proxy, there, is_ours, what_be
     )
 
     assert sorted(model["tag"] for model in ours["models"]) == MODELS
-    if what_bentoml_says is None:
+    if bentoml_error is None:
         assert theirs is None
     else:
-        assert what_bentoml_says in theirs["error"]
+        assert bentoml_error in theirs["error"]
         assert "duplicate key" in theirs["error"]
     await check_everything_is_there(proxy, many, there)

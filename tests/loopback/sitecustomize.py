@@ -1,4 +1,4 @@
-"""The tests stay on this machine: connections to other hosts are refused, and so are lookups of their names.
+"""Keeps tests on this machine: refuses connections to other hosts, and lookups of their names.
 
 The process of the tests imports this module. Each Python that the process starts has the module as its `sitecustomize`,
 through `PYTHONPATH`, and records refusals in the file that `LOOPBACK_LOG` names: a parent may not check how a child
@@ -26,11 +26,11 @@ refused: list[str] = []
 
 
 class LeavesThisMachineError(RuntimeError):
-    """Not an OSError: a client would retry after one."""
+    """Not an OSError, which a client would retry."""
 
 
 def is_here(host: object) -> bool:
-    """Whether a host is this machine, or an address to listen on."""
+    """Return whether a host is this machine, or an address to listen on."""
     if isinstance(host, (bytes, bytearray)):
         host = host.decode()
     if not isinstance(host, str) or host in {"", "localhost"}:
@@ -42,7 +42,9 @@ def is_here(host: object) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def refuse(event: str, arguments: tuple[object, ...], where: dict[str, int] = WHERE) -> None:  # globals end earlier
+def refuse(
+    event: str, arguments: tuple[object, ...], where: dict[str, int] = WHERE
+) -> None:  # globals are cleared earlier
     """Raise for an event that would leave this machine."""
     if event not in where:
         return
@@ -56,7 +58,7 @@ def refuse(event: str, arguments: tuple[object, ...], where: dict[str, int] = WH
     line = f"{event} {target!r}"
     refused.append(line)
     if __name__ == "sitecustomize" and (log := os.environ.get("LOOPBACK_LOG")):
-        with open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 - nothing more is imported into each child
+        with open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 - avoids imports in each child
             file.write(f"{line} by {sys.orig_argv}\n")
     raise LeavesThisMachineError(f"{line}: a test must not leave this machine")
 

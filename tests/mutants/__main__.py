@@ -1,4 +1,4 @@
-"""`python -m tests.mutants --count 200 --seed 1`: small changes of the package, and whether its tests see them.
+"""`python -m tests.mutants --count 200 --seed 1`: small changes of the package that its tests must detect.
 
 Each change is drawn from the lines that tests run in their own process, and made in a copy of the tree. The tests that
 run the line run on it, until one fails. `--only 17` shows change 17 of the same seed and runs its tests.
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 Runs: TypeAlias = "dict[str, tuple[float, dict[str, list[int]]]]"
-"""The seconds of each test, and the lines that it runs."""
+"""The seconds and the lines of each test."""
 
 ROOT = Path(__file__).parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 GOAL = 0.97
 MOST_TESTS = 200
 MOST_SECONDS = 90.0
-"""That the tests of one run take without the change."""
+"""Seconds of the tests of one run, without the change."""
 
 MOST_RUNS = 4
-"""Of the tests of one change."""
+"""The highest number of runs per change."""
 
 SELECTION = "not (long or proxies or pages or windows or notebook or interop or stores)"
 UNCOPIED = shutil.ignore_patterns(".git", ".nox", ".venv", ".*_cache", ".hypothesis", ".coverage*", "__pycache__")
@@ -59,13 +59,13 @@ class Mutant:
     runs: Sequence[dict[str, float]]
 
     def lines(self) -> list[tuple[str, str]]:
-        """Each line of the module before and after the change, as far as both have it."""
+        """Return the lines of the module before and after the change, as pairs."""
         source = (ROOT / self.path).read_bytes()
         texts = (source.decode().splitlines(), self.change.apply(source).decode().splitlines())
         return [*zip(*texts, strict=False)]
 
     def __str__(self) -> str:
-        """What is listed in the file of equivalent changes: it holds where lines before this one are added."""
+        """The entry in the file of equivalent changes, which stays valid if earlier lines are added."""
         before, after = self.lines()[self.change.line - 1]
         return f"{self.path}: {before.strip()} => {after.strip()}"
 
@@ -112,7 +112,7 @@ def main() -> int:
 
 
 def measured(path: Path, lanes: int) -> Runs:
-    """What each test runs; test files are measured again if they or the package have changed."""
+    """Return the record of each test; test files are measured again if they or the package have changed."""
     package = b"".join(file.read_bytes() for file in sorted((ROOT / "async_bento").rglob("*.py")))
     files = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if file.parent.name != "docs"]
     keys = {file.relative_to(ROOT).as_posix(): sha256(package + file.read_bytes()).hexdigest() for file in files}
@@ -153,7 +153,7 @@ def draw(runs: Runs, count: int, seed: int) -> list[Mutant]:
 
 
 def select(tests: set[str], name: str, runs: Runs) -> list[dict[str, float]]:
-    """First the tests that run the rarest lines in the least time; the fastest alone are about other things."""
+    """Sort tests by rare lines per second, since the fastest tests often have another subject."""
     counts = Counter(line for test in tests for line in runs[test][1][name])
 
     def order(test: str) -> tuple[float, str]:
@@ -170,7 +170,7 @@ def select(tests: set[str], name: str, runs: Runs) -> list[dict[str, float]]:
 
 @contextmanager
 def copies(count: int) -> Iterator[SimpleQueue[Path]]:
-    """Copies of the tree, to be changed."""
+    """Copies of the tree for changes."""
     free = SimpleQueue[Path]()
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
         Path(directory).chmod(0o755)  # tests that act as another user read the tree, too
@@ -182,9 +182,9 @@ def copies(count: int) -> Iterator[SimpleQueue[Path]]:
 
 
 def attempt(mutant: Mutant, tree: Path, passing: set[str]) -> tuple[str, str]:
-    """Run the tests of a change; returns whether they saw it, and which one did.
+    """Run the tests of a change; return whether one of them fails, and its name.
 
-    A test that fails without the change too, such as by chance, has seen nothing; `passing` has those that do not.
+    A test that also fails without the change does not count; `passing` has the tests that pass without it.
     """
     for run in mutant.runs:
         tests = dict(run)

@@ -1,4 +1,4 @@
-"""Small changes of a module's text, each of which some test should see."""
+"""Small changes of a module's text, each of which should fail some test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPERATOR = re.compile(rb"is not\b|not in\b|is\b|in\b|and\b|or\b|[-+]=|[<>]=|[=!]
 
 @dataclass(frozen=True)
 class Change:
-    """Bytes of a module that are replaced; the changed code is on the lines from `line` to `last`."""
+    """A replacement of bytes of a module; the changed code is on the lines from `line` to `last`."""
 
     name: str
     start: int
@@ -37,12 +37,12 @@ class Change:
 
 
 def changes(source: bytes) -> list[Change]:
-    """All changes of a module, in the order of their places."""
+    """Return all changes of a module, in the order of their positions."""
     return sorted(set(Finder(source).find()), key=lambda change: (change.start, change.end, change.text))
 
 
 def is_valid(source: bytes) -> bool:
-    """Whether a module can be compiled."""
+    """Return whether a module compiles."""
     try:
         compile(source, "mutant", "exec", dont_inherit=True)
     except SyntaxError:

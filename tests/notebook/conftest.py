@@ -23,18 +23,18 @@ if find_spec("nbclient") is None or find_spec("ipykernel") is None:
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
-"""For whatever a kernel is waited for."""
+"""Seconds; the timeout of all waits for a kernel."""
 
 
 @dataclass
 class Cell:
-    """What came of a cell.
+    """The outcome of a cell.
 
     Attributes:
-        error: The exception it ended with; empty for none.
-        traceback: What is displayed of that exception.
-        text: What it wrote, to standard output and standard error.
-        shown: What it displayed, by MIME type, and its result.
+        error: The name of the exception; empty for success.
+        traceback: The displayed traceback of that exception.
+        text: The text on standard output and standard error.
+        shown: The displayed objects and the result, by MIME type.
     """
 
     error: str = ""
@@ -45,13 +45,13 @@ class Cell:
 
 @dataclass
 class Kernel:
-    """A kernel in a process of its own."""
+    """A kernel in a separate process."""
 
     manager: AsyncKernelManager
     client: AsyncKernelClient
 
     async def run(self, code: str) -> Cell:
-        """Run a cell to its end."""
+        """Run a cell until it ends."""
         asked = self.client.execute(code)
         cell = Cell()
         while True:
@@ -70,13 +70,13 @@ class Kernel:
                 return cell
 
     async def kill(self) -> None:
-        """End it by SIGKILL."""
+        """Kill the kernel by SIGKILL."""
         await self.manager.shutdown_kernel(now=True)
 
 
 @pytest.fixture(autouse=True)
 def jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels that write nothing into the user's home, and use the code beside these tests."""
+    """Kernels that write nothing into the user's home, and import the code under test."""
     for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / "jupyter"))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
@@ -86,7 +86,7 @@ def jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def start_kernel() -> AsyncIterator[Callable[[], Awaitable[Kernel]]]:
-    """Start kernels; those that still run end with the test."""
+    """Start kernels, which end with the test."""
     from jupyter_client.manager import AsyncKernelManager
 
     async with AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""`examples/notebook.ipynb` does what it says, in a real kernel."""
+"""Run `examples/notebook.ipynb` in a real kernel and check its results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read() -> Any:
 
 
 def outputs(cell: Any) -> dict[str, str]:
-    """What a cell has shown as its result, by MIME type, and as `text` what it wrote."""
+    """Return the result of a cell by MIME type, and its output as `text`."""
     found = {"text": "".join(output.text for output in cell.outputs if output.output_type == "stream")}
     for output in cell.outputs:
         if output.output_type == "execute_result":

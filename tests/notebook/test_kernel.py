@@ -1,4 +1,4 @@
-"""What only a kernel shows: a loop that runs already, bars on a page, and a stop in mid-transfer."""
+"""Behaviour that needs a kernel: a running loop, bars on a page, and an interrupt during a transfer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     StartKernel = Callable[[], Awaitable[Kernel]]
 
-pytestmark = [pytest.mark.notebook, pytest.mark.timeout(180)]  # a kernel takes its time on a busy machine
+pytestmark = [pytest.mark.notebook, pytest.mark.timeout(180)]  # a kernel is slow on a busy machine
 
 BLOCKING = "BentoAPI(**settings).models.{}('mod:m1')"
 AWAITED = "await AsyncBentoAPI(**settings).models.{}('mod:m1')"
@@ -31,7 +31,7 @@ AWAITED_CLOSED = "async with AsyncBentoAPI(**settings) as api: await api.models.
 
 @pytest.fixture
 async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> FaultProxy:
-    """A proxy of a registry that has `mod:m1`, of several ranges."""
+    """A proxy of a registry with `mod:m1`, of several ranges."""
     make_model(home, files={"weights": random_bytes(4 * MiB + 3)})
     proxy = await start_proxy()
     await make_client(proxy).models.push("mod:m1")
@@ -75,7 +75,7 @@ async def test_ipywidgets_show_bars(kernel: Kernel, proxy: FaultProxy, elsewhere
     assert cell.error == ""
     assert any("application/vnd.jupyter.widget-view+json" in shown for shown in cell.shown)
     assert "pulled model mod:m1, 4.0 MiB" in cell.text
-    assert "%|" not in cell.text  # no bar as text besides
+    assert "%|" not in cell.text  # no additional text bar
 
 
 @pytest.mark.parametrize("call", [BLOCKING_CLOSED, AWAITED_CLOSED])
@@ -130,7 +130,7 @@ async def test_interrupt_cancels_transfer(
     assert reply["content"]["ename"] in {"KeyboardInterrupt", "CancelledError"}
     assert not left_in_scratch(at, kept=False)
     assert direction == "push" or not [*(at / "models").rglob("*")]
-    # The push was forced: what it would have replaced is still whole.
+    # The forced push replaced nothing: the old item is complete.
     assert direction == "pull" or json.dumps(proxy.matching("finish_upload")[-1].json) == json.dumps(
         {"status": "success", "reason": ""}
     )

@@ -1,4 +1,4 @@
-"""What a transfer tells its listener, and what the listener that draws bars makes of it."""
+"""The events of transfers, and their display by the listener that draws bars."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from async_bento.progress.events import MAX_WAITING, Progress, is_watched
 
 
 class Heard(list[ProgressEvent]):
-    """A listener that keeps what it hears."""
+    """A listener that records its events."""
 
     def __call__(self, event: ProgressEvent, /) -> None:
         self.append(event)
@@ -131,17 +131,17 @@ def test_empty_attempt_sends_nothing(heard: Heard) -> None:
 
 
 def test_raising_listener_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    told: list[ProgressEvent] = []
+    events: list[ProgressEvent] = []
 
     def broken(event: ProgressEvent, /) -> None:
-        told.append(event)
+        events.append(event)
         raise RuntimeError("a bug of the listener")
 
     with Progress("push", "bento", "iris:v1", broken) as progress:
         progress.enter("transferring", bytes_total=100)
         progress.advance(100)
     assert (progress.phase, progress.bytes_done) == ("done", 100)
-    assert len(told) == 1
+    assert len(events) == 1
     (record,) = caplog.records
     assert record.getMessage() == "the progress listener raised an error and receives no more events of bento iris:v1"
     assert record.exc_info is not None
@@ -249,7 +249,7 @@ async def test_task_error_is_not_raised() -> None:
         await task
 
 
-# Who looks
+# The listener
 
 
 class Terminal(io.StringIO):

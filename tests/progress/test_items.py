@@ -1,4 +1,4 @@
-"""Every item that begins also ends, under one id, whatever its tag was at first."""
+"""Every item that starts also ends, under one id, even if its tag changes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class Heard(list[ProgressEvent]):
-    """A listener that keeps the events, and compares the items that began with those that ended."""
+    """A listener that records the events, and compares the started items with the ended ones."""
 
     def __call__(self, event: ProgressEvent, /) -> None:
         self.append(event)
 
     def ends(self) -> list[tuple[str, str, str]]:
-        """The kind, the tag and the last phase of each item that began."""
+        """Return the kind, the tag and the last phase of each started item."""
         last = {event.id: event for event in self}
         assert 0 not in last
         ended = [event.id for event in self if event.phase in ENDED]
@@ -36,7 +36,7 @@ class Heard(list[ProgressEvent]):
 
 @pytest.fixture
 async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> FaultProxy:
-    """A proxy of a registry that has `svc:v1` and its models `one:m1` and `two:m1`."""
+    """A proxy of a registry with `svc:v1` and its models `one:m1` and `two:m1`."""
     for name in ("one", "two"):
         make_model(home, f"{name}:m1", files={"weights": random_bytes(MiB + 3)})
     make_bento(home, models=["one:m1", "two:m1"])

@@ -1,4 +1,4 @@
-"""What a person sees of transfers: bars on a terminal, lines in a log."""
+"""The display of transfers: bars on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ tqdm.get_lock()  # its first use reads files, which no test may do on its event 
 
 @dataclass
 class Clock:
-    """A clock that a test sets."""
+    """A clock controlled by the test."""
 
     now: float = 100.0
 
@@ -72,7 +72,7 @@ def event(phase: Phase, done: int = 0, total: int | None = None, message: str = 
 
 
 def lines_left(screen: Terminal) -> list[str]:
-    """What stands on a terminal at the end; a terminal returns the carriage at a line feed."""
+    """Return the final lines of a terminal, which adds a carriage return to a line feed."""
     display = Screen()
     display.write(screen.getvalue().replace("\n", "\r\n"))
     return [line.strip() for line in display.lines if line.strip()]
@@ -80,7 +80,7 @@ def lines_left(screen: Terminal) -> list[str]:
 
 def test_bar_leaves_one_line(screen: Terminal, clock: Clock) -> None:
     listener = TqdmListener(screen, clock=clock)
-    for told in (
+    for sent in (
         event("planning"),
         event("transferring", 0, 40 * MiB, parts_total=8),
         event("transferring", 10 * MiB, 40 * MiB, parts_done=2, parts_total=8),
@@ -88,7 +88,7 @@ def test_bar_leaves_one_line(screen: Terminal, clock: Clock) -> None:
         event("finishing", 40 * MiB, 40 * MiB, parts_done=8, parts_total=8, retries=1),
         event("done", 40 * MiB, 40 * MiB),
     ):
-        listener(told)
+        listener(sent)
         clock.now += 1
     drawn = screen.getvalue()
     assert "pushing bento iris:v1  planning" in drawn
@@ -172,7 +172,7 @@ def test_bar_messages_become_lines(screen: Terminal, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "line"),
+    ("sent", "line"),
     [
         (event("interrupted", 5, 10), "pushing bento iris:v1 was interrupted at 50 %"),
         (
@@ -187,8 +187,8 @@ def test_bar_messages_become_lines(screen: Terminal, clock: Clock) -> None:
         (event("interrupted", 5, 10, direction="verify"), "checking bento iris:v1 was interrupted at 50 %"),
     ],
 )
-def test_item_without_bar_leaves_line(told: ProgressEvent, line: str, screen: Terminal) -> None:
-    TqdmListener(screen)(told)
+def test_item_without_bar_leaves_line(sent: ProgressEvent, line: str, screen: Terminal) -> None:
+    TqdmListener(screen)(sent)
     assert lines_left(screen) == [line]
 
 
@@ -321,8 +321,8 @@ def test_busiest_bars_stay(screen: Terminal, clock: Clock) -> None:
     ],
 )
 def test_fit_name_cuts_version_first(width: int, name: str) -> None:
-    told = event("transferring", kind="model", tag="weights:2026.11.25-a5")
-    assert fit_name(told, width) == name
+    sent = event("transferring", kind="model", tag="weights:2026.11.25-a5")
+    assert fit_name(sent, width) == name
 
 
 def test_bar_shows_stalled_time(screen: Terminal, clock: Clock) -> None:
@@ -364,7 +364,7 @@ async def test_bar_ages_without_events(screen: Terminal, clock: Clock) -> None:
 
 
 async def test_blocking_call_bar_ages(start_proxy: StartProxy, home: Path, screen: Terminal, clock: Clock) -> None:
-    """The thread of the event loop redraws while that of the caller waits."""
+    """The thread of the event loop redraws while the thread of the caller waits."""
     make_model(home, files={"weights": random_bytes(MiB)})
     proxy, held = await start_proxy(), Hold()
     proxy.add_fault(PUT, held)
@@ -411,7 +411,7 @@ def test_bar_defaults_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "skipped bento iris:v1: already pushed\n")
 
 
-# Which of them
+# Choice of the listener
 
 
 def looked_at(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *, notebook: bool = False) -> None:
@@ -447,11 +447,11 @@ def test_notebook_needs_ipywidgets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_listener_may_be_a_function() -> None:
-    told: list[ProgressEvent] = []
-    async with AsyncBentoAPI(endpoint="http://127.0.0.1:1", api_token="t", progress=told.append) as api:
+    events: list[ProgressEvent] = []
+    async with AsyncBentoAPI(endpoint="http://127.0.0.1:1", api_token="t", progress=events.append) as api:
         with api._resources.progress("push", "bento", "iris:v1"):  # type: ignore[arg-type]
             pass
-    assert [event.phase for event in told] == ["planning", "done"]
+    assert [event.phase for event in events] == ["planning", "done"]
 
 
 # Rates
@@ -504,13 +504,13 @@ def test_rate_excludes_planning() -> None:
 
 
 def test_rate_smooths_bursts() -> None:
-    rate, told = Rate(), []
-    for tenth in range(300):  # 100 bytes a second, all of them in the last tenth of each second
+    rate, speeds = Rate(), []
+    for tenth in range(300):  # 100 bytes a second, all in the last tenth of each second
         rate.record(100 * (tenth // 10), tenth / 10)
         if tenth > 100 and (speed := rate.per_second(tenth / 10)) is not None:
-            told.append(speed)
-    assert max(told) <= 115
-    assert min(told) >= 85
+            speeds.append(speed)
+    assert max(speeds) <= 115
+    assert min(speeds) >= 85
 
 
 def test_rate_excludes_resumed_bytes() -> None:
@@ -535,7 +535,7 @@ def test_summary_restarts_after_idle() -> None:
 
 
 def test_summary_forgets_ended_items() -> None:
-    """Transfers that overlap never leave the summary idle; its memory and its work must not grow with them."""
+    """Overlapping transfers never leave the summary idle; its memory and its time must not grow."""
     summary, now = TransferSummary(), 0.0
     for number in range(1, 2001):
         now += 1
@@ -550,7 +550,7 @@ def test_summary_forgets_ended_items() -> None:
 
 
 def test_event_cost_is_constant() -> None:
-    """Counts what runs for an event, rather than its time."""
+    """Counts the lines run per event instead of the time."""
     steps: dict[int, int] = {}
     for count in (10, 1000):
         listener = TqdmListener(Terminal(), clock=Clock())
@@ -561,7 +561,7 @@ def test_event_cost_is_constant() -> None:
 
 
 def steps_of(function: Callable[[], None]) -> int:
-    """The lines that a function runs."""
+    """Count the lines that a function runs."""
     steps = 0
 
     def trace(_frame: object, _what: str, _argument: object) -> Any:
@@ -644,7 +644,7 @@ def test_lines_may_omit_results(clock: Clock) -> None:
 
 
 async def test_lines_continue_when_stalled(clock: Clock) -> None:
-    """A CI system ends a job that is silent for long."""
+    """A CI system ends a job without output."""
     log = io.StringIO()
     listener = LineListener(log, interval=0.05, clock=clock)
     listener(event("transferring", 5, 10))

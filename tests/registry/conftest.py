@@ -1,8 +1,8 @@
 """Fixtures: registries on a real socket, on each kind of storage, and a plain HTTP client.
 
 A test that starts a registry by `serve`, `caller` or `either` runs on SQLite with files, and on PostgreSQL with a
-bucket. A mark selects other storages: `records_only` for what no bucket can change, `everywhere` for what differs in
-each combination. The tests leave out PostgreSQL or the bucket if it is not installed.
+bucket. A mark selects other storages: `records_only` for tests without bytes, `everywhere` for tests that differ in
+each combination. Without an installed PostgreSQL or bucket, its tests are skipped.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def arguments(storage: Storage) -> list[str]:
 
 
 async def clean_up(caller: Caller, *, hours: float) -> None:
-    """Let the registry remove what nobody needs that many hours from now."""
+    """Run the cleanup of the registry as of a number of hours later."""
     running = caller.registry._running
     assert running is not None
     await running.cleanup.run(datetime.now(timezone.utc) + timedelta(hours=hours))
@@ -164,7 +164,7 @@ STORAGES = {
     "postgres": HAS_POSTGRES,
     "postgres-s3": HAS_S3 and HAS_POSTGRES,
 }
-"""Where records and bytes are: in SQLite or PostgreSQL, on the disk or in a bucket; and whether it is installed."""
+"""A storage: SQLite or PostgreSQL, the disk or a bucket; and whether its servers are installed."""
 
 disk_only = pytest.mark.storages("disk")
 s3_only = pytest.mark.storages("s3")
@@ -270,7 +270,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
         if weed:
             found["bucket"] = S3Bucket(BUCKET, endpoint=weed.endpoint, prefix=f"{test}/{name}")
         if server:
-            if name not in databases:  # the second copy of a registry keeps what the first has written
+            if name not in databases:  # a second copy of a registry keeps the data of the first
                 databases[name] = postgres.empty_database(server, name)
             found["database"] = databases[name]
         return found
@@ -316,7 +316,7 @@ async def either(serve: Serve, words: Words) -> Caller:
 
 
 class Stored:
-    """Lists what is stored for the bytes of items."""
+    """Lists the stored files or objects."""
 
     def __init__(self, storage: str, find: Callable[[], list[str]]) -> None:
         self.storage = storage
@@ -333,7 +333,7 @@ class Stored:
 
 @pytest.fixture
 def stored_files(storage: Storage, tmp_path: Path, request: pytest.FixtureRequest) -> Stored:
-    """What the registry named `registry` stores for bytes; on the disk, empty directories count, too."""
+    """The stored files or objects of the registry named `registry`; empty directories count, too."""
     bucket = storage("registry").get("bucket")
 
     def find_files() -> list[str]:

@@ -86,7 +86,7 @@ def xml(text: str, status: int = 200, headers: dict[str, str] | None = None) -> 
 
 def error_response(status: int, code: str) -> web.Response:
     """Build an error response."""
-    return xml(f"<Error><Code>{code}</Code><Message>said S3</Message></Error>", status)
+    return xml(f"<Error><Code>{code}</Code><Message>injected fault</Message></Error>", status)
 
 
 async def _send_nothing(_: web.Request) -> None:

@@ -1,11 +1,11 @@
-"""A registry that is killed at random moments while clients push and pull: what it confirmed must stay.
+"""A registry that is killed at random moments during pushes and pulls must keep all confirmed versions.
 
 python -m tests.registry.kills --kills 200 --seed 1
 python -m tests.registry.kills --kills 200 --seed 1 --copies
 
-Four clients push new versions, replace old ones and pull those of each other, and try again when the registry is away.
+Four clients push new versions, replace old ones and pull each other's, and retry while the registry is down.
 Afterwards every version has the files of the last push that succeeded, or of a later one that was interrupted, and
-`registry check` finds no damage: neither in the registry, nor in a backup that was made meanwhile.
+`registry check` finds no damage: neither in the registry nor in a backup from during the run.
 
 With `--copies`, a second copy of the registry is never killed, and half of the clients use it. Both share PostgreSQL
 and SeaweedFS, which must be installed.
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 
 _CLIENTS = 4
 _VERSIONS = 6
-"""Per client, so that most pushes replace one."""
+"""Versions per client; few, so that most pushes replace one."""
 
 _LARGEST = 12_000_000
-"""Bytes of a bento: some have two parts."""
+"""The sizes of bentos in bytes; some have two parts."""
 
 _CONFIG = Config(retry=RetryPolicy(attempts=10, wait_initial=0.05, wait_max=1.0))
 
 
 @dataclass
 class Truth:
-    """What one version may have."""
+    """The possible contents of one version."""
 
     confirmed: str | None = None
     sent_since: set[str] = field(default_factory=set)
@@ -58,7 +58,7 @@ class Truth:
 
 @dataclass
 class Storm:
-    """Clients of a registry that is killed and started again."""
+    """Clients of a registry that is killed and restarted."""
 
     scratch: Path
     kills: int
@@ -74,7 +74,7 @@ class Storm:
     _is_over: bool = False
 
     async def run(self) -> None:
-        """Let it rage, then compare."""
+        """Run the clients, then compare all versions."""
         self.ports = free_ports(2)
         backups: list[asyncio.Task[None]] = []
         choose = random.Random(self.seed)
@@ -101,7 +101,7 @@ class Storm:
             await self._command("check", places=["--root", restored])
 
     async def _work(self, choose: random.Random) -> None:
-        """Wait until some call has succeeded, and a random time more."""
+        """Wait for a successful call, and a random time after it."""
         before = self.n_pushes + self.n_pulls
         await eventually(lambda: self.n_pushes + self.n_pulls > before)
         await asyncio.sleep(choose.random() * 1.5)
@@ -131,7 +131,7 @@ class Storm:
             await process.wait()
 
     async def _client(self, number: int, token: str) -> None:
-        """Push and pull until all is over."""
+        """Push and pull until the run ends."""
         choose = random.Random(f"{self.seed} {number}")
         home = self.scratch / f"home-{number}"
         store = BentoStore(home / "bentos")
@@ -210,7 +210,7 @@ def _digest(directory: Path) -> str:
 
 
 async def play(scratch: Path, *, kills: int, seed: int) -> Storm:
-    """Let a registry in a directory be killed that many times, and return what was seen."""
+    """Kill a registry in a directory a number of times, and return the counts."""
     places = ["--root", str(scratch / "registry")]
     storm = Storm(scratch, kills, seed, places, scratch / "token", has_copies=False)
     await storm.run()
@@ -218,7 +218,7 @@ async def play(scratch: Path, *, kills: int, seed: int) -> Storm:
 
 
 async def play_with_copies(scratch: Path, *, kills: int, seed: int) -> Storm:
-    """Let one of two copies of a registry be killed that many times."""
+    """Kill one of two copies of a registry a number of times."""
     (scratch / "weed").mkdir()
     with postgres() as server, seaweed(scratch / "weed") as weed:
         os.environ |= {

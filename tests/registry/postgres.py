@@ -1,4 +1,4 @@
-"""Runs PostgreSQL for the tests of the registry and for the benchmarks: that of the machine, or that of a wheel."""
+"""Runs PostgreSQL for the tests of the registry and for the benchmarks, from the system or from a wheel."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def empty_database(server: str, name: str) -> str:
-    """Create a database, or empty it, and return its URL; to create one per test would take longer than the tests."""
+    """Create or empty a database and return its URL; a new database per test would take longer than the test."""
     import asyncpg  # type: ignore[import-untyped]  # it has no stubs
 
     async def create() -> None:

@@ -17,11 +17,11 @@ from async_bento.registry.blobs.bucket import connect
 from tests.builders import MiB, random_bytes
 
 SECONDS_TO_CONTINUE = 3
-"""How long a server may take to ask for a body; one that never asks waits for the body meanwhile."""
+"""Seconds until a server counts as one that never sends `100 Continue`."""
 
 
 async def probe(endpoint: str, bucket: str) -> dict[str, str]:
-    """Return the cells of a storage that the environment has credentials for."""
+    """Return the cells of a storage, with the credentials of the environment."""
     async with connect(endpoint, None) as (client, _), aiohttp.ClientSession() as session:
         where = {"Bucket": bucket, "Key": f"probe/{uuid.uuid4().hex}"}
         bodies = [random_bytes(5 * MiB), b"end"]

@@ -1,4 +1,4 @@
-"""Who may do what: tokens, roles, prefixes, expiry, rotation and revocation, against every route."""
+"""Access to every route: tokens, roles, prefixes, expiry, rotation and revocation."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ ADMIN_OF_EACH = [
     "DELETE /{repositories}/{name}/{items}/{version}",
 ]
 REFUSED = [f"* /{name}" for name in ("api_tokens", "clusters", "deployments", "instance_types", "org_secrets")]
-"""What the registry does not keep: 501 for every token."""
+"""Routes without an implementation: 501 for every token."""
 
 OPEN = ["GET /healthz", "GET /metrics", "GET /readyz"]
-"""Without a token."""
+"""Routes without a token."""
 
 PAGES = [
     "GET /",
@@ -77,13 +77,13 @@ PAGES = [
     "GET /models/{name}/{version}",
     "GET /storage",
 ]
-"""With a session, which `test_pages.py` tests."""
+"""Routes with a session, tested by `test_pages.py`."""
 
 LOGIN = ["GET /login", "GET /robots.txt", "GET /static/{file}", "POST /login", "POST /logout"]
-"""What leads to a session."""
+"""Routes that create a session."""
 
 PRESIGNED = ["* /blobs/{key}"]
-"""With a signature instead of a token."""
+"""Routes with a signature instead of a token."""
 
 
 def each(routes: list[str]) -> list[str]:
@@ -103,7 +103,7 @@ ROLE_OF = (
 
 
 ADDRESSES = count()
-"""The last numbers of the addresses of clients; guesses of one address are slow."""
+"""The last numbers of client addresses, since wrong tokens delay later requests from the same address."""
 
 
 async def routes_of(root: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The commands of two releases of BentoML against the registry, wherever its data are, and behind nginx with TLS."""
+"""The commands of two releases of BentoML against the registry, on each storage, and behind nginx with TLS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits and timeouts of connections, rejections before the body is read, and what headers disclose."""
+"""Limits and timeouts of connections, rejections before the body, and disclosure by headers."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_unlimited_descriptors_limit_connections(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_closed_server_has_no_sockets():
-    """Not even that of a client that does not read its response."""
+    """The server also closes the socket of a client that does not read its response."""
 
     async def send(_: web.Request) -> web.Response:
         return web.Response(body=bytes(32 << 20))
@@ -325,7 +325,7 @@ async def test_wrong_method_returns_allow(caller: Caller):
 
 
 async def test_upload_with_repeated_header(caller: Caller):
-    """As BentoML before 1.3.7 sends it; the bytes that follow the head in one packet are left as they are."""
+    """BentoML before 1.3.7 sends this header; the bytes after the head in the same packet stay unchanged."""
     await caller.create()
     body = b"\r\ncontent-type: a\r\ncontent-type: b\r\n\r\n"
     reader, writer = await connect(caller.registry.endpoint)

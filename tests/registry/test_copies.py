@@ -56,7 +56,7 @@ class _Served:
 
 @dataclass
 class Child:
-    """A copy of the registry in a process of its own, and who calls it."""
+    """A copy of the registry in a separate process, and its caller."""
 
     process: asyncio.subprocess.Process
     caller: Caller
@@ -162,7 +162,7 @@ async def test_upload_parts_span_copies(copies: tuple[Caller, Caller]):
 
 @pytest.fixture
 async def child(weed: Seaweed, storage: Storage) -> AsyncIterator[Child]:
-    """A copy of the registry in a process of its own."""
+    """Run a copy of the registry in a separate process."""
     places = storage("registry")
     prefix = str(places["bucket"]).partition(f"{BUCKET}/")[2].partition(" ")[0]
     arguments = (places["database"], BUCKET, weed.endpoint, prefix, str(places["token_file"]))
@@ -200,7 +200,7 @@ VERSIONS = [f"v{number}" for number in range(4)]
 
 @dataclass
 class Storm:
-    """Creates, uploads and deletes the same few versions through several copies, and counts what they answer."""
+    """Creates, uploads and deletes the same few versions through several copies, and counts the responses."""
 
     sent: dict[str, set[bytes]] = field(default_factory=lambda: {version: set() for version in VERSIONS})
     created: Counter[str] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""The bytes that the registry keeps: their checksums, their check, their cleanup, and those of older releases."""
+"""The stored bytes: checksums, the check, the cleanup, and the layout of older releases."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_checksum_of_one_body_is_md5(caller: Caller, way: str):
     assert found == {"size": len(DATA), "etag": f'"{md5(DATA)}"', "parts": [[len(DATA), md5(DATA)]]}
 
 
-# What becomes the bytes of an item
+# Publication of uploaded bytes
 
 
 async def test_failed_upload_keeps_bytes(caller: Caller):
@@ -172,7 +172,7 @@ async def test_part_upload_again_replaces(caller: Caller, stored_files: Stored):
     assert len(stored_files()) == 1
 
 
-# Cleanup of what no record names
+# Cleanup of bytes without a record
 
 
 async def test_orphaned_bytes_are_removed(caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""A registry that is killed under load; `python -m tests.registry.kills` does the same for longer."""
+"""A registry that is killed under load; for a longer run, use `python -m tests.registry.kills`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mirror between clients and another registry: what it requests, and what it serves without the upstream."""
+"""A mirror between clients and another registry: its requests, and its responses without the upstream."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ FETCHES = f"{GET}|{DOWNLOAD}"
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the mirror retry at once, and use ranges of which a small model has many."""
+    """Let the mirror retry without waits, and use ranges so small that a small model has many."""
     monkeypatch.setattr("async_bento.registry.mirror.upstream._PAUSE", 0)
     for name, value in {
         "RETRY_ATTEMPTS": "2",
@@ -68,7 +68,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def upstream(tmp_path: Path) -> AsyncIterator[FaultProxy]:
-    """The upstream behind a proxy that counts its requests."""
+    """The upstream behind a fault proxy."""
     async with (
         LocalRegistry(tmp_path / "upstream", grace=0.1, api_token="upstream-secret") as registry,
         FaultProxy(registry, streams_downloads=False) as proxy,
@@ -99,7 +99,7 @@ async def mirror(start_mirror: StartMirror) -> LocalRegistry:
 
 @pytest.fixture
 async def make_api(tmp_path: Path) -> AsyncIterator[MakeApi]:
-    """Make clients of a registry, each with a home of its own."""
+    """Make clients of a registry, each with its own home."""
     async with AsyncExitStack() as stack:
 
         def make(registry: Any, home: str, **config: Any) -> AsyncBentoAPI:
@@ -186,12 +186,12 @@ async def sha256(response: aiohttp.ClientResponse) -> str:
 
 
 def fetched_ranges(upstream: FaultProxy) -> list[str]:
-    """The ranges that were requested of the upstream."""
+    """Return the ranges requested from the upstream."""
     return [request.headers.get("Range", "whole") for request in upstream.matching(FETCHES)]
 
 
 def is_once(upstream: FaultProxy, size: int) -> bool:
-    """Whether the ranges that the upstream was asked for cover an object once."""
+    """Return whether the ranges requested from the upstream cover an object exactly once."""
     bounds = sorted(tuple(map(int, each.removeprefix("bytes=").split("-"))) for each in fetched_ranges(upstream))
     ends = [0, *(stop + 1 for _, stop in bounds)]
     return [start for start, _ in bounds] == ends[:-1] and ends[-2] < size <= ends[-1]
@@ -226,7 +226,7 @@ async def test_many_pulls_fetch_once(
 async def test_late_request_fetches_once(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, monkeypatch: pytest.MonkeyPatch
 ):
-    """A request that looked for the bytes before they were stored finds them, and fetches nothing."""
+    """A request that missed the bytes before they were stored finds them later, and fetches nothing."""
     await push_model(publisher, tmp_path, "mod:m1", 1000)
     looked, stored = asyncio.Event(), asyncio.Event()
     find = MirrorStorage.find
@@ -315,7 +315,7 @@ async def test_fetch_resumes_by_strong_etag(
     make_api: MakeApi,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """Without checksums, only a strong ETag shows that the rest is of the same object."""
+    """Without checksums, only a strong ETag shows that the rest belongs to the same object."""
     source = await push_model(publisher, tmp_path, "mod:m1", MiB)
     upstream.hides_checksums = True
     forward = Exchange.forward
@@ -347,7 +347,7 @@ async def test_fetch_resumes_by_strong_etag(
 async def test_recent_record_is_not_requested(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, monkeypatch: pytest.MonkeyPatch
 ):
-    """A client that has just got the record gets its bytes; the mirror remembers a number of records for a time."""
+    """A client gets the bytes of the record it has just read; the mirror keeps some records for a time."""
     now = 0.0
     monkeypatch.setattr(mirror_module, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(mirror_module, "_MAX_RECORDS", 2)

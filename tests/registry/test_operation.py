@@ -1,4 +1,4 @@
-"""What operators see: health, readiness, metrics, the access log, and how the registry stops."""
+"""Operation: health, readiness, metrics, the access log, and the stop of the registry."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ async def test_stop_serves_queued_request(serve: Serve):
     token = f"X-YATAI-API-TOKEN: {caller.registry.api_token}\r\n"
     path = f"/api/v1{caller.items()}/v1/upload"
     body = json.dumps({"version": "v2", "build_at": BUILD_AT, "manifest": {}})
-    # Both requests are on their way before the registry stops; it answers the second while it stops.
+    # Both requests arrive before the stop; the registry answers the second during the stop.
     writer.write(f"PUT {path} HTTP/1.1\r\nHost: x\r\n{token}Content-Length: 10\r\n\r\nfirst".encode())
     await writer.drain()
     await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The pages for people: login, lists, items, storage; what hostile records can do to them, and who sees what."""
+"""The pages for browsers: login, lists, items, storage, hostile records and access."""
 
 from __future__ import annotations
 

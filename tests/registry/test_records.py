@@ -1,4 +1,4 @@
-"""The records: migrations, limits, and a database that is locked or away."""
+"""The records: migrations, limits, and a locked or unreachable database."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ async def test_old_bucket_is_migrated(serve: Serve, storage: Storage, weed: Seaw
         "repositories/bentos/iris.json": json.dumps(repository).encode(),
         "items/bentos/iris/v1.json": old_item("iris", "v1", "2024-05-01T10:20:30Z"),
         "items/bentos/iris/v2.json": old_item("iris", "v2", "2024-05-02T10:20:30Z"),
-        "items/bentos/iris/": b"",  # what a file browser makes of a folder
+        "items/bentos/iris/": b"",  # a folder made by a file browser
         "items/bentos/iris/v3.json": b"{",
         "items/bentos/iris/v1.json.bak": b"{}",
         "items/bentos/lost/v1.json": old_item("lost", "v1", "2024-05-01T10:20:30Z"),
@@ -328,7 +328,7 @@ async def test_list_omits_latest_item(caller: Caller):
     assert (await caller.get())["repository"]["latest_bento"]["manifest"] == {"x": "y" * 1000}
 
 
-# A database that is locked or away
+# A locked or unreachable database
 
 
 @disk_only

@@ -61,14 +61,14 @@ def tags(pruned: Any) -> list[str]:
 
 
 async def prune_at(caller: Caller, policy: RetentionPolicy, *, hours: float) -> list[str]:
-    """Prune as many hours from now, and return the tags."""
+    """Prune as of a number of hours later, and return the tags."""
     running = caller.registry._running
     assert running is not None
     pruner = Pruner(running.retention, policy, datetime.now(timezone.utc) + timedelta(hours=hours))
     return [each.tag async for batch, _ in pruner.delete(await pruner.plan()) for each in batch]
 
 
-# What is deleted
+# Deleted versions
 
 
 async def test_prune_keeps_newest_versions(caller: Caller, storage: Storage):

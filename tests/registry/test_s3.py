@@ -245,7 +245,7 @@ async def test_push_and_pull_round_trip(serve: Serve, home: Path, tmp_path: Path
 
 
 async def test_remote_files_by_strategy(serve: Serve, home: Path, tmp_path: Path):
-    """By ranges from the bucket, also where other transfers go through the registry."""
+    """A pull by ranges from the bucket, even if other transfers use the registry."""
     make_bento(home, files=FILES)
     for transmission in ("presigned_url", "auto", "proxy"):
         caller, place = await serve(transmission, transmission=transmission), tmp_path / f"{transmission}-files"

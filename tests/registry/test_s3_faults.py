@@ -195,7 +195,7 @@ async def test_cleanup_failure_is_logged(caller: Caller, faulty: FaultyS3, caplo
     faulty.fault = lambda request: (507, "StorageFull") if "uploads" in request.query else None
     await clean_up(caller, hours=2)
     assert "the cleanup failed: the registry's bucket failed: StorageFull" in caplog.text
-    assert len([key for key in faulty.objects if key.endswith(".tar")]) == 1  # other steps go on
+    assert len([key for key in faulty.objects if key.endswith(".tar")]) == 1  # other steps continue
 
 
 @pytest.mark.parametrize("status", [405, 501])
@@ -230,7 +230,7 @@ async def test_upload_without_100_continue(caller: Caller):
 
 
 async def test_upload_sends_no_checksums(caller: Caller, faulty: FaultyS3):
-    """Backblaze B2 refuses them, and botocore sends them by default."""
+    """botocore sends these checksums by default, and Backblaze B2 refuses them."""
     sent: set[str] = set()
     faulty.fault = lambda request: sent.update(map(str.lower, request.headers))
     await caller.create()

@@ -1,4 +1,4 @@
-"""The column of the tried storages in the documentation is what the sessions of nox run."""
+"""The tested storages in the documentation are those of the nox sessions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole pushes and pulls with the bytes in the bucket of moto, of rclone's `serve s3` and of s3rver."""
+"""Pushes and pulls with a bucket of moto, of rclone's `serve s3` and of s3rver."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.stores
 
 WEIGHTS = random_bytes(11 * MiB, 1)
-"""Three parts, the last of them short."""
+"""The size of three parts, the last of them short."""
 
 Start = "Callable[..., Awaitable[LocalRegistry]]"
 
 
 @pytest.fixture(scope="module", params=s3_stores.NAMES)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """One running store after the other."""
+    """Each running store in turn."""
     with s3_stores.running(request.param, tmp_path_factory.mktemp(request.param)) as running:
         yield running
 
 
 @pytest.fixture
 def bucket(store: Store, credentials: None, monkeypatch: pytest.MonkeyPatch) -> S3Bucket:
-    """A place of the test's own in the bucket of the store."""
+    """A unique prefix in the bucket of the store."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_stores.KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_stores.KEY)
     return S3Bucket(s3_stores.BUCKET, endpoint=store.endpoint, prefix=uuid.uuid4().hex)
@@ -141,7 +141,7 @@ async def test_cancelled_transfers_resume(registry: LocalRegistry, store: Store,
     events: list[ProgressEvent] = []
     async with client(registry, second, progress=events.append) as api:
         assert contents((await api.models.pull("mod:m1")).path) == contents(model)
-    # s3rver does not know the parts, and a tar of one part below 128 MiB comes again from its start.
+    # s3rver does not report the parts; a tar with one part below 128 MiB restarts.
     assert (events[-1].bytes_resumed > 0) == (store.name != "s3rver")
 
 

@@ -1,4 +1,4 @@
-"""`async-bento registry token` and `registry audit`, on a registry that runs."""
+"""`async-bento registry token` and `registry audit`, on a running registry."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def done(storage: Storage, *command: str) -> str:
 
 
 async def events(storage: Storage, *options: str) -> list[list[str]]:
-    """Return who did what, in the order of time."""
+    """Return the actors and actions, in the order of time."""
     listed = json.loads(await done(storage, "audit", "--json", *options))
     return [[event["actor"], event["action"], event["kind"], event["name"], event["version"]] for event in listed]
 

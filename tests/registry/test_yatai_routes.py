@@ -1,4 +1,4 @@
-"""Routes of Yatai besides pushes and pulls: lists of repositories, users of a model, labels, and what is not kept."""
+"""Other routes of Yatai: lists of repositories, users of a model, labels, and routes without an implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends a call of the API whose registry, or a proxy on the way, never ends its response."""
+"""Bounds of API calls whose registry, or a proxy on the way, never ends its response."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_endless_response_times_out(
     assert "no response within 0.5 s" in str(error)
 
 
-# In a process that may hold 1.5 GiB, which prints the error and the most memory it held, in KiB.
+# Runs with a limit of 1.5 GiB, and prints the error and the peak memory in KiB.
 ASK = r"""
 import asyncio, contextlib, re, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (1536 << 20, 1536 << 20))
@@ -133,7 +133,7 @@ async def test_largest_response_is_parsed(serve: Callable[..., Awaitable[str]]) 
 
 
 class Crowd:
-    """A registry that counts its connections, and takes its time."""
+    """A slow registry that counts its connections."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

@@ -1,4 +1,4 @@
-"""A registry that was never reached is reported soon; one that has answered is retried by the policy."""
+"""A registry that was never reached fails soon; a registry that has answered is retried by the policy."""
 
 from __future__ import annotations
 

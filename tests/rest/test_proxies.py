@@ -95,7 +95,7 @@ async def failure(url: str) -> BaseException | None:
     async with RestApiClient(url, TOKEN, config=THREE_TRIES) as client:
         try:
             await client.current_user()
-        except Exception as error:  # noqa: BLE001 - its type is what the tests look at
+        except Exception as error:  # noqa: BLE001 - the tests check its type
             return error
     return None
 
@@ -156,7 +156,7 @@ async def test_unusable_storage_proxy_raises(proxy: str, monkeypatch: pytest.Mon
         error: BaseException | None = None
         try:
             client.bentos.session.storage_target(SecretStr("http://storage.example/key?signature=5ecret"))
-        except Exception as refused:  # noqa: BLE001 - its type is what is looked at
+        except Exception as refused:  # noqa: BLE001 - the tests check its type
             error = refused
     assert isinstance(error, ConfigError)
 

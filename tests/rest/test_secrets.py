@@ -119,17 +119,17 @@ class Unreadable(aiohttp.BytesPayload):
         raise ConnectionResetError("gone")
 
 
-@pytest.mark.parametrize("says", ["Connection timeout to host", "Can not write request body for"])
+@pytest.mark.parametrize("message", ["Connection timeout to host", "Can not write request body for"])
 async def test_aiohttp_error_hides_query(
-    says: str, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    message: str, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "async_bento.rest")
     url = await serve(Recorder())
-    if "timeout" in says:
+    if "timeout" in message:
         monkeypatch.setattr(aiohttp.TCPConnector, "connect", mock.AsyncMock(side_effect=asyncio.TimeoutError))
     async with RestApiClient(url, TOKEN) as client:
         address = client.bentos.session.storage_target(SecretStr(f"{url}/bucket/key?X-Amz-Signature={SIGNATURE}"))
-        with pytest.raises(aiohttp.ClientError, match=says) as caught:
+        with pytest.raises(aiohttp.ClientError, match=message) as caught:
             async with address.request("PUT", SECONDS, data=Unreadable(b"bytes")):
                 pass
     assert f"{url}/bucket/key?…" in str(caught.value)

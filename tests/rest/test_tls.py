@@ -40,11 +40,11 @@ CERTIFICATE = Path(__file__).parents[1] / "tls" / "certificate.pem"
 
 @dataclass
 class TlsServer:
-    """A server whose certificate nobody knows.
+    """A server with an untrusted certificate.
 
     Attributes:
-        greeted: How many connections have begun.
-        seen: The requests that came.
+        greeted: The number of opened connections.
+        seen: The received requests.
     """
 
     url: str = ""

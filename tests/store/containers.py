@@ -1,6 +1,6 @@
-"""Runs commands as a container does: in a root of its own, as any user, with mounts and few variables.
+"""Runs commands as in a container: in their own root, as any user, with mounts and few variables.
 
-The root is an overlay over this machine's, whose files are the lower layer, as those of an image are.
+The root is an overlay over that of this machine, whose files are the lower layer, like those of an image.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Mount:
 
 @dataclass(frozen=True)
 class Container:
-    """What commands run in.
+    """The environment of commands.
 
     Fields:
-        user: The user id, and the group id, which need no name.
+        user: The user id and the group id; neither needs a name.
         groups: Further groups, like the `fsGroup` of Kubernetes.
         has_read_only_root: Whether only the mounts can be written.
         has_capabilities: Whether root has the rights of root.
@@ -76,7 +76,7 @@ class Container:
         root = layers / "root"
         options = f"lowerdir=/,upperdir={layers}/upper,workdir={layers}/work"
         lines = [
-            # A layer must not lie in another one, so not on the disk of the lower layer.
+            # A layer must not be inside another one, so not on the disk of the lower layer.
             f"mount -t tmpfs tmpfs {layers}",
             f"mkdir {layers}/upper {layers}/work {root}",
             f"mount -t overlay overlay -o {options} {root}",
@@ -117,7 +117,7 @@ class Container:
 
 
 def _closed_directories() -> list[Path]:
-    """What only its owner can enter, on the way to Python and to the package."""
+    """Return the parents of Python and of the package that only their owner can enter."""
     ways = [Path(os.path.realpath(sys.executable)), Path(sys.prefix, "lib"), PROJECT / "tests"]
     parents = {parent for way in ways for parent in way.parents}
     return sorted(parent for parent in parents if not parent.stat().st_mode & 0o001)
@@ -125,7 +125,7 @@ def _closed_directories() -> list[Path]:
 
 @functools.cache
 def _obstacle() -> str | None:
-    """Why no container can run here; None if one can."""
+    """Return the reason why no container can run here; None if one can."""
     if not IS_ROOT:
         return "only root mounts, and acts as several users"
     try:

@@ -73,7 +73,7 @@ static int at_below(int fd, const char *path)
 /* What a call needs, so as to fail without it. */
 enum { NOTHING, A_WRITABLE_DISK, ROOM };
 
-/* Count a step, and say whether the call fails there; it may also be the last thing this process does. */
+/* Count a step and return whether the call fails there; or kill the process at this step. */
 static int refused(int concerned, int need)
 {
     if (!concerned) return 0;

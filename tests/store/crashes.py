@@ -71,7 +71,7 @@ for line in sys.stdin:
 
 @dataclass
 class Crasher:
-    """A process that forks one child per push or pull, so that nothing is imported again."""
+    """A process that forks one child per push or pull, which saves the imports."""
 
     process: subprocess.Popen[str]
 

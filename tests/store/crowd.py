@@ -31,7 +31,7 @@ OLDEST, NEWEST = "2024-01-01 00:00:00", "2024-01-02 00:00:00"
 
 
 class Until:
-    """The end of a crowd: some seconds have passed and its reader has seen each side often enough, on any machine."""
+    """The end of a crowd: after some seconds, once its reader has seen each side often enough."""
 
     def __init__(self, seconds: float, stop: Path) -> None:
         self._stop = stop
@@ -39,13 +39,13 @@ class Until:
         self._latest = time.time() + seconds + LONGEST
 
     def is_over(self, seen: Counter[str] | None = None) -> bool:
-        """Whether to end; the reader passes what it has seen, and ends the crowd."""
+        """Return whether to end; the reader passes its counts, and ends the crowd."""
         if seen is not None and time.time() > self._earliest and min(seen["a"], seen["b"]) > ENOUGH:
             self._stop.touch()
         return self._stop.exists() or time.time() > self._latest
 
     def is_late(self) -> bool:
-        """Whether to end without a success; on a busy machine, another process may have had all the time."""
+        """Return whether to end without a success: on a busy machine, other processes may have used all the time."""
         return time.time() > self._earliest + LATER
 
 
@@ -63,7 +63,7 @@ def side_of(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        # Relative to the directory's descriptor: by path, two files may belong to two items that are both whole.
+        # Relative to the directory's descriptor: by path, two files may belong to two complete items.
         for name in ["bento.yaml", *FILES]:
             with suppress(FileNotFoundError), os.fdopen(os.open(name, os.O_RDONLY, dir_fd=directory), "rb") as file:
                 found[name] = file.read()
@@ -113,7 +113,7 @@ async def act(role: str, until: Until) -> Counter[str]:
             except (ArchiveError, TransferError) as error:
                 # A push fails when its item is deleted or replaced, and a pull when its item is pushed again.
                 raced = isinstance(error, SourceChangedError) or re.search(
-                    "pushed (anew|again)|cannot pack .*: No such file", str(error)
+                    "pushed again|cannot pack .*: No such file", str(error)
                 )
                 happened["raced" if raced else f"broken: {error}"] += 1
             except Exception as error:  # noqa: BLE001 - the test reports it

@@ -21,7 +21,7 @@ from tests.store.stores import OLD, fill, put, staging_of
 
 @pytest.fixture
 def synced(monkeypatch):
-    """The paths that were synced, or `everything`, in order; and the renames into the store."""
+    """Record the synced paths (`everything` for the disk), and the renames into the store, in order."""
     done = []
     fsync, sync_filesystem, rename = os.fsync, platform.flush_filesystem, Path.rename
 
@@ -91,7 +91,7 @@ def test_commit_syncs_around_rename(store, synced):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 def test_replace_syncs_record_first(store, synced):
-    """A power failure between two renames leaves the old item aside: only the record says where it belongs."""
+    """After a power failure between two renames, only the record names the place of the moved old item."""
     put(store, "iris:v1", OLD)
     synced.clear()
     put(store, "iris:v1", replace=True)

@@ -1,4 +1,4 @@
-"""Pulls and pushes in containers: read-only roots, users without names and homes, volumes that others have filled."""
+"""Pulls and pushes in containers: read-only roots, users without names and homes, volumes with foreign files."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ pytestmark = [
 ]
 
 USER, TEAM = 12001, 12100
-"""Numbers without names."""
+"""User and group ids without names."""
 
 REMEDY = "Make the directory writable for this user, or set BENTOML_HOME to another directory."
 
 
 @pytest.fixture
 def container(served: LocalRegistry, home: Path) -> Container:
-    """A container that knows a registry with a bento, its model, and a newer version of the bento."""
+    """A container with the credentials of a registry with a bento, its model, and a newer version."""
     make_model(home)
     make_bento(home, files={"src/service.py": b"pass", "run.sh": b"#!"}, models=["mod:m1"])
     make_bento(home, "svc:v2", built="2025-01-01 00:00:00")
@@ -62,7 +62,7 @@ def mounted(container: Container, volume: Path | None, **changes: object) -> Con
 
 
 def run(container: Container, *commands: str) -> list[tuple[int, str]]:
-    """Run commands after each other, also after a failure; return the exit code and the output of each."""
+    """Run commands one after another, even after a failure; return the exit code and the output of each."""
     script = "\n".join(f'async-bento {command} 2>&1; echo "=$?="' for command in commands)
     done = container.run("sh", "-c", script)
     assert done.stderr == ""
@@ -107,7 +107,7 @@ def test_read_only_home_login_remedy(container):
     assert done.stderr.endswith(f"Error: cannot write /bentoml/.yatai.yaml: Read-only file system. {remedy}\n")
 
 
-# One writable mount, and nothing else
+# One writable mount only
 
 
 def test_read_only_root_needs_one_mount(container):
@@ -129,7 +129,7 @@ def test_read_only_root_needs_one_mount(container):
 
 
 def test_root_volume_serves_any_user(container, volume, home):
-    """As an init container of root does, whose volume the next container mounts for reading."""
+    """An init container of root fills the volume, and the next container mounts it for reading."""
     (filled,) = run(mounted(container, volume, user=0), "pull svc:v1 --with-models")
     assert filled[0] == 0, filled
     reader = mounted(container, volume, is_read_only=True)
@@ -178,7 +178,7 @@ def test_group_volume_follows_umask(container, volume, umask):
     assert {path.stat().st_gid for path in (volume / "bentos").rglob("*")} == {TEAM}
 
 
-# What is in the image
+# Items in the image
 
 
 def test_image_layer_replace_delete(container, volume, home):
@@ -203,7 +203,7 @@ def test_image_layer_replace_delete(container, volume, home):
 
 
 def test_image_layer_read_only_root(container, volume):
-    """As of a bento that the build of the image has pulled."""
+    """The build of the image has pulled the bento."""
     make_bento(volume)
     (volume / "bentos" / "svc" / "latest").write_text("v1")
     image = replace(container, environment={**container.environment, "BENTOML_HOME": str(volume)})

@@ -1,4 +1,4 @@
-"""After a kill at any step, the store has the old item or the new one, and the next call removes what is left.
+"""After a kill at any step, the store has the old item or the new one, and the next call removes the leftovers.
 
 Each test kills a process at its first step, another one at its second step, and so on until a process survives.
 """

@@ -1,4 +1,4 @@
-"""The directory of a pull on disk: what a commit replaces, and what a killed pull leaves."""
+"""The target directory of a pull: replacements by a commit, and leftovers of killed pulls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pull(path: Path, *, force: bool = False) -> Bento:
 
 @pytest.fixture(params=[False, True], ids=["renamed", "filled in place"])
 def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty directory; a rename replaces it, or does not reach it, as with a mount."""
+    """An empty directory that a rename replaces, or cannot replace, as with a mount."""
     if request.param:
 
         def refuse(probe: Path, directory: Path) -> bool:

@@ -28,7 +28,7 @@ EVERY = int(os.environ.get("CRASH_EVERY", "4"))
 
 @pytest.fixture
 def there(tmp_path, home, served) -> Path:
-    """Make a home with an old `svc:v1`; the registry has a new one."""
+    """Make a home with an old `svc:v1`; the registry has a newer one."""
     new = make_bento(
         home, files={"src/service.py": b"new", "noise": random_bytes(150 * KiB)}, built="2024-01-02 00:00:00"
     )

@@ -60,7 +60,7 @@ def test_latest_fifo_does_not_block(tmp_path):
 
 
 def error_of_thread(function):
-    """Call a function in a thread that may block for ever, and return the message of its error."""
+    """Call a function in a thread that may block forever, and return the message of its error."""
     messages = []
 
     def call():
@@ -247,7 +247,7 @@ def test_model_names_missing_field(tmp_path, field):
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"version": 1.10}, "version"),  # it was written 1.10 and is 1.1 to YAML: no guess is safe
+        ({"version": 1.10}, "version"),  # YAML reads 1.10 as 1.1, so no guess is safe
         ({"name": "no name"}, "name"),
         ({"models": [{"tag": "iris:"}]}, r"models\.0\.tag"),
         ({"services": [{"service": ""}]}, r"services\.0\.name"),

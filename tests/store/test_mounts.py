@@ -33,7 +33,7 @@ class Place:
     Fields:
         name: Its name, also in the guide.
         setup: Commands that mount it; `/volume` is an empty directory.
-        programs: What the commands need.
+        programs: The programs of the commands.
         mounts: Mounts of the container, of `/volume`.
         has_links: Whether symbolic links can be made.
     """

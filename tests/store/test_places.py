@@ -1,4 +1,4 @@
-"""Stores that are mounts, that several users share, and below directories that cannot be written."""
+"""Stores on mounts, shared by several users, and below read-only directories."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_read_only_parent_stages_inside(store, home, monkeypatch):
 
 @pytest.mark.posix("sticky directories")
 def test_sticky_tmp_is_not_used(store, home):
-    """A store right below `/` must not stage in `/tmp`, where the first user would shut out the others."""
+    """A store directly below `/` must not stage in `/tmp`, where the first user would lock out the others."""
     (home / "tmp").mkdir(parents=True)
     (home / "tmp").chmod(0o1777)
     (home / "tmp" / "async-bento-of-somebody-else").mkdir()
@@ -287,7 +287,7 @@ def test_pulled_mode_follows_umask(served: LocalRegistry, home, tmp_path):
     assert stat.S_IMODE((pulled / "bento.yaml").stat().st_mode) & 0o444 == 0o444
 
 
-# What stays
+# Leftovers
 
 
 def test_lock_files_do_not_accumulate(served: LocalRegistry, home, tmp_path):

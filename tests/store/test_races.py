@@ -1,4 +1,4 @@
-"""Processes and threads that change one name at the same time leave the store whole."""
+"""Concurrent changes of one name by processes and threads keep the store consistent."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_no_symlinks_copies_files(bento, there, monkeypatch, number, caplog):
 
 def test_no_symlinks_copies_directories(served: LocalRegistry, home, there, monkeypatch):
     bento = make_bento(home, files={"src/a/b.py": b"b", "other/file": b"x"})
-    (bento / "src" / "to-file").symlink_to("../other/file")  # first what the other links lead to
+    (bento / "src" / "to-file").symlink_to("../other/file")  # first the targets of other links
     (bento / "a-link").symlink_to("src")
     (bento / "other" / "to-link").symlink_to("../a-link/a")
     with BentoAPI(progress=False) as api:
@@ -129,7 +129,7 @@ def test_link_copies_count_as_content(served: LocalRegistry, home, there, monkey
 
 @pytest.mark.posix("sync of a directory")
 def test_small_commit_skips_syncfs(store, monkeypatch):
-    """syncfs(2) waits for whatever other programs write to the same disk."""
+    """syncfs(2) also waits for the writes of other programs to the same disk."""
     called = []
 
     class Library:

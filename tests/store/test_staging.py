@@ -162,7 +162,7 @@ def test_recover_spares_live_process(store, home):
     with spawn(script) as process:
         left = process.stdout.readline().strip()
         with store.stage():
-            assert left in staging_of(store)  # it lives, and keeps it
+            assert left in staging_of(store)  # the process runs and keeps the directory
         process.kill()
     assert (home / "tmp" / left / "item" / "x").exists()
     with store.stage():

@@ -1,4 +1,4 @@
-"""A process that is stopped, forked or killed in the middle of its work does not hold up the others."""
+"""A process that is stopped, forked or killed during its work does not block other processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.processes
 
-LONG = 30  # seconds in which what does not wait has ended on any machine
+LONG = 30  # seconds; a call without waits ends sooner on any machine
 
 HOLDER = """
 import sys, time
@@ -53,7 +53,7 @@ put(BentoStore(sys.argv[1]), "svc:v0")
 
 @contextmanager
 def name_lock_held(store: BentoStore) -> Iterator[subprocess.Popen[str]]:
-    """Let another process stop while it changes an item of `svc`."""
+    """Stop another process while it changes an item of `svc`."""
     with spawn(HOLDER, store.path) as process:
         try:
             assert process.stdout.readline() == "holding\n"
@@ -81,7 +81,7 @@ async def test_cancelled_pull_ends_lock_wait(
     api = make_client(proxy, elsewhere)
     async with name_locked(BentoStore(elsewhere / "bentos")) as process:
         pull = asyncio.create_task(api.pull("svc:v1"))
-        await asyncio.sleep(3)  # which is long enough for the pull to reach the lock, of whatever version
+        await asyncio.sleep(3)  # enough for the pull to reach the lock, of either version
         pull.cancel()
         ended, _ = await asyncio.wait([pull], timeout=LONG)
         process.kill()
@@ -98,7 +98,7 @@ async def test_client_close_ends_lock_wait(
     api = make_client(proxy, elsewhere)
     async with name_locked(BentoStore(elsewhere / "bentos")) as process:
         pull = asyncio.create_task(api.pull("svc:v1"))
-        await asyncio.sleep(3)  # which is long enough for the pull to reach the lock, of whatever version
+        await asyncio.sleep(3)  # enough for the pull to reach the lock, of either version
         closing = asyncio.create_task(api.aclose())
         ended, _ = await asyncio.wait([closing], timeout=LONG)
         process.kill()
@@ -292,7 +292,7 @@ def test_recover_keeps_valid_latest(store):
 
 
 def test_removed_lock_file_is_no_lock(store):
-    """Who waits for a lock has opened its file; who releases the lock removes that file."""
+    """A waiter has opened the file of the lock; the release of the lock removes this file."""
     turns, inside = [], threading.Lock()
 
     def work(number):

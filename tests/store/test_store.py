@@ -215,7 +215,7 @@ def test_delete_unmovable_in_place(store, monkeypatch):
     rename = Path.rename
 
     def refuse(self, target):
-        if self == store.path / "iris" / "v1":  # as overlayfs does with what an image brought
+        if self == store.path / "iris" / "v1":  # like overlayfs for files of an image
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(self))
         return rename(self, target)
 

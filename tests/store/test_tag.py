@@ -1,4 +1,4 @@
-"""Tags follow BentoML's rules, and break them loudly."""
+"""Tags follow the rules of BentoML, and invalid tags raise errors."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def surroundings(tmp_path: Path) -> Surroundings:
 
 @pytest.fixture
 def assert_refused(surroundings: Surroundings) -> AssertRefused:
-    """Feed a tar in pieces of several sizes; each time it is refused, its member named, and nothing else touched."""
+    """Feed a tar in pieces of several sizes; each extraction must fail, name the member, and change nothing else."""
 
     def check(data: bytes, why: str, member: str | None, *, end: bytes = END, **limits) -> None:
         for step in STEPS:

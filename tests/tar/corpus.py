@@ -1,4 +1,4 @@
-"""Valid tars that have a little of everything, to be spoiled."""
+"""Valid tars with all features, as a base for damaged ones."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ CORPUS = (
     block("old", tarfile.AREGTYPE, b"a") + block("mapped", tarfile.CONTTYPE, b"c") + END,
     *(_of_tarfile(fmt) for fmt in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)[1:]),
 )
-"""Plain ones."""
+"""The uncompressed tars."""
 
 COMPRESSED = gzip.compress(_PLAIN + _LINKS + END)

@@ -1,4 +1,4 @@
-"""What holds for the extractor whatever it is fed."""
+"""Properties of the extractor for any input."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Surroundings:
         base: An empty directory.
 
     Attributes:
-        there: Where tars are extracted.
-        canary: What must stay as it is.
-        found: What the last tar that was not refused has left.
+        there: The directory of the extractions.
+        canary: The directory that must not change.
+        found: The tree of the last accepted tar.
     """
 
     def __init__(self, base: Path) -> None:
@@ -45,15 +45,15 @@ class Surroundings:
         assert snapshot(self.canary) == self._before
 
     def feed(self, data: bytes, step: int | None = None, **limits) -> ArchiveError | StoreError | None:
-        """Extract, check what holds in any case, and remove what was extracted.
+        """Extract, check the properties, and remove the extracted files.
 
         Args:
-            data: A tar, or something like it.
+            data: A tar, possibly damaged.
             step: The size of the pieces; None for one.
-            limits: As of the extractor.
+            limits: The limits of the extractor.
 
         Returns:
-            Why it was refused; None where it was not.
+            The error of a refused tar; None for an accepted one.
         """
         self.there.mkdir()
         try:
@@ -81,7 +81,7 @@ class Surroundings:
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, int, int, bytes]]:
-    """The state of a directory and everything below it: modes, times, sizes, contents."""
+    """Return the modes, times, sizes and contents of a directory and all entries below it."""
     found = {}
     for path in (root, *root.rglob("*")):
         status = path.lstat()
@@ -91,7 +91,7 @@ def snapshot(root: Path) -> dict[str, tuple[int, int, int, bytes]]:
 
 
 def as_tarfile_reads_it(data: bytes) -> dict[str, tuple[bytes, bytes | str]]:
-    """The members of a tar, and the directories on the way to them, by a second reader: type, and content or target."""
+    """Return the type, and content or target, of all members and their parents, as read by tarfile."""
     found: dict[str, tuple[bytes, bytes | str]] = {}
     mode: Literal["r:", "r:*"] = "r:" if decompressor_for(data[:MAGIC_SIZE]) is None else "r:*"
     with tarfile.open(fileobj=io.BytesIO(data), mode=mode, errorlevel=2) as tar:
@@ -112,7 +112,7 @@ def as_tarfile_reads_it(data: bytes) -> dict[str, tuple[bytes, bytes | str]]:
 
 
 def as_extracted(there: Path) -> dict[str, tuple[bytes, bytes | str]]:
-    """The same of what lies on the disk."""
+    """Return the same for the files on the disk."""
     found: dict[str, tuple[bytes, bytes | str]] = {}
     for path in there.rglob("*"):
         name = path.relative_to(there).as_posix()
@@ -126,7 +126,7 @@ def as_extracted(there: Path) -> dict[str, tuple[bytes, bytes | str]]:
 
 
 def _open_up(there: Path) -> None:
-    """Let what was extracted be read and removed by others than root."""
+    """Make all extracted entries readable and removable for users other than root."""
     there.chmod(0o700)
     for parent, directories, _ in os.walk(there):
         for path in (Path(parent, name) for name in directories):

@@ -1,4 +1,4 @@
-"""Tars that mean to fill memory, disks or time: each of the limits, and what it costs to run into it."""
+"""Tars that exhaust memory, disk or time: each limit, and the cost until the limit is reached."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXTENDED = [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.
 
 @contextmanager
 def memory_below(size: int) -> Iterator[None]:
-    """Fail if a block takes more memory at once."""
+    """Fail if the peak memory of a block is higher."""
     tracemalloc.start()
     try:
         yield
@@ -44,7 +44,7 @@ def memory_below(size: int) -> Iterator[None]:
 
 
 def feed_until_refused(there: Path, pieces: Iterable[bytes], **limits) -> tuple[UnsafeArchiveError, int]:
-    """Feed pieces for as long as they are taken, and count the accepted ones."""
+    """Feed pieces until one is refused, and return the number of accepted ones."""
     with Extractor(there, **limits) as extractor:
         for number, piece in enumerate(pieces):
             try:
@@ -249,7 +249,7 @@ def test_depth_at_limit_is_removable(tmp_path: Path) -> None:
     assert not there.exists()
 
 
-# Time: none of these may take the square of what it is given
+# Time: none of these may be quadratic
 
 
 def calls(function: Callable[[], object]) -> int:
@@ -296,7 +296,7 @@ def test_extract_flood_linear_steps(tmp_path: Path, flood: Callable[[int], bytes
         data = flood(number) + END
         return calls(lambda: extract(data, there, 10_000))
 
-    steps(10)  # what is done once only
+    steps(10)  # one-time work
     once, twice = steps(300), steps(600)
     assert twice < 2.2 * once
 
@@ -304,11 +304,11 @@ def test_extract_flood_linear_steps(tmp_path: Path, flood: Callable[[int], bytes
 def test_symlink_chain_resolved_once() -> None:
     chain = {f"chain{number}": f"chain{number + 1}" for number in range(38)} | {"chain38": "."}
     through = chain | {f"{number}": "chain0" for number in range(300)}
-    beside = chain | {f"{number}": "." for number in range(300)}
-    assert calls(lambda: check_links(through, {""})) < 4 * calls(lambda: check_links(beside, {""}))
+    separate = chain | {f"{number}": "." for number in range(300)}
+    assert calls(lambda: check_links(through, {""})) < 4 * calls(lambda: check_links(separate, {""}))
 
 
 def test_gzip_empty_members_linear_time(tmp_path: Path) -> None:
-    # The square of it would last longer than a test may.
+    # Quadratic time would exceed the timeout.
     data = gzip.compress(block("a") + END, mtime=0) + gzip.compress(b"", mtime=0) * 150_000
     assert extract(data, tmp_path).finished

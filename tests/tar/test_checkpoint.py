@@ -1,4 +1,4 @@
-"""An extraction that was interrupted anywhere, and another that goes on with it: the same tree in the end."""
+"""An extraction that is interrupted anywhere and resumed by another one gives the same tree."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TAR = (
 
 
 def tree(root: Path) -> dict[str, object]:
-    """All there is of a tree, with modes, times and links."""
+    """Return the entries of a tree with modes, times and links."""
     found: dict[str, object] = {}
     for path in sorted(root.rglob("*")):
         status = path.lstat()
@@ -60,7 +60,7 @@ def expected(tmp_path: Path) -> dict[str, object]:
 
 
 def saved(extractor: Extractor, covered: int) -> Checkpoint:
-    """A checkpoint, as another process reads it."""
+    """Return a checkpoint as read by another process."""
     checkpoint = extractor.checkpoint(covered)
     assert checkpoint is not None
     return Checkpoint.from_json(json.loads(json.dumps(checkpoint.to_json())))
@@ -74,7 +74,7 @@ def go_on(root: Path, checkpoint: Checkpoint, data: bytes = TAR) -> None:
 
 @pytest.mark.parametrize("further", [0, 1, 600, 2000, len(TAR)])
 def test_resume_at_any_byte(tmp_path: Path, expected: dict[str, object], further: int) -> None:
-    """The checkpoint is taken at some byte, and the process goes on for a while before it is killed."""
+    """The process saves a checkpoint at some byte, and continues for a while before the kill."""
     for at in range(10, len(TAR) + 1, 389):
         root = tmp_path / "root"
         root.mkdir()
@@ -160,7 +160,7 @@ def test_duplicate_on_resume_refused(
 
 
 def test_leftover_links_removed(tmp_path: Path) -> None:
-    """A hard link that an interrupted run has made is another name of a file that was whole before."""
+    """A hard link made by an interrupted run is another name of a file that was complete before."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.write_bytes(b"precious")

@@ -44,7 +44,7 @@ def there(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ordinary_user() -> Iterator[Path]:
-    """A directory of someone for whom permissions count, and be that someone: root writes everywhere."""
+    """A directory of an ordinary user, and act as this user, since root can write everywhere."""
     if not IS_ROOT:
         with tempfile.TemporaryDirectory() as directory:
             yield Path(directory)
@@ -67,7 +67,7 @@ def target(link: Path) -> str:
     return os.readlink(link)  # noqa: PTH115 - Path would tidy it
 
 
-# What comes back
+# Extracted trees
 
 
 @pytest.mark.posix("links and file modes")

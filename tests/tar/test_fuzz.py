@@ -1,6 +1,6 @@
-"""Tars spoiled at random: each is refused, or what is extracted is what tarfile reads; nothing outside is touched.
+"""Randomly damaged tars: each is refused or extracted like tarfile reads it, and nothing outside changes.
 
-`tests/fuzz/extractor.py` holds the extractor to the same, guided by coverage and for as long as one likes.
+`tests/fuzz/extractor.py` checks the same properties with a coverage-guided fuzzer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Header blocks: the short way for plain ones reads the same as `tarfile`, and refuses no less."""
+"""Header blocks: the fast parser for plain headers reads and refuses the same blocks as `tarfile`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Tars that mean harm: each is refused, with its member named, or made harmless; nothing outside is touched.
+"""Hostile tars: each is refused with the name of its member, or made harmless; nothing outside changes.
 
-Each is fed in one piece, in odd pieces and byte by byte. What is meant to fill memory, disks or time is in
-`test_bombs.py`, and what a pull leaves of it in `tests/api/test_hostile_pull.py`.
+Each tar is fed in one piece, in odd pieces and byte by byte. `test_bombs.py` has tars that exhaust memory, disk or
+time, and `tests/api/test_hostile_pull.py` tests pulls of hostile tars.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def test_symlink_no_target_refused(assert_refused: AssertRefused) -> None:
 
 
 def test_written_through_cve_2026_27905(assert_refused: AssertRefused) -> None:
-    # BentoML before 1.4.36 checked where a link lies and not where it leads.
+    # BentoML before 1.4.36 checked the path of a link but not its target.
     written = block("evil/file", content=b"pwned")
     assert_refused(symlink("evil", "../canary") + written, "its parent 'evil' is a symlink", "evil/file")
     assert_refused(symlink("evil", "/tmp") + written, "absolute", "evil")
@@ -179,7 +179,7 @@ def test_replaced_link_cve_2026_27905(assert_refused: AssertRefused) -> None:
 
 
 def test_mode_through_cve_2024_12718(assert_refused: AssertRefused) -> None:
-    # tarfile gave the mode and the time of a directory to what lay in its place in the end: a link.
+    # tarfile applied the mode and the time of a directory to the link that had replaced the directory.
     pwned = directory("pwn", mode=0o777, mtime=1)
     assert_refused(directory("pwn") + symlink("pwn", "../canary") + pwned, "an earlier member has the same name", "pwn")
     assert_refused(symlink("pwn", "../canary") + pwned, "an earlier member has the same name", "pwn")
@@ -188,7 +188,7 @@ def test_mode_through_cve_2024_12718(assert_refused: AssertRefused) -> None:
 
 
 def test_link_by_link_cve_2025_4138(assert_refused: AssertRefused) -> None:
-    # As it reads the first leads nowhere outside; the second makes it.
+    # Alone, the first link stays inside; the second one makes it lead outside.
     links = symlink("escape", "link/link/../../canary/file") + symlink("link", "./")
     assert_refused(links, "its target .* leads outside", "escape")
 
@@ -200,7 +200,7 @@ def test_dot_link_cve_2025_4330(assert_refused: AssertRefused) -> None:
 
 
 def test_hard_link_cve_2025_4330(assert_refused: AssertRefused) -> None:
-    # Where the link lies deeper than the hard link to it, the same target leads further up.
+    # If the link is deeper than its hard link, the same target leads further up from the hard link.
     data = directory("a") + block("a/dummy") + symlink("a/s", "../canary") + hard_link("s", "a/s")
     assert_refused(data, "is not an earlier file of the tar", "s")
 
@@ -370,7 +370,7 @@ def test_case_twins_refused(surroundings: Surroundings, twins: bytes, monkeypatc
 
 
 def blind_to_case(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every path below a directory mean the one in small letters."""
+    """Map every path below a directory to lower case."""
 
     def folded(path: object) -> object:
         if not str(path).startswith(f"{there}/"):
@@ -379,7 +379,7 @@ def blind_to_case(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def fold(where: object, name: str) -> None:
         real = getattr(where, name)
-        # Where a symbolic link leads is only text.
+        # The target of a symbolic link is only text.
         both = name == "hardlink_to"
         monkeypatch.setattr(
             where, name, lambda path, *args, **more: real(folded(path), *(map(folded, args) if both else args), **more)
@@ -548,7 +548,7 @@ def test_sparse_member_refused(assert_refused: AssertRefused) -> None:
     assert_refused(pax(records) + block("a"), "sparse", "././@PaxHeader")
 
 
-# Not whole, or more than whole
+# Truncated, or with trailing data
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])

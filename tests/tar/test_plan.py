@@ -50,7 +50,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ordinary_user() -> Iterator[Path]:
-    """A directory of someone for whom permissions count, and be that someone: root reads everything."""
+    """A directory of an ordinary user, and act as this user, since root can read everything."""
     if not IS_ROOT:
         with tempfile.TemporaryDirectory() as directory:
             yield Path(directory)
@@ -75,7 +75,7 @@ async def read(
 async def chunks_of(
     plan: TarPlan, threads: Threads, start: int, stop: int, io_chunk: int = MiB
 ) -> AsyncGenerator[bytes, None]:
-    """The chunks of a range, in the way in which a request reads them."""
+    """Return the chunks of a range as a request reads them."""
     reader = TarReader(plan, start, stop, io_chunk=io_chunk)
     tar = AsyncTarReader(reader, asyncio.get_running_loop(), threads.executor)
     try:
@@ -86,7 +86,7 @@ async def chunks_of(
 
 
 def written_by_tarfile(root: Path, exclude: str | None = None) -> bytes:
-    """The same tar by `tarfile.add`, which is how BentoML makes it, with all that depends on the machine taken out."""
+    """Return the same tar by `tarfile.add`, like BentoML, without the values that depend on the machine."""
 
     def clean(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
         if exclude is not None and (info.name == f"./{exclude}" or info.name.startswith(f"./{exclude}/")):
@@ -104,7 +104,7 @@ def written_by_tarfile(root: Path, exclude: str | None = None) -> bytes:
 
 
 def fill(root: Path) -> None:
-    """One of everything a tar can say of a tree."""
+    """Make a tree with all features that a tar supports."""
     (root / "bento.yaml").write_text("name: iris\n")
     (root / "src").mkdir()
     for size in (0, 1, 511, 512, 513, 10_240, 200 * KiB + 7):
@@ -306,7 +306,7 @@ async def test_tar_command_restores_tree(root: Path, tmp_path: Path, threads: Th
 
 
 def contents(root: Path) -> dict[str, object]:
-    """What BentoML restores: neither modes nor the times of directories, and hard links as copies."""
+    """Return the tree as BentoML restores it: no modes, no directory times, hard links as copies."""
     return {
         path.relative_to(root).as_posix(): path.readlink()
         if path.is_symlink()
@@ -609,7 +609,7 @@ async def test_read_after_harmless_changes(tree: Path, threads: Threads) -> None
 async def test_read_with_fstat_unlike_lstat(
     root: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """GlusterFS answers from another brick; sshfs asks the server by handle instead of by path."""
+    """GlusterFS may answer from another brick; sshfs requests the status by handle instead of by path."""
     (root / "model.bin").write_bytes(random_bytes(size))
     fstat = os.fstat
 
@@ -707,7 +707,7 @@ def open_files(root: Path) -> int:
 
 
 def test_plan_read_after_close(root: Path) -> None:
-    """A thread may come to its turn only when the request has ended."""
+    """A thread may start only after the end of the request."""
     (root / "model.bin").write_bytes(bytes(10_000))
     plan = TarPlan.scan(root)
     reader = TarReader(plan, 0, plan.size, io_chunk=1000)
@@ -747,7 +747,7 @@ async def test_read_cancelled_closes_file(root: Path, threads: Threads) -> None:
 
 
 class SlowDisk:
-    """`os.pread`, which takes its time, and knows how many reads were under way at once."""
+    """A slow `os.pread` that records the highest number of concurrent reads."""
 
     def __init__(self) -> None:
         self.running = self.peak = 0

@@ -39,7 +39,7 @@ class File(NamedTuple):
 
 
 def one_spelling(name: str) -> str:
-    """The same for names that a file system which ignores case takes for one."""
+    """Return the same key for names that a case-insensitive file system treats as equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
@@ -113,7 +113,7 @@ def plant(root: Path, forest: tuple) -> None:
 
 
 def described(root: Path) -> dict[str, tuple]:
-    """All of a tree that must survive a push and a pull."""
+    """Return the properties of a tree that must survive a push and a pull."""
     seen: dict[int, str] = {}
     result: dict[str, tuple] = {}
     for path in sorted([root, *root.rglob("*")]):

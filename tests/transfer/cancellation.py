@@ -1,6 +1,6 @@
-"""Cancels calls wherever they wait, and shows what they leave: tasks, threads, files, connections, records.
+"""Cancels calls at every await, and checks for leftovers: tasks, threads, files, connections, records.
 
-A few of all these places are tried; with `EVERY_AWAIT=1`, all of them (`nox -s every-await`).
+By default only some awaits are tested; with `EVERY_AWAIT=1`, all of them (`nox -s every-await`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAMPLES = 5
 PART = 64 * KiB
 
 
-# What is cancelled, and how
+# Cancellation
 
 
 async def by_task(call: Call, steps: Steps) -> None:
@@ -79,7 +79,7 @@ async def by_group(call: Call, steps: Steps) -> None:
 
 
 async def by_deadline(call: Call, steps: Steps) -> None:
-    """What `fail_after` raises is not what the call was told: that is a cancellation."""
+    """The call sees a cancellation, which `fail_after` replaces by a TimeoutError."""
 
     async def run() -> None:
         with anyio.fail_after(60) as scope:
@@ -95,7 +95,7 @@ async def by_deadline(call: Call, steps: Steps) -> None:
 
 
 async def by_wait_for(call: Call, steps: Steps) -> None:
-    """A timeout of asyncio's own: `wait_for` awaits what it was given as `asyncio.timeout` does, or in a task."""
+    """A timeout of asyncio: `wait_for` awaits the call directly, like `asyncio.timeout`, or in a task."""
     expired = asyncio.get_running_loop().create_future()
 
     def expire() -> None:
@@ -124,7 +124,7 @@ WAYS: dict[str, Way] = {
 
 
 async def places(call: Callable[[Steps], Awaitable[None]]) -> list[Steps]:
-    """The places of a call to try, which is made once to count them."""
+    """Return the awaits to test, after a first run that counts the awaits of the call."""
     steps = Steps()
     await call(steps)
     count = steps.count
@@ -133,7 +133,7 @@ async def places(call: Callable[[Steps], Awaitable[None]]) -> list[Steps]:
     return [Steps(1 + index * (count - 1) // SAMPLES, woken=bool(index % 2)) for index in range(SAMPLES + 1)]
 
 
-# What is left
+# Leftovers
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Books:
 
 
 def descriptors() -> Iterator[tuple[int, str]]:
-    """The file descriptors of this process, and what they are of; none on Windows, which does not list them."""
+    """Return the file descriptors of this process with their targets; empty on Windows, which does not list them."""
     if IS_WINDOWS:
         return
     for link in Path("/proc/self/fd").iterdir():
@@ -153,12 +153,12 @@ def descriptors() -> Iterator[tuple[int, str]]:
 
 
 def open_files(below: Path) -> list[str]:
-    """The files and directories below a path that are open in this process."""
+    """Return the open files and directories of this process below a path."""
     return [target for _, target in descriptors() if target.startswith(f"{below}/")]
 
 
 def connections(proxy: FaultProxy) -> int:
-    """How many sockets of this process are connected to a proxy."""
+    """Count the sockets of this process that are connected to a proxy."""
     port, count = int(proxy.endpoint.rpartition(":")[2]), 0
     for descriptor, target in descriptors():
         if target.startswith("socket:"):
@@ -168,10 +168,10 @@ def connections(proxy: FaultProxy) -> int:
 
 
 def busy_threads() -> list[str]:
-    """The threads that run code of a client."""
+    """Return the threads that run code of a client."""
     busy = []
     for thread in threading.enumerate():
-        if thread.name == "async-bento-hub":  # what it was asked for is told by its last step
+        if thread.name == "async-bento-hub":  # its last step reports the result, so the thread may still run
             thread.join(0.5)
     frames = sys._current_frames()
     for thread in threading.enumerate():
@@ -202,7 +202,7 @@ async def cancelled(
     home: Path,
     *targets: tuple[AsyncBentoAPI, FaultProxy],
 ) -> None:
-    """Make a call that is cancelled at a place, and see that it ends and leaves nothing open; `targets`: of a copy."""
+    """Cancel a call at an await, and check that it ends and closes everything; `targets` are those of a copy."""
     assert not open_files(home)
     with counting_loop(), ends_soon():
         async with nothing_left(api), AsyncExitStack() as stack:
@@ -214,13 +214,13 @@ async def cancelled(
     assert not open_files(home)
     for client, _ in ((api, proxy), *targets):
         await client.aclose()
-    for _ in range(3):  # a transport that was closed lets go of its socket in a later turn of the loop
+    for _ in range(3):  # a closed transport closes its socket in a later iteration of the loop
         await asyncio.sleep(0)
     assert not any(connections(each) for _, each in ((api, proxy), *targets))
 
 
 async def statuses(api: AsyncBentoAPI, tags: dict[str, str]) -> dict[str, str]:
-    """The upload status of each of the records that are there."""
+    """Return the upload status of each existing record."""
     found = {}
     for tag, kind in tags.items():
         with suppress(NotFoundError):
@@ -229,7 +229,7 @@ async def statuses(api: AsyncBentoAPI, tags: dict[str, str]) -> dict[str, str]:
 
 
 async def settled(api: AsyncBentoAPI, tags: dict[str, str]) -> dict[str, str]:
-    """The same, when the registry has taken note of connections that were cut."""
+    """Return the same once the registry has noticed broken connections."""
     until = time.monotonic() + 1
     while True:
         found = await statuses(api, tags)

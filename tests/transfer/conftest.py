@@ -1,4 +1,4 @@
-"""Fixtures of the tests of transfers: clients in processes of their own, small parts, the journals of a test."""
+"""Fixtures of the tests of transfers: clients in separate processes, small parts, recorded journals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def run() -> AsyncIterator[Run]:
-    """Start clients; those that still run are killed with the test."""
+    """Start clients, which are killed at the end of the test."""
     started: list[Client] = []
 
     async def start(*args: Any, **environment: str) -> Client:
@@ -35,7 +35,7 @@ async def run() -> AsyncIterator[Run]:
 
 @pytest.fixture
 def books(monkeypatch: pytest.MonkeyPatch) -> Books:
-    """Record which parts the journals of a test have."""
+    """Record the parts in the journals of a test."""
     books = Books()
     begin, note = Journal.create, Journal.add
 

@@ -1,4 +1,4 @@
-"""A client in a process of its own, and a tar of any size that nobody ever wrote."""
+"""A client in a separate process, and a virtual tar of any size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 ALLOWANCE = 8 * MiB
-"""Of the allocator, the sockets and the interpreter, in bytes; a small transfer before it has warmed them up."""
+"""Noise of the allocator, the sockets and the interpreter, in bytes, after a small transfer as warm-up."""
 
 PRELUDE = """
 import asyncio, json, os, signal, sys
@@ -37,7 +37,7 @@ from pathlib import Path
 from async_bento import AsyncBentoAPI, Config
 
 HOME = Path(os.environ["BENTOML_HOME"])
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
 
 def api(listen=False, where={}, **transfer):
     retry = {"attempts": 2, "wait_initial": 0, "wait_max": 0}
@@ -47,8 +47,8 @@ def api(listen=False, where={}, **transfer):
 def target(**transfer):  # of a copy
     return api(where=dict(endpoint=os.environ["TARGET"], api_token=os.environ["TARGET_TOKEN"]), **transfer)
 
-def say(**what):
-    print(json.dumps(what), flush=True)
+def report(**values):
+    print(json.dumps(values), flush=True)
 
 def most_memory():
     # Not `ru_maxrss`, which starts with the memory of the process that started this one.
@@ -58,7 +58,7 @@ def most_memory():
 
 
 def of_target(proxy: FaultProxy) -> dict[str, str]:
-    """The variables that lead `target` to the registry of a proxy."""
+    """Return the variables with which `target` uses the registry of a proxy."""
     return {"TARGET": proxy.endpoint, "TARGET_TOKEN": proxy.registry.api_token}
 
 
@@ -90,16 +90,16 @@ class Client:
         return cls(process)
 
     async def ended(self) -> tuple[int | None, list[Any], str]:
-        """Its exit code, what it said, and its standard error."""
+        """Wait for the end; return the exit code, the reports, and the standard error."""
         out, err = await self.process.communicate()
         return self.process.returncode, [json.loads(line) for line in out.splitlines()], err.decode()
 
 
 class VirtualTar:
-    """The tar of a model of any size, every byte of it known without being held.
+    """The tar of a model of any size, whose bytes are computed and not stored.
 
     Args:
-        size: Bytes of its weights.
+        size: The size of the weights, in bytes.
     """
 
     def __init__(self, size: int) -> None:
@@ -149,7 +149,7 @@ class VirtualTar:
 
 
 def swallow() -> Fault:
-    """Take a part and keep nothing of it."""
+    """Read and discard a part."""
 
     async def fault(exchange: Exchange) -> web.StreamResponse:
         async for _ in exchange.request.content.iter_any():

@@ -1,4 +1,4 @@
-"""When a client has come to rest, and what it leaves behind: tasks, connections."""
+"""Checks that a client leaves no tasks and no connections in use."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _of_servers: WeakSet[asyncio.Task[Any]] = WeakSet()
 
 @contextmanager
 def serving() -> Iterator[None]:
-    """Mark the tasks of a server that is started within; each task inherits the mark from the task that creates it.
+    """Mark the tasks of servers started in the block; each task inherits the mark of its creator.
 
-    The code of a task does not show whose it is: a library closes a connection of the database in a task of its own.
+    The code of a task does not show its owner: a library closes a database connection in a separate task.
     """
     loop = asyncio.get_running_loop()
     if loop.get_task_factory() is None:
@@ -35,7 +35,7 @@ def serving() -> Iterator[None]:
 
 
 def create_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-    """Create a task, and note it if a server does: before Python 3.12, a task does not show its context."""
+    """Create a task, and record those of servers: before Python 3.12, a task does not show its context."""
     task = asyncio.Task(coroutine, loop=loop, **options)
     if _in_server.get():
         _of_servers.add(task)
@@ -43,25 +43,25 @@ def create_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any)
 
 
 def tasks() -> set[asyncio.Task[Any]]:
-    """The tasks that run, but for those of servers."""
+    """Return the running tasks, except those of servers."""
     return {task for task in asyncio.all_tasks() if not _is_of_server(task)}
 
 
 def _is_of_server(task: asyncio.Task[Any]) -> bool:
-    if sys.version_info >= (3, 12):  # aiohttp creates tasks without the loop, which start at once
+    if sys.version_info >= (3, 12):  # aiohttp creates eager tasks without the loop
         return task.get_context().get(_in_server, False)
     return task in _of_servers
 
 
 async def round_trips(api: AsyncBentoAPI, count: int = 4) -> None:
-    """Long enough for whatever is on its way to arrive at the proxy."""
+    """Seconds; enough for all sent requests to reach the proxy."""
     for _ in range(count):
         await api._resources.client.current_user()
 
 
 @asynccontextmanager
 async def nothing_left(api: AsyncBentoAPI) -> AsyncIterator[None]:
-    """See that what is done within leaves no task and no connection in use."""
+    """Check that the block leaves no task and no connection in use."""
     before = tasks()
     yield
     left = tasks() - before

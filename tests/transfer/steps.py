@@ -1,4 +1,4 @@
-"""Where a call waits: counted, and one of these places chosen for something to happen."""
+"""Counts the awaits of a call, and acts at a chosen one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _counting: ContextVar[Steps | None] = ContextVar("counting", default=None)
 
 
 class Steps:
-    """Counts each time that a task of a call, its own or one it has started, begins to wait.
+    """Counts the waits of all tasks of a call.
 
     Args:
-        at: Which of these times something happens, from 1; 0 for none.
-        woken: Whether it happens when what is waited for has come, and the task has not heard of it yet.
+        at: The number of the wait at which `act` is called, from 1; 0 for none.
+        woken: Whether `act` is called once the awaited result is ready, before the task resumes.
 
     Attributes:
-        act: What happens.
-        count: How often a task has begun to wait.
-        tasks: The tasks.
+        act: The action.
+        count: The number of waits so far.
+        tasks: The counted tasks.
     """
 
     def __init__(self, at: int = 0, *, woken: bool = False) -> None:
@@ -37,7 +37,7 @@ class Steps:
         self.tasks: list[asyncio.Task[Any]] = []
 
     def unfinished(self) -> list[asyncio.Task[Any]]:
-        """The tasks that are not done, of those that were counted."""
+        """The counted tasks that are not done."""
         return [task for task in self.tasks if not task.done()]
 
     def note(self, waited_for: object) -> None:
@@ -51,7 +51,7 @@ class Steps:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count the tasks that are begun within, and those that these begin."""
+        """Count the tasks started in the block, and the tasks that they start."""
         token = _counting.set(self)
         try:
             yield
@@ -86,7 +86,7 @@ class _Counted(Coroutine[Any, Any, Any]):
 
 @contextmanager
 def counting_loop() -> Iterator[None]:
-    """Let the running loop know of `Steps.counted`."""
+    """Install the task factory of `Steps.counted` on the running loop."""
 
     def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         steps = _counting.get()

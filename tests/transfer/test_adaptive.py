@@ -1,4 +1,4 @@
-"""How large the ranges of a pull become, and how many are on their way, by what has come."""
+"""The size and the number of concurrent ranges of a pull, by the measured rate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.properties import unhurried
 
 
 def pull(pace: AdaptiveRanges, total: int, each: float, altogether: float, latency: float) -> tuple[float, int]:
-    """Pull over a link of so many bytes a second for each connection and for all; how long it took, most at once."""
+    """Simulate a pull over a link with a rate per connection and in total; return the time and the peak concurrency."""
     now, start, most = 0.0, 0, 0
     on_their_way: deque[tuple[float, int, float]] = deque()
     while start < total or on_their_way:
@@ -33,9 +33,9 @@ def pull(pace: AdaptiveRanges, total: int, each: float, altogether: float, laten
 @pytest.mark.parametrize(
     ("each", "altogether", "latency", "size", "at_once"),
     [
-        (5 * MiB, 1e12, 0.1, MiB, 32),  # each connection gets little: many
+        (5 * MiB, 1e12, 0.1, MiB, 32),  # a low rate per connection: many connections
         (20 * MiB, 1e12, 0.04, 2 * MiB, 28),
-        (1e9, 1e9, 0.0005, 8 * MiB, 8),  # one would do: large ranges, few of them
+        (1e9, 1e9, 0.0005, 8 * MiB, 8),  # one connection suffices: few large ranges
     ],
     ids=["5 MB/s", "20 MB/s", "loopback"],
 )
@@ -91,7 +91,7 @@ def test_ranges_halve_when_throttled() -> None:
     assert pace.concurrency == 8
 
     pace.throttle(0.0)
-    pace.throttle(0.1)  # the same trouble
+    pace.throttle(0.1)  # the same event
     assert pace.concurrency == 4
     pace.throttle(5.0)
     assert pace.concurrency == 2

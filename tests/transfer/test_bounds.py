@@ -1,4 +1,4 @@
-"""What ends a transfer whose storage, registry or proxy on the way never answers, and who does not wait for it."""
+"""Bounds of transfers whose storage, registry or proxy never answers, and calls that must not wait for them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 SMALL = {"weights": random_bytes(100_000, 7)}
 QUICK = Config(
     timeouts={"connect": 0.5, "stall": 0.6, "complete": 0.6}
-)  # where sent bytes are not followed: `complete`
+)  # `complete` is the bound where the system does not report sent bytes
 STALLED = "no byte was transferred for "
 NO_CONNECTION = "no connection within 0.5 s"
 REFUSED = b"HTTP/1.1 500 Internal Server Error\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -223,7 +223,7 @@ async def test_upload_stall_closes_connections(start_proxy: StartProxy, make_cli
         opened = open_files() - before
 
     assert accepted == 12
-    assert opened < 12 + 8  # the storage's own ends, and a few connections to the registry
+    assert opened < 12 + 8  # the sockets of the storage itself, and a few connections to the registry
 
 
 async def test_upload_completion_requested_once(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
@@ -312,7 +312,7 @@ async def test_upload_recorded_no_response(start_proxy: StartProxy, make_client:
 async def test_upload_slow_without_ack_counter(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel soon holds all bytes, and the system does not tell how many of them have arrived."""
+    """The kernel soon buffers all bytes, and the system does not report how many have arrived."""
     monkeypatch.setattr(platform, "unacknowledged", lambda _: None)
     make_model(home, files={"weights": random_bytes(3 * MiB)})
     proxy = await start_proxy("auto")
@@ -353,12 +353,12 @@ async def test_upload_after_wait_has_new_url(
     assert presigned.at < put.at
 
 
-# A host that has asked for a pause
+# A throttled host
 
 
 @pytest.fixture
 async def two_hosts(start_proxy: StartProxy) -> AsyncIterator[tuple[FaultProxy, FaultProxy]]:
-    """A registry, and another host of its storage, to which the URLs of `busy` models lead."""
+    """A registry, and another host of its storage, which serves the URLs of `busy` models."""
     proxy = await start_proxy()
     async with FaultProxy(proxy.registry) as storage:
 

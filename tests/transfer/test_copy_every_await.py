@@ -1,4 +1,4 @@
-"""Copies that are cancelled wherever they wait: they end soon, report to the target and leave nothing."""
+"""Copies that are cancelled at every await end soon, report to the target and leave nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def with_model(home: Path, number: int) -> dict[str, str]:
     return {f"mod{number}:m1": "model", f"svc{number}:v1": "bento"}
 
 
-# How the source serves the bytes, how the target takes them, and what is copied.
+# The downloads of the source, the strategy of the target, and the copied item.
 COPIES = {
     "in parts": ("presigned_url", "presigned_url", one_model),
     "in one PUT": ("presigned_url", "auto", one_model),
@@ -80,7 +80,7 @@ async def test_copy_cancelled_at_any_await(
         target.requests.clear()
         async with make_client(source) as here, make_client(target) as there:
             done = await copy(here, there, tags)
-        # A registry may handle the cancelled request that says success, after the one that says failed.
+        # A registry may handle the cancelled `success` report after the `failed` report.
         assert done.skipped or found.get([*tags][-1]) != "success", at
         if len(tags) == 1:  # the parts that were journaled are not sent again
             sent = {int(step.rpartition(" ")[2]) for step in target.steps("PUT part")}

@@ -1,4 +1,4 @@
-"""Copies by processes of their own: killed, interrupted and resumed; and the memory that they hold."""
+"""Copies in separate processes: killed, interrupted and resumed; and their memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture
 async def source(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> FaultProxy:
-    """A registry that has `mod:m1`, of three parts."""
+    """A registry with `mod:m1`, of three parts."""
     make_model(origin, files={"weights": random_bytes(12 * MiB + 17)})
     proxy = await start_proxy(name="source")
     await make_client(proxy, origin).models.push("mod:m1")
@@ -44,7 +44,7 @@ def origin(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def there(start_proxy: StartProxy) -> FaultProxy:
-    """The registry that is copied to."""
+    """The target registry."""
     return await start_proxy(name="target")
 
 
@@ -52,7 +52,7 @@ COPY = """
 async def main():
     async with api() as here, target() as there:
         result = await here.models.copy("mod:m1", there, threads=1)
-        say(resumed=result.resumed, parts=result.parts)
+        report(resumed=result.resumed, parts=result.parts)
 
 asyncio.run(main())
 """
@@ -79,7 +79,7 @@ async def test_copy_resumed_after_kill(
     there.add_fault(f"{PART}3", held)
 
     client = await run(COPY, source, home, **of_target(there))
-    await held.arrived.wait()  # by the only thread: the parts before are in the journal
+    await held.arrived.wait()  # by the only thread, so the earlier parts are in the journal
     client.process.kill()
     await client.ended()
     held.released.set()
@@ -153,15 +153,15 @@ async def main():
     async with api(**measures) as here, target(**measures) as there:
         for _ in range(3):
             result = await here.models.copy("mod:m1", there, force=True, threads=4)
-            say(peak=most_memory(), sent=result.bytes_sent, parts=result.parts)
+            report(peak=most_memory(), sent=result.bytes_sent, parts=result.parts)
 
 asyncio.run(main())
 """
 
 THREADS, WINDOW, RANGE = 4, 16 * MiB, 8 * MiB
-IN_ORDER = WINDOW + RANGE  # the ranges that are read ahead, and the one that is sent
+IN_ORDER = WINDOW + RANGE  # the ranges read ahead, and the range being sent
 
-# How the source sends the tar, how the target takes it, the part size, and the bytes that a copy holds.
+# The downloads of the source, the strategy of the target, the part size, and the memory of a copy in bytes.
 LARGE = {
     "parts of the source": ("ranges", "presigned_url", 8 * MiB, THREADS * 8 * MiB),
     "parts of another size": ("ranges", "presigned_url", 5 * MiB, THREADS * 5 * MiB),

@@ -1,4 +1,4 @@
-"""A tar's way from the registry: what is asked for, and what becomes of what arrives."""
+"""Downloads of tars: the requests, and the handling of the received bytes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ RANGE = 64 * KiB
 
 @pytest.fixture
 def pushed(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> StartProxy:
-    """A proxy of a registry that has `mod:m1`; what was said for that is forgotten."""
+    """A proxy of a registry with `mod:m1`, without the requests of the push."""
 
     async def push(transmission: str = "presigned_url", files: dict[str, bytes] | None = None) -> FaultProxy:
         model = make_model(home, files=files or SMALL)
@@ -76,26 +76,26 @@ def pushed(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> Star
 
 
 def nothing_came(elsewhere: Path) -> bool:
-    """Whether neither the store nor its scratch holds anything, but what the next pull may go on with."""
+    """Return whether the store and the staging area hold nothing except resumable state."""
     stored = [path for path in (elsewhere / "models").rglob("*") if path.is_file()]
     return not stored and not left_in_scratch(elsewhere, kept=False)
 
 
 def came(home: Path, elsewhere: Path) -> bool:
-    """Whether the model is there as it was pushed, and nothing else."""
+    """Return whether the store has the model as it was pushed, and nothing else."""
     there = contents(elsewhere / "models/mod/m1")
     return there == contents(home / "models/mod/m1") and not left_in_scratch(elsewhere)
 
 
 def ranges(proxy: FaultProxy) -> list[tuple[int, int]]:
-    """What was asked for, each from its first byte to the one after its last."""
+    """Return the requested ranges, each as start and stop."""
     asked = [
         re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["Range"]) for request in proxy.matching("GET (blob|bytes)")
     ]
     return [(int(match[1]), int(match[2]) + 1) for match in asked if match]
 
 
-# As it should be
+# Without faults
 
 
 @pytest.mark.parametrize("transmission", ["presigned_url", "auto", "proxy"])
@@ -214,7 +214,7 @@ async def test_ranges_limited_by_window(pushed: StartProxy, make_client: MakeCli
     second.released.set()
     await pulling
 
-    assert asked == 1 + 4  # the first, which has been unpacked, and a window of four
+    assert asked == 1 + 4  # the first range, already extracted, and a window of four
     assert len(ranges(proxy)) == 13
 
 
@@ -266,7 +266,7 @@ async def test_no_range_support_is_streamed(
     ("strategy", "asks"), [("proxy", [True, False]), ("presigned_url", [False, False])], ids=["proxy", "presigned"]
 )
 def test_download_asks_storage_once(strategy: str, asks: list[bool]) -> None:
-    """Another time would lead to a storage that has no ranges either, without end."""
+    """A repetition would reach another storage without ranges, without end."""
     record = SimpleNamespace(transmission_strategy=strategy, version="m1")
     source = DownloadSource(SimpleNamespace(kind="model"), "mod", record, verify=True)
 
@@ -319,7 +319,7 @@ async def test_incomplete_item_not_in_store(pushed: StartProxy, make_client: Mak
 
     pulling = asyncio.create_task(api.models.pull("mod:m1"))
     await last.arrived.wait()
-    # It is unpacked while the rest is on its way.
+    # The tar is extracted during the download.
     await eventually(lambda: any("model.yaml" in name for name in left_in_scratch(elsewhere)))
     staged = left_in_scratch(elsewhere)
     stored = [*(elsewhere / "models").rglob("*")]
@@ -342,7 +342,7 @@ async def test_progress_ends_at_tar_size(pushed: StartProxy, make_client: MakeCl
     assert events[-1].phase == "done"
 
 
-# What goes wrong and is tried again
+# Faults that are retried
 
 
 TRANSIENT = {
@@ -411,9 +411,7 @@ async def test_late_refusal_presigns_once(pushed: StartProxy, make_client: MakeC
 
     pulling = asyncio.create_task(make_client(proxy, elsewhere).models.pull("mod:m1"))
     await late.arrived.wait()
-    await proxy.wait_for(
-        "GET bytes", 5 + 1
-    )  # the other goes by the new URL, while the old one's last refusal is to come
+    await proxy.wait_for("GET bytes", 5 + 1)  # the other range uses the new URL before the last refusal of the old one
     late.released.set()
     await pulling
 
@@ -462,7 +460,7 @@ async def test_retry_after_stall_succeeds(
     assert contents(model.path) == contents(home / "models/mod/m1")
 
 
-# What ends a pull
+# Errors that end a pull
 
 
 def sends(body: bytes) -> Fault:
@@ -480,7 +478,7 @@ LIES: dict[str, tuple[Fault, type[BentoError], str]] = {
     ),
     "no Content-Range": (with_headers(Content_Range=None), PartError, "without Content-Range"),
     "a Content-Range that is none": (with_headers(Content_Range="all of it"), PartError, "without Content-Range"),
-    "a size it does not say": (with_headers(Content_Range="bytes 0-65535/*"), PartError, "without Content-Range"),
+    "no total size": (with_headers(Content_Range="bytes 0-65535/*"), PartError, "without Content-Range"),
     "redirect": (refuse(307, headers={"Location": "http://127.0.0.1:9/"}), PartError, REFUSED),
     "refusal": (refuse(400, code="InvalidRequest"), PartError, "400 InvalidRequest"),
     "page": (answer_page(), IntegrityError, r"mod:m1: the storage sent a tar with \d+ bytes instead of \d+: it was"),
@@ -488,16 +486,16 @@ LIES: dict[str, tuple[Fault, type[BentoError], str]] = {
 }
 
 
-@pytest.mark.parametrize(("fault", "error", "said"), LIES.values(), ids=LIES.keys())
+@pytest.mark.parametrize(("fault", "error", "message"), LIES.values(), ids=LIES.keys())
 async def test_wrong_response_leaves_nothing(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, fault: Fault, error: type[BentoError], said: str
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, fault: Fault, error: type[BentoError], message: str
 ) -> None:
     proxy = await pushed()
     proxy.add_fault(GET, fault, times=None)
     api = make_client(proxy, elsewhere)
 
     async with nothing_left(api):
-        with pytest.raises(error, match=said) as caught:
+        with pytest.raises(error, match=message) as caught:
             await api.models.pull("mod:m1")
 
     assert "signature" not in str(caught.value)
@@ -597,11 +595,11 @@ async def test_new_size_never_mixed(pushed: StartProxy, make_client: MakeClient,
 async def test_pushed_again_never_mixed(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
-    """A presigned URL is that of the old bytes; the registry itself sends the new ones."""
+    """A presigned URL still serves the old bytes; the registry itself serves the new ones."""
     proxy = await pushed(transmission)
     proxy.streams_downloads = False
     old = contents(home / "models/mod/m1")
-    make_model(home, files=SMALL | {"weights": random_bytes(300_000, 99)})  # as large as it was
+    make_model(home, files=SMALL | {"weights": random_bytes(300_000, 99)})  # of the same size
     pusher = make_client(proxy)
 
     async def push_anew(exchange: Exchange) -> web.StreamResponse:
@@ -645,7 +643,7 @@ OTHER = (
 
 
 @pytest.mark.parametrize(
-    ("body", "error", "said"),
+    ("body", "error", "message"),
     [
         (tar_of({"weights": b"x"}), StoreError, "mod:m1.*model.yaml"),
         (tar_of({"model.yaml": OTHER}), StoreError, "other:m1"),
@@ -658,7 +656,7 @@ OTHER = (
     ids=["no yaml", "another model", "broken yaml", "unsafe", "noise", "empty", "empty tar"],
 )
 async def test_wrong_tar_not_in_store(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, body: bytes, error: type[BentoError], said: str
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, body: bytes, error: type[BentoError], message: str
 ) -> None:
     proxy = await pushed("proxy")
     proxy.hides_checksums = True
@@ -666,7 +664,7 @@ async def test_wrong_tar_not_in_store(
     api = make_client(proxy, elsewhere)
 
     async with nothing_left(api):
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=message):
             await api.models.pull("mod:m1")
 
     assert nothing_came(elsewhere)
@@ -695,7 +693,7 @@ async def test_last_retry_reports_storage_error(pushed: StartProxy, make_client:
     api = make_client(proxy, elsewhere)
 
     async with nothing_left(api):
-        with pytest.raises(PartError, match="503 SlowDown: said the storage"):
+        with pytest.raises(PartError, match="503 SlowDown: injected fault"):
             await api.models.pull("mod:m1")
 
     assert nothing_came(elsewhere)

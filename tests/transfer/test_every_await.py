@@ -1,6 +1,6 @@
-"""Calls that are cancelled wherever they wait: they end soon, tell the registry, leave nothing, and can be made again.
+"""Calls that are cancelled at every await end soon, report to the registry, leave nothing, and can be repeated.
 
-A few of all these places are tried; with `EVERY_AWAIT=1`, all of them (`nox -s every-await`).
+By default only some awaits are tested; with `EVERY_AWAIT=1`, all of them (`nox -s every-await`).
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ async def test_push_cancelled_at_any_await(
         async with make_client(proxy) as other:
             done = await push(other, tags)
         is_there = found.get([*tags][-1]) == "success"
-        # A registry that had all bytes when their sender went away notes the success itself, and it may handle the
-        # cancelled request that says success after the one that says failed.
+        # A registry with all bytes records the success itself after a disconnect, and it may handle the cancelled
+        # `success` report after the `failed` report.
         assert done.skipped or not is_there, at
         if pushed == "in parts":
             sent = {int(step.rpartition(" ")[2]) for step in proxy.steps("PUT part")}
@@ -122,7 +122,7 @@ async def test_bare_push_cancelled_at_any_await(start_proxy: StartProxy, make_cl
 
 
 async def test_forced_push_cancelled_keeps_item(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
-    """Its record says `success`, since its bytes are there."""
+    """The record has the status `success`, since the registry has all bytes."""
     make_model(home)
     proxy = await start_proxy()
     await make_client(proxy).models.push("mod:m1")
@@ -167,7 +167,7 @@ async def test_pull_cancelled_at_any_await(
         return await (api.pull(last, with_models=True) if models else api.models.pull(last))
 
     def came(there: Path) -> dict[str, bool]:
-        """Whether each came as it is; those of which nothing is in the store are left out."""
+        """Return whether each item in the store is complete, without the missing items."""
         found = {}
         for tag, kind in tags.items():
             path = f"{kind}s/{tag.replace(':', '/')}"
@@ -180,7 +180,7 @@ async def test_pull_cancelled_at_any_await(
         api = make_client(proxy, there)
         await cancelled(api, lambda: pull(api), steps, WAYS[way], proxy, there)
 
-        assert all(came(there).values()), at  # whole, or not at all
+        assert all(came(there).values()), at  # complete or missing
         assert not left_in_scratch(there, kept=False), at
         async with make_client(proxy, there) as other:
             await pull(other)

@@ -1,4 +1,4 @@
-"""A storage that this machine cannot reach: the bytes go through the registry."""
+"""Transfers through the registry if the storage cannot be reached."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 WEIGHTS = random_bytes(11 * MiB, 8)
 WAITS = {"attempts": 8, "wait_initial": 0.5, "wait_max": 15}
-"""The default policy: a whole schedule lasts for 22 seconds at least."""
+"""The default policy, whose whole schedule lasts at least 22 seconds."""
 WARNING = "All bytes go through the registry instead"
 
 
 async def error_of(call: Awaitable[object]) -> BentoError | None:
-    """The error of a call, or None."""
+    """Return the error of a call, or None."""
     try:
         await call
     except BentoError as error:
@@ -66,7 +66,7 @@ def closed_port() -> str:
 
 @pytest.fixture
 def silent_port() -> Iterator[str]:
-    """A port whose queue is full, so that no connection to it is ever made."""
+    """A port with a full accept queue, which accepts no connection."""
     with closing(socket.socket()) as server:
         server.bind(("127.0.0.1", 0))
         server.listen(0)
@@ -313,7 +313,7 @@ async def test_refused_request_not_bypassed(start_proxy: StartProxy, make_client
 
 
 def test_windows_refused_is_unreachable() -> None:
-    """There, the number of the error is EINVAL, whatever the reason."""
+    """On Windows, the errno is EINVAL for every reason."""
     refused = ConnectionRefusedError(errno.EINVAL, "The remote computer refused the network connection")
     refused.winerror = 1225  # type: ignore[attr-defined]
     error = PartError("cannot reach the storage")

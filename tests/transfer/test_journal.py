@@ -1,4 +1,4 @@
-"""What a push notes of its parts, and what can be read of it after a crash."""
+"""The journal of a push, and its content after a crash."""
 
 from __future__ import annotations
 
@@ -133,6 +133,6 @@ def test_journal_kept_if_replace_fails(journal: Journal, monkeypatch: pytest.Mon
     ],
 )
 def test_journal_difference_has_reason(change: dict[str, object], why: str) -> None:
-    said = SOURCE.model_copy(update=change).difference(SOURCE)
-    assert why in said
-    assert bool(said) == bool(why)
+    difference = SOURCE.model_copy(update=change).difference(SOURCE)
+    assert why in difference
+    assert bool(difference) == bool(why)

@@ -1,4 +1,4 @@
-"""Many transfers in one process, with faults: in the end it holds what it held after the first few."""
+"""Many transfers with faults in one process use no more resources than the first few."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DESCRIPTORS = Path("/proc/self/fd")
 TRANSFERS = 500
 
 WARM = 100
-"""Transfers after which everything that is made once has been made: pools of threads, caches, an allocator's arenas."""
+"""Transfers for warm-up: thread pools, caches, arenas of the allocator."""
 
 PER_TRANSFER = 8 * KiB
 """Bytes of memory a transfer may leave behind, on average: the allocator's noise. The one part or range that a transfer
@@ -56,14 +56,14 @@ FAULTS: dict[str, list[Fault]] = {
 
 
 class Hold(NamedTuple):
-    """What a process holds.
+    """The resources of a process.
 
     Attributes:
-        tasks: Tasks, but those of the servers.
+        tasks: Tasks, except those of the servers.
         pools: Pools of threads; each has as many threads as it once needed, up to its bound.
-        threads: Threads of no pool.
+        threads: Threads outside of pools.
         descriptors: Open files and sockets.
-        memory: Bytes of it that are in memory.
+        memory: Resident bytes.
     """
 
     tasks: int
@@ -74,13 +74,13 @@ class Hold(NamedTuple):
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory, and not of a file."""
+    """Return the resident bytes of this process, without those of files."""
     status = Path("/proc/self/status").read_text().splitlines()
     return KiB * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
 
 async def held() -> Hold:
-    """What there is when all that was on its way has come to rest."""
+    """Return the resources once all transfers and requests have ended."""
     for _ in range(20):
         await asyncio.sleep(0.01)
     gc.collect()
@@ -96,12 +96,12 @@ async def held() -> Hold:
     return Hold(len(tasks()), len(pools), len(threads), len(descriptors), resident())
 
 
-@pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="Linux alone says what a process holds")
+@pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="only Linux lists the descriptors of a process")
 @pytest.mark.timeout(180)
 async def test_faulty_transfers_leak_nothing(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
-    logging.disable()  # pytest keeps what is logged
+    logging.disable()  # pytest keeps log records
     make_model(home, files={"weights": random_bytes(100_000)})
     proxy = await start_proxy()
     await make_client(proxy).models.push("mod:m1")

@@ -47,7 +47,7 @@ def at_first(*faults: Fault) -> Fault:
 
 
 async def error_of(call: Awaitable[object]) -> BentoError | None:
-    """The error of a call, or None."""
+    """Return the error of a call, or None."""
     try:
         await call
     except BentoError as error:
@@ -147,7 +147,7 @@ class Restarting:
         await self.start()
 
     def client(self, home: Path, listener: Callable[[ProgressEvent], None] | bool = False) -> AsyncBentoAPI:
-        """A client with the default policy at a twelfth of its speed."""
+        """A client with the default policy, with waits of a twelfth."""
         return AsyncBentoAPI(
             endpoint=self.registry.endpoint,
             api_token=self.registry.api_token,

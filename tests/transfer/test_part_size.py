@@ -9,7 +9,7 @@ from tests.properties import unhurried
 
 TiB = 1024 * GiB
 
-sizes = st.integers(1, 48 * TiB)  # S3 takes no object above
+sizes = st.integers(1, 48 * TiB)  # the largest object of S3
 wanted_sizes = st.integers(5 * MiB, 5 * GiB)
 
 
@@ -43,8 +43,8 @@ def test_part_size_adds_no_rounds(size: int, wanted: int, threads: int) -> None:
 
 
 def test_part_size_fills_last_round() -> None:
-    assert choose_part_size(60 * MiB, 16 * MiB, 10) == 6 * MiB  # ten parts where there would be four
-    assert choose_part_size(256 * MiB, 16 * MiB, 10) == 13 * MiB  # two rounds of ten, where the second would be of six
+    assert choose_part_size(60 * MiB, 16 * MiB, 10) == 6 * MiB  # ten parts instead of four
+    assert choose_part_size(256 * MiB, 16 * MiB, 10) == 13 * MiB  # two rounds of ten instead of ten and six
     assert choose_part_size(1600 * MiB, 16 * MiB, 10) == 16 * MiB
 
 

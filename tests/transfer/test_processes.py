@@ -1,4 +1,4 @@
-"""What only a process of its own shows: what it holds, what it writes, and that it ends."""
+"""Behaviour that needs a separate process: memory, writes, and the end after signals."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def look(event):
 async def main():
     async with api(look, part_size=16 * 2**20) as client:
         await client.models.push("mod:small", threads=4)
-        say(peak=most_memory(), added=added)
+        report(peak=most_memory(), added=added)
         for name in ("mod:medium", "mod:large"):
             result = await client.models.push(name, threads=4)
-            say(peak=most_memory(), added=added, sent=result.bytes_sent, looks=next(looks) // 2)
+            report(peak=most_memory(), added=added, sent=result.bytes_sent, looks=next(looks) // 2)
 
 asyncio.run(main())
 """
@@ -77,10 +77,10 @@ async def test_push_memory_and_disk_constant(run: Run, start_proxy: StartProxy, 
     (tmp_path / "tmp").mkdir()
 
     client = await run(PUSH, proxy, home, TMPDIR=str(tmp_path / "tmp"), HOME=str(tmp_path))
-    code, said, error = await client.ended()
+    code, reports, error = await client.ended()
 
     assert code == 0, error
-    small, medium, large = said
+    small, medium, large = reports
     assert large["sent"] > 192 * MiB
     assert large["looks"] > 20
     assert sum(large["added"].values()) < 20 * KiB  # the journal: a line for each part
@@ -99,7 +99,7 @@ async def main():
         for tag in ("mod:small", "mod:medium", "mod:large"):
             at = written()
             await client.models.pull("mod:m1", force=True)
-            say(peak=most_memory(), written=written() - at)
+            report(peak=most_memory(), written=written() - at)
 
 asyncio.run(main())
 """
@@ -128,11 +128,11 @@ async def test_pull_memory_and_writes_bounded(
         proxy.add_fault("presign_download", answer_json(200, record | {"checksums": checksums}))
 
     puller = await run(PULL, proxy, elsewhere)
-    code, said, error = await puller.ended()
+    code, reports, error = await puller.ended()
 
     assert code == 0, error
-    small, medium, large = said
-    for tar, figures in zip(tars, said, strict=True):
+    small, medium, large = reports
+    for tar, figures in zip(tars, reports, strict=True):
         assert tar.size - 8192 <= figures["written"] <= tar.size + 64 * 1024
     formula = (4 + 1) * MiB  # window + io_chunk
     assert medium["peak"] - small["peak"] <= formula + ALLOWANCE
@@ -145,7 +145,7 @@ PULL_ONE = """
 async def main():
     async with api() as client:
         model = await client.models.pull("mod:m1")
-        say(path=str(model.path))
+        report(path=str(model.path))
 
 asyncio.run(main())
 """
@@ -153,7 +153,7 @@ asyncio.run(main())
 
 @pytest.fixture
 async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> FaultProxy:
-    """A proxy of a registry that has `mod:m1`, of several ranges."""
+    """A proxy of a registry with `mod:m1`, of several ranges."""
     make_model(home, files={"weights": random_bytes(4 * MiB + 3)})
     proxy = await start_proxy()
     await make_client(proxy).models.push("mod:m1")
@@ -167,7 +167,7 @@ async def test_two_pulls_share_one_download(run: Run, proxy: FaultProxy, home: P
 
     clients = [await run(PULL_ONE, proxy, elsewhere) for _ in range(2)]
     await held.arrived.wait()
-    await proxy.wait_for("GET mod/m1", 2)  # both want it now
+    await proxy.wait_for("GET mod/m1", 2)  # both processes have requested the record
     held.released.set()
     ends = [await client.ended() for client in clients]
 
@@ -181,9 +181,9 @@ async def test_two_pulls_share_one_download(run: Run, proxy: FaultProxy, home: P
 async def test_failed_download_exits(run: Run, proxy: FaultProxy, elsewhere: Path) -> None:
     proxy.add_fault(GET, disconnect_while_sending(100_000), skip=1, times=None)
 
-    code, said, error = await (await run(PULL_ONE, proxy, elsewhere)).ended()
+    code, reports, error = await (await run(PULL_ONE, proxy, elsewhere)).ended()
 
-    assert (code, said) == (1, [])
+    assert (code, reports) == (1, [])
     assert "PartError" in error
     assert not left_in_scratch(elsewhere, kept=False)
     assert not [*(elsewhere / "models").rglob("*")]
@@ -204,15 +204,15 @@ async def test_interrupt_leaves_no_files(
     client = await run(script, proxy, at)
     await held.arrived.wait()
     client.process.send_signal(signal.SIGINT)
-    code, said, error = await client.ended()
+    code, reports, error = await client.ended()
     held.released.set()
 
     assert code not in {0, None}
     assert "KeyboardInterrupt" in error
-    assert said == []
+    assert reports == []
     assert not left_in_scratch(at, kept=False)
     assert direction == "push" or not [*(elsewhere / "models").rglob("*")]
-    # The push was forced: what it would have replaced is still whole.
+    # The interrupted forced push keeps the old item complete.
     assert direction == "pull" or proxy.matching("finish_upload")[-1].json["status"] == "success"
 
 
@@ -240,7 +240,7 @@ main(json.loads(os.environ["ARGUMENTS"]))
 """
 
 
-@pytest.mark.parametrize("presses", [1, 2])  # a third may meet Python in the midst of its own end
+@pytest.mark.parametrize("presses", [1, 2])  # a third interrupt may hit the shutdown of Python
 async def test_cli_interrupt_silent_registry(run: Run, proxy: FaultProxy, home: Path, presses: int) -> None:
     sending, telling = Hold(), Hold()
     proxy.add_fault(PART, sending, times=None)
@@ -250,15 +250,15 @@ async def test_cli_interrupt_silent_registry(run: Run, proxy: FaultProxy, home: 
     await sending.arrived.wait()
     began = time.monotonic()
     for _ in range(presses):
-        with suppress(ProcessLookupError):  # it may end at the second
+        with suppress(ProcessLookupError):  # the second interrupt may end the process
             command.process.send_signal(signal.SIGINT)
         await asyncio.sleep(0.3)
-    code, said, error = await command.ended()
+    code, reports, error = await command.ended()
     sending.released.set()
     telling.released.set()
 
     assert time.monotonic() - began < 10
-    assert (code, said) == (130, [])
+    assert (code, reports) == (130, [])
     lines = [line for line in error.splitlines() if not line.startswith("pushing model mod:m1: ")]
     assert lines[-1].startswith("Interrupted.")
     assert len(lines) <= 2  # and that the registry got no report
@@ -266,7 +266,7 @@ async def test_cli_interrupt_silent_registry(run: Run, proxy: FaultProxy, home: 
 
 async def test_cli_interrupt_prints_resume_hint(run: Run, proxy: FaultProxy, elsewhere: Path, home: Path) -> None:
     held = Hold()
-    proxy.hides_checksums = True  # a verified pull would not resume within the only part
+    proxy.hides_checksums = True  # a verified pull does not resume inside a part
     proxy.add_fault(GET, held, skip=3, times=None)
     arguments = '["models", "pull", "mod:m1"]'
     measures = {"ASYNC_BENTO_TRANSFER_RANGE_SIZE": str(MiB), "ASYNC_BENTO_TRANSFER_WINDOW": str(2 * MiB)}
@@ -274,7 +274,7 @@ async def test_cli_interrupt_prints_resume_hint(run: Run, proxy: FaultProxy, els
     command = await run(COMMAND, proxy, elsewhere, ARGUMENTS=arguments, **measures)
     await held.arrived.wait()
     command.process.send_signal(signal.SIGINT)
-    code, said, error = await command.ended()
+    code, reports, error = await command.ended()
     proxy._rules.clear()
     held.released.set()
     proxy.requests.clear()
@@ -282,7 +282,7 @@ async def test_cli_interrupt_prints_resume_hint(run: Run, proxy: FaultProxy, els
         await run("sys.stdout = sys.stderr" + COMMAND, proxy, elsewhere, ARGUMENTS=arguments, **measures)
     ).ended()
 
-    assert (code, said) == (130, [])
+    assert (code, reports) == (130, [])
     assert error == "Interrupted. Run the same command again to resume.\n"
     assert again == 0, error_again
     assert "GET bytes=0-1048575" not in proxy.steps("GET bytes")

@@ -1,4 +1,4 @@
-"""A pull that was interrupted, and the one after it: what is fetched again, and what is not.
+"""An interrupted pull and the next one: the ranges that are downloaded again.
 
 The registry sends no checksums here, so that a pull resumes anywhere. `test_verify.py` has the others.
 """
@@ -50,7 +50,7 @@ def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> FaultProxy:
-    """A proxy of a registry that has a model."""
+    """A proxy of a registry with a model."""
     model = make_model(home, files=FILES)
     link_if_possible(model / "link", "weights")
     (model / "small/1").chmod(0o755)
@@ -62,7 +62,7 @@ async def proxy(start_proxy: StartProxy, make_client: MakeClient, home: Path) ->
 
 
 def starts(proxy: FaultProxy) -> list[int]:
-    """Where the ranges began that were asked for."""
+    """Return the starts of the requested ranges."""
     asked = [
         re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["Range"]) for request in proxy.matching("GET (blob|bytes)")
     ]
@@ -70,13 +70,13 @@ def starts(proxy: FaultProxy) -> list[int]:
 
 
 async def refuse_late(exchange: Exchange) -> web.StreamResponse:
-    """Refuse, when what came before has been extracted."""
+    """Refuse a request once all earlier bytes are extracted."""
     await asyncio.sleep(1 if IS_WINDOWS else 0.3)  # files are slower there
     return await refuse(400, code="InvalidRequest")(exchange)
 
 
 async def interrupt(proxy: FaultProxy, api: AsyncBentoAPI, **options: Any) -> int:
-    """Pull until the 20th range is refused; what was asked for until then."""
+    """Pull until the 20th range is refused; return the ranges requested until then."""
     proxy.add_fault(GET, refuse_late, skip=20, times=None)
     with pytest.raises(PartError, match="InvalidRequest"):
         await api.models.pull("mod:m1", **options)
@@ -92,7 +92,7 @@ def state(elsewhere: Path) -> Path:
 
 
 def noted(elsewhere: Path) -> int:
-    """Up to which byte of the tar what has come is extracted, and noted."""
+    """Return the offset in the tar up to which the bytes are extracted and recorded."""
     position: int = json.loads(state(elsewhere).read_text())["checkpoint"]["position"]
     return position
 
@@ -114,7 +114,7 @@ async def test_download_resume_after_failure(
     assert same(home, elsewhere)
     first, total = starts(proxy)[0], events[-1].bytes_total
     assert total is not None
-    assert reached - 2 * MiB <= first <= reached  # the window may have been full of what was not extracted
+    assert reached - 2 * MiB <= first <= reached  # the window may have been full of unextracted bytes
     assert first > 0
     assert [event.message for event in events if event.message] == [f"resuming at {100 * first // total} %"]
     assert events[-1].bytes_done == total
@@ -374,7 +374,7 @@ async def test_restart_after_reboot(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nothing was synced, so a file may be shorter than the checkpoint says."""
+    """Files are not synced, so a file may be shorter than its size in the checkpoint."""
     await interrupt(proxy, make_client(proxy, elsewhere))
     monkeypatch.setattr(platform, "boot_id", lambda: "another")
 
@@ -388,7 +388,7 @@ async def test_restart_after_reboot(
 async def test_resume_without_boot_id(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process does not: the system may have crashed in between."""
+    """Another process does not trust the files, since the system may have crashed in between."""
     platform.boot_id.cache_clear()
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "")
     monkeypatch.setattr(platform, "_windows_boot_id", str)

@@ -1,4 +1,4 @@
-"""A push by force over an item that is whole: what an interruption leaves of the old item."""
+"""Forced pushes over a complete item: the old item after an interruption."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OLD, NEW = random_bytes(6 * MiB, 1), random_bytes(6 * MiB, 2)
 
 
 async def whole(start_proxy: StartProxy, make_client: MakeClient, home: Path, way: str) -> FaultProxy:
-    """A registry that has a whole model, of which the store has another one now."""
+    """A registry with a complete model, whose files in the store differ now."""
     make_model(home, files={"weights": OLD}, labels={"stage": "old"})
     proxy = await start_proxy(way)
     await make_client(proxy).models.push("mod:m1")
@@ -120,7 +120,7 @@ async def test_broken_request_keeps_old_item(
         received.append(exchange)
         response = await disconnect_while_reading(2 * MiB)(exchange)
         await asyncio.sleep(0.1)
-        if received[-1] is exchange:  # aiohttp repeats a request by itself where a kept connection breaks
+        if received[-1] is exchange:  # aiohttp itself repeats a request on a broken kept-alive connection
             item = f"{proxy.registry.endpoint}{exchange.request.path.removesuffix('/upload')}"
             headers = {"X-YATAI-API-TOKEN": proxy.registry.api_token}
             async with aiohttp.ClientSession(headers=headers) as session:

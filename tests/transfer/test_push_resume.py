@@ -1,4 +1,4 @@
-"""A push that was interrupted, and the one after it: what is sent again, and what is not."""
+"""An interrupted push and the next one: the parts that are uploaded again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def proxy(start_proxy: StartProxy, home: Path) -> FaultProxy:
 
 @pytest.fixture
 async def interrupted(proxy: FaultProxy, make_client: MakeClient) -> FaultProxy:
-    """A proxy of a registry that has parts 1 and 2 of a push; the fourth was refused."""
+    """A proxy of a registry with parts 1 and 2 of a push; part 4 was refused."""
     proxy.add_fault("PUT .*partNumber=3", refuse(400, code="InvalidRequest"))
     with pytest.raises(PartError, match="InvalidRequest"):
         await make_client(proxy).models.push("mod:m1", threads=1)
@@ -88,7 +88,7 @@ async def test_skip_removes_resume_state(interrupted: FaultProxy, make_client: M
     (journal,) = (home / "tmp").glob("async-bento-kept-push+*")
     notes = journal.read_text()
     await make_client(interrupted).models.push("mod:m1")
-    journal.write_text(notes)  # as a push leaves it that is killed when the registry has its last word
+    journal.write_text(notes)  # the state after a kill right after the last request
 
     result = await make_client(interrupted).models.push("mod:m1")
 
@@ -128,7 +128,7 @@ KILLED = """
 async def main():
     async with api() as client:
         result = await client.models.push("mod:m1", threads=2)
-        say(resumed=result.resumed, sent=result.bytes_sent)
+        report(resumed=result.resumed, sent=result.bytes_sent)
 
 asyncio.run(main())
 """
@@ -147,15 +147,15 @@ async def test_upload_resume_after_kill(
     arrived = [request for request in proxy.matching("PUT part") if request.status == 200][:3]
     proxy.requests.clear()
 
-    code, (said,), error = await (await Client.start(KILLED, proxy, home)).ended()
+    code, (reported,), error = await (await Client.start(KILLED, proxy, home)).ended()
 
     assert code == 0, error
-    assert said["resumed"]
+    assert reported["resumed"]
     assert len(arrived) == 3
     assert not {request.step for request in arrived[:2]} & {
         *proxy.steps("PUT part")
-    }  # the third's line may not be written
-    assert len(parts(proxy)) <= 4  # what is missing, and what was in flight
+    }  # the line of part 3 may be missing
+    assert len(parts(proxy)) <= 4  # the missing parts, and the parts in flight
     assert await pulled(make_client, proxy, elsewhere) == contents(home / "models/mod/m1")
 
 
@@ -179,7 +179,7 @@ MINIO = "complete multipart upload: The specified multipart upload does not exis
 async def test_failed_completion_restarts(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path, status: int
 ) -> None:
-    """The storage has dropped an upload whose parts had all arrived, and the registry says so in its own words."""
+    """The storage has dropped a complete upload, which the registry reports by its own message."""
     proxy.add_fault(COMPLETE, answer_json(403, {"message": "not you"}))
     with pytest.raises(Exception, match="not you"):
         await make_client(proxy).models.push("mod:m1")
@@ -329,7 +329,7 @@ async def test_too_small_parts_restart(interrupted: FaultProxy, make_client: Mak
 async def test_another_registry_restarts(
     interrupted: FaultProxy, start_proxy: StartProxy, make_client: MakeClient, tmp_path: Path
 ) -> None:
-    async with FaultProxy(interrupted.registry) as other:  # the same one, by another address
+    async with FaultProxy(interrupted.registry) as other:  # the same registry, by another address
         result = await make_client(other).models.push("mod:m1")
 
     assert not result.resumed
@@ -495,7 +495,7 @@ async def test_completion_of_old_object_fails(proxy: FaultProxy, make_client: Ma
     api = make_client(proxy)
     await api.models.push("mod:m1")
     weights = home / "models/mod/m1/weights"
-    weights.write_bytes(random_bytes(26 * MiB, 6))  # as long, and other bytes
+    weights.write_bytes(random_bytes(26 * MiB, 6))  # the same size, but other bytes
     proxy.add_fault(COMPLETE, answer_json(400, {"error": "no"}), times=None)
 
     with pytest.raises(Exception, match="no"):

@@ -1,4 +1,4 @@
-"""Transfers with `Transfer.rate_limit`: they take their time, and do not count as stalled."""
+"""Transfers with `Transfer.rate_limit` keep the rate and do not count as stalled."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ async def test_limited_transfers_share_rate(
     await asyncio.gather(api.models.pull("one:v1"), api.models.pull("two:v1"))
     pulled = time.monotonic()
     assert contents(elsewhere / "models" / "one" / "v1") == contents(home / "models" / "one" / "v1")
-    assert pushed - started > 0.8  # of 200 KiB and two headers, but for the first and the last step
+    assert pushed - started > 0.8  # 200 KiB and two headers, without the first and the last step
     assert pulled - pushed > 0.8
-    assert len(proxy.matching(f"{GET}|{UPLOAD}|GET .*/download$")) < 10  # nothing was repeated
+    assert len(proxy.matching(f"{GET}|{UPLOAD}|GET .*/download$")) < 10  # no request was repeated

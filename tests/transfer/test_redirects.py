@@ -27,7 +27,7 @@ WEIGHTS = random_bytes(11 * MiB, 9)
 
 
 async def error_of(call: Awaitable[object]) -> BentoError | None:
-    """The error of a call, or None."""
+    """Return the error of a call, or None."""
     try:
         await call
     except BentoError as error:

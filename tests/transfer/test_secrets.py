@@ -1,4 +1,4 @@
-"""What a push and a pull that fail tell, log, report and leave on the disk: no token, and no presigned URL."""
+"""Failed pushes and pulls show no token and no presigned URL in errors, logs, events and files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Output:
     things: list[object] = field(default_factory=list)
 
     def secrets(self) -> set[str]:
-        """The token, and what the queries of the presigned URLs hold that were used."""
+        """Return the token, and the values in the queries of the used presigned URLs."""
         queries = [request.query for request in self.proxy.requests if request.path.startswith("/blobs/")]
         signatures = {query["signature"] for query in queries}
         return {self.proxy.registry.api_token} | signatures
@@ -79,7 +79,7 @@ class Output:
             assert not [secret for secret in secrets if secret in text], text
 
     def check_files(self, pattern: str) -> None:
-        """Look into what was left, which only its owner may read."""
+        """Check that only the owner can read the leftover files, and that they contain no secret."""
         (file,) = (self.home / "tmp").glob(pattern)
         assert IS_WINDOWS or stat.S_IMODE(file.stat().st_mode) == 0o600
         text = file.read_text()
@@ -95,7 +95,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 async def answer_nonsense(exchange: Exchange) -> web.StreamResponse:
-    """What is no HTTP: aiohttp's error of it names the whole URL."""
+    """For a response that is not HTTP, the error of aiohttp contains the whole URL."""
     await exchange.read()
     transport = exchange.request.transport
     assert isinstance(transport, asyncio.Transport)

@@ -1,4 +1,4 @@
-"""Uploads whose large files the kernel sends: the same promises as those that Python sends."""
+"""Uploads of large files by the kernel, with the same guarantees as uploads by Python."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ async def test_slow_storage_is_no_stall(
 
 
 def open_files(root: Path) -> list[str]:
-    """The files below a directory that this process has open."""
+    """Return the files below a directory that this process has open."""
     paths = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
     return [str(path) for path in paths if path.is_relative_to(root)]
 

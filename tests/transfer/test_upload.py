@@ -1,4 +1,4 @@
-"""A tar's way to the registry: what the registry and the storage see of it."""
+"""Uploads of tars: the requests to the registry and to the storage."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def outcomes(proxy: FaultProxy) -> list[tuple[str, str]]:
     return [(request.json["status"], request.json["reason"]) for request in proxy.matching(FINISH)]
 
 
-# The three ways
+# The three strategies
 
 
 async def test_registry_upload_is_one_put(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
@@ -170,12 +170,12 @@ async def test_any_success_status_accepted(
     make_model(home)
     proxy = await start_proxy(transmission)
 
-    async def say(exchange: Exchange) -> web.StreamResponse:
+    async def respond(exchange: Exchange) -> web.StreamResponse:
         answer = await exchange.forward()
         answer.set_status(status)
         return answer
 
-    proxy.add_fault(PUT, say, times=None)
+    proxy.add_fault(PUT, respond, times=None)
 
     await make_client(proxy).models.push("mod:m1")
 
@@ -206,7 +206,7 @@ async def test_threads_limit_parts_in_flight(start_proxy: StartProxy, make_clien
 
     assert result.parts == 4
     assert proxy.max_concurrent["PUT"] == 2
-    assert presigned_meanwhile == 4  # each worker's, and the one that follows
+    assert presigned_meanwhile == 4  # one per worker, and the next one
 
 
 async def test_presigns_one_part_ahead(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
@@ -286,7 +286,7 @@ async def test_completes_parts_in_order(start_proxy: StartProxy, make_client: Ma
     assert all(etag.startswith('"') for etag in etags.values())
 
 
-# What goes wrong and is tried again
+# Faults that are retried
 
 
 TRANSIENT = {
@@ -389,7 +389,7 @@ async def test_retry_reduces_progress(start_proxy: StartProxy, make_client: Make
 
     counts = [event.bytes_done for event in events]
     assert max(counts) == counts[-1] == result.bytes_sent
-    assert 0 in counts[counts.index(max(counts)) :]  # all of it had gone once, and was taken back
+    assert 0 in counts[counts.index(max(counts)) :]  # all bytes were counted once, then subtracted
     assert [event.phase for event in events if event.phase != "transferring"] == ["planning", "finishing", "done"]
 
 
@@ -398,7 +398,7 @@ async def test_last_retry_reports_storage_error(start_proxy: StartProxy, make_cl
     proxy = await start_proxy()
     proxy.add_fault(PART, refuse(503, code="SlowDown"), times=None)
 
-    with pytest.raises(PartError, match=r"part 1.*503 SlowDown: said the storage") as caught:
+    with pytest.raises(PartError, match=r"part 1.*503 SlowDown: injected fault") as caught:
         await make_client(proxy).models.push("mod:m1")
 
     assert (caught.value.status, caught.value.part_number) == (503, 1)
@@ -486,7 +486,7 @@ async def test_last_retry_reports_connection(start_proxy: StartProxy, make_clien
     with pytest.raises(APIConnectionError, match=r"the connection to the registry at .* broke"):
         await make_client(proxy).models.push("mod:m1")
 
-    assert len(proxy.matching(UPLOAD)) >= 3  # aiohttp tries once more by itself where a kept connection breaks
+    assert len(proxy.matching(UPLOAD)) >= 3  # aiohttp itself repeats a request on a broken kept-alive connection
 
 
 @pytest.mark.parametrize(
@@ -590,7 +590,7 @@ async def test_no_verify_computes_no_digest(
 async def test_digest_known_before_response(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A storage that is quicker than the hash would be believed without it: the last bytes go when it is known."""
+    """The last bytes wait for the digest; otherwise a fast response would be accepted unchecked."""
     make_model(home, files={"weights": SMALL})
     proxy = await start_proxy("auto")
     arrived: list[int] = []  # at the storage, when the digest became known
@@ -713,7 +713,7 @@ async def test_changed_file_fails(
     ((status, reason),) = outcomes(proxy)
     assert status == "failed"
     assert "weights changed during the push" in reason
-    assert len(proxy.matching("^PUT")) <= 1  # it would change nothing to try again
+    assert len(proxy.matching("^PUT")) <= 1  # a retry would read the same file
 
 
 async def test_changed_between_parts_fails(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
@@ -744,7 +744,7 @@ async def test_changed_within_part_cut_off(start_proxy: StartProxy, make_client:
         with suppress(web.RequestPayloadError, ConnectionError):
             async for chunk in exchange.request.content.iter_any():
                 arrived.append(len(chunk))
-                if sum(arrived) > 2 * MiB:  # the file is open by then, and is looked at when it has been read
+                if sum(arrived) > 2 * MiB:  # the file is open by then, and is checked after the read
                     os.utime(weights, ns=(1, 1))
         return web.Response()
 
@@ -824,8 +824,8 @@ async def test_failed_at_any_step_reported(
 ) -> None:
     make_model(home)
     proxy = await start_proxy(transmission)
-    said = refuse(400, code="no") if "PUT" in step and transmission != "proxy" else answer_json(400, {"error": "no"})
-    proxy.add_fault(step, said)
+    fault = refuse(400, code="no") if "PUT" in step and transmission != "proxy" else answer_json(400, {"error": "no"})
+    proxy.add_fault(step, fault)
     api = make_client(proxy)
 
     async with nothing_left(api):
@@ -987,7 +987,7 @@ async def test_stalled_storage_times_out(
     make_model(home, files={"weights": FOUR_PARTS})
     proxy = await start_proxy("auto")
     proxy.add_fault(PUT, stop_reading(forever), times=None)
-    # `complete` is the bound where the system does not report what the peer has acknowledged.
+    # `complete` is the bound where the system does not report acknowledged bytes.
     api = make_client(proxy, timeouts={"stall": 0.2, "complete": 0.2}, retry={"attempts": 1})
 
     async with nothing_left(api):
@@ -1026,7 +1026,7 @@ async def test_throttling_pauses_all_parts(start_proxy: StartProxy, make_client:
 
 
 async def test_rewind_resets_acknowledged(tmp_path: Path) -> None:
-    """Or the watchdog of the next attempt would begin with the bytes of the last one."""
+    """Otherwise, the watchdog of the next attempt would start with the bytes of the last one."""
     await asyncio.to_thread((tmp_path / "weights").write_bytes, b"weights")
     threads = Threads(1)
     plan = await threads.run(TarPlan.scan, tmp_path)
@@ -1061,13 +1061,13 @@ async def test_retry_after_stall_succeeds(
     assert outcomes(proxy) == [("success", "")]
 
 
-@pytest.mark.parametrize("said", [{"upload_id": ""}, {}], ids=["empty", "absent"])
+@pytest.mark.parametrize("response", [{"upload_id": ""}, {}], ids=["empty", "absent"])
 async def test_multipart_no_upload_id_fails(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path, said: dict[str, str]
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, response: dict[str, str]
 ) -> None:
     make_model(home)
     proxy = await start_proxy()
-    proxy.add_fault("start_multipart", answer_json(200, {"version": "m1", **said}))
+    proxy.add_fault("start_multipart", answer_json(200, {"version": "m1", **response}))
 
     with pytest.raises(APIResponseError, match="upload_id"):
         await make_client(proxy).models.push("mod:m1")

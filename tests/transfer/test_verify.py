@@ -1,4 +1,4 @@
-"""A pull compares what arrives with the checksums that the registry sends: damaged bytes never reach the store."""
+"""Pulls verify the bytes by the checksums of the registry, so damaged bytes never reach the store."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def flip(offset: int, *, whole: bool = False, bits: list[int] | None = None) -> 
 
 
 def starts(proxy: FaultProxy) -> list[int]:
-    """Where the requested ranges start."""
+    """Return the starts of the requested ranges."""
     asked = [request.headers.get("Range", "bytes=0-") for request in proxy.matching(f"GET (blob|bytes)|{DOWNLOAD}")]
     return [int(value.removeprefix("bytes=").partition("-")[0]) for value in asked]
 
@@ -111,7 +111,7 @@ def is_pulled(home: Path, elsewhere: Path) -> bool:
 
 
 def is_clean(elsewhere: Path) -> bool:
-    """Whether neither the store nor the staging area holds a file."""
+    """Return whether the store and the staging area hold no file."""
     stored = [path for path in (elsewhere / "models").rglob("*") if path.is_file()]
     return not stored and not left_in_scratch(elsewhere)
 
@@ -302,7 +302,7 @@ async def test_another_object_fails(
 async def test_item_pushed_meanwhile_restarts(
     push: Push, make_client: MakeClient, home: Path, elsewhere: Path, transmission: str
 ) -> None:
-    """The first answer has the checksums of the object before."""
+    """The first response has the checksums of the earlier object."""
     proxy = await push(transmission)
     stale = with_checksums({"size": 5, "etag": '"abc"', "parts": [[5, "0" * 32]]})
     current = proxy._rules.pop()
@@ -446,7 +446,7 @@ async def test_resume_replaces_files_of_part(push: Push, make_client: MakeClient
 async def test_resume_verifies_whole_part(
     push: Push, make_client: MakeClient, elsewhere: Path, ranges: int, part: int
 ) -> None:
-    """The damaged byte has arrived before the interruption, in the part that was interrupted."""
+    """The damaged byte arrives before the interruption, in the interrupted part."""
     proxy = await push(part=part)
     proxy.add_fault(GET, flip(ranges * RANGE // part * part + 3), times=None)
     await interrupt(proxy, make_client, elsewhere, ranges)

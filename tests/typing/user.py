@@ -1,4 +1,4 @@
-"""A program of someone who uses async-bento, not run, but read by mypy and pyright from elsewhere: `nox -s types`."""
+"""A program that uses async-bento; mypy and pyright check it outside of the repository: `nox -s types`."""
 
 # pyright: strict
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Counter:
-    """A listener that is an object."""
+    """A listener as an object."""
 
     done = 0
 
@@ -45,7 +45,7 @@ class Counter:
 
 
 def listen(event: ProgressEvent) -> None:
-    """A listener that is a function."""
+    """A listener as a function."""
     assert_type(event.bytes_total, int | None)
     assert_type(event.tag, str)
 
@@ -54,7 +54,7 @@ LISTENERS: list[ProgressListener] = [listen, Counter()]
 
 
 async def awaited(root: Path) -> PushResult:
-    """The calls that are awaited."""
+    """The asynchronous calls."""
     async with LocalRegistry(root, transmission="proxy") as registry:
         client = RestApiClient(registry.endpoint, registry.api_token, config=Config(transfer={"verify": False}))
         async with client, AsyncBentoAPI(client, progress=listen, bento_store=BentoStore(root / "bentos")) as api:
@@ -91,7 +91,7 @@ async def awaited(root: Path) -> PushResult:
 
 
 def blocking() -> Iterator[str]:
-    """The calls that block."""
+    """The blocking calls."""
     with BentoAPI(endpoint="https://registry.example.com", api_token="secret", progress=False) as api:
         assert_type(api.push("svc"), PushResult)
         assert_type(api.push(["svc:v1", "svc:v2"]), list[PushResult])

@@ -1,7 +1,7 @@
 """Run the suite on a Windows Python under Wine: `python -m tests.windows DIRECTORY [--package NAME]... [-- PYTEST...]`.
 
-Each test file runs in a process of its own, since Wine now and then loses the completion of an operation, and what
-hangs then must not end the others. A test that hangs is run again.
+Each test file runs in a process of its own, since Wine sometimes loses the completion of an operation, and a hanging
+test must not end the others. A test that hangs is run again.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _OF_OTHER_SESSIONS = re.compile(r"No module named '(aiobotocore|axe_playwright_p
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that an earlier process has run to their end."""
+    """Skip the tests that an earlier process has completed."""
     ended: dict[str, bool] = {}
     if Path(os.environ[FILE]).exists():
         for line in Path(os.environ[FILE]).read_text(encoding="utf-8").splitlines():
@@ -43,7 +43,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Collected:
-    """Skip a file that needs what other sessions install: `collect_ignore` does not cover the arguments of pytest."""
+    """Skip a file that needs packages of other sessions: `collect_ignore` does not cover the arguments of pytest."""
     report = yield
     if report.failed and (found := _OF_OTHER_SESSIONS.search(report.longreprtext)):
         report.outcome = "skipped"

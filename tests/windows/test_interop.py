@@ -1,4 +1,4 @@
-"""A client on Windows and a registry and a client on Linux: each pulls what the other has pushed."""
+"""Clients on Windows and on Linux pull each other's pushes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FILES = {
     "weights": random_bytes(MiB + 200_001),
 }
 
-# Ends its process, or interrupts it as Ctrl-C does, when a part of the bytes has arrived.
+# Ends its process, or interrupts it like Ctrl-C, after a part of the bytes.
 TRANSFER = """
 import os, signal, sys
 from async_bento import BentoAPI, Config
@@ -147,7 +147,7 @@ def test_interrupted_pull_resumes(
     assert contents(there / "models" / "big" / "v1") == contents(home / "models" / "big" / "v1")
 
 
-# Presses Ctrl-Break when a file of the transfer is there.
+# Presses Ctrl-Break once a file of the transfer exists.
 BREAK = """
 import os, signal, sys, threading, time
 from pathlib import Path

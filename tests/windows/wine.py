@@ -36,7 +36,7 @@ NO_LIBRARY = {"__pycache__", "site-packages", "lib-dynload", "test", "idlelib", 
 
 
 def windows_path(path: Path) -> str:
-    """Where Windows finds a file of Linux."""
+    """Return the Windows path of a file on Linux."""
     return "Z:" + str(path.absolute()).replace("/", "\\")
 
 
@@ -60,7 +60,7 @@ class WindowsPython:
     def run(
         self, *arguments: str, env: dict[str, str] | None = None, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run it to its end; its streams are pipes, since it does not start with those that are files."""
+        """Run the interpreter until it ends; with files instead of pipes as streams, it does not start."""
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.run(
             self.command(*arguments),
@@ -84,7 +84,7 @@ class WindowsPython:
 
 
 def install_programs() -> None:
-    """Install Wine and a compiler by apt, or say what is missing."""
+    """Install Wine and a compiler by apt, or raise an error that names the missing packages."""
     missing = sorted({package for program, package in PROGRAMS.items() if not Path(program).exists()})
     if not missing:
         return
@@ -97,7 +97,7 @@ def install_programs() -> None:
 
 
 def make_python(directory: Path, packages: Sequence[str]) -> WindowsPython:
-    """Make the interpreter with the packages in a directory, unless it is there with the same packages."""
+    """Make the interpreter with the packages in a directory, unless the directory has it already."""
     python = WindowsPython(directory)
     wanted, made = "\n".join([INTERPRETER, *packages]), directory / "packages.txt"
     if made.exists() and made.read_text() == wanted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Read once, when huggingface_hub is imported.
+# huggingface_hub reads these variables once, at its import.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_SYMLINKS_WARNING"] = "1"  # on Windows, without the privilege
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HAS_BYTE_BARS = hasattr(utils, "close_session")
-"""Whether huggingface_hub is 1.0 or later: it reports bytes while a file arrives, and can be stopped then."""
+"""Whether huggingface_hub is 1.0 or later, which reports the bytes of a running download and can stop it."""
 
 close_sessions = utils.close_session if HAS_BYTE_BARS else utils.reset_sessions
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """HF's own cache, empty; and no token but a test's own."""
+    """An empty Hub cache, and no token of the user."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "BENTOML_HF_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     cache = tmp_path / "hf" / "hub"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 64 * 1024)  # how often its bars move
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 64 * 1024)  # the update interval of its bars
     return cache
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The Hub, and the variable that leads to it."""
+    """The Hub, and the variable that names it."""
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(Hub()) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         yield hub

@@ -1,4 +1,4 @@
-"""A small Hub: what huggingface_hub asks of huggingface.co, answered on this machine with real files."""
+"""A small local Hub, which answers the requests of huggingface_hub with real files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Repo:
     files: Mapping[str, bytes]
     commit: str = COMMIT
     gated: str = ""  # "files", or "all"
-    broken: int = 0  # what is answered instead
+    broken: int = 0  # the status of all responses
 
 
 @dataclass
@@ -41,15 +41,15 @@ class Seen:
 
 @dataclass
 class Hub:
-    """The server; it belongs on an event loop of its own, since huggingface_hub blocks.
+    """The server; it needs its own event loop, since huggingface_hub blocks.
 
     Attributes:
-        repos: What it has.
-        seen: What was asked of it.
+        repos: The models, by name.
+        seen: The received requests.
         pause: Seconds between pieces of a file.
-        stall_after: Bytes of a file after which nothing more comes.
-        together: Files that must be on their way at once before the first is sent.
-        cut: Files whose receiver has gone away.
+        stall_after: The bytes of a file after which the response stalls.
+        together: The number of concurrent file requests before the first response.
+        cut: Files whose client has disconnected.
     """
 
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -146,5 +146,5 @@ class Hub:
 
 
 def oid(content: bytes) -> str:
-    """What git calls it, more or less."""
+    """Return a digest in place of that of git."""
     return hashlib.sha1(content).hexdigest()

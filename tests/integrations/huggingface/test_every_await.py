@@ -1,4 +1,4 @@
-"""A bento whose model lives on the Hub, pushed and pulled, and cancelled wherever it waits."""
+"""Pushes and pulls of a bento with a model on the Hub, cancelled at every await."""
 
 from __future__ import annotations
 

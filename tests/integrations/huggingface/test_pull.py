@@ -1,4 +1,4 @@
-"""A bento whose models live on the Hub, pulled with them: by the real huggingface_hub, from a small Hub."""
+"""Pulls of a bento with models on the Hub: by the real huggingface_hub, from a small local Hub."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TOKEN = "hf_thisIsASecretThatNobodySees"
 
 @pytest.fixture
 def pull(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> StartProxy:
-    """Pull a bento that is here already, with its models."""
+    """Pull an already pulled bento with its models."""
     proxies: list[FaultProxy] = []
 
     async def run(*models: dict[str, Any], **options: Any) -> FaultProxy:
@@ -54,7 +54,7 @@ def pull(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> StartP
 
 
 def snapshot(cache: Path, model_id: str = "org/bert") -> dict[str, bytes]:
-    """What HF's cache has of a model."""
+    """Return the files of a model in the Hub cache."""
     root = cache / f"models--{model_id.replace('/', '--')}" / "snapshots" / COMMIT
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
@@ -77,7 +77,7 @@ async def test_download_into_hf_cache(hub: Hub, pull: StartProxy, cache: Path) -
     proxy = await pull(on_the_hub(hub.endpoint))
 
     assert snapshot(cache) == FILES
-    assert not proxy.matching("model")  # the bento says all there is to know
+    assert not proxy.matching("model")  # the bento has all metadata
 
 
 async def test_download_into_bentoml_cache_dir(
@@ -322,13 +322,13 @@ async def test_cancelled_pull_stops_download(
         await task
 
     assert events[-1].phase == "interrupted"
-    if not HAS_BYTE_BARS:  # nothing stops its thread
+    if not HAS_BYTE_BARS:  # its thread cannot be stopped
         return
-    assert time.monotonic() - began < 1.9  # its thread has ended: it was not left behind
-    told = len(events)
+    assert time.monotonic() - began < 1.9  # its thread has ended
+    before = len(events)
     asked = len(hub.seen)
     await asyncio.sleep(0.5)
-    assert len(events) == told
+    assert len(events) == before
     assert len(hub.seen) == asked
     assert len(hub.cut) == len(hub.asked("GET /org/bert/resolve")) < 12
 
@@ -356,14 +356,14 @@ async def test_cancelled_pull_with_stalled_hub(
         await task
 
     assert 0.2 <= time.monotonic() - began < 1
-    hub.stall_after = None  # the thread that was left behind ends with the next chunk
+    hub.stall_after = None  # the abandoned thread ends with the next chunk
     await asyncio.sleep(0.3)
 
 
 async def test_cancelled_before_model_start(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
-    names = [f"org/m{number}" for number in range(6)]  # more than come at once
+    names = [f"org/m{number}" for number in range(6)]  # more than the concurrent downloads
     hub.repos.update({name: Repo({"weights": random_bytes(4_000_000)}) for name in names})
     hub.pause = 0.05
     hub.together = 4
@@ -403,7 +403,7 @@ async def test_missing_extra_named_in_error(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     model = on_the_hub(hub.endpoint)
 
-    proxy = await pull()  # without such a model nothing is missed
+    proxy = await pull()  # only bentos with models on the Hub need the package
 
     with pytest.raises(ConfigError, match=r"model org--bert:.* Run `pip install \"async-bento\[huggingface\]\"`"):
         await pull(model)
@@ -413,7 +413,7 @@ async def test_missing_extra_named_in_error(
 
 @pytest.fixture
 async def registered(hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path) -> tuple[FaultProxy, str]:
-    """A registry with the record of a model on the Hub, and the tag of the model."""
+    """A registry with the record of a model on the Hub, and the tag of this model."""
     hub.repos["org/bert"] = Repo(FILES)
     model = on_the_hub(hub.endpoint, include=["weights*"])
     make_bento(home, models=[model])
@@ -517,7 +517,7 @@ with BentoAPI(endpoint="http://127.0.0.1:9", api_token="x", progress=False) as a
 
 def test_pull_obeys_hf_variables(hub: Hub, home: Path, tmp_path: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
-    make_bento(home, models=[{"tag": "org--bert:v1", "registry": "huggingface"}])  # HF_ENDPOINT says where
+    make_bento(home, models=[{"tag": "org--bert:v1", "registry": "huggingface"}])  # HF_ENDPOINT names the Hub
     environment = {"HF_HOME": str(tmp_path / "mine"), "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN}
 
     offline = run_python(PULL, **environment, HF_HUB_OFFLINE="1")

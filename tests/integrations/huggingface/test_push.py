@@ -1,4 +1,4 @@
-"""A bento whose models live on the Hub: what its push tells the registry, and when the Hub is asked."""
+"""Pushes of a bento with models on the Hub: the sent records, and the requests to the Hub."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILES = {"config.json": b"{}", "weights.bin": bytes(1000), "weights.h5": bytes(2
 
 
 def on_the_hub(endpoint: str, model_id: str = "org/bert", **metadata: Any) -> dict[str, Any]:
-    """A model as `bento.yaml` has it, under the tag BentoML gives it."""
+    """Return the entry of a model in `bento.yaml`, with the tag that BentoML generates."""
     content = {"model_id": model_id, "revision": COMMIT, "endpoint": endpoint, "include": None, "exclude": None}
     model = HubModel(Tag("any", "v"), **(content | metadata))
     return {"tag": str(model.tag), "registry": "huggingface", "metadata": content | metadata}

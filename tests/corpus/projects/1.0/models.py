@@ -1,4 +1,4 @@
-"""The models of the bentos beside this file."""
+"""The models of the bentos in this directory."""
 
 from pathlib import Path
 
