@@ -21,6 +21,7 @@ from async_bento import ConfigError
 from async_bento.registry.backend import Backend
 from async_bento.registry.records import database as database_module
 from async_bento.registry.records.database import Database, parse_database_url
+from async_bento.registry.records.settings import shared_id
 from async_bento.registry.records.tables import VERSION, metadata, settings
 from async_bento.registry.server import LocalRegistry
 from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, records_only, s3_only, sync_client
@@ -347,6 +348,21 @@ async def test_locked_database_returns_503(caller: Caller, tmp_path: Path, monke
         assert (response.status, response.headers["Retry-After"]) == (503, "2")
         assert "locked" in response.json["error"]
     assert (await caller.api("PATCH", f"{caller.items()}/v1", json={"description": "x"})).status == 200
+
+
+async def test_shared_id_of_faster_copy_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "records.sqlite3"
+    database = Database(parse_database_url(f"sqlite:///{path}"))
+    await database.open()
+
+    def insert_first(size: int) -> str:
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute("INSERT INTO settings (name, value) VALUES ('n', 'of the other copy')")
+        return "own"
+
+    monkeypatch.setattr("async_bento.registry.records.settings.secrets.token_urlsafe", insert_first)
+    assert await shared_id(database, "n") == "of the other copy"
+    await database.close()
 
 
 async def test_database_error_hides_parameters(tmp_path: Path):
