@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,9 +28,11 @@ from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, records
 from tests.registry.test_tokens import events
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from tests.registry.conftest import Serve, Storage
     from tests.registry.seaweed import Seaweed
@@ -351,16 +353,18 @@ async def test_locked_database_returns_503(caller: Caller, tmp_path: Path, monke
 
 
 async def test_shared_id_of_faster_copy_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "records.sqlite3"
-    database = Database(parse_database_url(f"sqlite:///{path}"))
+    database = Database(parse_database_url(f"sqlite:///{tmp_path / 'records.sqlite3'}"))
     await database.open()
+    writing = Database.writing
 
-    def insert_first(size: int) -> str:
-        with closing(sqlite3.connect(path)) as other, other:
-            other.execute("INSERT INTO settings (name, value) VALUES ('n', 'of the other copy')")
-        return "own"
+    @asynccontextmanager
+    async def writing_later(self: Database) -> AsyncIterator[AsyncConnection]:
+        async with writing(self) as other_copy:
+            await other_copy.execute(settings.insert().values(name="n", value="of the other copy"))
+        async with writing(self) as connection:
+            yield connection
 
-    monkeypatch.setattr("async_bento.registry.records.settings.secrets.token_urlsafe", insert_first)
+    monkeypatch.setattr(Database, "writing", writing_later)
     assert await shared_id(database, "n") == "of the other copy"
     await database.close()
 
