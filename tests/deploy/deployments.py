@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from tests.registry.seaweed import free_ports
+from tests.servers import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from async_bento.registry import LocalRegistry
 from tests.builders import contents, make_bento
 from tests.deploy.deployments import DEPLOY
 from tests.registry.proxies import CADDY_MAIN, CERTIFICATE, KEY, replaced, running
-from tests.registry.seaweed import free_ports
+from tests.servers import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path

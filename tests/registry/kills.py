@@ -32,7 +32,8 @@ from tests.builders import contents, make_bento
 from tests.eventually import eventually
 from tests.registry.conftest import sync_client
 from tests.registry.postgres import empty_database, postgres
-from tests.registry.seaweed import free_ports, seaweed
+from tests.registry.seaweed import seaweed
+from tests.servers import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Sequence

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.registry.seaweed import free_ports
+from tests.servers import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

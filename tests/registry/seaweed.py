@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.servers import free_ports
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SECONDS_TO_START = 40
-
-LOWEST_PORT, EPHEMERAL_PORT = 10_000, 32_768
-"""Ports from the second on are those that Linux gives to connections; other systems' are higher."""
 
 PORTS = (
     "master.port",
@@ -55,18 +52,6 @@ class Seaweed:
     """A running SeaweedFS; the access key and the secret of each user are the user's name."""
 
     endpoint: str
-
-
-def free_ports(count: int) -> list[int]:
-    """Return random ports that no program uses; the system gives none of them to connections, which would take them."""
-    ports = set[int]()
-    with ExitStack() as stack:
-        while len(ports) < count:
-            port = LOWEST_PORT + secrets.randbelow(EPHEMERAL_PORT - LOWEST_PORT)
-            with suppress(OSError):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-                ports.add(port)
-    return [*ports]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from async_bento.registry import LocalRegistry
 from tests.interop.homes import RELEASES, Home
 from tests.registry.conftest import HAS_PROXIES, everywhere
 from tests.registry.proxies import CERTIFICATE, NGINX, nginx, running
-from tests.registry.seaweed import free_ports
+from tests.servers import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path

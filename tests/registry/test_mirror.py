@@ -34,8 +34,8 @@ from tests.fault_proxy import DOWNLOAD, GET, Exchange, FaultProxy
 from tests.fixtures import FEW_RANGES
 from tests.platforms import IS_WINDOWS, KILLED
 from tests.registry.conftest import BENTOS, MODELS, Caller
-from tests.registry.seaweed import free_ports
 from tests.registry.test_access import create_token
+from tests.servers import free_ports
 from tests.silent import say_nothing, serving
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from async_bento import AsyncBentoAPI, BentoStore, RestApiClient
 from async_bento.registry import LocalRegistry
 from tests.builders import contents, make_bento, random_bytes
 from tests.registry.proxies import CADDY, CERTIFICATE, NGINX, caddy, nginx, replaced, running
-from tests.registry.seaweed import free_ports
+from tests.servers import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path

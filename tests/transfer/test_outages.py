@@ -13,7 +13,7 @@ from async_bento.registry.server import LocalRegistry
 from tests.builders import MiB, contents, make_bento, make_model, random_bytes
 from tests.fault_proxy import answer_json, in_sequence, no_fault, refuse
 from tests.fixtures import RETRY
-from tests.registry.seaweed import free_ports
+from tests.servers import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
