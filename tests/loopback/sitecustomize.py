@@ -8,6 +8,7 @@ own, programs that are not Python, or Pythons that ignore the environment (`-I`,
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import os
 import sys
@@ -64,3 +65,7 @@ def refuse(
 
 
 sys.addaudithook(refuse)
+
+if __name__ == "sitecustomize" and {"MUTANTS_LINES", "PYTEST_CURRENT_TEST"} <= os.environ.keys():
+    executed = importlib.import_module("executed")
+    executed.report_to(executed.append)

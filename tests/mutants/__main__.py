@@ -1,7 +1,8 @@
 """`python -m tests.mutants --count 200 --seed 1`: small changes of the package that its tests must detect.
 
-Each change is drawn from the lines that tests run in their own process, and made in a copy of the tree. The tests that
-run the line run on it, until one fails. `--only 17` shows change 17 of the same seed and runs its tests.
+Each change is drawn from the lines that tests run, also in the processes that they start, and made in a copy of the
+tree. The tests that run the line run on it, until one fails. `--only 17` shows change 17 of the same seed and runs its
+tests.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
+from tests.loopback.executed import DIRECTORY
 from tests.mutants.changes import Change, changes, is_valid
-from tests.mutants.lines import DIRECTORY
+from tests.mutants.lines import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -124,9 +126,8 @@ def measured(path: Path, lanes: int) -> Runs:
             command = [sys.executable, "-m", "pytest", *options, *missing]
             subprocess.run(command, cwd=ROOT, env=os.environ | {DIRECTORY: directory}, check=False)
             known |= {name: {"key": keys[name], "tests": {}} for name in missing}
-            for file in Path(directory).iterdir():
-                for test, entry in json.loads(file.read_text(encoding="utf-8")).items():
-                    known[test.partition("::")[0]]["tests"][test] = entry
+            for test, entry in read(Path(directory)).items():
+                known[test.partition("::")[0]]["tests"][test] = entry
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(known), encoding="utf-8")
     return {test: tuple(entry) for entries in known.values() for test, entry in entries["tests"].items()}
