@@ -130,6 +130,8 @@ def translate_errors() -> Generator[None]:
     except (ConnectionError, web.RequestPayloadError) as error:
         raise StorageError("RequestTimeout", "the request failed: the connection broke") from error
     except OSError as error:
+        if error.errno is None:  # not of the system, such as asyncio's TimeoutError
+            raise
         log.exception("a request failed: the disk failed")
         raise disk_error(error) from error
 

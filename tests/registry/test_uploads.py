@@ -133,6 +133,13 @@ def test_upload_broken_body_is_400(error: Exception):
     assert raised.value.status == 400
 
 
+def test_timeout_is_no_disk_failure():
+    with pytest.raises(TimeoutError), translate_errors():
+        raise TimeoutError
+    with pytest.raises(StorageError, match="disk failed: Input/output error"), translate_errors():
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
 async def test_early_download_returns_404(either: Caller):
     await either.create()
     response = await either.download()
