@@ -142,6 +142,25 @@ async def contents_of_model(api: AsyncBentoAPI, directory: Path) -> dict[str, An
     return contents(directory)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_transfers_work_in_fips_mode(
+    start_pair: StartPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """There, OpenSSL refuses MD5 except for purposes that are not security."""
+    md5 = hashlib.md5
+
+    def refuse(data: bytes = b"", *, usedforsecurity: bool = True) -> Any:
+        if usedforsecurity:
+            raise ValueError("[digital envelope routines] unsupported")
+        return md5(data, usedforsecurity=False)
+
+    monkeypatch.setattr(hashlib, "md5", refuse)
+    pair = await start_pair()
+    await pair.here.copy("svc:v1", pair.there, threads=threads)
+    bento = await pair.there.pull("svc:v1", path=tmp_path / "copy")
+    assert (bento.path / "src/weights").read_bytes() == FILES["src/weights"]
+
+
 async def test_copy_uses_source_parts(start_pair: StartPair) -> None:
     """The checksums of the source verify each part, and the memory holds at most `threads` parts."""
     pair = await start_pair()

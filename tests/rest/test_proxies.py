@@ -43,6 +43,23 @@ async def test_scheme_proxy_beats_all_proxy(monkeypatch: pytest.MonkeyPatch) -> 
     assert await proxy_for("https://registry.example") == PROXY
 
 
+@pytest.mark.parametrize(
+    ("url", "proxy", "forwarded"),
+    [
+        ("http://registry.example", PROXY, True),
+        ("https://registry.example", PROXY, False),
+        ("http://registry.example", "", False),
+        ("https://registry.example", "", False),
+    ],
+)
+async def test_http_proxy_forwards_http_alone(
+    url: str, proxy: str, forwarded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    async with RestApiClient(url, TOKEN) as client:
+        assert client.bentos.session.registry_target("auth/current").is_forwarded is forwarded
+
+
 EXCLUDED = [
     ("registry.example:443", "https://registry.example"),
     ("registry.example:3000", "http://registry.example:3000"),

@@ -62,6 +62,16 @@ def test_commit_moves_item(path: Path) -> None:
     assert names(path.parent) == ["svc"]
 
 
+@pytest.mark.posix("sync of a directory")
+def test_committed_item_is_synced(path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash of the system after the commit does not lose the entries of the directory."""
+    synced: list[tuple[Path, bool]] = []
+    monkeypatch.setattr(module, "fsync_path", lambda at: synced.append((at, (path / "bento.yaml").exists())))
+    pull(path)
+    is_in_place = request.node.callspec.params["path"]
+    assert synced == [(path if is_in_place else path.parent, True)]
+
+
 def test_force_replaces_all_entries(path: Path) -> None:
     fill(path, {"old/data": b"old"})
     (path / "old").chmod(0o500)

@@ -201,6 +201,31 @@ async def test_out_of_order_ranges_reordered(
     assert others >= 3
 
 
+async def test_first_headers_start_next_ranges(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
+    """The headers of the first range state the size, so the others need not wait for its bytes."""
+    proxy = await pushed()
+    asked_next = asyncio.Event()
+
+    async def wait_with_body(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        assert isinstance(answer.body, bytes)
+        response = await exchange.start_response(answer)
+        await response.write(answer.body[:KiB])
+        await asked_next.wait()
+        await response.write(answer.body[KiB:])
+        return response
+
+    async def ask(exchange: Exchange) -> web.StreamResponse:
+        asked_next.set()
+        return await exchange.forward()
+
+    proxy.add_fault(GET, in_sequence(wait_with_body, ask), times=None)
+
+    await make_client(proxy, elsewhere).models.pull("mod:m1")
+
+    assert ranges(proxy).count((0, RANGE)) == 1
+
+
 async def test_ranges_limited_by_window(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
     proxy = await pushed(files=LARGE)
     second = Hold()
