@@ -97,7 +97,6 @@ class PartRead:
                     self._pieces.append(chunk)
                     self._has_news.set()
             self._is_read = True
-            self._has_news.set()
             return await verify(self._pieces)
         finally:
             self._has_news.set()  # wakes those that wait for a task that has failed

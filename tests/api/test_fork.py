@@ -93,6 +93,21 @@ def test_fork_before_use_is_safe(pushed: Path, kind: str) -> None:
     assert ended == Ended(0, "['v1']\n0\n['v1']\n", "")
 
 
+def test_fork_on_inherited_loop_is_safe(pushed: Path) -> None:
+    """The child runs the loop that its parent made, with sessions of its own."""
+    ended = run_program(
+        APIS["async on an open loop"]
+        + """
+use()
+print(in_child(lambda: print(loop.run_until_complete(records()))))
+print(use())
+close()
+"""
+    )
+
+    assert ended == Ended(0, "['v1']\n0\n['v1']\n", "")
+
+
 @pytest.mark.parametrize("kind", ["blocking", "async"])
 def test_fork_pool_inherits_api(pushed: Path, kind: str) -> None:
     ended = run_program(

@@ -7,6 +7,7 @@ import gzip
 import io
 import logging
 import tarfile
+import tempfile
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -472,6 +473,18 @@ def test_blocking_files_are_file_like(served: LocalRegistry, home: Path, tmp_pat
             assert file.tell() == 8
         files.extract("src/", tmp_path / "out")
         assert contents(tmp_path / "out") == {"src": None, "src/service.py": b"one\ntwo\n"}
+
+
+def test_blocking_open_closes_its_file(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    make = tempfile.SpooledTemporaryFile
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda size: made.append(make(size)) or made[-1])
+    make_bento(home, files={"src/service.py": b"one"})
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+        with api.files("svc:v1").open("src/service.py"):
+            assert [file.closed for file in made] == [False]
+        assert [file.closed for file in made] == [True]
 
 
 def test_open_file_block_error_outlives_api(served: LocalRegistry, home: Path) -> None:

@@ -301,7 +301,7 @@ async def test_rejection_keeps_connection(caller: Caller):
     assert "Connection" not in response.headers
 
 
-async def test_malformed_request_is_unlogged(caller: Caller, caplog: pytest.LogCaptureFixture):
+async def test_malformed_request_hides_its_text(caller: Caller, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
     reader, writer = await connect(caller.registry.endpoint)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-YATAI-API-TOKEN: s3cret\0\r\n\r\n")
@@ -310,6 +310,7 @@ async def test_malformed_request_is_unlogged(caller: Caller, caplog: pytest.LogC
     assert response.startswith("HTTP/1.0 400 Bad Request\r\n")
     assert "s3cret" not in response + caplog.text
     assert "Server: async-bento\r\n" in response
+    assert "a malformed request was rejected: " in caplog.text
 
 
 @pytest.mark.parametrize(("path", "status"), [("/auth/current", 200), ("/nowhere", 404)])
