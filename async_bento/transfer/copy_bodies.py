@@ -99,7 +99,7 @@ class PartRead:
             self._is_read = True
             return await verify(self._pieces)
         finally:
-            self._has_news.set()  # wakes those that wait for a task that has failed
+            self._has_news.set()  # also if the read failed
 
 
 class PartBody(UploadBody):
