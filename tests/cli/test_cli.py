@@ -19,7 +19,7 @@ from click import Context, Group
 from async_bento import BentoAPI, __version__
 from async_bento._core.text import human_size
 from async_bento.cli import main
-from async_bento.cli.output import fit_widths
+from async_bento.cli.output import fit_widths, wrap
 from tests.builders import contents, make_bento, make_model
 from tests.cli_runner import make_runner
 from tests.fault_proxy import PUT, refuse
@@ -752,6 +752,16 @@ def test_output_is_cut_on_terminal(served: LocalRegistry, home: Path, monkeypatc
 )
 def test_fit_widths_narrows_columns(widths: list[int], columns: int, fitting: list[int]) -> None:
     assert fit_widths(widths, columns) == fitting
+
+
+def test_wrapped_path_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path or a tag that is longer than a line, or that has hyphens, can still be copied."""
+    path = "/home/ada/a-store/bentos/iris-classifier"
+    text = f"is in {path} by my-user"
+    monkeypatch.setattr("async_bento.cli.output.terminal_width", lambda: 20)
+    assert wrap("store:  ", text) == f"store:  is in\n        {path}\n        by my-user"
+    monkeypatch.setattr("async_bento.cli.output.terminal_width", lambda: None)
+    assert wrap("store:  ", text) == f"store:  {text}"
 
 
 def test_help_has_examples() -> None:
