@@ -260,13 +260,17 @@ async def test_verify_works_without_modes(
     assert (await api.verify("svc:v1")).is_same
 
 
-async def test_verify_unpushable_uses_index(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
+async def test_verify_unpushable_uses_index(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     proxy = await start_proxy()
     bento = make(origin)
     api = make_client(proxy, origin)
     await api.push("svc:v1")
     (bento / "outside").symlink_to("/etc/passwd")
     assert words(await api.verify("svc:v1")) == ["index", "added outside"]
+    assert "its list of files is compared, since" in caplog.text
 
 
 async def test_missing_item_is_not_found(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:

@@ -421,7 +421,11 @@ async def test_lost_bytes_are_refetched(tmp_path: Path, publisher: AsyncBentoAPI
 
 
 async def test_unstorable_bytes_are_served(
-    tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    publisher: AsyncBentoAPI,
+    ask: Caller,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     await push_model(publisher, tmp_path, "mod:m1", 1000)
 
@@ -434,6 +438,7 @@ async def test_unstorable_bytes_are_served(
             assert not await is_hit(ask, "m1")
             await eventually(lambda: stored_bytes(tmp_path / "mirror") == 0)
     await eventually(lambda: is_hit(ask, "m1"))
+    assert "database cannot be reached" in caplog.text
 
 
 async def test_own_upstream_is_refused(start_mirror: StartMirror):
@@ -522,8 +527,14 @@ async def test_deleted_version_is_gone(tmp_path: Path, publisher: AsyncBentoAPI,
 
 
 async def test_eviction_by_last_pull(
-    tmp_path: Path, publisher: AsyncBentoAPI, start_mirror: StartMirror, make_api: MakeApi, session: Any
+    tmp_path: Path,
+    publisher: AsyncBentoAPI,
+    start_mirror: StartMirror,
+    make_api: MakeApi,
+    session: Any,
+    caplog: pytest.LogCaptureFixture,
 ):
+    caplog.set_level("INFO")
     for number in range(3):
         await push_model(publisher, tmp_path, f"mod:m{number}", MiB, seed=number)
     mirror = await start_mirror(mirror_size=int(2.5 * MiB))
@@ -538,6 +549,7 @@ async def test_eviction_by_last_pull(
     refused = await ask.api("GET", f"{ask.items('mod')}/large/download")
     assert refused.status == 409
     assert "more than this mirror may keep: 2.5 MiB" in refused.json["error"]
+    assert "evicted model mod:m1, which nobody has pulled" in caplog.text
 
 
 async def test_push_and_delete_are_refused(

@@ -636,11 +636,14 @@ async def test_wrong_method_shows_page(browser: Browser):
     assert "Not allowed" in Html(response.body.decode()).text
 
 
-async def test_unexpected_error_shows_page(browser: Browser, monkeypatch: pytest.MonkeyPatch):
+async def test_unexpected_error_shows_page(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     monkeypatch.setattr("async_bento.registry.records.sql.Records.list_items", None)
     response = await browser.get("/bentos")
     assert response.status == 500
     assert "The registry's log has the reason." in Html(response.body.decode()).text
+    assert "a request failed: GET /bentos (" in caplog.text
 
 
 async def test_api_errors_stay_json(caller: Caller):

@@ -164,13 +164,20 @@ def test_serve_names_missing_extra(monkeypatch: pytest.MonkeyPatch, storage: str
     ],
 )
 async def test_bucket_error_returns_json(
-    caller: Caller, faulty: FaultyS3, fault: tuple[int, str] | str, status: int, retry_after: str | None, message: str
+    caller: Caller,
+    faulty: FaultyS3,
+    fault: tuple[int, str] | str,
+    status: int,
+    retry_after: str | None,
+    message: str,
+    caplog: pytest.LogCaptureFixture,
 ):
     await caller.create()
     faulty.fault = lambda _: fault
     response = await caller.api("PATCH", f"{caller.items()}/v1/start_multipart_upload")
     assert (response.status, response.headers.get("Retry-After")) == (status, retry_after)
     assert message in response.json["error"]
+    assert ("cannot reach S3: " if fault == "lost" else "S3 rejected CreateMultipartUpload: ") in caplog.text
 
 
 async def test_bucket_error_hides_message(caller: Caller, faulty: FaultyS3):
@@ -180,12 +187,13 @@ async def test_bucket_error_hides_message(caller: Caller, faulty: FaultyS3):
     assert response.json["error"] == "the registry's bucket failed: AccessDenied"
 
 
-async def test_cut_download_disconnects(caller: Caller, faulty: FaultyS3):
+async def test_cut_download_disconnects(caller: Caller, faulty: FaultyS3, caplog: pytest.LogCaptureFixture):
     await caller.create()
     await caller.upload(bytes(2**20))
     faulty.fault = lambda request: "cut" if request.method == "GET" and request.path.endswith(".tar") else None
     with pytest.raises(aiohttp.ClientPayloadError):
         await caller.download()
+    assert "a download was aborted: the storage failed" in caplog.text
 
 
 async def test_cleanup_failure_is_logged(caller: Caller, faulty: FaultyS3, caplog: pytest.LogCaptureFixture):

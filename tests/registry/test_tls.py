@@ -32,7 +32,8 @@ async def test_push_and_pull_over_tls(home: Path, tmp_path: Path, transmission: 
         assert contents(pulled.path) == before
 
 
-async def test_close_without_tls_handshake(tmp_path: Path):
+async def test_close_without_tls_handshake(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("DEBUG")
 
     async with LocalRegistry(tmp_path / "r", tls_cert=CERTIFICATE, tls_key=KEY, grace=0.2) as registry:
         port = registry.endpoint.rpartition(":")[2]
@@ -42,6 +43,7 @@ async def test_close_without_tls_handshake(tmp_path: Path):
     assert await asyncio.wait_for(reader.read(), 20) == b""
     writer.close()
     plain.close()
+    assert "a connection was closed before its first request: " in caplog.text
 
 
 def test_cert_and_key_in_one_file(tmp_path: Path):

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tracemalloc
 from typing import TYPE_CHECKING, Any
@@ -392,7 +393,8 @@ async def test_multipart_survives_restart(serve: Serve):
     assert (await caller.download()).body == ONE + b"two"
 
 
-async def test_abandoned_upload_is_removed(caller: Caller, stored_files: Stored):
+async def test_abandoned_upload_is_removed(caller: Caller, stored_files: Stored, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
     await caller.create()
     upload_id = await caller.start_multipart()
     await caller.put_part(upload_id, 1, ONE)
@@ -405,6 +407,7 @@ async def test_abandoned_upload_is_removed(caller: Caller, stored_files: Stored)
     assert (await caller.complete(upload_id, [(1, md5(ONE)), (2, etag)])).status == 404
     assert stored_files.has_count(disk=1, s3=1)
     assert (await caller.download()).body == DATA
+    assert re.search("(removed|aborted) an abandoned upload of ", caplog.text)
 
 
 async def test_unfinished_put_is_removed(caller: Caller, stored_files: Stored):
@@ -499,7 +502,12 @@ async def test_upload_race_keeps_one_body(caller: Caller, stored_files: Stored):
 @pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 507), (errno.EIO, 500)])
 @disk_only
 async def test_disk_error_leaves_nothing(
-    caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+    caller: Caller,
+    stored_files: Stored,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    status: int,
+    caplog: pytest.LogCaptureFixture,
 ):
     await caller.create()
     put_url, upload_id = await caller.put_url(), await caller.start_multipart()
@@ -520,6 +528,7 @@ async def test_disk_error_leaves_nothing(
     assert stored_files() == []
     item = await caller.get()
     assert (item["upload_status"], item["upload_finished_reason"]) == ("failed", response.json["error"])
+    assert "a request failed: the disk failed" in caplog.text
 
 
 @disk_only

@@ -153,6 +153,7 @@ def test_list_skips_broken_item(store, caplog):
     (store.path / "iris" / ".DS_Store").touch()
     assert [str(item.tag) for item in store.list()] == ["iris:v1"]
     assert "the directory has no bento.yaml" in caplog.text
+    assert "skipped a broken bento" in caplog.text
 
 
 def test_model_store_round_trips():
