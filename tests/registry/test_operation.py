@@ -42,7 +42,9 @@ async def test_health_needs_no_token(caller: Caller):
         assert (response.status, response.json) == (200, {"status": "ok"})
 
 
-async def test_readiness_needs_database(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+async def test_readiness_needs_database(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     async def fail(_: object) -> None:
         raise StorageError("ServiceUnavailable", "the registry's database cannot be reached", status=503)
 
@@ -51,6 +53,7 @@ async def test_readiness_needs_database(caller: Caller, monkeypatch: pytest.Monk
     expected = {"status": "unavailable", "error": "the registry's database cannot be reached"}
     assert (response.status, response.json) == (503, expected)
     assert (await call(caller, "/healthz")).status == 200
+    assert "the registry is not ready: the registry's database cannot be reached" in caplog.text
 
 
 @disk_only

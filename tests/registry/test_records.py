@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import sqlite3
 from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING, Any
@@ -145,7 +146,7 @@ def old_item(name: str, version: str, created_at: str) -> bytes:
 
 
 @s3_only
-async def test_old_bucket_is_migrated(serve: Serve, storage: Storage, weed: Seaweed):
+async def test_old_bucket_is_migrated(serve: Serve, storage: Storage, weed: Seaweed, caplog: pytest.LogCaptureFixture):
     places = storage("registry")
     prefix = str(places["bucket"]).partition("registries/")[2].partition(" ")[0]
     repository = {"uid": "r1", "name": "iris", "description": "d", "created_at": "2024-05-01T10:20:30Z"}
@@ -166,6 +167,7 @@ async def test_old_bucket_is_migrated(serve: Serve, storage: Storage, weed: Seaw
         client.put_object(Bucket="registries", Key=f"{prefix}{key}", Body=body)
     client.close()
 
+    caplog.set_level("INFO")
     caller = await serve()
     await caller.ok("GET", "/auth/current", token="the-token-of-before")
     assert [item["version"] for item in (await caller.list())["items"]] == ["v2", "v1"]
@@ -178,6 +180,8 @@ async def test_old_bucket_is_migrated(serve: Serve, storage: Storage, weed: Seaw
     await caller.registry.close()
     await caller.registry.start()
     assert (await caller.list())["total"] == 2
+    assert re.search("copying the records of .* into the database", caplog.text)
+    assert "items/bentos/iris/v3.json, which is no record" in caplog.text
 
 
 def write_first_tables(connection: Connection) -> None:

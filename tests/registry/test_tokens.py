@@ -210,7 +210,9 @@ async def test_audit_counts_ranges_once(caller: Caller, storage: Storage):
     assert [event[1] for event in await events(storage, "--name", "iris")] == ["push", "pull"]
 
 
-async def test_audit_failure_allows_pull(caller: Caller, monkeypatch: pytest.MonkeyPatch, storage: Storage):
+async def test_audit_failure_allows_pull(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch, storage: Storage, caplog: pytest.LogCaptureFixture
+):
     from async_bento.registry.errors import disk_error
 
     await caller.create()
@@ -221,6 +223,7 @@ async def test_audit_failure_allows_pull(caller: Caller, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(AuditLog, "add_pull", fail)
     assert (await caller.download()).body == b"bytes"
+    assert "cannot record the pull of bento iris:v1: the registry's disk is full" in caplog.text
 
 
 async def test_audit_events_expire(caller: Caller, storage: Storage):
