@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
+from async_bento.cli.access_log import access_log
 from async_bento.registry.errors import StorageError
 from async_bento.registry.server import LocalRegistry
 from tests.eventually import eventually
@@ -134,6 +135,15 @@ async def test_access_log_has_client_ip(serve: Serve, caplog: pytest.LogCaptureF
     caller = await serve(access_log=logging.getLogger("access"), forwarded_allow_ips=["127.0.0.1"])
     await call(caller, "/healthz", headers={"X-Forwarded-For": "10.9.9.9"})
     await eventually(lambda: "10.9.9.9 GET /healthz 200" in caplog.text)
+
+
+def test_access_log_ignores_log_level(capsys: pytest.CaptureFixture[str]):
+    logging.getLogger("async_bento.registry").setLevel(logging.ERROR)
+    with access_log("text") as logger:
+        assert logger is not None
+        logger.info("GET /healthz")
+    assert re.fullmatch(r"\S+Z GET /healthz\n", capsys.readouterr().out)
+    assert logger.propagate
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
