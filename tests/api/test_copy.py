@@ -111,9 +111,10 @@ async def record_of(api: AsyncBentoAPI, tag: str) -> dict[str, Any]:
 @pytest.mark.parametrize("to", STRATEGIES)
 @pytest.mark.parametrize("streams", [False, True], ids=["ranges", "whole"])
 async def test_copied_bento_is_the_same(
-    start_pair: StartPair, origin: Path, tmp_path: Path, to: str, streams: bool
+    start_pair: StartPair, origin: Path, tmp_path: Path, to: str, streams: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Copy from a registry with ranges, and from one without ranges, length and checksums."""
+    caplog.set_level("INFO")
     pair = await start_pair("proxy" if streams else "auto", to)
     if streams:
         pair.source.hides_checksums = True
@@ -135,6 +136,7 @@ async def test_copied_bento_is_the_same(
     pair.target.requests.clear()
     again = await pair.here.copy("svc:v1", pair.there)
     assert (again.skipped, again.models[0].skipped, pair.target.matching("PUT")) == (True, True, [])
+    assert ("the registry sends no ranges, so the tar is copied in one piece" in caplog.text) is streams
 
 
 async def contents_of_model(api: AsyncBentoAPI, directory: Path) -> dict[str, Any]:

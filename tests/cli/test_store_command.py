@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import BentoStore
+from async_bento import BentoStore, StoreError
 from async_bento.cli import main
-from async_bento.store.staging import STATE
+from async_bento.store.staging import KEPT, STATE, StagingArea
 from tests.builders import left_in_scratch, make_bento, make_model
 from tests.cli_runner import make_runner
 
@@ -116,6 +117,26 @@ def interrupt_pull(tag: str) -> None:
         (staged / "file").write_bytes(b"12345")
         (staged.parent / STATE).write_text("{}")
         raise InterruptedError
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), StoreError("of the store")])
+def test_prune_passes_over_failures(stored: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Another process may remove the same path at the same time."""
+    for tag in ("svc:first", "svc:second"):
+        interrupt_pull(tag)
+    prune, failed = StagingArea._prune, []
+
+    def fail_once(self: StagingArea, path: Path, dry_run: bool) -> dict[Path, int]:
+        if not failed and path.name.startswith(KEPT):
+            failed.append(path)
+            raise error
+        return prune(self, path, dry_run)
+
+    monkeypatch.setattr(StagingArea, "_prune", fail_once)
+    assert run("prune").exit_code == 0
+    assert failed
+    assert run("prune").exit_code == 0
+    assert left_in_scratch(stored) == []
 
 
 def test_prune_removes_unlocked_only(stored: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from async_bento import AsyncBentoAPI, BentoError
 from async_bento.registry.blobs.disk_files import DiskFiles
+from async_bento.registry.errors import disk_error
 from tests.builders import make_bento
 from tests.eventually import eventually
 from tests.registry.conftest import MODELS, clean_up, disk_only, everywhere
@@ -240,17 +241,22 @@ async def test_push_during_delete_raises(caller: Caller, stored_files: Stored, h
 
 
 @disk_only
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), disk_error(OSError(5, "Input/output error"))])
 async def test_failed_delete_is_retried(
-    caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caller: Caller,
+    stored_files: Stored,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
 ):
     def fail(_files: DiskFiles, _key: str) -> None:
-        raise OSError(5, "Input/output error")
+        raise error
 
     await caller.create()
     await caller.upload(DATA)
     monkeypatch.setattr(DiskFiles, "delete", fail)
     await caller.ok("DELETE", f"{caller.items()}/v1")
-    assert "[Errno 5] Input/output error. The cleanup tries again." in caplog.text
+    assert f"{error}. The cleanup tries again." in caplog.text
     monkeypatch.undo()
     await clean_up(caller, hours=2)
     assert stored_files() == []

@@ -754,6 +754,14 @@ def test_serve_names_upstream(tmp_path: Path):
     assert process.returncode == (KILLED if IS_WINDOWS else 0)
 
 
+def test_invalid_upstream_token_fails(tmp_path: Path):
+    (tmp_path / "token").write_bytes(b"\xff")
+    options = ["--upstream", "http://x.example", "--upstream-token-file", str(tmp_path / "token")]
+    result = make_runner().invoke(main, ["registry", "serve", "--root", str(tmp_path), *options])
+    assert result.exit_code == 2
+    assert "token: it is not ASCII." in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -116,8 +116,9 @@ async def test_newer_format_raises(faulty: FaultyS3):
     assert "newer async-bento" in await rejection(S3Bucket("bucket", endpoint=faulty.endpoint))
 
 
-async def test_foreign_json_raises(faulty: FaultyS3):
-    faulty.objects["registry.json"] = b"a page"
+@pytest.mark.parametrize("stored", [b"a page", b"{}", b"[]", b'{"format": null}', b'{"format": "two"}'])
+async def test_foreign_json_raises(faulty: FaultyS3, stored: bytes):
+    faulty.objects["registry.json"] = stored
     message = await rejection(S3Bucket("bucket", endpoint=faulty.endpoint))
     assert "async-bento did not write its registry.json" in message
 

@@ -283,8 +283,11 @@ def test_hostile_alias_bomb_refused(tmp_path, field):
         Model.from_path(tmp_path)
 
 
-def test_hostile_alias_loop_refused(tmp_path):
-    (tmp_path / "model.yaml").write_text(yaml.safe_dump(MODEL) + "metadata: {a: &a [*a]}\n")
+@pytest.mark.parametrize("value", ["metadata: {a: &a [*a]}", "creation_time: 0001-01-01 00:00:00+10:00"])
+def test_hostile_value_refused(tmp_path, value):
+    """An alias that contains itself, and a time before the year 1."""
+    fields = {name: field for name, field in MODEL.items() if name != value.partition(":")[0]}
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(fields) + f"{value}\n")
     with pytest.raises(StoreError, match=r"model\.yaml"):
         Model.from_path(tmp_path)
 

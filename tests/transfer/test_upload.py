@@ -934,7 +934,7 @@ async def test_cancelled_scope_reported(start_proxy: StartProxy, make_client: Ma
     ids=["500", "hang-up", "no item", "404"],
 )
 async def test_unreportable_failure_raised(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path, fault: Fault
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
@@ -945,6 +945,7 @@ async def test_unreportable_failure_raised(
         await make_client(proxy).models.push("mod:m1")
 
     assert proxy.matching(FINISH)
+    assert "cannot report the failed push of mod:m1 to the registry: " in caplog.text
 
 
 async def test_closed_client_failure_raised(
