@@ -52,7 +52,7 @@ class TlsFiles:
         try:
             # Without a password, OpenSSL would ask for it on the terminal.
             context.load_cert_chain(self.cert, self.key, password="")
-        except (OSError, ValueError) as error:
+        except OSError as error:
             reason = getattr(error, "reason", None) or "they are not a certificate and its key"
             raise ConfigError(
                 f"cannot use the TLS certificate {self.cert} with the key {self.key}: {reason}. "

@@ -270,6 +270,14 @@ async def test_invalid_database_raises(tmp_path: Path):
         await LocalRegistry(tmp_path).start()
 
 
+@pytest.mark.postgres
+async def test_unreachable_database_raises(tmp_path: Path):
+    url = "postgresql://bento:5ecret@127.0.0.1:9/bentos"
+    with pytest.raises(ConfigError, match="cannot open the database postgresql") as raised:
+        await LocalRegistry(tmp_path, database=url).start()
+    assert "5ecret" not in str(raised.value)
+
+
 async def test_newer_database_raises(tmp_path: Path):
     async with LocalRegistry(tmp_path):
         pass

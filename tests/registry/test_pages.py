@@ -189,7 +189,9 @@ async def test_wrong_logins_are_throttled(serve: Serve, monkeypatch: pytest.Monk
     responses = [await Browser(caller).post("/login", token="wrong") for _ in range(2)]
     assert [response.status for response in responses] == [403, 429]
     assert responses[1].headers["Retry-After"] == "1"
-    assert "too many wrong tokens" in Html(responses[1].body.decode()).text
+    page = Html(responses[1].body.decode())
+    assert "too many wrong tokens" in page.text
+    assert page.all("input")  # the form, for another try
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,15 @@ def test_lock_timeout_is_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         store_context(path, LAB)
 
 
+def test_file_system_without_locks_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
+
+    monkeypatch.setattr("filelock.FileLock._acquire", refuse)
+    with pytest.raises(ConfigError, match="cannot write .*: FileSystem does not appear to support flock"):
+        store_context(path, PROD)
+
+
 def test_use_context_sets_current(path: Path) -> None:
     store_context(path, PROD)
     store_context(path, LAB)
