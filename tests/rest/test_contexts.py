@@ -188,7 +188,7 @@ def test_file_system_without_locks_fails(path: Path, monkeypatch: pytest.MonkeyP
         raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
 
     monkeypatch.setattr("filelock.FileLock._acquire", refuse)
-    with pytest.raises(ConfigError, match="cannot write .*: FileSystem does not appear to support flock"):
+    with pytest.raises(ConfigError, match=r"cannot write .*: FileSystem does not appear to support flock"):
         store_context(path, PROD)
 
 

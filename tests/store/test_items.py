@@ -13,6 +13,7 @@ import yaml
 from async_bento._core.tag import Tag
 from async_bento._core.validation import format_time
 from async_bento.errors import NotFoundError, StoreError
+from async_bento.store import metadata
 from async_bento.store.fields import MAX_VALUES
 from async_bento.store.items import MAX_README_SIZE, Bento, Model
 from async_bento.store.metadata import MAX_YAML_SIZE
@@ -280,6 +281,14 @@ def test_hostile_alias_bomb_refused(tmp_path, field):
     text = yaml.safe_dump({**MODEL, field: None}) + f"{field}:\n" + "".join(f"  {line}\n" for line in bomb.splitlines())
     (tmp_path / "model.yaml").write_text(text)
     with pytest.raises(StoreError, match=rf"`{field}`: more than {MAX_VALUES} values"):
+        Model.from_path(tmp_path)
+
+
+@pytest.mark.parametrize("loader", [metadata._Loader, yaml.SafeLoader], ids=["libyaml, if installed", "Python"])
+def test_hostile_nesting_refused(tmp_path, monkeypatch, loader):
+    monkeypatch.setattr(metadata, "_Loader", loader)
+    (tmp_path / "model.yaml").write_text("metadata: " + "[" * 5000)
+    with pytest.raises(StoreError, match=r"model\.yaml: the file is not valid YAML"):
         Model.from_path(tmp_path)
 
 
