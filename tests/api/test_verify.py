@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import re
 import tarfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -276,8 +277,12 @@ async def test_verify_unpushable_uses_index(
 async def test_missing_item_is_not_found(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
-    with pytest.raises(NotFoundError, match="no bento svc:v1 in"):
+    with pytest.raises(NotFoundError, match=f"no bento svc:v1 in {re.escape(str(home))}"):
         await api.verify("svc:v1")
+    with pytest.raises(NotFoundError, match="there is no such directory"):
+        await api.verify(home / "no" / "Directory")
+    with pytest.raises(NotFoundError, match="there is no such directory"):
+        await api.verify(f"{home}/no/Directory")
     make_bento(home)
     with pytest.raises(NotFoundError, match="no bento svc:v1 in the registry"):
         await api.verify("svc:v1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import shutil
@@ -51,6 +52,17 @@ def test_offers_local_tags(command: str) -> None:
     assert completed(command, "") == ["fraud:v1", "iris:v1", "iris:v2"]
     assert completed(command, "rose") == []
     assert completed("models", command, "ir") == ["iris_weights:m1"]
+
+
+@pytest.mark.usefixtures("stores", "served")
+def test_slow_registry_offers_local_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait(*_: object) -> list[str]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr("async_bento.cli.completion._list_remote", wait)
+    monkeypatch.setattr("async_bento.cli.completion._REMOTE_SECONDS", 0.01)
+    assert completed("pull", "iris") == ["iris:v1", "iris:v2"]
 
 
 @pytest.mark.usefixtures("stores")
