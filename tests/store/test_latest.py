@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from async_bento._core import platform
+from async_bento.store.latest import LatestFiles
 from async_bento.store.store import BentoStore
 from tests.store.stores import MIDDLE, NEW, OLD, latest, put
 
@@ -30,6 +31,36 @@ def test_older_replace_moves_latest(store):
     put(store, "iris:b", MIDDLE)
     put(store, "iris:a", OLD, replace=True)
     assert latest(store) == "b"
+
+
+@pytest.fixture(params=[False, True], ids=["deleted", "broken"])
+def unreadable(store, monkeypatch, request):
+    """`iris:v1`, and a latest version that is broken, or that another process deletes once it is read."""
+    put(store, "iris:v1", OLD)
+    if request.param:
+        (store.path / "iris" / "v0").mkdir()
+    (store.path / "iris" / "latest").write_text("v0")
+    monkeypatch.setattr(LatestFiles, "read", lambda _self, _name: "v0")
+    return store
+
+
+def test_commit_replaces_unreadable_latest(unreadable):
+    assert unreadable._latest.after_commit(unreadable.get("iris:v1")) is None  # all versions must be read
+
+
+def test_repair_replaces_unreadable_latest(unreadable):
+    assert unreadable._latest.repair("iris") == "v1"
+    assert latest(unreadable) == "v1"
+
+
+def test_repair_keeps_newer_latest(store, monkeypatch):
+    """Another process has committed a newer version since the versions were read."""
+    put(store, "iris:v1", OLD)
+    item = store.get("iris:v1")
+    put(store, "iris:v2", NEW)
+    monkeypatch.setattr(LatestFiles, "newest", lambda _self, _name: item)
+    assert store._latest.repair("iris") == "v2"
+    assert latest(store) == "v2"
 
 
 @pytest.mark.parametrize("content", [None, "", "gone", "../iris/v1", "V1 V2", "\xff"])
