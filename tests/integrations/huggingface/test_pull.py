@@ -125,6 +125,23 @@ async def test_concurrent_model_downloads(hub: Hub, pull: StartProxy, cache: Pat
     assert all(snapshot(cache, name) == hub.repos[name].files for name in names)
 
 
+@pytest.mark.parametrize("refused", ["async-bento-hub", "async-bento-hub-progress"])
+async def test_refused_thread_names_limit(
+    hub: Hub, pull: StartProxy, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    start = threading.Thread.start
+
+    def start_others(thread: threading.Thread) -> None:
+        if thread.name == refused:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_others)
+    with pytest.raises(BentoError, match=r"failed: cannot start a thread: too many processes\."):
+        await pull(on_the_hub(hub.endpoint))
+
+
 async def test_progress_on_event_loop(hub: Hub, pull: StartProxy, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     events: list[ProgressEvent] = []
