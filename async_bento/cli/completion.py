@@ -98,7 +98,8 @@ def completion(shell: str | None, install: bool) -> None:
     try:
         changed = _install(shell, text)
     except OSError as error:
-        raise ConfigError(f"cannot install the completion: {error.filename}: {error.strerror}.") from error
+        where = f"{error.filename}: " if error.filename else ""  # the error of a write names no file
+        raise ConfigError(f"cannot install the completion: {where}{error.strerror}.") from error
     click.echo(
         f"Installed the completion for {shell} in {' and '.join(map(str, changed))}. Start a new shell to use it."
     )

@@ -146,7 +146,17 @@ class Upload:
 
     async def discard_journal(self) -> None:
         """Remove the journal: nothing is left to resume."""
-        await self.journal(Journal.remove)
+        if self._journal_file is None:
+            return
+        try:
+            await self.pool.threads.run(self._journal_file.remove)
+        except OSError as error:
+            logger.warning(
+                "cannot remove the resume state of the push of %s: %s: %s",
+                self.tag,
+                error.strerror,
+                self._journal_file.path,
+            )
 
     @asynccontextmanager
     async def failure_reported(self, errors: type[BaseException] = BaseException) -> AsyncGenerator[None]:
@@ -167,7 +177,10 @@ class Upload:
             return await self.pool.threads.run(operation, self._journal_file, *args, **kwargs)
         except OSError as error:
             logger.warning(
-                "an interrupted push of %s cannot be resumed: %s: %s", self.tag, error.strerror, error.filename
+                "an interrupted push of %s cannot be resumed: %s: %s",
+                self.tag,
+                error.strerror,
+                self._journal_file.path,  # the error of a write names no file
             )
             return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import shutil
@@ -173,6 +174,16 @@ def test_install_adds_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("SHELL", "/bin/dash")
     unknown = make_runner().invoke(main, ["completion"])
     assert (unknown.exit_code, "Name one: bash, zsh or fish." in unknown.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("path", "where"), [("/home/ada/.bashrc", "/home/ada/.bashrc: "), (None, "")])
+def test_install_on_full_disk_has_reason(monkeypatch: pytest.MonkeyPatch, path: str | None, where: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr("async_bento.cli.completion._install", full)
+    result = make_runner().invoke(main, ["completion", "bash", "--install"])
+    assert result.stderr == f"Error: cannot install the completion: {where}No space left on device.\n"
 
 
 def test_install_keeps_file_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
