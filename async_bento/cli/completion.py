@@ -80,8 +80,8 @@ def register() -> None:
 def completion(shell: str | None, install: bool) -> None:
     """Print or install a shell completion script.
 
-    The script completes commands, options, contexts, and the tags of the local store or, for pull, get and exists, of
-    the registry. SHELL is the one of $SHELL by default.
+    The script completes commands, options, contexts and tags: for push, verify and store, those of the local store,
+    and for the other commands those of the registry. SHELL is the one of $SHELL by default.
 
     \b
     Examples:

@@ -55,7 +55,7 @@ def test_offers_local_tags(command: str) -> None:
 
 
 @pytest.mark.usefixtures("stores")
-@pytest.mark.parametrize("command", ["pull", "get", "exists"])
+@pytest.mark.parametrize("command", ["pull", "get", "exists", "delete"])
 def test_offers_registry_tags(served: LocalRegistry, home: Path, command: str) -> None:
     with BentoAPI(progress=False) as api:
         api.push("iris:v1")
