@@ -210,7 +210,7 @@ class NotSupportedError(APIError):
 
 
 class ClosedError(BentoError, RuntimeError):
-    """The client was closed during the call; the call ended as if it had been cancelled."""
+    """The client was closed before or during the call, or the interpreter is shutting down."""
 
 
 class HubError(BentoError):

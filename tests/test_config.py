@@ -643,6 +643,15 @@ def test_endpoint_secret_is_hidden(wrong: str) -> None:
     assert "5ecret" not in f"{caught.value} {caught.value.__cause__}"
 
 
+@pytest.mark.parametrize("end", ["?", "#", "/?", "?#"])
+def test_endpoint_with_empty_query_raises(end: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_endpoint(f"https://r.example{end}")
+    assert str(caught.value) == (
+        "invalid endpoint on r.example: it has a user name, a query or a fragment. Remove that part."
+    )
+
+
 @unhurried
 @given(st.text(max_size=30) | st.from_regex(r"https?://[\x00-\x7f]{0,20}", fullmatch=True))
 def test_any_endpoint_parses_or_raises(text: str) -> None:

@@ -19,7 +19,8 @@ MAX_LENGTH = 63
 LATEST = "latest"
 """The version that stands for the newest one; no item has it."""
 
-_PART = re.compile(r"[a-z0-9]([-._a-z0-9]*[a-z0-9])?")
+PART = re.compile(r"[a-z0-9]([-._a-z0-9]*[a-z0-9])?")
+"""A name or a version, of any length."""
 
 
 class TagLike(Protocol):
@@ -136,7 +137,7 @@ def _validate(part: str, value: object) -> str:
         raise InvalidTagError(
             f"invalid {part} {value!r} in a tag: it has {len(lowered)} characters. The limit is {MAX_LENGTH}."
         )
-    if not _PART.fullmatch(lowered):
+    if not PART.fullmatch(lowered):
         raise InvalidTagError(
             f"invalid {part} {value!r} in a tag: it may contain only letters, digits, '-', '_' and '.', "
             "and must begin and end with a letter or a digit"

@@ -36,7 +36,7 @@ def check_endpoint(endpoint: str) -> str:
         raise invalid from None  # the cause may quote a password
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
         raise invalid
-    if parts.username is not None or parts.query or parts.fragment:
+    if parts.username is not None or "?" in endpoint or "#" in endpoint:  # also without a text after it
         raise ConfigError(
             f"invalid endpoint on {parts.hostname}: it has a user name, a query or a fragment. Remove that part."
         )

@@ -14,9 +14,10 @@ from async_bento._core.concurrency import check_cancelled
 from async_bento.errors import NotFoundError
 from async_bento.store.errors import as_store_error
 from async_bento.transfer.tar.scan import DS_STORE
+from async_bento.transfer.tar.selection import parents
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from async_bento.transfer.tar.index import IndexEntry, TarIndex
@@ -81,7 +82,7 @@ def compare(
         elif contents is not None and contents.old.get(path) != contents.new.get(path):
             found[path] = Difference(path, "changed", ("content",))
     # A directory is implied by what was added to it or removed from it.
-    implied = {parent for path in found for parent in _parents(path)}
+    implied = {parent for path in found for parent in parents(path)}
     return tuple(each for path, each in found.items() if each.kind == "changed" or path not in implied)
 
 
@@ -115,7 +116,7 @@ def tree_of(index: TarIndex) -> dict[str, Node]:
     """The tree of a remote tar."""
     tree: dict[str, Node] = {}
     for path, entry in index.entries.items():
-        for parent in _parents(path):  # a tar need not name them
+        for parent in parents(path):  # a tar need not name them
             tree.setdefault(parent, Node("directory"))
         if entry.member.type == "symlink":
             tree[path] = Node("symlink", target=entry.member.target)
@@ -204,8 +205,3 @@ def _without_links(remote: dict[str, Node], local: Mapping[str, Node], index: Ta
                     if remote[name].type == "symlink":
                         pending.append(copied)
     return tree
-
-
-def _parents(path: str) -> Iterator[str]:
-    while path := path.rpartition("/")[0]:
-        yield path

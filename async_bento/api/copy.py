@@ -19,7 +19,7 @@ from async_bento.api.kinds import ItemT, RecordT
 from async_bento.api.pull import is_bare, upload_facts
 from async_bento.api.push import Prepared, PushResult, count_models
 from async_bento.api.records import get_record, hub_metadata
-from async_bento.errors import ConfigError, NotFoundError, TransferError, with_message
+from async_bento.errors import ConfigError, NotFoundError, TransferError, prefix_errors
 from async_bento.rest.schemas import UNFINISHED, BentoManifestSchema
 from async_bento.transfer.copy import CopyReads, CopySource
 from async_bento.transfer.copy_bodies import SourceReadError
@@ -77,7 +77,8 @@ class Copier(Generic[ItemT, RecordT]):
                         return await self.pusher.send(tag, prepare, progress, models)
                 except SourceReadError as error:
                     # The source's own error: SourceReadError only keeps the upload from retrying it.
-                    raise with_message(error.error, f"cannot copy {tag}: {error.error}") from error.error
+                    with prefix_errors(f"cannot copy {tag}"):
+                        raise error.error from error.error.__cause__
                 except (ObjectChangedError, DamagedPartError) as error:
                     if is_again:
                         raise TransferError(
@@ -96,7 +97,9 @@ class Copier(Generic[ItemT, RecordT]):
             if current is None or _identity(current) != identity:
                 raise ObjectChangedError("the item was pushed again during the copy")
 
-        download = DownloadSource(routes, tag.name, record, verify=self._reads.pool.config.transfer.verify)
+        download = DownloadSource(
+            routes, tag.name, record, action="copy", verify=self._reads.pool.config.transfer.verify
+        )
         source = CopySource(download, self._reads, check, identity)
         stack.push_async_callback(source.aclose)
         bodies = self.kind.copied_bodies(record)

@@ -74,8 +74,10 @@ class LoopThread:
     def close(self) -> None:
         """Stop the loop, once the calls that it cancels have cleaned up."""
         with self._lock:
-            self.is_closed = True
-            running, self._running = self._running, None
+            running = self._running
+            if running is not None:
+                running.check_thread()
+            self.is_closed, self._running = True, None
         if running is not None:
             if self._finalizer is not None:
                 self._finalizer.detach()

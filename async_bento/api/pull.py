@@ -190,7 +190,9 @@ class Puller(Generic[ItemT, RecordT]):
             async with pool.threads.entered(opened) as extract:
                 if extract.not_resumed is not None:
                     logger.warning("an interrupted pull of %s cannot be resumed: %s", tag, extract.not_resumed)
-                source = DownloadSource(self.kind.routes, tag.name, record, verify=pool.config.transfer.verify)
+                source = DownloadSource(
+                    self.kind.routes, tag.name, record, action="pull", verify=pool.config.transfer.verify
+                )
                 await download(source, extract, pool, progress)
                 progress.enter("finishing")
                 await pool.threads.run(extract.close)

@@ -277,7 +277,7 @@ class Pusher(Generic[ItemT, RecordT]):
                 await stack.enter_async_context(hold_lock(lock, threads, waiting))
                 journal = Journal(path) if self.resources.config.transfer.resume else None
             except StoreError as error:
-                logger.warning("an interrupted push of %s cannot be resumed: %s", tag, error)
+                logger.warning("an interrupted %s of %s cannot be resumed: %s", progress.direction, tag, error)
             yield journal
 
     async def _register_and_send(
@@ -305,7 +305,9 @@ class Pusher(Generic[ItemT, RecordT]):
             update = partial(self._update_record, tag, bodies.update)
             registration = Registration(remote, update, is_whole=_is_pushed(remote))
         else:
-            raise NotFoundError(f"cannot push {tag}: its record was deleted during the push. Push again.")
+            raise NotFoundError(
+                f"cannot {upload.progress.direction} {tag}: its record was deleted meanwhile. Try again."
+            )
         if source is None:
             return await upload.skip(registration, BARE_REASON)
         return await upload.send(source, registration, self._options.threads)

@@ -72,7 +72,9 @@ class RemoteItem:
         upload = record.upload_started_at, record.upload_finished_at, record.checksums
         # Another pool: the tar was opened on another event loop, or before a fork.
         if self._tar is None or self._tar.pool is not pool or self._upload != upload:
-            source = DownloadSource(self.kind.routes, self.tag.name, record, verify=pool.config.transfer.verify)
+            source = DownloadSource(
+                self.kind.routes, self.tag.name, record, action="read", verify=pool.config.transfer.verify
+            )
             self._tar = RemoteTar(source, pool, self.resources.indexes, self.kind.endpoint)
             self._upload = upload
         return self._tar

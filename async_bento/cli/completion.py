@@ -80,8 +80,8 @@ def register() -> None:
 def completion(shell: str | None, install: bool) -> None:
     """Print or install a shell completion script.
 
-    The script completes commands, options, contexts, and the tags of the local store or, for pull, get and exists, of
-    the registry. SHELL is the one of $SHELL by default.
+    The script completes commands, options, contexts and tags: for push, verify and store, those of the local store,
+    and for the other commands those of the registry. SHELL is the one of $SHELL by default.
 
     \b
     Examples:
@@ -98,7 +98,8 @@ def completion(shell: str | None, install: bool) -> None:
     try:
         changed = _install(shell, text)
     except OSError as error:
-        raise ConfigError(f"cannot install the completion: {error.filename}: {error.strerror}.") from error
+        where = f"{error.filename}: " if error.filename else ""  # the error of a write names no file
+        raise ConfigError(f"cannot install the completion: {where}{error.strerror}.") from error
     click.echo(
         f"Installed the completion for {shell} in {' and '.join(map(str, changed))}. Start a new shell to use it."
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from async_bento._core.text import human_size
-from async_bento.cli.completion import complete_bento, complete_model
+from async_bento.cli.completion import complete_remote_bento, complete_remote_model
 from async_bento.cli.confirm import confirm
 from async_bento.cli.list_get import explain_other_kind, open_records
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
@@ -49,7 +49,9 @@ def _delete_command(word: Word) -> click.Command:
     )
 
     @click.command("delete", help=text)
-    @click.argument("tags", nargs=-1, required=True, shell_complete=complete_model if is_model else complete_bento)
+    @click.argument(
+        "tags", nargs=-1, required=True, shell_complete=complete_remote_model if is_model else complete_remote_bento
+    )
     @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
     @click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
     @registry_options

@@ -235,12 +235,12 @@ def _find_credentials(endpoint: str | None, from_stdin: bool, earlier: Context |
             "Pipe the token in with --api-token-stdin, or set BENTO_CLOUD_API_KEY."
         )
     endpoint = endpoint or endpoint_of_environment()
+    # The prompts are on standard error: standard output may be redirected.
     if not endpoint:
         endpoint = earlier.endpoint if earlier else DEFAULT_ENDPOINT
         if not from_stdin:
-            endpoint = click.prompt("Endpoint", default=endpoint, type=str)
+            endpoint = click.prompt("Endpoint", default=endpoint, err=True, type=str)
     endpoint = check_endpoint(endpoint.strip())
-    # The prompt is on standard error: standard output may be redirected.
     token = _read_line() if from_stdin else click.prompt("API token (hidden)", hide_input=True, err=True, type=str)
     if not token.strip():
         raise ConfigError("no API token: the input is empty. Enter or pipe in a token.")

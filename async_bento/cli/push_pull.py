@@ -347,7 +347,7 @@ async def _pull_each(
     skipped: list[str] = []
 
     def report(result: Pulled) -> None:
-        if not selection.is_single and result.path and is_skipped(word, result.tag):
+        if not selection.is_single and is_skipped(word, result.tag):
             skipped.append(result.tag)
         elif not as_json:
             print_pull(*result)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from async_bento._core.tag import MAX_LENGTH, PART
 from async_bento.registry.errors import BadRequestError
-
-_NAME = re.compile(r"[a-z0-9](?:[-._a-z0-9]*[a-z0-9])?")
-_MAX_NAME_LENGTH = 63
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,10 @@ class ItemRef(NamedTuple):
 
 
 def check_tag_part(field: str, value: str) -> str:
-    """Return a tag's `name` or `version` if it follows BentoML's rules, so that it is safe as a file name.
-
-    The rules are those of `bentoml/_internal/tag.py`.
-    """
-    if len(value) > _MAX_NAME_LENGTH or not _NAME.fullmatch(value):
+    """Return a tag's `name` or `version` if it follows BentoML's rules, so that it is safe as a file name."""
+    if len(value) > MAX_LENGTH or not PART.fullmatch(value):
         raise BadRequestError(
-            f"invalid {field} {value[:80]!r}: it breaks BentoML's rules for tags. Use at most {_MAX_NAME_LENGTH} of "
+            f"invalid {field} {value[:80]!r}: it breaks BentoML's rules for tags. Use at most {MAX_LENGTH} of "
             "a-z, 0-9, '-', '_' and '.', with a letter or digit at both ends."
         )
     return value

@@ -64,9 +64,13 @@ class LazyCredentials:
         """The credentials, found in a worker thread if that blocks."""
         if self.found is not None:
             return self.found
-        import anyio.to_thread
+        from async_bento._core.concurrency import Threads
 
-        return await anyio.to_thread.run_sync(self.get)
+        threads = Threads(1)
+        try:
+            return await threads.run(self.get)
+        finally:
+            threads.close()
 
 
 def needs_contexts(

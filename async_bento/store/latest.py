@@ -71,12 +71,11 @@ class LatestFiles(Generic[ItemT]):
         version = read_latest(directory)
         return version if version and is_tag_part(version) and (directory / version).is_dir() else None
 
-    def newest(self, name: str, last_committed: str | None = None) -> ItemT | None:
-        """Find the version with the newest creation time; of equals, the last committed or else the highest."""
+    def newest(self, name: str) -> ItemT | None:
+        """Find the version with the newest creation time; of equals, the highest."""
 
-        def age(item: ItemT) -> tuple[datetime, bool, str]:
-            version = item.tag.version or ""
-            return item.creation_time, version == last_committed, version
+        def age(item: ItemT) -> tuple[datetime, str]:
+            return item.creation_time, item.tag.version or ""
 
         return max(self.layout.load_versions(name), key=age, default=None)
 

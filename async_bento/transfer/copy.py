@@ -172,7 +172,7 @@ class CopySource:
 
     async def chunks(self) -> AsyncGenerator[Sequence[bytes]]:
         """Yield all bytes in order, verified, each chunk in pieces; end once the item is known to be unchanged."""
-        verifier = None if self._checksums is None else Verifier(self._checksums, self._download.tag)
+        verifier = None if self._checksums is None else Verifier(self._checksums, self._download.failed)
         with reading():
             everything = ByteRange(0, self.size)
             stream = self._stream_in_pieces() if self.is_sequential else self._reader.chunks_in_pieces(everything)
@@ -195,7 +195,7 @@ class CopySource:
             return
         await before.wait()
         if self._verifier is None or self._verified != byte_range.start:  # at first, and after parts that have arrived
-            self._verifier = Verifier(self._checksums, self._download.tag, byte_range.start)
+            self._verifier = Verifier(self._checksums, self._download.failed, byte_range.start)
         await self._verifier.check(pieces, self._pool.threads)
         self._verified = byte_range.stop
 

@@ -88,11 +88,11 @@ async def _download(source: DownloadSource, sink: Sink, pool: TransferPool, prog
 
 def _final(source: DownloadSource, error: ObjectChangedError | DamagedPartError) -> TransferError:
     """The error for bytes that are wrong in a second download, too."""
-    failed, push = f"cannot pull {source.tag}", f"Push the {source.kind} again with force (`--force`)"
+    failed, push = source.failed, f"Push the {source.kind} again with force (`--force`)"
     if isinstance(error, OtherObjectError):
         return IntegrityError(f"{failed}: the storage sent a tar with {error}: it was damaged or replaced. {push}.")
     if isinstance(error, ObjectChangedError):
-        return TransferError(f"{failed}: {error}, twice. Pull again.")
+        return TransferError(f"{failed}: {error}, twice. Try again.")
     part = f"part {error.number} of its tar"
     if error.repeated not in {None, error.actual}:
         return IntegrityError(
@@ -166,7 +166,7 @@ class _Download:
             check_object(checksums, total, etag)
             if checksums.parts:
                 start = 0 if point is None else point.position
-                self._verifier = Verifier(checksums, self._source.tag, start)
+                self._verifier = Verifier(checksums, self._source.failed, start)
                 next_checkpoint = self._verifier.next_checkpoint
                 if point is not None and not (point.is_verified and next_checkpoint(start) == start):
                     raise ObjectChangedError("the interrupted pull was not verified")
@@ -249,7 +249,7 @@ class _Download:
             raise ObjectChangedError(CHANGED)  # some storages ignore If-Match
         size = min(byte_range.stop, self._total or byte_range.stop) - byte_range.start
         data: list[bytes] = []
-        async for piece in read_range(received, size, f"cannot pull {self._source.tag}"):
+        async for piece in read_range(received, size, self._source.failed):
             data.append(piece)
             count(len(piece))
         return data

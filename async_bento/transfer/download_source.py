@@ -24,10 +24,12 @@ class DownloadSource:
     """Where an item's tar is: a presigned URL, requested again once it has expired, or the registry itself.
 
     `checksums` are those of the bytes at the current target; None without `verify`, and where the registry has none.
+    `failed` begins the messages of errors: it names the `action` and the tag.
     """
 
-    def __init__(self, routes: AnyRoutes, name: str, record: ItemSchema, *, verify: bool) -> None:
+    def __init__(self, routes: AnyRoutes, name: str, record: ItemSchema, *, action: str, verify: bool) -> None:
         self.tag = f"{name}:{record.version}"
+        self.failed = f"cannot {action} {self.tag}"
         self.kind = routes.kind
         self.checksums: ChecksumsSchema | None = None
         self._routes = routes
@@ -108,7 +110,7 @@ class DownloadSource:
             if self._asks_storage or self._strategy is None:
                 return None
             raise APIResponseError(
-                f"cannot pull {self.tag}: the registry's response has no presigned download URL",
+                f"{self.failed}: the registry's response has no presigned download URL",
                 field="presigned_download_url",
             )
         target = session.storage_target(record.presigned_download_url)

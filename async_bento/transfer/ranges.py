@@ -91,7 +91,7 @@ class RangeReader:
                 elif received.total != self.total or (received.etag and self.etag and received.etag != self.etag):
                     raise ObjectChangedError(CHANGED)  # some storages ignore If-Match
                 size = min(byte_range.stop, self.total or byte_range.stop) - byte_range.start
-                async for piece in read_range(received, size, f"cannot read {self._source.tag}"):
+                async for piece in read_range(received, size, self._source.failed):
                     arrived += len(piece)
                     yield piece
         except (APIStatusError, PartError) as error:

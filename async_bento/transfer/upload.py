@@ -99,6 +99,7 @@ class Upload:
         self.pool = pool
         self.progress = progress
         self.tag = tag
+        self._failed = f"cannot {progress.direction} {tag}"  # begins the messages of errors
         self.name, self.version = tag.name, tag.version or ""
         self._journal_file = journal
         self._replaced: ItemSchema | None = None  # the record of a whole item, whose bytes stay until they are replaced
@@ -146,7 +147,18 @@ class Upload:
 
     async def discard_journal(self) -> None:
         """Remove the journal: nothing is left to resume."""
-        await self.journal(Journal.remove)
+        if self._journal_file is None:
+            return
+        try:
+            await self.pool.threads.run(self._journal_file.remove)
+        except OSError as error:
+            logger.warning(
+                "cannot remove the resume state of the %s of %s: %s: %s",
+                self.progress.direction,
+                self.tag,
+                error.strerror,
+                self._journal_file.path,
+            )
 
     @asynccontextmanager
     async def failure_reported(self, errors: type[BaseException] = BaseException) -> AsyncGenerator[None]:
@@ -167,7 +179,11 @@ class Upload:
             return await self.pool.threads.run(operation, self._journal_file, *args, **kwargs)
         except OSError as error:
             logger.warning(
-                "an interrupted push of %s cannot be resumed: %s: %s", self.tag, error.strerror, error.filename
+                "an interrupted %s of %s cannot be resumed: %s: %s",
+                self.progress.direction,
+                self.tag,
+                error.strerror,
+                self._journal_file.path,  # the error of a write names no file
             )
             return None
 
@@ -202,7 +218,7 @@ class Upload:
         """The target behind the presigned upload URL of a response."""
         if not presigned.presigned_upload_url.get_secret_value():
             raise APIResponseError(
-                f"cannot push {self.tag}: the registry's response has no presigned upload URL",
+                f"{self._failed}: the registry's response has no presigned upload URL",
                 field="presigned_upload_url",
             )
         return self.routes.session.storage_target(presigned.presigned_upload_url)
@@ -320,7 +336,7 @@ class Upload:
         return interrupted
 
     def _restart(self, reason: str) -> None:
-        self.progress.restart(f": an interrupted push cannot be resumed, since {reason}")
+        self.progress.restart(f": an interrupted {self.progress.direction} cannot be resumed, since {reason}")
 
     async def _start(self) -> None:
         await self.routes.start_upload(self.name, self.version)
@@ -338,9 +354,7 @@ class Upload:
     async def _create_multipart(self) -> str:
         upload_id = (await self.routes.start_multipart_upload(self.name, self.version)).upload_id
         if not upload_id:
-            raise APIResponseError(
-                f"cannot push {self.tag}: the registry's response has no upload_id", field="upload_id"
-            )
+            raise APIResponseError(f"{self._failed}: the registry's response has no upload_id", field="upload_id")
         return upload_id
 
     async def _finish(self, status: Literal["success", "failed"], reason: str) -> None:
@@ -363,7 +377,8 @@ class Upload:
             if isinstance(failure, APIStatusError) and is_not_found(failure):
                 return  # cancelled before the record existed
             why = str(failure) or type(failure).__name__
-            logger.warning("cannot report the failed push of %s to the registry: %s", self.tag, why)
+            direction = self.progress.direction
+            logger.warning("cannot report the failed %s of %s to the registry: %s", direction, self.tag, why)
 
     async def _restore(self, record: ItemSchema) -> None:
         """Report that the old record and its bytes are as they were."""

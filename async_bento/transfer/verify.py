@@ -62,14 +62,13 @@ class Verifier:
     Of a part that `start` lies within, the rest is not verified.
     """
 
-    def __init__(self, checksums: ChecksumsSchema, tag: str, start: int = 0) -> None:
+    def __init__(self, checksums: ChecksumsSchema, failed: str, start: int = 0) -> None:
         if problem := _problem(checksums):
             raise APIResponseError(
-                f"cannot pull {tag}: the registry sent invalid checksums: {problem}. Push it again with force "
-                "(`--force`).",
+                f"{failed}: the registry sent invalid checksums: {problem}. Push it again with force (`--force`).",
                 field="checksums.parts",
             )
-        self._tag = tag
+        self._failed = failed
         self._size = checksums.size
         self._expected = [md5.lower() for _, md5 in checksums.parts]
         self._ends = [*accumulate(size for size, _ in checksums.parts)]
@@ -108,9 +107,7 @@ class Verifier:
         if self._refusal is not None:
             raise self._refusal
         if self._position < self._size:
-            raise IntegrityError(
-                f"cannot pull {self._tag}: {self._position} of {self._size} bytes arrived. Pull again."
-            )
+            raise IntegrityError(f"{self._failed}: {self._position} of {self._size} bytes arrived. Try again.")
 
     def _split(self, data: Sequence[bytes]) -> Iterator[list[bytes | memoryview]]:
         """Split the next bytes at the ends of the parts, without a copy."""
@@ -121,7 +118,7 @@ class Verifier:
             while rest:
                 index = bisect_right(self._ends, position)
                 if index == len(self._ends):
-                    raise IntegrityError(f"cannot pull {self._tag}: the storage sent more than {self._size} bytes")
+                    raise IntegrityError(f"{self._failed}: the storage sent more than {self._size} bytes")
                 taken = rest[: self._ends[index] - position]
                 piece.append(taken)
                 position += len(taken)

@@ -13,6 +13,7 @@ import pytest
 
 from async_bento import (
     APIError,
+    APIResponseError,
     AsyncBentoAPI,
     BentoAPI,
     BentoError,
@@ -38,6 +39,7 @@ from tests.fault_proxy import (
     PUT,
     UPLOAD,
     Hold,
+    answer_json,
     disconnect,
     disconnect_while_sending,
     ignore_range,
@@ -291,6 +293,16 @@ async def test_source_failure_is_reported(start_pair: StartPair) -> None:
     record = await pair.there.get("svc:v1")
     assert record.upload_status == "failed"
     assert "cannot read the source" in record.upload_finished_reason
+
+
+@pytest.mark.parametrize(
+    ("step", "lacking"), [("presign.*upload", "presigned upload URL"), ("start_multipart", "upload_id")]
+)
+async def test_copy_error_names_copy(start_pair: StartPair, step: str, lacking: str) -> None:
+    pair = await start_pair()
+    pair.target.add_fault(step, answer_json(200, {"version": "m1"}), times=None)
+    with pytest.raises(APIResponseError, match=rf"^cannot copy \S+: the registry's response has no {lacking}"):
+        await pair.here.models.copy("mod:m1", pair.there)
 
 
 def parts_in_journal(home: Path) -> int:

@@ -293,14 +293,15 @@ print(sorted(ended))
 
 
 @pytest.mark.processes
-def test_call_from_listener_raises(served: LocalRegistry, home: Path) -> None:
+@pytest.mark.parametrize("call", ["get('svc')", "close()"])
+def test_call_from_listener_raises(served: LocalRegistry, home: Path, call: str) -> None:
     make_bento(home, "svc:v1")
-    ended = run_program("""
+    ended = run_program(f"""
 from async_bento import ConfigError
 seen = set()
 def listen(event):
     try:
-        api.get("svc")
+        api.{call}
     except ConfigError as error:
         seen.add(str(error))
 with BentoAPI(progress=listen) as api:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shlex
 import shutil
@@ -66,7 +67,7 @@ def test_slow_registry_offers_local_tags(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.usefixtures("stores")
-@pytest.mark.parametrize("command", ["pull", "get", "exists"])
+@pytest.mark.parametrize("command", ["pull", "get", "exists", "delete"])
 def test_offers_registry_tags(served: LocalRegistry, home: Path, command: str) -> None:
     with BentoAPI(progress=False) as api:
         api.push("iris:v1")
@@ -185,6 +186,16 @@ def test_install_adds_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("SHELL", "/bin/dash")
     unknown = make_runner().invoke(main, ["completion"])
     assert (unknown.exit_code, "Name one: bash, zsh or fish." in unknown.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("path", "where"), [("/home/ada/.bashrc", "/home/ada/.bashrc: "), (None, "")])
+def test_install_on_full_disk_has_reason(monkeypatch: pytest.MonkeyPatch, path: str | None, where: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr("async_bento.cli.completion._install", full)
+    result = make_runner().invoke(main, ["completion", "bash", "--install"])
+    assert result.stderr == f"Error: cannot install the completion: {where}No space left on device.\n"
 
 
 def test_install_keeps_file_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,8 @@ def test_login_stores_context(registry: LocalRegistry, path: Path) -> None:
 def test_login_prompts_at_terminal(registry: LocalRegistry, path: Path, at_a_terminal: None) -> None:
     result = run("login", typed=f"{registry.endpoint}\n{registry.api_token}\n")
     assert result.exit_code == 0, result.output
-    assert f"Endpoint [{DEFAULT_ENDPOINT}]" in result.output
+    assert f"Endpoint [{DEFAULT_ENDPOINT}]" in result.stderr
+    assert "Endpoint" not in result.stdout  # which may be redirected
     assert registry.api_token not in result.output
     assert read_contexts(path).contexts[0].endpoint == registry.endpoint
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import tarfile
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from yarl import URL
 
+from async_bento.registry.pages.files import Listing, list_files
 from async_bento.registry.pages.rendering import MAX_MANIFEST, MAX_README, label_query, render_readme, url
 from async_bento.registry.pages.session import cookie_name, local_path
 from async_bento.registry.tokens import Actor
@@ -21,6 +23,8 @@ from tests.registry.test_access import PAGES, create_token, records_of
 from tests.registry.test_operation import values
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from tests.registry.conftest import Response, Serve
 
 pytestmark = disk_only
@@ -436,6 +440,29 @@ async def test_many_files_are_truncated(caller: Caller, browser: Browser, monkey
 async def test_file_list_cost_is_bounded(caller: Caller, browser: Browser, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("async_bento.registry.pages.files._MAX_WINDOWS", 2)
     assert "the first 2 files" in await files_on_page(caller, browser, tar_of("a", "b", "c"))
+
+
+class StuckBlob:
+    """A blob whose bytes never arrive."""
+
+    size = 10_000
+    etag = '"0"'
+    is_cancelled = False
+
+    async def read(self, start: int, stop: int) -> AsyncGenerator[bytes]:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.is_cancelled = True
+            raise
+        yield b""
+
+
+async def test_file_list_timeout_cancels_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("async_bento.registry.pages.files._TIMEOUT", 0)
+    blob = StuckBlob()
+    assert await list_files(blob) == Listing([], is_whole=False)
+    assert blob.is_cancelled
 
 
 async def test_hostile_tar_size_is_ignored(caller: Caller, browser: Browser):

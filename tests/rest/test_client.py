@@ -13,6 +13,7 @@ import aiohttp.web
 import pytest
 
 from async_bento import (
+    BentoError,
     BentoFullSchema,
     BentoManifestSchema,
     BentoRepositorySchema,
@@ -457,3 +458,15 @@ async def test_context_file_read_in_thread(registry_mock: RegistryMock, monkeypa
     assert registry_mock.only_request()[2]["headers"]["X-YATAI-API-TOKEN"] == TOKEN
     assert len(readers) == 1
     assert threading.current_thread() not in readers
+
+
+@pytest.mark.usefixtures("logged_in")
+async def test_context_file_without_threads_names_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with RestApiClient() as client:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(BentoError, match=r"^cannot start a thread: too many processes\."):
+            await client.current_user()
+        monkeypatch.undo()

@@ -20,6 +20,14 @@ def test_equal_age_last_commit_wins(store):
     assert latest(store) == "a"
 
 
+def test_repair_of_equal_age_finds_highest(store):
+    put(store, "iris:b", OLD)
+    put(store, "iris:a", OLD)
+    (store.path / "iris" / "latest").unlink()
+    assert store.get("iris").tag.version == "b"
+    assert latest(store) == "b"
+
+
 def test_older_commit_is_ignored(store):
     put(store, "iris:a", NEW)
     put(store, "iris:b", OLD)

@@ -9,6 +9,7 @@ import re
 import tarfile
 import threading
 import time
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ from tests.platforms import IS_WINDOWS, REFUSED, link_if_possible
 from tests.transfer.quiet import nothing_left, round_trips
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from async_bento import ProgressEvent
@@ -293,7 +295,7 @@ async def test_no_range_support_is_streamed(
 def test_download_asks_storage_once(strategy: str, asks: list[bool]) -> None:
     """A repetition would reach another storage without ranges, without end."""
     record = SimpleNamespace(transmission_strategy=strategy, version="m1")
-    source = DownloadSource(SimpleNamespace(kind="model"), "mod", record, verify=True)
+    source = DownloadSource(SimpleNamespace(kind="model"), "mod", record, action="pull", verify=True)
 
     assert [source.ask_storage(), source.ask_storage()] == asks
 
@@ -592,7 +594,7 @@ async def test_new_etag_never_mixed(pushed: StartProxy, make_client: MakeClient,
     proxy.add_fault(GET, fault, skip=2, times=None)
 
     with pytest.raises(
-        TransferError, match=r"mod:m1: the item was pushed again during the download, twice\. Pull again"
+        TransferError, match=r"mod:m1: the item was pushed again during the download, twice\. Try again"
     ):
         await make_client(proxy, elsewhere).models.pull("mod:m1")
 
@@ -734,12 +736,22 @@ async def test_last_retry_reports_connection(pushed: StartProxy, make_client: Ma
     assert nothing_came(elsewhere)
 
 
-async def test_no_presigned_url_fails(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
+@pytest.mark.parametrize("action", ["pull", "read", "copy"])
+async def test_no_presigned_url_fails(
+    pushed: StartProxy, start_proxy: StartProxy, make_client: MakeClient, elsewhere: Path, action: str
+) -> None:
     proxy = await pushed()
     proxy.add_fault("presign_download", answer_json(200, {"version": "m1"}), times=None)
+    models, target = make_client(proxy, elsewhere).models, make_client(await start_proxy(name="target"))
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "pull": partial(models.pull, "mod:m1"),
+        "read": models.files("mod:m1").list,
+        "copy": partial(models.copy, "mod:m1", target),
+    }
 
-    with pytest.raises(APIResponseError, match="mod:m1: the registry's response has no presigned download URL"):
-        await make_client(proxy, elsewhere).models.pull("mod:m1")
+    failed = f"^cannot {action} mod:m1: the registry's response has no presigned download URL$"
+    with pytest.raises(APIResponseError, match=failed):
+        await calls[action]()
 
 
 # Cancellation

@@ -405,14 +405,19 @@ async def test_unusable_journal_succeeds(
     caplog: pytest.LogCaptureFixture,
     method: str,
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device", "journal")
+    paths: list[Path] = []
+
+    def full(journal: Journal, *_: object) -> None:
+        paths.append(journal.path)
+        raise OSError(28, "No space left on device")  # os.write names no file
 
     monkeypatch.setattr(Journal, method, full)
 
     await make_client(proxy).models.push("mod:m1")
 
-    assert "No space left on device: journal" in caplog.text
+    removed = "cannot remove the resume state of the push of mod:m1"
+    failed = removed if method == "remove" else "an interrupted push of mod:m1 cannot be resumed"
+    assert f"{failed}: No space left on device: {paths[0]}" in caplog.messages
     assert proxy.matching(FINISH)[-1].json["status"] == "success"
 
 

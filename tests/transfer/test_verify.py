@@ -362,6 +362,18 @@ async def test_contradictory_checksums_fail(
     assert is_clean(elsewhere)
 
 
+@pytest.mark.parametrize("action", ["copy", "read"])
+async def test_contradictory_checksums_name_action(
+    push: Push, start_proxy: StartProxy, make_client: MakeClient, action: str
+) -> None:
+    proxy = await push(parts=[[5, "0" * 32]])
+    proxy.add_fault(GET, ignore_range, times=None)
+    models, target = make_client(proxy).models, make_client(await start_proxy(name="target"))
+
+    with pytest.raises(APIResponseError, match=f"^cannot {action} mod:m1: the registry sent invalid checksums: "):
+        await (models.copy("mod:m1", target) if action == "copy" else models.files("mod:m1").list())
+
+
 async def test_record_has_checksums(push: Push, make_client: MakeClient) -> None:
     proxy = await push()
     tar, etag = await stored(proxy)

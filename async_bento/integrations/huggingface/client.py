@@ -18,7 +18,8 @@ from threading import Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_bento._core.concurrency import shielded
-from async_bento.errors import ConfigError
+from async_bento._core.thread_pool import start_thread
+from async_bento.errors import BentoError, ConfigError
 from async_bento.integrations.huggingface.errors import translate_error
 from async_bento.store.items import directory_size
 
@@ -151,7 +152,7 @@ async def _call(
     async with slots:
         result: Future[T] = Future()
         # Daemon threads, also those that it starts, do not delay the exit of the interpreter.
-        Thread(target=_run, args=(result, model, function), name="async-bento-hub", daemon=True).start()
+        start_thread(Thread(target=_run, args=(result, model, function), name="async-bento-hub", daemon=True))
         future = asyncio.wrap_future(result)
         try:
             return await asyncio.shield(future)
@@ -202,6 +203,8 @@ def _translate_errors(model: HubModel, function: Callable[[], T]) -> T:
         ) from error
     try:
         return function()
+    except BentoError:
+        raise
     except Exception as error:
         raise translate_error(model, error) from error
 
@@ -263,7 +266,7 @@ class DownloadMonitor:
                 report()
 
         poller = Thread(target=poll, name="async-bento-hub-progress", daemon=True)
-        poller.start()
+        start_thread(poller)
         try:
             yield
         finally:

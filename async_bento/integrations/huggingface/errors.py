@@ -33,8 +33,9 @@ def translate_error(model: HubModel, error: Exception) -> BentoError:
             return translated
     root = causes[-1]
     if isinstance(root, OSError) and root.errno in _DISK_ERRORS:
+        where = f": {root.filename}" if root.filename else ""  # the error of a write names no file
         return StoreError(
-            f"cannot write the model {model.model_id} to the Hugging Face cache: {root.strerror}: {root.filename}. "
+            f"cannot write the model {model.model_id} to the Hugging Face cache: {root.strerror}{where}. "
             "Check the disk and its permissions, or set HF_HOME to another directory."
         )
     return HubError(

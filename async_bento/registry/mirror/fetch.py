@@ -154,7 +154,7 @@ class Fetch:
         upstream, pool, threads = self._steps.upstream, self._steps.pool, self._steps.threads
         # Without a strategy, the bytes come from the upstream's storage if that presigns URLs.
         record = self.remote.record.model_copy(update={"transmission_strategy": None})
-        source = DownloadSource(upstream.routes(self._ref), self._ref.name, record, verify=True)
+        source = DownloadSource(upstream.routes(self._ref), self._ref.name, record, action="pull", verify=True)
         if self._sink is None:
             self._sink = GrowingSink(await self._blobs.start_file(self.key), self._opened, self._steps.check)
         sink = self._sink

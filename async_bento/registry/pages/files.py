@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import tarfile
-from concurrent import futures
 from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
 
 from async_bento._core.concurrency import Threads
 from async_bento.config import KiB, MiB
@@ -69,7 +70,7 @@ def _list_files(file: _RangeFile) -> Listing:
                 if not member.isdir():
                     target = member.linkname if member.issym() or member.islnk() else ""
                     found.append(StoredFile(member.name.removeprefix("./"), member.size, target))
-    except (tarfile.TarError, RegistryError, OSError, futures.TimeoutError, ValueError, OverflowError):
+    except (tarfile.TarError, RegistryError, OSError, ValueError, OverflowError):
         return Listing(found, is_whole=False)
     return Listing(found, is_whole=True)
 
@@ -113,6 +114,7 @@ class _RangeFile(io.RawIOBase):
 
     def _fetch(self, start: int, stop: int) -> bytes:
         async def read() -> bytes:
-            return b"".join([chunk async for chunk in self._blob.read(start, stop)])
+            with anyio.fail_after(_TIMEOUT):  # a timeout of `result` would leave the read running
+                return b"".join([chunk async for chunk in self._blob.read(start, stop)])
 
-        return asyncio.run_coroutine_threadsafe(read(), self._loop).result(_TIMEOUT)
+        return asyncio.run_coroutine_threadsafe(read(), self._loop).result()

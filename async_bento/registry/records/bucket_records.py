@@ -19,7 +19,7 @@ from async_bento.registry.errors import RecordNotFoundError
 from async_bento.registry.item_types import BENTO, ITEM_TYPES
 from async_bento.registry.records.base import UploadStatus
 from async_bento.registry.records.blobs import Publication
-from async_bento.registry.records.rows import add_labels, add_models, count_items, manifest_columns
+from async_bento.registry.records.rows import add_labels, add_models, count_items, description_columns, manifest_columns
 from async_bento.registry.records.tables import items, repositories
 from async_bento.registry.records.tokens import TokenRecords
 from async_bento.registry.tokens import Actor
@@ -116,7 +116,7 @@ async def _copy_repositories(
         if record.name not in names:
             values = {
                 "kind": item_type.item,
-                "folded_description": record.description.lower(),
+                **description_columns(record.description),
                 "n_items": 0,
                 "updated_at": record.created_at,
             }
@@ -139,7 +139,7 @@ async def _copy_items(
         values = record.model_dump(exclude={"repository", "labels", "manifest"}) | {
             "repository_id": repository_id,
             "kind": item_type.item,
-            "folded_description": record.description.lower(),
+            **description_columns(record.description),
             **manifest_columns(manifest),
         }
         values["build_at"] = max(record.build_at, _EPOCH)

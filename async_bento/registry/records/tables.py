@@ -190,4 +190,4 @@ alembic_version = Table("alembic_version", MetaData(), Column("version_num", Tex
 """Where Alembic keeps the version of a database's tables."""
 
 settings = Table("settings", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
-"""Values that all copies of a registry share, such as its token."""
+"""Values that all copies of a registry share, such as the digest of its first token."""

@@ -70,7 +70,7 @@ def pieces_of(index: TarIndex, selected: Iterable[IndexEntry]) -> list[Piece]:
     """
     kept = {entry.member.path for entry in selected}
     for path in [*kept]:
-        kept.update(parent for parent in _parents(path) if parent in index.entries)
+        kept.update(parent for parent in parents(path) if parent in index.entries)
     if "" in index.entries:
         kept.add("")
     names: dict[str, str] = {}  # of files, by the path in the tar
@@ -97,7 +97,8 @@ def _pieces(index: TarIndex, kept: set[str], names: dict[str, str]) -> Iterator[
                 yield Piece(_header(entry.member, path, tarfile.LNKTYPE, target), entry.end, entry.end, entry)
 
 
-def _parents(path: str) -> Iterator[str]:
+def parents(path: str) -> Iterator[str]:
+    """The directories above a path of a tar, the closest first, without the root."""
     while path := path.rpartition("/")[0]:
         yield path
 
@@ -167,9 +168,9 @@ class MatchingFiles:
         path, is_above = entry.member.path, entry.member.path in self._kept
         if not (self.is_possible and (is_above or is_selected(path, *self._patterns))):
             return ()
-        parents = [parent for parent in _parents(path) if parent not in self._kept]
-        above = [self._index.entries[parent] for parent in reversed(parents) if parent in self._index.entries]
-        self._kept.update(parents, (path,))
+        added = [parent for parent in parents(path) if parent not in self._kept]
+        above = [self._index.entries[parent] for parent in reversed(added) if parent in self._index.entries]
+        self._kept.update(added, (path,))
         origin = self._index.origin(entry).member.path
         self.is_possible = origin in self._kept and all(one.member.type in _WITHOUT_CONTENT for one in above)
         return [_whole(one, origin) for one in (*above, entry)] if self.is_possible else ()

@@ -125,6 +125,23 @@ async def test_concurrent_model_downloads(hub: Hub, pull: StartProxy, cache: Pat
     assert all(snapshot(cache, name) == hub.repos[name].files for name in names)
 
 
+@pytest.mark.parametrize("refused", ["async-bento-hub", "async-bento-hub-progress"])
+async def test_refused_thread_names_limit(
+    hub: Hub, pull: StartProxy, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    start = threading.Thread.start
+
+    def start_others(thread: threading.Thread) -> None:
+        if thread.name == refused:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_others)
+    with pytest.raises(BentoError, match=r"failed: cannot start a thread: too many processes\."):
+        await pull(on_the_hub(hub.endpoint))
+
+
 async def test_progress_on_event_loop(hub: Hub, pull: StartProxy, cache: Path) -> None:
     hub.repos["org/bert"] = Repo(FILES)
     events: list[ProgressEvent] = []
@@ -256,17 +273,17 @@ async def test_hf_endpoint_replaces_default(
     assert {seen.token for seen in hub.seen} == {f"Bearer {TOKEN}"}
 
 
+@pytest.mark.parametrize(("path", "where"), [("/cache/blobs/x", ": /cache/blobs/x"), (None, "")])
 async def test_unwritable_cache_error(
-    hub: Hub, pull: StartProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, pull: StartProxy, monkeypatch: pytest.MonkeyPatch, path: str | None, where: str
 ) -> None:
     def full(*_: object, **__: object) -> str:
-        raise OSError(errno.ENOSPC, "No space left on device", "/cache/blobs/x")
+        raise OSError(errno.ENOSPC, "No space left on device", path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
 
-    with pytest.raises(
-        StoreError, match=r"cannot write the model org/bert to the Hugging Face cache: No space left .*set HF_HOME"
-    ):
+    text = rf"to the Hugging Face cache: No space left on device{where}\. Check .*set HF_HOME"
+    with pytest.raises(StoreError, match=f"cannot write the model org/bert {text}"):
         await pull(on_the_hub(hub.endpoint))
 
 
