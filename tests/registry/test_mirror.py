@@ -15,14 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from pydantic import SecretStr
 from yarl import URL
 
-from async_bento import APIStatusError, AsyncBentoAPI, BentoStore, Config, ConfigError, ModelStore
+from async_bento import (
+    APIConnectionError,
+    APIStatusError,
+    AsyncBentoAPI,
+    BentoStore,
+    Config,
+    ConfigError,
+    ModelStore,
+    RateLimitError,
+    ServerError,
+)
 from async_bento.cli import main
 from async_bento.registry import LocalRegistry, S3Bucket
 from async_bento.registry.errors import StorageError
 from async_bento.registry.mirror import mirror as mirror_module
 from async_bento.registry.mirror.storage import MirrorStorage
+from async_bento.registry.mirror.upstream import Upstream
 from async_bento.registry.records.audit import AuditLog
 from async_bento.registry.records.sql import Records
 from async_bento.rest.session import _warn_of_stale_mirror
@@ -401,6 +413,28 @@ async def test_silent_upstream_times_out(
         answer = await ask.api("GET", "/models")
     assert (answer.status, answer.json["items"]) == (200, [])
     assert answer.headers["Cache-Status"] == "async-bento; hit; detail=upstream-down"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        APIConnectionError("gone"),
+        ServerError("busy", status=503),
+        RateLimitError("slow down", status=429),
+        asyncio.TimeoutError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_upstream_failure_counts_as_outage(monkeypatch: pytest.MonkeyPatch, error: Exception):
+    async def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Upstream, "_send", fail)
+    reached: list[bool] = []
+    upstream = Upstream("http://127.0.0.1:9", SecretStr("token"), reached.append)
+    assert await upstream.get("bentos") is None
+    assert reached == [True, False]
+    await upstream.aclose()
 
 
 async def test_start_removes_stale_fetches(tmp_path: Path, start_mirror: StartMirror):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
+import os
 import tarfile
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from yarl import URL
 
+from async_bento.registry.errors import StorageError
 from async_bento.registry.pages.files import Listing, list_files
 from async_bento.registry.pages.rendering import MAX_MANIFEST, MAX_README, label_query, render_readme, url
 from async_bento.registry.pages.session import cookie_name, local_path
@@ -470,6 +473,27 @@ async def test_hostile_tar_size_is_ignored(caller: Caller, browser: Browser):
     header.type, header.size = tarfile.XHDTYPE, 2**30
     body = header.tobuf(tarfile.USTAR_FORMAT) + bytes(20_000)
     assert "cannot be listed" in await files_on_page(caller, browser, body)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tarfile.TarError("no tar"),
+        StorageError("InternalError", "the disk failed"),
+        OSError(errno.EIO, os.strerror(errno.EIO)),
+        ValueError("a number"),
+        OverflowError("a large number"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_unlistable_tar_spares_page(
+    caller: Caller, browser: Browser, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tarfile.TarFile, "next", fail)
+    assert "cannot be listed" in await files_on_page(caller, browser, bytes(20_000))
 
 
 async def test_model_shows_its_bentos(caller: Caller, browser: Browser):
