@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import subprocess
 import sys
 import tempfile
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -14,6 +17,7 @@ import pytest
 from async_bento.cli import main
 from async_bento.errors import ConfigError
 from async_bento.registry.blobs import bucket
+from async_bento.registry.errors import StorageError
 from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.server import LocalRegistry
 from tests.cli_runner import make_runner
@@ -195,6 +199,59 @@ async def test_cut_download_disconnects(caller: Caller, faulty: FaultyS3, caplog
     with pytest.raises(aiohttp.ClientPayloadError):
         await caller.download()
     assert "a download was aborted: the storage failed" in caplog.text
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    "name", ["EndpointConnectionError", "HTTPClientError", "ClientError", "OSError", "TimeoutError", "ConnectionError"]
+)
+def test_unreachable_bucket_is_503(name: str):
+    from botocore import exceptions
+
+    error = {
+        "EndpointConnectionError": exceptions.EndpointConnectionError(endpoint_url="https://s3.example"),
+        "HTTPClientError": exceptions.HTTPClientError(error="reset"),
+        "ClientError": aiohttp.ClientError(),
+        "OSError": OSError(errno.ENETUNREACH, "unreachable"),
+        "TimeoutError": asyncio.TimeoutError(),
+        "ConnectionError": ConnectionResetError(),
+    }[name]
+    expected = pytest.raises(StorageError, match="cannot reach the registry's bucket")
+    with expected as raised, bucket.translate_s3_errors():
+        raise error
+    assert (raised.value.status, raised.value.retry_after) == (503, 5)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    "name", ["ResponseStreamingError", "StorageError", "ClientPayloadError", "ConnectionError", "TimeoutError"]
+)
+async def test_failed_read_of_object_is_oserror(name: str):
+    """Errors of the connection to the client are of other classes."""
+    from botocore.exceptions import ResponseStreamingError
+
+    from async_bento.registry.blobs.s3 import Content, _OpenObject
+
+    error = {
+        "ResponseStreamingError": ResponseStreamingError(error="cut off"),
+        "StorageError": StorageError("PreconditionFailed", "the object has changed", status=412),
+        "ClientPayloadError": aiohttp.ClientPayloadError(),
+        "ConnectionError": ConnectionResetError(),
+        "TimeoutError": asyncio.TimeoutError(),
+    }[name]
+
+    class Body(AsyncExitStack):
+        async def read(self, _: int) -> bytes:
+            raise error
+
+    async def get_object(**_: object) -> dict[str, Any]:
+        return {"ETag": '"a"', "Body": Body()}
+
+    client: Any = SimpleNamespace(get_object=get_object)
+    opened = _OpenObject(client, {"Bucket": "bucket", "Key": "key"}, Content(1, '"a"'))
+    with pytest.raises(OSError, match=f"the registry's bucket failed: {type(error).__name__}"):
+        async for _ in opened.read(0, 1):
+            pass
 
 
 async def test_cleanup_failure_is_logged(caller: Caller, faulty: FaultyS3, caplog: pytest.LogCaptureFixture):

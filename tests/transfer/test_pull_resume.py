@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from async_bento import BentoError, PartError, StoreError
+from async_bento import BentoError, Limits, PartError, StoreError
 from async_bento._core import platform
 from async_bento.errors import ArchiveError, TransferError
 from async_bento.store.moves import Move
 from async_bento.transfer import resumable_extract
+from async_bento.transfer.resumable_extract import ResumableExtract
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.eventually import eventually
 from tests.fault_proxy import DOWNLOAD, GET, FaultProxy, Hold, ignore_range, refuse, with_headers
@@ -318,6 +319,19 @@ async def test_another_registry_restarts(
         assert starts(other)[0] == 0
     assert f"pull of mod:m1 cannot be resumed: it was from {proxy.endpoint}" in caplog.text
     assert same(home, elsewhere)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "broken"), ValueError(), KeyError(), OverflowError(), StoreError("gone")], ids=repr
+)
+def test_unreadable_state_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(_: ResumableExtract) -> None:
+        raise error
+
+    monkeypatch.setattr(ResumableExtract, "_resumed", fail)
+    extract = ResumableExtract(tmp_path, tmp_path / "state", "http://127.0.0.1", Limits(), 0)
+    assert (extract.resume_point, extract.not_resumed) == (None, "its state or its files are damaged")
+    extract.abort(keep_state=False)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def _parse_plain(block: bytes) -> Header | None:
 def _parse_any(block: bytes) -> Header:
     try:
         header = tarfile.TarInfo.frombuf(block, _ENCODING, "surrogateescape")
-    except (tarfile.HeaderError, ValueError) as error:
+    except tarfile.HeaderError as error:
         raise UnsafeArchiveError(f"not a tar, or a corrupt tar ({error})") from error
     size = block[_SIZE_FIELD]
     # tarfile parses octal fields by int(), which accepts signs and underscores; other readers see another size.
