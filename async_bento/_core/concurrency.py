@@ -170,7 +170,8 @@ class ByteBudget:
             if turn.done() and not turn.cancelled():
                 self.release(share)  # acquired and cancelled in the same iteration of the loop
             else:
-                self._waiting.remove((share, turn))
+                with suppress(ValueError):  # `_serve` has dropped the waiter if the same iteration released a share
+                    self._waiting.remove((share, turn))
                 self._serve()  # a smaller share behind this one may fit now
             raise
 

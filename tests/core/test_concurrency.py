@@ -570,3 +570,21 @@ async def test_budget_cancelled_grant_released() -> None:
 
     assert waiting.cancelled()
     assert budget.free == 10
+
+
+@pytest.mark.parametrize("share", [5, 20])
+async def test_budget_release_keeps_cancellation(share: int) -> None:
+    """A release between the cancellation of a waiter and the next step of its task drops the waiter."""
+    budget = ByteBudget(20)
+    await budget.acquire(20)
+    cancelled, next_one = asyncio.create_task(budget.acquire(5)), asyncio.create_task(budget.acquire(share))
+    await asyncio.sleep(0)
+
+    cancelled.cancel()
+    budget.release(20)
+    await asyncio.wait([cancelled, next_one])
+
+    assert cancelled.cancelled()
+    assert budget.free == 20 - share
+    budget.release(share)
+    assert not budget.would_block(20)
