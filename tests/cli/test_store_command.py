@@ -118,6 +118,13 @@ def interrupt_pull(tag: str) -> None:
         raise InterruptedError
 
 
+def test_prune_dry_run_makes_no_directory(stored: Path) -> None:
+    before = sorted(stored.rglob("*"))
+    assert stored / "tmp" not in before
+    assert run("prune", "--dry-run").stderr == "Nothing to remove.\n"
+    assert sorted(stored.rglob("*")) == before
+
+
 def test_prune_removes_unlocked_only(stored: Path) -> None:
     store = BentoStore()
     for tag in ("svc:gone", "svc:used"):
