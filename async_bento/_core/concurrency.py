@@ -3,7 +3,8 @@
 Blocking calls never run in asyncio's default executor: its `min(32, cpu + 4)` threads belong to the application, and it
 refuses work once the main thread has ended. A thread cannot be cancelled, so a cancelled call waits for its thread to
 finish; otherwise the thread could write into a directory that the clean-up has removed. Functions that may take long
-call `check_cancelled` on the way.
+call `check_cancelled` on the way. A cancelled call that still waits for a thread does not run, so calls that clean up
+are `shielded`.
 """
 
 from __future__ import annotations
@@ -77,9 +78,8 @@ class Threads:
         self.executor = DaemonThreadPool(limit)
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking function in a worker thread; cancellation propagates after the function has returned."""
-        future, cancelled = self._submit(function, *args, **kwargs)
-        return await _completed(future, cancelled)
+        """Run a blocking function in a worker thread; cancellation propagates after a started function has returned."""
+        return await _completed(*self._submit(function, *args, **kwargs))
 
     @asynccontextmanager
     async def entered(self, manager: AbstractContextManager[T]) -> AsyncGenerator[T]:
@@ -88,7 +88,7 @@ class Threads:
         try:
             value = await _completed(entering, cancelled)
         except asyncio.CancelledError:
-            if entering.exception() is None:  # entered by the thread, and no block will exit it
+            if not entering.cancelled() and entering.exception() is None:  # entered, and no block will exit it
                 await shielded(self.run(manager.__exit__, None, None, None))
             raise
         try:
@@ -101,27 +101,29 @@ class Threads:
 
     def _submit(
         self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> tuple[asyncio.Future[T], threading.Event]:
-        """Start a function in a worker thread; the event informs `check_cancelled` that no caller wants the result."""
+    ) -> tuple[Future[T], threading.Event]:
+        """Submit a function; the event informs `check_cancelled` that no caller wants the result."""
         cancelled = threading.Event()
 
         def run() -> T:
             _cancelled.set(cancelled)  # in the context of this call alone
             return function(*args, **kwargs)
 
-        return asyncio.wrap_future(self.executor.submit(run)), cancelled
+        return self.executor.submit(run), cancelled
 
     def close(self) -> None:
         """Stop the threads without waiting: `run` returns only after its thread is idle."""
         self.executor.shutdown(wait=False)
 
 
-async def _completed(future: asyncio.Future[T], cancelled: threading.Event) -> T:
-    """Await a worker thread; if cancelled, set the event, wait for the thread, and raise the cancellation."""
+async def _completed(job: Future[T], cancelled: threading.Event) -> T:
+    """Await a job of a worker thread; if cancelled, drop the job or wait for its thread, and raise the cancellation."""
+    future = asyncio.wrap_future(job)
     try:
         await asyncio.wait([future])  # not shielded, so that a cancelled anyio scope arrives here, too
     except asyncio.CancelledError:
         cancelled.set()
+        job.cancel()  # no effect once the job runs
         with suppress(asyncio.CancelledError, Exception):  # the cancellation takes precedence over the thread's error
             await shielded(future)
         raise
@@ -170,7 +172,8 @@ class ByteBudget:
             if turn.done() and not turn.cancelled():
                 self.release(share)  # acquired and cancelled in the same iteration of the loop
             else:
-                self._waiting.remove((share, turn))
+                with suppress(ValueError):  # `_serve` has dropped the waiter if the same iteration released a share
+                    self._waiting.remove((share, turn))
                 self._serve()  # a smaller share behind this one may fit now
             raise
 

@@ -207,12 +207,18 @@ def seconds_to_wait(retry_after: str | None) -> float | None:
         return max(0.0, float(retry_after))
     except ValueError:
         pass
+    date = parse_date(retry_after)
+    return None if date is None else max(0.0, date - time.time())
+
+
+def parse_date(text: str) -> float | None:
+    """Parse an HTTP date (RFC 9110, 5.6.7) into seconds since 1970; None if malformed."""
     try:
-        date = parsedate_to_datetime(retry_after)
-    except ValueError:
+        date = parsedate_to_datetime(text)
+        # In GMT; `parsedate_to_datetime` returns -0000 without a zone.
+        return date.replace(tzinfo=date.tzinfo or timezone.utc).timestamp()
+    except (ValueError, OverflowError):  # OverflowError: a number that fits no C int
         return None
-    # An HTTP date is in GMT (RFC 9110, 5.6.7); `parsedate_to_datetime` returns -0000 without a zone.
-    return max(0.0, date.replace(tzinfo=date.tzinfo or timezone.utc).timestamp() - time.time())
 
 
 @dataclass

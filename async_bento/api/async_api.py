@@ -346,8 +346,8 @@ class AsyncBentoAPI(ItemAPI[Bento, BentoWithRepositorySchema]):
             >>> for bento in await api.list(search="iris", limit=10):
             ...     print(bento.tag, bento.size_bytes)
         """
-        bentos = await self._first(limit, search, query)
-        return BentoWithRepositoryListSchema(count=len(bentos), total=len(bentos), items=[*bentos])
+        bentos, total = await self._first(limit, search, query)
+        return BentoWithRepositoryListSchema(count=len(bentos), total=total, items=bentos)
 
     async def get(self, name: AnyTag, version: str | None = None) -> BentoFullSchema:
         """Get the record of a bento from the registry.

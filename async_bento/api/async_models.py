@@ -239,8 +239,8 @@ class AsyncModelAPI(ItemAPI[Model, ModelWithRepositorySchema]):
             >>> for model in await api.models.list(search="iris", limit=10):
             ...     print(model.tag, model.size_bytes)
         """
-        models = await self._first(limit, search, query)
-        return ModelWithRepositoryListSchema(count=len(models), total=len(models), items=[*models])
+        models, total = await self._first(limit, search, query)
+        return ModelWithRepositoryListSchema(count=len(models), total=total, items=models)
 
     async def get(self, name: AnyTag, version: str | None = None) -> ModelWithRepositorySchema:
         """Get the record of a model from the registry.

@@ -328,8 +328,11 @@ class AsyncRemoteFile:
     async def _chunks(self, start: int, stop: int) -> AsyncGenerator[bytes]:
         resources = self._files._resources  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - its maker
         if not isinstance(self._source, tuple):
-            async with resources.call():
-                yield await resources.threads.run(_pread, self._source, start, stop)
+            step = resources.config.transfer.io_chunk
+            for position in range(start, stop, step):
+                async with resources.call():
+                    content = await resources.threads.run(_pread, self._source, position, min(position + step, stop))
+                yield content
             return
         tar, entry = self._source
         # Not the window of all downloads, of which a caller that pauses would hold a part.

@@ -11,7 +11,7 @@ from async_bento.api.copy import Copier
 from async_bento.api.files import AsyncRemoteFiles
 from async_bento.api.kinds import ItemT, RecordT
 from async_bento.api.labels import change_labels, check_changes
-from async_bento.api.paging import PAGE_SIZE, walk
+from async_bento.api.paging import PAGE_SIZE, read_first, walk
 from async_bento.api.push import Pusher
 from async_bento.api.push_list import StoredItem
 from async_bento.api.records import record_exists
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from async_bento._core.tag import AnyTag
     from async_bento.api.kinds import Kind
+    from async_bento.api.paging import Fetch
     from async_bento.api.push import PushOptions
     from async_bento.api.push_list import AnyItem
     from async_bento.api.resources import Resources
@@ -182,22 +183,22 @@ class ItemAPI(Generic[ItemT, RecordT]):
         pusher = Pusher(target._resources, target._kind, options)
         return Copier(self._resources, self._kind, pusher, reads)
 
-    async def _first(self, limit: int | None, search: str | None, query: str | None) -> Sequence[RecordT]:
-        async with aclosing(self._pages(search=search, query=query, limit=limit)) as pages:
-            return [record async for page in pages for record in page]
+    async def _first(self, limit: int | None, search: str | None, query: str | None) -> tuple[list[RecordT], int]:
+        """The first records in the registry, and how many there are."""
+        return await read_first(self._fetch(search, query), PAGE_SIZE, limit)
 
-    async def _pages(
-        self, *, search: str | None, query: str | None, limit: int | None = None
-    ) -> AsyncGenerator[Sequence[RecordT]]:
-        """Iterate over the records in the registry by the page; at most `limit` records in all."""
+    async def _pages(self, *, search: str | None, query: str | None) -> AsyncGenerator[Sequence[RecordT]]:
+        """Iterate over the records in the registry by the page."""
+        async with aclosing(walk(self._fetch(search, query), PAGE_SIZE)) as pages:
+            async for page in pages:
+                yield page
 
+    def _fetch(self, search: str | None, query: str | None) -> Fetch[RecordT]:
         async def fetch(*, start: int, count: int) -> ListSchema[RecordT] | None:
             async with self._resources.call():
                 return await self._kind.routes.list(start=start, count=count, search=search, query=query)
 
-        async with aclosing(walk(fetch, PAGE_SIZE, limit)) as pages:
-            async for page in pages:
-                yield page
+        return fetch
 
     async def _find(self, item: AnyItem, verb: str = "push") -> ItemT:
         """The local item: itself, at a path, or in the store."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from async_bento.config import MiB
@@ -79,6 +80,21 @@ async def walk(fetch: Fetch[RecordT], page_size: int, limit: int | None = None) 
         page_before, total, step = keys, page.total, size
         # Beyond the start in any case, or a page of one record would be requested for ever.
         start = max(end - 1, start + 1)
+
+
+async def read_first(fetch: Fetch[RecordT], page_size: int, limit: int | None) -> tuple[list[RecordT], int]:
+    """Return the first records of a list, `limit` of them, and how many there are by the page that was read last."""
+    total = 0
+
+    async def fetch_counted(*, start: int, count: int) -> ListSchema[RecordT] | None:
+        nonlocal total
+        page = await fetch(start=start, count=count)
+        total = page.total if page else 0
+        return page
+
+    async with aclosing(walk(fetch_counted, page_size, limit)) as pages:
+        records = [record async for page in pages for record in page]
+    return records, max(total, len(records))  # 0: the server states no total
 
 
 class _Pages(Generic[RecordT]):

@@ -136,7 +136,7 @@ class Resources:
         await shielded(self._close(keep_client))
 
     async def _close(self, keep_client: bool) -> None:
-        calls = [*self._calls]
+        calls = [call for call in self._calls if not call.loop.is_closed()]  # the others never end
         for call in calls:
             call.scope.cancel()
         for call in calls:  # a cancelled push reports to the registry first, which needs a connection

@@ -195,8 +195,8 @@ async def _has_checksums(remote: RemoteItem, item: Item, progress: Progress) -> 
     except ArchiveError as error:
         logger.info("%s: its list of files is compared, since %s", tag, error)
         return False
-    parts = _parts(expected, remote.resources)
-    if plan.size != expected.size or not parts:
+    parts = _parts(expected, remote.resources) if plan.size == expected.size else ()
+    if not parts:
         return False
     progress.enter("transferring", bytes_total=plan.size)
     try:

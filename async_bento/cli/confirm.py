@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from async_bento.cli.signals import raise_on_signals
 from async_bento.errors import ConfigError
 
 
@@ -13,7 +14,9 @@ def confirm(question: str) -> None:
     """Ask on a terminal, and exit with 1 unless the answer is yes; raise `ConfigError` elsewhere."""
     if not _can_ask():
         raise ConfigError("cannot ask for confirmation: standard input is not a terminal. Pass --yes.")
-    if not click.confirm(question, err=True):
+    with raise_on_signals():  # the prompt blocks the event loop of the command
+        is_confirmed = click.confirm(question, err=True)
+    if not is_confirmed:
         click.echo("Nothing was deleted.", err=True)
         click.get_current_context().exit(1)
 

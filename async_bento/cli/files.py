@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import click
@@ -84,7 +84,6 @@ def _cat_command(word: Word) -> click.Command:
 
         import anyio.to_thread
 
-        output = sys.stdout.buffer
         async with (
             registry.make_transfer_api(is_single=True, resumable=False) as api,
             _files(api, word, tag).open(path) as file,
@@ -92,8 +91,7 @@ def _cat_command(word: Word) -> click.Command:
         ):
             async for chunk in chunks:
                 # Abandoned: Ctrl-C does not wait for the program that reads the output.
-                await anyio.to_thread.run_sync(output.write, chunk, abandon_on_cancel=True)
-            await anyio.to_thread.run_sync(output.flush, abandon_on_cancel=True)
+                await anyio.to_thread.run_sync(partial(click.echo, chunk, nl=False), abandon_on_cancel=True)
 
     return cat
 

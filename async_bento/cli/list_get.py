@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal, cast
 
 import click
@@ -177,18 +177,12 @@ async def _first(
     routes: Records[ItemSchema], limit: int | None, search: str | None, query: str | None
 ) -> tuple[list[ItemSchema], int]:
     """The newest records, and how many there are."""
-    from async_bento.api.paging import PAGE_SIZE, walk
-
-    total = 0
+    from async_bento.api.paging import PAGE_SIZE, read_first
 
     async def fetch(*, start: int, count: int) -> ListSchema[ItemSchema] | None:
-        nonlocal total
-        page = await routes.list(start=start, count=count, search=search, query=query)
-        total = page.total if page else 0
-        return page
+        return await routes.list(start=start, count=count, search=search, query=query)
 
-    async with aclosing(walk(fetch, PAGE_SIZE, limit)) as pages:
-        return [record async for page in pages for record in page], total
+    return await read_first(fetch, PAGE_SIZE, limit)
 
 
 async def _get(routes: Records[ItemSchema], tag: str) -> ItemSchema:

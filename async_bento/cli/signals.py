@@ -1,10 +1,10 @@
-"""Signals: SIGTERM, SIGHUP and Ctrl-Break interrupt a push or a pull like Ctrl-C."""
+"""Signals: SIGTERM, SIGHUP and Ctrl-Break interrupt a push or a pull like Ctrl-C; all of them interrupt a prompt."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
 _RECEIVED = "async_bento.signal"  # a key of click's `Context.meta`
 
@@ -58,6 +58,28 @@ def cancel_on_signals() -> None:
         if not is_ignored(number):
             with suppress(RuntimeError, ValueError):  # not in the main thread, where a program runs the command
                 add_handler(loop, number, partial(cancel, number))
+
+
+@contextmanager
+def raise_on_signals() -> Generator[None]:
+    """Let the signals that an event loop handles interrupt a block that stops the loop, such as a prompt."""
+    meta = click.get_current_context().meta
+
+    def interrupt(number: int, _frame: object) -> None:
+        meta.setdefault(_RECEIVED, signal.Signals(number))
+        raise KeyboardInterrupt
+
+    # Not those that are ignored or end the process.
+    handled = {number: handler for number in {*STOPS, *_INTERRUPTS} if callable(handler := signal.getsignal(number))}
+    try:
+        with suppress(ValueError):  # not in the main thread, where a program runs the command
+            for number in handled:
+                signal.signal(number, interrupt)
+        yield
+    finally:
+        with suppress(ValueError):
+            for number, handler in handled.items():
+                signal.signal(number, handler)
 
 
 def is_ignored(number: signal.Signals) -> bool:

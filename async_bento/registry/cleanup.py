@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from async_bento._core.concurrency import shielded
+from async_bento._core.concurrency import background_task
 from async_bento.registry.blobs.base import UPLOAD_LIFETIME
 from async_bento.registry.errors import RegistryError, UnsupportedByStorageError
 from async_bento.registry.records.base import utc_now
@@ -130,13 +130,8 @@ class Cleanup:
 @asynccontextmanager
 async def running(cleanup: Cleanup) -> AsyncGenerator[None]:
     """Clean up every hour."""
-    task = asyncio.create_task(_repeat(cleanup))
-    try:
+    async with background_task(_repeat(cleanup)):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await shielded(asyncio.gather(task))
 
 
 async def _repeat(cleanup: Cleanup) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from async_bento._core import platform
-from async_bento._core.concurrency import Threads
+from async_bento._core.concurrency import Threads, shielded
 from async_bento._core.files import atomic_write
 from async_bento.errors import ConfigError
 from async_bento.registry.tokens import generate_token
@@ -81,7 +81,7 @@ async def try_lock(root: Path, threads: Threads) -> AsyncGenerator[bool]:
     async with AsyncExitStack() as stack:
         held = ExitStack()
         # Registered first: a call that is cancelled may still acquire the lock in its thread.
-        stack.push_async_callback(threads.run, held.close)
+        stack.push_async_callback(lambda: shielded(threads.run(held.close)))
         try:
             await threads.run(held.enter_context, lock)
         except Timeout:

@@ -62,13 +62,14 @@ class RestApiClient:
         context: A context of `.yatai.yaml` to take the endpoint and the token from.
         config: The settings; `Config.from_env()` by default.
         session: An aiohttp session for requests to the registry; the caller closes it. Requests to the storage always
-            use a session of the client, so that no header or cookie of the caller's session reaches the storage.
+            use a session of the client, so that no header or cookie of the caller's session reaches the storage. Its
+            connector allows at least 2 connections: one for API calls, one for transfers through the registry.
         proxy: The URL of a proxy; by default that of the environment (`HTTPS_PROXY`, `NO_PROXY` …).
         ssl: A TLS context, or False for no verification; by default Python's defaults, including `SSL_CERT_FILE`.
 
     Raises:
-        ConfigError: The endpoint is not a URL, or a setting is invalid. If only `.yatai.yaml` has the token, the first
-            request reads that file and raises, since reading blocks.
+        ConfigError: The endpoint is not a URL, a setting is invalid, or the session allows 1 connection. If only
+            `.yatai.yaml` has the token, the first request reads that file and raises, since reading blocks.
 
     Attributes:
         config: The settings.

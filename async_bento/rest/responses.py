@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from pydantic import BaseModel, RootModel, ValidationError
 
-from async_bento._core.retry import seconds_to_wait
+from async_bento._core.retry import parse_date, seconds_to_wait
 from async_bento._core.urls import without_queries
 from async_bento._core.validation import JsonObject, first_error
 from async_bento.errors import (
@@ -103,10 +102,7 @@ def _misfit(error: ValidationError, request: str) -> APIResponseError:
 
 def read_date(headers: Mapping[str, str]) -> float | None:
     """The `Date` header (RFC 9110, 6.6.1) in seconds since 1970; None if it is missing or invalid."""
-    try:
-        return parsedate_to_datetime(headers.get("Date", "")).timestamp()
-    except ValueError:
-        return None
+    return parse_date(headers.get("Date", ""))
 
 
 _LACKS_RIGHT = "access denied: the token "

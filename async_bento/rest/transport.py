@@ -29,7 +29,7 @@ from async_bento._core.thread_pool import DaemonThreadPool
 from async_bento._core.urls import origin, without_queries
 from async_bento._core.version import __version__
 from async_bento.config import KiB
-from async_bento.errors import APIConnectionError, APIError, APITimeoutError, ClosedError, PartError
+from async_bento.errors import APIConnectionError, APIError, APITimeoutError, ClosedError, ConfigError, PartError
 from async_bento.rest.connector import Connector, Resolver, keep_session, run_step
 from async_bento.rest.proxies import check_proxy, proxy_of_environment
 from async_bento.rest.storages import GATEWAY_ERRORS, Storages
@@ -212,6 +212,7 @@ class Connections:
         throttle: HostThrottle,
     ) -> None:
         self._caller_session = caller_session
+        self._connection_limit = _connection_limit(caller_session)
         self._proxy = None if proxy is None else check_proxy(proxy, "the argument proxy")
         self._ssl = ssl
         self._throttle = throttle
@@ -264,7 +265,7 @@ class Connections:
         loop = running_loop()
         if (True, loop) not in self._limits:
             self._forget(lambda other: other.is_closed())
-            limit = max(1, _connection_limit(self._caller_session) // 2)
+            limit = self._connection_limit // 2
             self._limits |= {(is_transfer, loop): asyncio.Semaphore(limit) for is_transfer in (False, True)}
             watch_loop(loop)
         return loop
@@ -328,7 +329,13 @@ def _connection_limit(caller_session: aiohttp.ClientSession | None) -> int:
     limits = [REGISTRY_CONNECTIONS]
     if caller_session is not None and caller_session.connector is not None:
         limits += [caller_session.connector.limit, caller_session.connector.limit_per_host]
-    return min(limit for limit in limits if limit)  # 0: no limit
+    limit = min(limit for limit in limits if limit)  # 0: no limit
+    if limit == 1:
+        raise ConfigError(
+            "cannot use the argument session: its connector allows 1 connection, for which API calls and transfers "
+            "would wait for each other. Raise its limit or limit_per_host to 2 or more."
+        )
+    return limit
 
 
 def _detach_unclosed(sessions: Mapping[Any, aiohttp.ClientSession]) -> None:

@@ -112,9 +112,7 @@ class StagingArea:
 
     def recover(self) -> None:
         """Finish interrupted commits, then remove what crashed processes left and what was kept for too long."""
-        roots = {*existing_roots(self.base)} if self._own_root is None else {self._own_root}
-        # `root` only where it is known already: to find it makes directories, and the recovery must not.
-        for root in {*roots, *([self.root] if "root" in self.__dict__ else [])}:
+        for root in self._known_roots():
             for path in root.glob(f"{PREFIX}*"):
                 with suppress(OSError, StoreError):  # another process may recover the same path at the same time
                     self._recover(path)
@@ -124,7 +122,7 @@ class StagingArea:
         removed: dict[Path, int] = {}
         if not self.base.is_dir():
             return removed
-        for root in {*existing_roots(self.base), self.root}:
+        for root in self._known_roots() if dry_run else {*self._known_roots(), self.root}:
             for path in root.glob(f"{PREFIX}*"):
                 if not path.name.startswith(LOCK):
                     with suppress(OSError, StoreError):
@@ -132,6 +130,11 @@ class StagingArea:
         if not dry_run:
             self.recover()  # removes the lock files
         return removed
+
+    def _known_roots(self) -> set[Path]:
+        """The directories of the area that exist; `root` only if it was used, since the first use makes directories."""
+        roots = {*existing_roots(self.base)} if self._own_root is None else {self._own_root}
+        return {*roots, self.root} if "root" in self.__dict__ else roots
 
     def _prune(self, path: Path, dry_run: bool) -> dict[Path, int]:
         lock = self._lock(path.parent, path.name)

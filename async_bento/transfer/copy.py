@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from async_bento._core.concurrency import ByteBudget, shielded
 from async_bento._core.retry import Retries
 from async_bento._core.s3 import MAX_PARTS, MIN_PART_SIZE
-from async_bento.errors import IntegrityError
+from async_bento.errors import IntegrityError, TransferError
 from async_bento.transfer.copy_bodies import PartBody, PartRead, StreamedBody, hashed, reading
 from async_bento.transfer.http import ByteRange, get
 from async_bento.transfer.ranges import NoRangesError, RangeReader
@@ -106,6 +106,8 @@ class CopySource:
                 self._checksums = checksums if checksums.parts else None
                 total = checksums.size
             self.size = await self._measure() if total is None else total
+            if not self.size:  # no tar: even one without files ends with blocks of zeros
+                raise TransferError("the registry sent an empty tar. Push it again.")
 
     async def aclose(self) -> None:
         """Close the connection of a stream."""

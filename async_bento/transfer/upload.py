@@ -176,7 +176,8 @@ class Upload:
         if self._journal_file is None:
             return None
         try:
-            return await self.pool.threads.run(operation, self._journal_file, *args, **kwargs)
+            # Also if cancelled while all threads are busy: the next push need not send what has arrived.
+            return await shielded(self.pool.threads.run(operation, self._journal_file, *args, **kwargs))
         except OSError as error:
             logger.warning(
                 "an interrupted %s of %s cannot be resumed: %s: %s",

@@ -399,6 +399,23 @@ async def test_copy_without_files_rejected(start_pair: StartPair, make_client: M
         await pair.here.copy("svc:v1", pair.there)
 
 
+@pytest.mark.parametrize("source", ["presigned_url", "proxy"])
+async def test_copy_of_empty_tar_rejected(start_pair: StartPair, source: str) -> None:
+    pair = await start_pair(source)
+    pair.source.hides_checksums = True
+    if source == "proxy":
+        pair.source.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)
+
+    async def empty(exchange: Exchange) -> web.StreamResponse:
+        from aiohttp import web
+
+        return web.Response()
+
+    pair.source.add_fault(f"{GET}|{DOWNLOAD}", empty, times=None)
+    with pytest.raises(TransferError, match=r"cannot copy svc:v1: the registry sent an empty tar\. Push it again\.$"):
+        await pair.here.copy("svc:v1", pair.there, with_models=False)
+
+
 async def test_copy_during_push_reads_old_tar(start_pair: StartPair, tmp_path: Path) -> None:
     pair = await start_pair()
     original = await pulled(pair.here, "svc:v1", tmp_path / "original")

@@ -110,7 +110,19 @@ async def test_paging_stops_at_limit(proxy: FaultProxy, make_client: MakeClient,
     listed = await make_client(proxy).list(limit=limit)
 
     assert [bento.version for bento in listed.items] == ["v5", "v4", "v3", "v2", "v1"][:limit]
+    assert (listed.count, listed.total) == (min(limit, 5), 5 if limit else 0)  # 0: nothing was requested
     assert [request.query["count"] for request in proxy.requests] == counts
+
+
+async def test_list_of_models_states_total(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
+    api = make_client(proxy)
+    for tag in ("mod:m1", "mod:m2", "other:m1"):
+        make_model(home, tag)
+        await api.models.push(tag)
+
+    listed = await api.models.list(search="mod", limit=1)
+
+    assert (listed.count, listed.total) == (1, 2)
 
 
 async def test_list_search_filters_items(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
@@ -175,7 +187,10 @@ async def test_paging_without_total_ends(
     proxy = await start_proxy()
     Versions(proxy, [3, 2, 1], total=False)
 
-    assert [bento.version for bento in (await make_client(proxy).list()).items] == ["v3", "v2", "v1"]
+    listed = await make_client(proxy).list()
+
+    assert [bento.version for bento in listed.items] == ["v3", "v2", "v1"]
+    assert listed.total == 3
 
 
 async def test_paging_during_push_is_unique(start_proxy: StartProxy, make_client: MakeClient) -> None:

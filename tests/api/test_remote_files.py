@@ -323,6 +323,23 @@ async def test_stream_stops_at_end_of_file(
         await api.files("svc:v1").read("nothing")
 
 
+async def test_streamed_file_is_read_in_chunks(served_tar: FaultProxy, make_client: MakeClient) -> None:
+    """A file of any size needs little memory, and a pause of the reader does not keep a call of the API open."""
+    weights = random_bytes(200_001, 6)
+    served_tar.add_fault(GET, serve(gzip.compress(tar_of(("weights", weights, tarfile.REGTYPE)))), times=None)
+    api = make_client(served_tar, transfer={"io_chunk": 64 * KiB})
+
+    async with api.files("svc:v1").open("weights") as file:
+        assert await file.read(1) == weights[:1]
+        chunks = []
+        async for chunk in file.iter_chunks():
+            chunks.append(chunk)
+            assert not api._resources._calls
+
+    assert b"".join(chunks) == weights[1:]
+    assert [len(chunk) for chunk in chunks] == [64 * KiB] * 3 + [200_000 - 3 * 64 * KiB]
+
+
 async def test_proxy_registry_uses_storage(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
     """A Yatai presigns a URL whatever its strategy."""
     proxy = await start_proxy("proxy")

@@ -235,6 +235,25 @@ gc.collect()
 
 
 @pytest.mark.processes
+def test_close_skips_calls_of_closed_loop(served: LocalRegistry) -> None:
+    """Ctrl-C in `run_until_complete` leaves such calls, which never end."""
+    ended = run_program("""
+api = AsyncBentoAPI(progress=False)
+async def call():
+    async with api._resources.call():
+        await asyncio.Event().wait()
+loop = asyncio.new_event_loop()
+task = loop.create_task(call())
+loop.run_until_complete(asyncio.sleep(0))
+loop.close()
+asyncio.run(asyncio.wait_for(api.aclose(), 30))
+print("closed", task.done(), flush=True)
+os._exit(0)  # Python would complain of the task
+""")
+    assert ended == Ended(0, "closed False\n", "")
+
+
+@pytest.mark.processes
 def test_client_on_two_loops_raises(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1", {"weights": random_bytes(3_000_000)})
     ended = run_program("""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
+import json
 import os
 import re
 import tarfile
@@ -169,6 +171,25 @@ async def test_verify_uses_storage_etag(start_proxy: StartProxy, make_client: Ma
         assert words(await api.verify(tag)) == ["index"]
         assert len([step for step in proxy.steps(GET) if "bytes=0-" in step]) <= 2
         proxy.requests.clear()
+
+
+async def test_verify_empty_tar_uses_index(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
+    """S3 has such an ETag for a multipart upload with one empty part."""
+    proxy = await start_proxy()
+    make(origin)
+    api = make_client(proxy, origin)
+    await api.push("svc:v1")
+
+    async def answer(exchange: Exchange) -> web.StreamResponse:
+        from aiohttp import web
+
+        answer = await exchange.forward()
+        assert isinstance(answer.body, bytes)
+        checksums = {"size": 0, "etag": f'"{hashlib.md5(b"").hexdigest()}-1"', "parts": []}
+        return web.json_response(json.loads(answer.body) | {"checksums": checksums})
+
+    proxy.add_fault("GET .*/svc/bentos/v1$|presign_download_url", answer, times=None)
+    assert words(await api.verify("svc:v1")) == ["index"]
 
 
 async def test_verify_streams_without_ranges(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:

@@ -146,8 +146,9 @@ async def test_clock_uses_date_header(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["clock"].message.startswith(("10 min 0", "9 min 5"))
 
 
-async def test_invalid_date_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (await checks_at("yesterday", monkeypatch))["clock"].message == "not compared: the registry sends no time"
+@pytest.mark.parametrize("date", ["yesterday", "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"])
+async def test_invalid_date_is_ignored(date: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (await checks_at(date, monkeypatch))["clock"].message == "not compared: the registry sends no time"
 
 
 async def test_server_error_is_no_token_error(monkeypatch: pytest.MonkeyPatch) -> None:

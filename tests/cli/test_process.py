@@ -74,7 +74,7 @@ def pushed(served: LocalRegistry, home: Path) -> LocalRegistry:
     return served
 
 
-@pytest.mark.parametrize("command", ["list", "get svc:v1", "doctor", "--help"])
+@pytest.mark.parametrize("command", ["list", "get svc:v1", "cat svc:v1 bento.yaml", "doctor", "--help"])
 def test_closed_output_is_no_error(pushed: LocalRegistry, command: str) -> None:
     result = run(*command.split(), redirect=">&-")
     assert "Traceback" not in result.stderr
@@ -82,7 +82,7 @@ def test_closed_output_is_no_error(pushed: LocalRegistry, command: str) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")  # noqa: PTH110 - at import
-@pytest.mark.parametrize("command", ["list", "get svc:v1 --json", "doctor", "--help"])
+@pytest.mark.parametrize("command", ["list", "get svc:v1 --json", "cat svc:v1 bento.yaml", "doctor", "--help"])
 def test_full_output_exits_1(pushed: LocalRegistry, command: str) -> None:
     result = run(*command.split(), redirect=">/dev/full")
     *_, line = result.stderr.splitlines()

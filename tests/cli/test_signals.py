@@ -165,6 +165,46 @@ def test_closed_terminal_is_reported(bento: Path, tmp_path: Path) -> None:
     assert (process.returncode, status()) == (129, "failed")
 
 
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("delete svc:v1", signal.SIGINT),
+        ("registry prune --keep 1 --root {}", signal.SIGINT),
+        ("registry prune --keep 1 --root {}", signal.SIGTERM),
+        ("store delete svc:v1", signal.SIGINT),
+    ],
+)
+def test_signal_at_prompt_ends_command(
+    served: LocalRegistry, home: Path, tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    """The prompt blocks the event loop, whose handler would only cancel the task."""
+    make_bento(home, "svc:v1")
+    make_bento(home, "svc:v2")
+    with BentoAPI(progress=False) as api:
+        api.push("svc:v1")
+        api.push("svc:v2")
+    arguments = command.format(tmp_path / "registry").split()
+    ours, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "async_bento", *arguments], stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    try:
+        shown = b""
+        while b"[y/N]: " not in shown:
+            shown += os.read(ours, 10_000)
+        process.send_signal(number)
+        assert process.wait(SECONDS) == 128 + number
+        shown += os.read(ours, 10_000)
+        assert shown.endswith(b"Interrupted.\r\n")
+        with BentoAPI(progress=False) as api:
+            assert api.get("svc:v1")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_keeps_signal_ignored(tmp_path: Path, number: signal.Signals) -> None:
     program = f"""

@@ -139,6 +139,13 @@ def test_prune_passes_over_failures(stored: Path, monkeypatch: pytest.MonkeyPatc
     assert left_in_scratch(stored) == []
 
 
+def test_prune_dry_run_makes_no_directory(stored: Path) -> None:
+    before = sorted(stored.rglob("*"))
+    assert stored / "tmp" not in before
+    assert run("prune", "--dry-run").stderr == "Nothing to remove.\n"
+    assert sorted(stored.rglob("*")) == before
+
+
 def test_prune_removes_unlocked_only(stored: Path) -> None:
     store = BentoStore()
     for tag in ("svc:gone", "svc:used"):

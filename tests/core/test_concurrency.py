@@ -147,6 +147,30 @@ async def test_cancelled_call_drops_error(threads: Threads) -> None:
     assert contexts == []
 
 
+async def occupy(threads: Threads) -> list[Gate]:
+    """Let both threads run until the gates open."""
+    gates = [Gate(), Gate()]
+    for gate in gates:
+        threads.executor.submit(gate)
+        await gate.has_begun()
+    return gates
+
+
+async def test_cancelled_call_in_queue_never_runs(threads: Threads) -> None:
+    gates, ran = await occupy(threads), list[str]()
+    call = asyncio.ensure_future(threads.run(ran.append, "cancelled"))
+    await turns()
+
+    call.cancel()
+    await turns()
+
+    assert call.cancelled()  # while both threads are busy
+    for gate in gates:
+        gate.open.set()
+    await asyncio.gather(*(threads.run(ran.append, "next") for _ in range(3)))
+    assert ran == ["next"] * 3
+
+
 async def test_threads_closed_end() -> None:
     threads = Threads(1)
     thread = await threads.run(threading.current_thread)
@@ -261,6 +285,25 @@ async def test_entered_cancelled_enter_exits(threads: Threads) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert notes == ["in", "out"]
+
+
+async def test_entered_cancelled_in_queue_no_enter(threads: Threads) -> None:
+    gates, notes = await occupy(threads), list[str]()
+
+    async def body() -> None:
+        async with threads.entered(noting(notes)):
+            raise AssertionError
+
+    task = asyncio.ensure_future(body())
+    await turns()
+    task.cancel()
+    await turns()
+
+    assert task.cancelled()
+    for gate in gates:
+        gate.open.set()
+    await threads.run(int)
+    assert notes == []
 
 
 async def test_entered_failed_enter_no_exit(threads: Threads) -> None:
@@ -570,3 +613,21 @@ async def test_budget_cancelled_grant_released() -> None:
 
     assert waiting.cancelled()
     assert budget.free == 10
+
+
+@pytest.mark.parametrize("share", [5, 20])
+async def test_budget_release_keeps_cancellation(share: int) -> None:
+    """A release between the cancellation of a waiter and the next step of its task drops the waiter."""
+    budget = ByteBudget(20)
+    await budget.acquire(20)
+    cancelled, next_one = asyncio.create_task(budget.acquire(5)), asyncio.create_task(budget.acquire(share))
+    await asyncio.sleep(0)
+
+    cancelled.cancel()
+    budget.release(20)
+    await asyncio.wait([cancelled, next_one])
+
+    assert cancelled.cancelled()
+    assert budget.free == 20 - share
+    budget.release(share)
+    assert not budget.would_block(20)

@@ -19,7 +19,9 @@ import pytest
 
 from async_bento import BentoAPI
 from async_bento.errors import ConfigError
+from async_bento.registry import cleanup
 from async_bento.registry.blobs.disk_files import StagedFile
+from async_bento.registry.cleanup import Cleanup
 from async_bento.registry.server import LocalRegistry, _endpoint
 from tests.platforms import KILLED
 from tests.registry.conftest import BENTOS, MODELS, Caller, disk_only, everywhere
@@ -212,6 +214,34 @@ async def test_close_waits_for_cleanup(
     assert stored_files() == []
     writer.close()
     await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+async def test_cancelled_close_during_cleanup_raises(monkeypatch: pytest.MonkeyPatch):
+    """The close waits for the step of the cleanup, and the cancellation of the close is not lost."""
+    started, ending, go_on, stop = (asyncio.Event() for _ in range(4))
+
+    async def run(_: Cleanup) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await go_on.wait()
+
+    async def serve() -> None:
+        async with cleanup.running(object.__new__(Cleanup)):
+            await stop.wait()
+
+    monkeypatch.setattr(cleanup, "_FIRST", 0)
+    monkeypatch.setattr(Cleanup, "run", run)
+    serving = asyncio.create_task(serve())
+    await started.wait()
+    stop.set()
+    await ending.wait()
+    serving.cancel()
+    go_on.set()
+    await asyncio.wait([serving])
+    assert serving.cancelled()
 
 
 async def test_close_twice_is_harmless(caller: Caller):

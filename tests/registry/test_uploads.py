@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
-from async_bento.registry.blobs import disk_files
+from async_bento.registry.blobs import disk, disk_files
 from async_bento.registry.blobs.disk import DiskBlobs
 from async_bento.registry.blobs.presign import Presigner
 from async_bento.registry.errors import StorageError, translate_errors
@@ -192,6 +193,70 @@ async def test_put_of_wrong_size_fails(tmp_path: Path, size: int):
     try:
         with pytest.raises(StorageError, match=f"5 bytes received of {size}"):
             await blobs.put("bentos/iris/v1/id", body(), size)
+    finally:
+        blobs.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def cancel_on_busy_disk(blobs: DiskBlobs, task: asyncio.Task[object]) -> None:
+    """Cancel a call repeatedly, as a cancelled scope of anyio does, while all threads of the disk are busy."""
+    idle = threading.Event()
+    for _ in range(disk._THREADS):
+        blobs._threads.executor.submit(idle.wait, 30)
+    for _ in range(20):
+        task.cancel()
+        await asyncio.sleep(0)
+    idle.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("call", ["put", "put_part"])
+async def test_upload_cancel_on_busy_disk_cleans_up(tmp_path: Path, call: str):
+    is_read = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield bytes(MiB)
+        is_read.set()
+        await asyncio.Event().wait()
+
+    blobs, key = DiskBlobs(tmp_path, Presigner(b"secret", 60), min_part_size=1), "bentos/iris/v1/id"
+    try:
+        if call == "put_part":
+            await blobs.start_multipart(key)
+        before = sorted(tmp_path.rglob("*"))
+        putting = blobs.put(key, body(), None) if call == "put" else blobs.put_part(key, 1, body(), None)
+        task: asyncio.Task[object] = asyncio.create_task(putting)
+        await is_read.wait()
+        assert sorted(tmp_path.rglob("*")) != before  # a temporary file
+
+        await cancel_on_busy_disk(blobs, task)
+    finally:
+        blobs.close()
+    assert sorted(tmp_path.rglob("*")) == ([] if call == "put" else before)
+
+
+async def test_download_cancel_on_busy_disk_releases(tmp_path: Path):
+    async def body() -> AsyncIterator[bytes]:
+        yield b"12345"
+
+    async def read() -> None:
+        async with blobs.open(key, content):
+            is_open.set()
+            await asyncio.Event().wait()
+
+    blobs, key, is_open = (
+        DiskBlobs(tmp_path, Presigner(b"secret", 60), min_part_size=1),
+        "bentos/i/v1/id",
+        asyncio.Event(),
+    )
+    try:
+        content = await blobs.put(key, body(), 5)
+        task: asyncio.Task[object] = asyncio.create_task(read())
+        await is_open.wait()
+
+        await cancel_on_busy_disk(blobs, task)
+        await blobs.delete(key)
     finally:
         blobs.close()
     assert list(tmp_path.iterdir()) == []

@@ -12,12 +12,16 @@ import pytest
 from aiohttp import web
 
 from async_bento import AsyncBentoAPI, Config, RestApiClient
-from async_bento.errors import APITimeoutError
+from async_bento.errors import APITimeoutError, ConfigError
+from tests.builders import make_bento
+from tests.fault_proxy import UPLOAD, Hold
 from tests.silent import error_of, flood, say_nothing, serving, trickle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
+    from tests.fixtures import StartProxy
     from tests.silent import Answer
 
 JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -170,3 +174,28 @@ async def test_small_pool_causes_no_timeout(serve: Callable[..., Awaitable[str]]
         await asyncio.gather(*(client.current_user() for _ in range(96)))
 
     assert crowd.most <= 4
+
+
+@pytest.mark.parametrize("limits", [{"limit": 1}, {"limit_per_host": 1}])
+async def test_pool_of_one_is_refused(limits: dict[str, int]) -> None:
+    """An API call would have no connection during a transfer, and time out while it connects."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(**limits)) as session:
+        with pytest.raises(ConfigError, match=r"its connector allows 1 connection.*\. Raise its limit"):
+            RestApiClient("http://registry.example", "token", session=session)
+
+
+async def test_pool_of_two_serves_both(start_proxy: StartProxy, home: Path) -> None:
+    make_bento(home)
+    proxy, held = await start_proxy("proxy"), Hold()
+    proxy.add_fault(UPLOAD, held)
+    config = Config(retry={"attempts": 1}, timeouts={"connect": 5})
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=2)) as session,
+        RestApiClient(proxy.endpoint, proxy.registry.api_token, config=config, session=session) as client,
+        AsyncBentoAPI(client, progress=False) as api,
+    ):
+        pushing = asyncio.create_task(api.push("svc:v1"))
+        await held.arrived.wait()
+        assert len(await api.list()) == 1
+        held.released.set()
+        await pushing

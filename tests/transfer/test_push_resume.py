@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
 
 from async_bento import APIError, PartError, SourceChangedError
+from async_bento.api.resources import DISK_THREADS
 from async_bento.transfer.journal import Journal
 from tests.builders import MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.fault_proxy import FINISH, PART, FaultProxy, Hold, answer_json, in_sequence, lose_answer, refuse
@@ -122,6 +124,32 @@ async def test_upload_resume_after_cancel(proxy: FaultProxy, make_client: MakeCl
 
     assert result.resumed
     assert parts(proxy) == ["PUT part 5", "PUT part 6"]
+
+
+async def test_upload_cancel_on_busy_threads_resumes(proxy: FaultProxy, make_client: MakeClient) -> None:
+    """The journal gets a part that has arrived, even if a cancelled scope cancels again while all threads are busy."""
+    idle = threading.Event()
+
+    async def cancel() -> None:
+        for _ in range(20):
+            pushing.cancel()
+            await asyncio.sleep(0)
+        idle.set()
+
+    def listen(event: ProgressEvent) -> None:
+        if event.parts_done == 1 and not cancelling:
+            for _ in range(DISK_THREADS):
+                api.models._resources.threads.executor.submit(idle.wait, 30)
+            cancelling.append(asyncio.ensure_future(cancel()))
+
+    api, cancelling = make_client(proxy, progress=listen), list[asyncio.Future[None]]()
+    pushing = asyncio.create_task(api.models.push("mod:m1", threads=1))
+    await asyncio.wait([pushing])
+    assert pushing.cancelled()
+    proxy.requests.clear()
+
+    assert (await make_client(proxy).models.push("mod:m1")).resumed
+    assert parts(proxy)[0] == "PUT part 2"
 
 
 KILLED = """

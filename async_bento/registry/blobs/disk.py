@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from async_bento._core.concurrency import Threads
+from async_bento._core.concurrency import Threads, shielded
 from async_bento.registry.blobs.base import IO_CHUNK, Content, check_body_size
 from async_bento.registry.blobs.disk_files import DiskFiles, StagedFile
 from async_bento.registry.blobs.presign import Grant, Presigner
@@ -73,7 +73,7 @@ class DiskBlobs:
             if content is None:
                 raise NoSuchUploadError
         except BaseException:
-            await self._threads.run(self._files.delete, key)
+            await shielded(self._threads.run(self._files.delete, key))
             raise
         return content
 
@@ -122,7 +122,7 @@ class DiskBlobs:
             yield _OpenObject(key, content, self._files, self._threads)
         finally:
             for each in acquired:
-                await self._threads.run(self._files.release, each)
+                await shielded(self._threads.run(self._files.release, each))
 
     async def find_damage(self, key: str, content: Content) -> str | None:
         """See `Blobs`."""
@@ -171,7 +171,7 @@ class DiskBlobs:
             await self._threads.run(file.sync)
             yield file
         finally:
-            await self._threads.run(file.discard)
+            await shielded(self._threads.run(file.discard))
 
 
 class _OpenObject:

@@ -115,7 +115,7 @@ class Fetch:
     async def _discard(self) -> None:
         sink, self._sink = self._sink, None
         if sink is not None:
-            await self._steps.threads.run(sink.file.discard)
+            await shielded(self._steps.threads.run(sink.file.discard))
         await self._blobs.delete(self.key)
 
     def _opened(self, growing: Growing) -> None:
