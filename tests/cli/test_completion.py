@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import shlex
 import shutil
@@ -64,6 +65,7 @@ def test_slow_registry_offers_local_tags(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("async_bento.cli.completion._list_remote", wait)
     monkeypatch.setattr("async_bento.cli.completion._REMOTE_SECONDS", 0.01)
     assert completed("pull", "iris") == ["iris:v1", "iris:v2"]
+    assert logging.getLogger("async_bento").isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.usefixtures("stores")

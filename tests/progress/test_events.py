@@ -6,6 +6,7 @@ import asyncio
 import io
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -293,3 +294,25 @@ def test_is_watched_needs_kernel(shell: object, monkeypatch: pytest.MonkeyPatch)
     in_ipython(monkeypatch, shell)
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
     assert not is_watched(io.StringIO())
+
+
+async def test_events_left_early_forget_task() -> None:
+    class Watched(asyncio.Future[None]):
+        callbacks = 0
+
+        def add_done_callback(self, *arguments: Any, **options: Any) -> None:
+            self.callbacks += 1
+            super().add_done_callback(*arguments, **options)
+
+        def remove_done_callback(self, *arguments: Any) -> int:
+            removed = super().remove_done_callback(*arguments)
+            self.callbacks -= removed
+            return removed
+
+    task, events = Watched(), ProgressEvents()
+    events(ProgressEvent("push", "bento", "iris:v1", "planning", 0, None))
+    left = events.until(task)
+    await anext(left)
+    assert task.callbacks == 1
+    await left.aclose()
+    assert task.callbacks == 0
