@@ -81,7 +81,7 @@ def completion(shell: str | None, install: bool) -> None:
     """Print or install a shell completion script.
 
     The script completes commands, options, contexts, and the tags of the local store or, for pull, get and exists, of
-    the registry. SHELL is the one of $SHELL by default.
+    the registry. By default, SHELL is the shell in $SHELL.
 
     \b
     Examples:
