@@ -85,7 +85,7 @@ def describe_settings(group: str) -> Iterable[str]:
 def show_default(default: object) -> str:
     """Return a default as the variable takes it; sizes also in KiB, MiB or GiB."""
     if default is None:
-        return "none"
+        return "not set"
     if isinstance(default, bool):
         return f"`{default:d}`"
     if isinstance(default, int) and default >= KiB and default % KiB == 0:
