@@ -297,6 +297,17 @@ async def test_long_query_returns_400(caller: Caller, query: dict[str, str]):
 
 
 @disk_only
+async def test_paging_splits_long_repositories(caller: Caller):
+    for number in range(10):
+        await caller.create(f"r{number}", description="x" * 1_000_000)
+    path = f"/{caller.words.repositories}"
+    page = await caller.list(path)
+    assert ([each["name"] for each in page["items"]], page["total"]) == ([f"r{9 - number}" for number in range(8)], 10)
+    rest = await caller.list(path, start=8)
+    assert [each["name"] for each in rest["items"]] == ["r1", "r0"]
+
+
+@disk_only
 async def test_paging_splits_long_records(caller: Caller):
     manifest = {"x": "y" * 1_000_000}
     for number in range(10):
