@@ -47,13 +47,14 @@ class Timeouts(_Frozen):
     """Timeouts in seconds. A transfer has no total timeout, since a large bento over a slow link takes hours.
 
     Attributes:
-        connect: To connect: name lookup, TCP, the tunnel of a proxy and TLS together. Ten seconds allow for three SYN
-            retransmissions.
-        stall: Between two bytes of a transfer in either direction. A minute outlasts a failover of an object storage.
-        api: For one response of the registry. BentoML's own client waits 60 seconds.
-        complete: For the completion of a multipart upload, all attempts together, and for the response to an upload
-            through the registry after its last byte. S3 assembles the parts meanwhile, which may take minutes, and a
-            timeout would waste an upload whose bytes have all arrived.
+        connect: Maximum time to connect: name lookup, TCP, the tunnel of a proxy and TLS together. Ten seconds allow
+            for three SYN retransmissions.
+        stall: Maximum time between two bytes of a transfer in either direction. A minute outlasts a failover of an
+            object storage.
+        api: Maximum time of one response of the registry. BentoML's own client waits 60 seconds.
+        complete: Maximum time of the completion of a multipart upload, all attempts together, and of the response to an
+            upload through the registry after its last byte. S3 assembles the parts meanwhile, which may take minutes,
+            and a timeout would waste an upload whose bytes have all arrived.
     """
 
     connect: float = Field(default=10.0, gt=0)
@@ -92,12 +93,12 @@ class Transfer(_Frozen):
     allocator needs up to half as much again, since ranges arrive in pieces of any size.
 
     Attributes:
-        part_size: The largest part of a multipart upload. It is reduced, to 5 MiB at least, so that the number of parts
-            is a multiple of `threads` and no connection idles at the end. It is raised if the item would have more than
-            10,000 parts. See `choose_part_size` in `transfer/source.py`. With ten parts in flight over a link of 40 ms
-            and 20 MB/s per connection, uploads of 128 to 400 MiB take 0.67 to 0.81 of the time they take with parts of
-            32 MiB, since the last parts leave fewer connections idle. Parts of 8 MiB gain little more and need twice as
-            many presigned URLs (benchmarks/part_size.py).
+        part_size: Maximum size of a part of a multipart upload. It is reduced, to 5 MiB at least, so that the number of
+            parts is a multiple of `threads` and no connection idles at the end. It is raised if the item would have
+            more than 10,000 parts. See `choose_part_size` in `transfer/source.py`. With ten parts in flight over a link
+            of 40 ms and 20 MB/s per connection, uploads of 128 to 400 MiB take 0.67 to 0.81 of the time they take with
+            parts of 32 MiB, since the last parts leave fewer connections idle. Parts of 8 MiB gain little more and need
+            twice as many presigned URLs (benchmarks/part_size.py).
         concurrency: Maximum number of parts and ranges in flight for the whole client. `threads` bounds them for one
             item.
         io_chunk: Bytes that a worker thread reads or writes per call. 64 KiB costs about four times the CPU of 1 MiB;
