@@ -47,13 +47,14 @@ class Timeouts(_Frozen):
     """Timeouts in seconds. A transfer has no total timeout, since a large bento over a slow link takes hours.
 
     Attributes:
-        connect: To connect: name lookup, TCP, the tunnel of a proxy and TLS together. Ten seconds allow for three SYN
-            retransmissions.
-        stall: Between two bytes of a transfer in either direction. A minute outlasts a failover of an object storage.
-        api: For one response of the registry. BentoML's own client waits 60 seconds.
-        complete: For the completion of a multipart upload, all attempts together, and for the response to an upload
-            through the registry after its last byte. S3 assembles the parts meanwhile, which may take minutes, and a
-            timeout would waste an upload whose bytes have all arrived.
+        connect: Maximum time to connect: name lookup, TCP, the tunnel of a proxy and TLS together. Ten seconds allow
+            for three SYN retransmissions.
+        stall: Maximum time between two bytes of a transfer in either direction. A minute outlasts a failover of an
+            object storage.
+        api: Maximum time of one response of the registry. BentoML's own client waits 60 seconds.
+        complete: Maximum time of the completion of a multipart upload, all attempts together, and of the response to an
+            upload through the registry after its last byte. S3 assembles the parts meanwhile, which may take minutes,
+            and a timeout would waste an upload whose bytes have all arrived.
     """
 
     connect: float = Field(default=10.0, gt=0)
@@ -66,9 +67,9 @@ class RetryPolicy(_Frozen):
     """How often to retry after a transient error, and how long to wait, in seconds.
 
     Attributes:
-        attempts: Attempts of a request, including the first one. For a part or a range the count restarts whenever
-            another part or range of the same transfer succeeds. Eight attempts with the waits below outlast an outage
-            of twenty seconds: they wait for 22 to 46 seconds in total.
+        attempts: Maximum number of attempts of a request, including the first one. For a part or a range the count
+            restarts whenever another part or range of the same transfer succeeds. Eight attempts with the waits below
+            outlast an outage of twenty seconds: they wait for 22 to 46 seconds in total.
         wait_initial: Upper limit of the wait before the second attempt; it doubles with each attempt. The wait itself
             is random, from half the limit to the limit, so that many clients do not return at once.
         wait_max: Upper limit of every wait.
@@ -92,23 +93,25 @@ class Transfer(_Frozen):
     allocator needs up to half as much again, since ranges arrive in pieces of any size.
 
     Attributes:
-        part_size: The largest part of a multipart upload. It is reduced, to 5 MiB at least, so that the number of parts
-            is a multiple of `threads` and no connection idles at the end. It is raised if the item would have more than
-            10,000 parts. See `choose_part_size` in `transfer/source.py`. With ten parts in flight over a link of 40 ms
-            and 20 MB/s per connection, uploads of 128 to 400 MiB take 0.67 to 0.81 of the time they take with parts of
-            32 MiB, since the last parts leave fewer connections idle. Parts of 8 MiB gain little more and need twice as
-            many presigned URLs (benchmarks/part_size.py).
-        concurrency: Parts and ranges in flight for the whole client. `threads` bounds them for one item.
+        part_size: Maximum size of a part of a multipart upload. It is reduced, to 5 MiB at least, so that the number of
+            parts is a multiple of `threads` and no connection idles at the end. It is raised if the item would have
+            more than 10,000 parts. See `choose_part_size` in `transfer/source.py`. With ten parts in flight over a link
+            of 40 ms and 20 MB/s per connection, uploads of 128 to 400 MiB take 0.67 to 0.81 of the time they take with
+            parts of 32 MiB, since the last parts leave fewer connections idle. Parts of 8 MiB gain little more and need
+            twice as many presigned URLs (benchmarks/part_size.py).
+        concurrency: Maximum number of parts and ranges in flight for the whole client. `threads` bounds them for one
+            item.
         io_chunk: Bytes that a worker thread reads or writes per call. 64 KiB costs about four times the CPU of 1 MiB;
             4 MiB gains nothing and blocks the event loop longer over TLS.
-        window: Bytes of the ranges of a pull that are in flight or waiting to be extracted.
+        window: Maximum size of the ranges of pulls that are in flight or waiting to be extracted.
         range_size: Upper limit of one range of a pull, at most the window. Over slow connections ranges are smaller
             and more numerous: see `transfer/adaptive.py`.
         verify: Compare the MD5 of each part: of a push with its ETag, where the ETag looks like an MD5; of a pull with
             the checksums in the registry's record, where it has any. Such a pull resumes at the start of a part.
         resume: Resume an interrupted push or pull, also in another process.
-        rate_limit: Bytes per second of all transfers of a client together, in both directions; None for no limit. It is
-            an average over seconds. Transfers with the Hugging Face Hub are not limited.
+        rate_limit: Maximum number of bytes per second of all transfers of a client together, in both directions; by
+            default, there is no limit. It is an average over seconds. Transfers with the Hugging Face Hub are not
+            limited.
     """
 
     part_size: int = Field(default=16 * MiB, ge=MIN_PART_SIZE, le=MAX_PUT_SIZE)
@@ -133,21 +136,21 @@ class Limits(_Frozen):
     has at most `content + members × (2 × header + 1 KiB) + 1 MiB`.
 
     Attributes:
-        members: Members of a tar. Even an empty one costs an inode and a tenth of a millisecond. A bento that contains
-            a virtual environment has a hundred thousand.
-        depth: Names in a path, and in the target of a link. Real bentos have tens. Python before 3.13 needs one of its
-            1,000 stack frames per level to remove a directory.
-        path: Length of a member's path, and of a link's target: Linux's PATH_MAX.
-        header: Size of the extended headers of one member. Names and times take hundreds of bytes; 64 KiB is the
-            longest extended attribute Linux stores.
-        names: Memory for the names of directories and links, which are kept until the end. The default suffices for
-            400,000 of them, including the parent directories of members.
-        size: Size of the content, whatever size the registry announces; None for no limit but the disk.
-        max_ratio: The most content as a multiple of the size the registry announces. A bento's announced size includes
-            its models, which are not in its tar, so the ratio of an honest tar stays below 1. A version that was pushed
-            twice may keep the record, and so the size, of its first push.
-        allowance: Content allowed on top of `announced × max_ratio`: a wrong record is no reason to refuse a tar that
-            fills no disk. Some old records announce no size; their tars are bounded by `size` alone.
+        members: Maximum number of members of a tar. Even an empty one costs an inode and a tenth of a millisecond. A
+            bento that contains a virtual environment has a hundred thousand.
+        depth: Maximum number of names in a path, and in the target of a link. Real bentos have tens. Python before 3.13
+            needs one of its 1,000 stack frames per level to remove a directory.
+        path: Maximum length of a member's path, and of a link's target: Linux's PATH_MAX.
+        header: Maximum size of the extended headers of one member. Names and times take hundreds of bytes; 64 KiB is
+            the longest extended attribute Linux stores.
+        names: Maximum memory for the names of directories and links, which are kept until the end. The default suffices
+            for 400,000 of them, including the parent directories of members.
+        size: Maximum size of the content, whatever size the registry announces; by default, the disk is the only limit.
+        max_ratio: Maximum size of the content as a multiple of the size that the registry announces. A bento's
+            announced size includes its models, which are not in its tar, so the ratio of an honest tar stays below 1. A
+            version that was pushed twice may keep the record, and so the size, of its first push.
+        allowance: Size of content that is allowed above `announced × max_ratio`: a wrong record is no reason to refuse
+            a tar that fills no disk. Some old records announce no size; their tars are bounded by `size` alone.
     """
 
     members: int = Field(default=1_000_000, ge=1)

@@ -78,14 +78,14 @@ def describe_settings(group: str) -> Iterable[str]:
     (attributes,) = (section for section in sections if section.kind is DocstringSectionKind.attributes)
     meanings = {attribute.name: " ".join(attribute.description.split()) for attribute in attributes.value}
     for field, info in settings.model_fields.items():
-        meaning = re.split(r"(?<=\.) (?=[A-Z])", meanings[field], maxsplit=1)[0]
+        meaning = re.split(r"(?<=\.) (?=[A-Z0-9`])", meanings[field], maxsplit=1)[0]
         yield f"| `{variables.PREFIX}{group.upper()}_{field.upper()}` | {show_default(info.default)} | {meaning} |"
 
 
 def show_default(default: object) -> str:
     """Return a default as the variable takes it; sizes also in KiB, MiB or GiB."""
     if default is None:
-        return "none"
+        return "not set"
     if isinstance(default, bool):
         return f"`{default:d}`"
     if isinstance(default, int) and default >= KiB and default % KiB == 0:

@@ -20,7 +20,8 @@ BEHAVIOUR = {
 }
 
 SERVER = {
-    "ASYNC_BENTO_REGISTRY_DATABASE": "URL of the PostgreSQL database of `registry serve`, like `--database`.",
+    "ASYNC_BENTO_REGISTRY_DATABASE": "URL of the PostgreSQL database, for `registry serve` and the other commands of "
+    "`registry`, like `--database`.",
     "ASYNC_BENTO_REGISTRY_PUBLIC_URL": "URL at which clients reach `registry serve`, like `--public-url`.",
     "ASYNC_BENTO_REGISTRY_TOKEN_FILE": "File with the first token of `registry serve`, like `--token-file`.",
     "ASYNC_BENTO_REGISTRY_FORWARDED_ALLOW_IPS": "Proxies that `registry serve` trusts, like `--forwarded-allow-ips`.",

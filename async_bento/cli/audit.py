@@ -30,7 +30,7 @@ _ACTIONS = ("push", "replace", "delete", "pull", "create", "rotate", "revoke")
     type=click.IntRange(min=0),
     default=100,
     show_default=True,
-    help="The newest events, this many; 0 for all.",
+    help="Maximum number of events, the newest; 0 for all.",
 )
 @json_option
 @asynchronous

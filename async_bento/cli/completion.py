@@ -81,7 +81,7 @@ def completion(shell: str | None, install: bool) -> None:
     """Print or install a shell completion script.
 
     The script completes commands, options, contexts and tags: for push, verify and store, those of the local store,
-    and for the other commands those of the registry. SHELL is the one of $SHELL by default.
+    and for the other commands those of the registry. By default, SHELL is the shell in $SHELL.
 
     \b
     Examples:

@@ -57,7 +57,7 @@ def _copy_options(command: Callable[P, T]) -> Callable[P, T]:
         ),
         click.option("--keep-labels", is_flag=True, help="With --force, keep the labels that only the target has."),
         click.option("--force", "-f", is_flag=True, help="Copy even if the target has this version."),
-        click.option("--all", "select_all", is_flag=True, help="Copy every version in the registry."),
+        click.option("--all", "select_all", is_flag=True, help="Copy every version whose upload is complete."),
         click.option(
             "--to",
             "target",
@@ -102,8 +102,9 @@ async def copy_bentos(
     Each of BENTOS is a tag, a name for its newest version, or a pattern of tags. The bytes go through the memory of
     this machine, and not to its disk. An interrupted copy is resumed by the same command.
 
-    The registries are contexts of `async-bento login`. What the target has already is skipped. If one of BENTOS cannot
-    be copied, the others still are, unless the fault concerns them all.
+    The registries are contexts of `async-bento login`. Items that the target already has are skipped. If one of
+    BENTOS cannot be copied, the command continues with the others. An error of the connection, the token or a setting
+    ends the command.
 
     \b
     Examples:
@@ -140,6 +141,10 @@ async def copy_models(
 
     Each of MODELS is a tag, a name for its newest version, or a pattern of tags. The bytes go through the memory of
     this machine, and not to its disk. An interrupted copy is resumed by the same command.
+
+    The registries are contexts of `async-bento login`. Items that the target already has are skipped. If one of
+    MODELS cannot be copied, the command continues with the others. An error of the connection, the token or a setting
+    ends the command.
 
     \b
     Examples:

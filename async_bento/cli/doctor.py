@@ -1,4 +1,4 @@
-"""`async-bento doctor`: check everything that push and pull depend on."""
+"""`async-bento doctor`: check the registry, the API token, the clock, the local store and the disk."""
 
 from __future__ import annotations
 
@@ -48,10 +48,11 @@ class Check:
 @registry_options
 @asynchronous
 async def doctor(registry: RegistryOptions) -> None:
-    """Check everything push and pull depend on, and suggest fixes.
+    """Check the registry, the token and this machine.
 
-    The checks cover the registry, the API token, the clock, the local store, free disk space and versions. The exit
-    code is that of the first failed check.
+    The checks cover the registry, the API token, the clock, the local store, free disk space and versions. A failed
+    check suggests a fix. The exit code is that of the first failed check. The storage behind presigned URLs is not
+    checked: a push or a pull shows whether it can be reached.
 
     \b
     Examples:

@@ -26,7 +26,7 @@ _COMPLETE = {"bento": complete_remote_bento, "model": complete_remote_model}
 
 _HELP = """Set, remove or print labels of a {word} in the registry.
 
-KEY=VALUE sets a label, also over another value. KEY- removes one. Other labels are kept, and nothing is uploaded.
+KEY=VALUE sets a label and replaces its old value. KEY- removes a label. Other labels are kept, and nothing is uploaded.
 Without a version, TAG means the newest version. Without CHANGES, the labels are printed.
 
 \b

@@ -54,9 +54,9 @@ Examples:
 """
 
 
-_EXISTS_HELP = """Check whether the remote registry has the {word} TAG, uploaded.
+_EXISTS_HELP = """Check whether the registry has the complete {word} TAG.
 
-The exit code is 0 if it has, and 3 if not. Nothing is printed in the first case.
+The exit code is 0 if the upload is complete, and 3 otherwise. With 0, the command prints nothing, except with --json.
 
 \b
 Examples:

@@ -41,13 +41,15 @@ def mirror_options(command: Callable[..., T]) -> Callable[..., T]:
         "--upstream",
         metavar="URL",
         envvar="ASYNC_BENTO_REGISTRY_UPSTREAM",
-        help="Mirror this registry: pass on pulls, and keep what was pulled.",
+        show_envvar=True,
+        help="Mirror this registry: fetch items on request, and keep them.",
     )
     @click.option(
         "--upstream-token-file",
         "upstream_token_file",
         metavar="FILE",
         envvar="ASYNC_BENTO_REGISTRY_UPSTREAM_TOKEN_FILE",
+        show_envvar=True,
         help="File with the API token for the upstream.",
     )
     @click.option(
@@ -55,7 +57,7 @@ def mirror_options(command: Callable[..., T]) -> Callable[..., T]:
         "mirror_size",
         metavar="SIZE",
         callback=parse_size,
-        help="Delete what was pulled least recently, to keep at most SIZE, like 500M, 200G or 2T.",
+        help="Maximum size of the mirror, like 500M, 200G or 2T: above it, delete the least recently pulled items.",
     )
     @wraps(command)
     def run(

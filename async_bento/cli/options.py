@@ -169,7 +169,9 @@ def pull_options(command: Callable[..., T]) -> Callable[..., T]:
     )(command)
     help_force = "Download again and replace the local copy, or the one in DIR."
     command = click.option("--force", "-f", is_flag=True, help=help_force)(command)
-    return click.option("--all", "select_all", is_flag=True, help="Pull every version in the registry.")(command)
+    return click.option(
+        "--all", "select_all", is_flag=True, help="Pull every version in the registry whose upload is complete."
+    )(command)
 
 
 def filter_options(command: Callable[P, T]) -> Callable[P, T]:

@@ -90,8 +90,8 @@ async def push(
 ) -> None:
     """Push BENTOS and their models to the registry.
 
-    Each of BENTOS is a tag, a pattern of tags or a directory. If one cannot be
-    pushed, the others still are, unless the fault concerns them all: the connection, the token or a setting.
+    Each of BENTOS is a tag, a pattern of tags or a directory. If one cannot be pushed, the command continues with the
+    others. An error of the connection, the token or a setting ends the command.
 
     --label also labels BENTOS that the registry has already, and not their models. --force replaces the labels in
     the registry by those of BENTOS, and warns of the ones that it drops.
@@ -142,8 +142,8 @@ async def push_models(
 ) -> None:
     """Push MODELS to the registry.
 
-    Each of MODELS is a tag, a pattern of tags or a directory. If one cannot be
-    pushed, the others still are, unless the fault concerns them all: the connection, the token or a setting.
+    Each of MODELS is a tag, a pattern of tags or a directory. If one cannot be pushed, the command continues with the
+    others. An error of the connection, the token or a setting ends the command.
 
     \b
     Examples:
@@ -193,8 +193,8 @@ async def pull(
 ) -> None:
     """Pull BENTOS into the local store or a directory.
 
-    Each of BENTOS is a tag, a name for its newest version, or a pattern of tags. If one cannot be
-    pulled, the others still are, unless the fault concerns them all: the connection, the token or a setting.
+    Each of BENTOS is a tag, a name for its newest version, or a pattern of tags. If one cannot be pulled, the
+    command continues with the others. An error of the connection, the token or a setting ends the command.
 
     With --output DIR, the file bento.yaml is at the top of DIR, and --with-models puts the models into DIR/models.
     Until the download is complete, DIR does not change. An interrupted pull into DIR starts again.
@@ -263,8 +263,8 @@ async def pull_models(
 ) -> None:
     """Pull MODELS into the local store or a directory.
 
-    Each of MODELS is a tag, a name for its newest version, or a pattern of tags. If one cannot be
-    pulled, the others still are, unless the fault concerns them all: the connection, the token or a setting.
+    Each of MODELS is a tag, a name for its newest version, or a pattern of tags. If one cannot be pulled, the
+    command continues with the others. An error of the connection, the token or a setting ends the command.
 
     With --output DIR, the file model.yaml is at the top of DIR. Until the download is complete, DIR does not
     change. An interrupted pull into DIR starts again.

@@ -102,14 +102,19 @@ def shell_actor() -> Actor:
 def storage_options(command: Callable[Concatenate[Places, P], T]) -> Callable[..., T]:
     """Add the options that name the places of a registry, and pass them as the first argument."""
 
-    @click.option("--root", type=click.Path(file_okay=False), help="Directory for all data without another place.")
+    @click.option(
+        "--root",
+        type=click.Path(file_okay=False),
+        help="Directory of the registry: records, files and keys, except what --database and --s3 store.",
+    )
     @click.option(
         "--database",
         metavar="URL",
         envvar="ASYNC_BENTO_REGISTRY_DATABASE",
+        show_envvar=True,
         help="PostgreSQL database for the records, like postgresql://user:password@host/bentos.",
     )
-    @click.option("--s3", "bucket_name", metavar="BUCKET", help="S3 bucket for the bytes.")
+    @click.option("--s3", "bucket_name", metavar="BUCKET", help="S3 bucket for the files.")
     @click.option("--s3-endpoint", metavar="URL", help="URL of the S3 service, if it is not AWS.")
     @click.option("--s3-prefix", metavar="PREFIX", help="Prefix of all keys in the bucket.")
     @wraps(command)
@@ -163,7 +168,7 @@ def check(context: click.Context, places: Places, as_json: bool) -> None:
     """Compare all stored bytes with their records.
 
     On a disk, all bytes are read and their MD5s computed. A bucket reports the size and the ETag of each object. The
-    registry may run meanwhile. Exits with 1 if anything is damaged.
+    registry may run meanwhile. The exit code is 1 if anything is damaged.
 
     \b
     Examples:
@@ -200,8 +205,8 @@ def check(context: click.Context, places: Places, as_json: bool) -> None:
 def backup(directory: Path, root: str) -> None:
     """Back up a registry into DIRECTORY.
 
-    The registry may run meanwhile. A second backup into the same directory copies only what is new, and removes what
-    the registry has no more. A registry can also run on the backup. For PostgreSQL and S3, use their own tools.
+    The registry may run meanwhile. A second backup into the same directory copies only new files, and removes files
+    that the registry has deleted. A registry can also run on the backup. For PostgreSQL and S3, use their own tools.
 
     \b
     Examples:

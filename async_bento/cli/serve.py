@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     "--public-url",
     metavar="URL",
     envvar="ASYNC_BENTO_REGISTRY_PUBLIC_URL",
+    show_envvar=True,
     help="URL at which clients reach the registry behind a proxy, with its path.",
 )
 @click.option(
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
     metavar="ADDRESSES",
     default="",
     envvar="ASYNC_BENTO_REGISTRY_FORWARDED_ALLOW_IPS",
-    help="Proxies whose X-Forwarded headers name that URL: IP addresses and networks with commas, or *.",
+    show_envvar=True,
+    help="Proxies whose X-Forwarded headers name that URL and the address of the client: IP addresses and networks "
+    "with commas, or *.",
 )
 @click.option("--tls-cert", metavar="FILE", help="Certificate with its chain (PEM), to serve https.")
 @click.option("--tls-key", metavar="FILE", help="Private key (PEM), if it is not in the file of the certificate.")
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     "--token-file",
     metavar="FILE",
     envvar="ASYNC_BENTO_REGISTRY_TOKEN_FILE",
+    show_envvar=True,
     help="File with the first token; created with a new one if it does not exist. By default in --root.",
 )
 @click.option(
@@ -84,7 +88,7 @@ if TYPE_CHECKING:
     metavar="SIZE",
     help="Refuse uploads that would leave less than SIZE free on the disk, like 20G.",
 )
-@click.option("--pages/--no-pages", default=True, show_default=True, help="Show browsers what the registry has.")
+@click.option("--pages/--no-pages", default=True, show_default=True, help="Serve web pages with the bentos and models.")
 @click.option("--immutable", is_flag=True, help="Refuse forced pushes of versions that are complete.")
 @click.option(
     "--prune-keep",
@@ -167,7 +171,7 @@ async def serve(
             **mirror.arguments(),
         )
         async with served as server:
-            where = f"Serving {bucket or places.root}{mirror} at {server.endpoint}."
+            where = f"Serving {bucket or places.root}{mirror} on {server.endpoint}."
             click.echo(f"{where} Press Ctrl-C to stop. Clients need:", err=True)
             for line in _settings(server.public_url, server.token_file):
                 click.echo(line)
@@ -179,6 +183,7 @@ async def serve(
 
 def _settings(endpoint: str, token_file: Path | None) -> list[str]:
     """The lines that set the variables of a client: for PowerShell on Windows, for a POSIX shell elsewhere."""
+    token_file = token_file and token_file.absolute()  # a client may run in another directory
     if platform.IS_WINDOWS:
         lines, key = [f'$env:BENTO_CLOUD_API_ENDPOINT = "{endpoint}"'], '$env:BENTO_CLOUD_API_KEY = Get-Content "{}"'
         return lines if token_file is None else [*lines, key.format(token_file)]

@@ -102,10 +102,10 @@ def delete(tags: Sequence[str], models: bool, yes: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 @json_option
 def prune(dry_run: bool, as_json: bool) -> None:
-    """Remove what interrupted pushes and pulls left.
+    """Remove the files of interrupted pushes and pulls.
 
-    An interrupted transfer can be resumed for a week: after a prune, it starts again. What a running process uses is
-    kept, and so are all bentos and models.
+    An interrupted transfer can be resumed for a week: after a prune, it starts again. Files that a running process
+    uses are kept, and so are all bentos and models.
 
     \b
     Examples:

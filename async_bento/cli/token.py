@@ -57,7 +57,7 @@ def token() -> None:
     "--role",
     type=click.Choice(["read", "push", "admin"]),
     required=True,
-    help="What the token allows: list and pull; push, too; delete, too.",
+    help="read: list, get and pull. push: also push and label. admin: also delete.",
 )
 @click.option("--prefix", default="", help="Allow only repositories whose names begin with this.")
 @_expires_option
@@ -96,8 +96,8 @@ async def create(places: Places, name: str, role: Role, prefix: str, expires: fl
 async def rotate(places: Places, name: str, overlap: float, expires: float | None) -> None:
     """Replace a token, and print the new one.
 
-    The new one has the name, the role and the prefix of the old one, which stays valid for a while, so
-    that clients can change to the new one.
+    The new token has the name, the role and the prefix of the old one. The old token stays valid for the time of
+    --overlap, so that clients can change to the new token.
 
     \b
     Examples:

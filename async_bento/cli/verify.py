@@ -27,11 +27,11 @@ Word = Literal["bento", "model"]
 
 _VERIFY_HELP = """Compare the local copy of a {word} with the registry's.
 
-TAG is a tag, or a directory. The checksums of the whole {word} are compared, without a download. If they differ or are
-unknown, the lists of files decide: names, types, sizes, times, executable bits and targets of links. A path is added if
-only the local copy has it.
+TAG is a tag, or a directory with the whole {word}. The checksums of the whole {word} are compared, without a download.
+If they differ or are unknown, the lists of files decide: names, types, sizes, times, executable bits and targets of
+links. A path is added if only the local copy has it.
 
-The exit code is 0 if both are the same, 1 if they differ, and 3 if one of them is missing.
+The exit code is 0 if both are the same, 1 if they differ or the comparison failed, and 3 if one of them is missing.
 
 \b
 Examples:
@@ -41,8 +41,9 @@ Examples:
 
 _DIFF_HELP = """Compare two {word}s in the registry by their lists of files.
 
-A path is added if only OTHER has it. The exit code is 0 if both are the same, 1 if they differ, and 3 if one of them is
-missing.
+A path is added if only OTHER has it.
+
+The exit code is 0 if both are the same, 1 if they differ or the comparison failed, and 3 if one of them is missing.
 
 \b
 Examples:

@@ -73,7 +73,7 @@ class S3Bucket:
         self._prefix = prefix and f"{prefix}/"
 
     def __str__(self) -> str:
-        return f"s3://{self._bucket}/{self._prefix}" + (f" at {self._endpoint}" if self._endpoint else "")
+        return f"s3://{self._bucket}/{self._prefix}" + (f" (at {self._endpoint})" if self._endpoint else "")
 
     @asynccontextmanager
     async def open(self, records: Records, blob_records: BlobRecords, *, url_expiry: float) -> AsyncGenerator[S3Blobs]:

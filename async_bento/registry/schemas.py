@@ -37,7 +37,12 @@ _MAX_MANIFEST_SIZE = MiB
 """Of the JSON, in bytes."""
 
 _MAX_MANIFEST_DEPTH = 64
-_MAX_DESCRIPTION_LENGTH = 256 * KiB
+_MAX_DESCRIPTION_LENGTH = 3 * MiB
+"""Of a bento or a model, in characters: clients send a README of up to 3 MiB."""
+
+_MAX_REPOSITORY_DESCRIPTION_LENGTH = 256 * KiB
+"""Shorter, since a list of bentos has the description of the repository with each of them."""
+
 _MAX_REASON_LENGTH = 4 * KiB
 _MAX_LABELS = 256
 _MAX_LABEL_LENGTH = KiB
@@ -112,13 +117,13 @@ class RepositoryRequest(Request):
     """Create a repository."""
 
     name: str
-    description: Annotated[Text, Field(max_length=_MAX_DESCRIPTION_LENGTH)] = ""
+    description: Annotated[Text, Field(max_length=_MAX_REPOSITORY_DESCRIPTION_LENGTH)] = ""
 
 
 class RepositoryUpdateRequest(Request):
     """Change a repository."""
 
-    description: Annotated[Text, Field(max_length=_MAX_DESCRIPTION_LENGTH)]
+    description: Annotated[Text, Field(max_length=_MAX_REPOSITORY_DESCRIPTION_LENGTH)]
 
 
 class UpdateRequest(Request):

@@ -88,7 +88,7 @@ class LocalRegistry:
             changes the address. None for the address that each request was sent to, so that port forwarding works.
         forwarded_allow_ips: The IP addresses and networks of proxies, or `*` for all. From these addresses, the
             headers `X-Forwarded-Proto`, `-Host` and `-Prefix`, or `Forwarded`, name the URL at which clients reach the
-            registry. `public_url` overrides them.
+            registry. `public_url` overrides them. `X-Forwarded-For` names the address of the client.
         tls_cert: A PEM file with the certificate of the host and its chain, to serve https; None for plain HTTP.
         tls_key: The PEM file of the private key; None if it is in the file of the certificate.
         url_expiry: The lifetime of presigned URLs in seconds; by default an hour, as in Yatai. A bucket rounds to whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import time
@@ -138,7 +139,9 @@ class RestSession:
         url = f"{request.method} {target}"
         timeout = aiohttp.ClientTimeout(total=request.timeout or self._timeout, connect=self.config.timeouts.connect)
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if request.body else {})
-        data = request.body.model_dump_json(by_alias=True).encode() if request.body else None
+        # aiohttp warns of large bytes, as of a record with a long README, but not of the same bytes in a BytesIO.
+        body = io.BytesIO(request.body.model_dump_json(by_alias=True).encode()) if request.body else None
+        data = aiohttp.BytesIOPayload(body) if body else None
         with translate_errors(url, target, timeout):
             async with (
                 target.turn(),
@@ -149,12 +152,12 @@ class RestSession:
                     _warn_of_stale_mirror(origin(self.endpoint))
                 # An error's body beyond the limit is cut off: it is only quoted.
                 limit = _MAX_RESPONSE if response.status == HTTPStatus.OK else MAX_ERROR_BODY
-                body = await read_body(response, limit)
-                if len(body) > _MAX_RESPONSE:
+                answer = await read_body(response, limit)
+                if len(answer) > _MAX_RESPONSE:
                     raise APIResponseError(
                         f"{url}: the response is larger than {human_size(limit)}. Check the endpoint."
                     )
-                return RawResponse(response.status, response.headers, body, url)
+                return RawResponse(response.status, response.headers, answer, url)
 
     def registry_target(self, path: str, *, is_transfer: bool = False) -> Target:
         """The target of a path below `/api/v1/`, with the token; `is_transfer` for the bytes of an item.

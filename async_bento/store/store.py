@@ -235,7 +235,7 @@ class Store(Generic[ItemT]):
             self._latest.repair(name)
 
     def prune(self, *, dry_run: bool = False) -> dict[Path, int]:
-        """Remove what interrupted transfers left and no running process uses, also what a later call could resume.
+        """Remove the files of interrupted transfers, except those of running processes; such a transfer starts again.
 
         Stores with the same parent directory, like those of bentos and models, share the directory of these files.
 

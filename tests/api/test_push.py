@@ -27,6 +27,7 @@ from async_bento import (
     Tag,
 )
 from async_bento.errors import APIConnectionError, APIStatusError, AuthenticationError, SourceChangedError
+from async_bento.store.items import MAX_README_SIZE
 from async_bento.transfer.tar.plan import TarPlan
 from tests.builders import make_bento, make_model, random_bytes
 from tests.fault_proxy import PUT, Hold, answer_json, lose_answer, refuse
@@ -436,6 +437,24 @@ async def test_record_describes_the_bento(start_proxy: StartProxy, make_client: 
     assert create.json["build_at"] == "2024-05-06 07:08:09.000010"
     assert create.json["description"] == "# Hi\n"
     assert create.json["labels"] == [{"key": "team", "value": "blue"}]
+
+
+async def test_readme_of_3_mib_becomes_description(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    readme = ("Übersicht: " + "x" * 68 + "\n").encode() * 38_000
+    readme += bytes(MAX_README_SIZE - len(readme)).replace(b"\0", b"x")
+    versions = [f"svc:v{number}" for number in range(4)]
+    for version in versions:
+        make_bento(home, version, files={"README.md": readme})
+    api = make_client(await start_proxy())
+
+    for version in [*versions, versions[0]]:
+        await api.push(version, force=True)
+
+    record = await api.get("svc:v0")
+    assert (record.upload_status, record.description) == ("success", readme.decode())
+    assert len(await api.list()) == 4  # more than fits into one page
 
 
 class Foreign:

@@ -297,6 +297,20 @@ def test_serve_shows_token_once(tmp_path: Path) -> None:
     assert shown == [True, False]
 
 
+def test_serve_prints_absolute_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The printed lines work in every directory."""
+    monkeypatch.chdir(tmp_path)
+    with start("registry", "serve", "--root", "root", "--port", "0") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        lines = process.stdout.readline() + process.stdout.readline()
+        line = process.stderr.readline()
+        process.terminate()
+        process.communicate(timeout=30)
+    assert str(Path.cwd() / "root" / "api_token") in lines
+    assert line.startswith("Serving root on http://127.0.0.1:")
+
+
 def test_serve_prints_public_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNC_BENTO_REGISTRY_PUBLIC_URL", "https://bentos.example/reg/")
     with start("registry", "serve", "--root", str(tmp_path / "root"), "--port", "0") as process:

@@ -15,7 +15,8 @@ import yaml
 
 from async_bento import BentoAPI
 from tests.builders import contents, make_bento, make_model
-from tests.docs.test_pages import ENDPOINT, ROOT, blocks
+from tests.docs.test_pages import ENDPOINT, ROOT, blocks, joined
+from tests.registry.proxies import replaced
 from tests.store.containers import ASYNC_BENTO, Container, Mount, containers
 
 if TYPE_CHECKING:
@@ -166,6 +167,24 @@ def test_guide_pods_are_restricted(title: str) -> None:
             "capabilities": {"drop": ["ALL"]},
         }
         assert {mount["name"] for mount in each["volumeMounts"]} <= {volume["name"] for volume in pod["volumes"]}
+
+
+# Dockerfile
+
+
+def test_dockerfile_pulls(pushed: LocalRegistry, home: Path, tmp_path: Path) -> None:
+    (block,) = blocks("dockerfile", [GUIDES / "clusters.md"])
+    (tmp_path / "token").write_text(f"{pushed.api_token}\n")
+    changes = {
+        ENDPOINT: pushed.endpoint,
+        "/run/secrets/bento_token": str(tmp_path / "token"),
+        "install -d -o 10001 -g 10001 /bentoml": f"mkdir {tmp_path}/image",
+    }
+    lines = re.findall(r"^RUN (?:--mount=\S+ )?(.*)$", replaced(joined(block.text), changes), re.MULTILINE)
+    installed = run_script(lines, tmp_path, {"BENTOML_HOME": str(tmp_path / "image")})
+    assert installed == "install bentoml async-bento\n"
+    assert contents(tmp_path / "image/bentos/iris_classifier/v1") == contents(home / "bentos/iris_classifier/v1")
+    assert (tmp_path / "image/models/iris_weights/w1/model.yaml").exists()
 
 
 # CI

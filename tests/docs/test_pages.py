@@ -8,6 +8,7 @@ import errno
 import html
 import inspect
 import json
+import logging
 import os
 import re
 import shlex
@@ -74,7 +75,7 @@ def blocks(language: str = "python", pages: list[Path] = PAGES) -> list[Block]:
     ]
 
 
-def _joined(text: str) -> str:
+def joined(text: str) -> str:
     """Join the lines that a backslash continues."""
     return re.sub(r"\\\n\s*", "", text)
 
@@ -83,8 +84,8 @@ def commands() -> list[str]:
     """Return every `async-bento` command in a shell block, an indented block, a table or a sentence, each once."""
     found: set[str] = set()
     for page in PAGES:
-        text = _joined(page.read_text())
-        shell = _joined("\n".join(block.text for block in blocks("sh", [page])))
+        text = joined(page.read_text())
+        shell = joined("\n".join(block.text for block in blocks("sh", [page])))
         found.update(re.findall(r"^async-bento (.*)$", shell, re.MULTILINE))
         found.update(re.findall(r"^    async-bento (.*)$", text, re.MULTILINE))
         found.update(re.findall(r"`async-bento ((?!\[).*?)`", text))
@@ -111,9 +112,15 @@ def ready(served: LocalRegistry, home: Path) -> LocalRegistry:
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 async def test_python_on_pages_runs(
-    block: Block, ready: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    block: Block,
+    ready: LocalRegistry,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.NOTSET, "async_bento")  # restores the level that a block sets
     text = block.text.replace(ENDPOINT, ready.endpoint)
     code = compile(text, str(block), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names = {"tmp_path": tmp_path / "page", "token": ready.api_token}
@@ -460,9 +467,11 @@ async def test_troubleshooting_is_current(  # noqa: PLR0915 - one statement per 
         ("bandwidth", "guides/tuning.md"),
         ("connection refused", "guides/troubleshooting.md"),
         ("cors", "guides/pages.md"),
+        ("debug", "guides/troubleshooting.md"),
         ("delete old bentos", "guides/registry.md"),
         ("disk full", "guides/troubleshooting.md"),
         ("docker", "guides/clusters.md"),
+        ("dockerfile", "guides/clusters.md"),
         ("exit codes", "guides/ci.md"),
         ("github actions", "guides/ci.md"),
         ("gunicorn", "guides/threads-and-processes.md"),
@@ -470,19 +479,29 @@ async def test_troubleshooting_is_current(  # noqa: PLR0915 - one statement per 
         ("interrupt cell", "guides/notebooks.md"),
         ("kubernetes", "guides/clusters.md"),
         ("latest version", "guides/push-and-pull.md"),
+        ("migrate sqlite to postgresql", "guides/registry.md"),
         ("minio", "registry-on-s3.md"),
+        ("multiple registries", "guides/login.md"),
         ("no space left on device", "guides/troubleshooting.md"),
+        ("oom", "guides/tuning.md"),
+        ("out of memory", "guides/tuning.md"),
         ("permission denied", "guides/troubleshooting.md"),
+        ("powershell", "guides/login.md"),
         ("private models", "guides/models.md"),
         ("progress bars", "guides/notebooks.md"),
         ("proxy", "guides/network.md"),
         ("rate limit", "guides/troubleshooting.md"),
+        ("read-only filesystem", "guides/clusters.md"),
         ("resume interrupted push", "guides/push-and-pull.md"),
         ("roll back", "guides/labels.md"),
+        ("rollback", "guides/labels.md"),
         ("self-signed certificate", "guides/network.md"),
         ("slow", "guides/troubleshooting.md"),
+        ("stuck", "guides/troubleshooting.md"),
         ("timeout", "guides/network.md"),
+        ("timeout", "guides/tuning.md"),
         ("token", "guides/login.md"),
+        ("trio", "installation.md"),
         ("unclosed client session", "guides/troubleshooting.md"),
         ("windows", "reliability.md"),
     ],
@@ -511,6 +530,7 @@ def test_site_build_has_no_warnings(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr
+    assert not [*(tmp_path / "site").rglob("*.py*")]  # the hooks
     reference, cli, variables, architecture, parity = (
         (tmp_path / "site" / page / "index.html").read_text()
         for page in ("reference", "cli", "environment-variables", "architecture", "parity")

@@ -144,7 +144,7 @@ def arguments(storage: Storage) -> list[str]:
         found += ["--database", places["database"]]
     if "bucket" in places:
         name, _, rest = str(places["bucket"]).removeprefix("s3://").partition("/")
-        prefix, _, endpoint = rest.partition(" at ")
+        prefix, _, endpoint = rest.removesuffix(")").partition(" (at ")
         found += ["--s3", name, "--s3-endpoint", endpoint, "--s3-prefix", prefix]
     return found
 

@@ -783,7 +783,7 @@ def test_serve_names_upstream(tmp_path: Path):
         line = process.stderr.readline()
         process.terminate()
         out, err = process.communicate(timeout=30)
-    assert line.startswith(f"Serving {tmp_path / 'mirror'} as a mirror of http://127.0.0.1:9 at http://127.0.0.1:")
+    assert line.startswith(f"Serving {tmp_path / 'mirror'} as a mirror of http://127.0.0.1:9 on http://127.0.0.1:")
     assert "upstream-secret" not in out + err
     assert process.returncode == (KILLED if IS_WINDOWS else 0)
 

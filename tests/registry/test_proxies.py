@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from typing import TYPE_CHECKING
 
+import aiohttp
 import pytest
 
 from async_bento import AsyncBentoAPI, BentoStore, RestApiClient
 from async_bento.registry import LocalRegistry
 from tests.builders import contents, make_bento, random_bytes
+from tests.eventually import eventually
 from tests.registry.proxies import CADDY, CERTIFICATE, NGINX, caddy, nginx, replaced, running
 from tests.servers import free_ports
 
@@ -37,13 +40,7 @@ VARIANTS = {
 @pytest.mark.parametrize("transmission", ["presigned_url", "proxy", "auto"])
 @pytest.mark.parametrize(
     ("variant", "way"),
-    [
-        (variant, way)
-        for variant in VARIANTS
-        for way in ("headers", "public_url")
-        # The URLs of the copies lead to their bucket, so their proxy sends no headers.
-        if (variant, way) != ("nginx-copies", "headers")
-    ],
+    [(variant, way) for variant in VARIANTS for way in ("headers", "public_url")],
 )
 async def test_push_and_pull_through_proxy(home: Path, tmp_path: Path, variant: str, transmission: str, way: str):
     configure, block, prefix = VARIANTS[variant]
@@ -61,6 +58,21 @@ async def test_push_and_pull_through_proxy(home: Path, tmp_path: Path, variant: 
             await api.push("svc:v1")
             pulled = await api.pull("svc:v1", bento_store=BentoStore(tmp_path / "other"))
     assert contents(pulled.path) == before
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+async def test_proxy_sends_client_address(tmp_path: Path, caplog: pytest.LogCaptureFixture, variant: str):
+    caplog.set_level(logging.INFO)
+    configure, block, prefix = VARIANTS[variant]
+    ports = tuple(free_ports(2))
+    options = {"forwarded_allow_ips": ["127.0.0.1"], "access_log": logging.getLogger("access")}
+    registry = LocalRegistry(tmp_path / "registry", port=ports[1], **options)
+    client = aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=("127.0.0.2", 0), ssl=False))
+    async with registry, running(configure(tmp_path, block, ports), ports[0], tmp_path), client:
+        async with client.get(f"https://127.0.0.1:{ports[0]}{prefix}/healthz") as response:
+            assert response.status == 200
+        await eventually(lambda: "GET /healthz 200" in caplog.text)
+    assert "127.0.0.2 GET /healthz 200" in caplog.text
 
 
 def test_guide_covers_all_proxies():

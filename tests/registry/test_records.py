@@ -261,7 +261,7 @@ for _ in range(80):
         ({"build_at": "٢٠٢٤-05-01 10:20:30.123456"}, "build_at: must look like"),
         ({"manifest": DEEP}, "manifest: must not be nested deeper than 64"),
         ({"manifest": {"x": "y" * 2**20}}, "manifest: must not be larger than"),
-        ({"description": "x" * (256 * 1024 + 1)}, "description"),
+        ({"description": "x" * (3 * 2**20 + 1)}, "description"),
         ({"description": "a\0b"}, "description: must not contain a NUL"),
         ({"labels": [{"key": "k" * 2000, "value": ""}]}, "labels: must not have a key or value longer"),
         ({"labels": [{"key": str(number), "value": ""} for number in range(300)]}, "labels"),
@@ -274,6 +274,14 @@ async def test_record_limits_return_400(caller: Caller, fields: dict[str, Any], 
     assert response.status == 400
     assert words in response.json["error"]
     assert (await caller.list())["total"] == 1
+
+
+async def test_repository_description_is_limited(caller: Caller):
+    body = {"name": "iris", "description": "x" * 256 * 1024}
+    await caller.ok("POST", f"/{caller.words.repositories}", json=body)
+    body = {"description": body["description"] + "x"}
+    response = await caller.api("PATCH", f"/{caller.words.repositories}/iris", json=body)
+    assert (response.status, "description" in response.json["error"]) == (400, True)
 
 
 async def test_infinity_returns_400(caller: Caller):
@@ -290,6 +298,17 @@ async def test_infinity_returns_400(caller: Caller):
 async def test_long_query_returns_400(caller: Caller, query: dict[str, str]):
     response = await caller.api("GET", "/bentos", params=query)
     assert (response.status, "Use at most" in response.json["error"]) == (400, True)
+
+
+@disk_only
+async def test_paging_splits_long_repositories(caller: Caller):
+    for number in range(10):
+        await caller.create(f"r{number}", description="x" * 1_000_000)
+    path = f"/{caller.words.repositories}"
+    page = await caller.list(path)
+    assert ([each["name"] for each in page["items"]], page["total"]) == ([f"r{9 - number}" for number in range(8)], 10)
+    rest = await caller.list(path, start=8)
+    assert [each["name"] for each in rest["items"]] == ["r1", "r0"]
 
 
 @disk_only

@@ -67,7 +67,7 @@ async def rejection(where: S3Bucket, **options: Any) -> str:
 
 async def test_unknown_bucket_raises(weed: Seaweed, credentials: None, storage: str):
     message = await rejection(S3Bucket("no-such-bucket", endpoint=weed.endpoint))
-    assert message.startswith(f"cannot use s3://no-such-bucket/ at {weed.endpoint}: ")
+    assert message.startswith(f"cannot use s3://no-such-bucket/ (at {weed.endpoint}): ")
     assert "NoSuchBucket" in message
 
 
@@ -95,7 +95,7 @@ def test_missing_credentials_fail(credentials: None, storage: str, monkeypatch: 
 
 async def test_unreachable_endpoint_raises(faulty: FaultyS3):
     message = await rejection(S3Bucket("bucket", endpoint="http://127.0.0.1:1"))
-    assert message == "cannot use s3://bucket/ at http://127.0.0.1:1: cannot reach the registry's bucket"
+    assert message == "cannot use s3://bucket/ (at http://127.0.0.1:1): cannot reach the registry's bucket"
 
 
 @pytest.mark.parametrize(("is_aws", "ours"), [(True, None), (True, "us-west-2"), (True, "eu-west-1"), (False, None)])
@@ -143,7 +143,7 @@ def test_serve_error_is_one_line(credentials: None, storage: str, tmp_path: Path
     code, message = serve("--root", str(tmp_path), "--s3", "bucket", "--s3-endpoint", "http://127.0.0.1:1")
     assert code == 2
     assert [line for line in message.splitlines() if line.startswith("Error")] == [
-        "Error: cannot use s3://bucket/ at http://127.0.0.1:1: cannot reach the registry's bucket"
+        "Error: cannot use s3://bucket/ (at http://127.0.0.1:1): cannot reach the registry's bucket"
     ]
 
 

@@ -45,7 +45,7 @@ def test_conflicting_options_fail(arguments: tuple[str, ...], message: str):
 )
 def test_prefix_ends_with_one_slash(prefix: str, shown: str):
     assert str(S3Bucket("bucket", prefix=prefix)) == shown
-    assert str(S3Bucket("bucket", prefix=prefix, endpoint="https://s3.example/")) == f"{shown} at https://s3.example"
+    assert str(S3Bucket("bucket", prefix=prefix, endpoint="https://s3.example/")) == f"{shown} (at https://s3.example)"
 
 
 def test_bucket_without_name_raises():

@@ -274,7 +274,7 @@ async def test_route_sends_request(
         assert sent["data"] is None
         assert "Content-Type" not in sent["headers"]
     else:
-        assert json.loads(sent["data"]) == route.body(kind)
+        assert json.loads(sent["data"].decode()) == route.body(kind)
         assert sent["headers"]["Content-Type"] == "application/json"
 
 

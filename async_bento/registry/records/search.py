@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from async_bento.registry.records.query import Label, ListQuery
 
+_LENGTH = func.length(items.c.description) + func.coalesce(func.length(items.c.manifest), 0)
+"""Of the texts of an item, in characters."""
+
 _SORT_COLUMNS = {"build_at": items.c.build_at, "created_at": items.c.created_at, "size": items.c.size}
 
 
@@ -24,9 +27,8 @@ def select_page(query: ListQuery, scope: ColumnElement[bool]) -> Select[int, int
     # The order of registration breaks ties; otherwise an item could be on two pages and another on none.
     order = (sort.desc(), items.c.id.desc()) if query.descending else (sort, items.c.id)
     found = select(items.c.id).where(scope, *_conditions(query)).order_by(*order)
-    length = func.length(items.c.description) + func.coalesce(func.length(items.c.manifest), 0)
     ids = found.limit(query.count).offset(query.start).subquery()  # from an index alone
-    return select(items.c.id, length).join(ids, items.c.id == ids.c.id).order_by(*order)
+    return select(items.c.id, _LENGTH).join(ids, items.c.id == ids.c.id).order_by(*order)
 
 
 def select_total(
@@ -41,8 +43,11 @@ def select_total(
     )
 
 
-def select_repositories(query: ListQuery, scope: ColumnElement[bool]) -> tuple[Select[str], Select[int]]:
-    """Select the names of a page of repositories, in the order of registration, and the number on all pages."""
+def select_repositories(query: ListQuery, scope: ColumnElement[bool]) -> tuple[Select[str, int], Select[int]]:
+    """Select a page of repositories, in the order of registration, and the number on all pages.
+
+    Of each repository, the page has the name and the length of its texts, those of its newest item included.
+    """
     conditions = [scope, *_visible(query)]
     if words := _words(query):
         texts = {"name": repositories.c.name, "description": repositories.c.folded_description}
@@ -50,9 +55,12 @@ def select_repositories(query: ListQuery, scope: ColumnElement[bool]) -> tuple[S
             or_(*(and_(*(texts[field].contains(word, autoescape=True) for word in words)) for field in query.fields))
         )
     order = repositories.c.id.desc() if query.descending else repositories.c.id
-    found = select(repositories.c.name).where(*conditions)
-    page = found.order_by(order).limit(query.count).offset(query.start)
-    return page, select(func.count()).select_from(found.subquery())
+    of_repository = items.c.repository_id == repositories.c.id
+    length = select(_LENGTH).where(of_repository).order_by(items.c.id.desc()).limit(1).scalar_subquery()
+    whole = func.length(repositories.c.description) + func.coalesce(length, 0)
+    page = select(repositories.c.name, whole).where(*conditions)
+    page = page.order_by(order).limit(query.count).offset(query.start)
+    return page, select(func.count()).select_from(repositories).where(*conditions)
 
 
 def _conditions(query: ListQuery) -> list[ColumnElement[bool]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import and_, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from async_bento.registry.records.database import Database
     from async_bento.registry.records.query import ListQuery
     from async_bento.registry.tokens import Actor
+
+KeyT = TypeVar("KeyT")
 
 _ITEMS = select(items, repositories.c.name.label("repository"), repositories.c.uid.label("repository_uid")).join(
     repositories, items.c.repository_id == repositories.c.id
@@ -129,7 +131,7 @@ class Records:
         of_type = repositories.c.kind == item_type.item
         page, total = select_repositories(query, of_type)
         async with self.database.reading() as connection:
-            names = (await connection.execute(page)).scalars().all()
+            names = _fitting([(row[0], row[1]) for row in (await connection.execute(page)).all()])
             found = await _load_repositories(connection, and_(of_type, repositories.c.name.in_(names)))
             return [found[name] for name in names if name in found], (await connection.execute(total)).scalar_one()
 
@@ -418,11 +420,11 @@ async def _find_repository(connection: AsyncConnection, item_type: ItemType, nam
     return repository_id
 
 
-def _fitting(rows: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the first ids, whose texts have `_MAX_PAGE_LENGTH` characters at most together, but one id at least."""
+def _fitting(rows: Sequence[tuple[KeyT, int]]) -> list[KeyT]:
+    """Return the first keys, whose texts have `_MAX_PAGE_LENGTH` characters at most together, but one key at least."""
     lengths = accumulate(length for _, length in rows)
-    return [item_id for (item_id, _), total in zip(rows, lengths, strict=True) if total <= _MAX_PAGE_LENGTH] or [
-        item_id for item_id, _ in rows[:1]
+    return [key for (key, _), total in zip(rows, lengths, strict=True) if total <= _MAX_PAGE_LENGTH] or [
+        key for key, _ in rows[:1]
     ]
 
 
