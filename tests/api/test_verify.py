@@ -295,6 +295,28 @@ async def test_verify_unpushable_uses_index(
     assert "its list of files is compared, since" in caplog.text
 
 
+async def test_failed_read_closes_its_file(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bento(home, files={"weights": random_bytes(3 * MiB)})
+    api = make_client(await start_proxy("presigned_url"))
+    await api.push("svc:v1")
+    read, opened = TarReader.read, []
+
+    def fail(self: TarReader) -> memoryview:
+        chunk = read(self)
+        if self._file is not None:
+            opened.append(self._file.descriptor)
+            raise RuntimeError("broken")
+        return chunk
+
+    monkeypatch.setattr(TarReader, "read", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        await api.verify("svc:v1")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
+
+
 async def test_missing_item_is_not_found(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     proxy = await start_proxy()
     api = make_client(proxy)
