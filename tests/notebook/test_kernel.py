@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from async_bento.store.staging import KEPT
 from tests.builders import MiB, contents, left_in_scratch, make_model, random_bytes
+from tests.eventually import eventually
 from tests.fault_proxy import GET, PART, FaultProxy, Hold
 from tests.notebook.conftest import SECONDS
 
@@ -153,8 +154,7 @@ async def test_pull_cleans_up_after_kill(
 
     killed.client.execute(BLOCKING.format("pull"))
     await held.arrived.wait()
-    while not left_in_scratch(elsewhere):  # noqa: ASYNC110 - it may not have written the ranges yet
-        await asyncio.sleep(0.01)
+    await eventually(lambda: any(name.startswith(KEPT) for name in left_in_scratch(elsewhere)))
     await killed.kill()
     held.released.set()
     left = left_in_scratch(elsewhere)

@@ -302,6 +302,7 @@ async def test_invalid_database_raises(tmp_path: Path):
 
 @pytest.mark.postgres
 async def test_unreachable_database_raises(tmp_path: Path):
+    pytest.importorskip("asyncpg")
     url = "postgresql://bento:5ecret@127.0.0.1:9/bentos"
     with pytest.raises(ConfigError, match="cannot open the database postgresql") as raised:
         await LocalRegistry(tmp_path, database=url).start()
