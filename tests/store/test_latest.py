@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from async_bento._core import platform
-from async_bento.store.latest import LatestFiles
+from async_bento.store.latest import LatestFiles, write_latest
 from async_bento.store.store import BentoStore
 from tests.store.stores import MIDDLE, NEW, OLD, latest, put
 
@@ -126,3 +127,19 @@ def test_latest_read_only_is_found(store, monkeypatch):
 def test_latest_has_bentoml_format(store):
     put(store, "iris:v1")
     assert (store.path / "iris" / "latest").read_bytes() == b"v1"
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.ENOSPC])
+def test_latest_on_mount_is_written_there(tmp_path, monkeypatch, number):
+    """A temporary file of another filesystem cannot be renamed; other errors are raised."""
+    written = []
+
+    def write(path, content, *, mode, durable, temp_path=None):
+        written.append(temp_path)
+        if temp_path is not None:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("async_bento.store.latest.atomic_write", write)
+    with nullcontext() if number == errno.EXDEV else pytest.raises(OSError, match="No space left"):
+        write_latest(tmp_path, "v1", tmp_path / "temp")
+    assert written == [tmp_path / "temp", None][: 2 if number == errno.EXDEV else 1]
