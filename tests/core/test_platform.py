@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
@@ -196,6 +197,145 @@ def test_rename_replaces_empty_dir(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"Directory not empty|WinError"):
         platform.rename(tmp_path / "target", tmp_path / "full")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "target"]
+
+
+def test_windows_rename_replaces_empty_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rename of Windows replaces no directory, so that is removed first, but not what a link leads to."""
+    monkeypatch.setattr(platform, "IS_WINDOWS", True)
+    for name in ("source", "empty", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "file").touch()
+    removed: list[str] = []
+    rmdir = Path.rmdir
+    monkeypatch.setattr(Path, "rmdir", lambda path: removed.append(path.name) or rmdir(path))
+    with pytest.raises(OSError, match=r"[Nn]ot empty|WinError"):
+        platform.rename(tmp_path / "source", tmp_path / "full")
+    platform.rename(tmp_path / "source", tmp_path / "empty")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
+    assert removed == ["full", "empty"]
+
+
+def test_refused_removal_makes_file_writable(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    file.chmod(0o400)
+    modes: list[int] = []
+
+    def unlink(path: str) -> None:
+        modes.append(Path(path).stat().st_mode & stat.S_IWUSR)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        platform._remove_refused(unlink, str(file), None)
+    assert modes == [stat.S_IWUSR]
+
+
+def test_refused_list_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> None:
+        raise PermissionError("cannot list")
+
+    def rmtree(path: Path, **handlers: Callable[[object, str, object], None]) -> None:
+        (handler,) = handlers.values()
+        try:
+            refuse(str(path))
+        except PermissionError as error:
+            handler(refuse, str(path), error)
+
+    monkeypatch.setattr(platform, "IS_WINDOWS", True)
+    monkeypatch.setattr(platform.shutil, "rmtree", rmtree)
+    with pytest.raises(PermissionError, match="cannot list"):
+        platform.remove_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("libc", "fails"),
+    [({}, False), ({"errno": errno.ENOSYS}, False), ({"errno": errno.EPERM}, False), ({"errno": errno.EIO}, True)],
+)
+@pytest.mark.parametrize("function", ["exchange", "flush_filesystem"])
+@pytest.mark.posix("calls of the C library")
+def test_missing_system_call_is_false(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libc: dict[str, int], fails: bool, function: str
+) -> None:
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(libc["errno"])
+        return -1
+
+    calls = {"renameat2": refuse, "renamex_np": refuse, "syncfs": refuse} if libc else {}
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(**calls))
+    arguments = (tmp_path, tmp_path) if function == "exchange" else (tmp_path,)
+    if fails:
+        with pytest.raises(OSError, match="Input/output error"):
+            getattr(platform, function)(*arguments)
+    else:
+        assert getattr(platform, function)(*arguments) is False
+
+
+def test_windows_lacks_system_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "IS_WINDOWS", True)
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    assert not platform.exchange(tmp_path, tmp_path)
+    assert not platform.flush_filesystem(tmp_path)
+    with (tmp_path / "file").open("wb") as file:
+        platform.start_write_back(file.fileno())
+
+
+@pytest.fixture
+def on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "sys", SimpleNamespace(platform="win32"))
+
+
+@pytest.mark.usefixtures("on_windows")
+def test_windows_reads_at_position(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(EVERY_BYTE)
+    with (tmp_path / "file").open("rb", buffering=0) as file:
+        assert platform.read_at(file.fileno(), 5, 10) == EVERY_BYTE[10:15]
+        assert platform.read_at(file.fileno(), 5, 0) == EVERY_BYTE[:5]
+        assert platform.read_at(file.fileno(), 9, len(EVERY_BYTE) - 2) == EVERY_BYTE[-2:]
+
+
+@pytest.mark.usefixtures("on_windows")
+def test_windows_lacks_sendfile_and_owners(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSYS)):
+        platform.send_file(0, 0, 0, 1)
+    assert platform.user_id() == 0
+    before = tmp_path.stat()
+    platform.set_owner(tmp_path, before.st_uid + 1, before.st_gid + 1)
+    assert (tmp_path.stat().st_uid, tmp_path.stat().st_gid) == (before.st_uid, before.st_gid)
+    with socket.socket() as connection:
+        assert platform.unacknowledged(connection) is None
+
+
+@pytest.mark.usefixtures("on_windows")
+@pytest.mark.parametrize(("number", "began", "found"), [(7, 0, "7"), (0, 0x1D9, "1d9")])
+def test_windows_boot_id_of_kernel(monkeypatch: pytest.MonkeyPatch, number: int, began: int, found: str) -> None:
+    def query(_kind: int, information: Any, size: int, _: None) -> None:
+        assert size == 48
+        information[0] = began
+
+    shared = SimpleNamespace(from_address=lambda _: SimpleNamespace(value=number))
+    monkeypatch.setattr(ctypes, "c_uint32", shared)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(NtQuerySystemInformation=query))
+    assert platform.boot_id.__wrapped__() == found
+
+
+@pytest.mark.usefixtures("on_windows")
+def test_unknown_windows_boot_is_of_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "_windows_boot_id", str)
+    assert platform.boot_id.__wrapped__().startswith("process ")
+
+
+@pytest.mark.usefixtures("on_windows")
+def test_reason_of_windows_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "FormatError", {10061: "No connection could be made. "}.get, raising=False)
+    error = OSError(10061, "connect call failed")
+    error.winerror = 10061  # type: ignore[attr-defined]
+    assert platform.reason(error) == "No connection could be made"
+
+
+def test_closed_socket_has_no_unacknowledged() -> None:
+    with socket.socket() as connection:
+        pass
+    assert platform.unacknowledged(connection) is None
 
 
 def test_windows_modes_are_executable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
