@@ -254,6 +254,34 @@ async def test_failed_read_of_object_is_oserror(name: str):
             pass
 
 
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    ("code", "status"), [("NoSuchUpload", 404), ("NotImplemented", 501), ("MethodNotAllowed", 405)]
+)
+async def test_unlistable_parts_have_no_time(code: str, status: int):
+    """Some storages do not list the parts of an upload, or cannot abort it; the cleanup removes its record anyway."""
+    from botocore.exceptions import ClientError
+
+    from async_bento.registry.blobs.s3 import S3Blobs
+
+    deleted: list[str] = []
+
+    def refuse(name: str) -> Any:
+        raise ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, name)
+
+    async def abort(**_: object) -> None:
+        refuse("AbortMultipartUpload")
+
+    async def delete(**options: str) -> None:
+        deleted.append(options["Key"])
+
+    client: Any = SimpleNamespace(get_paginator=refuse, abort_multipart_upload=abort, delete_object=delete)
+    blobs = S3Blobs(bucket.Bucket(client, "bucket", ""), client, url_expiry=60)
+    assert await blobs.uploaded_at("bentos/iris/v1", "upload") is None
+    await blobs.delete("bentos/iris/v1", "upload")
+    assert len(deleted) == 1
+
+
 async def test_cleanup_failure_is_logged(caller: Caller, faulty: FaultyS3, caplog: pytest.LogCaptureFixture):
     await caller.create()
     await caller.upload(b"old")
