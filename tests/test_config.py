@@ -164,6 +164,7 @@ def test_variable_typo_warns_once(variable: str, meant: str, caplog: pytest.LogC
     ("limits", "announced", "content"),
     [
         ({"max_ratio": 3, "allowance": 10}, 100, 310),
+        ({"max_ratio": 3, "allowance": 10}, 1, 13),
         ({"allowance": 10}, 0, None),
         ({"allowance": 10}, -5, None),
         ({"size": 7}, 0, 7),

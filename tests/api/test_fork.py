@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from async_bento import BentoAPI
+from async_bento._core.fork import _separate_epoll
 from tests.api.scripts import Ended, run_program
 from tests.builders import contents, make_bento, random_bytes
 
@@ -293,3 +298,20 @@ api.close()
 """)
 
     assert ended == Ended(0, "[]\n", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="epoll")
+@pytest.mark.parametrize("is_closed", [False, True], ids=["no descriptor left", "closed"])
+def test_loop_without_own_epoll_is_left(monkeypatch: pytest.MonkeyPatch, is_closed: bool) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    loop = asyncio.new_event_loop()
+    try:
+        if is_closed:
+            loop.close()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "dup2", refuse if not is_closed else os.dup2)
+            _separate_epoll(loop)  # in a child, which an error would end
+    finally:
+        loop.close()

@@ -6,6 +6,7 @@ import asyncio
 import re
 from contextlib import suppress
 from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,8 @@ from async_bento import (
     StoreError,
     Tag,
 )
+from async_bento.api.kinds import BARE_REASON
+from async_bento.api.pull import is_bare
 from async_bento.progress.events import ENDED
 from async_bento.rest.request_schemas import CreateBentoSchema, CreateModelSchema
 from async_bento.rest.schemas import BentoManifestSchema
@@ -683,3 +686,19 @@ async def test_calls_accept_item_objects(registry_with: StartProxy, make_client:
     for item in (bento, bento.tag, await api.get("svc"), (await api.list())[0], await api.push(bento)):
         await call_each(api, item)
     assert await asyncio.to_thread(BentoStore().get, bento) == bento
+
+
+@pytest.mark.parametrize(
+    ("status", "dev", "reason", "bare"),
+    [
+        ("success", False, "", False),
+        ("success", True, "", True),
+        ("success", False, BARE_REASON, True),
+        ("failed", True, "", False),
+        ("uploading", False, BARE_REASON, False),
+    ],
+)
+def test_bare_record_is_of_uploaded_item(status: str, dev: bool, reason: str, bare: bool) -> None:
+    manifest = BentoManifestSchema.model_construct(dev=dev)
+    record: Any = SimpleNamespace(manifest=manifest, upload_status=status, upload_finished_reason=reason)
+    assert is_bare(record) is bare

@@ -1,7 +1,7 @@
 """Reports each line of the package that a function runs, once per `restart`.
 
 `sys.monitoring` sees threads and greenlets, and costs nothing after the first run of a line; coverage cannot yet keep a
-context per test with it. Lines outside functions are not reported: a process runs them once, for all its tests.
+context per test with it. Lines that an import runs are not reported: a process runs them once, for all its tests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import CodeType
+    from types import CodeType, FrameType
 
 DIRECTORY = "MUTANTS_LINES"
 """The variable that names where processes leave what they ran."""
@@ -34,6 +34,8 @@ def report_to(report: Callable[[str, int], None]) -> None:
         return monitoring.DISABLE
 
     def run(code: CodeType, line: int) -> object:
+        if _is_import():
+            return None  # a test that uses the imported module does not run the line again
         report(code.co_filename, line)
         return monitoring.DISABLE
 
@@ -42,6 +44,13 @@ def report_to(report: Callable[[str, int], None]) -> None:
     monitoring.register_callback(TOOL, events.PY_RESUME, enter)
     monitoring.register_callback(TOOL, events.LINE, run)
     monitoring.set_events(TOOL, events.PY_START | events.PY_RESUME)
+
+
+def _is_import() -> bool:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def restart() -> None:

@@ -11,7 +11,7 @@ import re
 import shutil
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 import pytest
@@ -435,6 +435,22 @@ async def test_upstream_failure_counts_as_outage(monkeypatch: pytest.MonkeyPatch
     assert await upstream.get("bentos") is None
     assert reached == [True, False]
     await upstream.aclose()
+
+
+@pytest.mark.parametrize("running", ["old", "new", None])
+async def test_ended_fetch_spares_newer_one(running: str | None):
+    """The item may have been pushed again while its bytes arrived."""
+    published: list[str] = []
+
+    async def publish(fetched: Any) -> None:
+        published.append(fetched.key)
+
+    fetches = {} if running is None else {"mod:m1": SimpleNamespace(key=running)}
+    mirror: Any = SimpleNamespace(_storage=SimpleNamespace(publish=publish), _fetches=fetches, _n_ended=0)
+    await mirror_module.Mirror._publish(mirror, cast("Any", SimpleNamespace(ref="mod:m1", key="old")))
+    assert published == ["old"]
+    assert [fetch.key for fetch in fetches.values()] == (["new"] if running == "new" else [])
+    assert mirror._n_ended == 1
 
 
 async def test_start_removes_stale_fetches(tmp_path: Path, start_mirror: StartMirror):
