@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
+import selectors
 import sys
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -306,12 +307,10 @@ def test_loop_without_own_epoll_is_left(monkeypatch: pytest.MonkeyPatch, is_clos
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    loop = asyncio.new_event_loop()
-    try:
+    with selectors.EpollSelector() as selector, monkeypatch.context() as patch:
         if is_closed:
-            loop.close()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "dup2", refuse if not is_closed else os.dup2)
-            _separate_epoll(loop)  # in a child, which an error would end
-    finally:
-        loop.close()
+            selector.close()
+        else:
+            patch.setattr(os, "dup2", refuse)
+        loop: Any = SimpleNamespace(_selector=selector)
+        _separate_epoll(loop)  # in a child, which an error would end
