@@ -314,3 +314,11 @@ def test_loop_without_own_epoll_is_left(monkeypatch: pytest.MonkeyPatch, is_clos
             patch.setattr(os, "dup2", refuse)
         loop: Any = SimpleNamespace(_selector=selector)
         _separate_epoll(loop)  # in a child, which an error would end
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="epoll")
+def test_own_epoll_ends_with_exec() -> None:
+    with selectors.EpollSelector() as selector:
+        loop: Any = SimpleNamespace(_selector=selector)
+        _separate_epoll(loop)
+        assert not os.get_inheritable(selector.fileno())

@@ -491,6 +491,18 @@ async def test_hold_lock_never_blocks_thread(threads: Threads, monkeypatch: pyte
     assert lock.releases == 1
 
 
+async def test_hold_lock_pauses_between_tries(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses, sleep = list[float](), asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    async with hold_lock(BusyLock(3), threads, lambda: None):
+        assert pauses == [concurrency.LOCK_POLL_INTERVAL] * 2
+
+
 async def test_hold_lock_free_reports_no_wait(threads: Threads) -> None:
     lock, messages = BusyLock(0), list[str]()
 

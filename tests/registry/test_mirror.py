@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from contextlib import AsyncExitStack
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,7 +35,7 @@ from async_bento.registry import LocalRegistry, S3Bucket
 from async_bento.registry.errors import StorageError
 from async_bento.registry.mirror import mirror as mirror_module
 from async_bento.registry.mirror.storage import MirrorStorage
-from async_bento.registry.mirror.upstream import Upstream
+from async_bento.registry.mirror.upstream import Remote, Upstream
 from async_bento.registry.records.audit import AuditLog
 from async_bento.registry.records.sql import Records
 from async_bento.rest.session import _warn_of_stale_mirror
@@ -451,6 +452,24 @@ async def test_ended_fetch_spares_newer_one(running: str | None):
     assert published == ["old"]
     assert [fetch.key for fetch in fetches.values()] == (["new"] if running == "new" else [])
     assert mirror._n_ended == 1
+
+
+@pytest.mark.parametrize("name", ["build_at", "created_at", None])
+async def test_mirrored_record_keeps_its_time(monkeypatch: pytest.MonkeyPatch, name: str | None):
+    class CreatedError(Exception):
+        """Instead of a record."""
+
+    def create(fields: dict[str, Any]) -> None:
+        raise CreatedError(fields["build_at"])
+
+    record: Any = SimpleNamespace(build_at=None, created_at=None, labels=[])
+    if name:
+        setattr(record, name, datetime(2024, 5, 6, 7, 8, 9, 10, timezone.utc))
+    monkeypatch.setattr("async_bento.registry.schemas.CreateRequest.model_validate", create)
+    storage, ref, remote = SimpleNamespace(), SimpleNamespace(version="m1"), Remote(record, {})
+    with pytest.raises(CreatedError) as created:
+        await MirrorStorage._publish(cast("Any", storage), cast("Any", ref), remote, None)
+    assert created.value.args[0].startswith("2024-05-06 07:08:09" if name else f"{datetime.now(timezone.utc):%Y-}")
 
 
 async def test_start_removes_stale_fetches(tmp_path: Path, start_mirror: StartMirror):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from async_bento.config import Limits
+from async_bento.errors import NotFoundError
 from async_bento.transfer.tar.index import IndexEntry, TarIndex
 from tests.tar.tars import END, block, directory, symlink
 
@@ -32,3 +33,21 @@ def test_index_of_split_headers_is_same(step: int) -> None:
         ("b", 0),
     ]
     assert entries(step) == whole
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("src", "^src is a directory$"),
+        ("empty", "^empty is a directory$"),
+        ("long", "^long is a directory$"),  # without a member of its own
+        ("lon", "^no lon$"),
+        ("", r"^\. is a directory$"),
+        ("to", "^empty is a directory, to which to leads$"),
+    ],
+)
+def test_missing_file_is_told_from_directory(path: str, message: str) -> None:
+    index = TarIndex(Limits())
+    index.feed(directory("empty") + symlink("to", "empty") + TAR)
+    with pytest.raises(NotFoundError, match=message):
+        index.resolve(path)

@@ -12,7 +12,10 @@ from tests.fault_proxy import GET, PART, answer_json
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from aiohttp import web
+
     from async_bento import ProgressEvent
+    from tests.fault_proxy import Exchange
     from tests.fixtures import MakeClient, StartProxy
 
 
@@ -28,6 +31,22 @@ async def test_push_reports_parts_and_retry(start_proxy: StartProxy, make_client
     assert (last.phase, last.parts_done, last.parts_total, last.retries) == ("done", 3, 3, 1)
     assert [event.message for event in events if event.message.startswith("retrying: ")]
     assert [event.parts_done for event in events] == sorted(event.parts_done for event in events)
+
+
+async def test_push_finishes_once_parts_are_sent(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+    make_model(home, files={"weights": random_bytes(11 * MiB)})
+    proxy = await start_proxy("presigned_url")
+    events: list[ProgressEvent] = []
+    shown: list[str] = []
+
+    async def look(exchange: Exchange) -> web.StreamResponse:
+        shown.append(events[-1].phase)
+        return await exchange.forward()
+
+    proxy.add_fault("PATCH .*/complete_multipart_upload$", look)
+    await make_client(proxy, progress=events.append).models.push("mod:m1")
+
+    assert shown == ["finishing"]
 
 
 @pytest.mark.parametrize("range_size", [MiB // 4, MiB], ids=["ranges at once", "one at a time"])
