@@ -42,7 +42,6 @@ def test_index_of_split_headers_is_same(step: int) -> None:
         ("empty", "^empty is a directory$"),
         ("long", "^long is a directory$"),  # without a member of its own
         ("lon", "^no lon$"),
-        ("", r"^\. is a directory$"),
         ("to", "^empty is a directory, to which to leads$"),
     ],
 )
