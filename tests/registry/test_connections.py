@@ -301,6 +301,17 @@ async def test_rejection_keeps_connection(caller: Caller):
     assert "Connection" not in response.headers
 
 
+async def test_rejected_body_ends_connection(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    """The client sees the end at once, although the registry keeps the connection a while for the response."""
+    monkeypatch.setattr(connections, "_LINGER", 60)
+    caller = await serve(grace=0)
+    reader, writer = await connect(caller.registry.endpoint)
+    writer.write(b"PUT /api/v1/nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nthe start of a body")
+    response = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    assert response.startswith(b"HTTP/1.1 403 ")
+
+
 async def test_malformed_request_hides_its_text(caller: Caller, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
     reader, writer = await connect(caller.registry.endpoint)
