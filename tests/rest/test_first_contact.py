@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,15 @@ async def test_refusal_is_retried_once(retries: list[str]) -> None:
     assert isinstance(error, APIConnectionError)
     assert f"cannot reach the registry at {endpoint}: {REFUSED}" in str(error)
     assert sum(message.startswith("retrying") for message in retries) == 1
+
+
+async def test_log_states_milliseconds(retries: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", logger="async_bento")
+    async with serving(say_nothing) as registry:
+        await failing(RestApiClient(f"https://{registry}", "token", config=Config(**QUICK)))
+
+    (milliseconds,) = [int(found[1]) for message in retries if (found := re.search(r"failed after (\d+) ms", message))]
+    assert 500 <= milliseconds < 20_000
 
 
 async def test_unknown_host_is_retried_once(retries: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
