@@ -176,6 +176,15 @@ async def test_small_pool_causes_no_timeout(serve: Callable[..., Awaitable[str]]
     assert crowd.most <= 4
 
 
+async def test_transfers_leave_connections_to_calls() -> None:
+    async with RestApiClient("http://registry.example", "token") as client:
+        call = client.bentos.session.registry_target("auth/current")
+        transfers = client.bentos.upload_target("svc", "v1"), client.models.download_target("mod", "m1")
+        assert call.connections is not None
+        assert {id(target.connections) for target in transfers}.isdisjoint({id(call.connections)})
+        assert transfers[0].connections is transfers[1].connections
+
+
 @pytest.mark.parametrize("limits", [{"limit": 1}, {"limit_per_host": 1}])
 async def test_pool_of_one_is_refused(limits: dict[str, int]) -> None:
     """An API call would have no connection during a transfer, and time out while it connects."""

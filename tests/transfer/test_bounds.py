@@ -7,6 +7,7 @@ import json
 import time
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,7 @@ from async_bento._core import platform
 from async_bento._core.concurrency import ByteBudget, Threads
 from async_bento.progress.events import Progress
 from async_bento.transfer import body, http, upload as upload_module
-from async_bento.transfer.body import TarBody
+from async_bento.transfer.body import TarBody, UploadBody
 from async_bento.transfer.http import ByteRange, TransferPool
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.reader import TarReader
@@ -411,3 +412,19 @@ async def test_download_paused_host_frees_slot(
 
     assert error is None
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
+
+
+async def test_aborted_body_drops_connection() -> None:
+    class Body(UploadBody):
+        async def _write(self, writer: object) -> None:
+            assert not aborted
+
+    aborted: list[bool] = []
+    writer: Any = SimpleNamespace(transport=SimpleNamespace(abort=lambda: aborted.append(True)))
+    source: Any = SimpleNamespace()
+    body = Body(source, ByteRange(0, 0), source)
+    body.abort()
+    await body.write(writer)
+    writer.transport = None  # as aiohttp's writer does once the connection is being closed
+    body.abort()
+    assert aborted == [True]
