@@ -282,6 +282,30 @@ async def test_unlistable_parts_have_no_time(code: str, status: int):
     assert len(deleted) == 1
 
 
+@pytest.mark.s3
+async def test_read_of_object_requests_its_range():
+    from async_bento.registry.blobs.s3 import Content, _OpenObject
+
+    ranges: list[str] = []
+
+    class Body(AsyncExitStack):
+        chunks = (b"0123456789", b"")
+
+        async def read(self, _: int) -> bytes:
+            chunk, *self.chunks = self.chunks
+            return chunk
+
+    async def get_object(**options: str) -> dict[str, Any]:
+        ranges.append(options["Range"])
+        return {"ETag": '"a"', "Body": Body()}
+
+    client: Any = SimpleNamespace(get_object=get_object)
+    opened = _OpenObject(client, {"Bucket": "bucket", "Key": "key"}, Content(100, '"a"'))
+    assert [chunk async for chunk in opened.read(10, 20)] == [b"0123456789"]
+    assert [chunk async for chunk in opened.read(20, 20)] == []
+    assert ranges == ["bytes=10-19"]
+
+
 async def test_cleanup_failure_is_logged(caller: Caller, faulty: FaultyS3, caplog: pytest.LogCaptureFixture):
     await caller.create()
     await caller.upload(b"old")
