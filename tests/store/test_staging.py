@@ -42,6 +42,22 @@ def test_stage_recreates_store(store, home):
     assert put(store, "iris:v1").path.is_dir()
 
 
+def test_recovery_waits_for_no_lock(store, monkeypatch):
+    """What another process uses is passed over at once."""
+    acquire, waits = locks.Lock.acquire, []
+
+    def note(self, timeout=None):
+        waits.append(timeout)
+        return acquire(self, timeout=timeout)
+
+    with store.stage():
+        area = staging.StagingArea(store.path)
+        monkeypatch.setattr(locks.Lock, "acquire", note)
+        area.recover()
+    assert waits
+    assert set(waits) == {0}
+
+
 def test_stage_removed_on_exception(store):
     with pytest.raises(KeyboardInterrupt), store.stage():
         raise KeyboardInterrupt
