@@ -472,6 +472,14 @@ async def test_mirrored_record_keeps_its_time(monkeypatch: pytest.MonkeyPatch, n
     assert created.value.args[0].startswith("2024-05-06 07:08:09" if name else f"{datetime.now(timezone.utc):%Y-}")
 
 
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [({"repository": {"name": "mod"}}, "mod"), ({"repository": None}, ""), ({}, ""), ([], ""), ("mod", "")],
+)
+def test_repository_of_any_json_is_found(record: Any, name: str):
+    assert mirror_module._repository_of(record) == name
+
+
 async def test_start_removes_stale_fetches(tmp_path: Path, start_mirror: StartMirror):
     left = tmp_path / "mirror" / "blobs" / "models" / "mod" / "m1" / "3f9c"
     left.mkdir(parents=True)

@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from async_bento import ConfigError
 from async_bento.registry.backend import Backend
 from async_bento.registry.records import database as database_module
-from async_bento.registry.records.database import Database, parse_database_url
+from async_bento.registry.records.database import Database, parse_database_url, sqlite_url
 from async_bento.registry.records.settings import shared_id
 from async_bento.registry.records.tables import VERSION, metadata, settings
 from async_bento.registry.server import LocalRegistry
@@ -182,6 +182,23 @@ async def test_old_bucket_is_migrated(serve: Serve, storage: Storage, weed: Seaw
     assert (await caller.list())["total"] == 2
     assert re.search("copying the records of .* into the database", caplog.text)
     assert "items/bentos/iris/v3.json, which is no record" in caplog.text
+
+
+async def test_writers_lock_from_the_start(tmp_path: Path):
+    """A transaction that reads before it writes would fail where another process has written in between."""
+
+    def write_elsewhere() -> None:
+        with closing(sqlite3.connect(tmp_path / "records.sqlite3", timeout=0)) as other:
+            other.execute("SELECT * FROM settings")  # readers do not wait
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("BEGIN IMMEDIATE")
+
+    database = Database(sqlite_url(tmp_path / "records.sqlite3"))
+    await database.open()
+    async with database.writing() as connection:
+        await connection.execute(settings.select())
+        await asyncio.to_thread(write_elsewhere)
+    await database.close()
 
 
 def write_first_tables(connection: Connection) -> None:
