@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from types import SimpleNamespace
 
 import pytest
 
 from async_bento.api import kinds
+from async_bento.rest.schemas import BentoManifestSchema, ModelManifestSchema
 from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
 from tests.builders import make_bento, make_model
@@ -113,3 +115,18 @@ def test_record_has_model_aliases():
     for body in (create, update):
         aliases = {model["tag"]: model["alias"] for model in body["manifest"]["services"][0]["models"]}
         assert aliases == {"shared:v1": "from-the-service", "gpt--two:0123456789abcdef0123456789abcdef": None}
+
+
+@pytest.mark.parametrize("name", ["build_at", "created_at", None])
+@pytest.mark.parametrize("copied", [kinds._copied_bento, kinds._copied_model])
+def test_copied_record_keeps_its_time(copied, name):
+    is_bento = copied is kinds._copied_bento
+    manifest = BentoManifestSchema(service="svc") if is_bento else ModelManifestSchema(module="", bentoml_version="")
+    times = {"build_at": None, "created_at": datetime(2025, 1, 1, tzinfo=timezone.utc)}
+    if name is None:
+        times["created_at"] = None
+    elif name == "build_at":
+        times["build_at"] = datetime(2024, 1, 1, tzinfo=timezone.utc)
+    record = SimpleNamespace(description="", manifest=manifest, labels=[], version="v1", **times)
+    year = {"build_at": 2024, "created_at": 2025, None: datetime.now(timezone.utc).year}[name]
+    assert copied(record).create.build_at.year == year
