@@ -116,6 +116,15 @@ class Threads:
         self.executor.shutdown(wait=False)
 
 
+async def run_in_new_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run one blocking function in a thread of its own, like `Threads.run`."""
+    threads = Threads(1)
+    try:
+        return await threads.run(function, *args, **kwargs)
+    finally:
+        threads.close()
+
+
 async def _completed(job: Future[T], cancelled: threading.Event) -> T:
     """Await a job of a worker thread; if cancelled, drop the job or wait for its thread, and raise the cancellation."""
     future = asyncio.wrap_future(job)

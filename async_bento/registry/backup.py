@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from async_bento._core import platform
-from async_bento._core.concurrency import Threads, check_cancelled
+from async_bento._core.concurrency import Threads, check_cancelled, run_in_new_thread
 from async_bento._core.files import fsync_path
 from async_bento.errors import BentoError, ConfigError
 from async_bento.registry.blobs.disk_files import KEY_PATTERN, part_name
@@ -79,13 +79,10 @@ async def restore(backup: Path, root: Path) -> None:
 
     Raise `ConfigError` for another one, and `BentoError` if the disk fails.
     """
-    threads = Threads(1)
     try:
-        await threads.run(_restore, backup, root)
+        await run_in_new_thread(_restore, backup, root)
     except OSError as error:
         raise BentoError(f"cannot restore into {root}: {error.strerror or error}") from error
-    finally:
-        threads.close()
 
 
 async def _copy_blobs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from async_bento._core.concurrency import Threads
+from async_bento._core.concurrency import run_in_new_thread
 from async_bento._core.s3 import MAX_PUT_SIZE, MIN_PART_SIZE
 from async_bento.errors import ConfigError
 
@@ -19,13 +19,10 @@ if TYPE_CHECKING:
 
 async def load_module(name: str) -> Any:
     """Import a module in a thread, since that reads many files."""
-    threads = Threads(1)
     try:
-        return await threads.run(import_module, name)
+        return await run_in_new_thread(import_module, name)
     except ModuleNotFoundError as error:
         raise ConfigError(f'cannot start the registry: {error}. Run: pip install "async-bento[registry]"') from error
-    finally:
-        threads.close()
 
 
 async def load_backend(

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from async_bento._core.concurrency import Threads
+from async_bento._core.concurrency import run_in_new_thread
 from async_bento._core.urls import check_endpoint
 from async_bento.errors import ConfigError
 from async_bento.registry.errors import RegistryError
@@ -141,10 +141,7 @@ class S3Bucket:
 
 async def _import_aiobotocore() -> None:
     """Import aiobotocore in a thread, since it reads many files."""
-    threads = Threads(1)
     try:
-        await threads.run(import_module, "async_bento.registry.blobs.bucket")
+        await run_in_new_thread(import_module, "async_bento.registry.blobs.bucket")
     except ModuleNotFoundError as error:
         raise ConfigError(f'cannot use S3: {error}. Run: pip install "async-bento[s3]"') from error
-    finally:
-        threads.close()

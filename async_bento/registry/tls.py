@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from async_bento._core.concurrency import Threads
+from async_bento._core.concurrency import run_in_new_thread
 from async_bento.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,11 +32,7 @@ class TlsFiles:
 
     async def load(self) -> ssl.SSLContext:
         """Read the files in a thread; raise `ConfigError` if they are unusable."""
-        threads = Threads(1)
-        try:
-            return await threads.run(self._load)
-        finally:
-            threads.close()
+        return await run_in_new_thread(self._load)
 
     def _load(self) -> ssl.SSLContext:
         for subject, path in (("certificate", self.cert), ("key", self.key)):

@@ -64,13 +64,9 @@ class LazyCredentials:
         """The credentials, found in a worker thread if that blocks."""
         if self.found is not None:
             return self.found
-        from async_bento._core.concurrency import Threads
+        from async_bento._core.concurrency import run_in_new_thread
 
-        threads = Threads(1)
-        try:
-            return await threads.run(self.get)
-        finally:
-            threads.close()
+        return await run_in_new_thread(self.get)
 
 
 def needs_contexts(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
-from async_bento._core.concurrency import Threads
+from async_bento._core.concurrency import run_in_new_thread
 from async_bento.config import KiB, MiB
 from async_bento.registry.errors import RegistryError
 
@@ -53,11 +53,7 @@ class _TooLargeError(OSError):
 
 async def list_files(blob: OpenBlob) -> Listing:
     """List the files of a tar; empty for one that is compressed."""
-    threads = Threads(1)
-    try:
-        return await threads.run(_list_files, _RangeFile(blob, asyncio.get_running_loop()))
-    finally:
-        threads.close()
+    return await run_in_new_thread(_list_files, _RangeFile(blob, asyncio.get_running_loop()))
 
 
 def _list_files(file: _RangeFile) -> Listing:

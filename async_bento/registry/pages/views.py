@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import web
 
-from async_bento._core.concurrency import Threads
+from async_bento._core.concurrency import run_in_new_thread
 from async_bento.config import KiB
 from async_bento.registry.access import API_PREFIX, TOKEN, AccessDeniedError, TooManyGuessesError, check_covered
 from async_bento.registry.errors import BadRequestError, ForbiddenError, RecordNotFoundError, RegistryError
@@ -264,11 +264,7 @@ class Pages:
         with suppress(BadRequestError):  # a request without a Host header gets this as its error
             base = _path_of(self._base_url.find(request))
         shared = {"url": partial(url, base), "path": request.path, "viewer": request.get(TOKEN)}
-        threads = Threads(1)
-        try:
-            text = await threads.run(partial(render, template, **shared, **context))
-        finally:
-            threads.close()
+        text = await run_in_new_thread(partial(render, template, **shared, **context))
         return web.Response(text=text, status=status, content_type="text/html", headers={**_HEADERS, **(headers or {})})
 
     def _set_cookie(self, response: web.Response, base_url: str, value: str, lifetime: int) -> None:
