@@ -474,6 +474,21 @@ def stop_sending(size: int, forever: asyncio.Event) -> Fault:
     return fault
 
 
+def pause_sending(size: int, until: asyncio.Event) -> Fault:
+    """Pause after `size` bytes of the response, and send the rest after the event."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        assert isinstance(answer.body, bytes)
+        response = await exchange.start_response(answer)
+        await response.write(answer.body[:size])
+        await until.wait()
+        await response.write(answer.body[size:])
+        return response
+
+    return fault
+
+
 async def ignore_range(exchange: Exchange) -> web.StreamResponse:
     """Answer with the whole object, whatever range was requested."""
     return await exchange.forward(without=["range"])

@@ -39,6 +39,7 @@ from tests.fault_proxy import (
     ignore_range,
     in_sequence,
     no_fault,
+    pause_sending,
     refuse,
     stop_sending,
     with_headers,
@@ -208,20 +209,11 @@ async def test_first_headers_start_next_ranges(pushed: StartProxy, make_client: 
     proxy = await pushed()
     asked_next = asyncio.Event()
 
-    async def wait_with_body(exchange: Exchange) -> web.StreamResponse:
-        answer = await exchange.forward()
-        assert isinstance(answer.body, bytes)
-        response = await exchange.start_response(answer)
-        await response.write(answer.body[:KiB])
-        await asked_next.wait()
-        await response.write(answer.body[KiB:])
-        return response
-
     async def ask(exchange: Exchange) -> web.StreamResponse:
         asked_next.set()
         return await exchange.forward()
 
-    proxy.add_fault(GET, in_sequence(wait_with_body, ask), times=None)
+    proxy.add_fault(GET, in_sequence(pause_sending(KiB, asked_next), ask), times=None)
 
     await make_client(proxy, elsewhere).models.pull("mod:m1")
 
