@@ -92,6 +92,8 @@ async def read_first(fetch: Fetch[RecordT], page_size: int, limit: int | None) -
         total = page.total if page else 0
         return page
 
+    if limit == 0:  # only the total is wanted
+        await fetch_counted(start=0, count=1)
     async with aclosing(walk(fetch_counted, page_size, limit)) as pages:
         records = [record async for page in pages for record in page]
     return records, max(total, len(records))  # 0: the server states no total
