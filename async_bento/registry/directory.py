@@ -10,14 +10,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from secrets import token_hex, token_urlsafe
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from async_bento._core import platform
-from async_bento._core.concurrency import Threads, shielded
+from async_bento._core.concurrency import Threads
 from async_bento._core.files import atomic_write
 from async_bento.errors import ConfigError
 from async_bento.registry.tokens import generate_token
@@ -79,11 +79,8 @@ async def try_lock(root: Path, threads: Threads) -> AsyncGenerator[bool]:
     # By default, only the thread that acquired a FileLock may release it.
     lock = FileLock(root / "lock", timeout=0, mode=0o600, thread_local=False)
     async with AsyncExitStack() as stack:
-        held = ExitStack()
-        # Registered first: a call that is cancelled may still acquire the lock in its thread.
-        stack.push_async_callback(lambda: shielded(threads.run(held.close)))
         try:
-            await threads.run(held.enter_context, lock)
+            await stack.enter_async_context(threads.entered(lock))
         except Timeout:
             is_locked = False
         else:
