@@ -44,7 +44,7 @@ class AdaptiveRanges:
 
     @property
     def _max_concurrency(self) -> int:
-        return max(1, min(self._transfer.concurrency, self._transfer.window // self.size))
+        return min(self._transfer.concurrency, self._transfer.window // self.size)
 
     def record(self, size: int, seconds: float, now: float) -> None:
         """Record a range of `size` bytes that arrived `seconds` after its request."""

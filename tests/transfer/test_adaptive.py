@@ -63,6 +63,30 @@ def test_ranges_stop_at_max_throughput() -> None:
     assert most <= 16
 
 
+@pytest.mark.parametrize(("second", "concurrency"), [(22, 16), (23, 32)])
+def test_ranges_double_after_faster_round(second: int, concurrency: int) -> None:
+    """A round has as many ranges as may be in flight, and counts if it is more than a tenth faster."""
+    pace = AdaptiveRanges(Transfer())
+
+    for size in (2, 2, 2, 2, 2, 2, 2, 6):
+        assert pace.concurrency == 8
+        pace.record(size, 1, 1)
+    for size in (*[1] * 15, second - 15):
+        assert pace.concurrency == 16
+        pace.record(size, 1, 2)
+
+    assert pace.concurrency == concurrency
+
+
+def test_range_size_follows_average_rate() -> None:
+    pace = AdaptiveRanges(Transfer())
+    sizes = []
+    for rate in (64, 16, 16):
+        pace.record(rate * MiB, 1, 1)
+        sizes.append(pace.size)
+    assert sizes == [8 * MiB, 8 * MiB, 4 * MiB]
+
+
 @unhurried
 @given(
     st.integers(64 * KiB, 16 * MiB),
@@ -94,10 +118,11 @@ def test_ranges_halve_when_throttled() -> None:
     pace.throttle(0.1)  # the same event
     assert pace.concurrency == 4
     pace.throttle(5.0)
+    pace.throttle(6.0)
     assert pace.concurrency == 2
 
     for number in range(2):
-        pace.record(MiB, 0.1, 6.0 + number)
+        pace.record(MiB, 0.1, 7.0 + number)
     assert pace.concurrency == 3
     for _ in range(200):
         pace.record(MiB, 0.1, 9.0)
