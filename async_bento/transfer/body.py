@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from aiohttp import ClientError, Payload
@@ -17,6 +18,8 @@ from async_bento.transfer.tar.reader import AsyncTarReader, TarReader
 from async_bento.transfer.watchdog import unacknowledged
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from aiohttp.abc import AbstractStreamWriter
 
     from async_bento._core.rate_limit import RateLimit
@@ -41,16 +44,17 @@ class UploadBody(Payload):
         self._size = byte_range.size
         self._range = byte_range
         self._progress = progress
-        self._sent = 0
         self._is_writing = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._writer: AbstractStreamWriter | None = None
-        self._transport: asyncio.WriteTransport | None = None  # which the writer forgets once it is being closed
         self.rate_limit: RateLimit | None = None
-        self.md5: str | None = None
-        self.failure: Exception | None = None
         self.may_have_arrived = False  # whether all bytes were sent by any attempt
+        self._writer: AbstractStreamWriter | None
+        self._transport: asyncio.WriteTransport | None  # which the writer forgets once it is being closed
+        self.md5: str | None
+        self.failure: Exception | None
+        self._sent = 0
+        self.rewind()
 
     @abstractmethod
     async def _write(self, writer: AbstractStreamWriter) -> None:
@@ -106,8 +110,16 @@ class UploadBody(Payload):
                 await self.rate_limit.acquire(len(part))
             # Counted before the write, which waits for the socket: `acknowledged` subtracts what is buffered.
             self._count(len(part))
-            self._is_writing = True
-            await writer.write(part)
+            with self._writing():
+                await writer.write(part)
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        """Wait for the peer in this block."""
+        self._is_writing = True
+        try:
+            yield
+        finally:
             self._is_writing = False
 
     def _count(self, sent: int) -> None:
@@ -148,7 +160,6 @@ class UploadBody(Payload):
         if self._sent:
             self._progress.advance(-self._sent)
         self._sent = 0
-        self._is_writing = False
         self._writer = self._transport = None  # of the last attempt: nothing is sent before the next connection
         self.md5 = None
         self.failure = None
@@ -179,7 +190,8 @@ class TarBody(UploadBody):
 
     async def check_sent(self) -> None:
         """Raise a SourceChangedError if a file changed before the peer had received its bytes from the kernel."""
-        if self._reader is not None and self._reader.sent:
+        assert self._reader is not None, "all bytes were read"
+        if self._reader.sent:
             await self._threads.run(self._reader.check_sent)
 
     async def _write(self, writer: AbstractStreamWriter) -> None:
@@ -220,15 +232,13 @@ class TarBody(UploadBody):
         self, writer: AbstractStreamWriter, tar: AsyncTarReader, reader: TarReader, connection: int
     ) -> None:
         """Let the kernel send the open file, but for its last bytes, after what was written before."""
-        self._is_writing = True
-        await sendfile.flush(writer)
-        self._is_writing = False
+        with self._writing():
+            await sendfile.flush(writer)
         while reader.sendable:
             position = reader.position
             async with self._reads:
                 is_full = await tar.send(connection, sendfile.STEP)
             self._count(reader.position - position)
             if is_full:
-                self._is_writing = True
-                await sendfile.writable(connection)
-                self._is_writing = False
+                with self._writing():
+                    await sendfile.writable(connection)

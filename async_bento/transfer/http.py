@@ -105,20 +105,21 @@ async def put(target: Target, body: UploadBody, config: Config, part_number: int
 
     Where the request fails, the body is rewound, and so is the progress that it reported.
     """
-    try:
-        while True:
-            request = f"{target}" if part_number is None else f"{target} (part {part_number})"
-            try:
-                etag = await _put(target, body, config, request, part_number)
-                break
-            except RedirectError as redirect:
-                target = redirect.target
-        if part_number is not None and not etag:
-            raise IntegrityError(f"{request}: the storage sent no ETag, but the upload cannot be completed without one")
-    except BaseException:  # also a cancellation: the progress must not count bytes that did not arrive
-        body.rewind()
-        raise
-    return etag or ""
+    while True:
+        request = f"{target}" if part_number is None else f"{target} (part {part_number})"
+        try:
+            etag = await _put(target, body, config, request, part_number)
+            if part_number is not None and not etag:
+                raise IntegrityError(
+                    f"{request}: the storage sent no ETag, but the upload cannot be completed without one"
+                )
+        except BaseException as error:  # also a cancellation: the progress must not count bytes that did not arrive
+            body.rewind()
+            if not isinstance(error, RedirectError):
+                raise
+            target = error.target
+        else:
+            return etag or ""
 
 
 async def _put(target: Target, body: UploadBody, config: Config, request: str, part_number: int | None) -> str | None:
@@ -127,7 +128,6 @@ async def _put(target: Target, body: UploadBody, config: Config, request: str, p
         headers["Content-Type"] = "application/octet-stream"  # presigned URLs are signed without a Content-Type
     timeout, is_answered = _timeout(config), False
     body.rate_limit = target.owner.rate_limit(config.transfer.rate_limit)
-    body.rewind()  # after a redirect
     scope = anyio.CancelScope()
     patience = partial(_patience, body, config.timeouts, target)
     watchdog = Watchdog(scope, config.timeouts.stall, patience, lambda: body.acknowledged)
@@ -169,11 +169,16 @@ def _patience(body: UploadBody, timeouts: Timeouts, target: Target) -> float | N
     if not body.is_waiting:
         return None
     if body.acknowledged is None:
-        return timeouts.connect + timeouts.stall
+        return _connect_patience(timeouts)
     # Where the system does not follow the bytes, a slow connection that empties the kernel's buffer looks stalled.
     if _is_processing(body, target) or not body.is_followed:
         return max(timeouts.stall, timeouts.complete)
     return timeouts.stall
+
+
+def _connect_patience(timeouts: Timeouts) -> float:
+    """Seconds until the first byte moves, over a new connection."""
+    return timeouts.connect + timeouts.stall
 
 
 def _is_processing(body: UploadBody, target: Target) -> bool:
@@ -207,17 +212,17 @@ async def _get(
     timeout, timeouts = _timeout(config, reading=True), config.timeouts
     stalled = StalledError(f"{request}: no byte was transferred for {timeouts.stall:g} s")
     scope = anyio.CancelScope()
-    watchdog = Watchdog(scope, timeouts.stall, lambda: timeouts.connect + timeouts.stall)
+    watchdog = Watchdog(scope, timeouts.stall, partial(_connect_patience, timeouts))
     with scope:
         try:
             async with target.request("GET", timeout, headers=headers) as response:
                 if response.status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
                     raise refused(target, request, response, await read_body(response, MAX_ERROR_BODY), None)
                 watchdog.rest()  # until `read`: the caller may be slow, as with a slow disk
-                partial = is_partial(response.status, response.headers, *byte_range)
-                total = total_size(response.headers, *byte_range, request) if partial else response.content_length
+                has_range = is_partial(response.status, response.headers, *byte_range)
+                total = total_size(response.headers, *byte_range, request) if has_range else response.content_length
                 limit = target.owner.rate_limit(config.transfer.rate_limit)
-                yield RangeResponse(partial, total, response.headers.get("ETag"), response, watchdog, limit)
+                yield RangeResponse(has_range, total, response.headers.get("ETag"), response, watchdog, limit)
         except aiohttp.ConnectionTimeoutError as error:  # before asyncio.TimeoutError, of which it is a subclass
             raise broken(target, request, error, timeout) from error
         except asyncio.TimeoutError as error:

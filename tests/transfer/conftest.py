@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_bento.transfer import copy, resumable_extract, source, upload
 from async_bento.transfer.journal import Journal
+from async_bento.transfer.watchdog import Watchdog
 from tests.transfer.cancellation import PART, Books
 from tests.transfer.processes import Client
 
@@ -60,3 +62,16 @@ def small_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (upload, copy):
         monkeypatch.setattr(module, "MIN_PART_SIZE", PART)
     monkeypatch.setattr(resumable_extract, "CHECKPOINT_INTERVAL", PART)
+
+
+@pytest.fixture
+def watchdogs(monkeypatch: pytest.MonkeyPatch) -> list[Watchdog]:
+    """The watchdogs of the requests, whose checks the test makes."""
+    made: list[Watchdog] = []
+
+    def schedule(self: Watchdog) -> Any:
+        made.append(self)
+        return SimpleNamespace(cancel=lambda: made.remove(self))
+
+    monkeypatch.setattr(Watchdog, "_schedule", schedule)
+    return made
