@@ -81,15 +81,12 @@ class CopySource:
         self._identity = identity
         self._reader = RangeReader(download, reads.pool)
         self._checksums: ChecksumsSchema | None = None
-        self._part_size = 0
-        self._is_aligned = False  # whether the parts are those of the source
+        self._part_size: int
+        self._is_aligned: bool  # whether the parts are those of the source
         self._turn = asyncio.Event()  # set once the part that was started last is verified
         self._turn.set()
         self._verifier: Verifier | None = None
-        self._verified = 0  # the end of the part that was verified last
         self._stream: _Stream | None = None
-        self._streamed = 0  # where the next part of the stream starts
-        self._ahead = b""  # bytes of the stream that were read for that part
 
     async def open(self) -> None:
         """Find the size and the checksums, and whether the server sends ranges."""
@@ -119,9 +116,10 @@ class CopySource:
     def choose_part_size(self, wanted: int, threads: int) -> int:
         """Choose the part size of the source where S3 allows it: each MD5 of the source then verifies one part."""
         sizes = [] if self._checksums is None else [size for size, _ in self._checksums.parts]
-        first = sizes[0] if len({*sizes[:-1]}) == 1 else 0  # only the last part may have another size
-        self._is_aligned = MIN_PART_SIZE <= first <= wanted and sizes[-1] <= first and len(sizes) <= MAX_PARTS
-        self._part_size = first if self._is_aligned else choose_part_size(self.size, wanted, threads)
+        # Only the last part may have another size.
+        is_regular = len({*sizes[:-1]}) == 1 and sizes[-1] <= sizes[0] and len(sizes) <= MAX_PARTS
+        self._is_aligned = is_regular and MIN_PART_SIZE <= sizes[0] <= wanted
+        self._part_size = sizes[0] if self._is_aligned else choose_part_size(self.size, wanted, threads)
         return self._part_size
 
     async def fingerprint(self) -> str | None:
@@ -196,24 +194,20 @@ class CopySource:
                 raise DamagedPartError(number + 1, *byte_range, expected=expected, actual=md5)
             return
         await before.wait()
-        if self._verifier is None or self._verified != byte_range.start:  # at first, and after parts that have arrived
+        # At first, and after parts that have arrived.
+        if self._verifier is None or self._verifier.position != byte_range.start:
             self._verifier = Verifier(self._checksums, self._download.failed, byte_range.start)
         await self._verifier.check(pieces, self._pool.threads)
-        self._verified = byte_range.stop
 
     async def _next_part(self, byte_range: ByteRange) -> AsyncGenerator[bytes]:
         """Read a part of a server that sends no ranges; the parts come in order."""
-        if self._stream is None or self._streamed != byte_range.start:  # not the next part of the stream
+        if self._stream is None or self._stream.position != byte_range.start:  # not the next part of the stream
             await self.aclose()
             await self._reads.streams.acquire()
-            self._stream, self._ahead = _Stream(self._read_stream(byte_range.start)), b""
-        self._streamed, missing = -1, byte_range.size  # no part starts at -1, should this part end early
-        while missing > 0:
-            chunk = self._ahead or await self._stream.next()
-            self._ahead = chunk[missing:]
-            missing -= min(len(chunk), missing)
-            yield chunk[: len(chunk) - len(self._ahead)]
-        self._streamed = byte_range.stop
+            self._stream = _Stream(self._read_stream(byte_range.start), byte_range.start)
+        stream = self._stream
+        while missing := byte_range.stop - stream.position:
+            yield await stream.next(missing)
 
     async def _stream_in_pieces(self) -> AsyncGenerator[list[bytes]]:
         async with aclosing(self._read_stream(0)) as chunks:
@@ -255,16 +249,21 @@ class _Stream:
 
     # A request holds a cancel scope of anyio, which only the task that has entered it may leave.
 
-    def __init__(self, chunks: AsyncGenerator[bytes]) -> None:
+    def __init__(self, chunks: AsyncGenerator[bytes], position: int) -> None:
+        self.position = position
+        """Where the next bytes are in the tar."""
+        self._ahead = b""
         self._queue: asyncio.Queue[bytes | Exception] = asyncio.Queue(1)
         self._task = asyncio.create_task(self._read(chunks))
 
-    async def next(self) -> bytes:
-        """The next bytes; raises what the reading has raised."""
-        item = await self._queue.get()
+    async def next(self, limit: int) -> bytes:
+        """The next bytes, at most `limit`; raises what the reading has raised."""
+        item = self._ahead or await self._queue.get()
         if isinstance(item, Exception):
             raise item
-        return item
+        chunk, self._ahead = item[:limit], item[limit:]
+        self.position += len(chunk)
+        return chunk
 
     async def aclose(self) -> None:
         self._task.cancel()

@@ -72,7 +72,8 @@ class Verifier:
         self._size = checksums.size
         self._expected = [md5.lower() for _, md5 in checksums.parts]
         self._ends = [*accumulate(size for size, _ in checksums.parts)]
-        self._position = start
+        self.position = start
+        """The next byte of the tar."""
         self._md5 = hashlib.md5(usedforsecurity=False) if start in {0, *self._ends} else None
         self._refusal: ArchiveError | None = None
 
@@ -106,12 +107,12 @@ class Verifier:
         """Raise IntegrityError if the end of the tar is missing."""
         if self._refusal is not None:
             raise self._refusal
-        if self._position < self._size:
-            raise IntegrityError(f"{self._failed}: {self._position} of {self._size} bytes arrived. Try again.")
+        if self.position < self._size:
+            raise IntegrityError(f"{self._failed}: {self.position} of {self._size} bytes arrived. Try again.")
 
     def _split(self, data: Sequence[bytes]) -> Iterator[list[bytes | memoryview]]:
         """Split the next bytes at the ends of the parts, without a copy."""
-        position = self._position
+        position = self.position
         piece: list[bytes | memoryview] = []
         for chunk in data:
             rest = memoryview(chunk)
@@ -135,9 +136,9 @@ class Verifier:
                 self._md5.update(chunk)
 
     def _advance(self, count: int) -> None:
-        index = bisect_right(self._ends, self._position)
-        self._position += count
-        is_end = self._position == self._ends[index]
+        index = bisect_right(self._ends, self.position)
+        self.position += count
+        is_end = self.position == self._ends[index]
         if is_end and self._md5 is not None and (actual := self._md5.hexdigest()) != self._expected[index]:
             start, stop = self._start_of(index), self._ends[index]
             raise DamagedPartError(index + 1, start, stop, expected=self._expected[index], actual=actual)

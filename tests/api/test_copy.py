@@ -510,3 +510,6 @@ async def test_failed_stream_copy_resumes(start_pair: StartPair) -> None:
     assert not [task for task in asyncio.all_tasks() if "_Stream" in repr(task.get_coro())]
     result = await pair.here.copy("svc:v1", pair.there, with_models=False)
     assert (result.resumed, result.parts) == (True, 2)
+    first, last = map(int, pair.source.matching(DOWNLOAD)[-1].headers["Range"].removeprefix("bytes=").split("-"))
+    assert first == 0  # a server that ignores ranges sends all bytes
+    assert last > 1 << 60

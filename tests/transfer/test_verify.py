@@ -13,13 +13,16 @@ import pytest
 from aiohttp import web
 
 from async_bento import APIResponseError, BentoError, IntegrityError, PartError, UnsafeArchiveError
+from async_bento._core.concurrency import Threads
+from async_bento.rest.schemas import ChecksumsSchema
 from async_bento.transfer import resumable_extract, verify
+from async_bento.transfer.verify import Verifier
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, random_bytes
 from tests.fault_proxy import DOWNLOAD, GET, FaultProxy, end_early, ignore_range, refuse, with_headers
 from tests.transfer.quiet import nothing_left
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from async_bento import ProgressEvent
@@ -547,3 +550,105 @@ async def test_damage_then_error_keeps_nothing(
         await make_client(proxy, elsewhere).models.pull("mod:m1")
 
     assert is_clean(elsewhere)
+
+
+# The verifier alone
+
+
+SIZES = [10, 10, 5]
+BYTES = random_bytes(25, 8)
+
+
+def checksums_of(data: bytes = BYTES, etag: str = '"abc"') -> ChecksumsSchema:
+    ends = [10, 20, 25]
+    parts = [(size, hashlib.md5(data[end - size : end]).hexdigest()) for size, end in zip(SIZES, ends, strict=True)]
+    return ChecksumsSchema(size=len(data), etag=etag, parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("largest", "points"),
+    [
+        (10, {0: 0, 1: 10, 10: 10, 11: 20, 20: 20, 21: 25, 25: 25, 26: 26}),
+        (9, {0: 0, 1: 1, 10: 10, 11: 11, 21: 25, 25: 25}),
+    ],
+)
+def test_verifier_resumes_at_part(monkeypatch: pytest.MonkeyPatch, largest: int, points: dict[int, int]) -> None:
+    monkeypatch.setattr(verify, "MAX_REPEATED", largest)
+    verifier = Verifier(checksums_of(), "cannot pull mod:m1")
+    assert {position: verifier.next_checkpoint(position) for position in points} == points
+
+
+@pytest.mark.parametrize(
+    ("total", "etag", "is_same"),
+    [
+        (25, '"abc"', True),
+        (25, '"ABC"', True),
+        (None, None, True),
+        (25, 'W/"other"', True),
+        (24, '"abc"', False),
+        (25, '"other"', False),
+        (None, '"other"', False),
+    ],
+)
+def test_checksums_are_of_object(total: int | None, etag: str | None, is_same: bool) -> None:
+    if is_same:
+        verify.check_object(checksums_of(), total, etag)
+    else:
+        with pytest.raises(verify.OtherObjectError):
+            verify.check_object(checksums_of(), total, etag)
+    verify.check_object(checksums_of(etag=""), 25, etag)  # of a registry that does not know it
+
+
+class Collected:
+    """Collects the bytes that a sink gets."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def feed(self, data: list[bytes | memoryview]) -> None:
+        self.data += b"".join(data)
+
+
+@pytest.fixture
+async def threads() -> AsyncIterator[Threads]:
+    threads = Threads(2)
+    yield threads
+    threads.close()
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 25])
+@pytest.mark.parametrize(("start", "damaged"), [(0, 0), (0, 9), (0, 10), (0, 24), (10, 12), (12, 21), (20, 20)])
+async def test_verifier_finds_damaged_part(threads: Threads, size: int, start: int, damaged: int) -> None:
+    data = bytearray(BYTES)
+    data[damaged] ^= 1
+    verifier, sink = Verifier(checksums_of(), "cannot pull mod:m1", start), Collected()
+    pieces = [bytes(data[offset : min(offset + size, 25)]) for offset in range(start, 25, size)]
+    target: Any = sink
+
+    with pytest.raises(verify.DamagedPartError) as caught:
+        await verifier.feed(pieces, target, threads)
+
+    number = damaged // 10 + 1
+    stop = min(10 * number, 25)
+    assert (caught.value.number, caught.value.start, caught.value.stop) == (number, 10 * (number - 1), stop)
+    assert caught.value.expected == checksums_of().parts[number - 1][1]
+    assert caught.value.actual == hashlib.md5(data[10 * (number - 1) : stop]).hexdigest()
+    assert sink.data == data[start:stop]
+
+
+async def test_verifier_skips_rest_of_part(threads: Threads) -> None:
+    """What is before was verified by nobody, so the MD5 of the part is unknown."""
+    verifier = Verifier(checksums_of(), "cannot pull mod:m1", 12)
+    await verifier.check([b"x" * 8, BYTES[20:24]], threads)
+    assert verifier.position == 24
+    with pytest.raises(IntegrityError, match=r"^cannot pull mod:m1: 24 of 25 bytes arrived\. Try again\.$"):
+        verifier.finish()
+    await verifier.check([BYTES[24:]], threads)
+    verifier.finish()
+    with pytest.raises(IntegrityError, match="the storage sent more than 25 bytes"):
+        await verifier.check([b"x"], threads)
+
+
+def test_checksums_of_empty_part_are_valid() -> None:
+    empty = (0, hashlib.md5().hexdigest())
+    Verifier(checksums_of().model_copy(update={"parts": [*checksums_of().parts, empty]}), "cannot pull mod:m1")
