@@ -41,8 +41,8 @@ class Multipart:
     part_size: int
     upload_id: str
     etags: dict[int, str] = field(default_factory=dict[int, str])
-    _sends_nothing: bool = field(default=False, init=False)
-    _to_presign: Iterator[int] = field(default_factory=lambda: iter(()), init=False)
+    _sends_nothing: bool = field(init=False)
+    _to_presign: Iterator[int] = field(init=False)
     _presigned: dict[int, asyncio.Task[Target]] = field(default_factory=dict[int, "asyncio.Task[Target]"], init=False)
 
     async def send(self, threads: int) -> UploadResult:

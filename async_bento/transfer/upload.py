@@ -103,8 +103,7 @@ class Upload:
         self.name, self.version = tag.name, tag.version or ""
         self._journal_file = journal
         self._replaced: ItemSchema | None = None  # the record of a whole item, whose bytes stay until they are replaced
-        self._is_started = False
-        self._is_proxied = False
+        self._way: str | None = None  # of the bytes, once the upload is started: a transmission strategy
         self._storage_worked = False  # for an interrupted push of these files
         self.is_replaced = False  # whether the old bytes were replaced; also True where that is unknown
 
@@ -115,22 +114,20 @@ class Upload:
         """
         self._replaced = registration.record if registration.is_whole else None
         async with self.failure_reported():
-            strategy, url = await self._strategy(registration.record)
             # Before the request: a start without a response may have changed the record, too.
-            self._is_started, self._is_proxied = True, strategy == "proxy"
+            self._way, url = await self._strategy(registration.record)
             self.progress.enter("transferring", bytes_total=source.size)
-            if strategy == "proxy":
+            if self._way == "proxy":
                 await self._start()
                 result = await self._send_through_registry(source)  # the registry records the success itself
             else:
                 try:
                     result = await self._send_to_storage(source, url, threads)
                 except UnreachableError as error:
-                    strategy, result = "proxy", await self._fall_back(source, error)
-            self.is_replaced = True
+                    result = await self._fall_back(source, error)
             if registration.update is not None:
                 await registration.update()
-            if strategy != "proxy":
+            if self._way != "proxy":
                 self.progress.enter("finishing")
                 await self._finish("success", "")
         await self.discard_journal()
@@ -194,7 +191,7 @@ class Upload:
         target: Callable[[], Awaitable[Target]],
         *,
         part_number: int | None = None,
-        completed: Callable[[], int] = lambda: 0,
+        completed: Callable[[], int] = int,
     ) -> str:
         """PUT a body until it has arrived, and return its ETag. Every attempt asks for a target of its own."""
         retries = Retries(self.pool.config.retry, progress=completed, on_retry=self.progress.retry)
@@ -240,7 +237,7 @@ class Upload:
     async def _fall_back(self, source: UploadSource, unreachable: UnreachableError) -> UploadResult:
         """Send the tar through the registry, since this machine cannot reach the storage."""
         remember_unreachable(self.routes.session.storages, unreachable)
-        self._is_proxied = True
+        self._way = "proxy"
         self.progress.restart(" through the registry: the storage cannot be reached")
         try:
             return await self._send_through_registry(source)
@@ -372,7 +369,7 @@ class Upload:
                 if self._replaced is None or self.is_replaced:
                     # A file name need not be valid UTF-8; JSON has to be.
                     await self._finish("failed", reason.encode(errors="replace").decode())
-                elif self._is_started:
+                elif self._way is not None:
                     await self._restore(self._replaced)
         except Exception as failure:  # noqa: BLE001 - any error here is less important than the push's own
             if isinstance(failure, APIStatusError) and is_not_found(failure):
@@ -383,7 +380,7 @@ class Upload:
 
     async def _restore(self, record: ItemSchema) -> None:
         """Report that the old record and its bytes are as they were."""
-        if self._is_proxied:
+        if self._way == "proxy":
             # The registry records a broken request as failed once it notices, and would overwrite an earlier report.
             for _ in range(_STATUS_CHECKS):
                 current = await self.routes.get(self.name, self.version)

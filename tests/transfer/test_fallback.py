@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from async_bento import BentoError, PartError
+from async_bento import BentoError, PartError, StalledError
 from async_bento.transfer import fallback
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
-from tests.fault_proxy import DOWNLOAD, GET, PART, PUT, UPLOAD, FaultProxy, answer_json, refuse
+from tests.fault_proxy import DOWNLOAD, FINISH, GET, PART, PUT, UPLOAD, FaultProxy, answer_json, refuse
 from tests.platforms import REFUSED
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ async def test_unreachable_storage_bypassed(
     assert time.monotonic() - began < 30  # two whole schedules last for 44 seconds at least
     assert contents(elsewhere / "models/mod/m1") == contents(home / "models/mod/m1")
     assert len(proxy.matching(UPLOAD)) == len(proxy.matching(DOWNLOAD)) == 1
+    assert not proxy.matching(FINISH)  # the registry records the success itself
     assert not left_in_scratch(home)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 2  # of two clients
@@ -325,3 +326,96 @@ def test_windows_refused_is_unreachable() -> None:
     assert fallback._reason(target, error) is not None
     refused.winerror = 5  # type: ignore[attr-defined]
     assert fallback._reason(target, error) is None
+
+
+REFUSAL = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+KEY: Any = SimpleNamespace(host="storage", port=9000, ssl=True)
+
+
+def storage_target(**changed: Any) -> Any:
+    """A target of a storage that was never reached."""
+    owner = SimpleNamespace(storages=SimpleNamespace(reached={"http://other"}, unreachable={}))
+    state = {"credentials": None, "storage": "http://storage", "owner": owner, "is_forwarded": False}
+    return SimpleNamespace(**state | changed)
+
+
+def caused_by(cause: Exception) -> PartError:
+    error = PartError("cannot reach the storage")
+    error.__cause__ = cause
+    return error
+
+
+class Waits:
+    """The retries of a request after some failures."""
+
+    def __init__(self, failures: int, *, waits: bool = True) -> None:
+        self.failures = failures
+        self.waits = waits
+        self.waited = 0
+
+    async def wait_after(self, error: Exception) -> bool:
+        self.waited += 1
+        return self.waits
+
+
+@pytest.mark.parametrize(
+    ("failures", "waits", "cause", "waited"),
+    [
+        (2, True, aiohttp.ClientConnectorError(KEY, REFUSAL), 0),
+        (0, True, aiohttp.ConnectionTimeoutError(), 0),
+        (0, False, aiohttp.ClientConnectorError(KEY, REFUSAL), 1),
+    ],
+    ids=["third try", "timeout", "last try"],
+)
+async def test_storage_is_given_three_tries(failures: int, waits: bool, cause: Exception, waited: int) -> None:
+    retries: Any = Waits(failures, waits=waits)
+    with pytest.raises(fallback.UnreachableError, match=r"^cannot reach the storage at http://storage: "):
+        await fallback.wait_after_failure(retries, storage_target(), caused_by(cause))
+    assert retries.waited == waited
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("is_reached", [True, False])
+async def test_other_failures_are_retried(waits: bool, is_reached: bool) -> None:
+    retries: Any = Waits(5, waits=waits)
+    target = storage_target(storage="http://other") if is_reached else None
+    error = caused_by(aiohttp.ClientConnectorError(KEY, REFUSAL))
+    assert await fallback.wait_after_failure(retries, target, error) is waits
+    assert retries.waited == 1
+
+
+async def test_unreached_storage_is_retried_first() -> None:
+    retries: Any = Waits(1)
+    error = caused_by(aiohttp.ClientConnectorError(KEY, REFUSAL))
+    assert await fallback.wait_after_failure(retries, storage_target(), error)
+    unreachable = fallback.UnreachableError("http://storage", "cannot reach the storage")
+    assert not await fallback.wait_after_failure(retries, storage_target(), unreachable)
+    assert retries.waited == 1
+
+
+def proxy_error(status: int) -> aiohttp.ClientHttpProxyError:
+    request: Any = SimpleNamespace(real_url="http://storage")
+    return aiohttp.ClientHttpProxyError(request, (), status=status, message="No")
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "reason"),
+    [
+        ({}, caused_by(aiohttp.ClientConnectorError(KEY, REFUSAL)), "refused"),
+        ({"credentials": "token"}, caused_by(aiohttp.ClientConnectorError(KEY, REFUSAL)), None),
+        ({}, caused_by(aiohttp.ClientConnectorError(KEY, OSError(errno.EACCES, "denied"))), None),
+        ({}, caused_by(aiohttp.ClientConnectorDNSError(KEY, OSError(errno.EACCES, "no name"))), ""),
+        ({}, caused_by(aiohttp.ClientConnectorSSLError(KEY, REFUSAL)), None),
+        ({}, caused_by(REFUSAL), None),
+        ({}, caused_by(proxy_error(502)), "the proxy answered 502 No"),
+        ({}, caused_by(proxy_error(407)), None),
+        ({"is_forwarded": True}, PartError("", status=502), "the proxy answered 502"),
+        ({"is_forwarded": True}, PartError("", status=500), None),
+        ({"is_forwarded": True}, StalledError(""), None),
+        ({}, PartError("", status=502), None),
+    ],
+)
+def test_storage_is_unreachable_by_error(target: dict[str, Any], error: Exception, reason: str | None) -> None:
+    found = fallback._reason(storage_target(**target), error)
+    assert (found is None) == (reason is None)
+    assert (reason or "") in (found or "")

@@ -233,6 +233,15 @@ async def test_failed_completion_restarts(
     assert await pulled(make_client, proxy, elsewhere) == contents(home / "models/mod/m1")
 
 
+async def test_rejected_completion_keeps_parts(interrupted: FaultProxy, make_client: MakeClient) -> None:
+    interrupted.add_fault(COMPLETE, answer_json(403, {"message": "not you"}))
+
+    with pytest.raises(APIError, match="not you"):
+        await make_client(interrupted).models.push("mod:m1")
+
+    assert len(parts(interrupted)) == 4
+
+
 async def test_repeated_failure_restarts_once(proxy: FaultProxy, make_client: MakeClient, home: Path) -> None:
     proxy.add_fault(COMPLETE, answer_json(500, {"error": "broken"}), times=None)
     for sent in (6, 12, 18):
@@ -520,6 +529,7 @@ async def test_lost_completion_succeeds(
     result = await make_client(proxy).models.push("mod:m1")
 
     assert result.parts == 6
+    assert proxy.steps("^GET (blob|bytes)") == ["GET bytes=0-0"]
     assert proxy.matching(FINISH)[-1].json["status"] == "success"
     assert await pulled(make_client, proxy, elsewhere) == contents(home / "models/mod/m1")
 

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from async_bento import BentoError, Config, IntegrityError, PartError, SourceChangedError, StalledError
 from async_bento._core.concurrency import ByteBudget, Threads
-from async_bento.errors import APIConnectionError, APIResponseError, AuthenticationError, ServerError
+from async_bento.errors import APIConnectionError, APIResponseError, APIStatusError, AuthenticationError, ServerError
 from async_bento.progress.events import Progress
 from async_bento.transfer import body as body_module, upload as upload_module
 from async_bento.transfer.body import TarBody
@@ -559,6 +559,17 @@ async def test_etag_of_kms_not_verified(
     assert len(proxy.matching("PUT blob")) == 1
 
 
+async def test_registry_etag_not_verified(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+    """The registry's own ETag need not be an MD5 of the body."""
+    make_model(home)
+    proxy = await start_proxy("proxy")
+    proxy.add_fault(UPLOAD, with_headers(ETag=f'"{"0" * 32}"'), times=None)
+
+    await make_client(proxy).models.push("mod:m1")
+
+    assert len(proxy.matching(UPLOAD)) == 1
+
+
 async def test_etag_of_sse_s3_verified(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
@@ -929,12 +940,22 @@ async def test_cancelled_scope_reported(start_proxy: StartProxy, make_client: Ma
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [answer_json(500, {"error": "also broken"}), disconnect, answer_json(200, ["no item"]), refuse(404)],
+    ("fault", "why"),
+    [
+        (answer_json(500, {"error": "also broken"}), "also broken"),
+        (disconnect, "the connection to the registry"),
+        (answer_json(200, ["no item"]), ""),
+        (refuse(404), "404"),
+    ],
     ids=["500", "hang-up", "no item", "404"],
 )
 async def test_unreportable_failure_raised(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path, fault: Fault, caplog: pytest.LogCaptureFixture
+    start_proxy: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    fault: Fault,
+    why: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     make_model(home)
     proxy = await start_proxy("auto")
@@ -945,7 +966,9 @@ async def test_unreportable_failure_raised(
         await make_client(proxy).models.push("mod:m1")
 
     assert proxy.matching(FINISH)
-    assert "cannot report the failed push of mod:m1 to the registry: " in caplog.text
+    _, _, reported = caplog.text.partition("cannot report the failed push of mod:m1 to the registry: ")
+    assert reported
+    assert why in reported
 
 
 async def test_closed_client_failure_raised(
@@ -966,7 +989,11 @@ async def test_closed_client_failure_raised(
 
 
 async def test_failure_report_times_out(
-    start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
+    start_proxy: StartProxy,
+    make_client: MakeClient,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     make_model(home)
     monkeypatch.setattr(upload_module, "REPORT_TIMEOUT", 0.05)
@@ -980,6 +1007,8 @@ async def test_failure_report_times_out(
         with pytest.raises(PartError, match="TheRealReason"):
             await api.models.push("mod:m1")
     held.released.set()
+
+    assert "cannot report the failed push of mod:m1 to the registry: TimeoutError" in caplog.text
 
 
 async def test_stalled_storage_times_out(
@@ -1106,3 +1135,52 @@ async def test_part_without_etag_is_retried(start_proxy: StartProxy, make_client
 
     assert len(proxy.matching("PUT part 2")) == 2
     assert outcomes(proxy) == [("success", "")]
+
+
+# Decisions
+
+
+@pytest.mark.parametrize(
+    ("error", "is_gone"),
+    [
+        *((PartError("", status=status), True) for status in (400, 404, 409, 410)),
+        *((PartError("", status=status), False) for status in (403, 500, None)),
+        (APIStatusError("", status=410), True),
+        (APIStatusError("", status=403), False),
+        (APIStatusError("", status=403, server_message="NoSuchUpload: it is completed"), True),
+        (ServerError("", status=400), False),
+        (ServerError("", status=500, server_message="NoSuchUpload"), True),
+        (StalledError(""), False),
+    ],
+)
+def test_upload_is_gone_by_error(error: BentoError, is_gone: bool) -> None:
+    assert upload_module._is_upload_gone(error) is is_gone
+
+
+@pytest.mark.parametrize(
+    ("error", "is_refusal"),
+    [
+        *((PartError("", status=status), True) for status in (300, 400, 499)),
+        *((PartError("", status=status), False) for status in (206, 500, None)),
+        (APIStatusError("", status=403), True),
+        (APIStatusError("", status=502), False),
+        (StalledError(""), False),
+    ],
+)
+def test_upload_is_refused_by_error(error: BentoError, is_refusal: bool) -> None:
+    assert upload_module._is_refusal(error) is is_refusal
+
+
+@pytest.mark.parametrize(
+    ("part_size", "size", "is_allowed"),
+    [
+        (5 * MiB, 1, True),
+        (5 * MiB - 1, 1, False),
+        (5120 * MiB, 5121 * MiB, True),
+        (5120 * MiB + 1, 5121 * MiB, False),
+        (5 * MiB, 50_000 * MiB, True),
+        (5 * MiB, 50_000 * MiB + 1, False),
+    ],
+)
+def test_upload_parts_allowed_by_s3(part_size: int, size: int, is_allowed: bool) -> None:
+    assert upload_module._is_allowed(part_size, size) is is_allowed
