@@ -116,21 +116,19 @@ class _Download:
         self._total: int | None = None
         self._verifier: Verifier | None = None
         self._ranges_done = 0
-        self._size_known: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """Download what the sink does not have yet."""
-        start = 0
         self._total = self._etag = None
-        self._source.is_resumed = self._sink.resume_point is not None
-        if point := self._sink.resume_point:
-            start, self._total, self._etag = point.position, point.total, point.etag
+        point = self._sink.resume_point
+        self._source.is_resumed = point is not None
+        if point is not None:
+            self._total, self._etag = point.total, point.etag
             await self._source.target()  # whose response has the checksums
             await self._start_sink(point.total, point.etag, point)
-            self._progress.resume(start, point.total)
+            self._progress.resume(point.position, point.total)
         async with aclosing(PendingRanges(self._fetch, self._ranges, self._pool.window)) as pending:
-            if point is None:
-                start = await self._request_first(pending)
+            start = await self._request_first(pending) if point is None else point.position
             await self._request_rest(start, pending)
 
     async def restart(self, reason: str) -> None:
@@ -180,7 +178,7 @@ class _Download:
 
     async def _request_first(self, pending: PendingRanges[list[bytes] | None]) -> int:
         """Request the first range, and wait until its headers state size and ETag, or until it has ended."""
-        self._size_known = asyncio.get_running_loop().create_future()
+        self._size_known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         start = await pending.request(0, self._ranges.size)
         headers_or_end: list[asyncio.Future[Any]] = [pending.first, self._size_known]
         await asyncio.wait(headers_or_end, return_when=asyncio.FIRST_COMPLETED)
@@ -188,19 +186,24 @@ class _Download:
 
     async def _request_rest(self, start: int, pending: PendingRanges[list[bytes] | None]) -> None:
         """Request the bytes from `start` on, several ranges at once within the window, and feed them in order."""
-        while pending or start < (self._total or 0):
-            start = await pending.request(start, self._total or 0)
+        while pending or start < self._stop:
+            start = await pending.request(start, self._stop)
             if not pending.first.done():
                 done, _ = await asyncio.wait(pending.running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()  # a failed range ends the download before its turn
                 continue
             data = pending.first.result()
-            if self._progress.phase == "transferring" and start >= (self._total or 0) and not pending.running:
+            if self._progress.phase == "transferring" and start >= self._stop and not pending.running:
                 self._progress.enter("extracting")
             if data is not None:  # None: `_read_whole` has fed the sink
                 await self._feed(data)
             pending.release_first()
+
+    @property
+    def _stop(self) -> int:
+        """The end of the ranges: 0 while it is unknown, and without ranges."""
+        return self._total or 0
 
     async def _fetch(self, byte_range: ByteRange) -> list[bytes] | None:
         """Fetch a range, with retries; None where the server sent the whole tar instead and the sink has it."""
@@ -243,8 +246,7 @@ class _Download:
             self._total, self._etag = received.total, received.etag
             self._progress.enter("transferring", bytes_total=received.total)
             await self._start_sink(received.total, received.etag)
-            if self._size_known is not None and not self._size_known.done():
-                self._size_known.set_result(None)
+            self._size_known.set_result(None)
         elif received.total != self._total or (received.etag and self._etag and received.etag != self._etag):
             raise ObjectChangedError(CHANGED)  # some storages ignore If-Match
         size = min(byte_range.stop, self._total or byte_range.stop) - byte_range.start
@@ -259,15 +261,13 @@ class _Download:
         await self._start_sink(received.total, received.etag)
         io_chunk = self._pool.config.transfer.io_chunk
         data: list[bytes] = []
-        size = 0
         try:
             while chunk := await received.read():
                 data.append(chunk)
-                size += len(chunk)
                 count(len(chunk))
-                if size >= io_chunk:
+                if sum(map(len, data)) >= io_chunk:
                     await self._feed(data)
-                    data, size = [], 0
+                    data = []
             await self._feed(data)
             if self._verifier is not None:
                 self._verifier.finish()

@@ -86,8 +86,8 @@ class ResumableExtract:
         self._announced = announced
         self._etag: str | None = None
         self._total: int | None = None
-        self._fed = 0
-        self._covered = 0  # the byte up to which the last checkpoint stays true
+        self._fed: int
+        self._covered: int  # the byte up to which the last checkpoint stays true
         self._longest = 0  # characters of the last checkpoint
         self._next_checkpoint: Callable[[int], int] | None = None
         extractor: Extractor | None = None

@@ -12,17 +12,21 @@ import time
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
+from pydantic import SecretStr
 
 from async_bento import IntegrityError, PartError, StalledError, TransferError
 from async_bento.errors import APIConnectionError, APIResponseError, ArchiveError, BentoError, StoreError
-from async_bento.transfer import download as download_module
+from async_bento.rest.storages import Storages
+from async_bento.transfer import download as download_module, ranges as ranges_module
 from async_bento.transfer.adaptive import AdaptiveRanges
 from async_bento.transfer.download_source import DownloadSource
+from async_bento.transfer.http import ByteRange
 from async_bento.transfer.tar.writer import TreeWriter
+from async_bento.transfer.verify import ObjectChangedError
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_model, random_bytes
 from tests.calls import calls_of
 from tests.eventually import eventually
@@ -126,20 +130,24 @@ async def test_each_range_requested_once(pushed: StartProxy, make_client: MakeCl
     assert len(asked) == -(-asked[-1][1] // RANGE)
 
 
+@pytest.mark.parametrize("action", ["pull", "read"])
 async def test_range_clock_is_precise(
-    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     """Before Python 3.13, `time.monotonic` has steps of 16 ms on Windows: ranges would arrive at once."""
     seconds: list[float] = []
     proxy = await pushed()
     clocks = SimpleNamespace(monotonic=lambda: 0.0, perf_counter=time.perf_counter)
-    monkeypatch.setattr(download_module, "time", clocks)
+    for module in (download_module, ranges_module):
+        monkeypatch.setattr(module, "time", clocks)
     monkeypatch.setattr(AdaptiveRanges, "record", lambda _self, _size, took, _now: seconds.append(took))
+    models, started = make_client(proxy, elsewhere).models, time.perf_counter()
 
-    await make_client(proxy, elsewhere).models.pull("mod:m1")
+    await (models.pull("mod:m1") if action == "pull" else models.files("mod:m1").read("weights"))
 
     assert len(seconds) == len(ranges(proxy))
     assert min(seconds) > 0
+    assert max(seconds) <= time.perf_counter() - started
 
 
 async def test_ranges_send_if_match(pushed: StartProxy, make_client: MakeClient, elsewhere: Path) -> None:
@@ -292,6 +300,91 @@ def test_download_asks_storage_once(strategy: str, asks: list[bool]) -> None:
     assert [source.ask_storage(), source.ask_storage()] == asks
 
 
+class Registry:
+    """The routes of a registry that presigns a URL."""
+
+    kind = "model"
+
+    def __init__(self, url: str = "http://storage") -> None:
+        self.url = url
+        self.session = SimpleNamespace(storages=Storages(), storage_target=lambda _: STORAGE)
+
+    async def presign_download(self, *_: str) -> Any:
+        return SimpleNamespace(presigned_download_url=SecretStr(self.url), checksums=None)
+
+    def download_target(self, *_: str) -> str:
+        return "registry"
+
+
+STORAGE: Any = SimpleNamespace(storage="http://storage", credentials=None)
+
+
+def source_of(registry: Any, strategy: str | None) -> DownloadSource:
+    record: Any = SimpleNamespace(transmission_strategy=strategy, version="m1", checksums=None)
+    return DownloadSource(registry, "mod", record, action="pull", verify=False)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "asks", "url", "is_storage"),
+    [
+        ("presigned_url", False, "http://storage", True),
+        (None, False, "http://storage", True),
+        (None, False, "", False),  # an old Yatai without a strategy
+        ("proxy", False, "http://storage", False),
+        ("proxy", True, "http://storage", True),
+        ("proxy", True, "", False),
+    ],
+)
+async def test_download_target_by_strategy(strategy: str | None, asks: bool, url: str, is_storage: bool) -> None:
+    source = source_of(Registry(url), strategy)
+    if asks:
+        assert source.ask_storage()
+    assert await source.target() == (STORAGE if is_storage else "registry")
+
+
+@pytest.mark.parametrize("is_resumed", [True, False])
+@pytest.mark.parametrize("strategy", ["presigned_url", "proxy"])
+async def test_download_avoids_unreachable_storage(strategy: str, is_resumed: bool) -> None:
+    """A storage from which an interrupted pull got bytes works."""
+    registry = Registry()
+    registry.session.storages.unreachable["http://storage"] = "cannot reach the storage"
+    source = source_of(registry, strategy)
+    source.ask_storage()
+    source.is_resumed = is_resumed
+    assert await source.target() == (STORAGE if is_resumed else "registry")
+    assert source.unreachable == (None if strategy == "proxy" else "cannot reach the storage")
+
+
+@pytest.mark.parametrize(
+    ("status", "start", "is_changed"),
+    [(412, 0, True), (416, 0, False), (416, 1, True), (404, 1, False), (500, 1, False)],
+)
+def test_download_refusal_shows_change(status: int, start: int, is_changed: bool) -> None:
+    """An object that has become shorter has no such range; an empty one has none at all."""
+    source, error = source_of(Registry(), "presigned_url"), PartError("", status=status)
+    if not is_changed:
+        source.check_refusal(error, STORAGE, ByteRange(start, start + 1))
+        return
+    with pytest.raises(ObjectChangedError):
+        source.check_refusal(error, STORAGE, ByteRange(start, start + 1))
+
+
+@pytest.mark.parametrize(
+    ("status", "credentials", "is_expired"), [(403, None, True), (403, "t", False), (500, None, False)]
+)
+async def test_download_refused_url_expires(status: int, credentials: str | None, is_expired: bool) -> None:
+    registry = Registry()
+    storage: Any = SimpleNamespace(storage="http://storage", credentials=credentials)
+    registry.session.storage_target = lambda _: storage
+    source = source_of(registry, "presigned_url")
+    assert await source.target() is storage
+    registry.session.storage_target = lambda _: STORAGE
+
+    source.check_refusal(PartError("", status=status), storage, ByteRange(0, 1))
+
+    assert await source.target() is (STORAGE if is_expired else storage)
+
+
 @pytest.mark.parametrize("status", [200, 206])
 async def test_content_range_overrules_status(
     pushed: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path, status: int
@@ -388,6 +481,31 @@ async def test_retry_repeats_failed_range_only(
     asked = ranges(proxy)
     assert len(asked) == len(set(asked)) + 1
     assert len(proxy.matching("presign_download")) == 1
+
+
+@pytest.mark.parametrize("action", ["pull", "read"])
+async def test_retries_of_range_restart_after_others(
+    pushed: StartProxy, make_client: MakeClient, elsewhere: Path, action: str
+) -> None:
+    """The attempts count from the last range that has arrived: the storage works."""
+    proxy = await pushed(files=LARGE)
+    failed: list[str] = []
+
+    async def fail_twice(exchange: Exchange) -> web.StreamResponse:
+        asked = exchange.logged.headers["Range"]
+        if asked != f"bytes={RANGE}-{2 * RANGE - 1}" or len(failed) == 2:
+            return await exchange.forward()
+        failed.append(asked)
+        if len(failed) == 2:
+            await proxy.wait_for("GET bytes", 5)  # one of them after another range has arrived
+        return await refuse(500)(exchange)
+
+    proxy.add_fault(GET, fail_twice, times=None)
+    models = make_client(proxy, elsewhere, transfer={"concurrency": 2}, retry={"attempts": 2}).models
+
+    await (models.pull("mod:m1") if action == "pull" else models.files("mod:m1").read("weights"))
+
+    assert len(failed) == 2
 
 
 @pytest.mark.parametrize(("status", "is_busy"), [(503, True), (429, True), (500, False)])

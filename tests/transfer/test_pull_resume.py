@@ -488,6 +488,7 @@ async def test_unwritable_checkpoint_tolerated(
     def full(path: Path, text: str, *, durable: bool, temp_path: Path) -> None:
         nonlocal written
         written += 1
+        assert not durable  # a sync of each checkpoint would take longer than the pull
         if written > 3:
             raise OSError(28, "No space left on device")
         atomic_write(path, text, durable=durable, temp_path=temp_path)
