@@ -7,8 +7,10 @@ import errno
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -76,6 +78,72 @@ async def test_kernel_sends_large_files(
 
     assert contents(elsewhere / "models/mod/m1") == contents(model)
     assert kernel.sent > 8 * MiB
+
+
+async def test_rate_limited_upload_uses_no_kernel(
+    kernel: Kernel, start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    make_model(home, files={"large": LARGE})
+    proxy = await start_proxy("auto")
+
+    await make_client(proxy, transfer={"rate_limit": 1024 * MiB}).models.push("mod:m1")
+
+    assert not kernel.sent
+
+
+class Transport(asyncio.Transport):
+    """A connection with or without a socket and TLS."""
+
+    def __init__(self, **info: object) -> None:
+        super().__init__(info)
+        self.limits: list[int | None] = []
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.limits.append(high)
+
+    def is_closing(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("transport", "is_possible"),
+    [
+        (Transport(socket=1), True),
+        (Transport(socket=1, sslcontext=1), False),
+        (Transport(), False),
+        (SimpleNamespace(get_extra_info={"socket": 1}.get), False),
+        (None, False),
+    ],
+    ids=["TCP", "TLS", "no socket", "other transport", "lost"],
+)
+def test_kernel_sends_over_tcp_only(transport: object, is_possible: bool) -> None:
+    writer: Any = SimpleNamespace(transport=transport)
+    assert sendfile.is_possible(writer) is is_possible
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+async def test_flush_waits_for_empty_buffer(is_lost: bool) -> None:
+    """Bytes in the buffer would come after those of the kernel."""
+    transport, steps = Transport(socket=1), list[str]()
+
+    async def drain() -> None:
+        steps.append("drain")
+        assert transport.limits == [0]
+        if is_lost:
+            raise ConnectionResetError
+
+    writer: Any = SimpleNamespace(transport=transport, send_headers=lambda: steps.append("headers"), drain=drain)
+    with suppress(ConnectionResetError):
+        await sendfile.flush(writer)
+    assert steps == ["headers", "drain"]
+    assert transport.limits == [0, None]
+
+
+@pytest.mark.parametrize("transport", [None, SimpleNamespace(is_closing=lambda: True)], ids=["lost", "closing"])
+async def test_flush_of_lost_connection_raises(transport: object) -> None:
+    writer: Any = SimpleNamespace(transport=transport, send_headers=lambda: None)
+    with pytest.raises(ConnectionResetError):
+        await sendfile.flush(writer)
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM])

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
+from typing import TYPE_CHECKING
 
 import pytest
 
 from async_bento import Limits
 from async_bento.transfer.stream import EndOfPiecesError, FileOutput, OtherTarError, StreamSink
 from async_bento.transfer.tar.index import TarIndex
-from async_bento.transfer.tar.selection import KnownPieces, pieces_of
+from async_bento.transfer.tar.selection import KnownPieces, MatchingFiles, OneFile, pieces_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from async_bento.transfer.tar.selection import Selector
 
 
 def tar_of(**files: bytes) -> bytes:
@@ -38,3 +45,62 @@ def test_known_pieces_of_other_tar_are_refused() -> None:
     for other in (tar_of(first=b"1" * 2000, third=b"2" * 2000), tar_of(first=b"1" * 2000, second=b"2" * 1999)):
         with pytest.raises(OtherTarError):
             StreamSink(Limits(), KnownPieces(pieces), FileOutput(io.BytesIO())).feed([other])
+
+
+TAR = tar_of(first=b"1" * 2000, second=b"2" * 1024, third=b"3" * 700, last=b"4")
+
+
+def pieces_of_tar(*names: str) -> KnownPieces:
+    index = TarIndex(Limits())
+    index.feed(TAR)
+    return KnownPieces(pieces_of(index, [index.entries[name] for name in names]))
+
+
+SELECTORS: dict[str, tuple[Callable[[], Selector], str]] = {
+    "known": (lambda: pieces_of_tar("first", "third"), "tar"),
+    "known last": (lambda: pieces_of_tar("last"), "tar"),
+    "one": (lambda: OneFile("second"), "2" * 1024),
+    "matching": (lambda: MatchingFiles(["t*", "first"], []), "tar"),
+}
+
+
+def chunks_of(data: bytes, size: int) -> Sequence[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("is_compressed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("size", [1, 5, 10, 512, 1000, 10**6])
+@pytest.mark.parametrize("name", SELECTORS)
+def test_stream_pieces_of_any_chunks(name: str, size: int, is_compressed: bool) -> None:
+    """The chunks of a connection end anywhere; after an error, they come again from the first byte."""
+    make_selector, expected = SELECTORS[name]
+    output, data = io.BytesIO(), gzip.compress(TAR) if is_compressed else TAR
+    sink = StreamSink(Limits(), make_selector(), FileOutput(output))
+    chunks = chunks_of(data, size)
+    sink.feed(chunks[: len(chunks) // 4])
+    sink.restart()
+
+    is_ended = False
+    try:
+        sink.feed(chunks)
+    except EndOfPiecesError:
+        is_ended = True
+        sink.restart()  # as `download` does after each error
+
+    assert is_ended == (name != "matching")
+    if expected != "tar":
+        assert output.getvalue() == expected.encode()
+        return
+    with tarfile.open(fileobj=io.BytesIO(output.getvalue() + bytes(1024))) as tar:
+        found = {member.name.removeprefix("./"): tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    names = {"known": ("first", "third"), "known last": ("last",), "matching": ("first", "third")}[name]
+    content = {"first": b"1" * 2000, "third": b"3" * 700, "last": b"4"}
+    assert found == {name: content[name] for name in names}
+
+
+@pytest.mark.parametrize("size", [1, 10, 10**6])
+def test_stream_index_of_any_chunks(size: int) -> None:
+    sink = StreamSink(Limits())
+    sink.feed(chunks_of(TAR, size))
+    sink.close()
+    assert [*sink.index.entries] == ["first", "second", "third", "last"]
