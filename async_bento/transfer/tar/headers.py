@@ -40,8 +40,7 @@ _GNU_LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpa
 # Names are UTF-8. Where file names are ASCII, as in the C locale, the same bytes are written by way of surrogates.
 _ENCODING = "ascii" if sys.getfilesystemencoding() == "ascii" else "utf-8"
 _MODE, _SIZE_FIELD, _CHECKSUM = 100, slice(124, 136), slice(148, 156)  # fields of a block (POSIX.1-1988, ustar)
-_MAGIC, _DEVICES, _PREFIX = slice(257, 265), slice(329, 345), 345
-_MAGICS = {tarfile.POSIX_MAGIC, tarfile.GNU_MAGIC}
+_DEVICES, _PREFIX = slice(329, 345), 345
 _NO_DEVICES = {bytes(16), 2 * b"0000000\0"}
 # From the mode to the link name, which is empty: mode, owner, group, size, time, checksum, type.
 _PLAIN_NUMBERS = re.compile(
@@ -52,9 +51,9 @@ _OCTAL = re.compile(rb" *[0-7]* *(\0.*)?", re.DOTALL)
 _BASE_256 = (b"\x80", b"\xff")  # first byte of a binary number in GNU tar: positive, negative
 _NS_DIGITS = 9
 _NS = 1_000_000_000
-_USTAR_LIMIT = 8**11  # first number beyond eleven octal digits
+_USTAR_TIMES = range(8**11)  # eleven octal digits
 # Digits are bounded: int() of a long string takes the square of its length (CVE-2020-10735).
-_RECORD_LENGTH = re.compile(rb"([0-9]{1,7}) ")
+_RECORD_LENGTH = re.compile(rb"[0-9]{1,7} ")
 _SIZE = re.compile(r"[0-9]{1,19}", re.ASCII)
 _TIME = re.compile(r"(-?)([0-9]{1,12})(?:\.([0-9]*))?", re.ASCII)
 
@@ -97,13 +96,12 @@ def _parse_plain(block: bytes) -> Header | None:
     """Parse a file's, directory's or PAX header's block as tar programs write most of them; None for any other."""
     # In a fifth of the time of tarfile, for each of what may be a hundred thousand small files; each may have two.
     numbers = _PLAIN_NUMBERS.match(block, _MODE)
-    end = block.find(0, 0, _MODE)
-    # `_parse_any` has the rest: no name, 100 bytes without a NUL, base-256 numbers, links, old formats, devices.
-    if numbers is None or end <= 0 or block[_MAGIC] not in _MAGICS or block[_DEVICES] not in _NO_DEVICES:
+    # `_parse_any` has the rest: base-256 numbers, links, devices, names with a prefix.
+    if numbers is None or block[_DEVICES] not in _NO_DEVICES:
         return None
     if block[_PREFIX] or sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" ") != int(numbers["checksum"], 8):
         return None
-    name, type_ = _decode(block[:end]), numbers["type"]
+    name, type_ = _decode(block[:_MODE].partition(b"\0")[0]), numbers["type"]
     return Header(
         name.rstrip("/") if type_ == tarfile.DIRTYPE else name,
         type_,
@@ -149,13 +147,12 @@ def _pax_records(payload: bytes) -> dict[str, str]:
     position = 0
     while position < len(payload):
         length = _RECORD_LENGTH.match(payload, position)
-        end = position + int(length[1]) if length else 0
-        if length is None or not length.end() < end <= len(payload) or payload[end - 1 : end] != b"\n":
+        end = position + int(length[0]) if length else position
+        record = payload[length.end() : end] if length else b""
+        keyword, _, value = record.partition(b"=")
+        if end > len(payload) or not keyword or not value.endswith(b"\n"):
             raise UnsafeArchiveError("a PAX header of the tar is malformed")
-        keyword, equals, value = payload[length.end() : end - 1].partition(b"=")
-        if not keyword or not equals:
-            raise UnsafeArchiveError("a PAX header of the tar is malformed")
-        records[_decode(keyword)] = _decode(value)
+        records[_decode(keyword)] = _decode(value.removesuffix(b"\n"))
         position = end
     if any(keyword.startswith("GNU.sparse.") for keyword in records):
         raise UnsafeArchiveError("sparse members are not supported", member=records.get("GNU.sparse.name"))
@@ -204,7 +201,7 @@ def _size(records: Mapping[str, str], header: Header, name: str) -> int:
 def _mtime_ns(records: Mapping[str, str], header: Header, name: str) -> int:
     # Not by float(): nanoseconds since 1970 need 61 bits, and a float has 53.
     text = records.get("mtime")
-    if not text and 0 <= header.mtime < _USTAR_LIMIT:
+    if not text and header.mtime in _USTAR_TIMES:
         return header.mtime * _NS
     text = text or str(header.mtime)
     found = _TIME.fullmatch(text)

@@ -180,7 +180,7 @@ class TreeWriter:
         self.symlinks[path] = Symlink(target, mtime_ns)
 
     def finish(self, before_copy: Callable[[int], None]) -> None:
-        """Make the symlinks, all or none, and set the directories' times, deepest first.
+        """Make the symlinks, all or none, and set the directories' times.
 
         Where the filesystem has no symlinks, or this user may make none, each is replaced by a copy of the file or the
         directory that it leads to; `before_copy` is that of `add_hard_link`.
@@ -201,10 +201,9 @@ class TreeWriter:
             del pending[path]
             if _SETS_SYMLINK_TIMES:
                 set_times(self._absolute(path), link.mtime_ns, follow_symlinks=False)
-        # Deepest first: making the content of a directory changes its time.
-        for path in sorted(self.directories, reverse=True):
+        for path, mtime_ns in self.directories.items():  # last, since each new entry changes the time
             self.current = path
-            if (mtime_ns := self.directories[path]) is not None:
+            if mtime_ns is not None:
                 set_times(self._absolute(path), mtime_ns)
 
     def _make_link(self, path: str, target: str) -> None:
@@ -254,12 +253,9 @@ class TreeWriter:
         self._check_storable(path, path)
         if path in self.symlinks:
             raise self._duplicate(path)
-        parent = path.rpartition("/")[0]
-        if parent in self.directories:
+        if path.rpartition("/")[0] in self.directories:
             return
-        parts = parent.split("/")
-        for count in range(1, len(parts) + 1):
-            ancestor = "/".join(parts[:count])
+        for ancestor in _parents(path):
             if ancestor in self.symlinks:
                 raise refused(path, f"its parent {quoted(ancestor)} is a symlink")
             if ancestor not in self.directories:
@@ -294,11 +290,8 @@ class TreeWriter:
     def _duplicate(self, path: str) -> UnsafeArchiveError:
         """Make the error for a path that is taken, by an equal name or by one that the disk takes for equal."""
         parent, _, name = path.rpartition("/")
-        try:
-            present = name in os.listdir(self._absolute(parent))  # noqa: PTH208 - a text
-        except OSError:
-            present = True
-        if present or path in self.symlinks:
+        is_present = name in os.listdir(self._absolute(parent))  # noqa: PTH208 - a text
+        if is_present or path in self.symlinks:
             return refused(path, "an earlier member has the same name")
         return refused(path, "the name of an earlier member differs only in case or in its Unicode form on this disk")
 
@@ -324,6 +317,7 @@ def _copied_next(links: Mapping[str, Symlink]) -> list[str]:
 
 
 def _parents(path: str) -> list[str]:
+    """The directories above a path, from the root on."""
     parts = path.split("/")
     return ["/".join(parts[:count]) for count in range(len(parts))]
 
