@@ -19,7 +19,7 @@ import pytest
 from async_bento.config import KiB, Limits, MiB
 from async_bento.errors import UnsafeArchiveError
 from async_bento.transfer.tar.extract import Extractor
-from async_bento.transfer.tar.safety import check_links
+from async_bento.transfer.tar.safety import check_links, names_memory
 from tests.tar.tars import END, block, directory, extract, forge, hard_link, pax, record, symlink
 
 if TYPE_CHECKING:
@@ -88,13 +88,15 @@ def test_content_over_limit_refused(surroundings: Surroundings, assert_refused: 
     fits = block("a", content=bytes(600)) + block("b", content=bytes(400))
     assert surroundings.feed(fits + END, limits=Limits(size=1000)) is None
     too_much = block("a", content=bytes(600)) + block("b", content=bytes(401))
-    assert_refused(too_much, "more than 1000 bytes of content", "b", limits=Limits(size=1000))
+    assert_refused(too_much, r"more than 1000 bytes of content \(Limits", "b", limits=Limits(size=1000))
 
 
-def test_content_over_announced_refused(tmp_path: Path) -> None:
-    data = block("a", content=bytes(600)) + block("b", content=bytes(700))
-    with pytest.raises(UnsafeArchiveError, match=r"more than 1250 bytes of content where 600 were announced \(Limits"):
-        extract(data + END, tmp_path, limits=Limits(allowance=50), announced=600)
+@pytest.mark.parametrize(("announced", "limit"), [(600, 1250), (1, 52)])
+def test_content_over_announced_refused(tmp_path: Path, announced: int, limit: int) -> None:
+    data = block("a", content=bytes(limit)) + block("b", content=b"x")
+    message = rf"more than {limit} bytes of content where {announced} were announced \(Limits"
+    with pytest.raises(UnsafeArchiveError, match=message):
+        extract(data + END, tmp_path, limits=Limits(allowance=50), announced=announced)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -197,6 +199,13 @@ def test_names_over_limit_refused(tmp_path: Path, make: Callable[[str], bytes]) 
     assert "take more than 1048576 bytes of memory" in str(error)
     assert error.member is not None
     assert 300 < taken < 1100
+
+
+@pytest.mark.posix("links without a privilege")
+def test_names_limit_is_exact(surroundings: Surroundings, assert_refused: AssertRefused) -> None:
+    data, names = directory("d") + symlink("link", "d"), names_memory("d") + names_memory("link", "d")
+    assert surroundings.feed(data + END, limits=Limits(names=names)) is None
+    assert_refused(data, f"take more than {names - 1} bytes", "link", limits=Limits(names=names - 1))
 
 
 def test_names_of_parents_count(tmp_path: Path) -> None:

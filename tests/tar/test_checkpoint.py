@@ -15,6 +15,7 @@ from async_bento import Limits
 from async_bento.errors import StoreError, UnsafeArchiveError
 from async_bento.transfer.tar.checkpoint import Checkpoint
 from async_bento.transfer.tar.extract import Extractor
+from async_bento.transfer.tar.safety import names_memory
 from tests.builders import random_bytes
 from tests.platforms import IS_WINDOWS
 from tests.tar.tars import BUILT, END, block, directory, hard_link, pax, record, symlink
@@ -223,6 +224,21 @@ def test_limits_kept_on_resume(tmp_path: Path) -> None:
         again = Extractor(tmp_path, limits, checkpoint=checkpoint)
         with pytest.raises(UnsafeArchiveError, match=why):
             again.feed(data[1536:])
+
+
+def test_names_limit_kept_on_resume(tmp_path: Path) -> None:
+    data = directory("a") + symlink("b", "a") + directory("c") + END
+    names = names_memory("a") + names_memory("b", "a") + names_memory("c")
+    extractor = Extractor(tmp_path)
+    extractor.feed(data[:1024])
+    extractor.abort()
+    for limit, is_enough in ((names - 1, False), (names, True)):
+        again = Extractor(tmp_path, Limits(names=limit), checkpoint=saved(extractor, 2048))
+        if is_enough:
+            again.feed(data[1024:])
+        else:
+            with pytest.raises(UnsafeArchiveError, match=r"Limits\.names"):
+                again.feed(data[1024:])
 
 
 def test_symlink_escape_refused(tmp_path: Path) -> None:

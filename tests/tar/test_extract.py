@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from async_bento._core import platform
 from async_bento.config import Limits, MiB
 from async_bento.errors import ArchiveError, StoreError, UnsafeArchiveError
 from async_bento.transfer.tar.extract import Extractor
@@ -206,6 +207,23 @@ def test_hard_link_unsupported_copied(there: Path, monkeypatch: pytest.MonkeyPat
     assert extractor.bytes_written == 1400
 
 
+def test_symlinks_unsupported_copied(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(platform, "make_link", refuse)
+    files = b"".join(block(f"d/{name}", content=b"x" * 100) for name in "abc")
+    data = directory("d") + files + symlink("one", "d") + symlink("two", "d") + END  # copies of 2 times 4 members
+    assert extract(data, there, limits=Limits(members=8, size=900)).bytes_written == 900
+    assert (there / "two" / "c").read_bytes() == b"x" * 100
+    for limits in (Limits(members=7), Limits(size=899)):
+        other = there / f"{limits.members}"
+        other.mkdir()
+        with pytest.raises(UnsafeArchiveError, match=r"more than (7 files|899 bytes)") as raised:
+            extract(data, other, limits=limits)
+        assert raised.value.member == "two"
+
+
 @pytest.mark.posix("links without a privilege")
 def test_symlink_valid_targets_kept(there: Path) -> None:
     extract(
@@ -217,7 +235,17 @@ def test_symlink_valid_targets_kept(there: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "name"), [("./", ""), (".", ""), ("./a/b", "a/b"), ("a//b/", "a/b"), ("a/./b", "a/b"), ("...", "...")]
+    ("raw", "name"),
+    [
+        ("./", ""),
+        (".", ""),
+        ("./a/b", "a/b"),
+        ("a//b/", "a/b"),
+        ("a/./b", "a/b"),
+        ("...", "..."),
+        pytest.param("./" * 200 + "a", "a", id="dots"),
+        pytest.param("d/" + "m" * 255, "d/" + "m" * 255, id="longest"),
+    ],
 )
 def test_member_path_normalised(raw: str, name: str) -> None:
     assert member_path(raw) == name
@@ -226,8 +254,9 @@ def test_member_path_normalised(raw: str, name: str) -> None:
 def test_symlink_chain_limited_to_40() -> None:
     chain = {f"link{number}": f"link{number + 1}" for number in range(40)}
     check_links(chain, {""})
-    with pytest.raises(UnsafeArchiveError, match="more than 40 links"):
+    with pytest.raises(UnsafeArchiveError, match="more than 40 links") as raised:
         check_links({**chain, "link40": "x"}, {""})
+    assert raised.value.member == "link40"
 
 
 @pytest.mark.posix("links without a privilege")
@@ -394,6 +423,14 @@ def test_extract_after_error_raises(there: Path) -> None:
         extractor.feed(END)
     with pytest.raises(ValueError, match="closed"):
         extractor.close()
+
+
+def test_extract_after_close_raises(there: Path) -> None:
+    extractor = Extractor(there)
+    extractor.feed(END)
+    extractor.close()
+    with pytest.raises(ValueError, match="closed"):
+        extractor.feed(b"")
 
 
 def test_context_exit_does_not_finish(there: Path) -> None:

@@ -22,9 +22,10 @@ import pytest
 from async_bento._core.concurrency import Threads, shielded
 from async_bento.config import GiB, KiB, MiB
 from async_bento.errors import ArchiveError, ClosedError, SourceChangedError, TransferError, UnsafeArchiveError
-from async_bento.transfer.tar.plan import TarPlan
+from async_bento.transfer.tar.plan import TarPlan, header
 from async_bento.transfer.tar.reader import AsyncTarReader, TarReader
-from async_bento.transfer.tar.safety import DEFAULT_LIMITS
+from async_bento.transfer.tar.safety import DEFAULT_LIMITS, names_memory
+from async_bento.transfer.tar.scan import Entry
 from tests.platforms import IS_ROOT, IS_WINDOWS, link_if_possible
 
 if TYPE_CHECKING:
@@ -147,6 +148,40 @@ async def test_plan_name_not_utf8_kept(root: Path, threads: Threads) -> None:
     data = await read(await threads.run(TarPlan.scan, root), threads)
     assert data == written_by_tarfile(root)
     assert b"path=./caf\xe9\n" in data
+
+
+FILE = Entry("a", tarfile.REGTYPE, 0o644, 1, 10**18, "", 0, 0)
+PLAIN = [
+    FILE,
+    FILE._replace(name="n" * 97),
+    FILE._replace(name="n" * 97, type=tarfile.DIRTYPE, size=0),
+    FILE._replace(link="t" * 98, type=tarfile.SYMTYPE, size=0),
+    FILE._replace(link="t" * 98, type=tarfile.LNKTYPE, size=0),
+    FILE._replace(size=8**11 - 1),
+    FILE._replace(mtime_ns=0),
+    FILE._replace(mtime_ns=8**11 * 10**9 - 1),
+]
+EXTENDED = [
+    FILE._replace(name="n" * 98, type=tarfile.DIRTYPE, size=0),
+    FILE._replace(link="t" * 101, type=tarfile.SYMTYPE, size=0),
+    FILE._replace(link="t" * 99, type=tarfile.LNKTYPE, size=0),
+    FILE._replace(size=8**11),
+    FILE._replace(mtime_ns=-1),
+    FILE._replace(mtime_ns=8**11 * 10**9),
+    FILE._replace(name="é"),
+    FILE._replace(link="é", type=tarfile.SYMTYPE, size=0),
+]
+
+
+@pytest.mark.parametrize("entry", PLAIN + EXTENDED)
+def test_header_at_limit_equals_tarfile(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tarfile.TarInfo(f"./{entry.name}")
+    info.type, info.mode, info.size, info.mtime = entry.type, entry.mode, entry.size, entry.mtime_ns // 10**9
+    info.linkname = f"./{entry.link}" if entry.type == tarfile.LNKTYPE else entry.link
+    expected = info.tobuf(tarfile.PAX_FORMAT, "utf-8")
+    if entry in PLAIN:  # which tarfile would make in ten times the time
+        monkeypatch.setattr(tarfile, "TarInfo", None)
+    assert header(entry) == expected
 
 
 async def test_member_names_equal_bentoml(root: Path, threads: Threads) -> None:
@@ -422,10 +457,11 @@ def test_plan_unpullable_name_named(root: Path, name: str) -> None:
         TarPlan.scan(root)
 
 
-@pytest.mark.parametrize(("setting", "limit"), [("members", 3), ("names", 1500)])
+@pytest.mark.parametrize(("setting", "limit"), [("members", 4), ("names", names_memory("a") + names_memory("b", "a"))])
 def test_tree_above_pull_limit_refused(root: Path, setting: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEFAULT_LIMITS.__dict__, setting, limit)
     (root / "a").mkdir()
+    (root / "a" / "file").touch()
     (root / "b").symlink_to("a")
     TarPlan.scan(root)
     (root / "c").symlink_to("b")
@@ -673,6 +709,24 @@ async def test_small_file_changed_during_read(root: Path, threads: Threads, monk
     monkeypatch.setattr(os, "pread", read_and_change)
     with pytest.raises(SourceChangedError):
         await read(plan, threads)
+
+
+@pytest.mark.parametrize(("size", "calls"), [(1, 3), (2, 2), (3, 1)])
+async def test_read_continues_short_reads(
+    root: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch, size: int, calls: int
+) -> None:
+    """A network filesystem may return less than is asked for."""
+    (root / "config.yaml").write_bytes(b"a: 1")
+    plan = await threads.run(TarPlan.scan, root)
+    pread, offsets = os.pread, list[int]()
+
+    def read_less(descriptor: int, count: int, offset: int) -> bytes:
+        offsets.append(offset)
+        return pread(descriptor, min(count, size), offset)
+
+    monkeypatch.setattr(os, "pread", read_less)
+    assert await read(plan, threads, 1024, 1027) == b"a: "
+    assert len(offsets) == calls
 
 
 @pytest.mark.posix("time of the last change of a file")

@@ -6,7 +6,7 @@ and directory times, which are applied last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ class PartialFile(NamedTuple):
     left: int
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """A position where another extractor of the same tar can resume, with the counts up to there.
 
     Fields:
@@ -47,13 +46,13 @@ class Checkpoint:
     members: int = 0
     files: int = 0
     bytes_written: int = 0
-    directories: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])
-    symlinks: Mapping[str, Symlink] = field(default_factory=dict[str, Symlink])
+    directories: Mapping[str, int | None] = MappingProxyType({})
+    symlinks: Mapping[str, Symlink] = MappingProxyType({})
     file: PartialFile | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Convert to what `json` can write; names that are not UTF-8 survive as surrogates."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return self._asdict()
 
     @classmethod
     def from_json(cls, data: Any) -> Checkpoint:

@@ -123,8 +123,10 @@ class KnownPieces:
 class OneFile:
     """The content of the file `path`; `is_found` is False where the path is no file, or there is a link to it."""
 
+    is_done: bool
+    is_found: bool
+
     def __init__(self, path: str) -> None:
-        self.is_done = self.is_found = False
         self._path = path
 
     def start(self, index: TarIndex) -> Iterable[Piece]:
@@ -148,19 +150,16 @@ class MatchingFiles:
     """
 
     is_done = False
+    is_possible: bool
 
     def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
         self._patterns = include, exclude
-        self._forget()
-
-    def _forget(self) -> None:
-        self.is_possible = True
-        self._kept: set[str] = {""}  # paths that were passed on, and those above them
 
     def start(self, index: TarIndex) -> Iterable[Piece]:
         """Nothing yet."""
         self._index = index
-        self._forget()
+        self._kept: set[str] = {""}  # paths that were passed on, and those above them
+        self.is_possible = True
         return ()
 
     def add(self, entry: IndexEntry) -> Iterable[Piece]:

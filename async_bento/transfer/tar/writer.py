@@ -80,7 +80,7 @@ class TreeWriter:
                 raise StoreError(f"cannot extract into {self._root}: the directory is not empty")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        for path in checkpoint.directories:
+        for path in checkpoint.directories.keys() - self.directories:
             self._count_names(path)
         for path, link in checkpoint.symlinks.items():
             self._count_names(path, link.target)
