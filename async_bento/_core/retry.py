@@ -11,7 +11,6 @@ import random
 import ssl
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -134,7 +133,7 @@ class Retries:
         self,
         policy: RetryPolicy,
         *,
-        progress: Callable[[], int] = lambda: 0,
+        progress: Callable[[], int] = int,  # 0
         on_retry: Callable[[Exception], None] = lambda _: None,
         log: logging.Logger = logger,
     ) -> None:
@@ -221,13 +220,13 @@ def parse_date(text: str) -> float | None:
         return None
 
 
-@dataclass
 class HostThrottle:
     """Backoff per host, shared by all workers of a client. A host is written with its port."""
 
-    policy: RetryPolicy
-    _until: dict[str, float] = field(default_factory=dict[str, float], init=False)
-    _refusals: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int), init=False)
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._until: dict[str, float] = {}
+        self._refusals: defaultdict[str, int] = defaultdict(int)
 
     def is_paused(self, host: str) -> bool:
         """Whether the host's backoff is not over."""
@@ -236,7 +235,7 @@ class HostThrottle:
     async def wait(self, host: str) -> None:
         """Wait until the host's backoff is over."""
         while (left := self._until.get(host, 0.0) - time.monotonic()) > 0:  # noqa: ASYNC110 - others may extend it
-            await asyncio.sleep(left + backoff(self.policy, 1))  # jitter: the workers do not return together
+            await asyncio.sleep(left + backoff(self._policy, 1))  # jitter: the workers do not return together
 
     def record(self, host: str, status: int, retry_after: float | None) -> None:
         """Record an answer's status and its `Retry-After` in seconds."""
@@ -248,6 +247,6 @@ class HostThrottle:
             return
         if not paused:
             self._refusals[host] += 1
-        wait = backoff(self.policy, self._refusals[host]) if retry_after is None else retry_after
-        if wait <= self.policy.retry_after_cap:  # beyond the cap the call fails instead of waiting
+        wait = backoff(self._policy, self._refusals[host]) if retry_after is None else retry_after
+        if wait <= self._policy.retry_after_cap:  # beyond the cap the call fails instead of waiting
             self._until[host] = max(self._until.get(host, 0.0), now + wait)

@@ -45,7 +45,7 @@ AnyTag: TypeAlias = str | TagLike | TaggedItem
 
 
 @total_ordering
-@dataclass(frozen=True, init=False, order=False)
+@dataclass(frozen=True)
 class Tag:
     """The name of a bento or a model, and optionally a version.
 

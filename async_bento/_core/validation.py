@@ -48,6 +48,6 @@ class FirstError(NamedTuple):
 
 def first_error(error: ValidationError) -> FirstError:
     """Return the first error of a validation; it never quotes the input, which may hold a secret."""
-    first, *others = error.errors(include_url=False, include_input=False, include_context=False)
+    first, *others = error.errors()
     message = first["msg"].removeprefix("Value error, ")  # pydantic's prefix for a ValueError of a validator
     return FirstError(".".join(map(str, first["loc"])), message, first["type"], len(others))

@@ -206,6 +206,17 @@ def test_pool_close_keeps_submitted_job() -> None:
     assert pool.submit(int).result(timeout=5) == 0
 
 
+def test_pool_reuses_idle_thread() -> None:
+    pool = DaemonThreadPool(3, "reused")
+    for _ in range(3):
+        pool.submit(int).result(timeout=30)
+    started = [thread for thread in threading.enumerate() if thread.name.startswith("reused")]
+    pool.shutdown()
+
+    assert [thread.name for thread in started] == ["reused-0"]
+    assert started[0].daemon  # or an idle thread would keep the interpreter from its exit
+
+
 # Threads.entered
 
 

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from async_bento.store.filesystem import remove_tree, sync_tree
 from async_bento.transfer.journal import Journal, JournalEntries, Source
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.writer import TreeWriter
-from tests.platforms import NO_PRIVILEGE
+from tests.platforms import NO_PRIVILEGE, link_if_possible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,10 +87,21 @@ def test_file_in_use_retry_ends(pauses: list[float]) -> None:
     assert 0.5 < sum(pauses) < 2
 
 
-def test_other_error_is_not_retried(pauses: list[float]) -> None:
+@pytest.mark.parametrize(
+    "error", [denied, pytest.param(PermissionError, marks=pytest.mark.posix("errors without a number of Windows"))]
+)
+def test_other_error_is_not_retried(pauses: list[float], error: Callable[[], OSError]) -> None:
     with pytest.raises(PermissionError):
-        platform.patiently(failing(1, denied))
+        platform.patiently(failing(1, error))
     assert pauses == []
+
+
+def test_windows_open_is_retried(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "IS_WINDOWS", True)
+    assert platform.patiently(failing(2, PermissionError)) == "done"
+    with pytest.raises(FileNotFoundError):
+        platform.patiently(failing(1, FileNotFoundError))
+    assert len(pauses) == 2
 
 
 def test_file_in_use_names_remedy() -> None:
@@ -189,7 +201,22 @@ def test_read_only_file_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [*tmp_path.iterdir()] == []
 
 
-def test_rename_replaces_empty_dir(tmp_path: Path) -> None:
+def test_missing_file_is_not_removed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        platform.remove(tmp_path / "missing")
+
+
+@pytest.fixture
+def removed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the directories that are removed."""
+    names: list[str] = []
+    rmdir = Path.rmdir
+    monkeypatch.setattr(Path, "rmdir", lambda path: names.append(path.name) or rmdir(path))
+    return names
+
+
+@pytest.mark.posix("renames that replace a directory")
+def test_rename_replaces_empty_dir(tmp_path: Path, removed: list[str]) -> None:
     for name in ("source", "target", "full"):
         (tmp_path / name).mkdir()
     (tmp_path / "full" / "file").touch()
@@ -197,21 +224,23 @@ def test_rename_replaces_empty_dir(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"Directory not empty|WinError"):
         platform.rename(tmp_path / "target", tmp_path / "full")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "target"]
+    assert removed == []
 
 
-def test_windows_rename_replaces_empty_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_rename_replaces_empty_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: list[str]) -> None:
     """A rename of Windows replaces no directory, so that is removed first, but not what a link leads to."""
     monkeypatch.setattr(platform, "IS_WINDOWS", True)
     for name in ("source", "empty", "full"):
         (tmp_path / name).mkdir()
     (tmp_path / "full" / "file").touch()
-    removed: list[str] = []
-    rmdir = Path.rmdir
-    monkeypatch.setattr(Path, "rmdir", lambda path: removed.append(path.name) or rmdir(path))
+    (tmp_path / "file").touch()
+    link_if_possible(tmp_path / "link", "empty")
     with pytest.raises(OSError, match=r"[Nn]ot empty|WinError"):
         platform.rename(tmp_path / "source", tmp_path / "full")
     platform.rename(tmp_path / "source", tmp_path / "empty")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
+    with suppress(PermissionError):  # of Windows
+        platform.rename(tmp_path / "file", tmp_path / "link")
+    assert {path.name for path in tmp_path.iterdir()} >= {"empty", "full", "link"}
     assert removed == ["full", "empty"]
 
 
@@ -256,12 +285,14 @@ def test_refused_list_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_missing_system_call_is_false(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libc: dict[str, int], fails: bool, function: str
 ) -> None:
-    def refuse(*_: object) -> int:
-        ctypes.set_errno(libc["errno"])
-        return -1
+    def library(_: None, *, use_errno: bool = False) -> SimpleNamespace:
+        def refuse(*_: object) -> int:
+            ctypes.set_errno(libc["errno"] if use_errno else 0)
+            return -1
 
-    calls = {"renameat2": refuse, "renamex_np": refuse, "syncfs": refuse} if libc else {}
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(**calls))
+        return SimpleNamespace(renameat2=refuse, renamex_np=refuse, syncfs=refuse) if libc else SimpleNamespace()
+
+    monkeypatch.setattr(ctypes, "CDLL", library)
     arguments = (tmp_path, tmp_path) if function == "exchange" else (tmp_path,)
     if fails:
         with pytest.raises(OSError, match="Input/output error"):
@@ -395,6 +426,9 @@ def test_reason_comes_from_system() -> None:
         assert platform.reason(refused) == os.strerror(errno.ECONNREFUSED)
     assert platform.reason(socket.gaierror(11001, "getaddrinfo failed")) == "getaddrinfo failed"
     assert platform.reason(OSError(10060, "timed out")) == "timed out"
+    assert platform.reason(OSError(errno.EPERM, "refused")) == os.strerror(errno.EPERM)
+    assert platform.reason(OSError(0, "Error")) == "Error"  # of asyncio
+    assert platform.reason(OSError("no data")) == "no data"
     on_proactor = OSError(errno.EINVAL, "The remote computer refused the network connection")
     if not hasattr(on_proactor, "winerror"):
         on_proactor.winerror = 1225  # type: ignore[attr-defined]
@@ -446,8 +480,8 @@ def test_macos_unacknowledged_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_macos_boot_id_of_session(monkeypatch: pytest.MonkeyPatch) -> None:
     class Libc:
-        def sysctlbyname(self, name: bytes, buffer: Any, *_: object) -> int:
-            assert name == b"kern.bootsessionuuid"
+        def sysctlbyname(self, name: bytes, buffer: Any, _: object, new: None, new_size: Any) -> int:
+            assert (name, new, new_size.value) == (b"kern.bootsessionuuid", None, 0)
             buffer.value = b"5E2B7F1C-0000-4000-8000-000000000001"
             return 0
 

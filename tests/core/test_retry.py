@@ -7,12 +7,19 @@ import logging
 import ssl
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from async_bento import RetryPolicy, errors
+from async_bento._core import retry
 from async_bento._core.retry import HostThrottle, Retries, backoff, is_transient, seconds_to_wait, wait_before_retry
 from async_bento.errors import APIStatusError, PartError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 async def with_retries(policy, operation, *, progress=lambda: 0, retrying=lambda _: None):
@@ -102,6 +109,18 @@ def test_retry_after_seconds_parsed(header: str | None, seconds: float | None) -
     assert seconds_to_wait(header) == seconds
 
 
+@pytest.fixture
+def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave UTC, which would hide a time in the zone of the process."""
+    monkeypatch.setenv("TZ", "JST-9")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.posix("a change of the zone")
+@pytest.mark.usefixtures("in_tokyo")
 @pytest.mark.parametrize("zone", ["GMT", "-0000", "+0000"])
 def test_retry_after_date_is_parsed(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1_445_412_480.0 - 90)  # 90 seconds earlier
@@ -258,6 +277,14 @@ async def test_expired_url_retry_is_immediate(waits: list[float]) -> None:
     assert waits == [0.0, 0.0]
 
 
+async def test_progress_resets_expired_count(waits: list[float]) -> None:
+    moved = iter([0, 0, 0, 1, 1, 1])  # checked before the first attempt and after each failed one
+    operation = Operation(*(errors.PartError(str(number), status=403) for number in range(1, 9)))
+    with pytest.raises(errors.PartError, match=r"^5$"):
+        await with_retries(RetryPolicy(attempts=8), operation, progress=lambda: next(moved))
+    assert waits == [0.0] * 4
+
+
 def test_untrusted_cert_not_retried() -> None:
     for error in (errors.APIConnectionError("registry"), errors.PartError("storage")):
         error.__cause__ = OSError("tls")
@@ -355,6 +382,29 @@ async def test_throttle_pause_ends() -> None:
     await throttle.wait("host:1")
 
     assert asyncio.get_running_loop().time() - began >= 0.019
+
+
+async def test_throttle_wait_has_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, pauses, failures = [1000.0], list[float](), list[int]()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(retry, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(retry, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(retry, "backoff", lambda _, number: failures.append(number) or 0.25)
+    throttle = HostThrottle(RetryPolicy())
+    throttle.record("host:1", 503, 7.0)
+
+    assert throttle.is_paused("host:1")
+    await throttle.wait("host:1")
+
+    now[0] = 1007.0
+    await throttle.wait("host:1")
+
+    assert (pauses, failures) == ([7.25], [1])
+    assert not throttle.is_paused("host:1")
 
 
 async def test_throttle_ignores_pause_over_cap() -> None:

@@ -43,3 +43,4 @@ def test_human_time_uses_two_units(seconds: float, text: str) -> None:
 def test_shorten_replaces_middle() -> None:
     assert shorten("pushing bento iris:v1", 21) == "pushing bento iris:v1"
     assert shorten("pushing bento iris:v1", 11) == "pushi…is:v1"
+    assert shorten("pushing bento iris:v1", 12) == "pushin…is:v1"
