@@ -33,13 +33,13 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2 if terminal_width() is not None else None))
 
 
-def print_push(result: PushResult, word: str, verb: str = "push") -> None:
-    """Print the result of a push or a copy, unless the bars have left a line for it."""
+def print_push(result: PushResult, word: str, verb: str) -> None:
+    """Print what a push or a copy has changed, unless the bars have left a line for it."""
     if is_quiet() or progress_mode() == "bars":
         return
     if result.skipped:
-        print_labels_set(result, word)
-        print_skipped([str(result.tag)], word, verb)
+        if result.labels:
+            click.echo(f"Labelled {word} {result.tag}: {', '.join(result.labels)}.")
     elif result.parts == 0:
         click.echo(f"{_PAST[verb].capitalize()} the record of {word} {result.tag}.")
     else:
@@ -48,14 +48,8 @@ def print_push(result: PushResult, word: str, verb: str = "push") -> None:
         click.echo(f"{_PAST[verb].capitalize()} {word} {result.tag}: {facts}.")
 
 
-def print_labels_set(result: PushResult, word: str) -> None:
-    """Print the labels that a push has set on an item that it has skipped, unless the bars have shown them."""
-    if result.labels and not (is_quiet() or progress_mode() == "bars"):
-        click.echo(f"Labelled {word} {result.tag}: {', '.join(result.labels)}.")
-
-
 def print_skipped(tags: Sequence[str], word: str, verb: str) -> None:
-    """Print one line for all of several items that were skipped, unless the bars leave it."""
+    """Print one line for all items that were skipped, unless the bars leave it."""
     if not tags or is_quiet() or expects_json(click.get_current_context()) or progress_mode() == "bars":
         return
     items, pronoun = (f"{word} {tags[0]}", "it") if len(tags) == 1 else (f"{len(tags)} {word}s", "them")

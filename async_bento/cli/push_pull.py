@@ -26,14 +26,7 @@ from async_bento.cli.options import (
     registry_options,
     warn_of_unknown_terms,
 )
-from async_bento.cli.output import (
-    print_labels_set,
-    print_pull,
-    print_push,
-    print_skipped,
-    pull_as_json,
-    push_as_json,
-)
+from async_bento.cli.output import print_pull, print_push, print_skipped, pull_as_json, push_as_json
 from async_bento.cli.progress import is_skipped
 from async_bento.cli.selection import (
     check_arguments,
@@ -326,11 +319,9 @@ async def push_each(
     skipped: list[str] = []
 
     def report(result: PushResult) -> None:
-        if result.skipped and not selection.is_single:
+        if result.skipped:
             skipped.append(str(result.tag))
-            if not as_json:
-                print_labels_set(result, word)
-        elif not as_json:
+        if not as_json:
             print_push(result, word, verb)
 
     try:

@@ -131,6 +131,7 @@ def test_push_label_covers_skipped(home: Path) -> None:
     assert lines[0] == "Labelled bento svc:v1: stage=beta, a=b c."
     assert lines[1].startswith("Pushed bento svc:v3: ")
     assert labels("svc:v1") == labels("svc:v3") == {"stage": "beta", "a": "b c"}
+    assert out("push", "svc:v1", "svc:v3", "--label", "stage=dev", "--quiet") == ""
     single = out("push", "svc:v1", "--label", "stage=prod").splitlines()
     assert single[0] == "Labelled bento svc:v1: stage=prod."
     assert single[1].startswith("Skipped bento svc:v1: already pushed.")
