@@ -34,7 +34,6 @@ def set_up_logging(ctx: click.Context) -> None:
     handler.addFilter(_RepetitionFilter())
     logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[handler])
     ctx.call_on_close(lambda: logging.disable(logging.NOTSET))
-    _set_levels(ctx)
 
 
 def accept_verbose(command: click.Command, *, hidden: bool = True) -> None:
@@ -62,15 +61,13 @@ def is_quiet() -> bool:
 
 def _add_verbose(ctx: click.Context, _parameter: click.Parameter, count: int) -> None:
     ctx.meta[_VERBOSE] = ctx.meta.get(_VERBOSE, 0) + count
-    if ctx.parent is not None and not ctx.resilient_parsing:  # for the root, `set_up_logging` does it
-        _set_levels(ctx)
+    _set_levels(ctx)
 
 
 def _set_quiet(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value:
         ctx.meta[_QUIET] = True
-        if ctx.parent is not None and not ctx.resilient_parsing:
-            _set_levels(ctx)
+        _set_levels(ctx)
 
 
 def _set_levels(ctx: click.Context) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import re
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -146,6 +147,12 @@ async def test_json_interrupt_is_one_object(proxy: FaultProxy, home: Path) -> No
     }
 
 
+@pytest.mark.parametrize("line", ["--quiet store list", "store list --json"])
+def test_command_end_enables_logs(line: str) -> None:
+    assert make_runner().invoke(main, line.split()).exit_code == 0
+    assert logging.getLogger("library").isEnabledFor(logging.WARNING)
+
+
 def test_tracebacks_need_vv(caplog: pytest.LogCaptureFixture) -> None:
     error = PermissionError(13, "Permission denied", "item")
     record = logging.LogRecord("x", logging.WARNING, "", 0, "cannot remove item.", (), (type(error), error, None))
@@ -166,8 +173,19 @@ def test_same_fault_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert [is_written(2, "refused") for _ in range(3)] == [True, False, False]
     assert [is_written(3, "refused"), is_written(2, "reset")] == [True, True]
-    now += 6
+    now += 5
     assert is_written(2, "refused")
+
+
+def test_command_drops_same_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    output, handlers = io.StringIO(), list[logging.StreamHandler[Any]]()
+    monkeypatch.setattr("logging.basicConfig", lambda **options: handlers.extend(options["handlers"]))
+    make_runner().invoke(main, ["store", "list"])
+    (handler,) = handlers
+    handler.setStream(output)
+    for _ in range(2):
+        handler.handle(logging.LogRecord("x", logging.INFO, "", 0, "retrying %d %d %d %s", (2, 8, 0, "refused"), None))
+    assert output.getvalue() == "retrying 2 8 0 refused\n"
 
 
 @pytest.mark.parametrize(
