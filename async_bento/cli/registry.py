@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -20,6 +20,8 @@ from async_bento.errors import BentoError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+
+    from tqdm import tqdm
 
     from async_bento.registry.backend import OpenBackend
     from async_bento.registry.backup import Copied
@@ -150,6 +152,13 @@ def registry() -> None:
     """Run your own registry."""
 
 
+def _bar(description: str) -> tqdm[NoReturn]:
+    """Make a bar of bytes, which only a terminal shows."""
+    from tqdm import tqdm
+
+    return tqdm(desc=description, unit="B", unit_scale=True, unit_divisor=1024, leave=False, disable=None)
+
+
 @asynchronous
 async def _find_damage(places: Places, checked: Callable[[int, int], None]) -> list[Damage]:
     """Check a registry; `checked` gets the bytes of each item and those of all."""
@@ -175,10 +184,8 @@ def check(context: click.Context, places: Places, as_json: bool) -> None:
       async-bento registry check --root /srv/bentos
       async-bento registry check --database postgresql://bento@db.example/bentos --s3 my-bucket
     """
-    from tqdm import tqdm
-
     sizes: list[int] = []
-    with tqdm(desc="checking", unit="B", unit_scale=True, unit_divisor=1024, leave=False, disable=None) as bar:
+    with _bar("checking") as bar:
 
         def checked(size: int, total: int) -> None:
             sizes.append(size)
@@ -212,9 +219,7 @@ def backup(directory: Path, root: str) -> None:
     Examples:
       async-bento registry backup /backup/bentos --root /srv/bentos
     """
-    from tqdm import tqdm
-
-    with tqdm(desc="copying", unit="B", unit_scale=True, unit_divisor=1024, leave=False, disable=None) as bar:
+    with _bar("copying") as bar:
         result = _back_up(root, directory, bar.update)
     click.echo(f"Backed up {result.n_items} items into {directory}: {human_size(result.n_bytes)} copied.", err=True)
     if result.missing:

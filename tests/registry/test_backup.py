@@ -62,7 +62,8 @@ async def test_backup_under_load_restores(serve: Serve, tmp_path: Path):
     token = caller.registry.api_token
 
     restored = await run("restore", tmp_path / "backup", "--root", tmp_path / "new")
-    assert restored.exit_code == 0, restored.stderr
+    assert (restored.exit_code, restored.stdout) == (0, ""), restored.stderr
+    assert restored.stderr.startswith(f"Restored {tmp_path / 'backup'} into {tmp_path / 'new'}. Run: ")
     assert (await run("check", "--root", tmp_path / "new")).exit_code == 0
     async with LocalRegistry(tmp_path / "new") as registry:
         assert registry.api_token == token

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 import sqlite3
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tqdm import tqdm
 
 from async_bento import AsyncBentoAPI, BentoStore, ModelStore
 from async_bento.cli import main
@@ -211,6 +214,11 @@ async def test_lost_database_keeps_bytes(
 # The check
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def check(*options: str) -> Any:
     result = make_runner().invoke(main, ["registry", "check", "--json", *options])
     return result.exit_code, json.loads(result.stdout)
@@ -257,6 +265,22 @@ async def test_check_prints_text(caller: Caller, tmp_path: Path, stored_files: S
     assert result.exit_code == 1
     assert result.stdout.startswith("bento iris:v1: part 1 of 1 is missing (in bentos/iris/v1/")
     assert "1 damaged. Push these again with --force, or restore them from a backup." in result.stderr
+
+
+@disk_only
+async def test_terminal_shows_checked_bytes(caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn = Terminal()
+    monkeypatch.setattr("tqdm.tqdm", partial(tqdm, file=drawn, mininterval=0))
+    await caller.create()
+    await caller.upload(DATA)
+    for command in ("check", "backup"):
+        words = ["registry", command, *([str(tmp_path / "backup")] if command == "backup" else [])]
+        result = await asyncio.to_thread(make_runner().invoke, main, [*words, "--root", str(tmp_path / "registry")])
+        assert result.exit_code == 0, result.stderr
+    frames = [frame.strip() for frame in drawn.getvalue().split("\r") if frame.strip()]
+    assert any(frame.startswith("checking: 100%|") and "97.7k/97.7k" in frame for frame in frames), frames
+    assert any(frame.startswith("copying: 97.7kB [") for frame in frames), frames
+    assert drawn.getvalue().endswith("\r")  # the bar is removed
 
 
 def test_check_creates_no_registry(tmp_path: Path):
