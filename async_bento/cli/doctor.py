@@ -125,8 +125,7 @@ def check_clock(skew: float | None) -> Check:
 
 def check_store() -> str:
     """Stage an item in both stores, as a pull does; return where the stores are. Blocks."""
-    stores = (BentoStore(), ModelStore())
-    for store in stores:
+    for store in (BentoStore(), ModelStore()):
         try:
             with store.stage():
                 pass
@@ -137,7 +136,7 @@ def check_store() -> str:
             if "BENTOML_HOME" in str(error):
                 raise
             raise StoreError(_with_remedy(error, remedy)) from error
-    return f"{stores[0].path.parent} is writable"
+    return f"{bentoml_home()} is writable"
 
 
 def check_space() -> str:

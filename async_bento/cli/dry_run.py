@@ -22,7 +22,7 @@ from async_bento.store.items import Bento, Model
 from async_bento.store.store import BentoStore, ModelStore
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from async_bento.api.async_api import AsyncBentoAPI
@@ -116,7 +116,7 @@ async def plan_pull(
     store = ModelStore(None if output is None else to.path / "models")
     plans = [await _plan_pull(api.models, store, "model", model, force=output is not None) for model in models]
     if bento.action == "pull":
-        own = max(0, record.size_bytes - sum(model.size_bytes for _, model in plans))
+        own = _own_size(record, plans)
         bento = bento._replace(note=_size_and_place(own, to.path), size_bytes=own)
     return [bento, *(planned for planned, _ in plans)]
 
@@ -138,7 +138,7 @@ async def plan_copy(
         return [bento._replace(note=f"at most {bento.note}", size_bytes=None) if models else bento]
     planned = [await _plan_copy(api.models, target.models, "model", model, force) for model in models]
     if bento.action == "copy":
-        own = max(0, record.size_bytes - sum(model.size_bytes for _, model in planned))
+        own = _own_size(record, planned)
         bento = bento._replace(note=human_size(own), size_bytes=own)
     return [*(model for model, _ in planned), bento]
 
@@ -221,6 +221,11 @@ async def _plan_pull(
     elif not force and not isinstance(to, TargetDirectory) and (local := await _find_local(to, wanted, record)):
         return Planned(str(local.tag), word, "skip", "already pulled"), record
     return Planned(exact, word, "pull", _size_and_place(record.size_bytes, place), record.size_bytes), record
+
+
+def _own_size(record: ItemSchema, models: Sequence[tuple[Planned, ItemSchema]]) -> int:
+    """The size of a bento without its models, which may have grown since its push."""
+    return max(0, record.size_bytes - sum(model.size_bytes for _, model in models))
 
 
 def _size_and_place(size: int, place: Path | str) -> str:

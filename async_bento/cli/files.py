@@ -60,7 +60,7 @@ def _ls_command(word: Word) -> click.Command:
         if tag is None:
             group = _EXAMPLES[word]["group"]
             raise click.UsageError(f"Name the {word} whose files to list. `async-bento {group}list` lists the {word}s.")
-        async with registry.make_transfer_api(is_single=True, resumable=False) as api:
+        async with registry.make_transfer_api(resumable=False) as api:
             files = _files(api, word, tag)
             entries = [entry for entry in await files.list() if _is_below(entry.path, path)]
         if not entries:
@@ -85,7 +85,7 @@ def _cat_command(word: Word) -> click.Command:
         import anyio.to_thread
 
         async with (
-            registry.make_transfer_api(is_single=True, resumable=False) as api,
+            registry.make_transfer_api(resumable=False) as api,
             _files(api, word, tag).open(path) as file,
             aclosing(file.iter_chunks()) as chunks,
         ):

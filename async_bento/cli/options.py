@@ -42,7 +42,7 @@ class RegistryOptions:
     context: str | None
     as_json: bool
 
-    def make_transfer_api(self, *, is_single: bool, resumable: bool = True) -> AsyncBentoAPI:
+    def make_transfer_api(self, *, is_single: bool = True, resumable: bool = True) -> AsyncBentoAPI:
         """Create an API for commands that push or pull one item or several; it shows progress."""
         from async_bento.api.async_api import AsyncBentoAPI
 

@@ -77,7 +77,7 @@ def _verify_command(word: Word) -> click.Command:
     @asynchronous
     async def verify(registry: RegistryOptions, tag: str, full: bool) -> None:
         _refuse_patterns(word, tag)
-        async with registry.make_transfer_api(is_single=True, resumable=False) as api:
+        async with registry.make_transfer_api(resumable=False) as api:
             result = await _items(api, word).verify(tag, full=full)
         _report(result, (str(result.tag), "as in the registry", "the registry's copy"), registry)
 
@@ -95,7 +95,7 @@ def _diff_command(word: Word) -> click.Command:
     @asynchronous
     async def diff(registry: RegistryOptions, tag: str, other: str, full: bool) -> None:
         _refuse_patterns(word, tag, other)
-        async with registry.make_transfer_api(is_single=True, resumable=False) as api:
+        async with registry.make_transfer_api(resumable=False) as api:
             result = await _items(api, word).diff(tag, other, full=full)
         _report(result, (str(result.other), f"as {result.tag}", str(result.tag)), registry)
 

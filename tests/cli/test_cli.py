@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 from click import Context, Group
 
 from async_bento import BentoAPI, __version__
 from async_bento._core.text import human_size
 from async_bento.cli import main
+from async_bento.cli.errors import print_message
+from async_bento.cli.options import rate_option, transfer_config
 from async_bento.cli.output import fit_widths, wrap
 from tests.builders import contents, make_bento, make_model
 from tests.cli_runner import make_runner
@@ -460,6 +464,7 @@ def test_pull_failure_spares_others(
     assert result.stdout.startswith("iris:v1 is in ")
     assert result.stderr.splitlines()[-1] == "Error: cannot pull 2 of 3 bentos: rose*, gone"
     assert run("pull", "gone", "rose*").exit_code == 3  # all failed with the same error
+    assert run("pull", "gone", "No Tag").exit_code == 1
     as_json = run("pull", "gone", "iris:v1", "--json")
     assert [item["tag"] for item in json.loads(as_json.stdout)] == ["iris:v1"]
     assert [*json.loads(as_json.stderr)["error"]["failures"]] == ["gone"]
@@ -526,6 +531,39 @@ def test_json_error_is_one_object(
     assert error["hint"] is None if hint is None else error["hint"].startswith(hint)
 
 
+def test_json_hint_has_all_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    print_message("cannot write: no space. Free some space. Then try again.", OSError, as_json=True)
+    assert json.loads(capsys.readouterr().err)["error"] == {
+        "message": "cannot write: no space",
+        "type": "OSError",
+        "hint": "Free some space. Then try again.",
+    }
+
+
+@pytest.mark.parametrize("command", ["ls svc", "cat svc bento.yaml", "verify svc", "diff svc:v1 svc:v2"])
+def test_interrupted_read_is_not_resumed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("async_bento.api.async_api.AsyncBentoAPI.__aenter__", interrupt)
+    result = run(*command.split())
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
+
+
+def test_limit_rate_overrides_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[int | None] = []
+
+    @click.command()
+    @rate_option
+    def transfer() -> None:
+        rates.append(transfer_config().transfer.rate_limit)
+
+    monkeypatch.setenv("ASYNC_BENTO_TRANSFER_RATE_LIMIT", "5000")
+    for arguments in ([], ["--limit-rate", "2K"]):
+        assert make_runner().invoke(transfer, arguments).exit_code == 0
+    assert rates == [5000, 2048]
+
+
 def test_terminal_json_is_indented(served: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(done("doctor", "--json").splitlines()) == 1
     monkeypatch.setattr("async_bento.cli.output.terminal_width", lambda: 80)
@@ -549,6 +587,7 @@ def test_dry_run_changes_nothing(
     assert done("pull", "svc", "-m", "--dry-run") == (
         "Would skip bento svc:v1: already pulled.\nWould skip model mod:m1: already pulled.\nWould pull 0 of 2 items.\n"
     )
+    assert done("pull", "svc", "--dry-run") == "Would skip bento svc:v1: already pulled.\n"
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
     bento, model = json.loads(done("pull", "svc", "-m", "--dry-run", "--json"))
     assert (bento["tag"], bento["kind"], bento["action"]) == ("svc:v1", "bento", "pull")
@@ -556,6 +595,32 @@ def test_dry_run_changes_nothing(
     assert done("models", "pull", "mod", "--dry-run").startswith("Would pull model mod:m1: ")
     assert run("pull", "gone", "--dry-run").exit_code == 3
     assert not (tmp_path / "other").exists()
+
+
+def test_dry_run_compares_versions(served: LocalRegistry, home: Path) -> None:
+    make_bento(home, "svc:v1", built="2024-05-06 07:08:09")
+    done("push", "svc:v1")
+    shutil.rmtree(home / "bentos/svc/v1")
+    make_bento(home, "svc:v10", built="2025-01-01 00:00:00")
+    assert done("pull", "svc:v1", "--dry-run").startswith("Would pull bento svc:v1: ")
+    assert done("pull", "svc", "--dry-run") == "Would skip bento svc:v10: already pulled.\n"
+    shutil.rmtree(home / "bentos/svc/v10")
+    make_bento(home, "svc:v0", built="2023-01-01 00:00:00")
+    assert done("pull", "svc", "--dry-run").startswith("Would pull bento svc:v1: ")
+
+
+def test_dry_run_size_is_not_negative(
+    served: LocalRegistry, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of a bento keeps the size that its models had at its push."""
+    make_bento(home, "svc:v1", models=["mod:m1"])
+    make_model(home, "mod:m1", {"weights": b"0"})
+    done("push", "svc:v1")
+    make_model(home, "mod:m1", {"weights": b"0" * 10_000})
+    done("models", "push", "mod:m1", "--force")
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "other"))
+    bento, model = json.loads(done("pull", "svc", "-m", "--dry-run", "--json"))
+    assert (bento["size_bytes"], model["size_bytes"] > 10_000) == (0, True)
 
 
 def test_dry_run_counts_shared_once(
@@ -580,6 +645,7 @@ def test_dry_run_counts_shared_once(
     assert ": at most " in items[0]
     failed = run("pull", "svc*", "gone", "--dry-run", "--json")
     assert (len(json.loads(failed.stdout)), failed.exit_code) == (3, 1)
+    assert run("pull", "svc*", "gone", "--dry-run").stdout.splitlines()[3:] == ["Would pull 3 of 3 items."]
 
 
 def test_hints_are_shell_remedies(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -693,6 +759,8 @@ def test_list_paging_counts_omitted(served: LocalRegistry, three: None, monkeypa
     monkeypatch.setattr("async_bento.cli.list_get.terminal_width", lambda: 80)
     shown = run("list")
     assert (shown.stdout.splitlines()[-1], shown.stderr) == ("2 of 3; --all for the rest", "")
+    as_json = run("list", "--json")
+    assert (len(json.loads(as_json.stdout)), as_json.stderr) == (2, "2 of 3; --all for the rest\n")
 
 
 def test_exists_sets_exit_code(served: LocalRegistry, home: Path, three: None) -> None:
@@ -760,6 +828,7 @@ def test_output_is_cut_on_terminal(served: LocalRegistry, home: Path, monkeypatc
         ([10, 5], 17, [10, 5]),
         ([30, 20, 5], 49, [20, 20, 5]),
         ([50, 40], 20, [20]),
+        ([50], 10, [16]),
         ([45, 16, 16, 7], 80, [35, 16, 16, 7]),
         ([45, 16, 16, 7], 40, [22, 16]),
     ],
