@@ -58,14 +58,18 @@ def test_offers_local_tags(command: str) -> None:
 
 @pytest.mark.usefixtures("stores", "served")
 def test_slow_registry_offers_local_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger, logs = logging.getLogger("async_bento"), []
+
     async def wait(*_: object) -> list[str]:
+        logs.append(logger.isEnabledFor(logging.CRITICAL))
         await asyncio.Event().wait()
         raise AssertionError
 
     monkeypatch.setattr("async_bento.cli.completion._list_remote", wait)
     monkeypatch.setattr("async_bento.cli.completion._REMOTE_SECONDS", 0.01)
     assert completed("pull", "iris") == ["iris:v1", "iris:v2"]
-    assert logging.getLogger("async_bento").isEnabledFor(logging.WARNING)
+    assert logs == [False]
+    assert logger.isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.usefixtures("stores")
@@ -77,10 +81,21 @@ def test_offers_registry_tags(served: LocalRegistry, home: Path, command: str) -
     make_bento(home, "iris:v3")
     shutil.rmtree(home / "bentos/iris/v1")
     assert completed(command, "iris") == completed(command, "") == ["iris:v1"]
+    assert completed(command, "iris:v1") == ["iris:v1"]
     assert completed(command, "iris:v2") == []
     assert completed("models", command, "ir") == ["iris_weights:m1"]
     down = completed(command, "--endpoint", "http://127.0.0.1:1", "iris")
     assert down == ["iris:v2", "iris:v3"]
+
+
+@pytest.mark.usefixtures("stores", "served")
+def test_offers_newest_matching_tags(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_bento(home, "rose:v1", built="2030-01-01 00:00:00")
+    with BentoAPI(progress=False) as api:
+        api.push("iris:v1")
+        api.push("rose:v1")
+    monkeypatch.setattr("async_bento.cli.completion._REMOTE_TAGS", 1)
+    assert completed("pull", "iris") == ["iris:v1"]
 
 
 @pytest.mark.parametrize("group", [[], ["models"]])
@@ -127,6 +142,7 @@ def test_script_is_valid_shell(shell: str) -> None:
     [
         (":", "async-bento push iris:v", "v1 v2"),
         (":", "async-bento push iris", "iris:v1 iris:v2"),
+        (":", "async-bento push ", "fraud:v1 iris:v1 iris:v2"),
         ("", "async-bento push iris:v", "iris:v1 iris:v2"),
         (":", "async-bento contex", "context"),
     ],
@@ -183,6 +199,10 @@ def test_install_adds_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert line == f"[ -r {quoted} ] && . {quoted}  # async-bento completion"
     make_runner().invoke(main, ["completion", "zsh", "--install"], catch_exceptions=False)
     assert "completion.zsh" in (tmp_path / ".zshrc").read_text()
+    monkeypatch.setenv("ZDOTDIR", str(tmp_path / ".local"))
+    for shell, startup in (("bash", ".bashrc"), ("zsh", ".local/.zshrc")):
+        installed = make_runner().invoke(main, ["completion", shell, "--install"])
+        assert f" and {tmp_path / startup}. " in installed.stdout
     make_runner().invoke(main, ["completion", "fish", "--install"], catch_exceptions=False)
     assert (tmp_path / ".config/fish/completions/async-bento.fish").is_file()
     monkeypatch.setenv("SHELL", "/bin/dash")
