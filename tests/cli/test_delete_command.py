@@ -72,6 +72,7 @@ def test_dry_run_changes_nothing(pushed: LocalRegistry) -> None:
     lines = run("delete", "iris:*", "--dry-run").stdout.splitlines()
     assert sorted(lines[:2]) == ["Would delete bento iris:v1: 136 B.", "Would delete bento iris:v2: 136 B."]
     assert lines[2:] == [f"Would delete 2 bentos from the registry at {pushed.endpoint}."]
+    assert run("delete", "iris:v1", "--dry-run").stdout == "Would delete bento iris:v1: 136 B.\n"
     planned = json.loads(run("delete", "iris:v1", "--dry-run", "--json").stdout)
     assert planned == [{"tag": "iris:v1", "size_bytes": 136, "upload_status": "success"}]
     assert tags() == ["fraud:v1", "iris:v1", "iris:v2"]

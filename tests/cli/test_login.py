@@ -75,6 +75,7 @@ def test_login_prompts_at_terminal(registry: LocalRegistry, path: Path, at_a_ter
     assert result.exit_code == 0, result.output
     assert f"Endpoint [{DEFAULT_ENDPOINT}]" in result.stderr
     assert "Endpoint" not in result.stdout  # which may be redirected
+    assert "API token" not in result.stdout
     assert registry.api_token not in result.output
     assert read_contexts(path).contexts[0].endpoint == registry.endpoint
 

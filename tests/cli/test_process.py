@@ -178,7 +178,7 @@ def test_output_escapes_unencodable(pushed: LocalRegistry, encoding: str) -> Non
 
 
 def test_output_keeps_path_bytes(pushed: LocalRegistry, tmp_path: Path) -> None:
-    other = os.fsencode(tmp_path) + b"/b\xe9"
+    other = os.fsencode(tmp_path) + b"/b\x80\xe9\xff"
     result = subprocess.run(
         [sys.executable, "-m", "async_bento", "pull", "svc:v1"],
         env={**os.environb, b"BENTOML_HOME": other},

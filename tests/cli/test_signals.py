@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click import Context
 
 from async_bento import BentoAPI, BentoStore
 from async_bento.cli import main
+from async_bento.cli.signals import raise_on_signals
 from tests.builders import contents, make_bento, random_bytes
 from tests.cli_runner import make_runner
 
@@ -214,6 +216,13 @@ def test_signal_at_prompt_ends_command(
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def test_prompt_restores_handlers() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Context(main), raise_on_signals():
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import BentoStore, StoreError
+from async_bento import BentoStore, ModelStore, StoreError
 from async_bento.cli import main
 from async_bento.store.staging import KEPT, STATE, StagingArea
 from tests.builders import left_in_scratch, make_bento, make_model
 from tests.cli_runner import make_runner
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from click.testing import Result
@@ -102,6 +103,8 @@ def test_store_delete_asks_first(stored: Path, monkeypatch: pytest.MonkeyPatch) 
         ("rose:v1", 3, "the store has fraud, iris. `async-bento store list` shows the local bentos.\n"),
         ("weights:w1", 3, "no bento weights:w1: it is a model. Run `async-bento store delete weights:w1 --models`.\n"),
         ("rose:*", 3, "matches 'rose:*'"),
+        ("fraud:v", 3, "no bento fraud:v in "),
+        ("weights:w", 3, "no bento weights:w in "),
     ],
 )
 def test_wrong_tag_deletes_nothing(stored: Path, tag: str, code: int, message: str) -> None:
@@ -112,8 +115,8 @@ def test_wrong_tag_deletes_nothing(stored: Path, tag: str, code: int, message: s
     assert "async-bento pull" not in result.stderr
 
 
-def interrupt_pull(tag: str) -> None:
-    with suppress(InterruptedError), BentoStore().stage(tag) as staged:
+def interrupt_pull(tag: str, store: BentoStore | ModelStore | None = None) -> None:
+    with suppress(InterruptedError), (store or BentoStore()).stage(tag) as staged:
         (staged / "file").write_bytes(b"12345")
         (staged.parent / STATE).write_text("{}")
         raise InterruptedError
@@ -144,6 +147,15 @@ def test_prune_dry_run_makes_no_directory(stored: Path) -> None:
     assert stored / "tmp" not in before
     assert run("prune", "--dry-run").stderr == "Nothing to remove.\n"
     assert sorted(stored.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("store", "make"), [(BentoStore, make_bento), (ModelStore, make_model)])
+def test_prune_needs_one_store(
+    home: Path, store: Callable[[], BentoStore | ModelStore], make: Callable[[Path], Path]
+) -> None:
+    make(home)
+    interrupt_pull("svc:v1", store())
+    assert run("prune").stderr == "Removed 7 B.\n"
 
 
 def test_prune_removes_unlocked_only(stored: Path) -> None:
