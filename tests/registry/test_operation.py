@@ -137,12 +137,13 @@ async def test_access_log_has_client_ip(serve: Serve, caplog: pytest.LogCaptureF
     await eventually(lambda: "10.9.9.9 GET /healthz 200" in caplog.text)
 
 
-def test_access_log_ignores_log_level(capsys: pytest.CaptureFixture[str]):
+def test_access_log_ignores_log_level(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
     logging.getLogger("async_bento.registry").setLevel(logging.ERROR)
     with access_log("text") as logger:
         assert logger is not None
         logger.info("GET /healthz")
     assert re.fullmatch(r"\S+Z GET /healthz\n", capsys.readouterr().out)
+    assert caplog.messages == []
     assert logger.propagate
 
 

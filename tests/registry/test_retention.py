@@ -274,6 +274,9 @@ async def test_prune_without_tty_needs_yes(caller: Caller, storage: Storage, mon
     assert "bento iris:v10" not in asked.stderr
     assert "and 2 more; --dry-run lists all." in asked.stderr
     assert f"Delete 12 bentos, 11.7 KiB from the registry in {storage('registry')['root']}?" in asked.stderr
+    asked = await asyncio.to_thread(make_runner().invoke, main, [*invoked[:-1], "3"], input="n\n")
+    assert "bento iris:v9" in asked.stderr
+    assert "more" not in asked.stderr
     assert len(await versions(caller)) == 13
 
 
@@ -284,7 +287,7 @@ async def test_prune_without_tty_needs_yes(caller: Caller, storage: Storage, mon
         (["--keep", "0"], "0 is not in the range x>=1"),
         (["--older-than", "30"], "'30' is no age. Use hours, days or weeks, like 12h, 30d or 2w."),
         (["--older-than", "0d"], "'0d' is no age."),
-        (["--older-than", "99999w"], "at most 100 years"),
+        (["--older-than", "36501d"], "at most 100 years"),
     ],
 )
 def test_invalid_conditions_fail(tmp_path: Path, options: list[str], message: str):
@@ -310,6 +313,11 @@ async def test_cleanup_prunes_by_policy(serve: Serve, stored_files: Stored, capl
     assert stored_files.has_count(disk=1, s3=1)
 
 
+def test_longest_age_is_allowed(tmp_path: Path):
+    result = make_runner().invoke(main, ["registry", "prune", "--root", str(tmp_path), "--older-than", "36500d"])
+    assert "it holds no registry" in result.stderr
+
+
 def test_registry_validates_policy(tmp_path: Path):
     with pytest.raises(ConfigError, match="Keep at least one"):
         LocalRegistry(tmp_path, prune_keep=0)
@@ -321,7 +329,9 @@ def test_registry_validates_policy(tmp_path: Path):
 
 
 async def test_usage_shows_largest_first(caller: Caller, storage: Storage):
-    await push(caller, "v1", "v2", size=200)
+    await push(caller, "v1", size=200)
+    assert (await run(storage, "usage")).stderr == "1 version, 200 B.\n"
+    await push(caller, "v2", size=200)
     await caller.create(version="v3")
     await push(caller.about(MODELS), "m1", name="clf", size=900)
     await caller.ok("POST", "/bento_repositories", json={"name": "empty", "description": ""})

@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from click import UsageError
 
 from async_bento._core.s3 import etag_of_parts
 from async_bento.cli import main
+from async_bento.cli.registry import Places
 from async_bento.errors import ConfigError
 from async_bento.registry.s3_bucket import S3Bucket
 from tests.builders import MiB
@@ -37,6 +39,20 @@ def test_conflicting_options_fail(arguments: tuple[str, ...], message: str):
     result = make_runner().invoke(main, ["registry", "serve", *arguments])
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "public_endpoint", "prefix"),
+    [("http://s3", None, None), (None, "http://s3", None), (None, None, "team")],
+)
+def test_s3_options_need_bucket(endpoint: str | None, public_endpoint: str | None, prefix: str | None):
+    with pytest.raises(UsageError, match="require --s3"):
+        Places("here", None, None, endpoint, prefix).bucket(public_endpoint)
+
+
+def test_places_name_bucket():
+    assert str(Places("here", None, "bucket", "http://s3", "team").bucket()) == "s3://bucket/team/ (at http://s3)"
+    assert str(Places("here", None, "bucket", None, None).bucket()) == "s3://bucket/"
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from async_bento.cli import main
+from async_bento.cli.registry import shell_actor
 from async_bento.registry.directory import _read_or_create_secret
 from async_bento.registry.records.audit import AuditLog
 from async_bento.registry.records.sql import Records
+from async_bento.registry.tokens import Actor
 from tests.cli_runner import make_runner
 from tests.platforms import IS_WINDOWS
 from tests.registry.conftest import MODELS, arguments, clean_up, disk_only
@@ -133,6 +135,15 @@ async def test_invalid_token_options_fail(
     result = await run(storage, *command)
     assert (result.exit_code, result.stdout) == (code, "")
     assert message in result.stderr
+
+
+@pytest.mark.parametrize("error", [KeyError("uid not found"), OSError("no user"), ImportError("no pwd")])
+def test_actor_without_user_name(error: Exception, monkeypatch: pytest.MonkeyPatch):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("getpass.getuser", fail)
+    assert shell_actor() == Actor("shell")
 
 
 def test_command_needs_registry(tmp_path: Path):
