@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from async_bento.cli.errors import print_message
@@ -30,17 +31,22 @@ def process_errors(*, as_json: bool) -> Generator[None]:
         # A name in a tar may have characters that the encoding of the terminal lacks.
         reconfigure(errors=_ESCAPE)
     try:
-        yield
+        with _refused_resources(as_json=as_json):
+            yield
     except SystemExit as error:
         if error.code:  # which Python would replace by 120
             _discard_unwritable(sys.stdout)
             _discard_unwritable(sys.stderr)
         raise
+
+
+@contextmanager
+def _refused_resources(*, as_json: bool) -> Generator[None]:
+    try:
+        yield
     except OSError as error:
         if not _is_of_click(error):
             raise
-        _discard_unwritable(sys.stdout)
-        _discard_unwritable(sys.stderr)
         _fail(
             error, f"cannot write the output: {error.strerror}. Check the disk or the program that reads it.", as_json
         )
@@ -79,9 +85,8 @@ def _discard_unwritable(stream: TextIO | None) -> None:
     try:
         stream.flush()
     except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
+        with Path(os.devnull).open("wb") as null:
+            os.dup2(null.fileno(), stream.fileno())
 
 
 def _fail(error: Exception, message: str, as_json: bool) -> None:
