@@ -90,8 +90,8 @@ def _cat_command(word: Word) -> click.Command:
             aclosing(file.iter_chunks()) as chunks,
         ):
             async for chunk in chunks:
-                # Abandoned: Ctrl-C does not wait for the program that reads the output.
-                await anyio.to_thread.run_sync(partial(click.echo, chunk, nl=False), abandon_on_cancel=True)
+                # In a thread, since the program that reads the output may be slow.
+                await anyio.to_thread.run_sync(partial(click.echo, chunk, nl=False))
 
     return cat
 
