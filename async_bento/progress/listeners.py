@@ -123,7 +123,7 @@ class TqdmListener:
         self._timer = _Timer(REDRAW_INTERVAL, self._draw)
         self._bars: list[tqdm[Any]] = []
         self._shown: set[Hashable] = set()
-        self._drawn_at = 0.0
+        self._drawn_at: float
 
     def __call__(self, event: ProgressEvent, /) -> None:
         """Draw an event.

@@ -201,9 +201,9 @@ def fit_name(event: ProgressEvent, width: int) -> str:
     full = f"{event.kind} {event.tag}"
     if len(full) <= width:
         return full
-    name, separator, version = event.tag.partition(":")
+    name, _, version = event.tag.partition(":")
     tail = width - len(name) - len(":…")
-    if len(event.tag) <= width or not separator or tail < 1:
+    if len(event.tag) <= width or tail < 1:
         return shorten(event.tag, width)
     return f"{name}:…{version[-tail:]}"
 

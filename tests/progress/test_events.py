@@ -180,6 +180,7 @@ def test_counts_parts_and_retries(heard: Heard) -> None:
     progress = Progress("push", "model", "m:1", heard)
     progress.parts_total = 2
     progress.part_arrived()
+    assert heard[-1].parts_done == 1
     progress.retry(OSError("reset\nby peer"))
     last = heard[-1]
     assert (last.parts_done, last.parts_total, last.retries, last.message) == (1, 2, 1, "retrying: reset")
@@ -224,6 +225,14 @@ async def test_events_coalesce_when_slow() -> None:
         ("transferring", 1000, "retrying: reset"),
         ("done", 1000, ""),
     ]
+
+
+async def test_coalesced_event_goes_last() -> None:
+    events = ProgressEvents()
+    for tag in ("iris:v1", "iris:v2", "iris:v1"):
+        events(ProgressEvent("push", "bento", tag, "transferring"))
+    task = asyncio.create_task(asyncio.sleep(0))
+    assert [event.tag async for event in events.until(task)] == ["iris:v2", "iris:v1"]
 
 
 async def test_unread_events_are_bounded() -> None:

@@ -17,15 +17,24 @@ import pytest
 from tqdm import tqdm
 
 from async_bento import AsyncBentoAPI, BentoAPI, LineListener, ProgressEvent, TqdmListener
-from async_bento.progress.listeners import REDRAW_INTERVAL, CommandBars, JsonListener, choose_listener
-from async_bento.progress.summary import SAMPLE_INTERVAL, Rate, TransferSummary, facts_of, fit, fit_name
+from async_bento.progress.listeners import ECHO_COLUMNS, REDRAW_INTERVAL, CommandBars, JsonListener, choose_listener
+from async_bento.progress.summary import (
+    IDLE_RESET,
+    SAMPLE_INTERVAL,
+    STALL_AFTER,
+    Rate,
+    TransferSummary,
+    facts_of,
+    fit,
+    fit_name,
+)
 from tests.builders import KiB, MiB, make_model, random_bytes
 from tests.eventually import eventually
 from tests.fault_proxy import PUT, Hold
 from tests.screen import Screen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from async_bento.progress.events import Phase
@@ -49,6 +58,14 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture(autouse=True)
+def closed_bars() -> Iterator[None]:
+    """Close the bars that a test leaves: if one is collected while tqdm iterates over all of them, tqdm fails."""
+    yield
+    for bar in [*getattr(tqdm, "_instances", [])]:
+        bar.close()
 
 
 class Terminal(io.StringIO):
@@ -115,7 +132,7 @@ def test_bar_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch, cl
     listener(event("done", tag=tag, kind="model"))
     frames = [frame for frame in screen.getvalue().split("\r") if "%|" in frame]
     assert frames
-    assert all(len(frame) <= columns for frame in frames), max(frames, key=len)
+    assert all(len(frame) <= columns - ECHO_COLUMNS for frame in frames), max(frames, key=len)
     assert "…" in frames[-1]
     assert "MiB/s" in frames[-1]
     assert "##" in frames[-1]
@@ -311,12 +328,67 @@ def test_busiest_bars_stay(screen: Terminal, clock: Clock) -> None:
     ]
 
 
+def test_transferring_items_are_drawn(screen: Terminal, clock: Clock) -> None:
+    listener = TqdmListener(screen, clock=clock)
+    for item in many(9):
+        listener(event("transferring" if item["id"] > 4 else "planning", 0, MiB, **item))
+    clock.now += 1
+    listener(event("transferring", 0, MiB, **many(9)[-1]))
+    assert [line.split()[1] for line in lines_left(screen)[:5]] == [item["tag"] for item in many(9)[4:]]
+
+
+@pytest.mark.parametrize(("stream", "erased"), [(Terminal(), 1), (io.StringIO(), 0)])
+def test_last_bar_erases_its_line(stream: io.StringIO, erased: int) -> None:
+    """A terminal may have echoed `^C` next to it."""
+    listener = TqdmListener(stream)
+    for phase in ("transferring", "done"):
+        for item in many(2):
+            listener(event(phase, 10, 10, **item))
+    assert stream.getvalue().count("\x1b[K") == erased
+
+
+class Widget:
+    """A bar of a notebook."""
+
+    container = None
+
+    def __init__(self, **_: object) -> None:
+        self.total: int | None = None
+        self.steps: list[object] = []
+
+    def reset(self, total: int | None) -> None:
+        self.steps.append(total)
+
+    def refresh(self) -> None:
+        self.steps.append(vars(self).get("ncols", "refresh"))
+
+    def close(self) -> None:
+        self.steps += ["close", self.total]
+
+
+def test_widget_gets_total_and_closes(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    monkeypatch.setattr(Widget, "get_lock", lambda: None, raising=False)
+    monkeypatch.setattr("async_bento.progress.listeners._bar_class", lambda _: Widget)
+    listener = TqdmListener(clock=clock)
+    listener(event("planning"))
+    (bar,) = listener._bars
+    for done in (1, 2):
+        clock.now += 1
+        listener(event("transferring", done, 10))
+    listener(event("failed", 2, 10))
+    assert isinstance(bar, Widget)
+    assert bar.steps == ["refresh", 10, "refresh", "refresh", "close", None]
+
+
 @pytest.mark.parametrize(
     ("width", "name"),
     [
-        (40, "model weights:2026.11.25-a5"),
-        (24, "weights:2026.11.25-a5"),
+        (27, "model weights:2026.11.25-a5"),
+        (26, "weights:2026.11.25-a5"),
+        (21, "weights:2026.11.25-a5"),
         (15, "weights:….25-a5"),
+        (10, "weights:…5"),
+        (9, "weig…5-a5"),
         (8, "weig…-a5"),
     ],
 )
@@ -404,6 +476,13 @@ def test_bar_timer_ends_with_loop(screen: Terminal) -> None:
     asyncio.run(end())
     assert lines_left(screen) == ["pushed model model_01:2026.11.25-a1, 100 B"]
     assert threading.active_count() == threads
+
+
+def test_bar_makes_lock_before_events(screen: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+    monkeypatch.setattr(tqdm, "get_lock", lambda: made.append(True))
+    TqdmListener(screen)
+    assert made
 
 
 def test_bar_defaults_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -526,12 +605,51 @@ def test_rate_excludes_resumed_bytes() -> None:
 def test_summary_restarts_after_idle() -> None:
     summary = TransferSummary()
     summary.record(event("done", 10, 10, kind="model"), 0.0)
-    summary.record(event("transferring", 0, 10), 0.5)
+    summary.record(event("transferring", 0, 10), IDLE_RESET)
     assert (summary.count, summary.done, summary.total) == (2, 10, 20)
-    summary.record(event("done", 10, 10), 1.0)
-    summary.record(event("planning", tag="iris:v2"), 60.0)
-    assert (summary.count, summary.done, summary.total) == (1, 0, 0)
+    summary.record(event("done", 10, 10), 2.0)
+    summary.record(event("transferring", 0, 30, tag="iris:v2"), 60.0)
+    assert (summary.count, summary.done, summary.total) == (1, 0, 30)
     assert active(summary).event.tag == "iris:v2"
+    assert summary.facts(61.0) == ["0/30 B"]
+
+
+def test_rate_of_later_items_is_exact() -> None:
+    summary = TransferSummary()
+    for item in many(21):
+        summary.record(event("transferring", 0, 1000, **item), float(item["id"] > 1))
+    summary.record(event("transferring", 100, 1000, **many(21)[0]), 2.0)
+    assert summary.facts(2.0)[1] == "50 B/s"
+
+
+@pytest.mark.parametrize(
+    ("sent", "fact"),
+    [
+        (event("planning"), "planning for 5 s"),
+        (event("transferring", 5, 10), "stalled 5 s"),
+        (event("transferring", 10, 10), "no answer for 5 s"),
+    ],
+)
+def test_stall_shows_after_limit(sent: ProgressEvent, fact: str) -> None:
+    summary = TransferSummary()
+    summary.record(sent, 0.0)
+    assert fact in facts_of(active(summary), STALL_AFTER)
+    assert not any("5 s" in other for other in facts_of(active(summary), STALL_AFTER - 0.1))
+
+
+@pytest.mark.parametrize(
+    ("sent", "facts"),
+    [
+        (event("transferring", 0, 100), ["0/100 B", "0 B/s"]),
+        (event("transferring", 100, None), ["100 B", "50 B/s"]),
+        (event("transferring", 100, 100), ["100/100 B"]),
+    ],
+)
+def test_rate_without_end_is_shown(sent: ProgressEvent, facts: list[str]) -> None:
+    summary = TransferSummary()
+    summary.record(event("transferring", 0, sent.bytes_total), 0.0)
+    summary.record(sent, 2.0)
+    assert facts_of(active(summary), 2.0) == facts
 
 
 def test_summary_forgets_ended_items() -> None:
@@ -600,6 +718,8 @@ def test_lines_written_at_interval(clock: Clock) -> None:
         listener(event("transferring", second * MiB, 40 * MiB, parts_done=second // 5, parts_total=8))
     listener(event("transferring", 10 * MiB, 40 * MiB, "resuming at 25 %"))
     listener(event("done", 40 * MiB, 40 * MiB))
+    clock.now += 60
+    listener(event("planning", tag="iris:v2"))
     assert log.getvalue().splitlines() == [
         "pushing bento iris:v1: 12 %, 5.0/40.0 MiB, 1.0 MiB/s, 35 s left, 1/8 parts",
         "pushing bento iris:v1: 25 %, 10.0/40.0 MiB, 1.0 MiB/s, 30 s left, 2/8 parts",
@@ -652,6 +772,23 @@ async def test_lines_continue_when_stalled(clock: Clock) -> None:
     await eventually(lambda: log.getvalue() == "pushing bento iris:v1: 50 %, 5/10 B, stalled 1 min 00 s\n")
     listener(event("failed", 5, 10, "reset"))
     assert log.getvalue().count("\n") == 1
+    assert listener._timer._handle is None
+
+
+@pytest.mark.parametrize("make", [LineListener, JsonListener])
+def test_lines_are_flushed(
+    make: Callable[[io.StringIO], Callable[[ProgressEvent], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Log(io.StringIO):
+        flushed = ""
+
+        def flush(self) -> None:
+            self.flushed = self.getvalue()
+
+    log = Log()
+    monkeypatch.delitem(sys.modules, "tqdm")
+    make(log)(event("done", 10))
+    assert log.flushed == log.getvalue() != ""
 
 
 # JSON
@@ -661,20 +798,20 @@ def test_json_samples_events(clock: Clock) -> None:
     log = io.StringIO()
     listener = JsonListener(log, clock=clock)
     listener(event("planning", id=7))
-    listener(event("transferring", 0, 100, id=7))
-    for done in range(1, 101):
-        clock.now += 0.03
-        listener(event("transferring", done, 100, id=7))
-    listener(event("transferring", 100, 100, "retrying: reset", id=7, retries=1))
-    listener(event("done", 100, 100, id=7, retries=1))
+    listener(event("transferring", 0, 10, id=7))
+    for done in range(1, 11):
+        clock.now += 0.25
+        listener(event("transferring", done, 10, id=7))
+    listener(event("transferring", 10, 10, "retrying: reset", id=7, retries=1))
+    listener(event("done", 10, 10, id=7, retries=1))
     written = [json.loads(line) for line in log.getvalue().splitlines()]
     assert [(one["phase"], one["bytes_done"]) for one in written] == [
         ("planning", 0),
         ("transferring", 0),
-        ("transferring", 34),
-        ("transferring", 68),
-        ("transferring", 100),
-        ("done", 100),
+        ("transferring", 4),
+        ("transferring", 8),
+        ("transferring", 10),
+        ("done", 10),
     ]
     assert {one["id"] for one in written} == {7}
     assert written[-2]["message"] == "retrying: reset"
