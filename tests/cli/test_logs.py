@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from async_bento import ConfigError
 from async_bento.cli import logs, main
 from tests.builders import make_bento, make_model
 from tests.cli.test_process import run
@@ -151,6 +152,19 @@ async def test_json_interrupt_is_one_object(proxy: FaultProxy, home: Path) -> No
 def test_command_end_enables_logs(line: str) -> None:
     assert make_runner().invoke(main, line.split()).exit_code == 0
     assert logging.getLogger("library").isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.parametrize("options", ["-v -q", "-q -v"])
+def test_quiet_and_verbose_hide_warnings(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[bool] = []
+
+    def open_records(*_: object) -> None:
+        shown.append(logging.getLogger("async_bento").isEnabledFor(logging.WARNING))
+        raise ConfigError("refused")
+
+    monkeypatch.setattr("async_bento.cli.list_get.open_records", open_records)
+    make_runner().invoke(main, ["list", *options.split()])
+    assert shown == [False]
 
 
 def test_tracebacks_need_vv(caplog: pytest.LogCaptureFixture) -> None:

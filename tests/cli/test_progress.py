@@ -17,6 +17,7 @@ import pytest
 
 from async_bento import BentoAPI, LineListener
 from async_bento.cli import main
+from async_bento.cli.progress import progress_mode
 from tests.builders import MiB, make_bento, make_model, random_bytes
 from tests.cli_runner import make_runner
 from tests.eventually import eventually
@@ -306,10 +307,28 @@ def test_option_overrides_variable(served: LocalRegistry, home: Path, monkeypatc
     make_model(home)
     monkeypatch.setenv("ASYNC_BENTO_PROGRESS", "json")
     assert make_runner().invoke(main, ["--progress", "none", "models", "push", "mod:m1"]).stderr == ""
+    monkeypatch.delenv("ASYNC_BENTO_PROGRESS")
+    twice = ["--progress", "json", "models", "push", "mod:m1", "--progress", "none"]
+    assert make_runner().invoke(main, twice).stderr == ""
     monkeypatch.setenv("ASYNC_BENTO_PROGRESS", "jsonl")
     result = make_runner().invoke(main, ["list"])
     assert result.exit_code == 2
     assert "ASYNC_BENTO_PROGRESS" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "mode"),
+    [
+        ("list", "lines"),
+        ("list --json", "none"),
+        ("-q list", "none"),
+        ("-q --progress bars list", "none"),
+        ("--progress bars list --json", "bars"),
+    ],
+)
+def test_options_select_progress(line: str, mode: str) -> None:
+    with main.make_context("async-bento", line.split()):
+        assert progress_mode() == mode
 
 
 @pytest.mark.parametrize("option", ["-q", "--quiet"])
