@@ -14,7 +14,7 @@ class Storages:
     """What one client knows of the storages behind presigned URLs, by scheme, host and port.
 
     Fields:
-        reached: The storages that have answered a request of this client.
+        reached: The servers that have answered a request of this client: the registry and storages.
         unreachable: Why the others cannot be reached from this machine; transfers go through the registry instead.
     """
 

@@ -143,27 +143,27 @@ class Target:
         target of a storage's redirect.
         """
         proxy, proxy_auth = split_proxy_auth(self.proxy)
-        is_tunnel = self.url.scheme == "https"  # the proxy reads the CONNECT; for http it reads the request itself
+        of_request = proxy_auth if self.is_forwarded else {}
         started = time.perf_counter()
         try:
             async with self.session.request(
                 method,
                 self.url,
-                headers={**self.headers, **({} if is_tunnel else proxy_auth), **(headers or {})},
+                headers={**self.headers, **of_request, **(headers or {})},
                 params=params,
                 data=data,
                 timeout=timeout,
                 allow_redirects=False,
                 proxy=proxy,
-                proxy_headers=proxy_auth if is_tunnel and proxy_auth else None,
+                proxy_headers=proxy_auth or None,  # of a CONNECT alone
                 ssl=self.ssl,
                 skip_auto_headers=("Content-Type",),  # a presigned URL is signed without one
                 raise_for_status=False,  # the caller's session may have it on
             ) as response:
                 logger.debug("%s %s: %s%s", method, self, _outcome(response, started), self._attempt_note)
                 self.throttle.record(self.host, response.status, seconds_to_wait(response.headers.get("Retry-After")))
-                # A gateway error of a forwarding proxy is not an answer of the storage.
-                if self.credentials is None and not (self.is_forwarded and response.status in GATEWAY_ERRORS):
+                # A gateway error of a forwarding proxy is not an answer of the server.
+                if not (self.is_forwarded and response.status in GATEWAY_ERRORS):
                     self.owner.storages.reached.add(self.storage)
                 yield response
         # asyncio's TimeoutError is a class of its own, and no OSError, before Python 3.11.
@@ -403,10 +403,7 @@ def explain_failure(target: Target, error: Exception) -> str:
         )
     if not isinstance(error, aiohttp.ClientConnectorError):
         return f"the connection to {place} broke: {describe(error)}"
-    if isinstance(error, aiohttp.ClientSSLError):
-        reason = error.os_error.strerror or str(error.os_error)
-    else:
-        reason = platform.reason(error.os_error)
+    reason = str(error.os_error) if isinstance(error, aiohttp.ClientSSLError) else platform.reason(error.os_error)
     # aiohttp names the proxy if the connection to the proxy failed.
     if target.proxy is not None and (error.host, error.port) == (proxy.host, proxy.port):
         return f"cannot reach {place} through the proxy at {proxy.host}:{proxy.port}: {reason}. Check the proxy."

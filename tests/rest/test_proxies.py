@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from pydantic import SecretStr
@@ -68,6 +69,7 @@ EXCLUDED = [
     ("*.example", "https://registry.example"),
     ("https://registry.example", "https://registry.example"),
     ("10.0.0.0/8", "http://10.1.2.3:3000"),
+    ("10.9.9.9/8", "http://10.1.2.3:3000"),
     ("10.1.2.3:3000", "http://10.1.2.3:3000"),
     ("fd00::/8", "http://[fd00::1]:3000"),
     ("[::1]:3000", "http://[::1]:3000"),
@@ -104,6 +106,32 @@ async def test_no_proxy_mismatch_uses_proxy(no_proxy: str, url: str, monkeypatch
     assert await proxy_for(url) == PROXY
 
 
+async def test_system_exception_skips_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows and macOS have exceptions in their settings."""
+    monkeypatch.setenv("ALL_PROXY", PROXY)
+    monkeypatch.setattr("async_bento.rest.proxies.proxy_bypass", lambda host: host == "registry.example")
+    assert await proxy_for("https://registry.example") is None
+    assert await proxy_for("https://other.example") == PROXY
+
+
+@pytest.mark.parametrize(("status", "forwards", "reached"), [(200, True, True), (503, True, False), (503, False, True)])
+async def test_gateway_error_reaches_no_storage(
+    status: int, forwards: bool, reached: bool, serve: Callable[..., Awaitable[str]]
+) -> None:
+    """A proxy that forwards http also answers for a storage that it cannot reach."""
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.Response(status=status)
+
+    url = await serve(answer)
+    async with RestApiClient("https://registry.example", TOKEN, proxy=url if forwards else None) as client:
+        session = client.bentos.session
+        target = session.storage_target(SecretStr("http://storage.example/key" if forwards else f"{url}/key"))
+        async with target.request("GET", aiohttp.ClientTimeout(total=10)) as response:
+            assert response.status == status
+        assert (target.storage in session.storages.reached) is reached
+
+
 # Proxies that cannot be used
 
 
@@ -129,7 +157,15 @@ async def test_socks_proxy_is_refused(scheme: str, variable: str, monkeypatch: p
     )
 
 
-MALFORMED = ["http://[::1", "http://", "http://proxy.example:port", "ftp://proxy.example:21", "http://a b:1", "//"]
+MALFORMED = [
+    "http://[::1",
+    "http://",
+    "http://proxy.example:port",
+    "http://proxy.example:0",
+    "ftp://proxy.example:21",
+    "http://a b:1",
+    "//",
+]
 
 
 @pytest.mark.parametrize("proxy", MALFORMED)

@@ -211,3 +211,11 @@ async def test_proxy_gets_password_not_token(server: TlsServer, tunnel: Tunnel, 
     assert "5ignature" not in requests
     assert [request.headers.get("X-YATAI-API-TOKEN") for request in server.seen] == [TOKEN, None]
     assert not [request for request in server.seen if "Proxy-Authorization" in request.headers]
+
+
+async def test_certificate_error_blames_no_proxy(server: TlsServer, tunnel: Tunnel) -> None:
+    async with RestApiClient(server.url, TOKEN, config=THREE_TRIES, proxy=tunnel.url) as client:
+        with pytest.raises(APIConnectionError) as caught:
+            await client.current_user()
+
+    assert str(caught.value).startswith(f"cannot reach the registry at {server.url}: [SSL: CERTIFICATE_VERIFY_FAILED] ")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
+from pydantic import SecretStr
 
 from async_bento import AsyncBentoAPI, BentoError, Config, ModelStore, PartError, RestApiClient
 from tests.builders import KiB, MiB, contents, make_model, random_bytes
@@ -130,7 +131,7 @@ async def test_redirect_to_path_stays_on_host(start_proxy: StartProxy, make_clie
     assert [request.status for request in proxy.matching(PUT)] == [307, 200]
 
 
-@pytest.mark.parametrize("location", ["ftp://127.0.0.1/key", "http://[::1", "https://"])
+@pytest.mark.parametrize("location", ["ftp://127.0.0.1/key", "http://[::1", "https://", "http://127.0.0.1:0/key"])
 async def test_redirect_to_invalid_url_is_error(
     location: str, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
@@ -142,6 +143,16 @@ async def test_redirect_to_invalid_url_is_error(
 
     assert isinstance(error, PartError)
     assert "the storage redirects to something that is not an http or https URL" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "location"), [(200, "http://elsewhere.example/key"), (303, "http://elsewhere.example/key"), (307, None)]
+)
+async def test_other_status_is_no_redirect(status: int, location: str | None) -> None:
+    """A client would repeat a PUT as a GET after 303."""
+    async with RestApiClient("http://registry.example", "token") as client:
+        target = client.bentos.session.storage_target(SecretStr("http://storage.example/key"))
+        assert target.redirected(status, location) is None
 
 
 async def test_registry_redirect_not_followed(
