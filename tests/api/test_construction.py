@@ -34,10 +34,11 @@ def test_constructor_checks_endpoint() -> None:
         AsyncBentoAPI(endpoint="nowhere", api_token="token")
 
 
-async def test_client_and_endpoint_rejected() -> None:
+@pytest.mark.parametrize("option", ["endpoint", "api_token", "context"])
+async def test_client_and_credentials_rejected(option: str) -> None:
     client = RestApiClient("http://127.0.0.1:1", "token")
     with pytest.raises(ConfigError, match="cannot use an endpoint, token or context with a client"):
-        AsyncBentoAPI(client, endpoint="http://127.0.0.1:2")
+        AsyncBentoAPI(client, **{option: "http://127.0.0.1:2"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("make", [AsyncBentoAPI, RestApiClient])

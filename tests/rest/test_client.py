@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
@@ -315,6 +316,18 @@ async def test_upload_download_send_token(way: str, kind: Kind, client: RestApiC
     assert address.credentials.source == "the api_token argument"
 
 
+async def test_probe_compares_clocks_halfway(
+    client: RestApiClient, registry_mock: RegistryMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request takes from 1000 to 1010 seconds, and the registry answers at 1002."""
+    times = iter([1000.0, 1010.0])
+    monkeypatch.setattr("async_bento.rest.client.time", SimpleNamespace(time=lambda: next(times)))
+    headers = {"Date": "Thu, 01 Jan 1970 00:16:42 GMT"}
+    registry_mock.answer("GET", "auth/current", payload={"name": "ada"}, headers=headers)
+    probe = await client.probe()
+    assert (probe.seconds, probe.clock_skew) == (10, 3)
+
+
 async def test_endpoint_path_is_kept(registry_mock: RegistryMock) -> None:
     registry_mock.add(f"{ENDPOINT}/yatai/api/v1/auth/current", payload={"name": "ada"})
     async with RestApiClient(f"{ENDPOINT}/yatai/", TOKEN) as client:
@@ -326,6 +339,11 @@ async def test_url_quotes_name_and_version(kind: Kind, client: RestApiClient) ->
     assert str(routes(client, kind).upload_target("a b?c#d", "1%2e").url).endswith(
         f"/{kind.word}_repositories/a%20b%3Fc%23d/{kind.word}s/1%252e/upload"
     )
+
+
+async def test_url_keeps_path_of_endpoint() -> None:
+    async with RestApiClient(f"{ENDPOINT}/%7Eada", TOKEN) as client:
+        assert str(client.bentos.upload_target("iris", "v1").url).startswith(f"{ENDPOINT}/%7Eada/api/v1/")
 
 
 async def test_request_disables_redirects(client: RestApiClient, registry_mock: RegistryMock) -> None:

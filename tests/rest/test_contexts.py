@@ -63,6 +63,12 @@ def test_contexts_round_trip(path: Path) -> None:
     assert (read.contexts, read.current_context_name) == ([PROD, LAB], "läb")
 
 
+def test_store_creates_missing_directories(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "home" / ".yatai.yaml"
+    store_context(path, PROD)
+    assert read_contexts(path).contexts == [PROD]
+
+
 def test_store_replaces_same_name(path: Path) -> None:
     for context in (PROD, LAB, made("prod", "https://new.example", "tk-new")):
         store_context(path, context)

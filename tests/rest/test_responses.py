@@ -128,6 +128,18 @@ def test_backend_4xx_is_server_error(status: int, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "hint"),
+    [(429, " The registry throttles requests: try again later."), (500, "")],
+)
+def test_backend_429_or_500_keeps_its_hint(status: int, hint: str) -> None:
+    message = "Resource requested is unreadable, please reduce your request rate"
+    error = error_of(status, json.dumps({"message": message}).encode())
+    assert type(error) is (RateLimitError if status == 429 else ServerError)
+    phrase = HTTPStatus(status).phrase
+    assert str(error) == f"{REQUEST}: {status} {phrase}: {message}{f'.{hint}' if hint else ''}"
+
+
+@pytest.mark.parametrize(
     ("status", "message"),
     [
         (400, "invalid name: dial a number"),
@@ -140,6 +152,7 @@ def test_request_4xx_is_not_retried(status: int, message: str) -> None:
     error = error_of(status, json.dumps({"error": message}).encode())
     assert not isinstance(error, ServerError)
     assert not is_transient(error)
+    assert "redirects" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +205,7 @@ def test_500_shows_server_message() -> None:
         (b"\xff\xfe", "\ufffd\ufffd"),
         (b"9" * 5000, "9" * 300 + "…"),
         (b"[" * 5000, "[" * 300 + "…"),
+        (b"x" * 300, "x" * 300),
         (b"x" * 301, "x" * 300 + "…"),
     ],
 )
@@ -226,7 +240,7 @@ def test_retry_after_becomes_seconds(header: str, seconds: float | None) -> None
     assert error.retry_after == seconds
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
 def test_redirect_hides_secrets(status: int) -> None:
     error = error_of(status, Location="https://user:pw@elsewhere.example/api?X-Amz-Signature=5ecret#top")
     assert isinstance(error, APIStatusError)
@@ -555,6 +569,26 @@ async def test_safe_request_is_retried(
     respond_to_any(registry_mock, method, repeat=False, payload=ITEM)
     assert await call(client) is not None
     assert registry_mock.request_count == 2
+
+
+async def test_complete_retry_has_rest_of_timeout(registry_mock: RegistryMock) -> None:
+    config = Config(retry={"attempts": 3, "wait_initial": 0, "wait_max": 0}, timeouts={"api": 7, "complete": 70})
+    respond_to_any(registry_mock, "PATCH", repeat=False, status=503)
+    respond_to_any(registry_mock, "PATCH", payload=ITEM)
+    async with RestApiClient(ENDPOINT, TOKEN, config=config) as client:
+        await client.bentos.complete_multipart_upload("iris", "v1", "u", [])
+    (calls,) = registry_mock.requests.values()
+    first, second = (call.kwargs["timeout"].total for call in calls)
+    assert first == 70
+    assert 7 < second < 70
+
+
+async def test_retry_has_whole_timeout(client: RestApiClient, registry_mock: RegistryMock) -> None:
+    respond_to_any(registry_mock, repeat=False, status=503)
+    respond_to_any(registry_mock, payload=ITEM)
+    await client.bentos.get("iris", "v1")
+    (calls,) = registry_mock.requests.values()
+    assert [call.kwargs["timeout"].total for call in calls] == [60, 60]
 
 
 @safe

@@ -135,6 +135,7 @@ def test_long_list_has_short_repr() -> None:
     page = BentoWithRepositoryListSchema.model_validate({"items": [{"version": f"v{i}"} for i in range(1021)]})
     assert repr(page).endswith("'v19', ... 1,001 more])")
     assert repr(page[:1]) == "[BentoWithRepositorySchema(tag='v0', upload_status='')]"
+    assert repr(BentoWithRepositoryListSchema(items=page[:20])).endswith("'v19'])")
 
 
 @pytest.mark.parametrize("schema", ANSWERS)
