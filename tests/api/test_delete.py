@@ -36,13 +36,17 @@ async def test_delete_returns_record(start_proxy: StartProxy, make_client: MakeC
 
 
 async def test_used_model_needs_force(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
-    api = make_client(await start_proxy())
+    proxy = await start_proxy()
+    api = make_client(proxy)
     make_bento(home, "svc:v1", models=["mod:m1"])
     make_model(home, "mod:m1")
     await api.push("svc:v1")
     with pytest.raises(APIStatusError, match=r"^cannot delete model mod:m1: svc:v1 uses it\. ") as caught:
         await api.models.delete("mod:m1")
     assert caught.value.status == 409
+    proxy.add_fault("DELETE .*", answer_json(409, {"error": "the model is locked"}))
+    with pytest.raises(APIStatusError, match=r"^DELETE .*/m1: 409 Conflict: the model is locked$"):
+        await api.models.delete("mod:m1", force=True)
     await api.models.delete("mod:m1", force=True)
     assert not await api.models.exists("mod:m1")
 

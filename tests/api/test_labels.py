@@ -20,6 +20,7 @@ from async_bento import (
     NotSupportedError,
     PartError,
 )
+from async_bento.api.labels import check_changes
 from async_bento.registry.tokens import Actor
 from tests.builders import make_bento, make_model
 from tests.fault_proxy import PART, Hold, answer_json
@@ -158,6 +159,11 @@ async def test_invalid_label_is_rejected(start_proxy: StartProxy, make_client: M
     assert proxy.requests == []
 
 
+def test_label_has_up_to_128_characters() -> None:
+    longest = {"k" * 128: "v" * 128}
+    assert check_changes(longest) == longest
+
+
 async def test_missing_item_is_not_found(start_proxy: StartProxy, make_client: MakeClient) -> None:
     api = make_client(await start_proxy())
     for tag in ("svc", "svc:v1"):
@@ -171,11 +177,12 @@ async def test_refused_set_labels_raises(start_proxy: StartProxy, make_client: M
     make_bento(home)
     await api.push("svc:v1")
     item = await api.get("svc:v1")
-    proxy.add_fault("PATCH .*/v1$", answer_json(405, {"error": "Method Not Allowed"}))
-    with pytest.raises(
-        NotSupportedError, match=r"^cannot set labels of bento svc:v1: .* has no route to change bentos"
-    ):
-        await api.set_labels("svc:v1", {"stage": "prod"})
+    for status, message in ((404, "Not Found"), (405, "Method Not Allowed")):
+        proxy.add_fault("PATCH .*/v1$", answer_json(status, {"error": message}))
+        with pytest.raises(
+            NotSupportedError, match=r"^cannot set labels of bento svc:v1: .* has no route to change bentos"
+        ):
+            await api.set_labels("svc:v1", {"stage": "prod"})
     proxy.add_fault("PATCH .*/v1$", answer_json(400, {"error": "get bento svc:v1: record not found"}))
     with pytest.raises(NotFoundError, match=r"^no bento svc:v1 in the registry"):
         await api.set_labels("svc:v1", {"stage": "prod"})
@@ -215,6 +222,8 @@ async def test_pull_label_selects_latest(
     assert str((await api.pull("svc", label="stage=prod")).tag) == "svc:v1"
     bento = await api.pull("svc", label={"stage": "prod", "region": "eu"}, path=elsewhere / "out")
     assert str(bento.tag) == "svc:v1"
+    with pytest.raises(NotFoundError, match=r"^no bento svc with the label region=us in the registry"):
+        await api.pull("svc", label="region=us")
     with pytest.raises(NotFoundError, match=r"^no bento svc with the labels stage=prod, region=us in the registry"):
         await api.pull("svc", label={"stage": "prod", "region": "us"})
 

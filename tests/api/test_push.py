@@ -230,6 +230,7 @@ async def test_push_names_failed_models(start_proxy: StartProxy, make_client: Ma
         "one:m1": PartError,
         "gone:m1": NotFoundError,
     }
+    assert failure.value.__cause__ is failure.value.failures["one:m1"]
 
 
 async def test_same_model_error_shown_once(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
@@ -586,6 +587,7 @@ async def test_remote_only_model_suffices(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
     make_model(elsewhere)
+    make_model(home, "mod:m10")
     make_bento(home, models=["mod:m1"])
     proxy = await start_proxy()
     await make_client(proxy, elsewhere).models.push("mod:m1")

@@ -252,6 +252,7 @@ async def test_stream_extract_needs_one_download(
             events: list[ProgressEvent] = []
             entries = await make_client(streaming, progress=events.append).files("svc:v1").extract(patterns, place)
             assert (RESTARTING in [event.message for event in events]) == (downloads == 2), patterns
+            assert [event.phase for event in events][-2:] == ["finishing", "done"], patterns
             assert contents(place) == expected, patterns
             assert len(streaming.matching(DOWNLOAD)) == downloads + 1, patterns  # and one to detect ranges
             other = place.with_name(f"{place.name}-ranges")

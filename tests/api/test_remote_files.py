@@ -179,8 +179,12 @@ async def test_file_reads_seeks_iterates(start_proxy: StartProxy, make_client: M
         assert await file.read(0) == b""
         assert file.seek(MiB) == MiB
         assert await file.read(1000) == content[MiB : MiB + 1000]
+        requests = len(proxy.matching(GET))
         assert await file.read(1000) == content[MiB + 1000 : MiB + 2000]
+        assert file.seek(-2000, io.SEEK_CUR) == MiB
+        assert await file.read(2000) == content[MiB : MiB + 2000]
         assert file.seek(0, io.SEEK_CUR) == MiB + 2000
+        assert len(proxy.matching(GET)) == requests
         assert counted.bytes <= 2 * 256 * KiB
         file.seek(-5, io.SEEK_END)
         assert await file.read() == content[-5:]
@@ -189,7 +193,9 @@ async def test_file_reads_seeks_iterates(start_proxy: StartProxy, make_client: M
         assert await file.read(5) == b""
         file.seek(100)
         assert b"".join([chunk async for chunk in file.iter_chunks()]) == content[100:]
-        with pytest.raises(ValueError, match="negative"):
+        assert file.seek(0, io.SEEK_CUR) == len(content)
+        assert file.seek(0) == 0
+        with pytest.raises(ValueError, match="cannot seek to -1: the position is negative"):
             file.seek(-1)
 
 
@@ -330,6 +336,7 @@ async def test_streamed_file_is_read_in_chunks(served_tar: FaultProxy, make_clie
     api = make_client(served_tar, transfer={"io_chunk": 64 * KiB})
 
     async with api.files("svc:v1").open("weights") as file:
+        assert file.size == len(weights)
         assert await file.read(1) == weights[:1]
         chunks = []
         async for chunk in file.iter_chunks():

@@ -11,7 +11,9 @@ import re
 import tarfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -24,6 +26,11 @@ from async_bento import (
     TransferError,
 )
 from async_bento._core import platform
+from async_bento.api import verify as verification
+from async_bento.api.compare import PERMISSIONS, Node, compare
+from async_bento.api.verify import _checksums, _parts
+from async_bento.rest.schemas import ChecksumsSchema
+from async_bento.transfer.tar.digests import digest_files
 from async_bento.transfer.tar.reader import TarReader
 from tests.builders import KiB, MiB, make_bento, make_model, random_bytes
 from tests.fault_proxy import DOWNLOAD, GET, Hold, answer_json
@@ -192,7 +199,9 @@ async def test_verify_empty_tar_uses_index(start_proxy: StartProxy, make_client:
     assert words(await api.verify("svc:v1")) == ["index"]
 
 
-async def test_verify_streams_without_ranges(start_proxy: StartProxy, make_client: MakeClient, origin: Path) -> None:
+async def test_verify_streams_without_ranges(
+    start_proxy: StartProxy, make_client: MakeClient, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     proxy = await start_proxy("proxy")
     proxy.hides_checksums = True
     proxy.add_fault(r"presign_download", answer_json(404, {"error": "no such route"}), times=None)
@@ -205,7 +214,12 @@ async def test_verify_streams_without_ranges(start_proxy: StartProxy, make_clien
         weights.write(b"other")
     (pulled / "many/66").write_bytes(b"!")
     changed = ["changed many/66 content", "changed src/weights content"]
+    hashed: list[str] = []
+    monkeypatch.setattr(
+        verification, "digest_files", lambda root, paths: hashed.extend(paths) or digest_files(root, paths)
+    )
     assert words(await api.verify("svc:v1", full=True)) == ["content", *changed]
+    assert len(hashed) == len({*hashed}) > 80
     assert proxy.steps(GET) == []
 
 
@@ -295,6 +309,45 @@ async def test_verify_unpushable_uses_index(
     assert "its list of files is compared, since" in caplog.text
 
 
+@pytest.mark.parametrize(("ns", "changes"), [(999_999_999, []), (10**9, [("time",)]), (-(10**9), [("time",)])])
+def test_compare_ignores_part_of_second(ns: int, changes: list[tuple[str, ...]]) -> None:
+    old, new = {"weights": Node("file", 1, OLD)}, {"weights": Node("file", 1, OLD + ns)}
+    assert [each.changes for each in compare(old, new, PERMISSIONS)] == changes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "is_valid"), [((1, 2), True), ((0, 3), False), ((-1, 4), False), ((1, 1), False), ((2, 2), False)]
+)
+def test_invalid_part_sizes_are_ignored(sizes: tuple[int, ...], is_valid: bool) -> None:
+    parts = [(size, "0" * 32) for size in sizes]
+    checksums = ChecksumsSchema(size=3, etag='"any-2"', parts=parts)
+    assert [*_parts(checksums, None)] == (parts if is_valid else [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("total", "etag", "is_known"), [(3, '"any"', True), (None, '"any"', False), (3, "", False), (3, 'W/"any"', False)]
+)
+async def test_weak_etag_is_no_checksum(total: int | None, etag: str, is_known: bool) -> None:
+    remote: Any = SimpleNamespace(record=SimpleNamespace(checksums=None))
+    tar: Any = SimpleNamespace(total=total, etag=etag, load=AsyncMock())
+    found = await _checksums(remote, tar)
+    assert found == (ChecksumsSchema(size=3, etag=etag, parts=[]) if is_known else None)
+
+
+async def test_verify_may_have_no_file_to_read(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+    model = make_model(home)
+    api = make_client(await start_proxy())
+    await api.models.push("mod:m1")
+    for file in ("model.yaml", "weights"):
+        with (model / file).open("ab") as opened:
+            opened.write(b"\n\n")
+    assert words(await api.models.verify(model, full=True)) == [
+        "content",
+        "changed model.yaml size",
+        "changed weights size",
+    ]
+
+
 async def test_failed_read_closes_its_file(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +418,8 @@ async def test_verify_stops_at_change(
     ]
     assert (events[-1].phase, events[-1].bytes_done) == ("done", events[-1].bytes_total)
     assert events[-1].bytes_done > len(WEIGHTS)
+    await api.verify("svc:v1", full=True)
+    assert (events[-1].phase, events[-1].bytes_done) == ("done", events[-1].bytes_total)
 
     read = TarReader.read
 
