@@ -74,7 +74,7 @@ class Metrics:
             status = 499
             if observed.response is not None:
                 status = observed.response.status
-                self._sent.inc(max(observed.response.content_length or 0, 0))
+                self._sent.inc(observed.response.content_length or 0)
             self._requests.labels(method, route, status).inc()
 
     def follow_upstream(self) -> Callable[[bool], None]:

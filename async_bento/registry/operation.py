@@ -109,7 +109,7 @@ class Operation:
         try:
             await asyncio.wait_for(self._check(), _READY_TIMEOUT)
         except (RegistryError, OSError, asyncio.TimeoutError) as error:
-            log.warning("the registry is not ready: %s", error or type(error).__name__)
+            log.warning("the registry is not ready: %s", str(error) or type(error).__name__)
             reason = error.message if isinstance(error, RegistryError) else "the storage does not answer"
             return web.json_response({"status": "unavailable", "error": reason}, status=503)
         return web.json_response({"status": "ok"})

@@ -65,13 +65,14 @@ async def test_readiness_needs_directory(caller: Caller, tmp_path: Path):
 
 
 @disk_only
-async def test_readiness_times_out(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+async def test_readiness_times_out(caller: Caller, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     async def hang(_: object) -> None:
         await asyncio.sleep(60)
 
     monkeypatch.setattr("async_bento.registry.operation._READY_TIMEOUT", 0.1)
     monkeypatch.setattr("async_bento.registry.records.sql.Records.count_items", hang)
     assert (await call(caller, "/readyz")).status == 503
+    assert "the registry is not ready: TimeoutError" in caplog.messages
 
 
 # Metrics
@@ -86,6 +87,7 @@ def values(text: str) -> dict[str, float]:
 async def test_metrics_count_requests(caller: Caller):
     await caller.create()
     await caller.upload(b"x" * 1000)
+    await caller.upload(b"y" * 500)
     await caller.download()
     await caller.api("GET", "/nowhere")
     response = await call(caller, "/metrics")
@@ -93,17 +95,29 @@ async def test_metrics_count_requests(caller: Caller):
     found = values(response.body.decode())
     route = "/api/v1/bento_repositories/{name}/bentos/{version}"
     prefix = "async_bento_registry"
-    assert found[f'{prefix}_requests_total{{method="PUT",route="{route}/upload",status="200"}}'] == 1
+    assert found[f'{prefix}_requests_total{{method="PUT",route="{route}/upload",status="200"}}'] == 2
     assert found[f'{prefix}_requests_total{{method="GET",route="{route}/download",status="200"}}'] == 1
     assert found[f'{prefix}_requests_total{{method="GET",route="unknown",status="404"}}'] == 1
-    assert found[f'{prefix}_request_seconds_count{{method="GET",route="{route}/download"}}'] == 1
+    labels = f'{{method="GET",route="{route}/download"}}'
+    assert found[f"{prefix}_request_seconds_count{labels}"] == 1
+    assert 0 < found[f"{prefix}_request_seconds_sum{labels}"] < 60  # a duration, and no time of the clock
     assert found[f"{prefix}_requests_in_flight"] == 1
-    assert found[f"{prefix}_received_bytes_total"] >= 1000
-    assert found[f"{prefix}_sent_bytes_total"] >= 1000
+    assert found[f"{prefix}_received_bytes_total"] >= 1500
+    assert found[f"{prefix}_sent_bytes_total"] >= 500
     assert found[f'{prefix}_items{{kind="bento"}}'] == 1
     assert found[f'{prefix}_items{{kind="model"}}'] == 0
-    assert found[f'{prefix}_stored_bytes{{state="current"}}'] == 1000
+    assert found[f'{prefix}_stored_bytes{{state="current"}}'] == 500
+    assert found[f'{prefix}_stored_bytes{{state="unused"}}'] == 1000
     assert "iris" not in response.body.decode()
+
+
+async def test_metrics_count_empty_body(caller: Caller):
+    await caller.create()
+    before = await call(caller, "/metrics")
+    assert (await caller.upload(b"bytes")).body == b""
+    after = await call(caller, "/metrics")
+    sent = [values(each.body.decode())["async_bento_registry_sent_bytes_total"] for each in (before, after)]
+    assert sent[1] - sent[0] == len(before.body)
 
 
 async def test_metrics_have_bounded_labels(caller: Caller):
@@ -187,7 +201,8 @@ async def slow_body(started: asyncio.Event, go_on: asyncio.Event) -> AsyncIterat
     yield b"second"
 
 
-async def test_stop_finishes_uploads(serve: Serve):
+async def test_stop_finishes_uploads(serve: Serve, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "async_bento.registry")
     caller = await serve(grace=20)
     await caller.create()
     await caller.create(version="v2")
@@ -207,8 +222,42 @@ async def test_stop_finishes_uploads(serve: Serve):
     wait_on.set()
     assert (await other).status == 200
     await asyncio.wait_for(closing, 10)
+    assert "waiting for 2 requests" in caplog.messages
     await caller.registry.start()
     assert (await caller.download()).body == b"first second"
+
+
+@disk_only
+async def test_stop_refuses_new_uploads(serve: Serve):
+    caller = await serve(grace=20)
+    await caller.create()
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(caller.registry.endpoint.rpartition(":")[2]))
+
+    async def request(line: str) -> tuple[str, Any]:
+        writer.write(f"{line} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode()
+        length = int(head.partition("Content-Length: ")[2].partition("\r\n")[0])
+        return head, json.loads(await reader.readexactly(length))
+
+    assert (await request("GET /readyz"))[1] == {"status": "ok"}
+    started, go_on = asyncio.Event(), asyncio.Event()
+    upload = asyncio.create_task(caller.upload(slow_body(started, go_on)))
+    await started.wait()
+    closing = asyncio.create_task(caller.registry.close())
+
+    async def is_stopping() -> bool:
+        return await request("GET /readyz") != ({"status": "ok"})
+
+    await eventually(is_stopping)
+    head, body = await request("GET /readyz")
+    assert (head.split()[1], body) == ("503", {"status": "stopping"})
+    head, body = await request("PUT /upload")
+    assert (head.split()[1], body) == ("503", {"error": "the registry is stopping. Try again."})
+    assert {"Retry-After: 5", "Connection: close"} <= {*head.splitlines()}
+    writer.close()
+    go_on.set()
+    assert (await upload).status == 200
+    await asyncio.wait_for(closing, 10)
 
 
 async def test_stop_cancels_after_grace(serve: Serve):
