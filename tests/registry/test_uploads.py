@@ -17,9 +17,11 @@ import pytest
 from aiohttp import web
 
 from async_bento.registry.blobs import disk, disk_files
+from async_bento.registry.blobs.base import CompletedPart, Content
 from async_bento.registry.blobs.disk import DiskBlobs
+from async_bento.registry.blobs.disk_files import DiskFiles, StagedFile
 from async_bento.registry.blobs.presign import Presigner
-from async_bento.registry.errors import StorageError, translate_errors
+from async_bento.registry.errors import NoSuchUploadError, StorageError, translate_errors
 from async_bento.registry.records import sql
 from tests.builders import MiB
 from tests.eventually import eventually
@@ -181,6 +183,92 @@ async def test_cut_put_leaves_nothing(caller: Caller, stored_files: Stored):
     await eventually(lambda: stored_files() == [])
     await caller.finish()
     assert (await caller.download()).status == 404
+
+
+def staged(files: DiskFiles, key: str, data: bytes) -> StagedFile:
+    """Receive a body."""
+    file = StagedFile(files.directory(key))
+    file.write([data])
+    file.sync()
+    return file
+
+
+def test_repeated_finish_returns_body(tmp_path: Path):
+    """A registry that was killed after it has finished an upload finishes it again."""
+    files, key = DiskFiles(tmp_path, min_part_size=1), "bentos/iris/v1/id"
+    files.start(key)
+    files.add_part(key, 1, staged(files, key, DATA))
+    expected = Content.of_parts(md5(DATA), [(len(DATA), md5(DATA))])
+    assert files.finish_put(key) == files.finish_put(key) == expected
+    with pytest.raises(NoSuchUploadError):
+        files.add_part(key, 2, staged(files, key, b"late"))
+    assert files.finish_put(key) == expected
+
+
+def test_completion_ignores_discarded_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A client hangs up while another part of its upload completes it."""
+    files, key = DiskFiles(tmp_path, min_part_size=1), "bentos/iris/v1/id"
+    files.start(key)
+    files.add_part(key, 1, staged(files, key, DATA))
+    cut, found = staged(files, key, b"half"), files._files(key)
+    cut.discard()
+    monkeypatch.setattr(files, "_files", lambda _: found)
+    assert files.complete(key, [CompletedPart(1, md5(DATA))]).size == len(DATA)
+    assert [path.name for path in files.directory(key).iterdir()] == [f"00001.{md5(DATA)[1:-1]}"]
+
+
+@pytest.mark.posix("a sync of directories")
+@pytest.mark.parametrize("way", ["put", "put_part", "add_file"])
+async def test_uploads_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str):
+    """A loss of power after the response must lose neither the bytes nor their names."""
+    synced: list[int] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        yield DATA
+
+    def note(handle: int, **_: object) -> None:
+        synced.append(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr("async_bento._core.platform.flush", note)
+    blobs, key = DiskBlobs(tmp_path, Presigner(b"secret", 60), min_part_size=1), "bentos/iris/v1/id"
+    try:
+        if way == "put":
+            await blobs.put(key, body(), None)
+        elif way == "put_part":
+            await blobs.start_multipart(key)
+            etag = await blobs.put_part(key, 1, body(), None)
+            await blobs.complete_multipart(key, "id", [CompletedPart(1, etag)])
+        else:
+            file = StagedFile(await blobs.start_file(key))
+            file.write([DATA])
+            await blobs.add_file(key, file)
+    finally:
+        blobs.close()
+    directory = tmp_path / key
+    (part,) = directory.iterdir()
+    # The part, its name, and the end of the upload.
+    assert synced == [part.stat().st_ino, directory.stat().st_ino, directory.stat().st_ino]
+
+
+async def test_unfinished_upload_is_deleted_alone(tmp_path: Path):
+    async def body() -> AsyncIterator[bytes]:
+        yield DATA
+
+    blobs = DiskBlobs(tmp_path, Presigner(b"secret", 60), min_part_size=1)
+    try:
+        content = await blobs.put("bentos/iris/v1/id", body(), None)
+        await blobs.start_multipart("bentos/iris/v1/other")
+        for key in ("bentos/iris/v1/id", "bentos/iris/v1/other"):
+            await blobs.delete_unfinished(key)
+        assert await blobs.find_damage("bentos/iris/v1/id", content) is None
+    finally:
+        blobs.close()
+    assert [path.name for path in (tmp_path / "bentos/iris/v1").iterdir()] == ["id"]
+
+
+def test_delete_of_nothing_is_harmless(tmp_path: Path):
+    DiskFiles(tmp_path, min_part_size=1).delete("bentos/iris/v1/id")
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("size", [4, 6])
@@ -418,6 +506,15 @@ async def test_unknown_part_upload_is_404(caller: Caller, upload_id: str, stored
     assert stored_files() == []
 
 
+async def test_finish_ignores_incomplete_parts(caller: Caller):
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    etag = await caller.put_part(upload_id, 1, DATA)
+    await caller.finish()
+    assert (await caller.download()).status == 404
+    assert (await caller.complete(upload_id, [(1, etag)])).status == 200
+
+
 @disk_only
 async def test_upload_id_has_no_aliases(caller: Caller, tmp_path: Path):
     await caller.create()
@@ -622,8 +719,12 @@ async def test_reserved_space_returns_507(serve: Serve, stored_files: Stored, mo
         assert refused.status == 507
         assert refused.json == {"error": "the registry's disk is full but for 1.0 MiB that stay free"}
     assert stored_files() == []
-    assert (await caller.upload(body[:-1])).status == 200
-    size = 3 * MiB - 1
+    body = body[:-1]
+    assert (await caller.upload(pieces())).status == 200
+    assert (await caller.api("PATCH", f"{caller.items()}/v1/start_multipart_upload")).status == 200
+    body, size = body[:MiB], 4 * MiB
+    assert (await caller.upload(pieces())).status == 200
+    size -= 1
     refused = await caller.api("PATCH", f"{caller.items()}/v1/start_multipart_upload")
     assert refused.status == 507
 

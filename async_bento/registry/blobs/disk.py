@@ -79,7 +79,6 @@ class DiskBlobs:
 
     async def put_part(self, key: str, number: int, body: AsyncIterable[bytes], size: int | None) -> str:
         """Add a part to an upload, and return its ETag."""
-        await self._threads.run(self._files.check_open, key)
         async with self._staged(key, body, size) as file:
             await self._threads.run(self._files.add_part, key, number, file)
             return f'"{file.md5}"'
@@ -149,7 +148,8 @@ class DiskBlobs:
     async def _staged(self, key: str, body: AsyncIterable[bytes], size: int | None) -> AsyncGenerator[StagedFile]:
         """Receive a body into a synced temporary file; remove the file unless the block publishes it."""
         file = StagedFile(self._files.directory(key))
-        await self._threads.run(self._files.check_free, size or 0)
+        if size is not None:
+            await self._threads.run(self._files.check_free, size)
         chunks: list[bytes] = []
         n_bytes = 0
 

@@ -154,14 +154,16 @@ class DiskFiles:
         """Accept no further part; keep the listed parts and remove the others. A repeated call succeeds."""
         directory = self.directory(key)
         with self._lock:
-            sizes = {file.name: file.stat().st_size for file in self._files(key)}
-            if not sizes:
+            files = {file.name: file for file in self._files(key)}
+            if not files:
                 raise NoSuchUploadError
-            uploaded = {(int(name[:5]), name[6:]): name for name in sizes if _PART_NAME.fullmatch(name)}
+            # Of the parts only: a body that is still arriving may be discarded meanwhile.
+            sizes = {name: file.stat().st_size for name, file in files.items() if _PART_NAME.fullmatch(name)}
+            uploaded = {(int(name[:5]), name[6:]): name for name in sizes}
             check_parts(completed, {part: sizes[name] for part, name in uploaded.items()}, self._min_part_size)
             listed = [(uploaded[part.number, bare_etag(part.etag)], bare_etag(part.etag)) for part in completed]
             # Among them `upload`, so that no part is added any more, and bodies that are still arriving.
-            for unlisted in sizes.keys() - {name for name, _ in listed}:
+            for unlisted in files.keys() - {name for name, _ in listed}:
                 platform.remove(directory / unlisted, missing_ok=True)
             for number, (name, md5) in enumerate(listed, start=1):
                 # Numbered without gaps: a read finds the file of a part by its position.
