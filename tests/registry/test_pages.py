@@ -17,7 +17,14 @@ from yarl import URL
 
 from async_bento.registry.errors import StorageError
 from async_bento.registry.pages.files import Listing, list_files
-from async_bento.registry.pages.rendering import MAX_MANIFEST, MAX_README, label_query, render_readme, url
+from async_bento.registry.pages.rendering import (
+    MAX_MANIFEST,
+    MAX_README,
+    format_manifest,
+    label_query,
+    render_readme,
+    url,
+)
 from async_bento.registry.pages.session import cookie_name, local_path
 from async_bento.registry.tokens import Actor
 from async_bento.rest.schemas import LabelItemSchema
@@ -237,15 +244,20 @@ def test_local_path_is_kept(path: str):
 
 
 async def test_login_rejects_other_bodies(caller: Caller):
+    async def chunks() -> AsyncGenerator[bytes]:
+        yield f"token={caller.registry.api_token}".encode()
+
     address = f"{caller.registry.endpoint}/login"
     for options in (
         {"json": {"token": caller.registry.api_token}},
-        {"data": {"token": "x" * 9000}},
+        {"data": {"token": "x" * (8192 - len("token=") + 1)}},
         {"data": [("token", "x")] * 11},
+        {"data": chunks(), "headers": {"Content-Type": "application/x-www-form-urlencoded"}},
     ):
         response = await caller.bare("POST", address, **options)
         assert response.status == 400, options
         assert b"cannot log in" in response.body
+    assert (await caller.bare("POST", address, data={"token": "x" * (8192 - len("token="))})).status == 403
 
 
 # Sessions
@@ -368,6 +380,11 @@ def test_searchable_label_is_link(key: str, value: str, expected: str | None):
     assert label_query(LabelItemSchema(key=key, value=value)) == expected
 
 
+def test_cookie_name_has_port():
+    assert cookie_name("http://127.0.0.1:3000") == "async_bento_3000"
+    assert cookie_name("https://bentos.example/team") == "async_bento_https"
+
+
 def test_url_escapes_parts():
     assert url("/x", "a/b", "c?", q="d&e", start=0) == "/x/a%2Fb/c%3F?q=d%26e"
 
@@ -377,7 +394,7 @@ def test_url_escapes_parts():
 
 async def test_bento_page_shows_record(caller: Caller, browser: Browser):
     await caller.about(MODELS).create("weights", "w1")
-    manifest = {"models": ["weights:w1", "missing:v1"], "service": "service:Iris"}
+    manifest = {"models": ["weights:w1", "missing:v1"], "service": "service:Iris", "author": "Zoë"}
     readme = "# Iris\n\nClassifies *irises*. See [the docs](https://docs.example).\n"
     await caller.create(description=readme, manifest=manifest, labels=[{"key": "team", "value": "vision"}])
     assert (await caller.upload(b"bytes")).status == 200
@@ -388,7 +405,7 @@ async def test_bento_page_shows_record(caller: Caller, browser: Browser):
     assert "/models/weights/w1" in page.links
     assert "missing:v1" in page.text
     assert "/models/missing/v1" not in page.links
-    assert '"service": "service:Iris"' in page.text
+    assert '"service": "service:Iris", "author": "Zoë"' in page.text
     assert f"async-bento pull iris:v1 --endpoint {caller.registry.endpoint}" in page.text
     assert "bentoml pull iris:v1" in page.text
     assert "Complete" in page.text
@@ -468,6 +485,22 @@ async def test_file_list_timeout_cancels_read(monkeypatch: pytest.MonkeyPatch):
     assert blob.is_cancelled
 
 
+async def test_lost_storage_spares_page(
+    caller: Caller, browser: Browser, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    await caller.create()
+    assert "Files" not in (await browser.page("/bentos/iris/v1")).text  # nothing was uploaded
+    assert caplog.messages == []
+    assert (await caller.upload(b"bytes")).status == 200
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "no disk")
+
+    monkeypatch.setattr("async_bento.registry.blobs.disk_files.DiskFiles.acquire", fail)
+    assert "iris" in (await browser.page("/bentos/iris/v1")).text
+    assert caplog.messages == ["cannot list the files of iris:v1: [Errno 5] no disk"]
+
+
 async def test_hostile_tar_size_is_ignored(caller: Caller, browser: Browser):
     header = tarfile.TarInfo("./PaxHeaders/x")
     header.type, header.size = tarfile.XHDTYPE, 2**30
@@ -527,6 +560,12 @@ async def test_only_admins_see_events(caller: Caller, browser: Browser):
         assert "Events" not in (await other.page("/bentos/iris/v1")).text
 
 
+def test_manifest_at_limit_is_indented():
+    manifest = json.dumps({"x": "y" * (MAX_MANIFEST - len('{"x": ""}'))})
+    assert format_manifest(manifest) == json.dumps(json.loads(manifest), indent=2)
+    assert format_manifest(f"{manifest} ") == manifest
+
+
 async def test_long_manifest_is_cut(caller: Caller, browser: Browser):
     await caller.create(manifest={"first": 1, "long": "x" * 900_000, "last": 2})
     response = await browser.get("/bentos/iris/v1")
@@ -581,7 +620,9 @@ async def test_hostile_login_is_escaped(caller: Caller):
             '<p><a href="https://ci.example" rel="noopener noreferrer nofollow">build</a></p>\n',
         ),
         ("a" * MAX_README + "<", f"<pre>{'a' * MAX_README}&lt;</pre>"),
+        ("a" * MAX_README, f"<p>{'a' * MAX_README}</p>\n"),
         ("[" * 501, f"<pre>{'[' * 501}</pre>"),
+        ("[" * 500, f"<p>{'[' * 500}</p>\n"),
     ],
 )
 def test_readme_drops_hostile_html(text: str, expected: str):
@@ -601,7 +642,8 @@ async def test_prefix_limits_every_page(caller: Caller):
     browser = await logged_in(caller, await create_token(caller, "team", "admin", prefix="team-"))
     for path in ("/bentos", "/models", "/bentos?q=secret", "/models/team-weights/v1", "/storage"):
         assert not any("secret" in link for link in (await browser.page(path)).links if "q=" not in link), path
-    assert "/models/secret-weights/v1" not in (await browser.page("/bentos/team-a/v1")).links
+    links = (await browser.page("/bentos/team-a/v1")).links
+    assert ("/models/team-weights/v1" in links, "/models/secret-weights/v1" in links) == (True, False)
     assert "To be removed" not in (await browser.page("/storage")).text
     for path in ("/bentos/secret", "/bentos/secret/v1", "/models/secret-weights", "/models/secret-weights/v1"):
         response = await browser.get(path)

@@ -82,19 +82,13 @@ class _RangeFile(io.RawIOBase):
         self._window = b""
         self._n_windows = 0
 
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._blob.size}[whence]
         self._position = base + offset
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MAX_READ:
+        if size > _MAX_READ:
             raise _TooLargeError
         start, stop = self._position, min(self._position + size, self._blob.size)
         if start >= stop:

@@ -300,7 +300,8 @@ def _check_origin(request: web.Request, base_url: str) -> None:
 
 
 async def _read_form(request: web.Request) -> dict[str, str]:
-    if request.content_type != "application/x-www-form-urlencoded" or (request.content_length or 0) > _MAX_FORM:
+    size = request.content_length
+    if request.content_type != "application/x-www-form-urlencoded" or size is None or size > _MAX_FORM:
         raise BadRequestError("cannot log in: the request is no form of a few bytes. Use the form of the login page.")
     raw = (await request.read()).decode(errors="replace")
     try:
