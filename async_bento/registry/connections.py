@@ -243,7 +243,7 @@ class Connection(web.RequestHandler):
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._connections = connections
         self._timer: asyncio.TimerHandle | None = None
-        self._expects_head = True
+        self._expects_head: bool
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`. Of a repeated Content-Type, which aiohttp refuses, the last one is kept.
@@ -252,7 +252,7 @@ class Connection(web.RequestHandler):
         """
         if self._expects_head:
             self._expects_head = False
-            found = [*_CONTENT_TYPE.finditer(data, 0, data.find(b"\r\n\r\n") + 2)]
+            found = [*_CONTENT_TYPE.finditer(data[: data.find(b"\r\n\r\n") + 2])]
             for repeated in reversed(found[:-1]):
                 data = data[: repeated.start()] + data[repeated.end() :]
         super().data_received(data)
@@ -274,7 +274,6 @@ class Connection(web.RequestHandler):
         self._connections.mark_busy(self)
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -314,7 +313,6 @@ class Connection(web.RequestHandler):
         return response
 
     def _wait_for_head(self, timeout: float) -> None:
-        self.receive_head()
         self._expects_head = True
         if self.transport is None:
             return  # closed meanwhile

@@ -189,7 +189,7 @@ class LocalRegistry:
         self._has_pages = pages
         self._access_log = access_log
         self._running: _Running | None = None
-        self._thread = ExitStack()
+        self._thread: ExitStack
 
     def __repr__(self) -> str:
         place = self._bucket if self._root is None else self._root

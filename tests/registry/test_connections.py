@@ -182,6 +182,21 @@ async def test_connection_limit_keeps_newest(serve: Serve, monkeypatch: pytest.M
         writer.close()
 
 
+async def test_connection_limit_keeps_busy(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections, "connection_limit", lambda: 1)
+    caller = await serve()
+    busy, first = await connect(caller.registry.endpoint)
+    token = f"X-YATAI-API-TOKEN: {caller.registry.api_token}\r\nExpect: 100-continue\r\nContent-Length: 19"
+    first.write(f"POST /api/v1/bento_repositories HTTP/1.1\r\nHost: x\r\n{token}\r\n\r\n".encode())
+    assert await asyncio.wait_for(busy.readuntil(b"\r\n\r\n"), 20) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    refused, second = await connect(caller.registry.endpoint)
+    assert await asyncio.wait_for(refused.read(), 20) == b""
+    first.write(b'{ "name": "iris" } ')
+    assert await asyncio.wait_for(busy.readline(), 20) == b"HTTP/1.1 200 OK\r\n"
+    for writer in (first, second):
+        writer.close()
+
+
 @pytest.mark.posix("limit of open files")
 async def test_descriptor_limit_logs_once(tmp_path: Path):
     async with limited_registry(tmp_path, 1024, later=40) as (endpoint, child):
@@ -222,6 +237,7 @@ async def test_head_timeout_closes(caller: Caller, monkeypatch: pytest.MonkeyPat
 
 async def test_idle_connection_is_closed(caller: Caller, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(connections, "KEEP_ALIVE", 0.2)
+    monkeypatch.setattr(connections, "_LINGER", 60)
     reader, writer = await connect(caller.registry.endpoint)
     writer.write(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
     assert await reader.readline() == b"HTTP/1.1 404 Not Found\r\n"
@@ -286,6 +302,42 @@ async def test_expect_without_token_is_403(caller: Caller, path: str):
     writer.transport.abort()
 
 
+async def test_expect_of_late_upload_is_404(caller: Caller):
+    await caller.create()
+    url = urlsplit(await caller.put_url())
+    assert (await caller.bare("PUT", url.geturl(), data=b"bytes")).status == 200
+    await caller.finish()
+    reader, writer = await connect(caller.registry.endpoint)
+    head = f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+    writer.write(head.encode())
+    assert await asyncio.wait_for(reader.readline(), 20) == b"HTTP/1.1 404 Not Found\r\n"
+    writer.transport.abort()
+
+
+async def test_expect_is_for_http_1_1(caller: Caller):
+    """HTTP/1.0 has no interim responses: a client would take it for the response."""
+    await caller.create()
+    reader, writer = await connect(caller.registry.endpoint)
+    token = f"X-YATAI-API-TOKEN: {caller.registry.api_token}\r\nExpect: 100-continue\r\nContent-Length: 5"
+    writer.write(f"PUT /api/v1{caller.items()}/v1/upload HTTP/1.0\r\n{token}\r\n\r\nbytes".encode())
+    assert await asyncio.wait_for(reader.readline(), 20) == b"HTTP/1.0 200 OK\r\n"
+    writer.transport.abort()
+
+
+async def test_expect_adds_no_logged_bytes(serve: Serve, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "access")
+    caller = await serve(access_log=logging.getLogger("access"))
+    await caller.create()
+    for expects in (False, True):
+        assert (await caller.upload(b"bytes", expect100=expects)).status == 200
+
+    def sizes() -> list[int]:
+        return [each.access["bytes"] for each in caplog.records if each.access["path"].endswith("/upload")]  # type: ignore[attr-defined]
+
+    await eventually(lambda: len(sizes()) == 2)
+    assert sizes()[0] == sizes()[1]
+
+
 async def test_expect_with_token_continues(caller: Caller):
     await caller.create()
     assert (await caller.upload(b"bytes", expect100=True)).status == 200
@@ -337,7 +389,7 @@ async def test_wrong_method_returns_allow(caller: Caller):
 
 
 async def test_upload_with_repeated_header(caller: Caller):
-    """BentoML before 1.3.7 sends this header; the bytes after the head in the same packet stay unchanged."""
+    """BentoML before 1.3.7 sends this header; the bytes of the body stay unchanged, also in the packet of the head."""
     await caller.create()
     body = b"\r\ncontent-type: a\r\ncontent-type: b\r\n\r\n"
     reader, writer = await connect(caller.registry.endpoint)
@@ -345,13 +397,17 @@ async def test_upload_with_repeated_header(caller: Caller):
         f"PUT /api/v1{caller.items()}/v1/upload HTTP/1.1",
         "Host: x",
         f"X-YATAI-API-TOKEN: {caller.registry.api_token}",
+        f"Content-Length: {len(body)}",
         "content-type: application/json",
         "Content-Type: application/octet-stream",
-        f"Content-Length: {len(body)}",
-        "Connection: close",
     ]
     writer.write("\r\n".join([*head, "", ""]).encode() + body)
-    response = await asyncio.wait_for(reader.read(), 20)
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)).startswith(b"HTTP/1.1 200 ")
+    assert (await caller.download()).body == body
+    head.insert(1, "Expect: 100-continue")
+    writer.write("\r\n".join([*head, "", ""]).encode())
+    assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)).startswith(b"HTTP/1.1 200 ")
     writer.close()
-    assert response.startswith(b"HTTP/1.1 200 ")
     assert (await caller.download()).body == body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import sqlite3
@@ -22,6 +23,8 @@ from async_bento.errors import ConfigError
 from async_bento.registry import cleanup
 from async_bento.registry.blobs.disk_files import StagedFile
 from async_bento.registry.cleanup import Cleanup
+from async_bento.registry.errors import StorageError
+from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.server import LocalRegistry, _endpoint
 from tests.platforms import KILLED
 from tests.registry.conftest import BENTOS, MODELS, Caller, disk_only, everywhere
@@ -91,9 +94,14 @@ async def test_kill_keeps_everything(serve: Serve, tmp_path: Path):
 
 
 @disk_only
-async def test_directory_lock_is_exclusive(caller: Caller, tmp_path: Path):
-    with pytest.raises(ConfigError, match="another registry is using it"):
-        await LocalRegistry(tmp_path / "registry").start()
+async def test_directory_lock_is_exclusive(caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def wait(_: float) -> None:
+        raise AssertionError("the second registry waits for the lock")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", wait)
+        with pytest.raises(ConfigError, match="another registry is using it"):
+            await LocalRegistry(tmp_path / "registry").start()
     await caller.registry.close()
     async with LocalRegistry(tmp_path / "registry"):
         pass
@@ -216,6 +224,54 @@ async def test_close_waits_for_cleanup(
     await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
 
+async def test_cleanup_runs_every_hour(monkeypatch: pytest.MonkeyPatch):
+    steps: list[object] = []
+
+    class Recorder:
+        async def run(self) -> None:
+            steps.append("run")
+
+    async def sleep(seconds: float) -> None:
+        steps.append(seconds)
+        if len(steps) == 5:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await cleanup._repeat(Recorder())  # type: ignore[arg-type]
+    assert steps == [60, "run", 3600, "run", 3600]
+
+
+async def test_registry_runs_cleanup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    is_cleaned = asyncio.Event()
+
+    async def run(_: Cleanup) -> None:
+        is_cleaned.set()
+
+    monkeypatch.setattr(cleanup, "_FIRST", 0)
+    monkeypatch.setattr(Cleanup, "run", run)
+    async with LocalRegistry(tmp_path):
+        await asyncio.wait_for(is_cleaned.wait(), 20)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EIO, "no disk"), "the cleanup failed: [Errno 5] no disk"),
+        (StorageError("SlowDown", "no bucket"), "the cleanup failed: no bucket"),
+        (RuntimeError("a bug"), "the cleanup failed"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+async def test_failed_cleanup_is_logged(caplog: pytest.LogCaptureFixture, error: Exception, message: str):
+    async def fail() -> None:
+        raise error
+
+    await cleanup._logged(fail)
+    assert caplog.messages == [message]
+    assert ("Traceback" in caplog.text) == isinstance(error, RuntimeError)
+
+
 async def test_cancelled_close_during_cleanup_raises(monkeypatch: pytest.MonkeyPatch):
     """The close waits for the step of the cleanup, and the cancellation of the close is not lost."""
     started, ending, go_on, stop = (asyncio.Event() for _ in range(4))
@@ -282,7 +338,7 @@ async def test_unstarted_endpoint_raises(tmp_path: Path):
 
 async def test_start_on_used_port_unlocks(caller: Caller, tmp_path: Path):
     port = urlsplit(caller.registry.endpoint).port
-    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+    with pytest.raises(ConfigError, match=rf"cannot listen on 127.0.0.1:{port}: \w.*\. Check the host and the port"):
         await LocalRegistry(tmp_path / "other", port=port).start()
     async with LocalRegistry(tmp_path / "other"):
         pass
@@ -290,7 +346,7 @@ async def test_start_on_used_port_unlocks(caller: Caller, tmp_path: Path):
 
 async def test_unusable_directory_raises(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot use"):
+    with pytest.raises(ConfigError, match=r"cannot use \S*below: \w"):
         await LocalRegistry(tmp_path / "file" / "below").start()
 
 
@@ -335,6 +391,7 @@ async def test_open_directory_hides_files(tmp_path: Path):
     root = tmp_path / "registry"
     root.mkdir(mode=0o755)
     (root / "blobs").mkdir(mode=0o755)
+    (root / "registry.sqlite3").touch(mode=0o644)
     async with LocalRegistry(root):
         modes = {path.name: path.stat().st_mode & 0o777 for path in root.iterdir()}
     assert {"registry.sqlite3", "registry.sqlite3-wal", "blobs", "api_token", "lock"} <= {*modes}
@@ -365,12 +422,17 @@ async def test_given_token_is_not_stored(serve: Serve, tmp_path: Path):
     assert caller.registry.api_token == "my-token"
     assert (await caller.api("GET", "/auth/current")).status == 200
     assert not (tmp_path / "registry" / "api_token").exists()
+    assert not caller.registry.has_new_token
 
 
-async def test_repr_hides_secrets(serve: Serve):
+@disk_only
+async def test_repr_hides_secrets(serve: Serve, tmp_path: Path):
     caller = await serve(api_token="my-token")
-    assert caller.registry.endpoint in repr(caller.registry)
+    shown = f"LocalRegistry({str(tmp_path / 'registry')!r}, endpoint="
+    assert repr(caller.registry) == f"{shown}{caller.registry.endpoint!r})"
     assert caller.registry.api_token not in repr(caller.registry) + str(vars(caller.registry))
+    await caller.registry.close()
+    assert repr(caller.registry) == f"{shown}None)"
 
 
 async def test_token_not_ascii_returns_403(caller: Caller):
@@ -448,6 +510,20 @@ async def test_transmission_per_repository(serve: Serve):
 def test_invalid_argument_raises(tmp_path: Path, options: dict[str, Any]):
     with pytest.raises(ConfigError):
         LocalRegistry(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "the registry has no directory"),
+        ({"database": "postgresql://db.example/bentos"}, "the registry has no directory"),
+        ({"bucket": S3Bucket("bucket")}, "the registry has no directory"),
+        ({"root": S3Bucket("bucket")}, "a bucket holds no records"),
+    ],
+)
+def test_missing_place_raises(options: dict[str, Any], reason: str):
+    with pytest.raises(ConfigError, match=reason):
+        LocalRegistry(**options)
 
 
 @pytest.mark.parametrize(
