@@ -49,6 +49,17 @@ def refuse(monkeypatch: pytest.MonkeyPatch, number: int, *functions: str) -> Non
             monkeypatch.setattr(accessor, name, staticmethod(fail))
 
 
+def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let flock(2) fail with an errno."""
+    import fcntl
+
+    def refuse(_: int, operation: int) -> None:
+        if operation != fcntl.LOCK_UN:  # the registry releases locks of its own when it ends
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
 @contextmanager
 def acting_as(user: int, group: int, umask: int) -> Iterator[None]:
     """Act as another user whose umask differs."""

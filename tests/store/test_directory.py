@@ -62,6 +62,20 @@ def test_commit_moves_item(path: Path) -> None:
     assert names(path.parent) == ["svc"]
 
 
+@pytest.mark.posix("file modes")
+def test_commit_changes_modes_of_directories(path: Path, request: pytest.FixtureRequest) -> None:
+    """Nobody but root could move a directory without write permission elsewhere."""
+    target = TargetDirectory(Bento, path)
+    with target.stage() as staged:
+        fill(staged, NEW)
+        (staged / "src").chmod(0o500)
+        (staged / "data").chmod(0o400)
+        target.commit(staged, TAG, force=False)
+    in_place = request.node.callspec.params["path"]
+    assert (path / "src").stat().st_mode & 0o777 == (0o700 if in_place else 0o500)
+    assert (path / "data").stat().st_mode & 0o777 == 0o400
+
+
 @pytest.mark.posix("sync of a directory")
 def test_committed_item_is_synced(path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash of the system after the commit does not lose the entries of the directory."""

@@ -7,8 +7,6 @@ import itertools
 import logging
 import os
 import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +15,7 @@ import pytest
 from async_bento import BentoAPI, BentoStore, StoreError
 from tests.builders import KiB, contents, left_in_scratch, make_bento, random_bytes
 from tests.store.crashes import seen, whole
+from tests.store.real_places import refuse_locks
 
 if TYPE_CHECKING:
     from tests.store.crashes import Crasher
@@ -118,16 +117,6 @@ def warned(caplog):
     return lambda: [record.getMessage() for record in caplog.records if "cannot lock files" in record.getMessage()]
 
 
-def refuse_locks(monkeypatch, number):
-    import fcntl
-
-    def refuse(_, operation):
-        if operation != fcntl.LOCK_UN:  # the registry releases locks of its own when it ends
-            raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-
-
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
 def test_unsupported_locks_warn_once(there, home, monkeypatch, warned, number):
     refuse_locks(monkeypatch, number)
@@ -141,42 +130,6 @@ def test_unsupported_locks_warn_once(there, home, monkeypatch, warned, number):
     assert left_in_scratch(there) == []
     assert len(warned()) == 1
     assert f"in {there / 'tmp'}: {os.strerror(number)}. Let only one process at a time" in warned()[0]
-
-
-def test_thread_locks_without_flock(there, monkeypatch):
-    refuse_locks(monkeypatch, errno.ENOSYS)
-    store = BentoStore(there / "bentos")
-    mine, other = store.lock("svc:v1"), store.lock("svc:v1")
-    assert mine.acquire(timeout=0)
-    assert not other.acquire(timeout=0)
-    assert not other.acquire(timeout=0.05)
-    assert store.lock("svc:v2").acquire(timeout=0)
-    with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(other.acquire)
-        other_has_waited = threading.Event()
-        assert not other_has_waited.wait(0.1)
-        assert not waiting.done()
-        mine.release()
-        assert waiting.result(timeout=5)
-    mine.release()  # no longer held: must not release the lock of the other
-    assert not mine.acquire(timeout=0)
-    other.release()
-
-
-def test_recover_without_locks_keeps_all(there, monkeypatch):
-    refuse_locks(monkeypatch, errno.ENOLCK)
-    store = BentoStore(there / "bentos")
-    with store.stage() as staged:
-        (staged / "file").touch()
-        with store.stage():
-            pass
-        assert (staged / "file").exists()
-
-
-def test_lock_io_error_raises(there, monkeypatch):
-    refuse_locks(monkeypatch, errno.EIO)
-    with pytest.raises(StoreError, match=r"cannot lock .*/async-bento-lock-.*: Input/output error"):
-        BentoStore(there / "bentos").lock("svc:v1").acquire()
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])

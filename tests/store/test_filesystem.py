@@ -105,10 +105,22 @@ def test_new_directory_inherits_group(tmp_path):
     os.chown(tmp_path / "shared", -1, others[0])
     (tmp_path / "shared").chmod(0o2775)
     (tmp_path / "new").mkdir()
-    os.chown(tmp_path / "new", -1, os.getegid())
+    owner = 1234 if os.geteuid() == 0 else os.geteuid()
+    os.chown(tmp_path / "new", owner, os.getegid())
     filesystem.inherit_group(tmp_path / "new", tmp_path / "shared")
     status = (tmp_path / "new").stat()
-    assert (status.st_gid, status.st_mode & stat.S_ISGID) == (others[0], stat.S_ISGID)
+    assert (status.st_uid, status.st_gid, status.st_mode & stat.S_ISGID) == (owner, others[0], stat.S_ISGID)
+
+
+def test_sync_flushes_drive_once(tmp_path, monkeypatch):
+    """Last, for all files and directories: on macOS, each flush of a drive takes long."""
+    synced = []
+    monkeypatch.setattr(filesystem, "fsync_path", lambda path, *, drive=True: synced.append((path.name, drive)))
+    (tmp_path / "tree" / "sub").mkdir(parents=True)
+    (tmp_path / "tree" / "file").touch()
+    (tmp_path / "tree" / "sub" / "deep").touch()
+    filesystem.sync_tree(tmp_path / "tree")
+    assert synced == [("file", False), ("deep", False), ("tree", False), ("sub", True)]
 
 
 def test_exchange_swaps_directories(tmp_path):
@@ -135,3 +147,17 @@ def test_store_error_names_path_once(action, message):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/store/iris")
     assert str(caught.value) == message
     assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system. Use another directory."),
+        (OSError("cannot seek"), "cannot seek"),
+    ],
+)
+def test_store_error_without_path_has_reason(error, reason):
+    with pytest.raises(StoreError) as caught, as_store_error("write iris:v1", if_refused="Use another directory."):
+        raise error
+    assert str(caught.value) == f"cannot write iris:v1: {reason}"

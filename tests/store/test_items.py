@@ -13,7 +13,7 @@ import yaml
 from async_bento._core.tag import Tag
 from async_bento._core.validation import format_time
 from async_bento.errors import NotFoundError, StoreError
-from async_bento.store import metadata
+from async_bento.store import fields, metadata
 from async_bento.store.fields import MAX_VALUES
 from async_bento.store.items import MAX_README_SIZE, Bento, Model
 from async_bento.store.metadata import MAX_YAML_SIZE
@@ -273,6 +273,24 @@ def test_large_yaml_is_not_read(tmp_path):
         file.truncate(1 << 40)
     with pytest.raises(StoreError, match=rf"cannot read .*model\.yaml: the file is larger than {MAX_YAML_SIZE} bytes"):
         Model.from_path(tmp_path)
+
+
+def test_yaml_of_largest_size_is_read(tmp_path, monkeypatch):
+    iris = bento(tmp_path)
+    size = (tmp_path / "bento.yaml").stat().st_size
+    monkeypatch.setattr(metadata, "MAX_YAML_SIZE", size)
+    assert Bento.from_path(tmp_path) == iris
+    monkeypatch.setattr(metadata, "MAX_YAML_SIZE", size - 1)
+    with pytest.raises(StoreError, match=f"larger than {size - 1} bytes"):
+        Bento.from_path(tmp_path)
+
+
+def test_most_values_of_field_are_read(tmp_path, monkeypatch):
+    """Each mapping, list and scalar is a value."""
+    monkeypatch.setattr(fields, "MAX_VALUES", 4)
+    assert model(tmp_path, metadata={"a": [1, 2]}).info.metadata == {"a": [1, 2]}
+    with pytest.raises(StoreError, match="`metadata`: more than 4 values"):
+        model(tmp_path, metadata={"a": [1, 2, 3]})
 
 
 @pytest.mark.parametrize("field", ["metadata", "labels"])

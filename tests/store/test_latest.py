@@ -62,11 +62,12 @@ def test_repair_replaces_unreadable_latest(unreadable):
     assert latest(unreadable) == "v1"
 
 
-def test_repair_keeps_newer_latest(store, monkeypatch):
-    """Another process has committed a newer version since the versions were read."""
+@pytest.mark.parametrize("created", [OLD, NEW])
+def test_repair_keeps_newer_latest(store, monkeypatch, created):
+    """Another process has committed a version of the same time, or a newer one, since the versions were read."""
     put(store, "iris:v1", OLD)
     item = store.get("iris:v1")
-    put(store, "iris:v2", NEW)
+    put(store, "iris:v2", created)
     monkeypatch.setattr(LatestFiles, "newest", lambda _self, _name: item)
     assert store._latest.repair("iris") == "v2"
     assert latest(store) == "v2"
@@ -135,11 +136,11 @@ def test_latest_on_mount_is_written_there(tmp_path, monkeypatch, number):
     written = []
 
     def write(path, content, *, mode, durable, temp_path=None):
-        written.append(temp_path)
+        written.append((temp_path, durable))
         if temp_path is not None:
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("async_bento.store.latest.atomic_write", write)
     with nullcontext() if number == errno.EXDEV else pytest.raises(OSError, match="No space left"):
         write_latest(tmp_path, "v1", tmp_path / "temp")
-    assert written == [tmp_path / "temp", None][: 2 if number == errno.EXDEV else 1]
+    assert written == [(tmp_path / "temp", True), (None, True)][: 2 if number == errno.EXDEV else 1]

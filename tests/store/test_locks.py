@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from async_bento.errors import StoreError
 from async_bento.store import locks
+from tests.store.real_places import refuse_locks
 from tests.store.stores import put, spawn
 
 
@@ -37,6 +39,39 @@ def test_thread_lock_excludes_others(store):
         two.submit(mine.release).result()
         assert one.submit(other.acquire).result()
         two.submit(other.release).result()
+
+
+def test_thread_lock_without_flock(store, monkeypatch, caplog):
+    refuse_locks(monkeypatch, errno.ENOSYS)
+    mine, other = store.lock("iris:v1"), store.lock("iris:v1")
+    assert mine.acquire(timeout=0)
+    assert mine.acquire(timeout=0)  # which holds it already
+    assert not mine.excludes_processes
+    assert not other.acquire(timeout=0)
+    assert store.lock("iris:v2").acquire(timeout=0)
+    mine.release()
+    assert other.acquire(timeout=0)
+    mine.release()  # no longer held: must not release the lock of the other
+    assert not mine.acquire(timeout=0)
+    other.release()
+    assert caplog.text.count("cannot lock files in") == 1
+    assert [*mine.path.parent.iterdir()] == []
+
+
+def test_lock_held_twice_is_released_once(store):
+    lock = store.lock("iris:v1")
+    assert lock.acquire(timeout=0)
+    assert lock.acquire(timeout=0)
+    assert lock.excludes_processes
+    lock.release()
+    with store.lock("iris:v1"):
+        pass
+
+
+def test_lock_io_error_raises(store, monkeypatch):
+    refuse_locks(monkeypatch, errno.EIO)
+    with pytest.raises(StoreError, match=r"cannot lock .*/async-bento-lock-.*: Input/output error"):
+        store.lock("iris:v1").acquire()
 
 
 def test_released_lock_survives_fork(store):

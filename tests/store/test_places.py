@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import BentoAPI
+from async_bento import BentoAPI, StoreError
+from async_bento._core import platform
+from async_bento.store import places
 from async_bento.store.store import BentoStore
 from tests.builders import contents, make_bento
 from tests.store.real_places import ALICE, BOB, TEAM, acting_as, mount, needs_root, outcome
@@ -171,7 +173,118 @@ def test_foreign_parent_stages_inside(shared):
     assert [path.name for path in home.iterdir()] == ["bentos"]
 
 
+# A directory elsewhere
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of temporary files."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    return tmp_path / "temporary" / f"bento-staging-{platform.user_id()}"
+
+
+def test_stage_elsewhere_prefers_sibling(tmp_path, temporary):
+    for _ in range(2):  # made by the first call
+        assert places._elsewhere(tmp_path / "bentos") == tmp_path / "tmp"
+    assert not temporary.exists()
+
+
+@pytest.mark.posix("file modes")
+@pytest.mark.parametrize("mode", [0o1777, 0o755])
+def test_stage_elsewhere_in_temporary_directory(tmp_path, temporary, monkeypatch, mode):
+    """The sibling is sticky, or another user's."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(mode)
+    monkeypatch.setattr(places, "is_writable", lambda _: mode == 0o1777)
+    for _ in range(2):
+        assert places._elsewhere(tmp_path / "bentos") == temporary
+    assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
+
+
+@pytest.mark.posix("file modes")
+@pytest.mark.parametrize("kind", ["link", "open", "file"])
+def test_stage_elsewhere_of_other_user_fails(tmp_path, temporary, monkeypatch, kind):
+    monkeypatch.setattr(places, "is_writable", lambda _: False)
+    if kind == "link":
+        temporary.symlink_to(tmp_path, target_is_directory=True)
+    elif kind == "file":
+        temporary.touch(0o600)
+    else:
+        temporary.mkdir()
+        temporary.chmod(0o720)
+    with pytest.raises(StoreError, match=rf"cannot stage items in {temporary}: the directory is another user's"):
+        places._elsewhere(tmp_path / "bentos")
+
+
+@needs_root
+def test_stage_elsewhere_of_bob_fails(tmp_path, temporary, monkeypatch):
+    monkeypatch.setattr(places, "is_writable", lambda _: False)
+    owned(temporary, BOB, BOB, 0o700)
+    with pytest.raises(StoreError, match="another user's"):
+        places._elsewhere(tmp_path / "bentos")
+
+
+def test_probe_of_faster_process_may_be_gone(tmp_path, monkeypatch):
+    """Another process with the same probe has removed it."""
+    (tmp_path / "bentos").mkdir()
+    monkeypatch.setattr(platform, "replace", lambda source, _target: source.unlink())
+    assert places.rename_reaches(tmp_path / "probe", tmp_path / "bentos")
+    assert [*tmp_path.iterdir()] == [tmp_path / "bentos"]
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EACCES])
+def test_probe_of_mount_is_removed(tmp_path, monkeypatch, number):
+    def refuse(_source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(target))
+
+    monkeypatch.setattr(platform, "replace", refuse)
+    reached = outcome(lambda: places.rename_reaches(tmp_path / "probe", tmp_path / "bentos"))
+    assert reached is False if number == errno.EXDEV else str(reached).startswith("PermissionError")
+    assert [*tmp_path.iterdir()] == []
+
+
 # Several users
+
+
+@pytest.mark.posix("file modes")
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shared"),
+    [
+        (0o755, None, True),  # no store yet
+        (0o755, 0o755, True),
+        (0o755, 0o775, False),
+        (0o755, 0o777, False),
+        (0o775, 0o775, True),
+        (0o775, 0o777, False),
+        (0o777, 0o777, True),
+        (0o1777, 0o755, False),
+        (0o1777, None, False),
+    ],
+)
+def test_staging_is_shared_like_store(tmp_path, ours, theirs, shared):
+    for name, mode in {"tmp": ours, "bentos": theirs}.items():
+        if mode is not None:
+            (tmp_path / name).mkdir()
+            (tmp_path / name).chmod(mode)
+    assert places._is_shared(tmp_path / "tmp", tmp_path / "bentos") is shared
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shared"),
+    [
+        ((ALICE, TEAM, 0o755), (ALICE, ALICE, 0o755), True),
+        ((ALICE, TEAM, 0o755), (BOB, TEAM, 0o755), False),
+        ((ALICE, TEAM, 0o775), (BOB, TEAM, 0o775), True),
+        ((ALICE, ALICE, 0o775), (ALICE, TEAM, 0o775), False),
+        ((ALICE, ALICE, 0o777), (BOB, TEAM, 0o775), True),
+    ],
+)
+def test_staging_is_shared_by_owners(tmp_path, ours, theirs, shared):
+    owned(tmp_path / "tmp", *ours)
+    owned(tmp_path / "bentos", *theirs)
+    assert places._is_shared(tmp_path / "tmp", tmp_path / "bentos") is shared
 
 
 @needs_root

@@ -15,6 +15,7 @@ import pytest
 from async_bento.errors import StoreError
 from async_bento.store import locks, moves, staging
 from async_bento.store.store import BentoStore
+from tests.store.real_places import refuse_locks
 from tests.store.stores import NEW, OLD, fill, latest, put, spawn, staging_of
 
 
@@ -42,20 +43,37 @@ def test_stage_recreates_store(store, home):
     assert put(store, "iris:v1").path.is_dir()
 
 
-def test_recovery_waits_for_no_lock(store, monkeypatch):
-    """What another process uses is passed over at once."""
+@pytest.mark.parametrize("action", [BentoStore.prune, lambda store: store.recover("iris:v1")], ids=["prune", "recover"])
+def test_recovery_waits_for_no_lock(store, monkeypatch, action):
+    """What another process uses, or a killed one left of a name that another changes, is passed over at once."""
     acquire, waits = locks.Lock.acquire, []
 
     def note(self, timeout=None):
         waits.append(timeout)
         return acquire(self, timeout=timeout)
 
-    with store.stage():
-        area = staging.StagingArea(store.path)
+    path = put(store, "iris:v1").path
+    left = crash_in_commit(store, "iris:v2", moved=path, before="v1", after="v2")
+    with locks.Lock(left.with_name("async-bento-lock-bentos+iris")), store.stage() as staged:
+        other = BentoStore(store.path)
+        other.lock("iris:v1")  # finds the staging directory, under a lock of its own
         monkeypatch.setattr(locks.Lock, "acquire", note)
-        area.recover()
+        action(other)
+        assert (left / "commit.json").exists()
+        assert staged.exists()
     assert waits
     assert set(waits) == {0}
+
+
+@pytest.mark.parametrize("action", [BentoStore.prune, lambda store: store.recover("iris:v1")], ids=["prune", "recover"])
+def test_recovery_without_flock_keeps_all(store, monkeypatch, action):
+    """Without locks, nothing shows that another process uses a directory."""
+    put(store, "iris:v1")
+    used = store.path.parent / "tmp" / "async-bento-used" / "item"
+    used.mkdir(parents=True)
+    refuse_locks(monkeypatch, errno.ENOLCK)
+    action(store)
+    assert used.exists()
 
 
 def test_stage_removed_on_exception(store):

@@ -14,6 +14,7 @@ from async_bento._core import platform
 from async_bento._core.tag import Tag
 from async_bento.errors import ConfigError, InvalidTagError, NotFoundError, StoreError
 from async_bento.store.items import Model
+from async_bento.store.layout import abbreviate
 from async_bento.store.store import BentoStore, ModelStore
 from tests.store.stores import MIDDLE, NEW, OLD, fill, fill_model, latest, put, staging_of
 
@@ -106,6 +107,13 @@ def test_missing_name_lists_similar(store):
         store.get("iris")
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"), [("a", "a"), ("abcde", "a, b, c, d, e"), ("abcdef", "a, b, c, d, e and 1 more")]
+)
+def test_long_list_of_names_is_abbreviated(names, shown):
+    assert abbreviate([*names]) == shown
+
+
 def test_missing_version_lists_known(store):
     put(store, "iris:v1")
     with pytest.raises(NotFoundError, match=r": iris has v1\. "):
@@ -149,11 +157,13 @@ def test_list_unknown_name_raises(store):
 def test_list_skips_broken_item(store, caplog):
     put(store, "iris:v1")
     (store.path / "iris" / "v2").mkdir()
-    (store.path / ".ipynb_checkpoints").mkdir()
+    for foreign in (".ipynb_checkpoints", "Rose"):
+        (store.path / foreign / "v1").mkdir(parents=True)
     (store.path / "iris" / ".DS_Store").touch()
     assert [str(item.tag) for item in store.list()] == ["iris:v1"]
     assert "the directory has no bento.yaml" in caplog.text
     assert "skipped a broken bento" in caplog.text
+    assert len(caplog.records) == 1
 
 
 def test_model_store_round_trips():
@@ -190,7 +200,7 @@ def test_delete_no_version_raises(store):
 
 def test_delete_prefix_raises(store):
     put(store, "iris:v10")
-    with pytest.raises(NotFoundError, match="v10"):
+    with pytest.raises(NotFoundError, match=r"v10\.$"):  # no hint to download what is to be deleted
         store.delete("iris:v1")
     assert store.get("iris:v10")
 
