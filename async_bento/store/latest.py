@@ -115,7 +115,7 @@ class LatestFiles(Generic[ItemT]):
         """Write an item's version unless the latest is newer; return the latest, None if the item is gone."""
         name, version = item.tag.name, item.tag.version
         current = self.read(name)
-        if current is not None and current != version:
+        if current is not None:
             with suppress(NotFoundError, StoreError):
                 if self.layout.load(Tag(name, current)).creation_time >= item.creation_time:
                     return current

@@ -140,7 +140,7 @@ class StagingArea:
         lock = self._lock(path.parent, path.name)
         locks = [lock]
         if path.name.startswith(KEPT):  # a push and a pull hold another lock from their start to their end
-            locks.insert(0, self._lock(path.parent, path.name.removeprefix(KEPT)))
+            locks.append(self._lock(path.parent, path.name.removeprefix(KEPT)))
         try:
             if not all(each.acquire(timeout=0) and each.excludes_processes for each in locks):
                 return {}
@@ -241,11 +241,10 @@ class StagingArea:
         set_times(path, time.time_ns())  # the last use of a kept directory, from which `KEPT_SECONDS` count
 
     def _reserve(self, root: Path) -> tuple[Path, Lock]:
-        while True:
-            path = root / f"{PREFIX}{secrets.token_hex(6)}"
-            lock = self._lock(root, path.name)
-            if lock.acquire(timeout=0):
-                return path, lock
+        path = root / f"{PREFIX}{secrets.token_hex(6)}"
+        lock = self._lock(root, path.name)
+        lock.acquire()
+        return path, lock
 
     def _lock(self, root: Path, name: str) -> Lock:
         mode = 0o600
