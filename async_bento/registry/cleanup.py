@@ -119,7 +119,7 @@ class Cleanup:
                 "database, or remove them yourself; the first is %s.",
                 len(unknown),
                 n_known,
-                unknown[0],
+                min(unknown),
             )
             return
         for key in unknown:

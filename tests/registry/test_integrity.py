@@ -8,7 +8,10 @@ import io
 import json
 import os
 import sqlite3
+import threading
 import time
+from dataclasses import replace
+from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,13 @@ import pytest
 from tqdm import tqdm
 
 from async_bento import AsyncBentoAPI, BentoStore, ModelStore
+from async_bento._core import platform
+from async_bento._core.concurrency import run_in_new_thread
 from async_bento.cli import main
+from async_bento.registry.blobs.base import Content, Part
+from async_bento.registry.blobs.disk_files import DiskFiles
+from async_bento.registry.check import Damage, find_damage
+from async_bento.registry.records.blobs import Blob
 from tests.builders import contents, make_bento
 from tests.cli_runner import make_runner
 from tests.registry.conftest import clean_up, disk_only
@@ -178,7 +187,10 @@ async def test_part_upload_again_replaces(caller: Caller, stored_files: Stored):
 # Cleanup of bytes without a record
 
 
-async def test_orphaned_bytes_are_removed(caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch):
+async def test_orphaned_bytes_are_removed(
+    caller: Caller, stored_files: Stored, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "async_bento.registry")
     await caller.create()
     await caller.upload(DATA)
     await caller.create(version="v2")
@@ -193,6 +205,7 @@ async def test_orphaned_bytes_are_removed(caller: Caller, stored_files: Stored, 
     assert stored_files.has_count(disk=2, s3=2)
     await clean_up(caller, hours=25)
     assert stored_files.has_count(disk=1, s3=1)
+    assert "removed bytes without a record: bentos/iris/v2/" in caplog.text
     assert (await caller.download()).body == DATA
 
 
@@ -208,6 +221,7 @@ async def test_lost_database_keeps_bytes(
             await caller.upload(b"lost", version)
     await clean_up(caller, hours=25)
     assert "2 objects without a record, but only 1 with one, so none is removed" in caplog.text
+    assert "the first is bentos/iris/v2/" in caplog.text
     assert stored_files.has_count(disk=3, s3=3)
 
 
@@ -283,6 +297,73 @@ async def test_terminal_shows_checked_bytes(caller: Caller, tmp_path: Path, monk
     assert drawn.getvalue().endswith("\r")  # the bar is removed
 
 
+@pytest.mark.parametrize(("state", "n_damaged"), [("current", 1), ("unused", 0), (None, 0)])
+async def test_check_ignores_replaced_bytes(state: Any, n_damaged: int):
+    """The bytes were replaced or deleted after the check has read their record."""
+    blob = Blob(1, "models/clf/m1/id", 1, None, "current", Content(4, '"x"'), datetime.now(timezone.utc))
+    pages = {0: [blob], 1: []}
+
+    class Records:
+        async def page_of_current(self, after: int, _: int) -> list[Blob]:
+            return pages[after]
+
+        async def find(self, _: str) -> Blob | None:
+            return state and replace(blob, state=state)
+
+    class Blobs:
+        async def find_damage(self, *_: object) -> str:
+            return "part 1 of 1 is missing"
+
+    checked: list[int] = []
+    records: Any = Records()
+    blobs: Any = Blobs()
+    expected = [Damage("model", "clf:m1", blob.key, "part 1 of 1 is missing")] * n_damaged
+    assert await find_damage(records, blobs, checked.append) == expected
+    assert checked == [4]
+
+
+async def test_cancelled_check_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    parts = (Part(4, md5(b"data")), Part(4, md5(b"data")))
+    (tmp_path / "key").mkdir()
+    for number in (1, 2):
+        (tmp_path / "key" / f"0000{number}.{md5(b'data')}").write_bytes(b"data")
+    opened: list[Path] = []
+    is_cancelled, loop, open_shared = threading.Event(), asyncio.get_running_loop(), platform.open_shared
+
+    def cancel() -> None:
+        checking.cancel()
+        loop.call_soon(loop.call_soon, is_cancelled.set)
+
+    def note(path: Path) -> Any:
+        opened.append(path)
+        loop.call_soon_threadsafe(cancel)
+        is_cancelled.wait(20)
+        return open_shared(path)
+
+    monkeypatch.setattr(platform, "open_shared", note)
+    files = DiskFiles(tmp_path, min_part_size=1)
+    checking = asyncio.create_task(run_in_new_thread(files.find_damage, "key", Content(8, '"x"', parts)))
+    await asyncio.wait([checking])
+    assert checking.cancelled()
+    assert len(opened) == 1
+
+
+def test_check_works_in_fips_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """There, OpenSSL refuses MD5 except for purposes that are not security."""
+    found = Content(4, f'"{md5(b"data")}"', (Part(4, md5(b"data")),))
+    part = tmp_path / "key" / f"00001.{md5(b'data')}"
+    part.parent.mkdir()
+    part.write_bytes(b"data")
+    permitted = hashlib.md5
+
+    def refuse(data: bytes = b"", *, usedforsecurity: bool = True) -> Any:
+        assert not usedforsecurity
+        return permitted(data, usedforsecurity=False)
+
+    monkeypatch.setattr(hashlib, "md5", refuse)
+    assert DiskFiles(tmp_path, min_part_size=1).find_damage("key", found) is None
+
+
 def test_check_creates_no_registry(tmp_path: Path):
     result = make_runner().invoke(main, ["registry", "check", "--root", str(tmp_path / "none")])
     assert result.exit_code == 2
@@ -331,10 +412,13 @@ async def test_old_layout_is_migrated(caller: Caller, tmp_path: Path, stored_fil
     killed = root / "blobs" / "data" / ("0" * 32)
     killed.mkdir()
     (killed / "upload").write_text("bentos/iris/v3.tar")
+    (complete,) = [part.parent for part in (root / "blobs/data").rglob("00002.*")]
+    (complete / "upload").write_text("bentos/iris/v1.tar")  # a completion that was killed at its end
     await caller.registry.start()
     assert [(await caller.download(version)).body for version in ("v1", "v2")] == before
     assert [part[0] for part in (await caller.get())["checksums"]["parts"]] == [len(PART), len(DATA)]
     assert sorted(path.name for path in (root / "blobs").iterdir()) == ["bentos"]
+    assert [*(root / "blobs").rglob("upload")] == []
     await clean_up(caller, hours=48)
     await caller.registry.close()
     await caller.registry.start()

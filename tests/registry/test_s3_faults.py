@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import subprocess
 import sys
 import tempfile
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
 import pytest
@@ -17,7 +19,8 @@ import pytest
 from async_bento.cli import main
 from async_bento.errors import ConfigError
 from async_bento.registry.blobs import bucket
-from async_bento.registry.errors import StorageError
+from async_bento.registry.blobs.base import CompletedPart, Content
+from async_bento.registry.errors import NoSuchUploadError, StorageError
 from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.server import LocalRegistry
 from tests.cli_runner import make_runner
@@ -133,6 +136,16 @@ async def test_invalid_url_expiry_raises(faulty: FaultyS3, tmp_path: Path, optio
         await LocalRegistry(tmp_path, bucket=S3Bucket("bucket", endpoint=faulty.endpoint), **options).start()
 
 
+@pytest.mark.parametrize(("url_expiry", "signed"), [(0.4, "1"), (604_800, "604800")])
+async def test_url_expiry_is_rounded(faulty: FaultyS3, tmp_path: Path, url_expiry: float, signed: str):
+    where = S3Bucket("bucket", endpoint=faulty.endpoint)
+    registry = LocalRegistry(tmp_path, bucket=where, url_expiry=url_expiry)
+    async with registry, aiohttp.ClientSession() as session:
+        caller = Caller(registry, session, BENTOS)
+        await caller.create()
+        assert dict(parse_qsl(urlsplit(await caller.put_url()).query))["X-Amz-Expires"] == signed
+
+
 def serve(*arguments: str) -> tuple[int, str]:
     result = make_runner().invoke(main, ["registry", "serve", "--port", "0", *arguments])
     assert "Traceback" not in result.output
@@ -205,7 +218,7 @@ async def test_cut_download_disconnects(caller: Caller, faulty: FaultyS3, caplog
 @pytest.mark.parametrize(
     "name", ["EndpointConnectionError", "HTTPClientError", "ClientError", "OSError", "TimeoutError", "ConnectionError"]
 )
-def test_unreachable_bucket_is_503(name: str):
+def test_unreachable_bucket_is_503(name: str, caplog: pytest.LogCaptureFixture):
     from botocore import exceptions
 
     error = {
@@ -220,6 +233,19 @@ def test_unreachable_bucket_is_503(name: str):
     with expected as raised, bucket.translate_s3_errors():
         raise error
     assert (raised.value.status, raised.value.retry_after) == (503, 5)
+    assert caplog.messages == [f"cannot reach S3: {str(error) or type(error).__name__}"]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(("status", "code"), [(400, "Throttling"), (503, "ServiceUnavailable"), (429, "SomethingElse")])
+def test_throttled_bucket_is_503(status: int, code: str):
+    from botocore.exceptions import ClientError
+
+    response: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    expected = pytest.raises(StorageError, match="the registry's bucket is overloaded")
+    with expected as raised, bucket.translate_s3_errors():
+        raise ClientError(response, "PutObject")
+    assert (raised.value.status, raised.value.code, raised.value.retry_after) == (503, "SlowDown", 5)
 
 
 @pytest.mark.s3
@@ -280,6 +306,54 @@ async def test_unlistable_parts_have_no_time(code: str, status: int):
     assert await blobs.uploaded_at("bentos/iris/v1", "upload") is None
     await blobs.delete("bentos/iris/v1", "upload")
     assert len(deleted) == 1
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [(404, "NoSuchKey", "NoSuchUpload"), (400, "InvalidArgument", "NoSuchUpload"), (503, "SlowDown", "SlowDown")],
+)
+async def test_unlistable_upload_is_unknown(status: int, code: str, expected: str):
+    """Storages refuse a malformed id of an upload in several ways."""
+    with pytest.raises(StorageError) as raised:
+        await complete_again((status, code), None)
+    assert raised.value.code == expected
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    ("etag", "is_found"),
+    [
+        (f'"{hashlib.md5(bytes(16)).hexdigest()}-1"', True),
+        (f'"{"1" * 32}"', True),
+        (f'"{"1" * 32}-1"', False),
+        (None, False),
+    ],
+)
+async def test_repeated_completion_checks_etag(etag: str | None, is_found: bool):
+    """The upload is unknown, since the response to a first call was lost, or since its parts are others."""
+    if is_found:
+        assert (await complete_again((404, "NoSuchUpload"), etag)).etag == etag
+    else:
+        with pytest.raises(NoSuchUploadError):
+            await complete_again((404, "NoSuchUpload"), etag)
+
+
+async def complete_again(listing: tuple[int, str], etag: str | None) -> Content:
+    """Complete an upload of one part, whose list fails, and whose object has an ETag."""
+    from botocore.exceptions import ClientError
+
+    from async_bento.registry.blobs.s3 import S3Blobs
+
+    def refuse(status: int, code: str) -> Any:
+        raise ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "ListParts")
+
+    async def head_object(**_: object) -> dict[str, Any]:
+        return {"ETag": etag, "ContentLength": 5} if etag else refuse(404, "404")
+
+    client: Any = SimpleNamespace(get_paginator=lambda _: refuse(*listing), head_object=head_object)
+    blobs = S3Blobs(bucket.Bucket(client, "bucket", ""), client, url_expiry=60)
+    return await blobs.complete_multipart("bentos/iris/v1/id", "upload", [CompletedPart(1, "0" * 32)])
 
 
 @pytest.mark.s3

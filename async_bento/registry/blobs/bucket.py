@@ -173,7 +173,6 @@ def _config(endpoint: str | None) -> AioConfig:
         connect_timeout=10,
         read_timeout=60,
         max_pool_connections=_MAX_CONNECTIONS,
-        tcp_keepalive=True,
     )
 
 

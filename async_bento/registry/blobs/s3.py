@@ -202,8 +202,8 @@ class S3Blobs:
 
     async def _complete(self, key: str, upload_id: str, completed: Sequence[CompletedPart]) -> Content:
         """Make an object of the parts; a repeated call succeeds."""
-        etags = [f'"{bare_etag(part.etag)}"' for part in completed]
-        numbered = [(part.number, etag) for part, etag in zip(completed, etags, strict=True)]
+        numbered = [(part.number, f'"{bare_etag(part.etag)}"') for part in completed]
+        etags = [etag for _, etag in numbered]
         try:
             sizes = await self._check_parts(key, upload_id, completed)
             if sizes is None and (found := await self._head(key)):
