@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import datetime, timedelta, timezone
 from itertools import count
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_bento.errors import ConfigError, NotFoundError
-from async_bento.registry.access import API_PREFIX, GuessThrottle
+from async_bento.registry.access import API_PREFIX, Access, AccessDeniedError, GuessThrottle, TooManyGuessesError
 from async_bento.registry.app import Api
 from async_bento.registry.loading import load_backend, load_pages
 from async_bento.registry.records.tokens import TokenRecords
@@ -322,6 +324,7 @@ async def test_user_and_creator_are_token(caller: Caller):
     await caller.ok("POST", caller.items(), json=body, token=token)
     bento = await caller.get()
     assert (bento["creator"]["name"], bento["repository"]["creator"]["name"]) == ("robot", "robot")
+    assert bento["creator"]["is_super_admin"] is False
 
 
 # Guesses
@@ -341,6 +344,27 @@ async def test_wrong_tokens_are_throttled(serve: Serve, monkeypatch: pytest.Monk
     assert "too many wrong tokens" in refused.json["error"]
     assert (await guess("10.0.0.1", caller.registry.api_token)).status == 200
     assert (await guess("10.0.0.2")).status == 403
+
+
+async def test_wrong_tokens_wait(monkeypatch: pytest.MonkeyPatch):
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    async def find(_: str) -> None:
+        return None
+
+    access = Access(SimpleNamespace(find=find))  # type: ignore[arg-type]
+    access._guesses = GuessThrottle(lambda: 1000.0)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    for _ in range(20):
+        with pytest.raises(AccessDeniedError):
+            await access.check("wrong", "10.0.0.1")
+    with pytest.raises(TooManyGuessesError) as refused:
+        await access.check("wrong", "10.0.0.1")
+    assert waited == [0.0] * 10 + [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+    assert refused.value.retry_after == 11
 
 
 def test_throttle_grows_and_recovers():
@@ -365,6 +389,7 @@ def test_throttle_bounds_addresses():
     for number in range(10_050):
         throttle.delay(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
     assert len(throttle._next) == 10_000
+    assert [throttle.delay("10.9.9.9") for _ in range(11)][-1] == 1.0  # the newest addresses stay
 
 
 @pytest.mark.parametrize(
@@ -464,4 +489,5 @@ async def test_no_directory_requires_token(storage: Any, tmp_path: Path):
     async with LocalRegistry(**places) as registry:
         with pytest.raises(ConfigError, match="was started without a token"):
             _ = registry.api_token
+        assert not registry.has_new_token
         assert await tokens_of(registry).find(first) is not None

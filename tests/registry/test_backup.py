@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_bento.cli import main
 from async_bento.registry import backup
+from async_bento.registry.loading import load_backend
 from async_bento.registry.server import LocalRegistry
 from tests.cli_runner import make_runner
 from tests.platforms import IS_WINDOWS
@@ -92,6 +94,48 @@ async def test_next_backup_is_incremental(caller: Caller, tmp_path: Path):
     assert sorted(path.name for path in target.iterdir()) == ["api_token", "blobs", "registry.sqlite3", "signing_key"]
 
 
+async def test_backup_counts_copied_bytes(caller: Caller, tmp_path: Path):
+    root, target = tmp_path / "registry", tmp_path / "backup"
+    backend = await load_backend(root=root, database=None, bucket=None)
+    await push(caller, "v1", DATA)
+    await push(caller, "v2", DATA[:7])
+    for sizes in ([len(DATA), 7], [0, 0]):
+        copied: list[int] = []
+        async with backend.attached() as opened:
+            result = await backup.back_up(root, target, opened.records.database, copied.append)
+        assert (result, copied) == ((2, sum(sizes), []), sizes)
+
+
+async def test_cancelled_backup_stops(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    caller = await serve(min_part_size=0)
+    await caller.create()
+    upload_id = await caller.start_multipart()
+    etags = [(number, await caller.put_part(upload_id, number, b"part")) for number in (1, 2)]
+    assert (await caller.complete(upload_id, etags)).status == 200
+    await caller.finish()
+    copied: list[Path] = []
+    is_cancelled, loop = threading.Event(), asyncio.get_running_loop()
+
+    def cancel() -> None:
+        backing_up.cancel()
+        loop.call_soon(loop.call_soon, is_cancelled.set)
+
+    def copy(_: Path, target: Path) -> None:
+        copied.append(target)
+        target.touch()
+        loop.call_soon_threadsafe(cancel)
+        is_cancelled.wait(20)
+
+    monkeypatch.setattr(backup.shutil, "copyfile", copy)
+    backend = await load_backend(root=tmp_path / "registry", database=None, bucket=None)
+    async with backend.attached() as opened:
+        database = opened.records.database
+        backing_up = asyncio.create_task(backup.back_up(tmp_path / "registry", tmp_path / "backup", database, print))
+        await asyncio.wait([backing_up])
+    assert backing_up.cancelled()
+    assert len(copied) == 1
+
+
 async def test_backup_syncs_each_part(caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A power failure must not leave a damaged part under the name by which the next backup takes it as complete."""
     await push(caller, "v1", DATA)
@@ -101,7 +145,10 @@ async def test_backup_syncs_each_part(caller: Caller, tmp_path: Path, monkeypatc
     assert result.exit_code == 0, result.stderr
     parts = [path.name for path in (tmp_path / "backup" / "blobs").rglob("*") if path.is_file()]
     assert parts
-    assert {*synced} >= {f".{name}" for name in parts}
+    assert {*synced} == {f".{name}" for name in [*parts, "registry.sqlite3"]}
+    synced.clear()
+    await run("restore", tmp_path / "backup", "--root", tmp_path / "new" / "root")
+    assert {*synced} == {*parts, ".restoring-registry.sqlite3"}
 
 
 async def test_backup_is_private_registry(caller: Caller, tmp_path: Path):
@@ -112,6 +159,7 @@ async def test_backup_is_private_registry(caller: Caller, tmp_path: Path):
     assert IS_WINDOWS or {name for name, mode in modes.items() if mode == 0o700} == {"blobs"}
     assert IS_WINDOWS or {name for name, mode in modes.items() if mode == 0o600} == {*modes} - {"blobs"}
     assert IS_WINDOWS or (tmp_path / "backup").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "backup" / "blobs").chmod(0o755)
     await run("restore", tmp_path / "backup", "--root", tmp_path / "new")
     assert IS_WINDOWS or {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()} == modes
     async with LocalRegistry(tmp_path / "backup") as registry:

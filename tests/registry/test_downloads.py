@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import aiohttp
 import pytest
 
+from async_bento.registry.blobs.presign import Grant, Presigner
 from async_bento.registry.downloads import parse_range
-from async_bento.registry.errors import StorageError
+from async_bento.registry.errors import ForbiddenError, StorageError
 from tests.registry.conftest import clean_up, disk_only
 
 if TYPE_CHECKING:
@@ -259,6 +261,18 @@ async def test_presigned_url_expires(serve: Serve):
     assert await denied(caller, "PUT", put, data=b"x")
     assert await denied(caller, "PUT", part, data=b"x")
     assert (await caller.download()).body == DATA
+
+
+def test_presigned_url_ends_at_expiry(monkeypatch: pytest.MonkeyPatch):
+    now = 1_700_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    presigner = Presigner(b"secret", 60)
+    query = dict(parse_qsl(urlsplit(presigner.sign(Grant("GET", "key"))).query))
+    now += 59.999
+    assert presigner.check("GET", "key", query) == Grant("GET", "key")
+    now += 0.001
+    with pytest.raises(ForbiddenError, match="Request has expired"):
+        presigner.check("GET", "key", query)
 
 
 async def test_url_survives_restart(serve: Serve):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from async_bento.registry import app, schemas
 from async_bento.registry.errors import BadRequestError
 from async_bento.registry.records.query import ListQuery, parse_list_query
-from tests.registry.conftest import records_only
+from tests.registry.conftest import disk_only, records_only
 
 if TYPE_CHECKING:
     from tests.registry.conftest import Caller
@@ -62,6 +64,29 @@ async def test_paging_without_count_is_full(caller: Caller):
 
 async def test_paging_of_empty_registry(either: Caller):
     assert await either.list() == {"start": 0, "count": 0, "total": 0, "items": []}
+
+
+@disk_only
+async def test_long_list_lets_others_run(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+    for number in range(5):
+        await caller.create(version=f"v{number}")
+    turn, turns, write = 0, list[int](), schemas.item_json
+
+    def count() -> None:
+        nonlocal turn, counting
+        turn += 1
+        counting = asyncio.get_running_loop().call_soon(count)
+
+    def note(*arguments: Any, **fields: Any) -> str:
+        turns.append(turn)
+        return write(*arguments, **fields)
+
+    monkeypatch.setattr(app, "_ITEMS_PER_STEP", 2)
+    monkeypatch.setattr(schemas, "item_json", note)
+    counting = asyncio.get_running_loop().call_soon(count)
+    assert (await caller.list())["total"] == 5
+    counting.cancel()
+    assert [each - turns[0] for each in turns] == [0, 1, 1, 2, 2]
 
 
 async def test_unknown_repository_is_404(either: Caller):

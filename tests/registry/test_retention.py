@@ -163,6 +163,7 @@ async def test_prune_rechecks_plan(caller: Caller):
     assert running is not None
     pruner = Pruner(running.retention, RetentionPolicy(keep=1))
     planned = await pruner.plan()
+    assert pruner.n_repositories == 2
     assert [version.tag for version in planned] == ["iris:v1", "iris:v2", "clf:m1"]
     await caller.create(version="v4", manifest={"models": ["clf:m1"]})
     await caller.ok("DELETE", f"{caller.items()}/v3")
@@ -196,7 +197,7 @@ async def test_prune_works_in_batches(caller: Caller, storage: Storage, monkeypa
 def test_invalid_policy_is_refused(arguments: Any):
     with pytest.raises(ConfigError):
         RetentionPolicy(**arguments)
-    assert RetentionPolicy(keep=1, item_types=(BENTO, MODEL)).keep == 1
+    assert RetentionPolicy(keep=1, older_than=retention.MAX_AGE, item_types=(BENTO, MODEL)).keep == 1
 
 
 # The bytes

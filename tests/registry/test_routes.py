@@ -107,6 +107,8 @@ async def test_create_item_returns_fields(either: Caller):
             "labels": labels,
             "upload_status": "pending",
             "upload_finished_reason": "",
+            "image_build_status": "pending",
+            "presigned_urls_deprecated": False,
             "build_at": "2024-05-01T10:20:30.123456Z",
             "transmission_strategy": "presigned_url",
             "deleted_at": None,
@@ -194,16 +196,17 @@ async def test_description_can_change(either: Caller):
 
 async def test_latest_is_last_created(either: Caller):
     await either.create(version="v1")
-    await either.create(version="v2", build_at="2020-01-01 00:00:00.000000")
-    repository = await either.ok("GET", f"/{either.words.repositories}/iris")
-    assert repository[either.words.latest]["version"] == "v2"
+    await either.create(version="v2", build_at="2020-01-01 00:00:00.000000", manifest={"size_bytes": 7})
+    latest = (await either.ok("GET", f"/{either.words.repositories}/iris"))[either.words.latest]
+    assert (latest["version"], latest["manifest"]) == ("v2", {"size_bytes": 7})
 
 
 async def test_repository_counts_bentos(caller: Caller):
     await caller.create(version="v1")
     await caller.create(version="v2")
     await caller.create("other", "v1")
-    assert (await caller.ok("GET", "/bento_repositories/iris"))["n_bentos"] == 2
+    repository = await caller.ok("GET", "/bento_repositories/iris")
+    assert (repository["n_bentos"], repository["n_deployments"]) == (2, 0)
 
 
 async def test_unknown_repository_is_404(either: Caller):
@@ -292,7 +295,7 @@ async def test_invalid_body_returns_400(caller: Caller, body: bytes):
 async def test_nan_in_body_returns_400(caller: Caller):
     await caller.create()
     response = await caller.api("PATCH", f"{caller.items()}/v1", data=b'{"manifest": {"x": NaN}}')
-    assert response.status == 400
+    assert (response.status, "the body is not JSON" in response.json["error"]) == (400, True)
 
 
 @pytest.mark.parametrize("name", ["Iris", "../x", "", "a" * 64, "a b", "-a"])

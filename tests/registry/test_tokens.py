@@ -260,6 +260,14 @@ async def test_pull_records_time(caller: Caller, storage: Storage):
     assert datetime.now(timezone.utc) - pulled_at < timedelta(minutes=1)
 
 
+def test_token_file_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A power failure after the database has its digest must not lose the token."""
+    synced: list[int] = []
+    monkeypatch.setattr("async_bento._core.platform.flush", lambda handle: synced.append(os.fstat(handle).st_size))
+    assert _read_or_create_secret(tmp_path / "token", lambda: "secret") == ("secret", True)
+    assert synced == [len("secret\n")]
+
+
 @pytest.mark.parametrize("has_links", [True, False])
 @pytest.mark.parametrize("content", [None, ""], ids=["missing", "empty"])
 def test_token_file_race_has_one_winner(
