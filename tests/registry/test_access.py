@@ -14,10 +14,11 @@ import pytest
 from async_bento.errors import ConfigError, NotFoundError
 from async_bento.registry.access import API_PREFIX, Access, AccessDeniedError, GuessThrottle, TooManyGuessesError
 from async_bento.registry.app import Api
+from async_bento.registry.errors import StorageError
 from async_bento.registry.loading import load_backend, load_pages
 from async_bento.registry.records.tokens import TokenRecords
 from async_bento.registry.server import LocalRegistry
-from async_bento.registry.tokens import ROLES, Actor
+from async_bento.registry.tokens import ROLES, Actor, Token
 from async_bento.registry.transmission import TransmissionPolicy
 from tests.eventually import eventually
 from tests.platforms import IS_WINDOWS
@@ -312,6 +313,28 @@ async def test_token_records_last_use(caller: Caller):
     assert used_at is not None
     await caller.ok("GET", "/auth/current", token=token)
     assert await last_use() == used_at  # at most once per minute
+
+
+@pytest.mark.parametrize(("age", "is_recorded"), [(None, True), (60, False), (61, True)])
+async def test_failed_record_of_use_allows_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, age: int | None, is_recorded: bool
+):
+    """A locked database must not stop requests that only read."""
+    now = datetime.now(timezone.utc)
+    used_at = None if age is None else now - timedelta(seconds=age)
+    token = Token(1, "robot", "read", "", now, None, used_at)
+
+    async def find(_: str) -> Token:
+        return token
+
+    async def set_used(*_: object) -> None:
+        raise StorageError("ServiceUnavailable", "the database is locked", status=503)
+
+    monkeypatch.setattr("async_bento.registry.access.utc_now", lambda: now)
+    records: Any = SimpleNamespace(find=find, set_used=set_used)
+    assert await Access(records).check("secret", "10.0.0.1") == token
+    expected = "cannot record the use of the token robot: the database is locked"
+    assert caplog.messages == ([expected] if is_recorded else [])
 
 
 async def test_user_and_creator_are_token(caller: Caller):

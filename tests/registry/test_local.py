@@ -250,7 +250,7 @@ async def test_registry_runs_cleanup(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(cleanup, "_FIRST", 0)
     monkeypatch.setattr(Cleanup, "run", run)
-    async with LocalRegistry(tmp_path):
+    async with LocalRegistry(tmp_path / "new" / "registry"):
         await asyncio.wait_for(is_cleaned.wait(), 20)
 
 

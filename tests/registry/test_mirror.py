@@ -565,6 +565,7 @@ async def test_outage_serves_cached_items(
     for path in (ask.items("mod"), f"{ask.items('mod')}/m1", f"{ask.items('mod')}/m1/download", "/models", "/labels"):
         answer = await ask.api("GET", path)
         assert (answer.status, answer.headers["Cache-Status"]) == (200, "async-bento; hit; detail=upstream-down"), path
+    assert (await ask.ok("PATCH", f"{ask.items('mod')}/m1/presign_download_url"))["presigned_download_url"] == ""
     lost = await ask.api("GET", f"{ask.items('mod')}/m2")
     assert lost.status == 503
     assert lost.json["error"].endswith("this mirror does not have what you ask for. Try again later.")

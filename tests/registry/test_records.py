@@ -20,10 +20,13 @@ from sqlalchemy.exc import IntegrityError
 
 from async_bento import ConfigError
 from async_bento.registry.backend import Backend
+from async_bento.registry.blobs.base import Content, Part
+from async_bento.registry.errors import BadRequestError
 from async_bento.registry.records import database as database_module
 from async_bento.registry.records.database import Database, parse_database_url, sqlite_url
 from async_bento.registry.records.settings import shared_id
 from async_bento.registry.records.tables import VERSION, metadata, settings
+from async_bento.registry.schemas import CreateRequest, UpdateRequest, checksums, parse_request
 from async_bento.registry.server import LocalRegistry
 from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, records_only, s3_only, sync_client
 from tests.registry.test_tokens import events
@@ -291,6 +294,25 @@ async def test_record_limits_return_400(caller: Caller, fields: dict[str, Any], 
     assert response.status == 400
     assert words in response.json["error"]
     assert (await caller.list())["total"] == 1
+
+
+def test_values_at_limits_are_accepted():
+    deepest: Any = 1
+    for _ in range(64):
+        deepest = {"deeper": deepest}
+    largest = {"x": "y" * (2**20 - len(json.dumps({"x": ""})))}
+    for manifest in (deepest, largest):
+        labels = [{"key": "k" * 1024, "value": "v" * 1024}]
+        body = {"version": "v1", "build_at": "1970-01-01 00:00:00.000000", "manifest": manifest, "labels": labels}
+        assert parse_request(CreateRequest, json.dumps(body).encode()).manifest == manifest
+    for manifest, problem in (({"deeper": deepest}, "nested deeper"), (largest | {"z": 1}, "larger than")):
+        with pytest.raises(BadRequestError, match=problem):
+            parse_request(UpdateRequest, json.dumps({"manifest": manifest}).encode())
+
+
+def test_unknown_parts_have_no_checksums():
+    assert checksums(Content(5, '"opaque"')) is None
+    assert checksums(Content(5, '"0"', (Part(5, "0"),))) == {"size": 5, "etag": '"0"', "parts": [[5, "0"]]}
 
 
 async def test_repository_description_is_limited(caller: Caller):

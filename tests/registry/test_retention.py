@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
 import os
@@ -213,6 +214,17 @@ async def test_prune_leaves_no_bytes(caller: Caller, storage: Storage, stored_fi
         await caller.registry.start()
     assert (await caller.download("v2")).body == DATA
     assert json.loads((await run(storage, "usage", "--json")).stdout)["waiting_bytes"] == 0
+
+
+@disk_only
+async def test_prune_counts_bytes_it_leaves(caller: Caller, storage: Storage, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    await push(caller, "v1", "v2")
+    await caller.registry.close()
+    monkeypatch.setattr("async_bento.registry.blobs.disk_files.DiskFiles.delete", fail)
+    assert (await prune(storage, "--keep", "1"))["waiting_bytes"] == 1_000
 
 
 @disk_only

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -123,6 +124,18 @@ async def test_newer_format_raises(faulty: FaultyS3):
     assert "newer async-bento" in await rejection(S3Bucket("bucket", endpoint=faulty.endpoint))
 
 
+async def test_bucket_of_other_database_raises(faulty: FaultyS3, tmp_path: Path):
+    """The cleanup of one registry would remove the bytes of the other."""
+    where = S3Bucket("bucket", endpoint=faulty.endpoint)
+    for _ in range(2):
+        async with LocalRegistry(tmp_path, bucket=where):
+            layout = json.loads(faulty.objects["registry.json"])
+    assert (layout.keys(), layout["format"]) == ({"format", "database"}, 2)
+    assert (await rejection(where)).endswith(
+        "it holds the bytes of another database. Use that database, or another prefix."
+    )
+
+
 @pytest.mark.parametrize("stored", [b"a page", b"{}", b"[]", b'{"format": null}', b'{"format": "two"}'])
 async def test_foreign_json_raises(faulty: FaultyS3, stored: bytes):
     faulty.objects["registry.json"] = stored
@@ -203,6 +216,18 @@ async def test_bucket_error_hides_message(caller: Caller, faulty: FaultyS3):
     faulty.fault = lambda _: (403, "AccessDenied")
     response = await caller.api("PATCH", f"{caller.items()}/v1/start_multipart_upload")
     assert response.json["error"] == "the registry's bucket failed: AccessDenied"
+    ready = await caller.bare("GET", f"{caller.registry.endpoint}/readyz")
+    assert (ready.status, ready.json) == (503, {"status": "unavailable"} | response.json)
+
+
+async def test_lost_object_returns_404(caller: Caller, faulty: FaultyS3):
+    await caller.create()
+    await caller.upload(b"bytes")
+    (key,) = [key for key in faulty.objects if key.endswith(".tar")]
+    del faulty.objects[key]
+    response = await caller.download()
+    assert response.status == 404
+    assert response.json["error"].startswith("the bytes of bentos/iris/v1/")
 
 
 async def test_cut_download_disconnects(caller: Caller, faulty: FaultyS3, caplog: pytest.LogCaptureFixture):
@@ -339,6 +364,13 @@ async def test_repeated_completion_checks_etag(etag: str | None, is_found: bool)
             await complete_again((404, "NoSuchUpload"), etag)
 
 
+@pytest.mark.s3
+async def test_repeated_completion_without_part_list():
+    """s3rver lists no parts, and fails where a completion is repeated."""
+    etag = '"11111111111111111111111111111111-1"'
+    assert await complete_again((501, "NotImplemented"), etag) == Content(5, etag)
+
+
 async def complete_again(listing: tuple[int, str], etag: str | None) -> Content:
     """Complete an upload of one part, whose list fails, and whose object has an ETag."""
     from botocore.exceptions import ClientError
@@ -394,10 +426,12 @@ async def test_cleanup_failure_is_logged(caller: Caller, faulty: FaultyS3, caplo
 async def test_unlistable_uploads_log_once(
     caller: Caller, faulty: FaultyS3, caplog: pytest.LogCaptureFixture, status: int
 ):
+    await caller.create()
+    await caller.upload(b"bytes")
     faulty.fault = lambda request: (status, "NotImplemented") if "uploads" in request.query else None
     for _ in range(2):
         await clean_up(caller, hours=2)
-    (record,) = [each for each in caplog.records if "abandoned uploads" in each.getMessage()]
+    (record,) = caplog.records
     assert "stay in the bucket: the registry's bucket does not support ListMulti" in record.getMessage()
 
 

@@ -21,7 +21,7 @@ from async_bento.registry.blobs.base import CompletedPart, Content
 from async_bento.registry.blobs.disk import DiskBlobs
 from async_bento.registry.blobs.disk_files import DiskFiles, StagedFile
 from async_bento.registry.blobs.presign import Presigner
-from async_bento.registry.errors import NoSuchUploadError, StorageError, translate_errors
+from async_bento.registry.errors import NoSuchUploadError, RecordNotFoundError, StorageError, translate_errors
 from async_bento.registry.records import sql
 from tests.builders import MiB
 from tests.eventually import eventually
@@ -264,6 +264,31 @@ async def test_unfinished_upload_is_deleted_alone(tmp_path: Path):
     finally:
         blobs.close()
     assert [path.name for path in (tmp_path / "bentos/iris/v1").iterdir()] == ["id"]
+
+
+def test_delete_waits_for_last_reader(tmp_path: Path):
+    files, key = DiskFiles(tmp_path, min_part_size=1), "bentos/iris/v1/id"
+    files.start(key)
+    files.add_part(key, 1, staged(files, key, DATA))
+    for _ in range(3):
+        files.acquire(key)
+    files.release(key)
+    files.delete(key)
+    with pytest.raises(RecordNotFoundError):
+        files.acquire(key)
+    files.release(key)
+    assert files.directory(key).exists()
+    files.release(key)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_delete_after_last_reader_is_immediate(tmp_path: Path):
+    files, key = DiskFiles(tmp_path, min_part_size=1), "bentos/iris/v1/id"
+    files.start(key)
+    files.acquire(key)
+    files.release(key)
+    files.delete(key)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_delete_of_nothing_is_harmless(tmp_path: Path):
