@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from secrets import token_hex, token_urlsafe
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from filelock import FileLock, Timeout
 
@@ -24,6 +24,7 @@ from async_bento.registry.tokens import generate_token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 DATABASE = "registry.sqlite3"
@@ -80,7 +81,7 @@ async def try_lock(root: Path, threads: Threads) -> AsyncGenerator[bool]:
     lock = FileLock(root / "lock", timeout=0, mode=0o600, thread_local=False)
     async with AsyncExitStack() as stack:
         try:
-            await stack.enter_async_context(threads.entered(lock))
+            await stack.enter_async_context(threads.entered(cast("AbstractContextManager[object]", lock)))
         except Timeout:
             is_locked = False
         else:
