@@ -113,7 +113,7 @@ class Threads:
 
     def close(self) -> None:
         """Stop the threads without waiting: `run` returns only after its thread is idle."""
-        self.executor.shutdown()
+        self.executor.shutdown(wait=False)
 
 
 async def run_in_new_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -133,7 +133,7 @@ class Retries:
         self,
         policy: RetryPolicy,
         *,
-        progress: Callable[[], int] = int,  # 0
+        progress: Callable[[], int] = lambda: 0,
         on_retry: Callable[[Exception], None] = lambda _: None,
         log: logging.Logger = logger,
     ) -> None:

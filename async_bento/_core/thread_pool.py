@@ -56,8 +56,8 @@ class DaemonThreadPool(Executor):
             workers.queue.put(job)  # under the lock: after the None of `shutdown`, no thread would run the job
         return future
 
-    def shutdown(self, *_args: object, **_kwargs: object) -> None:
-        """End the threads once they have done what was submitted; the arguments of an Executor have no effect."""
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads once they have done what was submitted; `wait` and `cancel_futures` have no effect."""
         with self._workers.lock:
             self._finalizer()
 

@@ -313,6 +313,7 @@ class Connection(web.RequestHandler):
         return response
 
     def _wait_for_head(self, timeout: float) -> None:
+        self.receive_head()  # aiohttp rejects a malformed request without it
         self._expects_head = True
         if self.transport is None:
             return  # closed meanwhile

@@ -261,13 +261,15 @@ class _Download:
         await self._start_sink(received.total, received.etag)
         io_chunk = self._pool.config.transfer.io_chunk
         data: list[bytes] = []
+        size = 0
         try:
             while chunk := await received.read():
                 data.append(chunk)
+                size += len(chunk)
                 count(len(chunk))
-                if sum(map(len, data)) >= io_chunk:
+                if size >= io_chunk:
                     await self._feed(data)
-                    data = []
+                    data, size = [], 0
             await self._feed(data)
             if self._verifier is not None:
                 self._verifier.finish()

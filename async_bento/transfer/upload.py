@@ -191,7 +191,7 @@ class Upload:
         target: Callable[[], Awaitable[Target]],
         *,
         part_number: int | None = None,
-        completed: Callable[[], int] = int,
+        completed: Callable[[], int] = lambda: 0,
     ) -> str:
         """PUT a body until it has arrived, and return its ETag. Every attempt asks for a target of its own."""
         retries = Retries(self.pool.config.retry, progress=completed, on_retry=self.progress.retry)
