@@ -114,3 +114,11 @@ def test_wrong_tag_deletes_nothing(pushed: LocalRegistry, tag: str, code: int, m
     assert result.exit_code == code
     assert message in result.stderr
     assert tags() == ["fraud:v1", "iris:v1", "iris:v2"]
+
+
+@pytest.mark.parametrize(
+    ("group", "kept"),
+    [([], "The models of a bento are kept."), (["models"], "A model that a bento in the registry names is kept")],
+)
+def test_delete_help_names_what_is_kept(group: list[str], kept: str) -> None:
+    assert kept in " ".join(run(*group, "delete", "--help").stdout.split())
