@@ -193,7 +193,9 @@ async def test_other_part_size_is_verified(start_pair: StartPair, tmp_path: Path
 
 
 @pytest.mark.parametrize("is_interrupted", [True, False])
-async def test_damaged_parts_not_resumed(start_pair: StartPair, tmp_path: Path, is_interrupted: bool) -> None:
+async def test_damaged_parts_not_resumed(
+    start_pair: StartPair, tmp_path: Path, is_interrupted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """The only checksum covers all bytes, so it is verified after the target has the damaged part."""
     pair = await start_pair("auto")
     pair.source.add_fault(GET, flip, skip=1)
@@ -205,6 +207,7 @@ async def test_damaged_parts_not_resumed(start_pair: StartPair, tmp_path: Path, 
     copied = await pulled(pair.there, "svc:v1", tmp_path / "copy")
     assert copied["src/weights"] == FILES["src/weights"]
     assert not result.resumed
+    assert "cannot be resumed" not in caplog.text
 
 
 async def flip(exchange: Exchange) -> web.StreamResponse:

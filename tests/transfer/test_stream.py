@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_bento import Limits
-from async_bento.transfer.stream import EndOfPiecesError, FileOutput, OtherTarError, StreamSink
+from async_bento import Limits, UnsafeArchiveError
+from async_bento.transfer.stream import EndOfPiecesError, FileOutput, OtherTarError, StreamSink, tree_output
 from async_bento.transfer.tar.index import TarIndex
 from async_bento.transfer.tar.selection import KnownPieces, MatchingFiles, OneFile, pieces_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from async_bento.transfer.tar.selection import Selector
 
@@ -50,9 +51,9 @@ def test_known_pieces_of_other_tar_are_refused() -> None:
 TAR = tar_of(first=b"1" * 2000, second=b"2" * 1024, third=b"3" * 700, last=b"4")
 
 
-def pieces_of_tar(*names: str) -> KnownPieces:
+def pieces_of_tar(*names: str, tar: bytes = TAR) -> KnownPieces:
     index = TarIndex(Limits())
-    index.feed(TAR)
+    index.feed(tar)
     return KnownPieces(pieces_of(index, [index.entries[name] for name in names]))
 
 
@@ -104,3 +105,41 @@ def test_stream_index_of_any_chunks(size: int) -> None:
     sink.feed(chunks_of(TAR, size))
     sink.close()
     assert [*sink.index.entries] == ["first", "second", "third", "last"]
+
+
+def test_file_output_restart_drops_all_bytes() -> None:
+    output = FileOutput(io.BytesIO())
+    output.feed(b"longer")
+    output.restart()
+    output.feed(b"new")
+    output.file.seek(0)
+    assert output.file.read() == b"new"
+
+
+def test_tree_output_restart_drops_all_files(tmp_path: Path) -> None:
+    with tree_output(tmp_path, Limits()) as output:
+        output.feed(tar_of(old=b"0", first=b"0" * 9000)[:4096])
+        output.restart()
+        output.feed(TAR[:-1024])
+        output.close()
+    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {
+        "first": 2000,
+        "second": 1024,
+        "third": 700,
+        "last": 1,
+    }
+
+
+def test_stream_end_is_checked() -> None:
+    """Bytes of the checksum of gzip are missing, or members of the tar."""
+    sink = StreamSink(Limits())
+    sink.feed([gzip.compress(TAR)[:-1]])
+    with pytest.raises(UnsafeArchiveError):
+        sink.close()
+
+    sink = StreamSink(
+        Limits(), pieces_of_tar("last", tar=tar_of(first=b"1" * 20_000, last=b"4")), FileOutput(io.BytesIO())
+    )
+    sink.feed([TAR])
+    with pytest.raises(OtherTarError):
+        sink.close()
