@@ -159,13 +159,12 @@ class StreamSink:
 
     def _take(self, chunk: memoryview) -> None:
         start, self._position = self._position, self._position + len(chunk)
-        if not self.index.is_complete and self._position > self.index.next_byte:
-            found = self.index.feed(chunk[max(0, self.index.next_byte - start) :])
-            if self._selector is not None:
-                for entry in found:
-                    self._pieces.extend(self._selector.add(entry))
-        if self._selector is None or self._output is None:
+        found = self.index.feed(chunk[max(0, self.index.next_byte - start) :])
+        if self._selector is None:
             return
+        assert self._output is not None, "a selector has an output"
+        for entry in found:
+            self._pieces.extend(self._selector.add(entry))
         while self._pieces and self._pass_on(self._output, self._pieces[0], chunk, start):
             self._pieces.popleft()
             self._is_started = False

@@ -9,7 +9,8 @@ import os
 import tarfile
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -17,6 +18,7 @@ from aiohttp import web
 
 from async_bento import BentoError, Config, IntegrityError, PartError, SourceChangedError, StalledError
 from async_bento._core.concurrency import ByteBudget, Threads
+from async_bento._core.tag import Tag
 from async_bento.errors import APIConnectionError, APIResponseError, APIStatusError, AuthenticationError, ServerError
 from async_bento.progress.events import Progress
 from async_bento.transfer import body as body_module, upload as upload_module
@@ -25,6 +27,7 @@ from async_bento.transfer.http import ByteRange, TransferPool
 from async_bento.transfer.tar import reader as reader_module
 from async_bento.transfer.tar.plan import TarPlan
 from async_bento.transfer.tar.reader import TarReader
+from async_bento.transfer.upload import Upload
 from tests.builders import MiB, make_model, random_bytes
 from tests.fault_proxy import (
     FINISH,
@@ -1091,6 +1094,28 @@ async def test_retry_after_stall_succeeds(
     assert outcomes(proxy) == [("success", "")]
 
 
+async def test_failed_start_waits_for_multipart(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+    """The registry may handle a request after the report of the failure."""
+    make_model(home)
+    proxy = await start_proxy()
+    held = Hold()
+    proxy.add_fault("start_upload", answer_json(400, {"error": "no"}))
+    proxy.add_fault("start_multipart", held)
+    api = make_client(proxy)
+
+    pushing = asyncio.create_task(api.models.push("mod:m1"))
+    await held.arrived.wait()
+    await proxy.wait_for("start_upload", 1)
+    await round_trips(api)
+    reported = outcomes(proxy)
+    held.released.set()
+    with pytest.raises(BentoError, match="no"):
+        await pushing
+
+    assert not reported
+    assert outcomes(proxy)[0][0] == "failed"
+
+
 @pytest.mark.parametrize("response", [{"upload_id": ""}, {}], ids=["empty", "absent"])
 async def test_multipart_no_upload_id_fails(
     start_proxy: StartProxy, make_client: MakeClient, home: Path, response: dict[str, str]
@@ -1184,3 +1209,38 @@ def test_upload_is_refused_by_error(error: BentoError, is_refusal: bool) -> None
 )
 def test_upload_parts_allowed_by_s3(part_size: int, size: int, is_allowed: bool) -> None:
     assert upload_module._is_allowed(part_size, size) is is_allowed
+
+
+@pytest.mark.parametrize(
+    ("way", "statuses", "asked"),
+    [
+        ("proxy", ["failed"], 1),
+        ("proxy", ["uploading", "uploading", "failed"], 3),
+        ("proxy", [None], 1),
+        ("proxy", ["uploading"] * 20, 10),
+        ("presigned_url", ["uploading"], 0),
+    ],
+)
+async def test_upload_restore_waits_for_registry(
+    monkeypatch: pytest.MonkeyPatch, way: str, statuses: list[str | None], asked: int
+) -> None:
+    """The registry records a broken request once it has noticed, and would overwrite an earlier report."""
+    monkeypatch.setattr(upload_module, "_STATUS_INTERVAL", 0)
+    left, finished = list(statuses), list[tuple[int, str, str]]()
+
+    async def get(*_: str) -> object:
+        status = left.pop(0)
+        return None if status is None else SimpleNamespace(upload_status=status)
+
+    async def finish_upload(name: str, version: str, outcome: Any) -> None:
+        finished.append((len(left), outcome.status, outcome.reason))
+
+    routes: Any = SimpleNamespace(get=get, finish_upload=finish_upload)
+    pool: Any = None
+    record: Any = SimpleNamespace(upload_finished_reason="as before")
+    upload = Upload(routes, Tag("mod", "m1"), pool, Progress("push", "model", "mod:m1", None), None)
+    upload._way = way
+
+    await upload._restore(record)
+
+    assert finished == [(len(statuses) - asked, "success", "as before")]
