@@ -57,6 +57,9 @@ def test_copy_reports_copied_items() -> None:
         "Would copy bento svc:v1",
         *["Would copy 2 of 2 items"],
     ]
+    model, bento = json.loads(out("copy", "svc:v1", "--to", "there", "--dry-run", "--json"))
+    record = json.loads(out("get", "svc:v1", "--json"))
+    assert bento["size_bytes"] == record["manifest"]["size_bytes"] - model["size_bytes"] > 0
     assert out("copy", "svc:v1", "--from", "here", "--to", "there", "--limit-rate", "1G").startswith(
         "Copied bento svc:v1: 10.0 KiB, "
     )

@@ -602,12 +602,21 @@ def test_rate_excludes_resumed_bytes() -> None:
     assert summary.facts(4.0) == facts_of(active(summary), 4.0)
 
 
+def test_rate_excludes_late_resume() -> None:
+    summary = TransferSummary()
+    for now, done in enumerate((0, 620, 720)):
+        resumed = {"bytes_resumed": 620, "retries": 1} if now else {}
+        summary.record(event("transferring", done, 1000, **resumed), float(now))
+    facts = ["720/1000 B", "50 B/s", "6 s left", "1 retry"]
+    assert facts_of(active(summary), 2.0) == summary.facts(2.0) == facts
+
+
 def test_summary_restarts_after_idle() -> None:
     summary = TransferSummary()
-    summary.record(event("done", 10, 10, kind="model"), 0.0)
-    summary.record(event("transferring", 0, 10), IDLE_RESET)
+    summary.record(event("done", 10, 10, kind="model"), 10.0)
+    summary.record(event("transferring", 0, 10), 10.0 + IDLE_RESET)
     assert (summary.count, summary.done, summary.total) == (2, 10, 20)
-    summary.record(event("done", 10, 10), 2.0)
+    summary.record(event("done", 10, 10), 12.0)
     summary.record(event("transferring", 0, 30, tag="iris:v2"), 60.0)
     assert (summary.count, summary.done, summary.total) == (1, 0, 30)
     assert active(summary).event.tag == "iris:v2"
