@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -99,10 +100,8 @@ class _Handler(StreamHandler):
         if tqdm is None:
             super().emit(record)
         else:
-            try:
+            with suppress(OSError):  # after SIGHUP, the terminal is gone
                 tqdm.write(self.format(record), file=self.stream)
-            except OSError:  # after SIGHUP, the terminal is gone
-                self.handleError(record)
 
 
 class _RepetitionFilter(logging.Filter):

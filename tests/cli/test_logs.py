@@ -9,9 +9,11 @@ import logging
 import re
 import signal
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tqdm import tqdm
 
 from async_bento import ConfigError
 from async_bento.cli import logs, main
@@ -191,12 +193,14 @@ def test_same_fault_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_written(2, "refused")
 
 
-def test_command_drops_same_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bars", [tqdm, None])
+def test_command_drops_same_fault(bars: type[tqdm[Any]] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     output, handlers = io.StringIO(), list[logging.StreamHandler[Any]]()
     monkeypatch.setattr("logging.basicConfig", lambda **options: handlers.extend(options["handlers"]))
     make_runner().invoke(main, ["store", "list"])
     (handler,) = handlers
     handler.setStream(output)
+    monkeypatch.setitem(sys.modules, "tqdm", SimpleNamespace(tqdm=bars))
     for _ in range(2):
         handler.handle(logging.LogRecord("x", logging.INFO, "", 0, "retrying %d %d %d %s", (2, 8, 0, "refused"), None))
     assert output.getvalue() == "retrying 2 8 0 refused\n"
