@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from async_bento import ProgressEvent
     from async_bento.transfer.http import TransferPool
     from tests.fault_proxy import Exchange, FaultProxy
     from tests.fixtures import MakeClient, StartProxy
@@ -183,7 +184,12 @@ async def test_other_part_size_is_verified(start_pair: StartPair, tmp_path: Path
     await pair.here.copy("svc:v1", pair.there)
     assert await pulled(pair.there, "svc:v1", tmp_path / "copy") == original
     pair.source.add_fault(GET, flip, skip=2)
-    await pair.here.copy("svc:v1", pair.there, force=True, with_models=False)  # damaged once, then restarted
+    events: list[ProgressEvent] = []
+    async with AsyncBentoAPI(
+        pair.here._resources.client, config=pair.here._resources.config, progress=events.append
+    ) as here:
+        await here.copy("svc:v1", pair.there, force=True, with_models=False)  # damaged once, then restarted
+    assert "restarting: part 1 arrived damaged" in [event.message for event in events]
     assert await pulled(pair.there, "svc:v1", tmp_path / "second") == original
     pair.source.add_fault(GET, flip, times=None)
     with pytest.raises(TransferError, match=r"cannot copy svc:v1: part 1 arrived damaged, twice\. Copy again"):
@@ -489,17 +495,22 @@ async def test_hub_model_copied_as_record(start_pair: StartPair, make_client: Ma
     await make_client(pair.source, origin).models.push("bert:h1")
     pair.source.requests.clear()
     started = time.monotonic()
-    result = await pair.here.models.copy("bert", pair.there)
+    events: list[ProgressEvent] = []
+    here = AsyncBentoAPI(pair.here._resources.client, progress=events.append)
+    result = await here.models.copy("bert", pair.there)
     assert (str(result.tag), result.skipped, result.parts) == ("bert:h1", False, 0)
+    assert (events[-1].phase, events[-1].message) == ("done", "its files stay on the Hugging Face Hub")
     assert 0 < result.seconds <= time.monotonic() - started
     manifests = [(await api.models.get("bert:h1")).manifest for api in (pair.here, pair.there)]
     assert manifests[0] == manifests[1]
     for force in (False, True):
         (planned,) = await plan_copy_model(pair.here.models, pair.there.models, "bert:h1", force=force)
         assert planned.action == "skip"
-        again = await pair.here.models.copy("bert:h1", pair.there, force=force)
+        again = await here.models.copy("bert:h1", pair.there, force=force)
         assert again.skipped
+        assert (events[-1].phase, events[-1].message) == ("skipped", "already pushed")
         assert 0 < again.seconds <= time.monotonic() - started
+    await here.aclose()
     assert not pair.source.matching("GET bytes|presign")
 
 

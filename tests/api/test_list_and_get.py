@@ -9,10 +9,20 @@ from datetime import datetime, timezone
 from random import Random
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 from aiohttp import web
 
-from async_bento import BentoError, BentoFullSchema, BentoStore, ModelStore, NotFoundError, PartError, Tag
+from async_bento import (
+    BentoError,
+    BentoFullSchema,
+    BentoStore,
+    BentoWithRepositoryListSchema,
+    ModelStore,
+    NotFoundError,
+    PartError,
+    Tag,
+)
 from async_bento.api import item_api as api_module, paging
 from async_bento.errors import APIStatusError
 from tests.builders import make_bento, make_model
@@ -367,6 +377,91 @@ async def test_paging_shrinks_large_pages(start_proxy: StartProxy, make_client: 
 
     assert len((await make_client(proxy).list()).items) == 300
     assert [request.query["count"] for request in proxy.requests] == ["100", "140", "140"]
+
+
+def page_at(versions: list[int], start: int, count: int, **fields: object) -> BentoWithRepositoryListSchema:
+    items = [{"uid": f"uid-{one}", "version": f"v{one}", **fields} for one in versions[start : start + count]]
+    return BentoWithRepositoryListSchema.model_validate({"start": start, "total": len(versions), "items": items})
+
+
+class Pages:
+    """Requests pages of 100 without a registry, and records their positions and how many run at once."""
+
+    def __init__(self, versions: Iterable[int], **fields: object) -> None:
+        self.versions = [*versions]
+        self.requests: list[tuple[int, int]] = []
+        self.most = 0
+        self._fields = fields
+        self._running = 0
+
+    async def __call__(self, *, start: int, count: int) -> BentoWithRepositoryListSchema:
+        self.requests.append((start, count))
+        self._running += 1
+        self.most = max(self.most, self._running)
+        await asyncio.sleep(0)
+        self._running -= 1
+        return page_at(self.versions, start, count, **self._fields)
+
+    async def walk(self, limit: int | None = None) -> list[int]:
+        with anyio.fail_after(20):
+            return [int(one.version[1:]) async for page in paging.walk(self, 100, limit) for one in page]
+
+
+@pytest.mark.parametrize(
+    ("limit", "ahead", "most"),
+    [
+        (None, [(start, 101) for start in range(199, 699, 100)], 4),
+        (450, [(199, 101), (299, 101), (399, 51)], 3),
+        (401, [(199, 101), (299, 101), (399, 2)], 3),
+        (400, [(199, 101), (299, 101)], 2),
+    ],
+)
+async def test_paging_requests_what_is_wanted(
+    limit: int | None, ahead: list[tuple[int, int]], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paging, "LARGE_PAGE_SIZE", 100)
+    pages = Pages(range(700))
+
+    assert await pages.walk(limit) == [*range(700)][:limit]
+    assert pages.requests == [(0, 100), (99, 101), *ahead]
+    assert pages.most == most
+
+
+async def test_paging_identifies_records_without_uid() -> None:
+    assert await Pages(range(150), uid="").walk() == [*range(150)]
+
+
+@pytest.mark.parametrize("left", [[299], [0, 299], [99, 299]])
+async def test_paging_finds_last_records(left: list[int]) -> None:
+    class Deleting(Pages):
+        async def __call__(self, *, start: int, count: int) -> BentoWithRepositoryListSchema:
+            page = await super().__call__(start=start, count=count)
+            self.versions = left
+            return page
+
+    assert await Deleting(range(300)).walk() == [*range(100), 299]
+
+
+async def test_paging_error_ends_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paging, "LARGE_PAGE_SIZE", 100)
+    ended: list[int] = []
+
+    class Failing(Pages):
+        async def __call__(self, *, start: int, count: int) -> BentoWithRepositoryListSchema:
+            if start < 199:
+                return await super().__call__(start=start, count=count)
+            if start == 299:
+                raise NotFoundError("gone")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                ended.append(start)
+            raise AssertionError
+
+    with pytest.raises(NotFoundError, match="gone"):
+        await Failing(range(1000)).walk()
+    assert sorted(ended) == [199, 399, 499]
 
 
 async def test_iter_paging_is_lazy(proxy: FaultProxy, make_client: MakeClient) -> None:

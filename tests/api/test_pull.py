@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiohttp import web
 
 from async_bento import (
     APIStatusError,
@@ -23,7 +25,7 @@ from async_bento import (
     Tag,
 )
 from async_bento.api.kinds import BARE_REASON
-from async_bento.api.pull import is_bare
+from async_bento.api.pull import is_bare, upload_facts
 from async_bento.progress.events import ENDED
 from async_bento.rest.request_schemas import CreateBentoSchema, CreateModelSchema
 from async_bento.rest.schemas import BentoManifestSchema
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from async_bento import AsyncBentoAPI, ProgressEvent
+    from tests.fault_proxy import Exchange
     from tests.fixtures import MakeClient, StartProxy
 
 
@@ -152,9 +155,10 @@ async def test_force_pull_fault_keeps_copy(registry_with: StartProxy, make_clien
     before = contents(home)
     proxy.add_fault(GET, refuse(500), skip=2, times=None)
 
-    with pytest.raises(PartError):
+    with pytest.raises(PartError) as failure:
         await make_client(proxy).pull("svc:v1", force=True)
 
+    assert "never finished" not in str(failure.value)
     assert contents(here) == contents(home / "bentos/svc/v1")
     assert {name: what for name, what in contents(home).items() if not name.startswith("tmp")} == before
     assert not left_in_scratch(home, kept=False)
@@ -551,6 +555,49 @@ async def test_pull_latest_is_uploaded(
     assert f"passed over {noted.partition(' ')[0]}" in caplog.text
 
 
+async def test_pull_latest_names_each_passed_over(
+    registry_with: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path
+) -> None:
+    proxy = await registry_with("svc:v1", built={"svc:v1": OLD})
+    origin = make_client(proxy, tmp_path / "origin")
+    for version, built in (("v2", NEW), ("v3", "2024-07-01 00:00:00")):
+        make_bento(tmp_path / "origin", f"svc:{version}", built=built)
+    await left_unfinished(proxy, origin, "bare")
+    proxy.add_fault("PUT /blobs", refuse(400))
+    with pytest.raises(PartError):
+        await origin.push("svc:v3")
+    events: list[ProgressEvent] = []
+
+    await make_client(proxy, progress=events.append).pull("svc")
+
+    assert events[-1].message == "passed over v3 (failed), v2 (without files)"
+
+
+async def test_pull_latest_all_bare_names_newest(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+    api = make_client(await start_proxy())
+    for version, built in (("v1", OLD), ("v2", NEW)):
+        await api.push(make_bento(home, f"svc:{version}", built=built), bare=True)
+
+    with pytest.raises(NotFoundError, match=r"^cannot pull svc:v2: .* \(pushed without its files, "):
+        await api.pull("svc", force=True)
+
+
+async def test_pull_without_manifest_is_unlimited(
+    registry_with: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    async def hide(exchange: Exchange) -> web.StreamResponse:
+        answer = await exchange.forward()
+        record = json.loads(answer.body)  # type: ignore[arg-type]
+        return web.json_response(record | {"manifest": None})
+
+    proxy = await registry_with("svc:v1")
+    proxy.add_fault("GET .*/bentos/v1$", hide)
+
+    bento = await make_client(proxy, limits={"allowance": 0}).pull("svc:v1")
+
+    assert "data" in contents(bento.path)
+
+
 async def test_pull_latest_bare_with_files(
     registry_with: StartProxy, make_client: MakeClient, home: Path, tmp_path: Path
 ) -> None:
@@ -686,6 +733,18 @@ async def test_calls_accept_item_objects(registry_with: StartProxy, make_client:
     for item in (bento, bento.tag, await api.get("svc"), (await api.list())[0], await api.push(bento)):
         await call_each(api, item)
     assert await asyncio.to_thread(BentoStore().get, bento) == bento
+
+
+@pytest.mark.parametrize(
+    ("started", "shown"),
+    [(datetime(2024, 1, 2, 3, 4, tzinfo=timezone.utc), "2024-01-02 03:04"), (None, "2023-05-06 07:08")],
+)
+def test_upload_facts_state_start(started: datetime | None, shown: str) -> None:
+    created = datetime(2023, 5, 6, 7, 8, tzinfo=timezone.utc)
+    record: Any = SimpleNamespace(
+        upload_status="uploading", upload_started_at=started, created_at=created, creator=None
+    )
+    assert upload_facts(record) == f"upload_status=uploading, started at {shown} UTC"
 
 
 @pytest.mark.parametrize(

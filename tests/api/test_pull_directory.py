@@ -75,6 +75,7 @@ async def test_directory_holds_the_item(pushed: Pushed, make_client: MakeClient,
     assert entries(at) == ["mod", "svc"]
     assert not home.exists()
     assert [event.phase for event in events if event.phase in ENDED] == ["done", "done"]
+    assert [event.phase for event in events][-2:] == ["finishing", "done"]
     assert await asyncio.to_thread(Bento.from_path, at / "svc") == bento
 
 

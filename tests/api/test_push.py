@@ -314,11 +314,18 @@ async def test_racing_record_is_updated(
     assert (await make_client(proxy).get("svc:v1")).upload_status == "success"
 
 
+@pytest.mark.parametrize("is_checked", [True, False])
 @pytest.mark.parametrize("step", ["POST /api/v1/bento_repositories$", "POST .*/bentos$"])
-async def test_refused_creation_raises(start_proxy: StartProxy, make_client: MakeClient, home: Path, step: str) -> None:
+async def test_refused_creation_raises(
+    start_proxy: StartProxy, make_client: MakeClient, home: Path, step: str, is_checked: bool
+) -> None:
+    """The error is that of the creation, also if the registry does not tell whether the record exists."""
     make_bento(home)
     proxy = await start_proxy()
     proxy.add_fault(step, answer_json(400, {"error": "quota exceeded"}))
+    if not is_checked:
+        for record in ("bento_repositories/svc$", "bentos/v1$"):
+            proxy.add_fault(f"GET .*/{record}", answer_json(409, {"error": "no answer"}), skip=1, times=None)
 
     with pytest.raises(APIStatusError, match="quota exceeded"):
         await make_client(proxy).push("svc:v1")
@@ -362,6 +369,17 @@ async def test_present_item_is_skipped(start_proxy: StartProxy, make_client: Mak
         ("model", "already pushed"),
         ("bento", "already pushed"),
     ]
+
+
+async def test_failed_check_does_not_skip_bento(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:
+    make_model(home)
+    make_bento(home, models=["mod:m1"])
+    proxy = await start_proxy()
+    proxy.add_fault("GET .*/bentos/v1$", answer_json(409, {"error": "no answer"}))
+
+    result = await make_client(proxy).push("svc:v1")
+
+    assert (result.skipped, result.parts) == (False, 1)
 
 
 async def test_push_counts_skipped_models(start_proxy: StartProxy, make_client: MakeClient, home: Path) -> None:

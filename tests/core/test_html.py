@@ -177,6 +177,10 @@ def test_html_push_result_lists_models() -> None:
         (PushResult(Tag("svc", "v1"), seconds=0.1), "pushed the record of svc:v1"),
         (PushResult(Tag("svc", "v1"), skipped=True), "skipped svc:v1: already pushed"),
         (
+            PushResult(Tag("svc", "v1"), models=(PushResult(Tag("a", "1"), bytes_sent=10, parts=1),), skipped=True),
+            "pushed svc:v1 and 1 model: 10 B in 0.0 s",
+        ),
+        (
             PushResult(Tag("svc", "v1"), models=(PushResult(Tag("a", "1"), bytes_sent=10, parts=1),) * 2, skipped=True),
             "pushed svc:v1 and 2 models: 20 B in 0.0 s",
         ),
