@@ -94,12 +94,7 @@ async def accepting(
 
 
 async def close_server(runner: web.BaseRunner) -> None:
-    """Stop a server and close all its connections, also those that `cleanup` leaves open.
-
-    These are the ones that were just accepted, and those that wait for a client that does not read.
-    """
-    for _ in range(_ACCEPT_STEPS):
-        await asyncio.sleep(0)
+    """Stop a server and close all its connections, also those that wait for a client that does not read."""
     connections = [] if runner.server is None else runner.server.connections
     transports = [connection.transport for connection in connections]
     await runner.cleanup()

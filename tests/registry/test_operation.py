@@ -246,7 +246,7 @@ async def test_stop_refuses_new_uploads(serve: Serve):
     closing = asyncio.create_task(caller.registry.close())
 
     async def is_stopping() -> bool:
-        return await request("GET /readyz") != ({"status": "ok"})
+        return (await request("GET /readyz"))[1] != {"status": "ok"}
 
     await eventually(is_stopping)
     head, body = await request("GET /readyz")
