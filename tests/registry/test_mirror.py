@@ -15,7 +15,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
+import anyio
 import pytest
+from aiohttp import web
 from pydantic import SecretStr
 from yarl import URL
 
@@ -33,9 +35,9 @@ from async_bento import (
 from async_bento.cli import main
 from async_bento.registry import LocalRegistry, S3Bucket
 from async_bento.registry.errors import StorageError
-from async_bento.registry.mirror import mirror as mirror_module
-from async_bento.registry.mirror.storage import MirrorStorage
-from async_bento.registry.mirror.upstream import Remote, Upstream
+from async_bento.registry.mirror import fetch as fetch_module, mirror as mirror_module
+from async_bento.registry.mirror.storage import MirrorStorage, Stored
+from async_bento.registry.mirror.upstream import Remote, Upstream, _pass_on
 from async_bento.registry.records.audit import AuditLog
 from async_bento.registry.records.sql import Records
 from async_bento.rest.session import _warn_of_stale_mirror
@@ -55,10 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from aiohttp import web
-
     from async_bento.registry.item_types import ItemRef
-    from async_bento.registry.mirror.storage import Stored
 
     StartMirror = Callable[..., Awaitable[LocalRegistry]]
     MakeApi = Callable[..., AsyncBentoAPI]
@@ -383,6 +382,22 @@ async def test_recent_record_is_not_requested(
     assert await requested_by_download("m0", "m1") == ["m0"]
 
 
+async def test_range_of_object_requests_no_record(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, monkeypatch: pytest.MonkeyPatch
+):
+    """A client names the object of its first range by the ETag."""
+    monkeypatch.setattr(mirror_module, "_FRESH", -1)
+    await push_model(publisher, tmp_path, "mod:m1", 1000)
+    await eventually(lambda: is_hit(ask, "m1"))
+    path = f"{ask.items('mod')}/m1/download"
+    etag = (await ask.api("GET", path)).headers["ETag"]
+    upstream.requests.clear()
+    assert (await ask.api("GET", path, headers={"If-Match": etag, "Range": "bytes=1-2"})).status == 206
+    assert upstream.requests == []
+    assert (await ask.api("GET", path, headers={"If-Match": '"another"'})).status == 412
+    assert len(upstream.requests) == 1
+
+
 async def test_damaged_bytes_are_refetched(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
 ):
@@ -426,7 +441,9 @@ async def test_silent_upstream_times_out(
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_upstream_failure_counts_as_outage(monkeypatch: pytest.MonkeyPatch, error: Exception):
+async def test_upstream_failure_counts_as_outage(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+):
     async def fail(*_: object) -> None:
         raise error
 
@@ -435,7 +452,116 @@ async def test_upstream_failure_counts_as_outage(monkeypatch: pytest.MonkeyPatch
     upstream = Upstream("http://127.0.0.1:9", SecretStr("token"), reached.append)
     assert await upstream.get("bentos") is None
     assert reached == [True, False]
+    assert f"so the mirror serves what it has: {str(error) or 'no response within 10 s'}" in caplog.text
     await upstream.aclose()
+
+
+async def test_upstream_rests_after_failure(monkeypatch: pytest.MonkeyPatch):
+    requested: list[str] = []
+
+    async def fail(_: Upstream, path: str) -> None:
+        requested.append(path)
+        raise APIConnectionError("gone")
+
+    monkeypatch.setattr("async_bento.registry.mirror.upstream._PAUSE", 60)
+    monkeypatch.setattr(Upstream, "_send", fail)
+    upstream = Upstream("http://127.0.0.1:9", SecretStr("token"), lambda _: None)
+    for path in ("first", "second"):
+        assert await upstream.get(path) is None
+    assert requested == ["first"]
+    await upstream.aclose()
+
+
+async def test_one_request_probes_upstream(monkeypatch: pytest.MonkeyPatch):
+    """While the upstream is away, one request waits for it, and the others get what the mirror has."""
+    requested: list[str] = []
+    probing, released = asyncio.Event(), asyncio.Event()
+
+    async def send(_: Upstream, path: str) -> Any:
+        requested.append(path)
+        if path == "lost":
+            raise APIConnectionError("gone")
+        probing.set()
+        await released.wait()
+        return SimpleNamespace(status=200, body=b"{}")
+
+    monkeypatch.setattr(Upstream, "_send", send)
+    reached: list[bool] = []
+    upstream = Upstream("http://127.0.0.1:9", SecretStr("token"), reached.append)
+    with anyio.fail_after(10):
+        assert await upstream.get("lost") is None
+        probe = asyncio.create_task(upstream.get("probe"))
+        await probing.wait()
+        assert await upstream.get("meanwhile") is None
+        released.set()
+        assert await probe is not None
+        assert await upstream.get("after") is not None
+    assert requested == ["lost", "probe", "after"]
+    assert reached == [True, False, True, True]
+    await upstream.aclose()
+
+
+@pytest.mark.parametrize(
+    ("finished", "updated", "created", "marker"), [(3, 2, 1, 3), (None, 2, 1, 2), (None, None, 1, 1)]
+)
+def test_marker_is_time_of_push(finished: Any, updated: Any, created: Any, marker: Any):
+    """A change of labels also sets `updated_at`, and is no reason for a fetch."""
+    record: Any = SimpleNamespace(upload_finished_at=finished, updated_at=updated, created_at=created)
+    assert Remote(record, {}).marker == marker
+
+
+@pytest.mark.parametrize(
+    ("finished", "etag", "expected"),
+    [(1, '"a"', True), (1, None, True), (1, '"b"', False), (2, '"a"', False), (2, None, False)],
+)
+def test_stored_bytes_match_record(finished: Any, etag: str | None, expected: bool):
+    checksums = None if etag is None else SimpleNamespace(etag=etag)
+    record: Any = SimpleNamespace(upload_finished_at=finished, checksums=checksums)
+    item: Any = SimpleNamespace(upload_finished_at=1)
+    content: Any = SimpleNamespace(etag='"a"')
+    assert Stored(item, "key", content).is_of(Remote(record, {})) is expected
+
+
+def test_records_in_any_response_are_changed():
+    """Clients download from the mirror; what a user wrote into a manifest stays."""
+    record = {"upload_status": "success", "presigned_download_url": "https://s3", "manifest": {"upload_status": 1}}
+    changed = record | {"transmission_strategy": "proxy", "presigned_download_url": "", "presigned_upload_url": ""}
+
+    def within(each: object) -> list[Any]:
+        return [{"items": [each], "models": [each], "repository": {"latest_bento": each, "latest_model": each}}]
+
+    assert json.loads(_pass_on(json.dumps(within(record)).encode())) == within(changed)
+
+
+@pytest.mark.parametrize(("size", "evicted"), [(0, 0), (1, 0), (2, 1), (4, 1), (5, 2), (10, 3)], ids=str)
+async def test_eviction_makes_room(size: int, evicted: int):
+    """A mirror of 10 bytes has three versions of 3 bytes."""
+    stored = {f"m{number}": 3 for number in range(3)}  # the version that was pulled least recently comes first
+    deleted: list[str] = []
+
+    async def usage() -> Any:
+        return SimpleNamespace(current=sum(stored.values()))
+
+    async def unused_since(_: datetime) -> list[Any]:
+        return []
+
+    async def least_recently_pulled(_: int) -> list[Any]:
+        return [SimpleNamespace(kind="model", name="mod", version=version) for version in stored]
+
+    async def delete(ref: ItemRef, *, by: object, force: bool) -> None:
+        assert force  # also a model that a bento uses
+        deleted.append(ref.version)
+        del stored[ref.version]
+
+    opened: Any = SimpleNamespace(
+        records=None,
+        blob_records=SimpleNamespace(usage=usage, unused_since=unused_since),
+        retention=SimpleNamespace(least_recently_pulled=least_recently_pulled),
+        audit=None,
+        uploads=SimpleNamespace(delete=delete),
+    )
+    await MirrorStorage(opened, cast("Any", None), 10, "http://upstream").make_room(size)
+    assert deleted == ["m0", "m1", "m2"][:evicted]
 
 
 @pytest.mark.parametrize("running", ["old", "new", None])
@@ -594,6 +720,47 @@ async def test_repushed_version_is_fetched(tmp_path: Path, publisher: AsyncBento
     assert contents(old.path) != contents(source)
     assert contents(new.path) == contents(source)
     await eventually(lambda: is_hit(ask, "m1"))
+    await push_model(publisher, tmp_path, "mod:m1", 1000, seed=2)
+    await ask.get("mod", "m1")
+    any_object = await ask.api("GET", f"{ask.items('mod')}/m1/download", headers={"If-Match": "*"})
+    assert any_object.headers["Cache-Status"] == "async-bento; fwd=miss; stored"
+
+
+async def test_missing_record_is_requested_again(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller
+):
+    missing = await ask.api("GET", f"{ask.items('mod')}/m1")
+    origin = await Caller(upstream.registry, ask.session, MODELS).api("GET", f"{ask.items('mod')}/m1")
+    assert (missing.status, missing.json) == (404, origin.json)
+    await push_model(publisher, tmp_path, "mod:m1", 1000)
+    assert not await is_hit(ask, "m1")
+
+
+async def test_restarted_mirror_keeps_items(tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller):
+    await push_model(publisher, tmp_path, "mod:m1", 1000)
+    await eventually(lambda: is_hit(ask, "m1"))
+    await ask.registry.close()
+    await ask.registry.start()
+    assert await is_hit(ask, "m1")
+
+
+async def test_abandoned_fetch_is_removed(
+    tmp_path: Path, publisher: AsyncBentoAPI, switch: Switch, ask: Caller, monkeypatch: pytest.MonkeyPatch
+):
+    now = 0.0
+    monkeypatch.setattr(fetch_module, "time", SimpleNamespace(monotonic=lambda: now))
+    for number, size in ((1, MiB), (2, 1000), (3, 1000)):
+        await push_model(publisher, tmp_path, f"mod:m{number}", size, seed=number)
+    switch.n_free = 3
+    await break_fetch(ask, switch)
+    switch.come_back()
+    arrived = tmp_path / "mirror" / "blobs" / "models" / "mod" / "m1"
+    now += fetch_module._ABANDONED_AFTER
+    assert not await is_hit(ask, "m2")
+    assert arrived.exists()
+    now += 1
+    assert not await is_hit(ask, "m3")
+    assert not arrived.exists()
 
 
 async def test_deleted_version_is_gone(tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi):
@@ -615,18 +782,19 @@ async def test_eviction_by_last_pull(
     caplog.set_level("INFO")
     for number in range(3):
         await push_model(publisher, tmp_path, f"mod:m{number}", MiB, seed=number)
-    mirror = await start_mirror(mirror_size=int(2.5 * MiB))
+    size = 2 * stored_bytes(tmp_path / "upstream") // 3
+    mirror = await start_mirror(mirror_size=size)
     ask = Caller(mirror, session, MODELS)
     path = f"{ask.items('mod')}/m%d/download"
     for number in (0, 1, 0, 2):
         await eventually(lambda version=f"m{number}": is_hit(ask, version))
     states = [(await ask.api("GET", path % number)).headers["Cache-Status"] for number in (0, 2, 1)]
     assert [state.partition("; ")[2] for state in states] == ["hit", "hit", "fwd=miss; stored"]
-    await eventually(lambda: stored_bytes(tmp_path / "mirror") <= 2.5 * MiB)
+    await eventually(lambda: stored_bytes(tmp_path / "mirror") <= size)
     await push_model(publisher, tmp_path, "mod:large", 3 * MiB)
     refused = await ask.api("GET", f"{ask.items('mod')}/large/download")
     assert refused.status == 409
-    assert "more than this mirror may keep: 2.5 MiB" in refused.json["error"]
+    assert "more than this mirror may keep: 2.0 MiB" in refused.json["error"]
     assert "evicted model mod:m1, which nobody has pulled" in caplog.text
 
 
@@ -643,7 +811,9 @@ async def test_push_and_delete_are_refused(
         await api.models.set_labels("mod:m1", {"stage": "prod"})
     with pytest.raises(APIStatusError, match="cannot delete from a mirror"):
         await api.models.delete("mod:m1")
-    assert (await ask.api("PUT", f"{ask.items('mod')}/m1/upload", data=b"x")).status == 409
+    for method, action in (("PUT", "upload"), ("PATCH", "start_upload")):
+        refused = await ask.api(method, f"{ask.items('mod')}/m1/{action}")
+        assert (refused.status, "cannot push to a mirror" in refused.json["error"]) == (409, True)
     assert not upstream.matching("(POST|PUT|DELETE) .*m2")
 
 
@@ -678,6 +848,22 @@ async def test_rejected_token_is_reported(start_mirror: StartMirror, session: ai
     answer = await ask.api("GET", "/models")
     assert answer.status == 502
     assert "rejects the token of this mirror" in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(200, "<html>"), (200, '"text"'), (200, "7"), (302, "<html>"), (404, "<html>")]
+)
+async def test_invalid_upstream_response_is_reported(upstream: FaultProxy, ask: Caller, status: int, body: str):
+    async def answer(_: Exchange) -> web.StreamResponse:
+        headers = {"Location": "/login"} if status == 302 else {}
+        return web.Response(status=status, text=body, content_type="text/html", headers=headers)
+
+    upstream.add_fault("GET .*/models", answer, times=None)
+    reported = await ask.api("GET", "/models?count=3")
+    assert reported.status == 502
+    assert reported.json["error"] == (
+        f"the upstream {upstream.endpoint} sent no valid response to models. Check its URL."
+    )
 
 
 async def test_client_resumes_download(
@@ -742,13 +928,16 @@ async def test_hub_model_records_are_kept(upstream: FaultProxy, switch: Switch, 
     """Their files are on the Hub, so that no client downloads them from the mirror."""
     origin = Caller(upstream.registry, ask.session, MODELS)
     manifest = {"metadata": {"registry": "huggingface", "model_id": "org/model", "revision": "abc"}}
-    await origin.create("hub", "abc", manifest=manifest)
-    await origin.ok("PATCH", f"{origin.items('hub')}/abc/finish_upload", json={"status": "success", "reason": ""})
-    fresh = await ask.get("hub", "abc")
+    labels = [{"key": "stage", "value": "prod"}]
+    await origin.create("hub", "abc", manifest=manifest, description="about it", labels=labels)
+    for _ in range(2):  # the second push replaces the record
+        await origin.ok("PATCH", f"{origin.items('hub')}/abc/finish_upload", json={"status": "success", "reason": ""})
+        fresh = await ask.get("hub", "abc")
     switch.go_down()
     kept = await ask.get("hub", "abc")
-    for name in ("manifest", "upload_status", "upload_finished_at", "build_at"):
-        assert kept[name] == fresh[name]
+    names = ("manifest", "description", "labels", "upload_status", "upload_finished_at", "build_at")
+    assert {name: kept[name] for name in names} == {name: fresh[name] for name in names}
+    assert kept["creator"]["name"] == fresh["creator"]["name"] == "admin"
 
 
 async def test_token_sees_own_prefix(tmp_path: Path, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi):
@@ -815,6 +1004,7 @@ def test_invalid_arguments_raise(tmp_path: Path, options: dict[str, Any], proble
     defaults = {"upstream": "http://127.0.0.1:9", "upstream_token": "token"}
     with pytest.raises(ConfigError, match=problem):
         LocalRegistry(tmp_path, **(defaults | options))
+    LocalRegistry(tmp_path, **defaults, mirror_size=1)
 
 
 def test_serve_names_upstream(tmp_path: Path):
