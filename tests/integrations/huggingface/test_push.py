@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.fixtures import MakeClient, StartProxy
 
 
-FILES = {"config.json": b"{}", "weights.bin": bytes(1000), "weights.h5": bytes(20_000)}
+FILES = {"config.json": b"{}", "empty.txt": b"", "weights.bin": bytes(1000), "weights.h5": bytes(20_000)}
 
 
 def on_the_hub(endpoint: str, model_id: str = "org/bert", **metadata: Any) -> dict[str, Any]:
@@ -249,6 +249,46 @@ async def test_missing_model_creates_no_record(
         await make_client(proxy).push("svc:v1")
 
     assert not proxy.matching("^POST|^PUT|^PATCH")
+
+
+@pytest.mark.parametrize(
+    ("repo", "message"),
+    [(None, "no model org/bert on"), (Repo(FILES, commit="f" * 40), f"the model has no revision {COMMIT}")],
+    ids=["missing", "removed"],
+)
+async def test_cached_model_that_was_removed_fails(
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path, repo: Repo | None, message: str
+) -> None:
+    """The cache replaces a Hub that is out of reach, and not the answer of the Hub."""
+    hub.repos["org/bert"] = Repo(FILES)
+    make_bento(home, models=[on_the_hub(hub.endpoint)])
+    proxy = await start_proxy()
+    await make_client(proxy).pull("svc:v1", with_models=True)
+    del hub.repos["org/bert"]
+    if repo:
+        hub.repos["org/bert"] = repo
+
+    with pytest.raises(NotFoundError, match=message):
+        await make_client(proxy).push("svc:v1")
+
+    assert not proxy.matching("POST .*/org--bert/models$")
+
+
+async def test_broken_hub_measures_cached_model(
+    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
+) -> None:
+    hub.repos["org/bert"] = Repo(FILES)
+    make_bento(home, models=[on_the_hub(hub.endpoint)])
+    proxy = await start_proxy()
+    await make_client(proxy).pull("svc:v1", with_models=True)
+    hub.repos["org/bert"].broken = 418
+    hub.seen.clear()
+
+    await make_client(proxy).push("svc:v1", bare=True)
+
+    assert len(hub.seen) == 1  # and the Hub is not asked for files
+    (create,) = proxy.matching("POST .*/org--bert/models$")
+    assert create.json["manifest"]["size_bytes"] == 21_002
 
 
 async def test_hf_endpoint_replaces_default(
