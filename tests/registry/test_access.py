@@ -247,6 +247,8 @@ async def test_prefix_hides_other_models(caller: Caller):
 async def test_expired_token_is_refused(item: Caller):
     past = datetime.now(timezone.utc) - timedelta(seconds=1)
     await refused_everywhere(item, await create_token(item, "old", "admin", expires_at=past))
+    await create_token(item, "old", "read")
+    assert [token.name for token in await records_of(item).list()] == ["admin", "old"]
 
 
 async def test_revoked_token_is_refused(item: Caller):
@@ -498,8 +500,13 @@ async def test_missing_token_dir_raises(tmp_path: Path, storage: object):
 async def test_first_token_must_be_admin(tmp_path: Path, storage: object):
     async with LocalRegistry(tmp_path / "root") as registry:
         token = await tokens_of(registry).create("ci", "push", by=Actor("test"))
+        other = await tokens_of(registry).create("ops", "admin", by=Actor("test"))
     with pytest.raises(ConfigError, match="it is the token ci of the role push"):
         await LocalRegistry(tmp_path / "root", api_token=token).start()
+    async with LocalRegistry(tmp_path / "root", api_token=other) as registry:
+        found = await tokens_of(registry).find(other)
+        assert found is not None
+        assert found.name == "ops"
 
 
 @pytest.mark.storages("postgres-s3")

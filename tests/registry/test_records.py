@@ -16,18 +16,21 @@ from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import inspect
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from async_bento import ConfigError
 from async_bento.registry.backend import Backend
 from async_bento.registry.blobs.base import Content, Part
-from async_bento.registry.errors import BadRequestError
+from async_bento.registry.errors import BadRequestError, StorageError
 from async_bento.registry.records import database as database_module
 from async_bento.registry.records.database import Database, parse_database_url, sqlite_url
 from async_bento.registry.records.settings import shared_id
+from async_bento.registry.records.sql import _fitting
 from async_bento.registry.records.tables import VERSION, metadata, settings
 from async_bento.registry.schemas import CreateRequest, UpdateRequest, checksums, parse_request
 from async_bento.registry.server import LocalRegistry
+from tests.builders import MiB
 from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, records_only, s3_only, sync_client
 from tests.registry.test_tokens import events
 
@@ -74,7 +77,7 @@ def make_old_registry(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(OLD_SCHEMA)
         times = {"created_at": TIME, "updated_at": TIME}
-        for number, (kind, name) in enumerate((("bento", "iris"), ("model", "weights")), 1):
+        for number, (kind, name) in enumerate((("bento", "iris"), ("model", "weights"), ("bento", "empty")), 1):
             insert(
                 connection, "repositories", id=number, uid=f"r{number}", kind=kind, name=name, description="Ä", **times
             )
@@ -120,6 +123,7 @@ async def test_old_database_is_migrated(serve: Serve, tmp_path: Path):
     assert item["manifest"] == {"models": ["weights:m1"], "size_bytes": 7}
     assert [model["uid"] for model in item["models"]] == ["i2"]
     assert (item["repository"]["n_bentos"], item["repository"]["latest_bento"]["version"]) == (2, "v2")
+    assert (await caller.ok("GET", "/bento_repositories/empty"))["n_bentos"] == 0
     assert (await caller.list(q="in:description ABOUT label:team=red"))["total"] == 1
     assert (await caller.create(version="v3"))["uid"]
     assert (await caller.registry.close()) is None
@@ -127,7 +131,7 @@ async def test_old_database_is_migrated(serve: Serve, tmp_path: Path):
     assert (await caller.list())["total"] == 3
 
 
-def old_item(name: str, version: str, created_at: str) -> bytes:
+def old_item(name: str, version: str, created_at: str, build_at: str = "2024-05-01T10:20:30Z") -> bytes:
     return json.dumps(
         {
             "uid": f"uid-of-{version}",
@@ -137,7 +141,7 @@ def old_item(name: str, version: str, created_at: str) -> bytes:
             "description": "about it",
             "manifest": {"models": ["weights:m1"]},
             "labels": [{"key": "team", "value": "red"}],
-            "build_at": "2024-05-01T10:20:30Z",
+            "build_at": build_at,
             "upload_status": "success",
             "upload_started_at": None,
             "upload_finished_at": None,
@@ -157,7 +161,9 @@ async def test_old_bucket_is_migrated(serve: Serve, storage: Storage, weed: Seaw
         "registry.json": b'{"format": 1}',
         "api_token": b"the-token-of-before",
         "repositories/bentos/iris.json": json.dumps(repository).encode(),
-        "items/bentos/iris/v1.json": old_item("iris", "v1", "2024-05-01T10:20:30Z"),
+        "repositories/models/weights.json": json.dumps(repository | {"uid": "r2", "name": "weights"}).encode(),
+        "items/models/weights/m1.json": old_item("weights", "m1", "2024-05-01T10:20:30Z"),
+        "items/bentos/iris/v1.json": old_item("iris", "v1", "2024-05-01T10:20:30Z", "0001-01-01T00:00:00Z"),
         "items/bentos/iris/v2.json": old_item("iris", "v2", "2024-05-02T10:20:30Z"),
         "items/bentos/iris/": b"",  # a folder made by a file browser
         "items/bentos/iris/v3.json": b"{",
@@ -176,6 +182,7 @@ async def test_old_bucket_is_migrated(serve: Serve, storage: Storage, weed: Seaw
     assert [item["version"] for item in (await caller.list())["items"]] == ["v2", "v1"]
     item = await caller.get()
     assert (item["labels"], item["repository"]["n_bentos"]) == ([{"key": "team", "value": "red"}], 2)
+    assert (item["build_at"], [model["version"] for model in item["models"]]) == ("1970-01-01T00:00:00.000000Z", ["m1"])
     assert item["repository"]["latest_bento"]["version"] == "v2"
     assert (await caller.download()).body == b"bytes"
     created = ["registry", "create", "token", "admin", ""]
@@ -250,20 +257,35 @@ def test_version_is_newest_migration():
     assert ScriptDirectory.from_config(config).get_current_head() == VERSION
 
 
+def keys(connection: Connection) -> dict[str, tuple[list[str], bool]]:
+    """Return the primary key of each table, and whether a deleted one is never used again."""
+    tables = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'table'").all()
+    return {
+        name: (inspect(connection).get_pk_constraint(name)["constrained_columns"], "AUTOINCREMENT" in sql)
+        for name, sql in tables
+        if name in metadata.tables
+    }
+
+
 async def test_migrations_match_metadata(tmp_path: Path):
     url = parse_database_url(f"sqlite:///{tmp_path}/records.sqlite3")
     await asyncio.to_thread(database_module._migrate, url)
-    database = Database(url)
-    await database.open()
+    migrated, created = Database(url), Database(sqlite_url(tmp_path / "created.sqlite3"))
 
     def differences(connection: Connection) -> list[Any]:
         return compare_metadata(MigrationContext.configure(connection), metadata)
 
-    try:
-        async with database.reading() as connection:
-            assert await connection.run_sync(differences) == []
-    finally:
-        await database.close()
+    found = []
+    for database in (migrated, created):
+        await database.open()
+        try:
+            async with database.reading() as connection:
+                assert await connection.run_sync(differences) == []
+                found.append(await connection.run_sync(keys))
+        finally:
+            await database.close()
+    assert found[0] == found[1]
+    assert len(found[0]) == len(metadata.tables)
 
 
 # Limits
@@ -371,6 +393,11 @@ async def test_paging_bounds_page_size(caller: Caller, monkeypatch: pytest.Monke
     assert len((await caller.list(count=2))["items"]) == 2
 
 
+def test_page_has_one_long_record_at_least():
+    assert _fitting([("a", 4 * MiB), ("b", 4 * MiB), ("c", 1)]) == ["a", "b"]
+    assert _fitting([("a", 9 * MiB), ("b", 1)]) == ["a"]
+
+
 async def test_bento_models_are_bounded(caller: Caller):
     models = caller.about(MODELS)
     await models.create("weights", "m1")
@@ -383,6 +410,8 @@ async def test_bento_models_are_bounded(caller: Caller):
         *(f"weights:x{number}" for number in range(2000)),
     ]
     await caller.create(manifest={"models": tags})
+    assert [model["version"] for model in (await caller.get())["models"]] == ["m1"]
+    await caller.ok("PATCH", f"{caller.items()}/v1", json={"description": "about it"})
     assert [model["version"] for model in (await caller.get())["models"]] == ["m1"]
 
 
@@ -412,6 +441,43 @@ async def test_locked_database_returns_503(caller: Caller, tmp_path: Path, monke
         assert (response.status, response.headers["Retry-After"]) == (503, "2")
         assert "locked" in response.json["error"]
     assert (await caller.api("PATCH", f"{caller.items()}/v1", json={"description": "x"})).status == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (OSError("connection refused."), "connection refused. Check its URL."),
+        (asyncio.TimeoutError(), "TimeoutError. Check its URL."),
+        (
+            DatabaseError("SELECT 1", None, Exception("file is not a database")),
+            "file is not a database. Restore it from a backup.",
+        ),
+    ],
+)
+async def test_unopenable_database_has_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, shown: str
+):
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(database_module, "_create_engine", fail)
+    database = Database(sqlite_url(tmp_path / "records.sqlite3"))
+    with pytest.raises(ConfigError) as caught:
+        await database.open()
+    assert str(caught.value) == f"cannot open the database {database}: {shown}"
+
+
+async def test_exhausted_connections_return_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(database_module, "_BUSY_TIMEOUT", 0.01)
+    monkeypatch.setitem(database_module._CONNECTIONS, "sqlite", 1)
+    database = Database(sqlite_url(tmp_path / "records.sqlite3"))
+    await database.open()
+    async with database.reading():
+        with pytest.raises(StorageError, match="the registry's database cannot be reached") as caught:
+            async with database.reading():
+                pytest.fail("there is one connection")
+    assert caught.value.status == 503
+    await database.close()
 
 
 async def test_shared_id_of_faster_copy_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -110,11 +110,12 @@ async def test_prune_keeps_uploads_to_resume(caller: Caller):
 
 async def test_prune_age_is_since_push(caller: Caller):
     await push(caller, "v1", "v2")
+    await push(caller, "v1", name="rose")
     policy = RetentionPolicy(older_than=DAY)
     assert await prune_at(caller, policy, hours=23.9) == []
     item = await caller.get()
     assert item["upload_started_at"] >= item["created_at"]
-    assert await prune_at(caller, policy, hours=24.1) == ["iris:v1", "iris:v2"]
+    assert await prune_at(caller, policy, hours=24.1) == ["iris:v1", "iris:v2", "rose:v1"]
     assert await versions(caller) == []
     await push(caller, "v1")  # the repository is there
 
@@ -189,7 +190,9 @@ async def test_prune_works_in_batches(caller: Caller, storage: Storage, monkeypa
     for number in range(24):
         await caller.create(version=f"n{number}")
     pruner = Pruner(running.retention, RetentionPolicy(older_than=1), datetime.now(timezone.utc) + timedelta(days=2))
-    batches = [len(batch) async for batch, _ in pruner.delete(await pruner.plan())]
+    planned = await pruner.plan()
+    assert {version.size for version in planned} == {0}  # no bytes were uploaded
+    batches = [len(batch) async for batch, _ in pruner.delete(planned)]
     assert batches == [10, 10, 5]
     assert (await caller.list())["total"] == 0
 

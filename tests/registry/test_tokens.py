@@ -105,6 +105,7 @@ async def test_rotation_keeps_old_token(caller: Caller, storage: Storage):
     await done(storage, "token", "revoke", "ci")
     for secret in (old, new):
         assert (await caller.api("GET", "/auth/current", token=secret)).status == 403
+    assert [event[1] for event in await events(storage, "--name", "ci")] == ["create", "rotate", "revoke"]
 
 
 async def test_create_on_terminal_explains(caller: Caller, storage: Storage, monkeypatch: pytest.MonkeyPatch):

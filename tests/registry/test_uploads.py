@@ -491,6 +491,16 @@ async def test_completion_twice_succeeds(caller: Caller):
     assert (await caller.complete(upload_id, [(1, md5(b"other"))])).status == 404
 
 
+async def test_last_completed_upload_is_downloaded(caller: Caller):
+    """Like Yatai's, without the request that ends the upload."""
+    await caller.create()
+    for data in (b"first", b"second"):
+        upload_id = await caller.start_multipart()
+        etag = await caller.put_part(upload_id, 1, data)
+        assert (await caller.complete(upload_id, [(1, etag)])).status == 200
+        assert (await caller.download()).body == data
+
+
 async def test_racing_completions_succeed(caller: Caller):
     await caller.create()
     upload_id = await caller.start_multipart()

@@ -65,13 +65,17 @@ def test_commit_moves_item(path: Path) -> None:
 @pytest.mark.posix("file modes")
 def test_commit_changes_modes_of_directories(path: Path, request: pytest.FixtureRequest) -> None:
     """Nobody but root could move a directory without write permission elsewhere."""
+    in_place = request.node.callspec.params["path"]
+    if not in_place:
+        path.rmdir()
     target = TargetDirectory(Bento, path)
     with target.stage() as staged:
         fill(staged, NEW)
-        (staged / "src").chmod(0o500)
         (staged / "data").chmod(0o400)
+        for directory in (staged / "src", staged):
+            directory.chmod(0o500)
         target.commit(staged, TAG, force=False)
-    in_place = request.node.callspec.params["path"]
+    assert path.stat().st_mode & 0o700 == 0o700
     assert (path / "src").stat().st_mode & 0o777 == (0o700 if in_place else 0o500)
     assert (path / "data").stat().st_mode & 0o777 == 0o400
 
