@@ -12,7 +12,7 @@ from async_bento._core.text import human_size
 from async_bento.cli.completion import complete_remote_bento, complete_remote_model
 from async_bento.cli.logs import is_quiet
 from async_bento.cli.options import RegistryOptions, asynchronous, registry_options
-from async_bento.cli.output import print_json, terminal_width
+from async_bento.cli.output import print_bytes, print_json, terminal_width
 from async_bento.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _cat_command(word: Word) -> click.Command:
     async def cat(registry: RegistryOptions, tag: str, path: str) -> None:
         from contextlib import aclosing
 
-        import anyio.to_thread
+        from async_bento._core.concurrency import run_abandonable, run_in_new_thread
 
         async with (
             registry.make_transfer_api(resumable=False) as api,
@@ -90,8 +90,8 @@ def _cat_command(word: Word) -> click.Command:
             aclosing(file.iter_chunks()) as chunks,
         ):
             async for chunk in chunks:
-                # In a thread, since the program that reads the output may be slow.
-                await anyio.to_thread.run_sync(partial(click.echo, chunk, nl=False))
+                # Ctrl-C does not wait for the program that reads the output.
+                await run_in_new_thread(run_abandonable, partial(print_bytes, chunk))
 
     return cat
 

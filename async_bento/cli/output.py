@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -31,6 +33,20 @@ _MIN_WIDTH = 16  # of a column that is cut: that of a time, and shortened tags s
 def print_json(value: object) -> None:
     """Print a value as JSON: indented on a terminal, otherwise on one line."""
     click.echo(json.dumps(value, indent=2 if terminal_width() is not None else None))
+
+
+def print_bytes(data: bytes) -> None:
+    """Print bytes without the buffer of standard output, whose lock would block the exit while a thread prints."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if raw is None:  # a program may replace or close standard output
+        click.echo(data, nl=False)
+        return
+    rest = memoryview(data)
+    while rest:
+        written = raw.write(rest)
+        if written is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        rest = rest[written:]
 
 
 def print_push(result: PushResult, word: str, verb: str) -> None:

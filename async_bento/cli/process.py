@@ -45,7 +45,7 @@ def _refused_resources(*, as_json: bool) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if not _is_of_click(error):
+        if not _is_of_output(error):
             raise
         _fail(
             error, f"cannot write the output: {error.strerror}. Check the disk or the program that reads it.", as_json
@@ -59,10 +59,10 @@ def _refused_resources(*, as_json: bool) -> Generator[None]:
         _fail(error, text, as_json)
 
 
-def _is_of_click(error: OSError) -> bool:
-    """Whether click raised an error, which it does when it writes."""
+def _is_of_output(error: OSError) -> bool:
+    """Whether an error was raised where something is printed; click raises none elsewhere."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("click.")
+    return str(frame.f_globals.get("__name__")).startswith(("click.", f"{__package__}.output"))
 
 
 def _escape(error: UnicodeError) -> tuple[bytes, int]:

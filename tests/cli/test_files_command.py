@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,6 +14,7 @@ import pytest
 
 from async_bento import BentoAPI
 from async_bento.cli import main
+from async_bento.cli.output import print_bytes
 from tests.builders import contents, make_bento, make_model, random_bytes
 from tests.cli_runner import make_runner
 
@@ -98,6 +102,32 @@ def test_cat_closed_pipe_is_quiet() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) != 0
+
+
+@pytest.mark.posix("a signal to another process")
+@pytest.mark.usefixtures("pushed")
+def test_cat_interrupt_leaves_unread_pipe() -> None:
+    command = [sys.executable, "-m", "async_bento", "cat", "svc:v1", "weights"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.read(100) == WEIGHTS[:100]
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
+        assert process.stderr.read() == b"Interrupted.\n"
+
+
+@pytest.mark.posix("a pipe that refuses bytes instead of waiting")
+def test_full_pipe_refuses_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with open(reader, "rb"), open(writer, "w") as output:  # noqa: PTH123 - descriptors
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(BlockingIOError, match=os.strerror(errno.EAGAIN)):
+            print_bytes(WEIGHTS)
 
 
 @pytest.mark.usefixtures("pushed")
