@@ -108,7 +108,8 @@ def test_cat_closed_pipe_is_quiet() -> None:
 @pytest.mark.usefixtures("pushed")
 def test_cat_interrupt_leaves_unread_pipe() -> None:
     command = [sys.executable, "-m", "async_bento", "cat", "svc:v1", "weights"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # A small pipe, so that the command waits for its reader from the first bytes on.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pipesize=4096) as process:
         assert process.stdout
         assert process.stderr
         assert process.stdout.read(100) == WEIGHTS[:100]
