@@ -472,8 +472,11 @@ async def test_resume_verifies_whole_part(
     assert is_clean(elsewhere)
 
 
-async def test_resume_of_unverified_restarts(push: Push, make_client: MakeClient, home: Path, elsewhere: Path) -> None:
-    proxy = await push()
+@pytest.mark.parametrize("part", [PART, 5 * RANGE], ids=["within a part", "between parts"])
+async def test_resume_of_unverified_restarts(
+    push: Push, make_client: MakeClient, home: Path, elsewhere: Path, part: int
+) -> None:
+    proxy = await push(part=part)
     await interrupt(proxy, make_client, elsewhere, 20, verify=False)
     events: list[ProgressEvent] = []
 
