@@ -12,7 +12,15 @@ import anyio
 import pytest
 
 from async_bento._core import concurrency
-from async_bento._core.concurrency import ByteBudget, Threads, background_task, for_each, hold_lock, shielded
+from async_bento._core.concurrency import (
+    ByteBudget,
+    Threads,
+    background_task,
+    for_each,
+    hold_lock,
+    run_abandonable,
+    shielded,
+)
 from async_bento._core.thread_pool import DaemonThreadPool
 
 if TYPE_CHECKING:
@@ -215,6 +223,35 @@ def test_pool_reuses_idle_thread() -> None:
 
     assert [thread.name for thread in started] == ["reused-0"]
     assert started[0].daemon  # or an idle thread would keep the interpreter from its exit
+
+
+# run_abandonable
+
+
+async def test_abandoned_call_is_left(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concurrency, "_CANCEL_POLL_INTERVAL", 0.001)
+    gate, found = Gate(), list[threading.Thread]()
+
+    def function() -> None:
+        found.append(threading.current_thread())
+        gate()
+
+    call = asyncio.ensure_future(threads.run(run_abandonable, function))
+    await gate.has_begun()
+    call.cancel()
+    await asyncio.wait([call])
+
+    assert call.cancelled()
+    assert not gate.ended
+    assert found[0].daemon  # or the call would keep the interpreter from its exit
+    gate.open.set()
+    await asyncio.to_thread(found[0].join, 30)
+
+
+async def test_abandonable_call_has_result(threads: Threads) -> None:
+    assert await threads.run(run_abandonable, lambda: "done") == run_abandonable(lambda: "done") == "done"
+    with pytest.raises(KeyError, match="gone"):
+        await threads.run(run_abandonable, lambda: {}["gone"])
 
 
 # Threads.entered

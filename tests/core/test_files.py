@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from async_bento._core.files import atomic_write, fsync_path
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from async_bento._core.files import atomic_write, copy_tree, fsync_path, open_regular
 
 
 @pytest.fixture
@@ -91,6 +88,36 @@ def test_write_replaces_link_itself(tmp_path: Path) -> None:
     atomic_write(path, b"new", durable=False)
 
     assert (path.read_text(), path.is_symlink(), target.read_text()) == ("new", False, "not ours")
+
+
+@pytest.mark.posix("FIFOs")
+@pytest.mark.parametrize(("make", "why"), [("mkfifo", "not a regular file"), ("mkdir", "Is a directory")])
+def test_open_regular_refuses_others(tmp_path: Path, make: str, why: str) -> None:
+    getattr(os, make)(tmp_path / "it")
+    with pytest.raises(OSError, match=why) as raised:
+        open_regular(tmp_path / "it")
+    assert raised.value.filename == str(tmp_path / "it")
+
+
+@pytest.mark.posix("file modes")
+def test_copy_tree_keeps_all_but_owner(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "d").mkdir(parents=True)
+    (source / "d" / "run.sh").write_text("true")
+    (source / "d" / "run.sh").chmod(0o700)
+    (source / "link").symlink_to("d/run.sh")
+    for number, path in enumerate([source / "d" / "run.sh", source / "d", source]):
+        os.utime(path, ns=(0, 10**18 + number))
+
+    copy_tree(source, tmp_path / "copy")
+
+    times = [(tmp_path / "copy" / name).stat().st_mtime_ns for name in ("d/run.sh", "d", ".")]
+    assert times == [10**18, 10**18 + 1, 10**18 + 2]
+    assert (tmp_path / "copy" / "link").readlink() == Path("d/run.sh")
+    assert (tmp_path / "copy" / "link").read_text() == "true"
+    assert os.access(tmp_path / "copy" / "d" / "run.sh", os.X_OK)
+    with pytest.raises(FileExistsError):
+        copy_tree(source / "d", tmp_path / "copy" / "d")
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])

@@ -17,7 +17,7 @@ import pytest
 
 from async_bento import BentoError, StoreError, UnsafeArchiveError
 from async_bento._core import platform
-from async_bento._core.files import atomic_write, open_regular
+from async_bento._core.files import atomic_write, fsync_path, open_regular
 from async_bento.store.errors import as_store_error
 from async_bento.store.filesystem import remove_tree, sync_tree
 from async_bento.transfer.journal import Journal, JournalEntries, Source
@@ -301,6 +301,14 @@ def test_missing_system_call_is_false(
         assert getattr(platform, function)(*arguments) is False
 
 
+@pytest.mark.posix("calls of the C library")
+def test_successful_system_call_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    libc = SimpleNamespace(renameat2=lambda *_: 0, renamex_np=lambda *_: 0, syncfs=lambda _: 0)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: libc)
+    assert platform.exchange(tmp_path, tmp_path) is True
+    assert platform.flush_filesystem(tmp_path) is True
+
+
 def test_windows_lacks_system_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "IS_WINDOWS", True)
     monkeypatch.setattr(ctypes, "CDLL", None)
@@ -449,6 +457,15 @@ def test_macos_flushes_drive_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert calls[-1] == "drive 51"
     assert calls.count("drive 51") == 1
     assert calls.count("file") == 3
+
+
+def test_macos_durable_write_flushes_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[int] = []
+    monkeypatch.setattr(platform, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(platform, "fcntl", SimpleNamespace(fcntl=lambda _, code: commands.append(code)), raising=False)
+    atomic_write(tmp_path / "file", b"x", durable=True)
+    fsync_path(tmp_path / "file")
+    assert commands == [51, 51]
 
 
 def test_macos_falls_back_to_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

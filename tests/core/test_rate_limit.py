@@ -14,6 +14,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.sleeps = 0
         self.cancels = False
 
     def __call__(self) -> float:
@@ -23,6 +24,7 @@ class Clock:
         if self.cancels:
             raise asyncio.CancelledError
         self.now = max(self.now, self.now + seconds)
+        self.sleeps += 1
 
 
 async def test_rate_limit_paces_bytes() -> None:
@@ -30,7 +32,8 @@ async def test_rate_limit_paces_bytes() -> None:
     limit = RateLimit(1000, clock, clock.sleep)
     for _ in range(10):
         await limit.acquire(500)
-    assert clock.now == pytest.approx(4.5)  # the first pass without a wait
+    assert clock.now == pytest.approx(4.5)
+    assert clock.sleeps == 9  # the first pass without a wait
 
 
 async def test_rate_limit_bounds_burst() -> None:

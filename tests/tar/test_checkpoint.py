@@ -102,9 +102,33 @@ def test_resume_within_file(tmp_path: Path) -> None:
     checkpoint = saved(extractor, 5000)
 
     assert checkpoint.position == 5000
+    with (tmp_path / "large").open("ab") as file:
+        file.write(bytes(20_000))  # as another process may have
     go_on(tmp_path, checkpoint, data)
     assert (tmp_path / "large").read_bytes() == content
     assert (tmp_path / "large").stat().st_mode & 0o777 == 0o755
+
+
+def test_resume_names_truncated_file(tmp_path: Path) -> None:
+    data = block("large", content=random_bytes(10_000, 4))
+    extractor = Extractor(tmp_path)
+    extractor.feed(data[:5000])
+    extractor.abort()
+    with pytest.raises(UnsafeArchiveError, match="truncated, in 'large', 4000 bytes before its end") as raised:
+        go_on(tmp_path, saved(extractor, 5000), data[:6512])
+    assert raised.value.member == "large"
+
+
+def test_resume_after_covered_header(tmp_path: Path) -> None:
+    data = block("first", content=b"1") + block("second", content=b"2") + END
+    extractor = Extractor(tmp_path)
+    extractor.feed(data[:1024])
+    checkpoint = saved(extractor, 1536)
+    extractor.feed(data[1024:1536])  # the last byte before the next checkpoint
+    extractor.abort()
+
+    go_on(tmp_path, checkpoint, data)
+    assert (tmp_path / "second").read_bytes() == b"2"
 
 
 def test_checkpoint_between_members(tmp_path: Path) -> None:

@@ -194,6 +194,16 @@ def test_extract_name_not_utf8_kept(there: Path) -> None:
     assert names(there) == ["caf\udce9"]
 
 
+def test_hard_link_failed_raises(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, original: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "hardlink_to", fail)
+    with pytest.raises(StoreError, match="cannot write b: No space left"):
+        extract(block("a") + hard_link("b", "a") + END, there)
+    assert names(there) == ["a"]
+
+
 @pytest.mark.posix("file modes")
 def test_hard_link_unsupported_copied(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, original: Path) -> None:

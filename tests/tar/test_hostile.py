@@ -18,7 +18,7 @@ import pytest
 from async_bento.config import Limits
 from async_bento.errors import UnsafeArchiveError
 from async_bento.transfer.tar.extract import Extractor
-from async_bento.transfer.tar.safety import check_links, member_path
+from async_bento.transfer.tar.safety import check_links, member_path, quoted
 from tests.tar.property import as_extracted
 from tests.tar.tars import END, block, directory, extract, forge, hard_link, pax, record, symlink
 
@@ -104,6 +104,11 @@ def test_name_too_long_refused(assert_refused: AssertRefused, name: str, why: st
 def test_name_not_unicode_refused() -> None:
     with pytest.raises(UnsafeArchiveError, match="is not Unicode"):
         member_path("a\ud800")
+
+
+def test_name_of_200_is_quoted_whole() -> None:
+    assert quoted("n" * 200) == f"'{'n' * 200}'"
+    assert quoted("n" * 201) == f"'{'n' * 200}'…"
 
 
 def test_long_name_cut_in_message(surroundings: Surroundings) -> None:
@@ -251,6 +256,14 @@ def test_bad_symlink_prevents_all(tmp_path: Path) -> None:
     with pytest.raises(UnsafeArchiveError):
         extract(directory("d") + symlink("good", "d") + symlink("bad", "..") + END, tmp_path)
     assert as_extracted(tmp_path) == {"d": (tarfile.DIRTYPE, b"")}
+
+
+def test_symlink_path_limit_is_exact() -> None:
+    links, directories = {"here": "long/path", "link": "here/below"}, {"", "long", "long/path"}
+    check_links(links, directories, Limits(path=15))
+    with pytest.raises(UnsafeArchiveError, match="leads to a path longer than 14 bytes") as raised:
+        check_links(links, directories, Limits(path=14))
+    assert raised.value.member == "link"
 
 
 def test_symlink_circle_refused(assert_refused: AssertRefused) -> None:

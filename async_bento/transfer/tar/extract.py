@@ -155,18 +155,16 @@ class Extractor:
             raise ValueError("the extractor is closed")
         try:
             yield
-        except OSError as error:
+        except BaseException as error:
             self.abort()
-            path = self._writer.current or "the root of the tar"
-            raise StoreError(f"cannot write {path}: {error.strerror}. {_DISK_REMEDY}") from error
-        except UnsafeArchiveError as error:
-            self.abort()
-            where = self._where() if error.member is None else ""
-            member = self._parser.last_name if error.member is None else error.member
-            remedy = LIMIT_REMEDY if isinstance(error, LimitExceededError) else REMEDY
-            raise UnsafeArchiveError(f"{error}{where}. {remedy}", member=member) from error
-        except BaseException:
-            self.abort()
+            if isinstance(error, OSError):
+                path = self._writer.current or "the root of the tar"
+                raise StoreError(f"cannot write {path}: {error.strerror}. {_DISK_REMEDY}") from error
+            if isinstance(error, UnsafeArchiveError):
+                where = self._where() if error.member is None else ""
+                member = self._parser.last_name if error.member is None else error.member
+                remedy = LIMIT_REMEDY if isinstance(error, LimitExceededError) else REMEDY
+                raise UnsafeArchiveError(f"{error}{where}. {remedy}", member=member) from error
             raise
 
     def _where(self) -> str:

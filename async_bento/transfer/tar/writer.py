@@ -173,7 +173,6 @@ class TreeWriter:
         """Record a symlink for `finish`; its target has passed `check_target`."""
         self._make_parents(path)
         self._check_storable(path, target)
-        self._remove_leftover(path)
         if os.path.lexists(self._absolute(path)):
             raise self._duplicate(path)
         self._count_names(path, target)
