@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -223,6 +225,19 @@ def test_pool_reuses_idle_thread() -> None:
 
     assert [thread.name for thread in started] == ["reused-0"]
     assert started[0].daemon  # or an idle thread would keep the interpreter from its exit
+
+
+def test_pool_works_until_exit() -> None:
+    """Functions of `atexit` that were registered first are called last."""
+    script = """
+import atexit
+atexit.register(lambda: print(pool.submit(int).result(30)))
+from async_bento._core.thread_pool import DaemonThreadPool
+pool = DaemonThreadPool(1)
+pool.submit(int).result(30)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 # run_abandonable

@@ -407,7 +407,7 @@ def test_large_file_starts_write_back(there: Path, monkeypatch: pytest.MonkeyPat
             asked.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, answer))
 
     monkeypatch.setattr("async_bento._core.platform.ctypes", SimpleNamespace(CDLL=Libc, c_int64=ctypes.c_int64))
-    head = block("before", content=b"x") + block("large", content=bytes(size * MiB))[:512]
+    head = block("before", content=bytes(MiB)) + block("large", content=bytes(size * MiB))[:512]
     with Extractor(there) as extractor:
         extractor.feed(head)
         for _ in range(size):

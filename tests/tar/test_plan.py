@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import tracemalloc
 from pathlib import Path
@@ -23,6 +24,7 @@ import pytest
 from async_bento._core.concurrency import Threads, shielded
 from async_bento.config import GiB, KiB, MiB
 from async_bento.errors import ArchiveError, ClosedError, SourceChangedError, TransferError, UnsafeArchiveError
+from async_bento.transfer.tar.digests import digest_files
 from async_bento.transfer.tar.plan import TarPlan, header
 from async_bento.transfer.tar.reader import AsyncTarReader, TarReader
 from async_bento.transfer.tar.safety import DEFAULT_LIMITS, names_memory
@@ -821,6 +823,27 @@ async def test_read_cancelled_closes_file(root: Path, threads: Threads) -> None:
         cancelled += task.cancelled()
         assert open_files(root) == 0
     assert cancelled > 10
+
+
+@pytest.mark.parametrize("work", [TarPlan.scan, lambda root: digest_files(root, ["model.bin"])], ids=["scan", "digest"])
+async def test_cancelled_work_stops(root: Path, threads: Threads, work: Callable[[Path], object]) -> None:
+    (root / "model.bin").write_bytes(b"x")
+    begun, is_cancelled, results = threading.Event(), threading.Event(), list[object]()
+
+    def start_late() -> None:
+        begun.set()
+        assert is_cancelled.wait(30)
+        results.append(work(root))
+
+    call = asyncio.ensure_future(threads.run(start_late))
+    await asyncio.to_thread(begun.wait, 30)
+    call.cancel()
+    await asyncio.sleep(0)
+    is_cancelled.set()
+    await asyncio.wait([call])
+
+    assert call.cancelled()
+    assert results == []
 
 
 class SlowDisk:
