@@ -355,10 +355,8 @@ async def _find(tar: RemoteTar, path: str, output: FileOutput) -> IndexEntry | N
     """The file that a path leads to; None if a tar that is streamed has put its content into the output."""
     path = path.strip("/")
     await tar.load(path)
-    if tar.is_streamed and not tar.index.is_complete:
-        if await tar.copy_streamed(path, output):
-            return None
-        await tar.load()
+    if tar.is_streamed and not tar.index.is_complete and await tar.copy_streamed(path, output):
+        return None
     # A link may lead to any member, before or after it: that takes the whole list.
     if (entry := tar.index.entries.get(path)) is None or entry.member.type != "file":
         await tar.load()

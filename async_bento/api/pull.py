@@ -103,7 +103,6 @@ class Puller(Generic[ItemT, RecordT]):
     async def _pull_record(
         self, record: RecordT, exact: Tag, force: bool, progress: Progress
     ) -> ItemT | HuggingFaceModel:
-        progress.tag = str(exact)
         if (metadata := hub_metadata(record)) is not None:
             if self.directory is not None:
                 raise refuse_hub_model(exact, self.directory.path)
