@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -21,9 +23,11 @@ from async_bento import (
     ConfigError,
     ModelStore,
     NotFoundError,
+    ProgressEvent,
     PushesError,
     TransferError,
 )
+from async_bento.api import blocking
 from async_bento.cli.dry_run import plan_copy_model
 from async_bento.registry import LocalRegistry
 from async_bento.rest.request_schemas import FinishUploadSchema
@@ -54,7 +58,6 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from async_bento import ProgressEvent
     from async_bento.transfer.http import TransferPool
     from tests.fault_proxy import Exchange, FaultProxy
     from tests.fixtures import MakeClient, StartProxy
@@ -123,8 +126,11 @@ async def test_copied_bento_is_the_same(
         pair.source.hides_checksums = True
         pair.source.add_fault("PATCH .*/presign_download_url", refuse(400), times=None)
     started = time.monotonic()
-    result = await pair.here.copy("svc", pair.there)
+    resources, events = pair.here._resources, list[ProgressEvent]()
+    async with AsyncBentoAPI(resources.client, config=resources.config, progress=events.append) as here:
+        result = await here.copy("svc", pair.there)
     assert (str(result.tag), result.skipped) == ("svc:v1", False)
+    assert (events[-1].phase, events[-1].message) == ("done", "1 model")
     assert [str(model.tag) for model in result.models] == ["mod:m1"]
     assert 0 < result.models[0].seconds <= result.seconds <= time.monotonic() - started
     assert result.bytes_sent > len(FILES["src/weights"])
@@ -470,10 +476,13 @@ async def test_mismatched_etag_rejected(start_pair: StartPair) -> None:
         await pair.here.copy("svc:v1", pair.there, with_models=False)
 
 
-def test_blocking_api_copies(tmp_path: Path) -> None:
+def test_blocking_api_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_bento(tmp_path, "svc:v1", {"a": b"1"})
     make_model(tmp_path, "mod:m1", {"weights": b"2"})
     stores = {"bento_store": BentoStore(tmp_path / "bentos"), "model_store": ModelStore(tmp_path / "models")}
+    closed: list[AsyncBentoAPI] = []
+    close_on = blocking._close_on
+    monkeypatch.setattr(blocking, "_close_on", lambda loop, api: closed.append(api) or close_on(loop, api))
     with LocalRegistry(tmp_path / "one") as one, LocalRegistry(tmp_path / "two") as two:
         here = BentoAPI(endpoint=one.endpoint, api_token=one.api_token, **stores)
         there = BentoAPI(endpoint=two.endpoint, api_token=two.api_token, **stores)
@@ -485,8 +494,23 @@ def test_blocking_api_copies(tmp_path: Path) -> None:
             assert there.exists("svc:v1")
             here.models.push("mod:m1")
             assert not here.models.copy("mod:m1", there).skipped
+            asyncio.run(eventually(lambda: not there._async._resources._calls))
             model = there.models.pull("mod:m1", path=tmp_path / "model")
             assert (model.path / "weights").read_bytes() == b"2"
+    assert closed == []
+
+
+async def test_close_on_other_loop_lets_loop_run() -> None:
+    """A busy loop could not report the end of the copy to the target."""
+    loop, released = asyncio.new_event_loop(), asyncio.Event()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.get_running_loop().call_soon(loop.call_soon_threadsafe, released.set)
+    await blocking._close_on(loop, SimpleNamespace(aclose=released.wait))  # type: ignore[arg-type]
+    loop.call_soon_threadsafe(loop.stop)
+    await asyncio.to_thread(thread.join)
+    loop.close()
+    assert released.is_set()
 
 
 async def test_hub_model_copied_as_record(start_pair: StartPair, make_client: MakeClient, origin: Path) -> None:

@@ -263,7 +263,8 @@ async def test_pull_lock_shares_download(registry_with: StartProxy, make_client:
     proxy = await registry_with("svc:v1")
     held = Hold()
     proxy.add_fault(GET, held)
-    first, second = make_client(proxy), make_client(proxy)
+    events: list[ProgressEvent] = []
+    first, second = (make_client(proxy, progress=events.append) for _ in range(2))
 
     pulling = [asyncio.create_task(api.pull("svc:v1")) for api in (first, second)]
     await held.arrived.wait()
@@ -274,6 +275,8 @@ async def test_pull_lock_shares_download(registry_with: StartProxy, make_client:
     asked = proxy.steps("GET bytes")
     assert len(asked) == len(set(asked)) > 1
     assert bentos[0] == bentos[1]
+    messages = [event.message for event in events if event.phase in ENDED]
+    assert sorted(messages) == ["", "already pulled by another process"]
 
 
 async def test_failed_pull_releases_lock(registry_with: StartProxy, make_client: MakeClient, home: Path) -> None:

@@ -511,7 +511,10 @@ def test_blocking_open_closes_its_file(served: LocalRegistry, home: Path, monkey
         assert [file.closed for file in made] == [True]
 
 
-def test_open_file_block_error_outlives_api(served: LocalRegistry, home: Path) -> None:
+def test_open_file_block_error_outlives_api(served: LocalRegistry, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    make = tempfile.SpooledTemporaryFile
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", lambda size: made.append(make(size)) or made[-1])
     make_bento(home, files={"src/service.py": b"one"})
     with BentoAPI(progress=False) as api:
         api.push("svc:v1")
@@ -523,6 +526,7 @@ def test_open_file_block_error_outlives_api(served: LocalRegistry, home: Path) -
 
         with pytest.raises(LookupError, match="of the block"):
             fail()
+    assert [file.closed for file in made] == [True]
 
 
 async def test_huge_file_list_costs_little(served_tar: FaultProxy, make_client: MakeClient) -> None:

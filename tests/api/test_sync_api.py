@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import subprocess
 import sys
@@ -12,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_bento import AsyncBentoAPI, AsyncModelAPI, BentoAPI, BentoStore, ModelAPI, ModelStore, NotFoundError
+from async_bento import (
+    AsyncBentoAPI,
+    AsyncModelAPI,
+    BentoAPI,
+    BentoStore,
+    ClosedError,
+    ModelAPI,
+    ModelStore,
+    NotFoundError,
+    RestApiClient,
+)
 from async_bento.api.loop_thread import _RunningLoop
 from tests.api.blocking_docstrings import BLOCKING_APIS, CLIENT, with_blocking_docstrings
 from tests.builders import contents, make_bento, make_model, random_bytes
@@ -118,6 +129,15 @@ def test_closed_api_leaves_no_thread(served: LocalRegistry, home: Path) -> None:
     api.close()
     api.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "async-bento"]
+
+
+def test_closed_api_closes_its_client(served: LocalRegistry) -> None:
+    """The owner of the client has no event loop to close it on."""
+    client = RestApiClient()
+    with BentoAPI(client) as api:
+        api.list()
+    with pytest.raises(ClosedError, match="the client was closed"):
+        asyncio.run(client.current_user())
 
 
 def test_call_in_running_loop_works(served: LocalRegistry, home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -130,16 +131,24 @@ def test_mode_600_from_first_byte(path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert before_the_first_byte == [(0o600, 0)]
 
 
-def test_failed_store_keeps_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, "No space left on device"),
+        (errno.EACCES, "Permission denied. Set BENTOML_HOME to a directory that this user can write."),
+    ],
+)
+def test_failed_store_keeps_old_file(path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str) -> None:
     store_context(path, PROD)
     before = path.read_bytes()
 
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("async_bento.rest.contexts.os.fsync", full)
-    with pytest.raises(ConfigError, match=r"cannot write .*\.yatai\.yaml: No space left on device"):
+    monkeypatch.setattr("async_bento.rest.contexts.os.fsync", fail)
+    with pytest.raises(ConfigError) as caught:
         store_context(path, LAB)
+    assert str(caught.value) == f"cannot write {path}: {reason}"
     assert path.read_bytes() == before
     assert {entry.name for entry in path.parent.iterdir()} <= {".yatai.yaml", ".yatai.yaml.lock"}
 

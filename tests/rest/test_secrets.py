@@ -323,6 +323,7 @@ async def test_invalid_response_hides_secret() -> None:
         f"/blobs/k?s={SIGNATURE}",
         f"ftp://s3.example/k?s={SIGNATURE}",
         f"https://s3.example:99999/k?s={SIGNATURE}",
+        f"https://s3.example:0/k?s={SIGNATURE}",
         f"https://[::1/k?s={SIGNATURE}",
         f"?s={SIGNATURE}",
         "",
