@@ -287,7 +287,6 @@ class Connection(web.RequestHandler):
                 transport.write_eof()
             await asyncio.sleep(_LINGER)
             transport.abort()
-            self.force_close()
         return finished
 
     def handle_error(

@@ -12,7 +12,7 @@ import pytest
 
 from async_bento import AsyncBentoAPI, BentoStore, RestApiClient
 from async_bento.errors import ConfigError
-from async_bento.registry import LocalRegistry
+from async_bento.registry import LocalRegistry, connections
 from tests.builders import contents, make_bento
 
 CERTIFICATE = Path(__file__).parents[1] / "tls" / "certificate.pem"
@@ -44,6 +44,17 @@ async def test_close_without_tls_handshake(tmp_path: Path, caplog: pytest.LogCap
     writer.close()
     plain.close()
     assert "a connection was closed before its first request: " in caplog.text
+
+
+async def test_connection_limit_counts_handshakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections, "connection_limit", lambda: 1)
+    async with LocalRegistry(tmp_path / "r", tls_cert=CERTIFICATE, tls_key=KEY, grace=0) as registry:
+        port = registry.endpoint.rpartition(":")[2]
+        replaced, first = await asyncio.open_connection("127.0.0.1", port)
+        _, second = await asyncio.open_connection("127.0.0.1", port)
+        assert await asyncio.wait_for(replaced.read(), 20) == b""
+        for writer in (first, second):
+            writer.close()
 
 
 def test_cert_and_key_in_one_file(tmp_path: Path):
