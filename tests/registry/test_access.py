@@ -251,6 +251,13 @@ async def test_expired_token_is_refused(item: Caller):
     assert [token.name for token in await records_of(item).list()] == ["admin", "old"]
 
 
+def test_token_expires_at_its_time():
+    now = datetime.now(timezone.utc)
+    token = Token(1, "robot", "read", "", now, now, None)
+    assert token.is_expired(now)
+    assert not token.is_expired(now - timedelta(microseconds=1))
+
+
 async def test_revoked_token_is_refused(item: Caller):
     token = await create_token(item, "gone", "admin")
     assert (await call(item, "GET /auth/current", token)).status == 200

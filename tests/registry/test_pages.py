@@ -10,6 +10,7 @@ import os
 import tarfile
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -25,8 +26,8 @@ from async_bento.registry.pages.rendering import (
     render_readme,
     url,
 )
-from async_bento.registry.pages.session import cookie_name, local_path
-from async_bento.registry.tokens import Actor
+from async_bento.registry.pages.session import LIFETIME, cookie_name, create_session, find_session, local_path
+from async_bento.registry.tokens import Actor, Token
 from async_bento.rest.schemas import LabelItemSchema
 from tests.registry.conftest import BUILD_AT, MODELS, Caller, disk_only, records_only
 from tests.registry.test_access import PAGES, create_token, records_of
@@ -282,6 +283,22 @@ async def test_expired_token_ends_session(caller: Caller):
     past = datetime.now(timezone.utc) - timedelta(seconds=1)
     await records_of(caller).rotate("robot", old_until=past, expires_at=None, by=Actor("test"))
     assert (await browser.get("/bentos")).status == 303
+
+
+async def test_session_ends_at_expiry(monkeypatch: pytest.MonkeyPatch):
+    now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    token = Token(1, "robot", "read", "", now, None, None)
+
+    async def find_by_id(_: int) -> tuple[Token, str]:
+        return token, "digest"
+
+    monkeypatch.setattr("async_bento.registry.pages.session.utc_now", lambda: now)
+    records: Any = SimpleNamespace(find_by_id=find_by_id)
+    session = create_session(token, "digest")
+    now += timedelta(seconds=LIFETIME - 1)
+    assert await find_session(session, records) == token
+    now += timedelta(seconds=1)
+    assert await find_session(session, records) is None
 
 
 async def test_session_expires(caller: Caller, monkeypatch: pytest.MonkeyPatch):
