@@ -15,6 +15,7 @@ from async_bento._core import platform
 from async_bento.store import directory as module
 from async_bento.store.directory import TargetDirectory
 from tests.builders import contents, make_bento
+from tests.platforms import IS_WINDOWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,9 @@ def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_commit_moves_item(path: Path) -> None:
+    path.chmod(0o750)
     assert pull(path).path == path
+    assert IS_WINDOWS or path.stat().st_mode & 0o777 == 0o750
     assert contents(path).keys() == {"bento.yaml", "data", "src", "src/service.py"}
     assert names(path.parent) == ["svc"]
 
@@ -84,10 +87,17 @@ def test_commit_changes_modes_of_directories(path: Path, request: pytest.Fixture
 def test_committed_item_is_synced(path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash of the system after the commit does not lose the entries of the directory."""
     synced: list[tuple[Path, bool]] = []
-    monkeypatch.setattr(module, "fsync_path", lambda at: synced.append((at, (path / "bento.yaml").exists())))
+
+    def note(at: Path) -> None:
+        synced.append((at, (path / "bento.yaml").exists()))
+
+    monkeypatch.setattr(module, "fsync_path", note)
+    monkeypatch.setattr(module, "sync_tree", note)
     pull(path)
     is_in_place = request.node.callspec.params["path"]
-    assert synced == [(path if is_in_place else path.parent, True)]
+    (staged, is_committed), *after = synced
+    assert (staged.name, is_committed) == ("item", False)
+    assert after == [(path if is_in_place else path.parent, True)]
 
 
 def test_force_replaces_all_entries(path: Path) -> None:

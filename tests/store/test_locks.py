@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import anyio
 import pytest
 
+from async_bento._core.concurrency import Threads
 from async_bento.errors import StoreError
 from async_bento.store import locks
 from tests.store.real_places import refuse_locks
@@ -66,6 +72,25 @@ def test_lock_held_twice_is_released_once(store):
     lock.release()
     with store.lock("iris:v1"):
         pass
+
+
+async def test_cancelled_wait_for_lock_ends(store, monkeypatch):
+    waiting, threads = threading.Event(), Threads(1)
+
+    def sleep(seconds):
+        waiting.set()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(locks, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    held, wanted = await asyncio.to_thread(lambda: [store.lock("iris:v1") for _ in range(2)])
+    await asyncio.to_thread(held.acquire)
+    task = asyncio.create_task(threads.run(wanted.acquire))
+    await asyncio.to_thread(waiting.wait)
+    task.cancel()
+    with anyio.fail_after(20), pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(held.release)
+    threads.close()
 
 
 def test_lock_io_error_raises(store, monkeypatch):

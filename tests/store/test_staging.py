@@ -169,6 +169,34 @@ def test_recover_expires_journal(store, home):
         assert not journal.exists()
 
 
+def test_journal_expires_others(store):
+    old = store.journal("iris:v1", "https://registry.example")
+    old.write_text("half of it")
+    past = time.time() - staging.KEPT_SECONDS - 1
+    os.utime(old, (past, past))
+    store.journal("iris:v2", "https://registry.example")
+    assert not old.exists()
+
+
+def test_kept_stage_expires_after_last_use(store, home):
+    fail_halfway(store)
+    (kept,) = staging_of(store)
+    past = time.time() - staging.KEPT_SECONDS + 60
+    os.utime(home / "tmp" / kept, (past, past))
+    fail_halfway(store)
+    assert time.time() - (home / "tmp" / kept).stat().st_mtime < 3600
+
+
+@pytest.mark.parametrize("action", [BentoStore.prune, lambda store: store.recover("iris:v1")], ids=["prune", "recover"])
+def test_unused_lock_file_is_removed(store, action):
+    """A killed process leaves it."""
+    put(store, "iris:v1")
+    left = store.path.parent / "tmp" / "async-bento-lock-left"
+    left.touch()
+    action(store)
+    assert not left.exists()
+
+
 def test_journal_per_tag_and_registry(store, home):
     journals = {
         store.journal(tag, endpoint)
@@ -247,6 +275,33 @@ def test_recover_restores_removed_directories(store, home):
     shutil.rmtree(store.path)
     store.recover("iris:v1")
     assert (path / "text").read_text() == "old"
+    assert staging_of(store) == []
+
+
+@pytest.mark.parametrize("has_new", [True, False])
+def test_recover_finishes_copy(store, home, has_new):
+    """Of a commit to a directory on another filesystem, which copies next to the place of the item."""
+    path = put(store, "iris:v1", text="old").path
+    path.rename(path.with_name(".async-bento-old-v1"))
+    fill(path if has_new else path.with_name(".async-bento-copy-v1"), "iris:v1", text="new")
+    crash_in_commit(store, "iris:v1", moved=home, before="v1", after="v1")
+    store.recover("iris:v1")
+    assert (path / "text").read_text() == ("new" if has_new else "old")
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["latest", "v1"]
+    assert staging_of(store) == []
+
+
+def test_commit_removes_left_copy(store):
+    path = put(store, "iris:v1").path
+    path.with_name(".async-bento-copy-v0").mkdir()
+    put(store, "iris:v2")
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["latest", "v1", "v2"]
+
+
+def test_delete_recovers_crashed_commit(store, home):
+    put(store, "iris:v1")
+    crash_in_commit(store, "iris:v2", moved=home, before="v1", after="v2")
+    store.delete("iris:v1")
     assert staging_of(store) == []
 
 
