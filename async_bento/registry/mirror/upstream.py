@@ -82,7 +82,7 @@ class Upstream:
         """Downloads the bytes."""
         quick = {
             # Neither retries nor pauses of the client: the mirror has answers of its own.
-            "retry": RetryPolicy(attempts=1, wait_initial=0, wait_max=0, retry_after_cap=0),
+            "retry": RetryPolicy(attempts=1, retry_after_cap=0),
             "timeouts": Timeouts(connect=_CONNECT_TIMEOUT, api=_ANSWER_TIMEOUT),
         }
         self._records = RestApiClient(url, api_token, config=config.model_copy(update=quick))

@@ -272,7 +272,7 @@ class Records:
             item, latest = (
                 to_item(parts[name] | named, labels_of.get(parts[name]["id"], [])) for name in ("item", "latest")
             )
-            models = await _load(connection, _models_of(item)) if item_type is BENTO and has_models(item) else []
+            models = await _load(connection, _models_of(item)) if has_models(item) else []
             return Whole(
                 Found([item], {repository: to_repository(parts["repository"], latest)}, 0),
                 await _with_repositories(connection, models),
