@@ -265,7 +265,7 @@ class DownloadMonitor:
             while not ended.wait(SECONDS_BETWEEN_REPORTS) and not self.stopped.is_set():
                 report()
 
-        poller = Thread(target=poll, name="async-bento-hub-progress")  # a daemon, as the thread that starts it
+        poller = Thread(target=poll, name="async-bento-hub-progress", daemon=True)
         start_thread(poller)
         try:
             yield

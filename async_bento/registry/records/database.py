@@ -231,7 +231,7 @@ def _translated() -> Generator[None]:
     except (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupportedError):
         raise
     except (exc.DBAPIError, exc.TimeoutError, OSError, asyncio.TimeoutError) as error:
-        reason = str(error)
+        reason = str(getattr(error, "orig", None) or error)
         # SQLite's message: sqlite3 has no error codes before Python 3.11.
         if "disk is full" in reason:
             raise disk_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
