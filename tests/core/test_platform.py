@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import stat
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -377,6 +378,16 @@ def test_closed_socket_has_no_unacknowledged() -> None:
     assert platform.unacknowledged(connection) is None
 
 
+@pytest.mark.posix("ioctl")
+def test_unknown_unacknowledged_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file: Any
+    with (tmp_path / "file").open("wb") as file:
+        assert platform.unacknowledged(file) is None
+    with socket.socket() as connection:
+        monkeypatch.setattr(platform, "termios", SimpleNamespace())
+        assert platform.unacknowledged(connection) is None
+
+
 def test_windows_modes_are_executable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "directory" / "script.sh").write_bytes(b"#!/bin/sh\n")
@@ -511,6 +522,16 @@ def test_macos_boot_id_of_session(monkeypatch: pytest.MonkeyPatch) -> None:
         platform.boot_id.cache_clear()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("error", [OSError, AttributeError, ValueError])
+def test_unreadable_boot_id_is_of_process(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert platform.boot_id.__wrapped__().startswith("process ")
+
+
 def test_boot_id_shared_by_processes() -> None:
     assert not platform.boot_id().startswith("process")
 
@@ -555,6 +576,8 @@ def test_case_collision_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyP
     writer = TreeWriter(tmp_path)
     writer.open_file("README", 0o644)
     writer.close_file(0)
+    with pytest.raises(BentoError, match="an earlier member has the same name"):
+        writer.open_file("README", 0o644)
     if not (tmp_path / "readme").exists():  # a case-sensitive disk: simulated by a refusal
 
         def refuse(*_: object) -> int:

@@ -402,9 +402,11 @@ async def test_throttle_wait_has_jitter(monkeypatch: pytest.MonkeyPatch) -> None
 
     now[0] = 1007.0
     await throttle.wait("host:1")
-
     assert (pauses, failures) == ([7.25], [1])
     assert not throttle.is_paused("host:1")
+
+    throttle.record("host:1", 503, None)  # the second refusal, after the pause
+    assert failures == [1, 2]
 
 
 async def test_throttle_ignores_pause_over_cap() -> None:

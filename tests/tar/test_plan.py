@@ -26,7 +26,7 @@ from async_bento.config import GiB, KiB, MiB
 from async_bento.errors import ArchiveError, ClosedError, SourceChangedError, TransferError, UnsafeArchiveError
 from async_bento.transfer.tar.digests import digest_files
 from async_bento.transfer.tar.plan import TarPlan, header
-from async_bento.transfer.tar.reader import AsyncTarReader, TarReader
+from async_bento.transfer.tar.reader import UNSENT, AsyncTarReader, TarReader
 from async_bento.transfer.tar.safety import DEFAULT_LIMITS, names_memory
 from async_bento.transfer.tar.scan import Entry
 from tests.platforms import IS_ROOT, IS_WINDOWS, link_if_possible
@@ -328,6 +328,34 @@ def test_plan_md5_needs_no_security(root: Path, monkeypatch: pytest.MonkeyPatch)
     reader = TarReader(plan, 0, plan.size, io_chunk=MiB, digest=True)
     assert reader.md5 is not None
     assert md5(reader.read()).digest() == reader.md5.digest()
+
+
+@pytest.mark.posix("sendfile")
+@pytest.mark.parametrize("digest", [True, False])
+def test_send_leaves_end_to_read(root: Path, digest: bool) -> None:
+    content = random_bytes(MiB)
+    (root / "large").write_bytes(content)
+    reader = TarReader(TarPlan.scan(root), 1024, 1024 + MiB, io_chunk=64 * KiB, digest=digest)
+    assert reader.sendable == 0
+    received = reader.read(1000)
+    assert reader.sendable == MiB - UNSENT - 1000
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        while reader.sendable:
+            is_full = reader.send(ours.fileno(), MiB)
+            assert is_full is bool(reader.sendable)
+            received += theirs.recv(MiB)
+        ours.close()
+        while more := theirs.recv(MiB):
+            received += more
+    rest = b"".join(iter(reader.read, b""))
+
+    assert received + rest == content
+    assert len(rest) == UNSENT
+    if digest:
+        assert reader.md5 is not None
+        assert reader.md5.digest() == hashlib.md5(content).digest()
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (5, 4), (0, 10_241)])
