@@ -351,6 +351,24 @@ def test_disk_full_names_member(there: Path) -> None:
 
 
 @pytest.mark.posix("file modes")
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (directory("./"), "the root of the tar"),
+        (directory("d") + directory("e"), "d"),
+        (symlink("link", "d") + directory("d"), "link"),
+    ],
+)
+def test_failed_last_steps_name_member(there: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, name: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("async_bento.transfer.tar.writer.set_times", fail)
+    monkeypatch.setattr(platform, "make_link", fail)
+    with pytest.raises(StoreError, match=f"^cannot write {name}: No space left"):
+        extract(data + END, there)
+
+
 def test_permission_denied_names_member(ordinary_user: Path) -> None:
     there = ordinary_user / "there"
     there.mkdir(mode=0o500)

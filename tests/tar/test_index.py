@@ -39,6 +39,12 @@ def test_index_of_split_headers_is_same(step: int) -> None:
 NAMES = sum(names_memory(path, target) for path, target in [("src", ""), ("src/a", ""), (LONG, ""), ("b", "src/a")])
 
 
+def test_index_has_names_as_text() -> None:
+    index = TarIndex(Limits())
+    index.feed(block("grüße") + block("模型" * 20) + END)
+    assert [*index.entries] == ["grüße", "模型" * 20]
+
+
 def test_index_limits_are_exact() -> None:
     TarIndex(Limits(members=4, names=NAMES)).feed(TAR)
     for limits in (Limits(members=3), Limits(names=NAMES - 1)):

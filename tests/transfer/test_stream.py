@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from async_bento import Limits, UnsafeArchiveError
 from async_bento.transfer.stream import EndOfPiecesError, FileOutput, OtherTarError, StreamSink, tree_output
 from async_bento.transfer.tar.index import TarIndex
-from async_bento.transfer.tar.selection import KnownPieces, MatchingFiles, OneFile, pieces_of
+from async_bento.transfer.tar.selection import END, KnownPieces, MatchingFiles, OneFile, pieces_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -144,3 +145,27 @@ def test_stream_end_is_checked() -> None:
     sink.feed([TAR])
     with pytest.raises(OtherTarError):
         sink.close()
+
+
+def test_matching_files_are_streamed() -> None:
+    selector, output = MatchingFiles(["*"], ["third"]), io.BytesIO()
+    sink = StreamSink(Limits(), selector, FileOutput(output))
+    sink.feed(chunks_of(TAR, 500))
+    sink.close()
+
+    index = TarIndex(Limits())
+    index.feed(output.getvalue() + END)
+    assert selector.is_possible
+    assert [*index.entries] == ["first", "second", "last"]
+
+
+@pytest.mark.parametrize(("path", "is_found"), [("second", True), ("absent", False)])
+def test_one_file_is_found_or_not(path: str, is_found: bool) -> None:
+    selector, output = OneFile(path), io.BytesIO()
+    sink = StreamSink(Limits(), selector, FileOutput(output))
+    with pytest.raises(EndOfPiecesError) if is_found else nullcontext():
+        sink.feed(chunks_of(TAR, 500))
+        sink.close()
+
+    assert selector.is_found == is_found
+    assert output.getvalue() == (b"2" * 1024 if is_found else b"")
