@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_bento import Config
+from async_bento import Config, UnsafeArchiveError
 from async_bento._core.concurrency import Threads
 from async_bento.transfer import remote
 from async_bento.transfer.remote import IndexCache, IndexKey, RemoteTar, _joined
@@ -74,8 +74,11 @@ class Reader:
         self.total: int | None = None
         self.etag: str | None = None
         self.ranges: list[tuple[int, int]] = []
+        self._calls = 0
 
     async def chunks(self, byte_range: ByteRange, window: object = None) -> AsyncGenerator[bytes]:
+        self._calls += 1
+        assert self._calls < 50, "the index makes no progress"
         if byte_range.size:
             self.ranges.append(tuple(byte_range))
         self.total, self.etag = len(self.tar), '"etag"'
@@ -163,6 +166,14 @@ async def test_remote_later_window_is_read_once(threads: Threads) -> None:
         assert b"".join([chunk async for chunk in tar.chunks(first, first + 50)]) == reader.tar[first : first + 50]
 
     assert not reader.ranges
+
+
+@pytest.mark.parametrize("size", [1024, 1536, 512])
+async def test_remote_tar_without_end_is_rejected(threads: Threads, size: int) -> None:
+    """It ends after a member, after the header of another one, or within a member."""
+    tar = remote_tar(threads, Reader(tar_of([100, 100])[:size]))
+    with pytest.raises(UnsafeArchiveError, match="the tar is truncated"):
+        await tar.load()
 
 
 async def test_remote_index_is_cached_by_etag(threads: Threads) -> None:
