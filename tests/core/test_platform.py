@@ -445,6 +445,7 @@ def test_reason_comes_from_system() -> None:
         assert platform.reason(refused) == os.strerror(errno.ECONNREFUSED)
     assert platform.reason(socket.gaierror(11001, "getaddrinfo failed")) == "getaddrinfo failed"
     assert platform.reason(OSError(10060, "timed out")) == "timed out"
+    assert platform.reason(OSError(10000, "no number")) == "no number"
     assert platform.reason(OSError(errno.EPERM, "refused")) == os.strerror(errno.EPERM)
     assert platform.reason(OSError(0, "Error")) == "Error"  # of asyncio
     assert platform.reason(OSError("no data")) == "no data"

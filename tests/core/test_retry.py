@@ -412,8 +412,10 @@ async def test_throttle_wait_has_jitter(monkeypatch: pytest.MonkeyPatch) -> None
 async def test_throttle_ignores_pause_over_cap() -> None:
     throttle = HostThrottle(SLOW)
     throttle.record("host:1", 503, 121.0)
+    throttle.record("host:2", 503, 120.0)
 
     assert not await paused(throttle, "host:1")
+    assert await paused(throttle, "host:2")
 
 
 async def test_throttle_backs_off(
