@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import sys
 import threading
 from dataclasses import dataclass
@@ -17,7 +18,14 @@ import pytest
 from tqdm import tqdm
 
 from async_bento import AsyncBentoAPI, BentoAPI, LineListener, ProgressEvent, TqdmListener
-from async_bento.progress.listeners import ECHO_COLUMNS, REDRAW_INTERVAL, CommandBars, JsonListener, choose_listener
+from async_bento.progress.listeners import (
+    ECHO_COLUMNS,
+    REDRAW_INTERVAL,
+    CommandBars,
+    JsonListener,
+    _columns,
+    choose_listener,
+)
 from async_bento.progress.summary import (
     IDLE_RESET,
     SAMPLE_INTERVAL,
@@ -488,6 +496,23 @@ def test_bar_makes_lock_before_events(screen: Terminal, monkeypatch: pytest.Monk
 def test_bar_defaults_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     TqdmListener()(event("skipped", message="already pushed"))
     assert capsys.readouterr() == ("", "skipped bento iris:v1: already pushed\n")
+    TqdmListener()(event("transferring", 5, 10))
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert "pushing bento iris:v1   50 %|" in errors
+
+
+def test_columns_are_those_of_the_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "log").open("w") as file:
+        assert _columns(file) == 80  # not a terminal
+        columns = {file.fileno(): 120}
+        monkeypatch.setattr("os.get_terminal_size", lambda number: os.terminal_size((columns[number], 24)))
+        assert _columns(file) == 120
+        columns[file.fileno()] = 0
+        assert _columns(file) == 80
+    assert _columns(file) == 80  # closed
+    monkeypatch.setattr(sys, "stderr", None)
+    assert _columns(None) == 80
 
 
 # Choice of the listener
