@@ -601,7 +601,7 @@ def test_dry_run_compares_versions(served: LocalRegistry, home: Path) -> None:
     make_bento(home, "svc:v1", built="2024-05-06 07:08:09")
     done("push", "svc:v1")
     shutil.rmtree(home / "bentos/svc/v1")
-    make_bento(home, "svc:v10", built="2025-01-01 00:00:00")
+    make_bento(home, "svc:v10", built="2024-05-06 07:08:09")
     assert done("pull", "svc:v1", "--dry-run").startswith("Would pull bento svc:v1: ")
     assert done("pull", "svc", "--dry-run") == "Would skip bento svc:v10: already pulled.\n"
     shutil.rmtree(home / "bentos/svc/v10")
@@ -862,6 +862,29 @@ def test_help_has_examples() -> None:
         assert "..." not in done(*path[:-1], "--help").partition("Commands:")[2], path  # a summary that does not fit
         text = done(*path, "--help")
         assert f"async-bento {' '.join(path)}" in text.partition("Examples:")[2], path
+
+
+@pytest.mark.parametrize(
+    ("command", "texts"),
+    [
+        ("push", ["[default: 10; x>=1]", "[env var: ASYNC_BENTO_PROGRESS]"]),
+        ("copy", ["[default: 10; x>=1]"]),
+        ("list", ["The size of a bento includes its models."]),
+        ("delete", ["The models of a bento are kept.", "delete iris_classifier:v1"]),
+        ("models delete", ["that a bento in the registry names is kept,", "delete iris_weights:v1"]),
+        (
+            "registry serve",
+            [
+                "[env var: ASYNC_BENTO_REGISTRY_DATABASE]",
+                "[env var: ASYNC_BENTO_REGISTRY_UPSTREAM]",
+                "[env var: ASYNC_BENTO_REGISTRY_UPSTREAM_TOKEN_FILE]",
+            ],
+        ),
+    ],
+)
+def test_help_states_defaults(command: str, texts: list[str]) -> None:
+    shown = " ".join(done(*command.split(), "--help").split())
+    assert [text for text in texts if text not in shown] == []
 
 
 async def test_storage_failure_names_item(start_proxy: StartProxy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

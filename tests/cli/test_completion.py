@@ -47,7 +47,7 @@ def stores(home: Path) -> Path:
 
 
 @pytest.mark.usefixtures("stores")
-@pytest.mark.parametrize("command", ["push", "pull", "get"])
+@pytest.mark.parametrize("command", ["push", "pull", "get", "verify"])
 def test_offers_local_tags(command: str) -> None:
     assert completed(command, "iris") == ["iris:v1", "iris:v2"]
     assert completed(command, "iris:v2") == ["iris:v2"]
@@ -73,7 +73,7 @@ def test_slow_registry_offers_local_tags(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.usefixtures("stores")
-@pytest.mark.parametrize("command", ["pull", "get", "exists", "delete"])
+@pytest.mark.parametrize("command", ["pull", "get", "exists", "delete", "diff"])
 def test_offers_registry_tags(served: LocalRegistry, home: Path, command: str) -> None:
     with BentoAPI(progress=False) as api:
         api.push("iris:v1")

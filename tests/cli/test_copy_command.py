@@ -76,7 +76,7 @@ def test_copy_reports_copied_items() -> None:
 
 @pytest.mark.usefixtures("target")
 def test_copy_may_exclude_models() -> None:
-    out("copy", "svc:v1", "--to", "there", "--without-models")
+    out("copy", "--all", "--to", "there", "--without-models", "--keep-labels")
     assert json.loads(out("models", "list", "--context", "there", "--json")) == []
     planned = out("copy", "svc:v1", "--to", "there", "--without-models", "--force", "--dry-run")
     assert planned.startswith("Would copy bento svc:v1: at most ")
@@ -88,6 +88,7 @@ def test_copy_may_exclude_models() -> None:
     [
         (("copy", "svc:v1"), 2, "Missing option '--to'"),
         (("copy", "--to", "there"), 2, "Name at least one bento to copy"),
+        (("copy", "svc:v1", "--to", "there", "--threads", "0"), 2, "0 is not in the range x>=1"),
         (("copy", "svc:v1", "--to", "here", "--from", "here"), 2, "source and target are both"),
         (("copy", "svc:v1", "--to", "nowhere"), 2, "nowhere"),
         (("copy", "svc:v1", "--to", "there", "--limit-rate", "5"), 2, "'5' is no rate. Use KiB, MiB or GiB per second"),

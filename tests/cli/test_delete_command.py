@@ -68,6 +68,22 @@ def test_delete_asks_on_terminal(pushed: LocalRegistry, monkeypatch: pytest.Monk
     assert tags() == ["fraud:v1", "iris:v2"]
 
 
+def test_delete_needs_tag() -> None:
+    result = run("delete", "--yes")
+    assert (result.exit_code, "Missing argument 'TAGS...'" in result.stderr) == (2, True)
+
+
+def test_bento_is_deleted_without_force(pushed: LocalRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced: list[bool] = []
+
+    async def delete(*_: object, force: bool) -> None:
+        forced.append(force)
+
+    monkeypatch.setattr("async_bento.api.deletion.delete_record", delete)
+    run("delete", "iris:v1", "--yes")
+    assert forced == [False]
+
+
 def test_dry_run_changes_nothing(pushed: LocalRegistry) -> None:
     lines = run("delete", "iris:*", "--dry-run").stdout.splitlines()
     assert sorted(lines[:2]) == ["Would delete bento iris:v1: 136 B.", "Would delete bento iris:v2: 136 B."]

@@ -370,6 +370,9 @@ def test_check_creates_no_registry(tmp_path: Path):
     assert result.exit_code == 2
     assert "it holds no registry" in result.stderr
     assert not (tmp_path / "none").exists()
+    (tmp_path / "file").touch()
+    result = make_runner().invoke(main, ["registry", "check", "--root", str(tmp_path / "file")])
+    assert (result.exit_code, "is a file" in result.stderr) == (2, True)
 
 
 # Directories of older releases
