@@ -99,6 +99,25 @@ def test_fork_before_use_is_safe(pushed: Path, kind: str) -> None:
     assert ended == Ended(0, "['v1']\n0\n['v1']\n", "")
 
 
+def test_fork_child_drops_api_silently(pushed: Path) -> None:
+    """Only the parent has to close it."""
+    ended = run_program(
+        APIS["blocking"]
+        + """
+use()
+def drop():
+    global api, close
+    del api, close
+    gc.collect()
+print(in_child(drop))
+print(use())
+close()
+"""
+    )
+
+    assert ended == Ended(0, "0\n['v1']\n", "")
+
+
 def test_fork_on_inherited_loop_is_safe(pushed: Path) -> None:
     """The child runs the loop that its parent made, with sessions of its own."""
     ended = run_program(

@@ -10,6 +10,7 @@ import os
 import re
 import tarfile
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -420,6 +421,11 @@ async def test_verify_stops_at_change(
     assert events[-1].bytes_done > len(WEIGHTS)
     await api.verify("svc:v1", full=True)
     assert (events[-1].phase, events[-1].bytes_done) == ("done", events[-1].bytes_total)
+    (bento / "weights").write_bytes(WEIGHTS[::-1])
+    events.clear()
+    await api.verify("svc:v1")
+    phases = [phase for phase, _ in groupby(event.phase for event in events)]
+    assert phases == ["planning", "transferring", "planning", "done"]
 
     read = TarReader.read
 

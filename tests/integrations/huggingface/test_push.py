@@ -92,9 +92,13 @@ async def test_hub_model_sends_no_bytes(hub: Hub, start_proxy: StartProxy, make_
     make_bento(home, models=[on_the_hub(hub.endpoint)])
     proxy = await start_proxy()
     started = time.monotonic()
+    events: list[ProgressEvent] = []
 
-    result = await make_client(proxy).push("svc:v1", bare=True)
+    result = await make_client(proxy, progress=events.append).push("svc:v1", bare=True)
 
+    assert [event.message for event in events if (event.kind, event.phase) == ("model", "done")] == [
+        f"its files stay at {hub.endpoint}/org/bert/tree/{COMMIT}"
+    ]
     assert 0 < result.models[0].seconds <= result.seconds <= time.monotonic() - started
     assert [step.partition(" ")[0] for step in proxy.steps("org--bert|model_repositories")] == [
         "GET",  # the record
