@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -210,6 +211,35 @@ async def test_descriptor_limit_logs_once(tmp_path: Path):
         "cannot accept connections: Too many open files. Raise the limit of open files."
     ]
     assert float(out) < 20
+
+
+async def test_waiting_connections_let_others_run(monkeypatch: pytest.MonkeyPatch):
+    turn, turns, make_room = 0, list[int](), connections.Connections._make_room
+
+    def count() -> None:
+        nonlocal turn, counting
+        turn += 1
+        counting = asyncio.get_running_loop().call_soon(count)
+
+    def note(self: connections.Connections) -> bool:
+        turns.append(turn)
+        return make_room(self)
+
+    monkeypatch.setattr(connections.Connections, "_make_room", note)
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    async with connections.accepting(runner, ("127.0.0.1", 0), None, {}) as port:
+        counting = asyncio.get_running_loop().call_soon(count)
+        clients = [socket.socket() for _ in range(5)]
+        for client in clients:  # all of them before the first is accepted
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        await eventually(lambda: len(turns) == 5)
+        counting.cancel()
+    await connections.close_server(runner)
+    for client in clients:
+        client.close()
+    assert len({*turns}) == 5
 
 
 async def test_closed_connection_leaves_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch):
