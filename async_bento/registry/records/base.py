@@ -102,7 +102,7 @@ class Found:
 
     items: Sequence[Item]
     repositories: Mapping[str, Repository]
-    total: int
+    total: int = 0
 
 
 @dataclass(frozen=True)

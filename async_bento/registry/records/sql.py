@@ -274,7 +274,7 @@ class Records:
             )
             models = await _load(connection, _models_of(item)) if has_models(item) else []
             return Whole(
-                Found([item], {repository: to_repository(parts["repository"], latest)}, 0),
+                Found([item], {repository: to_repository(parts["repository"], latest)}),
                 await _with_repositories(connection, models),
                 to_content(parts["blob"]),
             )
