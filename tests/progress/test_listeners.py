@@ -493,7 +493,8 @@ def test_bar_makes_lock_before_events(screen: Terminal, monkeypatch: pytest.Monk
     assert made
 
 
-def test_bar_defaults_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_defaults_to_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("async_bento.progress.listeners.find_spec", lambda name: find_spec("io"))
     TqdmListener()(event("skipped", message="already pushed"))
     assert capsys.readouterr() == ("", "skipped bento iris:v1: already pushed\n")
     TqdmListener()(event("transferring", 5, 10))
