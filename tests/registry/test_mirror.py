@@ -730,9 +730,10 @@ async def test_repushed_version_is_fetched(tmp_path: Path, publisher: AsyncBento
 async def test_missing_record_is_requested_again(
     tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller
 ):
-    missing = await ask.api("GET", f"{ask.items('mod')}/m1")
-    origin = await Caller(upstream.registry, ask.session, MODELS).api("GET", f"{ask.items('mod')}/m1")
-    assert (missing.status, missing.json) == (404, origin.json)
+    origin = Caller(upstream.registry, ask.session, MODELS)
+    for path, status in ((f"{ask.items('mod')}/m1", 404), ("/models?count=x", 400)):
+        refused, expected = await ask.api("GET", path), await origin.api("GET", path)
+        assert (refused.status, refused.json) == (status, expected.json)
     await push_model(publisher, tmp_path, "mod:m1", 1000)
     assert not await is_hit(ask, "m1")
 
@@ -748,7 +749,7 @@ async def test_restarted_mirror_keeps_items(tmp_path: Path, publisher: AsyncBent
 async def test_abandoned_fetch_is_removed(
     tmp_path: Path, publisher: AsyncBentoAPI, switch: Switch, ask: Caller, monkeypatch: pytest.MonkeyPatch
 ):
-    now = 0.0
+    now = 1000.0
     monkeypatch.setattr(fetch_module, "time", SimpleNamespace(monotonic=lambda: now))
     for number, size in ((1, MiB), (2, 1000), (3, 1000)):
         await push_model(publisher, tmp_path, f"mod:m{number}", size, seed=number)
@@ -967,11 +968,8 @@ async def test_token_sees_own_prefix(tmp_path: Path, publisher: AsyncBentoAPI, a
     assert pulls == [("team", "team-svc:v1")]
 
 
-async def test_unknown_length_streams(
-    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
-):
-    """Yatai streams downloads through it without a length, and has no checksums."""
-    source = await push_model(publisher, tmp_path, "mod:m1", 2 * MiB)
+def hide_lengths(upstream: FaultProxy) -> None:
+    """Let the upstream answer like Yatai, which streams downloads without a length, and has no checksums."""
     upstream.streams_downloads = upstream.hides_checksums = True
 
     async def refuse(exchange: Exchange) -> web.StreamResponse:
@@ -981,6 +979,26 @@ async def test_unknown_length_streams(
         return response
 
     upstream.add_fault("presign_download_url", refuse, times=None)
+
+
+async def test_full_mirror_evicts_after_unknown_length(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, start_mirror: StartMirror, session: Any
+):
+    for number in range(2):
+        await push_model(publisher, tmp_path, f"mod:m{number}", 1000, seed=number)
+    size = stored_bytes(tmp_path / "upstream") * 3 // 4
+    hide_lengths(upstream)
+    ask = Caller(await start_mirror(mirror_size=size), session, MODELS)
+    for number in range(2):
+        assert not await is_hit(ask, f"m{number}")
+    await eventually(lambda: stored_bytes(tmp_path / "mirror") <= size)
+
+
+async def test_unknown_length_streams(
+    tmp_path: Path, upstream: FaultProxy, publisher: AsyncBentoAPI, ask: Caller, make_api: MakeApi
+):
+    source = await push_model(publisher, tmp_path, "mod:m1", 2 * MiB)
+    hide_lengths(upstream)
     models = await asyncio.gather(*(make_api(ask.registry, f"home-{n}").models.pull("mod:m1") for n in range(3)))
     for model in models:
         assert contents(model.path) == contents(source)
