@@ -278,23 +278,6 @@ async def test_cached_model_that_was_removed_fails(
     assert not proxy.matching("POST .*/org--bert/models$")
 
 
-async def test_broken_hub_measures_cached_model(
-    hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
-) -> None:
-    hub.repos["org/bert"] = Repo(FILES)
-    make_bento(home, models=[on_the_hub(hub.endpoint)])
-    proxy = await start_proxy()
-    await make_client(proxy).pull("svc:v1", with_models=True)
-    hub.repos["org/bert"].broken = 418
-    hub.seen.clear()
-
-    await make_client(proxy).push("svc:v1", bare=True)
-
-    assert len(hub.seen) == 1  # and the Hub is not asked for files
-    (create,) = proxy.matching("POST .*/org--bert/models$")
-    assert create.json["manifest"]["size_bytes"] == 21_002
-
-
 async def test_hf_endpoint_replaces_default(
     hub: Hub, start_proxy: StartProxy, make_client: MakeClient, home: Path
 ) -> None:
