@@ -490,15 +490,23 @@ async def test_retries_of_range_restart_after_others(
     """The attempts count from the last range that has arrived: the storage works."""
     proxy = await pushed(files=LARGE)
     failed: list[str] = []
+    failed_again, other_sent = asyncio.Event(), asyncio.Event()
 
     async def fail_twice(exchange: Exchange) -> web.StreamResponse:
         asked = exchange.logged.headers["Range"]
-        if asked != f"bytes={RANGE}-{2 * RANGE - 1}" or len(failed) == 2:
-            return await exchange.forward()
-        failed.append(asked)
-        if len(failed) == 2:
-            await proxy.wait_for("GET bytes", 5)  # one of them after another range has arrived
-        return await refuse(500)(exchange)
+        if asked == f"bytes={RANGE}-{2 * RANGE - 1}" and len(failed) < 2:
+            failed.append(asked)
+            if len(failed) == 2:
+                failed_again.set()
+                await other_sent.wait()
+                await asyncio.sleep(0.1)  # until the client has read the other range
+            return await refuse(500)(exchange)
+        if asked == f"bytes={2 * RANGE}-{3 * RANGE - 1}":
+            await failed_again.wait()
+        response = await exchange.forward()
+        if failed_again.is_set():
+            other_sent.set()
+        return response
 
     proxy.add_fault(GET, fail_twice, times=None)
     models = make_client(proxy, elsewhere, transfer={"concurrency": 2}, retry={"attempts": 2}).models
