@@ -213,13 +213,18 @@ class Lock(Protocol):
 
 @asynccontextmanager
 async def hold_lock(lock: Lock, threads: Threads, waiting: Callable[[], None]) -> AsyncGenerator[None]:
-    """Hold a lock; `waiting` is called once if another process holds it."""
+    """Hold a lock; `waiting` is called once if another process keeps it."""
+
+    async def acquire() -> bool:  # polled, since a thread that waits for the lock could not be cancelled
+        return await threads.run(lock.acquire, timeout=0)
+
     try:
-        # Polled, since a thread that waits for the lock could not be cancelled.
-        if not await threads.run(lock.acquire, timeout=0):
-            waiting()
-            while not await threads.run(lock.acquire, timeout=0):  # noqa: ASYNC110 - no event crosses processes
-                await asyncio.sleep(LOCK_POLL_INTERVAL)
+        if not await acquire():
+            await asyncio.sleep(LOCK_POLL_INTERVAL)  # a process that removes unused lock files holds each for a moment
+            if not await acquire():
+                waiting()
+                while not await acquire():  # noqa: ASYNC110 - no event crosses processes
+                    await asyncio.sleep(LOCK_POLL_INTERVAL)
         yield
     finally:  # also after a cancelled `acquire`, whose thread may have got the lock
         await shielded(threads.run(lock.release))

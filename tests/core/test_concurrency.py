@@ -566,11 +566,12 @@ async def test_hold_lock_pauses_between_tries(threads: Threads, monkeypatch: pyt
         assert pauses == [concurrency.LOCK_POLL_INTERVAL] * 2
 
 
-async def test_hold_lock_free_reports_no_wait(threads: Threads) -> None:
-    lock, messages = BusyLock(0), list[str]()
+@pytest.mark.parametrize(("refusals", "expected"), [(0, []), (1, []), (2, ["waiting"])])
+async def test_hold_lock_reports_second_refusal(threads: Threads, refusals: int, expected: list[str]) -> None:
+    lock, messages = BusyLock(refusals), list[str]()
 
     async with hold_lock(lock, threads, lambda: messages.append("waiting")):
-        assert (lock.timeouts, messages) == ([0], [])
+        assert (lock.timeouts, messages) == ([0] * (refusals + 1), expected)
 
 
 async def test_hold_lock_cancel_releases(threads: Threads) -> None:
