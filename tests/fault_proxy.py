@@ -383,14 +383,20 @@ def disconnect_while_reading(size: int) -> Fault:
     return fault
 
 
+async def _send_start(exchange: Exchange, size: int) -> tuple[web.StreamResponse, bytes]:
+    """Send the first `size` bytes of the response; return it, and the bytes that are left."""
+    answer = await exchange.forward()
+    assert isinstance(answer.body, bytes)
+    response = await exchange.start_response(answer)
+    await response.write(answer.body[:size])
+    return response, answer.body[size:]
+
+
 def disconnect_while_sending(size: int) -> Fault:
     """Abort the connection after `size` bytes of the response."""
 
     async def fault(exchange: Exchange) -> web.StreamResponse:
-        answer = await exchange.forward()
-        assert isinstance(answer.body, bytes)
-        response = await exchange.start_response(answer)
-        await response.write(answer.body[:size])
+        await _send_start(exchange, size)
         return exchange.disconnect()
 
     return fault
@@ -478,12 +484,9 @@ def pause_sending(size: int, until: asyncio.Event) -> Fault:
     """Pause after `size` bytes of the response, and send the rest after the event."""
 
     async def fault(exchange: Exchange) -> web.StreamResponse:
-        answer = await exchange.forward()
-        assert isinstance(answer.body, bytes)
-        response = await exchange.start_response(answer)
-        await response.write(answer.body[:size])
+        response, rest = await _send_start(exchange, size)
         await until.wait()
-        await response.write(answer.body[size:])
+        await response.write(rest)
         return response
 
     return fault

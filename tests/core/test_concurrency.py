@@ -46,20 +46,20 @@ class Gate:
     """A blocking call that signals its start and ends on request."""
 
     def __init__(self) -> None:
-        self.begun = threading.Event()
+        self.started = threading.Event()
         self.open = threading.Event()
         self.ended = False
 
     def __call__(self, result: object = None) -> object:
-        self.begun.set()
+        self.started.set()
         assert self.open.wait(30)
         self.ended = True
         if isinstance(result, Exception):
             raise result
         return result
 
-    async def has_begun(self) -> None:
-        await asyncio.to_thread(self.begun.wait, 30)
+    async def has_started(self) -> None:
+        await asyncio.to_thread(self.started.wait, 30)
 
 
 # Threads.run
@@ -82,10 +82,10 @@ async def test_threads_reraise_error(threads: Threads) -> None:
 async def test_threads_stay_within_limit(threads: Threads) -> None:
     gates = [Gate() for _ in range(3)]
     running = [asyncio.ensure_future(threads.run(gate)) for gate in gates]
-    await gates[0].has_begun()
-    await gates[1].has_begun()
+    await gates[0].has_started()
+    await gates[1].has_started()
     await turns()
-    assert not gates[2].begun.is_set()
+    assert not gates[2].started.is_set()
     for gate in gates:
         gate.open.set()
     await asyncio.gather(*running)
@@ -94,7 +94,7 @@ async def test_threads_stay_within_limit(threads: Threads) -> None:
 async def test_cancelled_call_awaits_thread(threads: Threads) -> None:
     gate = Gate()
     call = asyncio.ensure_future(threads.run(gate))
-    await gate.has_begun()
+    await gate.has_started()
     call.cancel()
     await turns()
     assert not call.done()
@@ -107,7 +107,7 @@ async def test_cancelled_call_awaits_thread(threads: Threads) -> None:
 async def test_cancelled_twice_awaits_thread(threads: Threads) -> None:
     gate = Gate()
     call = asyncio.ensure_future(threads.run(gate))
-    await gate.has_begun()
+    await gate.has_started()
     for _ in range(3):
         call.cancel()
         await turns()
@@ -130,7 +130,7 @@ async def test_cancelled_scope_awaits_thread(threads: Threads) -> None:
 
     async with anyio.create_task_group() as group:
         group.start_soon(call)
-        await gate.has_begun()
+        await gate.has_started()
         group.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):
             await turns()
@@ -145,7 +145,7 @@ async def test_cancelled_call_drops_error(threads: Threads) -> None:
     contexts: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: contexts.append(context))
     call = asyncio.ensure_future(threads.run(gate, OSError("no space")))
-    await gate.has_begun()
+    await gate.has_started()
     call.cancel()
     await turns()
     gate.open.set()
@@ -162,7 +162,7 @@ async def occupy(threads: Threads) -> list[Gate]:
     gates = [Gate(), Gate()]
     for gate in gates:
         threads.executor.submit(gate)
-        await gate.has_begun()
+        await gate.has_started()
     return gates
 
 
@@ -252,7 +252,7 @@ async def test_abandoned_call_is_left(threads: Threads, monkeypatch: pytest.Monk
         gate()
 
     call = asyncio.ensure_future(threads.run(run_abandonable, function))
-    await gate.has_begun()
+    await gate.has_started()
     call.cancel()
     await asyncio.wait([call])
 
@@ -341,7 +341,7 @@ async def test_entered_cancelled_enter_exits(threads: Threads) -> None:
             notes.append("body")
 
     task = asyncio.ensure_future(body())
-    await gate.has_begun()
+    await gate.has_started()
     task.cancel()
     await turns()
     gate.open.set()
@@ -479,7 +479,7 @@ async def test_for_each_error_cancels_others() -> None:
             ended.append(item)
 
     with pytest.raises(KeyError, match="first"):
-        await for_each(operation, ["waits", "fails", "waits too", "never begun"], 3)
+        await for_each(operation, ["waits", "fails", "waits too", "never started"], 3)
     assert sorted(ended) == ["fails", "waits", "waits too"]
 
 

@@ -250,6 +250,27 @@ async def test_uploads_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert synced == [part.stat().st_ino, directory.stat().st_ino, directory.stat().st_ino]
 
 
+async def test_part_after_completion_is_not_received(tmp_path: Path):
+    is_read = False
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal is_read
+        is_read = True
+        yield DATA
+
+    blobs, key = DiskBlobs(tmp_path, Presigner(b"secret", 60), min_part_size=1), "bentos/iris/v1/id"
+    try:
+        await blobs.start_multipart(key)
+        etag = await blobs.put_part(key, 1, body(), None)
+        await blobs.complete_multipart(key, "id", [CompletedPart(1, etag)])
+        is_read = False
+        with pytest.raises(NoSuchUploadError):
+            await blobs.put_part(key, 2, body(), None)
+    finally:
+        blobs.close()
+    assert not is_read
+
+
 async def test_unfinished_upload_is_deleted_alone(tmp_path: Path):
     async def body() -> AsyncIterator[bytes]:
         yield DATA

@@ -856,15 +856,15 @@ async def test_read_cancelled_closes_file(root: Path, threads: Threads) -> None:
 @pytest.mark.parametrize("work", [TarPlan.scan, lambda root: digest_files(root, ["model.bin"])], ids=["scan", "digest"])
 async def test_cancelled_work_stops(root: Path, threads: Threads, work: Callable[[Path], object]) -> None:
     (root / "model.bin").write_bytes(b"x")
-    begun, is_cancelled, results = threading.Event(), threading.Event(), list[object]()
+    started, is_cancelled, results = threading.Event(), threading.Event(), list[object]()
 
     def start_late() -> None:
-        begun.set()
+        started.set()
         assert is_cancelled.wait(30)
         results.append(work(root))
 
     call = asyncio.ensure_future(threads.run(start_late))
-    await asyncio.to_thread(begun.wait, 30)
+    await asyncio.to_thread(started.wait, 30)
     call.cancel()
     await asyncio.sleep(0)
     is_cancelled.set()

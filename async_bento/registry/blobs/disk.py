@@ -79,6 +79,7 @@ class DiskBlobs:
 
     async def put_part(self, key: str, number: int, body: AsyncIterable[bytes], size: int | None) -> str:
         """Add a part to an upload, and return its ETag."""
+        await self._threads.run(self._files.check_open, key)  # before the body is received
         async with self._staged(key, body, size) as file:
             await self._threads.run(self._files.add_part, key, number, file)
             return f'"{file.md5}"'

@@ -88,7 +88,7 @@ class _RangeFile(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        if size > _MAX_READ:
+        if not 0 <= size <= _MAX_READ:
             raise _TooLargeError
         start, stop = self._position, min(self._position + size, self._blob.size)
         if start >= stop:
