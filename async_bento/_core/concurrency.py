@@ -156,6 +156,23 @@ async def shielded(awaitable: Awaitable[T]) -> T:
     return future.result()
 
 
+async def gathered(*calls: Awaitable[T]) -> list[T | BaseException]:
+    """Await all calls, and return their results and errors in order; cancellation cancels the calls and propagates.
+
+    `asyncio.gather(return_exceptions=True)` raises a new CancelledError if its last call had finished, and anyio does
+    not recognize that as the cancellation of its scope.
+    """
+    results = asyncio.gather(*calls, return_exceptions=True)
+    try:
+        await asyncio.wait([results])
+    except asyncio.CancelledError:
+        results.cancel()
+        with suppress(asyncio.CancelledError):
+            await shielded(results)
+        raise
+    return results.result()
+
+
 class ByteBudget:
     """FIFO weighted semaphore that bounds the `size` bytes held in memory; `free` is the number not held."""
 

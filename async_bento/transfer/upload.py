@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import anyio
 
-from async_bento._core.concurrency import shielded
+from async_bento._core.concurrency import gathered, shielded
 from async_bento._core.retry import Retries
 from async_bento._core.s3 import MAX_PARTS, MAX_PUT_SIZE, MIN_PART_SIZE
 from async_bento.errors import (
@@ -343,7 +343,7 @@ class Upload:
         """Start the upload and create its multipart upload, in one round trip."""
         # None of the two is cancelled by a failure of the other: the registry may handle a cancelled request after the
         # report of the failure, and the record would wait for bytes for ever.
-        started, upload_id = await asyncio.gather(self._start(), self._create_multipart(), return_exceptions=True)
+        started, upload_id = await gathered(self._start(), self._create_multipart())
         for result in (started, upload_id):
             if isinstance(result, BaseException):
                 raise result

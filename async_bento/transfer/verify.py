@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from async_bento._core.concurrency import gathered
 from async_bento._core.s3 import bare_etag
 from async_bento.config import MiB
 from async_bento.errors import APIResponseError, ArchiveError, IntegrityError
@@ -96,7 +96,7 @@ class Verifier:
             if sink is not None and self._refusal is None:
                 calls.append(threads.run(sink.feed, piece))
             # Both have ended before the next piece: neither the MD5 nor the sink serves two threads.
-            for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            for outcome in await gathered(*calls):
                 if isinstance(outcome, ArchiveError):
                     self._refusal = outcome  # raised at the end of the part, unless the part is damaged
                 elif outcome is not None:

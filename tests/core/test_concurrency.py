@@ -19,6 +19,7 @@ from async_bento._core.concurrency import (
     Threads,
     background_task,
     for_each,
+    gathered,
     hold_lock,
     run_abandonable,
     shielded,
@@ -424,6 +425,39 @@ async def test_shielded_awaitable_cancelled() -> None:
 
 
 # for_each
+
+
+async def test_gathered_returns_results_and_errors() -> None:
+    async def fail() -> None:
+        raise OSError
+
+    first, second, third = await gathered(asyncio.sleep(0, "first"), fail(), asyncio.sleep(0, "third"))
+
+    assert (first, third) == ("first", "third")
+    assert isinstance(second, OSError)
+
+
+@pytest.mark.parametrize("finished_first", [False, True])
+async def test_gathered_cancelled_scope_ends(*, finished_first: bool) -> None:
+    cancelled: list[str] = []
+
+    async def wait_for_ever() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append("waiting")
+            raise
+
+    async def finish() -> None:
+        pass
+
+    calls = [finish(), wait_for_ever()] if finished_first else [wait_for_ever(), finish()]
+    with anyio.move_on_after(60) as scope:
+        asyncio.get_running_loop().call_later(0.01, scope.cancel)
+        await gathered(*calls)
+
+    assert scope.cancel_called
+    assert cancelled == ["waiting"]
 
 
 async def test_for_each_stays_within_limit() -> None:
