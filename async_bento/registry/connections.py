@@ -285,8 +285,7 @@ class Connection(web.RequestHandler):
             # response (RFC 9112, 9.6).
             if transport.can_write_eof():
                 transport.write_eof()
-            await asyncio.sleep(_LINGER)
-            transport.abort()
+            await asyncio.sleep(_LINGER)  # until the timeout aborts the connection
         return finished
 
     def handle_error(
@@ -302,7 +301,6 @@ class Connection(web.RequestHandler):
         else:
             log.info("a malformed request was rejected: %s", type(exc).__name__)
             response = web.json_response({"error": "the request is malformed"}, status=status)
-            response.force_close()
         response.headers["Server"] = SERVER_NAME
         return response
 

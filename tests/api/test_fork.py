@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import selectors
+import socket
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -341,3 +342,15 @@ def test_own_epoll_ends_with_exec() -> None:
         loop: Any = SimpleNamespace(_selector=selector)
         _separate_epoll(loop)
         assert not os.get_inheritable(selector.fileno())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="epoll")
+def test_own_epoll_watches_same_descriptors() -> None:
+    ours, other = socket.socketpair()
+    with selectors.EpollSelector() as selector, ours, other:
+        selector.register(ours, selectors.EVENT_READ)
+        loop: Any = SimpleNamespace(_selector=selector)
+        _separate_epoll(loop)
+        assert selector.select(0) == []
+        other.send(b"x")
+        assert [key.fileobj for key, _ in selector.select(0)] == [ours]

@@ -246,6 +246,15 @@ async def test_audit_events_expire(caller: Caller, storage: Storage):
     assert await events(storage) == []
 
 
+async def test_audit_times_are_inclusive(caller: Caller):
+    running = caller.registry._running
+    assert running is not None
+    audit = AuditLog(running.retention._database)
+    (event,) = await audit.list(count=0)
+    await audit.remove(event.at)
+    assert await audit.list(count=0, since=event.at) == [event]
+
+
 async def test_pull_records_time(caller: Caller, storage: Storage):
     await caller.create()
     assert (await caller.upload(b"bytes")).status == 200

@@ -13,7 +13,7 @@ import pytest
 
 from async_bento import BentoAPI, StoreError
 from async_bento._core import platform
-from async_bento.store import places
+from async_bento.store import moves, places
 from async_bento.store.store import BentoStore
 from tests.builders import contents, make_bento
 from tests.store.real_places import ALICE, BOB, TEAM, acting_as, mount, needs_root, outcome
@@ -102,6 +102,23 @@ def test_failed_copy_keeps_old_item(store, monkeypatch):
     assert str(found).startswith(f"StoreError: cannot write iris:v1 to {store.path}: No space left on device")
     assert (store.get("iris:v1").path / "text").read_text() == "old"
     assert sorted(path.name for path in (store.path / "iris").iterdir()) == ["latest", "v1"]
+
+
+def test_copy_to_mount_is_recorded_first(store, monkeypatch):
+    """A copy that is cut short by a kill is removed by the recovery, which reads the record."""
+    recorded = []
+
+    def copy_tree(staged, copy):
+        recorded.extend(moves.recorded_move(path) for path in (store.path.parent / "tmp").iterdir() if path.is_dir())
+        make_copy(staged, copy)
+
+    make_copy = moves.copy_tree
+    put(store, "iris:v1")
+    mount(monkeypatch, store.path / "iris", errno.EXDEV)
+    monkeypatch.setattr(moves, "copy_tree", copy_tree)
+    put(store, "iris:v2")
+    (move,) = filter(None, recorded)
+    assert (move.target, move.inode) == (str(store.path / "iris" / "v2"), 0)
 
 
 def test_mount_without_colons_copies(store, monkeypatch):

@@ -104,6 +104,24 @@ def same(home: Path, elsewhere: Path) -> bool:
     return contents(there) == contents(here) and all(modes) and not left_in_scratch(elsewhere)
 
 
+def test_extracted_tar_leaves_no_state(tmp_path: Path) -> None:
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as writer:
+        writer.addfile(tarfile.TarInfo("weights"))
+    state = tmp_path / "state"
+    (tmp_path / "item").mkdir()
+
+    with resumable_extract.resumable_extract(tmp_path / "item", state, "origin", Limits(), 0) as extract:
+        extract.start(len(tar.getvalue()), '"etag"')
+        extract.feed([tar.getvalue()[:512]])
+        extract.feed([tar.getvalue()[512:]])
+        assert state.exists()
+        extract.close()
+
+    assert not state.exists()
+    assert [path.name for path in (tmp_path / "item").iterdir()] == ["weights"]
+
+
 async def test_download_resume_after_failure(
     proxy: FaultProxy, make_client: MakeClient, home: Path, elsewhere: Path
 ) -> None:
