@@ -165,7 +165,6 @@ def _locked(path: Path) -> Generator[Path]:
 
     target = Path(os.path.realpath(path))  # renaming onto a symlink would replace the link
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(target.with_name(f"{target.name}.lock"), timeout=LOCK_TIMEOUT):
             yield target
     except filelock.Timeout as error:

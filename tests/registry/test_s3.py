@@ -19,7 +19,7 @@ from async_bento.registry.s3_bucket import S3Bucket
 from async_bento.registry.server import LocalRegistry
 from tests.builders import MiB, contents, make_bento, random_bytes
 from tests.eventually import eventually
-from tests.registry.conftest import BENTOS, BUCKET, Caller, clean_up, s3_only
+from tests.registry.conftest import BENTOS, BUCKET, Caller, clean_up, s3_only, sync_client
 from tests.registry.s3_probe import probe
 from tests.registry.storage_page import read_table
 
@@ -129,10 +129,14 @@ async def test_url_uses_public_endpoint(weed: Seaweed, storage: Storage, tmp_pat
 # Abandoned and interrupted uploads
 
 
-async def test_idle_upload_is_aborted(caller: Caller, serve: Serve, stored_files: Stored):
+async def test_idle_upload_is_aborted(caller: Caller, serve: Serve, stored_files: Stored, weed: Seaweed):
     await caller.create()
     idle, busy = await caller.start_multipart(), await caller.start_multipart()
     await caller.put_part(idle, 1, PART)
+    client = sync_client(weed)
+    unrecorded = urlsplit(await caller.put_url()).path.removeprefix(f"/{BUCKET}/")
+    client.create_multipart_upload(Bucket=BUCKET, Key=unrecorded)
+    client.close()
     elsewhere = await serve("elsewhere")
     await elsewhere.create()
     foreign = await elsewhere.start_multipart()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 
 from async_bento import BentoAPI, Config, Limits, UnsafeArchiveError
 from async_bento.store.store import BentoStore
+from async_bento.transfer.tar import writer
 from async_bento.transfer.tar.writer import TreeWriter
 from tests.builders import KiB, contents, left_in_scratch, make_bento, random_bytes
 from tests.store.real_places import outcome, refuse
@@ -70,6 +72,17 @@ def test_no_symlinks_copies_files(bento, there, monkeypatch, number, caplog):
     assert contents(there / "bentos" / "svc" / "v1") == contents(bento) | copied
     (warning,) = [record.getMessage() for record in caplog.records]
     assert ": 2 links are replaced by copies of their targets" in warning
+
+
+def test_failed_copy_names_link(bento, there, monkeypatch):
+    def copy(source, target):
+        if target.name == "z-link":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        shutil.copy(source, target)
+
+    refuse(monkeypatch, errno.EPERM, "symlink")
+    monkeypatch.setattr(writer, "copy_file", copy)
+    assert str(pull(there)).startswith("StoreError: cannot pull svc:v1: cannot write z-link: No space left on device.")
 
 
 def test_no_symlinks_copies_directories(served: LocalRegistry, home, there, monkeypatch):
