@@ -16,7 +16,12 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from sqlalchemy import delete, text, update
+from sqlalchemy.exc import DBAPIError
 
+from async_bento.registry.item_types import BENTO
+from async_bento.registry.records import sql
+from async_bento.registry.records.tables import repositories
 from async_bento.registry.server import LocalRegistry
 from tests.builders import MiB, contents, make_bento
 from tests.platforms import KILLED
@@ -276,3 +281,20 @@ async def test_cancelled_push_resumes(serve: Serve, home: Path, tmp_path: Path):
     assert result.bytes_sent < 8 * MiB
     async with make_api(other, tmp_path / "there") as there:
         assert contents((await there.pull("svc:v1")).path) == contents(bento)
+
+
+async def test_creations_share_repository(caller: Caller):
+    """Items are created and the repository is changed at a time, but it is not deleted meanwhile."""
+    await caller.create()
+    running = caller.registry._running
+    assert running is not None
+    engine = running.retention._database._opened
+    of_iris = repositories.c.name == "iris"
+
+    async with engine.begin() as first, engine.begin() as second:
+        await second.execute(text("SET LOCAL lock_timeout = 1000"))
+        kept = await sql._find_repository(first, BENTO, "iris", keep=True)
+        assert await sql._find_repository(second, BENTO, "iris", keep=True) == kept
+        await second.execute(update(repositories).where(of_iris).values(description="new"))
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            await second.execute(delete(repositories).where(of_iris))
