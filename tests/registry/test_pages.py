@@ -469,6 +469,12 @@ async def test_invalid_tar_lists_no_files(caller: Caller, browser: Browser, body
     assert "The files cannot be listed: the tar is compressed or damaged." in shown
 
 
+async def test_empty_header_keeps_file_list(caller: Caller, browser: Browser):
+    empty = tarfile.TarInfo("./header")
+    empty.type = tarfile.XHDTYPE
+    assert "4 files" in await files_on_page(caller, browser, empty.tobuf() + tar_of("a", "b", "c"))
+
+
 async def test_many_files_are_truncated(caller: Caller, browser: Browser, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("async_bento.registry.pages.files._MAX_FILES", 2)
     assert "the first 2 files" in await files_on_page(caller, browser, tar_of("a", "b", "c"))

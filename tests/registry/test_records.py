@@ -467,6 +467,14 @@ async def test_unopenable_database_has_reason(
     assert str(caught.value) == f"cannot open the database {database}: {shown}"
 
 
+async def test_database_opened_twice_is_created_once(tmp_path: Path):
+    opened = [Database(sqlite_url(tmp_path / "records.sqlite3")) for _ in range(3)]
+    results = await asyncio.gather(*(database.open() for database in opened), return_exceptions=True)
+    for database in opened:
+        await database.close()
+    assert results == [None, None, None]
+
+
 async def test_exhausted_connections_return_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(database_module, "_BUSY_TIMEOUT", 0.01)
     monkeypatch.setitem(database_module._CONNECTIONS, "sqlite", 1)

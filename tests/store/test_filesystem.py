@@ -58,6 +58,18 @@ def test_remove_tree_after_removed_entry_continues(tmp_path, monkeypatch):
     assert not (tmp_path / "tree").exists()
 
 
+def test_remove_tree_while_entry_disappears_continues(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+
+    def miss(path, **_):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(platform, "remove_directory", miss)
+    monkeypatch.setattr(os, "rmdir", miss)
+    filesystem.remove_tree(tmp_path / "tree")
+
+
 def test_remove_tree_of_link_keeps_target(tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "link").symlink_to("kept", target_is_directory=True)

@@ -24,6 +24,7 @@ import pytest
 from async_bento._core.concurrency import Threads, shielded
 from async_bento.config import GiB, KiB, MiB
 from async_bento.errors import ArchiveError, ClosedError, SourceChangedError, TransferError, UnsafeArchiveError
+from async_bento.transfer.tar import reader as reader_module
 from async_bento.transfer.tar.digests import digest_files
 from async_bento.transfer.tar.plan import TarPlan, header
 from async_bento.transfer.tar.reader import UNSENT, AsyncTarReader, TarReader
@@ -309,6 +310,17 @@ async def test_large_file_bounded_memory(root: Path, threads: Threads) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 2 * MiB
+
+
+def test_read_makes_only_its_headers(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(10):
+        (root / f"file{number}").write_bytes(b"x")
+    made: list[Entry] = []
+    monkeypatch.setattr(reader_module, "header", lambda entry: made.append(entry) or header(entry))
+
+    TarReader(TarPlan.scan(root), 0, 1024, io_chunk=1024).read()
+
+    assert len(made) <= 2
 
 
 async def test_read_concurrently(root: Path, threads: Threads) -> None:
