@@ -101,6 +101,14 @@ def test_stream_pieces_of_any_chunks(name: str, size: int, is_compressed: bool) 
     assert found == {name: content[name] for name in names}
 
 
+def test_stream_ends_with_last_wanted_byte() -> None:
+    index = TarIndex(Limits())
+    index.feed(TAR)
+    sink = StreamSink(Limits(), OneFile("second"), FileOutput(io.BytesIO()))
+    with pytest.raises(EndOfPiecesError):
+        sink.feed([TAR[: index.entries["second"].stop]])
+
+
 @pytest.mark.parametrize("size", [1, 10, 10**6])
 def test_stream_index_of_any_chunks(size: int) -> None:
     sink = StreamSink(Limits())

@@ -79,6 +79,13 @@ async def test_growth_of_cache_is_progress(
     assert reported[-1:] == ([("transferring", grown, None)] if grown else [])
 
 
+async def test_pinned_revision_is_not_requested() -> None:
+    metadata = {"model_id": "org/bert", "revision": "0" * 40, "endpoint": "http://127.0.0.1:1"}
+    model = HubModel.of_record(MODEL.named, metadata)
+
+    assert await client.freeze(model, asyncio.Semaphore()) is model
+
+
 async def test_growth_of_cache_is_polled(
     tmp_path: Path, monitor: DownloadMonitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
