@@ -48,6 +48,10 @@ MOST_SECONDS = 90.0
 MOST_RUNS = 4
 """The highest number of runs per change."""
 
+SECONDS_OF_PROCESSES = 60.0
+PROCESSES = dict.fromkeys(["tests/api", "tests/cli", "tests/integrations"], SECONDS_OF_PROCESSES)
+"""Directories with tests that start Pythons. Their lines are recorded in part, so all of them run at the end."""
+
 SELECTION = "not (long or proxies or pages or windows or notebook or interop or stores)"
 UNCOPIED = shutil.ignore_patterns(".git", ".nox", ".venv", ".*_cache", ".hypothesis", ".coverage*", "__pycache__")
 
@@ -200,6 +204,10 @@ def attempt(mutant: Mutant, tree: Path, passing: set[str]) -> tuple[str, str]:
                 passing.add(failed)
                 return "seen", f"by {failed}"
             del tests[failed]
+    with changed(mutant, tree):
+        code, failed = run_tests(PROCESSES, tree, "-m", "processes")
+    if code and not (failed and run_tests({failed: SECONDS_OF_PROCESSES}, tree)[0]):
+        return "seen", f"by {failed or 'none alone'}"
     return "NOT SEEN", f"by {sum(map(len, mutant.runs))} tests"
 
 
@@ -218,9 +226,18 @@ def changed(mutant: Mutant, tree: Path) -> Iterator[None]:
         compiled.unlink(missing_ok=True)
 
 
-def run_tests(tests: dict[str, float], tree: Path) -> tuple[int, str]:
+def run_tests(tests: dict[str, float], tree: Path, *selection: str) -> tuple[int, str]:
     """Run tests until one fails; returns the exit code of pytest and the test, or -1 if they hang."""
-    options = ["-q", "-x", "--no-header", "--tb=no", "-p", "no:cacheprovider", f"--basetemp={tree / '.tmp'}"]
+    options = [
+        *selection,
+        "-q",
+        "-x",
+        "--no-header",
+        "--tb=no",
+        "-p",
+        "no:cacheprovider",
+        f"--basetemp={tree / '.tmp'}",
+    ]
     options.append(f"--timeout={20 + 5 * max(tests.values())}")
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", *options, *tests],
