@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from async_bento import ProgressEvent
     from tests.fault_proxy import Exchange, Fault
     from tests.fixtures import MakeClient, StartProxy
 
@@ -110,9 +111,11 @@ async def test_unreachable_storage_bypassed(
     proxy = await start_proxy(transmission)
     proxy.add_fault("presign", presign_at(origin), times=None)
     timeouts = {"connect": 1}
+    events: list[ProgressEvent] = []
     began = time.monotonic()
 
-    pushed = await error_of(make_client(proxy, retry=WAITS, timeouts=timeouts).models.push("mod:m1"))
+    pushing = make_client(proxy, progress=events.append, retry=WAITS, timeouts=timeouts)
+    pushed = await error_of(pushing.models.push("mod:m1"))
     pulled = await error_of(make_client(proxy, elsewhere, retry=WAITS, timeouts=timeouts).models.pull("mod:m1"))
 
     assert (pushed, pulled) == (None, None)
@@ -122,6 +125,7 @@ async def test_unreachable_storage_bypassed(
     assert not proxy.matching(FINISH)  # the registry records the success itself
     assert not left_in_scratch(home)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "restarting through the registry: the storage cannot be reached" in [event.message for event in events]
     assert len(warnings) == 2  # of two clients
     assert all(origin in warning and WARNING in warning for warning in warnings)
     assert not any("signature" in record.getMessage() for record in caplog.records)
