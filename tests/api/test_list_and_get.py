@@ -442,6 +442,18 @@ async def test_paging_finds_last_records(left: list[int]) -> None:
     assert await Deleting(range(300)).walk() == [*range(100), 299]
 
 
+async def test_paging_finds_record_moved_against_total() -> None:
+    """Deletions have moved the last record to the front, although there are more records than before."""
+
+    class Changing(Pages):
+        async def __call__(self, *, start: int, count: int) -> BentoWithRepositoryListSchema:
+            page = await super().__call__(start=start, count=count)
+            self.versions = [*range(50, 360)]
+            return page
+
+    assert await Changing(range(300)).walk() == [*range(360)]
+
+
 async def test_paging_error_ends_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paging, "LARGE_PAGE_SIZE", 100)
     ended: list[int] = []
