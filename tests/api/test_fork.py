@@ -14,6 +14,7 @@ import pytest
 
 from async_bento import BentoAPI
 from async_bento._core.fork import _separate_epoll
+from async_bento.api.loop_thread import LoopThread
 from tests.api.scripts import Ended, run_program
 from tests.builders import contents, make_bento, random_bytes
 
@@ -354,3 +355,15 @@ def test_own_epoll_watches_same_descriptors() -> None:
         assert selector.select(0) == []
         other.send(b"x")
         assert [key.fileobj for key, _ in selector.select(0)] == [ours]
+
+
+def test_forked_child_has_own_lock() -> None:
+    """Another thread of the parent held the lock at the fork."""
+
+    async def stop() -> None:
+        pass
+
+    loop = LoopThread(stop)
+    with loop._lock:
+        loop.forget_parent()
+        assert not loop._lock.locked()

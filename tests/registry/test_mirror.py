@@ -26,6 +26,7 @@ from async_bento import (
     APIStatusError,
     AsyncBentoAPI,
     BentoStore,
+    ClosedError,
     Config,
     ConfigError,
     ModelStore,
@@ -1084,3 +1085,11 @@ async def metric(ask: Caller, name: str) -> float:
     text = (await ask.bare("GET", f"{ask.registry.endpoint}/metrics")).body.decode()
     (value,) = re.findall(rf"^async_bento_registry_{name} (\S+)$", text, re.MULTILINE)
     return float(value)
+
+
+async def test_closed_upstream_has_no_clients(upstream: FaultProxy):
+    closed = Upstream(upstream.endpoint, SecretStr("token"), lambda _: None)
+    await closed.aclose()
+    for client in (closed.client, closed._records):
+        with pytest.raises(ClosedError):
+            await client.bentos.get("iris", "v1")
