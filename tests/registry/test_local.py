@@ -550,3 +550,9 @@ async def test_local_store_is_refused(tmp_path: Path, name: str):
         async with LocalRegistry(tmp_path):
             pass
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+async def test_missing_extra_named_in_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "async_bento.registry.backend", None)
+    with pytest.raises(ConfigError, match=r'cannot start the registry: .* Run: pip install "async-bento\[registry\]"'):
+        await LocalRegistry(tmp_path).start()
