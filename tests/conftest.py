@@ -138,7 +138,7 @@ def blocking_detector() -> BlockBuster:
         function.can_block_in("coverage/control.py", "_should_trace")
         function.can_block_in("registry/records/database.py", "_upgrade")  # on its own loop, in a thread
         function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")  # looks for `~/.pgpass`
-        # Most calls are those of tests. The detector recognizes them, too, but in an eighth of the time of a test.
+        # Most calls come from tests. The detector finds that out, too, but that takes an eighth of the tests' CPU time.
         may_block = function.can_block_predicate
         function.can_block_predicate = lambda *args, may_block=may_block, **options: (
             may_block(*args, **options) or not called_by_package()

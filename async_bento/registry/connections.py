@@ -301,6 +301,7 @@ class Connection(web.RequestHandler):
         else:
             log.info("a malformed request was rejected: %s", type(exc).__name__)
             response = web.json_response({"error": "the request is malformed"}, status=status)
+            response.force_close()
         response.headers["Server"] = SERVER_NAME
         return response
 

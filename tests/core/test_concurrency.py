@@ -424,7 +424,7 @@ async def test_shielded_awaitable_cancelled() -> None:
         await shielded(future)
 
 
-# for_each
+# gathered
 
 
 async def test_gathered_returns_results_and_errors() -> None:
@@ -458,6 +458,9 @@ async def test_gathered_cancelled_scope_ends(*, finished_first: bool) -> None:
 
     assert scope.cancel_called
     assert cancelled == ["waiting"]
+
+
+# for_each
 
 
 async def test_for_each_stays_within_limit() -> None:
