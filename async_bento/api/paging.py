@@ -6,7 +6,6 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from async_bento._core.concurrency import shielded
 from async_bento.config import MiB
 from async_bento.rest.schemas import ItemSchema, ListSchema, record_tag
 
@@ -142,7 +141,7 @@ class _Pages(Generic[RecordT]):
         finally:
             for task in tasks:
                 task.cancel()
-            await shielded(asyncio.gather(*tasks, return_exceptions=True))
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _large_page_size(records: list[RecordT], page_size: int) -> int:

@@ -27,7 +27,7 @@ from async_bento.transfer.resumable_extract import ResumableExtract
 from tests.builders import KiB, MiB, contents, left_in_scratch, make_bento, make_model, random_bytes
 from tests.eventually import eventually
 from tests.fault_proxy import DOWNLOAD, GET, FaultProxy, Hold, ignore_range, refuse, with_headers
-from tests.platforms import IS_WINDOWS, link_if_possible
+from tests.platforms import link_if_possible
 from tests.transfer.processes import Client
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def starts(proxy: FaultProxy) -> list[int]:
 
 async def refuse_late(exchange: Exchange) -> web.StreamResponse:
     """Refuse a request once all earlier bytes are extracted."""
-    await asyncio.sleep(1 if IS_WINDOWS else 0.3)  # files are slower there
+    await asyncio.sleep(1)
     return await refuse(400, code="InvalidRequest")(exchange)
 
 
